@@ -1,0 +1,169 @@
+//! Feature chunks: `image_url` Utf8, `labels` List<UInt32>, `feature` FixedSizeBinary(dim × 2 or 4), bf16 or f32
+//! little-endian; dtype, dimension and generation are in the metadata.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{AsArray as _, FixedSizeBinaryArray};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, Field};
+use half::bf16;
+
+use super::table::{TableReader, TableWriter};
+use super::{ChunkError, RowHeads};
+use crate::config::value::{Compression, Precision};
+
+/// Rows of one row group.
+const GROUP_ROWS: usize = 8192;
+
+/// Writes one feature chunk.
+pub struct FeatureWriter {
+    table: TableWriter,
+    dim: usize,
+    precision: Precision,
+}
+
+/// Bytes of one value.
+fn value_bytes(precision: Precision) -> usize {
+    match precision {
+        Precision::Bf16 => 2,
+        Precision::F32 => 4,
+    }
+}
+
+impl FeatureWriter {
+    /// Creates the file at `path`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(path: &Path, dim: usize, precision: Precision, generation: &str) -> Result<Self, ChunkError> {
+        let mut fields = RowHeads::fields().to_vec();
+        let bytes = (dim * value_bytes(precision)) as i32;
+        fields.push(Field::new("feature", DataType::FixedSizeBinary(bytes), false));
+        let metadata = [
+            ("kind", "features".to_owned()),
+            ("dtype", precision.to_string()),
+            ("dim", dim.to_string()),
+            ("generation", generation.to_owned()),
+        ];
+        let table = TableWriter::create(path, fields, Compression::None, GROUP_ROWS, &metadata)?;
+        Ok(Self { table, dim, precision })
+    }
+
+    /// Appends rows; `features` is `[rows, dim]`, rounded to the file's dtype (to nearest, ties to even).
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub fn write(&mut self, rows: &RowHeads, features: &[f32]) -> Result<(), ChunkError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let bytes: Vec<u8> = match self.precision {
+            Precision::Bf16 => features.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            Precision::F32 => features.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        };
+        let [urls, labels] = rows.columns();
+        let width = (self.dim * value_bytes(self.precision)) as i32;
+        let array = FixedSizeBinaryArray::new(width, Buffer::from_vec(bytes), None);
+        self.table.write(vec![urls, labels, Arc::new(array)])
+    }
+
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub fn finish(self) -> Result<(), ChunkError> {
+        self.table.finish()
+    }
+}
+
+/// A feature chunk in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Features {
+    /// URLs and labels.
+    pub rows: RowHeads,
+    /// `[rows, dim]`.
+    pub values: Vec<f32>,
+    /// Values of one row.
+    pub dim: usize,
+    /// Format in the file.
+    pub precision: Precision,
+}
+
+/// Reads a whole feature chunk.
+///
+/// # Errors
+/// When it is not a feature chunk.
+pub fn read(path: &Path) -> Result<Features, ChunkError> {
+    let mut table = TableReader::open(path, GROUP_ROWS, &[])?;
+    let damaged = |reason: &str| ChunkError::damaged(path, "feature chunk", reason);
+    let precision = match table.metadata("dtype") {
+        Some("bf16") => Precision::Bf16,
+        Some("f32") => Precision::F32,
+        _ => return Err(damaged("its metadata does not give `dtype`")),
+    };
+    let dim: usize = table
+        .metadata("dim")
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| damaged("its metadata does not give `dim`"))?;
+    let mut features = Features { rows: RowHeads::default(), values: Vec::new(), dim, precision };
+    while let Some(batch) = table.next()? {
+        features.rows.append_batch(&batch).map_err(|reason| damaged(&reason))?;
+        let column = batch
+            .column_by_name("feature")
+            .and_then(|column| column.as_fixed_size_binary_opt())
+            .filter(|column| column.value_length() as usize == dim * value_bytes(precision))
+            .ok_or_else(|| damaged("the column `feature` is missing or of another size than `dim` says"))?;
+        let bytes = column.value_data();
+        match precision {
+            Precision::Bf16 => {
+                features.values.extend(bytes.as_chunks::<2>().0.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()))
+            }
+            Precision::F32 => {
+                features.values.extend(bytes.as_chunks::<4>().0.iter().map(|quad| f32::from_le_bytes(*quad)));
+            }
+        }
+    }
+    Ok(features)
+}
+
+/// Reads URLs and labels alone, of a feature or pixel chunk.
+///
+/// # Errors
+/// When it is not a chunk.
+pub fn read_heads(path: &Path) -> Result<RowHeads, ChunkError> {
+    let mut table = TableReader::open(path, GROUP_ROWS, &["image_url", "labels"])?;
+    let mut rows = RowHeads::default();
+    while let Some(batch) = table.next()? {
+        rows.append_batch(&batch).map_err(|reason| ChunkError::damaged(path, "chunk", reason))?;
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_come_back_to_the_precision_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let values: Vec<f32> = (0..30).map(|i| (i as f32 - 14.5) * 0.37).collect();
+        let mut rows = RowHeads::default();
+        for row in 0..10u32 {
+            rows.push(&format!("https://x/{row}"), 0..row);
+        }
+        for precision in [Precision::Bf16, Precision::F32] {
+            let path = dir.path().join(format!("{precision}.parquet"));
+            let mut writer = FeatureWriter::create(&path, 3, precision, "g").unwrap();
+            writer.write(&rows, &values).unwrap();
+            writer.finish().unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!((back.dim, back.precision, &back.rows), (3, precision, &rows));
+            for (one, other) in back.values.iter().zip(&values) {
+                let expected = if precision == Precision::F32 { *other } else { bf16::from_f32(*other).to_f32() };
+                assert_eq!(one.to_bits(), expected.to_bits());
+            }
+            assert_eq!(read_heads(&path).unwrap(), rows);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The journal: one small JSON file for each committed chunk, created if absent, after the chunk's files.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{ChunkError, ChunkId, Entry, Tally};
+use crate::store::Directory;
+
+/// Where a stream keeps its entries, its chunks and its quarantine, inside the run's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Folder of the entries.
+    pub entries: String,
+    /// Folder of the chunks.
+    pub chunks: String,
+    /// Folder of the quarantine.
+    pub quarantine: String,
+}
+
+impl Layout {
+    /// The layout of the training images: `kind` is `features` or `chunks`.
+    pub fn train(kind: &str) -> Self {
+        Self { entries: format!("journal/{kind}"), chunks: kind.to_owned(), quarantine: "quarantine".to_owned() }
+    }
+
+    /// The layout of a set of test images, named after the submission's file stem.
+    pub fn predict(stem: &str) -> Self {
+        Self {
+            entries: format!("journal/predict-{stem}"),
+            chunks: format!("predict/{stem}/features"),
+            quarantine: format!("predict/{stem}/quarantine"),
+        }
+    }
+
+    /// Name of a chunk's file.
+    pub fn chunk(&self, id: ChunkId) -> String {
+        format!("{}/{id}.parquet", self.chunks)
+    }
+
+    /// Name of a chunk's quarantine file.
+    pub fn quarantine(&self, id: ChunkId) -> String {
+        format!("{}/{id}.parquet", self.quarantine)
+    }
+
+    fn entry(&self, id: ChunkId) -> String {
+        format!("{}/{id}.json", self.entries)
+    }
+}
+
+/// The committed chunks of one stream, always a prefix of the corpus.
+#[derive(Debug)]
+pub struct Journal {
+    directory: Directory,
+    layout: Layout,
+    entries: BTreeMap<ChunkId, Entry>,
+}
+
+/// Where a stream goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Shard to read.
+    pub shard: u32,
+    /// First row that is not committed.
+    pub row: u64,
+}
+
+impl Journal {
+    /// Reads the journal as it stands, changing nothing: the longest prefix of complete chunks of `generation`
+    /// (any one, where `None`).
+    ///
+    /// # Errors
+    /// When an entry cannot be read.
+    pub fn read(directory: Directory, layout: Layout, generation: Option<&str>) -> Result<Self, ChunkError> {
+        let mut entries = BTreeMap::new();
+        let mut next = Position { shard: 0, row: 0 };
+        for name in directory.list(&layout.entries)? {
+            let Some(id) = name.strip_suffix(".json").and_then(ChunkId::parse) else { continue };
+            if (id.shard, id.row) != (next.shard, next.row) {
+                break;
+            }
+            let Some(entry) = read_entry(&directory, &layout, id)? else { break };
+            let complete = entry
+                .files
+                .iter()
+                .all(|(file, bytes)| directory.path(file).metadata().is_ok_and(|metadata| metadata.len() == *bytes));
+            if !complete || generation.is_some_and(|wanted| wanted != entry.generation) {
+                break;
+            }
+            next = after(id, &entry);
+            entries.insert(id, entry);
+        }
+        Ok(Self { directory, layout, entries })
+    }
+
+    /// Reads the journal and removes what a killed process left: entries behind the prefix, and files without an entry.
+    ///
+    /// # Errors
+    /// When an entry cannot be read or a leftover cannot be removed.
+    pub fn open(directory: Directory, layout: Layout, generation: &str) -> Result<Self, ChunkError> {
+        let journal = Self::read(directory, layout, Some(generation))?;
+        let (directory, layout) = (&journal.directory, &journal.layout);
+        let known: BTreeSet<&str> =
+            journal.entries.values().flat_map(|entry| entry.files.keys().map(String::as_str)).collect();
+        // Entries first: a kill in between leaves files without an entry, never the reverse.
+        directory.sweep(&layout.entries, |name| {
+            name.strip_suffix(".json").and_then(ChunkId::parse).is_some_and(|id| journal.entries.contains_key(&id))
+        })?;
+        for folder in [&layout.chunks, &layout.quarantine] {
+            directory.sweep(folder, |name| known.contains(format!("{folder}/{name}").as_str()))?;
+        }
+        Ok(journal)
+    }
+
+    /// Where the folders are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The run's directory.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The committed chunks in the order of the corpus.
+    pub fn entries(&self) -> &BTreeMap<ChunkId, Entry> {
+        &self.entries
+    }
+
+    /// The first row that is not committed.
+    pub fn position(&self) -> Position {
+        self.entries.last_key_value().map_or(Position { shard: 0, row: 0 }, |(id, entry)| after(*id, entry))
+    }
+
+    /// Commits a chunk whose files are complete and durable. Committing twice is harmless.
+    ///
+    /// # Errors
+    /// When the entry cannot be written.
+    pub fn commit(&mut self, id: ChunkId, entry: Entry) -> Result<(), ChunkError> {
+        let name = self.layout.entry(id);
+        let text = serde_json::to_vec(&entry).map_err(|error| ChunkError::damaged(&name, "journal entry", error))?;
+        self.directory.create_new(&name, &text)?;
+        self.entries.insert(id, entry);
+        Ok(())
+    }
+
+    /// What became of each shard's rows.
+    pub fn shard_tallies(&self) -> BTreeMap<u32, Tally> {
+        let mut shards: BTreeMap<u32, Tally> = BTreeMap::new();
+        for (id, entry) in &self.entries {
+            shards.entry(id.shard).or_default().merge(&entry.tally);
+        }
+        shards
+    }
+
+    /// What became of all rows.
+    pub fn tally(&self) -> Tally {
+        let mut all = Tally::default();
+        for entry in self.entries.values() {
+            all.merge(&entry.tally);
+        }
+        all
+    }
+}
+
+fn after(id: ChunkId, entry: &Entry) -> Position {
+    if entry.last {
+        Position { shard: id.shard + 1, row: 0 }
+    } else {
+        Position { shard: id.shard, row: id.row + entry.tally.rows }
+    }
+}
+
+/// Reads one entry; an empty or cut one, which only a power failure leaves, counts as absent.
+fn read_entry(directory: &Directory, layout: &Layout, id: ChunkId) -> Result<Option<Entry>, ChunkError> {
+    let content = directory.read(&layout.entry(id))?;
+    Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(rows: u64, last: bool, files: &[(&str, u64)]) -> Entry {
+        Entry {
+            generation: "g".to_owned(),
+            last,
+            tally: Tally { rows, kept: rows, ..Tally::default() },
+            labels: 0,
+            files: files.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+        }
+    }
+
+    fn setup() -> (tempfile::TempDir, Directory, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::create(dir.path()).unwrap();
+        (dir, directory, Layout::train("features"))
+    }
+
+    #[test]
+    fn the_position_follows_the_last_complete_chunk() {
+        let (_guard, directory, layout) = setup();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        assert_eq!(journal.position(), Position { shard: 0, row: 0 });
+        journal.commit(ChunkId { shard: 0, row: 0 }, entry(10, false, &[])).unwrap();
+        journal.commit(ChunkId { shard: 0, row: 10 }, entry(4, true, &[])).unwrap();
+        journal.commit(ChunkId { shard: 1, row: 0 }, entry(10, false, &[])).unwrap();
+        let again = Journal::open(directory, layout, "g").unwrap();
+        assert_eq!(again.position(), Position { shard: 1, row: 10 });
+        assert_eq!(again.tally().rows, 24);
+        assert_eq!(again.shard_tallies()[&0].rows, 14);
+    }
+
+    #[test]
+    fn an_entry_whose_file_is_short_ends_the_prefix_and_leftovers_go() {
+        let (_guard, directory, layout) = setup();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        for (row, content) in [(0, "whole"), (5, "cut"), (10, "whole")] {
+            let id = ChunkId { shard: 0, row };
+            let name = layout.chunk(id);
+            directory.write(&name, content.as_bytes()).unwrap();
+            journal.commit(id, entry(5, false, &[(&name, 5)])).unwrap();
+        }
+        directory.write("features/00000-000000000099.parquet", b"without entry").unwrap();
+        let again = Journal::open(directory.clone(), layout, "g").unwrap();
+        assert_eq!(again.position(), Position { shard: 0, row: 5 });
+        assert_eq!(directory.list("features").unwrap(), ["00000-000000000000.parquet"]);
+        assert_eq!(directory.list("journal/features").unwrap(), ["00000-000000000000.json"]);
+    }
+
+    #[test]
+    fn chunks_of_another_generation_are_not_taken_over() {
+        let (_guard, directory, layout) = setup();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        journal.commit(ChunkId { shard: 0, row: 0 }, entry(10, true, &[])).unwrap();
+        assert!(Journal::open(directory, layout, "other").unwrap().entries().is_empty());
+    }
+}

@@ -1,0 +1,161 @@
+//! Pixel chunks: `image_url` Utf8, `labels` List<UInt32>, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
+//! height × width × channel, u8.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{AsArray as _, FixedSizeBinaryArray};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, Field};
+
+use super::table::{TableReader, TableWriter};
+use super::{ChunkError, RowHeads};
+use crate::config::value::Compression;
+
+/// Bytes of one row group, about: what a writer holds in memory.
+const GROUP_BYTES: usize = 16 << 20;
+
+/// Bytes of one image: three channels.
+pub fn image_bytes(size_px: u32) -> usize {
+    3 * size_px as usize * size_px as usize
+}
+
+/// Writes one pixel chunk.
+pub struct PixelWriter {
+    table: TableWriter,
+    image_bytes: usize,
+}
+
+impl PixelWriter {
+    /// Creates the file at `path`. `generation` and the size go into its metadata.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(path: &Path, size_px: u32, compression: Compression, generation: &str) -> Result<Self, ChunkError> {
+        let image_bytes = image_bytes(size_px);
+        let mut fields = RowHeads::fields().to_vec();
+        fields.push(Field::new("pixels", DataType::FixedSizeBinary(image_bytes as i32), false));
+        let metadata = [
+            ("kind", "pixels".to_owned()),
+            ("size_px", size_px.to_string()),
+            ("layout", "RGB, row-major, height x width x channel, u8".to_owned()),
+            ("generation", generation.to_owned()),
+        ];
+        let table = TableWriter::create(path, fields, compression, GROUP_BYTES / image_bytes, &metadata)?;
+        Ok(Self { table, image_bytes })
+    }
+
+    /// Appends rows; `pixels` holds one image for each.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub fn write(&mut self, rows: &RowHeads, pixels: Vec<u8>) -> Result<(), ChunkError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let [urls, labels] = rows.columns();
+        let array = FixedSizeBinaryArray::new(self.image_bytes as i32, Buffer::from_vec(pixels), None);
+        self.table.write(vec![urls, labels, Arc::new(array)])
+    }
+
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub fn finish(self) -> Result<(), ChunkError> {
+        self.table.finish()
+    }
+}
+
+/// Reads one pixel chunk in batches.
+pub struct PixelReader {
+    table: TableReader,
+    size_px: u32,
+}
+
+impl PixelReader {
+    /// Opens the file; batches have at most `batch_rows` rows.
+    ///
+    /// # Errors
+    /// When it is not a pixel chunk.
+    pub fn open(path: &Path, batch_rows: usize) -> Result<Self, ChunkError> {
+        let table = TableReader::open(path, batch_rows, &[])?;
+        let size_px = table
+            .metadata("size_px")
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata does not give `size_px`"))?;
+        Ok(Self { table, size_px })
+    }
+
+    /// Side of the images.
+    pub fn size_px(&self) -> u32 {
+        self.size_px
+    }
+
+    /// Rows in the file.
+    pub fn rows(&self) -> u64 {
+        self.table.rows()
+    }
+
+    /// The next rows with their pixels, one image after the other.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn next_batch(&mut self) -> Result<Option<(RowHeads, Vec<u8>)>, ChunkError> {
+        let Some(batch) = self.table.next()? else { return Ok(None) };
+        let damaged = |reason: &str| ChunkError::damaged(self.table.path(), "pixel chunk", reason);
+        let mut rows = RowHeads::default();
+        rows.append_batch(&batch).map_err(|reason| damaged(&reason))?;
+        let pixels = batch
+            .column_by_name("pixels")
+            .and_then(|column| column.as_fixed_size_binary_opt())
+            .filter(|column| column.value_length() as usize == image_bytes(self.size_px))
+            .ok_or_else(|| damaged("the column `pixels` is missing or of another size than `size_px` says"))?;
+        Ok(Some((rows, pixels.value_data().to_vec())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_come_back_across_row_groups_and_batches() {
+        let dir = tempfile::tempdir().unwrap();
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let path = dir.path().join(format!("{compression}.parquet"));
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
+            let mut all = Vec::new();
+            for block in 0..5u32 {
+                let mut rows = RowHeads::default();
+                let mut pixels = Vec::new();
+                for row in 0..7u32 {
+                    rows.push(&format!("u{block}-{row}"), [block, row]);
+                    pixels.extend((0..192u32).map(|i| (i * 7 + row * 31 + block) as u8));
+                }
+                all.extend_from_slice(&pixels);
+                writer.write(&rows, pixels).unwrap();
+            }
+            writer.finish().unwrap();
+            let mut reader = PixelReader::open(&path, 4).unwrap();
+            assert_eq!((reader.size_px(), reader.rows()), (8, 35));
+            let (mut rows, mut pixels) = (RowHeads::default(), Vec::new());
+            while let Some((heads, bytes)) = reader.next_batch().unwrap() {
+                assert!(heads.len() <= 4 && bytes.len() == heads.len() * 192);
+                rows.append(&heads);
+                pixels.extend(bytes);
+            }
+            assert_eq!(pixels, all);
+            assert_eq!((rows.url(34), rows.labels(34)), ("u4-6", &[4, 6][..]));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_chunk_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        std::fs::write(&path, b"PAR1 nothing PAR1").unwrap();
+        let error = PixelReader::open(&path, 4).err().unwrap().to_string();
+        assert!(error.contains("x.parquet") && error.contains("remove it"), "{error}");
+    }
+}

@@ -1,0 +1,226 @@
+//! The scratch ring: pixel chunks between the decoder and the model, within a disk limit that holds at every instant.
+//!
+//! Bytes are taken from the limit before they are written and given back after the file is removed. One chunk is
+//! written at a time and complete chunks are released in order without waiting for anything, so a limit of two chunks
+//! cannot deadlock. A complete chunk survives a kill and is used by the next process; a lost scratch disk costs only
+//! the decoding of what was on it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::journal::Position;
+use super::quarantine::Quarantined;
+use super::{ChunkError, ChunkId, Tally};
+use crate::flow::{ByteBudget, Held};
+use crate::store::Directory;
+
+/// Bytes of a chunk's two files beyond its rows, at most: Parquet's footer and page headers, and the entry's fixed part.
+const OVERHEAD_BYTES: u64 = 256 << 10;
+
+/// The ring of one stream.
+#[derive(Debug, Clone)]
+pub struct Ring {
+    directory: Directory,
+    disk: ByteBudget,
+}
+
+/// What the ring knows of a complete chunk beside its pixels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingEntry {
+    /// Which rows it starts with.
+    pub id: ChunkId,
+    /// Hash of everything that its bytes depend on.
+    pub generation: String,
+    /// Whether the shard ends with it.
+    pub last: bool,
+    /// What became of its rows.
+    pub tally: Tally,
+    /// (image, class) pairs among the kept rows.
+    pub labels: u64,
+    /// Rows that could not be used.
+    pub quarantined: Vec<Quarantined>,
+    /// Size of the pixel file; 0 where no row was kept and there is none.
+    pub bytes: u64,
+}
+
+/// A complete chunk on scratch disk.
+#[derive(Debug)]
+pub struct RingChunk {
+    /// What is known of it.
+    pub entry: RingEntry,
+    directory: Directory,
+    held: Vec<Held>,
+}
+
+/// A chunk that is being written.
+#[derive(Debug)]
+pub struct Slot {
+    held: Vec<Held>,
+}
+
+fn pixels_name(id: ChunkId) -> String {
+    format!("{id}.parquet")
+}
+
+fn entry_name(id: ChunkId) -> String {
+    format!("{id}.json")
+}
+
+impl Ring {
+    /// Opens the ring in `directory` and takes over the complete chunks of `generation` that follow `position` without a
+    /// gap; everything else in the directory is removed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or cleaned.
+    pub async fn open(
+        directory: Directory,
+        limit_bytes: u64,
+        generation: &str,
+        position: Position,
+    ) -> Result<(Self, Vec<RingChunk>), ChunkError> {
+        let disk = ByteBudget::new(limit_bytes);
+        let mut next = position;
+        let mut room = limit_bytes;
+        let mut chunks: Vec<RingChunk> = Vec::new();
+        for name in directory.list("")? {
+            let Some(id) = name.strip_suffix(".json").and_then(ChunkId::parse) else { continue };
+            let content = directory.read(&name)?.unwrap_or_default();
+            let Ok(entry) = serde_json::from_slice::<RingEntry>(&content) else { continue };
+            let whole = entry.bytes == 0
+                || directory.path(&pixels_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
+            let bytes = entry.bytes + content.len() as u64;
+            let follows = (id.shard, id.row) == (next.shard, next.row);
+            if !(whole && follows && entry.generation == generation && bytes <= room) {
+                continue;
+            }
+            room -= bytes;
+            next = if entry.last {
+                Position { shard: id.shard + 1, row: 0 }
+            } else {
+                Position { shard: id.shard, row: id.row + entry.tally.rows }
+            };
+            let held = vec![disk.take(bytes).await];
+            chunks.push(RingChunk { entry, directory: directory.clone(), held });
+        }
+        let kept: Vec<String> =
+            chunks.iter().flat_map(|chunk| [pixels_name(chunk.entry.id), entry_name(chunk.entry.id)]).collect();
+        directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
+        Ok((Self { directory, disk }, chunks))
+    }
+
+    /// Starts a chunk: waits for room for its fixed part.
+    ///
+    /// # Errors
+    /// When the directory cannot be created.
+    pub async fn start(&self, id: ChunkId) -> Result<(Slot, PathBuf), ChunkError> {
+        let held = vec![self.disk.take(OVERHEAD_BYTES).await];
+        Ok((Slot { held }, self.directory.temporary(&pixels_name(id))?))
+    }
+
+    /// Waits until `bytes` more may be written to the chunk.
+    pub async fn reserve(&self, slot: &mut Slot, bytes: u64) {
+        slot.held.push(self.disk.take(bytes).await);
+    }
+
+    /// Completes a chunk whose pixel file was written to the path that [`Self::start`] gave, or which has none.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub async fn complete(&self, mut slot: Slot, mut entry: RingEntry) -> Result<RingChunk, ChunkError> {
+        let id = entry.id;
+        if entry.tally.kept > 0 {
+            entry.bytes = self.directory.publish(&pixels_name(id))?;
+        }
+        let failed = |error| ChunkError::damaged(entry_name(id), "ring entry", error);
+        let content = serde_json::to_vec(&entry).map_err(failed)?;
+        if content.len() as u64 > OVERHEAD_BYTES / 2 {
+            slot.held.push(self.disk.take(content.len() as u64).await);
+        }
+        self.directory.write(&entry_name(id), &content)?;
+        Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held })
+    }
+}
+
+impl RingChunk {
+    /// Where its pixels are; `None` where no row was kept.
+    pub fn pixels(&self) -> Option<PathBuf> {
+        (self.entry.bytes > 0).then(|| self.directory.path(&pixels_name(self.entry.id)))
+    }
+
+    /// Removes the chunk and gives its bytes back.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn release(self) -> Result<(), ChunkError> {
+        // The entry first: a kill in between leaves a file without an entry, which the next process removes.
+        self.directory.remove(&entry_name(self.entry.id))?;
+        self.directory.remove(&pixels_name(self.entry.id))?;
+        drop(self.held);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn entry(row: u64, generation: &str) -> RingEntry {
+        RingEntry {
+            id: ChunkId { shard: 0, row },
+            generation: generation.to_owned(),
+            last: false,
+            tally: Tally { rows: 10, kept: 10, ..Tally::default() },
+            labels: 0,
+            quarantined: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    async fn put(ring: &Ring, row: u64, bytes: usize) -> RingChunk {
+        let (mut slot, path) = ring.start(ChunkId { shard: 0, row }).await.unwrap();
+        ring.reserve(&mut slot, bytes as u64).await;
+        std::fs::write(path, vec![1; bytes]).unwrap();
+        ring.complete(slot, entry(row, "g")).await.unwrap()
+    }
+
+    const START: Position = Position { shard: 0, row: 0 };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_ring_blocks_until_a_chunk_is_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::create(dir.path().join("ring")).unwrap();
+        let (ring, _) = Ring::open(directory, 2 << 20, "g", START).await.unwrap();
+        let first = put(&ring, 0, 1 << 20).await;
+        let waits = tokio::time::timeout(Duration::from_secs(5), put(&ring, 10, 1 << 20)).await;
+        assert!(waits.is_err(), "the second chunk does not fit beside the first");
+        first.release().unwrap();
+        let second = put(&ring, 10, 1 << 20).await;
+        assert_eq!(second.entry.bytes, 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn complete_chunks_that_follow_without_a_gap_are_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::create(dir.path().join("ring")).unwrap();
+        let (ring, _) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        for row in [0, 10, 30] {
+            put(&ring, row, 1000).await;
+        }
+        let (_, none) = Ring::open(directory.clone(), 8 << 20, "other", START).await.unwrap();
+        assert!(none.is_empty());
+        let (ring, _) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        for row in [0, 10, 30] {
+            put(&ring, row, 1000).await;
+        }
+        let (_, chunks) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        assert_eq!(chunks.iter().map(|chunk| chunk.entry.id.row).collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(directory.list("").unwrap().len(), 4, "the chunk behind the gap is removed");
+        for chunk in chunks {
+            chunk.release().unwrap();
+        }
+        assert!(directory.list("").unwrap().is_empty());
+    }
+}

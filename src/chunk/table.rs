@@ -1,0 +1,151 @@
+//! Parquet files with the same settings everywhere: no statistics or dictionaries on payload, fixed row groups, so that
+//! equal rows give equal bytes.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+
+use super::ChunkError;
+use crate::store::StoreError;
+
+/// Prefix of our keys in a file's metadata.
+const PREFIX: &str = "wikicap.";
+
+/// Writes one Parquet file.
+pub(super) struct TableWriter {
+    path: PathBuf,
+    schema: SchemaRef,
+    inner: ArrowWriter<File>,
+}
+
+impl TableWriter {
+    /// Creates the file. `group_rows`: rows of one row group, the most that is held in memory.
+    pub(super) fn create(
+        path: &Path,
+        fields: Vec<Field>,
+        compression: crate::config::value::Compression,
+        group_rows: usize,
+        metadata: &[(&str, String)],
+    ) -> Result<Self, ChunkError> {
+        use crate::config::value::Compression as Word;
+        let compression = match compression {
+            Word::None => Compression::UNCOMPRESSED,
+            Word::Lz4 => Compression::LZ4_RAW,
+            Word::Zstd => Compression::ZSTD(ZstdLevel::default()),
+        };
+        let pairs = metadata.iter().map(|(key, value)| KeyValue::new(format!("{PREFIX}{key}"), value.clone()));
+        let properties = WriterProperties::builder()
+            .set_compression(compression)
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_offset_index_disabled(true)
+            .set_data_page_size_limit(16 << 20)
+            .set_max_row_group_row_count(Some(group_rows.max(1)))
+            .set_created_by("wikicap-pipeline".to_owned())
+            .set_key_value_metadata(Some(pairs.collect()))
+            .build();
+        let schema = Arc::new(Schema::new(fields));
+        let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
+        let inner =
+            ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(|error| explain(path, error))?;
+        Ok(Self { path: path.to_owned(), schema, inner })
+    }
+
+    /// Appends rows, one array for each field.
+    pub(super) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), ChunkError> {
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
+            .map_err(|error| ChunkError::damaged(&self.path, "table", error))?;
+        self.inner.write(&batch).map_err(|error| explain(&self.path, error))
+    }
+
+    /// Writes the footer. The file is complete afterwards, and not yet synced.
+    pub(super) fn finish(self) -> Result<(), ChunkError> {
+        let path = self.path;
+        self.inner.close().map(|_| ()).map_err(|error| explain(&path, error))
+    }
+}
+
+/// A write that failed is the disk's fault unless Parquet itself objects.
+fn explain(path: &Path, error: ParquetError) -> ChunkError {
+    match error {
+        ParquetError::External(source) => match source.downcast::<std::io::Error>() {
+            Ok(io) => StoreError::io(path, "written", *io).into(),
+            Err(other) => ChunkError::damaged(path, "Parquet file", other),
+        },
+        other => {
+            let text = other.to_string();
+            // parquet turns an I/O error into text; the one that a person can mend is worth recognising.
+            if text.contains("No space left on device") || text.contains("os error 28") {
+                StoreError::DiskFull { path: path.display().to_string() }.into()
+            } else {
+                ChunkError::damaged(path, "Parquet file", text)
+            }
+        }
+    }
+}
+
+/// An open Parquet file.
+pub(super) struct TableReader {
+    path: PathBuf,
+    metadata: HashMap<String, String>,
+    rows: u64,
+    batches: ParquetRecordBatchReader,
+}
+
+impl TableReader {
+    /// Opens a file for reading in batches of at most `batch_rows`; `columns` empty: all.
+    pub(super) fn open(path: &Path, batch_rows: usize, columns: &[&str]) -> Result<Self, ChunkError> {
+        let file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
+        let damaged = |error: ParquetError| ChunkError::damaged(path, "Parquet file", error);
+        let mut builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
+        let file_metadata = builder.metadata().file_metadata();
+        let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
+        let metadata = file_metadata
+            .key_value_metadata()
+            .into_iter()
+            .flatten()
+            .filter_map(|pair| Some((pair.key.strip_prefix(PREFIX)?.to_owned(), pair.value.clone()?)))
+            .collect();
+        if !columns.is_empty() {
+            let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+            builder = builder.with_projection(mask);
+        }
+        let batches = builder.with_batch_size(batch_rows.max(1)).build().map_err(damaged)?;
+        Ok(Self { path: path.to_owned(), metadata, rows, batches })
+    }
+
+    /// A value of the file's metadata.
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Rows in the file.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next batch.
+    pub(super) fn next(&mut self) -> Result<Option<RecordBatch>, ChunkError> {
+        match self.batches.next() {
+            None => Ok(None),
+            Some(Ok(batch)) => Ok(Some(batch)),
+            Some(Err(error)) => Err(ChunkError::damaged(&self.path, "Parquet file", error)),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8) and `labels.parquet` (`url_hash` UInt64,
+//! `class` UInt32), which are what a resumed run and a prediction alone need instead of the pairs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{AsArray as _, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, UInt32Type, UInt64Type};
+
+use super::ChunkError;
+use super::table::{TableReader, TableWriter};
+use crate::config::value::Compression;
+
+/// Rows written or read at a time.
+const BLOCK_ROWS: usize = 65_536;
+
+/// Writes the captions of the classes, in the order of their ids.
+///
+/// # Errors
+/// When the disk is full or refuses.
+pub fn write_classes<'a>(path: &Path, captions: impl Iterator<Item = &'a str>) -> Result<(), ChunkError> {
+    let fields = vec![Field::new("class", DataType::UInt32, false), Field::new("caption", DataType::Utf8, false)];
+    let metadata = [("kind", "classes".to_owned())];
+    let mut table = TableWriter::create(path, fields, Compression::Zstd, BLOCK_ROWS, &metadata)?;
+    let mut captions = captions.peekable();
+    let mut class = 0u32;
+    while captions.peek().is_some() {
+        let block = StringArray::from_iter_values(captions.by_ref().take(BLOCK_ROWS));
+        let end = class + arrow::array::Array::len(&block) as u32;
+        table.write(vec![Arc::new(UInt32Array::from_iter_values(class..end)), Arc::new(block)])?;
+        class = end;
+    }
+    table.finish()
+}
+
+/// Hands the captions of the classes to `take`, in the order of their ids.
+///
+/// # Errors
+/// When the file is not the catalog's.
+pub fn read_classes(path: &Path, mut take: impl FnMut(&str)) -> Result<(), ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &["caption"])?;
+    while let Some(batch) = table.next()? {
+        let captions = batch
+            .column_by_name("caption")
+            .and_then(|column| column.as_string_opt::<i32>())
+            .ok_or_else(|| ChunkError::damaged(path, "class table", "the column `caption` is missing"))?;
+        captions.iter().for_each(|caption| take(caption.unwrap_or_default()));
+    }
+    Ok(())
+}
+
+/// Writes the join index: entries of (hash's upper half, lower half, class).
+///
+/// # Errors
+/// When the disk is full or refuses.
+pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<(), ChunkError> {
+    let fields = vec![Field::new("url_hash", DataType::UInt64, false), Field::new("class", DataType::UInt32, false)];
+    let metadata = [("kind", "labels".to_owned()), ("url_hash", "xxh3_64 of image_url".to_owned())];
+    let mut table = TableWriter::create(path, fields, Compression::None, BLOCK_ROWS, &metadata)?;
+    for block in entries.chunks(BLOCK_ROWS) {
+        let hashes = block.iter().map(|[high, low, _]| u64::from(*high) << 32 | u64::from(*low));
+        let classes = block.iter().map(|[_, _, class]| *class);
+        table.write(vec![
+            Arc::new(UInt64Array::from_iter_values(hashes)),
+            Arc::new(UInt32Array::from_iter_values(classes)),
+        ])?;
+    }
+    table.finish()
+}
+
+/// Reads the join index back.
+///
+/// # Errors
+/// When the file is not the catalog's.
+pub fn read_labels(path: &Path) -> Result<Vec<[u32; 3]>, ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &[])?;
+    let mut entries = Vec::with_capacity(table.rows() as usize);
+    while let Some(batch) = table.next()? {
+        let hashes = batch.column_by_name("url_hash").and_then(|column| column.as_primitive_opt::<UInt64Type>());
+        let classes = batch.column_by_name("class").and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        let (Some(hashes), Some(classes)) = (hashes, classes) else {
+            return Err(ChunkError::damaged(path, "label table", "a column is missing"));
+        };
+        entries.extend(
+            hashes
+                .values()
+                .iter()
+                .zip(classes.values())
+                .map(|(hash, class)| [(hash >> 32) as u32, *hash as u32, *class]),
+        );
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_and_labels_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("classes.parquet");
+        let captions: Vec<String> = (0..70_000).map(|i| format!("Überschrift {i} [SEP] \n\"{i}\"")).collect();
+        write_classes(&path, captions.iter().map(String::as_str)).unwrap();
+        let mut back = Vec::new();
+        read_classes(&path, |caption| back.push(caption.to_owned())).unwrap();
+        assert_eq!(back, captions);
+        let path = dir.path().join("labels.parquet");
+        let entries: Vec<[u32; 3]> = (0..70_000).map(|i| [i, u32::MAX - i, i / 3]).collect();
+        write_labels(&path, &entries).unwrap();
+        assert_eq!(read_labels(&path).unwrap(), entries);
+        write_labels(&path, &[]).unwrap();
+        assert!(read_labels(&path).unwrap().is_empty());
+    }
+}

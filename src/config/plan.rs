@@ -1,0 +1,422 @@
+//! The checked configuration, which later stages believe.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use toml::Value;
+
+use super::raw::{RawMachine, RawPipeline, RawPredict};
+use super::value::Classes;
+use super::{ConfigError, Problem};
+
+/// A stage that leaves artefacts, in the order in which they depend on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Classes and the join index.
+    Catalog,
+    /// Pixel or feature chunks of the training images.
+    Stream,
+    /// The head's checkpoints.
+    Train,
+    /// Feature chunks of the test images, and the submission.
+    Predict,
+}
+
+impl Stage {
+    /// All stages, upstream first.
+    pub const ALL: [Self; 4] = [Self::Catalog, Self::Stream, Self::Train, Self::Predict];
+
+    /// Name in `run.toml`, on the command line and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Catalog => "catalog",
+            Self::Stream => "stream",
+            Self::Train => "train",
+            Self::Predict => "predict",
+        }
+    }
+
+    /// What recomputing the stage replaces, for a person.
+    pub fn artefacts(self) -> &'static str {
+        match self {
+            Self::Catalog => "classes and join index",
+            Self::Stream => "chunks and quarantine",
+            Self::Train => "checkpoints",
+            Self::Predict => "test features and submission",
+        }
+    }
+}
+
+/// Dotted key → value as TOML, for every key that a stage's artefacts depend on.
+pub type StageKeys = BTreeMap<String, String>;
+
+/// A configuration in which every value is known to be possible.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pipeline: RawPipeline,
+    machine: RawMachine,
+}
+
+impl Plan {
+    /// Checks both files together.
+    ///
+    /// # Errors
+    /// Lists every value that cannot work; nothing is clamped.
+    pub fn check(pipeline: RawPipeline, machine: RawMachine) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let mut refuse = |bad: bool, key: &str, what: String| {
+            if bad {
+                problems.push(Problem::new(key, what));
+            }
+        };
+        check_sections(&pipeline, &mut refuse);
+        check_values(&pipeline, &mut refuse);
+        check_machine(&machine, &mut refuse);
+        if problems.is_empty() { Ok(Self { pipeline, machine }) } else { Err(ConfigError(problems)) }
+    }
+
+    /// What to run.
+    pub fn pipeline(&self) -> &RawPipeline {
+        &self.pipeline
+    }
+
+    /// Where to run it.
+    pub fn machine(&self) -> &RawMachine {
+        &self.machine
+    }
+
+    /// Whether the configuration asks for this stage.
+    pub fn runs(&self, stage: Stage) -> bool {
+        let pipeline = &self.pipeline;
+        match stage {
+            Stage::Catalog => pipeline.captions.is_some(),
+            Stage::Stream => pipeline.images.is_some(),
+            Stage::Train => pipeline.train.is_some(),
+            Stage::Predict => pipeline.predict.is_some(),
+        }
+    }
+
+    /// Bounds that depend on the side of the input square, known once the checkpoint is read.
+    ///
+    /// A chunk must fit twice into the scratch ring (one is written while one is read), and the stages need room for
+    /// a few blocks of rows and one batch.
+    pub fn check_bounds(&self, size_px: u32) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let limits = &self.machine.limits;
+        let chunk = chunk_disk_bytes(self.pipeline.chunks.rows, size_px);
+        if self.pipeline.model.is_some() && limits.disk.0 < 2 * chunk {
+            problems.push(Problem::new(
+                "limits.disk",
+                format!(
+                    "`{}` is less than two chunks of {} rows at {size_px} px, which take {}; raise it, or lower `chunks.rows`",
+                    limits.disk,
+                    self.pipeline.chunks.rows,
+                    bytesize::ByteSize(2 * chunk)
+                ),
+            ));
+        }
+        let floor = memory_floor_bytes(size_px, self.pipeline.preprocess.max_encoded.0);
+        if limits.memory.0 < floor {
+            problems.push(Problem::new(
+                "limits.memory",
+                format!(
+                    "`{}` is less than the {} that one block of rows takes at {size_px} px with images of up to {} (`preprocess.max_encoded`)",
+                    limits.memory,
+                    bytesize::ByteSize(floor),
+                    self.pipeline.preprocess.max_encoded
+                ),
+            ));
+        }
+        problems
+    }
+
+    /// The keys that the artefacts of `stage` itself depend on; those of the stages before it come on top.
+    pub fn keys(&self, stage: Stage) -> StageKeys {
+        let mut keys = StageKeys::new();
+        let pipeline = &self.pipeline;
+        match stage {
+            Stage::Catalog => {
+                add(&mut keys, "captions", pipeline.captions.as_ref(), &[]);
+                add(&mut keys, "pairs", pipeline.pairs.as_ref(), &[]);
+            }
+            Stage::Stream => {
+                add(&mut keys, "images", pipeline.images.as_ref(), &[]);
+                add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
+                add(&mut keys, "model", pipeline.model.as_ref(), &[]);
+                let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
+                add(&mut keys, "chunks", Some(&pipeline.chunks), skipped);
+            }
+            Stage::Train => {
+                add(&mut keys, "run", Some(&pipeline.run), &["dir"]);
+                add(&mut keys, "head", Some(&pipeline.head), &[]);
+                add(&mut keys, "train", pipeline.train.as_ref(), &["checkpoint_every", "log_every"]);
+            }
+            Stage::Predict => {
+                add(&mut keys, "predict", pipeline.predict.as_ref(), &["truth", "top_k", "checkpoint"]);
+                add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
+                add(&mut keys, "model", pipeline.model.as_ref(), &[]);
+                add(&mut keys, "chunks", Some(&pipeline.chunks), &["compression"]);
+            }
+        }
+        keys
+    }
+}
+
+/// Upper bound of a pixel chunk's file, in bytes: pixels, and 1 KiB a row for URL, labels and the format's own.
+///
+/// URLs beyond that are cut out of the corpus by the row reader's limits; the ring checks the real size too.
+pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
+    let pixels = 3 * u64::from(size_px) * u64::from(size_px);
+    u64::from(rows) * (pixels + 1024) + (1 << 20)
+}
+
+/// Least `limits.memory`: the largest record twice (as text and being decoded) and four blocks of rows.
+pub fn memory_floor_bytes(size_px: u32, max_encoded_bytes: u64) -> u64 {
+    let pixels = 3 * u64::from(size_px) * u64::from(size_px);
+    max_encoded_bytes.saturating_mul(2).saturating_add(128 * pixels)
+}
+
+fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, skipped: &[&str]) {
+    let Some(Value::Table(table)) = value.and_then(|value| Value::try_from(value).ok()) else { return };
+    for (name, value) in table {
+        if !skipped.contains(&name.as_str()) {
+            keys.insert(format!("{section}.{name}"), value.to_string());
+        }
+    }
+}
+
+fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
+    refuse(pipeline.run.dir.is_empty(), "run.dir", "is required: name the directory that the run writes to".into());
+    if let Some(captions) = &pipeline.captions {
+        refuse(
+            captions.classes == Classes::List && captions.list.is_empty(),
+            "captions.list",
+            "is required with `classes = \"list\"`: name the CSV file of captions".into(),
+        );
+        refuse(
+            pipeline.pairs.is_none(),
+            "pairs",
+            "is required with `[captions]`: without it no image has a label".into(),
+        );
+    }
+    if let Some(pairs) = &pipeline.pairs {
+        refuse(pairs.shards.is_empty(), "pairs.shards", "names no file".into());
+        refuse(
+            pipeline.captions.is_none(),
+            "captions",
+            "is required with `[pairs]`: it says which captions are classes".into(),
+        );
+    }
+    if let Some(images) = &pipeline.images {
+        refuse(images.shards.is_empty(), "images.shards", "names no file".into());
+    }
+    if let Some(model) = &pipeline.model {
+        refuse(
+            model.checkpoint.is_empty(),
+            "model.checkpoint",
+            "is required: name a directory in Hugging Face layout".into(),
+        );
+        refuse(
+            model.checkpoint.starts_with("hf:"),
+            "model.checkpoint",
+            "this version does not download from the hub: fetch the checkpoint's files and name their directory".into(),
+        );
+    }
+    if pipeline.train.is_some() {
+        refuse(pipeline.model.is_none(), "model", "is required with `[train]`".into());
+        refuse(pipeline.images.is_none(), "images", "is required with `[train]`".into());
+        refuse(pipeline.captions.is_none(), "captions", "is required with `[train]`".into());
+    }
+    if let Some(predict) = &pipeline.predict {
+        refuse(pipeline.model.is_none(), "model", "is required with `[predict]`".into());
+        refuse(predict.images.is_empty(), "predict.images", "names no file".into());
+        refuse(
+            predict.ids.is_empty(),
+            "predict.ids",
+            "is required: name the file with the columns `id` and `image_url`".into(),
+        );
+        check_output(predict, refuse);
+    }
+    let something = pipeline.images.is_some() || pipeline.captions.is_some() || pipeline.predict.is_some();
+    refuse(!something, "", "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`".into());
+    for (key, paths) in paths(pipeline) {
+        for path in paths {
+            refuse(
+                path.contains("://") && !path.starts_with("file://"),
+                key,
+                format!("`{path}`: this version reads and writes local files alone"),
+            );
+        }
+    }
+}
+
+/// Every key that holds paths, with them.
+fn paths(pipeline: &RawPipeline) -> Vec<(&'static str, Vec<&str>)> {
+    fn all(list: &[String]) -> Vec<&str> {
+        list.iter().map(String::as_str).collect()
+    }
+    let mut found = vec![("run.dir", vec![pipeline.run.dir.as_str()])];
+    if let Some(captions) = &pipeline.captions {
+        found.push(("captions.list", vec![captions.list.as_str()]));
+    }
+    if let Some(pairs) = &pipeline.pairs {
+        found.push(("pairs.shards", all(&pairs.shards)));
+    }
+    if let Some(images) = &pipeline.images {
+        found.push(("images.shards", all(&images.shards)));
+    }
+    if let Some(model) = &pipeline.model {
+        found.push(("model.checkpoint", vec![model.checkpoint.as_str()]));
+    }
+    if let Some(predict) = &pipeline.predict {
+        found.push(("predict.images", all(&predict.images)));
+        found.push(("predict.ids", vec![predict.ids.as_str()]));
+        found.push(("predict.truth", vec![predict.truth.as_str()]));
+    }
+    found
+}
+
+fn check_output(predict: &RawPredict, refuse: &mut impl FnMut(bool, &str, String)) {
+    let output = &predict.output;
+    let plain = !output.is_empty()
+        && !output.starts_with(['/', '.'])
+        && !output.contains(['/', '\\'])
+        && std::path::Path::new(output).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
+    refuse(
+        !plain,
+        "predict.output",
+        format!("`{output}` must be a plain file name ending in `.csv`: it is written inside `run.dir`"),
+    );
+    refuse(
+        !(1..=1000).contains(&predict.top_k),
+        "predict.top_k",
+        format!("`{}` must be from 1 to 1000", predict.top_k),
+    );
+}
+
+fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
+    let preprocess = &pipeline.preprocess;
+    if let Some(size) = preprocess.size_px {
+        refuse(!(8..=4096).contains(&size), "preprocess.size_px", format!("`{size}` must be from 8 to 4096"));
+    }
+    let encoded = preprocess.max_encoded;
+    refuse(
+        !(1 << 10..=1 << 30).contains(&encoded.0),
+        "preprocess.max_encoded",
+        format!("`{encoded}` must be from 1 KiB to 1 GiB"),
+    );
+    refuse(
+        !(1..=4_000_000_000).contains(&preprocess.max_pixels),
+        "preprocess.max_pixels",
+        format!("`{}` must be from 1 to 4000000000", preprocess.max_pixels),
+    );
+    let rows = pipeline.chunks.rows;
+    refuse(!(1..=1_000_000).contains(&rows), "chunks.rows", format!("`{rows}` must be from 1 to 1000000"));
+    let Some(train) = &pipeline.train else { return };
+    for (key, value) in [
+        ("train.epochs", u64::from(train.epochs)),
+        ("train.batch_size", u64::from(train.batch_size)),
+        ("train.accumulation", u64::from(train.accumulation)),
+        ("train.shuffle_rows", train.shuffle_rows),
+        ("train.log_every", u64::from(train.log_every)),
+    ] {
+        refuse(value == 0, key, "`0` must be at least 1".into());
+    }
+    let mut number = |key: &str, value: f64, good: bool, range: &str| {
+        refuse(!good, key, format!("`{value}` must be {range}"));
+    };
+    let rate = train.learning_rate;
+    number("train.learning_rate", rate, rate.is_finite() && rate > 0.0, "a number over 0");
+    number("train.momentum", train.momentum, (0.0..1.0).contains(&train.momentum), "from 0 to below 1");
+    let decay = train.weight_decay;
+    number("train.weight_decay", decay, decay.is_finite() && decay >= 0.0, "0 or more");
+    number("train.clip_norm", train.clip_norm, train.clip_norm.is_finite() && train.clip_norm >= 0.0, "0 or more");
+    number("train.warmup_ratio", train.warmup_ratio, (0.0..=1.0).contains(&train.warmup_ratio), "from 0 to 1");
+    let held = train.validation_fraction;
+    number("train.validation_fraction", held, (0.0..1.0).contains(&held), "from 0 to below 1");
+    refuse(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero".into());
+}
+
+fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, String)) {
+    let limits = &machine.limits;
+    refuse(limits.cpu_workers > 1024, "limits.cpu_workers", format!("`{}` must be at most 1024", limits.cpu_workers));
+    refuse(
+        !(limits.max_bad_fraction > 0.0 && limits.max_bad_fraction <= 1.0),
+        "limits.max_bad_fraction",
+        format!("`{}` must be over 0 and at most 1", limits.max_bad_fraction),
+    );
+    refuse(
+        !machine.store.endpoint.is_empty(),
+        "store.endpoint",
+        "this version reads and writes local files alone: leave it empty".into(),
+    );
+    refuse(
+        machine.device.index != 0,
+        "device.index",
+        format!("`{}`: this version runs the model on the CPU, which is device 0", machine.device.index),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn problems(pipeline: &str, machine: &str) -> String {
+        Plan::check(config::pipeline(pipeline).unwrap(), config::machine(machine).unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let text = problems(
+            "[captions]\n[images]\n[chunks]\nrows = 0\n[train]\nepochs = 0\nlearning_rate = -1.0\nmomentum = 1.0\n",
+            "[limits]\nmax_bad_fraction = 0.0\n",
+        );
+        for key in [
+            "run.dir",
+            "captions.list",
+            "`pairs`",
+            "images.shards",
+            "chunks.rows",
+            "`model`",
+            "train.epochs",
+            "train.learning_rate",
+            "train.momentum",
+            "limits.max_bad_fraction",
+        ] {
+            assert!(text.contains(key), "{key} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_submission_never_leaves_the_run_directory() {
+        for output in ["/tmp/x.csv", "../x.csv", "a/b.csv", "x.txt", ""] {
+            let text = problems(
+                &format!(
+                    "[run]\ndir='r'\n[model]\ncheckpoint='m'\n[predict]\nimages=['i']\nids='t'\noutput='{output}'\n"
+                ),
+                "",
+            );
+            assert!(text.contains("predict.output"), "{output}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_limit_under_two_chunks_is_refused() {
+        let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n").unwrap();
+        let machine = config::machine("[limits]\ndisk = '512 MiB'\n").unwrap();
+        let plan = Plan::check(raw, machine).unwrap();
+        assert!(plan.check_bounds(224)[0].to_string().contains("`limits.disk`"));
+        assert!(plan.check_bounds(64).is_empty());
+    }
+
+    #[test]
+    fn limits_and_workers_are_no_part_of_any_generation() {
+        let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n").unwrap();
+        let plan = Plan::check(raw, RawMachine::default()).unwrap();
+        for stage in Stage::ALL {
+            assert!(plan.keys(stage).keys().all(|key| !key.starts_with("limits") && key != "run.dir"));
+        }
+        assert!(plan.keys(Stage::Stream).contains_key("images.shards"));
+    }
+}

@@ -1,0 +1,307 @@
+//! The two files as they are written: every key, its meaning and its default.
+//!
+//! The doc comment of a field is what `wikicap-pipeline config reference` prints, so it is written for the
+//! person who fills the file in. Nothing here is checked beyond its type; [`super::plan`] does that.
+
+use documented::DocumentedFields;
+use serde::{Deserialize, Serialize};
+
+use super::value::{
+    Alpha, Bytes, Classes, Compression, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool, Precision, Resample,
+    ScheduleKind, Span,
+};
+
+/// A pipeline file: what to run. A section that is absent is a stage that does not run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPipeline {
+    /// Where the run keeps what it makes, and its seed.
+    pub run: RawRun,
+    /// The captions that become classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captions: Option<RawCaptions>,
+    /// The rows that say which image has which caption (`train-*.tsv`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<RawPairs>,
+    /// The image shards to stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<RawImages>,
+    /// From encoded image to the model's input square.
+    pub preprocess: RawPreprocess,
+    /// How the stream is cut into artefacts.
+    pub chunks: RawChunks,
+    /// The frozen backbone. Absent: the pixel chunks are the product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<RawModel>,
+    /// What is trained on the features.
+    pub head: RawHead,
+    /// Training of the head. Absent: the run ends with the feature chunks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<RawTrain>,
+    /// Ranking of captions for the test images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predict: Option<RawPredict>,
+}
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRun {
+    /// Directory for everything durable that the run writes. Required.
+    pub dir: String,
+    /// Seed of the head's initial weights, the order of training and the validation split.
+    pub seed: u64,
+}
+
+impl Default for RawRun {
+    fn default() -> Self {
+        Self { dir: String::new(), seed: 42 }
+    }
+}
+
+/// `[captions]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCaptions {
+    /// CSV file with a header and one column, one caption a row. Required with `classes = "list"`.
+    pub list: String,
+    /// `list`: the distinct strings of the list are the classes. `train`: the distinct captions of `[pairs]` are.
+    pub classes: Classes,
+    /// When a caption of `[pairs]` means a class: `exact`; `trimmed` (white space at both ends aside);
+    /// `casefold` (NFC, trimmed, case folded); `title` (the part before ` [SEP] `).
+    #[serde(rename = "match")]
+    pub match_rule: MatchRule,
+}
+
+/// `[pairs]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPairs {
+    /// Globs of tab-separated files with a header (plain, gzip or zstd); columns are found by name. Required.
+    pub shards: Vec<String>,
+    /// Languages to keep, as the `language` column writes them. Empty: all.
+    pub languages: Vec<String>,
+}
+
+/// `[images]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawImages {
+    /// Globs of files with rows `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
+    pub shards: Vec<String>,
+}
+
+/// `[preprocess]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPreprocess {
+    /// Side of the square handed to the model, in pixels. Default: what the checkpoint's `preprocessor_config.json` says, or 224.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_px: Option<u32>,
+    /// `nearest`, `bilinear`, `bicubic` or `lanczos`, as Pillow computes them. Default: the checkpoint's, or `bilinear`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resample: Option<Resample>,
+    /// Transparent pixels: `white` composites on white, as a reader sees the image; `drop` ignores alpha, as PIL's `convert("RGB")` does.
+    pub alpha: Alpha,
+    /// Largest encoded image that is decoded; a larger one is quarantined.
+    pub max_encoded: Bytes,
+    /// Largest image that is decoded, width × height, by its header; a larger one is quarantined before a buffer is allocated.
+    pub max_pixels: u64,
+}
+
+impl Default for RawPreprocess {
+    fn default() -> Self {
+        Self { size_px: None, resample: None, alpha: Alpha::White, max_encoded: Bytes::mib(32), max_pixels: 40_000_000 }
+    }
+}
+
+/// `[chunks]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawChunks {
+    /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose.
+    pub rows: u32,
+    /// Compression of pixel chunks: `none`, `lz4` or `zstd`.
+    pub compression: Compression,
+}
+
+impl Default for RawChunks {
+    fn default() -> Self {
+        Self { rows: 2048, compression: Compression::None }
+    }
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawModel {
+    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`. Required.
+    pub checkpoint: String,
+    /// `bf16` or `f32`: the precision of the stored features, and of the forward pass where the device computes in it (the CPU computes in f32).
+    pub precision: Precision,
+    /// Block whose output is the feature, counted from 0, or from the end when negative; the final `LayerNorm` follows. -1: the last.
+    pub layer: i32,
+    /// `default` (what the family's classifier sees), `cls`, or `cls+mean` (CLS ‖ mean of the patch tokens).
+    pub pool: Pool,
+}
+
+impl Default for RawModel {
+    fn default() -> Self {
+        Self { checkpoint: String::new(), precision: Precision::default(), layer: -1, pool: Pool::default() }
+    }
+}
+
+/// `[head]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHead {
+    /// `classes`: one output for each caption class.
+    pub kind: HeadKind,
+}
+
+/// `[train]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTrain {
+    /// Passes over the training samples; a sample is one (image, caption) pair.
+    pub epochs: u32,
+    /// Samples in one forward pass of the head.
+    pub batch_size: u32,
+    /// Batches whose gradients are averaged into one step.
+    pub accumulation: u32,
+    /// `sgd`, with PyTorch's meaning of momentum and weight decay.
+    pub optimizer: Optimizer,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Momentum, 0 to 1.
+    pub momentum: f64,
+    /// L2 penalty added to the gradient.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm. 0: off.
+    pub clip_norm: f64,
+    /// Share of all steps over which the rate rises from 0 to its peak.
+    pub warmup_ratio: f64,
+    /// After the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
+    pub schedule: ScheduleKind,
+    /// Share of the images, by hash of their URL, held out for validation.
+    pub validation_fraction: f64,
+    /// Samples that are shuffled together: chunks are read in random order and mixed within a window of this many.
+    pub shuffle_rows: u64,
+    /// Steps between two loss values in the report.
+    pub log_every: u32,
+    /// Time between two checkpoints; one is written at the end of each epoch too. It never changes the result.
+    pub checkpoint_every: Span,
+}
+
+impl Default for RawTrain {
+    fn default() -> Self {
+        Self {
+            epochs: 3,
+            batch_size: 128,
+            accumulation: 1,
+            optimizer: Optimizer::Sgd,
+            learning_rate: 5e-5,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            warmup_ratio: 0.1,
+            schedule: ScheduleKind::Linear,
+            validation_fraction: 0.02,
+            shuffle_rows: 65_536,
+            log_every: 50,
+            checkpoint_every: Span::seconds(60),
+        }
+    }
+}
+
+/// `[predict]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPredict {
+    /// Globs of image shards of the test images, in the format of `[images]`. Required.
+    pub images: Vec<String>,
+    /// Tab-separated file with the columns `id` and `image_url`. Required.
+    pub ids: String,
+    /// File that the ranked captions are written to, inside `run.dir`.
+    pub output: String,
+    /// Captions for each id, best first.
+    pub top_k: u32,
+    /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
+    pub checkpoint: Pick,
+    /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub truth: String,
+}
+
+impl Default for RawPredict {
+    fn default() -> Self {
+        Self {
+            images: Vec::new(),
+            ids: String::new(),
+            output: "submission.csv".to_owned(),
+            top_k: 5,
+            checkpoint: Pick::Last,
+            truth: String::new(),
+        }
+    }
+}
+
+/// A machine file: where to run it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMachine {
+    /// What the run may use.
+    pub limits: RawLimits,
+    /// Disk space that may be lost with the machine.
+    pub scratch: RawScratch,
+    /// Where the model runs.
+    pub device: RawDevice,
+    /// How object stores are reached.
+    pub store: RawStore,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// Bytes in flight between stages, all together; the join index and the model come on top.
+    pub memory: Bytes,
+    /// Scratch disk that the ring of pixel chunks may take.
+    pub disk: Bytes,
+    /// Threads that decode images. 0: one for each core.
+    pub cpu_workers: u32,
+    /// Share of a shard's wanted rows that may be unusable before the run stops, judged after 1,000 rows.
+    pub max_bad_fraction: f64,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self { memory: Bytes::mib(2048), disk: Bytes::mib(20 * 1024), cpu_workers: 0, max_bad_fraction: 0.05 }
+    }
+}
+
+/// `[scratch]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawScratch {
+    /// Directory of the ring of pixel chunks; each run has a folder of its own in it. Empty: `scratch` inside `run.dir`.
+    pub dir: String,
+}
+
+/// `[device]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDevice {
+    /// `auto` or `cpu`.
+    pub kind: DeviceKind,
+    /// Which device, where there are several.
+    pub index: u32,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStore {
+    /// S3-compatible endpoint. This version reads local files alone, so only the empty string is accepted.
+    pub endpoint: String,
+}

@@ -1,0 +1,125 @@
+//! Every key with its meaning and default, made from the definitions that parse the files, so it cannot drift.
+
+use std::fmt::Write as _;
+
+use documented::DocumentedFields;
+use serde::Serialize;
+use toml::Value;
+
+use super::raw::{
+    RawCaptions, RawChunks, RawDevice, RawHead, RawImages, RawLimits, RawMachine, RawModel, RawPairs, RawPipeline,
+    RawPredict, RawPreprocess, RawRun, RawScratch, RawStore, RawTrain,
+};
+
+/// One key of a configuration file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Key {
+    /// Section that holds it.
+    pub section: &'static str,
+    /// Its name inside the section.
+    pub name: &'static str,
+    /// What it means, with its unit.
+    pub meaning: &'static str,
+    /// Default as TOML; `None` where the key has none.
+    pub default: Option<String>,
+}
+
+fn section<T: DocumentedFields + Serialize + Default>(name: &'static str, keys: &mut Vec<Key>) {
+    let defaults = Value::try_from(T::default()).ok();
+    for (field, meaning) in T::FIELD_NAMES.iter().zip(T::FIELD_DOCS) {
+        let field = if *field == "match_rule" { "match" } else { field };
+        let default = defaults.as_ref().and_then(|table| table.get(field)).map(ToString::to_string);
+        keys.push(Key { section: name, name: field, meaning, default });
+    }
+}
+
+/// The keys of a pipeline file, in the order of the flow.
+pub fn keys_of_pipeline() -> Vec<Key> {
+    let mut keys = Vec::new();
+    section::<RawRun>("run", &mut keys);
+    section::<RawCaptions>("captions", &mut keys);
+    section::<RawPairs>("pairs", &mut keys);
+    section::<RawImages>("images", &mut keys);
+    section::<RawPreprocess>("preprocess", &mut keys);
+    section::<RawChunks>("chunks", &mut keys);
+    section::<RawModel>("model", &mut keys);
+    section::<RawHead>("head", &mut keys);
+    section::<RawTrain>("train", &mut keys);
+    section::<RawPredict>("predict", &mut keys);
+    keys
+}
+
+/// The keys of a machine file.
+pub fn keys_of_machine() -> Vec<Key> {
+    let mut keys = Vec::new();
+    section::<RawLimits>("limits", &mut keys);
+    section::<RawScratch>("scratch", &mut keys);
+    section::<RawDevice>("device", &mut keys);
+    section::<RawStore>("store", &mut keys);
+    keys
+}
+
+/// The whole reference as text, in TOML's own syntax.
+pub fn text() -> String {
+    let mut out = String::new();
+    let files = [
+        (
+            "Pipeline file (--config): what to run",
+            keys_of_pipeline(),
+            RawPipeline::FIELD_NAMES,
+            RawPipeline::FIELD_DOCS,
+        ),
+        (
+            "Machine file (--machine): where to run it",
+            keys_of_machine(),
+            RawMachine::FIELD_NAMES,
+            RawMachine::FIELD_DOCS,
+        ),
+    ];
+    for (title, keys, sections, docs) in files {
+        let _ = writeln!(out, "# {title}");
+        for (section, doc) in sections.iter().zip(docs) {
+            let _ = writeln!(out, "\n# {doc}\n[{section}]");
+            for key in keys.iter().filter(|key| key.section == *section) {
+                for line in key.meaning.lines() {
+                    let _ = writeln!(out, "# {}", line.trim());
+                }
+                match &key.default {
+                    Some(default) => {
+                        let _ = writeln!(out, "{} = {default}", key.name);
+                    }
+                    None => {
+                        let _ = writeln!(out, "# {} = …", key.name);
+                    }
+                }
+            }
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_is_itself_a_valid_file_of_defaults() {
+        let text = text();
+        let split = text.find("# Machine file").unwrap();
+        let pipeline = crate::config::pipeline(&text[..split]).unwrap();
+        assert_eq!(pipeline.train, Some(RawTrain::default()));
+        assert_eq!(pipeline.model, Some(RawModel::default()));
+        crate::config::machine(&text[split..]).unwrap();
+    }
+
+    #[test]
+    fn every_section_has_keys() {
+        for name in RawPipeline::FIELD_NAMES {
+            assert!(keys_of_pipeline().iter().any(|key| key.section == *name), "{name}");
+        }
+        for name in RawMachine::FIELD_NAMES {
+            assert!(keys_of_machine().iter().any(|key| key.section == *name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What stages share: bounded links, a byte budget, CPU permits, the device thread, the stop token and meters.
+//!
+//! Every link is bounded in items whose size the [`ByteBudget`] bounds; a slow consumer therefore slows its producer
+//! and nothing grows. A stage ends its output by dropping the sender, stops at [`Stop`], and fails by returning an
+//! error. Nothing here knows images, arrow or burn.
+
+mod board;
+mod budget;
+mod device;
+mod pool;
+mod stop;
+
+pub use board::{Board, Meter, Snapshot};
+pub use budget::{ByteBudget, Held};
+pub use device::{DeviceGone, DeviceThread};
+pub use pool::{CpuPool, JobPanicked};
+pub use stop::{Signal, Stop};
+
+use tokio::sync::mpsc;
+
+/// Opens a link that holds at most `capacity` items: the only door to a channel between stages.
+pub fn link<T>(capacity: usize) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
+    mpsc::channel(capacity)
+}

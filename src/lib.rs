@@ -1,0 +1,5 @@
+//! map
+pub mod chunk;
+pub mod config;
+pub mod flow;
+pub mod store;

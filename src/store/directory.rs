@@ -1,0 +1,268 @@
+//! A local directory in which a name holds a complete file or nothing, at every instant.
+//!
+//! Files are written under a name ending in `.tmp`, synced, and renamed or linked to their own name; then the directory is
+//! synced. A crash leaves at most `.tmp` files, which [`Directory::sweep`] removes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::StoreError;
+
+/// Ending of files that are being written.
+const TEMPORARY: &str = "tmp";
+
+/// The root of a tree of durable files. Names are relative and use `/`.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+/// Proof that this process alone works on a directory; dropping it, or dying, lets the next one in.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Directory {
+    /// Opens a directory, creating it and its parents where absent.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(|error| StoreError::io(&root, "created", error))?;
+        Ok(Self { root })
+    }
+
+    /// A directory that may not exist; reading from it finds nothing then.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path behind a name.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Claims the directory for this process.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] names the process that has it. A dead holder's claim is void.
+    pub fn lock(&self) -> Result<Lock, StoreError> {
+        let path = self.path("lock");
+        let failed = |error| StoreError::io(&path, "locked", error);
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Unreadable words about the holder must not hide that there is one.
+                if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
+                    "another process".clone_into(&mut holder);
+                }
+                let path = self.root.display().to_string();
+                return Err(StoreError::InUse { path, holder: holder.trim().to_owned() });
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        file.set_len(0).map_err(failed)?;
+        writeln!(file, "process {} since {now}", std::process::id()).map_err(failed)?;
+        Ok(Lock { _file: file })
+    }
+
+    /// The temporary path under which a writer fills the file `name`; its directory exists afterwards.
+    ///
+    /// # Errors
+    /// When the directory cannot be created.
+    pub fn temporary(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let path = self.path(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| StoreError::io(parent, "created", error))?;
+        }
+        let mut temporary = path.into_os_string();
+        temporary.push(".");
+        temporary.push(TEMPORARY);
+        Ok(temporary.into())
+    }
+
+    /// Makes the file filled under [`Self::temporary`] appear under its name, durable and complete, replacing an older one.
+    ///
+    /// # Errors
+    /// When syncing or renaming fails; the name then holds what it held before.
+    pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
+        let (temporary, path) = (self.temporary(name)?, self.path(name));
+        let failed = |error| StoreError::io(&path, "written", error);
+        let file = File::open(&temporary).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        fs::rename(&temporary, &path).map_err(failed)?;
+        sync_parent(&path)?;
+        Ok(bytes)
+    }
+
+    /// Writes a small file in one step, replacing an older one.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.fill(name, content)?;
+        self.publish(name).map(|_| ())
+    }
+
+    /// Writes a small file if its name is free, durable once this returns; says whether it was.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
+        let temporary = self.fill(name, content)?;
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "written", error);
+        File::open(&temporary).and_then(|file| file.sync_all()).map_err(failed)?;
+        // A hard link fails where the name is taken; a rename would replace it.
+        let created = match fs::hard_link(&temporary, &path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        fs::remove_file(&temporary).map_err(failed)?;
+        sync_parent(&path)?;
+        Ok(created)
+    }
+
+    fn fill(&self, name: &str, content: &[u8]) -> Result<PathBuf, StoreError> {
+        let temporary = self.temporary(name)?;
+        fs::write(&temporary, content).map_err(|error| StoreError::io(self.path(name), "written", error))?;
+        Ok(temporary)
+    }
+
+    /// Reads a small file; `None` where it is absent.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(name);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(path, "read", error)),
+        }
+    }
+
+    /// The names of the complete files and the folders in the folder `name`, sorted; none where it is absent.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "listed", error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if !is_temporary(&name) {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes a file or a folder with all that is in it; an absent one is fine.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Ok(()) => sync_parent(&path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(StoreError::io(path, "removed", error)),
+        }
+    }
+
+    /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "swept", error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if is_temporary(&file) || !keep(&file) {
+                self.remove(&format!("{name}/{file}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_temporary(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending == TEMPORARY)
+}
+
+/// Makes a rename or a link durable.
+fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temporary() -> (tempfile::TempDir, Directory) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::create(dir.path().join("run")).unwrap();
+        (dir, directory)
+    }
+
+    #[test]
+    fn a_name_is_created_once() {
+        let (_guard, directory) = temporary();
+        assert!(directory.create_new("journal/a.json", b"first").unwrap());
+        assert!(!directory.create_new("journal/a.json", b"second").unwrap());
+        assert_eq!(directory.read("journal/a.json").unwrap().unwrap(), b"first");
+        assert_eq!(directory.list("journal").unwrap(), ["a.json"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_never_listed() {
+        let (_guard, directory) = temporary();
+        directory.write("chunks/a", b"whole").unwrap();
+        directory.write("chunks/b", b"without entry").unwrap();
+        fs::write(directory.temporary("chunks/c").unwrap(), b"half").unwrap();
+        assert_eq!(directory.list("chunks").unwrap(), ["a", "b"]);
+        directory.sweep("chunks", |name| name == "a").unwrap();
+        assert_eq!(fs::read_dir(directory.path("chunks")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_holds_the_directory() {
+        let (_guard, directory) = temporary();
+        let lock = directory.lock().unwrap();
+        let error = directory.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(lock);
+        directory.lock().unwrap();
+    }
+}
