@@ -1,5 +1,77 @@
-//! map
+//! `wikicap-pipeline` streams an image/caption corpus that is far larger than the machine through a frozen vision
+//! transformer, trains a caption head on the features and writes a ranked submission, in bounded memory and disk, and
+//! goes on exactly where it stopped.
+//!
+//! This page is the map: read it, then the module that you came for.
+//!
+//! # The flow
+//!
+//! ```text
+//!  caption list ─► classes ┐
+//!  pairs (TSV) ─► url → class ids (join index)            catalog stage: corpus, catalog, chunk::tables
+//!                                │
+//!  image shards ─► gunzip ─► rows ─► wanted? ─► blocks of rows        one reader, in the order of the corpus
+//!     store          store    corpus   catalog        │
+//!                                  base64 ─► decode ─► resize         a pool of workers, results in order
+//!                                             decode  │
+//!                              pixel chunks in the scratch ring       chunk::ring (durable, where they are the product)
+//!                                                     │
+//!                                   ViT forward, frozen               model, on the device thread
+//!                                                     │
+//!                              feature chunks + journal entry         chunk::features, chunk::journal
+//!                                                     │
+//!           order of samples ─► SGD on the head ─► checkpoints        train
+//!                                                     │
+//!           test images, by the same stream ─► top k ─► submission    predict
+//! ```
+//!
+//! The stages run one after the other, each as a small graph of bounded links; [`pipeline`] is the only place that
+//! wires them. Every artefact is committed by one journal entry, created if absent once its files are durable.
+//!
+//! # Who may name whom
+//!
+//! | module | is | may name |
+//! | --- | --- | --- |
+//! | [`config`] | two files → raw → checked; pure | – |
+//! | [`flow`] | bounded links, byte budget, CPU permits, device thread, stop token, meters | – |
+//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories | – |
+//! | [`corpus`] | the published files as typed rows; sans I/O | – |
+//! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
+//! | [`decode`] | bytes → pixels; synchronous and pure | – |
+//! | [`chunk`] | pixel and feature chunks, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
+//! | `model` | Hugging Face checkpoint → features; burn | – |
+//! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
+//! | [`train`] | head, schedule, order, optimiser, checkpoints; burn in the trainer | `predict` |
+//! | [`sample`] | draws a small corpus and a tiny checkpoint in the published layout | – |
+//! | [`pipeline`] | the wiring; supervision, generations, report | all but `cli` and `sample` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only printer | `config`, `flow`, `pipeline`, `predict`, `sample` |
+//!
+//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device's desk in
+//! `pipeline`; without the `model` feature none of it is built and the tool preprocesses, checks and evaluates.
+//!
+//! # Promises
+//!
+//! 1. **Same bytes**: same inputs, configuration and seed give the same chunks in the same order and, on the CPU, the
+//!    same weights, for any number of workers and however often the run was killed. Blocks, batches and chunks are cut
+//!    by the input alone; results of the pool come back in order; the order of training is a function of seed and epoch.
+//! 2. **Every row is accounted for**: rows read = kept + quarantined + skipped, per shard, checked at the end.
+//! 3. **A chunk exists if and only if its journal entry does** ([`chunk`]).
+//! 4. **Bounded**: bytes between stages by [`flow::ByteBudget`], scratch disk by [`chunk::ring`], links by their capacity.
+//! 5. **One generation**: artefacts carry a hash of what they were made from; a changed key is refused by name.
+//! 6. **One bad row never stops a run**, and too many do (`limits.max_bad_fraction`).
+//! 7. **Nothing outside `run.dir` and the scratch directory is written.**
+
+pub mod catalog;
 pub mod chunk;
+pub mod cli;
 pub mod config;
+pub mod corpus;
+pub mod decode;
 pub mod flow;
+#[cfg(feature = "model")]
+pub mod model;
+pub mod pipeline;
+pub mod predict;
+pub mod sample;
 pub mod store;
+pub mod train;

@@ -1,4 +1,4 @@
-//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8) and `labels.parquet` (`url_hash` UInt64,
+//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8, `images` UInt32) and `labels.parquet` (`url_hash` UInt64,
 //! `class` UInt32), which are what a resumed run and a prediction alone need instead of the pairs.
 
 use std::path::Path;
@@ -14,12 +14,20 @@ use crate::config::value::Compression;
 /// Rows written or read at a time.
 const BLOCK_ROWS: usize = 65_536;
 
-/// Writes the captions of the classes, in the order of their ids.
+/// Writes the captions of the classes in the order of their ids, each with how many images it has.
 ///
 /// # Errors
 /// When the disk is full or refuses.
-pub fn write_classes<'a>(path: &Path, captions: impl Iterator<Item = &'a str>) -> Result<(), ChunkError> {
-    let fields = vec![Field::new("class", DataType::UInt32, false), Field::new("caption", DataType::Utf8, false)];
+pub fn write_classes<'a>(
+    path: &Path,
+    captions: impl Iterator<Item = &'a str>,
+    images: &[u32],
+) -> Result<(), ChunkError> {
+    let fields = vec![
+        Field::new("class", DataType::UInt32, false),
+        Field::new("caption", DataType::Utf8, false),
+        Field::new("images", DataType::UInt32, false),
+    ];
     let metadata = [("kind", "classes".to_owned())];
     let mut table = TableWriter::create(path, fields, Compression::Zstd, BLOCK_ROWS, &metadata)?;
     let mut captions = captions.peekable();
@@ -27,24 +35,32 @@ pub fn write_classes<'a>(path: &Path, captions: impl Iterator<Item = &'a str>) -
     while captions.peek().is_some() {
         let block = StringArray::from_iter_values(captions.by_ref().take(BLOCK_ROWS));
         let end = class + arrow::array::Array::len(&block) as u32;
-        table.write(vec![Arc::new(UInt32Array::from_iter_values(class..end)), Arc::new(block)])?;
+        let images = (class..end).map(|class| images.get(class as usize).copied().unwrap_or(0));
+        table.write(vec![
+            Arc::new(UInt32Array::from_iter_values(class..end)),
+            Arc::new(block),
+            Arc::new(UInt32Array::from_iter_values(images)),
+        ])?;
         class = end;
     }
     table.finish()
 }
 
-/// Hands the captions of the classes to `take`, in the order of their ids.
+/// Hands the captions of the classes to `take` in the order of their ids, each with how many images it has.
 ///
 /// # Errors
 /// When the file is not the catalog's.
-pub fn read_classes(path: &Path, mut take: impl FnMut(&str)) -> Result<(), ChunkError> {
-    let mut table = TableReader::open(path, BLOCK_ROWS, &["caption"])?;
+pub fn read_classes(path: &Path, mut take: impl FnMut(&str, u32)) -> Result<(), ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &["caption", "images"])?;
     while let Some(batch) = table.next()? {
-        let captions = batch
-            .column_by_name("caption")
-            .and_then(|column| column.as_string_opt::<i32>())
-            .ok_or_else(|| ChunkError::damaged(path, "class table", "the column `caption` is missing"))?;
-        captions.iter().for_each(|caption| take(caption.unwrap_or_default()));
+        let captions = batch.column_by_name("caption").and_then(|column| column.as_string_opt::<i32>());
+        let images = batch.column_by_name("images").and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        let (Some(captions), Some(images)) = (captions, images) else {
+            return Err(ChunkError::damaged(path, "class table", "a column is missing"));
+        };
+        for (caption, images) in captions.iter().zip(images.values()) {
+            take(caption.unwrap_or_default(), *images);
+        }
     }
     Ok(())
 }
@@ -101,9 +117,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("classes.parquet");
         let captions: Vec<String> = (0..70_000).map(|i| format!("Überschrift {i} [SEP] \n\"{i}\"")).collect();
-        write_classes(&path, captions.iter().map(String::as_str)).unwrap();
-        let mut back = Vec::new();
-        read_classes(&path, |caption| back.push(caption.to_owned())).unwrap();
+        write_classes(&path, captions.iter().map(String::as_str), &[3, 1]).unwrap();
+        let (mut back, mut images) = (Vec::new(), Vec::new());
+        read_classes(&path, |caption, count| {
+            back.push(caption.to_owned());
+            images.push(count);
+        })
+        .unwrap();
+        assert_eq!(images[..3], [3, 1, 0]);
         assert_eq!(back, captions);
         let path = dir.path().join("labels.parquet");
         let entries: Vec<[u32; 3]> = (0..70_000).map(|i| [i, u32::MAX - i, i / 3]).collect();

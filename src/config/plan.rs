@@ -187,6 +187,19 @@ fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, ski
 
 fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
     refuse(pipeline.run.dir.is_empty(), "run.dir", "is required: name the directory that the run writes to".into());
+    if let Some(sample) = &pipeline.sample {
+        refuse(sample.out.is_empty(), "sample.out", "is required: name the directory to draw the corpus into".into());
+        refuse(
+            !(40..=1_000_000).contains(&sample.train_images),
+            "sample.train_images",
+            format!("`{}` must be from 40 to 1000000", sample.train_images),
+        );
+        refuse(
+            !(1..=1_000_000).contains(&sample.test_images),
+            "sample.test_images",
+            format!("`{}` must be from 1 to 1000000", sample.test_images),
+        );
+    }
     if let Some(captions) = &pipeline.captions {
         refuse(
             captions.classes == Classes::List && captions.list.is_empty(),

@@ -15,6 +15,9 @@ use super::value::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPipeline {
+    /// A corpus to draw first, where it is absent: for demonstrations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<RawSample>,
     /// Where the run keeps what it makes, and its seed.
     pub run: RawRun,
     /// The captions that become classes.
@@ -41,6 +44,26 @@ pub struct RawPipeline {
     /// Ranking of captions for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predict: Option<RawPredict>,
+}
+
+/// `[sample]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSample {
+    /// Directory that the corpus is drawn into. Required.
+    pub out: String,
+    /// Usable training images.
+    pub train_images: u32,
+    /// Usable test images.
+    pub test_images: u32,
+    /// Seed: the same seed draws the same bytes.
+    pub seed: u64,
+}
+
+impl Default for RawSample {
+    fn default() -> Self {
+        Self { out: String::new(), train_images: 2400, test_images: 300, seed: 42 }
+    }
 }
 
 /// `[run]`

@@ -8,7 +8,7 @@ use toml::Value;
 
 use super::raw::{
     RawCaptions, RawChunks, RawDevice, RawHead, RawImages, RawLimits, RawMachine, RawModel, RawPairs, RawPipeline,
-    RawPredict, RawPreprocess, RawRun, RawScratch, RawStore, RawTrain,
+    RawPredict, RawPreprocess, RawRun, RawSample, RawScratch, RawStore, RawTrain,
 };
 
 /// One key of a configuration file.
@@ -36,6 +36,7 @@ fn section<T: DocumentedFields + Serialize + Default>(name: &'static str, keys: 
 /// The keys of a pipeline file, in the order of the flow.
 pub fn keys_of_pipeline() -> Vec<Key> {
     let mut keys = Vec::new();
+    section::<RawSample>("sample", &mut keys);
     section::<RawRun>("run", &mut keys);
     section::<RawCaptions>("captions", &mut keys);
     section::<RawPairs>("pairs", &mut keys);

@@ -1,1 +1,8 @@
+//! The program from outside: one binary, the real executable, on corpora that it draws itself.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod errors;
+mod layering;
+mod resume;
+mod support;
+mod whole;

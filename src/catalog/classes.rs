@@ -1,0 +1,431 @@
+//! Captions as numbered classes.
+//!
+//! Texts lie end to end in one string; beside them a class costs 8 bytes of position and 10 to 15 bytes of
+//! hash table. A class of a caption list costs 8 bytes more to link strings with one key, and the same again
+//! for a second table unless the rule is [`Match::Exact`].
+
+use twox_hash::XxHash3_64;
+
+use crate::catalog::error::CatalogError;
+use crate::catalog::matching::Match;
+use crate::catalog::table::Table;
+
+/// Classes that can be numbered; `u32::MAX` itself means none.
+const MOST_CLASSES: u32 = u32::MAX - 1;
+const NONE: u32 = u32::MAX;
+
+/// What is a class of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassSource {
+    /// Each distinct string of the caption list. Several can have one key.
+    List,
+    /// Each distinct key of the training captions, under the first caption with that key.
+    Train,
+}
+
+/// The classes that share one key, named by the first of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group(u32);
+
+impl Group {
+    /// The smallest class id of the group. It belongs to no other group.
+    pub const fn first_class(self) -> u32 {
+        self.0
+    }
+}
+
+/// Classes, in order of first appearance.
+#[derive(Debug)]
+pub struct Classes {
+    source: ClassSource,
+    rule: Match,
+    texts: Texts,
+    /// From a key to the first class that has it.
+    by_key: Table,
+    /// From a string to its class, where strings with one key are kept apart.
+    by_text: Table,
+    /// For each class, the next one with the same key.
+    next: Vec<u32>,
+    /// For the first class of a key, the last one; so that a class is linked in constant time.
+    last: Vec<u32>,
+    duplicates: u64,
+    empties: u64,
+    keyless: u64,
+}
+
+impl Classes {
+    /// No classes yet.
+    pub fn new(source: ClassSource, rule: Match) -> Self {
+        Self {
+            source,
+            rule,
+            texts: Texts::default(),
+            by_key: Table::default(),
+            by_text: Table::default(),
+            next: Vec::new(),
+            last: Vec::new(),
+            duplicates: 0,
+            empties: 0,
+            keyless: 0,
+        }
+    }
+
+    /// The rule by which captions are found.
+    pub fn rule(&self) -> Match {
+        self.rule
+    }
+
+    /// What is a class of its own.
+    pub fn source(&self) -> ClassSource {
+        self.source
+    }
+
+    /// Makes `caption` a class unless it is one, and returns the group that a row with this caption has.
+    /// A caption of white space is no class, and one whose key is empty is in no group.
+    ///
+    /// # Errors
+    /// There are more classes than `u32` can number.
+    pub fn add(&mut self, caption: &str) -> Result<Option<Group>, CatalogError> {
+        if caption.trim().is_empty() {
+            self.empties += 1;
+            return Ok(None);
+        }
+        let key = self.rule.key(caption);
+        let key_hash = hash(&key);
+        let group = self.find(&key, key_hash);
+        match self.source {
+            ClassSource::Train => {
+                if key.is_empty() {
+                    self.keyless += 1;
+                    return Ok(None);
+                }
+                if group.is_some() {
+                    self.duplicates += 1;
+                    return Ok(group);
+                }
+                let class = self.texts.push(caption)?;
+                self.by_key.insert(key_hash, class);
+                Ok(Some(Group(class)))
+            }
+            ClassSource::List => {
+                let text_hash = if self.rule == Match::Exact { key_hash } else { hash(caption) };
+                let known = if self.rule == Match::Exact {
+                    group.map(Group::first_class)
+                } else {
+                    self.by_text.find(text_hash, |class| self.texts.get(class) == Some(caption))
+                };
+                if known.is_some() {
+                    self.duplicates += 1;
+                    return Ok(group);
+                }
+                let class = self.texts.push(caption)?;
+                self.next.push(NONE);
+                self.last.push(class);
+                if self.rule != Match::Exact {
+                    self.by_text.insert(text_hash, class);
+                }
+                if key.is_empty() {
+                    self.keyless += 1;
+                    return Ok(None);
+                }
+                let Some(group) = group else {
+                    self.by_key.insert(key_hash, class);
+                    return Ok(Some(Group(class)));
+                };
+                self.link(group, class);
+                Ok(Some(group))
+            }
+        }
+    }
+
+    fn link(&mut self, group: Group, class: u32) {
+        if let Some(last) = self.last.get_mut(group.0 as usize) {
+            let before = std::mem::replace(last, class);
+            if let Some(next) = self.next.get_mut(before as usize) {
+                *next = class;
+            }
+        }
+    }
+
+    fn find(&self, key: &str, key_hash: u64) -> Option<Group> {
+        if key.is_empty() {
+            return None;
+        }
+        let same = |class| self.texts.get(class).is_some_and(|text| self.rule.key(text) == key);
+        self.by_key.find(key_hash, same).map(Group)
+    }
+
+    /// The group of a row with this caption, if any class has its key.
+    pub fn group_of(&self, caption: &str) -> Option<Group> {
+        let key = self.rule.key(caption);
+        self.find(&key, hash(&key))
+    }
+
+    /// The classes of a row with this caption, ascending; none when no class has its key.
+    pub fn classes_of(&self, caption: &str) -> impl Iterator<Item = u32> + use<'_> {
+        std::iter::successors(self.group_of(caption).map(Group::first_class), |&class| self.following(class))
+    }
+
+    fn following(&self, class: u32) -> Option<u32> {
+        self.next.get(class as usize).copied().filter(|&next| next != NONE)
+    }
+
+    /// The text of a class, as it first stood in a file.
+    pub fn text(&self, class: u32) -> Option<&str> {
+        self.texts.get(class)
+    }
+
+    /// The texts of all classes, by class id.
+    pub fn texts(&self) -> impl ExactSizeIterator<Item = &str> {
+        (0..self.len()).map(|class| self.texts.get(class as u32).unwrap_or_default())
+    }
+
+    /// How many classes there are.
+    pub fn len(&self) -> usize {
+        self.texts.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Captions that were added and made no class, because they were one already.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Captions of white space that were added.
+    pub fn empties(&self) -> u64 {
+        self.empties
+    }
+
+    /// Captions that were added and that no row can match, because their key is empty (` [SEP] …` under
+    /// [`Match::Title`]).
+    pub fn keyless(&self) -> u64 {
+        self.keyless
+    }
+
+    /// Gives back memory that was set aside for more classes.
+    pub fn shrink(&mut self) {
+        self.texts.all.shrink_to_fit();
+        self.texts.ends.shrink_to_fit();
+        self.next.shrink_to_fit();
+        self.last.shrink_to_fit();
+    }
+
+    /// Memory that is held, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.texts.all.capacity()
+            + self.texts.ends.capacity() * size_of::<u64>()
+            + (self.next.capacity() + self.last.capacity()) * size_of::<u32>()
+            + self.by_key.bytes()
+            + self.by_text.bytes()
+    }
+
+    /// BLAKE3 over the rule, the source and every text with its length: equal for equal classes alone.
+    pub fn digest(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        let source: &[u8] = match self.source {
+            ClassSource::List => b"list\0",
+            ClassSource::Train => b"train\0",
+        };
+        hasher.update(self.rule.as_str().as_bytes()).update(b"\0").update(source);
+        for end in &self.texts.ends {
+            hasher.update(&end.to_le_bytes());
+        }
+        hasher.update(self.texts.all.as_bytes());
+        hasher.finalize()
+    }
+
+    /// The members of every group of more than one class.
+    pub fn groups(&self) -> Groups {
+        let mut groups = Groups { classes: self.len(), ..Groups::default() };
+        for first in 0..self.next.len() as u32 {
+            let links = self.last.get(first as usize).is_some_and(|&last| last != first);
+            if !links {
+                continue;
+            }
+            groups.firsts.push(first);
+            groups.members.extend(std::iter::successors(Some(first), |&class| self.following(class)));
+            groups.ends.push(groups.members.len());
+        }
+        groups
+    }
+}
+
+/// Which classes share a key: what the join index needs to know of the classes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Groups {
+    classes: usize,
+    /// First classes of the groups of more than one, ascending, with where each one's members end.
+    firsts: Vec<u32>,
+    ends: Vec<usize>,
+    members: Vec<u32>,
+}
+
+impl Groups {
+    /// How many classes there are, grouped or not.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Whether each class is alone.
+    pub fn is_trivial(&self) -> bool {
+        self.firsts.is_empty()
+    }
+
+    /// The classes of the group whose first class is `first`, ascending, if it has more than that one.
+    pub fn members(&self, first: u32) -> Option<&[u32]> {
+        let position = self.firsts.binary_search(&first).ok()?;
+        let start = position.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        self.members.get(start..*self.ends.get(position)?)
+    }
+
+    /// Copies the value of each group's first class to its other classes.
+    pub(super) fn spread(&self, values: &mut [u32]) {
+        for members in self.firsts.iter().filter_map(|&first| self.members(first)) {
+            let Some(&value) = members.first().and_then(|&first| values.get(first as usize)) else {
+                continue;
+            };
+            for &class in members {
+                if let Some(slot) = values.get_mut(class as usize) {
+                    *slot = value;
+                }
+            }
+        }
+    }
+}
+
+/// All texts in one string.
+#[derive(Debug, Default)]
+struct Texts {
+    all: String,
+    ends: Vec<u64>,
+}
+
+impl Texts {
+    fn push(&mut self, text: &str) -> Result<u32, CatalogError> {
+        let class = u32::try_from(self.ends.len()).ok().filter(|&class| class < MOST_CLASSES);
+        let class = class.ok_or(CatalogError::TooManyClasses { limit: MOST_CLASSES })?;
+        self.all.push_str(text);
+        self.ends.push(self.all.len() as u64);
+        Ok(class)
+    }
+
+    fn get(&self, class: u32) -> Option<&str> {
+        let class = class as usize;
+        let end = *self.ends.get(class)? as usize;
+        let start = class.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0) as usize;
+        self.all.get(start..end)
+    }
+}
+
+fn hash(key: &str) -> u64 {
+    XxHash3_64::oneshot(key.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    fn classes(source: ClassSource, rule: Match, captions: &[&str]) -> Classes {
+        let mut classes = Classes::new(source, rule);
+        for caption in captions {
+            classes.add(caption).unwrap();
+        }
+        classes
+    }
+
+    fn of(classes: &Classes, caption: &str) -> Vec<u32> {
+        classes.classes_of(caption).collect()
+    }
+
+    #[test]
+    fn a_list_keeps_distinct_strings_apart_and_joins_them_by_key() {
+        let list = classes(ClassSource::List, Match::Trimmed, &["b", "a ", "b", "", "a", " \u{a0}", "NA", "a "]);
+        assert_eq!(list.texts().collect::<Vec<_>>(), ["b", "a ", "a", "NA"]);
+        assert_eq!((list.duplicates(), list.empties(), list.keyless()), (2, 2, 0));
+        assert_eq!(of(&list, "\u{a0}a"), [1, 2]);
+        assert_eq!(of(&list, "b"), [0]);
+        assert!(of(&list, "c").is_empty() && of(&list, "").is_empty());
+        assert_eq!(list.groups().members(1), Some(&[1, 2][..]));
+        assert_eq!(list.groups().members(0), None);
+    }
+
+    #[test]
+    fn a_title_has_all_its_captions() {
+        let list =
+            classes(ClassSource::List, Match::Title, &["T [SEP] one", "U [SEP] one", "T [SEP] ", " [SEP] none", "T"]);
+        assert_eq!(list.len(), 5);
+        assert_eq!(of(&list, "T [SEP] another"), [0, 2, 4]);
+        assert!(of(&list, " [SEP] none").is_empty());
+        assert_eq!(list.keyless(), 1);
+    }
+
+    #[test]
+    fn training_captions_are_classes_by_key() {
+        let train = classes(ClassSource::Train, Match::Casefold, &["Straße", "x", "STRASSE", " strasse ", ""]);
+        assert_eq!(train.texts().collect::<Vec<_>>(), ["Straße", "x"]);
+        assert_eq!((train.duplicates(), train.empties()), (2, 1));
+        assert_eq!(of(&train, "strasse"), [0]);
+        assert!(train.groups().is_trivial());
+        assert_eq!(train.group_of("X").map(Group::first_class), Some(1));
+    }
+
+    #[test]
+    fn the_digest_tells_texts_rules_and_borders_apart() {
+        let digest = |source, rule, captions: &[&str]| classes(source, rule, captions).digest();
+        let first = digest(ClassSource::List, Match::Exact, &["ab", "c"]);
+        assert_eq!(first, digest(ClassSource::List, Match::Exact, &["ab", "c", "ab"]));
+        assert_ne!(first, digest(ClassSource::List, Match::Exact, &["a", "bc"]));
+        assert_ne!(first, digest(ClassSource::List, Match::Trimmed, &["ab", "c"]));
+        assert_ne!(first, digest(ClassSource::Train, Match::Exact, &["ab", "c"]));
+    }
+
+    #[test]
+    fn a_hundred_thousand_classes_take_little_beside_their_text() {
+        let mut train = Classes::new(ClassSource::Train, Match::Trimmed);
+        let mut text_bytes = 0;
+        for number in 0..100_000 {
+            let caption = format!("Title {number} [SEP] caption");
+            text_bytes += caption.len();
+            assert_eq!(train.add(&caption).unwrap(), Some(Group(number)));
+        }
+        train.shrink();
+        assert!(train.bytes() <= text_bytes + 24 * 100_000, "{}", train.bytes() - text_bytes);
+        assert_eq!(of(&train, " Title 77777 [SEP] caption\n"), [77_777]);
+    }
+
+    proptest! {
+        #[test]
+        fn classes_are_those_of_a_plain_search(captions in prop::collection::vec("[aAé ]{0,3}( \\[SEP\\] [xX]?)?", 0..60)) {
+            for rule in Match::ALL {
+                let mut texts: Vec<&str> = Vec::new();
+                for caption in captions.iter().filter(|caption| !caption.trim().is_empty()) {
+                    if !texts.contains(&caption.as_str()) {
+                        texts.push(caption);
+                    }
+                }
+                let captions: Vec<_> = captions.iter().map(String::as_str).collect();
+                let list = classes(ClassSource::List, rule, &captions);
+                prop_assert_eq!(list.texts().collect::<Vec<_>>(), texts.clone());
+                let groups = list.groups();
+                for caption in &captions {
+                    let key = rule.key(caption);
+                    let expected: Vec<u32> = (0_u32..)
+                        .zip(&texts)
+                        .filter(|(_, text)| !key.is_empty() && rule.key(text) == key)
+                        .map(|(class, _)| class)
+                        .collect();
+                    prop_assert_eq!(&of(&list, caption), &expected);
+                    if expected.len() > 1 {
+                        prop_assert_eq!(groups.members(expected[0]), Some(&expected[..]));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! When two captions count as equal.
+
+use std::borrow::Cow;
+
+use caseless::Caseless;
+use unicode_normalization::UnicodeNormalization;
+
+use crate::catalog::error::CatalogError;
+
+/// What stands between page title and caption, and in an empty caption ends the string.
+const SEPARATOR: &str = " [SEP] ";
+const OPEN_SEPARATOR: &str = " [SEP]";
+
+/// The rule by which a caption of a row is found among the classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Match {
+    /// Byte for byte.
+    Exact,
+    /// Without white space around it: Unicode's `White_Space`, which includes the no-break spaces.
+    #[default]
+    Trimmed,
+    /// Trimmed, and equal under Unicode's canonical caseless matching.
+    Casefold,
+    /// The page title: what is before the first ` [SEP] `, trimmed; the whole where there is none.
+    Title,
+}
+
+impl Match {
+    /// Every rule, from the strictest on.
+    pub const ALL: [Self; 4] = [Self::Exact, Self::Trimmed, Self::Casefold, Self::Title];
+
+    /// The name that configurations use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Trimmed => "trimmed",
+            Self::Casefold => "casefold",
+            Self::Title => "title",
+        }
+    }
+
+    /// What is compared in place of `caption`. Equal captions have equal keys; an empty key equals nothing.
+    ///
+    /// The key of [`Match::Casefold`] is NFC(toCasefold(NFD(X))), full folding: the canonical caseless match of
+    /// the Unicode Standard, section 3.13, definition D145, which compares NFD in place of NFC. Folding NFD
+    /// rather than NFC matters for the Greek iota subscript alone.
+    pub fn key(self, caption: &str) -> Cow<'_, str> {
+        match self {
+            Self::Exact => Cow::Borrowed(caption),
+            Self::Trimmed => Cow::Borrowed(caption.trim()),
+            Self::Casefold => casefold(caption.trim()),
+            Self::Title => Cow::Borrowed(title(caption)),
+        }
+    }
+}
+
+impl std::fmt::Display for Match {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Match {
+    type Err = CatalogError;
+
+    fn from_str(name: &str) -> Result<Self, CatalogError> {
+        Self::ALL
+            .into_iter()
+            .find(|rule| rule.as_str() == name)
+            .ok_or_else(|| CatalogError::UnknownRule { name: name.to_owned() })
+    }
+}
+
+fn casefold(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() {
+        return if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(text.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(text)
+        };
+    }
+    Cow::Owned(text.nfd().default_case_fold().nfc().collect())
+}
+
+fn title(caption: &str) -> &str {
+    let title = match caption.split_once(SEPARATOR) {
+        Some((title, _)) => title,
+        // The trailing space may have been trimmed away.
+        None => caption.strip_suffix(OPEN_SEPARATOR).unwrap_or(caption),
+    };
+    title.trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    #[test]
+    fn trimming_takes_every_unicode_space() {
+        assert_eq!(Match::Trimmed.key("\u{a0}\u{2003}\u{3000} A\u{a0}b \r\n\t\u{2028}"), "A\u{a0}b");
+        assert_eq!(Match::Exact.key(" a "), " a ");
+    }
+
+    #[test]
+    fn folding_is_full_and_ignores_composition() {
+        let equal = |left, right| {
+            assert_eq!(Match::Casefold.key(left), Match::Casefold.key(right), "{left} {right}");
+        };
+        equal("Straße", "STRASSE");
+        equal("ΌΣΟΣ", "όσος");
+        equal("Caf\u{e9}", "CAFE\u{301}");
+        equal("ﬁne", "FINE");
+        equal("\u{1fc3}", "\u{397}\u{399}");
+        equal("İ", "i\u{307}");
+        equal(" ABC ", "abc");
+        assert_ne!(Match::Casefold.key("ı"), Match::Casefold.key("i"));
+        assert!(matches!(Match::Casefold.key("plain ascii"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_title_ends_at_the_first_separator() {
+        let title = |caption| Match::Title.key(caption).into_owned();
+        assert_eq!(title("Mont Blanc [SEP] seen from [SEP] the south"), "Mont Blanc");
+        assert_eq!(title("Mont Blanc [SEP] "), "Mont Blanc");
+        assert_eq!(title("Mont Blanc [SEP]"), "Mont Blanc");
+        assert_eq!(title(" Mont Blanc\u{a0}"), "Mont Blanc");
+        assert_eq!(title(" [SEP] without a title"), "");
+        assert_eq!(title("a[SEP]b"), "a[SEP]b");
+    }
+
+    #[test]
+    fn names_come_back() {
+        for rule in Match::ALL {
+            assert_eq!(rule.to_string().parse(), Ok(rule));
+        }
+        assert!("Exact".parse::<Match>().unwrap_err().to_string().contains("`casefold`"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_is_its_own_key(caption in "\\PC{0,12}|[ A-Za-z\u{e9}\u{301}\u{345}ßΣςıİ\u{a0}]{0,12}") {
+            for rule in [Match::Exact, Match::Trimmed, Match::Casefold] {
+                let key = rule.key(&caption).into_owned();
+                prop_assert_eq!(&*rule.key(&key), &*key);
+            }
+        }
+
+        #[test]
+        fn the_ascii_path_folds_like_the_other(caption in "[ -~]{0,20}") {
+            let slow: String = caption.trim().nfd().default_case_fold().nfc().collect();
+            prop_assert_eq!(&*Match::Casefold.key(&caption), &*slow);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The command line: arguments, progress, printing and exit codes. The only place that prints.
+//!
+//! Results go to standard output, as text or with `--json` as JSON; progress, logs and errors go to standard error. An
+//! error is one sentence. Exit codes: 0 done; 2 the command line or the configuration is wrong; 3 the input cannot be
+//! used; 4 a store cannot be reached or refuses; 5 the device or the model fails; 130 and 143 stopped after saving.
+
+mod args;
+mod progress;
+mod show;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::config::plan::Stage;
+use crate::config::{self, Plan};
+use crate::flow::{Board, Signal, Stop};
+use crate::pipeline::{self, PipelineError, Request};
+use crate::predict::evaluate::evaluate;
+use crate::sample::{self, SampleOptions};
+
+use args::{Args, Command, ConfigCommand, Files};
+
+/// Why a command failed.
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { message: message.into(), code }
+    }
+}
+
+impl From<PipelineError> for Failure {
+    fn from(error: PipelineError) -> Self {
+        Self::new(error.exit_code(), pipeline::chain(&error))
+    }
+}
+
+/// Errors of small commands, whose cause is always a file that was named on the command line.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(3, format!("{error:#}"))
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version go to standard output and are no failure.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            error.print().ok();
+            return ExitCode::from(code);
+        }
+    };
+    let screen = progress::Screen::new(args.json);
+    progress::start_log(&screen, args.verbose);
+    std::panic::set_hook(Box::new(|info| {
+        // The thread's owner turns the panic into one sentence; where it happened helps whoever gets the report.
+        tracing::debug!(location = ?info.location(), "internal error");
+    }));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            complain(&failure.message);
+            ExitCode::from(failure.code)
+        }
+        Err(_) => {
+            complain("an internal error ended the program; run it again with -vv and report what it logs");
+            ExitCode::from(5)
+        }
+    }
+}
+
+fn complain(message: &str) {
+    let mut lines = message.lines();
+    let mut out = std::io::stderr().lock();
+    if let Some(first) = lines.next() {
+        writeln!(out, "error: {first}").ok();
+    }
+    for line in lines {
+        writeln!(out, "       {line}").ok();
+    }
+}
+
+/// Writes to standard output; a reader that went away is no error of ours.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).ok();
+    if !text.ends_with('\n') {
+        out.write_all(b"\n").ok();
+    }
+    out.flush().ok();
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(5, error.to_string()))?;
+    print(&text);
+    Ok(())
+}
+
+fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
+    let json = args.json;
+    match args.command {
+        Command::Run { files, from, fresh } => {
+            let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
+            run(&files, Request { predict_only: false, from }, screen)
+        }
+        Command::Predict { files } => run(&files, Request { predict_only: true, from: None }, screen),
+        Command::Check { files } => check(&files, json),
+        Command::Sample { out, train_images, test_images, seed } => {
+            let report = draw(&out, &SampleOptions { train_images, test_images, seed })?;
+            if json { print_json(&report) } else { Ok(print(&show::sample(&out, &report))) }
+        }
+        Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
+        Command::Inspect { path } => {
+            let found = pipeline::inspect(&path)?;
+            if json { print_json(&found) } else { Ok(print(&show::inspection(&path, &found))) }
+        }
+        Command::Export { files, out } => export(&files, &out, json),
+        Command::Config { command: ConfigCommand::Reference } => Ok(print(&config::reference::text())),
+        Command::Completions { shell } => {
+            let mut command = Args::command();
+            let name = command.get_name().to_owned();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, name, &mut script);
+            print(&String::from_utf8_lossy(&script));
+            Ok(())
+        }
+    }
+}
+
+/// Reads and checks both files.
+fn plan(files: &Files) -> Result<Plan, Failure> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(2, format!("`{}` cannot be read: {error}", path.display())))
+    };
+    let named = |path: &Path, error: &config::ConfigError| {
+        let lines: Vec<String> = error.0.iter().map(|problem| format!("`{}`: {problem}", path.display())).collect();
+        Failure::new(2, lines.join("\n"))
+    };
+    let pipeline = config::pipeline(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
+    let machine = match &files.machine {
+        None => config::raw::RawMachine::default(),
+        Some(path) => config::machine(&read(path)?).map_err(|error| named(path, &error))?,
+    };
+    let both = files.machine.as_ref().map_or_else(
+        || files.config.clone(),
+        |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
+    );
+    Plan::check(pipeline, machine).map_err(|error| named(&both, &error))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(5, format!("the system gives no threads: {error}")))
+}
+
+fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Failure> {
+    sample::write(out, options).map_err(|error| {
+        let code = match error {
+            sample::SampleError::Count { .. } | sample::SampleError::Nameless { .. } => 2,
+            _ => 4,
+        };
+        Failure::new(code, pipeline::chain(&error))
+    })
+}
+
+fn run(files: &Files, request: Request, screen: &progress::Screen) -> Result<(), Failure> {
+    let plan = plan(files)?;
+    if let Some(wanted) = &plan.pipeline().sample {
+        let out = Path::new(&wanted.out);
+        if !out.join("sample.json").is_file() {
+            tracing::info!(out = wanted.out, images = wanted.train_images, "drawing the sample corpus");
+            let (train_images, test_images) = (wanted.train_images, wanted.test_images);
+            draw(out, &SampleOptions { train_images, test_images, seed: wanted.seed })?;
+        }
+    }
+    let (board, stop) = (Board::default(), Stop::default());
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let signals = tokio::spawn(listen(stop.clone()));
+        let shown = screen.follow(&board);
+        // On a task of its own, so that a panic in it is an error here.
+        let run = Box::pin(pipeline::run(plan, request, board.clone(), stop.clone()));
+        let outcome = tokio::spawn(run).await.unwrap_or_else(|error| Err(error.into()));
+        shown.end();
+        signals.abort();
+        outcome
+    });
+    // Blocking jobs of a stopped run must not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    let report = outcome?;
+    if screen.json() { print_json(&report) } else { Ok(print(&show::report(&report))) }
+}
+
+/// The first signal asks the run to stop; a second one ends the process at once, which is as safe as a kill.
+async fn listen(stop: Stop) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be caught; a stopped run resumes all the same");
+        return;
+    };
+    loop {
+        let got = tokio::select! {
+            _ = interrupt.recv() => Signal::Interrupt,
+            _ = terminate.recv() => Signal::Terminate,
+        };
+        if stop.is_raised() {
+            #[expect(clippy::exit, reason = "the user insists; what is committed is durable")]
+            std::process::exit(i32::from(got.exit_code()));
+        }
+        tracing::warn!("stopping after saving; once more to stop at once");
+        stop.raise(got);
+    }
+}
+
+fn check(files: &Files, json: bool) -> Result<(), Failure> {
+    let plan = plan(files)?;
+    let found = runtime()?.block_on(pipeline::check(&plan));
+    if json {
+        print_json(&found)?;
+    } else {
+        print(&show::check(&found));
+    }
+    if found.problems.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(found.exit_code, found.problems.join("\n")))
+}
+
+fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let open =
+        |path: &Path| std::fs::File::open(path).with_context(|| format!("`{}` cannot be opened", path.display()));
+    let scores = evaluate(open(submission)?, open(truth)?)
+        .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
+    let ceiling = match ids {
+        None => None,
+        #[cfg(feature = "model")]
+        Some(path) => Some(runtime()?.block_on(pipeline::ceiling_of(&path.display().to_string()))?),
+        #[cfg(not(feature = "model"))]
+        Some(_) => return Err(Failure::new(2, "--ids needs a build with the `model` feature")),
+    };
+    if json {
+        let mut value = serde_json::to_value(scores).map_err(|error| Failure::new(5, error.to_string()))?;
+        if let (Some(ceiling), Some(map)) = (ceiling, value.as_object_mut()) {
+            map.insert("ndcg5_ceiling".to_owned(), ceiling.into());
+        }
+        return print_json(&value);
+    }
+    print(&show::scores(&scores, ceiling));
+    Ok(())
+}
+
+#[cfg(feature = "model")]
+fn export(files: &Files, out: &Path, json: bool) -> Result<(), Failure> {
+    let step = pipeline::export(&plan(files)?, out)?;
+    if json {
+        return print_json(&serde_json::json!({ "step": step, "out": out }));
+    }
+    print(&format!("the head of step {step} with its backbone is in `{}`", out.display()));
+    Ok(())
+}
+
+#[cfg(not(feature = "model"))]
+fn export(_: &Files, _: &Path, _: bool) -> Result<(), Failure> {
+    Err(Failure::new(2, "this build has no model stages; build with the `model` feature"))
+}

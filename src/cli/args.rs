@@ -1,0 +1,160 @@
+//! Arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::config::plan::Stage;
+
+/// Streams the Wikipedia image/caption corpus through a frozen ViT, trains a caption head and writes a ranked submission.
+///
+/// Everything is resumable: run the same command again after any interruption and it goes on where it stopped.
+#[derive(Debug, Parser)]
+#[command(name = "wikicap-pipeline", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = "\
+Try it on a small corpus that the tool draws itself:
+  wikicap-pipeline run --config pipelines/demo.toml
+
+Exit codes: 0 done; 2 command line or configuration; 3 input; 4 store or disk; 5 device or model;
+130 / 143 stopped by SIGINT / SIGTERM after saving.
+Logs: -v, -vv, or RUST_LOG=wikicap_pipeline=debug.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    /// Print results as JSON on standard output.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Log more; twice for debugging.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+/// The two configuration files.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Files {
+    /// What to run: a pipeline file.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+    /// Where to run it: a machine file. Without one: the defaults that `config reference` shows.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) machine: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Runs, or resumes, every stage that the configuration names.
+    ///
+    /// Ends with a table of counts, scores, rates and outputs; the same is in `report.json` in the run directory.
+    Run {
+        #[command(flatten)]
+        files: Files,
+        /// Throws away what this stage and those after it made, and recomputes it.
+        #[arg(long, value_name = "STAGE", conflicts_with = "fresh")]
+        from: Option<StageName>,
+        /// Throws away everything that the run made, and starts over.
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Says what would run, on what, and what it needs; lists every problem and changes nothing.
+    Check {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Draws a small corpus in the published layout and a tiny ViT checkpoint, for trying things out.
+    Sample {
+        /// Directory to write; it must not hold anything else.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Usable training images.
+        #[arg(long, default_value_t = 2400)]
+        train_images: u32,
+        /// Usable test images.
+        #[arg(long, default_value_t = 300)]
+        test_images: u32,
+        /// Seed: the same seed draws the same bytes.
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+    },
+    /// Runs prediction alone, from the run's newest checkpoint.
+    Predict {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Scores a submission against a truth file with the same columns: NDCG@5, recall@1 and @5, MRR.
+    Evaluate {
+        /// CSV with the columns `id` and `caption_title_and_reference_description`, best first.
+        #[arg(long, value_name = "FILE")]
+        submission: PathBuf,
+        /// CSV with the same columns, the right caption of each id.
+        #[arg(long, value_name = "FILE")]
+        truth: PathBuf,
+        /// `test.tsv` (id, image_url): shows the ceiling that one ranking an image can reach.
+        #[arg(long, value_name = "FILE")]
+        ids: Option<PathBuf>,
+    },
+    /// Says what a chunk, a quarantine file, a checkpoint, a model or a run directory holds.
+    Inspect {
+        /// File or directory.
+        path: PathBuf,
+    },
+    /// Writes backbone and trained head as a directory that Hugging Face transformers opens.
+    Export {
+        #[command(flatten)]
+        files: Files,
+        /// Directory to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// About the configuration files.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Writes a completion script for a shell.
+    Completions {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Every key with its meaning, unit and default, as TOML.
+    Reference,
+}
+
+/// A stage on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum StageName {
+    /// Classes and join index.
+    Catalog,
+    /// Chunks of the training images.
+    Stream,
+    /// Checkpoints of the head.
+    Train,
+    /// Test features and submission.
+    Predict,
+}
+
+impl From<StageName> for Stage {
+    fn from(name: StageName) -> Self {
+        match name {
+            StageName::Catalog => Self::Catalog,
+            StageName::Stream => Self::Stream,
+            StageName::Train => Self::Train,
+            StageName::Predict => Self::Predict,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

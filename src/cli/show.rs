@@ -1,0 +1,222 @@
+//! Results as text that a person can judge.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+use crate::pipeline::report::{CatalogReport, PredictionReport, StreamReport, TrainingReport};
+use crate::pipeline::{Check, Inspection, Report};
+use crate::predict::evaluate::Scores;
+use crate::sample::SampleReport;
+
+/// Aligned lines of name and value under headings.
+#[derive(Default)]
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn heading(&mut self, title: &str) {
+        let blank = if self.text.is_empty() { "" } else { "\n" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{blank}{title}");
+    }
+
+    fn row(&mut self, name: &str, value: impl std::fmt::Display) {
+        let _ = writeln!(self.text, "  {name:<28} {value}");
+    }
+
+    fn counts(&mut self, counts: &BTreeMap<String, u64>) {
+        for (name, count) in counts {
+            self.row(&format!("  {name}"), count);
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{part} of {whole} ({:.1} %)", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+/// The table at the end of a run.
+pub(super) fn report(report: &Report) -> String {
+    let mut table = Table::default();
+    if let Some(part) = &report.catalog {
+        catalog(&mut table, part);
+    }
+    if let Some(part) = &report.images {
+        stream(&mut table, part, report.catalog.as_ref());
+    }
+    if let Some(part) = &report.training {
+        training(&mut table, part);
+    }
+    if let Some(part) = &report.prediction {
+        prediction(&mut table, part);
+    }
+    table.heading("Time");
+    for stage in &report.stages {
+        table.row(
+            &stage.name,
+            format!("{} {} in {:.1} s, {:.0}/s", stage.done, stage.unit, stage.seconds, stage.per_second),
+        );
+    }
+    if let Some(bytes) = report.peak_memory_bytes {
+        table.row("peak memory", ByteSize(bytes));
+    }
+    table.row("of it in flight, at most", ByteSize(report.peak_in_flight_bytes));
+    table.heading("Outputs");
+    for (name, path) in &report.outputs {
+        table.row(name, path);
+    }
+    for note in &report.notes {
+        let _ = write!(table.text, "\nNote: {note}\n");
+    }
+    table.text
+}
+
+fn catalog(table: &mut Table, part: &CatalogReport) {
+    table.heading("Labels");
+    table.row("classes", format!("{} (from `{}`, matched `{}`)", part.classes, part.source, part.match_rule));
+    if part.duplicate_captions > 0 {
+        table.row("repeated in the list", part.duplicate_captions);
+    }
+    table.row("rows with a label", percent(part.labelled_rows, part.pair_rows));
+    table.counts(&part.pair_rows_skipped);
+    table.row("image URLs with a label", part.labelled_images);
+    table.row("classes with an image URL", percent(part.classes_with_images, part.classes));
+    let order = ["0", "1", "2-5", "6-20", "21-100", ">100"];
+    let histogram: Vec<String> =
+        order.iter().filter_map(|bucket| Some(format!("{bucket}: {}", part.images_per_class.get(*bucket)?))).collect();
+    table.row("classes by image URLs", histogram.join("   "));
+    let about = if part.urls_merged_exact { "" } else { "about " };
+    table.row("URLs that differ in form alone", format!("{about}{}", part.urls_merged_by_normalising));
+}
+
+fn stream(table: &mut Table, part: &StreamReport, catalog: Option<&CatalogReport>) {
+    table.heading("Images");
+    table.row("rows read", format!("{} in {} shards", part.tally.rows, part.shards));
+    table.row("used", part.tally.kept);
+    if let Some(catalog) = catalog {
+        table.row("labelled URLs with pixels", percent(part.tally.kept, catalog.labelled_images));
+        table.row("(image, class) pairs", part.labels);
+    }
+    table.row("skipped before decoding", part.tally.skipped_rows());
+    table.counts(&part.tally.skipped);
+    table.row("quarantined", part.tally.quarantined_rows());
+    table.counts(&part.tally.quarantined);
+}
+
+fn training(table: &mut Table, part: &TrainingReport) {
+    table.heading("Training");
+    table.row("samples", format!("{}, and {} images held out", part.samples, part.validation_images));
+    table.row("steps", part.steps);
+    if let (Some(first), Some(last)) = (part.curve.first(), part.loss) {
+        table.row("loss", format!("{:.4} → {last:.4}", first.loss));
+    }
+    if let Some(point) = &part.validation {
+        table.row("validation loss", format!("{:.4}", point.loss));
+        table.row("validation NDCG@5", format!("{:.4} (ceiling {:.4})", point.ndcg5, point.ndcg5_ceiling));
+    }
+    if let Some(best) = &part.best {
+        table.row("best epoch", format!("{} with NDCG@5 {:.4}", best.epoch, best.ndcg5));
+    }
+}
+
+fn prediction(table: &mut Table, part: &PredictionReport) {
+    table.heading("Prediction");
+    table.row("ids", format!("{} over {} images", part.ids, part.images));
+    table.row("test images used", part.tally.kept);
+    table.row("skipped before decoding", part.tally.skipped_rows());
+    table.row("quarantined", part.tally.quarantined_rows());
+    table.counts(&part.tally.quarantined);
+    table
+        .row("ids without a usable image", format!("{} (they get the most frequent captions)", part.ids_without_image));
+    if let Some(scores) = &part.scores {
+        table.row(
+            "NDCG@5",
+            format!(
+                "{:.4}   ceiling {:.4} ({:.1} % of it)   chance {:.5}",
+                scores.ndcg5,
+                scores.ndcg5_ceiling,
+                100.0 * scores.ndcg5 / scores.ndcg5_ceiling.max(f64::MIN_POSITIVE),
+                scores.ndcg5_chance
+            ),
+        );
+        table
+            .row("recall@1, recall@5, MRR", format!("{:.4}, {:.4}, {:.4}", scores.recall1, scores.recall5, scores.mrr));
+    }
+}
+
+/// A check's findings.
+pub(super) fn check(check: &Check) -> String {
+    let mut table = Table::default();
+    table.heading("Would run");
+    for stage in &check.stages {
+        table.row("", stage);
+    }
+    for (title, map) in [("Inputs", &check.inputs), ("Needs", &check.needs), ("Sample", &check.sample)] {
+        if !map.is_empty() {
+            table.heading(title);
+            for (name, value) in map {
+                table.row(name, value);
+            }
+        }
+    }
+    let verdict = match check.problems.len() {
+        0 => "No problem found.".to_owned(),
+        1 => "One problem:".to_owned(),
+        count => format!("{count} problems:"),
+    };
+    let _ = write!(table.text, "\n{verdict}\n");
+    table.text
+}
+
+/// What a path holds.
+pub(super) fn inspection(path: &Path, found: &Inspection) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("{}: {}", path.display(), found.kind));
+    for (name, value) in &found.facts {
+        table.row(name, value);
+    }
+    table.text
+}
+
+/// What was drawn.
+pub(super) fn sample(out: &Path, report: &SampleReport) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("Drawn into {}: {} files, {}", out.display(), report.files, ByteSize(report.bytes)));
+    table.row("pairs", format!("{} rows", report.train_rows));
+    table.row(
+        "training images",
+        format!(
+            "{}, {} unusable rows and {} duplicates beside them",
+            report.train_images, report.unusable_train_rows, report.duplicate_train_rows
+        ),
+    );
+    table.row("test images", format!("{} for {} ids", report.test_images, report.ids));
+    table.row("captions", format!("{}, {} of them distinct", report.captions, report.distinct_captions));
+    table.text
+}
+
+/// A submission's scores.
+pub(super) fn scores(scores: &Scores, ceiling: Option<f64>) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("{} ids", scores.ids));
+    let ceiling = ceiling.map_or_else(String::new, |ceiling| format!("   ceiling {ceiling:.5}"));
+    table.row("NDCG@5", format!("{:.5}{ceiling}", scores.ndcg5));
+    table.row("recall@1", format!("{:.5}", scores.recall1));
+    table.row("recall@5", format!("{:.5}", scores.recall5));
+    table.row("MRR", format!("{:.5}", scores.mrr));
+    for (name, count) in [
+        ("ids without a row", scores.missing_ids),
+        ("ids that the truth has not", scores.unknown_ids),
+        ("rows beyond the fifth", scores.rows_beyond_five),
+        ("repeated captions of an id", scores.repeated_rows),
+    ] {
+        if count > 0 {
+            table.row(name, count);
+        }
+    }
+    table.text
+}

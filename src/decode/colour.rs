@@ -1,0 +1,85 @@
+//! Pixels of other layouts → RGB, with the integer arithmetic of Pillow and libjpeg.
+
+use serde::{Deserialize, Serialize};
+
+/// What becomes of transparency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alpha {
+    /// Composited on white, as a reader sees it: Pillow's `alpha_composite` of `convert("RGBA")`.
+    White,
+    /// The alpha channel is left out and hidden colours come to light: Pillow's `convert("RGB")`.
+    Drop,
+}
+
+impl Alpha {
+    /// One pixel.
+    pub(super) fn apply(self, [r, g, b, a]: [u8; 4]) -> [u8; 3] {
+        match self {
+            Self::Drop => [r, g, b],
+            Self::White => [on_white(r, a), on_white(g, a), on_white(b, a)],
+        }
+    }
+}
+
+/// `ImagingAlphaComposite` (`src/libImaging/AlphaComposite.c`) over opaque white, which reduces to 7 extra
+/// bits and its shift for the division by 255.
+fn on_white(colour: u8, alpha: u8) -> u8 {
+    let (colour, alpha) = (u32::from(colour), u32::from(alpha));
+    let sum = (colour * alpha + 255 * (255 - alpha) + 128) << 7;
+    ((((sum >> 8) + sum) >> 8) >> 7) as u8
+}
+
+/// Pillow's `CMYK` to RGB (`cmyk2rgb` in `src/libImaging/Convert.c`): no colour profile, white minus ink.
+pub(super) fn cmyk([c, m, y, k]: [u8; 4]) -> [u8; 3] {
+    let white = 255 - k;
+    [c, m, y].map(|ink| white - mul_div_255(ink, white))
+}
+
+/// `MULDIV255` of Pillow: the rounded product of two fractions of 255.
+fn mul_div_255(a: u8, b: u8) -> u8 {
+    let product = u32::from(a) * u32::from(b) + 128;
+    (((product >> 8) + product) >> 8) as u8
+}
+
+/// JFIF's YCbCr to RGB in libjpeg's 16-bit fixed point (`build_ycc_rgb_table` in `jdcolor.c`).
+pub(super) fn ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    const HALF: i32 = 1 << 15;
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+    let red = (91_881 * cr + HALF) >> 16;
+    let green = (-22_554 * cb - 46_802 * cr + HALF) >> 16;
+    let blue = (116_130 * cb + HALF) >> 16;
+    [y + red, y + green, y + blue].map(|value| value.clamp(0, 255) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compositing_matches_pillow_on_known_pixels() {
+        // From Pillow 13: alpha_composite of one RGBA pixel over opaque white.
+        for (pixel, expected) in [
+            ([10, 20, 30, 0], [255, 255, 255]),
+            ([10, 20, 30, 77], [181, 184, 187]),
+            ([200, 100, 50, 200], [212, 133, 94]),
+            ([40, 50, 60, 128], [147, 152, 157]),
+            ([0, 1, 1, 1], [254, 254, 254]),
+            ([9, 8, 7, 255], [9, 8, 7]),
+        ] {
+            assert_eq!(Alpha::White.apply(pixel), expected);
+        }
+        assert_eq!(Alpha::Drop.apply([10, 20, 30, 0]), [10, 20, 30]);
+    }
+
+    #[test]
+    fn white_stays_white_under_any_alpha() {
+        assert!((0..=255).all(|alpha| on_white(255, alpha) == 255));
+    }
+
+    #[test]
+    fn grey_has_no_colour_in_ycbcr() {
+        assert!((0..=255).all(|y| ycbcr([y, 128, 128]) == [y, y, y]));
+        assert_eq!(ycbcr([76, 85, 255]), [254, 0, 0]);
+    }
+}

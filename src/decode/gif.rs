@@ -1,0 +1,100 @@
+//! GIF → RGB: the first frame on its screen, as Pillow draws it.
+//!
+//! Pillow fills the screen with the transparent index, or with index 0 where there is none (never with the
+//! background colour), and enlarges the screen where the frame reaches over it.
+
+use std::num::NonZeroU64;
+
+use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
+
+use super::colour::Alpha;
+use super::error::DecodeError;
+use super::scratch;
+use super::sniff::Format;
+use super::{Buffers, Limits, Size};
+
+pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+    let mut options = DecodeOptions::new();
+    options.set_color_output(ColorOutput::Indexed);
+    let bytes = u64::try_from(limits.decoder_bytes(1)).ok().and_then(NonZeroU64::new);
+    options.set_memory_limit(MemoryLimit::Bytes(bytes.unwrap_or(NonZeroU64::MIN)));
+    let mut decoder = options.read_info(data).map_err(refusal)?;
+    let (screen_width, screen_height) = (decoder.width(), decoder.height());
+    let frame = decoder.next_frame_info().map_err(refusal)?;
+    let frame = frame.ok_or_else(|| DecodeError::corrupt(Format::Gif, "it has no frame"))?;
+    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
+    let (width, height) = (usize::from(frame.width), usize::from(frame.height));
+    let (clear, interlaced) = (frame.transparent, frame.interlaced);
+    if width == 0 || height == 0 {
+        return Err(DecodeError::corrupt(Format::Gif, "its frame is 0 pixels wide or high"));
+    }
+    let right = (left + width).max(usize::from(screen_width));
+    let bottom = (top + height).max(usize::from(screen_height));
+    let size = limits.check(right as u64, bottom as u64)?;
+
+    let indices = scratch::grown(&mut buffers.raw, width * height);
+    if !decoder.fill_buffer(indices).map_err(refusal)? {
+        return Err(DecodeError::Truncated { format: Format::Gif });
+    }
+    let mut palette = [[0, 0, 0, 255]; 256];
+    let colours = decoder.palette().map_err(refusal)?;
+    for (entry, &[r, g, b]) in palette.iter_mut().zip(colours.as_chunks::<3>().0) {
+        *entry = [r, g, b, 255];
+    }
+    if let Some(index) = clear {
+        palette[usize::from(index)][3] = 0;
+    }
+    let palette = palette.map(|entry| alpha.apply(entry));
+
+    let stride = size.width as usize;
+    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let pixels = rgb.as_chunks_mut::<3>().0;
+    pixels.fill(palette[usize::from(clear.unwrap_or(0))]);
+    for (row, line) in indices.chunks_exact(width).enumerate() {
+        let row = if interlaced { interlaced_row(row, height) } else { row };
+        let start = (top + row) * stride + left;
+        for (pixel, &index) in pixels[start..start + width].iter_mut().zip(line) {
+            *pixel = palette[usize::from(index)];
+        }
+    }
+    Ok(size)
+}
+
+/// Where the `stored`-th row of an interlaced frame of `height` rows lies: every 8th from 0, every 8th from 4,
+/// every 4th from 2, every 2nd from 1 (GIF89a, appendix E).
+fn interlaced_row(stored: usize, height: usize) -> usize {
+    let mut before = 0;
+    for (first, step) in [(0, 8), (4, 8), (2, 4)] {
+        let rows = height.saturating_sub(first).div_ceil(step);
+        if stored < before + rows {
+            return first + (stored - before) * step;
+        }
+        before += rows;
+    }
+    1 + (stored - before) * 2
+}
+
+fn refusal(error: DecodingError) -> DecodeError {
+    match error {
+        DecodingError::UnexpectedEof => DecodeError::Truncated { format: Format::Gif },
+        DecodingError::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format: Format::Gif }
+        }
+        other => DecodeError::corrupt(Format::Gif, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interlacing_visits_every_row_once() {
+        for height in 1..40 {
+            let mut rows: Vec<usize> = (0..height).map(|row| interlaced_row(row, height)).collect();
+            assert_eq!(rows.first(), Some(&0));
+            rows.sort_unstable();
+            assert_eq!(rows, (0..height).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! PNG → RGB, with Pillow's reading of depth and transparency.
+//!
+//! Where Pillow departs from the specification, so does this, because published models were fed by Pillow:
+//! * 16-bit grey is cut off at 255, not scaled (`I;16` to `RGB`); other 16-bit samples keep their high byte.
+//! * A transparent grey or colour (`tRNS`) is compared with the pixel after it was brought to 8 bits, so in
+//!   files of 2, 4 or 16 bits it seldom matches.
+
+use std::io::Cursor;
+
+use png::{BitDepth, ColorType, Decoder, DecodingError, Transformations};
+
+use super::colour::Alpha;
+use super::error::DecodeError;
+use super::scratch;
+use super::sniff::Format;
+use super::{Buffers, Limits, Size};
+
+pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+    let mut decoder = Decoder::new_with_limits(Cursor::new(data), png::Limits { bytes: limits.decoder_bytes(8) });
+    decoder.set_transformations(Transformations::IDENTITY);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    let info = decoder.read_header_info().map_err(refusal)?;
+    let size = limits.check(u64::from(info.width), u64::from(info.height))?;
+    let mut reader = decoder.read_info().map_err(refusal)?;
+    let info = reader.info();
+    let layout = Layout {
+        colour: info.color_type,
+        depth: info.bit_depth,
+        palette: palette(info.palette.as_deref(), info.trns.as_deref(), alpha),
+        transparent: transparent(info.color_type, info.bit_depth, info.trns.as_deref()),
+        alpha,
+    };
+    let (line, interlaced) = (info.raw_row_length() - 1, info.interlaced);
+    let width = size.width as usize;
+    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rows = rgb.chunks_exact_mut(width * 3);
+    if interlaced {
+        let raw = scratch::grown(&mut buffers.raw, line * size.height as usize);
+        raw.fill(0);
+        reader.next_frame(raw).map_err(refusal)?;
+        for (from, to) in raw.chunks_exact(line).zip(rows) {
+            layout.row(from, to.as_chunks_mut::<3>().0);
+        }
+        return Ok(size);
+    }
+    let raw = scratch::grown(&mut buffers.raw, line);
+    for to in rows {
+        reader.read_row(raw).map_err(refusal)?;
+        layout.row(raw, to.as_chunks_mut::<3>().0);
+    }
+    // Behind the last row only checksums are left. One that is wrong betrays damage that inflating did not
+    // notice; one that is missing, like a missing IEND, does not matter to Pillow.
+    match reader.read_row(raw).map_err(refusal) {
+        Ok(_) | Err(DecodeError::Truncated { .. }) => Ok(size),
+        Err(error) => Err(error),
+    }
+}
+
+/// How the samples of one image make pixels.
+struct Layout {
+    colour: ColorType,
+    depth: BitDepth,
+    /// RGB of each index.
+    palette: [[u8; 3]; 256],
+    /// The pixel, at 8 bits, that is transparent.
+    transparent: Option<[u8; 3]>,
+    alpha: Alpha,
+}
+
+impl Layout {
+    fn row(&self, from: &[u8], to: &mut [[u8; 3]]) {
+        let wide = self.depth == BitDepth::Sixteen;
+        match self.colour {
+            ColorType::Indexed => {
+                for (pixel, index) in to.iter_mut().zip(samples(from, self.depth)) {
+                    *pixel = self.palette[usize::from(index)];
+                }
+            }
+            ColorType::Grayscale if wide => {
+                for (pixel, &sample) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                    *pixel = self.keyed([u16::from_be_bytes(sample).min(255) as u8; 3]);
+                }
+            }
+            ColorType::Grayscale => {
+                let scale = match self.depth {
+                    BitDepth::One => 255,
+                    BitDepth::Two => 85,
+                    BitDepth::Four => 17,
+                    BitDepth::Eight | BitDepth::Sixteen => 1,
+                };
+                for (pixel, sample) in to.iter_mut().zip(samples(from, self.depth)) {
+                    *pixel = self.keyed([sample * scale; 3]);
+                }
+            }
+            ColorType::Rgb if wide => {
+                for (pixel, &[r, _, g, _, b, _]) in to.iter_mut().zip(from.as_chunks::<6>().0) {
+                    *pixel = self.keyed([r, g, b]);
+                }
+            }
+            ColorType::Rgb => {
+                for (pixel, &colour) in to.iter_mut().zip(from.as_chunks::<3>().0) {
+                    *pixel = self.keyed(colour);
+                }
+            }
+            ColorType::GrayscaleAlpha if wide => {
+                for (pixel, &[grey, _, a, _]) in to.iter_mut().zip(from.as_chunks::<4>().0) {
+                    *pixel = self.alpha.apply([grey, grey, grey, a]);
+                }
+            }
+            ColorType::GrayscaleAlpha => {
+                for (pixel, &[grey, a]) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                    *pixel = self.alpha.apply([grey, grey, grey, a]);
+                }
+            }
+            ColorType::Rgba if wide => {
+                for (pixel, &[r, _, g, _, b, _, a, _]) in to.iter_mut().zip(from.as_chunks::<8>().0) {
+                    *pixel = self.alpha.apply([r, g, b, a]);
+                }
+            }
+            ColorType::Rgba => {
+                for (pixel, &colour) in to.iter_mut().zip(from.as_chunks::<4>().0) {
+                    *pixel = self.alpha.apply(colour);
+                }
+            }
+        }
+    }
+
+    fn keyed(&self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+        let a = if self.transparent == Some([r, g, b]) { 0 } else { 255 };
+        self.alpha.apply([r, g, b, a])
+    }
+}
+
+/// Samples of 1 to 8 bits, the first in the highest bits; the last byte of a row may hold more than the row.
+fn samples(row: &[u8], depth: BitDepth) -> impl Iterator<Item = u8> {
+    let bits = (depth as u8).min(8);
+    let mask = u8::MAX >> (8 - bits);
+    row.iter().flat_map(move |&byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask))
+}
+
+/// Indices outside the palette are black, as in Pillow.
+fn palette(colours: Option<&[u8]>, alphas: Option<&[u8]>, alpha: Alpha) -> [[u8; 3]; 256] {
+    let mut entries = [[0, 0, 0, 255]; 256];
+    for (entry, &[r, g, b]) in entries.iter_mut().zip(colours.unwrap_or_default().as_chunks::<3>().0) {
+        *entry = [r, g, b, 255];
+    }
+    for (entry, &value) in entries.iter_mut().zip(alphas.unwrap_or_default()) {
+        entry[3] = value;
+    }
+    entries.map(|entry| alpha.apply(entry))
+}
+
+/// The transparent pixel as Pillow compares it: the low bytes of `tRNS`, or black or white in a 1-bit image.
+fn transparent(colour: ColorType, depth: BitDepth, key: Option<&[u8]>) -> Option<[u8; 3]> {
+    let key = key?;
+    match (colour, depth) {
+        (ColorType::Grayscale, BitDepth::One) => key.first().map(|&grey| [if grey == 0 { 0 } else { 255 }; 3]),
+        (ColorType::Grayscale, BitDepth::Sixteen) => key.get(1).map(|&grey| [grey; 3]),
+        (ColorType::Grayscale, _) => key.first().map(|&grey| [grey; 3]),
+        (ColorType::Rgb, BitDepth::Sixteen) => match *key {
+            [_, r, _, g, _, b, ..] => Some([r, g, b]),
+            _ => None,
+        },
+        (ColorType::Rgb, _) => key.first_chunk::<3>().copied(),
+        (ColorType::Indexed | ColorType::GrayscaleAlpha | ColorType::Rgba, _) => None,
+    }
+}
+
+fn refusal(error: DecodingError) -> DecodeError {
+    match error {
+        DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format: Format::Png }
+        }
+        other => DecodeError::corrupt(Format::Png, other),
+    }
+}

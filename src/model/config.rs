@@ -1,0 +1,297 @@
+//! `config.json` as checked numbers.
+//!
+//! A key that is absent takes the default of the family's configuration class in transformers
+//! (`ViTConfig`, `Dinov2Config`), since transformers leaves out keys that equal it. Unknown keys are
+//! ignored: the file also describes training. Pure: text in, values out.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::model::error::ModelError;
+
+/// Largest accepted sizes: far above published models, and low enough that no product of two overflows a u64
+/// and that the list of expected keys stays small.
+const MAX_LAYERS: u64 = 1_000;
+const MAX_WIDTH: u64 = 1 << 20;
+const MAX_SIDE_PX: u64 = 1 << 16;
+
+/// A kind of vision transformer, by the `model_type` of its `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// `ViTModel` and `ViTForImageClassification`.
+    Vit,
+    /// `Dinov2Model` and `Dinov2ForImageClassification`.
+    Dinov2,
+}
+
+impl Family {
+    /// The name in `model_type`, which is also the prefix of the backbone's keys in a classifier's weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vit => "vit",
+            Self::Dinov2 => "dinov2",
+        }
+    }
+
+    /// The class in transformers that puts a classifier on this backbone.
+    pub fn classifier_class(self) -> &'static str {
+        match self {
+            Self::Vit => "ViTForImageClassification",
+            Self::Dinov2 => "Dinov2ForImageClassification",
+        }
+    }
+}
+
+/// The nonlinearity of the feed-forward part, by transformers' `hidden_act`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `gelu`: x·Φ(x) with the exact error function.
+    Gelu,
+    /// `gelu_new`, `gelu_pytorch_tanh`: the tanh approximation.
+    GeluTanh,
+    /// `relu`.
+    Relu,
+    /// `quick_gelu`: x·σ(1.702·x).
+    QuickGelu,
+}
+
+/// The feed-forward part of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FeedForward {
+    /// Linear, activation, linear; the inner width.
+    Mlp { inner: usize },
+    /// `down(silu(gate(x)) · up(x))`; the width of gate and of up.
+    SwiGlu { inner: usize },
+}
+
+/// The architecture of a backbone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackboneConfig {
+    pub(super) family: Family,
+    pub(super) hidden: usize,
+    pub(super) layers: u32,
+    pub(super) heads: usize,
+    pub(super) feed_forward: FeedForward,
+    pub(super) activation: Activation,
+    pub(super) norm_epsilon: f64,
+    pub(super) image_px: u32,
+    pub(super) patch_px: u32,
+    pub(super) qkv_bias: bool,
+    /// Whether transformers expects `embeddings.mask_token` (dinov2).
+    pub(super) mask_token: bool,
+}
+
+/// `config.json` as it lies in the file: the keys that matter here, all optional.
+#[derive(Debug, Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    hidden_size: Option<u64>,
+    num_hidden_layers: Option<u64>,
+    num_attention_heads: Option<u64>,
+    intermediate_size: Option<u64>,
+    mlp_ratio: Option<f64>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
+    image_size: Option<RawSide>,
+    patch_size: Option<RawSide>,
+    num_channels: Option<u64>,
+    qkv_bias: Option<bool>,
+    use_swiglu_ffn: Option<bool>,
+    use_mask_token: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum RawSide {
+    Side(u64),
+    HeightWidth([u64; 2]),
+}
+
+impl BackboneConfig {
+    /// Checks the text of a `config.json`; `path` is for messages.
+    pub(super) fn parse(text: &[u8], path: &Path) -> Result<Self, ModelError> {
+        let raw: RawConfig = parse_json(text, path)?;
+        let family = match raw.model_type.as_deref() {
+            Some("vit") => Family::Vit,
+            Some("dinov2") => Family::Dinov2,
+            other => {
+                return Err(ModelError::Family { path: path.to_owned(), found: other.unwrap_or("(none)").to_owned() });
+            }
+        };
+        let dinov2 = family == Family::Dinov2;
+        let count = |key, value: Option<u64>, default, limit| in_range(path, key, value.unwrap_or(default), limit);
+
+        let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
+        let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
+        let layers = count("num_hidden_layers", raw.num_hidden_layers, 12, MAX_LAYERS)?;
+        if hidden % heads != 0 {
+            let problem = format!("is `{heads}`, which does not divide `hidden_size`, `{hidden}`");
+            return Err(ModelError::value(path, "num_attention_heads", problem));
+        }
+        let channels = raw.num_channels.unwrap_or(3);
+        if channels != 3 {
+            return Err(ModelError::value(path, "num_channels", format!("is `{channels}`; only `3` is supported")));
+        }
+        let image_px = square(path, "image_size", raw.image_size, 224)?;
+        let patch_px = square(path, "patch_size", raw.patch_size, if dinov2 { 14 } else { 16 })?;
+        if patch_px > image_px {
+            let problem = format!("is `{patch_px}`, larger than `image_size`, `{image_px}`");
+            return Err(ModelError::value(path, "patch_size", problem));
+        }
+        let norm_epsilon = raw.layer_norm_eps.unwrap_or(if dinov2 { 1e-6 } else { 1e-12 });
+        if !(norm_epsilon.is_finite() && norm_epsilon >= 0.0) {
+            return Err(ModelError::value(
+                path,
+                "layer_norm_eps",
+                format!("is `{norm_epsilon}`; it must be zero or more"),
+            ));
+        }
+
+        let mlp_inner = if dinov2 {
+            let ratio = raw.mlp_ratio.unwrap_or(4.0);
+            // transformers truncates: int(hidden_size * mlp_ratio). A negative or NaN product becomes 0 and is refused.
+            let inner = (hidden as f64 * ratio) as u64;
+            in_range(path, "mlp_ratio", inner, 64 * MAX_WIDTH)?
+        } else {
+            count("intermediate_size", raw.intermediate_size, 3072, 64 * MAX_WIDTH)?
+        };
+        let feed_forward = if dinov2 && raw.use_swiglu_ffn.unwrap_or(false) {
+            // Dinov2SwiGLUFFN keeps two thirds of the width, rounded up to a multiple of 8.
+            FeedForward::SwiGlu { inner: (mlp_inner * 2 / 3).div_ceil(8) as usize * 8 }
+        } else {
+            FeedForward::Mlp { inner: mlp_inner as usize }
+        };
+        let activation = match raw.hidden_act.as_deref().unwrap_or("gelu") {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "quick_gelu" => Activation::QuickGelu,
+            other => {
+                let problem = format!(
+                    "is `{other}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` and `quick_gelu`"
+                );
+                return Err(ModelError::value(path, "hidden_act", problem));
+            }
+        };
+        Ok(Self {
+            family,
+            hidden: hidden as usize,
+            layers: layers as u32,
+            heads: heads as usize,
+            feed_forward,
+            activation,
+            norm_epsilon,
+            image_px,
+            patch_px,
+            qkv_bias: raw.qkv_bias.unwrap_or(true),
+            mask_token: dinov2 && raw.use_mask_token.unwrap_or(true),
+        })
+    }
+
+    /// Patches along one side at the native size; the convolution drops a remainder.
+    pub(super) fn native_grid(&self) -> usize {
+        (self.image_px / self.patch_px) as usize
+    }
+
+    /// The block that `layer` names, from 0: itself, or counted from the end when negative.
+    pub(super) fn block(&self, layer: i32) -> Result<u32, ModelError> {
+        let layers = i64::from(self.layers);
+        let index = if layer < 0 { layers + i64::from(layer) } else { i64::from(layer) };
+        u32::try_from(index)
+            .ok()
+            .filter(|index| *index < self.layers)
+            .ok_or(ModelError::Layer { layer, layers: self.layers })
+    }
+}
+
+/// Parses JSON, and names the key where a type is wrong.
+pub(super) fn parse_json<'de, T: Deserialize<'de>>(text: &'de [u8], path: &Path) -> Result<T, ModelError> {
+    let mut parser = serde_json::Deserializer::from_slice(text);
+    serde_path_to_error::deserialize(&mut parser).map_err(|error| {
+        let key = error.path().to_string();
+        let reason = if key == "." { error.inner().to_string() } else { format!("`{key}`: {}", error.inner()) };
+        ModelError::Json { path: path.to_owned(), reason }
+    })
+}
+
+fn in_range(path: &Path, key: &'static str, value: u64, limit: u64) -> Result<u64, ModelError> {
+    if (1..=limit).contains(&value) {
+        Ok(value)
+    } else {
+        Err(ModelError::value(path, key, format!("gives `{value}`; it must lie between 1 and {limit}")))
+    }
+}
+
+fn square(path: &Path, key: &'static str, side: Option<RawSide>, default: u64) -> Result<u32, ModelError> {
+    let side = match side {
+        None => default,
+        Some(RawSide::Side(side)) => side,
+        Some(RawSide::HeightWidth([height, width])) if height == width => height,
+        Some(RawSide::HeightWidth([height, width])) => {
+            return Err(ModelError::value(path, key, format!("is `[{height}, {width}]`; only squares are supported")));
+        }
+    };
+    Ok(in_range(path, key, side, MAX_SIDE_PX)? as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<BackboneConfig, ModelError> {
+        BackboneConfig::parse(text.as_bytes(), Path::new("config.json"))
+    }
+
+    #[test]
+    fn absent_keys_take_the_defaults_of_transformers() {
+        let vit = parse(r#"{"model_type": "vit"}"#).unwrap();
+        assert_eq!((vit.hidden, vit.layers, vit.heads, vit.image_px, vit.patch_px), (768, 12, 12, 224, 16));
+        assert_eq!(vit.feed_forward, FeedForward::Mlp { inner: 3072 });
+        assert!(vit.qkv_bias && !vit.mask_token && (vit.norm_epsilon - 1e-12).abs() < 1e-20);
+        let dinov2 =
+            parse(r#"{"model_type": "dinov2", "mlp_ratio": 4, "hidden_size": 1536, "use_swiglu_ffn": true}"#).unwrap();
+        assert_eq!(dinov2.feed_forward, FeedForward::SwiGlu { inner: 4096 });
+        assert!(dinov2.mask_token && dinov2.patch_px == 14 && (dinov2.norm_epsilon - 1e-6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn another_family_is_refused_with_the_supported_ones() {
+        let error = parse(r#"{"model_type": "swin"}"#).unwrap_err();
+        assert_eq!(error.to_string(), "`config.json` has model_type `swin`; supported are `vit` and `dinov2`");
+        assert!(matches!(parse("{}"), Err(ModelError::Family { .. })));
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_key() {
+        for (text, expected) in [
+            (r#""num_attention_heads": 5"#, "`num_attention_heads` is `5`, which does not divide `hidden_size`, `768`"),
+            (r#""num_channels": 1"#, "`num_channels` is `1`; only `3` is supported"),
+            (r#""hidden_size": 0"#, "`hidden_size` gives `0`"),
+            (r#""num_hidden_layers": 4000000000"#, "`num_hidden_layers` gives `4000000000`"),
+            (r#""image_size": [224, 112]"#, "`image_size` is `[224, 112]`; only squares"),
+            (r#""patch_size": 300"#, "`patch_size` is `300`, larger than `image_size`"),
+            (r#""hidden_act": "selu""#, "`hidden_act` is `selu`; supported are"),
+            (r#""layer_norm_eps": -1"#, "`layer_norm_eps` is `-1`"),
+            (r#""hidden_size": "768""#, "`hidden_size`: invalid type: string"),
+        ] {
+            let error = parse(&format!(r#"{{"model_type": "vit", {text}}}"#)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = parse(r#"{"model_type": "dinov2", "mlp_ratio": -2}"#).unwrap_err().to_string();
+        assert!(error.contains("`mlp_ratio` gives `0`"), "{error}");
+        assert!(matches!(parse("{\"model_type\": "), Err(ModelError::Json { .. })));
+    }
+
+    #[test]
+    fn layers_count_from_either_end() {
+        let config = parse(r#"{"model_type": "vit"}"#).unwrap();
+        for (layer, block) in [(-1, 11), (-2, 10), (-12, 0), (0, 0), (11, 11)] {
+            assert_eq!(config.block(layer).unwrap(), block);
+        }
+        for layer in [12, -13, i32::MIN, i32::MAX] {
+            let error = config.block(layer).unwrap_err().to_string();
+            assert!(error.contains("the model has `12` blocks"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The frozen backbone on a device: pixels in, features out.
+
+use burn::tensor::Tensor;
+use burn::tensor::TensorData;
+use burn::tensor::backend::Backend;
+
+use crate::model::block::Block;
+use crate::model::block::Linear;
+use crate::model::block::Mlp;
+use crate::model::block::Norm;
+use crate::model::block::Patches;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::checkpoint::Pool;
+use crate::model::config::FeedForward;
+use crate::model::error::ModelError;
+use crate::model::layout;
+use crate::model::position;
+
+/// What to extract. Fixed for an extractor's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtractOptions {
+    /// Side of the input, in pixels: a multiple of the patch. Other sizes than the checkpoint's get interpolated positions.
+    pub size_px: u32,
+    /// The block whose output is the feature: from 0, or from the end when negative; -1 is the last.
+    ///
+    /// The backbone's final `LayerNorm` is applied to it whichever block it is, as `DINOv2`'s
+    /// `get_intermediate_layers(norm=True)` does: without it the scale of inner blocks differs by orders of magnitude
+    /// among channels. Blocks after it are neither loaded nor computed.
+    pub layer: i32,
+    /// Which tokens make the feature.
+    pub pool: Pool,
+}
+
+/// A backbone on the device `B::Device`.
+#[derive(Debug)]
+pub struct Extractor<B: Backend> {
+    patches: Patches<B>,
+    /// CLS token plus its position, `[1, 1, hidden]`.
+    cls: Tensor<B, 3>,
+    /// Positions of the patches, `[1, grid², hidden]`.
+    positions: Tensor<B, 3>,
+    blocks: Vec<Block<B>>,
+    final_norm: Norm<B>,
+    with_mean: bool,
+    feature_dim: usize,
+    size_px: u32,
+    device: B::Device,
+}
+
+impl<B: Backend> Extractor<B> {
+    /// Reads the tensors that `options` need, one at a time, and puts them on `device` in the backend's float format.
+    ///
+    /// # Errors
+    /// When `size_px` is not a multiple of the patch, the layer does not exist, or a file cannot be read any more.
+    pub fn load(checkpoint: &Checkpoint, options: &ExtractOptions, device: &B::Device) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let (size_px, patch_px) = (options.size_px, config.patch_px);
+        if size_px == 0 || size_px % patch_px != 0 {
+            return Err(ModelError::PatchSize { size_px, patch_px });
+        }
+        let last = config.block(options.layer)?;
+        let read = |key: &str| checkpoint.read(&[key.to_owned()]);
+        let norm = |key: &str| -> Result<Norm<B>, ModelError> {
+            let (gamma, beta) = (read(&format!("{key}.weight"))?, read(&format!("{key}.bias"))?);
+            Ok(Norm::new(gamma, beta, config.norm_epsilon, device))
+        };
+
+        let preprocessor = checkpoint.preprocessor();
+        let patches = Patches::new(
+            &read(&format!("{}.weight", layout::PATCH))?,
+            read(&format!("{}.bias", layout::PATCH))?,
+            patch_px as usize,
+            (preprocessor.rescale, preprocessor.mean, preprocessor.std),
+            device,
+        );
+        let grid = (size_px / patch_px) as usize;
+        let hidden = config.hidden;
+        let mut embeddings = position::interpolate(read(layout::POSITIONS)?, config.native_grid(), grid, hidden);
+        let positions = embeddings.split_off(hidden);
+        embeddings.iter_mut().zip(read(layout::CLS)?).for_each(|(position, cls)| *position += cls);
+        let tokens = |values: Vec<f32>, count: usize| {
+            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), device)
+        };
+        let blocks = (0..=last).map(|index| load_block(checkpoint, index, device)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            patches,
+            cls: tokens(embeddings, 1),
+            positions: tokens(positions, grid * grid),
+            blocks,
+            final_norm: norm(layout::FINAL_NORM)?,
+            with_mean: options.pool.has_mean(config.family),
+            feature_dim: checkpoint.feature_dim(options.pool),
+            size_px,
+            device: device.clone(),
+        })
+    }
+
+    /// Values in a feature.
+    pub fn feature_dim(&self) -> usize {
+        self.feature_dim
+    }
+
+    /// Features of `rows` images: pixels `[rows, size_px, size_px, 3]`, RGB, to `[rows, feature_dim]`, both row-major.
+    ///
+    /// On the CPU the same batch gives the same bits. No rows give no features.
+    ///
+    /// # Errors
+    /// When the number of bytes is not that of `rows` images, or the device fails.
+    pub fn features(&self, pixels: &[u8], rows: usize) -> Result<Vec<f32>, ModelError> {
+        let side = self.size_px as usize;
+        let expected = side.checked_mul(side * 3).and_then(|image| image.checked_mul(rows));
+        if expected != Some(pixels.len()) {
+            return Err(ModelError::Pixels { found: pixels.len(), rows, size_px: self.size_px });
+        }
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let data = self.forward(pixels, rows).try_into_data();
+        data.map_err(|cause| cause.to_string())
+            .and_then(|data| data.convert::<f32>().into_vec::<f32>().map_err(|cause| format!("{cause:?}")))
+            .map_err(|reason| ModelError::Device { reason })
+    }
+
+    /// `[rows, feature_dim]`.
+    fn forward(&self, pixels: &[u8], rows: usize) -> Tensor<B, 2> {
+        let patches = self.patches.forward(pixels, rows, self.size_px as usize, &self.device);
+        let [_, count, hidden] = patches.dims();
+        let cls = self.cls.clone().expand([rows, 1, hidden]);
+        let tokens = Tensor::cat(vec![cls, patches + self.positions.clone()], 1);
+        let mut states = tokens.reshape([rows * (1 + count), hidden]);
+        for block in &self.blocks {
+            states = block.forward(states, rows);
+        }
+        let states = states.reshape([rows, 1 + count, hidden]);
+        if self.with_mean {
+            let states = self.final_norm.forward(states);
+            let cls = states.clone().narrow(1, 0, 1).squeeze_dim(1);
+            let mean = states.narrow(1, 1, count).mean_dim(1).squeeze_dim(1);
+            Tensor::cat(vec![cls, mean], 1)
+        } else {
+            // The norm is token by token, so the others need none.
+            self.final_norm.forward(states.narrow(1, 0, 1).reshape([rows, hidden]))
+        }
+    }
+}
+
+fn load_block<B: Backend>(checkpoint: &Checkpoint, index: u32, device: &B::Device) -> Result<Block<B>, ModelError> {
+    let config = checkpoint.config();
+    let hidden = config.hidden;
+    let parts = layout::parts(config.family);
+    let read = |part: &str| checkpoint.read(&[layout::block_key(index, part)]);
+    let norm = |part: &str| -> Result<Norm<B>, ModelError> {
+        let (gamma, beta) = (read(&format!("{part}.weight"))?, read(&format!("{part}.bias"))?);
+        Ok(Norm::new(gamma, beta, config.norm_epsilon, device))
+    };
+    // Several projections of the same input become one product.
+    let linear = |parts: &[&str], input: usize, out: usize, bias: bool| -> Result<Linear<B>, ModelError> {
+        let keys = |kind: &str| -> Vec<String> {
+            parts.iter().map(|part| layout::block_key(index, &format!("{part}.{kind}"))).collect()
+        };
+        let bias = if bias { Some(checkpoint.read(&keys("bias"))?) } else { None };
+        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, device))
+    };
+    let scale = |part: Option<&str>| -> Result<Option<Tensor<B, 2>>, ModelError> {
+        let Some(part) = part else { return Ok(None) };
+        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), device)))
+    };
+    let mlp = match config.feed_forward {
+        FeedForward::Mlp { inner } => Mlp::Plain {
+            inner: linear(&[parts.inner], hidden, inner, true)?,
+            activation: config.activation,
+            outer: linear(&[parts.outer], inner, hidden, true)?,
+        },
+        FeedForward::SwiGlu { inner: width } => {
+            let split = checkpoint.split_swiglu();
+            let sources = if split { layout::SWIGLU_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
+            Mlp::SwiGlu {
+                inner: linear(sources, hidden, 2 * width, true)?,
+                width,
+                outer: linear(&[layout::SWIGLU_OUT], width, hidden, true)?,
+            }
+        }
+    };
+    Ok(Block {
+        attention_norm: norm(parts.attention_norm)?,
+        query_key_value: linear(&layout::QUERY_KEY_VALUE, hidden, 3 * hidden, config.qkv_bias)?,
+        attention_output: linear(&[layout::ATTENTION_OUTPUT], hidden, hidden, true)?,
+        attention_scale: scale(parts.attention_scale)?,
+        mlp_norm: norm(parts.mlp_norm)?,
+        mlp,
+        mlp_scale: scale(parts.mlp_scale)?,
+        heads: config.heads,
+    })
+}

@@ -1,0 +1,357 @@
+//! The whole module against numbers that transformers computed (`tests/reference/model.py`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::path::PathBuf;
+
+use burn::backend::flex::FlexDevice;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use crate::model::Checkpoint;
+use crate::model::Classifier;
+use crate::model::Cpu;
+use crate::model::ExtractOptions;
+use crate::model::Extractor;
+use crate::model::Family;
+use crate::model::ModelError;
+use crate::model::Pool;
+use crate::model::export_hf;
+use crate::model::load_classifier;
+
+/// A tensor's name and shape in a copy; none drops it.
+type Altered = Option<(String, Vec<usize>)>;
+
+const TOLERANCE: f32 = 1e-4;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/model")).join(name)
+}
+
+/// What the script computed for a checkpoint: size → name → tensor.
+struct Expected(Vec<u8>);
+
+impl Expected {
+    fn of(dir: &Path) -> Self {
+        Self(std::fs::read(dir.join("expected.safetensors")).unwrap())
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).unwrap()
+    }
+
+    fn sizes(&self) -> Vec<u32> {
+        let tensors = self.tensors();
+        let mut sizes: Vec<u32> =
+            tensors.names().iter().map(|name| name.split_once('.').unwrap().0.parse().unwrap()).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    fn pixels(&self, size: u32) -> Vec<u8> {
+        self.tensors().tensor(&format!("{size}.pixels")).unwrap().data().to_vec()
+    }
+
+    fn values(&self, size: u32, name: &str) -> Option<Vec<f32>> {
+        let tensors = self.tensors();
+        let view = tensors.tensor(&format!("{size}.{name}")).ok()?;
+        Some(view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+}
+
+/// The largest difference as a part of the largest expected magnitude; infinite for NaN or another length.
+fn distance(found: &[f32], expected: &[f32]) -> f32 {
+    if found.len() != expected.len() {
+        return f32::INFINITY;
+    }
+    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let worst = found.iter().zip(expected).fold(0.0_f32, |worst, (found, expected)| {
+        let difference = (found - expected).abs();
+        if difference.is_nan() { f32::INFINITY } else { worst.max(difference) }
+    });
+    worst / largest
+}
+
+fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Cpu> {
+    Extractor::load(checkpoint, &ExtractOptions { size_px, layer, pool }, &FlexDevice).unwrap()
+}
+
+/// The largest distance over sizes, layers and pools; `inner` is the block of the script's inner features.
+#[expect(clippy::print_stdout, reason = "a test's output, shown when it fails or is asked for")]
+fn check(dir: &Path, inner: i32) -> f32 {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let expected = Expected::of(dir);
+    let hidden = checkpoint.hidden_size();
+    let mut worst = 0.0_f32;
+    for size in expected.sizes() {
+        let pixels = expected.pixels(size);
+        let rows = pixels.len() / (size * size * 3) as usize;
+        for (layer, name) in [(-1, "cls_mean"), (inner, "inner")] {
+            let both = expected.values(size, name).unwrap();
+            let cls: Vec<f32> = both.chunks(2 * hidden).flat_map(|row| &row[..hidden]).copied().collect();
+            for (pool, expected) in [(Pool::ClsMean, &both), (Pool::Cls, &cls)] {
+                let extractor = load(&checkpoint, size, layer, pool);
+                assert_eq!(extractor.feature_dim(), expected.len() / rows);
+                let distance = distance(&extractor.features(&pixels, rows).unwrap(), expected);
+                println!("{} {size} px, layer {layer}, {pool:?}: {distance:.2e}", dir.display());
+                worst = worst.max(distance);
+            }
+        }
+    }
+    worst
+}
+
+#[test]
+fn features_are_those_of_transformers() {
+    for name in ["vit", "vit_prefix", "vit_f16", "vit_bf16", "vit_sharded", "dinov2", "dinov2_swiglu"] {
+        let worst = check(&fixture(name), 0);
+        assert!(worst <= TOLERANCE, "{name}: {worst}");
+    }
+}
+
+/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture real_checkpoint`, after the script wrote `DIR/expected.safetensors`.
+#[test]
+#[ignore = "needs a checkpoint named by MODEL_CHECKPOINT"]
+fn a_real_checkpoint_gives_the_features_of_transformers() {
+    let dir = PathBuf::from(std::env::var_os("MODEL_CHECKPOINT").unwrap());
+    let worst = check(&dir, -2);
+    assert!(worst <= TOLERANCE, "{worst}");
+}
+
+/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture images_per_second`.
+#[test]
+#[ignore = "a measurement, of a checkpoint named by MODEL_CHECKPOINT"]
+#[expect(clippy::print_stdout, reason = "the measurement")]
+fn images_per_second() {
+    let dir = PathBuf::from(std::env::var_os("MODEL_CHECKPOINT").unwrap());
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let (size, rows) = (224, 8);
+    let extractor = load(&checkpoint, size, -1, Pool::Default);
+    let pixels: Vec<u8> = (0..rows * (size * size * 3) as usize).map(|i| (i * 7 % 251) as u8).collect();
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let start = std::time::Instant::now();
+        let features = extractor.features(&pixels, rows).unwrap();
+        best = best.min(start.elapsed().as_secs_f64());
+        let bits: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
+        println!("{:.2} images/s, {}", rows as f64 / start.elapsed().as_secs_f64(), blake3::hash(&bits));
+    }
+    println!("best: {:.2} images/s", rows as f64 / best);
+}
+
+#[test]
+fn the_default_pool_is_what_the_classifier_of_the_family_sees() {
+    for (name, family, dim) in [("vit_prefix", Family::Vit, 16), ("dinov2_swiglu", Family::Dinov2, 32)] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        assert!(checkpoint.has_classifier());
+        assert_eq!((checkpoint.family(), checkpoint.feature_dim(Pool::Default)), (family, dim));
+        let head = load_classifier(&fixture(name).join("model.safetensors")).unwrap();
+        let expected = Expected::of(&fixture(name));
+        for size in expected.sizes() {
+            let extractor = load(&checkpoint, size, -1, Pool::Default);
+            let features = extractor.features(&expected.pixels(size), 2).unwrap();
+            let distance = distance(&logits(&features, &head), &expected.values(size, "logits").unwrap());
+            assert!(distance <= TOLERANCE, "{name} at {size}: {distance}");
+        }
+    }
+}
+
+fn logits(features: &[f32], head: &Classifier) -> Vec<f32> {
+    let row = |feature: &[f32]| -> Vec<f32> {
+        let product = |weight: &[f32]| weight.iter().zip(feature).map(|(w, x)| w * x).sum::<f32>();
+        head.weight.chunks(head.dim).zip(&head.bias).map(|(weight, bias)| product(weight) + bias).collect()
+    };
+    features.chunks(head.dim).flat_map(row).collect()
+}
+
+#[test]
+fn the_same_batch_gives_the_same_bits_and_rows_do_not_see_each_other() {
+    let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
+    let pixels = Expected::of(&fixture("vit")).pixels(32);
+    let extractor = load(&checkpoint, 32, -1, Pool::ClsMean);
+    let both = extractor.features(&pixels, 2).unwrap();
+    assert_eq!(both, extractor.features(&pixels, 2).unwrap());
+    let second = extractor.features(&pixels[pixels.len() / 2..], 1).unwrap();
+    assert!(distance(&second, &both[both.len() / 2..]) <= TOLERANCE);
+    assert_eq!(extractor.features(&[], 0).unwrap(), Vec::<f32>::new());
+}
+
+#[test]
+fn options_and_pixels_that_do_not_fit_are_refused() {
+    let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
+    let refuse = |size_px, layer| {
+        let options = ExtractOptions { size_px, layer, pool: Pool::Default };
+        Extractor::<Cpu>::load(&checkpoint, &options, &FlexDevice).unwrap_err().to_string()
+    };
+    assert_eq!(refuse(30, -1), "size_px `30` is not a positive multiple of the model's patch, `8` pixels");
+    assert!(refuse(0, -1).contains("`0`"));
+    assert!(refuse(32, 2).contains("layer `2` does not exist: the model has `2` blocks"));
+    let extractor = load(&checkpoint, 32, 0, Pool::Cls);
+    for (length, rows) in [(3071, 1), (3072, 2), (0, usize::MAX), (5, 0)] {
+        assert!(matches!(extractor.features(&vec![0; length], rows), Err(ModelError::Pixels { .. })));
+    }
+}
+
+/// Copies a checkpoint with its tensors renamed, dropped (`None`) or reshaped.
+fn altered(name: &str, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
+    for file in ["config.json", "preprocessor_config.json"] {
+        std::fs::copy(fixture(name).join(file), dir.join(file)).unwrap();
+    }
+    let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
+    let tensors: BTreeMap<String, TensorView<'_>> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .filter_map(|(key, view)| {
+            let (key, shape) = alter(key, view.shape())?;
+            Some((key, TensorView::new(view.dtype(), shape, view.data()).unwrap()))
+        })
+        .collect();
+    safetensors::serialize_to_file(&tensors, None, &dir.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn missing_unexpected_and_misshapen_tensors_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let refuse = |alter: &dyn Fn(&str, &[usize]) -> Altered| {
+        altered("vit", dir.path(), alter);
+        Checkpoint::open(dir.path()).unwrap_err().to_string()
+    };
+    let error = refuse(&|key, shape| {
+        let key = key.replace("encoder.layer.1.output.dense.bias", "encoder.layer.2.output.dense.bias");
+        (key != "layernorm.weight").then(|| (key, shape.to_vec()))
+    });
+    assert!(
+        error.ends_with(
+            "missing [`encoder.layer.1.output.dense.bias`, `layernorm.weight`], unexpected [`encoder.layer.2.output.dense.bias`]"
+        ),
+        "{error}"
+    );
+    let error = refuse(&|key, shape| {
+        let turned = key == "encoder.layer.0.intermediate.dense.weight";
+        Some((key.to_owned(), if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() }))
+    });
+    assert!(
+        error.ends_with("`encoder.layer.0.intermediate.dense.weight` is `[32, 48]`, expected `[48, 32]`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn names_of_transformers_5_load_as_the_published_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    altered("vit", dir.path(), |key, shape| {
+        let key = key
+            .replace("encoder.layer.", "layers.")
+            .replace("attention.attention.query", "attention.q_proj")
+            .replace("attention.attention.key", "attention.k_proj")
+            .replace("attention.attention.value", "attention.v_proj")
+            .replace("attention.output.dense", "attention.o_proj")
+            .replace("intermediate.dense", "mlp.fc1")
+            .replace("output.dense", "mlp.fc2");
+        Some((format!("vit.{key}"), shape.to_vec()))
+    });
+    std::fs::copy(fixture("vit").join("expected.safetensors"), dir.path().join("expected.safetensors")).unwrap();
+    assert!(check(dir.path(), 0) <= TOLERANCE);
+}
+
+#[test]
+fn the_fingerprint_follows_the_contents_and_not_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let same = |key: &str, shape: &[usize]| Some((key.to_owned(), shape.to_vec()));
+    altered("vit", dir.path(), same);
+    let print = |dir: &Path| Checkpoint::open(dir).unwrap().fingerprint().unwrap();
+    let first = print(dir.path());
+    assert_eq!(first.len(), 64);
+    let other = tempfile::tempdir().unwrap();
+    altered("vit", other.path(), same);
+    assert_eq!(first, print(other.path()));
+    let weights = other.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let second = print(other.path());
+    assert_ne!(first, second);
+    std::fs::remove_file(other.path().join("preprocessor_config.json")).unwrap();
+    assert_ne!(second, print(other.path()));
+    assert_ne!(print(&fixture("vit_sharded")), print(&fixture("vit_f16")));
+}
+
+#[test]
+fn sizes_are_those_of_the_backbone_alone() {
+    let checkpoint = Checkpoint::open(&fixture("vit_f16")).unwrap();
+    let block = 4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 4 * 16;
+    let parameters = 2 * block + 16 * 48 + 16 + 17 * 16 + 16 + 2 * 16;
+    assert_eq!(checkpoint.parameters(), parameters);
+    assert_eq!(checkpoint.weight_bytes(), 2 * parameters);
+    assert_eq!((checkpoint.layers(), checkpoint.image_size_px(), checkpoint.patch_size_px()), (2, 16, 4));
+    assert!(!checkpoint.has_classifier());
+}
+
+fn head(dim: usize) -> (Classifier, Vec<String>) {
+    let weight = (0..5 * dim).map(|i| (i as f32 * 0.7).sin()).collect();
+    let head = Classifier::new(weight, vec![0.5, -0.25, 0.0, 1.0, 2.0]).unwrap();
+    (head, ["plain", "with \"quotes\"", "zwei\nZeilen", "日本", ""].map(String::from).to_vec())
+}
+
+#[test]
+fn an_exported_directory_opens_again_with_the_same_features_and_head() {
+    for name in ["vit", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
+        let out = tempfile::tempdir().unwrap();
+        let dir = out.path().join("exported");
+        export_hf(&checkpoint, &head, &labels, &dir).unwrap();
+        let again = Checkpoint::open(&dir).unwrap();
+        assert!(again.has_classifier());
+        assert_eq!(load_classifier(&dir.join("model.safetensors")).unwrap(), head);
+        assert_eq!((again.preprocessor(), again.parameters()), (checkpoint.preprocessor(), checkpoint.parameters()));
+        let expected = Expected::of(&fixture(name));
+        let size = expected.sizes()[0];
+        let features =
+            |checkpoint| load(checkpoint, size, -1, Pool::Default).features(&expected.pixels(size), 2).unwrap();
+        assert_eq!(features(&again), features(&checkpoint));
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["architectures"][0], checkpoint.family().classifier_class());
+        assert_eq!(config["id2label"]["3"], "日本");
+        assert_eq!(config["label2id"]["with \"quotes\""], 1);
+    }
+}
+
+/// `MODEL_EXPORT=DIR cargo test --release --lib -- --ignored for_transformers`, then
+/// `python tests/reference/open_in_transformers.py DIR/NAME DIR/NAME/logits.json` for each.
+#[test]
+#[ignore = "writes to MODEL_EXPORT, for a script to read"]
+fn exports_for_transformers_to_open() {
+    let out = PathBuf::from(std::env::var_os("MODEL_EXPORT").unwrap());
+    for name in ["vit", "vit_f16", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
+        export_hf(&checkpoint, &head, &labels, &out.join(name)).unwrap();
+        let patch = checkpoint.patch_size_px();
+        // The script's image at the checkpoint's own size; a convolution ignores what is beyond the last whole patch.
+        let side = checkpoint.image_size_px() / patch * patch;
+        let cell = |index: u32| {
+            let (row, column, channel) = (index / 3 / side, index / 3 % side, index % 3);
+            ((31 * row + 17 * column + 101 * channel + row * column) % 256) as u8
+        };
+        let pixels: Vec<u8> = (0..side * side * 3).map(cell).collect();
+        let features = load(&checkpoint, side, -1, Pool::Default).features(&pixels, 1).unwrap();
+        let text = serde_json::to_string(&logits(&features, &head)).unwrap();
+        std::fs::write(out.join(name).join("logits.json"), text).unwrap();
+    }
+}
+
+#[test]
+fn a_head_of_another_size_is_not_exported() {
+    let checkpoint = Checkpoint::open(&fixture("dinov2")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let (narrow, labels) = head(32);
+    let (right, _) = head(64);
+    for (head, labels) in [(&narrow, &labels[..]), (&right, &labels[1..])] {
+        let error = export_hf(&checkpoint, head, labels, out.path()).unwrap_err();
+        assert!(matches!(error, ModelError::Classifier { .. }), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,618 @@
+//! The wiring of the stages: which run, on what, in which order; supervision and shutdown.
+//!
+//! Stages run one after the other (catalog, images, training, prediction), each a small graph of links inside. Every
+//! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
+//! prints: progress goes to the [`Board`], results into the [`Report`].
+
+mod catalog;
+mod check;
+#[cfg(feature = "model")]
+mod desk;
+mod error;
+#[cfg(feature = "model")]
+mod export;
+#[cfg(feature = "model")]
+mod features;
+mod generation;
+mod inspect;
+#[cfg(feature = "model")]
+mod prediction;
+mod preprocess;
+pub mod report;
+mod stream;
+#[cfg(feature = "model")]
+mod training;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::catalog::Wanted;
+use crate::chunk::Tally;
+use crate::chunk::journal::{Journal, Layout};
+use crate::config::plan::Stage;
+use crate::config::{ConfigError, Plan};
+use crate::decode::Spec;
+use crate::flow::{Board, ByteBudget, CpuPool, Stop};
+use crate::store::{Directory, Object, Store};
+
+pub use check::{Check, check};
+pub use error::PipelineError;
+#[cfg(feature = "model")]
+pub use export::export;
+pub use inspect::{Inspection, inspect};
+#[cfg(feature = "model")]
+pub use prediction::ceiling_of;
+pub use report::Report;
+
+use generation::{Generations, add_inputs};
+use report::{StreamReport, peak_memory_bytes};
+use stream::{Machine, Sink, StreamJob, seen_so_far};
+
+/// Which stages a command runs, and what it throws away first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Request {
+    /// Only prediction, from the run's newest checkpoint.
+    pub predict_only: bool,
+    /// Throw away what this stage and those after it made.
+    pub from: Option<Stage>,
+}
+
+/// The error with its causes, as one clause.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs, or resumes, every stage that the plan names.
+///
+/// # Errors
+/// Why the run ended early; what was done is kept, and the same call goes on from there.
+pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
+    let directory = Directory::create(&plan.pipeline().run.dir)?;
+    let _lock = directory.lock()?;
+    let mut generations = Generations::open(directory.clone())?;
+    if let Some(stage) = request.from {
+        generations.discard_from(stage)?;
+    }
+    let run = Run::open(plan, directory, generations, board, stop).await?;
+    run.stages(request).await
+}
+
+/// What a backbone is, as far as the wiring needs it.
+struct Backbone {
+    #[cfg(feature = "model")]
+    checkpoint: crate::model::Checkpoint,
+    #[cfg(feature = "model")]
+    options: crate::model::ExtractOptions,
+    #[cfg(feature = "model")]
+    shape: features::FeatureShape,
+    fingerprint: String,
+}
+
+/// A run under way.
+struct Run {
+    plan: Plan,
+    directory: Directory,
+    generations: Generations,
+    board: Board,
+    machine: Machine,
+    spec: Spec,
+    backbone: Option<Backbone>,
+    report: Report,
+}
+
+/// Preprocessing and backbone of a plan, with everything that is wrong with them.
+fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
+    let Some(model) = &plan.pipeline().model else {
+        let spec = preprocess::resolve(plan, preprocess::Asked::default());
+        return bounded(plan, spec, None);
+    };
+    #[cfg(not(feature = "model"))]
+    {
+        let what = format!("`{}`: this build has no model stages; build with the `model` feature", model.checkpoint);
+        Err(ConfigError(vec![crate::config::Problem { key: "model.checkpoint".to_owned(), what }]).into())
+    }
+    #[cfg(feature = "model")]
+    {
+        use crate::config::value::Pool as Word;
+        use crate::model::{Checkpoint, ExtractOptions, Pool};
+        let checkpoint = Checkpoint::open(Path::new(&model.checkpoint)).map_err(desk::model_error)?;
+        let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
+        let spec = preprocess::resolve(plan, asked);
+        let pool = match model.pool {
+            Word::Default => Pool::Default,
+            Word::Cls => Pool::Cls,
+            Word::ClsMean => Pool::ClsMean,
+        };
+        let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool };
+        let patch = checkpoint.patch_size_px();
+        if !options.size_px.is_multiple_of(patch) {
+            let what = format!(
+                "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
+                options.size_px,
+                options.size_px / patch.max(1) * patch
+            );
+            let key = "preprocess.size_px".to_owned();
+            return Err(ConfigError(vec![crate::config::Problem { key, what }]).into());
+        }
+        let layers = i64::from(checkpoint.layers());
+        if !(-layers..layers).contains(&i64::from(model.layer)) {
+            let what =
+                format!("`{}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards", model.layer);
+            let key = "model.layer".to_owned();
+            return Err(ConfigError(vec![crate::config::Problem { key, what }]).into());
+        }
+        let fingerprint = checkpoint.fingerprint().map_err(desk::model_error)?;
+        let shape = features::FeatureShape { dim: checkpoint.feature_dim(pool), precision: model.precision };
+        bounded(plan, spec, Some(Backbone { checkpoint, options, shape, fingerprint }))
+    }
+}
+
+fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec, Option<Backbone>), PipelineError> {
+    let problems = plan.check_bounds(spec.geometry.output_px());
+    if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
+}
+
+/// Decoding threads that a plan asks for.
+fn workers(plan: &Plan) -> usize {
+    match plan.machine().limits.cpu_workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        count => count as usize,
+    }
+}
+
+impl Run {
+    async fn open(
+        plan: Plan,
+        directory: Directory,
+        generations: Generations,
+        board: Board,
+        stop: Stop,
+    ) -> Result<Self, PipelineError> {
+        let (plan, resolved) = tokio::task::spawn_blocking(move || {
+            let resolved = resolve(&plan);
+            (plan, resolved)
+        })
+        .await?;
+        let (spec, backbone) = resolved?;
+        let machine = Machine {
+            store: Store::default(),
+            pool: CpuPool::new(workers(&plan)),
+            budget: ByteBudget::new(plan.machine().limits.memory.0),
+            stop,
+        };
+        let report = Report { run_dir: directory.root().display().to_string(), ..Report::default() };
+        Ok(Self { plan, directory, generations, board, machine, spec, backbone, report })
+    }
+
+    async fn stages(mut self, request: Request) -> Result<Report, PipelineError> {
+        // What an earlier process reported of stages that this one does not run stays.
+        if let Some(earlier) =
+            self.directory.read("report.json")?.and_then(|text| serde_json::from_slice::<Report>(&text).ok())
+        {
+            self.report = Report { stages: Vec::new(), notes: Vec::new(), ..earlier };
+        }
+        let outcome = self.each_stage(request).await;
+        self.write_report()?;
+        outcome.map(|()| self.report)
+    }
+
+    fn write_report(&mut self) -> Result<(), PipelineError> {
+        self.report.stages = self.board.snapshots().iter().map(Into::into).collect();
+        self.report.peak_memory_bytes = peak_memory_bytes();
+        self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
+        let path = self.directory.path("report.json").display().to_string();
+        self.report.outputs.insert("report".to_owned(), path);
+        let text =
+            serde_json::to_vec_pretty(&self.report).map_err(|error| PipelineError::Internal(error.to_string()))?;
+        Ok(self.directory.write("report.json", &text)?)
+    }
+
+    #[cfg(not(feature = "model"))]
+    async fn each_stage(&mut self, _request: Request) -> Result<(), PipelineError> {
+        let (catalog, generation) =
+            self.catalog().await?.map_or((None, None), |(catalog, hash)| (Some(catalog), Some(hash)));
+        if self.plan.runs(Stage::Stream) {
+            self.pixels(catalog.as_ref(), generation).await?;
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "model")]
+    async fn each_stage(&mut self, request: Request) -> Result<(), PipelineError> {
+        let mut streamed = None;
+        let device = Arc::new(desk::open().await?);
+        if !request.predict_only {
+            let (catalog, generation) =
+                self.catalog().await?.map_or((None, None), |(catalog, hash)| (Some(catalog), Some(hash)));
+            if self.plan.runs(Stage::Stream) {
+                if self.backbone.is_some() {
+                    streamed = Some(self.features(catalog.as_ref(), generation, &device).await?);
+                } else {
+                    self.pixels(catalog.as_ref(), generation).await?;
+                }
+            }
+            if let (true, Some((journal, generation)), Some(catalog)) =
+                (self.plan.runs(Stage::Train), streamed, catalog.as_ref())
+            {
+                desk::unload_backbone(&device).await?;
+                self.train(journal, generation, catalog.classes.len(), &device).await?;
+            }
+        }
+        if self.plan.runs(Stage::Predict) {
+            self.predict(&device).await?;
+        }
+        Ok(())
+    }
+
+    /// Lists the shards of a key, with everything that a generation needs to know of them.
+    async fn list(&self, patterns: &[String]) -> Result<Vec<Object>, PipelineError> {
+        Ok(self.machine.store.list(patterns).await?)
+    }
+
+    /// Builds or loads classes and join index; `None` without `[captions]`.
+    async fn catalog(&mut self) -> Result<Option<(catalog::Catalog, String)>, PipelineError> {
+        let pipeline = self.plan.pipeline();
+        let (Some(captions), Some(pairs)) = (pipeline.captions.clone(), pipeline.pairs.clone()) else {
+            return Ok(None);
+        };
+        let shards = self.list(&pairs.shards).await?;
+        let mut keys = self.plan.keys(Stage::Catalog);
+        add_inputs(&mut keys, "pairs.shards", &shards);
+        if !captions.list.is_empty() {
+            let list = self.machine.store.find(&captions.list).await?;
+            add_inputs(&mut keys, "captions.list", &[list]);
+        }
+        let stage = Stage::Catalog;
+        let generation = self.generations.settle(stage.as_str(), stage, keys, &[], &self.plan)?;
+        let found = match catalog::load(&self.directory, &captions, &generation)? {
+            Some(found) => found,
+            None => {
+                let meter = self.board.stage("pairs", "rows", 0);
+                let store = &self.machine.store;
+                let built = catalog::build(store, &captions, &pairs, &shards, &meter, &self.machine.stop).await?;
+                let Some(built) = built else { return Err(self.stopped()) };
+                catalog::save(&self.directory, &built, &generation)?;
+                meter.finish();
+                built
+            }
+        };
+        if found.report.labelled_rows == 0 {
+            self.report.notes.push(
+                "no row of the pairs has a caption that is a class, so no image has a label: the published test captions \
+                 hardly occur in the training rows; ways out: `captions.match = \"title\"` (compare page titles alone) or \
+                 `captions.classes = \"train\"` (the training captions are the classes)"
+                    .to_owned(),
+            );
+        }
+        self.report.catalog = Some(found.report.clone());
+        Ok(Some((found, generation)))
+    }
+
+    fn stopped(&self) -> PipelineError {
+        match self.machine.stop.signal() {
+            Some(signal) => PipelineError::Stopped(signal),
+            None => PipelineError::Internal("a stage stopped without being asked to".to_owned()),
+        }
+    }
+
+    /// The stream's keys, with what they resolve to.
+    fn stream_keys(&self, stage: Stage, key: &str, shards: &[Object]) -> crate::config::StageKeys {
+        let mut keys = self.plan.keys(stage);
+        add_inputs(&mut keys, key, shards);
+        let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
+        keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
+        if let Some(backbone) = &self.backbone {
+            keys.insert("model.checkpoint (files)".to_owned(), backbone.fingerprint.clone());
+            keys.remove("model.checkpoint");
+        }
+        keys
+    }
+
+    fn stream_job(&self, name: &str, shards: Vec<Object>, wanted: Wanted, generation: &str) -> StreamJob {
+        StreamJob {
+            shards: Arc::new(shards),
+            wanted,
+            spec: self.spec.clone(),
+            chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
+            generation: generation.to_owned(),
+            max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
+            meter: self.board.stage(name, "rows", 0),
+        }
+    }
+
+    fn train_wanted(catalog: Option<&catalog::Catalog>) -> Wanted {
+        catalog.map_or(Wanted::Everything, |catalog| Wanted::Index(Arc::clone(&catalog.index)))
+    }
+
+    /// Streams images to pixel chunks, which are the product.
+    async fn pixels(
+        &mut self,
+        catalog: Option<&catalog::Catalog>,
+        upstream: Option<String>,
+    ) -> Result<(), PipelineError> {
+        let Some(images) = self.plan.pipeline().images.clone() else { return Ok(()) };
+        let shards = self.list(&images.shards).await?;
+        let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
+        let upstream: Vec<&str> = upstream.as_deref().into_iter().collect();
+        let stage = Stage::Stream;
+        let generation = self.generations.settle(stage.as_str(), stage, keys, &upstream, &self.plan)?;
+        let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
+        let (meter, shards) = (Arc::clone(&job.meter), Arc::clone(&job.shards));
+        let layout = Layout::train("chunks");
+        let journal = Journal::open(self.directory.clone(), layout.clone(), &generation)?;
+        let position = journal.position();
+        meter.add_resumed(journal.tally().rows);
+        let counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
+        let seen = seen_so_far(&journal, &[], &job.wanted)?;
+        let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
+        stream::run(job, self.machine.clone(), seen, position, counted, sink).await?;
+        meter.finish();
+        let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
+        let report = self.stream_report(&journal, &shards)?;
+        self.report.images = Some(report);
+        self.output("pixel chunks", "chunks");
+        Ok(())
+    }
+
+    fn output(&mut self, name: &str, path: &str) {
+        self.report.outputs.insert(name.to_owned(), self.directory.path(path).display().to_string());
+    }
+
+    /// Counts of a finished stream, which must add up.
+    fn stream_report(&self, journal: &Journal, shards: &[Object]) -> Result<StreamReport, PipelineError> {
+        let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
+        let by_shard: std::collections::BTreeMap<String, Tally> =
+            journal.shard_tallies().into_iter().map(|(shard, tally)| (name(shard), tally)).collect();
+        if let Some((shard, tally)) = by_shard.iter().find(|(_, tally)| !tally.adds_up()) {
+            return Err(PipelineError::Internal(format!(
+                "the rows of `{shard}` do not add up: {} read, {} kept, {} skipped, {} quarantined",
+                tally.rows,
+                tally.kept,
+                tally.skipped_rows(),
+                tally.quarantined_rows()
+            )));
+        }
+        if journal.position().shard as usize != shards.len() {
+            return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
+        }
+        Ok(StreamReport {
+            shards: shards.len() as u64,
+            tally: journal.tally(),
+            by_shard,
+            labels: journal.entries().values().map(|entry| entry.labels).sum(),
+            chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
+            size_px: self.spec.geometry.output_px(),
+        })
+    }
+
+    /// The folder of the scratch ring: its own for each run directory.
+    fn scratch(&self, name: &str) -> Result<Directory, PipelineError> {
+        let dir = &self.plan.machine().scratch.dir;
+        let root = if dir.is_empty() {
+            self.directory.path("scratch")
+        } else {
+            let run = std::path::absolute(self.directory.root()).unwrap_or_else(|_| self.directory.root().to_owned());
+            let hash = blake3::hash(run.as_os_str().as_encoded_bytes()).to_hex();
+            PathBuf::from(dir).join(format!("wikicap-{}", &hash[..16]))
+        };
+        Ok(Directory::create(root.join(name))?)
+    }
+}
+
+#[cfg(feature = "model")]
+mod with_model {
+    use super::{
+        Arc, Backbone, Directory, Journal, Layout, PipelineError, Run, Stage, StreamJob, Wanted, add_inputs, catalog,
+        desk, features, prediction, training,
+    };
+    use crate::model::Checkpoint;
+    use crate::train::checkpoint;
+
+    use super::report::PredictionReport;
+    use crate::config::value::Pick;
+
+    impl Run {
+        fn backbone(&self) -> Result<&Backbone, PipelineError> {
+            self.backbone
+                .as_ref()
+                .ok_or_else(|| PipelineError::Internal("a stage needs a model that the plan has not".to_owned()))
+        }
+
+        async fn stream_features(
+            &self,
+            job: StreamJob,
+            layout: Layout,
+            name: &str,
+            device: &Arc<desk::Device>,
+        ) -> Result<Journal, PipelineError> {
+            let backbone = self.backbone()?;
+            let checkpoint = Checkpoint::open(std::path::Path::new(
+                self.plan.pipeline().model.as_ref().map_or("", |model| model.checkpoint.as_str()),
+            ))
+            .map_err(desk::model_error)?;
+            desk::load_backbone(device, checkpoint, backbone.options).await?;
+            let scratch = self.scratch(name)?;
+            let scratch_root = scratch.root().to_owned();
+            let places = features::Places {
+                run: self.directory.clone(),
+                layout,
+                scratch,
+                disk_bytes: self.plan.machine().limits.disk.0,
+            };
+            let rows = Arc::clone(&job.meter);
+            let meter = self.board.stage(format!("features ({name})"), "images", 0);
+            let journal =
+                features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&meter)).await?;
+            rows.finish();
+            meter.finish();
+            // Empty now; another process of this run may have none to clean.
+            Directory::at(scratch_root).remove("")?;
+            Ok(journal)
+        }
+
+        /// Streams the training images to features.
+        pub(super) async fn features(
+            &mut self,
+            catalog: Option<&catalog::Catalog>,
+            upstream: Option<String>,
+            device: &Arc<desk::Device>,
+        ) -> Result<(Journal, String), PipelineError> {
+            let patterns = self.plan.pipeline().images.clone().unwrap_or_default().shards;
+            let shards = self.list(&patterns).await?;
+            let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
+            let upstream: Vec<&str> = upstream.as_deref().into_iter().collect();
+            let stage = Stage::Stream;
+            let generation = self.generations.settle(stage.as_str(), stage, keys, &upstream, &self.plan)?;
+            let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
+            let shards = Arc::clone(&job.shards);
+            let journal = self.stream_features(job, Layout::train("features"), "images", device).await?;
+            self.report.images = Some(self.stream_report(&journal, &shards)?);
+            self.output("features", "features");
+            Ok((journal, generation))
+        }
+
+        pub(super) async fn train(
+            &mut self,
+            journal: Journal,
+            upstream: String,
+            classes: usize,
+            device: &Arc<desk::Device>,
+        ) -> Result<(), PipelineError> {
+            let pipeline = self.plan.pipeline();
+            let Some(settings) = pipeline.train.clone() else { return Ok(()) };
+            let seed = pipeline.run.seed;
+            let stage = Stage::Train;
+            let keys = self.plan.keys(stage);
+            let generation = self.generations.settle(stage.as_str(), stage, keys, &[&upstream], &self.plan)?;
+            let job = training::TrainJob {
+                directory: self.directory.clone(),
+                journal,
+                settings,
+                seed,
+                classes,
+                dim: self.backbone()?.shape.dim,
+                generation,
+                device: Arc::clone(device),
+                meter: self.board.stage("train", "samples", 0),
+                stop: self.machine.stop.clone(),
+            };
+            self.report.training = training::run(job).await?;
+            if self.report.training.is_some() {
+                self.output("checkpoints", "checkpoints");
+                self.output("training curve", training::PICTURE);
+            } else {
+                self.report.notes.push("no head was trained: no image has a label on the training side".to_owned());
+            }
+            Ok(())
+        }
+
+        /// The head that predicts and its step; `None` where the run has none.
+        fn head(&self, pick: Pick) -> Result<Option<(u64, crate::train::HeadState)>, PipelineError> {
+            let steps = training::checkpoints(&self.directory)?;
+            let best = match pick {
+                Pick::Last => None,
+                Pick::Best => training::best_step(&self.directory)?.filter(|step| steps.contains(step)),
+            };
+            let Some(step) = best.or(steps.last().copied()) else { return Ok(None) };
+            let path = training::checkpoint_path(&self.directory, step);
+            Ok(Some((step, checkpoint::load_head(&path).map_err(desk::model_error)?)))
+        }
+
+        /// Test images that make other features than the head was trained on are refused.
+        fn check_same_features(&self) -> Result<(), PipelineError> {
+            let Some(record) = self.generations.recorded(Stage::Stream.as_str()) else { return Ok(()) };
+            let now = self.stream_keys(Stage::Predict, "predict.images", &[]);
+            let differs: Vec<&String> = record
+                .keys
+                .iter()
+                .filter(|(key, _)| key.starts_with("model.") || key.starts_with("preprocess"))
+                .filter(|(key, value)| now.get(*key) != Some(value))
+                .map(|(key, _)| key)
+                .collect();
+            if differs.is_empty() {
+                return Ok(());
+            }
+            let list: Vec<String> = differs
+                .iter()
+                .map(|key| {
+                    let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
+                    format!("  `{key}`: {} then, {} now", show(record.keys.get(*key)), show(now.get(*key)))
+                })
+                .collect();
+            Err(PipelineError::Generation(format!(
+                "the head in `{}` was trained on other features than these test images would get:\n{}\nset the keys back",
+                self.directory.root().display(),
+                list.join("\n")
+            )))
+        }
+
+        pub(super) async fn predict(&mut self, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
+            let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
+            let stem = settings.output.trim_end_matches(".csv").to_owned();
+            self.check_same_features()?;
+            let captions = catalog::load_captions(&self.directory)?;
+            let top_k = settings.top_k as usize;
+            if captions.len() < top_k {
+                return Err(PipelineError::Input(format!(
+                    "there are {} captions, fewer than `predict.top_k` = {top_k}: lower it",
+                    captions.len()
+                )));
+            }
+            let asked = prediction::read_ids(&self.machine.store, &settings.ids).await?;
+            let shards = self.list(&settings.images).await?;
+            let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards);
+            let ids = self.machine.store.find(&settings.ids).await?;
+            add_inputs(&mut keys, "predict.ids", &[ids]);
+            let stage = Stage::Predict;
+            let record = format!("{} {stem}", stage.as_str());
+            let generation = self.generations.settle(&record, stage, keys, &[], &self.plan)?;
+            let head = self.head(settings.checkpoint)?;
+            let (ranking, tally, step) = if let Some((step, head)) = head {
+                let wanted = Wanted::Urls(Arc::clone(&asked.urls));
+                let job = self.stream_job("test images", shards, wanted, &generation);
+                let shards = Arc::clone(&job.shards);
+                let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
+                let tally = self.stream_report(&journal, &shards)?.tally;
+                let meter = self.board.stage("rank", "images", 0);
+                let stop = &self.machine.stop;
+                let ranking = prediction::rank(&journal, head, &asked.urls, top_k, device, &meter, stop).await?;
+                meter.finish();
+                (ranking, tally, Some(step))
+            } else {
+                self.report.notes.push(
+                    "the run has no trained head, so every id gets the most frequent captions (the first of the list where \
+                     no image has a label)"
+                        .to_owned(),
+                );
+                (prediction::Ranking::empty(asked.urls.len(), top_k), crate::chunk::Tally::default(), None)
+            };
+            let (store, directory) = (&self.machine.store, &self.directory);
+            let without = prediction::write(store, directory, &settings, &asked.urls, &ranking, &captions).await?;
+            let scores = if settings.truth.is_empty() {
+                None
+            } else {
+                Some(prediction::score(directory, &settings, &asked, captions.len() as u64)?)
+            };
+            self.report.prediction = Some(PredictionReport {
+                ids: asked.ids,
+                images: asked.urls.len() as u64,
+                ids_without_image: without,
+                tally,
+                checkpoint_step: step,
+                scores,
+            });
+            self.output("submission", &settings.output);
+            Ok(())
+        }
+    }
+}

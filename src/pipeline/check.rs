@@ -1,0 +1,275 @@
+//! What would run, on what, and what it needs, from the configuration and the heads of the inputs; changes nothing.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{PipelineError, chain, generation, resolve, workers};
+use crate::catalog::{ClassSource, Classes, Match};
+use crate::chunk::pixels::image_bytes;
+use crate::config::Plan;
+use crate::config::plan::{Stage, chunk_disk_bytes};
+use crate::config::value::{Classes as ClassesWord, MatchRule};
+use crate::corpus::{CaptionList, ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
+use crate::decode::Decoder;
+use crate::store::{Directory, Object, Reader, Store};
+
+/// Unpacked bytes that are read of each input.
+const HEAD_BYTES: usize = 8 << 20;
+/// Images of the first shard that are decoded.
+const SAMPLE_IMAGES: usize = 64;
+/// Longest row that is read.
+const MAX_RECORD_BYTES: usize = 64 << 20;
+
+/// The outcome of a check.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Check {
+    /// Stages that would run, with what the run directory already holds.
+    pub stages: Vec<String>,
+    /// Key → files and bytes.
+    pub inputs: BTreeMap<String, String>,
+    /// What the run needs.
+    pub needs: BTreeMap<String, String>,
+    /// What a sample of the inputs shows.
+    pub sample: BTreeMap<String, String>,
+    /// Everything that is wrong.
+    pub problems: Vec<String>,
+    /// Exit code of the gravest problem; 0 where there is none.
+    pub exit_code: u8,
+}
+
+impl Check {
+    fn problem(&mut self, error: &PipelineError) {
+        self.problems.push(chain(error));
+        self.exit_code = self.exit_code.max(error.exit_code());
+    }
+
+    /// Keeps a result, or its error.
+    fn keep<T>(&mut self, result: Result<T, PipelineError>) -> Option<T> {
+        result.map_err(|error| self.problem(&error)).ok()
+    }
+}
+
+/// Checks a plan against the heads of its inputs.
+pub async fn check(plan: &Plan) -> Check {
+    let mut check = Check::default();
+    let pipeline = plan.pipeline();
+    let directory = Directory::at(&pipeline.run.dir);
+    let recorded = check.keep(generation::read(&directory)).flatten();
+    for stage in Stage::ALL.into_iter().filter(|stage| plan.runs(*stage)) {
+        let known = recorded
+            .as_ref()
+            .is_some_and(|file| file.stages.keys().any(|name| name.split(' ').next() == Some(stage.as_str())));
+        let state = if known { "goes on with what the run directory holds" } else { "new" };
+        check.stages.push(format!("{} ({state})", stage.as_str()));
+    }
+    let store = Store::default();
+    let mut lists = BTreeMap::new();
+    let patterns = [
+        ("pairs.shards", pipeline.pairs.as_ref().map(|pairs| pairs.shards.clone())),
+        ("images.shards", pipeline.images.as_ref().map(|images| images.shards.clone())),
+        ("predict.images", pipeline.predict.as_ref().map(|predict| predict.images.clone())),
+    ];
+    for (key, patterns) in patterns {
+        let Some(patterns) = patterns else { continue };
+        let listed = store.list(&patterns).await.map_err(PipelineError::from);
+        if let Some(objects) = check.keep(listed) {
+            let bytes = objects.iter().map(|object| object.size).sum();
+            check.inputs.insert(key.to_owned(), format!("{} files, {}", objects.len(), bytesize::ByteSize(bytes)));
+            lists.insert(key, objects);
+        }
+    }
+    let spec = check.keep(resolve(plan)).map(|(spec, backbone)| {
+        #[cfg(feature = "model")]
+        if let Some(backbone) = &backbone {
+            let checkpoint = &backbone.checkpoint;
+            check.needs.insert(
+                "model".to_owned(),
+                format!(
+                    "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
+                    checkpoint.family(),
+                    checkpoint.parameters(),
+                    bytesize::ByteSize(checkpoint.weight_bytes()),
+                    backbone.shape.dim
+                ),
+            );
+        }
+        #[cfg(not(feature = "model"))]
+        drop(backbone);
+        spec
+    });
+    let limits = &plan.machine().limits;
+    check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
+    check.needs.insert("decoding threads".to_owned(), workers(plan).to_string());
+    if let Some(spec) = &spec {
+        let (size_px, rows) = (spec.geometry.output_px(), pipeline.chunks.rows);
+        check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
+        let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
+        let scratch = if pipeline.model.is_some() {
+            format!("up to {} for the ring; a chunk of {rows} rows takes up to {chunk}", limits.disk)
+        } else {
+            "none: the chunks are the product".to_owned()
+        };
+        check.needs.insert("scratch disk".to_owned(), scratch);
+        for key in ["images.shards", "predict.images"] {
+            if let Some(shard) = lists.get(key).and_then(|objects: &Vec<Object>| objects.first()) {
+                let sampled = sample_images(&store, shard, spec.clone()).await;
+                if let Some((text, per_row)) = check.keep(sampled) {
+                    check.sample.insert(key.to_owned(), text);
+                    if pipeline.model.is_none() && key == "images.shards" {
+                        let bytes: u64 = lists[key].iter().map(|object| object.size).sum();
+                        let images = bytes as f64 / per_row.max(1.0);
+                        let disk = bytesize::ByteSize((images * image_bytes(size_px) as f64) as u64);
+                        check.needs.insert(
+                            "run directory".to_owned(),
+                            format!("about {disk} of pixels, if every image is wanted"),
+                        );
+                    }
+                }
+            }
+        }
+    }
+    if let Some(shard) = lists.get("pairs.shards").and_then(|objects| objects.first()) {
+        let sampled = sample_labels(&store, plan, shard).await;
+        if let Some(text) = check.keep(sampled) {
+            check.sample.insert("pairs.shards".to_owned(), text);
+        }
+    }
+    if let Some(predict) = &pipeline.predict {
+        let sampled = sample_ids(&store, &predict.ids).await;
+        if let Some(text) = check.keep(sampled) {
+            check.sample.insert("predict.ids".to_owned(), text);
+        }
+        if !predict.truth.is_empty() {
+            let found = store.find(&predict.truth).await.map_err(PipelineError::from);
+            check.keep(found);
+        }
+    }
+    check
+}
+
+/// Feeds at most [`HEAD_BYTES`]; says whether more may follow.
+async fn feed(
+    reader: &mut Reader,
+    parser: &mut impl PushParser,
+    fed: &mut usize,
+    url: &str,
+) -> Result<bool, PipelineError> {
+    let mut buffer = vec![0; 256 << 10];
+    *fed += buffer.len();
+    Ok(super::stream::fill(reader, parser, &mut buffer, url).await? && *fed < HEAD_BYTES)
+}
+
+async fn sample_images(
+    store: &Store,
+    shard: &Object,
+    spec: crate::decode::Spec,
+) -> Result<(String, f64), PipelineError> {
+    let packed = std::sync::Arc::default();
+    let mut reader = store.open(shard, std::sync::Arc::clone(&packed)).await?;
+    let mut rows = ImageRows::new(MAX_RECORD_BYTES);
+    let mut decoder = Decoder::new(spec);
+    let mut out = vec![0; decoder.pixel_bytes()];
+    let (mut seen, mut usable, mut fed) = (0usize, 0usize, 0);
+    let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
+    loop {
+        let more = feed(&mut reader, &mut rows, &mut fed, &shard.url).await?;
+        while let Some(row) = rows.next() {
+            if seen == SAMPLE_IMAGES {
+                break;
+            }
+            seen += 1;
+            let reason = match row {
+                ImageRow::Ok { base64, .. } => {
+                    decoder.decode_base64_into(base64, &mut out).err().map(|error| error.reason().as_str())
+                }
+                ImageRow::Bad { reason, .. } => Some(reason.as_str()),
+            };
+            match reason {
+                None => usable += 1,
+                Some(reason) => *reasons.entry(reason).or_default() += 1,
+            }
+        }
+        if !more || seen == SAMPLE_IMAGES {
+            break;
+        }
+    }
+    let read = packed.load(std::sync::atomic::Ordering::Relaxed) as f64;
+    let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
+    if seen > 0 && usable == 0 {
+        return Err(PipelineError::Input(format!(
+            "none of the first {seen} rows of `{}` can be used{bad}: check that the file has rows of image_url, base64, metadata_url",
+            shard.url
+        )));
+    }
+    Ok((format!("{usable} of the first {seen} rows are usable{bad}"), read / seen.max(1) as f64))
+}
+
+async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<String, PipelineError> {
+    let (Some(captions), Some(pairs)) = (&plan.pipeline().captions, &plan.pipeline().pairs) else {
+        return Ok(String::new());
+    };
+    let rule = match captions.match_rule {
+        MatchRule::Trimmed => Match::Trimmed,
+        MatchRule::Exact => Match::Exact,
+        MatchRule::Casefold => Match::Casefold,
+        MatchRule::Title => Match::Title,
+    };
+    let refused = |error: crate::catalog::CatalogError| PipelineError::Input(error.to_string());
+    let mut classes = Classes::new(ClassSource::List, rule);
+    if captions.classes == ClassesWord::List {
+        let object = store.find(&captions.list).await?;
+        let mut reader = store.open(&object, std::sync::Arc::default()).await?;
+        let mut list = CaptionList::new(&captions.list, MAX_RECORD_BYTES);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let more = super::stream::fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
+            while let Some(row) = list.next()? {
+                classes.add(row.text).map_err(refused)?;
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+    let mut reader = store.open(shard, std::sync::Arc::default()).await?;
+    let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
+    let (mut labelled, mut fed) = (0u64, 0);
+    loop {
+        let more = feed(&mut reader, &mut rows, &mut fed, &shard.url).await?;
+        while let Some(row) = rows.next()? {
+            let PairRow::Pair(pair) = row else { continue };
+            let has = captions.classes == ClassesWord::Train || classes.group_of(pair.target).is_some();
+            labelled += u64::from(has);
+        }
+        if !more {
+            break;
+        }
+    }
+    let counts = rows.counts();
+    Ok(format!(
+        "{labelled} of the first {} rows have a label ({} classes)",
+        counts.rows,
+        match captions.classes {
+            ClassesWord::List => classes.len().to_string(),
+            ClassesWord::Train => "the captions themselves are the".to_owned(),
+        }
+    ))
+}
+
+async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> {
+    let object = store.find(name).await?;
+    let mut reader = store.open(&object, std::sync::Arc::default()).await?;
+    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let (mut count, mut fed) = (0u64, 0);
+    loop {
+        let more = feed(&mut reader, &mut ids, &mut fed, &object.url).await?;
+        while ids.next()?.is_some() {
+            count += 1;
+        }
+        if !more {
+            return Ok(format!("the first {count} ids are sound"));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Why a run ended early, sorted by exit code.
+
+use crate::chunk::ChunkError;
+use crate::config::ConfigError;
+use crate::corpus::CorpusError;
+use crate::flow::{DeviceGone, JobPanicked, Signal};
+use crate::store::StoreError;
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration does not fit what the run directory holds.
+    #[error("{0}")]
+    Generation(String),
+    /// An object cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A published file is not what it should be.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// An artefact cannot be read or written.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// The input is readable but of no use.
+    #[error("{0}")]
+    Input(String),
+    /// The device or the model fails.
+    #[error("{0}")]
+    Model(String),
+    /// Asked to stop; everything done so far is saved.
+    #[error("stopped after saving; the same command goes on from here")]
+    Stopped(Signal),
+    /// An error in this program.
+    #[error("{0}; please report it with the command and the log")]
+    Internal(String),
+}
+
+impl PipelineError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Generation(_) => 2,
+            Self::Corpus(_) | Self::Input(_) => 3,
+            Self::Store(error) | Self::Chunk(ChunkError::Store(error)) => {
+                if error.is_input() {
+                    3
+                } else {
+                    4
+                }
+            }
+            Self::Chunk(ChunkError::Damaged { .. }) => 3,
+            Self::Model(_) | Self::Internal(_) => 5,
+            Self::Stopped(signal) => signal.exit_code(),
+        }
+    }
+}
+
+impl From<JobPanicked> for PipelineError {
+    fn from(error: JobPanicked) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<DeviceGone> for PipelineError {
+    fn from(error: DeviceGone) -> Self {
+        Self::Model(error.to_string())
+    }
+}
+
+impl From<tokio::task::JoinError> for PipelineError {
+    fn from(_: tokio::task::JoinError) -> Self {
+        Self::from(JobPanicked)
+    }
+}

@@ -1,0 +1,41 @@
+//! Backbone and trained head as a directory that transformers opens.
+
+use std::path::Path;
+
+use super::desk::model_error;
+use super::{PipelineError, catalog, training};
+use crate::config::Plan;
+use crate::config::value::Pool;
+use crate::model::{Checkpoint, Classifier, export_hf};
+use crate::store::Directory;
+use crate::train::checkpoint;
+
+/// Writes the run's newest head with its backbone to `out`; returns the head's step.
+///
+/// # Errors
+/// When the run has no head, or its features are not what the family's classifier sees.
+pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
+    let Some(model) = &plan.pipeline().model else {
+        return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
+    };
+    if model.layer != -1 || model.pool != Pool::Default {
+        return Err(PipelineError::Input(
+            "a head on `model.layer` or `model.pool` other than the default is no classifier of the family in transformers"
+                .to_owned(),
+        ));
+    }
+    let directory = Directory::at(&plan.pipeline().run.dir);
+    let Some(step) = training::checkpoints(&directory)?.last().copied() else {
+        return Err(PipelineError::Input(format!(
+            "`{}` has no checkpoint: run the pipeline first",
+            plan.pipeline().run.dir
+        )));
+    };
+    let head = checkpoint::load_head(&training::checkpoint_path(&directory, step)).map_err(model_error)?;
+    let labels: Vec<String> =
+        catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
+    let backbone = Checkpoint::open(Path::new(&model.checkpoint)).map_err(model_error)?;
+    let classifier = Classifier::new(head.weight, head.bias).map_err(model_error)?;
+    export_hf(&backbone, &classifier, &labels, out).map_err(model_error)?;
+    Ok(step)
+}

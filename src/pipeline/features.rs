@@ -1,0 +1,172 @@
+//! Pixel chunks of the ring → backbone → feature chunks, committed one by one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::PipelineError;
+use super::desk::{BATCH_ROWS, Device, model_error};
+use super::stream::{self, Machine, Sink, StreamJob, commit, seen_so_far};
+use crate::chunk::RowHeads;
+use crate::chunk::features::FeatureWriter;
+use crate::chunk::journal::{Journal, Layout, Position};
+use crate::chunk::pixels::{PixelReader, image_bytes};
+use crate::chunk::ring::{Ring, RingChunk};
+use crate::config::value::Precision;
+use crate::flow::{Meter, Stop, link};
+use crate::store::{Directory, Object};
+
+/// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
+const CHUNKS_WAITING: usize = 4096;
+
+/// What the features are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FeatureShape {
+    pub(super) dim: usize,
+    pub(super) precision: Precision,
+}
+
+/// Where the stages keep things.
+pub(super) struct Places {
+    pub(super) run: Directory,
+    pub(super) layout: Layout,
+    pub(super) scratch: Directory,
+    pub(super) disk_bytes: u64,
+}
+
+/// Streams images to feature chunks, or goes on where an earlier process stopped.
+///
+/// # Errors
+/// When an input, the disk or the device fails; [`PipelineError::Stopped`] when asked to.
+pub(super) async fn run(
+    job: StreamJob,
+    machine: Machine,
+    places: Places,
+    shape: FeatureShape,
+    device: &Arc<Device>,
+    meter: Arc<Meter>,
+) -> Result<Journal, PipelineError> {
+    let journal = Journal::open(places.run, places.layout, &job.generation)?;
+    let committed = journal.position();
+    let (ring, waiting) = Ring::open(places.scratch, places.disk_bytes, &job.generation, committed).await?;
+    let position = waiting.last().map_or(committed, |chunk| {
+        let entry = &chunk.entry;
+        if entry.last {
+            Position { shard: entry.id.shard + 1, row: 0 }
+        } else {
+            Position { shard: entry.id.shard, row: entry.id.row + entry.tally.rows }
+        }
+    });
+    let mut counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
+    job.meter.add_resumed(journal.tally().rows);
+    meter.add_resumed(journal.tally().kept);
+    for chunk in &waiting {
+        job.meter.add_resumed(chunk.entry.tally.rows);
+        if chunk.entry.id.shard == position.shard {
+            counted.merge(&chunk.entry.tally);
+        }
+    }
+    let seen = seen_so_far(&journal, &waiting, &job.wanted)?;
+
+    // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
+    let batch_bytes = 3 * BATCH_ROWS * image_bytes(job.spec.geometry.output_px());
+    let held = machine.budget.take(batch_bytes as u64).await;
+    let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
+    for chunk in waiting {
+        if chunks_in.send(chunk).await.is_err() {
+            return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
+        }
+    }
+    let consumer = Consumer {
+        journal,
+        shards: Arc::clone(&job.shards),
+        shape,
+        device: Arc::clone(device),
+        meter,
+        stop: machine.stop.clone(),
+    };
+    let mut stages: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
+    stages.spawn(consumer.run(chunks_out));
+    let sink = Sink::Ring(ring, chunks_in);
+    stages.spawn(async move { stream::run(job, machine, seen, position, counted, sink).await.map(|()| None) });
+    let mut finished = None;
+    while let Some(done) = stages.join_next().await {
+        finished = done??.or(finished);
+    }
+    drop(held);
+    finished.ok_or_else(|| PipelineError::Internal("the model's stage ended without its journal".to_owned()))
+}
+
+struct Consumer {
+    journal: Journal,
+    shards: Arc<Vec<Object>>,
+    shape: FeatureShape,
+    device: Arc<Device>,
+    meter: Arc<Meter>,
+    stop: Stop,
+}
+
+impl Consumer {
+    async fn run(mut self, mut chunks: mpsc::Receiver<RingChunk>) -> Result<Option<Journal>, PipelineError> {
+        while let Some(chunk) = chunks.recv().await {
+            if self.stop.is_raised() || !self.compute(&chunk).await? {
+                break;
+            }
+            commit(&mut self.journal, &chunk.entry, &self.shards[chunk.entry.id.shard as usize].url)?;
+            chunk.release()?;
+        }
+        match self.stop.signal() {
+            Some(signal) => Err(PipelineError::Stopped(signal)),
+            None => Ok(Some(self.journal)),
+        }
+    }
+
+    /// Fills the feature file of a chunk; false when the run was asked to stop.
+    async fn compute(&mut self, chunk: &RingChunk) -> Result<bool, PipelineError> {
+        let Some(pixels) = chunk.pixels() else { return Ok(true) };
+        let name = self.journal.layout().chunk(chunk.entry.id);
+        let path = self.journal.directory().temporary(&name)?;
+        let FeatureShape { dim, precision } = self.shape;
+        let mut writer = FeatureWriter::create(&path, dim, precision, &chunk.entry.generation)?;
+        // One batch is read while the one before is computed. Batches never cross a chunk, so that a feature's bits
+        // depend on its chunk alone.
+        let (batches_in, mut batches) = link(1);
+        let reading = tokio::task::spawn_blocking(move || read_batches(&pixels, &batches_in));
+        while let Some((heads, pixels)) = batches.recv().await {
+            let rows = heads.len();
+            let features = self
+                .device
+                .call(move |desk| match &desk.extractor {
+                    Some(extractor) => extractor.features(&pixels, rows).map_err(model_error),
+                    None => Err(PipelineError::Internal("the backbone is not loaded".to_owned())),
+                })
+                .await??;
+            if let Some(bad) = features.iter().position(|value| !value.is_finite()) {
+                return Err(PipelineError::Model(format!(
+                    "the feature of `{}` is not a finite number: the checkpoint's weights are unusable",
+                    heads.url(bad / dim)
+                )));
+            }
+            writer.write(&heads, &features)?;
+            self.meter.add(rows as u64);
+            if self.stop.is_raised() {
+                return Ok(false);
+            }
+        }
+        reading.await??;
+        writer.finish()?;
+        Ok(true)
+    }
+}
+
+fn read_batches(path: &Path, batches: &mpsc::Sender<(RowHeads, Vec<u8>)>) -> Result<(), PipelineError> {
+    let mut reader = PixelReader::open(path, BATCH_ROWS)?;
+    while let Some(batch) = reader.next_batch()? {
+        if batches.blocking_send(batch).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

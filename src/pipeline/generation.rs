@@ -1,0 +1,222 @@
+//! `run.toml`: the resolved configuration of a run directory and, for each stage, the keys that its artefacts were made
+//! with, so that a changed key is refused instead of mixing two generations.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::PipelineError;
+use crate::config::plan::Stage;
+use crate::config::raw::RawPipeline;
+use crate::config::{ConfigError, Plan, Problem, StageKeys};
+use crate::store::{Directory, Object, StoreError};
+
+/// Name of the file inside the run directory.
+const FILE: &str = "run.toml";
+/// Changes when the bytes of an artefact change for equal keys.
+const FORMAT: &str = "1";
+
+/// What `run.toml` holds.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RunFile {
+    /// Each stage's keys; a submission's stage is named `predict NAME`.
+    pub stages: BTreeMap<String, StageRecord>,
+    /// The whole configuration of the last start.
+    pub config: RawPipeline,
+}
+
+/// What the artefacts of one stage depend on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// Hash of the keys, and of those of the stages before it.
+    pub generation: String,
+    /// Key → value, as TOML.
+    pub keys: StageKeys,
+}
+
+/// The stages of this start with their keys, compared with what the directory holds.
+#[derive(Debug)]
+pub struct Generations {
+    directory: Directory,
+    file: RunFile,
+}
+
+/// Adds what a listing resolved to: names and sizes.
+pub fn add_inputs(keys: &mut StageKeys, key: &str, objects: &[Object]) {
+    let mut hasher = blake3::Hasher::new();
+    for object in objects {
+        hasher.update(format!("{}\t{}\n", object.url, object.size).as_bytes());
+    }
+    let bytes: u64 = objects.iter().map(|object| object.size).sum();
+    let digest = &hasher.finalize().to_hex()[..16];
+    keys.insert(format!("{key} (files)"), format!("{} files, {bytes} bytes, {digest}", objects.len()));
+}
+
+/// Reads `run.toml`; a directory without one is new.
+///
+/// # Errors
+/// When it is there and is not ours.
+pub fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineError> {
+    let Some(content) = directory.read(FILE)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&content);
+    toml::from_str(&text).map(Some).map_err(|error| {
+        let path = directory.path(FILE).display().to_string();
+        PipelineError::Generation(format!(
+            "`{path}` is not a run file of this version ({}); choose another `run.dir`, or start over with --fresh",
+            error.message()
+        ))
+    })
+}
+
+impl Generations {
+    /// Reads the directory's record.
+    ///
+    /// # Errors
+    /// As [`read`]; and when the directory holds files that no run wrote.
+    pub fn open(directory: Directory) -> Result<Self, PipelineError> {
+        let file = match read(&directory)? {
+            Some(file) => file,
+            None => {
+                let strangers: Vec<String> =
+                    directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
+                if let Some(stranger) = strangers.first() {
+                    return Err(ConfigError(vec![Problem::new(
+                        "run.dir",
+                        format!(
+                            "`{}` holds `{stranger}` and is no run directory; name a new or empty one",
+                            directory.root().display()
+                        ),
+                    )])
+                    .into());
+                }
+                RunFile::default()
+            }
+        };
+        Ok(Self { directory, file })
+    }
+
+    /// The generation of a stage that was recorded by an earlier start.
+    pub fn recorded(&self, name: &str) -> Option<&StageRecord> {
+        self.file.stages.get(name)
+    }
+
+    /// Records a stage with its keys and returns its generation, or refuses where the directory holds another one.
+    ///
+    /// # Errors
+    /// A table of the keys that differ and what each invalidates; and when the record cannot be written.
+    pub fn settle(
+        &mut self,
+        name: &str,
+        stage: Stage,
+        keys: StageKeys,
+        upstream: &[&str],
+        plan: &Plan,
+    ) -> Result<String, PipelineError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(FORMAT.as_bytes());
+        for above in upstream {
+            hasher.update(above.as_bytes());
+        }
+        for (key, value) in &keys {
+            hasher.update(format!("{key}={value}\n").as_bytes());
+        }
+        let generation = hasher.finalize().to_hex()[..32].to_owned();
+        match self.file.stages.get(name) {
+            Some(record) if record.generation == generation => {}
+            Some(record) => {
+                return Err(PipelineError::Generation(self.refusal(stage, &record.keys, &keys)));
+            }
+            None => {
+                let record = StageRecord { generation: generation.clone(), keys };
+                self.file.stages.insert(name.to_owned(), record);
+            }
+        }
+        self.file.config = plan.pipeline().clone();
+        self.save()?;
+        Ok(generation)
+    }
+
+    fn refusal(&self, stage: Stage, old: &StageKeys, new: &StageKeys) -> String {
+        let invalid: Vec<&str> =
+            Stage::ALL.iter().filter(|later| **later >= stage).map(|later| later.artefacts()).collect();
+        let mut text = format!(
+            "`{}` was made with other settings, and going on would mix the two:\n",
+            self.directory.root().display()
+        );
+        let mut differs = false;
+        let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for key in names {
+            let (before, now) = (old.get(key), new.get(key));
+            if before != now {
+                differs = true;
+                let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
+                let _ = writeln!(
+                    text,
+                    "  `{key}`: {} then, {} now; invalidates {}",
+                    show(before),
+                    show(now),
+                    invalid.join(", ")
+                );
+            }
+        }
+        if !differs {
+            text.push_str("  a stage before it, or this program's version, differs\n");
+        }
+        let _ = write!(
+            text,
+            "set the keys back, choose another `run.dir`, or recompute with --from {} (or all with --fresh)",
+            stage.as_str()
+        );
+        text
+    }
+
+    /// Forgets a stage and those after it, and removes their artefacts.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn discard_from(&mut self, stage: Stage) -> Result<(), PipelineError> {
+        for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
+            self.file.stages.retain(|name, _| name.split(' ').next() != Some(later.as_str()));
+        }
+        // The record first: a kill in between leaves artefacts that no record names, which the stages remove.
+        self.save()?;
+        for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
+            self.remove_artefacts(later)?;
+        }
+        Ok(())
+    }
+
+    fn remove_artefacts(&self, stage: Stage) -> Result<(), StoreError> {
+        let remove = |names: &[&str]| names.iter().try_for_each(|name| self.directory.remove(name));
+        match stage {
+            Stage::Catalog => remove(&["journal/catalog.json", "catalog"]),
+            Stage::Stream => {
+                remove(&["journal/features", "journal/chunks", "features", "chunks", "quarantine", "scratch"])
+            }
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.json", "report.json"]),
+            Stage::Predict => {
+                for name in self.directory.list("journal")? {
+                    if name.starts_with("predict-") {
+                        self.directory.remove(&format!("journal/{name}"))?;
+                    }
+                }
+                for name in self.directory.list("")? {
+                    let csv = std::path::Path::new(&name).extension().is_some_and(|ending| ending == "csv");
+                    if csv {
+                        self.directory.remove(&name)?;
+                    }
+                }
+                remove(&["predict"])
+            }
+        }
+    }
+
+    fn save(&self) -> Result<(), PipelineError> {
+        let text =
+            toml::to_string(&self.file).map_err(|error| PipelineError::Internal(format!("run.toml: {error}")))?;
+        let head =
+            "# Written by wikicap-pipeline: what the artefacts in this directory were made with. Do not edit.\n\n";
+        Ok(self.directory.write(FILE, format!("{head}{text}").as_bytes())?)
+    }
+}

@@ -1,0 +1,232 @@
+//! Feature chunks of the test images → ranked captions → submission.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::sync::Arc;
+
+use super::PipelineError;
+use super::desk::{Device, model_error};
+use super::report::ScoreReport;
+use super::stream::fill;
+use crate::catalog::{UrlSet, url_hash};
+use crate::chunk::features;
+use crate::chunk::journal::Journal;
+use crate::config::raw::RawPredict;
+use crate::corpus::{TestId, TestIds};
+use crate::flow::{Meter, Stop};
+use crate::predict::evaluate::evaluate;
+use crate::predict::metrics;
+use crate::predict::scorer::Scorer;
+use crate::predict::submission::{SubmissionError, SubmissionWriter};
+use crate::store::{Directory, Store, StoreError};
+use crate::train::HeadState;
+
+/// Longest row of the ids file.
+const MAX_RECORD_BYTES: usize = 1 << 20;
+/// Stands for a rank that no caption has.
+const NONE: u32 = u32::MAX;
+
+/// The images that the ids ask for.
+pub(super) struct Asked {
+    pub(super) urls: Arc<UrlSet>,
+    pub(super) ids: u64,
+    /// Ids of each distinct image, in no particular order.
+    pub(super) ids_per_image: Vec<u64>,
+}
+
+/// Reads the ids file once, for the images.
+///
+/// # Errors
+/// When a row is not sound.
+pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, PipelineError> {
+    let mut hashes = Vec::new();
+    each_id(store, name, |id| {
+        hashes.push(url_hash(id.image_url));
+        Ok(())
+    })
+    .await?;
+    hashes.sort_unstable();
+    let ids_per_image = hashes.chunk_by(|one, other| one == other).map(|ids| ids.len() as u64).collect();
+    Ok(Asked { ids: hashes.len() as u64, ids_per_image, urls: Arc::new(hashes.into_iter().collect()) })
+}
+
+async fn each_id(
+    store: &Store,
+    name: &str,
+    mut take: impl FnMut(TestId<'_>) -> Result<(), PipelineError>,
+) -> Result<(), PipelineError> {
+    let object = store.find(name).await?;
+    let mut reader = store.open(&object, Arc::default()).await?;
+    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let more = fill(&mut reader, &mut ids, &mut buffer, &object.url).await?;
+        while let Some(id) = ids.next()? {
+            take(id)?;
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// The best classes of each image, by position in the set of URLs; images without features have none.
+#[derive(Debug)]
+pub(super) struct Ranking {
+    classes: Vec<u32>,
+    k: usize,
+}
+
+impl Ranking {
+    /// A ranking in which no image has features.
+    pub(super) fn empty(images: usize, k: usize) -> Self {
+        Self { classes: vec![NONE; images * k], k }
+    }
+
+    fn of(&self, image: usize) -> Option<&[u32]> {
+        let ranked = &self.classes[image * self.k..(image + 1) * self.k];
+        (ranked.first() != Some(&NONE)).then_some(ranked)
+    }
+}
+
+/// Ranks the classes for every image that has features.
+///
+/// # Errors
+/// When a chunk or the device fails; [`PipelineError::Stopped`] when asked to.
+pub(super) async fn rank(
+    journal: &Journal,
+    head: HeadState,
+    urls: &UrlSet,
+    top_k: usize,
+    device: &Device,
+    meter: &Meter,
+    stop: &Stop,
+) -> Result<Ranking, PipelineError> {
+    let mut ranking = Ranking::empty(urls.len(), top_k);
+    let dim = head.dim;
+    device
+        .call(move |desk| {
+            let HeadState { weight, bias, classes, dim, .. } = head;
+            desk.scorer = Some(Scorer::new(&weight, &bias, classes, dim, &Default::default()).map_err(model_error)?);
+            Ok::<_, PipelineError>(())
+        })
+        .await??;
+    meter.set_total(journal.tally().kept);
+    for (id, entry) in journal.entries() {
+        if entry.tally.kept == 0 {
+            continue;
+        }
+        if let Some(signal) = stop.signal() {
+            return Err(PipelineError::Stopped(signal));
+        }
+        let path = journal.directory().path(&journal.layout().chunk(*id));
+        let chunk = tokio::task::spawn_blocking(move || features::read(&path)).await??;
+        if chunk.dim != dim {
+            return Err(PipelineError::Generation(
+                "the test features do not fit the head; recompute with --from predict".to_owned(),
+            ));
+        }
+        let (rows, values) = (chunk.rows, chunk.values);
+        let count = rows.len();
+        let tops = device
+            .call(move |desk| match &desk.scorer {
+                Some(scorer) => scorer.top_k(&values, count, top_k).map_err(model_error),
+                None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
+            })
+            .await??;
+        for (row, top) in tops.iter().enumerate() {
+            let Some(image) = urls.position(url_hash(rows.url(row))) else { continue };
+            // A head with values that are not numbers ranks nothing; the image then counts as unusable.
+            if top.classes.len() == top_k {
+                ranking.classes[image * top_k..(image + 1) * top_k].copy_from_slice(&top.classes);
+            }
+        }
+        meter.add(count as u64);
+    }
+    device.call(|desk| desk.scorer = None).await?;
+    Ok(ranking)
+}
+
+/// The classes with the most images, for ids whose image is absent: ties go to the lower class.
+pub(super) fn most_frequent(captions: &[(Box<str>, u32)], k: usize) -> Vec<u32> {
+    let mut classes: Vec<u32> = (0..captions.len() as u32).collect();
+    classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].1), *class));
+    classes.truncate(k);
+    classes
+}
+
+/// Writes the submission in the order of the ids file; returns how many ids got the most frequent captions.
+///
+/// # Errors
+/// When the ids cannot be read again or the disk refuses.
+pub(super) async fn write(
+    store: &Store,
+    directory: &Directory,
+    settings: &RawPredict,
+    urls: &UrlSet,
+    ranking: &Ranking,
+    captions: &[(Box<str>, u32)],
+) -> Result<u64, PipelineError> {
+    let path = directory.temporary(&settings.output)?;
+    let file = File::create(&path).map_err(|error| StoreError::io(&path, "created", error))?;
+    let failed = |error: SubmissionError| match error {
+        SubmissionError::Write { source, .. } => PipelineError::from(StoreError::io(&path, "written", source)),
+    };
+    let mut writer = SubmissionWriter::new(BufWriter::new(file)).map_err(failed)?;
+    let fallback = most_frequent(captions, settings.top_k as usize);
+    let mut without = 0;
+    each_id(store, &settings.ids, |id| {
+        let ranked = urls.position(url_hash(id.image_url)).and_then(|image| ranking.of(image));
+        without += u64::from(ranked.is_none());
+        let texts = ranked.unwrap_or(&fallback).iter().map(|class| &*captions[*class as usize].0);
+        writer.write(id.id, texts).map_err(failed)
+    })
+    .await?;
+    writer.finish().map_err(failed)?;
+    directory.publish(&settings.output)?;
+    Ok(without)
+}
+
+/// Scores the submission that was just written.
+///
+/// # Errors
+/// When the truth cannot be read.
+pub(super) fn score(
+    directory: &Directory,
+    settings: &RawPredict,
+    asked: &Asked,
+    classes: u64,
+) -> Result<ScoreReport, PipelineError> {
+    let open = |path: &std::path::Path| File::open(path).map_err(|error| StoreError::io(path, "opened", error));
+    let submission = open(&directory.path(&settings.output))?;
+    let truth = open(std::path::Path::new(&settings.truth))?;
+    let scores = evaluate(submission, truth)
+        .map_err(|error| PipelineError::Input(format!("`{}`: {}", settings.truth, super::chain(&error))))?;
+    Ok(ScoreReport {
+        ndcg5: scores.ndcg5,
+        ndcg5_ceiling: metrics::ceiling(asked.ids_per_image.iter().copied()),
+        ndcg5_chance: metrics::chance(classes),
+        recall1: scores.recall1,
+        recall5: scores.recall5,
+        mrr: scores.mrr,
+        ids: scores.ids,
+    })
+}
+
+/// The ceiling of NDCG@5 by the ids file alone, for `evaluate --ids`.
+///
+/// # Errors
+/// When a row is not sound.
+pub async fn ceiling_of(ids: &str) -> Result<f64, PipelineError> {
+    let mut images: HashMap<u64, u64> = HashMap::new();
+    each_id(&Store::default(), ids, |id| {
+        *images.entry(url_hash(id.image_url)).or_default() += 1;
+        Ok(())
+    })
+    .await?;
+    // A sum of integers over small classes: the order of the map does not show.
+    let mut counts: Vec<u64> = images.into_values().collect();
+    counts.sort_unstable();
+    Ok(metrics::ceiling(counts))
+}

@@ -1,0 +1,206 @@
+//! `report.json`: what a run counted, measured and made.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::Tally;
+use crate::flow::Snapshot;
+
+/// The report of a run directory. Parts that did not run are absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The run's directory.
+    pub run_dir: String,
+    /// Captions and labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub catalog: Option<CatalogReport>,
+    /// The training images' stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<StreamReport>,
+    /// The head's training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingReport>,
+    /// The submission.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionReport>,
+    /// Time and rate of each stage, of the process that wrote the report.
+    pub stages: Vec<StageReport>,
+    /// Largest resident memory of that process, in bytes; absent where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// Most bytes in flight between stages.
+    pub peak_in_flight_bytes: u64,
+    /// Remarks that a reader should not miss.
+    pub notes: Vec<String>,
+    /// What was written: name → path.
+    pub outputs: BTreeMap<String, String>,
+}
+
+/// Counts of the catalog.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CatalogReport {
+    /// Where the classes come from.
+    pub source: String,
+    /// Match rule.
+    pub match_rule: String,
+    /// Classes.
+    pub classes: u64,
+    /// Captions of the list that repeat an earlier one.
+    pub duplicate_captions: u64,
+    /// Rows of the pairs files.
+    pub pair_rows: u64,
+    /// Of these, rows that could not be used or were not wanted, by reason.
+    pub pair_rows_skipped: BTreeMap<String, u64>,
+    /// Rows whose caption is a class.
+    pub labelled_rows: u64,
+    /// Distinct image URLs among them.
+    pub labelled_images: u64,
+    /// Classes with at least one image URL.
+    pub classes_with_images: u64,
+    /// Classes by number of image URLs.
+    pub images_per_class: BTreeMap<String, u64>,
+    /// Distinct URLs that would be one after normalising scheme and percent-encoding; rows are joined on the raw URL.
+    pub urls_merged_by_normalising: u64,
+    /// Whether that is a count, and not an estimate from a sample.
+    pub urls_merged_exact: bool,
+}
+
+/// Counts of a stream of images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Shards read.
+    pub shards: u64,
+    /// What became of the rows.
+    pub tally: Tally,
+    /// Per shard: name → tally.
+    pub by_shard: BTreeMap<String, Tally>,
+    /// (image, class) pairs in the chunks.
+    pub labels: u64,
+    /// Chunks that hold rows.
+    pub chunks: u64,
+    /// Side of the images in pixels.
+    pub size_px: u32,
+}
+
+/// Training of the head.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainingReport {
+    /// Steps taken.
+    pub steps: u64,
+    /// Samples of the training side.
+    pub samples: u64,
+    /// Images of the validation side.
+    pub validation_images: u64,
+    /// The last mean training loss.
+    pub loss: Option<f64>,
+    /// The last validation figures.
+    pub validation: Option<ValidationPoint>,
+    /// The best validation figures by NDCG@5.
+    pub best: Option<ValidationPoint>,
+    /// The curve.
+    pub curve: Vec<LossPoint>,
+    /// Validation at each epoch's end.
+    pub validations: Vec<ValidationPoint>,
+}
+
+/// Mean training loss over the steps since the point before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossPoint {
+    /// Step.
+    pub step: u64,
+    /// Mean cross-entropy in nats.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// Figures on the validation side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ValidationPoint {
+    /// Step.
+    pub step: u64,
+    /// Epoch, from 1.
+    pub epoch: u32,
+    /// Mean cross-entropy in nats.
+    pub loss: f64,
+    /// NDCG@5 over (image, caption) pairs.
+    pub ndcg5: f64,
+    /// Its ceiling: an image with several captions has one ranking.
+    pub ndcg5_ceiling: f64,
+    /// Recall@1 over pairs.
+    pub recall1: f64,
+    /// Recall@5 over pairs.
+    pub recall5: f64,
+}
+
+/// The submission.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PredictionReport {
+    /// Ids asked for.
+    pub ids: u64,
+    /// Distinct images among them.
+    pub images: u64,
+    /// Ids that got the most frequent captions, because their image is absent or unusable, or no head was trained.
+    pub ids_without_image: u64,
+    /// What became of the test images' rows.
+    pub tally: Tally,
+    /// Step of the checkpoint that predicted.
+    pub checkpoint_step: Option<u64>,
+    /// Scores against `predict.truth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scores: Option<ScoreReport>,
+}
+
+/// Scores of a submission.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScoreReport {
+    /// NDCG@5, mean over ids.
+    pub ndcg5: f64,
+    /// The best that one ranking an image can reach.
+    pub ndcg5_ceiling: f64,
+    /// A random ranking's.
+    pub ndcg5_chance: f64,
+    /// Recall@1.
+    pub recall1: f64,
+    /// Recall@5.
+    pub recall5: f64,
+    /// Mean reciprocal rank within the rows given.
+    pub mrr: f64,
+    /// Ids scored.
+    pub ids: u64,
+}
+
+/// Time and rate of one stage.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Stage.
+    pub name: String,
+    /// What it counts.
+    pub unit: String,
+    /// Units done by this process.
+    pub done: u64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Units per second.
+    pub per_second: f64,
+}
+
+impl From<&Snapshot> for StageReport {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self {
+            name: snapshot.name.clone(),
+            unit: snapshot.unit.to_owned(),
+            done: snapshot.done - snapshot.resumed.min(snapshot.done),
+            seconds: snapshot.elapsed.as_secs_f64(),
+            per_second: snapshot.rate(),
+        }
+    }
+}
+
+/// Largest resident memory of this process so far, in bytes.
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,451 @@
+//! Feature chunks → trained head: the order of samples, steps, validation and checkpoints.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::PipelineError;
+use super::desk::{Desk, Device, model_error};
+use super::report::{LossPoint, TrainingReport, ValidationPoint};
+use crate::chunk::features::{self, read_heads};
+use crate::chunk::journal::Journal;
+use crate::config::raw::RawTrain;
+use crate::config::value::ScheduleKind as Kind;
+use crate::flow::{Meter, Stop};
+use crate::predict::metrics::{self, rank_of};
+use crate::store::Directory;
+use crate::train::order::{self, Window};
+use crate::train::validation::is_validation;
+use crate::train::{HeadState, Options, Progress, Schedule, ScheduleKind, Sgd, Trainer, checkpoint, plot};
+
+/// Folder of the checkpoints.
+const FOLDER: &str = "checkpoints";
+/// The curve so far; points behind the checkpoint that a run resumes from are dropped.
+const CURVE: &str = "training.json";
+/// Its picture.
+pub(super) const PICTURE: &str = "training.svg";
+
+/// What training is.
+pub(super) struct TrainJob {
+    pub(super) directory: Directory,
+    pub(super) journal: Journal,
+    pub(super) settings: RawTrain,
+    pub(super) seed: u64,
+    pub(super) classes: usize,
+    pub(super) dim: usize,
+    pub(super) generation: String,
+    pub(super) device: Arc<Device>,
+    pub(super) meter: Arc<Meter>,
+    pub(super) stop: Stop,
+}
+
+/// Points of the curve, kept beside the checkpoints.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Curve {
+    losses: Vec<LossPoint>,
+    validations: Vec<ValidationPoint>,
+}
+
+/// What the chunks hold.
+struct Inventory {
+    /// Feature files with rows, in the order of the corpus.
+    paths: Vec<PathBuf>,
+    /// Training samples of each.
+    samples: Vec<u64>,
+    /// Validation images of each.
+    validation_rows: Vec<u64>,
+}
+
+/// Samples of one window in the order of training.
+struct Loaded {
+    features: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+/// The steps in the run directory that have a checkpoint, ascending.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(super) fn checkpoints(directory: &Directory) -> Result<Vec<u64>, PipelineError> {
+    let mut steps: Vec<u64> =
+        directory.list(FOLDER)?.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Path of a checkpoint.
+pub(super) fn checkpoint_path(directory: &Directory, step: u64) -> PathBuf {
+    directory.path(&format!("{FOLDER}/step-{step}"))
+}
+
+/// The step with the best validation figures so far, by the curve that the run keeps.
+///
+/// # Errors
+/// When the curve cannot be read.
+pub(super) fn best_step(directory: &Directory) -> Result<Option<u64>, PipelineError> {
+    Ok(best(&read_curve(directory, u64::MAX)?.validations).map(|point| point.step))
+}
+
+fn best(points: &[ValidationPoint]) -> Option<&ValidationPoint> {
+    // The first of equals, so that the choice does not depend on what came later.
+    points.iter().rev().max_by(|one, other| one.ndcg5.total_cmp(&other.ndcg5))
+}
+
+fn read_curve(directory: &Directory, up_to_step: u64) -> Result<Curve, PipelineError> {
+    let mut curve: Curve =
+        directory.read(CURVE)?.and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default();
+    curve.losses.retain(|point| point.step <= up_to_step);
+    curve.validations.retain(|point| point.step <= up_to_step);
+    Ok(curve)
+}
+
+/// Trains the head, or goes on from the newest checkpoint; `None` where there is no sample to train on.
+///
+/// # Errors
+/// When a chunk, the disk or the device fails; [`PipelineError::Stopped`], after saving, when asked to.
+pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, PipelineError> {
+    let (inventory, job) = tokio::task::spawn_blocking(move || inventory(&job).map(|found| (found, job))).await??;
+    let samples: u64 = inventory.samples.iter().sum();
+    if samples == 0 {
+        return Ok(None);
+    }
+    let settings = &job.settings;
+    let effective = u64::from(settings.batch_size) * u64::from(settings.accumulation);
+    let steps_per_epoch = samples.div_ceil(effective);
+    let total_steps = steps_per_epoch * u64::from(settings.epochs);
+    let kind = match settings.schedule {
+        Kind::Linear => ScheduleKind::Linear,
+        Kind::Cosine => ScheduleKind::Cosine,
+        Kind::Constant => ScheduleKind::Constant,
+    };
+    let schedule = Schedule::with_ratio(kind, settings.learning_rate, settings.warmup_ratio, total_steps);
+    let (state, progress) = start(&job)?;
+    let curve = read_curve(&job.directory, progress.step)?;
+    job.meter.set_total(samples * u64::from(settings.epochs));
+    job.meter.add_resumed(samples * u64::from(progress.epoch) + progress.position);
+    let sgd = Sgd { momentum: settings.momentum, weight_decay: settings.weight_decay, clip_norm: settings.clip_norm };
+    let resumed = progress.clone();
+    job.device
+        .call(move |desk| {
+            let trainer = Trainer::new(state, sgd, Options::default(), &Default::default()).map_err(model_error)?;
+            desk.trainer = Some(trainer.resumed(resumed.step, resumed.loss_sum, resumed.loss_count));
+            Ok::<_, PipelineError>(())
+        })
+        .await??;
+    let mut session =
+        Session { job: &job, inventory: &inventory, schedule, effective, progress, curve, saved: Instant::now() };
+    session.train().await?;
+    job.device.call(|desk| desk.trainer = None).await?;
+    job.meter.finish();
+    let Session { progress, curve, .. } = session;
+    Ok(Some(TrainingReport {
+        steps: progress.step,
+        samples,
+        validation_images: inventory.validation_rows.iter().sum(),
+        loss: curve.losses.last().map(|point| point.loss),
+        validation: curve.validations.last().copied(),
+        best: best(&curve.validations).copied(),
+        curve: curve.losses,
+        validations: curve.validations,
+    }))
+}
+
+/// The newest checkpoint of this generation, or a new head.
+fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
+    if let Some(step) = checkpoints(&job.directory)?.last() {
+        let path = checkpoint_path(&job.directory, *step);
+        let (state, progress) = checkpoint::load(&path).map_err(model_error)?;
+        let same = progress.hashes.get("train") == Some(&job.generation);
+        if !same || (state.classes, state.dim) != (job.classes, job.dim) {
+            return Err(PipelineError::Generation(format!(
+                "`{}` was made from other features or settings; recompute with --from train",
+                path.display()
+            )));
+        }
+        tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
+        return Ok((state, progress));
+    }
+    let mut hashes = std::collections::BTreeMap::new();
+    hashes.insert("train".to_owned(), job.generation.clone());
+    let progress = Progress { seed: job.seed, hashes, ..Progress::default() };
+    Ok((HeadState::init(job.classes, job.dim, job.seed), progress))
+}
+
+fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
+    let mut found = Inventory { paths: Vec::new(), samples: Vec::new(), validation_rows: Vec::new() };
+    for (id, entry) in job.journal.entries() {
+        if entry.tally.kept == 0 {
+            continue;
+        }
+        let path = job.journal.directory().path(&job.journal.layout().chunk(*id));
+        let heads = read_heads(&path)?;
+        let (mut samples, mut validation) = (0, 0);
+        for row in 0..heads.len() {
+            if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
+                validation += 1;
+            } else {
+                samples += heads.labels(row).len() as u64;
+            }
+        }
+        found.paths.push(path);
+        found.samples.push(samples);
+        found.validation_rows.push(validation);
+    }
+    Ok(found)
+}
+
+struct Session<'a> {
+    job: &'a TrainJob,
+    inventory: &'a Inventory,
+    schedule: Schedule,
+    effective: u64,
+    progress: Progress,
+    curve: Curve,
+    saved: Instant,
+}
+
+impl Session<'_> {
+    async fn train(&mut self) -> Result<(), PipelineError> {
+        while self.progress.epoch < self.job.settings.epochs {
+            let window = self.job.settings.shuffle_rows;
+            let windows = order::plan(&self.inventory.samples, self.job.seed, self.progress.epoch, window);
+            self.epoch(&windows).await?;
+            self.progress.epoch += 1;
+            self.progress.position = 0;
+            self.validate().await?;
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    /// Trains from the position to the end of the epoch.
+    async fn epoch(&mut self, windows: &[Window]) -> Result<(), PipelineError> {
+        let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
+        let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
+        let dim = self.job.dim;
+        let mut skip = offset as usize;
+        // Samples that were read and not trained on yet: less than a step, and the window at hand.
+        let (mut features, mut labels): (Vec<f32>, Vec<u32>) = (Vec::new(), Vec::new());
+        let mut next = Some(self.load(&windows[first]));
+        for index in first..windows.len() {
+            let Some(loading) = next.take() else { break };
+            let loaded = loading.await??;
+            // The next window is read while this one is trained on.
+            next = windows.get(index + 1).map(|window| self.load(window));
+            features.extend_from_slice(&loaded.features[skip * dim..]);
+            labels.extend_from_slice(&loaded.labels[skip..]);
+            skip = 0;
+            let mut done = 0;
+            while done < labels.len() {
+                let left = epoch_samples - self.progress.position;
+                let step = self.effective.min(left) as usize;
+                if labels.len() - done < step {
+                    break;
+                }
+                let end = done + step;
+                self.step(features[done * dim..end * dim].to_vec(), labels[done..end].to_vec()).await?;
+                done = end;
+            }
+            features.drain(..done * dim);
+            labels.drain(..done);
+        }
+        Ok(())
+    }
+
+    /// Reads a window's samples, on a thread of its own.
+    fn load(&self, window: &Window) -> tokio::task::JoinHandle<Result<Loaded, PipelineError>> {
+        let paths: Vec<PathBuf> = window.chunks.iter().map(|chunk| self.inventory.paths[*chunk].clone()).collect();
+        let window = window.clone();
+        let (seed, fraction, dim) = (self.job.seed, self.job.settings.validation_fraction, self.job.dim);
+        tokio::task::spawn_blocking(move || load_window(&window, &paths, seed, fraction, dim))
+    }
+
+    async fn step(&mut self, features: Vec<f32>, labels: Vec<u32>) -> Result<(), PipelineError> {
+        let (batch, dim) = (self.job.settings.batch_size as usize, self.job.dim);
+        let samples = labels.len();
+        let rate = self.schedule.rate(self.progress.step);
+        let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
+        let loss = self
+            .job
+            .device
+            .call(move |desk| {
+                let trainer = trainer(desk)?;
+                for (features, labels) in features.chunks(batch * dim).zip(labels.chunks(batch)) {
+                    trainer.accumulate(features, labels, samples).map_err(model_error)?;
+                }
+                trainer.step(rate).map_err(model_error)?;
+                if log { trainer.take_loss().map(Some).map_err(model_error) } else { Ok(None) }
+            })
+            .await??;
+        self.progress.step += 1;
+        self.progress.position += samples as u64;
+        self.job.meter.add(samples as u64);
+        if let Some((sum, count)) = loss {
+            let loss = sum / count.max(1) as f64;
+            self.curve.losses.push(LossPoint { step: self.progress.step, loss, learning_rate: rate });
+            tracing::debug!(step = self.progress.step, loss, learning_rate = rate, "trained");
+        }
+        if let Some(signal) = self.job.stop.signal() {
+            self.save().await?;
+            return Err(PipelineError::Stopped(signal));
+        }
+        if self.saved.elapsed() >= self.job.settings.checkpoint_every.0 {
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    /// Scores the validation images with the head as it is.
+    async fn validate(&mut self) -> Result<(), PipelineError> {
+        if self.inventory.validation_rows.iter().sum::<u64>() == 0 {
+            return Ok(());
+        }
+        self.job.device.call(|desk| desk.scorer = desk.trainer.as_ref().map(Trainer::scorer)).await?;
+        let (mut tally, mut loss_sum) = (metrics::Tally::default(), 0.0);
+        let mut labels_per_image: Vec<u64> = Vec::new();
+        for (path, rows) in self.inventory.paths.iter().zip(&self.inventory.validation_rows) {
+            if *rows == 0 {
+                continue;
+            }
+            let (path, seed, fraction) = (path.clone(), self.job.seed, self.job.settings.validation_fraction);
+            let chunk = tokio::task::spawn_blocking(move || features::read(&path)).await??;
+            let (mut values, mut labels) = (Vec::new(), Vec::new());
+            for row in (0..chunk.rows.len()).filter(|row| is_validation(chunk.rows.url(*row), seed, fraction)) {
+                let of_row = chunk.rows.labels(row);
+                labels_per_image.push(of_row.len() as u64);
+                for label in of_row {
+                    values.extend_from_slice(&chunk.values[row * chunk.dim..(row + 1) * chunk.dim]);
+                    labels.push(*label);
+                }
+            }
+            let asked = labels.clone();
+            let scored = self
+                .job
+                .device
+                .call(move |desk| match &desk.scorer {
+                    Some(scorer) => scorer.score(&values, &labels, 5).map_err(model_error),
+                    None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
+                })
+                .await??;
+            for (label, row) in asked.iter().zip(&scored) {
+                tally.add(rank_of(*label, &row.top.classes));
+                loss_sum += row.loss;
+            }
+        }
+        self.job.device.call(|desk| desk.scorer = None).await?;
+        let point = ValidationPoint {
+            step: self.progress.step,
+            epoch: self.progress.epoch,
+            loss: loss_sum / tally.ids().max(1) as f64,
+            ndcg5: tally.ndcg5(),
+            ndcg5_ceiling: metrics::ceiling(labels_per_image),
+            recall1: tally.recall1(),
+            recall5: tally.recall5(),
+        };
+        tracing::info!(epoch = point.epoch, step = point.step, loss = point.loss, ndcg5 = point.ndcg5, "validated");
+        self.curve.validations.push(point);
+        self.progress.best = best(&self.curve.validations).map(|point| point.ndcg5);
+        Ok(())
+    }
+
+    /// Writes a checkpoint and removes those that are neither the newest nor the best.
+    async fn save(&mut self) -> Result<(), PipelineError> {
+        let content =
+            serde_json::to_vec_pretty(&self.curve).map_err(|error| PipelineError::Internal(error.to_string()))?;
+        self.job.directory.write(CURVE, &content)?;
+        let step = self.progress.step;
+        let (state, loss) = self
+            .job
+            .device
+            .call(|desk| {
+                let trainer = trainer(desk)?;
+                let loss = trainer.loss().map_err(model_error)?;
+                Ok::<_, PipelineError>((trainer.state().map_err(model_error)?, loss))
+            })
+            .await??;
+        (self.progress.loss_sum, self.progress.loss_count) = loss;
+        let (path, progress) = (checkpoint_path(&self.job.directory, step), self.progress.clone());
+        tokio::task::spawn_blocking(move || checkpoint::save(&path, &state, &progress))
+            .await?
+            .map_err(checkpoint_error)?;
+        let best = best(&self.curve.validations).map(|point| point.step);
+        for old in checkpoints(&self.job.directory)? {
+            if old != step && Some(old) != best {
+                self.job.directory.remove(&format!("{FOLDER}/step-{old}"))?;
+            }
+        }
+        self.draw()?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    fn draw(&self) -> Result<(), PipelineError> {
+        let losses = self.curve.losses.iter().map(|point| plot::CurvePoint {
+            step: point.step,
+            train_loss: Some(point.loss),
+            ..plot::CurvePoint::default()
+        });
+        let validations = self.curve.validations.iter().map(|point| plot::CurvePoint {
+            step: point.step,
+            val_loss: Some(point.loss),
+            val_ndcg5: Some(point.ndcg5),
+            ..plot::CurvePoint::default()
+        });
+        let mut points: Vec<_> = losses.chain(validations).collect();
+        points.sort_by_key(|point| point.step);
+        plot::training_curve(&self.job.directory.temporary(PICTURE)?, &points).map_err(model_error)?;
+        self.job.directory.publish(PICTURE)?;
+        Ok(())
+    }
+}
+
+/// A full disk is the store's business, not the model's.
+fn checkpoint_error(error: checkpoint::CheckpointError) -> PipelineError {
+    match error {
+        checkpoint::CheckpointError::Io { path, source, .. } => {
+            crate::store::StoreError::io(path, "written", source).into()
+        }
+        other => model_error(other),
+    }
+}
+
+fn trainer(desk: &mut Desk) -> Result<&mut Trainer<crate::model::Cpu>, PipelineError> {
+    desk.trainer.as_mut().ok_or_else(|| PipelineError::Internal("the trainer is not loaded".to_owned()))
+}
+
+/// The samples of a window in the order of training: one for each (image, class) pair of the training side.
+fn load_window(
+    window: &Window,
+    paths: &[PathBuf],
+    seed: u64,
+    fraction: f64,
+    dim: usize,
+) -> Result<Loaded, PipelineError> {
+    let mut chunks = Vec::with_capacity(paths.len());
+    for path in paths {
+        let chunk = features::read(path)?;
+        if chunk.dim != dim {
+            return Err(PipelineError::Input(format!(
+                "`{}` holds features of another size: remove it",
+                path.display()
+            )));
+        }
+        let samples: Vec<(usize, u32)> = (0..chunk.rows.len())
+            .filter(|row| !is_validation(chunk.rows.url(*row), seed, fraction))
+            .flat_map(|row| chunk.rows.labels(row).iter().map(move |label| (row, *label)))
+            .collect();
+        chunks.push((chunk.values, samples));
+    }
+    let order = window.order();
+    let mut loaded =
+        Loaded { features: Vec::with_capacity(order.len() * dim), labels: Vec::with_capacity(order.len()) };
+    for place in order {
+        let (values, samples) = &chunks[place.slot];
+        let (row, label) = samples[place.sample as usize];
+        loaded.features.extend_from_slice(&values[row * dim..(row + 1) * dim]);
+        loaded.labels.push(label);
+    }
+    Ok(loaded)
+}

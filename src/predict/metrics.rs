@@ -1,0 +1,162 @@
+//! Scores of rankings with one relevant caption for each id, and the two numbers to read them against.
+//!
+//! A rank is 1-based; `None` means that the relevant caption was not ranked. NDCG@5 with one relevant item is
+//! `1 / log2(rank + 1)` up to rank 5 and 0 beyond (Järvelin and Kekäläinen 2002; the ideal gain is 1).
+
+/// Ranks that count.
+pub const DEPTH: usize = 5;
+
+/// The gain of the relevant caption at a 1-based rank: `1 / log2(rank + 1)`, 0 beyond [`DEPTH`] and for rank 0.
+pub fn gain(rank: usize) -> f64 {
+    if (1..=DEPTH).contains(&rank) {
+        1.0 / ((rank + 1) as f64).log2()
+    } else {
+        0.0
+    }
+}
+
+/// Sums over ids; the means are read from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tally {
+    ids: u64,
+    gain: f64,
+    first: u64,
+    within: u64,
+    reciprocal: f64,
+}
+
+impl Tally {
+    /// Counts one id by the rank of its relevant caption.
+    ///
+    /// Of ranks beyond [`DEPTH`] only the reciprocal rank takes notice.
+    pub fn add(&mut self, rank: Option<usize>) {
+        self.ids += 1;
+        let Some(rank) = rank.filter(|&rank| rank > 0) else {
+            return;
+        };
+        self.gain += gain(rank);
+        self.first += u64::from(rank == 1);
+        self.within += u64::from(rank <= DEPTH);
+        self.reciprocal += 1.0 / rank as f64;
+    }
+
+    /// Ids counted.
+    pub fn ids(&self) -> u64 {
+        self.ids
+    }
+
+    /// Mean NDCG@5; 0 without ids.
+    pub fn ndcg5(&self) -> f64 {
+        self.mean(self.gain)
+    }
+
+    /// Share of ids whose relevant caption is first; 0 without ids.
+    pub fn recall1(&self) -> f64 {
+        self.mean(self.first as f64)
+    }
+
+    /// Share of ids whose relevant caption is among the first five; 0 without ids.
+    pub fn recall5(&self) -> f64 {
+        self.mean(self.within as f64)
+    }
+
+    /// Mean reciprocal rank over the ranks that were given; 0 without ids.
+    pub fn mrr(&self) -> f64 {
+        self.mean(self.reciprocal)
+    }
+
+    fn mean(&self, sum: f64) -> f64 {
+        if self.ids == 0 {
+            0.0
+        } else {
+            sum / self.ids as f64
+        }
+    }
+}
+
+/// The 1-based rank of `label` in a ranking, best first.
+pub fn rank_of(label: u32, ranking: &[u32]) -> Option<usize> {
+    ranking
+        .iter()
+        .position(|&class| class == label)
+        .map(|at| at + 1)
+}
+
+/// The best mean NDCG@5 that any ranking can reach when all ids of an image get the same ranking.
+///
+/// `ids_per_image` gives the number of ids of each image. An image with m ids, each with a caption of its own,
+/// collects at most the gains of ranks 1 to min(m, 5); the mean is over ids. 0 without ids.
+pub fn ceiling(ids_per_image: impl IntoIterator<Item = u64>) -> f64 {
+    let mut ids = 0;
+    let mut gains = 0.0;
+    for of_image in ids_per_image {
+        ids += of_image;
+        let ranked = of_image.min(DEPTH as u64) as usize;
+        gains += (1..=ranked).map(gain).sum::<f64>();
+    }
+    if ids == 0 { 0.0 } else { gains / ids as f64 }
+}
+
+/// The expected NDCG@5 of a ranking drawn at random from `captions` distinct captions.
+///
+/// Each rank holds the relevant caption with probability 1 / captions: `Σ_{r=1..min(5, captions)} gain(r) / captions`.
+pub fn chance(captions: u64) -> f64 {
+    if captions == 0 {
+        return 0.0;
+    }
+    let ranked = captions.min(DEPTH as u64) as usize;
+    (1..=ranked).map(gain).sum::<f64>() / captions as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-12
+    }
+
+    #[test]
+    fn gains_follow_the_definition_and_end_at_rank_five() {
+        assert!(close(gain(1), 1.0));
+        assert!(close(gain(3), 0.5));
+        assert!(close(gain(5), 1.0 / 6.0_f64.log2()));
+        assert!(close(gain(6), 0.0));
+        assert!(close(gain(0), 0.0));
+    }
+
+    #[test]
+    fn the_ceiling_of_one_image_is_the_published_row() {
+        for (ids, expected) in [(1, 1.0), (2, 0.816), (3, 0.710), (4, 0.640), (5, 0.590)] {
+            // Published with three digits, the second one rounded up.
+            assert!((ceiling([ids]) - expected).abs() < 6e-4, "{ids} ids");
+        }
+        // Six ids: the sixth collects nothing.
+        assert!(close(ceiling([6]), ceiling([5]) * 5.0 / 6.0));
+        assert!(close(ceiling([0; 0]), 0.0));
+    }
+
+    #[test]
+    fn the_ceiling_weighs_images_by_their_ids() {
+        let expected = (1.0 + 2.0 * ceiling([2])) / 3.0;
+        assert!(close(ceiling([1, 2]), expected));
+    }
+
+    #[test]
+    fn chance_is_the_mean_over_all_positions() {
+        let all: f64 = (1..=7).map(gain).sum();
+        assert!(close(chance(7), all / 7.0));
+        assert!((chance(92_366) - 3.2e-5).abs() < 1e-6);
+        assert!(close(chance(1), 1.0));
+        assert!(close(chance(0), 0.0));
+    }
+
+    #[test]
+    fn a_tally_without_ids_has_no_nan() {
+        let tally = Tally::default();
+        assert!(close(
+            tally.ndcg5() + tally.recall1() + tally.recall5() + tally.mrr(),
+            0.0
+        ));
+    }
+}

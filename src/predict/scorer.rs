@@ -1,0 +1,377 @@
+//! Scores features against a head on the device and keeps the best classes of each row.
+//!
+//! Memory on top of the head is one `[rows of a block, classes of a tile]` matrix of logits, on the device and on the
+//! host. The selection runs on the host: a device's own top-k leaves ties open, and on the CPU backend it sorts
+//! whole rows. Labels are checked on the host before any work.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::PredictError;
+use super::rank::TopK;
+use super::tiles::{
+    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows,
+    upload_tiles,
+};
+
+/// One row against its label.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The best classes.
+    pub top: TopK,
+    /// Cross-entropy of the row, in nats: `log Σ exp(logits) − logits[label]`.
+    pub loss: f64,
+    /// `log Σ exp(logits)`; the probability of a ranked class is `exp(logit − lse)`.
+    pub lse: f64,
+}
+
+/// A head that ranks classes.
+#[derive(Debug, Clone)]
+pub struct Scorer<B: Backend> {
+    classes: usize,
+    dim: usize,
+    blocks: Blocks,
+    compute: Compute,
+    weight: Vec<Tensor<B, 2>>,
+    bias: Vec<Tensor<B, 2>>,
+    device: B::Device,
+}
+
+impl<B: Backend> Scorer<B> {
+    /// Puts a head on the device with the default blocks and f32 products.
+    ///
+    /// `weight` is `[classes, dim]` row-major, `bias` is `[classes]`.
+    ///
+    /// # Errors
+    /// When a dim is zero or a length does not fit.
+    pub fn new(
+        weight: &[f32],
+        bias: &[f32],
+        classes: usize,
+        dim: usize,
+        device: &B::Device,
+    ) -> Result<Self, PredictError> {
+        Self::with_blocks(
+            weight,
+            bias,
+            classes,
+            dim,
+            Blocks::default(),
+            Compute::F32,
+            device,
+        )
+    }
+
+    /// Puts a head on the device with chosen blocks and type of product.
+    ///
+    /// # Errors
+    /// When a dim or a block length is zero or a length does not fit.
+    pub fn with_blocks(
+        weight: &[f32],
+        bias: &[f32],
+        classes: usize,
+        dim: usize,
+        blocks: Blocks,
+        compute: Compute,
+        device: &B::Device,
+    ) -> Result<Self, PredictError> {
+        blocks.check()?;
+        for (what, value) in [("classes", classes), ("dim", dim)] {
+            if value == 0 {
+                return Err(PredictError::Zero { what });
+            }
+        }
+        length("weight", weight.len(), classes.saturating_mul(dim))?;
+        length("bias", bias.len(), classes)?;
+        let weight = upload_tiles(weight, dim, blocks.classes, device)
+            .into_iter()
+            .map(|tile| as_type(tile, compute.dtype()))
+            .collect();
+        let bias = upload_rows(bias, blocks.classes, device);
+        Ok(Self::from_tiles(
+            classes, dim, blocks, compute, weight, bias, device,
+        ))
+    }
+
+    /// Shares tiles that are on the device already; `weight` is in the type of the product.
+    pub(crate) fn from_tiles(
+        classes: usize,
+        dim: usize,
+        blocks: Blocks,
+        compute: Compute,
+        weight: Vec<Tensor<B, 2>>,
+        bias: Vec<Tensor<B, 2>>,
+        device: &B::Device,
+    ) -> Self {
+        Self {
+            classes,
+            dim,
+            blocks,
+            compute,
+            weight,
+            bias,
+            device: device.clone(),
+        }
+    }
+
+    /// Classes of the head.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The `k` best classes of each row of `features`, `[rows, dim]` row-major, in row order.
+    ///
+    /// A `k` above the number of classes gives every class.
+    ///
+    /// # Errors
+    /// When the length does not fit or the device fails.
+    pub fn top_k(
+        &self,
+        features: &[f32],
+        rows: usize,
+        k: usize,
+    ) -> Result<Vec<TopK>, PredictError> {
+        length("features", features.len(), rows.saturating_mul(self.dim))?;
+        let mut ranked = Vec::with_capacity(rows);
+        for span in spans(rows, self.blocks.rows) {
+            let block = self.block(features, span.start, span.end);
+            let mut tops = vec![TopK::with_capacity(k.min(self.classes)); span.len()];
+            for (first, logits) in self.tiles(&block) {
+                let width = logits.dims()[1];
+                let logits = download(logits)?;
+                for (top, row) in tops.iter_mut().zip(logits.chunks_exact(width)) {
+                    top.offer(first, row, k);
+                }
+            }
+            ranked.append(&mut tops);
+        }
+        Ok(ranked)
+    }
+
+    /// The `k` best classes and the loss of each row, for validation.
+    ///
+    /// # Errors
+    /// When a length does not fit, a label is outside the classes, or the device fails.
+    pub fn score(
+        &self,
+        features: &[f32],
+        labels: &[u32],
+        k: usize,
+    ) -> Result<Vec<Scored>, PredictError> {
+        length(
+            "features",
+            features.len(),
+            labels.len().saturating_mul(self.dim),
+        )?;
+        check_labels(labels, self.classes)?;
+        let mut scored = Vec::with_capacity(labels.len());
+        for span in spans(labels.len(), self.blocks.rows) {
+            let block = self.block(features, span.start, span.end);
+            let labels = &labels[span];
+            let mut tops = vec![TopK::with_capacity(k.min(self.classes)); labels.len()];
+            let mut lse = vec![f64::NEG_INFINITY; labels.len()];
+            let mut own = vec![0.0_f64; labels.len()];
+            for (first, logits) in self.tiles(&block) {
+                let width = logits.dims()[1];
+                let (_, tile_lse) = softmax_and_lse(logits.clone());
+                for (all, part) in lse.iter_mut().zip(download(tile_lse)?) {
+                    *all = log_add(*all, f64::from(part));
+                }
+                let logits = download(logits)?;
+                for (row, values) in logits.chunks_exact(width).enumerate() {
+                    tops[row].offer(first, values, k);
+                    // The subtraction wraps for a label of an earlier tile, which `get` then refuses.
+                    let within = labels[row].wrapping_sub(first) as usize;
+                    if let Some(&logit) = values.get(within) {
+                        own[row] = f64::from(logit);
+                    }
+                }
+            }
+            scored.extend(tops.into_iter().zip(lse).zip(own).map(|((top, lse), own)| {
+                let loss = lse - own;
+                Scored { top, loss, lse }
+            }));
+        }
+        Ok(scored)
+    }
+
+    fn block(&self, features: &[f32], start: usize, end: usize) -> Tensor<B, 2> {
+        let values = &features[start * self.dim..end * self.dim];
+        let block = upload(values, end - start, self.dim, &self.device);
+        as_type(block, self.compute.dtype())
+    }
+
+    /// First class and logits of each tile, in class order.
+    fn tiles(&self, block: &Tensor<B, 2>) -> impl Iterator<Item = (u32, Tensor<B, 2>)> {
+        let starts = (0..self.classes).step_by(self.blocks.classes);
+        starts
+            .zip(self.weight.iter().zip(&self.bias))
+            .map(move |(first, (weight, bias))| (first as u32, tile_logits(block, weight, bias)))
+    }
+}
+
+/// Refuses a vector whose length does not fit its dims.
+pub(crate) fn length(
+    what: &'static str,
+    actual: usize,
+    expected: usize,
+) -> Result<(), PredictError> {
+    if actual == expected {
+        return Ok(());
+    }
+    Err(PredictError::Length {
+        what,
+        actual,
+        expected,
+    })
+}
+
+/// Refuses a label outside the classes: a device may read or write elsewhere instead.
+pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<(), PredictError> {
+    match labels.iter().position(|&label| label as usize >= classes) {
+        None => Ok(()),
+        Some(row) => Err(PredictError::Label {
+            row,
+            label: labels[row],
+            classes,
+        }),
+    }
+}
+
+/// `log(exp a + exp b)`; NaN if either is.
+fn log_add(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() {
+        return f64::NAN;
+    }
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    if high.is_infinite() {
+        return high;
+    }
+    high + (low - high).exp().ln_1p()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::backend::BackendTypes;
+    use proptest::prelude::*;
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    fn scorer(weight: &[f32], bias: &[f32], dim: usize, rows: usize, tile: usize) -> Scorer<Flex> {
+        let blocks = Blocks {
+            rows,
+            classes: tile,
+        };
+        let device = <Flex as BackendTypes>::Device::default();
+        Scorer::with_blocks(weight, bias, bias.len(), dim, blocks, Compute::F32, &device).unwrap()
+    }
+
+    #[test]
+    fn ranking_and_loss_agree_with_torch_for_any_blocks() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/reference/topk.safetensors"
+        );
+        let bytes = std::fs::read(path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let words = |name: &str| {
+            let (words, _) = file.tensor(name).unwrap().data().as_chunks::<4>();
+            words.to_vec()
+        };
+        let floats =
+            |name| -> Vec<f32> { words(name).into_iter().map(f32::from_le_bytes).collect() };
+        let ints = |name| -> Vec<u32> { words(name).into_iter().map(u32::from_le_bytes).collect() };
+        let (features, labels) = (floats("features"), ints("labels"));
+        for (rows, tile) in [(1, 203), (7, 10), (100, 1000), (4, 1)] {
+            let head = scorer(&floats("weight"), &floats("bias"), 12, rows, tile);
+            let scored = head.score(&features, &labels, 5).unwrap();
+            let tops: Vec<TopK> = scored.iter().map(|row| row.top.clone()).collect();
+            assert_eq!(tops, head.top_k(&features, 17, 5).unwrap());
+            let classes: Vec<u32> = tops.iter().flat_map(|top| top.classes.clone()).collect();
+            assert_eq!(classes, ints("classes"), "blocks {rows} × {tile}");
+            let logits = tops.iter().flat_map(|top| top.logits.clone());
+            for (logit, expected) in logits.zip(floats("logits")) {
+                assert!((logit - expected).abs() < 1e-5);
+            }
+            for (row, expected) in scored.iter().zip(floats("loss")) {
+                assert!((row.loss - f64::from(expected)).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_k_above_the_classes_gives_every_class() {
+        let head = scorer(&[1.0, 1.0, 2.0], &[0.0; 3], 1, 2, 2);
+        let top = head.top_k(&[1.0, -1.0], 2, 9).unwrap();
+        assert_eq!(top[0].classes, [2, 0, 1]);
+        assert_eq!(top[1].classes, [0, 1, 2]);
+        assert!(head.top_k(&[], 0, 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn nan_never_ranks_and_shows_in_the_loss() {
+        let head = scorer(&[1.0, f32::NAN, 2.0], &[0.0; 3], 1, 2, 2);
+        let scored = head.score(&[1.0], &[0], 3).unwrap();
+        assert_eq!(scored[0].top.classes, [2, 0]);
+        assert!(scored[0].loss.is_nan());
+    }
+
+    #[test]
+    fn lengths_and_labels_that_do_not_fit_are_refused() {
+        let head = scorer(&[1.0; 6], &[0.0; 3], 2, 2, 2);
+        let error = head.top_k(&[0.0; 3], 2, 1).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`features` holds `3` values, expected `4`"
+        );
+        let error = head.score(&[0.0; 2], &[3], 1).unwrap_err();
+        assert!(matches!(
+            error,
+            PredictError::Label {
+                row: 0,
+                label: 3,
+                classes: 3
+            }
+        ));
+        let device = <Flex as BackendTypes>::Device::default();
+        let new = |weight: &[f32], classes, dim| {
+            Scorer::<Flex>::new(weight, &[0.0; 3], classes, dim, &device).unwrap_err()
+        };
+        assert!(matches!(
+            new(&[0.0; 5], 3, 2),
+            PredictError::Length { what: "weight", .. }
+        ));
+        assert!(matches!(new(&[], 3, 0), PredictError::Zero { what: "dim" }));
+        assert!(matches!(
+            new(&[0.0; 8], 4, 2),
+            PredictError::Length { what: "bias", .. }
+        ));
+    }
+
+    #[test]
+    fn adding_logarithms_survives_infinities() {
+        assert!((log_add(1000.0, 1000.0) - (1000.0 + 2.0_f64.ln())).abs() < 1e-9);
+        assert!((log_add(f64::NEG_INFINITY, 3.0) - 3.0).abs() < 1e-12);
+        assert!(log_add(f64::NEG_INFINITY, f64::NEG_INFINITY) == f64::NEG_INFINITY);
+        assert!(log_add(f64::INFINITY, f64::NEG_INFINITY) == f64::INFINITY);
+        assert!(log_add(f64::NAN, 1.0).is_nan());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn blocks_do_not_change_the_ranking(
+            weight in prop::collection::vec((-2i8..3).prop_map(f32::from), 1..40),
+            features in prop::collection::vec((-2i8..3).prop_map(f32::from), 0..12),
+            rows in 1usize..6, tile in 1usize..12, k in 0usize..7,
+        ) {
+            // Small integers: the products are exact, so ties are ties in every split.
+            let bias = vec![0.0; weight.len()];
+            let whole = scorer(&weight, &bias, 1, 100, 100).top_k(&features, features.len(), k).unwrap();
+            let split = scorer(&weight, &bias, 1, rows, tile).top_k(&features, features.len(), k).unwrap();
+            prop_assert_eq!(whole, split);
+        }
+    }
+}

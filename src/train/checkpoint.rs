@@ -1,0 +1,321 @@
+//! A head and its progress as a directory on disk, complete or absent.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `head.safetensors` | `classifier.weight` `[classes, dim]`, `classifier.bias` `[classes]`, f32, in Hugging Face names |
+//! | `optimizer.safetensors` | `classifier.weight.momentum`, `classifier.bias.momentum`, same shapes, f32 |
+//! | `state.json` | [`Progress`] |
+//!
+//! [`save`] writes into a hidden sibling directory, syncs files and directory, and renames it, so a directory under its
+//! final name is complete whenever the process or the machine stops. A leftover sibling is never read, and the
+//! next save under the same name removes it. The bytes are a function of head and progress alone. Tensors are streamed through a
+//! small buffer: neither saving nor loading holds a second copy. Every value must be finite, on both ways.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::HeadState;
+
+mod tensors;
+
+/// The version of `state.json` that this code writes and reads.
+const FORMAT: u32 = 1;
+
+/// Name of the head's file.
+pub const HEAD_FILE: &str = "head.safetensors";
+/// Name of the momentum buffers' file.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// Name of the progress file.
+pub const STATE_FILE: &str = "state.json";
+
+const HEAD_NAMES: [&str; 2] = ["classifier.bias", "classifier.weight"];
+const MOMENTUM_NAMES: [&str; 2] = ["classifier.bias.momentum", "classifier.weight.momentum"];
+
+/// Where a run stands, beside its weights.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Updates made.
+    pub step: u64,
+    /// Epoch at work, from 0.
+    pub epoch: u32,
+    /// Samples of this epoch that the updates consumed.
+    pub position: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Best validation metric so far.
+    #[serde(with = "exact_option")]
+    pub best: Option<f64>,
+    /// Sum of the losses that were not reported yet, in nats.
+    #[serde(with = "exact")]
+    pub loss_sum: f64,
+    /// Samples of that sum.
+    pub loss_count: u64,
+    /// What the checkpoint was made from: name of the artefact or setting to its hash.
+    pub hashes: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    format: u32,
+    progress: T,
+}
+
+/// Why a checkpoint could not be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// File or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what its name promises.
+    #[error("checkpoint file `{path}` cannot be used: {reason}; resume from an earlier checkpoint")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The head that was to be saved is not usable.
+    #[error("the head cannot be saved: {reason}")]
+    Head {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The path has no last component to name the directory by.
+    #[error("`{path}` does not name a checkpoint directory")]
+    Name {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// Saves a checkpoint as directory `dir`; its parent is created if need be.
+///
+/// A directory that is there already is replaced. During that replacement alone a crash can leave the name without a
+/// directory, so a caller that resumes from the newest checkpoint should not overwrite it.
+///
+/// # Errors
+/// When the head's lengths do not fit or a value is not finite, or the file system refuses.
+pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
+    if let Some((what, actual, expected)) = state.misfit() {
+        let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
+        return Err(CheckpointError::Head { reason });
+    }
+    if [progress.loss_sum, progress.best.unwrap_or(0.0)]
+        .iter()
+        .any(|value| !value.is_finite())
+    {
+        let reason = "its loss or its best metric is not finite".to_owned();
+        return Err(CheckpointError::Head { reason });
+    }
+    let (Some(name), Some(parent)) = (dir.file_name(), dir.parent()) else {
+        let path = dir.to_owned();
+        return Err(CheckpointError::Name { path });
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    fs::create_dir_all(parent).map_err(io("create directory", parent))?;
+    let name = name.to_string_lossy();
+    let partial = parent.join(format!(".{name}.partial"));
+    let replaced = parent.join(format!(".{name}.replaced"));
+    remove(&partial)?;
+    remove(&replaced)?;
+    fs::create_dir(&partial).map_err(io("create directory", &partial))?;
+
+    write_all(&partial, state, progress)?;
+    sync(&partial)?;
+    match fs::rename(dir, &replaced) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io("move aside", dir)(error)),
+    }
+    fs::rename(&partial, dir).map_err(io("rename to", dir))?;
+    sync(parent)?;
+    remove(&replaced)
+}
+
+fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
+    let matrix = [state.classes, state.dim];
+    let row = [state.classes];
+    for (file, names, bias, weight) in [
+        (HEAD_FILE, HEAD_NAMES, &state.bias, &state.weight),
+        (
+            OPTIMIZER_FILE,
+            MOMENTUM_NAMES,
+            &state.bias_momentum,
+            &state.weight_momentum,
+        ),
+    ] {
+        let parts = [
+            (names[0], &row[..], bias.as_slice()),
+            (names[1], &matrix[..], weight.as_slice()),
+        ];
+        tensors::write(&dir.join(file), &parts)?;
+    }
+    let path = dir.join(STATE_FILE);
+    let mut text = serde_json::to_vec_pretty(&Versioned {
+        format: FORMAT,
+        progress,
+    })
+    .map_err(|error| io("write", &path)(error.into()))?;
+    text.push(b'\n');
+    fs::write(&path, text).map_err(io("write", &path))?;
+    sync(&path)
+}
+
+/// Loads the checkpoint in directory `dir`.
+///
+/// # Errors
+/// When a file is missing, cut short, of another version, has other tensors, types or shapes than it should, or holds
+/// a value that is not finite. The error names the file.
+pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
+    let progress = load_progress(dir)?;
+    let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    let optimizer = dir.join(OPTIMIZER_FILE);
+    let momentum = tensors::read(&optimizer, MOMENTUM_NAMES)?;
+    let (shape, own) = ([momentum.classes, momentum.dim], [head.classes, head.dim]);
+    if shape != own {
+        return Err(CheckpointError::Content {
+            path: optimizer,
+            reason: format!("its shape is `{shape:?}`, that of the head is `{own:?}`"),
+        });
+    }
+    let state = HeadState {
+        classes: head.classes,
+        dim: head.dim,
+        weight: head.matrix,
+        bias: head.row,
+        weight_momentum: momentum.matrix,
+        bias_momentum: momentum.row,
+    };
+    Ok((state, progress))
+}
+
+/// Loads the head alone, for prediction; the momentum buffers are left empty and are not read.
+///
+/// # Errors
+/// As [`load`], for the head's file alone.
+pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
+    let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    Ok(HeadState {
+        classes: head.classes,
+        dim: head.dim,
+        weight: head.matrix,
+        bias: head.row,
+        weight_momentum: Vec::new(),
+        bias_momentum: Vec::new(),
+    })
+}
+
+/// Loads the progress alone.
+///
+/// # Errors
+/// When `state.json` is missing, of another version, or not what this code writes.
+pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
+    let path = dir.join(STATE_FILE);
+    let text = fs::read(&path).map_err(io("read", &path))?;
+    let refused = |reason: String| CheckpointError::Content {
+        path: path.clone(),
+        reason,
+    };
+    // The version first: another version may have another shape.
+    let raw: Versioned<serde_json::Value> =
+        serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
+    if raw.format != FORMAT {
+        let reason = format!(
+            "it is of format `{}`, this program reads `{FORMAT}`",
+            raw.format
+        );
+        return Err(refused(reason));
+    }
+    serde_json::from_value(raw.progress).map_err(|error| refused(error.to_string()))
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+fn remove(dir: &Path) -> Result<(), CheckpointError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io("remove the leftover", dir)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a file's bytes, or a directory's names, outlive a crash of the machine.
+fn sync(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(io("sync", path))
+}
+
+/// A double as text: Rust's shortest form reads back to the same bits, a JSON number parsed fast need not.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands over a reference to the field"
+    )]
+    pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        parse(&String::deserialize(from)?)
+    }
+
+    pub(super) fn parse<E: Error>(text: &str) -> Result<f64, E> {
+        match text.parse::<f64>() {
+            Ok(value) if value.is_finite() => Ok(value),
+            _ => Err(E::custom(format!("`{text}` is not a finite number"))),
+        }
+    }
+}
+
+/// As [`exact`], or null.
+mod exact_option {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(
+        clippy::ref_option,
+        reason = "serde hands over a reference to the field"
+    )]
+    pub(super) fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.collect_str(value),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+        Option::<String>::deserialize(from)?
+            .map(|text| super::exact::parse(&text))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! A bias and a matrix as one safetensors file, streamed both ways.
+//!
+//! The format is 8 bytes of header length (little-endian), a JSON header, then the values, row-major
+//! (<https://github.com/huggingface/safetensors#format>). The header is written and checked by the `safetensors`
+//! crate; only the values pass through here, so that no second copy of them is ever in memory.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{CheckpointError, io};
+
+/// Values converted at a time: 64 KiB.
+const BLOCK_VALUES: usize = 16 * 1024;
+/// A header of two tensors takes about 200 bytes; another program may add metadata.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
+/// Name, shape and values of a tensor.
+pub(super) type Part<'a> = (&'a str, &'a [usize], &'a [f32]);
+
+/// Writes a file and syncs it; refuses values that are not finite.
+pub(super) fn write(path: &Path, parts: &[Part<'_>]) -> Result<(), CheckpointError> {
+    let mut infos = Vec::with_capacity(parts.len());
+    let mut end = 0;
+    for (name, shape, values) in parts {
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let reason = format!("value `{at}` of `{name}` is `{}`", values[at]);
+            return Err(CheckpointError::Head { reason });
+        }
+        let start = end;
+        end += size_of_val(*values);
+        let info = TensorInfo {
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            data_offsets: (start, end),
+        };
+        infos.push(((*name).to_owned(), info));
+    }
+    // One entry, because the map's order is not fixed. Hugging Face's loader asks for it.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let refused = |reason: String| CheckpointError::Head { reason };
+    let metadata =
+        Metadata::new(Some(format), infos).map_err(|error| refused(error.to_string()))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| refused(error.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let file = File::create(path).map_err(io("create", path))?;
+    stream(&file, &header, parts).map_err(io("write", path))?;
+    file.sync_all().map_err(io("sync", path))
+}
+
+fn stream(file: &File, header: &[u8], parts: &[Part<'_>]) -> std::io::Result<()> {
+    let mut output = BufWriter::with_capacity(4 * BLOCK_VALUES, file);
+    output.write_all(&(header.len() as u64).to_le_bytes())?;
+    output.write_all(header)?;
+    for (_, _, values) in parts {
+        for value in *values {
+            output.write_all(&value.to_le_bytes())?;
+        }
+    }
+    output.flush()
+}
+
+/// A row and a matrix as they were read.
+pub(super) struct Pair {
+    /// Length of the row, rows of the matrix.
+    pub(super) classes: usize,
+    /// Columns of the matrix.
+    pub(super) dim: usize,
+    /// `[classes]`.
+    pub(super) row: Vec<f32>,
+    /// `[classes, dim]`, row-major.
+    pub(super) matrix: Vec<f32>,
+}
+
+/// Reads a file that holds a row and a matrix under these names, the row's first.
+pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointError> {
+    let refused = |reason: String| CheckpointError::Content {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut file = File::open(path).map_err(io("open", path))?;
+    let file_bytes = file.metadata().map_err(io("read", path))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io("read", path))?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > file_bytes {
+        return Err(refused(format!("its header claims `{header_bytes}` bytes")));
+    }
+    let mut header = vec![0; header_bytes as usize];
+    file.read_exact(&mut header).map_err(io("read", path))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| refused(error.to_string()))?;
+
+    let mut found = metadata.offset_keys();
+    found.sort_unstable();
+    if found != names {
+        return Err(refused(format!(
+            "it holds the tensors `{}`, expected `{}`",
+            found.join("`, `"),
+            names.join("`, `")
+        )));
+    }
+    let info = |name: &str| {
+        let info = metadata
+            .info(name)
+            .ok_or_else(|| refused(format!("it lacks `{name}`")))?;
+        if info.dtype != Dtype::F32 {
+            let reason = format!("`{name}` is of type `{:?}`, expected `F32`", info.dtype);
+            return Err(refused(reason));
+        }
+        Ok(info)
+    };
+    let (row, matrix) = (info(names[0])?, info(names[1])?);
+    let (&[row_classes], &[classes, dim]) = (row.shape.as_slice(), matrix.shape.as_slice()) else {
+        return Err(refused(format!(
+            "its shapes are `{:?}` and `{:?}`, expected `[classes]` and `[classes, dim]`",
+            row.shape, matrix.shape
+        )));
+    };
+    if row_classes != classes || classes == 0 || dim == 0 {
+        return Err(refused(format!(
+            "its shapes `{:?}` and `{:?}` do not fit together",
+            row.shape, matrix.shape
+        )));
+    }
+    // The header's own offsets and shapes agree; the file must agree with them before anything is allocated.
+    let expected = 8 + header_bytes + metadata.data_len() as u64;
+    if file_bytes != expected {
+        return Err(refused(format!(
+            "it is `{file_bytes}` bytes long, its header asks for `{expected}`"
+        )));
+    }
+
+    let (mut row_values, mut matrix_values) = (Vec::new(), Vec::new());
+    for name in metadata.offset_keys() {
+        let (values, count) = if name == names[0] {
+            (&mut row_values, classes)
+        } else {
+            (&mut matrix_values, classes * dim)
+        };
+        read_values(&mut file, count, values).map_err(io("read", path))?;
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let reason = format!("value `{at}` of `{name}` is `{}`", values[at]);
+            return Err(refused(reason));
+        }
+    }
+    Ok(Pair {
+        classes,
+        dim,
+        row: row_values,
+        matrix: matrix_values,
+    })
+}
+
+fn read_values(file: &mut File, count: usize, values: &mut Vec<f32>) -> std::io::Result<()> {
+    values.reserve_exact(count);
+    let mut buffer = vec![0; 4 * BLOCK_VALUES.min(count)];
+    let mut left = count;
+    while left > 0 {
+        let take = left.min(BLOCK_VALUES);
+        let bytes = &mut buffer[..4 * take];
+        file.read_exact(bytes)?;
+        let (words, _) = bytes.as_chunks::<4>();
+        values.extend(words.iter().map(|&word| f32::from_le_bytes(word)));
+        left -= take;
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! The course of a training run as one SVG: losses above, NDCG@5 below.
+//!
+//! A panel without a finite value says so instead of showing axes. Values that are not finite break a line.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+const SIZE_PX: (u32, u32) = (900, 640);
+const TRAIN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
+const VALIDATION: RGBColor = RGBColor(0xd6, 0x27, 0x28);
+
+/// What was measured at one step.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CurvePoint {
+    /// Updates made.
+    pub step: u64,
+    /// Mean training loss since the last point, in nats.
+    pub train_loss: Option<f64>,
+    /// Mean validation loss, in nats.
+    pub val_loss: Option<f64>,
+    /// NDCG@5 on the validation part.
+    pub val_ndcg5: Option<f64>,
+}
+
+/// Why the picture could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlotError {
+    /// The drawing library refused.
+    #[error("the training curve cannot be drawn: {0}")]
+    Draw(String),
+    /// The file cannot be written.
+    #[error("cannot write the training curve to `{path}`")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+struct Line {
+    name: &'static str,
+    colour: RGBColor,
+    points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    fn new(
+        name: &'static str,
+        colour: RGBColor,
+        points: &[CurvePoint],
+        value: fn(&CurvePoint) -> Option<f64>,
+    ) -> Self {
+        let points = points
+            .iter()
+            .filter_map(|point| Some((point.step as f64, value(point)?)))
+            .filter(|(_, value)| value.is_finite())
+            .collect();
+        Self {
+            name,
+            colour,
+            points,
+        }
+    }
+}
+
+/// Draws the points, in the order of their steps, into an SVG file.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn training_curve(path: &Path, points: &[CurvePoint]) -> Result<(), PlotError> {
+    let picture = draw(points).map_err(PlotError::Draw)?;
+    std::fs::write(path, picture).map_err(|source| PlotError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn draw(points: &[CurvePoint]) -> Result<String, String> {
+    let mut picture = String::new();
+    {
+        let root = SVGBackend::with_string(&mut picture, SIZE_PX).into_drawing_area();
+        root.fill(&WHITE).map_err(text)?;
+        let losses = [
+            Line::new("training", TRAIN, points, |point| point.train_loss),
+            Line::new("validation", VALIDATION, points, |point| point.val_loss),
+        ];
+        let ranking = [Line::new("validation", VALIDATION, points, |point| {
+            point.val_ndcg5
+        })];
+        let steps = range(points.iter().map(|point| point.step as f64), 0.0);
+        let (upper, lower) = root.split_vertically(SIZE_PX.1 * 3 / 5);
+        panel(
+            &upper,
+            "Cross-entropy (nats)",
+            &steps,
+            &losses,
+            SeriesLabelPosition::UpperRight,
+        )?;
+        panel(
+            &lower,
+            "NDCG@5",
+            &steps,
+            &ranking,
+            SeriesLabelPosition::LowerRight,
+        )?;
+        root.present().map_err(text)?;
+    }
+    Ok(picture)
+}
+
+fn panel(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    title: &str,
+    steps: &Range<f64>,
+    lines: &[Line],
+    place: SeriesLabelPosition,
+) -> Result<(), String> {
+    let mut values = lines.iter().flat_map(|line| &line.points).peekable();
+    if values.peek().is_none() {
+        let font = ("sans-serif", 18).into_font().color(&BLACK);
+        let message = format!("{title}: no value yet");
+        return area.draw_text(&message, &font, (20, 20)).map_err(text);
+    }
+    let heights = range(values.map(|&(_, value)| value), 0.05);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 18))
+        .margin(10)
+        .margin_right(24)
+        .x_label_area_size(42)
+        .y_label_area_size(72)
+        .build_cartesian_2d(steps.clone(), heights.clone())
+        .map_err(text)?;
+    let digits = decimals(&heights);
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.12))
+        .x_labels(10)
+        .y_labels(6)
+        .x_label_formatter(&|step| format!("{step:.0}"))
+        .y_label_formatter(&|value| format!("{value:.digits$}"))
+        .x_desc("step")
+        .label_style(("sans-serif", 13))
+        .axis_desc_style(("sans-serif", 14))
+        .draw()
+        .map_err(text)?;
+    for line in lines.iter().filter(|line| !line.points.is_empty()) {
+        let colour = line.colour;
+        chart
+            .draw_series(LineSeries::new(
+                line.points.iter().copied(),
+                colour.stroke_width(2),
+            ))
+            .map_err(text)?
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        // Dots show single points, and where few values were measured.
+        if line.points.len() <= 60 {
+            let dots = line
+                .points
+                .iter()
+                .map(|&point| Circle::new(point, 3, colour.filled()));
+            chart.draw_series(dots).map_err(text)?;
+        }
+    }
+    chart
+        .configure_series_labels()
+        .position(place)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .label_font(("sans-serif", 13))
+        .draw()
+        .map_err(text)
+}
+
+/// The span of the values with a margin; never empty, as an axis of no length has no scale.
+fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    if low > high {
+        return 0.0..1.0;
+    }
+    // Halves first: the difference of two large numbers may overflow.
+    let half = (high / 2.0 - low / 2.0) * (1.0 + 2.0 * margin);
+    let smallest = (low.abs().max(high.abs()) * 1e-6).max(1e-9);
+    let half = if half > smallest {
+        half
+    } else {
+        smallest.max(0.5 * f64::from(u8::from(margin == 0.0)))
+    };
+    let middle = high / 2.0 + low / 2.0;
+    (middle - half).max(f64::MIN / 4.0)..(middle + half).min(f64::MAX / 4.0)
+}
+
+/// Decimals that tell six labels of an axis apart.
+fn decimals(range: &Range<f64>) -> usize {
+    let step = (range.end - range.start) / 6.0;
+    (0..9_u8)
+        .find(|&digits| step * 10_f64.powi(i32::from(digits)) >= 10.0)
+        .map_or(9, usize::from)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(step: u64, value: f64) -> CurvePoint {
+        CurvePoint {
+            step,
+            train_loss: Some(value),
+            val_loss: Some(value + 0.1),
+            val_ndcg5: Some(value / 20.0),
+        }
+    }
+
+    #[test]
+    fn a_curve_names_its_lines_and_axes() {
+        let points: Vec<CurvePoint> = (0..200)
+            .map(|i| CurvePoint {
+                step: i * 50,
+                train_loss: Some(
+                    4.0 + 7.4 * (-(i as f64) / 60.0).exp() + (i as f64 * 7.0).sin() * 0.1,
+                ),
+                val_loss: (i % 20 == 19).then(|| 4.4 + 7.0 * (-(i as f64) / 60.0).exp()),
+                val_ndcg5: (i % 20 == 19).then(|| 0.3 * (1.0 - (-(i as f64) / 60.0).exp())),
+            })
+            .collect();
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("curve.svg");
+        training_curve(&path, &points).unwrap();
+        let svg = std::fs::read_to_string(&path).unwrap();
+        for word in [
+            "training",
+            "validation",
+            "Cross-entropy (nats)",
+            "NDCG@5",
+            "step",
+            "</svg>",
+        ] {
+            assert!(svg.contains(word), "{word}");
+        }
+        if let Ok(keep) = std::env::var("KEEP_CURVE") {
+            std::fs::copy(&path, keep).unwrap();
+        }
+    }
+
+    #[test]
+    fn odd_points_are_drawn_without_a_panic() {
+        let odd = [
+            0.0,
+            -1.0,
+            1e-300,
+            1e300,
+            f64::MAX,
+            f64::MIN,
+            f64::NAN,
+            f64::INFINITY,
+        ];
+        for first in odd {
+            assert!(draw(&[point(0, first)]).unwrap().ends_with("</svg>\n"));
+            for second in odd {
+                draw(&[point(0, first), point(u64::MAX, second)]).unwrap();
+                draw(&[point(5, first), point(5, second)]).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn without_points_the_panels_say_so() {
+        let svg = draw(&[]).unwrap();
+        assert_eq!(svg.matches("no value yet").count(), 2);
+        let svg = draw(&[CurvePoint::default()]).unwrap();
+        assert_eq!(svg.matches("no value yet").count(), 2);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named() {
+        let error = training_curve(Path::new("/nowhere/at/all.svg"), &[]).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/at/all.svg"));
+    }
+}
