@@ -107,6 +107,15 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints a result as JSON or as text.
+fn give(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    if json {
+        return print_json(value);
+    }
+    print(&text());
+    Ok(())
+}
+
 fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let json = args.json;
     match args.command {
@@ -118,15 +127,18 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
             let report = draw(&out, &SampleOptions { train_images, test_images, seed })?;
-            if json { print_json(&report) } else { Ok(print(&show::sample(&out, &report))) }
+            give(json, &report, || show::sample(&out, &report))
         }
         Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
         Command::Inspect { path } => {
             let found = pipeline::inspect(&path)?;
-            if json { print_json(&found) } else { Ok(print(&show::inspection(&path, &found))) }
+            give(json, &found, || show::inspection(&path, &found))
         }
         Command::Export { files, out } => export(&files, &out, json),
-        Command::Config { command: ConfigCommand::Reference } => Ok(print(&config::reference::text())),
+        Command::Config { command: ConfigCommand::Reference } => {
+            print(&config::reference::text());
+            Ok(())
+        }
         Command::Completions { shell } => {
             let mut command = Args::command();
             let name = command.get_name().to_owned();
@@ -202,7 +214,7 @@ fn run(files: &Files, request: Request, screen: &progress::Screen) -> Result<(),
     // Blocking jobs of a stopped run must not hold up the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     let report = outcome?;
-    if screen.json() { print_json(&report) } else { Ok(print(&show::report(&report))) }
+    give(screen.json(), &report, || show::report(&report))
 }
 
 /// The first signal asks the run to stop; a second one ends the process at once, which is as safe as a kill.

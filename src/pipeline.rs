@@ -16,6 +16,8 @@ mod features;
 mod generation;
 mod inspect;
 #[cfg(feature = "model")]
+mod model_stages;
+#[cfg(feature = "model")]
 mod prediction;
 mod preprocess;
 pub mod report;
@@ -274,17 +276,16 @@ impl Run {
         }
         let stage = Stage::Catalog;
         let generation = self.generations.settle(stage.as_str(), stage, keys, &[], &self.plan)?;
-        let found = match catalog::load(&self.directory, &captions, &generation)? {
-            Some(found) => found,
-            None => {
-                let meter = self.board.stage("pairs", "rows", 0);
-                let store = &self.machine.store;
-                let built = catalog::build(store, &captions, &pairs, &shards, &meter, &self.machine.stop).await?;
-                let Some(built) = built else { return Err(self.stopped()) };
-                catalog::save(&self.directory, &built, &generation)?;
-                meter.finish();
-                built
-            }
+        let found = if let Some(found) = catalog::load(&self.directory, &captions, &generation)? {
+            found
+        } else {
+            let meter = self.board.stage("pairs", "rows", 0);
+            let store = &self.machine.store;
+            let built = catalog::build(store, &captions, &pairs, &shards, &meter, &self.machine.stop).await?;
+            let Some(built) = built else { return Err(self.stopped()) };
+            catalog::save(&self.directory, &built, &generation)?;
+            meter.finish();
+            built
         };
         if found.report.labelled_rows == 0 {
             self.report.notes.push(
@@ -406,213 +407,5 @@ impl Run {
             PathBuf::from(dir).join(format!("wikicap-{}", &hash[..16]))
         };
         Ok(Directory::create(root.join(name))?)
-    }
-}
-
-#[cfg(feature = "model")]
-mod with_model {
-    use super::{
-        Arc, Backbone, Directory, Journal, Layout, PipelineError, Run, Stage, StreamJob, Wanted, add_inputs, catalog,
-        desk, features, prediction, training,
-    };
-    use crate::model::Checkpoint;
-    use crate::train::checkpoint;
-
-    use super::report::PredictionReport;
-    use crate::config::value::Pick;
-
-    impl Run {
-        fn backbone(&self) -> Result<&Backbone, PipelineError> {
-            self.backbone
-                .as_ref()
-                .ok_or_else(|| PipelineError::Internal("a stage needs a model that the plan has not".to_owned()))
-        }
-
-        async fn stream_features(
-            &self,
-            job: StreamJob,
-            layout: Layout,
-            name: &str,
-            device: &Arc<desk::Device>,
-        ) -> Result<Journal, PipelineError> {
-            let backbone = self.backbone()?;
-            let checkpoint = Checkpoint::open(std::path::Path::new(
-                self.plan.pipeline().model.as_ref().map_or("", |model| model.checkpoint.as_str()),
-            ))
-            .map_err(desk::model_error)?;
-            desk::load_backbone(device, checkpoint, backbone.options).await?;
-            let scratch = self.scratch(name)?;
-            let scratch_root = scratch.root().to_owned();
-            let places = features::Places {
-                run: self.directory.clone(),
-                layout,
-                scratch,
-                disk_bytes: self.plan.machine().limits.disk.0,
-            };
-            let rows = Arc::clone(&job.meter);
-            let meter = self.board.stage(format!("features ({name})"), "images", 0);
-            let journal =
-                features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&meter)).await?;
-            rows.finish();
-            meter.finish();
-            // Empty now; another process of this run may have none to clean.
-            Directory::at(scratch_root).remove("")?;
-            Ok(journal)
-        }
-
-        /// Streams the training images to features.
-        pub(super) async fn features(
-            &mut self,
-            catalog: Option<&catalog::Catalog>,
-            upstream: Option<String>,
-            device: &Arc<desk::Device>,
-        ) -> Result<(Journal, String), PipelineError> {
-            let patterns = self.plan.pipeline().images.clone().unwrap_or_default().shards;
-            let shards = self.list(&patterns).await?;
-            let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
-            let upstream: Vec<&str> = upstream.as_deref().into_iter().collect();
-            let stage = Stage::Stream;
-            let generation = self.generations.settle(stage.as_str(), stage, keys, &upstream, &self.plan)?;
-            let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-            let shards = Arc::clone(&job.shards);
-            let journal = self.stream_features(job, Layout::train("features"), "images", device).await?;
-            self.report.images = Some(self.stream_report(&journal, &shards)?);
-            self.output("features", "features");
-            Ok((journal, generation))
-        }
-
-        pub(super) async fn train(
-            &mut self,
-            journal: Journal,
-            upstream: String,
-            classes: usize,
-            device: &Arc<desk::Device>,
-        ) -> Result<(), PipelineError> {
-            let pipeline = self.plan.pipeline();
-            let Some(settings) = pipeline.train.clone() else { return Ok(()) };
-            let seed = pipeline.run.seed;
-            let stage = Stage::Train;
-            let keys = self.plan.keys(stage);
-            let generation = self.generations.settle(stage.as_str(), stage, keys, &[&upstream], &self.plan)?;
-            let job = training::TrainJob {
-                directory: self.directory.clone(),
-                journal,
-                settings,
-                seed,
-                classes,
-                dim: self.backbone()?.shape.dim,
-                generation,
-                device: Arc::clone(device),
-                meter: self.board.stage("train", "samples", 0),
-                stop: self.machine.stop.clone(),
-            };
-            self.report.training = training::run(job).await?;
-            if self.report.training.is_some() {
-                self.output("checkpoints", "checkpoints");
-                self.output("training curve", training::PICTURE);
-            } else {
-                self.report.notes.push("no head was trained: no image has a label on the training side".to_owned());
-            }
-            Ok(())
-        }
-
-        /// The head that predicts and its step; `None` where the run has none.
-        fn head(&self, pick: Pick) -> Result<Option<(u64, crate::train::HeadState)>, PipelineError> {
-            let steps = training::checkpoints(&self.directory)?;
-            let best = match pick {
-                Pick::Last => None,
-                Pick::Best => training::best_step(&self.directory)?.filter(|step| steps.contains(step)),
-            };
-            let Some(step) = best.or(steps.last().copied()) else { return Ok(None) };
-            let path = training::checkpoint_path(&self.directory, step);
-            Ok(Some((step, checkpoint::load_head(&path).map_err(desk::model_error)?)))
-        }
-
-        /// Test images that make other features than the head was trained on are refused.
-        fn check_same_features(&self) -> Result<(), PipelineError> {
-            let Some(record) = self.generations.recorded(Stage::Stream.as_str()) else { return Ok(()) };
-            let now = self.stream_keys(Stage::Predict, "predict.images", &[]);
-            let differs: Vec<&String> = record
-                .keys
-                .iter()
-                .filter(|(key, _)| key.starts_with("model.") || key.starts_with("preprocess"))
-                .filter(|(key, value)| now.get(*key) != Some(value))
-                .map(|(key, _)| key)
-                .collect();
-            if differs.is_empty() {
-                return Ok(());
-            }
-            let list: Vec<String> = differs
-                .iter()
-                .map(|key| {
-                    let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
-                    format!("  `{key}`: {} then, {} now", show(record.keys.get(*key)), show(now.get(*key)))
-                })
-                .collect();
-            Err(PipelineError::Generation(format!(
-                "the head in `{}` was trained on other features than these test images would get:\n{}\nset the keys back",
-                self.directory.root().display(),
-                list.join("\n")
-            )))
-        }
-
-        pub(super) async fn predict(&mut self, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
-            let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
-            let stem = settings.output.trim_end_matches(".csv").to_owned();
-            self.check_same_features()?;
-            let captions = catalog::load_captions(&self.directory)?;
-            let top_k = settings.top_k as usize;
-            if captions.len() < top_k {
-                return Err(PipelineError::Input(format!(
-                    "there are {} captions, fewer than `predict.top_k` = {top_k}: lower it",
-                    captions.len()
-                )));
-            }
-            let asked = prediction::read_ids(&self.machine.store, &settings.ids).await?;
-            let shards = self.list(&settings.images).await?;
-            let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards);
-            let ids = self.machine.store.find(&settings.ids).await?;
-            add_inputs(&mut keys, "predict.ids", &[ids]);
-            let stage = Stage::Predict;
-            let record = format!("{} {stem}", stage.as_str());
-            let generation = self.generations.settle(&record, stage, keys, &[], &self.plan)?;
-            let head = self.head(settings.checkpoint)?;
-            let (ranking, tally, step) = if let Some((step, head)) = head {
-                let wanted = Wanted::Urls(Arc::clone(&asked.urls));
-                let job = self.stream_job("test images", shards, wanted, &generation);
-                let shards = Arc::clone(&job.shards);
-                let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
-                let tally = self.stream_report(&journal, &shards)?.tally;
-                let meter = self.board.stage("rank", "images", 0);
-                let stop = &self.machine.stop;
-                let ranking = prediction::rank(&journal, head, &asked.urls, top_k, device, &meter, stop).await?;
-                meter.finish();
-                (ranking, tally, Some(step))
-            } else {
-                self.report.notes.push(
-                    "the run has no trained head, so every id gets the most frequent captions (the first of the list where \
-                     no image has a label)"
-                        .to_owned(),
-                );
-                (prediction::Ranking::empty(asked.urls.len(), top_k), crate::chunk::Tally::default(), None)
-            };
-            let (store, directory) = (&self.machine.store, &self.directory);
-            let without = prediction::write(store, directory, &settings, &asked.urls, &ranking, &captions).await?;
-            let scores = if settings.truth.is_empty() {
-                None
-            } else {
-                Some(prediction::score(directory, &settings, &asked, captions.len() as u64)?)
-            };
-            self.report.prediction = Some(PredictionReport {
-                ids: asked.ids,
-                images: asked.urls.len() as u64,
-                ids_without_image: without,
-                tally,
-                checkpoint_step: step,
-                scores,
-            });
-            self.output("submission", &settings.output);
-            Ok(())
-        }
     }
 }

@@ -64,11 +64,7 @@ pub struct SampleOptions {
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self {
-            train_images: 2400,
-            test_images: 300,
-            seed: 42,
-        }
+        Self { train_images: 2400, test_images: 300, seed: 42 }
     }
 }
 
@@ -169,21 +165,14 @@ struct ManifestFile {
 /// [`SampleError::Count`] and [`SampleError::Nameless`] for what cannot work, [`SampleError::Occupied`] for a folder that is
 /// not this function's to replace, the others when writing fails. `out` is then as it was.
 pub fn write(out: &Path, options: &SampleOptions) -> Result<SampleReport, SampleError> {
-    for (what, given, fewest) in [
-        ("train", options.train_images, FEWEST_TRAIN_IMAGES),
-        ("test", options.test_images, 1),
-    ] {
+    for (what, given, fewest) in
+        [("train", options.train_images, FEWEST_TRAIN_IMAGES), ("test", options.test_images, 1)]
+    {
         if !(fewest..=MOST_IMAGES).contains(&given) {
-            return Err(SampleError::Count {
-                what,
-                given,
-                fewest,
-            });
+            return Err(SampleError::Count { what, given, fewest });
         }
     }
-    let name = out.file_name().ok_or_else(|| SampleError::Nameless {
-        out: out.to_owned(),
-    })?;
+    let name = out.file_name().ok_or_else(|| SampleError::Nameless { out: out.to_owned() })?;
     let beside = |ending: &str| {
         let mut hidden = OsString::from(".");
         hidden.push(name);
@@ -203,11 +192,7 @@ pub fn write(out: &Path, options: &SampleOptions) -> Result<SampleReport, Sample
     files::write_all(&partial, &plan, options.seed)?;
     let listed = listed_files(&partial)?;
     let report = report(options, &plan, &listed);
-    let manifest = Manifest {
-        made_by: "wikicap-pipeline sample".to_owned(),
-        options: options.clone(),
-        files: listed,
-    };
+    let manifest = Manifest { made_by: "wikicap-pipeline sample".to_owned(), options: options.clone(), files: listed };
     let text = serde_json::to_value(&manifest).map_err(|error| at(&partial)(error.into()))?;
     files::write_json(&partial.join(MANIFEST), &text)?;
 
@@ -248,10 +233,7 @@ fn refuse_foreign(folder: &Path) -> Result<(), SampleError> {
     if !fs::exists(folder).map_err(at(folder))? {
         return Ok(());
     }
-    let occupied = |found: String| SampleError::Occupied {
-        folder: folder.to_owned(),
-        found,
-    };
+    let occupied = |found: String| SampleError::Occupied { folder: folder.to_owned(), found };
     let mut found = BTreeSet::new();
     walk(folder, folder, &mut found)?;
     if found.is_empty() {
@@ -261,10 +243,7 @@ fn refuse_foreign(folder: &Path) -> Result<(), SampleError> {
     let known: BTreeSet<String> = serde_json::from_slice::<Manifest>(&manifest)
         .map(|manifest| manifest.files.into_iter().map(|file| file.path).collect())
         .unwrap_or_default();
-    match found
-        .into_iter()
-        .find(|path| path != MANIFEST && !known.contains(path))
-    {
+    match found.into_iter().find(|path| path != MANIFEST && !known.contains(path)) {
         Some(foreign) => Err(occupied(foreign)),
         // A manifest that cannot be read, and nothing else: not ours to judge.
         None if known.is_empty() => Err(occupied(MANIFEST.to_owned())),
@@ -323,11 +302,7 @@ fn listed_files(root: &Path) -> Result<Vec<ManifestFile>, SampleError> {
             let file = fs::File::open(&path).map_err(at(&path))?;
             hasher.update_reader(file).map_err(at(&path))?;
             let bytes = hasher.count();
-            Ok(ManifestFile {
-                path: relative,
-                bytes,
-                blake3: hasher.finalize().to_hex().to_string(),
-            })
+            Ok(ManifestFile { path: relative, bytes, blake3: hasher.finalize().to_hex().to_string() })
         })
         .collect()
 }

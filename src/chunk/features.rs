@@ -117,7 +117,7 @@ pub fn read(path: &Path) -> Result<Features, ChunkError> {
         let bytes = column.value_data();
         match precision {
             Precision::Bf16 => {
-                features.values.extend(bytes.as_chunks::<2>().0.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()))
+                features.values.extend(bytes.as_chunks::<2>().0.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()));
             }
             Precision::F32 => {
                 features.values.extend(bytes.as_chunks::<4>().0.iter().map(|quad| f32::from_le_bytes(*quad)));

@@ -42,7 +42,7 @@ pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<(), Chunk
     table.write(vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|_| shard))),
         Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.row))),
-        Arc::new(StringArray::from_iter(rows.iter().map(|row| row.image_url.as_deref()))),
+        Arc::new(rows.iter().map(|row| row.image_url.as_deref()).collect::<StringArray>()),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.reason))),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.detail))),
     ])?;

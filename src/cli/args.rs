@@ -88,7 +88,7 @@ pub(super) enum Command {
         /// CSV with the same columns, the right caption of each id.
         #[arg(long, value_name = "FILE")]
         truth: PathBuf,
-        /// `test.tsv` (id, image_url): shows the ceiling that one ranking an image can reach.
+        /// `test.tsv` with the columns id and image URL: shows the ceiling that one ranking an image can reach.
         #[arg(long, value_name = "FILE")]
         ids: Option<PathBuf>,
     },

@@ -1,7 +1,6 @@
 //! Results as text that a person can judge.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use bytesize::ByteSize;
@@ -20,12 +19,11 @@ struct Table {
 impl Table {
     fn heading(&mut self, title: &str) {
         let blank = if self.text.is_empty() { "" } else { "\n" };
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "{blank}{title}");
+        self.text.push_str(&format!("{blank}{title}\n"));
     }
 
     fn row(&mut self, name: &str, value: impl std::fmt::Display) {
-        let _ = writeln!(self.text, "  {name:<28} {value}");
+        self.text.push_str(&format!("  {name:<28} {value}\n"));
     }
 
     fn counts(&mut self, counts: &BTreeMap<String, u64>) {
@@ -70,7 +68,7 @@ pub(super) fn report(report: &Report) -> String {
         table.row(name, path);
     }
     for note in &report.notes {
-        let _ = write!(table.text, "\nNote: {note}\n");
+        table.text.push_str(&format!("\nNote: {note}\n"));
     }
     table.text
 }
@@ -168,7 +166,7 @@ pub(super) fn check(check: &Check) -> String {
         1 => "One problem:".to_owned(),
         count => format!("{count} problems:"),
     };
-    let _ = write!(table.text, "\n{verdict}\n");
+    table.text.push_str(&format!("\n{verdict}\n"));
     table.text
 }
 

@@ -1,7 +1,5 @@
 //! Every key with its meaning and default, made from the definitions that parse the files, so it cannot drift.
 
-use std::fmt::Write as _;
-
 use documented::DocumentedFields;
 use serde::Serialize;
 use toml::Value;
@@ -78,19 +76,19 @@ pub fn text() -> String {
         ),
     ];
     for (title, keys, sections, docs) in files {
-        let _ = writeln!(out, "# {title}");
+        out.push_str(&format!("# {title}\n"));
         for (section, doc) in sections.iter().zip(docs) {
-            let _ = writeln!(out, "\n# {doc}\n[{section}]");
+            out.push_str(&format!("\n# {doc}\n[{section}]\n"));
             for key in keys.iter().filter(|key| key.section == *section) {
                 for line in key.meaning.lines() {
-                    let _ = writeln!(out, "# {}", line.trim());
+                    out.push_str(&format!("# {}\n", line.trim()));
                 }
                 match &key.default {
                     Some(default) => {
-                        let _ = writeln!(out, "{} = {default}", key.name);
+                        out.push_str(&format!("{} = {default}\n", key.name));
                     }
                     None => {
-                        let _ = writeln!(out, "# {} = …", key.name);
+                        out.push_str(&format!("# {} = …\n", key.name));
                     }
                 }
             }

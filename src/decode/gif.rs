@@ -61,7 +61,7 @@ pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Bu
 }
 
 /// Where the `stored`-th row of an interlaced frame of `height` rows lies: every 8th from 0, every 8th from 4,
-/// every 4th from 2, every 2nd from 1 (GIF89a, appendix E).
+/// every 4th from 2, every 2nd from 1 (`GIF89a`, appendix E).
 fn interlaced_row(stored: usize, height: usize) -> usize {
     let mut before = 0;
     for (first, step) in [(0, 8), (4, 8), (2, 4)] {

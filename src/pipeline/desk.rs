@@ -1,5 +1,7 @@
 //! What the device thread owns: backbone, head and optimiser. Host vectors cross to it, numbers come back.
 
+use burn::backend::flex::FlexDevice;
+
 use crate::flow::DeviceThread;
 use crate::model::{Cpu, ExtractOptions, Extractor, ModelError};
 use crate::predict::scorer::Scorer;
@@ -20,6 +22,11 @@ pub(super) struct Desk {
 
 /// The thread that owns the [`Desk`].
 pub(super) type Device = DeviceThread<Desk>;
+
+/// The CPU: the one device of this build.
+pub(super) fn cpu() -> FlexDevice {
+    FlexDevice
+}
 
 /// Opens the device.
 ///
@@ -43,7 +50,7 @@ pub(super) async fn load_backbone(
     device
         .call(move |desk| {
             if desk.extractor.is_none() {
-                desk.extractor = Some(Extractor::load(&checkpoint, &options, &Default::default())?);
+                desk.extractor = Some(Extractor::load(&checkpoint, &options, &cpu())?);
             }
             Ok::<_, ModelError>(())
         })

@@ -43,7 +43,7 @@ impl PipelineError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Generation(_) => 2,
-            Self::Corpus(_) | Self::Input(_) => 3,
+            Self::Corpus(_) | Self::Input(_) | Self::Chunk(ChunkError::Damaged { .. }) => 3,
             Self::Store(error) | Self::Chunk(ChunkError::Store(error)) => {
                 if error.is_input() {
                     3
@@ -51,7 +51,6 @@ impl PipelineError {
                     4
                 }
             }
-            Self::Chunk(ChunkError::Damaged { .. }) => 3,
             Self::Model(_) | Self::Internal(_) => 5,
             Self::Stopped(signal) => signal.exit_code(),
         }

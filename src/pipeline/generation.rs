@@ -2,7 +2,6 @@
 //! with, so that a changed key is refused instead of mixing two generations.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,31 +18,31 @@ const FORMAT: &str = "1";
 
 /// What `run.toml` holds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct RunFile {
+pub(super) struct RunFile {
     /// Each stage's keys; a submission's stage is named `predict NAME`.
-    pub stages: BTreeMap<String, StageRecord>,
+    pub(super) stages: BTreeMap<String, StageRecord>,
     /// The whole configuration of the last start.
-    pub config: RawPipeline,
+    pub(super) config: RawPipeline,
 }
 
 /// What the artefacts of one stage depend on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct StageRecord {
+pub(super) struct StageRecord {
     /// Hash of the keys, and of those of the stages before it.
-    pub generation: String,
+    pub(super) generation: String,
     /// Key → value, as TOML.
-    pub keys: StageKeys,
+    pub(super) keys: StageKeys,
 }
 
 /// The stages of this start with their keys, compared with what the directory holds.
 #[derive(Debug)]
-pub struct Generations {
+pub(super) struct Generations {
     directory: Directory,
     file: RunFile,
 }
 
 /// Adds what a listing resolved to: names and sizes.
-pub fn add_inputs(keys: &mut StageKeys, key: &str, objects: &[Object]) {
+pub(super) fn add_inputs(keys: &mut StageKeys, key: &str, objects: &[Object]) {
     let mut hasher = blake3::Hasher::new();
     for object in objects {
         hasher.update(format!("{}\t{}\n", object.url, object.size).as_bytes());
@@ -57,7 +56,7 @@ pub fn add_inputs(keys: &mut StageKeys, key: &str, objects: &[Object]) {
 ///
 /// # Errors
 /// When it is there and is not ours.
-pub fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineError> {
+pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineError> {
     let Some(content) = directory.read(FILE)? else { return Ok(None) };
     let text = String::from_utf8_lossy(&content);
     toml::from_str(&text).map(Some).map_err(|error| {
@@ -74,30 +73,29 @@ impl Generations {
     ///
     /// # Errors
     /// As [`read`]; and when the directory holds files that no run wrote.
-    pub fn open(directory: Directory) -> Result<Self, PipelineError> {
-        let file = match read(&directory)? {
-            Some(file) => file,
-            None => {
-                let strangers: Vec<String> =
-                    directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
-                if let Some(stranger) = strangers.first() {
-                    return Err(ConfigError(vec![Problem::new(
-                        "run.dir",
-                        format!(
-                            "`{}` holds `{stranger}` and is no run directory; name a new or empty one",
-                            directory.root().display()
-                        ),
-                    )])
-                    .into());
-                }
-                RunFile::default()
+    pub(super) fn open(directory: Directory) -> Result<Self, PipelineError> {
+        let file = if let Some(file) = read(&directory)? {
+            file
+        } else {
+            let strangers: Vec<String> =
+                directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
+            if let Some(stranger) = strangers.first() {
+                return Err(ConfigError(vec![Problem::new(
+                    "run.dir",
+                    format!(
+                        "`{}` holds `{stranger}` and is no run directory; name a new or empty one",
+                        directory.root().display()
+                    ),
+                )])
+                .into());
             }
+            RunFile::default()
         };
         Ok(Self { directory, file })
     }
 
     /// The generation of a stage that was recorded by an earlier start.
-    pub fn recorded(&self, name: &str) -> Option<&StageRecord> {
+    pub(super) fn recorded(&self, name: &str) -> Option<&StageRecord> {
         self.file.stages.get(name)
     }
 
@@ -105,7 +103,7 @@ impl Generations {
     ///
     /// # Errors
     /// A table of the keys that differ and what each invalidates; and when the record cannot be written.
-    pub fn settle(
+    pub(super) fn settle(
         &mut self,
         name: &str,
         stage: Stage,
@@ -151,23 +149,21 @@ impl Generations {
             if before != now {
                 differs = true;
                 let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
-                let _ = writeln!(
-                    text,
-                    "  `{key}`: {} then, {} now; invalidates {}",
+                text.push_str(&format!(
+                    "  `{key}`: {} then, {} now; invalidates {}\n",
                     show(before),
                     show(now),
                     invalid.join(", ")
-                );
+                ));
             }
         }
         if !differs {
             text.push_str("  a stage before it, or this program's version, differs\n");
         }
-        let _ = write!(
-            text,
+        text.push_str(&format!(
             "set the keys back, choose another `run.dir`, or recompute with --from {} (or all with --fresh)",
             stage.as_str()
-        );
+        ));
         text
     }
 
@@ -175,7 +171,7 @@ impl Generations {
     ///
     /// # Errors
     /// When something cannot be removed.
-    pub fn discard_from(&mut self, stage: Stage) -> Result<(), PipelineError> {
+    pub(super) fn discard_from(&mut self, stage: Stage) -> Result<(), PipelineError> {
         for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
             self.file.stages.retain(|name, _| name.split(' ').next() != Some(later.as_str()));
         }

@@ -25,7 +25,7 @@ impl Inspection {
         Self { kind, facts: Vec::new() }
     }
 
-    fn add(&mut self, name: impl Into<String>, value: impl ToString) {
+    fn add(&mut self, name: impl Into<String>, value: impl std::fmt::Display) {
         self.facts.push((name.into(), value.to_string()));
     }
 }

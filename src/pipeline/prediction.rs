@@ -6,7 +6,7 @@ use std::io::BufWriter;
 use std::sync::Arc;
 
 use super::PipelineError;
-use super::desk::{Device, model_error};
+use super::desk::{Device, cpu, model_error};
 use super::report::ScoreReport;
 use super::stream::fill;
 use crate::catalog::{UrlSet, url_hash};
@@ -108,7 +108,7 @@ pub(super) async fn rank(
     device
         .call(move |desk| {
             let HeadState { weight, bias, classes, dim, .. } = head;
-            desk.scorer = Some(Scorer::new(&weight, &bias, classes, dim, &Default::default()).map_err(model_error)?);
+            desk.scorer = Some(Scorer::new(&weight, &bias, classes, dim, &cpu()).map_err(model_error)?);
             Ok::<_, PipelineError>(())
         })
         .await??;

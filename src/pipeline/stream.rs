@@ -102,9 +102,9 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
     let mut seen = Seen::new(wanted.clone());
     let mut take = |path: &std::path::Path| -> Result<(), PipelineError> {
         let heads = read_heads(path)?;
-        (0..heads.len()).for_each(|row| {
+        for row in 0..heads.len() {
             seen.first(url_hash(heads.url(row)));
-        });
+        }
         Ok(())
     };
     let layout = journal.layout();
@@ -130,7 +130,9 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
             note(&quarantine::read(&journal.directory().path(&name))?);
         }
     }
-    ring.iter().for_each(|chunk| note(&chunk.entry.quarantined));
+    for chunk in ring {
+        note(&chunk.entry.quarantined);
+    }
     Ok(seen)
 }
 
@@ -284,7 +286,7 @@ impl ShardReader<'_> {
             let id = ChunkId { shard, row: number - number % chunk_rows };
             let block = self.block.get_or_insert_with(|| Block::new(id));
             block.take(row, &self.job.wanted, self.seen);
-            let chunk_full = self.next_row % chunk_rows == 0;
+            let chunk_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_full || block.heads.len() >= BLOCK_ROWS || block.data.len() >= BLOCK_BYTES {
                 let mut full = self.block.take()?;
                 full.closes = chunk_full.then_some(false);

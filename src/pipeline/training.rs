@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
-use super::desk::{Desk, Device, model_error};
+use super::desk::{Desk, Device, cpu, model_error};
 use super::report::{LossPoint, TrainingReport, ValidationPoint};
 use crate::chunk::features::{self, read_heads};
 use crate::chunk::journal::Journal;
@@ -129,7 +129,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let resumed = progress.clone();
     job.device
         .call(move |desk| {
-            let trainer = Trainer::new(state, sgd, Options::default(), &Default::default()).map_err(model_error)?;
+            let trainer = Trainer::new(state, sgd, Options::default(), &cpu()).map_err(model_error)?;
             desk.trainer = Some(trainer.resumed(resumed.step, resumed.loss_sum, resumed.loss_count));
             Ok::<_, PipelineError>(())
         })

@@ -181,11 +181,7 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
 }
 
 /// Calls `visit` with id and caption of each row; gives the number of rows.
-fn each_row(
-    role: Role,
-    input: impl Read,
-    mut visit: impl FnMut(&str, &str),
-) -> Result<u64, EvaluateError> {
+fn each_row(role: Role, input: impl Read, mut visit: impl FnMut(&str, &str)) -> Result<u64, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);
     let unreadable = |row| move |source| EvaluateError::Row { role, row, source };
     let header = reader.headers().map_err(unreadable(0))?.clone();
@@ -193,35 +189,21 @@ fn each_row(
     let caption_at = column(role, &header, CAPTION_COLUMN)?;
     let mut record = csv::StringRecord::new();
     let mut row = 0;
-    while reader
-        .read_record(&mut record)
-        .map_err(unreadable(row + 1))?
-    {
+    while reader.read_record(&mut record).map_err(unreadable(row + 1))? {
         row += 1;
         // The reader refuses a row whose number of fields is not the header's.
         let (id, caption) = (&record[id_at], &record[caption_at]);
         if id.is_empty() {
-            return Err(EvaluateError::EmptyId {
-                role,
-                row,
-                column: ID_COLUMN,
-            });
+            return Err(EvaluateError::EmptyId { role, row, column: ID_COLUMN });
         }
         visit(id, caption);
     }
     Ok(row)
 }
 
-fn column(
-    role: Role,
-    header: &csv::StringRecord,
-    name: &'static str,
-) -> Result<usize, EvaluateError> {
-    let mut found = header
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| field.trim_start_matches('\u{feff}') == name)
-        .map(|(at, _)| at);
+fn column(role: Role, header: &csv::StringRecord, name: &'static str) -> Result<usize, EvaluateError> {
+    let mut found =
+        header.iter().enumerate().filter(|(_, field)| field.trim_start_matches('\u{feff}') == name).map(|(at, _)| at);
     let first = found.next().ok_or_else(|| EvaluateError::Column {
         role,
         column: name,
@@ -241,10 +223,7 @@ mod tests {
     const HEADER: &str = "id,caption_title_and_reference_description\n";
 
     fn scores(submission: &str, truth: &str) -> Result<Scores, EvaluateError> {
-        evaluate(
-            format!("{HEADER}{submission}").as_bytes(),
-            format!("{HEADER}{truth}").as_bytes(),
-        )
+        evaluate(format!("{HEADER}{submission}").as_bytes(), format!("{HEADER}{truth}").as_bytes())
     }
 
     fn close(a: f64, b: f64) -> bool {
@@ -315,8 +294,7 @@ mod tests {
 
     #[test]
     fn columns_are_found_by_name_behind_a_byte_order_mark() {
-        let truth =
-            "\u{feff}id,other,caption_title_and_reference_description\n1,z,\"a, \"\"b\"\"\nc\"\n";
+        let truth = "\u{feff}id,other,caption_title_and_reference_description\n1,z,\"a, \"\"b\"\"\nc\"\n";
         let submission = "caption_title_and_reference_description,id\r\n\"a, \"\"b\"\"\nc\",1\r\n";
         let scores = evaluate(submission.as_bytes(), truth.as_bytes()).unwrap();
         assert!(close(scores.ndcg5, 1.0));
@@ -326,18 +304,9 @@ mod tests {
     fn a_missing_column_names_file_and_column() {
         let error = evaluate("id,caption\n".as_bytes(), HEADER.as_bytes());
         assert!(matches!(error, Err(EvaluateError::NoTruth)));
-        let error = evaluate(
-            "id,caption\n".as_bytes(),
-            format!("{HEADER}1,a\n").as_bytes(),
-        );
+        let error = evaluate("id,caption\n".as_bytes(), format!("{HEADER}1,a\n").as_bytes());
         let error = error.unwrap_err();
-        assert!(matches!(
-            error,
-            EvaluateError::Column {
-                role: Role::Submission,
-                ..
-            }
-        ));
+        assert!(matches!(error, EvaluateError::Column { role: Role::Submission, .. }));
         assert_eq!(
             error.to_string(),
             "the submission has no column `caption_title_and_reference_description`; its header is `id,caption`"
@@ -362,22 +331,12 @@ mod tests {
     #[test]
     fn an_empty_id_is_refused() {
         let error = scores("1,a\n,b\n", "1,a\n").unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("row `2` of the submission has an empty column `id`")
-        );
+        assert!(error.to_string().contains("row `2` of the submission has an empty column `id`"));
     }
 
     #[test]
     fn an_empty_file_is_refused() {
         let error = evaluate("".as_bytes(), "".as_bytes()).unwrap_err();
-        assert!(matches!(
-            error,
-            EvaluateError::Column {
-                role: Role::Truth,
-                ..
-            }
-        ));
+        assert!(matches!(error, EvaluateError::Column { role: Role::Truth, .. }));
     }
 }

@@ -8,11 +8,7 @@ pub const DEPTH: usize = 5;
 
 /// The gain of the relevant caption at a 1-based rank: `1 / log2(rank + 1)`, 0 beyond [`DEPTH`] and for rank 0.
 pub fn gain(rank: usize) -> f64 {
-    if (1..=DEPTH).contains(&rank) {
-        1.0 / ((rank + 1) as f64).log2()
-    } else {
-        0.0
-    }
+    if (1..=DEPTH).contains(&rank) { 1.0 / ((rank + 1) as f64).log2() } else { 0.0 }
 }
 
 /// Sums over ids; the means are read from it.
@@ -66,20 +62,13 @@ impl Tally {
     }
 
     fn mean(&self, sum: f64) -> f64 {
-        if self.ids == 0 {
-            0.0
-        } else {
-            sum / self.ids as f64
-        }
+        if self.ids == 0 { 0.0 } else { sum / self.ids as f64 }
     }
 }
 
 /// The 1-based rank of `label` in a ranking, best first.
 pub fn rank_of(label: u32, ranking: &[u32]) -> Option<usize> {
-    ranking
-        .iter()
-        .position(|&class| class == label)
-        .map(|at| at + 1)
+    ranking.iter().position(|&class| class == label).map(|at| at + 1)
 }
 
 /// The best mean NDCG@5 that any ranking can reach when all ids of an image get the same ranking.
@@ -154,9 +143,6 @@ mod tests {
     #[test]
     fn a_tally_without_ids_has_no_nan() {
         let tally = Tally::default();
-        assert!(close(
-            tally.ndcg5() + tally.recall1() + tally.recall5() + tally.mrr(),
-            0.0
-        ));
+        assert!(close(tally.ndcg5() + tally.recall1() + tally.recall5() + tally.mrr(), 0.0));
     }
 }

@@ -15,10 +15,7 @@ pub struct TopK {
 impl TopK {
     /// An empty list with room for `k` entries.
     pub fn with_capacity(k: usize) -> Self {
-        Self {
-            classes: Vec::with_capacity(k),
-            logits: Vec::with_capacity(k),
-        }
+        Self { classes: Vec::with_capacity(k), logits: Vec::with_capacity(k) }
     }
 
     /// Offers the logits of the classes `first..first + logits.len()` and keeps the best `k` of all offered.
@@ -65,10 +62,7 @@ mod tests {
         let mut order: Vec<usize> = (0..logits.len()).filter(|&i| !logits[i].is_nan()).collect();
         order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap().then(a.cmp(&b)));
         order.truncate(k);
-        TopK {
-            classes: order.iter().map(|&i| i as u32).collect(),
-            logits: order.iter().map(|&i| logits[i]).collect(),
-        }
+        TopK { classes: order.iter().map(|&i| i as u32).collect(), logits: order.iter().map(|&i| logits[i]).collect() }
     }
 
     proptest! {

@@ -10,8 +10,7 @@ use burn::tensor::backend::Backend;
 use super::PredictError;
 use super::rank::TopK;
 use super::tiles::{
-    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows,
-    upload_tiles,
+    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows, upload_tiles,
 };
 
 /// One row against its label.
@@ -51,15 +50,7 @@ impl<B: Backend> Scorer<B> {
         dim: usize,
         device: &B::Device,
     ) -> Result<Self, PredictError> {
-        Self::with_blocks(
-            weight,
-            bias,
-            classes,
-            dim,
-            Blocks::default(),
-            Compute::F32,
-            device,
-        )
+        Self::with_blocks(weight, bias, classes, dim, Blocks::default(), Compute::F32, device)
     }
 
     /// Puts a head on the device with chosen blocks and type of product.
@@ -88,9 +79,7 @@ impl<B: Backend> Scorer<B> {
             .map(|tile| as_type(tile, compute.dtype()))
             .collect();
         let bias = upload_rows(bias, blocks.classes, device);
-        Ok(Self::from_tiles(
-            classes, dim, blocks, compute, weight, bias, device,
-        ))
+        Ok(Self::from_tiles(classes, dim, blocks, compute, weight, bias, device))
     }
 
     /// Shares tiles that are on the device already; `weight` is in the type of the product.
@@ -103,15 +92,7 @@ impl<B: Backend> Scorer<B> {
         bias: Vec<Tensor<B, 2>>,
         device: &B::Device,
     ) -> Self {
-        Self {
-            classes,
-            dim,
-            blocks,
-            compute,
-            weight,
-            bias,
-            device: device.clone(),
-        }
+        Self { classes, dim, blocks, compute, weight, bias, device: device.clone() }
     }
 
     /// Classes of the head.
@@ -125,12 +106,7 @@ impl<B: Backend> Scorer<B> {
     ///
     /// # Errors
     /// When the length does not fit or the device fails.
-    pub fn top_k(
-        &self,
-        features: &[f32],
-        rows: usize,
-        k: usize,
-    ) -> Result<Vec<TopK>, PredictError> {
+    pub fn top_k(&self, features: &[f32], rows: usize, k: usize) -> Result<Vec<TopK>, PredictError> {
         length("features", features.len(), rows.saturating_mul(self.dim))?;
         let mut ranked = Vec::with_capacity(rows);
         for span in spans(rows, self.blocks.rows) {
@@ -152,17 +128,8 @@ impl<B: Backend> Scorer<B> {
     ///
     /// # Errors
     /// When a length does not fit, a label is outside the classes, or the device fails.
-    pub fn score(
-        &self,
-        features: &[f32],
-        labels: &[u32],
-        k: usize,
-    ) -> Result<Vec<Scored>, PredictError> {
-        length(
-            "features",
-            features.len(),
-            labels.len().saturating_mul(self.dim),
-        )?;
+    pub fn score(&self, features: &[f32], labels: &[u32], k: usize) -> Result<Vec<Scored>, PredictError> {
+        length("features", features.len(), labels.len().saturating_mul(self.dim))?;
         check_labels(labels, self.classes)?;
         let mut scored = Vec::with_capacity(labels.len());
         for span in spans(labels.len(), self.blocks.rows) {
@@ -211,30 +178,18 @@ impl<B: Backend> Scorer<B> {
 }
 
 /// Refuses a vector whose length does not fit its dims.
-pub(crate) fn length(
-    what: &'static str,
-    actual: usize,
-    expected: usize,
-) -> Result<(), PredictError> {
+pub(crate) fn length(what: &'static str, actual: usize, expected: usize) -> Result<(), PredictError> {
     if actual == expected {
         return Ok(());
     }
-    Err(PredictError::Length {
-        what,
-        actual,
-        expected,
-    })
+    Err(PredictError::Length { what, actual, expected })
 }
 
 /// Refuses a label outside the classes: a device may read or write elsewhere instead.
 pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<(), PredictError> {
     match labels.iter().position(|&label| label as usize >= classes) {
         None => Ok(()),
-        Some(row) => Err(PredictError::Label {
-            row,
-            label: labels[row],
-            classes,
-        }),
+        Some(row) => Err(PredictError::Label { row, label: labels[row], classes }),
     }
 }
 
@@ -260,28 +215,21 @@ mod tests {
     use super::*;
 
     fn scorer(weight: &[f32], bias: &[f32], dim: usize, rows: usize, tile: usize) -> Scorer<Flex> {
-        let blocks = Blocks {
-            rows,
-            classes: tile,
-        };
+        let blocks = Blocks { rows, classes: tile };
         let device = <Flex as BackendTypes>::Device::default();
         Scorer::with_blocks(weight, bias, bias.len(), dim, blocks, Compute::F32, &device).unwrap()
     }
 
     #[test]
     fn ranking_and_loss_agree_with_torch_for_any_blocks() {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/reference/topk.safetensors"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/topk.safetensors");
         let bytes = std::fs::read(path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let words = |name: &str| {
             let (words, _) = file.tensor(name).unwrap().data().as_chunks::<4>();
             words.to_vec()
         };
-        let floats =
-            |name| -> Vec<f32> { words(name).into_iter().map(f32::from_le_bytes).collect() };
+        let floats = |name| -> Vec<f32> { words(name).into_iter().map(f32::from_le_bytes).collect() };
         let ints = |name| -> Vec<u32> { words(name).into_iter().map(u32::from_le_bytes).collect() };
         let (features, labels) = (floats("features"), ints("labels"));
         for (rows, tile) in [(1, 203), (7, 10), (100, 1000), (4, 1)] {
@@ -322,32 +270,15 @@ mod tests {
     fn lengths_and_labels_that_do_not_fit_are_refused() {
         let head = scorer(&[1.0; 6], &[0.0; 3], 2, 2, 2);
         let error = head.top_k(&[0.0; 3], 2, 1).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`features` holds `3` values, expected `4`"
-        );
+        assert_eq!(error.to_string(), "`features` holds `3` values, expected `4`");
         let error = head.score(&[0.0; 2], &[3], 1).unwrap_err();
-        assert!(matches!(
-            error,
-            PredictError::Label {
-                row: 0,
-                label: 3,
-                classes: 3
-            }
-        ));
+        assert!(matches!(error, PredictError::Label { row: 0, label: 3, classes: 3 }));
         let device = <Flex as BackendTypes>::Device::default();
-        let new = |weight: &[f32], classes, dim| {
-            Scorer::<Flex>::new(weight, &[0.0; 3], classes, dim, &device).unwrap_err()
-        };
-        assert!(matches!(
-            new(&[0.0; 5], 3, 2),
-            PredictError::Length { what: "weight", .. }
-        ));
+        let new =
+            |weight: &[f32], classes, dim| Scorer::<Flex>::new(weight, &[0.0; 3], classes, dim, &device).unwrap_err();
+        assert!(matches!(new(&[0.0; 5], 3, 2), PredictError::Length { what: "weight", .. }));
         assert!(matches!(new(&[], 3, 0), PredictError::Zero { what: "dim" }));
-        assert!(matches!(
-            new(&[0.0; 8], 4, 2),
-            PredictError::Length { what: "bias", .. }
-        ));
+        assert!(matches!(new(&[0.0; 8], 4, 2), PredictError::Length { what: "bias", .. }));
     }
 
     #[test]

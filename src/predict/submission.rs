@@ -53,11 +53,7 @@ impl<W: Write> SubmissionWriter<W> {
     ///
     /// # Errors
     /// When the output refuses bytes.
-    pub fn write<'a>(
-        &mut self,
-        id: &str,
-        captions: impl IntoIterator<Item = &'a str>,
-    ) -> Result<(), SubmissionError> {
+    pub fn write<'a>(&mut self, id: &str, captions: impl IntoIterator<Item = &'a str>) -> Result<(), SubmissionError> {
         for caption in captions {
             self.row(id, caption)?;
             self.rows += 1;
@@ -76,22 +72,14 @@ impl<W: Write> SubmissionWriter<W> {
     /// When the output refuses bytes.
     pub fn finish(self) -> Result<W, SubmissionError> {
         let row = self.rows;
-        self.writer
-            .into_inner()
-            .map_err(|error| SubmissionError::Write {
-                row,
-                source: error.into_error(),
-            })
+        self.writer.into_inner().map_err(|error| SubmissionError::Write { row, source: error.into_error() })
     }
 
     fn row(&mut self, id: &str, caption: &str) -> Result<(), SubmissionError> {
         let row = self.rows;
         self.writer
             .write_record([id, caption])
-            .map_err(|error| SubmissionError::Write {
-                row,
-                source: std::io::Error::from(error),
-            })
+            .map_err(|error| SubmissionError::Write { row, source: std::io::Error::from(error) })
     }
 }
 
@@ -100,21 +88,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const CASES: &str = include_str!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/reference/submission.json"
-    ));
-    const EXPECTED: &[u8] = include_bytes!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/reference/submission.csv"
-    ));
+    const CASES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/submission.json"));
+    const EXPECTED: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/submission.csv"));
 
     fn written(rows: &[(String, Vec<String>)]) -> Vec<u8> {
         let mut writer = SubmissionWriter::new(Vec::new()).unwrap();
         for (id, captions) in rows {
-            writer
-                .write(id, captions.iter().map(String::as_str))
-                .unwrap();
+            writer.write(id, captions.iter().map(String::as_str)).unwrap();
         }
         writer.finish().unwrap()
     }
@@ -122,10 +102,7 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_python() {
         let rows: Vec<(String, Vec<String>)> = serde_json::from_str(CASES).unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&written(&rows)),
-            String::from_utf8_lossy(EXPECTED)
-        );
+        assert_eq!(String::from_utf8_lossy(&written(&rows)), String::from_utf8_lossy(EXPECTED));
     }
 
     #[test]

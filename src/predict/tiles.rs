@@ -24,10 +24,7 @@ pub struct Blocks {
 
 impl Default for Blocks {
     fn default() -> Self {
-        Self {
-            rows: 128,
-            classes: 8192,
-        }
+        Self { rows: 128, classes: 8192 }
     }
 }
 
@@ -38,14 +35,10 @@ impl Blocks {
     /// [`PredictError::Zero`].
     pub fn check(self) -> Result<(), PredictError> {
         if self.rows == 0 {
-            return Err(PredictError::Zero {
-                what: "blocks.rows",
-            });
+            return Err(PredictError::Zero { what: "blocks.rows" });
         }
         if self.classes == 0 {
-            return Err(PredictError::Zero {
-                what: "blocks.classes",
-            });
+            return Err(PredictError::Zero { what: "blocks.classes" });
         }
         Ok(())
     }
@@ -73,18 +66,11 @@ impl Compute {
 
 /// `0..total` in steps of `block`; the last range may be shorter. `block` must not be zero.
 pub(crate) fn spans(total: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..total)
-        .step_by(block)
-        .map(move |start| start..(start + block).min(total))
+    (0..total).step_by(block).map(move |start| start..(start + block).min(total))
 }
 
 /// Uploads a row-major `[rows, columns]` matrix as f32, whatever the backend's default float is.
-pub(crate) fn upload<B: Backend>(
-    values: &[f32],
-    rows: usize,
-    columns: usize,
-    device: &B::Device,
-) -> Tensor<B, 2> {
+pub(crate) fn upload<B: Backend>(values: &[f32], rows: usize, columns: usize, device: &B::Device) -> Tensor<B, 2> {
     let data = TensorData::new(values.to_vec(), [rows, columns]);
     Tensor::from_data(data, (device, DType::F32))
 }
@@ -96,33 +82,18 @@ pub(crate) fn upload_tiles<B: Backend>(
     tile: usize,
     device: &B::Device,
 ) -> Vec<Tensor<B, 2>> {
-    values
-        .chunks(tile * columns)
-        .map(|part| upload(part, part.len() / columns, columns, device))
-        .collect()
+    values.chunks(tile * columns).map(|part| upload(part, part.len() / columns, columns, device)).collect()
 }
 
 /// Uploads a bias, one `[1, classes of the tile]` row a tile.
-pub(crate) fn upload_rows<B: Backend>(
-    values: &[f32],
-    tile: usize,
-    device: &B::Device,
-) -> Vec<Tensor<B, 2>> {
-    values
-        .chunks(tile)
-        .map(|part| upload(part, 1, part.len(), device))
-        .collect()
+pub(crate) fn upload_rows<B: Backend>(values: &[f32], tile: usize, device: &B::Device) -> Vec<Tensor<B, 2>> {
+    values.chunks(tile).map(|part| upload(part, 1, part.len(), device)).collect()
 }
 
 /// Reads an f32 tensor back to the host, row-major.
-pub(crate) fn download<B: Backend, const D: usize>(
-    tensor: Tensor<B, D>,
-) -> Result<Vec<f32>, PredictError> {
-    let data = tensor
-        .try_into_data()
-        .map_err(|error| PredictError::Device(error.to_string()))?;
-    data.into_vec::<f32>()
-        .map_err(|error| PredictError::Device(format!("{error:?}")))
+pub(crate) fn download<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>, PredictError> {
+    let data = tensor.try_into_data().map_err(|error| PredictError::Device(error.to_string()))?;
+    data.into_vec::<f32>().map_err(|error| PredictError::Device(format!("{error:?}")))
 }
 
 /// `[rows, dim]` features and one tile of the head to `[rows, classes of the tile]` logits in f32.
@@ -139,11 +110,7 @@ pub(crate) fn tile_logits<B: Backend>(
 
 /// Casts, or hands the tensor back untouched where it has the type already.
 pub(crate) fn as_type<B: Backend>(tensor: Tensor<B, 2>, dtype: DType) -> Tensor<B, 2> {
-    if tensor.dtype() == dtype {
-        tensor
-    } else {
-        tensor.cast(dtype)
-    }
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
 /// `[rows, classes]` logits to `(softmax [rows, classes], log Σ exp [rows, 1])`.

@@ -87,24 +87,14 @@ struct Builder {
 impl Builder {
     fn push(&mut self, name: String, shape: &[usize], mut value: impl FnMut(&mut Dice) -> f32) {
         let count: usize = shape.iter().product();
-        let bytes = (0..count)
-            .flat_map(|_| value(&mut self.dice).to_le_bytes())
-            .collect();
-        self.weights.push(Weight {
-            name,
-            shape: shape.to_vec(),
-            bytes,
-        });
+        let bytes = (0..count).flat_map(|_| value(&mut self.dice).to_le_bytes()).collect();
+        self.weights.push(Weight { name, shape: shape.to_vec(), bytes });
     }
 
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize, scale: f32) {
         let scale = scale / (inputs as f32).sqrt();
-        self.push(format!("{name}.weight"), &[outputs, inputs], |dice| {
-            scale * dice.normal()
-        });
-        self.push(format!("{name}.bias"), &[outputs], |dice| {
-            scale::BIAS * dice.normal()
-        });
+        self.push(format!("{name}.weight"), &[outputs, inputs], |dice| scale * dice.normal());
+        self.push(format!("{name}.bias"), &[outputs], |dice| scale::BIAS * dice.normal());
     }
 
     fn norm(&mut self, name: &str) {
@@ -118,62 +108,29 @@ impl Builder {
 /// # Errors
 /// When the serialiser refuses the tensors.
 pub(super) fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
-    let mut builder = Builder {
-        dice: Dice::new(seed, Purpose::Weights),
-        weights: Vec::new(),
-    };
+    let mut builder = Builder { dice: Dice::new(seed, Purpose::Weights), weights: Vec::new() };
     builder.push("embeddings.cls_token".to_owned(), &[1, 1, HIDDEN], |_| 0.0);
     let mut place = 0;
-    builder.push(
-        "embeddings.position_embeddings".to_owned(),
-        &[1, PATCHES + 1, HIDDEN],
-        |dice| {
-            place += 1;
-            if place <= HIDDEN {
-                0.0
-            } else {
-                scale::POSITION * dice.normal()
-            }
-        },
-    );
+    builder.push("embeddings.position_embeddings".to_owned(), &[1, PATCHES + 1, HIDDEN], |dice| {
+        place += 1;
+        if place <= HIDDEN { 0.0 } else { scale::POSITION * dice.normal() }
+    });
     let patch_scale = scale::PATCH / ((3 * PATCH_PX * PATCH_PX) as f32).sqrt();
     builder.push(
         "embeddings.patch_embeddings.projection.weight".to_owned(),
         &[HIDDEN, 3, PATCH_PX, PATCH_PX],
         |dice| patch_scale * dice.normal(),
     );
-    builder.push(
-        "embeddings.patch_embeddings.projection.bias".to_owned(),
-        &[HIDDEN],
-        |dice| scale::PATCH_BIAS * dice.normal(),
-    );
+    builder.push("embeddings.patch_embeddings.projection.bias".to_owned(), &[HIDDEN], |dice| {
+        scale::PATCH_BIAS * dice.normal()
+    });
     for layer in 0..LAYERS {
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");
         builder.norm(&name("layernorm_before"));
-        builder.linear(
-            &name("attention.attention.query"),
-            HIDDEN,
-            HIDDEN,
-            scale::QUERY_KEY,
-        );
-        builder.linear(
-            &name("attention.attention.key"),
-            HIDDEN,
-            HIDDEN,
-            scale::QUERY_KEY,
-        );
-        builder.linear(
-            &name("attention.attention.value"),
-            HIDDEN,
-            HIDDEN,
-            scale::VALUE_OUT,
-        );
-        builder.linear(
-            &name("attention.output.dense"),
-            HIDDEN,
-            HIDDEN,
-            scale::VALUE_OUT,
-        );
+        builder.linear(&name("attention.attention.query"), HIDDEN, HIDDEN, scale::QUERY_KEY);
+        builder.linear(&name("attention.attention.key"), HIDDEN, HIDDEN, scale::QUERY_KEY);
+        builder.linear(&name("attention.attention.value"), HIDDEN, HIDDEN, scale::VALUE_OUT);
+        builder.linear(&name("attention.output.dense"), HIDDEN, HIDDEN, scale::VALUE_OUT);
         builder.norm(&name("layernorm_after"));
         builder.linear(&name("intermediate.dense"), HIDDEN, MLP, scale::MLP);
         builder.linear(&name("output.dense"), MLP, HIDDEN, scale::MLP);
@@ -182,12 +139,7 @@ pub(super) fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
     let views = builder
         .weights
         .iter()
-        .map(|weight| {
-            Ok((
-                &weight.name,
-                TensorView::new(Dtype::F32, weight.shape.clone(), &weight.bytes)?,
-            ))
-        })
+        .map(|weight| Ok((&weight.name, TensorView::new(Dtype::F32, weight.shape.clone(), &weight.bytes)?)))
         .collect::<Result<Vec<_>, SafeTensorError>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(views, Some(metadata))
@@ -207,14 +159,8 @@ mod tests {
         assert_eq!(tensors.len(), 4 + 16 * LAYERS + 2);
         for (name, shape) in [
             ("embeddings.position_embeddings", vec![1, 65, 64]),
-            (
-                "embeddings.patch_embeddings.projection.weight",
-                vec![64, 3, 8, 8],
-            ),
-            (
-                "encoder.layer.1.attention.output.dense.weight",
-                vec![64, 64],
-            ),
+            ("embeddings.patch_embeddings.projection.weight", vec![64, 3, 8, 8]),
+            ("encoder.layer.1.attention.output.dense.weight", vec![64, 64]),
             ("encoder.layer.0.intermediate.dense.weight", vec![256, 64]),
             ("encoder.layer.1.output.dense.weight", vec![64, 256]),
             ("layernorm.bias", vec![64]),

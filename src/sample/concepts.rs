@@ -69,14 +69,8 @@ pub(super) struct Concept {
 impl Concept {
     /// The concept with this number; numbers from [`CONCEPTS`] on begin again.
     pub(super) fn of(number: usize) -> Self {
-        const GREYS: [(usize, usize); 6] = [
-            (BLACK, WHITE),
-            (WHITE, BLACK),
-            (GREY, WHITE),
-            (WHITE, GREY),
-            (BLACK, GREY),
-            (GREY, BLACK),
-        ];
+        const GREYS: [(usize, usize); 6] =
+            [(BLACK, WHITE), (WHITE, BLACK), (GREY, WHITE), (WHITE, GREY), (BLACK, GREY), (GREY, BLACK)];
         let number = number % CONCEPTS;
         // 27 pairs of two hues, 7 hues on white, 6 pairs without hue. Sevenths walk through all ten shapes.
         let shape = (number * 7) % SHAPES.len();
@@ -90,11 +84,7 @@ impl Concept {
 
     /// Concepts that nothing is drawn of: their captions are in the list and in no train row.
     pub(super) fn undrawn(number: usize) -> Self {
-        Self {
-            shape: number % SHAPES.len(),
-            front: number % HUES,
-            back: (number + 4 + number / HUES) % HUES,
-        }
+        Self { shape: number % SHAPES.len(), front: number % HUES, back: (number + 4 + number / HUES) % HUES }
     }
 
     /// Whether grey formats keep all of it.
@@ -175,11 +165,7 @@ pub(super) fn caption(number: usize, language: usize) -> Caption {
         (19, true) => "nan",
         _ => words.title(concept),
     };
-    Caption {
-        language: words.code,
-        title: title.to_owned(),
-        text,
-    }
+    Caption { language: words.code, title: title.to_owned(), text }
 }
 
 fn first_language(number: usize) -> usize {
@@ -193,8 +179,7 @@ pub(super) fn listed_languages(number: usize) -> impl Iterator<Item = usize> {
 
 /// The places of the languages in which the concept has captions that are not in the list.
 pub(super) fn unlisted_languages(number: usize) -> impl Iterator<Item = usize> {
-    (caption_count(number)..LANGUAGES.len())
-        .map(move |step| (first_language(number) + step) % LANGUAGES.len())
+    (caption_count(number)..LANGUAGES.len()).map(move |step| (first_language(number) + step) % LANGUAGES.len())
 }
 
 /// English, German, French, Russian, Arabic, Hindi, Japanese, Chinese, Greek, Hebrew.
@@ -269,9 +254,8 @@ mod tests {
 
     #[test]
     fn no_two_concepts_share_their_pair_of_colours() {
-        let pairs: BTreeSet<_> = (0..CONCEPTS)
-            .map(|number| (Concept::of(number).front, Concept::of(number).back))
-            .collect();
+        let pairs: BTreeSet<_> =
+            (0..CONCEPTS).map(|number| (Concept::of(number).front, Concept::of(number).back)).collect();
         assert_eq!(pairs.len(), CONCEPTS);
         assert!((0..CONCEPTS).all(|number| Concept::of(number).front != Concept::of(number).back));
         assert!((0..9).all(|number| {
@@ -285,9 +269,7 @@ mod tests {
         let strings = |languages: &dyn Fn(usize) -> Vec<usize>| -> Vec<String> {
             (0..CONCEPTS)
                 .flat_map(|number| {
-                    languages(number)
-                        .into_iter()
-                        .map(move |language| caption(number, language).target())
+                    languages(number).into_iter().map(move |language| caption(number, language).target())
                 })
                 .collect()
         };
@@ -302,15 +284,10 @@ mod tests {
     #[test]
     fn the_captions_hold_what_breaks_careless_readers() {
         let all: Vec<Caption> = (0..CONCEPTS)
-            .flat_map(|number| {
-                listed_languages(number).map(move |language| caption(number, language))
-            })
+            .flat_map(|number| listed_languages(number).map(move |language| caption(number, language)))
             .collect();
         for needle in [",", "\"", "\n", "\t", "\u{a0}"] {
-            assert!(
-                all.iter().any(|caption| caption.text.contains(needle)),
-                "{needle:?}"
-            );
+            assert!(all.iter().any(|caption| caption.text.contains(needle)), "{needle:?}");
         }
         for title in ["NA", "null", "nan"] {
             assert!(all.iter().any(|caption| caption.title == title), "{title}");

@@ -94,14 +94,8 @@ mod tests {
         let bits = |seed, purpose| Dice::new(seed, purpose).bits();
         assert_eq!(bits(1, Purpose::Plan), bits(1, Purpose::Plan));
         assert_ne!(bits(1, Purpose::Plan), bits(2, Purpose::Plan));
-        assert_ne!(
-            bits(1, Purpose::TrainImage(0)),
-            bits(1, Purpose::TestImage(0))
-        );
-        assert_ne!(
-            bits(1, Purpose::TrainImage(0)),
-            bits(1, Purpose::TrainImage(1))
-        );
+        assert_ne!(bits(1, Purpose::TrainImage(0)), bits(1, Purpose::TestImage(0)));
+        assert_ne!(bits(1, Purpose::TrainImage(0)), bits(1, Purpose::TrainImage(1)));
     }
 
     #[test]
@@ -109,11 +103,7 @@ mod tests {
         let mut dice = Dice::new(3, Purpose::Plan);
         let numbers: Vec<f32> = (0..20_000).map(|_| dice.normal()).collect();
         let mean = numbers.iter().sum::<f32>() / 20_000.0;
-        let variance = numbers
-            .iter()
-            .map(|number| (number - mean).powi(2))
-            .sum::<f32>()
-            / 20_000.0;
+        let variance = numbers.iter().map(|number| (number - mean).powi(2)).sum::<f32>() / 20_000.0;
         assert!(mean.abs() < 0.03, "mean {mean}");
         assert!((variance - 1.0).abs() < 0.05, "variance {variance}");
     }

@@ -64,14 +64,8 @@ impl Picture {
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
                 let colour = palette[usize::from(coverage.min(FULL))];
-                let grains = if with_grain {
-                    [grain(noise), grain(noise >> 16), grain(noise >> 32)]
-                } else {
-                    [0; 3]
-                };
-                bytes.extend_from_slice(
-                    &[0, 1, 2].map(|channel| byte(colour[channel] + light + grains[channel])),
-                );
+                let grains = if with_grain { [grain(noise), grain(noise >> 16), grain(noise >> 32)] } else { [0; 3] };
+                bytes.extend_from_slice(&[0, 1, 2].map(|channel| byte(colour[channel] + light + grains[channel])));
             }
         }
         bytes
@@ -80,12 +74,8 @@ impl Picture {
     /// The colour of a pixel with this coverage, before light and noise.
     pub(super) fn mixed(&self, coverage: u8) -> [u8; 3] {
         let mix = |front: u8, back: u8| {
-            let (front, back, coverage, full) = (
-                u32::from(front),
-                u32::from(back),
-                u32::from(coverage),
-                u32::from(FULL),
-            );
+            let (front, back, coverage, full) =
+                (u32::from(front), u32::from(back), u32::from(coverage), u32::from(FULL));
             ((front * coverage + back * full.saturating_sub(coverage)) / full) as u8
         };
         [0, 1, 2].map(|channel| mix(self.front[channel], self.back[channel]))
@@ -115,11 +105,8 @@ fn shade(colour: [u8; 3], concept: Concept, dice: &mut Dice) -> [u8; 3] {
 /// How much of each pixel lies in the outline. Where its four corners agree, so does all of it: only pixels on an edge are
 /// looked at in four more places, which is four times faster than looking so at all.
 fn covered(outline: &Outline, height_px: u32) -> Vec<u8> {
-    let corners = |row: u32| -> Vec<bool> {
-        (0..=WIDTH_PX)
-            .map(|column| outline.contains(column as f32, row as f32))
-            .collect()
-    };
+    let corners =
+        |row: u32| -> Vec<bool> { (0..=WIDTH_PX).map(|column| outline.contains(column as f32, row as f32)).collect() };
     let mut coverage = Vec::with_capacity((WIDTH_PX * height_px) as usize);
     let mut above = corners(0);
     for row in 0..height_px {
@@ -156,10 +143,7 @@ impl Outline {
         let stripes = 4.0 + dice.below(2) as f32;
         Self {
             shape,
-            centre: [
-                width * dice.between(0.42, 0.58),
-                height * dice.between(0.42, 0.58),
-            ],
+            centre: [width * dice.between(0.42, 0.58), height * dice.between(0.42, 0.58)],
             radius: width.min(height) * dice.between(0.32, 0.44),
             period: [width / stripes, height / stripes],
             phase: [dice.between(0.0, 1.0), dice.between(0.0, 1.0)],
@@ -169,17 +153,14 @@ impl Outline {
     fn contains(&self, x_px: f32, y_px: f32) -> bool {
         let x = (x_px - self.centre[0]) / self.radius;
         let y = (y_px - self.centre[1]) / self.radius;
-        let in_stripe =
-            |at: f32, axis: usize| (at / self.period[axis] + self.phase[axis]).fract() < 0.5;
+        let in_stripe = |at: f32, axis: usize| (at / self.period[axis] + self.phase[axis]).fract() < 0.5;
         match self.shape {
             Shape::Circle => x * x + y * y < 1.0,
             Shape::Square => x.abs().max(y.abs()) < 0.9,
             Shape::Triangle => y < 0.8 && y > -0.9 && x.abs() < (y + 0.9) * 0.62,
             Shape::Star => in_star(x / 1.2, y / 1.2),
             Shape::Ring => (0.3..1.2).contains(&(x * x + y * y)),
-            Shape::Cross => {
-                (x.abs() < 0.38 && y.abs() < 1.05) || (y.abs() < 0.38 && x.abs() < 1.05)
-            }
+            Shape::Cross => (x.abs() < 0.38 && y.abs() < 1.05) || (y.abs() < 0.38 && x.abs() < 1.05),
             Shape::HorizontalStripes => in_stripe(y_px, 1),
             Shape::VerticalStripes => in_stripe(x_px, 0),
             Shape::Chequerboard => in_stripe(x_px, 0) != in_stripe(y_px, 1),
@@ -201,11 +182,7 @@ fn in_star(x: f32, y: f32) -> bool {
         (-0.587_785_25, 0.809_017),
         (-0.951_056_5, -0.309_017),
     ];
-    NORMALS
-        .iter()
-        .filter(|(right, down)| x * right + y * down > 0.309_017)
-        .count()
-        <= 1
+    NORMALS.iter().filter(|(right, down)| x * right + y * down > 0.309_017).count() <= 1
 }
 
 #[cfg(test)]
@@ -215,31 +192,17 @@ mod tests {
     use super::*;
 
     fn drawn(number: usize, seed: u64) -> Picture {
-        Picture::draw(
-            Concept::of(number),
-            &mut Dice::new(seed, Purpose::TrainImage(number as u32)),
-        )
+        Picture::draw(Concept::of(number), &mut Dice::new(seed, Purpose::TrainImage(number as u32)))
     }
 
     #[test]
     fn every_shape_covers_a_good_part_of_the_picture_and_never_all() {
         for number in 0..CONCEPTS {
             let picture = drawn(number, 5);
-            let covered = picture
-                .coverage
-                .iter()
-                .map(|&hits| f64::from(hits))
-                .sum::<f64>()
+            let covered = picture.coverage.iter().map(|&hits| f64::from(hits)).sum::<f64>()
                 / (picture.coverage.len() as f64 * f64::from(FULL));
-            assert!(
-                (0.08..0.75).contains(&covered),
-                "{:?} covers {covered}",
-                SHAPES[picture.concept.shape]
-            );
-            assert_eq!(
-                picture.rgb(true).len(),
-                (WIDTH_PX * picture.height_px * 3) as usize
-            );
+            assert!((0.08..0.75).contains(&covered), "{:?} covers {covered}", SHAPES[picture.concept.shape]);
+            assert_eq!(picture.rgb(true).len(), (WIDTH_PX * picture.height_px * 3) as usize);
         }
     }
 
@@ -259,10 +222,7 @@ mod tests {
         for number in (0..CONCEPTS).filter(|&number| Concept::of(number).is_grey()) {
             let picture = drawn(number, 9);
             for colour in [picture.front, picture.back] {
-                assert!(
-                    colour[0] == colour[1] && colour[1] == colour[2],
-                    "{colour:?}"
-                );
+                assert!(colour[0] == colour[1] && colour[1] == colour[2], "{colour:?}");
             }
         }
     }

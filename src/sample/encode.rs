@@ -111,17 +111,11 @@ fn first_channel(rgb: &[u8]) -> Vec<u8> {
 }
 
 fn png(picture: &Picture, mode: PngMode) -> std::io::Result<Vec<u8>> {
-    let file = Png {
-        width_px: WIDTH_PX,
-        height_px: picture.height_px,
-        mode,
-    };
-    let widened =
-        |bytes: Vec<u8>| -> Vec<u8> { bytes.into_iter().flat_map(|byte| [byte, byte]).collect() };
+    let file = Png { width_px: WIDTH_PX, height_px: picture.height_px, mode };
+    let widened = |bytes: Vec<u8>| -> Vec<u8> { bytes.into_iter().flat_map(|byte| [byte, byte]).collect() };
     match mode {
         PngMode::Palette => {
-            let palette: Vec<[u8; 3]> =
-                (0..=FULL).map(|coverage| picture.mixed(coverage)).collect();
+            let palette: Vec<[u8; 3]> = (0..=FULL).map(|coverage| picture.mixed(coverage)).collect();
             file.encode(&picture.coverage, &palette)
         }
         PngMode::OneBit => {
@@ -154,10 +148,7 @@ fn with_alpha(picture: &Picture, channels: usize) -> Vec<u8> {
     for &coverage in &picture.coverage {
         let (colour, alpha) = match coverage {
             0 if cut_out => ([0; 3], 0),
-            _ if cut_out => (
-                picture.front,
-                (u32::from(coverage) * 255 / u32::from(FULL)) as u8,
-            ),
+            _ if cut_out => (picture.front, (u32::from(coverage) * 255 / u32::from(FULL)) as u8),
             _ => (picture.mixed(coverage), 255),
         };
         bytes.extend_from_slice(&colour[..channels]);
@@ -242,25 +233,15 @@ mod tests {
     use image::GenericImageView;
 
     fn decoded(bytes: &[u8]) -> ImageResult<image::DynamicImage> {
-        image::ImageReader::new(std::io::Cursor::new(bytes))
-            .with_guessed_format()?
-            .decode()
+        image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?.decode()
     }
 
     fn picture(number: usize) -> Picture {
-        Picture::draw(
-            Concept::of(number),
-            &mut Dice::new(7, Purpose::TrainImage(number as u32)),
-        )
+        Picture::draw(Concept::of(number), &mut Dice::new(7, Purpose::TrainImage(number as u32)))
     }
 
     fn all_forms(concept: Concept) -> Vec<PngMode> {
-        let mut modes = vec![
-            PngMode::Palette,
-            PngMode::Rgb,
-            PngMode::Rgba,
-            PngMode::Rgb16,
-        ];
+        let mut modes = vec![PngMode::Palette, PngMode::Rgb, PngMode::Rgba, PngMode::Rgb16];
         if concept.is_grey() {
             modes.extend([PngMode::Grey, PngMode::GreyAlpha, PngMode::Grey16]);
         }
@@ -274,27 +255,14 @@ mod tests {
     fn every_png_mode_decodes_to_the_drawn_colours() {
         for number in [0, 30, 34, 36] {
             let picture = picture(number);
-            let inside = picture
-                .coverage
-                .iter()
-                .position(|&coverage| coverage == FULL)
-                .unwrap() as u32;
+            let inside = picture.coverage.iter().position(|&coverage| coverage == FULL).unwrap() as u32;
             for mode in all_forms(picture.concept) {
                 let image = decoded(&png(&picture, mode).unwrap()).unwrap();
-                assert_eq!(
-                    image.dimensions(),
-                    (WIDTH_PX, picture.height_px),
-                    "{mode:?}"
-                );
+                assert_eq!(image.dimensions(), (WIDTH_PX, picture.height_px), "{mode:?}");
                 let pixel = image.get_pixel(inside % WIDTH_PX, inside / WIDTH_PX);
                 for channel in 0..3 {
-                    let difference =
-                        i32::from(pixel.0[channel]) - i32::from(picture.front[channel]);
-                    assert!(
-                        difference.abs() <= 40,
-                        "{mode:?} of concept {number}: {pixel:?} for {:?}",
-                        picture.front
-                    );
+                    let difference = i32::from(pixel.0[channel]) - i32::from(picture.front[channel]);
+                    assert!(difference.abs() <= 40, "{mode:?} of concept {number}: {pixel:?} for {:?}", picture.front);
                 }
             }
         }
@@ -329,11 +297,7 @@ mod tests {
                     Unusable::Truncated => assert!(!bytes.unwrap().ends_with(&[0xff, 0xd9])),
                     Unusable::Bomb => {
                         let reader = image::ImageReader::new(std::io::Cursor::new(bytes.unwrap()));
-                        let dimensions = reader
-                            .with_guessed_format()
-                            .unwrap()
-                            .into_dimensions()
-                            .unwrap();
+                        let dimensions = reader.with_guessed_format().unwrap().into_dimensions().unwrap();
                         assert_eq!(dimensions, (60_000, 60_000));
                     }
                     Unusable::Svg | Unusable::Html => assert!(decoded(&bytes.unwrap()).is_err()),
@@ -346,10 +310,7 @@ mod tests {
     fn every_concept_can_be_encoded_in_every_mode_it_may_take() {
         for number in 0..CONCEPTS {
             for mode in all_forms(Concept::of(number)) {
-                assert!(
-                    decoded(&png(&picture(number), mode).unwrap()).is_ok(),
-                    "{number} {mode:?}"
-                );
+                assert!(decoded(&png(&picture(number), mode).unwrap()).is_ok(), "{number} {mode:?}");
             }
         }
     }

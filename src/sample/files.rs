@@ -45,72 +45,41 @@ pub(super) fn write_all(root: &Path, plan: &Plan, seed: u64) -> Result<(), Sampl
     for (number, rows) in plan.train_rows.iter().enumerate() {
         let header = COLUMNS.map(str::as_bytes);
         let path = data.join(format!("train-{number:05}-of-{TRAIN_FILES:05}.tsv"));
-        let rows = rows
-            .iter()
-            .map(|row| row.iter().map(Vec::as_slice).collect());
+        let rows = rows.iter().map(|row| row.iter().map(Vec::as_slice).collect());
         write_table(&path, b'\t', &header, rows)?;
     }
     write_tables(&data, plan)?;
     write_json(&model.join("config.json"), &super::checkpoint::config())?;
-    write_json(
-        &model.join("preprocessor_config.json"),
-        &super::checkpoint::preprocessor(),
-    )?;
-    let weights =
-        super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
+    write_json(&model.join("preprocessor_config.json"), &super::checkpoint::preprocessor())?;
+    let weights = super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
     write_file(&model.join("model.safetensors"), &weights)?;
 
-    let train_shards = plan
-        .train_shards
-        .iter()
-        .enumerate()
-        .map(|(number, rows)| Shard {
-            path: train.join(format!("train_image_pixels_part-{number:05}.csv.gz")),
-            rows,
-            packing: if number == SPLIT_SHARD {
-                Packing::Members
-            } else {
-                Packing::Gzip
-            },
-        });
-    let test_shards = plan
-        .test_shards
-        .iter()
-        .enumerate()
-        .map(|(number, rows)| Shard {
-            path: test.join(format!("test_image_pixels_part-{number:05}.csv")),
-            rows,
-            packing: Packing::Plain,
-        });
+    let train_shards = plan.train_shards.iter().enumerate().map(|(number, rows)| Shard {
+        path: train.join(format!("train_image_pixels_part-{number:05}.csv.gz")),
+        rows,
+        packing: if number == SPLIT_SHARD { Packing::Members } else { Packing::Gzip },
+    });
+    let test_shards = plan.test_shards.iter().enumerate().map(|(number, rows)| Shard {
+        path: test.join(format!("test_image_pixels_part-{number:05}.csv")),
+        rows,
+        packing: Packing::Plain,
+    });
     draw_shards(&train_shards.chain(test_shards).collect::<Vec<_>>(), seed)
 }
 
 fn write_tables(data: &Path, plan: &Plan) -> Result<(), SampleError> {
     let numbers: Vec<String> = (0..plan.ids.len()).map(|id| id.to_string()).collect();
-    let paired = |texts: &'_ [String]| -> Vec<Vec<u8>> {
-        texts.iter().map(|text| text.as_bytes().to_vec()).collect()
-    };
+    let paired = |texts: &'_ [String]| -> Vec<Vec<u8>> { texts.iter().map(|text| text.as_bytes().to_vec()).collect() };
     let (urls, truth) = (paired(&plan.ids), paired(&plan.truth));
     let with_ids = |fields: &[Vec<u8>]| -> Vec<Vec<Vec<u8>>> {
-        numbers
-            .iter()
-            .zip(fields)
-            .map(|(id, field)| vec![id.as_bytes().to_vec(), field.clone()])
-            .collect()
+        numbers.iter().zip(fields).map(|(id, field)| vec![id.as_bytes().to_vec(), field.clone()]).collect()
     };
-    let list: Vec<Vec<Vec<u8>>> = plan
-        .list
-        .iter()
-        .map(|caption| vec![caption.as_bytes().to_vec()])
-        .collect();
+    let list: Vec<Vec<Vec<u8>>> = plan.list.iter().map(|caption| vec![caption.as_bytes().to_vec()]).collect();
     // The published example names five captions for each id without regard to the image.
     let example: Vec<Vec<Vec<u8>>> = (0..plan.ids.len() * 5)
         .map(|place| {
             let caption = &plan.list[place % plan.list.len()];
-            vec![
-                (place / 5).to_string().into_bytes(),
-                caption.as_bytes().to_vec(),
-            ]
+            vec![(place / 5).to_string().into_bytes(), caption.as_bytes().to_vec()]
         })
         .collect();
     for (name, delimiter, header, rows) in [
@@ -120,9 +89,7 @@ fn write_tables(data: &Path, plan: &Plan) -> Result<(), SampleError> {
         ("sample_submission.csv", b',', &["id", TARGET][..], example),
     ] {
         let header: Vec<&[u8]> = header.iter().map(|name| name.as_bytes()).collect();
-        let rows = rows
-            .iter()
-            .map(|row| row.iter().map(Vec::as_slice).collect());
+        let rows = rows.iter().map(|row| row.iter().map(Vec::as_slice).collect());
         write_table(&data.join(name), delimiter, &header, rows)?;
     }
     Ok(())
@@ -135,10 +102,7 @@ fn write_table<'a>(
     rows: impl Iterator<Item = Vec<&'a [u8]>>,
 ) -> Result<(), SampleError> {
     let file = File::create_new(path).map_err(at(path))?;
-    let mut writer = csv::WriterBuilder::new()
-        .delimiter(delimiter)
-        .flexible(true)
-        .from_writer(file);
+    let mut writer = csv::WriterBuilder::new().delimiter(delimiter).flexible(true).from_writer(file);
     let failed = |error: csv::Error| at(path)(io::Error::other(error));
     writer.write_record(header).map_err(failed)?;
     for row in rows {
@@ -159,10 +123,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SampleError> {
 /// Turns the error of an operation on `path` into the module's.
 pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> SampleError {
     let path = path.to_owned();
-    move |source| SampleError::Disk {
-        path: path.clone(),
-        source,
-    }
+    move |source| SampleError::Disk { path: path.clone(), source }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,15 +148,10 @@ fn draw_shards(shards: &[Shard<'_>], seed: u64) -> Result<(), SampleError> {
         }
         Ok(())
     };
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(shards.len());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(shards.len());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let results: Vec<_> = workers
-            .into_iter()
-            .map(std::thread::ScopedJoinHandle::join)
-            .collect();
+        let results: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         results.into_iter().try_for_each(|result| match result {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -254,17 +210,11 @@ fn line(row: &ShardRow, seed: u64) -> Result<Vec<u8>, SampleError> {
             let mut dice = Dice::new(seed, purpose);
             let picture = Picture::draw(Concept::of(concept), &mut dice);
             let bytes = encode(&picture, &mut dice).map_err(encoded)?;
-            fields.insert(
-                0,
-                base64_simd::STANDARD.encode_to_string(&bytes).into_bytes(),
-            );
+            fields.insert(0, base64_simd::STANDARD.encode_to_string(&bytes).into_bytes());
         }
         Payload::Bad { kind, number } => {
             let mut dice = Dice::new(seed, Purpose::Unusable(number));
-            let picture = Picture::draw(
-                Concept::of(dice.below(super::concepts::CONCEPTS)),
-                &mut dice,
-            );
+            let picture = Picture::draw(Concept::of(dice.below(super::concepts::CONCEPTS)), &mut dice);
             // Every kind comes once a round.
             let odd = (number / super::encode::UNUSABLE.len() as u32) % 2 == 1;
             fields.insert(0, kind.field(&picture, odd).map_err(encoded)?.into_bytes());

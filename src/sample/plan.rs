@@ -71,16 +71,13 @@ pub(super) fn plan(options: &SampleOptions) -> Plan {
     let mut urls = Urls::default();
     let mut mentions = Vec::new();
     let mut rows = train_images(options, &mut dice, &mut urls, &mut mentions);
-    let unusable_train_rows =
-        unusable_images(options, &mut dice, &mut urls, &mut mentions, &mut rows);
+    let unusable_train_rows = unusable_images(options, &mut dice, &mut urls, &mut mentions, &mut rows);
     images_without_pixels(options, &mut dice, &mut urls, &mut mentions);
     dice.shuffle(&mut rows);
     let train_shards = dealt(rows, TRAIN_SHARDS);
 
-    let mut train_rows: Vec<TrainRow> = mentions
-        .iter()
-        .map(|mention| super::rows::train_row(mention, &mut dice))
-        .collect();
+    let mut train_rows: Vec<TrainRow> =
+        mentions.iter().map(|mention| super::rows::train_row(mention, &mut dice)).collect();
     train_rows.extend(super::rows::odd_rows(&mut urls, &mut dice));
     dice.shuffle(&mut train_rows);
     let train_rows = dealt(train_rows, TRAIN_FILES);
@@ -89,15 +86,7 @@ pub(super) fn plan(options: &SampleOptions) -> Plan {
     let (ids, truth): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
     let list = caption_list(&truth, &mut dice);
     let test_shards = dealt(rows, TEST_SHARDS);
-    Plan {
-        train_rows,
-        train_shards,
-        test_shards,
-        ids,
-        truth,
-        list,
-        unusable_train_rows,
-    }
+    Plan { train_rows, train_shards, test_shards, ids, truth, list, unusable_train_rows }
 }
 
 fn train_images(
@@ -112,17 +101,10 @@ fn train_images(
         let url = urls.next(dice);
         rows.push(ShardRow {
             url: url.clone(),
-            payload: Payload::Good {
-                purpose: Purpose::TrainImage(number),
-                concept,
-            },
+            payload: Payload::Good { purpose: Purpose::TrainImage(number), concept },
         });
         // The first image of each concept carries all its captions; later ones a part, some none of the list, some none.
-        let fate = if (number as usize) < CONCEPTS {
-            0
-        } else {
-            dice.below(100)
-        };
+        let fate = if (number as usize) < CONCEPTS { 0 } else { dice.below(100) };
         match fate {
             0..93 => mention_listed(&url, concept, (number as usize) < CONCEPTS, dice, mentions),
             93..97 => mentions.push(unlisted(&url, concept, dice)),
@@ -131,23 +113,14 @@ fn train_images(
         // A second row with other bytes under a URL that occurred before.
         if number % 400 == 399 || number == 1 {
             let purpose = Purpose::TrainImage(options.train_images + number);
-            rows.push(ShardRow {
-                url,
-                payload: Payload::Good { purpose, concept },
-            });
+            rows.push(ShardRow { url, payload: Payload::Good { purpose, concept } });
         }
     }
     rows
 }
 
 /// Adds one to three captions of the list, and what else a published image has rows for.
-fn mention_listed(
-    url: &str,
-    concept: usize,
-    all: bool,
-    dice: &mut Dice,
-    mentions: &mut Vec<Mention>,
-) {
+fn mention_listed(url: &str, concept: usize, all: bool, dice: &mut Dice, mentions: &mut Vec<Mention>) {
     let languages: Vec<usize> = listed_languages(concept).collect();
     let sure = dice.below(languages.len());
     for (place, &language) in languages.iter().enumerate() {
@@ -171,39 +144,18 @@ fn mention_listed(
         // An empty caption leaves `Title [SEP] `.
         let words = &LANGUAGES[dice.below(LANGUAGES.len())];
         let title = words.title(Concept::of(concept)).to_owned();
-        let caption = Some(Caption {
-            language: words.code,
-            title,
-            text: String::new(),
-        });
-        mentions.push(Mention {
-            url: url.to_owned(),
-            concept,
-            caption,
-            trailing_space: false,
-        });
+        let caption = Some(Caption { language: words.code, title, text: String::new() });
+        mentions.push(Mention { url: url.to_owned(), concept, caption, trailing_space: false });
     }
     if dice.percent(5) {
-        mentions.push(Mention {
-            url: url.to_owned(),
-            concept,
-            caption: None,
-            trailing_space: false,
-        });
+        mentions.push(Mention { url: url.to_owned(), concept, caption: None, trailing_space: false });
     }
 }
 
 fn unlisted(url: &str, concept: usize, dice: &mut Dice) -> Mention {
     let languages: Vec<usize> = unlisted_languages(concept).collect();
-    let caption = dice
-        .pick(&languages)
-        .map(|&language| caption(concept, language));
-    Mention {
-        url: url.to_owned(),
-        concept,
-        caption,
-        trailing_space: false,
-    }
+    let caption = dice.pick(&languages).map(|&language| caption(concept, language));
+    Mention { url: url.to_owned(), concept, caption, trailing_space: false }
 }
 
 /// Each kind at least once, all but those without a usable URL wanted by a train row. Returns how many.
@@ -221,10 +173,7 @@ fn unusable_images(
             let concept = dice.below(CONCEPTS);
             let url = urls.next(dice);
             mention_listed(&url, concept, false, dice, mentions);
-            rows.push(ShardRow {
-                url,
-                payload: Payload::Bad { kind, number },
-            });
+            rows.push(ShardRow { url, payload: Payload::Bad { kind, number } });
             number += 1;
         }
     }
@@ -232,12 +181,7 @@ fn unusable_images(
 }
 
 /// URLs of the train files that no shard holds: about 6 %, some of them the other scheme of a URL that has pixels.
-fn images_without_pixels(
-    options: &SampleOptions,
-    dice: &mut Dice,
-    urls: &mut Urls,
-    mentions: &mut Vec<Mention>,
-) {
+fn images_without_pixels(options: &SampleOptions, dice: &mut Dice, urls: &mut Urls, mentions: &mut Vec<Mention>) {
     for number in 0..(options.train_images / 16).max(2) {
         let twin = dice.below(mentions.len());
         let url = match mentions.get(twin) {
@@ -256,11 +200,7 @@ fn other_scheme(url: &str) -> String {
 }
 
 /// Rows of the test shards, and each id's URL and relevant caption.
-fn test_images(
-    options: &SampleOptions,
-    dice: &mut Dice,
-    urls: &mut Urls,
-) -> (Vec<ShardRow>, Vec<(String, String)>) {
+fn test_images(options: &SampleOptions, dice: &mut Dice, urls: &mut Urls) -> (Vec<ShardRow>, Vec<(String, String)>) {
     let mut rows = Vec::new();
     let mut asked = Vec::new();
     for number in 0..options.test_images {
@@ -269,23 +209,11 @@ fn test_images(
         for language in listed_languages(concept) {
             asked.push((url.clone(), caption(concept, language).target()));
         }
-        rows.push(ShardRow {
-            url,
-            payload: Payload::Good {
-                purpose: Purpose::TestImage(number),
-                concept,
-            },
-        });
+        rows.push(ShardRow { url, payload: Payload::Good { purpose: Purpose::TestImage(number), concept } });
     }
     // One id whose image is a drawing in vectors, and one whose image is nowhere.
     let vectors = urls.next(dice);
-    rows.push(ShardRow {
-        url: vectors.clone(),
-        payload: Payload::Bad {
-            kind: Unusable::Svg,
-            number: u32::MAX,
-        },
-    });
+    rows.push(ShardRow { url: vectors.clone(), payload: Payload::Bad { kind: Unusable::Svg, number: u32::MAX } });
     for (url, concept) in [(vectors, 0), (urls.next(dice), 1)] {
         for language in listed_languages(concept).take(1) {
             asked.push((url.clone(), caption(concept, language).target()));
@@ -310,11 +238,7 @@ fn caption_list(truth: &[String], dice: &mut Dice) -> Vec<String> {
     for number in 0..18 {
         let words = &LANGUAGES[number % LANGUAGES.len()];
         let concept = Concept::undrawn(number / 2);
-        list.push(format!(
-            "{} [SEP] {}",
-            words.title(concept),
-            words.caption(concept)
-        ));
+        list.push(format!("{} [SEP] {}", words.title(concept), words.caption(concept)));
     }
     // A title without a caption, and strings that stand twice however few test images there are.
     list.push("Geometry [SEP] ".to_owned());
@@ -338,11 +262,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn planned(train_images: u32, test_images: u32) -> Plan {
-        plan(&SampleOptions {
-            train_images,
-            test_images,
-            seed: 42,
-        })
+        plan(&SampleOptions { train_images, test_images, seed: 42 })
     }
 
     #[test]
@@ -362,49 +282,22 @@ mod tests {
             .filter(|row| row.len() == 18 && drawn.contains(row[2].as_slice()))
             .map(|row| row[17].as_slice())
             .collect();
-        assert!(
-            plan.truth
-                .iter()
-                .all(|caption| taught.contains(caption.as_bytes()))
-        );
+        assert!(plan.truth.iter().all(|caption| taught.contains(caption.as_bytes())));
         assert!(plan.truth.iter().all(|caption| plan.list.contains(caption)));
-        assert!(
-            plan.list
-                .iter()
-                .any(|caption| !taught.contains(caption.as_bytes()))
-        );
+        assert!(plan.list.iter().any(|caption| !taught.contains(caption.as_bytes())));
     }
 
     #[test]
     fn no_test_image_occurs_in_train_and_two_ids_cannot_be_answered() {
         let plan = planned(400, 300);
-        let train: BTreeSet<&str> = plan
-            .train_shards
-            .iter()
-            .flatten()
-            .map(|row| row.url.as_str())
-            .collect();
-        let test: BTreeSet<&str> = plan
-            .test_shards
-            .iter()
-            .flatten()
-            .map(|row| row.url.as_str())
-            .collect();
+        let train: BTreeSet<&str> = plan.train_shards.iter().flatten().map(|row| row.url.as_str()).collect();
+        let test: BTreeSet<&str> = plan.test_shards.iter().flatten().map(|row| row.url.as_str()).collect();
         assert!(train.is_disjoint(&test));
         let mentioned = |url: &str| {
-            plan.train_rows
-                .iter()
-                .flatten()
-                .any(|row| row.get(2).is_some_and(|field| field == url.as_bytes()))
+            plan.train_rows.iter().flatten().any(|row| row.get(2).is_some_and(|field| field == url.as_bytes()))
         };
         assert!(!test.iter().any(|url| mentioned(url)));
-        assert_eq!(
-            plan.ids
-                .iter()
-                .filter(|url| !test.contains(url.as_str()))
-                .count(),
-            1
-        );
+        assert_eq!(plan.ids.iter().filter(|url| !test.contains(url.as_str())).count(), 1);
         assert_eq!(plan.ids.len(), plan.truth.len());
         assert!(plan.ids.len() > 200 && 2.0 / (plan.ids.len() as f64) < 0.01);
     }
@@ -412,12 +305,7 @@ mod tests {
     #[test]
     fn about_six_percent_of_the_labelled_urls_have_no_pixels() {
         let plan = planned(2400, 300);
-        let drawn: BTreeSet<&[u8]> = plan
-            .train_shards
-            .iter()
-            .flatten()
-            .map(|row| row.url.as_bytes())
-            .collect();
+        let drawn: BTreeSet<&[u8]> = plan.train_shards.iter().flatten().map(|row| row.url.as_bytes()).collect();
         let labelled: BTreeSet<&[u8]> = plan
             .train_rows
             .iter()
@@ -425,12 +313,8 @@ mod tests {
             .filter(|row| row.len() == 18 && !row[2].is_empty())
             .map(|row| row[2].as_slice())
             .collect();
-        let lost = labelled.iter().filter(|url| !drawn.contains(*url)).count() as f64
-            / labelled.len() as f64;
+        let lost = labelled.iter().filter(|url| !drawn.contains(*url)).count() as f64 / labelled.len() as f64;
         assert!((0.04..0.08).contains(&lost), "{lost}");
-        assert!(
-            drawn.iter().any(|url| !labelled.contains(url)),
-            "some images nobody captions"
-        );
+        assert!(drawn.iter().any(|url| !labelled.contains(url)), "some images nobody captions");
     }
 }

@@ -73,11 +73,7 @@ impl Png {
             if differences {
                 let (first, rest) = row.split_at(pixel_bytes.min(row.len()));
                 scan.extend_from_slice(first);
-                scan.extend(
-                    rest.iter()
-                        .zip(row)
-                        .map(|(sample, left)| sample.wrapping_sub(*left)),
-                );
+                scan.extend(rest.iter().zip(row).map(|(sample, left)| sample.wrapping_sub(*left)));
             } else {
                 scan.extend_from_slice(row);
             }

@@ -31,31 +31,14 @@ pub(super) const COLUMNS: [&str; 18] = [
 /// The row for `mention`; what the join does not need is filled as the published rows are.
 pub(super) fn train_row(mention: &Mention, dice: &mut Dice) -> TrainRow {
     let (language, title, text) = match &mention.caption {
-        Some(caption) => (
-            caption.language,
-            caption.title.as_str(),
-            caption.text.as_str(),
-        ),
+        Some(caption) => (caption.language, caption.title.as_str(), caption.text.as_str()),
         None => (LANGUAGES[mention.concept % LANGUAGES.len()].code, "", ""),
     };
-    let mut target = mention
-        .caption
-        .as_ref()
-        .map(super::concepts::Caption::target)
-        .unwrap_or_default();
+    let mut target = mention.caption.as_ref().map(super::concepts::Caption::target).unwrap_or_default();
     if mention.trailing_space {
         target.push_str(" \u{a0}");
     }
-    row(
-        &Filled {
-            language,
-            url: &mention.url,
-            title,
-            text,
-            target: &target,
-        },
-        dice,
-    )
+    row(&Filled { language, url: &mention.url, title, text, target: &target }, dice)
 }
 
 struct Filled<'a> {
@@ -67,13 +50,7 @@ struct Filled<'a> {
 }
 
 fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
-    let Filled {
-        language,
-        url,
-        title,
-        text,
-        target,
-    } = filled;
+    let Filled { language, url, title, text, target } = filled;
     let section = if dice.percent(30) { "Gallery" } else { "" };
     let context = match dice.below(5) {
         0 => format!("{title} is a \"figure\".\nIt has sides.\n\n{text}"),
@@ -85,22 +62,10 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
     let height = 400 + dice.below(4000);
     let width = 400 + dice.below(4000);
     // Numbers are not always numbers.
-    let height = if dice.percent(1) {
-        format!("{height}px")
-    } else {
-        height.to_string()
-    };
-    let width = if dice.percent(1) {
-        "1.2e".to_owned()
-    } else {
-        width.to_string()
-    };
+    let height = if dice.percent(1) { format!("{height}px") } else { height.to_string() };
+    let width = if dice.percent(1) { "1.2e".to_owned() } else { width.to_string() };
     let boolean = |value: bool| if value { "true" } else { "false" }.to_owned();
-    let ending = url
-        .rsplit('.')
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let ending = url.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     let mime = match ending.as_str() {
         "png" => "image/png",
         "svg" => "image/svg+xml",
@@ -108,29 +73,17 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
         _ => "image/jpeg",
     };
     let page = title.replace(' ', "_");
-    let attribution = if dice.percent(20) {
-        "English: Own work\nDeutsch: Eigenes Werk"
-    } else {
-        ""
-    };
+    let attribution = if dice.percent(20) { "English: Own work\nDeutsch: Eigenes Werk" } else { "" };
     let fields: [String; 18] = [
         (*language).to_owned(),
         format!("https://{language}.wikipedia.org/wiki/{page}"),
         (*url).to_owned(),
         (*title).to_owned(),
         section.to_owned(),
-        if section.is_empty() {
-            (*title).to_owned()
-        } else {
-            format!("{title} / {section}")
-        },
+        if section.is_empty() { (*title).to_owned() } else { format!("{title} / {section}") },
         (*text).to_owned(),
         attribution.to_owned(),
-        if dice.percent(10) {
-            (*text).to_owned()
-        } else {
-            String::new()
-        },
+        if dice.percent(10) { (*text).to_owned() } else { String::new() },
         mime.to_owned(),
         height,
         width,
@@ -138,11 +91,7 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
         boolean(dice.percent(60)),
         boolean(dice.percent(98)),
         context,
-        if section.is_empty() {
-            String::new()
-        } else {
-            format!("See \"{title}\".")
-        },
+        if section.is_empty() { String::new() } else { format!("See \"{title}\".") },
         (*target).to_owned(),
     ];
     fields.into_iter().map(String::into_bytes).collect()
@@ -154,16 +103,7 @@ pub(super) fn odd_rows(urls: &mut Urls, dice: &mut Dice) -> Vec<TrainRow> {
     let mut rows = Vec::new();
     let long_url = urls.next(dice);
     let mut filled = |url: &str| {
-        row(
-            &Filled {
-                language: "en",
-                url,
-                title: "Odd",
-                text: "Odd row",
-                target: "Odd [SEP] Odd row",
-            },
-            dice,
-        )
+        row(&Filled { language: "en", url, title: "Odd", text: "Odd row", target: "Odd [SEP] Odd row" }, dice)
     };
     for _ in 0..10 {
         rows.push(filled(""));
@@ -182,9 +122,7 @@ pub(super) fn odd_rows(urls: &mut Urls, dice: &mut Dice) -> Vec<TrainRow> {
     broken[15] = b"caf\xe9 in Latin-1, \xff\xfe".to_vec();
     rows.push(broken);
     let mut long = filled(&long_url);
-    long[15] = "A long \"context\"\twith a tab.\n"
-        .repeat(7_000)
-        .into_bytes();
+    long[15] = "A long \"context\"\twith a tab.\n".repeat(7_000).into_bytes();
     rows.push(long);
     rows
 }

@@ -8,11 +8,7 @@ use tempfile::TempDir;
 const TARGET: &str = "caption_title_and_reference_description";
 
 fn small() -> SampleOptions {
-    SampleOptions {
-        train_images: 90,
-        test_images: 45,
-        seed: 7,
-    }
+    SampleOptions { train_images: 90, test_images: 45, seed: 7 }
 }
 
 fn drawn() -> (TempDir, PathBuf, SampleReport) {
@@ -23,19 +19,11 @@ fn drawn() -> (TempDir, PathBuf, SampleReport) {
 }
 
 fn hashes(out: &Path) -> Vec<(String, String)> {
-    listed_files(out)
-        .unwrap()
-        .into_iter()
-        .map(|file| (file.path, file.blake3))
-        .collect()
+    listed_files(out).unwrap().into_iter().map(|file| (file.path, file.blake3)).collect()
 }
 
 fn records(path: &Path, delimiter: u8) -> (csv::ByteRecord, Vec<csv::ByteRecord>) {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .flexible(true)
-        .from_path(path)
-        .unwrap();
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_path(path).unwrap();
     let header = reader.byte_headers().unwrap().clone();
     (header, reader.byte_records().map(Result::unwrap).collect())
 }
@@ -45,35 +33,25 @@ fn shard(path: &Path) -> Vec<Vec<Vec<u8>>> {
     let mut bytes = Vec::new();
     let mut file = fs::File::open(path).unwrap();
     if path.extension().is_some_and(|ending| ending == "gz") {
-        flate2::read::MultiGzDecoder::new(file)
-            .read_to_end(&mut bytes)
-            .unwrap();
+        flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
     } else {
         file.read_to_end(&mut bytes).unwrap();
     }
     assert_eq!(bytes.pop(), Some(b'\n'));
     bytes
         .split(|&byte| byte == b'\n')
-        .map(|row| {
-            row.split(|&byte| byte == b'\t')
-                .map(<[u8]>::to_vec)
-                .collect()
-        })
+        .map(|row| row.split(|&byte| byte == b'\t').map(<[u8]>::to_vec).collect())
         .collect()
 }
 
 fn train_shards(out: &Path) -> Vec<Vec<Vec<u8>>> {
     let folder = out.join("data/image_data_train/image_pixels");
-    (0..4)
-        .flat_map(|part| shard(&folder.join(format!("train_image_pixels_part-{part:05}.csv.gz"))))
-        .collect()
+    (0..4).flat_map(|part| shard(&folder.join(format!("train_image_pixels_part-{part:05}.csv.gz")))).collect()
 }
 
 fn test_shards(out: &Path) -> Vec<Vec<Vec<u8>>> {
     let folder = out.join("data/image_data_test/image_pixels");
-    (0..2)
-        .flat_map(|part| shard(&folder.join(format!("test_image_pixels_part-{part:05}.csv"))))
-        .collect()
+    (0..2).flat_map(|part| shard(&folder.join(format!("test_image_pixels_part-{part:05}.csv")))).collect()
 }
 
 #[test]
@@ -85,24 +63,14 @@ fn the_same_options_write_the_same_bytes_and_another_seed_others() {
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("sample");
     write(&other, &SampleOptions { seed: 8, ..small() }).unwrap();
-    let same = hashes(&one)
-        .into_iter()
-        .filter(|file| hashes(&other).contains(file))
-        .map(|(path, _)| path);
-    assert_eq!(
-        same.collect::<Vec<_>>(),
-        [
-            "models/vit-tiny/config.json",
-            "models/vit-tiny/preprocessor_config.json"
-        ]
-    );
+    let same = hashes(&one).into_iter().filter(|file| hashes(&other).contains(file)).map(|(path, _)| path);
+    assert_eq!(same.collect::<Vec<_>>(), ["models/vit-tiny/config.json", "models/vit-tiny/preprocessor_config.json"]);
 }
 
 #[test]
 fn the_manifest_and_the_report_tell_what_is_there() {
     let (_folder, out, report) = drawn();
-    let manifest: Manifest =
-        serde_json::from_slice(&fs::read(out.join(MANIFEST)).unwrap()).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&fs::read(out.join(MANIFEST)).unwrap()).unwrap();
     assert_eq!(manifest.options, small());
     let mut found = BTreeSet::new();
     walk(&out, &out, &mut found).unwrap();
@@ -110,16 +78,9 @@ fn the_manifest_and_the_report_tell_what_is_there() {
     assert_eq!(found.len(), manifest.files.len() + 1);
     assert!(!found.contains(IN_THE_MAKING));
     let rows = train_shards(&out).len() as u32;
-    assert_eq!(
-        rows,
-        report.train_images + report.unusable_train_rows + report.duplicate_train_rows
-    );
+    assert_eq!(rows, report.train_images + report.unusable_train_rows + report.duplicate_train_rows);
     assert_eq!(test_shards(&out).len() as u32, report.test_images + 1);
-    assert_eq!(
-        fs::read_dir(out.parent().unwrap()).unwrap().count(),
-        1,
-        "nothing is left beside the folder"
-    );
+    assert_eq!(fs::read_dir(out.parent().unwrap()).unwrap().count(), 1, "nothing is left beside the folder");
 }
 
 #[test]
@@ -139,29 +100,14 @@ fn ids_truth_and_list_fit_together() {
     assert_eq!(list.len() as u32, report.captions);
     assert!(report.distinct_captions < report.captions);
     let distinct: BTreeSet<&[u8]> = list.iter().map(|row| &row[0]).collect();
-    let pixels: BTreeSet<Vec<u8>> = test_shards(&out)
-        .into_iter()
-        .map(|row| row[0].clone())
-        .collect();
+    let pixels: BTreeSet<Vec<u8>> = test_shards(&out).into_iter().map(|row| row[0].clone()).collect();
     let mut captions_of: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> = BTreeMap::new();
     for (id, relevant) in ids.iter().zip(&truth) {
         assert_eq!(id[0], relevant[0]);
         assert!(distinct.contains(&relevant[1]));
-        assert!(
-            captions_of
-                .entry(id[1].to_vec())
-                .or_default()
-                .insert(relevant[1].to_vec()),
-            "an id twice"
-        );
+        assert!(captions_of.entry(id[1].to_vec()).or_default().insert(relevant[1].to_vec()), "an id twice");
     }
-    assert_eq!(
-        captions_of
-            .keys()
-            .filter(|url| !pixels.contains(*url))
-            .count(),
-        1
-    );
+    assert_eq!(captions_of.keys().filter(|url| !pixels.contains(*url)).count(), 1);
     assert!(captions_of.values().any(|captions| captions.len() == 3));
 }
 
@@ -170,10 +116,7 @@ fn the_train_files_hold_the_quirks_of_the_real_ones() {
     let (_folder, out, report) = drawn();
     let mut rows = Vec::new();
     for part in 0..5 {
-        let (header, records) = records(
-            &out.join(format!("data/train-{part:05}-of-00005.tsv")),
-            b'\t',
-        );
+        let (header, records) = records(&out.join(format!("data/train-{part:05}-of-00005.tsv")), b'\t');
         assert_eq!(header, rows::COLUMNS.to_vec());
         rows.extend(records);
     }
@@ -183,47 +126,24 @@ fn the_train_files_hold_the_quirks_of_the_real_ones() {
     };
     any("too few fields", &|row| row.len() == 3);
     any("too many fields", &|row| row.len() == 25);
-    any("not UTF-8", &|row| {
-        std::str::from_utf8(row.as_slice()).is_err()
-    });
+    any("not UTF-8", &|row| std::str::from_utf8(row.as_slice()).is_err());
     any("no URL", &|row| row.len() == 18 && row[2].is_empty());
-    any("empty caption", &|row| {
-        row.len() == 18 && row[17].ends_with(b" [SEP] ")
-    });
+    any("empty caption", &|row| row.len() == 18 && row[17].ends_with(b" [SEP] "));
     any("empty target", &|row| row.len() == 18 && row[17].is_empty());
-    any("line end in the target", &|row| {
-        row.len() == 18 && row[17].contains(&b'\n')
-    });
-    any("tab in the target", &|row| {
-        row.len() == 18 && row[17].contains(&b'\t')
-    });
-    any("quote in the target", &|row| {
-        row.len() == 18 && row[17].contains(&b'"')
-    });
-    any("long field", &|row| {
-        row.iter().any(|field| field.len() > 128 * 1024)
-    });
-    any("malformed number", &|row| {
-        row.len() == 18 && row[11].parse_number().is_none()
-    });
-    any("http", &|row| {
-        row.len() == 18 && row[2].starts_with(b"http://")
-    });
+    any("line end in the target", &|row| row.len() == 18 && row[17].contains(&b'\n'));
+    any("tab in the target", &|row| row.len() == 18 && row[17].contains(&b'\t'));
+    any("quote in the target", &|row| row.len() == 18 && row[17].contains(&b'"'));
+    any("long field", &|row| row.iter().any(|field| field.len() > 128 * 1024));
+    any("malformed number", &|row| row.len() == 18 && row[11].parse_number().is_none());
+    any("http", &|row| row.len() == 18 && row[2].starts_with(b"http://"));
     any("percent", &|row| row.len() == 18 && row[2].contains(&b'%'));
     for title in ["NA", "null", "nan"] {
         any(title, &|row| row.len() == 18 && &row[3] == title.as_bytes());
     }
-    assert!(
-        rows.iter()
-            .filter(|row| row.len() == 18)
-            .all(|row| [&b"true"[..], b"false"].contains(&&row[12]))
-    );
+    assert!(rows.iter().filter(|row| row.len() == 18).all(|row| [&b"true"[..], b"false"].contains(&&row[12])));
     let mut languages: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.len() == 18) {
-        languages
-            .entry(row[2].to_vec())
-            .or_default()
-            .insert(row[0].to_vec());
+        languages.entry(row[2].to_vec()).or_default().insert(row[0].to_vec());
     }
     assert!(languages.values().any(|languages| languages.len() >= 3));
 }
@@ -239,16 +159,10 @@ impl ParseNumber for [u8] {
 
 /// Decodes, of a size that a thumbnail has, and does not end early where the decoder would not mind.
 fn is_whole_image(bytes: &[u8]) -> bool {
-    let reader = || {
-        image::ImageReader::new(io::Cursor::new(bytes))
-            .with_guessed_format()
-            .unwrap()
-    };
+    let reader = || image::ImageReader::new(io::Cursor::new(bytes)).with_guessed_format().unwrap();
     let ends_early = bytes.starts_with(&[0xff, 0xd8]) && !bytes.ends_with(&[0xff, 0xd9]);
     !ends_early
-        && reader()
-            .into_dimensions()
-            .is_ok_and(|(width, height)| width == 300 && height < 1000)
+        && reader().into_dimensions().is_ok_and(|(width, height)| width == 300 && height < 1000)
         && reader().decode().is_ok()
 }
 
@@ -259,14 +173,9 @@ fn the_shards_hold_unusable_rows_and_urls_that_occur_twice() {
     let decodes = |row: &Vec<Vec<u8>>| {
         row.len() == 3
             && std::str::from_utf8(&row[0]).is_ok()
-            && base64_simd::STANDARD
-                .decode_to_vec(&row[1])
-                .is_ok_and(|bytes| is_whole_image(&bytes))
+            && base64_simd::STANDARD.decode_to_vec(&row[1]).is_ok_and(|bytes| is_whole_image(&bytes))
     };
-    assert_eq!(
-        rows.iter().filter(|row| !decodes(row)).count() as u32,
-        report.unusable_train_rows
-    );
+    assert_eq!(rows.iter().filter(|row| !decodes(row)).count() as u32, report.unusable_train_rows);
     assert!(rows.iter().any(|row| row.len() == 2));
     assert!(rows.iter().any(|row| std::str::from_utf8(&row[0]).is_err()));
     assert!(rows.iter().any(|row| row.len() == 3 && row[1].is_empty()));
@@ -274,29 +183,16 @@ fn the_shards_hold_unusable_rows_and_urls_that_occur_twice() {
     for row in &rows {
         bytes_of.entry(&row[0]).or_default().insert(&row[1]);
     }
-    assert_eq!(
-        bytes_of.values().filter(|bytes| bytes.len() == 2).count() as u32,
-        report.duplicate_train_rows
-    );
+    assert_eq!(bytes_of.values().filter(|bytes| bytes.len() == 2).count() as u32, report.duplicate_train_rows);
 }
 
 #[test]
 fn one_shard_is_several_gzip_members_and_one_is_a_single_one() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
-    write(
-        &out,
-        &SampleOptions {
-            train_images: 260,
-            test_images: 1,
-            seed: 1,
-        },
-    )
-    .unwrap();
+    write(&out, &SampleOptions { train_images: 260, test_images: 1, seed: 1 }).unwrap();
     let first_member = |part: u32| {
-        let path = out.join(format!(
-            "data/image_data_train/image_pixels/train_image_pixels_part-{part:05}.csv.gz"
-        ));
+        let path = out.join(format!("data/image_data_train/image_pixels/train_image_pixels_part-{part:05}.csv.gz"));
         let mut bytes = Vec::new();
         flate2::bufread::GzDecoder::new(io::BufReader::new(fs::File::open(&path).unwrap()))
             .read_to_end(&mut bytes)
@@ -315,25 +211,16 @@ fn a_drawn_folder_is_replaced_and_a_foreign_one_is_refused() {
     assert_ne!(before, hashes(&out));
     fs::write(out.join("data/notes.txt"), "mine").unwrap();
     let error = write(&out, &small()).unwrap_err();
-    assert!(
-        matches!(&error, SampleError::Occupied { found, .. } if found == "data/notes.txt"),
-        "{error}"
-    );
+    assert!(matches!(&error, SampleError::Occupied { found, .. } if found == "data/notes.txt"), "{error}");
     assert!(error.to_string().contains("data/notes.txt"));
     assert_eq!(fs::read(out.join("data/notes.txt")).unwrap(), b"mine");
 
     let foreign = tempfile::tempdir().unwrap();
     fs::write(foreign.path().join("a.txt"), "mine").unwrap();
-    assert!(matches!(
-        write(foreign.path(), &small()),
-        Err(SampleError::Occupied { .. })
-    ));
+    assert!(matches!(write(foreign.path(), &small()), Err(SampleError::Occupied { .. })));
     fs::remove_file(foreign.path().join("a.txt")).unwrap();
     fs::write(foreign.path().join(MANIFEST), "{").unwrap();
-    assert!(matches!(
-        write(foreign.path(), &small()),
-        Err(SampleError::Occupied { .. })
-    ));
+    assert!(matches!(write(foreign.path(), &small()), Err(SampleError::Occupied { .. })));
 }
 
 #[test]
@@ -353,10 +240,7 @@ fn what_a_killed_call_left_is_removed_and_never_looks_complete() {
     let foreign = folder.path().join(".sample.partial");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("a.txt"), "mine").unwrap();
-    assert!(matches!(
-        write(&out, &small()),
-        Err(SampleError::Occupied { .. })
-    ));
+    assert!(matches!(write(&out, &small()), Err(SampleError::Occupied { .. })));
 }
 
 #[test]
@@ -366,21 +250,9 @@ fn what_cannot_be_drawn_is_refused_before_anything_is_written() {
     for (train_images, test_images, message) in [
         (39, 1, "cannot draw `39` train images: give 40 to 1000000"),
         (40, 0, "cannot draw `0` test images: give 1 to 1000000"),
-        (
-            2_000_000,
-            1,
-            "cannot draw `2000000` train images: give 40 to 1000000",
-        ),
+        (2_000_000, 1, "cannot draw `2000000` train images: give 40 to 1000000"),
     ] {
-        let error = write(
-            &out,
-            &SampleOptions {
-                train_images,
-                test_images,
-                seed: 1,
-            },
-        )
-        .unwrap_err();
+        let error = write(&out, &SampleOptions { train_images, test_images, seed: 1 }).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
     let error = write(Path::new("/"), &small()).unwrap_err();

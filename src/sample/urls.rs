@@ -19,17 +19,11 @@ impl Urls {
             "D%C3%A9couvrir_la_g%C3%A9om%C3%A9trie%2C_page_",
             "%CE%A3%CF%87%CE%AE%CE%BC%CE%B1_",
         ];
-        const ENDINGS: [&str; 10] = [
-            "jpg", "jpg", "jpg", "jpg", "JPG", "jpeg", "png", "png", "svg", "tif",
-        ];
+        const ENDINGS: [&str; 10] = ["jpg", "jpg", "jpg", "jpg", "JPG", "jpeg", "png", "png", "svg", "tif"];
         let number = self.count;
         self.count += 1;
         let scheme = if dice.percent(30) { "http" } else { "https" };
-        let stem = if dice.percent(31) {
-            dice.pick(&ENCODED)
-        } else {
-            dice.pick(&PLAIN)
-        };
+        let stem = if dice.percent(31) { dice.pick(&ENCODED) } else { dice.pick(&PLAIN) };
         let stem = stem.copied().unwrap_or_default();
         let ending = dice.pick(&ENDINGS).copied().unwrap_or_default();
         let folder = dice.below(256);

@@ -113,10 +113,7 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
         let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
         return Err(CheckpointError::Head { reason });
     }
-    if [progress.loss_sum, progress.best.unwrap_or(0.0)]
-        .iter()
-        .any(|value| !value.is_finite())
-    {
+    if [progress.loss_sum, progress.best.unwrap_or(0.0)].iter().any(|value| !value.is_finite()) {
         let reason = "its loss or its best metric is not finite".to_owned();
         return Err(CheckpointError::Head { reason });
     }
@@ -124,11 +121,7 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
         let path = dir.to_owned();
         return Err(CheckpointError::Name { path });
     };
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     fs::create_dir_all(parent).map_err(io("create directory", parent))?;
     let name = name.to_string_lossy();
     let partial = parent.join(format!(".{name}.partial"));
@@ -154,25 +147,14 @@ fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), C
     let row = [state.classes];
     for (file, names, bias, weight) in [
         (HEAD_FILE, HEAD_NAMES, &state.bias, &state.weight),
-        (
-            OPTIMIZER_FILE,
-            MOMENTUM_NAMES,
-            &state.bias_momentum,
-            &state.weight_momentum,
-        ),
+        (OPTIMIZER_FILE, MOMENTUM_NAMES, &state.bias_momentum, &state.weight_momentum),
     ] {
-        let parts = [
-            (names[0], &row[..], bias.as_slice()),
-            (names[1], &matrix[..], weight.as_slice()),
-        ];
+        let parts = [(names[0], &row[..], bias.as_slice()), (names[1], &matrix[..], weight.as_slice())];
         tensors::write(&dir.join(file), &parts)?;
     }
     let path = dir.join(STATE_FILE);
-    let mut text = serde_json::to_vec_pretty(&Versioned {
-        format: FORMAT,
-        progress,
-    })
-    .map_err(|error| io("write", &path)(error.into()))?;
+    let mut text = serde_json::to_vec_pretty(&Versioned { format: FORMAT, progress })
+        .map_err(|error| io("write", &path)(error.into()))?;
     text.push(b'\n');
     fs::write(&path, text).map_err(io("write", &path))?;
     sync(&path)
@@ -229,18 +211,12 @@ pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
 pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(io("read", &path))?;
-    let refused = |reason: String| CheckpointError::Content {
-        path: path.clone(),
-        reason,
-    };
+    let refused = |reason: String| CheckpointError::Content { path: path.clone(), reason };
     // The version first: another version may have another shape.
     let raw: Versioned<serde_json::Value> =
         serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
     if raw.format != FORMAT {
-        let reason = format!(
-            "it is of format `{}`, this program reads `{FORMAT}`",
-            raw.format
-        );
+        let reason = format!("it is of format `{}`, this program reads `{FORMAT}`", raw.format);
         return Err(refused(reason));
     }
     serde_json::from_value(raw.progress).map_err(|error| refused(error.to_string()))
@@ -248,37 +224,26 @@ pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
     let path = path.to_owned();
-    move |source| CheckpointError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| CheckpointError::Io { action, path, source }
 }
 
 fn remove(dir: &Path) -> Result<(), CheckpointError> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io("remove the leftover", dir)(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove the leftover", dir)(error)),
         _ => Ok(()),
     }
 }
 
 /// Makes a file's bytes, or a directory's names, outlive a crash of the machine.
 fn sync(path: &Path) -> Result<(), CheckpointError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(io("sync", path))
+    File::open(path).and_then(|file| file.sync_all()).map_err(io("sync", path))
 }
 
 /// A double as text: Rust's shortest form reads back to the same bits, a JSON number parsed fast need not.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "serde hands over a reference to the field"
-    )]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
     pub(super) fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
@@ -299,10 +264,7 @@ mod exact {
 mod exact_option {
     use serde::{Deserialize, Deserializer, Serializer};
 
-    #[expect(
-        clippy::ref_option,
-        reason = "serde hands over a reference to the field"
-    )]
+    #[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
     pub(super) fn serialize<S: Serializer>(value: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => to.collect_str(value),
@@ -311,9 +273,7 @@ mod exact_option {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
-        Option::<String>::deserialize(from)?
-            .map(|text| super::exact::parse(&text))
-            .transpose()
+        Option::<String>::deserialize(from)?.map(|text| super::exact::parse(&text)).transpose()
     }
 }
 

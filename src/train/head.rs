@@ -79,18 +79,9 @@ mod tests {
         assert_eq!(head.misfit(), None);
         let count = head.weight.len() as f64;
         let mean = head.weight.iter().map(|&w| f64::from(w)).sum::<f64>() / count;
-        let square = head
-            .weight
-            .iter()
-            .map(|&w| f64::from(w).powi(2))
-            .sum::<f64>()
-            / count;
+        let square = head.weight.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / count;
         assert!(mean.abs() < 1e-3, "mean {mean}");
-        assert!(
-            (square.sqrt() - INITIAL_STD).abs() < 5e-4,
-            "std {}",
-            square.sqrt()
-        );
+        assert!((square.sqrt() - INITIAL_STD).abs() < 5e-4, "std {}", square.sqrt());
         assert!(head.bias.iter().all(|&b| b == 0.0));
         assert_eq!(head, HeadState::init(301, 33, 5));
         assert_ne!(head.weight, HeadState::init(301, 33, 6).weight);

@@ -50,21 +50,14 @@ impl Window {
 /// A window holds at most `window_samples` samples, but at least one chunk, so one chunk larger than that is a
 /// window of its own. Chunks without samples are left out.
 pub fn plan(chunk_samples: &[u64], seed: u64, epoch: u32, window_samples: u64) -> Vec<Window> {
-    let mut chunks: Vec<usize> = (0..chunk_samples.len())
-        .filter(|&chunk| chunk_samples[chunk] > 0)
-        .collect();
-    shuffle(
-        &mut chunks,
-        &mut ChaCha8Rng::from_seed(stream(seed, epoch, 0)),
-    );
+    let mut chunks: Vec<usize> = (0..chunk_samples.len()).filter(|&chunk| chunk_samples[chunk] > 0).collect();
+    shuffle(&mut chunks, &mut ChaCha8Rng::from_seed(stream(seed, epoch, 0)));
 
     let mut windows: Vec<Window> = Vec::new();
     let mut start = 0_u64;
     for chunk in chunks {
         let size = chunk_samples[chunk];
-        let open = windows
-            .last_mut()
-            .filter(|window| window.samples.saturating_add(size) <= window_samples);
+        let open = windows.last_mut().filter(|window| window.samples.saturating_add(size) <= window_samples);
         if let Some(window) = open {
             window.chunks.push(chunk);
             window.sizes.push(size);
@@ -85,9 +78,7 @@ pub fn plan(chunk_samples: &[u64], seed: u64, epoch: u32, window_samples: u64) -
 
 /// Window and offset within its order of the sample at a position of the epoch; `None` at or past the end.
 pub fn locate(windows: &[Window], position: u64) -> Option<(usize, u64)> {
-    let index = windows
-        .partition_point(|window| window.start <= position)
-        .checked_sub(1)?;
+    let index = windows.partition_point(|window| window.start <= position).checked_sub(1)?;
     let offset = position - windows[index].start;
     (offset < windows[index].samples).then_some((index, offset))
 }
@@ -121,10 +112,7 @@ mod tests {
     fn visited(windows: &[Window]) -> Vec<(usize, u64)> {
         let places = |window: &Window| {
             let chunks = window.chunks.clone();
-            window
-                .order()
-                .into_iter()
-                .map(move |place| (chunks[place.slot], place.sample))
+            window.order().into_iter().map(move |place| (chunks[place.slot], place.sample))
         };
         windows.iter().flat_map(places).collect()
     }
@@ -192,16 +180,12 @@ mod tests {
         for seed in 0..24_000 {
             let order = plan(&[4], seed, 0, 4)[0].order();
             let code = order.iter().fold(0, |code, place| code * 4 + place.sample);
-            let mut all: Vec<u64> = (0..256)
-                .filter(|code| (0..4).all(|digit| (0..4).any(|at| (code >> (2 * at)) & 3 == digit)))
-                .collect();
+            let mut all: Vec<u64> =
+                (0..256).filter(|code| (0..4).all(|digit| (0..4).any(|at| (code >> (2 * at)) & 3 == digit))).collect();
             all.sort_unstable();
             counts[all.binary_search(&code).unwrap()] += 1;
         }
-        assert!(
-            counts.iter().all(|&count| (850..1150).contains(&count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&count| (850..1150).contains(&count)), "{counts:?}");
     }
 
     #[test]
@@ -210,15 +194,5 @@ mod tests {
         assert_eq!(visited(&windows), FIXED);
     }
 
-    const FIXED: &[(usize, u64)] = &[
-        (1, 0),
-        (0, 2),
-        (0, 0),
-        (1, 1),
-        (0, 1),
-        (2, 1),
-        (2, 3),
-        (2, 0),
-        (2, 2),
-    ];
+    const FIXED: &[(usize, u64)] = &[(1, 0), (0, 2), (0, 0), (1, 1), (0, 1), (2, 1), (2, 3), (2, 0), (2, 2)];
 }

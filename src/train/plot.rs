@@ -49,22 +49,13 @@ struct Line {
 }
 
 impl Line {
-    fn new(
-        name: &'static str,
-        colour: RGBColor,
-        points: &[CurvePoint],
-        value: fn(&CurvePoint) -> Option<f64>,
-    ) -> Self {
+    fn new(name: &'static str, colour: RGBColor, points: &[CurvePoint], value: fn(&CurvePoint) -> Option<f64>) -> Self {
         let points = points
             .iter()
             .filter_map(|point| Some((point.step as f64, value(point)?)))
             .filter(|(_, value)| value.is_finite())
             .collect();
-        Self {
-            name,
-            colour,
-            points,
-        }
+        Self { name, colour, points }
     }
 }
 
@@ -74,10 +65,7 @@ impl Line {
 /// When the file cannot be written.
 pub fn training_curve(path: &Path, points: &[CurvePoint]) -> Result<(), PlotError> {
     let picture = draw(points).map_err(PlotError::Draw)?;
-    std::fs::write(path, picture).map_err(|source| PlotError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::write(path, picture).map_err(|source| PlotError::Write { path: path.to_owned(), source })
 }
 
 fn draw(points: &[CurvePoint]) -> Result<String, String> {
@@ -89,25 +77,11 @@ fn draw(points: &[CurvePoint]) -> Result<String, String> {
             Line::new("training", TRAIN, points, |point| point.train_loss),
             Line::new("validation", VALIDATION, points, |point| point.val_loss),
         ];
-        let ranking = [Line::new("validation", VALIDATION, points, |point| {
-            point.val_ndcg5
-        })];
+        let ranking = [Line::new("validation", VALIDATION, points, |point| point.val_ndcg5)];
         let steps = range(points.iter().map(|point| point.step as f64), 0.0);
         let (upper, lower) = root.split_vertically(SIZE_PX.1 * 3 / 5);
-        panel(
-            &upper,
-            "Cross-entropy (nats)",
-            &steps,
-            &losses,
-            SeriesLabelPosition::UpperRight,
-        )?;
-        panel(
-            &lower,
-            "NDCG@5",
-            &steps,
-            &ranking,
-            SeriesLabelPosition::LowerRight,
-        )?;
+        panel(&upper, "Cross-entropy (nats)", &steps, &losses, SeriesLabelPosition::UpperRight)?;
+        panel(&lower, "NDCG@5", &steps, &ranking, SeriesLabelPosition::LowerRight)?;
         root.present().map_err(text)?;
     }
     Ok(picture)
@@ -152,19 +126,13 @@ fn panel(
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
         let colour = line.colour;
         chart
-            .draw_series(LineSeries::new(
-                line.points.iter().copied(),
-                colour.stroke_width(2),
-            ))
+            .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))
             .map_err(text)?
             .label(line.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         // Dots show single points, and where few values were measured.
         if line.points.len() <= 60 {
-            let dots = line
-                .points
-                .iter()
-                .map(|&point| Circle::new(point, 3, colour.filled()));
+            let dots = line.points.iter().map(|&point| Circle::new(point, 3, colour.filled()));
             chart.draw_series(dots).map_err(text)?;
         }
     }
@@ -180,20 +148,15 @@ fn panel(
 
 /// The span of the values with a margin; never empty, as an axis of no length has no scale.
 fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {
         return 0.0..1.0;
     }
     // Halves first: the difference of two large numbers may overflow.
     let half = (high / 2.0 - low / 2.0) * (1.0 + 2.0 * margin);
     let smallest = (low.abs().max(high.abs()) * 1e-6).max(1e-9);
-    let half = if half > smallest {
-        half
-    } else {
-        smallest.max(0.5 * f64::from(u8::from(margin == 0.0)))
-    };
+    let half = if half > smallest { half } else { smallest.max(0.5 * f64::from(u8::from(margin == 0.0))) };
     let middle = high / 2.0 + low / 2.0;
     (middle - half).max(f64::MIN / 4.0)..(middle + half).min(f64::MAX / 4.0)
 }
@@ -201,9 +164,7 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
 /// Decimals that tell six labels of an axis apart.
 fn decimals(range: &Range<f64>) -> usize {
     let step = (range.end - range.start) / 6.0;
-    (0..9_u8)
-        .find(|&digits| step * 10_f64.powi(i32::from(digits)) >= 10.0)
-        .map_or(9, usize::from)
+    (0..9_u8).find(|&digits| step * 10_f64.powi(i32::from(digits)) >= 10.0).map_or(9, usize::from)
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -215,12 +176,7 @@ mod tests {
     use super::*;
 
     fn point(step: u64, value: f64) -> CurvePoint {
-        CurvePoint {
-            step,
-            train_loss: Some(value),
-            val_loss: Some(value + 0.1),
-            val_ndcg5: Some(value / 20.0),
-        }
+        CurvePoint { step, train_loss: Some(value), val_loss: Some(value + 0.1), val_ndcg5: Some(value / 20.0) }
     }
 
     #[test]
@@ -228,9 +184,7 @@ mod tests {
         let points: Vec<CurvePoint> = (0..200)
             .map(|i| CurvePoint {
                 step: i * 50,
-                train_loss: Some(
-                    4.0 + 7.4 * (-(i as f64) / 60.0).exp() + (i as f64 * 7.0).sin() * 0.1,
-                ),
+                train_loss: Some(4.0 + 7.4 * (-(i as f64) / 60.0).exp() + (i as f64 * 7.0).sin() * 0.1),
                 val_loss: (i % 20 == 19).then(|| 4.4 + 7.0 * (-(i as f64) / 60.0).exp()),
                 val_ndcg5: (i % 20 == 19).then(|| 0.3 * (1.0 - (-(i as f64) / 60.0).exp())),
             })
@@ -239,14 +193,7 @@ mod tests {
         let path = root.path().join("curve.svg");
         training_curve(&path, &points).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
-        for word in [
-            "training",
-            "validation",
-            "Cross-entropy (nats)",
-            "NDCG@5",
-            "step",
-            "</svg>",
-        ] {
+        for word in ["training", "validation", "Cross-entropy (nats)", "NDCG@5", "step", "</svg>"] {
             assert!(svg.contains(word), "{word}");
         }
         if let Ok(keep) = std::env::var("KEEP_CURVE") {
@@ -256,16 +203,7 @@ mod tests {
 
     #[test]
     fn odd_points_are_drawn_without_a_panic() {
-        let odd = [
-            0.0,
-            -1.0,
-            1e-300,
-            1e300,
-            f64::MAX,
-            f64::MIN,
-            f64::NAN,
-            f64::INFINITY,
-        ];
+        let odd = [0.0, -1.0, 1e-300, 1e300, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY];
         for first in odd {
             assert!(draw(&[point(0, first)]).unwrap().ends_with("</svg>\n"));
             for second in odd {

@@ -72,23 +72,13 @@ mod tests {
 
     #[test]
     fn the_rates_agree_with_transformers() {
-        let text = include_str!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/reference/head.json"
-        ));
+        let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/head.json"));
         let reference: serde_json::Value = serde_json::from_str(text).unwrap();
-        for (name, kind) in [
-            ("linear", ScheduleKind::Linear),
-            ("constant", ScheduleKind::Constant),
-            ("cosine", ScheduleKind::Cosine),
-        ] {
+        for (name, kind) in
+            [("linear", ScheduleKind::Linear), ("constant", ScheduleKind::Constant), ("cosine", ScheduleKind::Cosine)]
+        {
             let rates = reference["schedules"][name].as_array().unwrap();
-            let schedule = Schedule {
-                kind,
-                peak: 0.3,
-                warmup_steps: 4,
-                total_steps: 20,
-            };
+            let schedule = Schedule { kind, peak: 0.3, warmup_steps: 4, total_steps: 20 };
             // Beyond the total, the cosine of transformers rises again; ours stays at 0.
             for (step, rate) in rates.iter().enumerate().take(21) {
                 let difference = schedule.rate(step as u64) - rate.as_f64().unwrap();
@@ -99,9 +89,7 @@ mod tests {
 
     #[test]
     fn the_ratio_is_rounded_up_and_capped() {
-        let steps = |ratio, total| {
-            Schedule::with_ratio(ScheduleKind::Linear, 1.0, ratio, total).warmup_steps
-        };
+        let steps = |ratio, total| Schedule::with_ratio(ScheduleKind::Linear, 1.0, ratio, total).warmup_steps;
         assert_eq!(steps(0.1, 11), 2);
         assert_eq!(steps(0.0, 11), 0);
         assert_eq!(steps(7.0, 11), 11);

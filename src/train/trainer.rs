@@ -20,8 +20,7 @@ use super::{HeadState, TrainError};
 use crate::predict::PredictError;
 use crate::predict::scorer::{Scorer, check_labels, length};
 use crate::predict::tiles::{
-    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows,
-    upload_tiles,
+    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows, upload_tiles,
 };
 
 /// Losses that wait on the device before they are read without being asked for.
@@ -43,19 +42,13 @@ pub struct Sgd {
 
 impl Sgd {
     fn check(&self) -> Result<(), TrainError> {
-        for (what, value) in [
-            ("momentum", self.momentum),
-            ("weight_decay", self.weight_decay),
-            ("clip_norm", self.clip_norm),
-        ] {
+        for (what, value) in
+            [("momentum", self.momentum), ("weight_decay", self.weight_decay), ("clip_norm", self.clip_norm)]
+        {
             not_negative(what, value)?;
         }
         if self.momentum >= 1.0 {
-            return Err(TrainError::Setting {
-                what: "momentum",
-                range: "[0, 1)",
-                value: self.momentum,
-            });
+            return Err(TrainError::Setting { what: "momentum", range: "[0, 1)", value: self.momentum });
         }
         Ok(())
     }
@@ -122,12 +115,7 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// When a dim or a block length is zero, a length does not fit, or a setting cannot work.
-    pub fn new(
-        state: HeadState,
-        sgd: Sgd,
-        options: Options,
-        device: &B::Device,
-    ) -> Result<Self, TrainError> {
+    pub fn new(state: HeadState, sgd: Sgd, options: Options, device: &B::Device) -> Result<Self, TrainError> {
         sgd.check()?;
         options.blocks.check()?;
         for (what, value) in [("classes", state.classes), ("dim", state.dim)] {
@@ -182,26 +170,15 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When a length does not fit, a label is outside the classes, the micro-batches of a step disagree about its
     /// size, or an earlier loss turns out not to be finite. The gradient is untouched then.
-    pub fn accumulate(
-        &mut self,
-        features: &[f32],
-        labels: &[u32],
-        effective_batch: usize,
-    ) -> Result<(), TrainError> {
+    pub fn accumulate(&mut self, features: &[f32], labels: &[u32], effective_batch: usize) -> Result<(), TrainError> {
         let expected = labels.len().saturating_mul(self.dim);
         length("features", features.len(), expected)?;
         check_labels(labels, self.classes)?;
         let before = self.gradient.as_ref().map_or(0, |open| open.samples);
-        let announced = self
-            .gradient
-            .as_ref()
-            .map_or(effective_batch, |open| open.effective);
+        let announced = self.gradient.as_ref().map_or(effective_batch, |open| open.effective);
         let accumulated = before + labels.len();
         if announced != effective_batch || accumulated > announced {
-            return Err(TrainError::Accumulation {
-                accumulated,
-                expected: announced,
-            });
+            return Err(TrainError::Accumulation { accumulated, expected: announced });
         }
         if self.pending.len() >= PENDING_LOSSES {
             self.read_losses()?;
@@ -218,8 +195,7 @@ impl<B: Backend> Trainer<B> {
         let product = self.options.compute.dtype();
         let features: Tensor<B, 2> = upload(features, rows, self.dim, &self.device);
         let indices: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-        let indices =
-            Tensor::<B, 2, Int>::from_data(TensorData::new(indices, [rows, 1]), &self.device);
+        let indices = Tensor::<B, 2, Int>::from_data(TensorData::new(indices, [rows, 1]), &self.device);
 
         let inputs = as_type(features.clone(), product);
         let parts = self.product_weight().iter().zip(&self.bias);
@@ -269,18 +245,12 @@ impl<B: Backend> Trainer<B> {
     /// When the micro-batches do not add up to the announced step, or the rate is negative or not finite.
     pub fn step(&mut self, rate: f64) -> Result<StepReport, TrainError> {
         not_negative("learning_rate", rate)?;
-        let (accumulated, expected) = self
-            .gradient
-            .as_ref()
-            .map_or((0, 1), |open| (open.samples, open.effective));
+        let (accumulated, expected) = self.gradient.as_ref().map_or((0, 1), |open| (open.samples, open.effective));
         let gradient = match self.gradient.take() {
             Some(open) if accumulated == expected => open,
             open => {
                 self.gradient = open;
-                return Err(TrainError::Accumulation {
-                    accumulated,
-                    expected,
-                });
+                return Err(TrainError::Accumulation { accumulated, expected });
             }
         };
         let factor = self.clip_factor(&gradient);
@@ -288,11 +258,7 @@ impl<B: Backend> Trainer<B> {
         self.refresh_cast();
         self.step += 1;
         self.rate = rate;
-        Ok(StepReport {
-            step: self.step,
-            rate,
-            samples: accumulated,
-        })
+        Ok(StepReport { step: self.step, rate, samples: accumulated })
     }
 
     fn update_tiles(&mut self, rate: f64, gradient: Gradient<B>, factor: Option<&Tensor<B, 2>>) {
@@ -316,11 +282,7 @@ impl<B: Backend> Trainer<B> {
         let squares = squares.map(|part| part.clone().square().sum_dim(1).sum());
         let norm = Tensor::cat(squares.collect(), 0).sum().sqrt();
         self.norm = Some(norm.clone());
-        let factor = norm
-            .add_scalar(CLIP_EPSILON)
-            .recip()
-            .mul_scalar(self.sgd.clip_norm)
-            .clamp_max(1.0);
+        let factor = norm.add_scalar(CLIP_EPSILON).recip().mul_scalar(self.sgd.clip_norm).clamp_max(1.0);
         Some(factor.reshape([1, 1]))
     }
 
@@ -368,11 +330,7 @@ impl<B: Backend> Trainer<B> {
         for (sum, entry) in sums.into_iter().zip(&pending) {
             let loss = f64::from(sum);
             if !loss.is_finite() {
-                return Err(TrainError::Loss {
-                    step: entry.step,
-                    loss,
-                    rate: entry.rate,
-                });
+                return Err(TrainError::Loss { step: entry.step, loss, rate: entry.rate });
             }
             // In the order of the samples, so that the sum does not depend on when it is read.
             self.loss_sum += loss;
@@ -412,11 +370,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn product_weight(&self) -> &[Tensor<B, 2>] {
-        if self.cast_weight.is_empty() {
-            &self.weight
-        } else {
-            &self.cast_weight
-        }
+        if self.cast_weight.is_empty() { &self.weight } else { &self.cast_weight }
     }
 
     fn refresh_cast(&mut self) {
@@ -425,8 +379,7 @@ impl<B: Backend> Trainer<B> {
         }
         let dtype = self.options.compute.dtype();
         self.cast_weight.clear();
-        self.cast_weight
-            .extend(self.weight.iter().map(|tile| tile.clone().cast(dtype)));
+        self.cast_weight.extend(self.weight.iter().map(|tile| tile.clone().cast(dtype)));
     }
 }
 
@@ -464,11 +417,7 @@ fn not_negative(what: &'static str, value: f64) -> Result<(), TrainError> {
     if value.is_finite() && value >= 0.0 {
         return Ok(());
     }
-    Err(TrainError::Setting {
-        what,
-        range: "[0, ∞)",
-        value,
-    })
+    Err(TrainError::Setting { what, range: "[0, ∞)", value })
 }
 
 #[cfg(test)]

@@ -22,9 +22,7 @@ mod tests {
 
     fn kept(seed: u64, fraction: f64) -> Vec<usize> {
         let url = |i| format!("https://example.org/{i}.jpg");
-        (0..20_000)
-            .filter(|&i| is_validation(&url(i), seed, fraction))
-            .collect()
+        (0..20_000).filter(|&i| is_validation(&url(i), seed, fraction)).collect()
     }
 
     #[test]
@@ -36,11 +34,7 @@ mod tests {
     #[test]
     fn a_larger_fraction_keeps_what_a_smaller_one_kept() {
         let large = kept(42, 0.1);
-        assert!(
-            kept(42, 0.02)
-                .iter()
-                .all(|i| large.binary_search(i).is_ok())
-        );
+        assert!(kept(42, 0.02).iter().all(|i| large.binary_search(i).is_ok()));
     }
 
     #[test]
@@ -50,10 +44,7 @@ mod tests {
 
     #[test]
     fn the_ends_keep_none_and_all() {
-        assert_eq!(
-            kept(1, 0.0).len() + kept(1, -1.0).len() + kept(1, f64::NAN).len(),
-            0
-        );
+        assert_eq!(kept(1, 0.0).len() + kept(1, -1.0).len() + kept(1, f64::NAN).len(), 0);
         assert_eq!(kept(1, 1.0).len(), 20_000);
     }
 
@@ -62,7 +53,5 @@ mod tests {
         assert_eq!(kept(42, 0.0005), FIXED);
     }
 
-    const FIXED: &[usize] = &[
-        2067, 7633, 8026, 10239, 10390, 12580, 12618, 12891, 14834, 16724,
-    ];
+    const FIXED: &[usize] = &[2067, 7633, 8026, 10239, 10390, 12580, 12618, 12891, 14834, 16724];
 }

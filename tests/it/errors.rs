@@ -17,13 +17,11 @@ fn fails(dir: &Path, text: &str) -> (i32, String) {
 fn a_wrong_configuration_lists_every_problem_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
-    let (code, text) = fails(
-        dir.path(),
-        &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]),
-    );
+    let (code, text) = fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.momentun`: unknown key, did you mean `train.momentum`?"), "{text}");
-    let (code, text) = fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
+    let (code, text) =
+        fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.epochs`") && text.contains("`chunks.rows`"), "{text}");
     assert!(!run_dir.exists());
@@ -48,7 +46,8 @@ fn inputs_that_are_not_there_are_named() {
         ("data/test.tsv", "data/absent.tsv", "absent.tsv` is not there"),
         ("data/test_caption_list.csv", "data/absent.csv", "absent.csv` is not there"),
     ] {
-        let (code, text) = fails(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
+        let (code, text) =
+            fails(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
         assert_eq!(code, 3, "{text}");
         assert!(text.contains(word), "{text}");
     }
@@ -122,7 +121,8 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
     let shard = dir.path().join("hostile.csv");
     let good = {
         // One usable image of the drawn corpus.
-        let text = std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
+        let text =
+            std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
         let end = text.iter().position(|byte| *byte == b'\n').unwrap();
         let fields: Vec<Vec<u8>> = text[..end].split(|byte| *byte == b'\t').map(<[u8]>::to_vec).collect();
         fields[1].clone()
@@ -154,7 +154,15 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
     let tally = &report["images"]["tally"];
     assert_eq!((tally["rows"].as_u64(), tally["kept"].as_u64()), (Some(11), Some(3)), "{tally}");
     assert_eq!(tally["skipped"]["duplicate_url"], 1);
-    for reason in ["invalid_utf8", "missing_url", "missing_data", "invalid_base64", "unsupported_html", "truncated", "wrong_field_count"] {
+    for reason in [
+        "invalid_utf8",
+        "missing_url",
+        "missing_data",
+        "invalid_base64",
+        "unsupported_html",
+        "truncated",
+        "wrong_field_count",
+    ] {
         assert_eq!(tally["quarantined"][reason], 1, "{reason}: {tally}");
     }
 }

@@ -19,12 +19,8 @@ fn undisturbed(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
 
 /// Starts a run, waits, and sends a signal; returns the exit code, or `None` where the signal killed it.
 fn disturb(config: &str, after: Duration, signal: &str) -> Option<i32> {
-    let mut child = program()
-        .args(["run", "--config", config])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        program().args(["run", "--config", config]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(after);
     std::process::Command::new("kill").args([signal, &child.id().to_string()]).output().unwrap();
     child.wait().unwrap().code()
@@ -110,11 +106,10 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
     // Neither limits nor the pace of checkpoints matter to anything made.
     let paced = write(
         dir.path(),
-        &pipeline(&run_dir, &[
-            ("epochs = 12", "epochs = 2"),
-            ("learning_rate = 0.2", "learning_rate = 0.1"),
-            ("\"50 ms\"", "\"9 s\""),
-        ]),
+        &pipeline(
+            &run_dir,
+            &[("epochs = 12", "epochs = 2"), ("learning_rate = 0.2", "learning_rate = 0.1"), ("\"50 ms\"", "\"9 s\"")],
+        ),
     );
     let out = run(&["run", "--config", &paced]);
     assert!(out.status.success(), "{}", complaint(&out));

@@ -60,7 +60,13 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
     let truth = corpus().join("data/truth.csv");
     let ids = corpus().join("data/test.tsv");
     let out = run(&[
-        "evaluate", "--json", "--submission", submission.to_str().unwrap(), "--truth", truth.to_str().unwrap(), "--ids",
+        "evaluate",
+        "--json",
+        "--submission",
+        submission.to_str().unwrap(),
+        "--truth",
+        truth.to_str().unwrap(),
+        "--ids",
         ids.to_str().unwrap(),
     ]);
     assert!((json(&out)["ndcg5"].as_f64().unwrap() - ndcg).abs() < 1e-12);

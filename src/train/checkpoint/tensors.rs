@@ -33,18 +33,13 @@ pub(super) fn write(path: &Path, parts: &[Part<'_>]) -> Result<(), CheckpointErr
         }
         let start = end;
         end += size_of_val(*values);
-        let info = TensorInfo {
-            dtype: Dtype::F32,
-            shape: shape.to_vec(),
-            data_offsets: (start, end),
-        };
+        let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets: (start, end) };
         infos.push(((*name).to_owned(), info));
     }
     // One entry, because the map's order is not fixed. Hugging Face's loader asks for it.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let refused = |reason: String| CheckpointError::Head { reason };
-    let metadata =
-        Metadata::new(Some(format), infos).map_err(|error| refused(error.to_string()))?;
+    let metadata = Metadata::new(Some(format), infos).map_err(|error| refused(error.to_string()))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|error| refused(error.to_string()))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
@@ -53,7 +48,7 @@ pub(super) fn write(path: &Path, parts: &[Part<'_>]) -> Result<(), CheckpointErr
     file.sync_all().map_err(io("sync", path))
 }
 
-fn stream(file: &File, header: &[u8], parts: &[Part<'_>]) -> std::io::Result<()> {
+fn stream(file: &File, header: &[u8], parts: &[Part<'_>]) -> io::Result<()> {
     let mut output = BufWriter::with_capacity(4 * BLOCK_VALUES, file);
     output.write_all(&(header.len() as u64).to_le_bytes())?;
     output.write_all(header)?;
@@ -79,10 +74,7 @@ pub(super) struct Pair {
 
 /// Reads a file that holds a row and a matrix under these names, the row's first.
 pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointError> {
-    let refused = |reason: String| CheckpointError::Content {
-        path: path.to_owned(),
-        reason,
-    };
+    let refused = |reason: String| CheckpointError::Content { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(io("open", path))?;
     let file_bytes = file.metadata().map_err(io("read", path))?.len();
     let mut length = [0; 8];
@@ -93,8 +85,7 @@ pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointErro
     }
     let mut header = vec![0; header_bytes as usize];
     file.read_exact(&mut header).map_err(io("read", path))?;
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|error| refused(error.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| refused(error.to_string()))?;
 
     let mut found = metadata.offset_keys();
     found.sort_unstable();
@@ -106,9 +97,7 @@ pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointErro
         )));
     }
     let info = |name: &str| {
-        let info = metadata
-            .info(name)
-            .ok_or_else(|| refused(format!("it lacks `{name}`")))?;
+        let info = metadata.info(name).ok_or_else(|| refused(format!("it lacks `{name}`")))?;
         if info.dtype != Dtype::F32 {
             let reason = format!("`{name}` is of type `{:?}`, expected `F32`", info.dtype);
             return Err(refused(reason));
@@ -123,41 +112,28 @@ pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointErro
         )));
     };
     if row_classes != classes || classes == 0 || dim == 0 {
-        return Err(refused(format!(
-            "its shapes `{:?}` and `{:?}` do not fit together",
-            row.shape, matrix.shape
-        )));
+        return Err(refused(format!("its shapes `{:?}` and `{:?}` do not fit together", row.shape, matrix.shape)));
     }
     // The header's own offsets and shapes agree; the file must agree with them before anything is allocated.
     let expected = 8 + header_bytes + metadata.data_len() as u64;
     if file_bytes != expected {
-        return Err(refused(format!(
-            "it is `{file_bytes}` bytes long, its header asks for `{expected}`"
-        )));
+        return Err(refused(format!("it is `{file_bytes}` bytes long, its header asks for `{expected}`")));
     }
 
     let (mut row_values, mut matrix_values) = (Vec::new(), Vec::new());
     for name in metadata.offset_keys() {
-        let (values, count) = if name == names[0] {
-            (&mut row_values, classes)
-        } else {
-            (&mut matrix_values, classes * dim)
-        };
+        let (values, count) =
+            if name == names[0] { (&mut row_values, classes) } else { (&mut matrix_values, classes * dim) };
         read_values(&mut file, count, values).map_err(io("read", path))?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             let reason = format!("value `{at}` of `{name}` is `{}`", values[at]);
             return Err(refused(reason));
         }
     }
-    Ok(Pair {
-        classes,
-        dim,
-        row: row_values,
-        matrix: matrix_values,
-    })
+    Ok(Pair { classes, dim, row: row_values, matrix: matrix_values })
 }
 
-fn read_values(file: &mut File, count: usize, values: &mut Vec<f32>) -> std::io::Result<()> {
+fn read_values(file: &mut File, count: usize, values: &mut Vec<f32>) -> io::Result<()> {
     values.reserve_exact(count);
     let mut buffer = vec![0; 4 * BLOCK_VALUES.min(count)];
     let mut left = count;

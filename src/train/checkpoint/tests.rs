@@ -31,9 +31,7 @@ fn saved() -> (tempfile::TempDir, PathBuf) {
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -87,10 +85,7 @@ fn a_value_that_is_not_finite_is_not_saved() {
     let mut broken = state();
     broken.weight_momentum[3] = f32::NAN;
     let error = save(&dir, &broken, &progress()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the head cannot be saved: value `3` of `classifier.weight.momentum` is `NaN`"
-    );
+    assert_eq!(error.to_string(), "the head cannot be saved: value `3` of `classifier.weight.momentum` is `NaN`");
     let mut lossy = progress();
     lossy.loss_sum = f64::INFINITY;
     save(&dir, &state(), &lossy).unwrap_err();
@@ -110,10 +105,7 @@ fn a_value_that_is_not_finite_is_not_loaded() {
     fs::write(&path, bytes).unwrap();
     let error = load(&dir).unwrap_err().to_string();
     assert!(error.contains("head.safetensors"), "{error}");
-    assert!(
-        error.contains("value `34` of `classifier.weight` is `inf`"),
-        "{error}"
-    );
+    assert!(error.contains("value `34` of `classifier.weight` is `inf`"), "{error}");
 }
 
 #[test]
@@ -126,10 +118,7 @@ fn files_of_two_heads_are_refused() {
     assert!(error.contains("optimizer.safetensors"), "{error}");
     fs::copy(other.join(OPTIMIZER_FILE), dir.join(HEAD_FILE)).unwrap();
     let error = load(&dir).unwrap_err().to_string();
-    assert!(
-        error.contains("it holds the tensors `classifier.bias.momentum`"),
-        "{error}"
-    );
+    assert!(error.contains("it holds the tensors `classifier.bias.momentum`"), "{error}");
 }
 
 #[test]

@@ -33,9 +33,7 @@ impl Reference {
     fn words<T>(&self, name: &str, read: fn([u8; 4]) -> T) -> Vec<T> {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let data = file.tensor(name).unwrap().data();
-        data.chunks_exact(4)
-            .map(|word| read(word.try_into().unwrap()))
-            .collect()
+        data.chunks_exact(4).map(|word| read(word.try_into().unwrap())).collect()
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
@@ -70,12 +68,7 @@ impl Reference {
     }
 
     fn schedule(&self) -> Schedule {
-        Schedule {
-            kind: ScheduleKind::Linear,
-            peak: self.number("peak"),
-            warmup_steps: 4,
-            total_steps: 20,
-        }
+        Schedule { kind: ScheduleKind::Linear, peak: self.number("peak"), warmup_steps: 4, total_steps: 20 }
     }
 }
 
@@ -85,46 +78,27 @@ fn distance(actual: &[f32], expected: &[f32]) -> f32 {
     let scale = expected.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
     let worst = actual.iter().zip(expected).fold(0.0_f32, |worst, (a, b)| {
         let difference = (a - b).abs();
-        if difference.is_nan() {
-            f32::INFINITY
-        } else {
-            worst.max(difference)
-        }
+        if difference.is_nan() { f32::INFINITY } else { worst.max(difference) }
     });
     worst / scale
 }
 
 fn options(rows: usize, classes: usize) -> Options {
-    Options {
-        blocks: Blocks { rows, classes },
-        compute: Compute::F32,
-    }
+    Options { blocks: Blocks { rows, classes }, compute: Compute::F32 }
 }
 
 fn trainer(state: HeadState, sgd: Sgd, options: Options) -> Trainer<Cpu> {
-    Trainer::new(
-        state,
-        sgd,
-        options,
-        &<Cpu as burn::tensor::backend::BackendTypes>::Device::default(),
-    )
-    .unwrap()
+    Trainer::new(state, sgd, options, &<Cpu as burn::tensor::backend::BackendTypes>::Device::default()).unwrap()
 }
 
-const PLAIN: Sgd = Sgd {
-    momentum: 0.0,
-    weight_decay: 0.0,
-    clip_norm: 0.0,
-};
+const PLAIN: Sgd = Sgd { momentum: 0.0, weight_decay: 0.0, clip_norm: 0.0 };
 
 /// One step of two micro-batches of the reference data.
 fn reference_step(trainer: &mut Trainer<Cpu>, features: &[f32], labels: &[u32], step: usize) {
     for micro in 0..2 {
         let rows = (step * 2 + micro) * ROWS;
         let features = &features[rows * DIM..(rows + ROWS) * DIM];
-        trainer
-            .accumulate(features, &labels[rows..rows + ROWS], 2 * ROWS)
-            .unwrap();
+        trainer.accumulate(features, &labels[rows..rows + ROWS], 2 * ROWS).unwrap();
     }
 }
 
@@ -139,10 +113,7 @@ fn twenty_steps_agree_with_torch_for_any_blocks() {
             let (sum, count) = trainer.take_loss().unwrap();
             let expected = reference.numbers["losses"][step].as_f64().unwrap();
             assert_eq!(count, 16);
-            assert!(
-                (sum / 16.0 - expected).abs() < 1e-5 * expected,
-                "loss of step {step}"
-            );
+            assert!((sum / 16.0 - expected).abs() < 1e-5 * expected, "loss of step {step}");
             let rate = reference.schedule().rate(step as u64);
             let expected = reference.numbers["rates"][step].as_f64().unwrap();
             assert!((rate - expected).abs() < 1e-12, "rate of step {step}");
@@ -150,10 +121,7 @@ fn twenty_steps_agree_with_torch_for_any_blocks() {
             assert_eq!((report.step, report.samples), (step as u64 + 1, 16));
             let norm = trainer.grad_norm().unwrap().unwrap();
             let expected = reference.numbers["norms"][step].as_f64().unwrap();
-            assert!(
-                (norm - expected).abs() < 1e-5 * expected,
-                "norm of step {step}"
-            );
+            assert!((norm - expected).abs() < 1e-5 * expected, "norm of step {step}");
         }
         let state = trainer.state().unwrap();
         for (name, values) in [
@@ -163,10 +131,7 @@ fn twenty_steps_agree_with_torch_for_any_blocks() {
             ("bias.momentum", &state.bias_momentum),
         ] {
             let distance = distance(values, &reference.floats(name));
-            assert!(
-                distance < 1e-5,
-                "{name} is {distance} away, blocks {rows} × {classes}"
-            );
+            assert!(distance < 1e-5, "{name} is {distance} away, blocks {rows} × {classes}");
         }
     }
 }
@@ -184,24 +149,13 @@ fn a_run_through_the_host_ends_in_the_same_bits() {
         }
         if step % 3 == 1 {
             let (sum, count) = parts.loss().unwrap();
-            parts = trainer(parts.state().unwrap(), reference.sgd(), options(5, 16)).resumed(
-                step as u64 + 1,
-                sum,
-                count,
-            );
+            parts =
+                trainer(parts.state().unwrap(), reference.sgd(), options(5, 16)).resumed(step as u64 + 1, sum, count);
         }
     }
     let bits = |state: HeadState| {
-        let all = [
-            state.weight,
-            state.bias,
-            state.weight_momentum,
-            state.bias_momentum,
-        ];
-        all.concat()
-            .into_iter()
-            .map(f32::to_bits)
-            .collect::<Vec<_>>()
+        let all = [state.weight, state.bias, state.weight_momentum, state.bias_momentum];
+        all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     assert_eq!(bits(whole.state().unwrap()), bits(parts.state().unwrap()));
     let (whole, parts) = (whole.take_loss().unwrap(), parts.take_loss().unwrap());
@@ -226,10 +180,7 @@ fn the_gradient_agrees_with_finite_differences() {
                 .chunks(DIM)
                 .zip(bias)
                 .map(|(w, &b)| {
-                    let dot = w
-                        .iter()
-                        .zip(row)
-                        .map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let dot = w.iter().zip(row).map(|(&w, &x)| f64::from(w) * f64::from(x));
                     dot.sum::<f64>() + f64::from(b)
                 })
                 .collect();
@@ -248,18 +199,12 @@ fn the_gradient_agrees_with_finite_differences() {
     for index in (0..CLASSES * DIM).step_by(7) {
         let expected = slope(&|state, by| state.weight[index] += by);
         let gradient = f64::from(start.weight[index] - moved.weight[index]);
-        assert!(
-            (gradient - expected).abs() < 2e-5,
-            "weight {index}: {gradient}, {expected}"
-        );
+        assert!((gradient - expected).abs() < 2e-5, "weight {index}: {gradient}, {expected}");
     }
     for index in 0..CLASSES {
         let expected = slope(&|state, by| state.bias[index] += by);
         let gradient = f64::from(start.bias[index] - moved.bias[index]);
-        assert!(
-            (gradient - expected).abs() < 2e-5,
-            "bias {index}: {gradient}, {expected}"
-        );
+        assert!((gradient - expected).abs() < 2e-5, "bias {index}: {gradient}, {expected}");
     }
 }
 
@@ -272,14 +217,9 @@ fn bf16_products_stay_near_f32() {
     let mut trainer = trainer(reference.start(), reference.sgd(), options);
     for step in 0..20 {
         reference_step(&mut trainer, &features, &labels, step);
-        trainer
-            .step(reference.schedule().rate(step as u64))
-            .unwrap();
+        trainer.step(reference.schedule().rate(step as u64)).unwrap();
     }
-    let distance = distance(
-        &trainer.state().unwrap().weight,
-        &reference.floats("weight"),
-    );
+    let distance = distance(&trainer.state().unwrap().weight, &reference.floats("weight"));
     assert!(distance < 0.02, "{distance}");
     assert!(distance > 1e-6, "the products were not in bf16");
 }
@@ -301,10 +241,7 @@ fn validation_loss_is_the_training_loss() {
 fn a_label_outside_the_classes_is_refused_and_changes_nothing() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
     let error = trainer.accumulate(&[0.0; 4], &[0, 3], 2).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "label `3` of row `1` is outside the `3` classes of the head"
-    );
+    assert_eq!(error.to_string(), "label `3` of row `1` is outside the `3` classes of the head");
     assert_eq!(trainer.take_loss().unwrap().1, 0);
     trainer.accumulate(&[0.0; 4], &[0, 2], 2).unwrap();
 }
@@ -317,29 +254,16 @@ fn a_loss_that_is_not_finite_names_step_and_rate() {
     trainer.accumulate(&[f32::NAN, 1.0], &[0], 1).unwrap();
     let error = trainer.take_loss().unwrap_err();
     assert!(matches!(error, TrainError::Loss { step: 2, .. }));
-    assert!(
-        error
-            .to_string()
-            .contains("step `2` is `NaN` after a step at learning rate `0.25`")
-    );
+    assert!(error.to_string().contains("step `2` is `NaN` after a step at learning rate `0.25`"));
 }
 
 #[test]
 fn a_step_with_too_few_or_too_many_samples_is_refused() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    assert!(matches!(
-        trainer.step(0.1),
-        Err(TrainError::Accumulation { accumulated: 0, .. })
-    ));
+    assert!(matches!(trainer.step(0.1), Err(TrainError::Accumulation { accumulated: 0, .. })));
     trainer.accumulate(&[1.0; 2], &[0], 2).unwrap();
     let short = trainer.step(0.1).unwrap_err();
-    assert!(matches!(
-        short,
-        TrainError::Accumulation {
-            accumulated: 1,
-            expected: 2
-        }
-    ));
+    assert!(matches!(short, TrainError::Accumulation { accumulated: 1, expected: 2 }));
     trainer.accumulate(&[1.0; 2], &[0], 3).unwrap_err();
     trainer.accumulate(&[1.0; 4], &[0, 1], 2).unwrap_err();
     trainer.accumulate(&[1.0; 2], &[1], 2).unwrap();
@@ -349,47 +273,18 @@ fn a_step_with_too_few_or_too_many_samples_is_refused() {
 #[test]
 fn settings_and_lengths_that_cannot_work_are_refused() {
     let device = <Cpu as burn::tensor::backend::BackendTypes>::Device::default();
-    let new = |state, sgd, options| {
-        Trainer::<Cpu>::new(state, sgd, options, &device)
-            .err()
-            .unwrap()
-    };
+    let new = |state, sgd, options| Trainer::<Cpu>::new(state, sgd, options, &device).err().unwrap();
     let head = || HeadState::init(3, 2, 0);
-    let sgd = Sgd {
-        momentum: 1.0,
-        ..PLAIN
-    };
-    assert!(
-        new(head(), sgd, Options::default())
-            .to_string()
-            .contains("`momentum`")
-    );
-    let sgd = Sgd {
-        clip_norm: f64::NAN,
-        ..PLAIN
-    };
-    assert!(
-        new(head(), sgd, Options::default())
-            .to_string()
-            .contains("`clip_norm`")
-    );
-    assert!(
-        new(head(), PLAIN, options(0, 1))
-            .to_string()
-            .contains("`blocks.rows`")
-    );
-    assert!(
-        new(HeadState::init(0, 2, 0), PLAIN, Options::default())
-            .to_string()
-            .contains("`classes`")
-    );
+    let sgd = Sgd { momentum: 1.0, ..PLAIN };
+    assert!(new(head(), sgd, Options::default()).to_string().contains("`momentum`"));
+    let sgd = Sgd { clip_norm: f64::NAN, ..PLAIN };
+    assert!(new(head(), sgd, Options::default()).to_string().contains("`clip_norm`"));
+    assert!(new(head(), PLAIN, options(0, 1)).to_string().contains("`blocks.rows`"));
+    assert!(new(HeadState::init(0, 2, 0), PLAIN, Options::default()).to_string().contains("`classes`"));
     let mut short = head();
     short.bias_momentum.pop();
     let error = new(short, PLAIN, Options::default());
-    assert_eq!(
-        error.to_string(),
-        "`bias_momentum` holds `2` values, expected `3`"
-    );
+    assert_eq!(error.to_string(), "`bias_momentum` holds `2` values, expected `3`");
     let mut trainer = trainer(head(), PLAIN, Options::default());
     trainer.accumulate(&[0.0; 3], &[0, 1], 2).unwrap_err();
     trainer.step(f64::INFINITY).unwrap_err();
