@@ -81,12 +81,28 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
     let directory = Directory::create(&plan.pipeline().run.dir)?;
     let _lock = directory.lock()?;
-    let mut generations = Generations::open(directory.clone())?;
-    if let Some(stage) = request.from {
-        generations.discard_from(stage)?;
-    }
-    let run = Run::open(plan, directory, generations, board, stop).await?;
-    run.stages(request).await
+    let generations = Generations::open(directory.clone(), request.from)?;
+    let mut run = Run::open(plan, directory, generations, board, stop).await?;
+    // Everything that can refuse the run does so before anything is made or removed.
+    let prepared = run.prepare(request).await?;
+    run.generations.accept(&run.plan)?;
+    run.stages(prepared).await
+}
+
+/// Inputs and generation of one stage.
+struct Ready {
+    shards: Vec<Object>,
+    generation: String,
+}
+
+/// The stages of this start, each with what it reads.
+#[derive(Default)]
+struct Prepared {
+    catalog: Option<Ready>,
+    stream: Option<Ready>,
+    train: Option<String>,
+    #[cfg(feature = "model")]
+    predict: Option<(Ready, prediction::Asked)>,
 }
 
 /// What a backbone is, as far as the wiring needs it.
@@ -172,6 +188,16 @@ fn workers(plan: &Plan) -> usize {
     }
 }
 
+/// Refuses to rank more captions than there are.
+#[cfg(feature = "model")]
+fn enough_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
+    if captions >= top_k as usize {
+        return Ok(());
+    }
+    let what = format!("`{top_k}` is more than the number of distinct captions, {captions}: lower it");
+    Err(ConfigError(vec![crate::config::Problem { key: "predict.top_k".to_owned(), what }]).into())
+}
+
 impl Run {
     async fn open(
         plan: Plan,
@@ -196,16 +222,64 @@ impl Run {
         Ok(Self { plan, directory, generations, board, machine, spec, backbone, report })
     }
 
-    async fn stages(mut self, request: Request) -> Result<Report, PipelineError> {
+    /// Looks at every input and generation that the stages of this start need.
+    async fn prepare(&mut self, request: Request) -> Result<Prepared, PipelineError> {
+        let mut prepared = Prepared::default();
+        let pipeline = self.plan.pipeline().clone();
+        if !request.predict_only {
+            if let (Some(captions), Some(pairs)) = (&pipeline.captions, &pipeline.pairs) {
+                let shards = self.machine.store.list(&pairs.shards).await?;
+                let mut keys = self.plan.keys(Stage::Catalog);
+                add_inputs(&mut keys, "pairs.shards", &shards);
+                if !captions.list.is_empty() {
+                    let list = self.machine.store.find(&captions.list).await?;
+                    add_inputs(&mut keys, "captions.list", &[list]);
+                }
+                let generation = self.propose(Stage::Catalog, keys, None)?;
+                prepared.catalog = Some(Ready { shards, generation });
+            }
+            if let Some(images) = &pipeline.images {
+                let shards = self.machine.store.list(&images.shards).await?;
+                let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
+                let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
+                let generation = self.propose(Stage::Stream, keys, upstream)?;
+                prepared.stream = Some(Ready { shards, generation });
+            }
+            if let (true, Some(stream)) = (self.plan.runs(Stage::Train), &prepared.stream) {
+                let keys = self.plan.keys(Stage::Train);
+                prepared.train = Some(self.propose(Stage::Train, keys, Some(&stream.generation))?);
+            }
+        }
+        #[cfg(feature = "model")]
+        if self.plan.runs(Stage::Predict) {
+            prepared.predict = self.prepare_prediction(request.predict_only).await?;
+        }
+        Ok(prepared)
+    }
+
+    fn propose(
+        &mut self,
+        stage: Stage,
+        keys: crate::config::StageKeys,
+        upstream: Option<&str>,
+    ) -> Result<String, PipelineError> {
+        let upstream: Vec<&str> = upstream.into_iter().collect();
+        self.generations.propose(stage.as_str(), stage, keys, &upstream)
+    }
+
+    async fn stages(mut self, prepared: Prepared) -> Result<Report, PipelineError> {
         // What an earlier process reported of stages that this one does not run stays.
         if let Some(earlier) =
             self.directory.read("report.json")?.and_then(|text| serde_json::from_slice::<Report>(&text).ok())
         {
             self.report = Report { stages: Vec::new(), notes: Vec::new(), ..earlier };
         }
-        let outcome = self.each_stage(request).await;
-        self.write_report()?;
-        outcome.map(|()| self.report)
+        let outcome = self.each_stage(prepared).await;
+        let reported = self.write_report();
+        // Why a stage failed matters more than that its report could not be written either.
+        outcome?;
+        reported?;
+        Ok(self.report)
     }
 
     fn write_report(&mut self) -> Result<(), PipelineError> {
@@ -220,70 +294,54 @@ impl Run {
     }
 
     #[cfg(not(feature = "model"))]
-    async fn each_stage(&mut self, _request: Request) -> Result<(), PipelineError> {
-        let (catalog, generation) =
-            self.catalog().await?.map_or((None, None), |(catalog, hash)| (Some(catalog), Some(hash)));
-        if self.plan.runs(Stage::Stream) {
-            self.pixels(catalog.as_ref(), generation).await?;
+    async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
+        let catalog = self.catalog(prepared.catalog).await?;
+        if let Some(stream) = prepared.stream {
+            self.pixels(catalog.as_ref(), stream).await?;
         }
         Ok(())
     }
 
     #[cfg(feature = "model")]
-    async fn each_stage(&mut self, request: Request) -> Result<(), PipelineError> {
-        let mut streamed = None;
+    async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
         let device = Arc::new(desk::open().await?);
-        if !request.predict_only {
-            let (catalog, generation) =
-                self.catalog().await?.map_or((None, None), |(catalog, hash)| (Some(catalog), Some(hash)));
-            if self.plan.runs(Stage::Stream) {
-                if self.backbone.is_some() {
-                    streamed = Some(self.features(catalog.as_ref(), generation, &device).await?);
-                } else {
-                    self.pixels(catalog.as_ref(), generation).await?;
+        let catalog = self.catalog(prepared.catalog).await?;
+        if let (Some(catalog), Some(predict)) = (&catalog, &self.plan.pipeline().predict) {
+            // As soon as it is known, rather than after days of training.
+            enough_captions(catalog.classes.len(), predict.top_k)?;
+        }
+        if let Some(stream) = prepared.stream {
+            if self.backbone.is_some() {
+                let journal = self.features(catalog.as_ref(), stream, &device).await?;
+                if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
+                    desk::unload_backbone(&device).await?;
+                    self.train(journal, generation, catalog.classes.len(), &device).await?;
                 }
-            }
-            if let (true, Some((journal, generation)), Some(catalog)) =
-                (self.plan.runs(Stage::Train), streamed, catalog.as_ref())
-            {
-                desk::unload_backbone(&device).await?;
-                self.train(journal, generation, catalog.classes.len(), &device).await?;
+            } else {
+                self.pixels(catalog.as_ref(), stream).await?;
             }
         }
-        if self.plan.runs(Stage::Predict) {
-            self.predict(&device).await?;
+        drop(catalog);
+        if let Some((ready, asked)) = prepared.predict {
+            self.predict(ready, asked, &device).await?;
         }
         Ok(())
     }
 
-    /// Lists the shards of a key, with everything that a generation needs to know of them.
-    async fn list(&self, patterns: &[String]) -> Result<Vec<Object>, PipelineError> {
-        Ok(self.machine.store.list(patterns).await?)
-    }
-
     /// Builds or loads classes and join index; `None` without `[captions]`.
-    async fn catalog(&mut self) -> Result<Option<(catalog::Catalog, String)>, PipelineError> {
+    async fn catalog(&mut self, ready: Option<Ready>) -> Result<Option<catalog::Catalog>, PipelineError> {
         let pipeline = self.plan.pipeline();
-        let (Some(captions), Some(pairs)) = (pipeline.captions.clone(), pipeline.pairs.clone()) else {
+        let (Some(captions), Some(pairs), Some(ready)) = (&pipeline.captions, &pipeline.pairs, ready) else {
             return Ok(None);
         };
-        let shards = self.list(&pairs.shards).await?;
-        let mut keys = self.plan.keys(Stage::Catalog);
-        add_inputs(&mut keys, "pairs.shards", &shards);
-        if !captions.list.is_empty() {
-            let list = self.machine.store.find(&captions.list).await?;
-            add_inputs(&mut keys, "captions.list", &[list]);
-        }
-        let stage = Stage::Catalog;
-        let generation = self.generations.settle(stage.as_str(), stage, keys, &[], &self.plan)?;
-        let found = if let Some(found) = catalog::load(&self.directory, &captions, &generation)? {
+        let found = if let Some(found) = catalog::load(&self.directory, captions, &ready.generation)? {
             found
         } else {
             let meter = self.board.stage("pairs", "rows", 0);
-            let store = &self.machine.store;
-            let built = catalog::build(store, &captions, &pairs, &shards, &meter, &self.machine.stop).await?;
+            let (store, stop) = (&self.machine.store, &self.machine.stop);
+            let built = catalog::build(store, captions, pairs, &ready.shards, &meter, stop).await?;
             let Some(built) = built else { return Err(self.stopped()) };
-            catalog::save(&self.directory, &built, &generation)?;
+            catalog::save(&self.directory, &built, &ready.generation)?;
             meter.finish();
             built
         };
@@ -296,7 +354,7 @@ impl Run {
             );
         }
         self.report.catalog = Some(found.report.clone());
-        Ok(Some((found, generation)))
+        Ok(Some(found))
     }
 
     fn stopped(&self) -> PipelineError {
@@ -336,17 +394,8 @@ impl Run {
     }
 
     /// Streams images to pixel chunks, which are the product.
-    async fn pixels(
-        &mut self,
-        catalog: Option<&catalog::Catalog>,
-        upstream: Option<String>,
-    ) -> Result<(), PipelineError> {
-        let Some(images) = self.plan.pipeline().images.clone() else { return Ok(()) };
-        let shards = self.list(&images.shards).await?;
-        let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
-        let upstream: Vec<&str> = upstream.as_deref().into_iter().collect();
-        let stage = Stage::Stream;
-        let generation = self.generations.settle(stage.as_str(), stage, keys, &upstream, &self.plan)?;
+    async fn pixels(&mut self, catalog: Option<&catalog::Catalog>, ready: Ready) -> Result<(), PipelineError> {
+        let Ready { shards, generation } = ready;
         let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
         let (meter, shards) = (Arc::clone(&job.meter), Arc::clone(&job.shards));
         let layout = Layout::train("chunks");
@@ -386,9 +435,20 @@ impl Run {
         if journal.position().shard as usize != shards.len() {
             return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
         }
+        let tally = journal.tally();
+        if tally.rows > 0 && tally.quarantined_rows() == tally.rows {
+            let reasons: Vec<String> =
+                tally.quarantined.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            return Err(PipelineError::Input(format!(
+                "none of the {} rows of {} shards can be used ({}): check the files",
+                tally.quarantined_rows(),
+                shards.len(),
+                reasons.join(", ")
+            )));
+        }
         Ok(StreamReport {
             shards: shards.len() as u64,
-            tally: journal.tally(),
+            tally,
             by_shard,
             labels: journal.entries().values().map(|entry| entry.labels).sum(),
             chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
@@ -396,8 +456,9 @@ impl Run {
         })
     }
 
-    /// The folder of the scratch ring: its own for each run directory.
-    fn scratch(&self, name: &str) -> Result<Directory, PipelineError> {
+    /// The folder of the scratch rings: its own for each run directory.
+    #[cfg(feature = "model")]
+    fn scratch(&self) -> Result<Directory, PipelineError> {
         let dir = &self.plan.machine().scratch.dir;
         let root = if dir.is_empty() {
             self.directory.path("scratch")
@@ -406,6 +467,6 @@ impl Run {
             let hash = blake3::hash(run.as_os_str().as_encoded_bytes()).to_hex();
             PathBuf::from(dir).join(format!("wikicap-{}", &hash[..16]))
         };
-        Ok(Directory::create(root.join(name))?)
+        Ok(Directory::create(root)?)
     }
 }

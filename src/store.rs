@@ -116,7 +116,8 @@ impl StoreError {
     pub fn io(path: impl AsRef<std::path::Path>, action: &'static str, source: std::io::Error) -> Self {
         let path = path.as_ref().display().to_string();
         match source.kind() {
-            std::io::ErrorKind::NotFound => Self::NotFound { url: path },
+            // What cannot be made is not missing.
+            std::io::ErrorKind::NotFound if !["created", "written"].contains(&action) => Self::NotFound { url: path },
             std::io::ErrorKind::PermissionDenied => Self::Refused { url: path },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
             _ => Self::Io { path, action, source },
@@ -189,6 +190,7 @@ impl Store {
     /// # Errors
     /// When it is not there or cannot be reached.
     pub async fn find(&self, name: &str) -> Result<Object, StoreError> {
+        glob::refuse_directory(name, name.strip_prefix("file://").unwrap_or(name))?;
         let location = glob::location(name)?;
         let meta = self.inner.head(&location).await.map_err(|error| explain(name, error))?;
         Ok(Object { url: name.to_owned(), ..Object::from_meta(name, meta) })
@@ -200,6 +202,11 @@ impl Store {
     /// When the first bytes cannot be read. Later failures arrive as [`std::io::Error`]s of the reader: pass them to
     /// [`explain_read`].
     pub async fn open(&self, object: &Object, packed_read: Arc<AtomicU64>) -> Result<Reader, StoreError> {
+        let packed_name = [".gz", ".zst"].iter().any(|ending| object.url.ends_with(ending));
+        if object.size == 0 && packed_name {
+            // A compressed file of nothing still has a header; no bytes at all are a download that failed.
+            return Err(StoreError::Truncated { url: object.url.clone() });
+        }
         let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
             let object = object.clone();
             let inner = Arc::clone(&self.inner);

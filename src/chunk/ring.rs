@@ -188,13 +188,13 @@ mod tests {
 
     const START: Position = Position { shard: 0, row: 0 };
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_full_ring_blocks_until_a_chunk_is_released() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Ring::open(directory, 2 << 20, "g", START).await.unwrap();
         let first = put(&ring, 0, 1 << 20).await;
-        let waits = tokio::time::timeout(Duration::from_secs(5), put(&ring, 10, 1 << 20)).await;
+        let waits = tokio::time::timeout(Duration::from_millis(100), put(&ring, 10, 1 << 20)).await;
         assert!(waits.is_err(), "the second chunk does not fit beside the first");
         first.release().unwrap();
         let second = put(&ring, 10, 1 << 20).await;

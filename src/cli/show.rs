@@ -83,9 +83,8 @@ fn catalog(table: &mut Table, part: &CatalogReport) {
     table.counts(&part.pair_rows_skipped);
     table.row("image URLs with a label", part.labelled_images);
     table.row("classes with an image URL", percent(part.classes_with_images, part.classes));
-    let order = ["0", "1", "2-5", "6-20", "21-100", ">100"];
     let histogram: Vec<String> =
-        order.iter().filter_map(|bucket| Some(format!("{bucket}: {}", part.images_per_class.get(*bucket)?))).collect();
+        part.images_per_class.iter().map(|(images, classes)| format!("{images}: {classes}")).collect();
     table.row("classes by image URLs", histogram.join("   "));
     let about = if part.urls_merged_exact { "" } else { "about " };
     table.row("URLs that differ in form alone", format!("{about}{}", part.urls_merged_by_normalising));

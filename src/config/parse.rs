@@ -25,24 +25,38 @@ pub fn machine(text: &str) -> Result<RawMachine, ConfigError> {
 }
 
 fn read<T: DeserializeOwned>(text: &str, keys: &[Key], sections: &[&str]) -> Result<T, ConfigError> {
-    let value: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+    let parsed: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         ConfigError(vec![Problem::new("", format!("line {line} is not TOML: {}", one_line(error.message())))])
     })?;
-    let mut problems = unknown(&value, keys, sections);
-    let parsed = serde_path_to_error::deserialize(Value::Table(value));
-    match parsed {
-        Ok(raw) if problems.is_empty() => Ok(raw),
-        Ok(_) => Err(ConfigError(problems)),
-        Err(error) => {
-            let path = error.path().to_string();
-            let reason = one_line(error.into_inner().message());
-            // An unknown key is already listed, with the nearest valid name.
-            if !reason.starts_with("unknown field") {
-                problems.push(Problem::new(path.trim_start_matches('.'), reason));
-            }
-            Err(ConfigError(problems))
+    let mut problems = unknown(&parsed, keys, sections);
+    let mut value = parsed;
+    loop {
+        // A value of a wrong type ends the parser's work, so it is noted and taken out, and the rest is tried again.
+        let error = match serde_path_to_error::deserialize(Value::Table(value.clone())) {
+            Ok(raw) if problems.is_empty() => return Ok(raw),
+            Ok(_) => return Err(ConfigError(problems)),
+            Err(error) => error,
+        };
+        let path = error.path().to_string();
+        let reason = one_line(error.into_inner().message());
+        // An unknown key is listed already, with the nearest valid name, and taken out below like any other.
+        if !reason.starts_with("unknown field") {
+            problems.push(Problem::new(path.trim_start_matches('.'), reason));
         }
+        if !take_out(&mut value, &path) {
+            return Err(ConfigError(problems));
+        }
+    }
+}
+
+/// Removes the key at a path such as `train.epochs` or `images.shards[0]`, or its section; false when nothing is there.
+fn take_out(value: &mut toml::Table, path: &str) -> bool {
+    let mut names = path.split(['.', '[']);
+    let section = names.next().unwrap_or_default();
+    match (value.get_mut(section), names.next()) {
+        (Some(Value::Table(table)), Some(name)) if table.contains_key(name) => table.remove(name).is_some(),
+        _ => value.remove(section).is_some(),
     }
 }
 
@@ -101,6 +115,16 @@ mod tests {
         let error = pipeline("[train]\nepochs = 'three'\n").unwrap_err();
         assert_eq!(error.0[0].key, "train.epochs");
         assert!(error.to_string().contains("invalid type"), "{error}");
+    }
+
+    #[test]
+    fn every_wrong_type_is_named_at_once() {
+        let text = "[run]\ndir = 3\nseed = 'x'\n[images]\nshards = ['a', 1]\n[preprocess]\nsize_px = '224'\nsise = 1\n";
+        let error = pipeline(text).unwrap_err();
+        let keys: Vec<&str> = error.0.iter().map(|problem| problem.key.as_str()).collect();
+        for key in ["run.dir", "run.seed", "images.shards", "preprocess.size_px", "preprocess.sise"] {
+            assert!(keys.iter().any(|found| found.starts_with(key)), "{key} is not in {error}");
+        }
     }
 
     #[test]

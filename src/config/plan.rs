@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline, RawPredict};
-use super::value::Classes;
+use super::value::{Classes, DeviceKind, HeadKind};
 use super::{ConfigError, Problem};
 
 /// A stage that leaves artefacts, in the order in which they depend on each other.
@@ -235,6 +235,11 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
             "this version does not download from the hub: fetch the checkpoint's files and name their directory".into(),
         );
     }
+    refuse(
+        pipeline.head.kind == HeadKind::Text,
+        "head.kind",
+        "`text`: this version trains heads of classes alone; set `classes`".into(),
+    );
     if pipeline.train.is_some() {
         refuse(pipeline.model.is_none(), "model", "is required with `[train]`".into());
         refuse(pipeline.images.is_none(), "images", "is required with `[train]`".into());
@@ -357,6 +362,11 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         !(limits.max_bad_fraction > 0.0 && limits.max_bad_fraction <= 1.0),
         "limits.max_bad_fraction",
         format!("`{}` must be over 0 and at most 1", limits.max_bad_fraction),
+    );
+    refuse(
+        machine.device.kind == DeviceKind::Cuda,
+        "device.kind",
+        "`cuda`: this version runs the model on the CPU; set `auto` or `cpu`".into(),
     );
     refuse(
         !machine.store.endpoint.is_empty(),

@@ -178,7 +178,7 @@ impl Default for RawModel {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawHead {
-    /// `classes`: one output for each caption class.
+    /// `classes`: one output for each caption class. `text` is refused by this version.
     pub kind: HeadKind,
 }
 
@@ -315,7 +315,7 @@ pub struct RawScratch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDevice {
-    /// `auto` or `cpu`.
+    /// `auto` or `cpu`; `cuda` is refused by this version.
     pub kind: DeviceKind,
     /// Which device, where there are several.
     pub index: u32,

@@ -114,6 +114,8 @@ words!(
     HeadKind {
         /// A linear layer with one output for each class.
         Classes = "classes",
+        /// A map into the space of a text encoder.
+        Text = "text",
     }
 );
 words!(
@@ -150,6 +152,8 @@ words!(
         Auto = "auto",
         /// The processor.
         Cpu = "cpu",
+        /// An NVIDIA GPU.
+        Cuda = "cuda",
     }
 );
 

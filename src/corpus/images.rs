@@ -26,7 +26,7 @@ pub enum ImageRow<'a> {
         reason: ImageRowProblem,
         /// The same in words, with the numbers.
         detail: String,
-        /// The URL where one could be read; replacement characters stand for what is not UTF-8.
+        /// The URL: unchanged for [`ImageRowProblem::MissingData`], whose URL is sound; else what of it can be shown.
         image_url: Option<String>,
     },
 }
@@ -127,7 +127,13 @@ fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
         return bad(ImageRowProblem::MissingUrl, "the image URL is empty".to_owned());
     }
     if base64.is_empty() {
-        return bad(ImageRowProblem::MissingData, "the base64 field is empty".to_owned());
+        // The URL is sound and decides, unchanged, whether the row is wanted or a duplicate.
+        return ImageRow::Bad {
+            row,
+            reason: ImageRowProblem::MissingData,
+            detail: "the base64 field is empty".to_owned(),
+            image_url: Some(text.to_owned()),
+        };
     }
     ImageRow::Ok { row, image_url: text, base64 }
 }

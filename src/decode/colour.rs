@@ -49,7 +49,7 @@ pub(super) fn ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let red = (91_881 * cr + HALF) >> 16;
     let green = (-22_554 * cb - 46_802 * cr + HALF) >> 16;
     let blue = (116_130 * cb + HALF) >> 16;
-    [y + red, y + green, y + blue].map(|value| value.clamp(0, 255) as u8)
+    [y + red, y + green, y + blue].map(|value| value.clamp(0, 255).cast_unsigned() as u8)
 }
 
 #[cfg(test)]

@@ -1,23 +1,23 @@
-//! RGB pixels of any size → the square of the [`Geometry`], with Pillow's arithmetic order.
+//! RGB pixels of any size → the square of the [`Geometry`], bit for bit as the `Image.resize` of Pillow 13.
 //!
-//! Pillow convolves along rows first, rounds to bytes, and then convolves along columns
-//! (`src/libImaging/Resample.c`); where a kernel overshoots, the clipping in between makes the order visible.
-//! `fast_image_resize` does bytes the other way round, so the two passes are asked for one by one. Its
-//! coefficients have 16 bits where Pillow's have 22: a level may differ by 1.
+//! There are two passes with bytes in between, so their order shows, most where a kernel overshoots and is clipped.
+//! Rows come first unless the height shrinks by more than twice as many pixels as the width (in Pillow since 13.0;
+//! before, rows always came first). [`Convolver`] has the arithmetic of a pass.
+//!
+//! Memory: what lies between the passes is smaller than the source if columns come first; else it has as many rows
+//! as are looked at, at most twice the width and S more, and S columns.
 
-use fast_image_resize::images::Image;
-use fast_image_resize::images::ImageRef;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
+use super::convolve::{Convolver, Kernel};
 use super::geometry::{Geometry, Window};
-use super::scratch::{self, KEEP_BYTES};
+use super::scratch;
 
 /// Bytes for each pixel.
 pub(super) const CHANNELS: usize = 3;
 
-/// An intermediate image over this many pixels is avoided by convolving columns first.
-const MAX_INTERMEDIATE_PX: u64 = 40_000_000;
+/// Steps that are added up one by one as Pillow does; only a sliver has more of them before the part that is kept.
+const MAX_STEPS: u64 = 1 << 22;
 
 /// The kernel of the resampling, with the names and the integer codes of Pillow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,101 +51,96 @@ impl Resample {
         }
     }
 
-    /// Filter and its radius in source pixels at scale 1; none for the one that is no convolution.
-    const fn filter(self) -> Option<(FilterType, f64)> {
+    /// None for the one that is no convolution.
+    const fn kernel(self) -> Option<Kernel> {
         match self {
             Self::Nearest => None,
-            Self::Lanczos => Some((FilterType::Lanczos3, 3.0)),
-            Self::Bilinear => Some((FilterType::Bilinear, 1.0)),
-            Self::Bicubic => Some((FilterType::CatmullRom, 2.0)),
-            Self::Box => Some((FilterType::Box, 0.5)),
-            Self::Hamming => Some((FilterType::Hamming, 1.0)),
+            Self::Lanczos => Some(Kernel::Lanczos),
+            Self::Bilinear => Some(Kernel::Bilinear),
+            Self::Bicubic => Some(Kernel::Bicubic),
+            Self::Box => Some(Kernel::Box),
+            Self::Hamming => Some(Kernel::Hamming),
         }
     }
-}
-
-/// A size that does not fit its buffer: a mistake in this module, told instead of panicking.
-#[derive(Debug)]
-pub(super) struct ResizeFailed(pub(super) String);
-
-fn failed(error: impl std::fmt::Display) -> ResizeFailed {
-    ResizeFailed(error.to_string())
 }
 
 /// The resampler and its buffers, reused from image to image.
 pub(super) struct Squarer {
     geometry: Geometry,
     resample: Resample,
-    resizer: Resizer,
+    convolver: Convolver,
     intermediate: Vec<u8>,
     kept: Vec<u8>,
 }
 
 impl Squarer {
     pub(super) fn new(geometry: Geometry, resample: Resample) -> Self {
-        Self { geometry, resample, resizer: Resizer::new(), intermediate: Vec::new(), kept: Vec::new() }
+        Self { geometry, resample, convolver: Convolver::default(), intermediate: Vec::new(), kept: Vec::new() }
     }
 
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
         scratch::trim(&mut self.intermediate);
         scratch::trim(&mut self.kept);
-        if self.resizer.size_of_internal_buffers() > KEEP_BYTES {
-            self.resizer.reset_internal_buffers();
-        }
+        self.convolver.trim();
     }
 
     /// Fills `out` (3·S·S bytes) from `rgb` (`3·width·height` bytes).
-    pub(super) fn run(&mut self, rgb: &[u8], width: u32, height: u32, out: &mut [u8]) -> Result<(), ResizeFailed> {
+    pub(super) fn run(&mut self, rgb: &[u8], width: u32, height: u32, out: &mut [u8]) {
         let output = self.geometry.output_px();
         let (x, y) = self.geometry.windows(width, height);
         if x.fills(output) && y.fills(output) {
-            return self.fill(rgb, x, y, out);
+            self.fill(rgb, x, y, out);
+            return;
         }
         out.fill(0);
         let (row, len) = (x.len as usize * CHANNELS, y.len as usize);
         if row == 0 || len == 0 {
-            return Ok(());
+            return;
         }
         let mut kept = std::mem::take(&mut self.kept);
         let part = scratch::grown(&mut kept, row * len);
-        let done = self.fill(rgb, x, y, part);
+        self.fill(rgb, x, y, part);
         let lines = out.chunks_exact_mut(output as usize * CHANNELS).skip(y.offset as usize);
         let left = x.offset as usize * CHANNELS;
         for (line, source) in lines.zip(part.chunks_exact(row)) {
             line[left..left + row].copy_from_slice(source);
         }
         self.kept = kept;
-        done
     }
 
-    fn fill(&mut self, rgb: &[u8], x: Window, y: Window, out: &mut [u8]) -> Result<(), ResizeFailed> {
-        let Some((filter, radius)) = self.resample.filter() else {
+    fn fill(&mut self, rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
+        let Some(kernel) = self.resample.kernel() else {
             nearest(rgb, x, y, out);
-            return Ok(());
+            return;
         };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
-        let source = ImageRef::new(x.source, y.source, rgb, PixelType::U8x3).map_err(failed)?;
-        let (left, span_x) = x.span();
-        let (top, span_y) = y.span();
-        // Only the rows that the second pass looks at, with one to spare for rounding.
-        let reach = radius * y.scale().max(1.0) + 1.0;
-        let first_row = (top - reach).floor().max(0.0);
-        let last_row = (top + span_y + reach).ceil().min(f64::from(y.source));
-        let rows = (last_row - first_row) as u32;
-        if x.is_copy() || y.is_copy() || u64::from(x.len) * u64::from(rows) > MAX_INTERMEDIATE_PX {
-            let mut target = Image::from_slice_u8(x.len, y.len, out, PixelType::U8x3).map_err(failed)?;
-            let options = options.crop(left, top, span_x, span_y);
-            return self.resizer.resize(&source, &mut target, &options).map_err(failed);
+        let (convolver, middle) = (&mut self.convolver, &mut self.intermediate);
+        let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
+        // Only the rows that the second pass looks at.
+        let (top, bottom) = Convolver::reach(kernel, y);
+        let rgb = &rgb[top as usize * stride..bottom as usize * stride];
+        let rows = (bottom - top) as usize;
+        if x.is_whole_copy() {
+            convolver.down(kernel, y, top, rgb, row, out);
+        } else if y.is_whole_copy() {
+            convolver.across(kernel, x, rgb, out);
+        } else if columns_first(x, y) {
+            let middle = scratch::grown(middle, stride * y.len as usize);
+            convolver.down(kernel, y, top, rgb, stride, middle);
+            convolver.across(kernel, x, middle, out);
+        } else {
+            let middle = scratch::grown(middle, row * rows);
+            convolver.across(kernel, x, rgb, middle);
+            convolver.down(kernel, y, top, middle, row, out);
         }
-        let buffer = scratch::grown(&mut self.intermediate, x.len as usize * rows as usize * CHANNELS);
-        let mut middle = Image::from_slice_u8(x.len, rows, buffer, PixelType::U8x3).map_err(failed)?;
-        let across = options.crop(left, first_row, span_x, f64::from(rows));
-        self.resizer.resize(&source, &mut middle, &across).map_err(failed)?;
-        let mut target = Image::from_slice_u8(x.len, y.len, out, PixelType::U8x3).map_err(failed)?;
-        let down = options.crop(0.0, top - first_row, f64::from(x.len), span_y);
-        self.resizer.resize(&middle, &mut target, &down).map_err(failed)
     }
+}
+
+/// The order of `ImagingResampleInner` in Pillow 13. It goes by pixels and not by ratios.
+fn columns_first(x: Window, y: Window) -> bool {
+    let height = u64::from(y.source).saturating_sub(y.resized);
+    let width = 2 * (i128::from(x.source) - i128::from(x.resized));
+    height > 0 && i128::from(height) > width
 }
 
 /// Pillow's nearest neighbour (`ImagingScaleAffine`): the source pixel under each centre.
@@ -163,10 +158,166 @@ fn nearest(rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
 fn positions(window: Window) -> impl Iterator<Item = usize> {
     let scale = window.scale();
     let last = (window.source as usize).saturating_sub(1);
-    (0..window.len).map(move |at| {
-        let centre = (window.first + u64::from(at)) as f64 + 0.5;
-        #[expect(clippy::cast_sign_loss, reason = "a product of non-negative numbers")]
-        let position = (centre * scale) as usize;
+    // The sum of the steps, with its rounding, decides where a centre falls on a border.
+    let mut centre = if window.first <= MAX_STEPS {
+        (0..window.first).fold(0.5 * scale, |centre, _| centre + scale)
+    } else {
+        (window.first as f64 + 0.5) * scale
+    };
+    (0..window.len).map(move |_| {
+        #[expect(clippy::cast_sign_loss, reason = "a sum of positive numbers")]
+        let position = centre as usize;
+        centre += scale;
         position.min(last)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KERNELS: [Resample; 5] =
+        [Resample::Lanczos, Resample::Bilinear, Resample::Bicubic, Resample::Box, Resample::Hamming];
+
+    fn noise(len: usize, seed: u32) -> Vec<u8> {
+        let step = |state: &mut u32| {
+            *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            Some((*state >> 24) as u8)
+        };
+        std::iter::repeat_n((), len).scan(seed, |state, ()| step(state)).collect()
+    }
+
+    /// The value of the kernel by its textbook formula.
+    fn kernel(resample: Resample, x: f64) -> f64 {
+        use std::f64::consts::PI;
+        let sinc = |x: f64| {
+            if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
+        };
+        let d = x.abs();
+        match resample {
+            Resample::Lanczos if d < 3.0 => sinc(x) * sinc(x / 3.0),
+            Resample::Bilinear if d < 1.0 => 1.0 - d,
+            Resample::Bicubic if d < 1.0 => 1.5 * d.powi(3) - 2.5 * d.powi(2) + 1.0,
+            Resample::Bicubic if d < 2.0 => -0.5 * d.powi(3) + 2.5 * d.powi(2) - 4.0 * d + 2.0,
+            Resample::Box if x > -0.5 && x <= 0.5 => 1.0,
+            Resample::Hamming if d < 1.0 => sinc(x) * (0.54 + 0.46 * (PI * x).cos()),
+            _ => 0.0,
+        }
+    }
+
+    /// One channel of a line, in real arithmetic, rounded at the end. As in Pillow a source pixel counts if its
+    /// centre lies under the kernel, rounded to whole pixels, which decides where a box ends on a centre.
+    #[expect(clippy::cast_sign_loss, reason = "negative numbers become 0")]
+    fn line(resample: Resample, source: &[f64], len: usize) -> Vec<f64> {
+        let scale = source.len() as f64 / len as f64;
+        let narrowing = 1.0 / scale.max(1.0);
+        let radius = match resample {
+            Resample::Nearest | Resample::Box => 0.5,
+            Resample::Bilinear | Resample::Hamming => 1.0,
+            Resample::Bicubic => 2.0,
+            Resample::Lanczos => 3.0,
+        } / narrowing;
+        let at = |out: usize| {
+            let centre = (out as f64 + 0.5) * scale;
+            let end = ((centre + radius + 0.5) as usize).min(source.len());
+            let (sum, total) = ((centre - radius + 0.5) as usize..end)
+                .map(|k| (source[k], kernel(resample, (k as f64 - centre + 0.5) * narrowing)))
+                .fold((0.0, 0.0), |(sum, total), (s, w)| (sum + w * s, total + w));
+            (sum / total).clamp(0.0, 255.0).round()
+        };
+        (0..len).map(at).collect()
+    }
+
+    /// Largest difference to real arithmetic, for an image that is one pixel wide or high.
+    fn off_by(resample: Resample, rgb: &[u8], upright: bool, size: u32) -> f64 {
+        let mut squarer = Squarer::new(Geometry::Squash { size_px: size }, resample);
+        let mut out = vec![0; (size * size) as usize * CHANNELS];
+        let long = (rgb.len() / CHANNELS) as u32;
+        let (width, height) = if upright { (1, long) } else { (long, 1) };
+        squarer.run(rgb, width, height, &mut out);
+        let mut worst: f64 = 0.0;
+        for channel in 0..CHANNELS {
+            let source: Vec<f64> = rgb.iter().skip(channel).step_by(CHANNELS).map(|&s| s.into()).collect();
+            let expected = line(resample, &source, size as usize);
+            for (at, pixel) in out.chunks_exact(CHANNELS).enumerate() {
+                let (row, column) = (at / size as usize, at % size as usize);
+                let expected = expected[if upright { row } else { column }];
+                worst = worst.max((f64::from(pixel[channel]) - expected).abs());
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn a_line_of_3000_pixels_is_resized_within_a_level() {
+        let rgb = noise(3000 * CHANNELS, 5);
+        for resample in KERNELS {
+            for size in [64, 224, 384] {
+                for upright in [false, true] {
+                    let worst = off_by(resample, &rgb, upright, size);
+                    assert!(worst <= 1.0, "{resample:?}, {size}, {upright}: {worst}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_at_once_give_the_same() {
+        let rgb = noise(700_000 * CHANNELS, 6);
+        for size in [1, 2, 5] {
+            assert!(off_by(Resample::Lanczos, &rgb, false, size) <= 1.0);
+            assert!(off_by(Resample::Bilinear, &rgb, true, size) <= 1.0);
+        }
+    }
+
+    #[test]
+    fn the_order_is_that_of_pillow() {
+        let order = |width, height, size_px| {
+            let (x, y) = Geometry::Squash { size_px }.windows(width, height);
+            columns_first(x, y)
+        };
+        // Each was tried with Pillow 13.0.0 on noise.
+        for (width, height, size, expected) in [
+            (300, 225, 224, false),
+            (300, 400, 224, true),
+            (600, 800, 224, false),
+            (181, 200, 224, false),
+            (181, 230, 224, true),
+            (215, 357, 64, false),
+            (215, 357, 384, false),
+            (500, 2000, 224, true),
+        ] {
+            assert_eq!(order(width, height, size), expected, "{width} × {height} → {size}");
+        }
+    }
+
+    #[test]
+    fn an_extreme_aspect_reads_nothing_outside_the_source() {
+        let geometry = Geometry::ShortestEdge { edge_px: 256, crop_px: 224 };
+        for long in [1_000_003, 39_999_983] {
+            let (x, y) = geometry.windows(long, 1);
+            for kernel in KERNELS.iter().filter_map(|resample| resample.kernel()) {
+                let (first, end) = Convolver::reach(kernel, x);
+                assert!(first < end && end <= long && end - first < 10);
+                assert_eq!(Convolver::reach(kernel, y), (0, 1));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_colour_stays_that_colour(
+            colour in any::<[u8; 3]>(),
+            (width, height) in (1u32..400, 1u32..400),
+            size in 1u32..90,
+            resample in prop::sample::select(&KERNELS[..]),
+        ) {
+            let rgb = colour.repeat((width * height) as usize);
+            let mut out = vec![0; (size * size) as usize * CHANNELS];
+            Squarer::new(Geometry::Squash { size_px: size }, resample).run(&rgb, width, height, &mut out);
+            prop_assert!(out.chunks_exact(CHANNELS).all(|pixel| pixel == colour));
+        }
+    }
 }

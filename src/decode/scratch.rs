@@ -1,7 +1,7 @@
 //! Buffers that are reused from image to image, and given back after an unusually large one.
 
 /// A buffer over this many bytes is freed after its image: the images of the corpus need a tenth of it.
-pub(super) const KEEP_BYTES: usize = 8 << 20;
+const KEEP_BYTES: usize = 8 << 20;
 
 /// The first `len` bytes, whatever they hold; grows where needed and never shrinks.
 pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
@@ -15,8 +15,8 @@ pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
 }
 
 /// Frees a buffer over [`KEEP_BYTES`].
-pub(super) fn trim(buffer: &mut Vec<u8>) {
-    if buffer.capacity() > KEEP_BYTES {
+pub(super) fn trim<T>(buffer: &mut Vec<T>) {
+    if buffer.capacity().saturating_mul(size_of::<T>()) > KEEP_BYTES {
         *buffer = Vec::new();
     }
 }

@@ -141,8 +141,8 @@ pub async fn check(plan: &Plan) -> Check {
             check.sample.insert("predict.ids".to_owned(), text);
         }
         if !predict.truth.is_empty() {
-            let found = store.find(&predict.truth).await.map_err(PipelineError::from);
-            check.keep(found);
+            #[cfg(feature = "model")]
+            check.keep(super::prediction::check_truth(&predict.truth));
         }
     }
     check
@@ -232,6 +232,16 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
                 break;
             }
         }
+        if classes.is_empty() {
+            return Err(PipelineError::Input(format!(
+                "`{}` (`captions.list`) holds no caption: check the file",
+                captions.list
+            )));
+        }
+        #[cfg(feature = "model")]
+        if let Some(predict) = &plan.pipeline().predict {
+            super::enough_captions(classes.len(), predict.top_k)?;
+        }
     }
     let mut reader = store.open(shard, std::sync::Arc::default()).await?;
     let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
@@ -267,6 +277,9 @@ async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> 
         let more = feed(&mut reader, &mut ids, &mut fed, &object.url).await?;
         while ids.next()?.is_some() {
             count += 1;
+        }
+        if !more && count == 0 {
+            return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
         }
         if !more {
             return Ok(format!("the first {count} ids are sound"));

@@ -39,6 +39,9 @@ pub(super) struct StageRecord {
 pub(super) struct Generations {
     directory: Directory,
     file: RunFile,
+    /// The stage from which everything is recomputed, if any.
+    from: Option<Stage>,
+    proposed: Vec<(String, StageRecord)>,
 }
 
 /// Adds what a listing resolved to: names and sizes.
@@ -73,7 +76,7 @@ impl Generations {
     ///
     /// # Errors
     /// As [`read`]; and when the directory holds files that no run wrote.
-    pub(super) fn open(directory: Directory) -> Result<Self, PipelineError> {
+    pub(super) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
         let file = if let Some(file) = read(&directory)? {
             file
         } else {
@@ -91,25 +94,31 @@ impl Generations {
             }
             RunFile::default()
         };
-        Ok(Self { directory, file })
+        Ok(Self { directory, file, from, proposed: Vec::new() })
     }
 
-    /// The generation of a stage that was recorded by an earlier start.
+    /// What an earlier start recorded of a stage, and this one keeps.
     pub(super) fn recorded(&self, name: &str) -> Option<&StageRecord> {
-        self.file.stages.get(name)
+        self.file.stages.get(name).filter(|_| !self.discards(name))
     }
 
-    /// Records a stage with its keys and returns its generation, or refuses where the directory holds another one.
+    /// Whether this start throws away what the stage made. A submission's stage is named `predict NAME`.
+    fn discards(&self, name: &str) -> bool {
+        let first = name.split(' ').next();
+        self.from.is_some_and(|from| Stage::ALL.iter().any(|stage| *stage >= from && first == Some(stage.as_str())))
+    }
+
+    /// Says what a stage would be made with and returns its generation, or refuses where the directory holds another one.
+    /// Nothing is changed before [`Self::accept`].
     ///
     /// # Errors
-    /// A table of the keys that differ and what each invalidates; and when the record cannot be written.
-    pub(super) fn settle(
+    /// A table of the keys that differ and what each invalidates.
+    pub(super) fn propose(
         &mut self,
         name: &str,
         stage: Stage,
         keys: StageKeys,
         upstream: &[&str],
-        plan: &Plan,
     ) -> Result<String, PipelineError> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(FORMAT.as_bytes());
@@ -120,18 +129,12 @@ impl Generations {
             hasher.update(format!("{key}={value}\n").as_bytes());
         }
         let generation = hasher.finalize().to_hex()[..32].to_owned();
-        match self.file.stages.get(name) {
-            Some(record) if record.generation == generation => {}
-            Some(record) => {
-                return Err(PipelineError::Generation(self.refusal(stage, &record.keys, &keys)));
-            }
-            None => {
-                let record = StageRecord { generation: generation.clone(), keys };
-                self.file.stages.insert(name.to_owned(), record);
-            }
+        if let Some(record) = self.recorded(name)
+            && record.generation != generation
+        {
+            return Err(PipelineError::Generation(self.refusal(stage, &record.keys, &keys)));
         }
-        self.file.config = plan.pipeline().clone();
-        self.save()?;
+        self.proposed.push((name.to_owned(), StageRecord { generation: generation.clone(), keys }));
         Ok(generation)
     }
 
@@ -167,20 +170,25 @@ impl Generations {
         text
     }
 
-    /// Forgets a stage and those after it, and removes their artefacts.
+    /// Records what was proposed, once everything that could refuse the run has had its say; only now is anything removed.
     ///
     /// # Errors
-    /// When something cannot be removed.
-    pub(super) fn discard_from(&mut self, stage: Stage) -> Result<(), PipelineError> {
-        for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
-            self.file.stages.retain(|name, _| name.split(' ').next() != Some(later.as_str()));
+    /// When the record cannot be written or an artefact cannot be removed.
+    pub(super) fn accept(&mut self, plan: &Plan) -> Result<(), PipelineError> {
+        let discarded: Vec<String> = self.file.stages.keys().filter(|name| self.discards(name)).cloned().collect();
+        for name in discarded {
+            self.file.stages.remove(&name);
         }
-        // The record first: a kill in between leaves artefacts that no record names, which the stages remove.
+        self.file.config = plan.pipeline().clone();
+        // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
         self.save()?;
-        for later in Stage::ALL.into_iter().filter(|later| *later >= stage) {
-            self.remove_artefacts(later)?;
+        if let Some(from) = self.from {
+            for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
+                self.remove_artefacts(later)?;
+            }
         }
-        Ok(())
+        self.file.stages.extend(self.proposed.drain(..));
+        self.save()
     }
 
     fn remove_artefacts(&self, stage: Stage) -> Result<(), StoreError> {

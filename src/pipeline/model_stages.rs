@@ -1,14 +1,20 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Backbone, Directory, Journal, Layout, PipelineError, Run, Stage, StreamJob, Wanted, add_inputs, catalog, desk,
-    features, prediction, training,
+    Arc, Backbone, Directory, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs,
+    catalog, desk, enough_captions, features, prediction, training,
 };
 use crate::model::Checkpoint;
 use crate::train::checkpoint;
 
 use super::report::PredictionReport;
+use crate::config::raw::RawPredict;
 use crate::config::value::Pick;
+
+/// What the files of a prediction are named after.
+fn stem(settings: &RawPredict) -> String {
+    settings.output.trim_end_matches(".csv").to_owned()
+}
 
 impl Run {
     fn backbone(&self) -> Result<&Backbone, PipelineError> {
@@ -30,8 +36,8 @@ impl Run {
         ))
         .map_err(desk::model_error)?;
         desk::load_backbone(device, checkpoint, backbone.options).await?;
-        let scratch = self.scratch(name)?;
-        let scratch_root = scratch.root().to_owned();
+        let rings = self.scratch()?;
+        let scratch = Directory::create(rings.path(name))?;
         let places = features::Places {
             run: self.directory.clone(),
             layout,
@@ -45,7 +51,7 @@ impl Run {
         rows.finish();
         meter.finish();
         // Empty now; another process of this run may have none to clean.
-        Directory::at(scratch_root).remove("")?;
+        rings.remove(name)?;
         Ok(journal)
     }
 
@@ -53,36 +59,28 @@ impl Run {
     pub(super) async fn features(
         &mut self,
         catalog: Option<&catalog::Catalog>,
-        upstream: Option<String>,
+        ready: Ready,
         device: &Arc<desk::Device>,
-    ) -> Result<(Journal, String), PipelineError> {
-        let patterns = self.plan.pipeline().images.clone().unwrap_or_default().shards;
-        let shards = self.list(&patterns).await?;
-        let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
-        let upstream: Vec<&str> = upstream.as_deref().into_iter().collect();
-        let stage = Stage::Stream;
-        let generation = self.generations.settle(stage.as_str(), stage, keys, &upstream, &self.plan)?;
+    ) -> Result<Journal, PipelineError> {
+        let Ready { shards, generation } = ready;
         let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
         let shards = Arc::clone(&job.shards);
         let journal = self.stream_features(job, Layout::train("features"), "images", device).await?;
         self.report.images = Some(self.stream_report(&journal, &shards)?);
         self.output("features", "features");
-        Ok((journal, generation))
+        Ok(journal)
     }
 
     pub(super) async fn train(
         &mut self,
         journal: Journal,
-        upstream: String,
+        generation: String,
         classes: usize,
         device: &Arc<desk::Device>,
     ) -> Result<(), PipelineError> {
         let pipeline = self.plan.pipeline();
         let Some(settings) = pipeline.train.clone() else { return Ok(()) };
         let seed = pipeline.run.seed;
-        let stage = Stage::Train;
-        let keys = self.plan.keys(stage);
-        let generation = self.generations.settle(stage.as_str(), stage, keys, &[&upstream], &self.plan)?;
         let job = training::TrainJob {
             directory: self.directory.clone(),
             journal,
@@ -145,26 +143,45 @@ impl Run {
         )))
     }
 
-    pub(super) async fn predict(&mut self, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
-        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
-        let stem = settings.output.trim_end_matches(".csv").to_owned();
-        self.check_same_features()?;
-        let captions = catalog::load_captions(&self.directory)?;
-        let top_k = settings.top_k as usize;
-        if captions.len() < top_k {
-            return Err(PipelineError::Input(format!(
-                "there are {} captions, fewer than `predict.top_k` = {top_k}: lower it",
-                captions.len()
-            )));
+    /// Reads the ids and lists the test images, so that what is wrong with them shows before anything runs.
+    pub(super) async fn prepare_prediction(
+        &mut self,
+        alone: bool,
+    ) -> Result<Option<(Ready, prediction::Asked)>, PipelineError> {
+        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(None) };
+        let store = &self.machine.store;
+        let asked = prediction::read_ids(store, &settings.ids).await?;
+        let shards = store.list(&settings.images).await?;
+        let ids = store.find(&settings.ids).await?;
+        if !settings.truth.is_empty() {
+            prediction::check_truth(&settings.truth)?;
         }
-        let asked = prediction::read_ids(&self.machine.store, &settings.ids).await?;
-        let shards = self.list(&settings.images).await?;
+        if alone || !self.plan.runs(Stage::Stream) {
+            self.check_same_features()?;
+            enough_captions(catalog::load_captions(&self.directory)?.len(), settings.top_k)?;
+        } else if self.generations.recorded(Stage::Catalog.as_str()).is_some()
+            && let Ok(captions) = catalog::load_captions(&self.directory)
+        {
+            // Without a complete catalog the number is known, and looked at, as soon as it is built.
+            enough_captions(captions.len(), settings.top_k)?;
+        }
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards);
-        let ids = self.machine.store.find(&settings.ids).await?;
         add_inputs(&mut keys, "predict.ids", &[ids]);
-        let stage = Stage::Predict;
-        let record = format!("{} {stem}", stage.as_str());
-        let generation = self.generations.settle(&record, stage, keys, &[], &self.plan)?;
+        let record = format!("{} {}", Stage::Predict.as_str(), stem(&settings));
+        let generation = self.generations.propose(&record, Stage::Predict, keys, &[])?;
+        Ok(Some((Ready { shards, generation }, asked)))
+    }
+
+    pub(super) async fn predict(
+        &mut self,
+        ready: Ready,
+        asked: prediction::Asked,
+        device: &Arc<desk::Device>,
+    ) -> Result<(), PipelineError> {
+        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
+        let Ready { shards, generation } = ready;
+        let (stem, top_k) = (stem(&settings), settings.top_k as usize);
+        let captions = catalog::load_captions(&self.directory)?;
         let head = self.head(settings.checkpoint)?;
         let (ranking, tally, step) = if let Some((step, head)) = head {
             let wanted = Wanted::Urls(Arc::clone(&asked.urls));

@@ -46,6 +46,9 @@ pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, Pipelin
         Ok(())
     })
     .await?;
+    if hashes.is_empty() {
+        return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
+    }
     hashes.sort_unstable();
     let ids_per_image = hashes.chunk_by(|one, other| one == other).map(|ids| ids.len() as u64).collect();
     Ok(Asked { ids: hashes.len() as u64, ids_per_image, urls: Arc::new(hashes.into_iter().collect()) })
@@ -186,6 +189,18 @@ pub(super) async fn write(
     writer.finish().map_err(failed)?;
     directory.publish(&settings.output)?;
     Ok(without)
+}
+
+/// Reads the truth once, so that an unusable one shows before anything runs.
+///
+/// # Errors
+/// When it cannot be read or has no row.
+pub(super) fn check_truth(path: &str) -> Result<(), PipelineError> {
+    let truth = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
+    let nothing = format!("{},{}\n", crate::predict::submission::ID_COLUMN, crate::predict::submission::CAPTION_COLUMN);
+    evaluate(nothing.as_bytes(), truth)
+        .map(|_| ())
+        .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", super::chain(&error))))
 }
 
 /// Scores the submission that was just written.

@@ -57,8 +57,8 @@ pub struct CatalogReport {
     pub labelled_images: u64,
     /// Classes with at least one image URL.
     pub classes_with_images: u64,
-    /// Classes by number of image URLs.
-    pub images_per_class: BTreeMap<String, u64>,
+    /// Number of image URLs → classes with so many, ascending.
+    pub images_per_class: Vec<(String, u64)>,
     /// Distinct URLs that would be one after normalising scheme and percent-encoding; rows are joined on the raw URL.
     pub urls_merged_by_normalising: u64,
     /// Whether that is a count, and not an estimate from a sample.

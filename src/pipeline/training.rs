@@ -137,6 +137,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let mut session =
         Session { job: &job, inventory: &inventory, schedule, effective, progress, curve, saved: Instant::now() };
     session.train().await?;
+    session.tidy()?;
     job.device.call(|desk| desk.trainer = None).await?;
     job.meter.finish();
     let Session { progress, curve, .. } = session;
@@ -154,6 +155,17 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
 
 /// The newest checkpoint of this generation, or a new head.
 fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
+    // A kill between the two renames of a replacement leaves the old checkpoint aside: it is put back.
+    for name in job.directory.list(FOLDER)? {
+        let Some(step) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".replaced")) else { continue };
+        let (aside, own) =
+            (job.directory.path(&format!("{FOLDER}/{name}")), job.directory.path(&format!("{FOLDER}/{step}")));
+        if !own.is_dir() {
+            std::fs::rename(&aside, &own).map_err(|error| crate::store::StoreError::io(&own, "restored", error))?;
+        }
+    }
+    // What else a killed save or removal left goes; a checkpoint is under its name whole or not at all.
+    job.directory.sweep(FOLDER, |name| name.starts_with("step-"))?;
     if let Some(step) = checkpoints(&job.directory)?.last() {
         let path = checkpoint_path(&job.directory, *step);
         let (state, progress) = checkpoint::load(&path).map_err(model_error)?;
@@ -212,6 +224,7 @@ impl Session<'_> {
             let window = self.job.settings.shuffle_rows;
             let windows = order::plan(&self.inventory.samples, self.job.seed, self.progress.epoch, window);
             self.epoch(&windows).await?;
+            self.note_loss().await?;
             self.progress.epoch += 1;
             self.progress.position = 0;
             self.validate().await?;
@@ -291,7 +304,9 @@ impl Session<'_> {
             self.save().await?;
             return Err(PipelineError::Stopped(signal));
         }
-        if self.saved.elapsed() >= self.job.settings.checkpoint_every.0 {
+        // The end of an epoch saves by itself, and never over a checkpoint of the same step.
+        let ends_epoch = self.progress.position >= self.inventory.samples.iter().sum::<u64>();
+        if self.saved.elapsed() >= self.job.settings.checkpoint_every.0 && !ends_epoch {
             self.save().await?;
         }
         Ok(())
@@ -370,14 +385,29 @@ impl Session<'_> {
         tokio::task::spawn_blocking(move || checkpoint::save(&path, &state, &progress))
             .await?
             .map_err(checkpoint_error)?;
+        self.tidy()?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Keeps the newest and the best checkpoint alone, and the picture of the curve up to date.
+    fn tidy(&self) -> Result<(), PipelineError> {
         let best = best(&self.curve.validations).map(|point| point.step);
         for old in checkpoints(&self.job.directory)? {
-            if old != step && Some(old) != best {
+            if old != self.progress.step && Some(old) != best {
                 self.job.directory.remove(&format!("{FOLDER}/step-{old}"))?;
             }
         }
-        self.draw()?;
-        self.saved = Instant::now();
+        self.draw()
+    }
+
+    /// Notes the loss since the last point at the end of an epoch, so that short runs have a curve too.
+    async fn note_loss(&mut self) -> Result<(), PipelineError> {
+        let (sum, count) = self.job.device.call(|desk| trainer(desk)?.take_loss().map_err(model_error)).await??;
+        if count > 0 {
+            let learning_rate = self.schedule.rate(self.progress.step.saturating_sub(1));
+            self.curve.losses.push(LossPoint { step: self.progress.step, loss: sum / count as f64, learning_rate });
+        }
         Ok(())
     }
 

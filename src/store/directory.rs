@@ -185,7 +185,21 @@ impl Directory {
     /// When the system refuses.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() && !is_temporary(name) {
+            // Out of the way in one step first, so that a kill never leaves half a folder under its name.
+            let aside = self.temporary(name)?;
+            fs::remove_dir_all(&aside)
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })
+                .and_then(|()| fs::rename(&path, &aside))
+                .and_then(|()| fs::remove_dir_all(&aside))
+        } else if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         match removed {
             Ok(()) => sync_parent(&path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -14,6 +14,10 @@ pub(super) fn location(name: &str) -> Result<Path, StoreError> {
     let bad = |reason: String| StoreError::BadPattern { pattern: name.to_owned(), reason };
     let plain = name.strip_prefix("file://").unwrap_or(name);
     let absolute = std::path::absolute(plain).map_err(|error| bad(error.to_string()))?;
+    let climbs = absolute.components().any(|part| part == std::path::Component::ParentDir);
+    // Only the file system knows where `..` leads from behind a link.
+    let absolute =
+        if climbs { absolute.canonicalize().map_err(|error| StoreError::io(name, "found", error))? } else { absolute };
     Path::from_absolute_path(absolute).map_err(|error| bad(error.to_string()))
 }
 
@@ -34,10 +38,20 @@ fn local(location: &Path) -> String {
         .map_or_else(|_| location.to_string(), |path| path.display().to_string())
 }
 
+/// A directory where a file is expected deserves a better answer than that it is not there.
+pub(super) fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreError> {
+    if std::path::Path::new(plain).is_dir() {
+        let reason = "it is a directory; name its files, for example with `/*`".to_owned();
+        return Err(StoreError::BadPattern { pattern: pattern.to_owned(), reason });
+    }
+    Ok(())
+}
+
 /// The objects that a pattern matches, in no particular order.
 pub(super) async fn expand(store: &dyn ObjectStore, pattern: &str) -> Result<Vec<ObjectMeta>, StoreError> {
     let plain = pattern.strip_prefix("file://").unwrap_or(pattern);
     if !plain.contains(WILD) {
+        refuse_directory(pattern, plain)?;
         let meta = store.head(&location(plain)?).await.map_err(|error| explain(pattern, error))?;
         return Ok(vec![meta]);
     }

@@ -166,3 +166,81 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
         assert_eq!(tally["quarantined"][reason], 1, "{reason}: {tally}");
     }
 }
+
+#[test]
+fn a_refused_start_over_removes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let whole = pipeline(&run_dir, &[("epochs = 12", "epochs = 1")]);
+    assert!(run(&["run", "--config", &write(dir.path(), &whole)]).status.success());
+    let before = crate::support::artefacts(&run_dir);
+    for (from, to, args, code) in [
+        ("models/vit-tiny", "models/none", &["--from", "stream"][..], 5),
+        ("part", "part", &["--from", "predict"], 2),
+        ("data/train-*-of", "data/none-*-of", &["--fresh"], 3),
+        ("data/test.tsv", "data/none.tsv", &["--from", "train"], 3),
+        ("[predict]", "[predict]\ntop_k = 900", &["--from", "predict"], 2),
+    ] {
+        // A changed key of an earlier stage is refused however late the stage to recompute is.
+        let edits = if from == "part" { [("learning_rate = 0.2", "learning_rate = 0.3")] } else { [(from, to)] };
+        let text = pipeline(&run_dir, &[&[("epochs = 12", "epochs = 1")][..], &edits].concat());
+        let out = run(&[&["run", "--config", &write(dir.path(), &text)], args].concat());
+        assert_eq!(out.status.code(), Some(code), "{}", complaint(&out));
+        assert_eq!(
+            crate::support::differences(&before, &crate::support::artefacts(&run_dir)),
+            Vec::<String>::new(),
+            "{args:?}: {}",
+            complaint(&out)
+        );
+    }
+}
+
+#[test]
+fn what_prediction_needs_is_looked_at_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to, code) in [
+        ("data/test.tsv", "data/none.tsv", 3),
+        ("data/truth.csv", "models/vit-tiny/model.safetensors", 3),
+        ("image_data_test/image_pixels/*", "image_data_test/none/*", 3),
+        ("[predict]", "[predict]\ntop_k = 900", 2),
+    ] {
+        let run_dir = dir.path().join("run");
+        let (found, complaint) = fails(dir.path(), &pipeline(&run_dir, &[(from, to)]));
+        assert_eq!(found, code, "{complaint}");
+        assert!(!run_dir.join("features").exists() && !run_dir.join("checkpoints").exists(), "{to}");
+    }
+}
+
+#[test]
+fn a_path_may_climb_and_a_directory_is_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let climbing = "data/../data/image_data_train/../image_data_train/image_pixels/*.csv.gz";
+    let text = format!(
+        "[run]\ndir = '{}'\n[images]\nshards = ['{}/{climbing}']\n[preprocess]\nsize_px = 16\n",
+        dir.path().join("run").display(),
+        corpus().display()
+    );
+    let out = run(&["run", "--config", &write(dir.path(), &text)]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let (code, complaint) = fails(dir.path(), &text.replace(climbing, "data"));
+    assert_eq!(code, 2);
+    assert!(complaint.contains("it is a directory"), "{complaint}");
+}
+
+#[test]
+fn urls_that_differ_in_white_space_are_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let source =
+        std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
+    let data = source.split(|byte| *byte == b'\t').nth(1).unwrap();
+    let shard = dir.path().join("shard.csv");
+    std::fs::write(&shard, [b"http://w \t\tm\nhttp://w\t", data, b"\tm\n"].concat()).unwrap();
+    let text = format!(
+        "[run]\ndir = '{}'\n[images]\nshards = ['{}']\n[preprocess]\nsize_px = 16\n",
+        dir.path().join("run").display(),
+        shard.display()
+    );
+    let out = run(&["run", "--json", "--config", &write(dir.path(), &text)]);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["images"]["tally"]["kept"], 1, "{}", report["images"]["tally"]);
+}

@@ -79,7 +79,9 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, DecodeError> {
             0xda if frame.is_none() => return Err(corrupt("a scan precedes the frame header")),
             0xda => scanned = true,
             0xe0 if body.starts_with(b"JFIF\0") => jfif = true,
-            0xee if body.starts_with(b"Adobe") && body.len() >= 12 => adobe = Some((body[11], at + 2 + 11)),
+            0xee if body.starts_with(b"Adobe") && body.len() >= 12 => {
+                adobe = Some((body[11], at + 2 + 11));
+            }
             _ => {}
         }
         at += length;

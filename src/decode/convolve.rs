@@ -1,0 +1,328 @@
+//! One pass of a resampling over rows or columns of RGB bytes, bit for bit as Pillow's 8-bit `Image.resize`.
+//!
+//! The algorithm is that of `src/libImaging/Resample.c`: for each output position the weights are computed and
+//! normalised in double precision, rounded to 22 fractional bits, and summed up in 32-bit integers; the sum is
+//! rounded half up and clipped to a byte. Integers make the result independent of the machine. The loops are plain;
+//! `pulp` only has them compiled once more for wider vectors and picks the version at run time.
+//!
+//! Memory: the weights of one pass over rows are computed for as many columns at a time as fit into
+//! [`BLOCK_WEIGHTS`], or for one column; those of a pass over columns for one row at a time.
+
+#![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
+
+use std::f64::consts::PI;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::geometry::Window;
+use super::resize::CHANNELS;
+use super::scratch;
+
+/// Fractional bits of a weight: 8 bits of the sample and 2 of overshoot leave 22 of 32.
+const WEIGHT_BITS: u32 = 22;
+
+/// One half, so that the shift rounds.
+const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+
+/// Weights that are kept at once: 1 MiB, which an output row over 1,000 pixels wide does not reach.
+const BLOCK_WEIGHTS: usize = 1 << 18;
+
+/// Samples of an output row that are summed up side by side, in registers.
+const LANES: usize = 32;
+
+/// A function of the distance from the centre, 0 from its radius on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kernel {
+    Box,
+    Bilinear,
+    Hamming,
+    Bicubic,
+    Lanczos,
+}
+
+impl Kernel {
+    /// In source pixels at scale 1.
+    const fn radius(self) -> f64 {
+        match self {
+            Self::Box => 0.5,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn at(self, x: f64) -> f64 {
+        let distance = x.abs();
+        match self {
+            // Open on one side, so that a sample on the border of two outputs counts once.
+            Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
+            Self::Bilinear => (1.0 - distance).max(0.0),
+            Self::Hamming if distance < 1.0 => {
+                // The two constants have single precision there, and 22 bits show it.
+                let [rest, wave] = [0.54_f32, 0.46_f32].map(f64::from);
+                sinc(distance) * (rest + wave * (PI * distance).cos())
+            }
+            Self::Bicubic if distance < 1.0 => (1.5 * distance - 2.5) * distance * distance + 1.0,
+            Self::Bicubic if distance < 2.0 => -0.5 * (((distance - 5.0) * distance + 8.0) * distance - 4.0),
+            Self::Lanczos if distance < 3.0 => sinc(distance) * sinc(distance / 3.0),
+            Self::Hamming | Self::Bicubic | Self::Lanczos => 0.0,
+        }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
+}
+
+/// One row, of which each pixel has a fourth sample, 0, so that a pixel is a vector.
+#[derive(Default)]
+struct Line {
+    pixels: Vec<[i32; 4]>,
+    sums: Vec<[i32; 4]>,
+    bytes: Vec<u8>,
+}
+
+/// The weights of a pass and what else it needs; reused.
+#[derive(Default)]
+pub(super) struct Convolver {
+    arch: Arch,
+    /// For each column of a block the first source pixel under it.
+    starts: Vec<usize>,
+    /// For each column of a block as many weights as the widest has, zeros included.
+    weights: Vec<i32>,
+    /// The weights before they are rounded.
+    exact: Vec<f64>,
+    line: Line,
+}
+
+impl Convolver {
+    /// Lets go of what only an unusually large image needed.
+    pub(super) fn trim(&mut self) {
+        scratch::trim(&mut self.starts);
+        scratch::trim(&mut self.weights);
+        scratch::trim(&mut self.exact);
+        scratch::trim(&mut self.line.pixels);
+        scratch::trim(&mut self.line.sums);
+        scratch::trim(&mut self.line.bytes);
+    }
+
+    /// The source positions that the kept part of the window looks at: first, and one past the last.
+    pub(super) fn reach(kernel: Kernel, window: Window) -> (u32, u32) {
+        let (first, _) = span(kernel, window, 0);
+        let (_, end) = span(kernel, window, window.len.saturating_sub(1));
+        (first, end)
+    }
+
+    /// Resamples each row of `rgb`, `3·window.source` bytes, into one of `out`, `3·window.len` bytes; as many
+    /// rows as `out` has.
+    pub(super) fn across(&mut self, kernel: Kernel, window: Window, rgb: &[u8], out: &mut [u8]) {
+        let source = window.source as usize;
+        let mut from = 0;
+        while from < window.len {
+            let to = self.block(kernel, window, from);
+            self.arch.dispatch(Across {
+                starts: &self.starts,
+                weights: &self.weights,
+                line: &mut self.line,
+                rgb,
+                stride: source * CHANNELS,
+                out,
+                width: window.len as usize * CHANNELS,
+                skip: from as usize * CHANNELS,
+            });
+            from = to;
+        }
+    }
+
+    /// The weights of the columns from `from` on; returns the first one that is left.
+    fn block(&mut self, kernel: Kernel, window: Window, from: u32) -> u32 {
+        // The widest has at most this many source pixels under it, and no more than there are.
+        let widest = (from..window.len)
+            .map(|at| {
+                let (first, end) = span(kernel, window, at);
+                end - first
+            })
+            .max()
+            .unwrap_or(0);
+        let taps = widest.max(1) as usize;
+        let columns = (BLOCK_WEIGHTS / taps).max(1);
+        let to = (from as usize + columns).min(window.len as usize) as u32;
+        self.starts.clear();
+        self.weights.clear();
+        for at in from..to {
+            let (first, _) = span(kernel, window, at);
+            let start = (first as usize).min(window.source as usize - taps);
+            let done = self.weights.len();
+            self.weights.resize(done + first as usize - start, 0);
+            self.push(kernel, window, at);
+            self.weights.resize(done + taps, 0);
+            self.starts.push(start);
+        }
+        to
+    }
+
+    /// Resamples the columns of `rgb`, rows of `row` bytes of which the first is row `top` of the source, into the
+    /// `window.len` rows of `out`.
+    pub(super) fn down(&mut self, kernel: Kernel, window: Window, top: u32, rgb: &[u8], row: usize, out: &mut [u8]) {
+        for (at, line) in (0..window.len).zip(out.chunks_exact_mut(row.max(1))) {
+            self.weights.clear();
+            self.push(kernel, window, at);
+            let (first, end) = span(kernel, window, at);
+            self.arch.dispatch(Down {
+                weights: &self.weights,
+                rows: &rgb[(first - top) as usize * row..(end - top) as usize * row],
+                row,
+                line,
+            });
+        }
+    }
+
+    /// Appends the weights of one output position.
+    fn push(&mut self, kernel: Kernel, window: Window, at: u32) {
+        let narrowing = 1.0 / window.scale().max(1.0);
+        let centre = centre(window, at);
+        let (first, end) = span(kernel, window, at);
+        self.exact.clear();
+        self.exact.extend((first..end).map(|source| kernel.at((f64::from(source) - centre + 0.5) * narrowing)));
+        let sum: f64 = self.exact.iter().sum();
+        self.weights.extend(self.exact.iter().map(|weight| {
+            let share = if sum == 0.0 { *weight } else { weight / sum };
+            (share * f64::from(1 << WEIGHT_BITS) + 0.5_f64.copysign(share)) as i32
+        }));
+    }
+}
+
+/// Where the middle of an output pixel lies in the source.
+fn centre(window: Window, at: u32) -> f64 {
+    ((window.first + u64::from(at)) as f64 + 0.5) * window.scale()
+}
+
+/// The source positions under the kernel at one output position: first, and one past the last.
+#[expect(clippy::cast_sign_loss, reason = "negative numbers become 0, as they should")]
+fn span(kernel: Kernel, window: Window, at: u32) -> (u32, u32) {
+    let radius = kernel.radius() * window.scale().max(1.0);
+    let centre = centre(window, at);
+    let end = ((centre + radius + 0.5) as u32).min(window.source);
+    let first = (centre - radius + 0.5) as u32;
+    (first.min(end.saturating_sub(1)), end)
+}
+
+/// Sum → byte.
+#[expect(clippy::cast_sign_loss, reason = "clamped")]
+#[inline(always)]
+fn byte(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+/// [`Convolver::across`] for the columns of `starts`, which begin at byte `skip` of each output row.
+struct Across<'a> {
+    starts: &'a [usize],
+    weights: &'a [i32],
+    line: &'a mut Line,
+    rgb: &'a [u8],
+    stride: usize,
+    out: &'a mut [u8],
+    width: usize,
+    skip: usize,
+}
+
+impl WithSimd for Across<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let columns = self.starts.len();
+        let taps = self.weights.len() / columns.max(1);
+        let Line { pixels, sums, bytes } = self.line;
+        sums.resize(columns, [0; 4]);
+        bytes.resize(columns * 4, 0);
+        let lines = self.out.chunks_exact_mut(self.width);
+        for (line, source) in lines.zip(self.rgb.chunks_exact(self.stride)) {
+            let (source, _) = source.as_chunks::<CHANNELS>();
+            let wide = |&[red, green, blue]: &[u8; 3]| [red.into(), green.into(), blue.into(), 0];
+            pixels.clear();
+            pixels.extend(source.iter().map(wide));
+            // A known number saves a branch for each pixel; 300 pixels to 224 need 3.
+            match taps {
+                2 => weigh::<2>(sums, pixels, self.starts, self.weights),
+                3 => weigh::<3>(sums, pixels, self.starts, self.weights),
+                4 => weigh::<4>(sums, pixels, self.starts, self.weights),
+                5 => weigh::<5>(sums, pixels, self.starts, self.weights),
+                6 => weigh::<6>(sums, pixels, self.starts, self.weights),
+                7 => weigh::<7>(sums, pixels, self.starts, self.weights),
+                8 => weigh::<8>(sums, pixels, self.starts, self.weights),
+                _ => {
+                    let columns = self.starts.iter().zip(self.weights.chunks_exact(taps));
+                    for (sum, (start, weights)) in sums.iter_mut().zip(columns) {
+                        *sum = weighted(&pixels[*start..*start + taps], weights);
+                    }
+                }
+            }
+            // Packed in a loop of its own: all four lanes are alive above, or they would not stay in one vector.
+            for (sample, sum) in bytes.iter_mut().zip(sums.as_flattened()) {
+                *sample = byte(*sum);
+            }
+            let (fours, _) = bytes.as_chunks::<4>();
+            let (threes, _) = line[self.skip..].as_chunks_mut::<CHANNELS>();
+            for (three, &[red, green, blue, _]) in threes.iter_mut().zip(fours) {
+                *three = [red, green, blue];
+            }
+        }
+    }
+}
+
+/// The sums of a row, for a number of weights that is known to the compiler.
+#[inline(always)]
+fn weigh<const TAPS: usize>(sums: &mut [[i32; 4]], pixels: &[[i32; 4]], starts: &[usize], weights: &[i32]) {
+    let (weights, _) = weights.as_chunks::<TAPS>();
+    for (sum, (start, weights)) in sums.iter_mut().zip(starts.iter().zip(weights)) {
+        *sum = weighted(&pixels[*start..*start + TAPS], weights);
+    }
+}
+
+#[inline(always)]
+fn weighted(pixels: &[[i32; 4]], weights: &[i32]) -> [i32; 4] {
+    let mut sums = [HALF; 4];
+    for (pixel, weight) in pixels.iter().zip(weights) {
+        for (sum, sample) in sums.iter_mut().zip(pixel) {
+            *sum = sum.wrapping_add(sample.wrapping_mul(*weight));
+        }
+    }
+    sums
+}
+
+/// [`Convolver::down`] for one output row.
+struct Down<'a> {
+    weights: &'a [i32],
+    rows: &'a [u8],
+    row: usize,
+    line: &'a mut [u8],
+}
+
+impl WithSimd for Down<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (blocks, rest) = self.line.as_chunks_mut::<LANES>();
+        let done = blocks.len() * LANES;
+        for (block, at) in blocks.iter_mut().zip((0..).step_by(LANES)) {
+            let mut sums = [HALF; LANES];
+            for (source, weight) in self.rows.chunks_exact(self.row).zip(self.weights) {
+                let samples = &source[at..at + LANES];
+                for (sum, sample) in sums.iter_mut().zip(samples) {
+                    *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
+                }
+            }
+            *block = sums.map(byte);
+        }
+        for (at, target) in (done..).zip(rest) {
+            let column = self.rows.chunks_exact(self.row).map(|source| source[at]);
+            *target = byte(
+                column
+                    .zip(self.weights)
+                    .fold(HALF, |sum, (sample, weight)| sum.wrapping_add(i32::from(sample).wrapping_mul(*weight))),
+            );
+        }
+    }
+}

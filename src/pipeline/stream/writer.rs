@@ -1,0 +1,252 @@
+//! Blocks → decoded images → chunks, in order.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+
+use super::super::PipelineError;
+use super::{Block, Machine, Sink, StreamJob, commit};
+use crate::chunk::pixels::PixelWriter;
+use crate::chunk::quarantine::Quarantined;
+use crate::chunk::ring::{RingEntry, Slot};
+use crate::chunk::{ChunkId, RowHeads, Tally};
+use crate::config::value::Compression;
+use crate::decode::{Decoder, Spec};
+use crate::flow::Held;
+
+/// Rows of a shard after which `limits.max_bad_fraction` is judged.
+const JUDGED_ROWS: u64 = 1000;
+
+/// A block's images.
+struct Decoded {
+    id: ChunkId,
+    closes: Option<bool>,
+    tally: Tally,
+    bad: Vec<Quarantined>,
+    heads: RowHeads,
+    pixels: Vec<u8>,
+    held: Option<Held>,
+}
+
+impl Block {
+    /// Decodes the rows, in order. The bytes of `data` are freed before this returns.
+    fn decode(self, decoder: &mut Decoder) -> Decoded {
+        let image = decoder.pixel_bytes();
+        let mut heads = RowHeads::default();
+        let mut pixels = vec![0; image * self.heads.len()];
+        let (mut tally, mut bad) = (self.tally, self.bad);
+        let mut start = 0;
+        for (index, end) in self.ends.iter().enumerate() {
+            let kept = heads.len() * image;
+            match decoder.decode_base64_into(&self.data[start..*end], &mut pixels[kept..kept + image]) {
+                Ok(_) => {
+                    heads.push(self.heads.url(index), self.heads.labels(index).iter().copied());
+                    tally.kept += 1;
+                }
+                Err(error) => {
+                    let reason = error.reason().as_str().to_owned();
+                    *tally.quarantined.entry(reason.clone()).or_default() += 1;
+                    bad.push(Quarantined {
+                        row: self.row_numbers[index],
+                        image_url: Some(self.heads.url(index).to_owned()),
+                        reason,
+                        detail: error.to_string(),
+                    });
+                }
+            }
+            start = *end;
+        }
+        pixels.truncate(heads.len() * image);
+        bad.sort_by_key(|row| row.row);
+        Decoded { id: self.id, closes: self.closes, tally, bad, heads, pixels, held: self.held }
+    }
+}
+
+/// Decoders that wait for a job; each job borrows one, so their buffers are reused.
+#[derive(Clone)]
+struct Decoders {
+    spec: Spec,
+    idle: Arc<Mutex<Vec<Decoder>>>,
+}
+
+impl Decoders {
+    fn decode(&self, block: Block) -> Decoded {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
+        let decoded = block.decode(&mut decoder);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
+        decoded
+    }
+}
+
+/// Decodes the blocks in the pool and writes them, in order, as chunks.
+pub(super) async fn write_chunks(
+    job: Arc<StreamJob>,
+    machine: Machine,
+    blocks: mpsc::Receiver<Block>,
+    width: usize,
+    counted: Tally,
+    mut sink: Sink,
+) -> Result<(), PipelineError> {
+    let decoders = Decoders { spec: job.spec.clone(), idle: Arc::default() };
+    let pool = machine.pool.clone();
+    let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
+        .map(|block| {
+            let (pool, decoders) = (pool.clone(), decoders.clone());
+            // Spawned, so that decoding goes on while the writer waits.
+            let task = tokio::spawn(async move { pool.run(move || decoders.decode(block)).await });
+            async move { task.await.map_err(PipelineError::from)?.map_err(PipelineError::from) }
+        })
+        .buffered(width)
+        .boxed();
+    let mut shard = ShardJudge { shard: None, tally: counted };
+    let mut open: Option<OpenChunk> = None;
+    while let Some(block) = decoded.next().await {
+        let block = block?;
+        let mut chunk = match open.take() {
+            Some(chunk) => chunk,
+            None => OpenChunk::start(block.id, &sink).await?,
+        };
+        let closes = block.closes;
+        chunk.write(block, &job, &sink).await?;
+        match closes {
+            None => open = Some(chunk),
+            Some(last) => {
+                shard.judge(&chunk, &job)?;
+                let entry = chunk.complete(last, &job).await?;
+                if !sink_chunk(entry, &job, &mut sink).await? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A chunk that is being written.
+struct OpenChunk {
+    id: ChunkId,
+    tally: Tally,
+    labels: u64,
+    bad: Vec<Quarantined>,
+    /// Where the pixels go; no file is made before there is a row for it.
+    path: PathBuf,
+    writer: Option<PixelWriter>,
+    slot: Option<Slot>,
+}
+
+/// A chunk whose pixel file has its footer and still its temporary name.
+struct Finished {
+    entry: RingEntry,
+    slot: Option<Slot>,
+}
+
+impl OpenChunk {
+    async fn start(id: ChunkId, sink: &Sink) -> Result<Self, PipelineError> {
+        let (slot, path) = match sink {
+            Sink::Ring(ring, _) => {
+                let (slot, path) = ring.start(id).await?;
+                (Some(slot), path)
+            }
+            Sink::Durable(journal, _) => (None, journal.directory().temporary(&journal.layout().chunk(id))?),
+        };
+        Ok(Self { id, tally: Tally::default(), labels: 0, bad: Vec::new(), path, writer: None, slot })
+    }
+
+    async fn write(&mut self, block: Decoded, job: &StreamJob, sink: &Sink) -> Result<(), PipelineError> {
+        self.tally.merge(&block.tally);
+        self.labels += block.heads.label_count() as u64;
+        self.bad.extend(block.bad);
+        if block.heads.is_empty() {
+            return Ok(());
+        }
+        if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
+            // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
+            ring.reserve(slot, block.pixels.len() as u64 + block.heads.stored_bytes()).await;
+        }
+        let compression = match sink {
+            Sink::Ring(..) => Compression::None,
+            Sink::Durable(_, compression) => *compression,
+        };
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
+        };
+        let (heads, pixels, held) = (block.heads, block.pixels, block.held);
+        let writer = tokio::task::spawn_blocking(move || {
+            writer.write(&heads, pixels)?;
+            drop(held);
+            Ok::<_, PipelineError>(writer)
+        })
+        .await??;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    async fn complete(mut self, last: bool, job: &StreamJob) -> Result<Finished, PipelineError> {
+        if let Some(writer) = self.writer.take() {
+            tokio::task::spawn_blocking(move || writer.finish()).await??;
+        }
+        let entry = RingEntry {
+            id: self.id,
+            generation: job.generation.clone(),
+            last,
+            tally: self.tally,
+            labels: self.labels,
+            quarantined: self.bad,
+            bytes: 0,
+        };
+        Ok(Finished { entry, slot: self.slot })
+    }
+}
+
+/// Hands a finished chunk to the sink; false when nobody takes it any more.
+async fn sink_chunk(chunk: Finished, job: &StreamJob, sink: &mut Sink) -> Result<bool, PipelineError> {
+    match sink {
+        Sink::Ring(ring, consumer) => {
+            let Some(slot) = chunk.slot else { return Ok(false) };
+            let complete = ring.complete(slot, chunk.entry).await?;
+            Ok(consumer.send(complete).await.is_ok())
+        }
+        Sink::Durable(journal, _) => {
+            let shard = &job.shards[chunk.entry.id.shard as usize].url;
+            commit(journal, &chunk.entry, shard)?;
+            Ok(true)
+        }
+    }
+}
+
+/// Stops a run whose shard is rubbish.
+struct ShardJudge {
+    shard: Option<u32>,
+    tally: Tally,
+}
+
+impl ShardJudge {
+    fn judge(&mut self, chunk: &OpenChunk, job: &StreamJob) -> Result<(), PipelineError> {
+        if self.shard.is_some_and(|shard| shard != chunk.id.shard) {
+            self.tally = Tally::default();
+        }
+        self.shard = Some(chunk.id.shard);
+        self.tally.merge(&chunk.tally);
+        let bad = self.tally.quarantined_rows();
+        let judged = self.tally.kept + bad;
+        if judged < JUDGED_ROWS || bad as f64 <= job.max_bad_fraction * judged as f64 {
+            return Ok(());
+        }
+        let mut reasons: Vec<_> = self.tally.quarantined.iter().collect();
+        reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), (*reason).clone()));
+        let reasons: Vec<String> =
+            reasons.into_iter().take(3).map(|(reason, count)| format!("{reason} {count}")).collect();
+        let example =
+            chunk.bad.first().map_or_else(String::new, |row| format!("; row {} for example: {}", row.row, row.detail));
+        Err(PipelineError::Input(format!(
+            "{bad} of {judged} wanted rows of `{}` cannot be used ({}{example}), over `limits.max_bad_fraction` = {}; check the file, or raise the limit",
+            job.shards[chunk.id.shard as usize].url,
+            reasons.join(", "),
+            job.max_bad_fraction
+        )))
+    }
+}
