@@ -258,7 +258,7 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
         |path: &Path| std::fs::File::open(path).with_context(|| format!("`{}` cannot be opened", path.display()));
     let scores = evaluate(open(submission)?, open(truth)?)
         .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
-    let ceiling = match ids {
+    let ceiling: Option<f64> = match ids {
         None => None,
         #[cfg(feature = "model")]
         Some(path) => Some(runtime()?.block_on(pipeline::ceiling_of(&path.display().to_string()))?),

@@ -25,6 +25,7 @@ mod stream;
 #[cfg(feature = "model")]
 mod training;
 
+#[cfg(feature = "model")]
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Feature chunks: `image_url` Utf8, `labels` List<UInt32>, `feature` FixedSizeBinary(dim × 2 or 4), bf16 or f32
+//! Feature chunks: `image_url` Utf8, `labels` `List<UInt32>`, `feature` FixedSizeBinary(dim × 2 or 4), bf16 or f32
 //! little-endian; dtype, dimension and generation are in the metadata.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Pixel chunks: `image_url` Utf8, `labels` List<UInt32>, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
+//! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
 //! height × width × channel, u8.
 
 use std::path::Path;

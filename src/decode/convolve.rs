@@ -57,6 +57,8 @@ impl Kernel {
             // Open on one side, so that a sample on the border of two outputs counts once.
             Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Self::Bilinear => (1.0 - distance).max(0.0),
+            // Without this the two constants below would add up to a little more.
+            Self::Hamming if distance == 0.0 => 1.0,
             Self::Hamming if distance < 1.0 => {
                 // The two constants have single precision there, and 22 bits show it.
                 let [rest, wave] = [0.54_f32, 0.46_f32].map(f64::from);
@@ -323,6 +325,19 @@ impl WithSimd for Down<'_> {
                     .zip(self.weights)
                     .fold(HALF, |sum, (sample, weight)| sum.wrapping_add(i32::from(sample).wrapping_mul(*weight))),
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_is_exactly_one_at_its_centre() {
+        // Two single-precision constants add up to 1.00000003, which showed in a sample of 339 pixels made 83.
+        for kernel in [Kernel::Box, Kernel::Bilinear, Kernel::Hamming, Kernel::Bicubic, Kernel::Lanczos] {
+            assert_eq!(kernel.at(0.0).to_bits(), 1.0_f64.to_bits(), "{kernel:?}");
         }
     }
 }

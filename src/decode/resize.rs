@@ -294,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn a_centre_on_a_border_falls_where_the_sum_of_the_steps_puts_it() {
+        // Where Pillow 13.0.0 takes another pixel than exact arithmetic does, for 300 columns.
+        let shifted: [(u32, &[(usize, usize)]); 3] = [
+            (288, &[(87, 83), (112, 107), (137, 131), (162, 155)]),
+            (296, &[(112, 110)]),
+            (304, &[(37, 37), (187, 189), (262, 265)]),
+        ];
+        for (source, expected) in shifted {
+            let (x, _) = Geometry::Squash { size_px: 300 }.windows(source, 1);
+            let found: Vec<(usize, usize)> = positions(x)
+                .enumerate()
+                .filter(|&(at, position)| position != (2 * at + 1) * source as usize / 600)
+                .collect();
+            assert_eq!(found, expected, "{source} → 300");
+        }
+    }
+
+    #[test]
     fn an_extreme_aspect_reads_nothing_outside_the_source() {
         let geometry = Geometry::ShortestEdge { edge_px: 256, crop_px: 224 };
         for long in [1_000_003, 39_999_983] {
