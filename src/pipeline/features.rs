@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use super::PipelineError;
 use super::desk::{BATCH_ROWS, Device, model_error};
 use super::stream::{self, Machine, Sink, StreamJob, commit, seen_so_far};
-use crate::chunk::RowHeads;
 use crate::chunk::features::FeatureWriter;
 use crate::chunk::journal::{Journal, Layout, Position};
 use crate::chunk::pixels::{PixelReader, image_bytes};
 use crate::chunk::ring::{Ring, RingChunk};
+use crate::chunk::{RowHeads, Tally};
 use crate::config::value::Precision;
 use crate::flow::{Meter, Stop, link};
 use crate::store::{Directory, Object};
@@ -85,6 +85,7 @@ pub(super) async fn run(
         shape,
         device: Arc::clone(device),
         meter,
+        rows: Arc::clone(&job.meter),
         stop: machine.stop.clone(),
     };
     let mut stages: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
@@ -105,12 +106,20 @@ struct Consumer {
     shape: FeatureShape,
     device: Arc<Device>,
     meter: Arc<Meter>,
+    /// Counts the rows that were read, and knows about how many there are.
+    rows: Arc<Meter>,
     stop: Stop,
 }
 
 impl Consumer {
     async fn run(mut self, mut chunks: mpsc::Receiver<RingChunk>) -> Result<Option<Journal>, PipelineError> {
+        let Tally { mut rows, mut kept, .. } = self.journal.tally();
         while let Some(chunk) = chunks.recv().await {
+            if let Some(all_rows) = self.rows.snapshot().total {
+                rows += chunk.entry.tally.rows;
+                kept += chunk.entry.tally.kept;
+                self.meter.set_total((all_rows as f64 * kept as f64 / rows.max(1) as f64).round() as u64);
+            }
             if self.stop.is_raised() || !self.compute(&chunk).await? {
                 break;
             }

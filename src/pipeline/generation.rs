@@ -198,7 +198,7 @@ impl Generations {
             Stage::Stream => {
                 remove(&["journal/features", "journal/chunks", "features", "chunks", "quarantine", "scratch"])
             }
-            Stage::Train => remove(&["checkpoints", "training.svg", "training.json", "report.json"]),
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "report.json"]),
             Stage::Predict => {
                 for name in self.directory.list("journal")? {
                     if name.starts_with("predict-") {
