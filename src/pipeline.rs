@@ -7,6 +7,8 @@
 mod catalog;
 mod check;
 #[cfg(feature = "model")]
+mod curve;
+#[cfg(feature = "model")]
 mod desk;
 mod error;
 #[cfg(feature = "model")]

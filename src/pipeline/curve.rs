@@ -1,0 +1,115 @@
+//! The training curve as a file that comes back bit for bit.
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{LossPoint, ValidationPoint};
+
+/// Points of the curve, kept beside the checkpoints.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Curve {
+    pub(super) losses: Vec<LossPoint>,
+    pub(super) validations: Vec<ValidationPoint>,
+}
+
+/// A row of the curve's file: a loss, or the figures of a validation.
+///
+/// CSV, because its numbers come back bit for bit (`serde_json` reads floats to the last bit only under a feature), which
+/// a resumed run must rely on, and because spreadsheets open it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct CurveRow {
+    step: u64,
+    loss: Option<f64>,
+    learning_rate: Option<f64>,
+    epoch: Option<u32>,
+    validation_loss: Option<f64>,
+    validation_ndcg5: Option<f64>,
+    validation_ndcg5_ceiling: Option<f64>,
+    validation_recall1: Option<f64>,
+    validation_recall5: Option<f64>,
+}
+
+impl Curve {
+    /// The rows in the order of their steps, as CSV.
+    ///
+    /// # Errors
+    /// Those of the writer, which has memory alone to write to.
+    pub(super) fn write(&self) -> Result<Vec<u8>, csv::Error> {
+        let losses = self.losses.iter().map(|point| CurveRow {
+            step: point.step,
+            loss: Some(point.loss),
+            learning_rate: Some(point.learning_rate),
+            ..CurveRow::default()
+        });
+        let validations = self.validations.iter().map(|point| CurveRow {
+            step: point.step,
+            epoch: Some(point.epoch),
+            validation_loss: Some(point.loss),
+            validation_ndcg5: Some(point.ndcg5),
+            validation_ndcg5_ceiling: Some(point.ndcg5_ceiling),
+            validation_recall1: Some(point.recall1),
+            validation_recall5: Some(point.recall5),
+            ..CurveRow::default()
+        });
+        let mut rows: Vec<CurveRow> = losses.chain(validations).collect();
+        rows.sort_by_key(|row| (row.step, row.epoch));
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for row in rows {
+            writer.serialize(row)?;
+        }
+        writer.into_inner().map_err(|error| error.into_error().into())
+    }
+
+    /// Reads the rows up to a step; a row that cannot be read ends the curve.
+    pub(super) fn read(content: &[u8], up_to_step: u64) -> Self {
+        let mut curve = Self::default();
+        for row in csv::Reader::from_reader(content).deserialize::<CurveRow>().map_while(Result::ok) {
+            if row.step > up_to_step {
+                continue;
+            }
+            let step = row.step;
+            if let (Some(loss), Some(learning_rate)) = (row.loss, row.learning_rate) {
+                curve.losses.push(LossPoint { step, loss, learning_rate });
+            }
+            if let (Some(epoch), Some(loss), Some(ndcg5)) = (row.epoch, row.validation_loss, row.validation_ndcg5) {
+                curve.validations.push(ValidationPoint {
+                    step,
+                    epoch,
+                    loss,
+                    ndcg5,
+                    ndcg5_ceiling: row.validation_ndcg5_ceiling.unwrap_or_default(),
+                    recall1: row.validation_recall1.unwrap_or_default(),
+                    recall5: row.validation_recall5.unwrap_or_default(),
+                });
+            }
+        }
+        curve
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_curve_comes_back_bit_for_bit(
+            losses in prop::collection::vec((0.0f64..20.0, 0.0f64..1.0), 0..40),
+            validations in prop::collection::vec((0.0f64..20.0, 0.0f64..1.0), 0..5),
+        ) {
+            let mut curve = Curve::default();
+            for (step, (loss, learning_rate)) in (1..).zip(&losses) {
+                curve.losses.push(LossPoint { step: step * 10, loss: *loss, learning_rate: *learning_rate });
+            }
+            for (epoch, (loss, ndcg5)) in (1..).zip(&validations) {
+                curve.validations.push(ValidationPoint {
+                    step: u64::from(epoch) * 70, epoch, loss: *loss, ndcg5: *ndcg5, ndcg5_ceiling: 0.7, recall1: 0.1, recall5: 0.3,
+                });
+            }
+            let text = curve.write().unwrap();
+            prop_assert_eq!(&Curve::read(&text, u64::MAX), &curve);
+            prop_assert!(Curve::read(&text, 70).losses.iter().all(|point| point.step <= 70));
+        }
+    }
+}
