@@ -24,6 +24,9 @@ use crate::sample::{self, SampleOptions};
 
 use args::{Args, Command, ConfigCommand, Files};
 
+/// Time between a signal and the end of the process: clouds give little more before they take the machine.
+const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
+
 /// Why a command failed.
 struct Failure {
     message: String,
@@ -212,7 +215,7 @@ fn run(files: &Files, request: Request, screen: &progress::Screen) -> Result<(),
         outcome
     });
     // Blocking jobs of a stopped run must not hold up the exit.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     let report = outcome?;
     give(screen.json(), &report, || show::report(&report))
 }
@@ -236,6 +239,12 @@ async fn listen(stop: Stop) {
         }
         tracing::warn!("stopping after saving; once more to stop at once");
         stop.raise(got);
+        tokio::spawn(async move {
+            tokio::time::sleep(STOP_WITHIN).await;
+            tracing::warn!("what is in hand takes too long to save; it will be done again");
+            #[expect(clippy::exit, reason = "the machine may be gone any moment; what is committed is durable")]
+            std::process::exit(i32::from(got.exit_code()));
+        });
     }
 }
 

@@ -23,22 +23,24 @@ mod model_stages;
 mod prediction;
 mod preprocess;
 pub mod report;
+#[cfg(feature = "model")]
+mod spill;
 mod stream;
 #[cfg(feature = "model")]
 mod training;
 
-#[cfg(feature = "model")]
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::catalog::Wanted;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
-use crate::config::plan::Stage;
+use crate::config::plan::{Stage, chunk_disk_bytes};
+use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
 use crate::flow::{Board, ByteBudget, CpuPool, Stop};
-use crate::store::{Directory, Object, Store};
+use crate::store::{Directory, Lock, Object, Store, StoreSettings};
 
 pub use check::{Check, check};
 pub use error::PipelineError;
@@ -82,14 +84,57 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// Why the run ended early; what was done is kept, and the same call goes on from there.
 pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
-    let directory = Directory::create(&plan.pipeline().run.dir)?;
-    let _lock = directory.lock()?;
+    let store = store(&plan);
+    let opened = open(plan, store.clone());
+    // A claim of a process that may still be alive is watched for a while.
+    let (plan, directory, _lock) = tokio::select! {
+        opened = opened => opened?,
+        () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
+    };
     let generations = Generations::open(directory.clone(), request.from)?;
-    let mut run = Run::open(plan, directory, generations, board, stop).await?;
+    let mut run = Run::open(plan, store, directory, generations, board, stop).await?;
     // Everything that can refuse the run does so before anything is made or removed.
     let prepared = run.prepare(request).await?;
     run.generations.accept(&run.plan)?;
     run.stages(prepared).await
+}
+
+/// The stores of a plan.
+fn store(plan: &Plan) -> Store {
+    let RawStore { endpoint, patience } = plan.machine().store.clone();
+    Store::new(StoreSettings { endpoint, patience: patience.0 })
+}
+
+/// Opens the run's directory and claims it.
+async fn open(plan: Plan, store: Store) -> Result<(Plan, Directory, Lock), PipelineError> {
+    tokio::task::spawn_blocking(move || {
+        let dir = &plan.pipeline().run.dir;
+        let directory = Directory::open(&store, dir, &scratch_path(&plan).join("staging"))?;
+        let lock = directory.lock()?;
+        Ok((plan, directory, lock))
+    })
+    .await?
+}
+
+/// The folder of a run on scratch disk: its own for each run directory.
+fn scratch_path(plan: &Plan) -> PathBuf {
+    let (run, scratch) = (&plan.pipeline().run.dir, &plan.machine().scratch.dir);
+    let remote = Store::is_remote(run);
+    if scratch.is_empty() && !remote {
+        return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
+    }
+    let name = if remote {
+        run.clone().into()
+    } else {
+        std::path::absolute(run).map_or_else(|_| run.clone().into(), PathBuf::into_os_string)
+    };
+    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
+    let root = if scratch.is_empty() { std::env::temp_dir() } else { PathBuf::from(scratch) };
+    root.join(format!("wikicap-{}", &hash[..16]))
+}
+
+fn stopped_by_nobody() -> PipelineError {
+    PipelineError::Internal("a stage stopped without being asked to".to_owned())
 }
 
 /// Inputs and generation of one stage.
@@ -204,6 +249,7 @@ fn enough_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
 impl Run {
     async fn open(
         plan: Plan,
+        store: Store,
         directory: Directory,
         generations: Generations,
         board: Board,
@@ -216,12 +262,12 @@ impl Run {
         .await?;
         let (spec, backbone) = resolved?;
         let machine = Machine {
-            store: Store::default(),
+            store,
             pool: CpuPool::new(workers(&plan)),
             budget: ByteBudget::new(plan.machine().limits.memory.0),
             stop,
         };
-        let report = Report { run_dir: directory.root().display().to_string(), ..Report::default() };
+        let report = Report { run_dir: directory.display(""), ..Report::default() };
         Ok(Self { plan, directory, generations, board, machine, spec, backbone, report })
     }
 
@@ -233,17 +279,17 @@ impl Run {
             if let (Some(captions), Some(pairs)) = (&pipeline.captions, &pipeline.pairs) {
                 let shards = self.machine.store.list(&pairs.shards).await?;
                 let mut keys = self.plan.keys(Stage::Catalog);
-                add_inputs(&mut keys, "pairs.shards", &shards);
+                add_inputs(&self.machine.store, &mut keys, "pairs.shards", &shards).await?;
                 if !captions.list.is_empty() {
                     let list = self.machine.store.find(&captions.list).await?;
-                    add_inputs(&mut keys, "captions.list", &[list]);
+                    add_inputs(&self.machine.store, &mut keys, "captions.list", &[list]).await?;
                 }
                 let generation = self.propose(Stage::Catalog, keys, None)?;
                 prepared.catalog = Some(Ready { shards, generation });
             }
             if let Some(images) = &pipeline.images {
                 let shards = self.machine.store.list(&images.shards).await?;
-                let keys = self.stream_keys(Stage::Stream, "images.shards", &shards);
+                let keys = self.stream_keys(Stage::Stream, "images.shards", &shards).await?;
                 let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
                 let generation = self.propose(Stage::Stream, keys, upstream)?;
                 prepared.stream = Some(Ready { shards, generation });
@@ -289,7 +335,7 @@ impl Run {
         self.report.stages = self.board.snapshots().iter().map(Into::into).collect();
         self.report.peak_memory_bytes = peak_memory_bytes();
         self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
-        let path = self.directory.path("report.json").display().to_string();
+        let path = self.directory.display("report.json");
         self.report.outputs.insert("report".to_owned(), path);
         let text =
             serde_json::to_vec_pretty(&self.report).map_err(|error| PipelineError::Internal(error.to_string()))?;
@@ -360,24 +406,39 @@ impl Run {
         Ok(Some(found))
     }
 
+    /// Refuses a limit of scratch disk under which a stage cannot go on.
+    fn enough_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
+        let limit = self.plan.machine().limits.disk;
+        if bytes <= limit.0 {
+            return Ok(());
+        }
+        let what = format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
+        Err(ConfigError(vec![crate::config::Problem { key: "limits.disk".to_owned(), what }]).into())
+    }
+
     fn stopped(&self) -> PipelineError {
         match self.machine.stop.signal() {
             Some(signal) => PipelineError::Stopped(signal),
-            None => PipelineError::Internal("a stage stopped without being asked to".to_owned()),
+            None => stopped_by_nobody(),
         }
     }
 
     /// The stream's keys, with what they resolve to.
-    fn stream_keys(&self, stage: Stage, key: &str, shards: &[Object]) -> crate::config::StageKeys {
+    async fn stream_keys(
+        &self,
+        stage: Stage,
+        key: &str,
+        shards: &[Object],
+    ) -> Result<crate::config::StageKeys, PipelineError> {
         let mut keys = self.plan.keys(stage);
-        add_inputs(&mut keys, key, shards);
+        add_inputs(&self.machine.store, &mut keys, key, shards).await?;
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
         keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
         if let Some(backbone) = &self.backbone {
             keys.insert("model.checkpoint (files)".to_owned(), backbone.fingerprint.clone());
             keys.remove("model.checkpoint");
         }
-        keys
+        Ok(keys)
     }
 
     fn stream_job(&self, name: &str, shards: Vec<Object>, wanted: Wanted, generation: &str) -> StreamJob {
@@ -407,6 +468,10 @@ impl Run {
         meter.add_resumed(journal.tally().rows);
         let counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
+        if self.directory.is_remote() {
+            let chunk = chunk_disk_bytes(self.plan.pipeline().chunks.rows, self.spec.geometry.output_px());
+            self.enough_disk(chunk, "the chunk on its way to the run directory")?;
+        }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
         stream::run(job, self.machine.clone(), seen, position, counted, sink).await?;
         meter.finish();
@@ -418,7 +483,7 @@ impl Run {
     }
 
     fn output(&mut self, name: &str, path: &str) {
-        self.report.outputs.insert(name.to_owned(), self.directory.path(path).display().to_string());
+        self.report.outputs.insert(name.to_owned(), self.directory.display(path));
     }
 
     /// Counts of a finished stream, which must add up.
@@ -457,19 +522,5 @@ impl Run {
             chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
             size_px: self.spec.geometry.output_px(),
         })
-    }
-
-    /// The folder of the scratch rings: its own for each run directory.
-    #[cfg(feature = "model")]
-    fn scratch(&self) -> Result<Directory, PipelineError> {
-        let dir = &self.plan.machine().scratch.dir;
-        let root = if dir.is_empty() {
-            self.directory.path("scratch")
-        } else {
-            let run = std::path::absolute(self.directory.root()).unwrap_or_else(|_| self.directory.root().to_owned());
-            let hash = blake3::hash(run.as_os_str().as_encoded_bytes()).to_hex();
-            PathBuf::from(dir).join(format!("wikicap-{}", &hash[..16]))
-        };
-        Ok(Directory::create(root)?)
     }
 }

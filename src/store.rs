@@ -1,142 +1,64 @@
 //! Objects by name: listing, reads in bounded ranges pinned to one version, and durable directories.
 //!
-//! An input is found by a glob ([`Store::list`]) and read front to back ([`Store::open`]) in ranges of 4 MiB of which
-//! two are in flight, each of them refused by the store when the object is no longer the one that was listed. gzip
-//! (of several members too) and zstd are recognised by their first bytes and unpacked on the way. What a run writes
-//! goes through [`Directory`], where a name either holds a complete file or nothing.
+//! A name is a local path or a URL (`s3://`, `gs://`, `az://`, `https://`). An input is found by a glob
+//! ([`Store::list`]) and read front to back ([`Store::open`]) in ranges of 4 MiB of which two are in flight, each repeated
+//! until it is whole, each refused when the object is no longer the one that was listed. gzip (of several members too) and
+//! zstd are recognised by their first bytes and unpacked on the way; their checksums and lengths are checked. What a run writes goes
+//! through [`Directory`], local or on S3, where a name either holds a complete file or nothing, and which one process
+//! at a time may claim.
 //!
-//! This version reads and writes local files; what it asks of `object_store` is what remote stores offer too.
+//! | part | does |
+//! | --- | --- |
+//! | `client` | URL → client, credentials, limits of time |
+//! | `retry` | which failures pass, and how long to wait |
+//! | `read` | one version of an object in ranges |
+//! | `glob` | patterns → objects |
+//! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
+//! | `kill` | named instants at which a test lets the process die |
+//!
 //! Nothing here knows image formats or burn.
 
+mod client;
 mod directory;
+mod error;
 mod glob;
+pub mod kill;
+mod lease;
+mod local;
+mod profile;
+mod read;
+mod remote;
+mod retry;
+mod traffic;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
-use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use object_store::{ObjectMeta, ObjectStoreExt as _};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio_util::io::StreamReader;
 
-pub use directory::{Directory, Lock};
+pub use client::{StoreSettings, tls};
+pub use directory::{Directory, LocalCopy, Lock};
+pub use error::StoreError;
+pub use local::LocalDirectory;
+pub use traffic::{Traffic, TrafficSnapshot};
 
-/// Bytes of one ranged read: large enough to hide a remote store's latency, small beside any memory limit.
-const RANGE_BYTES: u64 = 4 << 20;
-/// Ranges in flight for one open object.
-const RANGES_AHEAD: usize = 2;
+use client::{Client, Clients};
+
 /// Bytes that the decompressor hands on at a time.
 const UNPACK_BYTES: usize = 256 << 10;
+/// Bytes at both ends of an object that its fingerprint reads. The last of a gzip file hold its checksum and length.
+const FINGERPRINT_BYTES: u64 = 64 << 10;
+/// Objects whose fingerprints are read at once.
+const FINGERPRINTS_AT_ONCE: usize = 16;
 
 /// A front-to-back reader of an object's unpacked bytes.
 pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
-
-/// What a store can refuse.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The named object is not there.
-    #[error("`{url}` is not there")]
-    NotFound {
-        /// What was asked for.
-        url: String,
-    },
-    /// A glob matches nothing.
-    #[error("`{pattern}` matches no file")]
-    NoMatch {
-        /// The glob.
-        pattern: String,
-    },
-    /// A glob cannot be understood.
-    #[error("`{pattern}` is not a usable pattern: {reason}")]
-    BadPattern {
-        /// The glob.
-        pattern: String,
-        /// Why not.
-        reason: String,
-    },
-    /// Permission was refused; no later call can succeed.
-    #[error("access to `{url}` was refused")]
-    Refused {
-        /// What was asked for.
-        url: String,
-    },
-    /// The object is no longer the one that was listed.
-    #[error("`{url}` changed while the run was reading it; run again once it is at rest")]
-    Changed {
-        /// The object.
-        url: String,
-    },
-    /// The object's compressed stream ends early.
-    #[error("`{url}` ends in the middle of its compressed data: it is truncated, fetch it again")]
-    Truncated {
-        /// The object.
-        url: String,
-    },
-    /// The object's compressed stream is damaged.
-    #[error("`{url}` is damaged: {reason}; fetch it again")]
-    Damaged {
-        /// The object.
-        url: String,
-        /// What the decompressor says.
-        reason: String,
-    },
-    /// No room is left.
-    #[error("no space is left on the disk of `{path}`; make room and run the same command again, it resumes")]
-    DiskFull {
-        /// What was being written.
-        path: String,
-    },
-    /// Another process works on the directory.
-    #[error("`{path}` is in use by {holder}; wait for it or stop it")]
-    InUse {
-        /// The directory.
-        path: String,
-        /// Who holds it and since when.
-        holder: String,
-    },
-    /// Anything else that the system says.
-    #[error("`{path}` cannot be {action}: {source}")]
-    Io {
-        /// The file.
-        path: String,
-        /// What was tried, as a participle.
-        action: &'static str,
-        /// The system's answer.
-        source: std::io::Error,
-    },
-}
-
-impl StoreError {
-    /// Sorts the system's answer about `path` by what a person can do about it.
-    pub fn io(path: impl AsRef<std::path::Path>, action: &'static str, source: std::io::Error) -> Self {
-        let path = path.as_ref().display().to_string();
-        match source.kind() {
-            // What cannot be made is not missing.
-            std::io::ErrorKind::NotFound if !["created", "written"].contains(&action) => Self::NotFound { url: path },
-            std::io::ErrorKind::PermissionDenied => Self::Refused { url: path },
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            _ => Self::Io { path, action, source },
-        }
-    }
-
-    /// Whether the input itself is at fault, rather than the way to it.
-    pub fn is_input(&self) -> bool {
-        match self {
-            Self::NotFound { .. }
-            | Self::NoMatch { .. }
-            | Self::BadPattern { .. }
-            | Self::Changed { .. }
-            | Self::Truncated { .. }
-            | Self::Damaged { .. } => true,
-            Self::Refused { .. } | Self::DiskFull { .. } | Self::InUse { .. } | Self::Io { .. } => false,
-        }
-    }
-}
 
 /// An object as it was when it was listed.
 #[derive(Debug, Clone)]
@@ -145,23 +67,44 @@ pub struct Object {
     pub url: String,
     /// Its size in bytes.
     pub size: u64,
+    client: Client,
     location: Path,
-    version: Option<String>,
+    e_tag: Option<String>,
+    /// Second of the last change.
+    modified: i64,
 }
 
 /// Opens objects by name.
 #[derive(Debug, Clone)]
 pub struct Store {
-    inner: Arc<dyn ObjectStore>,
+    clients: Arc<Clients>,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { inner: Arc::new(LocalFileSystem::new()) }
+        Self::new(StoreSettings::default())
     }
 }
 
 impl Store {
+    /// Bytes that one open object holds at most: ranges ahead, and what is unpacked.
+    pub const OPEN_BYTES: u64 = read::RANGE_BYTES * (read::RANGES_AHEAD as u64 + 1) + 2 * UNPACK_BYTES as u64;
+
+    /// Stores as the settings say.
+    pub fn new(settings: StoreSettings) -> Self {
+        Self { clients: Arc::new(Clients::new(settings)) }
+    }
+
+    /// Whether a name is a URL of a remote store.
+    pub fn is_remote(name: &str) -> bool {
+        client::scheme(name).is_some()
+    }
+
+    /// What went over the wire so far.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.clients.traffic)
+    }
+
     /// Lists the objects that any of the patterns matches: in the order of the patterns, then by name, each once.
     ///
     /// `*`, `?`, `[…]` and `{…}` match within one path component.
@@ -170,15 +113,16 @@ impl Store {
     /// When a pattern is malformed, matches nothing, or the listing is refused.
     pub async fn list(&self, patterns: &[String]) -> Result<Vec<Object>, StoreError> {
         let mut found: Vec<Object> = Vec::new();
+        let mut known = std::collections::BTreeSet::new();
         for pattern in patterns {
-            let mut matches = glob::expand(self.inner.as_ref(), pattern).await?;
+            let (client, mut matches) = glob::expand(&self.clients, pattern).await?;
             if matches.is_empty() {
-                return Err(StoreError::NoMatch { pattern: pattern.clone() });
+                return Err(StoreError::NoMatch { pattern: client::shown(pattern).to_owned() });
             }
             matches.sort_by(|one, other| one.location.cmp(&other.location));
             for meta in matches {
-                if found.iter().all(|object| object.location != meta.location) {
-                    found.push(Object::from_meta(pattern, meta));
+                if known.insert((client.root.clone(), meta.location.clone())) {
+                    found.push(Object::new(glob::display(&client, pattern, &meta.location), &client, meta));
                 }
             }
         }
@@ -190,10 +134,34 @@ impl Store {
     /// # Errors
     /// When it is not there or cannot be reached.
     pub async fn find(&self, name: &str) -> Result<Object, StoreError> {
-        glob::refuse_directory(name, name.strip_prefix("file://").unwrap_or(name))?;
-        let location = glob::location(name)?;
-        let meta = self.inner.head(&location).await.map_err(|error| explain(name, error))?;
-        Ok(Object { url: name.to_owned(), ..Object::from_meta(name, meta) })
+        let (client, location) = glob::locate(&self.clients, name)?;
+        let url = client::shown(name);
+        let meta = client.ask(url, "read", || client.inner.head(&location)).await?;
+        Ok(Object::new(url.to_owned(), &client, meta))
+    }
+
+    /// A word for each object's content that does not depend on where it is or when it was written: of its size and its
+    /// first and last 64 KiB, where a gzip file has its checksum and length.
+    ///
+    /// # Errors
+    /// When an object cannot be read or changed.
+    pub async fn fingerprints(&self, objects: &[Object]) -> Result<Vec<String>, StoreError> {
+        stream::iter(objects.to_vec())
+            .map(|object| async move {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&object.size.to_le_bytes());
+                let head = FINGERPRINT_BYTES.min(object.size);
+                let tail = object.size.saturating_sub(FINGERPRINT_BYTES).max(head);
+                for range in [0..head, tail..object.size] {
+                    if !range.is_empty() && read::ranges_work(&object).await? {
+                        hasher.update(&read::read_range(&object, range).await?);
+                    }
+                }
+                Ok(hasher.finalize().to_hex()[..16].to_owned())
+            })
+            .buffered(FINGERPRINTS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// Opens an object's unpacked bytes. `packed_read` counts the stored bytes as they arrive.
@@ -207,15 +175,8 @@ impl Store {
             // A compressed file of nothing still has a header; no bytes at all are a download that failed.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
-        let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
-            let object = object.clone();
-            let inner = Arc::clone(&self.inner);
-            move |start| read_range(Arc::clone(&inner), object.clone(), start)
-        });
-        let blocks = stream::iter(ranges).buffered(RANGES_AHEAD).inspect_ok(move |block: &Bytes| {
-            packed_read.fetch_add(block.len() as u64, Ordering::Relaxed);
-        });
-        let mut packed = StreamReader::new(blocks.boxed());
+        let blocks = read::blocks(object, packed_read).await?;
+        let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
         Ok(match head {
             [0x1f, 0x8b, ..] => {
@@ -231,52 +192,46 @@ impl Store {
             _ => Box::pin(packed),
         })
     }
+
+    /// Reads a small object whole and unpacked, as it is.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read, or is larger than `limit_bytes`.
+    pub async fn read(&self, name: &str, limit_bytes: u64) -> Result<Vec<u8>, StoreError> {
+        use tokio::io::AsyncReadExt as _;
+        let object = self.find(name).await?;
+        let mut content = Vec::new();
+        let mut reader = self.open(&object, Arc::default()).await?.take(limit_bytes + 1);
+        reader.read_to_end(&mut content).await.map_err(|error| explain_read(&object.url, error))?;
+        if content.len() as u64 > limit_bytes {
+            let reason = format!("it holds more than {}", bytesize::ByteSize(limit_bytes));
+            return Err(StoreError::BadUrl { url: object.url, reason });
+        }
+        Ok(content)
+    }
 }
 
 impl Object {
-    fn from_meta(pattern: &str, meta: ObjectMeta) -> Self {
+    fn new(url: String, client: &Client, meta: ObjectMeta) -> Self {
+        let client = client.clone();
         Self {
-            url: glob::display(pattern, &meta.location),
+            url,
             size: meta.size,
-            version: meta.e_tag,
+            client,
             location: meta.location,
+            e_tag: meta.e_tag,
+            modified: meta.last_modified.timestamp(),
         }
     }
-}
 
-/// Reads one range, which must come complete and from the version that was listed.
-async fn read_range(store: Arc<dyn ObjectStore>, object: Object, start: u64) -> std::io::Result<Bytes> {
-    let end = (start + RANGE_BYTES).min(object.size);
-    let options =
-        GetOptions { range: Some(GetRange::Bounded(start..end)), if_match: object.version, ..GetOptions::default() };
-    let read = async { store.get_opts(&object.location, options).await?.bytes().await };
-    let block = read.await.map_err(|error| std::io::Error::other(explain(&object.url, error)))?;
-    if block.len() as u64 == end - start {
-        Ok(block)
-    } else {
-        Err(std::io::Error::other(StoreError::Changed { url: object.url }))
-    }
-}
-
-fn explain(url: &str, error: object_store::Error) -> StoreError {
-    use object_store::Error;
-    let url = url.to_owned();
-    match error {
-        Error::NotFound { .. } => StoreError::NotFound { url },
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreError::Refused { url },
-        Error::Precondition { .. } | Error::NotModified { .. } => StoreError::Changed { url },
-        other => {
-            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&other);
-            while let Some(error) = cause {
-                if let Some(io) = error.downcast_ref::<std::io::Error>()
-                    && io.kind() == std::io::ErrorKind::PermissionDenied
-                {
-                    return StoreError::Refused { url };
-                }
-                cause = error.source();
-            }
-            StoreError::Io { path: url, action: "read", source: std::io::Error::other(other) }
-        }
+    /// Whether an answer is of another version than was listed. Stores differ in what they tell: tags where both are known,
+    /// else size and the second of the last change.
+    fn is_other_than(&self, meta: &ObjectMeta) -> bool {
+        let same_version = match (&self.e_tag, &meta.e_tag) {
+            (Some(listed), Some(now)) => listed == now,
+            _ => self.client.is_local() || self.modified == meta.last_modified.timestamp(),
+        };
+        self.size != meta.size || !same_version
     }
 }
 

@@ -72,16 +72,25 @@ impl Journal {
     pub fn read(directory: Directory, layout: Layout, generation: Option<&str>) -> Result<Self, ChunkError> {
         let mut entries = BTreeMap::new();
         let mut next = Position { shard: 0, row: 0 };
-        for name in directory.list(&layout.entries)? {
-            let Some(id) = name.strip_suffix(".json").and_then(ChunkId::parse) else { continue };
+        let ids: Vec<ChunkId> = directory
+            .list(&layout.entries)?
+            .iter()
+            .filter_map(|name| name.strip_suffix(".json").and_then(ChunkId::parse))
+            .collect();
+        if ids.is_empty() {
+            return Ok(Self { directory, layout, entries });
+        }
+        let names: Vec<String> = ids.iter().map(|id| layout.entry(*id)).collect();
+        let contents = directory.read_all(&names)?;
+        let mut sizes = directory.tree(&layout.chunks)?;
+        sizes.append(&mut directory.tree(&layout.quarantine)?);
+        for (id, content) in ids.into_iter().zip(contents) {
             if (id.shard, id.row) != (next.shard, next.row) {
                 break;
             }
-            let Some(entry) = read_entry(&directory, &layout, id)? else { break };
-            let complete = entry
-                .files
-                .iter()
-                .all(|(file, bytes)| directory.path(file).metadata().is_ok_and(|metadata| metadata.len() == *bytes));
+            // An empty or cut entry, which only a power failure leaves, counts as absent.
+            let Some(entry) = content.and_then(|content| serde_json::from_slice::<Entry>(&content).ok()) else { break };
+            let complete = entry.files.iter().all(|(file, bytes)| sizes.get(file) == Some(bytes));
             if !complete || generation.is_some_and(|wanted| wanted != entry.generation) {
                 break;
             }
@@ -169,12 +178,6 @@ fn after(id: ChunkId, entry: &Entry) -> Position {
     }
 }
 
-/// Reads one entry; an empty or cut one, which only a power failure leaves, counts as absent.
-fn read_entry(directory: &Directory, layout: &Layout, id: ChunkId) -> Result<Option<Entry>, ChunkError> {
-    let content = directory.read(&layout.entry(id))?;
-    Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,7 +194,7 @@ mod tests {
 
     fn setup() -> (tempfile::TempDir, Directory, Layout) {
         let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::create(dir.path()).unwrap();
+        let directory = crate::store::LocalDirectory::create(dir.path()).unwrap().into();
         (dir, directory, Layout::train("features"))
     }
 

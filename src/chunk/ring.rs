@@ -13,7 +13,7 @@ use super::journal::Position;
 use super::quarantine::Quarantined;
 use super::{ChunkError, ChunkId, Tally};
 use crate::flow::{ByteBudget, Held};
-use crate::store::Directory;
+use crate::store::LocalDirectory;
 
 /// Bytes of a chunk's two files beyond its rows, at most: Parquet's footer and page headers, and the entry's fixed part.
 const OVERHEAD_BYTES: u64 = 256 << 10;
@@ -21,7 +21,7 @@ const OVERHEAD_BYTES: u64 = 256 << 10;
 /// The ring of one stream.
 #[derive(Debug, Clone)]
 pub struct Ring {
-    directory: Directory,
+    directory: LocalDirectory,
     disk: ByteBudget,
 }
 
@@ -49,7 +49,7 @@ pub struct RingEntry {
 pub struct RingChunk {
     /// What is known of it.
     pub entry: RingEntry,
-    directory: Directory,
+    directory: LocalDirectory,
     held: Vec<Held>,
 }
 
@@ -63,6 +63,11 @@ fn pixels_name(id: ChunkId) -> String {
     format!("{id}.parquet")
 }
 
+/// The files of a chunk in the order in which they go; the last is what its consumer kept of it so far.
+fn names(id: ChunkId) -> [String; 3] {
+    [entry_name(id), pixels_name(id), format!("{id}.features")]
+}
+
 fn entry_name(id: ChunkId) -> String {
     format!("{id}.json")
 }
@@ -74,7 +79,7 @@ impl Ring {
     /// # Errors
     /// When the directory cannot be read or cleaned.
     pub async fn open(
-        directory: Directory,
+        directory: LocalDirectory,
         limit_bytes: u64,
         generation: &str,
         position: Position,
@@ -103,8 +108,7 @@ impl Ring {
             let held = vec![disk.take(bytes).await];
             chunks.push(RingChunk { entry, directory: directory.clone(), held });
         }
-        let kept: Vec<String> =
-            chunks.iter().flat_map(|chunk| [pixels_name(chunk.entry.id), entry_name(chunk.entry.id)]).collect();
+        let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
         directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
         Ok((Self { directory, disk }, chunks))
     }
@@ -154,8 +158,9 @@ impl RingChunk {
     /// When the system refuses.
     pub fn release(self) -> Result<(), ChunkError> {
         // The entry first: a kill in between leaves a file without an entry, which the next process removes.
-        self.directory.remove(&entry_name(self.entry.id))?;
-        self.directory.remove(&pixels_name(self.entry.id))?;
+        for name in names(self.entry.id) {
+            self.directory.remove(&name)?;
+        }
         drop(self.held);
         Ok(())
     }
@@ -191,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_ring_blocks_until_a_chunk_is_released() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::create(dir.path().join("ring")).unwrap();
+        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Ring::open(directory, 2 << 20, "g", START).await.unwrap();
         let first = put(&ring, 0, 1 << 20).await;
         let waits = tokio::time::timeout(Duration::from_millis(100), put(&ring, 10, 1 << 20)).await;
@@ -204,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn complete_chunks_that_follow_without_a_gap_are_taken_over() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::create(dir.path().join("ring")).unwrap();
+        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
         for row in [0, 10, 30] {
             put(&ring, row, 1000).await;

@@ -115,12 +115,12 @@ impl Plan {
                 ),
             ));
         }
-        let floor = memory_floor_bytes(size_px, self.pipeline.preprocess.max_encoded.0);
+        let floor = StreamBytes::new(size_px, self.pipeline.preprocess.max_encoded.0).floor();
         if limits.memory.0 < floor {
             problems.push(Problem::new(
                 "limits.memory",
                 format!(
-                    "`{}` is less than the {} that one block of rows takes at {size_px} px with images of up to {} (`preprocess.max_encoded`)",
+                    "`{}` is less than the {} that the stages need for one block of rows at {size_px} px with images of up to {} (`preprocess.max_encoded`)",
                     limits.memory,
                     bytesize::ByteSize(floor),
                     self.pipeline.preprocess.max_encoded
@@ -170,10 +170,38 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
     u64::from(rows) * (pixels + 1024) + (1 << 20)
 }
 
-/// Least `limits.memory`: the largest record twice (as text and being decoded) and four blocks of rows.
-pub fn memory_floor_bytes(size_px: u32, max_encoded_bytes: u64) -> u64 {
-    let pixels = 3 * u64::from(size_px) * u64::from(size_px);
-    max_encoded_bytes.saturating_mul(2).saturating_add(128 * pixels)
+/// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamBytes {
+    /// The reader's own for as long as it runs: ranges of the open object, what is unpacked, and the row that is being put together.
+    pub reader: u64,
+    /// The writer's own: a row group of the chunk, and its pages.
+    pub writer: u64,
+    /// The model's own: batches being read, computed and waiting.
+    pub model: u64,
+    /// The largest block of rows: the base64 of what a job decodes, and its pixels.
+    pub block: u64,
+}
+
+impl StreamBytes {
+    /// For images of a side of `size_px` pixels, encoded in at most `max_encoded_bytes`.
+    pub fn new(size_px: u32, max_encoded_bytes: u64) -> Self {
+        let pixels = 3 * u64::from(size_px) * u64::from(size_px);
+        // As text, with its URLs.
+        let record = (max_encoded_bytes / 3).saturating_mul(4).saturating_add(64 << 10);
+        Self {
+            reader: record.saturating_mul(2).saturating_add(16 << 20),
+            writer: 2 * pixels.max(16 << 20),
+            model: 96 * pixels,
+            // A block is closed by the row with which it reaches 4 MiB.
+            block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
+        }
+    }
+
+    /// Least `limits.memory`: each stage's own, and one block.
+    pub fn floor(self) -> u64 {
+        [self.reader, self.writer, self.model, self.block].into_iter().fold(0, u64::saturating_add)
+    }
 }
 
 fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, skipped: &[&str]) {
@@ -259,11 +287,16 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
     refuse(!something, "", "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`".into());
     for (key, paths) in paths(pipeline) {
         for path in paths {
-            refuse(
-                path.contains("://") && !path.starts_with("file://"),
-                key,
-                format!("`{path}`: this version reads and writes local files alone"),
-            );
+            let Some((scheme, _)) = path.split_once("://") else { continue };
+            let (allowed, what): (&[&str], _) = match key {
+                "run.dir" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
+                "model.checkpoint" => (&[], "a local directory or `hf:ORG/NAME`"),
+                _ => (
+                    &["file", "s3", "s3a", "gs", "az", "azure", "https", "http"],
+                    "a local path or a URL of s3, gs, az or https",
+                ),
+            };
+            refuse(!allowed.contains(&scheme), key, format!("`{path}`: it must be {what}"));
         }
     }
 }
@@ -368,10 +401,17 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         "device.kind",
         "`cuda`: this version runs the model on the CPU; set `auto` or `cpu`".into(),
     );
+    let endpoint = &machine.store.endpoint;
     refuse(
-        !machine.store.endpoint.is_empty(),
+        !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://"),
         "store.endpoint",
-        "this version reads and writes local files alone: leave it empty".into(),
+        format!("`{endpoint}` must be a URL that starts with `https://` or `http://`"),
+    );
+    refuse(machine.store.patience.0.is_zero(), "store.patience", "must be longer than zero".into());
+    refuse(
+        machine.scratch.dir.contains("://"),
+        "scratch.dir",
+        format!("`{}` must be a path on a local disk", machine.scratch.dir),
     );
     refuse(
         machine.device.index != 0,

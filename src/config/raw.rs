@@ -70,7 +70,7 @@ impl Default for RawSample {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRun {
-    /// Directory for everything durable that the run writes. Required.
+    /// Directory for everything durable that the run writes: a path, or an `s3://` URL. Required.
     pub dir: String,
     /// Seed of the head's initial weights, the order of training and the validation split.
     pub seed: u64,
@@ -212,7 +212,8 @@ pub struct RawTrain {
     pub shuffle_rows: u64,
     /// Steps between two loss values in the report.
     pub log_every: u32,
-    /// Time between two checkpoints; one is written at the end of each epoch too. It never changes the result.
+    /// Time between two checkpoints, the most that a kill can lose; a head that takes long to save is saved less often, so
+    /// that training has at least 20 times the time of saving. One is written at the end of each epoch too. It never changes the result.
     pub checkpoint_every: Span,
 }
 
@@ -232,7 +233,7 @@ impl Default for RawTrain {
             validation_fraction: 0.02,
             shuffle_rows: 65_536,
             log_every: 50,
-            checkpoint_every: Span::seconds(60),
+            checkpoint_every: Span::seconds(5),
         }
     }
 }
@@ -307,7 +308,8 @@ impl Default for RawLimits {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawScratch {
-    /// Directory of the ring of pixel chunks; each run has a folder of its own in it. Empty: `scratch` inside `run.dir`.
+    /// Directory of the ring of pixel chunks, on a local disk; each run has a folder of its own in it. Empty: `scratch` inside
+    /// `run.dir`, or the system's temporary directory where `run.dir` is on S3.
     pub dir: String,
 }
 
@@ -322,9 +324,18 @@ pub struct RawDevice {
 }
 
 /// `[store]`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawStore {
-    /// S3-compatible endpoint. This version reads local files alone, so only the empty string is accepted.
+    /// S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials come from
+    /// the environment, the AWS profile or the machine's metadata, never from a file here.
     pub endpoint: String,
+    /// For how long a request may fail again and again before the run stops; what was done is kept.
+    pub patience: Span,
+}
+
+impl Default for RawStore {
+    fn default() -> Self {
+        Self { endpoint: String::new(), patience: Span::seconds(300) }
+    }
 }

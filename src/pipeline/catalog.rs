@@ -81,7 +81,7 @@ pub(super) fn load(
     };
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     let mut failed = None;
-    tables::read_classes(&directory.path(CLASSES), |caption, _| {
+    tables::read_classes(&directory.fetch(CLASSES)?, |caption, _| {
         if let Err(error) = classes.add(caption) {
             failed.get_or_insert(error);
         }
@@ -89,7 +89,7 @@ pub(super) fn load(
     if let Some(error) = failed {
         return Err(refused(error));
     }
-    let entries = tables::read_labels(&directory.path(LABELS))?;
+    let entries = tables::read_labels(&directory.fetch(LABELS)?)?;
     let tally = RowTally { rows: entry.rows, labelled_rows: entry.labelled_rows };
     let index = JoinIndex::from_sorted_entries(entries, classes.groups(), tally).map_err(refused)?;
     Ok(Some(Catalog { classes, index: Arc::new(index), report: entry.report }))
@@ -104,11 +104,11 @@ pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)
     if directory.read(ENTRY)?.is_none() {
         return Err(PipelineError::Input(format!(
             "`{}` has no complete catalog of captions: run its training pipeline first",
-            directory.root().display()
+            directory.display("")
         )));
     }
     let mut captions = Vec::new();
-    tables::read_classes(&directory.path(CLASSES), |caption, images| captions.push((caption.into(), images)))?;
+    tables::read_classes(&directory.fetch(CLASSES)?, |caption, images| captions.push((caption.into(), images)))?;
     Ok(captions)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{PipelineError, chain, generation, resolve, workers};
+use super::{PipelineError, chain, generation, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::Plan;
@@ -54,8 +54,9 @@ impl Check {
 pub async fn check(plan: &Plan) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
-    let directory = Directory::at(&pipeline.run.dir);
-    let recorded = check.keep(generation::read(&directory)).flatten();
+    let store = store(plan);
+    let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
+    let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
     for stage in Stage::ALL.into_iter().filter(|stage| plan.runs(*stage)) {
         let known = recorded
             .as_ref()
@@ -63,7 +64,6 @@ pub async fn check(plan: &Plan) -> Check {
         let state = if known { "goes on with what the run directory holds" } else { "new" };
         check.stages.push(format!("{} ({state})", stage.as_str()));
     }
-    let store = Store::default();
     let mut lists = BTreeMap::new();
     let patterns = [
         ("pairs.shards", pipeline.pairs.as_ref().map(|pairs| pairs.shards.clone())),
@@ -142,7 +142,7 @@ pub async fn check(plan: &Plan) -> Check {
         }
         if !predict.truth.is_empty() {
             #[cfg(feature = "model")]
-            check.keep(super::prediction::check_truth(&predict.truth));
+            check.keep(super::prediction::check_truth(&store, &predict.truth).await);
         }
     }
     check

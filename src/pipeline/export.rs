@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::desk::model_error;
-use super::{PipelineError, catalog, training};
+use super::{PipelineError, catalog, store, training};
 use crate::config::Plan;
 use crate::config::value::Pool;
 use crate::model::{Checkpoint, Classifier, export_hf};
@@ -24,14 +24,15 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
                 .to_owned(),
         ));
     }
-    let directory = Directory::at(&plan.pipeline().run.dir);
+    let directory = Directory::at(&store(plan), &plan.pipeline().run.dir)?;
     let Some(step) = training::checkpoints(&directory)?.last().copied() else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",
             plan.pipeline().run.dir
         )));
     };
-    let head = checkpoint::load_head(&training::checkpoint_path(&directory, step)).map_err(model_error)?;
+    let copy = training::fetch_checkpoint(&directory, step, &[checkpoint::HEAD_FILE])?;
+    let head = checkpoint::load_head(&copy).map_err(model_error)?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
     let backbone = Checkpoint::open(Path::new(&model.checkpoint)).map_err(model_error)?;

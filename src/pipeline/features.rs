@@ -8,15 +8,17 @@ use tokio::task::JoinSet;
 
 use super::PipelineError;
 use super::desk::{BATCH_ROWS, Device, model_error};
+use super::spill::{self, Spill};
 use super::stream::{self, Machine, Sink, StreamJob, commit, seen_so_far};
-use crate::chunk::features::FeatureWriter;
+use crate::chunk::features::{self, FeatureWriter, Features};
 use crate::chunk::journal::{Journal, Layout, Position};
-use crate::chunk::pixels::{PixelReader, image_bytes};
+use crate::chunk::pixels::PixelReader;
 use crate::chunk::ring::{Ring, RingChunk};
 use crate::chunk::{RowHeads, Tally};
+use crate::config::plan::StreamBytes;
 use crate::config::value::Precision;
 use crate::flow::{Meter, Stop, link};
-use crate::store::{Directory, Object};
+use crate::store::{Directory, LocalDirectory, Object};
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
 const CHUNKS_WAITING: usize = 4096;
@@ -32,7 +34,7 @@ pub(super) struct FeatureShape {
 pub(super) struct Places {
     pub(super) run: Directory,
     pub(super) layout: Layout,
-    pub(super) scratch: Directory,
+    pub(super) scratch: LocalDirectory,
     pub(super) disk_bytes: u64,
 }
 
@@ -71,8 +73,8 @@ pub(super) async fn run(
     let seen = seen_so_far(&journal, &waiting, &job.wanted)?;
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
-    let batch_bytes = 3 * BATCH_ROWS * image_bytes(job.spec.geometry.output_px());
-    let held = machine.budget.take(batch_bytes as u64).await;
+    let bytes = StreamBytes::new(job.spec.geometry.output_px(), job.spec.max_encoded_bytes);
+    let held = machine.budget.take(bytes.model).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
     for chunk in waiting {
         if chunks_in.send(chunk).await.is_err() {
@@ -132,6 +134,15 @@ impl Consumer {
         }
     }
 
+    async fn forward(&self, pixels: Vec<u8>, rows: usize) -> Result<Vec<f32>, PipelineError> {
+        self.device
+            .call(move |desk| match &desk.extractor {
+                Some(extractor) => extractor.features(&pixels, rows).map_err(model_error),
+                None => Err(PipelineError::Internal("the backbone is not loaded".to_owned())),
+            })
+            .await?
+    }
+
     /// Fills the feature file of a chunk; false when the run was asked to stop.
     async fn compute(&mut self, chunk: &RingChunk) -> Result<bool, PipelineError> {
         let Some(pixels) = chunk.pixels() else { return Ok(true) };
@@ -142,16 +153,19 @@ impl Consumer {
         // One batch is read while the one before is computed. Batches never cross a chunk, so that a feature's bits
         // depend on its chunk alone.
         let (batches_in, mut batches) = link(1);
+        let made_from = format!("{} {dim} {BATCH_ROWS}", chunk.entry.generation);
+        let mut spill = Spill::open(spill::beside(&pixels), &made_from)?;
         let reading = tokio::task::spawn_blocking(move || read_batches(&pixels, &batches_in));
         while let Some((heads, pixels)) = batches.recv().await {
             let rows = heads.len();
-            let features = self
-                .device
-                .call(move |desk| match &desk.extractor {
-                    Some(extractor) => extractor.features(&pixels, rows).map_err(model_error),
-                    None => Err(PipelineError::Internal("the backbone is not loaded".to_owned())),
-                })
-                .await??;
+            let features = match spill.take(rows * dim) {
+                Some(known) => known,
+                None => {
+                    let features = self.forward(pixels, rows).await?;
+                    spill.keep(&features)?;
+                    features
+                }
+            };
             if let Some(bad) = features.iter().position(|value| !value.is_finite()) {
                 return Err(PipelineError::Model(format!(
                     "the feature of `{}` is not a finite number: the checkpoint's weights are unusable",
@@ -168,6 +182,15 @@ impl Consumer {
         writer.finish()?;
         Ok(true)
     }
+}
+
+/// Reads a feature chunk of a run directory.
+///
+/// # Errors
+/// When it cannot be fetched or is not one.
+pub(super) async fn read_features(directory: &Directory, name: &str) -> Result<Features, PipelineError> {
+    let (directory, name) = (directory.clone(), name.to_owned());
+    tokio::task::spawn_blocking(move || Ok(features::read(&directory.fetch(&name)?)?)).await?
 }
 
 fn read_batches(path: &Path, batches: &mpsc::Sender<(RowHeads, Vec<u8>)>) -> Result<(), PipelineError> {

@@ -9,7 +9,7 @@ use super::PipelineError;
 use crate::config::plan::Stage;
 use crate::config::raw::RawPipeline;
 use crate::config::{ConfigError, Plan, Problem, StageKeys};
-use crate::store::{Directory, Object, StoreError};
+use crate::store::{Directory, Object, Store, StoreError};
 
 /// Name of the file inside the run directory.
 const FILE: &str = "run.toml";
@@ -44,15 +44,24 @@ pub(super) struct Generations {
     proposed: Vec<(String, StageRecord)>,
 }
 
-/// Adds what a listing resolved to: names and sizes.
-pub(super) fn add_inputs(keys: &mut StageKeys, key: &str, objects: &[Object]) {
+/// Adds what a listing resolved to: the names of the files and the fingerprints of what they hold.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(super) async fn add_inputs(
+    store: &Store,
+    keys: &mut StageKeys,
+    key: &str,
+    objects: &[Object],
+) -> Result<(), StoreError> {
     let mut hasher = blake3::Hasher::new();
-    for object in objects {
-        hasher.update(format!("{}\t{}\n", object.url, object.size).as_bytes());
+    for (object, fingerprint) in objects.iter().zip(store.fingerprints(objects).await?) {
+        hasher.update(format!("{}\t{fingerprint}\n", object.url).as_bytes());
     }
     let bytes: u64 = objects.iter().map(|object| object.size).sum();
     let digest = &hasher.finalize().to_hex()[..16];
     keys.insert(format!("{key} (files)"), format!("{} files, {bytes} bytes, {digest}", objects.len()));
+    Ok(())
 }
 
 /// Reads `run.toml`; a directory without one is new.
@@ -63,7 +72,7 @@ pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineErr
     let Some(content) = directory.read(FILE)? else { return Ok(None) };
     let text = String::from_utf8_lossy(&content);
     toml::from_str(&text).map(Some).map_err(|error| {
-        let path = directory.path(FILE).display().to_string();
+        let path = directory.display(FILE);
         PipelineError::Generation(format!(
             "`{path}` is not a run file of this version ({}); choose another `run.dir`, or start over with --fresh",
             error.message()
@@ -87,7 +96,7 @@ impl Generations {
                     "run.dir",
                     format!(
                         "`{}` holds `{stranger}` and is no run directory; name a new or empty one",
-                        directory.root().display()
+                        directory.display("")
                     ),
                 )])
                 .into());
@@ -141,10 +150,8 @@ impl Generations {
     fn refusal(&self, stage: Stage, old: &StageKeys, new: &StageKeys) -> String {
         let invalid: Vec<&str> =
             Stage::ALL.iter().filter(|later| **later >= stage).map(|later| later.artefacts()).collect();
-        let mut text = format!(
-            "`{}` was made with other settings, and going on would mix the two:\n",
-            self.directory.root().display()
-        );
+        let mut text =
+            format!("`{}` was made with other settings, and going on would mix the two:\n", self.directory.display(""));
         let mut differs = false;
         let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
         for key in names {
@@ -207,7 +214,7 @@ impl Generations {
                 }
                 for name in self.directory.list("")? {
                     let csv = std::path::Path::new(&name).extension().is_some_and(|ending| ending == "csv");
-                    if csv {
+                    if csv && name != "training.csv" {
                         self.directory.remove(&name)?;
                     }
                 }

@@ -9,7 +9,7 @@ use crate::chunk::features;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::quarantine;
-use crate::store::Directory;
+use crate::store::{Directory, Store};
 
 /// Lines of (what, value).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,9 +35,12 @@ impl Inspection {
 /// # Errors
 /// When it is none of the things that a run writes.
 pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
+    if let Some(url) = path.to_str().filter(|text| Store::is_remote(text)) {
+        return run_directory(url);
+    }
     if path.is_dir() {
         if path.join("run.toml").is_file() {
-            return run_directory(path);
+            return run_directory(&path.display().to_string());
         }
         #[cfg(feature = "model")]
         if path.join("state.json").is_file() {
@@ -99,8 +102,8 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     Err(PipelineError::Input(format!("`{}` is no pixel, feature or quarantine file of this tool", path.display())))
 }
 
-fn run_directory(path: &Path) -> Result<Inspection, PipelineError> {
-    let directory = Directory::at(path);
+fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
+    let directory = Directory::at(&Store::default(), path)?;
     let mut found = Inspection::new("run directory");
     if let Some(file) = generation::read(&directory)? {
         for (name, record) in &file.stages {

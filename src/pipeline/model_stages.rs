@@ -1,10 +1,12 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Backbone, Directory, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs,
-    catalog, desk, enough_captions, features, prediction, training,
+    Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog, desk,
+    enough_captions, features, prediction, scratch_path, training,
 };
+use crate::config::plan::chunk_disk_bytes;
 use crate::model::Checkpoint;
+use crate::store::LocalDirectory;
 use crate::train::checkpoint;
 
 use super::report::PredictionReport;
@@ -23,6 +25,18 @@ impl Run {
             .ok_or_else(|| PipelineError::Internal("a stage needs a model that the plan has not".to_owned()))
     }
 
+    /// The ring's part of `limits.disk`: what is left beside the features of the chunk in hand, which are kept batch by batch
+    /// where it takes long, and once more on their way to S3.
+    fn ring_bytes(&self, shape: features::FeatureShape) -> Result<u64, PipelineError> {
+        let rows = self.plan.pipeline().chunks.rows;
+        let kept = u64::from(rows) * (4 * shape.dim as u64 + 24);
+        let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
+        let beside = kept + if self.directory.is_remote() { staged } else { 0 };
+        let least = 2 * chunk_disk_bytes(rows, self.spec.geometry.output_px()) + beside;
+        self.enough_disk(least, "two chunks of pixels and the features of one")?;
+        Ok(self.plan.machine().limits.disk.0 - beside)
+    }
+
     async fn stream_features(
         &self,
         job: StreamJob,
@@ -36,13 +50,13 @@ impl Run {
         ))
         .map_err(desk::model_error)?;
         desk::load_backbone(device, checkpoint, backbone.options).await?;
-        let rings = self.scratch()?;
-        let scratch = Directory::create(rings.path(name))?;
+        let rings = LocalDirectory::create(scratch_path(&self.plan))?;
+        let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {
             run: self.directory.clone(),
             layout,
             scratch,
-            disk_bytes: self.plan.machine().limits.disk.0,
+            disk_bytes: self.ring_bytes(backbone.shape)?,
         };
         let rows = Arc::clone(&job.meter);
         let meter = self.board.stage(format!("features ({name})"), "images", 0);
@@ -81,6 +95,12 @@ impl Run {
         let pipeline = self.plan.pipeline();
         let Some(settings) = pipeline.train.clone() else { return Ok(()) };
         let seed = pipeline.run.seed;
+        if self.directory.is_remote() {
+            let dim = self.backbone()?.shape.dim as u64;
+            let checkpoint = 8 * classes as u64 * (dim + 1);
+            let window = 2 * settings.shuffle_rows * (4 * dim + 1024);
+            self.enough_disk(checkpoint + window, "a checkpoint and the features on their way from the run directory")?;
+        }
         let job = training::TrainJob {
             directory: self.directory.clone(),
             journal,
@@ -111,14 +131,14 @@ impl Run {
             Pick::Best => training::best_step(&self.directory)?.filter(|step| steps.contains(step)),
         };
         let Some(step) = best.or(steps.last().copied()) else { return Ok(None) };
-        let path = training::checkpoint_path(&self.directory, step);
-        Ok(Some((step, checkpoint::load_head(&path).map_err(desk::model_error)?)))
+        let copy = training::fetch_checkpoint(&self.directory, step, &[checkpoint::HEAD_FILE])?;
+        Ok(Some((step, checkpoint::load_head(&copy).map_err(desk::model_error)?)))
     }
 
     /// Test images that make other features than the head was trained on are refused.
-    fn check_same_features(&self) -> Result<(), PipelineError> {
+    async fn check_same_features(&self) -> Result<(), PipelineError> {
         let Some(record) = self.generations.recorded(Stage::Stream.as_str()) else { return Ok(()) };
-        let now = self.stream_keys(Stage::Predict, "predict.images", &[]);
+        let now = self.stream_keys(Stage::Predict, "predict.images", &[]).await?;
         let differs: Vec<&String> = record
             .keys
             .iter()
@@ -138,7 +158,7 @@ impl Run {
             .collect();
         Err(PipelineError::Generation(format!(
             "the head in `{}` was trained on other features than these test images would get:\n{}\nset the keys back",
-            self.directory.root().display(),
+            self.directory.display(""),
             list.join("\n")
         )))
     }
@@ -154,10 +174,10 @@ impl Run {
         let shards = store.list(&settings.images).await?;
         let ids = store.find(&settings.ids).await?;
         if !settings.truth.is_empty() {
-            prediction::check_truth(&settings.truth)?;
+            prediction::check_truth(store, &settings.truth).await?;
         }
         if alone || !self.plan.runs(Stage::Stream) {
-            self.check_same_features()?;
+            self.check_same_features().await?;
             enough_captions(catalog::load_captions(&self.directory)?.len(), settings.top_k)?;
         } else if self.generations.recorded(Stage::Catalog.as_str()).is_some()
             && let Ok(captions) = catalog::load_captions(&self.directory)
@@ -165,8 +185,8 @@ impl Run {
             // Without a complete catalog the number is known, and looked at, as soon as it is built.
             enough_captions(captions.len(), settings.top_k)?;
         }
-        let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards);
-        add_inputs(&mut keys, "predict.ids", &[ids]);
+        let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
+        add_inputs(&self.machine.store, &mut keys, "predict.ids", &[ids]).await?;
         let record = format!("{} {}", Stage::Predict.as_str(), stem(&settings));
         let generation = self.generations.propose(&record, Stage::Predict, keys, &[])?;
         Ok(Some((Ready { shards, generation }, asked)))
@@ -207,7 +227,7 @@ impl Run {
         let scores = if settings.truth.is_empty() {
             None
         } else {
-            Some(prediction::score(directory, &settings, &asked, captions.len() as u64)?)
+            Some(prediction::score(store, directory, &settings, &asked, captions.len() as u64).await?)
         };
         self.report.prediction = Some(PredictionReport {
             ids: asked.ids,

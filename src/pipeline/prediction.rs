@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use super::PipelineError;
 use super::desk::{Device, cpu, model_error};
+use super::features::read_features;
 use super::report::ScoreReport;
 use super::stream::fill;
 use crate::catalog::{UrlSet, url_hash};
-use crate::chunk::features;
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawPredict;
 use crate::corpus::{TestId, TestIds};
@@ -24,6 +24,8 @@ use crate::train::HeadState;
 
 /// Longest row of the ids file.
 const MAX_RECORD_BYTES: usize = 1 << 20;
+/// Largest truth file; the published list of captions is a few megabytes.
+const MAX_TRUTH_BYTES: u64 = 1 << 30;
 /// Stands for a rank that no caption has.
 const NONE: u32 = u32::MAX;
 
@@ -123,8 +125,7 @@ pub(super) async fn rank(
         if let Some(signal) = stop.signal() {
             return Err(PipelineError::Stopped(signal));
         }
-        let path = journal.directory().path(&journal.layout().chunk(*id));
-        let chunk = tokio::task::spawn_blocking(move || features::read(&path)).await??;
+        let chunk = read_features(journal.directory(), &journal.layout().chunk(*id)).await?;
         if chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),
@@ -195,10 +196,10 @@ pub(super) async fn write(
 ///
 /// # Errors
 /// When it cannot be read or has no row.
-pub(super) fn check_truth(path: &str) -> Result<(), PipelineError> {
-    let truth = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
+pub(super) async fn check_truth(store: &Store, path: &str) -> Result<(), PipelineError> {
+    let truth = store.read(path, MAX_TRUTH_BYTES).await?;
     let nothing = format!("{},{}\n", crate::predict::submission::ID_COLUMN, crate::predict::submission::CAPTION_COLUMN);
-    evaluate(nothing.as_bytes(), truth)
+    evaluate(nothing.as_bytes(), &*truth)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", super::chain(&error))))
 }
@@ -207,16 +208,17 @@ pub(super) fn check_truth(path: &str) -> Result<(), PipelineError> {
 ///
 /// # Errors
 /// When the truth cannot be read.
-pub(super) fn score(
+pub(super) async fn score(
+    store: &Store,
     directory: &Directory,
     settings: &RawPredict,
     asked: &Asked,
     classes: u64,
 ) -> Result<ScoreReport, PipelineError> {
-    let open = |path: &std::path::Path| File::open(path).map_err(|error| StoreError::io(path, "opened", error));
-    let submission = open(&directory.path(&settings.output))?;
-    let truth = open(std::path::Path::new(&settings.truth))?;
-    let scores = evaluate(submission, truth)
+    let submission = directory.fetch(&settings.output)?;
+    let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
+    let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
+    let scores = evaluate(submission, &*truth)
         .map_err(|error| PipelineError::Input(format!("`{}`: {}", settings.truth, super::chain(&error))))?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,

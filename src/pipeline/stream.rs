@@ -20,11 +20,15 @@ use crate::chunk::journal::{Journal, Position};
 use crate::chunk::quarantine::{self, Quarantined};
 use crate::chunk::ring::{Ring, RingChunk, RingEntry};
 use crate::chunk::{ChunkId, Entry, RowHeads, Tally};
+use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::Spec;
 use crate::flow::{ByteBudget, CpuPool, Held, Meter, Stop, link};
 use crate::store::{Object, Reader, Store, explain_read};
+
+/// Files brought to local disk together, where the run is kept elsewhere.
+const FETCHED_AT_ONCE: usize = 32;
 
 /// Everything that a stream of images is.
 pub(super) struct StreamJob {
@@ -87,11 +91,14 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
         }
         Ok(())
     };
-    let layout = journal.layout();
-    for (id, entry) in journal.entries() {
-        let chunk = layout.chunk(*id);
-        if entry.files.contains_key(&chunk) {
-            take(&journal.directory().path(&chunk))?;
+    let (directory, layout) = (journal.directory(), journal.layout());
+    let files = |name: &dyn Fn(ChunkId) -> String| -> Vec<String> {
+        let names = journal.entries().iter().map(|(id, entry)| (name(*id), entry));
+        names.filter(|(name, entry)| entry.files.contains_key(name)).map(|(name, _)| name).collect()
+    };
+    for names in files(&|id| layout.chunk(id)).chunks(FETCHED_AT_ONCE) {
+        for copy in directory.fetch_all(names)? {
+            take(&copy)?;
         }
     }
     for chunk in ring {
@@ -104,10 +111,9 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
             }
         }
     };
-    for (id, entry) in journal.entries() {
-        let name = layout.quarantine(*id);
-        if entry.files.contains_key(&name) {
-            note(&quarantine::read(&journal.directory().path(&name))?);
+    for names in files(&|id| layout.quarantine(id)).chunks(FETCHED_AT_ONCE) {
+        for copy in directory.fetch_all(names)? {
+            note(&quarantine::read(&copy)?);
         }
     }
     for chunk in ring {
@@ -133,6 +139,9 @@ pub(super) async fn run(
     sink: Sink,
 ) -> Result<(), PipelineError> {
     let width = machine.pool.width() * 2;
+    // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
+    let bytes = StreamBytes::new(job.spec.geometry.output_px(), job.spec.max_encoded_bytes);
+    let own = machine.budget.take(bytes.reader + bytes.writer).await;
     let (blocks_in, blocks_out) = link::<Block>(2);
     let job = Arc::new(job);
     let mut stages = JoinSet::new();
@@ -142,6 +151,7 @@ pub(super) async fn run(
         // Dropping the set ends the other stage.
         done??;
     }
+    drop(own);
     match machine.stop.signal() {
         Some(signal) => Err(PipelineError::Stopped(signal)),
         None => Ok(()),

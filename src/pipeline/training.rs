@@ -1,12 +1,12 @@
 //! Feature chunks → trained head: the order of samples, steps, validation and checkpoints.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::PipelineError;
 use super::curve::Curve;
 use super::desk::{Desk, Device, cpu, model_error};
+use super::features::read_features;
 use super::report::{LossPoint, TrainingReport, ValidationPoint};
 use crate::chunk::features::{self, read_heads};
 use crate::chunk::journal::Journal;
@@ -14,7 +14,7 @@ use crate::config::raw::RawTrain;
 use crate::config::value::ScheduleKind as Kind;
 use crate::flow::{Meter, Stop};
 use crate::predict::metrics::{self, rank_of};
-use crate::store::Directory;
+use crate::store::{Directory, LocalCopy, StoreError};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
 use crate::train::{HeadState, Options, Progress, Schedule, ScheduleKind, Sgd, Trainer, checkpoint, plot};
@@ -23,6 +23,10 @@ use crate::train::{HeadState, Options, Progress, Schedule, ScheduleKind, Sgd, Tr
 const FOLDER: &str = "checkpoints";
 /// The curve so far; points behind the checkpoint that a run resumes from are dropped.
 const CURVE: &str = "training.csv";
+/// Training takes at least so many times as long as saving.
+const SAVE_SHARE: u32 = 20;
+/// Chunks brought to local disk together, where the run is kept elsewhere.
+const FETCHED_AT_ONCE: usize = 32;
 /// Its picture.
 pub(super) const PICTURE: &str = "training.svg";
 
@@ -42,8 +46,8 @@ pub(super) struct TrainJob {
 
 /// What the chunks hold.
 struct Inventory {
-    /// Feature files with rows, in the order of the corpus.
-    paths: Vec<PathBuf>,
+    /// Names of the feature files with rows, in the order of the corpus.
+    chunks: Vec<String>,
     /// Training samples of each.
     samples: Vec<u64>,
     /// Validation images of each.
@@ -61,15 +65,31 @@ struct Loaded {
 /// # Errors
 /// When the folder cannot be read.
 pub(super) fn checkpoints(directory: &Directory) -> Result<Vec<u64>, PipelineError> {
-    let mut steps: Vec<u64> =
-        directory.list(FOLDER)?.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+    let files = directory.tree(FOLDER)?;
+    // On S3 the files of a checkpoint come and go one by one: it is there when all of them are.
+    let whole =
+        |name: &str| checkpoint::FILES.iter().all(|file| files.contains_key(&format!("{FOLDER}/{name}/{file}")));
+    let mut steps: Vec<u64> = files
+        .keys()
+        .filter_map(|file| file.strip_prefix(FOLDER)?.trim_start_matches('/').split_once('/'))
+        .filter(|(name, _)| whole(name))
+        .filter_map(|(name, _)| name.strip_prefix("step-")?.parse().ok())
+        .collect();
     steps.sort_unstable();
+    steps.dedup();
     Ok(steps)
 }
 
-/// Path of a checkpoint.
-pub(super) fn checkpoint_path(directory: &Directory, step: u64) -> PathBuf {
-    directory.path(&format!("{FOLDER}/step-{step}"))
+fn checkpoint_name(step: u64) -> String {
+    format!("{FOLDER}/step-{step}")
+}
+
+/// A checkpoint on local disk.
+///
+/// # Errors
+/// When it cannot be brought there.
+pub(super) fn fetch_checkpoint(directory: &Directory, step: u64, files: &[&str]) -> Result<LocalCopy, StoreError> {
+    directory.fetch_folder(&checkpoint_name(step), files)
 }
 
 /// The step with the best validation figures so far, by the curve that the run keeps.
@@ -122,8 +142,16 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
             Ok::<_, PipelineError>(())
         })
         .await??;
-    let mut session =
-        Session { job: &job, inventory: &inventory, schedule, effective, progress, curve, saved: Instant::now() };
+    let mut session = Session {
+        job: &job,
+        inventory: &inventory,
+        schedule,
+        effective,
+        progress,
+        curve,
+        saved: Instant::now(),
+        save_took: Duration::ZERO,
+    };
     session.train().await?;
     session.tidy()?;
     job.device.call(|desk| desk.trainer = None).await?;
@@ -143,25 +171,17 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
 
 /// The newest checkpoint of this generation, or a new head.
 fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
-    // A kill between the two renames of a replacement leaves the old checkpoint aside: it is put back.
-    for name in job.directory.list(FOLDER)? {
-        let Some(step) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".replaced")) else { continue };
-        let (aside, own) =
-            (job.directory.path(&format!("{FOLDER}/{name}")), job.directory.path(&format!("{FOLDER}/{step}")));
-        if !own.is_dir() {
-            std::fs::rename(&aside, &own).map_err(|error| crate::store::StoreError::io(&own, "restored", error))?;
-        }
-    }
-    // What else a killed save or removal left goes; a checkpoint is under its name whole or not at all.
-    job.directory.sweep(FOLDER, |name| name.starts_with("step-"))?;
+    // What a killed save or removal left goes.
+    let whole: Vec<String> = checkpoints(&job.directory)?.iter().map(|step| format!("step-{step}")).collect();
+    job.directory.sweep(FOLDER, |name| whole.iter().any(|whole| whole == name))?;
     if let Some(step) = checkpoints(&job.directory)?.last() {
-        let path = checkpoint_path(&job.directory, *step);
-        let (state, progress) = checkpoint::load(&path).map_err(model_error)?;
+        let copy = fetch_checkpoint(&job.directory, *step, &checkpoint::FILES)?;
+        let (state, progress) = checkpoint::load(&copy).map_err(model_error)?;
         let same = progress.hashes.get("train") == Some(&job.generation);
         if !same || (state.classes, state.dim) != (job.classes, job.dim) {
             return Err(PipelineError::Generation(format!(
                 "`{}` was made from other features or settings; recompute with --from train",
-                path.display()
+                job.directory.display(&checkpoint_name(*step))
             )));
         }
         tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
@@ -174,24 +194,25 @@ fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
 }
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
-    let mut found = Inventory { paths: Vec::new(), samples: Vec::new(), validation_rows: Vec::new() };
-    for (id, entry) in job.journal.entries() {
-        if entry.tally.kept == 0 {
-            continue;
-        }
-        let path = job.journal.directory().path(&job.journal.layout().chunk(*id));
-        let heads = read_heads(&path)?;
-        let (mut samples, mut validation) = (0, 0);
-        for row in 0..heads.len() {
-            if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
-                validation += 1;
-            } else {
-                samples += heads.labels(row).len() as u64;
+    let mut found = Inventory { chunks: Vec::new(), samples: Vec::new(), validation_rows: Vec::new() };
+    let layout = job.journal.layout();
+    let kept = job.journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0);
+    let names: Vec<String> = kept.map(|(id, _)| layout.chunk(*id)).collect();
+    for names in names.chunks(FETCHED_AT_ONCE) {
+        for (name, copy) in names.iter().zip(job.directory.fetch_all(names)?) {
+            let heads = read_heads(&copy)?;
+            let (mut samples, mut validation) = (0, 0);
+            for row in 0..heads.len() {
+                if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
+                    validation += 1;
+                } else {
+                    samples += heads.labels(row).len() as u64;
+                }
             }
+            found.chunks.push(name.clone());
+            found.samples.push(samples);
+            found.validation_rows.push(validation);
         }
-        found.paths.push(path);
-        found.samples.push(samples);
-        found.validation_rows.push(validation);
     }
     Ok(found)
 }
@@ -204,6 +225,8 @@ struct Session<'a> {
     progress: Progress,
     curve: Curve,
     saved: Instant,
+    /// How long the last save took.
+    save_took: Duration,
 }
 
 impl Session<'_> {
@@ -257,10 +280,10 @@ impl Session<'_> {
 
     /// Reads a window's samples, on a thread of its own.
     fn load(&self, window: &Window) -> tokio::task::JoinHandle<Result<Loaded, PipelineError>> {
-        let paths: Vec<PathBuf> = window.chunks.iter().map(|chunk| self.inventory.paths[*chunk].clone()).collect();
-        let window = window.clone();
+        let names: Vec<String> = window.chunks.iter().map(|chunk| self.inventory.chunks[*chunk].clone()).collect();
+        let (window, directory) = (window.clone(), self.job.directory.clone());
         let (seed, fraction, dim) = (self.job.seed, self.job.settings.validation_fraction, self.job.dim);
-        tokio::task::spawn_blocking(move || load_window(&window, &paths, seed, fraction, dim))
+        tokio::task::spawn_blocking(move || load_window(&window, &directory, &names, seed, fraction, dim))
     }
 
     async fn step(&mut self, features: Vec<f32>, labels: Vec<u32>) -> Result<(), PipelineError> {
@@ -294,7 +317,9 @@ impl Session<'_> {
         }
         // The end of an epoch saves by itself, and never over a checkpoint of the same step.
         let ends_epoch = self.progress.position >= self.inventory.samples.iter().sum::<u64>();
-        if self.saved.elapsed() >= self.job.settings.checkpoint_every.0 && !ends_epoch {
+        // A large head on a slow disk is saved less often, so that saving takes no more than a share of the time.
+        let pause = self.job.settings.checkpoint_every.0.max(self.save_took * SAVE_SHARE);
+        if self.saved.elapsed() >= pause && !ends_epoch {
             self.save().await?;
         }
         Ok(())
@@ -308,12 +333,12 @@ impl Session<'_> {
         self.job.device.call(|desk| desk.scorer = desk.trainer.as_ref().map(Trainer::scorer)).await?;
         let (mut tally, mut loss_sum) = (metrics::Tally::default(), 0.0);
         let mut labels_per_image: Vec<u64> = Vec::new();
-        for (path, rows) in self.inventory.paths.iter().zip(&self.inventory.validation_rows) {
+        for (name, rows) in self.inventory.chunks.iter().zip(&self.inventory.validation_rows) {
             if *rows == 0 {
                 continue;
             }
-            let (path, seed, fraction) = (path.clone(), self.job.seed, self.job.settings.validation_fraction);
-            let chunk = tokio::task::spawn_blocking(move || features::read(&path)).await??;
+            let (seed, fraction) = (self.job.seed, self.job.settings.validation_fraction);
+            let chunk = read_features(&self.job.directory, name).await?;
             let (mut values, mut labels) = (Vec::new(), Vec::new());
             for row in (0..chunk.rows.len()).filter(|row| is_validation(chunk.rows.url(*row), seed, fraction)) {
                 let of_row = chunk.rows.labels(row);
@@ -355,6 +380,7 @@ impl Session<'_> {
 
     /// Writes a checkpoint and removes those that are neither the newest nor the best.
     async fn save(&mut self) -> Result<(), PipelineError> {
+        let started = Instant::now();
         let content = self.curve.write().map_err(|error| PipelineError::Internal(error.to_string()))?;
         self.job.directory.write(CURVE, &content)?;
         let step = self.progress.step;
@@ -368,12 +394,15 @@ impl Session<'_> {
             })
             .await??;
         (self.progress.loss_sum, self.progress.loss_count) = loss;
-        let (path, progress) = (checkpoint_path(&self.job.directory, step), self.progress.clone());
-        tokio::task::spawn_blocking(move || checkpoint::save(&path, &state, &progress))
-            .await?
-            .map_err(checkpoint_error)?;
+        let (directory, progress) = (self.job.directory.clone(), self.progress.clone());
+        tokio::task::spawn_blocking(move || {
+            let name = checkpoint_name(step);
+            checkpoint::save(&directory.temporary(&name)?, &state, &progress).map_err(checkpoint_error)?;
+            Ok::<_, PipelineError>(directory.publish_folder(&name)?)
+        })
+        .await??;
         self.tidy()?;
-        self.saved = Instant::now();
+        (self.saved, self.save_took) = (Instant::now(), started.elapsed());
         Ok(())
     }
 
@@ -421,9 +450,7 @@ impl Session<'_> {
 /// A full disk is the store's business, not the model's.
 fn checkpoint_error(error: checkpoint::CheckpointError) -> PipelineError {
     match error {
-        checkpoint::CheckpointError::Io { path, source, .. } => {
-            crate::store::StoreError::io(path, "written", source).into()
-        }
+        checkpoint::CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),
         other => model_error(other),
     }
 }
@@ -435,18 +462,19 @@ fn trainer(desk: &mut Desk) -> Result<&mut Trainer<crate::model::Cpu>, PipelineE
 /// The samples of a window in the order of training: one for each (image, class) pair of the training side.
 fn load_window(
     window: &Window,
-    paths: &[PathBuf],
+    directory: &Directory,
+    names: &[String],
     seed: u64,
     fraction: f64,
     dim: usize,
 ) -> Result<Loaded, PipelineError> {
-    let mut chunks = Vec::with_capacity(paths.len());
-    for path in paths {
-        let chunk = features::read(path)?;
+    let mut chunks = Vec::with_capacity(names.len());
+    for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
+        let chunk = features::read(&copy)?;
         if chunk.dim != dim {
             return Err(PipelineError::Input(format!(
                 "`{}` holds features of another size: remove it",
-                path.display()
+                directory.display(name)
             )));
         }
         let samples: Vec<(usize, u32)> = (0..chunk.rows.len())

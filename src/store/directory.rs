@@ -1,111 +1,170 @@
-//! A local directory in which a name holds a complete file or nothing, at every instant.
+//! Where a run keeps what is durable: a tree of complete files under names, on a disk of this machine or on S3.
 //!
-//! Files are written under a name ending in `.tmp`, synced, and renamed or linked to their own name; then the directory is
-//! synced. A crash leaves at most `.tmp` files, which [`Directory::sweep`] removes.
+//! A name either holds a complete file or nothing. Locally that is a rename after a sync; on S3 an upload is complete
+//! or absent by itself. Nothing is appended to and nothing is renamed, so both keep the same promises. One process at a time may
+//! [claim](Directory::lock) a directory. Files pass through local disk on their way to S3 and back, in a staging
+//! directory that is empty at the start and holds what is on its way alone.
+//!
+//! The calls block, and may be made from any thread: they are few beside the work between them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::StoreError;
-
-/// Ending of files that are being written.
-const TEMPORARY: &str = "tmp";
+use super::local::FileLock;
+use super::remote::{Claimed, Remote};
+use super::{LocalDirectory, Store, StoreError};
 
 /// The root of a tree of durable files. Names are relative and use `/`.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    root: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Local(LocalDirectory),
+    Remote(Arc<Remote>),
 }
 
 /// Proof that this process alone works on a directory; dropping it, or dying, lets the next one in.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _claim: Claim,
+}
+
+#[derive(Debug)]
+enum Claim {
+    File { _lock: FileLock },
+    Lease { _lease: Claimed },
+}
+
+/// A file or folder of a [`Directory`] on local disk; one that was fetched goes when this is dropped.
+#[derive(Debug)]
+pub struct LocalCopy {
+    path: PathBuf,
+    fetched: bool,
+}
+
+impl Deref for LocalCopy {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsRef<Path> for LocalCopy {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for LocalCopy {
+    fn drop(&mut self) {
+        if self.fetched {
+            // What cannot be removed now goes with the staging directory.
+            std::fs::remove_file(&self.path).or_else(|_| std::fs::remove_dir_all(&self.path)).ok();
+        }
+    }
 }
 
 impl Directory {
-    /// Opens a directory, creating it and its parents where absent.
+    /// Opens a local directory, creating it and its parents where absent, or a prefix on S3.
+    ///
+    /// `staging` is where files on their way to and from S3 are kept; a local directory does not use it.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let root = root.into();
-        fs::create_dir_all(&root).map_err(|error| StoreError::io(&root, "created", error))?;
-        Ok(Self { root })
+    /// When the system refuses, or the URL is of a store that cannot be written to.
+    pub fn open(store: &Store, name: &str, staging: &Path) -> Result<Self, StoreError> {
+        if Store::is_remote(name) {
+            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging)?)) });
+        }
+        let place = Place::Local(LocalDirectory::create(name.strip_prefix("file://").unwrap_or(name))?);
+        Ok(Self { place })
     }
 
-    /// A directory that may not exist; reading from it finds nothing then.
-    pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+    /// A directory to look at, which may not exist: nothing is found in it then, and nothing is created.
+    ///
+    /// # Errors
+    /// When the URL makes no sense.
+    pub fn at(store: &Store, name: &str) -> Result<Self, StoreError> {
+        if Store::is_remote(name) {
+            let staging = std::env::temp_dir().join(format!("wikicap-{}", std::process::id()));
+            return Self::open(store, name, &staging);
+        }
+        Ok(Self { place: Place::Local(LocalDirectory::at(name.strip_prefix("file://").unwrap_or(name))) })
     }
 
-    /// Where it is.
-    pub fn root(&self) -> &Path {
-        &self.root
+    /// Whether it is on S3.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Remote(_))
     }
 
-    /// The path behind a name.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
+    /// Where it is on this machine, if it is.
+    pub fn local_root(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Local(local) => Some(local.root()),
+            Place::Remote(_) => None,
+        }
     }
 
-    /// Claims the directory for this process.
+    /// A name in it as a path or URL, for people; empty: the directory itself.
+    pub fn display(&self, name: &str) -> String {
+        match &self.place {
+            Place::Local(local) if name.is_empty() => local.root().display().to_string(),
+            Place::Local(local) => local.path(name).display().to_string(),
+            Place::Remote(remote) => remote.display(name),
+        }
+    }
+
+    /// Claims the directory for this process. On S3 that takes as long as an older claim may still be alive, some 15 s at most.
     ///
     /// # Errors
     /// [`StoreError::InUse`] names the process that has it. A dead holder's claim is void.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        let path = self.path("lock");
-        let failed = |error| StoreError::io(&path, "locked", error);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Unreadable words about the holder must not hide that there is one.
-                if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
-                    "another process".clone_into(&mut holder);
-                }
-                let path = self.root.display().to_string();
-                return Err(StoreError::InUse { path, holder: holder.trim().to_owned() });
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-        file.set_len(0).map_err(failed)?;
-        writeln!(file, "process {} since {now}", std::process::id()).map_err(failed)?;
-        Ok(Lock { _file: file })
+        let claim = match &self.place {
+            Place::Local(local) => Claim::File { _lock: local.lock()? },
+            Place::Remote(remote) => Claim::Lease { _lease: remote.lock()? },
+        };
+        Ok(Lock { _claim: claim })
     }
 
-    /// The temporary path under which a writer fills the file `name`; its directory exists afterwards.
+    /// The temporary path under which a writer fills the file or folder `name`; its parent exists afterwards.
     ///
     /// # Errors
-    /// When the directory cannot be created.
+    /// When the parent cannot be created.
     pub fn temporary(&self, name: &str) -> Result<PathBuf, StoreError> {
-        let path = self.path(name);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| StoreError::io(parent, "created", error))?;
+        match &self.place {
+            Place::Local(local) => local.temporary(name),
+            Place::Remote(remote) => remote.staging().temporary(name),
         }
-        let mut temporary = path.into_os_string();
-        temporary.push(".");
-        temporary.push(TEMPORARY);
-        Ok(temporary.into())
     }
 
     /// Makes the file filled under [`Self::temporary`] appear under its name, durable and complete, replacing an older one.
     ///
     /// # Errors
-    /// When syncing or renaming fails; the name then holds what it held before.
+    /// When syncing, renaming or uploading fails; the name then holds what it held before.
     pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
-        let (temporary, path) = (self.temporary(name)?, self.path(name));
-        let failed = |error| StoreError::io(&path, "written", error);
-        let file = File::open(&temporary).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        fs::rename(&temporary, &path).map_err(failed)?;
-        sync_parent(&path)?;
-        Ok(bytes)
+        match &self.place {
+            Place::Local(local) => local.publish(name),
+            Place::Remote(remote) => remote.publish(name),
+        }
+    }
+
+    /// Makes the folder filled under [`Self::temporary`] appear under its name, replacing an older one.
+    ///
+    /// Locally the folder is whole or absent. On S3 its files appear one by one; a reader looks with [`Self::tree`] whether all
+    /// are there.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn publish_folder(&self, name: &str) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Local(local) => local.publish_folder(name),
+            Place::Remote(remote) => remote.publish_folder(name),
+        }
     }
 
     /// Writes a small file in one step, replacing an older one.
@@ -113,34 +172,23 @@ impl Directory {
     /// # Errors
     /// As [`Self::publish`].
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        self.fill(name, content)?;
-        self.publish(name).map(|_| ())
+        match &self.place {
+            Place::Local(local) => local.write(name, content),
+            Place::Remote(remote) => remote.write(name, content),
+        }
     }
 
     /// Writes a small file if its name is free, durable once this returns; says whether it was.
     ///
+    /// On S3 a file of the same content counts as this one: the answer to the request that wrote it may have been lost.
+    ///
     /// # Errors
-    /// When the system refuses.
+    /// When the system or the store refuses.
     pub fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
-        let temporary = self.fill(name, content)?;
-        let path = self.path(name);
-        let failed = |error| StoreError::io(&path, "written", error);
-        File::open(&temporary).and_then(|file| file.sync_all()).map_err(failed)?;
-        // A hard link fails where the name is taken; a rename would replace it.
-        let created = match fs::hard_link(&temporary, &path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(failed(error)),
-        };
-        fs::remove_file(&temporary).map_err(failed)?;
-        sync_parent(&path)?;
-        Ok(created)
-    }
-
-    fn fill(&self, name: &str, content: &[u8]) -> Result<PathBuf, StoreError> {
-        let temporary = self.temporary(name)?;
-        fs::write(&temporary, content).map_err(|error| StoreError::io(self.path(name), "written", error))?;
-        Ok(temporary)
+        match &self.place {
+            Place::Local(local) => local.create_new(name, content),
+            Place::Remote(remote) => remote.create_new(name, content),
+        }
     }
 
     /// Reads a small file; `None` where it is absent.
@@ -148,11 +196,58 @@ impl Directory {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.path(name);
-        match fs::read(&path) {
-            Ok(content) => Ok(Some(content)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::io(path, "read", error)),
+        match &self.place {
+            Place::Local(local) => local.read(name),
+            Place::Remote(remote) => remote.read(name),
+        }
+    }
+
+    /// Reads the small files of the given names, in their order; absent ones are `None`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_all(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        match &self.place {
+            Place::Local(local) => names.iter().map(|name| local.read(name)).collect(),
+            Place::Remote(remote) => remote.read_all(names),
+        }
+    }
+
+    /// Brings a file to local disk, where it is not there anyway.
+    ///
+    /// # Errors
+    /// When it is absent or cannot be read.
+    pub fn fetch(&self, name: &str) -> Result<LocalCopy, StoreError> {
+        match &self.place {
+            Place::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
+            Place::Remote(_) => {
+                let mut copies = self.fetch_all(std::slice::from_ref(&name.to_owned()))?;
+                copies.pop().ok_or_else(|| StoreError::NotFound { url: self.display(name) })
+            }
+        }
+    }
+
+    /// As [`Self::fetch`], for several files at once, in their order.
+    ///
+    /// # Errors
+    /// When one is absent or cannot be read.
+    pub fn fetch_all(&self, names: &[String]) -> Result<Vec<LocalCopy>, StoreError> {
+        match &self.place {
+            Place::Local(_) => names.iter().map(|name| self.fetch(name)).collect(),
+            Place::Remote(remote) => {
+                Ok(remote.fetch(names)?.into_iter().map(|path| LocalCopy { path, fetched: true }).collect())
+            }
+        }
+    }
+
+    /// Brings files of a folder to local disk, where they are not there anyway; the copy is the folder.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub fn fetch_folder(&self, name: &str, files: &[&str]) -> Result<LocalCopy, StoreError> {
+        match &self.place {
+            Place::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
+            Place::Remote(remote) => Ok(LocalCopy { path: remote.fetch_folder(name, files)?, fetched: true }),
         }
     }
 
@@ -161,122 +256,49 @@ impl Directory {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
-        let path = self.path(name);
-        let failed = |error| StoreError::io(&path, "listed", error);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            if !is_temporary(&name) {
-                names.push(name);
-            }
+        match &self.place {
+            Place::Local(local) => local.list(name),
+            Place::Remote(remote) => remote.list(name),
         }
-        names.sort_unstable();
-        Ok(names)
+    }
+
+    /// The complete files in the folder `name` and the folders in it, at any depth, with their sizes in bytes, by their names
+    /// relative to this directory; none where it is absent.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+        match &self.place {
+            Place::Local(local) => local.tree(name),
+            Place::Remote(remote) => remote.tree(name),
+        }
     }
 
     /// Removes a file or a folder with all that is in it; an absent one is fine.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the system or the store refuses.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path(name);
-        let removed = if path.is_dir() && !is_temporary(name) {
-            // Out of the way in one step first, so that a kill never leaves half a folder under its name.
-            let aside = self.temporary(name)?;
-            fs::remove_dir_all(&aside)
-                .or_else(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                })
-                .and_then(|()| fs::rename(&path, &aside))
-                .and_then(|()| fs::remove_dir_all(&aside))
-        } else if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-        match removed {
-            Ok(()) => sync_parent(&path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(StoreError::io(path, "removed", error)),
+        match &self.place {
+            Place::Local(local) => local.remove(name),
+            Place::Remote(remote) => remote.remove(name),
         }
     }
 
     /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the system or the store refuses.
     pub fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
-        let path = self.path(name);
-        let failed = |error| StoreError::io(&path, "swept", error);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let file = entry.file_name().to_string_lossy().into_owned();
-            if is_temporary(&file) || !keep(&file) {
-                self.remove(&format!("{name}/{file}"))?;
-            }
+        match &self.place {
+            Place::Local(local) => local.sweep(name, keep),
+            Place::Remote(remote) => remote.sweep(name, keep),
         }
-        Ok(())
     }
 }
 
-fn is_temporary(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|ending| ending == TEMPORARY)
-}
-
-/// Makes a rename or a link durable.
-fn sync_parent(path: &Path) -> Result<(), StoreError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn temporary() -> (tempfile::TempDir, Directory) {
-        let dir = tempfile::tempdir().unwrap();
-        let directory = Directory::create(dir.path().join("run")).unwrap();
-        (dir, directory)
-    }
-
-    #[test]
-    fn a_name_is_created_once() {
-        let (_guard, directory) = temporary();
-        assert!(directory.create_new("journal/a.json", b"first").unwrap());
-        assert!(!directory.create_new("journal/a.json", b"second").unwrap());
-        assert_eq!(directory.read("journal/a.json").unwrap().unwrap(), b"first");
-        assert_eq!(directory.list("journal").unwrap(), ["a.json"]);
-    }
-
-    #[test]
-    fn what_a_killed_writer_left_is_swept_and_never_listed() {
-        let (_guard, directory) = temporary();
-        directory.write("chunks/a", b"whole").unwrap();
-        directory.write("chunks/b", b"without entry").unwrap();
-        fs::write(directory.temporary("chunks/c").unwrap(), b"half").unwrap();
-        assert_eq!(directory.list("chunks").unwrap(), ["a", "b"]);
-        directory.sweep("chunks", |name| name == "a").unwrap();
-        assert_eq!(fs::read_dir(directory.path("chunks")).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_second_process_is_told_who_holds_the_directory() {
-        let (_guard, directory) = temporary();
-        let lock = directory.lock().unwrap();
-        let error = directory.lock().unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
-        drop(lock);
-        directory.lock().unwrap();
+impl From<LocalDirectory> for Directory {
+    fn from(local: LocalDirectory) -> Self {
+        Self { place: Place::Local(local) }
     }
 }

@@ -3,17 +3,18 @@
 use globset::GlobBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use object_store::{ObjectMeta, ObjectStoreExt as _};
 
-use super::{StoreError, explain};
+use super::StoreError;
+use super::client::{Client, Clients, scheme, shown};
+use super::retry::explain;
 
 const WILD: [char; 4] = ['*', '?', '[', '{'];
 
 /// A local name, relative or absolute or `file://`, as the store's own absolute path.
-pub(super) fn location(name: &str) -> Result<Path, StoreError> {
+fn local_location(name: &str) -> Result<Path, StoreError> {
     let bad = |reason: String| StoreError::BadPattern { pattern: name.to_owned(), reason };
-    let plain = name.strip_prefix("file://").unwrap_or(name);
-    let absolute = std::path::absolute(plain).map_err(|error| bad(error.to_string()))?;
+    let absolute = std::path::absolute(name).map_err(|error| bad(error.to_string()))?;
     let climbs = absolute.components().any(|part| part == std::path::Component::ParentDir);
     // Only the file system knows where `..` leads from behind a link.
     let absolute =
@@ -21,11 +22,38 @@ pub(super) fn location(name: &str) -> Result<Path, StoreError> {
     Path::from_absolute_path(absolute).map_err(|error| bad(error.to_string()))
 }
 
+/// The key of a remote object as the store's own path. URLs of the web are percent-encoded, keys of buckets are not.
+fn remote_location(client: &Client, key: &str) -> Result<Path, StoreError> {
+    let parsed = if client.root.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
+    parsed.map_err(|error| StoreError::BadUrl { url: format!("{}/{key}", client.root), reason: error.to_string() })
+}
+
+fn plain(name: &str) -> &str {
+    name.strip_prefix("file://").unwrap_or(name)
+}
+
+/// The client and location of one exact name.
+pub(super) fn locate(clients: &Clients, name: &str) -> Result<(Client, Path), StoreError> {
+    if scheme(name).is_some() {
+        let (client, key) = clients.at(name)?;
+        let location = remote_location(&client, key)?;
+        if location.as_ref().is_empty() {
+            let reason = "it names no object".to_owned();
+            return Err(StoreError::BadUrl { url: shown(name).to_owned(), reason });
+        }
+        return Ok((client, location));
+    }
+    refuse_directory(name, plain(name))?;
+    Ok((clients.local(), local_location(plain(name))?))
+}
+
 /// The name that a person recognises: what the pattern starts with, completed by what was found.
-pub(super) fn display(pattern: &str, location: &Path) -> String {
+pub(super) fn display(client: &Client, pattern: &str, location: &Path) -> String {
+    if !client.is_local() {
+        return client.url(location);
+    }
     let full = local(location);
-    let plain = pattern.strip_prefix("file://").unwrap_or(pattern);
-    if plain.starts_with('/') {
+    if plain(pattern).starts_with('/') {
         return full;
     }
     let here = std::env::current_dir().map(|dir| dir.display().to_string()).unwrap_or_default();
@@ -38,8 +66,16 @@ fn local(location: &Path) -> String {
         .map_or_else(|_| location.to_string(), |path| path.display().to_string())
 }
 
+/// The last component of a location, as its owner wrote it.
+fn file_name(client: &Client, location: &Path) -> Option<String> {
+    if !client.is_local() {
+        return location.filename().map(ToOwned::to_owned);
+    }
+    std::path::Path::new(&local(location)).file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
 /// A directory where a file is expected deserves a better answer than that it is not there.
-pub(super) fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreError> {
+fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreError> {
     if std::path::Path::new(plain).is_dir() {
         let reason = "it is a directory; name its files, for example with `/*`".to_owned();
         return Err(StoreError::BadPattern { pattern: pattern.to_owned(), reason });
@@ -48,22 +84,31 @@ pub(super) fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreEr
 }
 
 /// The objects that a pattern matches, in no particular order.
-pub(super) async fn expand(store: &dyn ObjectStore, pattern: &str) -> Result<Vec<ObjectMeta>, StoreError> {
-    let plain = pattern.strip_prefix("file://").unwrap_or(pattern);
-    if !plain.contains(WILD) {
-        refuse_directory(pattern, plain)?;
-        let meta = store.head(&location(plain)?).await.map_err(|error| explain(pattern, error))?;
-        return Ok(vec![meta]);
+pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, Vec<ObjectMeta>), StoreError> {
+    let web = pattern.starts_with("http");
+    // A `?` in the address of the web starts its query.
+    let wild = if web { shown(pattern).contains(['*', '[', '{']) } else { plain(pattern).contains(WILD) };
+    let bad = |reason: String| StoreError::BadPattern { pattern: shown(pattern).to_owned(), reason };
+    if !wild {
+        let (client, location) = locate(clients, pattern)?;
+        let meta = client.ask(shown(pattern), "read", || client.inner.head(&location)).await?;
+        return Ok((client, vec![meta]));
     }
-    let bad = |reason: String| StoreError::BadPattern { pattern: pattern.to_owned(), reason };
-    let components: Vec<&str> = plain.split('/').collect();
+    if web {
+        return Err(bad("a web server has no listing; name each file".to_owned()));
+    }
+    let (client, key) = match scheme(pattern) {
+        Some(_) => clients.at(pattern)?,
+        None => (clients.local(), plain(pattern)),
+    };
+    let components: Vec<&str> = key.split('/').collect();
     let first_wild = components.iter().position(|part| part.contains(WILD)).unwrap_or(0);
     let base = match components[..first_wild].join("/") {
-        empty if empty.is_empty() && plain.starts_with('/') => "/".to_owned(),
-        empty if empty.is_empty() => ".".to_owned(),
+        empty if empty.is_empty() && client.is_local() => if key.starts_with('/') { "/" } else { "." }.to_owned(),
         base => base,
     };
-    let mut directories = vec![location(&base)?];
+    let base = if client.is_local() { local_location(&base)? } else { remote_location(&client, &base)? };
+    let mut directories = vec![base];
     let mut found = Vec::new();
     for (depth, part) in components.iter().enumerate().skip(first_wild) {
         if part.contains("**") {
@@ -74,13 +119,14 @@ pub(super) async fn expand(store: &dyn ObjectStore, pattern: &str) -> Result<Vec
         let last = depth + 1 == components.len();
         let mut next = Vec::new();
         for directory in &directories {
-            let listing = match store.list_with_delimiter(Some(directory)).await {
+            let answer = client.answer(pattern, "listed", || client.inner.list_with_delimiter(Some(directory))).await?;
+            let listing = match answer {
                 Ok(listing) => listing,
-                Err(object_store::Error::NotFound { .. }) => continue,
-                Err(error) => return Err(explain(pattern, error)),
+                // A prefix without objects is empty; a bucket that is not there is a mistake.
+                Err(object_store::Error::NotFound { .. }) if client.is_local() => continue,
+                Err(error) => return Err(explain(pattern, "listed", error)),
             };
-            let matches =
-                |path: &Path| std::path::Path::new(&local(path)).file_name().is_some_and(|name| matcher.is_match(name));
+            let matches = |path: &Path| file_name(&client, path).is_some_and(|name| matcher.is_match(name));
             if last {
                 found.extend(listing.objects.into_iter().filter(|meta| matches(&meta.location)));
             } else {
@@ -89,5 +135,5 @@ pub(super) async fn expand(store: &dyn ObjectStore, pattern: &str) -> Result<Vec
         }
         directories = next;
     }
-    Ok(found)
+    Ok((client, found))
 }

@@ -1,4 +1,4 @@
-//! A head and its progress as a directory on disk, complete or absent.
+//! A head and its progress as a directory on disk.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -6,10 +6,8 @@
 //! | `optimizer.safetensors` | `classifier.weight.momentum`, `classifier.bias.momentum`, same shapes, f32 |
 //! | `state.json` | [`Progress`] |
 //!
-//! [`save`] writes into a hidden sibling directory, syncs files and directory, and renames it, so a directory under its
-//! final name is complete whenever the process or the machine stops. A leftover sibling is never read, and the
-//! next save under the same name removes it. The bytes are a function of head and progress alone. Tensors are streamed through a
-//! small buffer: neither saving nor loading holds a second copy. Every value must be finite, on both ways.
+//! The bytes are a function of head and progress alone. Tensors are streamed through a small buffer: neither saving nor
+//! loading holds a second copy. Every value must be finite, on both ways. Whoever saves gives the directory its name last.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,6 +29,8 @@ pub const HEAD_FILE: &str = "head.safetensors";
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Name of the progress file.
 pub const STATE_FILE: &str = "state.json";
+/// All files of a checkpoint.
+pub const FILES: [&str; 3] = [HEAD_FILE, OPTIMIZER_FILE, STATE_FILE];
 
 const HEAD_NAMES: [&str; 2] = ["classifier.bias", "classifier.weight"];
 const MOMENTUM_NAMES: [&str; 2] = ["classifier.bias.momentum", "classifier.weight.momentum"];
@@ -93,18 +93,12 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The path has no last component to name the directory by.
-    #[error("`{path}` does not name a checkpoint directory")]
-    Name {
-        /// The path.
-        path: PathBuf,
-    },
 }
 
-/// Saves a checkpoint as directory `dir`; its parent is created if need be.
+/// Saves a checkpoint as directory `dir`, which is made anew; its parent is created if need be.
 ///
-/// A directory that is there already is replaced. During that replacement alone a crash can leave the name without a
-/// directory, so a caller that resumes from the newest checkpoint should not overwrite it.
+/// The directory grows file by file: save under a temporary name, and give it its own once this returns, when everything in
+/// it outlives a crash of the machine.
 ///
 /// # Errors
 /// When the head's lengths do not fit or a value is not finite, or the file system refuses.
@@ -117,29 +111,10 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
         let reason = "its loss or its best metric is not finite".to_owned();
         return Err(CheckpointError::Head { reason });
     }
-    let (Some(name), Some(parent)) = (dir.file_name(), dir.parent()) else {
-        let path = dir.to_owned();
-        return Err(CheckpointError::Name { path });
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    fs::create_dir_all(parent).map_err(io("create directory", parent))?;
-    let name = name.to_string_lossy();
-    let partial = parent.join(format!(".{name}.partial"));
-    let replaced = parent.join(format!(".{name}.replaced"));
-    remove(&partial)?;
-    remove(&replaced)?;
-    fs::create_dir(&partial).map_err(io("create directory", &partial))?;
-
-    write_all(&partial, state, progress)?;
-    sync(&partial)?;
-    match fs::rename(dir, &replaced) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io("move aside", dir)(error)),
-    }
-    fs::rename(&partial, dir).map_err(io("rename to", dir))?;
-    sync(parent)?;
-    remove(&replaced)
+    remove(dir)?;
+    fs::create_dir_all(dir).map_err(io("create directory", dir))?;
+    write_all(dir, state, progress)?;
+    sync(dir)
 }
 
 fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {

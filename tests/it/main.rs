@@ -1,6 +1,7 @@
 //! The program from outside: one binary, the real executable, on corpora that it draws itself.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bounds;
 mod errors;
 mod layering;
 mod resume;

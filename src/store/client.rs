@@ -1,0 +1,248 @@
+//! URL → client: local files, `s3://`, `gs://`, `az://`, `https://`, each bucket or host with one client.
+//!
+//! Credentials come from the environment, the AWS profile or the machine's metadata alone. Connections have a limit for
+//! being set up and one for silence, never one for a whole body: a reader that waits for its consumer is no failure.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::http::HttpBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use url::Url;
+
+use super::retry::{Patience, Verdict, brief, explain, judge};
+use super::{StoreError, Traffic, profile};
+
+/// Time for a connection to be set up.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Silence after which a body counts as stalled.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How stores are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// S3-compatible endpoint; empty: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or AWS itself.
+    pub endpoint: String,
+    /// For how long a request may fail again and again before the run stops.
+    pub patience: Duration,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { endpoint: String::new(), patience: Duration::from_secs(300) }
+    }
+}
+
+/// Installs the TLS provider of all HTTP clients, once.
+pub fn tls() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // Another one may be there already, which is as good.
+        rustls::crypto::ring::default_provider().install_default().ok();
+    });
+}
+
+/// The client of one bucket, container or host, or of the local files.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) inner: Arc<dyn ObjectStore>,
+    /// The same client where it is S3, for uploads in parts.
+    pub(super) s3: Option<Arc<AmazonS3>>,
+    /// What its URLs start with, without the `/` behind it; empty for local files.
+    pub(super) root: String,
+    pub(super) traffic: Arc<Traffic>,
+    patience: Duration,
+    reached: Arc<AtomicBool>,
+}
+
+/// All clients of a run.
+#[derive(Debug)]
+pub(super) struct Clients {
+    settings: StoreSettings,
+    pub(super) traffic: Arc<Traffic>,
+    open: Mutex<BTreeMap<String, Client>>,
+}
+
+/// The scheme of a name that is a URL of a remote store.
+pub(super) fn scheme(name: &str) -> Option<&str> {
+    name.split_once("://").map(|(scheme, _)| scheme).filter(|scheme| *scheme != "file")
+}
+
+fn bad(url: &str, reason: impl Into<String>) -> StoreError {
+    StoreError::BadUrl { url: shown(url).to_owned(), reason: reason.into() }
+}
+
+/// A URL as it may be shown: a query holds signatures.
+pub(super) fn shown(url: &str) -> &str {
+    if url.starts_with("http") { url.split('?').next().unwrap_or(url) } else { url }
+}
+
+impl Clients {
+    pub(super) fn new(settings: StoreSettings) -> Self {
+        Self { settings, traffic: Arc::default(), open: Mutex::default() }
+    }
+
+    /// The client of local files.
+    pub(super) fn local(&self) -> Client {
+        self.client(Arc::new(LocalFileSystem::new()), None, String::new())
+    }
+
+    fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<Arc<AmazonS3>>, root: String) -> Client {
+        let (traffic, patience) = (Arc::clone(&self.traffic), self.settings.patience);
+        Client { inner, s3, root, traffic, patience, reached: Arc::default() }
+    }
+
+    /// The client behind a URL, and the part of the URL that names the object, not decoded.
+    ///
+    /// # Errors
+    /// When the URL or the environment makes no sense.
+    pub(super) fn at<'a>(&self, url: &'a str) -> Result<(Client, &'a str), StoreError> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad(url, "it is no URL"))?;
+        let (host, key) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.is_empty() {
+            return Err(bad(url, "it names no bucket or host"));
+        }
+        // A query belongs to its one object, for whose sake it was signed.
+        let query = if scheme.starts_with("http") { key.split_once('?').map(|(_, query)| query) } else { None };
+        let key = if query.is_some() { key.split('?').next().unwrap_or(key) } else { key };
+        let root = format!("{scheme}://{host}");
+        let name = query.map_or_else(|| root.clone(), |query| format!("{root}?{query}"));
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = open.get(&name) {
+            return Ok((client.clone(), key));
+        }
+        tls();
+        let failed = |error: object_store::Error| bad(&root, brief(&error));
+        let client = match scheme {
+            "s3" | "s3a" => {
+                let s3 = Arc::new(self.s3(host).map_err(failed)?);
+                let inner: Arc<dyn ObjectStore> = Arc::<AmazonS3>::clone(&s3);
+                self.client(inner, Some(s3), root)
+            }
+            "gs" => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host);
+                let store = builder.with_retry(no_retry()).with_client_options(options()).build().map_err(failed)?;
+                self.client(Arc::new(store), None, root)
+            }
+            "az" | "azure" => {
+                let builder = MicrosoftAzureBuilder::from_env().with_container_name(host);
+                let store = builder.with_retry(no_retry()).with_client_options(options()).build().map_err(failed)?;
+                self.client(Arc::new(store), None, root)
+            }
+            "http" | "https" => {
+                let mut base = Url::parse(&root).map_err(|error| bad(url, error.to_string()))?;
+                base.set_query(query);
+                let options = options().with_allow_http(true);
+                let builder = HttpBuilder::new().with_url(base).with_retry(no_retry()).with_client_options(options);
+                self.client(Arc::new(builder.build().map_err(failed)?), None, root)
+            }
+            other => {
+                return Err(bad(
+                    url,
+                    format!("`{other}` is no known scheme; there are s3, gs, az, https and local paths"),
+                ));
+            }
+        };
+        open.insert(name, client.clone());
+        Ok((client, key))
+    }
+
+    fn s3(&self, bucket: &str) -> Result<AmazonS3, object_store::Error> {
+        let profile = profile::read();
+        let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+        let missing = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_none();
+        if let (true, Some(key)) = (missing(&builder, AmazonS3ConfigKey::AccessKeyId), &profile.access_key_id) {
+            builder = builder.with_access_key_id(key);
+            builder = builder.with_secret_access_key(profile.secret_access_key.as_deref().unwrap_or_default());
+            if let Some(token) = &profile.session_token {
+                builder = builder.with_token(token);
+            }
+        }
+        if missing(&builder, AmazonS3ConfigKey::Region) && std::env::var_os("AWS_DEFAULT_REGION").is_none() {
+            builder = builder.with_region(profile.region.as_deref().unwrap_or("us-east-1"));
+        }
+        if !self.settings.endpoint.is_empty() {
+            builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, &self.settings.endpoint);
+        } else if let (true, Some(endpoint)) = (missing(&builder, AmazonS3ConfigKey::Endpoint), &profile.endpoint_url) {
+            builder = builder.with_endpoint(endpoint);
+        }
+        let plain = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint]
+            .into_iter()
+            .find_map(|key| builder.get_config_value(&key))
+            .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        // An endpoint without TLS was asked for by name.
+        builder.with_retry(no_retry()).with_client_options(options().with_allow_http(plain)).build()
+    }
+}
+
+/// Attempts are made here, by [`super::retry`].
+fn no_retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(60) }
+}
+
+fn options() -> ClientOptions {
+    ClientOptions::new().with_connect_timeout(CONNECT).with_read_timeout(SILENCE).with_timeout_disabled()
+}
+
+impl Client {
+    pub(super) fn is_local(&self) -> bool {
+        self.root.is_empty()
+    }
+
+    /// The URL of one of its objects, for people.
+    pub(super) fn url(&self, location: &Path) -> String {
+        format!("{}/{location}", self.root)
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.patience, self.reached.load(Ordering::Relaxed))
+    }
+
+    /// The store answered.
+    pub(super) fn reach(&self) {
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks again and again until there is an answer that stays; hands the raw error back where that is one.
+    pub(super) async fn answer<T, R: Future<Output = object_store::Result<T>>>(
+        &self,
+        url: &str,
+        action: &'static str,
+        mut request: impl FnMut() -> R,
+    ) -> Result<object_store::Result<T>, StoreError> {
+        let mut patience = self.patience();
+        loop {
+            if !self.is_local() {
+                self.traffic.request(patience.attempts() > 0);
+            }
+            match request().await {
+                Err(error) if judge(&error) == Verdict::Passing && !self.is_local() => {
+                    patience.wait(url, action, brief(&error)).await?;
+                }
+                answer => {
+                    if answer.is_ok() {
+                        self.reach();
+                    }
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+
+    /// As [`Self::answer`], with the error explained.
+    pub(super) async fn ask<T, R: Future<Output = object_store::Result<T>>>(
+        &self,
+        url: &str,
+        action: &'static str,
+        request: impl FnMut() -> R,
+    ) -> Result<T, StoreError> {
+        self.answer(url, action, request).await?.map_err(|error| explain(url, action, error))
+    }
+}

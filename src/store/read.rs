@@ -1,0 +1,247 @@
+//! One version of an object, front to back, in bounded ranges that survive what networks do.
+//!
+//! Each range of 4 MiB is a request of its own on a task of its own, two of them ahead of the consumer, so that a
+//! consumer that waits holds no connection open. A range that breaks off goes on where it stopped. Every answer must be of
+//! the version that was listed: by its `ETag`, else by its time and size. A server without ranges (a plain file server)
+//! is read in one go, and after a failure again from the start up to where it was.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStoreExt as _};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::client::Client;
+use super::retry::{Patience, Verdict, brief, explain, judge};
+use super::{Object, StoreError};
+
+/// Bytes of one ranged read: large enough to hide a remote store's latency, small beside any memory limit.
+pub(super) const RANGE_BYTES: u64 = 4 << 20;
+/// Ranges in flight for one open object.
+pub(super) const RANGES_AHEAD: usize = 2;
+/// Bytes handed on at a time where there are no ranges.
+const WHOLE_BLOCK_BYTES: usize = 1 << 20;
+/// Attempts without a single byte after which a short object is what the store holds, and no accident.
+const SHORT_ATTEMPTS: u32 = 6;
+
+/// Why an attempt ended before its range did.
+enum Broken {
+    Passing(String),
+    /// The body ended as if it were whole.
+    Short,
+    Final(StoreError),
+}
+
+impl Broken {
+    fn from_store(object: &Object, error: Error) -> Self {
+        if judge(&error) == Verdict::Passing && !object.client.is_local() {
+            Self::Passing(brief(&error))
+        } else {
+            Self::Final(explain(&object.url, "read", error))
+        }
+    }
+}
+
+/// The stored bytes of an object, in order.
+///
+/// # Errors
+/// When the first byte cannot be had; later failures are items, with a [`StoreError`] inside.
+pub(super) async fn blocks(
+    object: &Object,
+    read: Arc<AtomicU64>,
+) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
+    let counted = move |block: &std::io::Result<Bytes>| {
+        if let Ok(block) = block {
+            read.fetch_add(block.len() as u64, Ordering::Relaxed);
+        }
+    };
+    if object.size > 0 && !ranges_work(object).await? {
+        return Ok(whole(object.clone()).inspect(counted).boxed());
+    }
+    let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
+        let object = object.clone();
+        move |start| {
+            let object = object.clone();
+            let range = start..(start + RANGE_BYTES).min(object.size);
+            // On a task of its own: it is whole, and its connection free, however long the consumer takes.
+            let task = AbortOnDropHandle::new(tokio::spawn(async move { read_range(&object, range).await }));
+            async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }
+        }
+    });
+    Ok(stream::iter(ranges).buffered(RANGES_AHEAD).inspect(counted).boxed())
+}
+
+/// Whether the server of an `http` object answers ranges.
+pub(super) async fn ranges_work(object: &Object) -> Result<bool, StoreError> {
+    if !object.client.root.starts_with("http") {
+        return Ok(true);
+    }
+    let answer = object
+        .client
+        .answer(&object.url, "read", || {
+            let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+            object.client.inner.get_opts(&object.location, options)
+        })
+        .await?;
+    match answer {
+        Ok(_) => Ok(true),
+        Err(Error::NotSupported { .. }) => Ok(false),
+        Err(error) => Err(explain(&object.url, "read", error)),
+    }
+}
+
+/// Reads a range of an object, whole.
+///
+/// # Errors
+/// When the object changed or is gone, or patience ended.
+pub(super) async fn read_range(object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+    let mut have = BytesMut::with_capacity((range.end - range.start) as usize);
+    let mut patience = object.client.patience();
+    loop {
+        let left = range.start + have.len() as u64..range.end;
+        let Err(broken) = read_on(object, left, &mut have, &mut patience).await else { return Ok(have.freeze()) };
+        again(object, &mut patience, broken, range.start + have.len() as u64).await?;
+    }
+}
+
+async fn again(object: &Object, patience: &mut Patience, broken: Broken, got: u64) -> Result<(), StoreError> {
+    match broken {
+        Broken::Final(error) => Err(error),
+        Broken::Short if object.client.is_local() => Err(StoreError::Changed { url: object.url.clone() }),
+        Broken::Short if patience.attempts() >= SHORT_ATTEMPTS => {
+            Err(StoreError::Short { url: object.url.clone(), got, size: object.size })
+        }
+        Broken::Short => patience.wait(&object.url, "read", "the answer ended early".to_owned()).await,
+        Broken::Passing(reason) => patience.wait(&object.url, "read", reason).await,
+    }
+}
+
+/// One attempt at the rest of a range; what came is kept.
+async fn read_on(
+    object: &Object,
+    left: Range<u64>,
+    have: &mut BytesMut,
+    patience: &mut Patience,
+) -> Result<(), Broken> {
+    let wanted = (left.end - left.start) as usize;
+    let answer = request(object, Some(left), patience).await?;
+    let mut body = answer.into_stream();
+    let mut came = 0;
+    while let Some(part) = body.next().await {
+        let part = part.map_err(|error| Broken::from_store(object, error))?;
+        let part = part.slice(..part.len().min(wanted - came));
+        if !part.is_empty() {
+            patience.progress();
+            object.client.traffic.read(part.len());
+        }
+        came += part.len();
+        have.extend_from_slice(&part);
+    }
+    if came == wanted { Ok(()) } else { Err(Broken::Short) }
+}
+
+/// Opens a body of the version that was listed.
+async fn request(object: &Object, range: Option<Range<u64>>, patience: &Patience) -> Result<GetResult, Broken> {
+    let client = &object.client;
+    if !client.is_local() {
+        client.traffic.request(patience.attempts() > 0);
+    }
+    // A weak tag never matches, by its definition (RFC 9110, 13.1.1).
+    let if_match = object.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
+    let options = GetOptions { range: range.map(GetRange::Bounded), if_match, ..GetOptions::default() };
+    let answer =
+        client.inner.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
+    client.reach();
+    if object.is_other_than(&answer.meta) {
+        return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
+    }
+    Ok(answer)
+}
+
+/// The bytes of an object whose server knows no ranges.
+fn whole(object: Object) -> BoxStream<'static, std::io::Result<Bytes>> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut patience = object.client.patience();
+        let mut sent = 0;
+        while sent < object.size {
+            let Err(broken) = read_whole(&object, &mut sent, &mut patience, &sender).await else { return };
+            if let Err(error) = again(&object, &mut patience, broken, sent).await {
+                sender.send(Err(std::io::Error::other(error))).await.ok();
+                return;
+            }
+        }
+    }));
+    stream::unfold((receiver, task), |(mut receiver, task)| async { Some((receiver.recv().await?, (receiver, task))) })
+        .boxed()
+}
+
+/// One attempt at the whole object; what was sent before is skipped.
+async fn read_whole(
+    object: &Object,
+    sent: &mut u64,
+    patience: &mut Patience,
+    sender: &tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
+) -> Result<(), Broken> {
+    let mut body = request(object, None, patience).await?.into_stream();
+    let mut skip = *sent;
+    let mut block = BytesMut::new();
+    loop {
+        let part = body.next().await.transpose().map_err(|error| Broken::from_store(object, error))?;
+        let over = part.is_none();
+        let part = part.unwrap_or_default();
+        let old = skip.min(part.len() as u64);
+        skip -= old;
+        object.client.traffic.read(part.len());
+        block.extend_from_slice(&part[old as usize..]);
+        if block.len() >= WHOLE_BLOCK_BYTES || (over && !block.is_empty()) {
+            let full = block.split().freeze();
+            patience.progress();
+            *sent += full.len() as u64;
+            if *sent > object.size {
+                return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
+            }
+            if sender.send(Ok(full)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if over {
+            return if *sent == object.size { Ok(()) } else { Err(Broken::Short) };
+        }
+    }
+}
+
+/// Reads an object of a run directory, whole, into memory; `None` where it is absent.
+pub(super) async fn small(
+    client: &Client,
+    location: &object_store::path::Path,
+) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
+    let url = client.url(location);
+    let mut patience = client.patience();
+    loop {
+        client.traffic.request(patience.attempts() > 0);
+        let attempt = async {
+            let answer = client.inner.get(location).await?;
+            let (size, e_tag) = (answer.meta.size, answer.meta.e_tag.clone());
+            Ok::<_, Error>((answer.bytes().await?, size, e_tag))
+        };
+        let reason = match attempt.await {
+            Ok((bytes, size, e_tag)) if bytes.len() as u64 == size => {
+                client.reach();
+                client.traffic.read(bytes.len());
+                return Ok(Some((bytes, e_tag)));
+            }
+            Ok(_) => "the answer ended early".to_owned(),
+            Err(Error::NotFound { .. }) => {
+                client.reach();
+                return Ok(None);
+            }
+            Err(error) if judge(&error) == Verdict::Passing => brief(&error),
+            Err(error) => return Err(explain(&url, "read", error)),
+        };
+        patience.wait(&url, "read", reason).await?;
+    }
+}

@@ -1,0 +1,188 @@
+//! Memory and disk, watched from outside while the real program runs.
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::support::{artefacts, complaint, corpus, differences, program, run, write};
+
+/// What a process took at most.
+#[derive(Debug, Clone, Copy, Default)]
+struct Peak {
+    resident_bytes: u64,
+    disk_bytes: u64,
+}
+
+/// Bytes that the files below a folder take.
+fn disk(folder: &Path) -> u64 {
+    let mut total = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // Files come and go meanwhile.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(metadata) => total += metadata.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    total
+}
+
+fn resident(child: &Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+    1024 * kib.unwrap_or(0u64)
+}
+
+/// Runs to the end, looking at the process and its scratch every 10 ms.
+fn watched(args: &[&str], scratch: &Path) -> Peak {
+    let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let looking = std::thread::spawn({
+        let (over, most, scratch) = (Arc::clone(&over), Arc::clone(&most), scratch.to_owned());
+        move || {
+            while !over.load(Ordering::SeqCst) {
+                most.fetch_max(disk(&scratch), Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    let mut peak = Peak::default();
+    while child.try_wait().unwrap().is_none() {
+        peak.resident_bytes = peak.resident_bytes.max(resident(&child));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    over.store(true, Ordering::SeqCst);
+    looking.join().unwrap();
+    peak.disk_bytes = most.load(Ordering::SeqCst);
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", complaint(&out));
+    peak
+}
+
+/// Writes `copies` shards of the drawn corpus's rows, each with URLs of its own.
+fn multiplied(dir: &Path, copies: usize) {
+    let source = corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv");
+    let rows = std::fs::read(source).unwrap();
+    std::fs::create_dir_all(dir).unwrap();
+    for copy in 0..copies {
+        let mut shard = Vec::with_capacity(rows.len() * 5);
+        for part in 0..5 {
+            for row in rows.split_inclusive(|byte| *byte == b'\n') {
+                shard.extend(format!("https://copy/{copy}/{part}/").into_bytes());
+                shard.extend_from_slice(row);
+            }
+        }
+        std::fs::write(dir.join(format!("part-{copy:03}.csv")), shard).unwrap();
+    }
+}
+
+fn pipeline(dir: &Path, name: &str, model: bool) -> String {
+    let model = if model {
+        format!("[model]\ncheckpoint = '{}/models/vit-tiny'\n", corpus().display())
+    } else {
+        "[preprocess]\nsize_px = 64\n".to_owned()
+    };
+    let text = format!(
+        "[run]\ndir = '{0}/{name}-run'\n[images]\nshards = ['{0}/{name}/*.csv']\n[chunks]\nrows = 40\n{model}",
+        dir.display()
+    );
+    let path = dir.join(format!("{name}.toml"));
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn machine(dir: &Path, limits: &str) -> String {
+    let path = dir.join("machine.toml");
+    std::fs::write(&path, format!("[limits]\n{limits}\n[scratch]\ndir = '{}/scratch'\n", dir.display())).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    // Small limits, which the small corpus fills already.
+    let limits = "memory = '200 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
+    let machine = machine(dir.path(), limits);
+    let mut peaks = Vec::new();
+    for (name, copies) in [("small", 4), ("large", 40)] {
+        multiplied(&dir.path().join(name), copies);
+        let config = pipeline(dir.path(), name, true);
+        peaks.push(watched(&["run", "--config", &config, "--machine", &machine], &dir.path().join("scratch")));
+    }
+    let (small, large) = (peaks[0], peaks[1]);
+    assert!(
+        large.resident_bytes as f64 <= 1.1 * small.resident_bytes as f64,
+        "ten times the corpus took {} instead of {} bytes of memory",
+        large.resident_bytes,
+        small.resident_bytes
+    );
+    for peak in peaks {
+        assert!(peak.disk_bytes <= 4 << 20, "{} bytes of scratch disk", peak.disk_bytes);
+    }
+    assert!(large.disk_bytes > 1 << 20, "the ring was hardly used: {} bytes", large.disk_bytes);
+}
+
+/// A file system of its own, in a name space of its own that ends with the process.
+fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<std::process::Output> {
+    let mount = format!("mount -t tmpfs -o size={size} none \"$0\" && {script}");
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--map-root-user", "--user", "--mount", "--", "sh", "-c", &mount]).args(args);
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    let probe = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--user", "--mount", "--", "mount", "-t", "tmpfs", "none", "/mnt"])
+        .output();
+    if !probe.is_ok_and(|out| out.status.success()) {
+        return None;
+    }
+    Some(command.output().unwrap())
+}
+
+#[test]
+fn a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    multiplied(&dir.path().join("rows"), 6);
+    let expected_config = pipeline(dir.path(), "rows", false);
+    assert!(run(&["run", "--config", &expected_config]).status.success());
+    let expected = artefacts(&dir.path().join("rows-run"));
+    let volume = dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let config = write(
+        dir.path(),
+        &format!(
+            "[run]\ndir = '{}/run'\n[images]\nshards = ['{}/rows/*.csv']\n[chunks]\nrows = 40\n[preprocess]\nsize_px = 64\n",
+            volume.display(),
+            dir.path().display()
+        ),
+    );
+    // Twice on the full disk, then with room, then out of the name space, where what was made can be looked at.
+    let script = r#""$1" run --config "$2"; echo "first $?" >&2; "$1" run --config "$2"; echo "second $?" >&2
+        mount -o remount,size=200m "$0" && "$1" run --config "$2"; echo "third $?" >&2; cp -a "$0/run" "$3""#;
+    let out = on_a_full_disk(
+        "4m",
+        script,
+        &[
+            volume.to_str().unwrap(),
+            env!("CARGO_BIN_EXE_wikicap-pipeline"),
+            &config,
+            dir.path().join("after").to_str().unwrap(),
+        ],
+    );
+    let Some(out) = out else {
+        // Where the system gives no name spaces, the sentence alone: /dev/full refuses every byte.
+        let error = wikicap_pipeline::store::StoreError::io("x", "written", std::io::Error::from_raw_os_error(28));
+        assert!(error.to_string().contains("no space is left"));
+        return;
+    };
+    let text = complaint(&out);
+    for word in ["first 4", "second 4", "third 0"] {
+        assert!(text.contains(word), "{word} is not in:\n{text}");
+    }
+    assert_eq!(text.matches("no space is left on the disk of").count(), 2, "{text}");
+    assert_eq!(differences(&expected, &artefacts(&dir.path().join("after"))), Vec::<String>::new());
+}
