@@ -11,6 +11,7 @@ mod curve;
 #[cfg(feature = "model")]
 mod desk;
 mod error;
+mod events;
 #[cfg(feature = "model")]
 mod export;
 #[cfg(feature = "model")]
@@ -25,6 +26,7 @@ mod preprocess;
 pub mod report;
 #[cfg(feature = "model")]
 mod spill;
+pub mod status;
 mod stream;
 #[cfg(feature = "model")]
 mod training;
@@ -40,7 +42,7 @@ use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
 use crate::flow::{Board, ByteBudget, CpuPool, Stop};
-use crate::store::{Directory, Lock, Object, Store, StoreSettings};
+use crate::store::{Directory, Lock, Object, Store, StoreSettings, TrafficSnapshot};
 
 pub use check::{Check, check};
 pub use error::PipelineError;
@@ -50,9 +52,12 @@ pub use inspect::{Inspection, inspect};
 #[cfg(feature = "model")]
 pub use prediction::ceiling_of;
 pub use report::Report;
+pub use status::Status;
 
+use events::Events;
 use generation::{Generations, add_inputs};
 use report::{StreamReport, peak_memory_bytes};
+use status::{Reporter, State};
 use stream::{Machine, Sink, StreamJob, seen_so_far};
 
 /// Which stages a command runs, and what it throws away first.
@@ -84,7 +89,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// Why the run ended early; what was done is kept, and the same call goes on from there.
 pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
-    let store = store(&plan);
+    let store = store(&plan.machine().store);
     let opened = open(plan, store.clone());
     // A claim of a process that may still be alive is watched for a while.
     let (plan, directory, _lock) = tokio::select! {
@@ -96,12 +101,22 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
     // Everything that can refuse the run does so before anything is made or removed.
     let prepared = run.prepare(request).await?;
     run.generations.accept(&run.plan)?;
-    run.stages(prepared).await
+    let events = Events::open(&run.directory);
+    run.machine.events = events.clone();
+    let reporter = Reporter::start(run.directory.clone(), run.machine.board.clone(), events);
+    let outcome = run.stages(prepared).await;
+    let (state, detail) = match &outcome {
+        Ok(_) => (State::Done, None),
+        Err(error @ PipelineError::Stopped(_)) => (State::Stopped, Some(chain(error))),
+        Err(error) => (State::Failed, Some(chain(error))),
+    };
+    tokio::task::spawn_blocking(move || reporter.end(state, detail)).await?;
+    outcome
 }
 
-/// The stores of a plan.
-fn store(plan: &Plan) -> Store {
-    let RawStore { endpoint, patience } = plan.machine().store.clone();
+/// The stores of a machine.
+fn store(machine: &RawStore) -> Store {
+    let RawStore { endpoint, patience } = machine.clone();
     Store::new(StoreSettings { endpoint, patience: patience.0 })
 }
 
@@ -169,7 +184,6 @@ struct Run {
     plan: Plan,
     directory: Directory,
     generations: Generations,
-    board: Board,
     machine: Machine,
     spec: Spec,
     backbone: Option<Backbone>,
@@ -228,6 +242,20 @@ fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec,
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }
 
+/// Readings of what all stages share.
+fn show_shared(board: &Board, budget: &ByteBudget, store: &Store) {
+    let (bytes, limit) = (budget.clone(), Some(budget.limit_bytes()));
+    board.gauge("in_flight_bytes", "Bytes in flight between stages", limit, move || Some(bytes.in_flight_bytes()));
+    let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
+        let traffic = store.traffic();
+        board.counter(name, help, move || pick(traffic.snapshot()));
+    };
+    counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
+    counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
+    counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
+    counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
+}
+
 /// Decoding threads that a plan asks for.
 fn workers(plan: &Plan) -> usize {
     match plan.machine().limits.cpu_workers {
@@ -261,14 +289,12 @@ impl Run {
         })
         .await?;
         let (spec, backbone) = resolved?;
-        let machine = Machine {
-            store,
-            pool: CpuPool::new(workers(&plan)),
-            budget: ByteBudget::new(plan.machine().limits.memory.0),
-            stop,
-        };
+        let budget = ByteBudget::new(plan.machine().limits.memory.0);
+        show_shared(&board, &budget, &store);
+        let pool = CpuPool::new(workers(&plan));
+        let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
-        Ok(Self { plan, directory, generations, board, machine, spec, backbone, report })
+        Ok(Self { plan, directory, generations, machine, spec, backbone, report })
     }
 
     /// Looks at every input and generation that the stages of this start need.
@@ -332,9 +358,10 @@ impl Run {
     }
 
     fn write_report(&mut self) -> Result<(), PipelineError> {
-        self.report.stages = self.board.snapshots().iter().map(Into::into).collect();
+        self.report.stages = self.machine.board.snapshots().iter().map(Into::into).collect();
         self.report.peak_memory_bytes = peak_memory_bytes();
         self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
+        self.report.traffic = self.machine.store.traffic().snapshot().into();
         let path = self.directory.display("report.json");
         self.report.outputs.insert("report".to_owned(), path);
         let text =
@@ -386,12 +413,11 @@ impl Run {
         let found = if let Some(found) = catalog::load(&self.directory, captions, &ready.generation)? {
             found
         } else {
-            let meter = self.board.stage("pairs", "rows", 0);
-            let (store, stop) = (&self.machine.store, &self.machine.stop);
-            let built = catalog::build(store, captions, pairs, &ready.shards, &meter, stop).await?;
+            let meter = self.machine.board.stage("pairs", "rows", 0);
+            let built = catalog::build(&self.machine, captions, pairs, &ready.shards, &meter).await?;
             let Some(built) = built else { return Err(self.stopped()) };
             catalog::save(&self.directory, &built, &ready.generation)?;
-            meter.finish();
+            self.machine.events.finished(&meter);
             built
         };
         if found.report.labelled_rows == 0 {
@@ -449,7 +475,7 @@ impl Run {
             chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
             generation: generation.to_owned(),
             max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
-            meter: self.board.stage(name, "rows", 0),
+            meter: self.machine.board.stage(name, "rows", 0),
         }
     }
 
@@ -466,6 +492,8 @@ impl Run {
         let journal = Journal::open(self.directory.clone(), layout.clone(), &generation)?;
         let position = journal.position();
         meter.add_resumed(journal.tally().rows);
+        stream::show_shards(&job, &journal);
+        self.machine.events.started(&meter);
         let counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
         if self.directory.is_remote() {
@@ -474,7 +502,7 @@ impl Run {
         }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
         stream::run(job, self.machine.clone(), seen, position, counted, sink).await?;
-        meter.finish();
+        self.machine.events.finished(&meter);
         let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
         let report = self.stream_report(&journal, &shards)?;
         self.report.images = Some(report);

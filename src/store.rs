@@ -25,6 +25,8 @@ mod glob;
 pub mod kill;
 mod lease;
 mod local;
+mod log;
+mod process;
 mod profile;
 mod read;
 mod remote;
@@ -33,7 +35,6 @@ mod traffic;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -46,6 +47,9 @@ pub use client::{StoreSettings, tls};
 pub use directory::{Directory, LocalCopy, Lock};
 pub use error::StoreError;
 pub use local::LocalDirectory;
+pub use log::Log;
+pub use process::Process;
+pub use read::Intake;
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};
@@ -164,18 +168,18 @@ impl Store {
             .await
     }
 
-    /// Opens an object's unpacked bytes. `packed_read` counts the stored bytes as they arrive.
+    /// Opens an object's unpacked bytes. `intake` counts the stored bytes as they arrive.
     ///
     /// # Errors
     /// When the first bytes cannot be read. Later failures arrive as [`std::io::Error`]s of the reader: pass them to
     /// [`explain_read`].
-    pub async fn open(&self, object: &Object, packed_read: Arc<AtomicU64>) -> Result<Reader, StoreError> {
+    pub async fn open(&self, object: &Object, intake: Arc<Intake>) -> Result<Reader, StoreError> {
         let packed_name = [".gz", ".zst"].iter().any(|ending| object.url.ends_with(ending));
         if object.size == 0 && packed_name {
             // A compressed file of nothing still has a header; no bytes at all are a download that failed.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
-        let blocks = read::blocks(object, packed_read).await?;
+        let blocks = read::blocks(object, intake).await?;
         let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
         Ok(match head {

@@ -113,6 +113,11 @@ impl Ring {
         Ok((Self { directory, disk }, chunks))
     }
 
+    /// The disk that the ring takes.
+    pub fn disk(&self) -> &ByteBudget {
+        &self.disk
+    }
+
     /// Starts a chunk: waits for room for its fixed part.
     ///
     /// # Errors

@@ -73,6 +73,16 @@ impl ByteBudget {
         Held { bytes, in_flight: Arc::clone(&self.in_flight), _permit: permit }
     }
 
+    /// Bytes in flight.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The limit, in whole permits.
+    pub fn limit_bytes(&self) -> u64 {
+        u64::from(self.total_units) * UNIT_BYTES
+    }
+
     /// Most bytes that were in flight at once.
     pub fn peak_bytes(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
 use super::report::CatalogReport;
-use super::stream::fill;
+use super::stream::{Machine, THE_STORE, fill};
 use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Match, RowTally, UrlForms, url_hash,
 };
@@ -16,8 +15,8 @@ use crate::chunk::tables;
 use crate::config::raw::{RawCaptions, RawPairs};
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
-use crate::flow::{Meter, Stop};
-use crate::store::{Directory, Object, Store};
+use crate::flow::{Clock, Meter, Shard, Stop};
+use crate::store::{Directory, Intake, Object, Store};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -117,13 +116,13 @@ pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)
 /// # Errors
 /// When a file cannot be read, or no caption is a class.
 pub(super) async fn build(
-    store: &Store,
+    machine: &Machine,
     captions: &RawCaptions,
     pairs: &RawPairs,
     shards: &[Object],
     meter: &Meter,
-    stop: &Stop,
 ) -> Result<Option<Catalog>, PipelineError> {
+    let Machine { store, stop, events, .. } = machine;
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     if captions.classes == ClassesWord::List {
         read_list(store, &captions.list, &mut classes).await?;
@@ -135,23 +134,29 @@ pub(super) async fn build(
         }
     }
     let duplicates = classes.duplicates();
+    let intake = Arc::new(Intake::default());
+    let waited = Arc::clone(&intake);
+    meter.part(Clock::serial("read pairs").starved_by(THE_STORE).starvation(move || waited.waited()));
+    let known = |shard: &Object| Shard { name: shard.url.clone(), bytes: shard.size, ..Shard::default() };
+    meter.set_shards(shards.iter().map(known).collect());
+    events.started(meter);
     let mut reading = Reading {
         store,
         languages: &pairs.languages,
         meter,
         stop,
-        packed: Arc::new(AtomicU64::new(0)),
+        intake,
         all_bytes: shards.iter().map(|shard| shard.size).sum(),
         counts: PairCounts::default(),
         forms: UrlForms::new(),
         builder: JoinIndexBuilder::new(),
     };
-    for shard in shards {
-        if !reading.shard(shard, &mut classes, captions.classes).await? {
+    for (index, shard) in shards.iter().enumerate() {
+        if !reading.shard(index, shard, &mut classes, captions.classes).await? {
             return Ok(None);
         }
     }
-    meter.set_total(meter.snapshot().done);
+    meter.set_total(meter.progress().0);
     if classes.is_empty() {
         return Err(PipelineError::Input(
             "no row of `pairs.shards` has a caption, so there is no class: check the files and `pairs.languages`"
@@ -234,7 +239,7 @@ struct Reading<'a> {
     languages: &'a [String],
     meter: &'a Meter,
     stop: &'a Stop,
-    packed: Arc<AtomicU64>,
+    intake: Arc<Intake>,
     all_bytes: u64,
     counts: PairCounts,
     forms: UrlForms,
@@ -245,11 +250,13 @@ impl Reading<'_> {
     /// Reads one file; false when the run was asked to stop.
     async fn shard(
         &mut self,
+        index: usize,
         shard: &Object,
         classes: &mut Classes,
         source: ClassesWord,
     ) -> Result<bool, PipelineError> {
-        let mut reader = self.store.open(shard, Arc::clone(&self.packed)).await?;
+        let before = self.intake.bytes();
+        let mut reader = self.store.open(shard, Arc::clone(&self.intake)).await?;
         let mut pairs = Pairs::new(&shard.url, self.languages, MAX_RECORD_BYTES);
         let mut buffer = vec![0; FEED_BYTES];
         let mut counted = 0;
@@ -266,11 +273,15 @@ impl Reading<'_> {
             }
             self.meter.add(pairs.counts().rows - counted);
             counted = pairs.counts().rows;
-            let read = self.packed.load(Ordering::Relaxed);
+            let read = self.intake.bytes();
             if read > 0 {
-                let done = self.meter.snapshot().done as f64;
+                let done = self.meter.progress().0 as f64;
                 self.meter.set_total((done * self.all_bytes as f64 / read as f64).round() as u64);
             }
+            self.meter.shard(index, |shard| {
+                shard.read_bytes = read - before;
+                (shard.rows, shard.kept, shard.done) = (counted, counted, !more);
+            });
             if self.stop.is_raised() {
                 return Ok(false);
             }

@@ -54,7 +54,7 @@ impl Check {
 pub async fn check(plan: &Plan) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
-    let store = store(plan);
+    let store = store(&plan.machine().store);
     let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
     let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
     for stage in Stage::ALL.into_iter().filter(|stage| plan.runs(*stage)) {
@@ -165,8 +165,8 @@ async fn sample_images(
     shard: &Object,
     spec: crate::decode::Spec,
 ) -> Result<(String, f64), PipelineError> {
-    let packed = std::sync::Arc::default();
-    let mut reader = store.open(shard, std::sync::Arc::clone(&packed)).await?;
+    let intake = std::sync::Arc::<crate::store::Intake>::default();
+    let mut reader = store.open(shard, std::sync::Arc::clone(&intake)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     let mut decoder = Decoder::new(spec);
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -194,7 +194,7 @@ async fn sample_images(
             break;
         }
     }
-    let read = packed.load(std::sync::atomic::Ordering::Relaxed) as f64;
+    let read = intake.bytes() as f64;
     let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
     if seen > 0 && usable == 0 {

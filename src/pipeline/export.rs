@@ -24,7 +24,7 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
                 .to_owned(),
         ));
     }
-    let directory = Directory::at(&store(plan), &plan.pipeline().run.dir)?;
+    let directory = Directory::at(&store(&plan.machine().store), &plan.pipeline().run.dir)?;
     let Some(step) = training::checkpoints(&directory)?.last().copied() else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",

@@ -59,11 +59,11 @@ impl Run {
             disk_bytes: self.ring_bytes(backbone.shape)?,
         };
         let rows = Arc::clone(&job.meter);
-        let meter = self.board.stage(format!("features ({name})"), "images", 0);
+        let meter = self.machine.board.stage(format!("features ({name})"), "images", 0);
         let journal =
             features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&meter)).await?;
-        rows.finish();
-        meter.finish();
+        self.machine.events.finished(&rows);
+        self.machine.events.finished(&meter);
         // Empty now; another process of this run may have none to clean.
         rings.remove(name)?;
         Ok(journal)
@@ -110,8 +110,9 @@ impl Run {
             dim: self.backbone()?.shape.dim,
             generation,
             device: Arc::clone(device),
-            meter: self.board.stage("train", "samples", 0),
+            meter: self.machine.board.stage("train", "samples", 0),
             stop: self.machine.stop.clone(),
+            events: self.machine.events.clone(),
         };
         self.report.training = training::run(job).await?;
         if self.report.training.is_some() {
@@ -209,10 +210,10 @@ impl Run {
             let shards = Arc::clone(&job.shards);
             let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
             let tally = self.stream_report(&journal, &shards)?.tally;
-            let meter = self.board.stage("rank", "images", 0);
+            let meter = self.machine.board.stage("rank", "images", 0);
             let stop = &self.machine.stop;
             let ranking = prediction::rank(&journal, head, &asked.urls, top_k, device, &meter, stop).await?;
-            meter.finish();
+            self.machine.events.finished(&meter);
             (ranking, tally, Some(step))
         } else {
             self.report.notes.push(

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::PipelineError;
 use super::desk::{Device, cpu, model_error};
 use super::features::read_features;
-use super::report::ScoreReport;
+use super::report::{DEVICE, ScoreReport};
 use super::stream::fill;
 use crate::catalog::{UrlSet, url_hash};
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawPredict;
 use crate::corpus::{TestId, TestIds};
-use crate::flow::{Meter, Stop};
+use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
 use crate::predict::scorer::Scorer;
@@ -118,6 +118,7 @@ pub(super) async fn rank(
         })
         .await??;
     meter.set_total(journal.tally().kept);
+    let clock = meter.part(Clock::serial(DEVICE).starved_by("the features"));
     for (id, entry) in journal.entries() {
         if entry.tally.kept == 0 {
             continue;
@@ -125,7 +126,8 @@ pub(super) async fn rank(
         if let Some(signal) = stop.signal() {
             return Err(PipelineError::Stopped(signal));
         }
-        let chunk = read_features(journal.directory(), &journal.layout().chunk(*id)).await?;
+        let name = journal.layout().chunk(*id);
+        let chunk = clock.wait(Doing::Starved, read_features(journal.directory(), &name)).await?;
         if chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::PipelineError;
+use super::events::Events;
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::{Journal, Position};
@@ -24,11 +25,18 @@ use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::Spec;
-use crate::flow::{ByteBudget, CpuPool, Held, Meter, Stop, link};
+use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Stop, depth, link};
 use crate::store::{Object, Reader, Store, explain_read};
 
 /// Files brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
+
+/// Whom a reader waits for.
+pub(super) const THE_STORE: &str = "the store";
+/// Whom the committing of chunks waits for.
+pub(super) const THE_RUN: &str = "the run directory";
+/// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
+const BLOCKS_WAITING: usize = 2;
 
 /// Everything that a stream of images is.
 pub(super) struct StreamJob {
@@ -55,6 +63,8 @@ pub(super) struct Machine {
     pub(super) pool: CpuPool,
     pub(super) budget: ByteBudget,
     pub(super) stop: Stop,
+    pub(super) board: Board,
+    pub(super) events: Events,
 }
 
 /// Where complete chunks go.
@@ -142,7 +152,9 @@ pub(super) async fn run(
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = StreamBytes::new(job.spec.geometry.output_px(), job.spec.max_encoded_bytes);
     let own = machine.budget.take(bytes.reader + bytes.writer).await;
-    let (blocks_in, blocks_out) = link::<Block>(2);
+    let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
+    let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
+    machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     let mut stages = JoinSet::new();
     stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in));
@@ -174,8 +186,34 @@ pub(super) async fn fill(
     Ok(true)
 }
 
-/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal.
-pub(super) fn commit(journal: &mut Journal, chunk: &RingEntry, shard: &str) -> Result<(), PipelineError> {
+/// Shows what of each shard is committed.
+pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
+    let mut tallies = journal.shard_tallies();
+    let position = journal.position();
+    let shard = |(index, shard): (usize, &Object)| {
+        let tally = tallies.remove(&(index as u32)).unwrap_or_default();
+        Shard {
+            name: shard.url.clone(),
+            bytes: shard.size,
+            read_bytes: 0,
+            rows: tally.rows,
+            kept: tally.kept,
+            skipped: tally.skipped_rows(),
+            quarantined: tally.quarantined_rows(),
+            done: (index as u32) < position.shard,
+        }
+    };
+    job.meter.set_shards(job.shards.iter().enumerate().map(shard).collect());
+}
+
+/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal and tells of it.
+pub(super) fn commit(
+    journal: &mut Journal,
+    chunk: &RingEntry,
+    shard: &str,
+    meter: &Meter,
+    events: &Events,
+) -> Result<(), PipelineError> {
     let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
     let mut entry = Entry {
         generation: chunk.generation.clone(),
@@ -195,5 +233,7 @@ pub(super) fn commit(journal: &mut Journal, chunk: &RingEntry, shard: &str) -> R
         let bytes = directory.publish(&name)?;
         entry.files.insert(name, bytes);
     }
-    Ok(journal.commit(chunk.id, entry)?)
+    journal.commit(chunk.id, entry)?;
+    events.committed(meter, chunk, shard);
+    Ok(())
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::local::FileLock;
 use super::remote::{Claimed, Remote};
-use super::{LocalDirectory, Store, StoreError};
+use super::{LocalDirectory, Log, Store, StoreError};
 
 /// The root of a tree of durable files. Names are relative and use `/`.
 #[derive(Debug, Clone)]
@@ -175,6 +175,28 @@ impl Directory {
         match &self.place {
             Place::Local(local) => local.write(name, content),
             Place::Remote(remote) => remote.write(name, content),
+        }
+    }
+
+    /// Puts a small file in the place of an older one, whole but not durable: for what may be lost with the machine.
+    ///
+    /// # Errors
+    /// When the system or the store refuses.
+    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Local(local) => local.post(name, content),
+            Place::Remote(remote) => remote.post(name, content),
+        }
+    }
+
+    /// Starts a log of JSON lines, `STEM.jsonl`, or numbered parts of it on S3.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn log(&self, stem: &str) -> Result<Log, StoreError> {
+        match &self.place {
+            Place::Local(local) => Log::local(local, stem),
+            Place::Remote(_) => Ok(Log::remote(self.clone(), stem)),
         }
     }
 

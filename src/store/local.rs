@@ -145,6 +145,17 @@ impl LocalDirectory {
         self.publish(name).map(|_| ())
     }
 
+    /// Puts a small file in the place of an older one, whole but not durable.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let (temporary, path) = (self.temporary_path(name), self.path(name));
+        let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+        let posted = folder.and_then(|()| fs::write(&temporary, content)).and_then(|()| fs::rename(&temporary, &path));
+        posted.map_err(|error| StoreError::io(&path, "written", error))
+    }
+
     /// Writes a small file if its name is free, durable once this returns; says whether it was.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 //! is read in one go, and after a failure again from the start up to where it was.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
@@ -26,6 +28,53 @@ pub(super) const RANGES_AHEAD: usize = 2;
 const WHOLE_BLOCK_BYTES: usize = 1 << 20;
 /// Attempts without a single byte after which a short object is what the store holds, and no accident.
 const SHORT_ATTEMPTS: u32 = 6;
+
+/// What came of the objects that were opened with it, and for how long their readers waited.
+#[derive(Debug, Default)]
+pub struct Intake {
+    bytes: AtomicU64,
+    waited: Mutex<(Duration, Option<Instant>)>,
+}
+
+impl Intake {
+    /// Stored bytes that came so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Time for which a reader had nothing to go on with, a wait that is going on included.
+    pub fn waited(&self) -> Duration {
+        let (waited, since) = *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        waited + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn polled(&self, block: &Poll<Option<std::io::Result<Bytes>>>) {
+        let (waited, since) = &mut *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        match block {
+            Poll::Pending => {
+                since.get_or_insert_with(Instant::now);
+            }
+            Poll::Ready(block) => {
+                *waited += since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                if let Some(Ok(block)) = block {
+                    self.bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn of(
+        intake: Arc<Self>,
+        mut blocks: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> BoxStream<'static, std::io::Result<Bytes>> {
+        let timed = stream::poll_fn(move |context| {
+            let polled = blocks.poll_next_unpin(context);
+            intake.polled(&polled);
+            polled
+        });
+        timed.boxed()
+    }
+}
 
 /// Why an attempt ended before its range did.
 enum Broken {
@@ -51,15 +100,10 @@ impl Broken {
 /// When the first byte cannot be had; later failures are items, with a [`StoreError`] inside.
 pub(super) async fn blocks(
     object: &Object,
-    read: Arc<AtomicU64>,
+    intake: Arc<Intake>,
 ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
-    let counted = move |block: &std::io::Result<Bytes>| {
-        if let Ok(block) = block {
-            read.fetch_add(block.len() as u64, Ordering::Relaxed);
-        }
-    };
     if object.size > 0 && !ranges_work(object).await? {
-        return Ok(whole(object.clone()).inspect(counted).boxed());
+        return Ok(Intake::of(intake, whole(object.clone())));
     }
     let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
         let object = object.clone();
@@ -71,7 +115,7 @@ pub(super) async fn blocks(
             async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }
         }
     });
-    Ok(stream::iter(ranges).buffered(RANGES_AHEAD).inspect(counted).boxed())
+    Ok(Intake::of(intake, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
 }
 
 /// Whether the server of an `http` object answers ranges.

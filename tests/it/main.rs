@@ -5,5 +5,6 @@ mod bounds;
 mod errors;
 mod layering;
 mod resume;
+mod seeing;
 mod support;
 mod whole;

@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, Sink, StreamJob, commit};
+use super::super::events::Events;
+use super::{Block, Machine, Sink, StreamJob, THE_RUN, commit};
 use crate::chunk::pixels::PixelWriter;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
-use crate::flow::Held;
+use crate::flow::{Clock, Doing, Held};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -92,36 +94,47 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let decoders = Decoders { spec: job.spec.clone(), idle: Arc::default() };
     let pool = machine.pool.clone();
+    let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
+    let clock = Clock::serial("write chunks");
+    let clock = job.meter.part(if matches!(sink, Sink::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
     let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
         .map(|block| {
-            let (pool, decoders) = (pool.clone(), decoders.clone());
+            let (pool, decoders, decoding) = (pool.clone(), decoders.clone(), Arc::clone(&decoding));
+            let decode = move || {
+                let started = Instant::now();
+                let decoded = decoders.decode(block);
+                decoding.add(Doing::Busy, started.elapsed());
+                decoded
+            };
             // Spawned, so that decoding goes on while the writer waits.
-            let task = tokio::spawn(async move { pool.run(move || decoders.decode(block)).await });
+            let task = tokio::spawn(async move { pool.run(decode).await });
             async move { task.await.map_err(PipelineError::from)?.map_err(PipelineError::from) }
         })
         .buffered(width)
         .boxed();
     let mut shard = ShardJudge { shard: None, tally: counted };
     let mut open: Option<OpenChunk> = None;
-    while let Some(block) = decoded.next().await {
+    while let Some(block) = clock.wait(Doing::Starved, decoded.next()).await {
         let block = block?;
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
-            None => OpenChunk::start(block.id, &sink).await?,
+            None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, &sink)).await?,
         };
         let closes = block.closes;
-        chunk.write(block, &job, &sink).await?;
+        chunk.write(block, &job, &sink, &clock).await?;
         match closes {
             None => open = Some(chunk),
             Some(last) => {
                 shard.judge(&chunk, &job)?;
                 let entry = chunk.complete(last, &job).await?;
-                if !sink_chunk(entry, &job, &mut sink).await? {
+                if !sink_chunk(entry, &job, &mut sink, &clock, &machine.events).await? {
                     return Ok(());
                 }
             }
         }
     }
+    clock.end();
+    decoding.end();
     Ok(())
 }
 
@@ -155,7 +168,13 @@ impl OpenChunk {
         Ok(Self { id, tally: Tally::default(), labels: 0, bad: Vec::new(), path, writer: None, slot })
     }
 
-    async fn write(&mut self, block: Decoded, job: &StreamJob, sink: &Sink) -> Result<(), PipelineError> {
+    async fn write(
+        &mut self,
+        block: Decoded,
+        job: &StreamJob,
+        sink: &Sink,
+        clock: &Clock,
+    ) -> Result<(), PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
         self.bad.extend(block.bad);
@@ -164,7 +183,8 @@ impl OpenChunk {
         }
         if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
-            ring.reserve(slot, block.pixels.len() as u64 + block.heads.stored_bytes()).await;
+            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes();
+            clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await;
         }
         let compression = match sink {
             Sink::Ring(..) => Compression::None,
@@ -203,16 +223,23 @@ impl OpenChunk {
 }
 
 /// Hands a finished chunk to the sink; false when nobody takes it any more.
-async fn sink_chunk(chunk: Finished, job: &StreamJob, sink: &mut Sink) -> Result<bool, PipelineError> {
+async fn sink_chunk(
+    chunk: Finished,
+    job: &StreamJob,
+    sink: &mut Sink,
+    clock: &Clock,
+    events: &Events,
+) -> Result<bool, PipelineError> {
     match sink {
         Sink::Ring(ring, consumer) => {
             let Some(slot) = chunk.slot else { return Ok(false) };
             let complete = ring.complete(slot, chunk.entry).await?;
-            Ok(consumer.send(complete).await.is_ok())
+            Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
         }
         Sink::Durable(journal, _) => {
             let shard = &job.shards[chunk.entry.id.shard as usize].url;
-            commit(journal, &chunk.entry, shard)?;
+            let _committing = clock.start(Doing::Blocked);
+            commit(journal, &chunk.entry, shard, &job.meter, events)?;
             Ok(true)
         }
     }
