@@ -14,7 +14,7 @@ use crate::chunk::ring::{RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
-use crate::flow::Held;
+use crate::flow::{ByteBudget, Held};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -32,7 +32,7 @@ struct Decoded {
 
 impl Block {
     /// Decodes the rows, in order. The bytes of `data` are freed before this returns.
-    fn decode(self, decoder: &mut Decoder) -> Decoded {
+    fn decode(mut self, decoder: &mut Decoder, room: &ByteBudget) -> Decoded {
         let image = decoder.pixel_bytes();
         let mut heads = RowHeads::default();
         let mut pixels = vec![0; image * self.heads.len()];
@@ -40,7 +40,8 @@ impl Block {
         let mut start = 0;
         for (index, end) in self.ends.iter().enumerate() {
             let kept = heads.len() * image;
-            match decoder.decode_base64_into(&self.data[start..*end], &mut pixels[kept..kept + image]) {
+            let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image]);
+            match decoder.decode_base64_into(text, out, |bytes| room.take_blocking(bytes)) {
                 Ok(_) => {
                     heads.push(self.heads.url(index), self.heads.labels(index).iter().copied());
                     tally.kept += 1;
@@ -68,6 +69,8 @@ impl Block {
 #[derive(Clone)]
 struct Decoders {
     spec: Spec,
+    /// What images that are being decoded take, all together.
+    room: ByteBudget,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
@@ -75,7 +78,7 @@ impl Decoders {
     fn decode(&self, block: Block) -> Decoded {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
-        let decoded = block.decode(&mut decoder);
+        let decoded = block.decode(&mut decoder, &self.room);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
         decoded
     }
@@ -90,7 +93,8 @@ pub(super) async fn write_chunks(
     counted: Tally,
     mut sink: Sink,
 ) -> Result<(), PipelineError> {
-    let decoders = Decoders { spec: job.spec.clone(), idle: Arc::default() };
+    let decoders =
+        Decoders { spec: job.spec.clone(), room: ByteBudget::new(job.spec.decode_bytes()), idle: Arc::default() };
     let pool = machine.pool.clone();
     let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
         .map(|block| {
@@ -164,7 +168,7 @@ impl OpenChunk {
         }
         if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
-            ring.reserve(slot, block.pixels.len() as u64 + block.heads.stored_bytes()).await;
+            ring.reserve(slot, block.pixels.len() as u64 + block.heads.stored_bytes()).await?;
         }
         let compression = match sink {
             Sink::Ring(..) => Compression::None,
@@ -186,9 +190,10 @@ impl OpenChunk {
     }
 
     async fn complete(mut self, last: bool, job: &StreamJob) -> Result<Finished, PipelineError> {
-        if let Some(writer) = self.writer.take() {
-            tokio::task::spawn_blocking(move || writer.finish()).await??;
-        }
+        let checksum = match self.writer.take() {
+            Some(writer) => Some(tokio::task::spawn_blocking(move || writer.finish()).await??),
+            None => None,
+        };
         let entry = RingEntry {
             id: self.id,
             generation: job.generation.clone(),
@@ -197,6 +202,7 @@ impl OpenChunk {
             labels: self.labels,
             quarantined: self.bad,
             bytes: 0,
+            checksum,
         };
         Ok(Finished { entry, slot: self.slot })
     }
@@ -212,7 +218,7 @@ async fn sink_chunk(chunk: Finished, job: &StreamJob, sink: &mut Sink) -> Result
         }
         Sink::Durable(journal, _) => {
             let shard = &job.shards[chunk.entry.id.shard as usize].url;
-            commit(journal, &chunk.entry, shard)?;
+            commit(journal, &chunk.entry, chunk.entry.checksum, shard)?;
             Ok(true)
         }
     }
