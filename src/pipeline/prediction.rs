@@ -125,7 +125,8 @@ pub(super) async fn rank(
         if let Some(signal) = stop.signal() {
             return Err(PipelineError::Stopped(signal));
         }
-        let chunk = read_features(journal.directory(), &journal.layout().chunk(*id)).await?;
+        let name = journal.layout().chunk(*id);
+        let chunk = read_features(journal.directory(), &name, entry.checksums.get(&name).copied()).await?;
         if chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),
