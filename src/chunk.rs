@@ -8,7 +8,10 @@
 //! Pixel chunks between decoder and model live in a [`ring`] on scratch disk under the same rule, with entries of their
 //! own. Every Parquet file opens in pyarrow, DuckDB and Polars as it is. Nothing here knows burn or HTTP.
 
+mod checksum;
 pub mod features;
+#[cfg(test)]
+mod fuzz;
 pub mod journal;
 pub mod pixels;
 pub mod quarantine;
@@ -22,6 +25,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use checksum::{Checksum, verify};
 pub use rows::RowHeads;
 
 /// Which rows a chunk starts with. The order is that of the corpus.
@@ -65,28 +69,30 @@ pub struct Tally {
 impl Tally {
     /// Adds another tally to this one.
     pub fn merge(&mut self, other: &Self) {
-        self.rows += other.rows;
-        self.kept += other.kept;
+        self.rows = self.rows.saturating_add(other.rows);
+        self.kept = self.kept.saturating_add(other.kept);
         for (mine, theirs) in [(&mut self.skipped, &other.skipped), (&mut self.quarantined, &other.quarantined)] {
             for (reason, count) in theirs {
-                *mine.entry(reason.clone()).or_default() += count;
+                let mine = mine.entry(reason.clone()).or_default();
+                *mine = mine.saturating_add(*count);
             }
         }
     }
 
     /// Rows skipped for any reason.
     pub fn skipped_rows(&self) -> u64 {
-        self.skipped.values().sum()
+        self.skipped.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// Rows quarantined for any reason.
     pub fn quarantined_rows(&self) -> u64 {
-        self.quarantined.values().sum()
+        self.quarantined.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// Whether rows read = kept + quarantined + skipped.
     pub fn adds_up(&self) -> bool {
-        self.rows == self.kept + self.quarantined_rows() + self.skipped_rows()
+        let sum = self.kept.checked_add(self.quarantined_rows()).and_then(|sum| sum.checked_add(self.skipped_rows()));
+        sum == Some(self.rows)
     }
 }
 
@@ -103,6 +109,9 @@ pub struct Entry {
     pub labels: u64,
     /// Its files, relative to the journal's root, with their sizes in bytes.
     pub files: BTreeMap<String, u64>,
+    /// Their checksums.
+    #[serde(default)]
+    pub checksums: BTreeMap<String, Checksum>,
 }
 
 /// A chunk or journal file cannot be read or written.
@@ -111,6 +120,18 @@ pub enum ChunkError {
     /// The store's answer.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// A single chunk does not fit the scratch ring.
+    #[error(
+        "the chunk at row {row} of shard {shard} takes more than `limits.disk` = {limit_bytes} bytes of scratch disk, because of its URLs, labels or quarantined rows: raise the limit, or lower `chunks.rows`"
+    )]
+    NoRoom {
+        /// Index of the shard.
+        shard: u32,
+        /// First row of the chunk.
+        row: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// A Parquet file is damaged or is not what its name says.
     #[error("`{path}` is not a readable {expected}: {reason}; remove it and run again")]
     Damaged {

@@ -15,6 +15,8 @@
 
 mod captions;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod header;
 mod ids;
 mod images;
@@ -24,6 +26,6 @@ mod rows;
 pub use captions::{CaptionCounts, CaptionList, CaptionRow};
 pub use error::CorpusError;
 pub use ids::{TestId, TestIds};
-pub use images::{ImageRow, ImageRowProblem, ImageRows};
+pub use images::{ImageRow, ImageRowProblem, ImageRows, MAX_URL_BYTES};
 pub use pairs::{Pair, PairCounts, PairProblem, PairRow, Pairs};
 pub use rows::{Delimiter, Fields, Kind, PushParser, Record, RowSplitter, fill_from};

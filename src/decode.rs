@@ -13,13 +13,17 @@
 //! ignore it; a TIFF's is applied, as Pillow does. Colour profiles are ignored. 16-bit grey is cut off at 255,
 //! as Pillow's `convert` does.
 //!
-//! Memory for one image: its encoded bytes, and up to about 25 bytes for each of its pixels in the worst format
-//! (a 16-bit TIFF; a JPEG needs 3, or 9 if progressive). Buffers over 8 MiB are freed afterwards.
+//! Memory for one image: nothing for its base64, which is decoded where it stands, and from 3 bytes (a baseline JPEG) to
+//! about 25 (a 16-bit TIFF) for each of its pixels. What it will be is known from the header: [`Decoder`] asks before it
+//! allocates, and refuses what is over [`Spec::decode_bytes`]. Between images a decoder keeps [`KEPT_BYTES`] at most.
+//! A decoder that panics on an image is a reason to refuse that image.
 
 mod base64;
 mod colour;
 mod convolve;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod geometry;
 mod gif;
 mod jpeg;
@@ -30,6 +34,8 @@ mod scratch;
 mod sniff;
 #[cfg(test)]
 mod tests;
+mod tiff;
+mod webp;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +63,15 @@ pub struct Spec {
     pub max_pixels: u64,
 }
 
+impl Spec {
+    /// Most bytes that decoding one image may take beyond its encoded bytes: 6 for each of [`Self::max_pixels`], which is
+    /// what a progressive JPEG of the usual subsampling takes (a baseline one 3, a PNG 3, a WebP 5), and 12 MiB for
+    /// what does not grow with the pixels. Only an image near `max_pixels` in a format that takes more is refused by it.
+    pub fn decode_bytes(&self) -> u64 {
+        self.max_pixels.saturating_mul(6).saturating_add(12 << 20)
+    }
+}
+
 /// What the image was before it was resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
@@ -73,15 +88,19 @@ pub struct Decoder {
     spec: Spec,
     buffers: Buffers,
     squarer: Squarer,
-    encoded: Vec<u8>,
-    compact: Vec<u8>,
 }
+
+/// What a decoder takes while it looks for an image's size, before it says what the image takes.
+pub const LOOKED_AT_BYTES: u64 = 3 << 19;
+
+/// What a decoder keeps from image to image, at most.
+pub const KEPT_BYTES: u64 = 10 * scratch::KEEP_BYTES as u64;
 
 impl Decoder {
     /// A decoder without any buffers yet; the first image brings them.
     pub fn new(spec: Spec) -> Self {
         let squarer = Squarer::new(spec.geometry, spec.resample);
-        Self { spec, buffers: Buffers::default(), squarer, encoded: Vec::new(), compact: Vec::new() }
+        Self { spec, buffers: Buffers::default(), squarer }
     }
 
     /// Bytes of one output image: 3·S·S.
@@ -91,59 +110,80 @@ impl Decoder {
     }
 
     /// Decodes an image in base64 (standard alphabet, padded; white space is skipped) into `out`, which has
-    /// [`pixel_bytes`](Self::pixel_bytes) bytes: RGB, row-major, height × width × channel.
+    /// [`pixel_bytes`](Self::pixel_bytes) bytes: RGB, row-major, height × width × channel. After an error `out` is as it
+    /// was. The text is used up: its bytes become those of the image.
+    ///
+    /// `admit` is called once, with an upper bound on the bytes that will be allocated, before they are; it may wait. What
+    /// it returns is dropped when they are free again.
     ///
     /// # Errors
-    /// The text is not base64, or as [`decode_into`](Self::decode_into).
-    pub fn decode_base64_into(&mut self, base64: &[u8], out: &mut [u8]) -> Result<Source, DecodeError> {
-        let mut encoded = std::mem::take(&mut self.encoded);
-        let result = base64::decode(base64, self.spec.max_encoded_bytes, &mut self.compact, &mut encoded)
-            .and_then(|()| self.decode_into(&encoded, out));
-        self.encoded = encoded;
-        scratch::trim(&mut self.encoded);
-        scratch::trim(&mut self.compact);
-        result
+    /// The text is not base64; the image is missing, over a limit, of a kind that is not read, truncated or corrupt; or
+    /// `out` has the wrong length.
+    pub fn decode_base64_into<G>(
+        &mut self,
+        base64: &mut [u8],
+        out: &mut [u8],
+        admit: impl FnOnce(u64) -> G,
+    ) -> Result<Source, DecodeError> {
+        let encoded = base64::decode(base64, self.spec.max_encoded_bytes)?;
+        self.decode_into(encoded, out, admit)
     }
 
-    /// Decodes an image file into `out`, which has [`pixel_bytes`](Self::pixel_bytes) bytes: RGB, row-major,
-    /// height × width × channel. After an error `out` is as it was.
+    /// As [`decode_base64_into`](Self::decode_base64_into), for the bytes of an image file, of which some may be changed.
     ///
     /// # Errors
-    /// The image is missing, over a limit, of a kind that is not read, truncated or corrupt; or `out` has the
-    /// wrong length.
-    pub fn decode_into(&mut self, encoded: &[u8], out: &mut [u8]) -> Result<Source, DecodeError> {
+    /// As there.
+    pub fn decode_into<G>(
+        &mut self,
+        encoded: &mut [u8],
+        out: &mut [u8],
+        admit: impl FnOnce(u64) -> G,
+    ) -> Result<Source, DecodeError> {
         let expected = self.pixel_bytes();
         if out.len() != expected {
             return Err(DecodeError::OutputSize { expected, found: out.len() });
         }
-        let result = self.pixels(encoded).map(|(format, size)| {
-            let rgb = &self.buffers.rgb[..size.pixels() * CHANNELS];
-            self.squarer.run(rgb, size.width, size.height, out);
-            Source { format, width_px: size.width, height_px: size.height }
+        let (mut admit, mut held) = (Some(admit), None);
+        let mut take = |bytes| held = admit.take().map(|admit| admit(bytes));
+        // A decoder that panics has met what its author did not think of, and its buffers go with it.
+        let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.square(encoded, out, &mut take)));
+        let result = decoded.unwrap_or_else(|_| {
+            self.buffers = Buffers::default();
+            self.squarer = Squarer::new(self.spec.geometry, self.spec.resample);
+            let format = sniff::sniff(encoded)?;
+            Err(DecodeError::corrupt(format, "its decoder fails on it"))
         });
         self.buffers.trim();
         self.squarer.trim();
+        drop(held);
         result
     }
 
-    /// Fills the RGB buffer.
-    fn pixels(&mut self, encoded: &[u8]) -> Result<(Format, Size), DecodeError> {
+    fn square(&mut self, encoded: &mut [u8], out: &mut [u8], take: &mut dyn FnMut(u64)) -> Result<Source, DecodeError> {
         let bytes = encoded.len() as u64;
         if bytes > self.spec.max_encoded_bytes {
             return Err(DecodeError::TooLarge { bytes, limit: self.spec.max_encoded_bytes });
         }
         let format = sniff::sniff(encoded)?;
-        let limits = Limits { format, max_pixels: self.spec.max_pixels };
+        let mut limits = Limits {
+            format,
+            max_pixels: self.spec.max_pixels,
+            max_bytes: self.spec.decode_bytes(),
+            output_px: self.spec.geometry.output_px(),
+            take,
+        };
         let (alpha, buffers) = (self.spec.alpha, &mut self.buffers);
         let size = match format {
-            Format::Jpeg => jpeg::decode(encoded, limits, buffers),
-            Format::Png => png::decode(encoded, limits, alpha, buffers),
-            Format::Gif => gif::decode(encoded, limits, alpha, buffers),
-            Format::WebP => other::webp(encoded, limits, alpha, buffers),
-            Format::Bmp => other::bmp(encoded, limits, alpha, buffers),
-            Format::Tiff => other::tiff(encoded, limits, alpha, buffers),
+            Format::Jpeg => jpeg::decode(encoded, &mut limits, buffers),
+            Format::Png => png::decode(encoded, &mut limits, alpha, buffers),
+            Format::Gif => gif::decode(encoded, &mut limits, alpha, buffers),
+            Format::WebP => other::webp(encoded, &mut limits, alpha, buffers),
+            Format::Bmp => other::bmp(encoded, &mut limits, alpha, buffers),
+            Format::Tiff => other::tiff(encoded, &mut limits, alpha, buffers),
         }?;
-        Ok((format, size))
+        let rgb = &self.buffers.rgb[..size.pixels() * CHANNELS];
+        self.squarer.run(rgb, size.width, size.height, out);
+        Ok(Source { format, width_px: size.width, height_px: size.height })
     }
 }
 
@@ -154,13 +194,11 @@ struct Buffers {
     rgb: Vec<u8>,
     /// The image as its format stores it.
     raw: Vec<u8>,
-    /// A copy of the encoded bytes, where one of them has to be changed.
-    patched: Vec<u8>,
 }
 
 impl Buffers {
     fn trim(&mut self) {
-        for buffer in [&mut self.rgb, &mut self.raw, &mut self.patched] {
+        for buffer in [&mut self.rgb, &mut self.raw] {
             scratch::trim(buffer);
         }
     }
@@ -180,15 +218,19 @@ impl Size {
 }
 
 /// What a decoder may allocate.
-#[derive(Clone, Copy)]
-struct Limits {
+struct Limits<'a> {
     format: Format,
     max_pixels: u64,
+    max_bytes: u64,
+    /// Side of the square that is made of the image.
+    output_px: u32,
+    /// Waits until so many bytes may be allocated.
+    take: &'a mut dyn FnMut(u64),
 }
 
-impl Limits {
+impl Limits<'_> {
     /// Refuses a size before anything is allocated for it.
-    fn check(self, width: u64, height: u64) -> Result<Size, DecodeError> {
+    fn check(&self, width: u64, height: u64) -> Result<Size, DecodeError> {
         let limit = self.max_pixels;
         let too_many = DecodeError::TooManyPixels { width_px: width, height_px: height, limit };
         if width == 0 || height == 0 {
@@ -200,9 +242,19 @@ impl Limits {
         }
     }
 
-    /// Bound on what a decoder may allocate at `bytes_per_px`, with room for tables.
-    fn decoder_bytes(self, bytes_per_px: u64) -> usize {
-        let bytes = self.max_pixels.saturating_mul(bytes_per_px).saturating_add(1 << 20);
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+    /// Refuses an image that takes too much memory, and waits until there is enough: `bytes` for its decoder and its
+    /// format's own buffers; RGB and what lies between the passes of the resizing come on top. Nothing that grows with
+    /// the image may be allocated before.
+    fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
+        let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
+        let between = 3 * (width * height.min(side)).max(side * height.min(2 * width + side));
+        let kernels = 64 * (width + height + 2 * side);
+        let bytes = bytes + 3 * width * height + between + kernels;
+        if bytes > self.max_bytes {
+            let (format, limit) = (self.format, self.max_bytes);
+            return Err(DecodeError::TooMuchMemory { format, width_px: width, height_px: height, bytes, limit });
+        }
+        (self.take)(bytes);
+        Ok(())
     }
 }

@@ -68,6 +68,8 @@ pub mod config;
 pub mod corpus;
 pub mod decode;
 pub mod flow;
+#[cfg(test)]
+mod fuzz;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod pipeline;

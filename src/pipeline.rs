@@ -238,7 +238,8 @@ fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
 }
 
 fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let problems = plan.check_bounds(spec.geometry.output_px());
+    let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.pipeline().chunks.rows));
+    let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }
 

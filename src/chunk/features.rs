@@ -10,11 +10,13 @@ use arrow::datatypes::{DataType, Field};
 use half::bf16;
 
 use super::table::{TableReader, TableWriter};
-use super::{ChunkError, RowHeads};
+use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::{Compression, Precision};
 
 /// Rows of one row group.
 const GROUP_ROWS: usize = 8192;
+/// More values than any feature has.
+const MAX_DIM: usize = 1 << 20;
 
 /// Writes one feature chunk.
 pub struct FeatureWriter {
@@ -72,7 +74,7 @@ impl FeatureWriter {
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn finish(self) -> Result<(), ChunkError> {
+    pub fn finish(self) -> Result<Checksum, ChunkError> {
         self.table.finish()
     }
 }
@@ -105,6 +107,7 @@ pub fn read(path: &Path) -> Result<Features, ChunkError> {
     let dim: usize = table
         .metadata("dim")
         .and_then(|text| text.parse().ok())
+        .filter(|dim| (1..=MAX_DIM).contains(dim))
         .ok_or_else(|| damaged("its metadata does not give `dim`"))?;
     let mut features = Features { rows: RowHeads::default(), values: Vec::new(), dim, precision };
     while let Some(batch) = table.next()? {

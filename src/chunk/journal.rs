@@ -1,8 +1,9 @@
 //! The journal: one small JSON file for each committed chunk, created if absent, after the chunk's files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use super::{ChunkError, ChunkId, Entry, Tally};
+use super::{Checksum, ChunkError, ChunkId, Entry, Tally, verify};
 use crate::store::Directory;
 
 /// Where a stream keeps its entries, its chunks and its quarantine, inside the run's directory.
@@ -39,6 +40,16 @@ impl Layout {
     /// Name of a chunk's quarantine file.
     pub fn quarantine(&self, id: ChunkId) -> String {
         format!("{}/{id}.parquet", self.quarantine)
+    }
+
+    /// Whether an entry counts each row once and names the files that it must have.
+    fn fits(&self, id: ChunkId, entry: &Entry) -> bool {
+        let wanted =
+            [(self.chunk(id), entry.tally.kept > 0), (self.quarantine(id), entry.tally.quarantined_rows() > 0)];
+        let named = wanted.iter().filter(|(name, wanted)| *wanted && entry.files.contains_key(name)).count();
+        entry.tally.adds_up()
+            && named == entry.files.len()
+            && wanted.iter().filter(|(_, wanted)| *wanted).count() == named
     }
 
     fn entry(&self, id: ChunkId) -> String {
@@ -88,13 +99,15 @@ impl Journal {
             if (id.shard, id.row) != (next.shard, next.row) {
                 break;
             }
-            // An empty or cut entry, which only a power failure leaves, counts as absent.
+            // An empty or cut entry, which only a power failure leaves, counts as absent, and so does one that contradicts
+            // itself.
             let Some(entry) = content.and_then(|content| serde_json::from_slice::<Entry>(&content).ok()) else { break };
             let complete = entry.files.iter().all(|(file, bytes)| sizes.get(file) == Some(bytes));
-            if !complete || generation.is_some_and(|wanted| wanted != entry.generation) {
+            if !complete || !layout.fits(id, &entry) || generation.is_some_and(|wanted| wanted != entry.generation) {
                 break;
             }
-            next = after(id, &entry);
+            let Some(behind) = after(id, &entry) else { break };
+            next = behind;
             entries.insert(id, entry);
         }
         Ok(Self { directory, layout, entries })
@@ -136,7 +149,19 @@ impl Journal {
 
     /// The first row that is not committed.
     pub fn position(&self) -> Position {
-        self.entries.last_key_value().map_or(Position { shard: 0, row: 0 }, |(id, entry)| after(*id, entry))
+        let last = self.entries.last_key_value().and_then(|(id, entry)| after(*id, entry));
+        last.unwrap_or(Position { shard: 0, row: 0 })
+    }
+
+    /// Refuses a file of a committed chunk that is not what was written; `copy` is where it can be read.
+    ///
+    /// # Errors
+    /// When it is damaged or cannot be read.
+    pub fn verify(&self, name: &str, copy: &Path) -> Result<(), ChunkError> {
+        let id = Path::new(name).file_stem().and_then(|stem| ChunkId::parse(stem.to_str()?));
+        let entry = id.and_then(|id| self.entries.get(&id));
+        let sum: Option<Checksum> = entry.and_then(|entry| entry.checksums.get(name).copied());
+        verify(copy, &self.directory.display(name), sum)
     }
 
     /// Commits a chunk whose files are complete and durable. Committing twice is harmless.
@@ -170,12 +195,17 @@ impl Journal {
     }
 }
 
-fn after(id: ChunkId, entry: &Entry) -> Position {
-    if entry.last {
-        Position { shard: id.shard + 1, row: 0 }
+/// The first row behind a chunk; `None` for one that no corpus has.
+pub(super) fn after_rows(id: ChunkId, rows: u64, last: bool) -> Option<Position> {
+    if last {
+        Some(Position { shard: id.shard.checked_add(1)?, row: 0 })
     } else {
-        Position { shard: id.shard, row: id.row + entry.tally.rows }
+        Some(Position { shard: id.shard, row: id.row.checked_add(rows)? })
     }
+}
+
+fn after(id: ChunkId, entry: &Entry) -> Option<Position> {
+    after_rows(id, entry.tally.rows, entry.last)
 }
 
 #[cfg(test)]
@@ -186,9 +216,14 @@ mod tests {
         Entry {
             generation: "g".to_owned(),
             last,
-            tally: Tally { rows, kept: rows, ..Tally::default() },
+            tally: if files.is_empty() {
+                Tally { rows, skipped: BTreeMap::from([("no_label".to_owned(), rows)]), ..Tally::default() }
+            } else {
+                Tally { rows, kept: rows, ..Tally::default() }
+            },
             labels: 0,
             files: files.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+            checksums: BTreeMap::new(),
         }
     }
 

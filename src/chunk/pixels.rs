@@ -9,7 +9,7 @@ use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
 use super::table::{TableReader, TableWriter};
-use super::{ChunkError, RowHeads};
+use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::Compression;
 
 /// Bytes of one row group, about: what a writer holds in memory.
@@ -62,7 +62,7 @@ impl PixelWriter {
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn finish(self) -> Result<(), ChunkError> {
+    pub fn finish(self) -> Result<Checksum, ChunkError> {
         self.table.finish()
     }
 }
@@ -83,6 +83,7 @@ impl PixelReader {
         let size_px = table
             .metadata("size_px")
             .and_then(|text| text.parse().ok())
+            .filter(|size_px| (1..=u32::from(u16::MAX)).contains(size_px))
             .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata does not give `size_px`"))?;
         Ok(Self { table, size_px })
     }

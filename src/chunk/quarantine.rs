@@ -8,8 +8,8 @@ use arrow::array::{Array as _, AsArray as _, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, UInt64Type};
 use serde::{Deserialize, Serialize};
 
-use super::ChunkError;
 use super::table::{TableReader, TableWriter};
+use super::{Checksum, ChunkError};
 use crate::config::value::Compression;
 
 /// A row that could not be used.
@@ -29,7 +29,7 @@ pub struct Quarantined {
 ///
 /// # Errors
 /// When the disk is full or refuses.
-pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<(), ChunkError> {
+pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<Checksum, ChunkError> {
     let fields = vec![
         Field::new("shard", DataType::Utf8, false),
         Field::new("row", DataType::UInt64, false),

@@ -2,16 +2,16 @@
 //!
 //! Bytes are taken from the limit before they are written and given back after the file is removed. One chunk is
 //! written at a time and complete chunks are released in order without waiting for anything, so a limit of two chunks
-//! cannot deadlock. A complete chunk survives a kill and is used by the next process; a lost scratch disk costs only
+//! cannot deadlock; a chunk that does not fit the ring alone is refused. A complete chunk survives a kill and is used by the next process; a lost scratch disk costs only
 //! the decoding of what was on it.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::Position;
+use super::journal::{Position, after_rows};
 use super::quarantine::Quarantined;
-use super::{ChunkError, ChunkId, Tally};
+use super::{Checksum, ChunkError, ChunkId, Tally, verify};
 use crate::flow::{ByteBudget, Held};
 use crate::store::LocalDirectory;
 
@@ -23,6 +23,7 @@ const OVERHEAD_BYTES: u64 = 256 << 10;
 pub struct Ring {
     directory: LocalDirectory,
     disk: ByteBudget,
+    limit_bytes: u64,
 }
 
 /// What the ring knows of a complete chunk beside its pixels.
@@ -42,21 +43,29 @@ pub struct RingEntry {
     pub quarantined: Vec<Quarantined>,
     /// Size of the pixel file; 0 where no row was kept and there is none.
     pub bytes: u64,
+    /// Its checksum.
+    #[serde(default)]
+    pub checksum: Option<Checksum>,
 }
 
 /// A complete chunk on scratch disk.
 #[derive(Debug)]
 pub struct RingChunk {
-    /// What is known of it.
+    /// What is known of it, but for its quarantined rows: chunks can wait in great number.
     pub entry: RingEntry,
     directory: LocalDirectory,
     held: Vec<Held>,
+    /// Whether an earlier process wrote it.
+    taken_over: bool,
 }
 
 /// A chunk that is being written.
 #[derive(Debug)]
 pub struct Slot {
+    id: ChunkId,
     held: Vec<Held>,
+    /// Bytes that were asked for.
+    used: u64,
 }
 
 fn pixels_name(id: ChunkId) -> String {
@@ -86,31 +95,32 @@ impl Ring {
     ) -> Result<(Self, Vec<RingChunk>), ChunkError> {
         let disk = ByteBudget::new(limit_bytes);
         let mut next = position;
-        let mut room = limit_bytes;
+        let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<RingChunk> = Vec::new();
         for name in directory.list("")? {
             let Some(id) = name.strip_suffix(".json").and_then(ChunkId::parse) else { continue };
             let content = directory.read(&name)?.unwrap_or_default();
-            let Ok(entry) = serde_json::from_slice::<RingEntry>(&content) else { continue };
+            let Ok(mut entry) = serde_json::from_slice::<RingEntry>(&content) else { continue };
+            let Some(behind) = after_rows(id, entry.tally.rows, entry.last) else { continue };
             let whole = entry.bytes == 0
                 || directory.path(&pixels_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
-            let bytes = entry.bytes + content.len() as u64;
-            let follows = (id.shard, id.row) == (next.shard, next.row);
-            if !(whole && follows && entry.generation == generation && bytes <= room) {
+            let bytes = entry.bytes.saturating_add(content.len() as u64);
+            let follows = entry.id == id && (id.shard, id.row) == (next.shard, next.row);
+            let sound = entry.tally.adds_up()
+                && (entry.bytes > 0) == (entry.tally.kept > 0)
+                && entry.quarantined.len() as u64 == entry.tally.quarantined_rows();
+            if !(whole && sound && follows && entry.generation == generation && ByteBudget::rounded(bytes) <= room) {
                 continue;
             }
-            room -= bytes;
-            next = if entry.last {
-                Position { shard: id.shard + 1, row: 0 }
-            } else {
-                Position { shard: id.shard, row: id.row + entry.tally.rows }
-            };
+            room -= ByteBudget::rounded(bytes);
+            next = behind;
+            entry.quarantined = Vec::new();
             let held = vec![disk.take(bytes).await];
-            chunks.push(RingChunk { entry, directory: directory.clone(), held });
+            chunks.push(RingChunk { entry, directory: directory.clone(), held, taken_over: true });
         }
         let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
         directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
-        Ok((Self { directory, disk }, chunks))
+        Ok((Self { directory, disk, limit_bytes }, chunks))
     }
 
     /// The disk that the ring takes.
@@ -124,12 +134,25 @@ impl Ring {
     /// When the directory cannot be created.
     pub async fn start(&self, id: ChunkId) -> Result<(Slot, PathBuf), ChunkError> {
         let held = vec![self.disk.take(OVERHEAD_BYTES).await];
-        Ok((Slot { held }, self.directory.temporary(&pixels_name(id))?))
+        Ok((Slot { id, held, used: OVERHEAD_BYTES }, self.directory.temporary(&pixels_name(id))?))
     }
 
     /// Waits until `bytes` more may be written to the chunk.
-    pub async fn reserve(&self, slot: &mut Slot, bytes: u64) {
-        slot.held.push(self.disk.take(bytes).await);
+    ///
+    /// # Errors
+    /// When the chunk is then larger than the whole ring: no waiting would help.
+    pub async fn reserve(&self, slot: &mut Slot, bytes: u64) -> Result<(), ChunkError> {
+        let (have, used) = (ByteBudget::rounded(slot.used), slot.used.saturating_add(bytes));
+        let wanted = ByteBudget::rounded(used);
+        if wanted > ByteBudget::usable(self.limit_bytes) {
+            let ChunkId { shard, row } = slot.id;
+            return Err(ChunkError::NoRoom { shard, row, limit_bytes: self.limit_bytes });
+        }
+        if wanted > have {
+            slot.held.push(self.disk.take(wanted - have).await);
+        }
+        slot.used = used;
+        Ok(())
     }
 
     /// Completes a chunk whose pixel file was written to the path that [`Self::start`] gave, or which has none.
@@ -144,10 +167,11 @@ impl Ring {
         let failed = |error| ChunkError::damaged(entry_name(id), "ring entry", error);
         let content = serde_json::to_vec(&entry).map_err(failed)?;
         if content.len() as u64 > OVERHEAD_BYTES / 2 {
-            slot.held.push(self.disk.take(content.len() as u64).await);
+            self.reserve(&mut slot, content.len() as u64).await?;
         }
         self.directory.write(&entry_name(id), &content)?;
-        Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held })
+        entry.quarantined = Vec::new();
+        Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held, taken_over: false })
     }
 }
 
@@ -155,6 +179,28 @@ impl RingChunk {
     /// Where its pixels are; `None` where no row was kept.
     pub fn pixels(&self) -> Option<PathBuf> {
         (self.entry.bytes > 0).then(|| self.directory.path(&pixels_name(self.entry.id)))
+    }
+
+    /// Everything that is known of it.
+    ///
+    /// # Errors
+    /// When its entry cannot be read any more.
+    pub fn whole_entry(&self) -> Result<RingEntry, ChunkError> {
+        let name = entry_name(self.entry.id);
+        let content = self.directory.read(&name)?.unwrap_or_default();
+        serde_json::from_slice(&content)
+            .map_err(|error| ChunkError::damaged(self.directory.path(&name), "ring entry", error))
+    }
+
+    /// Refuses pixels of an earlier process that are not what it wrote.
+    ///
+    /// # Errors
+    /// When they are damaged or cannot be read.
+    pub fn verify(&self) -> Result<(), ChunkError> {
+        match self.pixels().filter(|_| self.taken_over) {
+            Some(path) => verify(&path, &path.display().to_string(), self.entry.checksum),
+            None => Ok(()),
+        }
     }
 
     /// Removes the chunk and gives its bytes back.
@@ -186,12 +232,28 @@ mod tests {
             labels: 0,
             quarantined: Vec::new(),
             bytes: 0,
+            checksum: None,
         }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_fills_the_ring_goes_on_and_one_that_does_not_fit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
+        let limit = OVERHEAD_BYTES + (1 << 20);
+        let (ring, _) = Ring::open(directory, limit, "g", START).await.unwrap();
+        let (mut slot, _) = ring.start(ChunkId { shard: 3, row: 40 }).await.unwrap();
+        // In odd pieces, of which each would waste most of a unit if it were rounded by itself.
+        for _ in 0..(1 << 20) / 64 {
+            ring.reserve(&mut slot, 64).await.unwrap();
+        }
+        let text = ring.reserve(&mut slot, 1).await.unwrap_err().to_string();
+        assert!(text.contains("row 40 of shard 3") && text.contains("`limits.disk`"), "{text}");
     }
 
     async fn put(ring: &Ring, row: u64, bytes: usize) -> RingChunk {
         let (mut slot, path) = ring.start(ChunkId { shard: 0, row }).await.unwrap();
-        ring.reserve(&mut slot, bytes as u64).await;
+        ring.reserve(&mut slot, bytes as u64).await.unwrap();
         std::fs::write(path, vec![1; bytes]).unwrap();
         ring.complete(slot, entry(row, "g")).await.unwrap()
     }

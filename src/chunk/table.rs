@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{BufReader, Seek as _, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,8 +17,10 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::{ChunkReader, Length};
 
 use super::ChunkError;
+use super::checksum::{Checksum, Summing};
 use crate::store::StoreError;
 
 /// Prefix of our keys in a file's metadata.
@@ -26,7 +30,7 @@ const PREFIX: &str = "wikicap.";
 pub(super) struct TableWriter {
     path: PathBuf,
     schema: SchemaRef,
-    inner: ArrowWriter<File>,
+    inner: ArrowWriter<Summing<File>>,
 }
 
 impl TableWriter {
@@ -57,8 +61,8 @@ impl TableWriter {
             .build();
         let schema = Arc::new(Schema::new(fields));
         let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
-        let inner =
-            ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(|error| explain(path, error))?;
+        let inner = ArrowWriter::try_new(Summing::new(file), Arc::clone(&schema), Some(properties))
+            .map_err(|error| explain(path, error))?;
         Ok(Self { path: path.to_owned(), schema, inner })
     }
 
@@ -70,9 +74,9 @@ impl TableWriter {
     }
 
     /// Writes the footer. The file is complete afterwards, and not yet synced.
-    pub(super) fn finish(self) -> Result<(), ChunkError> {
+    pub(super) fn finish(self) -> Result<Checksum, ChunkError> {
         let path = self.path;
-        self.inner.close().map(|_| ()).map_err(|error| explain(&path, error))
+        self.inner.into_inner().map(|file| file.sum()).map_err(|error| explain(&path, error))
     }
 }
 
@@ -95,34 +99,77 @@ fn explain(path: &Path, error: ParquetError) -> ChunkError {
     }
 }
 
-/// An open Parquet file.
+/// A file whose claims about itself are held against its size before memory is taken for them.
+struct Bounded {
+    file: File,
+    bytes: u64,
+}
+
+impl Length for Bounded {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl ChunkReader for Bounded {
+    type T = BufReader<File>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        if start > self.bytes {
+            return Err(ParquetError::EOF(format!("it names byte {start} of {}", self.bytes)));
+        }
+        let mut file = self.file.try_clone()?;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::new(file))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
+        match start.checked_add(length as u64) {
+            Some(end) if end <= self.bytes => self.file.get_bytes(start, length),
+            _ => Err(ParquetError::EOF(format!("it names {length} bytes from byte {start} of {}", self.bytes))),
+        }
+    }
+}
+
+/// An open Parquet file. A damaged one is an error, whatever the reader below makes of it.
 pub(super) struct TableReader {
     path: PathBuf,
     metadata: HashMap<String, String>,
     rows: u64,
-    batches: ParquetRecordBatchReader,
+    /// `None` once it failed.
+    batches: Option<ParquetRecordBatchReader>,
+}
+
+/// Runs the Parquet reader, which may panic on what is no Parquet.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, ChunkError> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| ChunkError::damaged(path, "Parquet file", error)),
+        Err(_) => Err(ChunkError::damaged(path, "Parquet file", "its structure contradicts itself")),
+    }
 }
 
 impl TableReader {
     /// Opens a file for reading in batches of at most `batch_rows`; `columns` empty: all.
     pub(super) fn open(path: &Path, batch_rows: usize, columns: &[&str]) -> Result<Self, ChunkError> {
         let file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
-        let damaged = |error: ParquetError| ChunkError::damaged(path, "Parquet file", error);
-        let mut builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?;
-        let file_metadata = builder.metadata().file_metadata();
-        let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
-        let metadata = file_metadata
-            .key_value_metadata()
-            .into_iter()
-            .flatten()
-            .filter_map(|pair| Some((pair.key.strip_prefix(PREFIX)?.to_owned(), pair.value.clone()?)))
-            .collect();
-        if !columns.is_empty() {
-            let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-            builder = builder.with_projection(mask);
-        }
-        let batches = builder.with_batch_size(batch_rows.max(1)).build().map_err(damaged)?;
-        Ok(Self { path: path.to_owned(), metadata, rows, batches })
+        let bytes = file.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
+        guarded(path, || {
+            let mut builder = ParquetRecordBatchReaderBuilder::try_new(Bounded { file, bytes })?;
+            let file_metadata = builder.metadata().file_metadata();
+            let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
+            let metadata = file_metadata
+                .key_value_metadata()
+                .into_iter()
+                .flatten()
+                .filter_map(|pair| Some((pair.key.strip_prefix(PREFIX)?.to_owned(), pair.value.clone()?)))
+                .collect();
+            if !columns.is_empty() {
+                let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+                builder = builder.with_projection(mask);
+            }
+            let batches = Some(builder.with_batch_size(batch_rows.max(1)).build()?);
+            Ok(Self { path: path.to_owned(), metadata, rows, batches })
+        })
     }
 
     /// A value of the file's metadata.
@@ -130,7 +177,7 @@ impl TableReader {
         self.metadata.get(key).map(String::as_str)
     }
 
-    /// Rows in the file.
+    /// Rows in the file, by its own account.
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
@@ -142,10 +189,12 @@ impl TableReader {
 
     /// The next batch.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>, ChunkError> {
-        match self.batches.next() {
-            None => Ok(None),
-            Some(Ok(batch)) => Ok(Some(batch)),
-            Some(Err(error)) => Err(ChunkError::damaged(&self.path, "Parquet file", error)),
+        // What failed once is not asked again.
+        let Some(mut batches) = self.batches.take() else { return Ok(None) };
+        let batch = guarded(&self.path, || batches.next().transpose().map_err(ParquetError::from))?;
+        if batch.is_some() {
+            self.batches = Some(batches);
         }
+        Ok(batch)
     }
 }

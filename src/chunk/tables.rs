@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arrow::array::{AsArray as _, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, UInt32Type, UInt64Type};
 
-use super::ChunkError;
 use super::table::{TableReader, TableWriter};
+use super::{Checksum, ChunkError};
 use crate::config::value::Compression;
 
 /// Rows written or read at a time.
@@ -22,7 +22,7 @@ pub fn write_classes<'a>(
     path: &Path,
     captions: impl Iterator<Item = &'a str>,
     images: &[u32],
-) -> Result<(), ChunkError> {
+) -> Result<Checksum, ChunkError> {
     let fields = vec![
         Field::new("class", DataType::UInt32, false),
         Field::new("caption", DataType::Utf8, false),
@@ -69,7 +69,7 @@ pub fn read_classes(path: &Path, mut take: impl FnMut(&str, u32)) -> Result<(), 
 ///
 /// # Errors
 /// When the disk is full or refuses.
-pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<(), ChunkError> {
+pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<Checksum, ChunkError> {
     let fields = vec![Field::new("url_hash", DataType::UInt64, false), Field::new("class", DataType::UInt32, false)];
     let metadata = [("kind", "labels".to_owned()), ("url_hash", "xxh3_64 of image_url".to_owned())];
     let mut table = TableWriter::create(path, fields, Compression::None, BLOCK_ROWS, &metadata)?;
@@ -90,7 +90,9 @@ pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<(), ChunkError>
 /// When the file is not the catalog's.
 pub fn read_labels(path: &Path) -> Result<Vec<[u32; 3]>, ChunkError> {
     let mut table = TableReader::open(path, BLOCK_ROWS, &[])?;
-    let mut entries = Vec::with_capacity(table.rows() as usize);
+    // No more than the file can hold, whatever it says.
+    let file_bytes = path.metadata().map_or(0, |metadata| metadata.len());
+    let mut entries = Vec::with_capacity(table.rows().min(file_bytes / 12) as usize);
     while let Some(batch) = table.next()? {
         let hashes = batch.column_by_name("url_hash").and_then(|column| column.as_primitive_opt::<UInt64Type>());
         let classes = batch.column_by_name("class").and_then(|column| column.as_primitive_opt::<UInt32Type>());

@@ -100,7 +100,7 @@ impl Plan {
     ///
     /// A chunk must fit twice into the scratch ring (one is written while one is read), and the stages need room for
     /// a few blocks of rows and one batch.
-    pub fn check_bounds(&self, size_px: u32) -> Vec<Problem> {
+    pub fn check_bounds(&self, size_px: u32, bytes: StreamBytes) -> Vec<Problem> {
         let mut problems = Vec::new();
         let limits = &self.machine.limits;
         let chunk = chunk_disk_bytes(self.pipeline.chunks.rows, size_px);
@@ -115,15 +115,17 @@ impl Plan {
                 ),
             ));
         }
-        let floor = StreamBytes::new(size_px, self.pipeline.preprocess.max_encoded.0).floor();
+        let floor = bytes.floor();
         if limits.memory.0 < floor {
             problems.push(Problem::new(
                 "limits.memory",
                 format!(
-                    "`{}` is less than the {} that the stages need for one block of rows at {size_px} px with images of up to {} (`preprocess.max_encoded`)",
+                    "`{}` is less than the {floor} bytes ({}) that the stages need for one block of rows at {size_px} px with images of up to {} (`preprocess.max_encoded`) and {} pixels (`preprocess.max_pixels`), of which decoding takes {}; raise it, or lower those",
                     limits.memory,
                     bytesize::ByteSize(floor),
-                    self.pipeline.preprocess.max_encoded
+                    self.pipeline.preprocess.max_encoded,
+                    self.pipeline.preprocess.max_pixels,
+                    bytesize::ByteSize(bytes.decoders),
                 ),
             ));
         }
@@ -170,12 +172,17 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
     u64::from(rows) * (pixels + 1024) + (1 << 20)
 }
 
+/// A quarantined row, at most: its URL, reason and sentence.
+const QUARANTINED_BYTES: u64 = 2560;
+
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamBytes {
     /// The reader's own for as long as it runs: ranges of the open object, what is unpacked, and the row that is being put together.
     pub reader: u64,
-    /// The writer's own: a row group of the chunk, and its pages.
+    /// The decoders' own: the image that takes most, shared by all, and what each keeps.
+    pub decoders: u64,
+    /// The writer's own: a row group of the chunk and its pages, and the chunk's quarantined rows.
     pub writer: u64,
     /// The model's own: batches being read, computed and waiting.
     pub model: u64,
@@ -184,14 +191,16 @@ pub struct StreamBytes {
 }
 
 impl StreamBytes {
-    /// For images of a side of `size_px` pixels, encoded in at most `max_encoded_bytes`.
-    pub fn new(size_px: u32, max_encoded_bytes: u64) -> Self {
+    /// For images of a side of `size_px` pixels, encoded in at most `max_encoded_bytes`, which `decoders` bytes are enough
+    /// to decode, in chunks of `chunk_rows`.
+    pub fn new(size_px: u32, max_encoded_bytes: u64, decoders: u64, chunk_rows: u64) -> Self {
         let pixels = 3 * u64::from(size_px) * u64::from(size_px);
         // As text, with its URLs.
         let record = (max_encoded_bytes / 3).saturating_mul(4).saturating_add(64 << 10);
         Self {
             reader: record.saturating_mul(2).saturating_add(16 << 20),
-            writer: 2 * pixels.max(16 << 20),
+            decoders,
+            writer: 2 * pixels.max(16 << 20) + chunk_rows.saturating_mul(QUARANTINED_BYTES),
             model: 96 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
             block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
@@ -200,7 +209,7 @@ impl StreamBytes {
 
     /// Least `limits.memory`: each stage's own, and one block.
     pub fn floor(self) -> u64 {
-        [self.reader, self.writer, self.model, self.block].into_iter().fold(0, u64::saturating_add)
+        [self.reader, self.decoders, self.writer, self.model, self.block].into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -469,8 +478,9 @@ mod tests {
         let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n").unwrap();
         let machine = config::machine("[limits]\ndisk = '512 MiB'\n").unwrap();
         let plan = Plan::check(raw, machine).unwrap();
-        assert!(plan.check_bounds(224)[0].to_string().contains("`limits.disk`"));
-        assert!(plan.check_bounds(64).is_empty());
+        let bytes = StreamBytes::new(224, 32 << 20, 256 << 20, 2048);
+        assert!(plan.check_bounds(224, bytes)[0].to_string().contains("`limits.disk`"));
+        assert!(plan.check_bounds(64, bytes).is_empty());
     }
 
     #[test]

@@ -6,6 +6,10 @@ use crate::corpus::rows::Kind;
 use crate::corpus::rows::PushParser;
 use crate::corpus::rows::RowSplitter;
 
+/// Longest image URL, in bytes: a title of 255 bytes with every byte escaped, twice over, beside a path. What a chunk keeps of
+/// a row is bounded by it.
+pub const MAX_URL_BYTES: usize = 2048;
+
 /// One row of an image shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageRow<'a> {
@@ -26,7 +30,8 @@ pub enum ImageRow<'a> {
         reason: ImageRowProblem,
         /// The same in words, with the numbers.
         detail: String,
-        /// The URL: unchanged for [`ImageRowProblem::MissingData`], whose URL is sound; else what of it can be shown.
+        /// The URL: unchanged for [`ImageRowProblem::MissingData`], whose URL is sound; else what of it can be shown,
+        /// 512 bytes of it at most.
         image_url: Option<String>,
     },
 }
@@ -40,6 +45,8 @@ pub enum ImageRowProblem {
     InvalidUtf8,
     /// The image URL is empty.
     MissingUrl,
+    /// The image URL is longer than [`MAX_URL_BYTES`].
+    UrlTooLong,
     /// The base64 field is empty.
     MissingData,
     /// The row is longer than the limit.
@@ -48,8 +55,14 @@ pub enum ImageRowProblem {
 
 impl ImageRowProblem {
     /// Every problem, in the order of the declaration.
-    pub const ALL: [Self; 5] =
-        [Self::WrongFieldCount, Self::InvalidUtf8, Self::MissingUrl, Self::MissingData, Self::RowTooLong];
+    pub const ALL: [Self; 6] = [
+        Self::WrongFieldCount,
+        Self::InvalidUtf8,
+        Self::MissingUrl,
+        Self::UrlTooLong,
+        Self::MissingData,
+        Self::RowTooLong,
+    ];
 
     /// The name under which it is counted and stored.
     pub const fn as_str(self) -> &'static str {
@@ -57,6 +70,7 @@ impl ImageRowProblem {
             Self::WrongFieldCount => "wrong_field_count",
             Self::InvalidUtf8 => "invalid_utf8",
             Self::MissingUrl => "missing_url",
+            Self::UrlTooLong => "url_too_long",
             Self::MissingData => "missing_data",
             Self::RowTooLong => "row_too_long",
         }
@@ -126,6 +140,10 @@ fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
     if text.trim().is_empty() {
         return bad(ImageRowProblem::MissingUrl, "the image URL is empty".to_owned());
     }
+    if text.len() > MAX_URL_BYTES {
+        let detail = format!("the image URL has {} bytes, over the limit of {MAX_URL_BYTES}", text.len());
+        return bad(ImageRowProblem::UrlTooLong, detail);
+    }
     if base64.is_empty() {
         // The URL is sound and decides, unchanged, whether the row is wanted or a duplicate.
         return ImageRow::Bad {
@@ -140,8 +158,7 @@ fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
 
 /// What to show of a URL field that may hold anything. A broken row can carry megabytes here, so it is cut.
 fn url(field: &[u8]) -> Option<String> {
-    const SHOWN_BYTES: usize = 2048;
-    let shown = field.get(..SHOWN_BYTES).unwrap_or(field);
+    let shown = field.get(..MAX_URL_BYTES / 4).unwrap_or(field);
     let shown = String::from_utf8_lossy(shown).trim().to_owned();
     (!shown.is_empty()).then_some(shown)
 }

@@ -12,8 +12,8 @@
 //!
 //! How it is fast: the end of a record is found with one `memchr3` for quote, `\n` and `\r`. A quote opens a
 //! field only directly after a delimiter or a record start, so the search never looks at delimiters, and is
-//! resumed, never repeated, when a block ends inside a record. Fields are slices of the buffer; only a field
-//! with a doubled quote, or with text after its closing quote, is copied.
+//! resumed, never repeated, when a block ends inside a record. Fields are slices of the buffer; in a field with a
+//! doubled quote, or with text after its closing quote, what follows is moved up in the buffer.
 //!
 //! Time is linear in the input unless it was built to be hostile: each oversized record costs a scan of
 //! `max_record_bytes`.
@@ -127,7 +127,6 @@ pub struct RowSplitter {
     finished: bool,
     next_number: u64,
     spans: Vec<Span>,
-    scratch: Vec<u8>,
 }
 
 /// What the search found.
@@ -154,7 +153,6 @@ impl RowSplitter {
             finished: false,
             next_number: 0,
             spans: Vec::new(),
-            scratch: Vec::new(),
         }
     }
 
@@ -190,7 +188,7 @@ impl RowSplitter {
                 Some(Record {
                     number,
                     byte_offset,
-                    kind: Kind::Ok(Fields { buffer: &self.buffer, scratch: &self.scratch, spans: &self.spans, count }),
+                    kind: Kind::Ok(Fields { buffer: &self.buffer, spans: &self.spans, count }),
                 })
             }
             Found::Oversized => {
@@ -288,8 +286,8 @@ impl RowSplitter {
 
     /// Fills the field table for the record `start..end`; returns how many fields it has.
     fn split(&mut self, end: usize) -> usize {
-        let record = self.buffer.get(..end).unwrap_or_default();
-        let table = FieldTable { spans: &mut self.spans, scratch: &mut self.scratch, count: 0 };
+        let record = self.buffer.get_mut(..end).unwrap_or_default();
+        let table = FieldTable { spans: &mut self.spans, count: 0 };
         table.fill(record, self.start, self.delimiter, self.quoted)
     }
 }

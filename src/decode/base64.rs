@@ -4,14 +4,11 @@
 //! character are ignored, as Python does; any other character is refused, where Python would skip it, because
 //! there it can only be damage.
 
-use base64_simd::Out;
-
 use super::error::DecodeError;
 
-/// Decodes `text` into `out`, whose old content is replaced; fails before allocating where the result would be
-/// over `limit` bytes. `compact` is scratch.
-pub(super) fn decode(text: &[u8], limit: u64, compact: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(), DecodeError> {
-    let text = text.trim_ascii();
+/// Decodes `text` where it stands and returns the bytes; nothing is allocated. The text is used up.
+pub(super) fn decode(text: &mut [u8], limit: u64) -> Result<&mut [u8], DecodeError> {
+    let text = trimmed(text);
     if text.is_empty() {
         return Err(DecodeError::MissingData);
     }
@@ -23,34 +20,44 @@ pub(super) fn decode(text: &[u8], limit: u64, compact: &mut Vec<u8>, out: &mut V
             return Err(DecodeError::TooLarge { bytes, limit });
         }
     }
-    if simd(text, out) {
-        return Ok(());
+    if base64_simd::STANDARD.check(text).is_ok() {
+        return in_place(text);
     }
-    compact.clear();
-    compact.extend(text.iter().filter(|byte| !byte.is_ascii_whitespace()));
-    clear_leftover_bits(compact);
-    if simd(compact, out) {
-        return Ok(());
-    }
-    let detail = if compact.len().is_multiple_of(4) {
+    let text = compacted(text);
+    clear_leftover_bits(text);
+    in_place(text)
+}
+
+fn in_place(text: &mut [u8]) -> Result<&mut [u8], DecodeError> {
+    let detail = if text.len().is_multiple_of(4) {
         "it holds characters outside the alphabet"
     } else {
         "its length is not a multiple of 4"
     };
-    Err(DecodeError::InvalidBase64 { detail })
+    base64_simd::STANDARD.decode_inplace(text).map_err(|_| DecodeError::InvalidBase64 { detail })
+}
+
+fn trimmed(text: &mut [u8]) -> &mut [u8] {
+    let start = text.len() - text.trim_ascii_start().len();
+    let end = start + text[start..].trim_ascii_end().len();
+    &mut text[start..end]
+}
+
+/// Moves what is no white space to the front.
+fn compacted(text: &mut [u8]) -> &mut [u8] {
+    let mut kept = 0;
+    for at in 0..text.len() {
+        if !text[at].is_ascii_whitespace() {
+            text[kept] = text[at];
+            kept += 1;
+        }
+    }
+    &mut text[..kept]
 }
 
 /// Bytes behind `characters` of base64 at least: padding takes up to two.
 fn decoded_bytes(characters: usize) -> u64 {
     (u64::try_from(characters).unwrap_or(u64::MAX) / 4).saturating_mul(3).saturating_sub(2)
-}
-
-fn simd(text: &[u8], out: &mut Vec<u8>) -> bool {
-    let Ok(bytes) = base64_simd::STANDARD.decoded_length(text) else {
-        return false;
-    };
-    out.resize(bytes, 0);
-    base64_simd::STANDARD.decode(text, Out::from_slice(out)).is_ok()
 }
 
 /// Zeroes the bits of the last character that no byte takes: encoders should, and not all do.
@@ -72,8 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plain(text: &[u8]) -> Result<Vec<u8>, DecodeError> {
-        let mut out = b"left over from before".to_vec();
-        decode(text, 1 << 20, &mut Vec::new(), &mut out).map(|()| out)
+        decode(&mut text.to_vec(), 1 << 20).map(|bytes| bytes.to_vec())
     }
 
     #[test]
@@ -96,14 +102,11 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_checked_before_anything_is_allocated() {
-        let mut out = Vec::new();
-        let error = decode(&[b'A'; 4000], 100, &mut Vec::new(), &mut out).unwrap_err();
+    fn white_space_does_not_count_towards_the_limit() {
+        let error = decode(&mut [b'A'; 4000], 100).unwrap_err();
         assert_eq!(error, DecodeError::TooLarge { bytes: 2998, limit: 100 });
-        assert_eq!(out.capacity(), 0);
-        let padded = [&[b'A'; 100][..], &[b'\n'; 4000], &[b'A'; 32]].concat();
-        decode(&padded, 100, &mut Vec::new(), &mut out).unwrap();
-        assert_eq!(out.len(), 99);
+        let mut padded = [&[b'A'; 100][..], &[b'\n'; 4000], &[b'A'; 32]].concat();
+        assert_eq!(decode(&mut padded, 100).unwrap().len(), 99);
     }
 
     proptest! {

@@ -17,6 +17,8 @@ pub enum Reason {
     TooLarge,
     /// The header announces more pixels than the limit.
     TooManyPixels,
+    /// Decoding would take more memory than an image of the most pixels may.
+    TooMuchMemory,
     /// An `SVG` drawing.
     UnsupportedSvg,
     /// An `HTML` page, typically a server's error message.
@@ -39,6 +41,7 @@ impl Reason {
             Self::InvalidBase64 => "invalid_base64",
             Self::TooLarge => "too_large",
             Self::TooManyPixels => "too_many_pixels",
+            Self::TooMuchMemory => "too_much_memory",
             Self::UnsupportedSvg => "unsupported_svg",
             Self::UnsupportedHtml => "unsupported_html",
             Self::UnsupportedFormat => "unsupported_format",
@@ -83,6 +86,22 @@ pub enum DecodeError {
         /// Height in the header.
         height_px: u64,
         /// Pixels allowed.
+        limit: u64,
+    },
+    /// Decoding would take more than [`Spec::decode_bytes`](super::Spec::decode_bytes).
+    #[error(
+        "decoding {width_px} × {height_px} pixels of `{format}` takes {bytes} bytes, over the limit of {limit} that follows from `preprocess.max_pixels`"
+    )]
+    TooMuchMemory {
+        /// The format.
+        format: Format,
+        /// Width in the header.
+        width_px: u64,
+        /// Height in the header.
+        height_px: u64,
+        /// Bytes it takes at most.
+        bytes: u64,
+        /// Bytes allowed.
         limit: u64,
     },
     /// An `SVG` drawing.
@@ -137,6 +156,7 @@ impl DecodeError {
             Self::InvalidBase64 { .. } => Reason::InvalidBase64,
             Self::TooLarge { .. } => Reason::TooLarge,
             Self::TooManyPixels { .. } => Reason::TooManyPixels,
+            Self::TooMuchMemory { .. } => Reason::TooMuchMemory,
             Self::UnsupportedSvg => Reason::UnsupportedSvg,
             Self::UnsupportedHtml => Reason::UnsupportedHtml,
             Self::UnsupportedFormat { .. } | Self::UnsupportedVariant { .. } => Reason::UnsupportedFormat,
@@ -146,12 +166,37 @@ impl DecodeError {
         }
     }
 
-    /// A decoder's complaint; its text is cut so that a quarantine row stays short.
+    /// A decoder's complaint.
     pub(super) fn corrupt(format: Format, detail: impl std::fmt::Display) -> Self {
-        let mut detail = detail.to_string();
-        if let Some((end, _)) = detail.char_indices().nth(200) {
-            detail.truncate(end);
-        }
-        Self::Corrupt { format, detail: detail.trim_end().to_owned() }
+        Self::Corrupt { format, detail: shortened(&detail) }
     }
+
+    /// A variant that a decoder does not read, in its words.
+    pub(super) fn variant(format: Format, detail: impl std::fmt::Display) -> Self {
+        Self::UnsupportedVariant { format, detail: shortened(&detail) }
+    }
+}
+
+/// A text cut so that a quarantine row stays short. What is cut off is never made: a decoder may list thousands of values.
+fn shortened(detail: &impl std::fmt::Display) -> String {
+    use std::fmt::Write as _;
+
+    struct Head(String);
+
+    impl std::fmt::Write for Head {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            for character in text.chars() {
+                if self.0.len() >= 200 {
+                    return Err(std::fmt::Error);
+                }
+                self.0.push(character);
+            }
+            Ok(())
+        }
+    }
+
+    let mut head = Head(String::new());
+    // Its only error is that it is full.
+    write!(head, "{detail}").ok();
+    head.0.trim_end().to_owned()
 }

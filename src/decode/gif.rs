@@ -13,11 +13,18 @@ use super::scratch;
 use super::sniff::Format;
 use super::{Buffers, Limits, Size};
 
-pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+/// Bytes that the decoder may keep of what precedes the frame, palettes and comments, and its own tables.
+const FIXED_BYTES: u64 = 1 << 20;
+
+pub(super) fn decode(
+    data: &[u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
-    let bytes = u64::try_from(limits.decoder_bytes(1)).ok().and_then(NonZeroU64::new);
-    options.set_memory_limit(MemoryLimit::Bytes(bytes.unwrap_or(NonZeroU64::MIN)));
+    options.set_memory_limit(MemoryLimit::Bytes(NonZeroU64::new(FIXED_BYTES).unwrap_or(NonZeroU64::MIN)));
     let mut decoder = options.read_info(data).map_err(refusal)?;
     let (screen_width, screen_height) = (decoder.width(), decoder.height());
     let frame = decoder.next_frame_info().map_err(refusal)?;
@@ -31,6 +38,7 @@ pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Bu
     let right = (left + width).max(usize::from(screen_width));
     let bottom = (top + height).max(usize::from(screen_height));
     let size = limits.check(right as u64, bottom as u64)?;
+    limits.admit(size, (width * height) as u64 + 2 * FIXED_BYTES)?;
 
     let indices = scratch::grown(&mut buffers.raw, width * height);
     if !decoder.fill_buffer(indices).map_err(refusal)? {

@@ -22,20 +22,18 @@ use super::{Buffers, Limits, Size};
 /// libjpeg has no limit, and zune-jpeg a low one; real files stay far below this.
 const MAX_SCANS: usize = 500;
 
-pub(super) fn decode(data: &[u8], limits: Limits, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buffers) -> Result<Size, DecodeError> {
     let header = markers::walk(data)?;
     let size = limits.check(u64::from(header.width), u64::from(header.height))?;
     let pixels = size.pixels();
+    limits.admit(size, header.decoder_bytes())?;
     if let Some(transform_at) = header.misread_transform() {
         // zune-jpeg refuses, or takes for CMYK, what libjpeg accepts here: show it a value that it knows.
-        buffers.patched.clear();
-        buffers.patched.extend_from_slice(data);
-        if let Some(byte) = buffers.patched.get_mut(transform_at) {
+        if let Some(byte) = data.get_mut(transform_at) {
             *byte = u8::from(header.components == 3);
         }
     }
-    let patched = header.misread_transform().is_some();
-    let source: &[u8] = if patched { &buffers.patched } else { data };
+    let source: &[u8] = data;
 
     let options = DecoderOptions::default()
         .set_strict_mode(false)

@@ -12,32 +12,52 @@ use super::colour::Alpha;
 use super::error::DecodeError;
 use super::scratch;
 use super::sniff::Format;
+use super::tiff as directory;
+use super::webp;
 use super::{Buffers, Limits, Size};
 
+/// Bytes that a decoder takes beside what grows with its image.
+const FIXED_BYTES: u64 = 2 << 20;
+
 /// WebP: lossy, lossless, or the first frame of an animation on a transparent canvas.
-pub(super) fn webp(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
-    let announced = data.get(4..8).and_then(|field| field.first_chunk::<4>()).map(|&field| u32::from_le_bytes(field));
-    if announced.is_none_or(|bytes| (data.len() as u64) < u64::from(bytes) + 8) {
-        return Err(DecodeError::Truncated { format: Format::WebP });
-    }
+pub(super) fn webp(
+    data: &[u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
+    let bytes_per_px = webp::walk(data)?;
     let mut decoder = WebPDecoder::new(Cursor::new(data)).map_err(|error| refusal(Format::WebP, error))?;
     if decoder.has_animation() {
         decoder.set_background_color(image::Rgba([0, 0, 0, 0])).map_err(|error| refusal(Format::WebP, error))?;
     }
-    read(Format::WebP, decoder, limits, alpha, buffers)
+    read(decoder, |pixels, _| pixels * bytes_per_px, limits, alpha, buffers)
 }
 
 /// Windows bitmap.
-pub(super) fn bmp(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+pub(super) fn bmp(
+    data: &[u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
     let decoder = BmpDecoder::new(Cursor::new(data)).map_err(|error| refusal(Format::Bmp, error))?;
-    read(Format::Bmp, decoder, limits, alpha, buffers)
+    read(decoder, |_, _| 0, limits, alpha, buffers)
 }
 
 /// The first page of a TIFF, turned as its orientation says: the one format where Pillow does that unasked.
-pub(super) fn tiff(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+pub(super) fn tiff(
+    data: &[u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
+    directory::walk(data)?;
     let mut decoder = TiffDecoder::new(Cursor::new(data)).map_err(|error| refusal(Format::Tiff, error))?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut size = read(Format::Tiff, decoder, limits, alpha, buffers)?;
+    // Its own copy of the samples (of four inks where it gives three colours), and one strip on its way.
+    let held = |_, samples: u64| 3 * samples + data.len() as u64;
+    let mut size = read(decoder, held, limits, alpha, buffers)?;
     if orientation != Orientation::NoTransforms {
         let len = size.pixels() * 3;
         let mut pixels = std::mem::take(&mut buffers.rgb);
@@ -52,22 +72,34 @@ pub(super) fn tiff(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buff
     Ok(size)
 }
 
+/// `held`: bytes that the decoder takes for so many pixels and bytes of samples.
 fn read(
-    format: Format,
     mut decoder: impl ImageDecoder,
-    limits: Limits,
+    held: impl FnOnce(u64, u64) -> u64,
+    limits: &mut Limits<'_>,
     alpha: Alpha,
     buffers: &mut Buffers,
 ) -> Result<Size, DecodeError> {
+    let format = limits.format;
     let (width, height) = decoder.dimensions();
     let size = limits.check(u64::from(width), u64::from(height))?;
+    let layout = decoder.color_type();
+    let samples = size.pixels() * usize::from(layout.bytes_per_pixel());
+    let held = held(size.pixels() as u64, samples as u64) + FIXED_BYTES;
+    // RGB goes where it belongs at once.
+    let raw_bytes = if layout == ColorType::Rgb8 { 0 } else { samples as u64 };
+    limits.admit(size, raw_bytes + held)?;
     let mut bounds = image::Limits::default();
     bounds.max_image_width = Some(width);
     bounds.max_image_height = Some(height);
-    bounds.max_alloc = Some(limits.decoder_bytes(32) as u64);
+    bounds.max_alloc = Some(held);
     decoder.set_limits(bounds).map_err(|error| refusal(format, error))?;
-    let layout = decoder.color_type();
-    let samples = size.pixels() * usize::from(layout.bytes_per_pixel());
+    if layout == ColorType::Rgb8 {
+        let rgb = scratch::grown(&mut buffers.rgb, samples);
+        rgb.fill(0);
+        decoder.read_image(rgb).map_err(|error| refusal(format, error))?;
+        return Ok(size);
+    }
     let raw = scratch::grown(&mut buffers.raw, samples);
     raw.fill(0);
     decoder.read_image(raw).map_err(|error| refusal(format, error))?;
@@ -87,7 +119,6 @@ fn convert(
     match layout {
         ColorType::L8 => each(rgb, raw, |[grey]| [grey; 3]),
         ColorType::La8 => each(rgb, raw, |[grey, a]| alpha.apply([grey, grey, grey, a])),
-        ColorType::Rgb8 => each(rgb, raw, |colour| colour),
         ColorType::Rgba8 => each(rgb, raw, |colour| alpha.apply(colour)),
         ColorType::L16 => each(rgb, raw, |grey: [u8; 2]| [u16::from_ne_bytes(grey).min(255) as u8; 3]),
         ColorType::La16 => each(rgb, raw, |[g1, g0, a1, a0]| {
@@ -120,7 +151,7 @@ fn refusal(format: Format, error: ImageError) -> DecodeError {
         ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             DecodeError::Truncated { format }
         }
-        ImageError::Unsupported(error) => DecodeError::UnsupportedVariant { format, detail: error.to_string() },
+        ImageError::Unsupported(error) => DecodeError::variant(format, error),
         other => DecodeError::corrupt(format, other),
     }
 }

@@ -15,13 +15,30 @@ use super::scratch;
 use super::sniff::Format;
 use super::{Buffers, Limits, Size};
 
-pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Buffers) -> Result<Size, DecodeError> {
-    let mut decoder = Decoder::new_with_limits(Cursor::new(data), png::Limits { bytes: limits.decoder_bytes(8) });
+/// Bytes that the decoder takes beside rows and chunks: the window of its inflater, mostly.
+const FIXED_BYTES: usize = 512 << 10;
+/// Bytes before the first chunk.
+const SIGNATURE_BYTES: usize = 8;
+
+pub(super) fn decode(
+    data: &[u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
+    let chunk = largest_chunk(data);
+    let (line, interlaced, size) = {
+        let mut decoder = Decoder::new_with_limits(Cursor::new(data), png::Limits { bytes: FIXED_BYTES });
+        let info = decoder.read_header_info().map_err(refusal)?;
+        (info.raw_row_length(), info.interlaced, limits.check(u64::from(info.width), u64::from(info.height))?)
+    };
+    let whole = if interlaced { line * size.height as usize } else { line };
+    limits.admit(size, (whole + 4 * line + chunk + FIXED_BYTES) as u64)?;
+    let bytes = 4 * line + chunk + FIXED_BYTES;
+    let mut decoder = Decoder::new_with_limits(Cursor::new(data), png::Limits { bytes });
     decoder.set_transformations(Transformations::IDENTITY);
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
-    let info = decoder.read_header_info().map_err(refusal)?;
-    let size = limits.check(u64::from(info.width), u64::from(info.height))?;
     let mut reader = decoder.read_info().map_err(refusal)?;
     let info = reader.info();
     let layout = Layout {
@@ -55,6 +72,19 @@ pub(super) fn decode(data: &[u8], limits: Limits, alpha: Alpha, buffers: &mut Bu
         Ok(_) | Err(DecodeError::Truncated { .. }) => Ok(size),
         Err(error) => Err(error),
     }
+}
+
+/// Bytes of the largest chunk beside the pixels, which the decoder may keep whole.
+fn largest_chunk(data: &[u8]) -> usize {
+    let (mut at, mut largest) = (SIGNATURE_BYTES, 0);
+    while let Some((length, kind)) = data.get(at..at.saturating_add(8)).map(|head| head.split_at(4)) {
+        let length = length.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes)) as usize;
+        if kind != b"IDAT" {
+            largest = largest.max(length.min(data.len() - at));
+        }
+        at = at.saturating_add(length).saturating_add(12);
+    }
+    largest
 }
 
 /// How the samples of one image make pixels.

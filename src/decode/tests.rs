@@ -10,11 +10,11 @@ fn folder() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/decode")).to_owned()
 }
 
-fn file(name: &str) -> Vec<u8> {
+pub(super) fn file(name: &str) -> Vec<u8> {
     std::fs::read(folder().join(name)).unwrap()
 }
 
-fn spec(size_px: u32) -> Spec {
+pub(super) fn spec(size_px: u32) -> Spec {
     Spec {
         geometry: Geometry::Squash { size_px },
         resample: Resample::Bilinear,
@@ -27,7 +27,7 @@ fn spec(size_px: u32) -> Spec {
 fn run(spec: &Spec, data: &[u8]) -> Result<(Source, Vec<u8>), DecodeError> {
     let mut decoder = Decoder::new(spec.clone());
     let mut out = vec![0x5a; decoder.pixel_bytes()];
-    decoder.decode_into(data, &mut out).map(|source| (source, out))
+    decoder.decode_into(&mut data.to_vec(), &mut out, |_| ()).map(|source| (source, out))
 }
 
 fn reason(spec: &Spec, data: &[u8]) -> Reason {
@@ -80,7 +80,7 @@ fn a_decoder_that_has_seen_others_gives_the_same_pixels() {
     for round in 0..2 {
         for name in samples() {
             let fresh = run(&spec(24), &file(&name));
-            let again = worn.decode_into(&file(&name), &mut out).map(|source| (source, out.clone()));
+            let again = worn.decode_into(&mut file(&name), &mut out, |_| ()).map(|source| (source, out.clone()));
             assert_eq!(fresh, again, "{name} in round {round}");
         }
     }
@@ -92,10 +92,10 @@ fn base64_and_bytes_give_the_same() {
     let text = base64_simd::STANDARD.encode_to_string(&data);
     let mut decoder = Decoder::new(spec(24));
     let mut out = vec![0; decoder.pixel_bytes()];
-    let source = decoder.decode_base64_into(format!("{text}\r\n").as_bytes(), &mut out).unwrap();
+    let source = decoder.decode_base64_into(&mut format!("{text}\r\n").into_bytes(), &mut out, |_| ()).unwrap();
     assert_eq!(source, Source { format: Format::Jpeg, width_px: 47, height_px: 39 });
     assert_eq!(out, run(&spec(24), &data).unwrap().1);
-    let error = decoder.decode_base64_into(&text.as_bytes()[1..], &mut out).unwrap_err();
+    let error = decoder.decode_base64_into(&mut text.as_bytes()[1..].to_vec(), &mut out, |_| ()).unwrap_err();
     assert_eq!(error.reason(), Reason::InvalidBase64);
 }
 
@@ -141,7 +141,7 @@ fn the_limits_are_inclusive() {
 #[test]
 fn a_wrong_buffer_is_an_error_and_not_a_panic() {
     let mut decoder = Decoder::new(spec(24));
-    let error = decoder.decode_into(&file("rgb8.png"), &mut [0; 10]).unwrap_err();
+    let error = decoder.decode_into(&mut file("rgb8.png"), &mut [0; 10], |_| ()).unwrap_err();
     assert_eq!(error, DecodeError::OutputSize { expected: 1728, found: 10 });
 }
 
@@ -150,7 +150,7 @@ fn the_output_is_untouched_by_a_failure() {
     let mut decoder = Decoder::new(spec(8));
     let mut out = vec![7; decoder.pixel_bytes()];
     for name in ["cut.jpg", "cut.png", "cut.gif", "cut.webp", "cut.bmp"] {
-        decoder.decode_into(&file(name), &mut out).unwrap_err();
+        decoder.decode_into(&mut file(name), &mut out, |_| ()).unwrap_err();
         assert!(out.iter().all(|&byte| byte == 7), "{name}");
     }
 }
@@ -185,7 +185,7 @@ fn the_spec_has_its_names_in_config() {
     assert_eq!(Resample::from_pillow(6), None);
 }
 
-fn samples() -> Vec<String> {
+pub(super) fn samples() -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -242,7 +242,7 @@ fn damaged(mut data: Vec<u8>, all: &[Damage]) -> Vec<u8> {
 fn survives(data: &[u8]) -> Result<(), TestCaseError> {
     let mut decoder = Decoder::new(spec(8));
     let mut out = vec![7; decoder.pixel_bytes()];
-    let first = decoder.decode_into(data, &mut out);
+    let first = decoder.decode_into(&mut data.to_vec(), &mut out, |_| ());
     match &first {
         Ok(source) => {
             prop_assert!(u64::from(source.width_px) * u64::from(source.height_px) <= 100_000);
@@ -250,7 +250,7 @@ fn survives(data: &[u8]) -> Result<(), TestCaseError> {
         Err(_) => prop_assert!(out.iter().all(|&byte| byte == 7)),
     }
     let kept = out.clone();
-    prop_assert_eq!(first, decoder.decode_into(data, &mut out));
+    prop_assert_eq!(first, decoder.decode_into(&mut data.to_vec(), &mut out, |_| ()));
     prop_assert_eq!(kept, out);
     Ok(())
 }

@@ -62,12 +62,37 @@ impl ByteBudget {
     /// # Cancel safety
     /// A caller dropped while waiting takes nothing.
     pub async fn take(&self, bytes: u64) -> Held {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.total_units);
         // The semaphore is never closed, so the only error cannot occur; an empty permit would still be sound.
-        let permit = match Arc::clone(&self.free).acquire_many_owned(units).await {
+        let permit = match Arc::clone(&self.free).acquire_many_owned(self.units(bytes)).await {
             Ok(permit) => permit,
             Err(_closed) => std::future::pending().await,
         };
+        self.held(bytes, permit)
+    }
+
+    /// As [`Self::take`], for a thread of its own that the runtime gave for blocking work.
+    pub fn take_blocking(&self, bytes: u64) -> Held {
+        match Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)) {
+            Ok(permit) => self.held(bytes, permit),
+            Err(_) => tokio::runtime::Handle::current().block_on(self.take(bytes)),
+        }
+    }
+
+    /// What `bytes` take of a budget: whole units.
+    pub fn rounded(bytes: u64) -> u64 {
+        bytes.div_ceil(UNIT_BYTES).saturating_mul(UNIT_BYTES)
+    }
+
+    /// What a budget of `limit_bytes` gives out: whole units.
+    pub fn usable(limit_bytes: u64) -> u64 {
+        limit_bytes / UNIT_BYTES * UNIT_BYTES
+    }
+
+    fn units(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.total_units)
+    }
+
+    fn held(&self, bytes: u64, permit: OwnedSemaphorePermit) -> Held {
         let now = self.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);
         Held { bytes, in_flight: Arc::clone(&self.in_flight), _permit: permit }

@@ -11,12 +11,12 @@ use super::stream::{Machine, THE_STORE, fill};
 use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Match, RowTally, UrlForms, url_hash,
 };
-use crate::chunk::tables;
+use crate::chunk::{Checksum, tables, verify};
 use crate::config::raw::{RawCaptions, RawPairs};
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
 use crate::flow::{Clock, Meter, Shard, Stop};
-use crate::store::{Directory, Intake, Object, Store};
+use crate::store::{Directory, Intake, LocalCopy, Object, Store};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -42,6 +42,17 @@ struct Entry {
     rows: u64,
     labelled_rows: u64,
     report: CatalogReport,
+    #[serde(default)]
+    checksums: BTreeMap<String, Checksum>,
+}
+
+impl Entry {
+    /// A file of the catalog, as it was written.
+    fn fetch(&self, directory: &Directory, name: &str) -> Result<LocalCopy, PipelineError> {
+        let copy = directory.fetch(name)?;
+        verify(&copy, &directory.display(name), self.checksums.get(name).copied())?;
+        Ok(copy)
+    }
 }
 
 fn rule(word: MatchRule) -> Match {
@@ -78,9 +89,14 @@ pub(super) fn load(
     else {
         return Ok(None);
     };
+    // A file that someone removed, because it was damaged, is made again.
+    let there = directory.list("catalog")?;
+    if [CLASSES, LABELS].iter().any(|name| !there.iter().any(|file| name.ends_with(file.as_str()))) {
+        return Ok(None);
+    }
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     let mut failed = None;
-    tables::read_classes(&directory.fetch(CLASSES)?, |caption, _| {
+    tables::read_classes(&entry.fetch(directory, CLASSES)?, |caption, _| {
         if let Err(error) = classes.add(caption) {
             failed.get_or_insert(error);
         }
@@ -88,7 +104,7 @@ pub(super) fn load(
     if let Some(error) = failed {
         return Err(refused(error));
     }
-    let entries = tables::read_labels(&directory.fetch(LABELS)?)?;
+    let entries = tables::read_labels(&entry.fetch(directory, LABELS)?)?;
     let tally = RowTally { rows: entry.rows, labelled_rows: entry.labelled_rows };
     let index = JoinIndex::from_sorted_entries(entries, classes.groups(), tally).map_err(refused)?;
     Ok(Some(Catalog { classes, index: Arc::new(index), report: entry.report }))
@@ -100,14 +116,15 @@ pub(super) fn load(
 /// When the directory has no complete catalog.
 #[cfg(feature = "model")]
 pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)>, PipelineError> {
-    if directory.read(ENTRY)?.is_none() {
+    let entry = directory.read(ENTRY)?.and_then(|content| serde_json::from_slice::<Entry>(&content).ok());
+    let Some(entry) = entry else {
         return Err(PipelineError::Input(format!(
             "`{}` has no complete catalog of captions: run its training pipeline first",
             directory.display("")
         )));
-    }
+    };
     let mut captions = Vec::new();
-    tables::read_classes(&directory.fetch(CLASSES)?, |caption, images| captions.push((caption.into(), images)))?;
+    tables::read_classes(&entry.fetch(directory, CLASSES)?, |caption, images| captions.push((caption.into(), images)))?;
     Ok(captions)
 }
 
@@ -202,15 +219,17 @@ pub(super) async fn build(
 /// When the disk is full or refuses.
 pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -> Result<(), PipelineError> {
     directory.remove(ENTRY)?;
-    tables::write_classes(&directory.temporary(CLASSES)?, catalog.classes.texts(), &catalog.index.frequencies())?;
+    let path = directory.temporary(CLASSES)?;
+    let classes = tables::write_classes(&path, catalog.classes.texts(), &catalog.index.frequencies())?;
     directory.publish(CLASSES)?;
-    tables::write_labels(&directory.temporary(LABELS)?, catalog.index.entries())?;
+    let labels = tables::write_labels(&directory.temporary(LABELS)?, catalog.index.entries())?;
     directory.publish(LABELS)?;
     let entry = Entry {
         generation: generation.to_owned(),
         rows: catalog.index.tally().rows,
         labelled_rows: catalog.index.tally().labelled_rows,
         report: catalog.report.clone(),
+        checksums: [(CLASSES.to_owned(), classes), (LABELS.to_owned(), labels)].into(),
     };
     let content = serde_json::to_vec_pretty(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
     directory.create_new(ENTRY, &content)?;

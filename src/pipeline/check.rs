@@ -180,9 +180,10 @@ async fn sample_images(
             }
             seen += 1;
             let reason = match row {
-                ImageRow::Ok { base64, .. } => {
-                    decoder.decode_base64_into(base64, &mut out).err().map(|error| error.reason().as_str())
-                }
+                ImageRow::Ok { base64, .. } => decoder
+                    .decode_base64_into(&mut base64.to_vec(), &mut out, |_| ())
+                    .err()
+                    .map(|error| error.reason().as_str()),
                 ImageRow::Bad { reason, .. } => Some(reason.as_str()),
             };
             match reason {

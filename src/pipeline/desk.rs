@@ -63,6 +63,11 @@ pub(super) async fn unload_backbone(device: &Device) -> Result<(), PipelineError
     Ok(device.call(|desk| desk.extractor = None).await?)
 }
 
+/// A damaged artefact of a run, with the causes, as one sentence.
+pub(super) fn damaged(error: impl std::error::Error) -> PipelineError {
+    PipelineError::Input(super::chain(&error))
+}
+
 /// An error of the model with its causes, as one sentence.
 pub(super) fn model_error(error: impl std::error::Error) -> PipelineError {
     PipelineError::Model(super::chain(&error))

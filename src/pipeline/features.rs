@@ -16,8 +16,7 @@ use crate::chunk::features::{self, FeatureWriter, Features};
 use crate::chunk::journal::{Journal, Layout, Position};
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::ring::{Ring, RingChunk};
-use crate::chunk::{RowHeads, Tally};
-use crate::config::plan::StreamBytes;
+use crate::chunk::{Checksum, RowHeads, Tally, verify};
 use crate::config::value::Precision;
 use crate::flow::{Clock, Doing, Meter, Stop, depth, link};
 use crate::store::{Directory, LocalDirectory, Object};
@@ -76,7 +75,7 @@ pub(super) async fn run(
     let seen = seen_so_far(&journal, &waiting, &job.wanted)?;
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
-    let bytes = StreamBytes::new(job.spec.geometry.output_px(), job.spec.max_encoded_bytes);
+    let bytes = stream::stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let held = machine.budget.take(bytes.model).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
     let board = &machine.board;
@@ -136,12 +135,13 @@ impl Consumer {
                 kept += chunk.entry.tally.kept;
                 self.meter.set_total((all_rows as f64 * kept as f64 / rows.max(1) as f64).round() as u64);
             }
-            if self.stop.is_raised() || !self.compute(&chunk).await? {
+            if self.stop.is_raised() {
                 break;
             }
+            let Some(sum) = self.compute(&chunk).await? else { break };
             let _committing = self.clock.start(Doing::Blocked);
             let shard = &self.shards[chunk.entry.id.shard as usize].url;
-            commit(&mut self.journal, &chunk.entry, shard, &self.rows, &self.events)?;
+            commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
             chunk.release()?;
         }
         self.clock.end();
@@ -160,9 +160,10 @@ impl Consumer {
             .await?
     }
 
-    /// Fills the feature file of a chunk; false when the run was asked to stop.
-    async fn compute(&mut self, chunk: &RingChunk) -> Result<bool, PipelineError> {
-        let Some(pixels) = chunk.pixels() else { return Ok(true) };
+    /// Fills the feature file of a chunk and returns its checksum, if there is one; `None` when the run was asked to stop.
+    async fn compute(&mut self, chunk: &RingChunk) -> Result<Option<Option<Checksum>>, PipelineError> {
+        let Some(pixels) = chunk.pixels() else { return Ok(Some(None)) };
+        chunk.verify()?;
         let name = self.journal.layout().chunk(chunk.entry.id);
         let path = self.journal.directory().temporary(&name)?;
         let FeatureShape { dim, precision } = self.shape;
@@ -192,22 +193,30 @@ impl Consumer {
             writer.write(&heads, &features)?;
             self.meter.add(rows as u64);
             if self.stop.is_raised() {
-                return Ok(false);
+                return Ok(None);
             }
         }
         reading.await??;
-        writer.finish()?;
-        Ok(true)
+        Ok(Some(Some(writer.finish()?)))
     }
 }
 
-/// Reads a feature chunk of a run directory.
+/// Reads a feature chunk of a run directory; `sum` is its checksum, unless that was compared already.
 ///
 /// # Errors
-/// When it cannot be fetched or is not one.
-pub(super) async fn read_features(directory: &Directory, name: &str) -> Result<Features, PipelineError> {
+/// When it cannot be fetched, or is not what was written.
+pub(super) async fn read_features(
+    directory: &Directory,
+    name: &str,
+    sum: Option<Checksum>,
+) -> Result<Features, PipelineError> {
     let (directory, name) = (directory.clone(), name.to_owned());
-    tokio::task::spawn_blocking(move || Ok(features::read(&directory.fetch(&name)?)?)).await?
+    tokio::task::spawn_blocking(move || {
+        let copy = directory.fetch(&name)?;
+        verify(&copy, &directory.display(&name), sum)?;
+        Ok(features::read(&copy)?)
+    })
+    .await?
 }
 
 fn read_batches(path: &Path, batches: &mpsc::Sender<(RowHeads, Vec<u8>)>) -> Result<(), PipelineError> {

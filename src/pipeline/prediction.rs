@@ -127,7 +127,8 @@ pub(super) async fn rank(
             return Err(PipelineError::Stopped(signal));
         }
         let name = journal.layout().chunk(*id);
-        let chunk = clock.wait(Doing::Starved, read_features(journal.directory(), &name)).await?;
+        let reading = read_features(journal.directory(), &name, entry.checksums.get(&name).copied());
+        let chunk = clock.wait(Doing::Starved, reading).await?;
         if chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),

@@ -123,6 +123,19 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(crate::fuzz::config(1500))]
+
+        #[test]
+        fn damaged_files_give_what_is_sound_of_them(which: prop::sample::Index, all in crate::fuzz::damage()) {
+            let batches: Vec<Vec<f32>> = (1..4).map(|size| vec![size as f32; size * 9]).collect();
+            let file: Vec<u8> = batches.iter().flat_map(|batch| record(batch, 7)).collect();
+            let other: Vec<u8> = batches.iter().flat_map(|batch| record(batch, 8)).collect();
+            let data = crate::fuzz::damaged(&[file, other], which, &all);
+            let (found, bytes) = crate::fuzz::bounded(&data, 64 * 1024, || parse(&data, 7))?;
+            prop_assert!(bytes <= data.len() as u64);
+            prop_assert!(found.iter().all(|batch| batches.contains(batch)));
+        }
+
         #[test]
         fn whatever_a_crash_leaves_gives_a_prefix_of_what_was_kept(
             sizes in prop::collection::vec(1usize..40, 1..8), cut in 0.0f64..1.0, flip: Option<prop::sample::Index>,

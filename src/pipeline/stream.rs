@@ -7,6 +7,7 @@
 mod reader;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt as _;
@@ -20,16 +21,18 @@ use crate::chunk::features::read_heads;
 use crate::chunk::journal::{Journal, Position};
 use crate::chunk::quarantine::{self, Quarantined};
 use crate::chunk::ring::{Ring, RingChunk, RingEntry};
-use crate::chunk::{ChunkId, Entry, RowHeads, Tally};
+use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
 use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
-use crate::decode::Spec;
+use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
 use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Stop, depth, link};
 use crate::store::{Object, Reader, Store, explain_read};
 
 /// Files brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
+/// Size up to which a chunk is read whole when a stream goes on behind it, to compare its checksum.
+const VERIFIED_BYTES: u64 = 64 << 20;
 
 /// Whom a reader waits for.
 pub(super) const THE_STORE: &str = "the store";
@@ -107,7 +110,11 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
         names.filter(|(name, entry)| entry.files.contains_key(name)).map(|(name, _)| name).collect()
     };
     for names in files(&|id| layout.chunk(id)).chunks(FETCHED_AT_ONCE) {
-        for copy in directory.fetch_all(names)? {
+        for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
+            // Pixel chunks that are the product are too large to be read whole for their URLs.
+            if copy.metadata().is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES) {
+                journal.verify(name, &copy)?;
+            }
             take(&copy)?;
         }
     }
@@ -122,12 +129,13 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
         }
     };
     for names in files(&|id| layout.quarantine(id)).chunks(FETCHED_AT_ONCE) {
-        for copy in directory.fetch_all(names)? {
+        for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
+            journal.verify(name, &copy)?;
             note(&quarantine::read(&copy)?);
         }
     }
     for chunk in ring {
-        note(&chunk.entry.quarantined);
+        note(&chunk.whole_entry()?.quarantined);
     }
     Ok(seen)
 }
@@ -135,6 +143,12 @@ pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted
 /// Whether a quarantined row counts as its URL's first: all do whose URL was sound.
 fn takes_its_url(reason: &str) -> bool {
     ImageRowProblem::ALL.iter().all(|problem| *problem == ImageRowProblem::MissingData || problem.as_str() != reason)
+}
+
+/// What the stages of a stream hold in memory.
+pub(super) fn stream_bytes(spec: &Spec, workers: usize, chunk_rows: u64) -> StreamBytes {
+    let decoders = spec.decode_bytes() + workers as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
+    StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows)
 }
 
 /// Runs the stream from `position` to the end of the last shard, or until the stop token is raised.
@@ -150,8 +164,8 @@ pub(super) async fn run(
 ) -> Result<(), PipelineError> {
     let width = machine.pool.width() * 2;
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
-    let bytes = StreamBytes::new(job.spec.geometry.output_px(), job.spec.max_encoded_bytes);
-    let own = machine.budget.take(bytes.reader + bytes.writer).await;
+    let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
+    let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
     machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
@@ -206,10 +220,12 @@ pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
     job.meter.set_shards(job.shards.iter().enumerate().map(shard).collect());
 }
 
-/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal and tells of it.
+/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal and tells of it. `sum` is
+/// the checksum of the file with its rows, if it has any.
 pub(super) fn commit(
     journal: &mut Journal,
     chunk: &RingEntry,
+    sum: Option<Checksum>,
     shard: &str,
     meter: &Meter,
     events: &Events,
@@ -220,17 +236,20 @@ pub(super) fn commit(
         last: chunk.last,
         tally: chunk.tally.clone(),
         labels: chunk.labels,
-        files: std::collections::BTreeMap::new(),
+        files: BTreeMap::new(),
+        checksums: BTreeMap::new(),
     };
     if chunk.tally.kept > 0 {
         let name = layout.chunk(chunk.id);
         let bytes = directory.publish(&name)?;
+        entry.checksums.extend(sum.map(|sum| (name.clone(), sum)));
         entry.files.insert(name, bytes);
     }
     if !chunk.quarantined.is_empty() {
         let name = layout.quarantine(chunk.id);
-        quarantine::write(&directory.temporary(&name)?, shard, &chunk.quarantined)?;
+        let sum = quarantine::write(&directory.temporary(&name)?, shard, &chunk.quarantined)?;
         let bytes = directory.publish(&name)?;
+        entry.checksums.insert(name.clone(), sum);
         entry.files.insert(name, bytes);
     }
     journal.commit(chunk.id, entry)?;

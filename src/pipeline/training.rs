@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::PipelineError;
 use super::curve::Curve;
-use super::desk::{Desk, Device, cpu, model_error};
+use super::desk::{Desk, Device, cpu, damaged, model_error};
 use super::events::{Event, Events};
 use super::features::read_features;
 use super::report::{DEVICE, LossPoint, TrainingReport, ValidationPoint};
@@ -182,7 +182,7 @@ fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
     job.directory.sweep(FOLDER, |name| whole.iter().any(|whole| whole == name))?;
     if let Some(step) = checkpoints(&job.directory)?.last() {
         let copy = fetch_checkpoint(&job.directory, *step, &checkpoint::FILES)?;
-        let (state, progress) = checkpoint::load(&copy).map_err(model_error)?;
+        let (state, progress) = checkpoint::load(&copy).map_err(damaged)?;
         let same = progress.hashes.get("train") == Some(&job.generation);
         if !same || (state.classes, state.dim) != (job.classes, job.dim) {
             return Err(PipelineError::Generation(format!(
@@ -206,6 +206,7 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
     let names: Vec<String> = kept.map(|(id, _)| layout.chunk(*id)).collect();
     for names in names.chunks(FETCHED_AT_ONCE) {
         for (name, copy) in names.iter().zip(job.directory.fetch_all(names)?) {
+            job.journal.verify(name, &copy)?;
             let heads = read_heads(&copy)?;
             let (mut samples, mut validation) = (0, 0);
             for row in 0..heads.len() {
@@ -345,7 +346,7 @@ impl Session<'_> {
                 continue;
             }
             let (seed, fraction) = (self.job.seed, self.job.settings.validation_fraction);
-            let chunk = self.clock.wait(Doing::Starved, read_features(&self.job.directory, name)).await?;
+            let chunk = self.clock.wait(Doing::Starved, read_features(&self.job.directory, name, None)).await?;
             let (mut values, mut labels) = (Vec::new(), Vec::new());
             for row in (0..chunk.rows.len()).filter(|row| is_validation(chunk.rows.url(*row), seed, fraction)) {
                 let of_row = chunk.rows.labels(row);

@@ -62,6 +62,9 @@ pub struct Progress {
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
     format: u32,
+    /// XXH3 of each of the other files, in hexadecimal: a changed weight would never be noticed otherwise.
+    #[serde(default)]
+    checksums: BTreeMap<String, String>,
     progress: T,
 }
 
@@ -122,15 +125,17 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
 fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
     let matrix = [state.classes, state.dim];
     let row = [state.classes];
+    let mut checksums = BTreeMap::new();
     for (file, names, bias, weight) in [
         (HEAD_FILE, HEAD_NAMES, &state.bias, &state.weight),
         (OPTIMIZER_FILE, MOMENTUM_NAMES, &state.bias_momentum, &state.weight_momentum),
     ] {
         let parts = [(names[0], &row[..], bias.as_slice()), (names[1], &matrix[..], weight.as_slice())];
         tensors::write(&dir.join(file), &parts)?;
+        checksums.insert(file.to_owned(), checksum(&dir.join(file))?);
     }
     let path = dir.join(STATE_FILE);
-    let mut text = serde_json::to_vec_pretty(&Versioned { format: FORMAT, progress })
+    let mut text = serde_json::to_vec_pretty(&Versioned { format: FORMAT, checksums, progress })
         .map_err(|error| io("write", &path)(error.into()))?;
     text.push(b'\n');
     fs::write(&path, text).map_err(io("write", &path))?;
@@ -143,7 +148,8 @@ fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), C
 /// When a file is missing, cut short, of another version, has other tensors, types or shapes than it should, or holds
 /// a value that is not finite. The error names the file.
 pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
-    let progress = load_progress(dir)?;
+    let (progress, checksums) = load_state(dir)?;
+    verify(dir, checksums.iter())?;
     let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     let optimizer = dir.join(OPTIMIZER_FILE);
     let momentum = tensors::read(&optimizer, MOMENTUM_NAMES)?;
@@ -170,6 +176,9 @@ pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
 /// # Errors
 /// As [`load`], for the head's file alone.
 pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
+    if let Ok((_, checksums)) = load_state(dir) {
+        verify(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
+    }
     let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     Ok(HeadState {
         classes: head.classes,
@@ -186,6 +195,11 @@ pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
 /// # Errors
 /// When `state.json` is missing, of another version, or not what this code writes.
 pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
+    load_state(dir).map(|(progress, _)| progress)
+}
+
+/// The progress, and the checksums of the other files.
+fn load_state(dir: &Path) -> Result<(Progress, BTreeMap<String, String>), CheckpointError> {
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(io("read", &path))?;
     let refused = |reason: String| CheckpointError::Content { path: path.clone(), reason };
@@ -196,7 +210,36 @@ pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
         let reason = format!("it is of format `{}`, this program reads `{FORMAT}`", raw.format);
         return Err(refused(reason));
     }
-    serde_json::from_value(raw.progress).map_err(|error| refused(error.to_string()))
+    let progress = serde_json::from_value(raw.progress).map_err(|error| refused(error.to_string()))?;
+    Ok((progress, raw.checksums))
+}
+
+/// Compares files with their checksums.
+fn verify<'a>(dir: &Path, checksums: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), CheckpointError> {
+    for (file, expected) in checksums.filter(|(file, _)| FILES.contains(&file.as_str())) {
+        let path = dir.join(file);
+        if checksum(&path)? != *expected {
+            return Err(CheckpointError::Content {
+                path,
+                reason: "its bytes are not those that were saved".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn checksum(path: &Path) -> Result<String, CheckpointError> {
+    use std::hash::Hasher as _;
+    use std::io::Read as _;
+
+    let mut file = File::open(path).map_err(io("open", path))?;
+    let (mut hash, mut block) = (twox_hash::XxHash3_64::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut block).map_err(io("read", path))? {
+            0 => return Ok(format!("{:016x}", hash.finish())),
+            read => hash.write(&block[..read]),
+        }
+    }
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
@@ -254,5 +297,7 @@ mod exact_option {
     }
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

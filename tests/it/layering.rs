@@ -53,7 +53,7 @@ fn sources(module: &str) -> Vec<PathBuf> {
 
 /// Test modules that have a file of their own.
 fn is_test(path: &Path) -> bool {
-    path.file_stem().is_some_and(|stem| stem == "tests") || path.ends_with("model/reference.rs")
+    path.file_stem().is_some_and(|stem| stem == "tests" || stem == "fuzz") || path.ends_with("model/reference.rs")
 }
 
 /// The code of a file without comments and without its test modules, which stand at the end.

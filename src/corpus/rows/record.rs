@@ -1,4 +1,4 @@
-//! The fields of one record: slices of the splitter's buffer, and copies where quoting asks for them.
+//! The fields of one record: slices of the splitter's buffer, where doubled quotes are undone in place.
 
 use memchr::memchr;
 use memchr::memchr_iter;
@@ -59,7 +59,6 @@ impl<'a> Record<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a> {
     pub(super) buffer: &'a [u8],
-    pub(super) scratch: &'a [u8],
     pub(super) spans: &'a [Span],
     pub(super) count: usize,
 }
@@ -74,8 +73,7 @@ impl<'a> Fields<'a> {
     /// The field at `index`. Of more than 4,096 fields the later ones are counted, not kept.
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
         let span = self.spans.get(index)?;
-        let source = if span.copied { self.scratch } else { self.buffer };
-        source.get(span.start..span.end)
+        self.buffer.get(span.start..span.end)
     }
 
     /// The fields that are kept, in order.
@@ -85,40 +83,37 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Where a field is: in the buffer as it came, or unescaped in the scratch.
+/// Where a field is in the buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
     start: usize,
     end: usize,
-    copied: bool,
 }
 
 /// What is filled for each record.
 pub(super) struct FieldTable<'a> {
     pub(super) spans: &'a mut Vec<Span>,
-    pub(super) scratch: &'a mut Vec<u8>,
     pub(super) count: usize,
 }
 
 impl FieldTable<'_> {
     /// Splits `buffer` from `at` on, where a record starts that ends with the buffer; returns how many fields
     /// it has. A record without a `quoted` field is split by its delimiters alone.
-    pub(super) fn fill(mut self, buffer: &[u8], at: usize, delimiter: u8, quoted: bool) -> usize {
+    pub(super) fn fill(mut self, buffer: &mut [u8], at: usize, delimiter: u8, quoted: bool) -> usize {
         self.spans.clear();
-        self.scratch.clear();
         let start = at;
         let mut at = at;
         if !quoted {
             for distance in memchr_iter(delimiter, buffer.get(start..).unwrap_or_default()) {
                 let end = start + distance;
-                self.push(Span { start: at, end, copied: false });
+                self.push(Span { start: at, end });
                 at = end + 1;
             }
-            self.push(Span { start: at, end: buffer.len(), copied: false });
+            self.push(Span { start: at, end: buffer.len() });
             return self.count;
         }
         loop {
-            let (span, end) = field(buffer, at, delimiter, self.scratch);
+            let (span, end) = field(buffer, at, delimiter);
             self.push(span);
             if end >= buffer.len() {
                 return self.count;
@@ -137,48 +132,58 @@ impl FieldTable<'_> {
 }
 
 /// Reads the field at `at`; returns where its value is, and the position of the delimiter or end behind it.
-fn field(record: &[u8], at: usize, delimiter: u8, scratch: &mut Vec<u8>) -> (Span, usize) {
-    let rest = |from: usize| record.get(from..).unwrap_or_default();
-    let delimiter_from = |from: usize| memchr(delimiter, rest(from)).map_or(record.len(), |distance| from + distance);
+///
+/// A value is never longer than its text, so quotes that do not belong to it are undone where it stands.
+fn field(record: &mut [u8], at: usize, delimiter: u8) -> (Span, usize) {
+    let delimiter_from = |record: &[u8], from: usize| {
+        memchr(delimiter, record.get(from..).unwrap_or_default()).map_or(record.len(), |distance| from + distance)
+    };
     if record.get(at) != Some(&QUOTE) {
-        let end = delimiter_from(at);
-        return (Span { start: at, end, copied: false }, end);
+        let end = delimiter_from(record, at);
+        return (Span { start: at, end }, end);
     }
-    let first = at + 1;
-    let copy_start = scratch.len();
-    // What is not copied yet starts here; nothing was copied while it is `first`.
-    let mut pending = first;
-    let mut from = first;
+    let mut value = Value { start: at + 1, end: at + 1 };
+    // What is not taken yet starts here.
+    let mut from = at + 1;
     loop {
-        let Some(distance) = memchr(QUOTE, rest(from)) else {
+        let Some(distance) = memchr(QUOTE, record.get(from..).unwrap_or_default()) else {
             // Only the last record of a file ends inside quotes.
-            return (take(record, pending, record.len(), first, copy_start, scratch), record.len());
+            let end = record.len();
+            return (value.take(record, from, end).span(), end);
         };
         let quote = from + distance;
         match record.get(quote + 1) {
             Some(&QUOTE) => {
-                scratch.extend_from_slice(record.get(pending..=quote).unwrap_or_default());
-                pending = quote + 2;
-                from = pending;
+                value = value.take(record, from, quote + 1);
+                from = quote + 2;
             }
             Some(&byte) if byte != delimiter => {
-                scratch.extend_from_slice(record.get(pending..quote).unwrap_or_default());
-                let end = delimiter_from(quote + 1);
-                scratch.extend_from_slice(record.get(quote + 1..end).unwrap_or_default());
-                return (Span { start: copy_start, end: scratch.len(), copied: true }, end);
+                let end = delimiter_from(record, quote + 1);
+                return (value.take(record, from, quote).take(record, quote + 1, end).span(), end);
             }
             Some(_) | None => {
-                return (take(record, pending, quote, first, copy_start, scratch), quote + 1);
+                return (value.take(record, from, quote).span(), quote + 1);
             }
         }
     }
 }
 
-/// Ends a quoted field whose last piece is `pending..end`: as a slice when that piece is the whole field.
-fn take(record: &[u8], pending: usize, end: usize, first: usize, copy_start: usize, scratch: &mut Vec<u8>) -> Span {
-    if pending == first {
-        return Span { start: first, end, copied: false };
+/// What was taken of a field's value so far.
+struct Value {
+    start: usize,
+    end: usize,
+}
+
+impl Value {
+    /// Appends `from..to`, which does not lie before the value's end.
+    fn take(self, record: &mut [u8], from: usize, to: usize) -> Self {
+        if from > self.end {
+            record.copy_within(from..to, self.end);
+        }
+        Self { end: self.end + (to - from), ..self }
     }
-    scratch.extend_from_slice(record.get(pending..end).unwrap_or_default());
-    Span { start: copy_start, end: scratch.len(), copied: true }
+
+    fn span(self) -> Span {
+        Span { start: self.start, end: self.end }
+    }
 }

@@ -22,9 +22,35 @@ pub(super) struct Header {
     pub(super) model: Model,
     /// Adobe's transform flag and where it stands.
     adobe: Option<(u8, usize)>,
+    /// Sampling factors of each component, horizontal and vertical.
+    sampling: [(u8, u8); 4],
+    /// Whether the components of a pixel may come in several scans, and so have to be kept until the last.
+    several_scans: bool,
+    /// Whether zune-jpeg is sure to make RGB of the planes itself.
+    direct: bool,
+    /// Bytes of the segments that applications keep for themselves, profiles for example.
+    application_bytes: u64,
 }
 
 impl Header {
+    /// Bytes that zune-jpeg takes for the image at most, and the planes that it cannot make RGB of.
+    pub(super) fn decoder_bytes(&self) -> u64 {
+        let (width, height) = (u64::from(self.width), u64::from(self.height));
+        let components = self.sampling.iter().take(usize::from(self.components));
+        let most =
+            |factor: fn(&(u8, u8)) -> u8| components.clone().map(factor).max().map_or(1, |most| u64::from(most.max(1)));
+        let (most_across, most_down) = (most(|(across, _)| *across), most(|(_, down)| *down));
+        let (units_across, units_down) = (width.div_ceil(8 * most_across), height.div_ceil(8 * most_down));
+        // Where no component is coarser than another, zune-jpeg counts units of 8 pixels whatever the factors.
+        let blocks: u64 = components.map(|(across, down)| u64::from(*across) * u64::from(*down)).sum();
+        let coefficients = 2 * 64 * blocks.max(1) * (units_across + 1) * (units_down + 1);
+        // Rows of units on their way to pixels.
+        let rows = 2 * 8 * 16 * 4 * (8 * most_across * units_across + 64);
+        let planes = if self.direct { 0 } else { width * height * u64::from(self.components) };
+        let kept = if self.several_scans { coefficients } else { 0 };
+        kept + rows + planes + self.application_bytes + (64 << 10)
+    }
+
     /// Where the Adobe flag stands, if zune-jpeg would make something else of it than libjpeg.
     pub(super) fn misread_transform(&self) -> Option<usize> {
         let (transform, at) = self.adobe?;
@@ -51,6 +77,7 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, DecodeError> {
     let mut jfif = false;
     let mut adobe = None;
     let mut scanned = false;
+    let (mut several_scans, mut application_bytes) = (false, 0);
     let mut at = 2;
     loop {
         let (marker, next) = next_marker(data, at).ok_or(TRUNCATED)?;
@@ -71,18 +98,27 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, DecodeError> {
         let body = data.get(at + 2..at + length).ok_or(TRUNCATED)?;
         match marker {
             0xc0..=0xc2 if frame.is_some() => return Err(corrupt("there are two frame headers")),
-            0xc0..=0xc2 => frame = Some(Frame::read(body)?),
+            0xc0..=0xc2 => {
+                frame = Some(Frame::read(body)?);
+                several_scans |= marker == 0xc2;
+            }
             0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
                 let detail = if marker >= 0xc9 { "arithmetic coding" } else { "lossless or hierarchical" };
                 return Err(DecodeError::UnsupportedVariant { format: Format::Jpeg, detail: detail.to_owned() });
             }
             0xda if frame.is_none() => return Err(corrupt("a scan precedes the frame header")),
-            0xda => scanned = true,
+            0xda => {
+                scanned = true;
+                several_scans |= body.first().copied() != frame.as_ref().map(|frame| frame.components);
+            }
             0xe0 if body.starts_with(b"JFIF\0") => jfif = true,
             0xee if body.starts_with(b"Adobe") && body.len() >= 12 => {
                 adobe = Some((body[11], at + 2 + 11));
             }
             _ => {}
+        }
+        if matches!(marker, 0xe0..=0xef | 0xfe) {
+            application_bytes += length as u64;
         }
         at += length;
     }
@@ -90,7 +126,18 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, DecodeError> {
         return Err(corrupt("it has no frame header"));
     };
     let model = frame.model(jfif, adobe.map(|(transform, _)| transform))?;
-    Ok(Header { width: frame.width, height: frame.height, components: frame.components, model, adobe })
+    let direct = model == Model::Grey || model == Model::YCbCr && frame.ids != *b"RGB";
+    Ok(Header {
+        width: frame.width,
+        height: frame.height,
+        components: frame.components,
+        model,
+        adobe,
+        sampling: frame.sampling,
+        several_scans,
+        direct,
+        application_bytes,
+    })
 }
 
 /// The next marker code and the offset behind it. Entropy-coded data and stray bytes are skipped alike, as
@@ -114,6 +161,7 @@ struct Frame {
     height: u16,
     components: u8,
     ids: [u8; 3],
+    sampling: [(u8, u8); 4],
 }
 
 impl Frame {
@@ -133,7 +181,9 @@ impl Frame {
             return Err(corrupt("the frame header is too short"));
         }
         let id = |index: usize| rest.get(index * 3).copied().unwrap_or(0);
-        Ok(Self { width, height, components, ids: [id(0), id(1), id(2)] })
+        let factors = |index: usize| rest.get(index * 3 + 1).map_or((1, 1), |both| (both >> 4, both & 0x0f));
+        let sampling = [factors(0), factors(1), factors(2), factors(3)];
+        Ok(Self { width, height, components, ids: [id(0), id(1), id(2)], sampling })
     }
 
     fn model(&self, jfif: bool, adobe: Option<u8>) -> Result<Model, DecodeError> {

@@ -16,7 +16,7 @@ use crate::chunk::ring::{RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
-use crate::flow::{Clock, Doing, Held};
+use crate::flow::{ByteBudget, Clock, Doing, Held};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -34,7 +34,7 @@ struct Decoded {
 
 impl Block {
     /// Decodes the rows, in order. The bytes of `data` are freed before this returns.
-    fn decode(self, decoder: &mut Decoder) -> Decoded {
+    fn decode(mut self, decoder: &mut Decoder, room: &ByteBudget) -> Decoded {
         let image = decoder.pixel_bytes();
         let mut heads = RowHeads::default();
         let mut pixels = vec![0; image * self.heads.len()];
@@ -42,7 +42,8 @@ impl Block {
         let mut start = 0;
         for (index, end) in self.ends.iter().enumerate() {
             let kept = heads.len() * image;
-            match decoder.decode_base64_into(&self.data[start..*end], &mut pixels[kept..kept + image]) {
+            let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image]);
+            match decoder.decode_base64_into(text, out, |bytes| room.take_blocking(bytes)) {
                 Ok(_) => {
                     heads.push(self.heads.url(index), self.heads.labels(index).iter().copied());
                     tally.kept += 1;
@@ -70,6 +71,8 @@ impl Block {
 #[derive(Clone)]
 struct Decoders {
     spec: Spec,
+    /// What images that are being decoded take, all together.
+    room: ByteBudget,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
@@ -77,7 +80,7 @@ impl Decoders {
     fn decode(&self, block: Block) -> Decoded {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
-        let decoded = block.decode(&mut decoder);
+        let decoded = block.decode(&mut decoder, &self.room);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
         decoded
     }
@@ -92,7 +95,8 @@ pub(super) async fn write_chunks(
     counted: Tally,
     mut sink: Sink,
 ) -> Result<(), PipelineError> {
-    let decoders = Decoders { spec: job.spec.clone(), idle: Arc::default() };
+    let decoders =
+        Decoders { spec: job.spec.clone(), room: ByteBudget::new(job.spec.decode_bytes()), idle: Arc::default() };
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");
@@ -184,7 +188,7 @@ impl OpenChunk {
         if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
             let bytes = block.pixels.len() as u64 + block.heads.stored_bytes();
-            clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await;
+            clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
             Sink::Ring(..) => Compression::None,
@@ -206,9 +210,10 @@ impl OpenChunk {
     }
 
     async fn complete(mut self, last: bool, job: &StreamJob) -> Result<Finished, PipelineError> {
-        if let Some(writer) = self.writer.take() {
-            tokio::task::spawn_blocking(move || writer.finish()).await??;
-        }
+        let checksum = match self.writer.take() {
+            Some(writer) => Some(tokio::task::spawn_blocking(move || writer.finish()).await??),
+            None => None,
+        };
         let entry = RingEntry {
             id: self.id,
             generation: job.generation.clone(),
@@ -217,6 +222,7 @@ impl OpenChunk {
             labels: self.labels,
             quarantined: self.bad,
             bytes: 0,
+            checksum,
         };
         Ok(Finished { entry, slot: self.slot })
     }
@@ -239,7 +245,7 @@ async fn sink_chunk(
         Sink::Durable(journal, _) => {
             let shard = &job.shards[chunk.entry.id.shard as usize].url;
             let _committing = clock.start(Doing::Blocked);
-            commit(journal, &chunk.entry, shard, &job.meter, events)?;
+            commit(journal, &chunk.entry, chunk.entry.checksum, shard, &job.meter, events)?;
             Ok(true)
         }
     }

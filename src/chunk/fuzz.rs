@@ -1,0 +1,180 @@
+//! What a run reads back, under damage: Parquet files of every kind, entries of the journal and of the ring.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::journal::{Journal, Layout, Position};
+use super::pixels::{PixelReader, PixelWriter};
+use super::quarantine::{self, Quarantined};
+use super::ring::{Ring, RingEntry};
+use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
+use crate::config::value::{Compression, Precision};
+use crate::fuzz::{bounded, config, damage, damaged};
+use crate::store::{Directory, LocalDirectory};
+
+/// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
+/// what a file says of itself, only with what it is.
+const LIMIT: u64 = 8 << 20;
+
+fn heads(rows: u32) -> RowHeads {
+    let mut heads = RowHeads::default();
+    for row in 0..rows {
+        heads.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
+    }
+    heads
+}
+
+fn bad(rows: u64) -> Vec<Quarantined> {
+    (0..rows)
+        .map(|row| Quarantined {
+            row,
+            image_url: (row % 3 > 0).then(|| format!("https://x/{row}")),
+            reason: "corrupt".to_owned(),
+            detail: "the `PNG` data is corrupt".to_owned(),
+        })
+        .collect()
+}
+
+/// A sound file of every kind that a run writes.
+fn files() -> &'static Vec<Vec<u8>> {
+    static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut files = Vec::new();
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
+            writer.write(&heads(20), (0..20 * 192u32).map(|at| (at / 50) as u8).collect()).unwrap();
+            writer.finish().unwrap();
+            files.push(std::fs::read(&path).unwrap());
+        }
+        for precision in [Precision::Bf16, Precision::F32] {
+            let mut writer = features::FeatureWriter::create(&path, 5, precision, "g").unwrap();
+            writer.write(&heads(30), &[0.5; 150]).unwrap();
+            writer.finish().unwrap();
+            files.push(std::fs::read(&path).unwrap());
+        }
+        quarantine::write(&path, "shard", &bad(9)).unwrap();
+        files.push(std::fs::read(&path).unwrap());
+        let captions: Vec<String> = (0..50).map(|class| format!("Title {class} [SEP] caption")).collect();
+        tables::write_classes(&path, captions.iter().map(String::as_str), &[1, 2, 3]).unwrap();
+        files.push(std::fs::read(&path).unwrap());
+        tables::write_labels(&path, &[[1, 2, 3], [4, 5, 6], [7, 8, 9]]).unwrap();
+        files.push(std::fs::read(&path).unwrap());
+        files
+    })
+}
+
+/// Reads a file as everything that it could be taken for.
+fn read_all(path: &Path) -> Vec<ChunkError> {
+    let mut errors = Vec::new();
+    let pixels = || -> Result<(), ChunkError> {
+        let mut reader = PixelReader::open(path, 7)?;
+        while reader.next_batch()?.is_some() {}
+        Ok(())
+    };
+    errors.extend(pixels().err());
+    errors.extend(features::read(path).err());
+    errors.extend(features::read_heads(path).err());
+    errors.extend(quarantine::read(path).err());
+    errors.extend(tables::read_classes(path, |_, _| ()).err());
+    errors.extend(tables::read_labels(path).err());
+    errors
+}
+
+proptest! {
+    #![proptest_config(config(1500))]
+
+    #[test]
+    fn damaged_parquet_is_read_or_refused_by_name(which: Index, all in damage()) {
+        let data = damaged(files(), which, &all);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chunk.parquet");
+        std::fs::write(&path, &data).unwrap();
+        let errors = bounded(&data, LIMIT, || read_all(&path))?;
+        for error in errors {
+            let text = error.to_string();
+            prop_assert!(text.contains("chunk.parquet") && text.contains("remove it and run again"), "{}", text);
+        }
+    }
+
+    #[test]
+    fn damaged_entries_of_the_journal_end_what_is_committed(which: Index, all in damage(), at in 0usize..4) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory: Directory = LocalDirectory::create(dir.path()).unwrap().into();
+        let layout = Layout::train("features");
+        let mut texts = Vec::new();
+        for row in 0..4u64 {
+            let id = ChunkId { shard: 0, row: row * 10 };
+            let name = layout.chunk(id);
+            directory.write(&name, b"chunk").unwrap();
+            let skipped = BTreeMap::from([("no_label".to_owned(), 7)]);
+            let entry = Entry {
+                generation: "g".to_owned(),
+                last: row == 3,
+                tally: Tally { rows: 10, kept: 3, skipped, quarantined: BTreeMap::new() },
+                labels: 5,
+                files: BTreeMap::from([(name, 5)]),
+                checksums: BTreeMap::new(),
+            };
+            let text = serde_json::to_vec(&entry).unwrap();
+            directory.write(&format!("journal/features/{id}.json"), &text).unwrap();
+            texts.push(text);
+        }
+        let data = damaged(&texts, which, &all);
+        directory.write(&format!("journal/features/{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
+        let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g"))?.unwrap();
+        prop_assert!(journal.entries().len() >= at, "a sound entry before the damaged one is lost");
+        prop_assert!(journal.tally().adds_up());
+        // What is left is consistent: the same again.
+        let position = journal.position();
+        let again = Journal::open(directory.clone(), Layout::train("features"), "g").unwrap();
+        prop_assert_eq!(again.position(), position);
+        prop_assert_eq!(directory.list("features").unwrap().len(), again.entries().len());
+    }
+
+    #[test]
+    fn damaged_entries_of_the_ring_end_what_is_taken_over(which: Index, all in damage(), at in 0usize..4) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path()).unwrap();
+        let mut texts = Vec::new();
+        for row in 0..4u64 {
+            let id = ChunkId { shard: 0, row: row * 10 };
+            directory.write(&format!("{id}.parquet"), b"pixels").unwrap();
+            let quarantined = BTreeMap::from([("corrupt".to_owned(), 4)]);
+            let entry = RingEntry {
+                id,
+                generation: "g".to_owned(),
+                last: row == 3,
+                tally: Tally { rows: 10, kept: 6, skipped: BTreeMap::new(), quarantined },
+                labels: 5,
+                quarantined: bad(4),
+                bytes: 6,
+                checksum: None,
+            };
+            let text = serde_json::to_vec(&entry).unwrap();
+            directory.write(&format!("{id}.json"), &text).unwrap();
+            texts.push(text);
+        }
+        let data = damaged(&texts, which, &all);
+        directory.write(&format!("{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let opened = bounded(&data, LIMIT, || {
+            let start = Position { shard: 0, row: 0 };
+            runtime.block_on(async {
+                let opening = Ring::open(directory.clone(), 1 << 20, "g", start);
+                tokio::time::timeout(std::time::Duration::from_secs(5), opening).await
+            })
+        })?;
+        let (_, chunks) = opened.unwrap().unwrap();
+        prop_assert!(chunks.len() >= at, "a sound chunk before the damaged one is lost");
+        for chunk in &chunks {
+            prop_assert!(chunk.entry.tally.adds_up());
+            prop_assert!(chunk.whole_entry().is_ok());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Base64 and every image format under damaged files.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::tests::{file, samples, spec};
+use super::*;
+use crate::fuzz::{bounded, config, damage, damaged};
+
+/// What a decoder takes beyond what it announces: while it looks for the size, which a TIFF keeps among other fields.
+const SLACK: u64 = 4 << 20;
+
+/// Decodes; within what was announced, or with nothing announced, in next to nothing.
+fn attack(data: &[u8], spec: &Spec, text: bool) -> Result<(), TestCaseError> {
+    let mut decoder = Decoder::new(spec.clone());
+    let mut out = vec![7; decoder.pixel_bytes()];
+    let mut input = data.to_vec();
+    let mut admitted = 0;
+    let result = bounded(data, spec.decode_bytes() + SLACK, || {
+        let admit = |bytes| admitted = bytes;
+        if text {
+            decoder.decode_base64_into(&mut input, &mut out, admit)
+        } else {
+            decoder.decode_into(&mut input, &mut out, admit)
+        }
+    })?;
+    match &result {
+        Ok(source) => prop_assert!(u64::from(source.width_px) * u64::from(source.height_px) <= spec.max_pixels),
+        Err(_) => prop_assert!(out.iter().all(|&byte| byte == 7)),
+    }
+    // The same again, from nothing, within exactly what was announced.
+    let first = (result, out.clone());
+    out.fill(7);
+    let mut decoder = Decoder::new(spec.clone());
+    let mut input = data.to_vec();
+    let again = bounded(data, admitted + SLACK, || {
+        if text {
+            decoder.decode_base64_into(&mut input, &mut out, |_| ())
+        } else {
+            decoder.decode_into(&mut input, &mut out, |_| ())
+        }
+    })?;
+    prop_assert_eq!(first, (again, out));
+    Ok(())
+}
+
+fn wide_spec() -> Spec {
+    Spec { max_pixels: 4_000_000, ..spec(8) }
+}
+
+proptest! {
+    #![proptest_config(config(1500))]
+
+    #[test]
+    fn damaged_images_are_decoded_or_refused_within_what_was_announced(which: Index, all in damage()) {
+        let sound: Vec<Vec<u8>> = samples().iter().map(|name| file(name)).collect();
+        attack(&damaged(&sound, which, &all), &wide_spec(), false)?;
+    }
+
+    #[test]
+    fn damaged_base64_is_decoded_or_refused(which: Index, inner in prop::option::of(damage()), outer in prop::option::of(damage())) {
+        let sound: Vec<Vec<u8>> = samples().iter().map(|name| file(name)).collect();
+        let data = inner.map_or_else(|| sound[which.index(sound.len())].clone(), |all| damaged(&sound, which, &all));
+        let text = base64_simd::STANDARD.encode_to_string(&data).into_bytes();
+        let text = outer.map_or_else(|| text.clone(), |all| damaged(std::slice::from_ref(&text), which, &all));
+        attack(&text, &wide_spec(), true)?;
+    }
+}
+
+#[test]
+fn sound_images_stay_within_what_they_announce() {
+    for name in samples() {
+        if let Err(error) = attack(&file(&name), &wide_spec(), false) {
+            panic!("{name}: {error}");
+        }
+    }
+}
