@@ -28,6 +28,10 @@ use args::{Args, Command, ConfigCommand, Files};
 /// Time between a signal and the end of the process: clouds give little more before they take the machine.
 const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
 
+/// Threads for file I/O. Few of it goes on at once (a range or two, a chunk being written, one being read, a window of features),
+/// and the system's allocator keeps memory for each thread that ever took part.
+const BLOCKING_THREADS: usize = 8;
+
 /// Why a command failed.
 struct Failure {
     message: String,
@@ -192,6 +196,7 @@ fn plan(files: &Files) -> Result<Plan, Failure> {
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| Failure::new(5, format!("the system gives no threads: {error}")))
 }

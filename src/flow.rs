@@ -15,7 +15,7 @@ pub use board::{Board, Kind, Meter, Reading, Shard, Snapshot};
 pub use budget::{ByteBudget, Held};
 pub use clock::{Clock, ClockSnapshot, Doing};
 pub use device::{DeviceGone, DeviceThread};
-pub use pool::{CpuPool, JobPanicked};
+pub use pool::{CpuPool, JobPanicked, NoThreads};
 pub use stop::{Signal, Stop};
 
 use tokio::sync::mpsc;

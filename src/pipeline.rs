@@ -292,7 +292,7 @@ impl Run {
         let (spec, backbone) = resolved?;
         let budget = ByteBudget::new(plan.machine().limits.memory.0);
         show_shared(&board, &budget, &store);
-        let pool = CpuPool::new(workers(&plan));
+        let pool = CpuPool::new(workers(&plan))?;
         let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
         Ok(Self { plan, directory, generations, machine, spec, backbone, report })

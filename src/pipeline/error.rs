@@ -3,7 +3,7 @@
 use crate::chunk::ChunkError;
 use crate::config::ConfigError;
 use crate::corpus::CorpusError;
-use crate::flow::{DeviceGone, JobPanicked, Signal};
+use crate::flow::{DeviceGone, JobPanicked, NoThreads, Signal};
 use crate::store::StoreError;
 
 /// Why a run ended early.
@@ -30,6 +30,9 @@ pub enum PipelineError {
     /// The device or the model fails.
     #[error("{0}")]
     Model(String),
+    /// The system gives no threads.
+    #[error(transparent)]
+    Threads(#[from] NoThreads),
     /// Asked to stop; everything done so far is saved.
     #[error("stopped after saving; the same command goes on from here")]
     Stopped(Signal),
@@ -52,7 +55,7 @@ impl PipelineError {
                     4
                 }
             }
-            Self::Model(_) | Self::Internal(_) => 5,
+            Self::Model(_) | Self::Internal(_) | Self::Threads(_) => 5,
             Self::Stopped(signal) => signal.exit_code(),
         }
     }
