@@ -57,7 +57,7 @@ fn bad_repo(repo: &str) -> Option<&'static str> {
             );
         }
     }
-    (repo.contains("--") || repo.contains("..") || repo.ends_with(".git"))
+    (repo.contains("--") || repo.contains("..") || repo.strip_suffix(".git").is_some())
         .then_some("is no name on the hub: none has `--` or `..` in it or ends in `.git`")
 }
 

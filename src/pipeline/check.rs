@@ -84,17 +84,7 @@ pub async fn check(plan: &Plan) -> Check {
     let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
         #[cfg(feature = "model")]
         if let Some(backbone) = &backbone {
-            let checkpoint = &backbone.checkpoint;
-            check.needs.insert(
-                "model".to_owned(),
-                format!(
-                    "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
-                    checkpoint.family(),
-                    checkpoint.parameters(),
-                    bytesize::ByteSize(checkpoint.weight_bytes()),
-                    backbone.shape.dim
-                ),
-            );
+            check.needs.insert("model".to_owned(), of_model(backbone));
         }
         #[cfg(not(feature = "model"))]
         drop(backbone);
@@ -153,6 +143,18 @@ pub async fn check(plan: &Plan) -> Check {
         }
     }
     check
+}
+
+#[cfg(feature = "model")]
+fn of_model(backbone: &super::Backbone) -> String {
+    let checkpoint = &backbone.checkpoint;
+    format!(
+        "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
+        checkpoint.family(),
+        checkpoint.parameters(),
+        bytesize::ByteSize(checkpoint.weight_bytes()),
+        backbone.shape.dim
+    )
 }
 
 /// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.

@@ -250,7 +250,7 @@ impl Hub {
         };
         match (listed.await, complete) {
             (Ok(asked), _) => Ok(Ok(asked)),
-            // As `huggingface_hub` does: a repository that is gone or closed is no reason to stop either.
+            // That a repository is gone or closed by now is no reason to stop either.
             (Err(error), Ok(commit)) => {
                 tracing::warn!(checkpoint = %repo, commit, %error, "going on with what the cache has");
                 Ok(Err(commit))
@@ -311,19 +311,16 @@ impl Hub {
         told: &Told<'_>,
     ) -> Result<(), StoreError> {
         let shown = repo.to_string();
-        if !cache.has_blob(&stated.etag, stated.size) {
-            let lock = self.lock(cache, &stated.etag, &shown).await?;
-            // Whoever had the lock may have brought it.
-            if cache.has_blob(&stated.etag, stated.size) {
-                told.resumed(stated.size);
-            } else {
-                let wanted = blob::Wanted { repo: &repo.name, commit, file, stated, shown: &shown };
-                blob::fetch(http, cache, wanted, lock, told).await?;
-            }
-        } else {
+        let lock = self.lock(cache, &stated.etag, &shown).await?;
+        // Of another commit, or whoever had the lock brought it.
+        let _lock = if cache.has_blob(&stated.etag, stated.size) {
             told.resumed(stated.size);
-        }
-        let _lock = self.lock(cache, &stated.etag, &shown).await?;
+            lock
+        } else {
+            let wanted = blob::Wanted { repo: &repo.name, commit, file, stated, shown: &shown };
+            blob::fetch(http, cache, wanted, lock, told).await?;
+            self.lock(cache, &stated.etag, &shown).await?
+        };
         if cache.has(commit, file) { Ok(()) } else { cache.link(commit, file, &stated.etag) }
     }
 

@@ -73,13 +73,16 @@ impl Hash {
 
     /// In hex; `None` where there is nothing to compare with.
     fn finish(&self) -> Option<String> {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
             Self::Sha256(hash) => Some(hex(hash.clone().finalize().as_slice())),
             Self::Git(hash) => Some(hex(hash.clone().finalize().as_slice())),
             Self::Unknown => None,
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// The first bytes of a file, on disk. Holds the blob's lock until the last write is over.
@@ -101,14 +104,15 @@ impl Partial {
         }
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        let mut partial = Self { path: path.clone(), file, have: 0, hash: Hash::new(&stated), stated, _lock: lock };
-        if partial.file.metadata().map_err(failed)?.len() > partial.stated.size {
+        let bytes = file.metadata().map_err(failed)?.len();
+        let mut partial = Self { path, file, have: 0, hash: Hash::new(&stated), stated, _lock: lock };
+        if bytes > partial.stated.size {
             partial.restart()?;
             return Ok(partial);
         }
         let mut buffer = vec![0; BLOCK_BYTES];
         loop {
-            let count = partial.file.read(&mut buffer).map_err(failed)?;
+            let count = partial.file.read(&mut buffer).map_err(|error| StoreError::io(&partial.path, "read", error))?;
             if count == 0 {
                 return Ok(partial);
             }
@@ -140,7 +144,7 @@ impl Partial {
             }
             Some(_) => {}
             None => {
-                tracing::warn!(blob = %blob.display(), "the hub states no hash that is known; only the size was checked")
+                tracing::warn!(blob = %blob.display(), "the hub states no hash that is known; only the size was checked");
             }
         }
         let failed = |error| StoreError::io(blob, "written", error);

@@ -123,7 +123,7 @@ impl Cache {
     fn known_absent(&self, commit: &str, file: &str) -> bool {
         #[derive(Deserialize)]
         struct Tree {
-            files: BTreeMap<String, serde::de::IgnoredAny>,
+            files: serde_json::Map<String, serde_json::Value>,
         }
         if self.no_exist(commit, file).is_file() {
             return true;

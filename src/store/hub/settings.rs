@@ -116,15 +116,12 @@ fn expand(text: &str, get: &impl Fn(&str) -> Option<String>, home: &Path) -> Pat
             Some(found) => found,
             None => after.split_at(after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len())),
         };
-        match get(name).filter(|_| !name.is_empty()) {
-            Some(value) => {
-                out.push_str(&value);
-                rest = behind;
-            }
-            None => {
-                out.push('$');
-                rest = after;
-            }
+        if let Some(value) = get(name).filter(|_| !name.is_empty()) {
+            out.push_str(&value);
+            rest = behind;
+        } else {
+            out.push('$');
+            rest = after;
         }
     }
     out.push_str(rest);
