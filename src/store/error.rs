@@ -96,12 +96,12 @@ pub enum StoreError {
         what: String,
     },
     /// A file of the hub is not in the cache, and the hub is not asked.
-    #[error("`{file}` of `{repo}` is not in the cache `{cache}`, at least not for certain: {hint}")]
+    #[error("`{repo}` is not complete in the cache `{cache}`: {lack}; {hint}")]
     NotCached {
         /// Repository and revision.
         repo: String,
-        /// The first file that is missing.
-        file: String,
+        /// The first file that is missing, as a clause.
+        lack: String,
         /// The cache.
         cache: String,
         /// What to do.

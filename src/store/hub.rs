@@ -37,7 +37,7 @@ const CACHED_PATIENCE: Duration = Duration::from_secs(2);
 /// Time between two looks at a lock that another process holds.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
 /// What to do about a file that is not in the cache, where the hub must not be asked.
-const OFFLINE: &str = "HF_HUB_OFFLINE is set; run once without it, or copy a cache that has the file";
+const OFFLINE: &str = "HF_HUB_OFFLINE is set: run once without it, or copy a cache that has it";
 /// And where it is not asked.
 const NOT_ASKED: &str = "`run` downloads it";
 
@@ -220,16 +220,18 @@ impl Hub {
     fn complete(&self, repo: &Repo, hint: &'static str) -> Result<String, StoreError> {
         let cache = self.cache(repo);
         let commit = cache.commit(&repo.revision);
-        let file = commit.as_deref().map_or_else(|| Some(CONFIG.to_owned()), |commit| cache.missing(commit));
-        match (commit, file) {
-            (Some(commit), None) => Ok(commit),
-            (_, file) => Err(StoreError::NotCached {
-                repo: repo.to_string(),
-                file: file.unwrap_or_default(),
-                cache: self.settings.cache.display().to_string(),
-                hint,
-            }),
-        }
+        let lack = match &commit {
+            None => "nothing of this revision is there".to_owned(),
+            Some(commit) => match cache.missing(commit) {
+                None => return Ok(commit.clone()),
+                Some(file) if file == PREPROCESSOR => {
+                    format!("`{file}` is missing, and whether the repository has one is not known")
+                }
+                Some(file) => format!("`{file}` is missing"),
+            },
+        };
+        let cache = self.settings.cache.display().to_string();
+        Err(StoreError::NotCached { repo: repo.to_string(), lack, cache, hint })
     }
 
     /// Asks the hub for the files of the revision; or hands back the commit that the cache has, where that will do.
