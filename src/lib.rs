@@ -34,7 +34,7 @@
 //! | --- | --- | --- |
 //! | [`config`] | two files → raw → checked; pure | – |
 //! | [`flow`] | bounded links, byte budget, CPU permits, device thread, stop token, meters | – |
-//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories | – |
+//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | – |
 //! | [`corpus`] | the published files as typed rows; sans I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |
@@ -59,7 +59,8 @@
 //! 4. **Bounded**: bytes between stages by [`flow::ByteBudget`], scratch disk by [`chunk::ring`], links by their capacity.
 //! 5. **One generation**: artefacts carry a hash of what they were made from; a changed key is refused by name.
 //! 6. **One bad row never stops a run**, and too many do (`limits.max_bad_fraction`).
-//! 7. **Nothing outside `run.dir` and the scratch directory is written.**
+//! 7. **Nothing outside `run.dir` and the scratch directory is written**, but for the hub's cache where the checkpoint is
+//!    one of the hub's.
 
 pub mod catalog;
 pub mod chunk;

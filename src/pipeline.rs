@@ -17,6 +17,8 @@ mod export;
 #[cfg(feature = "model")]
 mod features;
 mod generation;
+#[cfg(feature = "model")]
+mod hub;
 mod inspect;
 #[cfg(feature = "model")]
 mod model_stages;
@@ -190,14 +192,16 @@ struct Run {
     report: Report,
 }
 
-/// Preprocessing and backbone of a plan, with everything that is wrong with them.
-fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
+/// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
+/// is one of the hub's.
+fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         let spec = preprocess::resolve(plan, preprocess::Asked::default());
         return bounded(plan, spec, None);
     };
     #[cfg(not(feature = "model"))]
     {
+        drop(snapshot);
         let what = format!("`{}`: this build has no model stages; build with the `model` feature", model.checkpoint);
         Err(ConfigError(vec![crate::config::Problem { key: "model.checkpoint".to_owned(), what }]).into())
     }
@@ -205,7 +209,8 @@ fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
     {
         use crate::config::value::Pool as Word;
         use crate::model::{Checkpoint, ExtractOptions, Pool};
-        let checkpoint = Checkpoint::open(Path::new(&model.checkpoint)).map_err(desk::model_error)?;
+        let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
+        let checkpoint = Checkpoint::open(&dir).map_err(desk::model_error)?;
         let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
         let spec = preprocess::resolve(plan, asked);
         let pool = match model.pool {
@@ -284,8 +289,12 @@ impl Run {
         board: Board,
         stop: Stop,
     ) -> Result<Self, PipelineError> {
+        #[cfg(feature = "model")]
+        let snapshot = hub::fetch(&plan, &store, &board, &stop).await?;
+        #[cfg(not(feature = "model"))]
+        let snapshot = None;
         let (plan, resolved) = tokio::task::spawn_blocking(move || {
-            let resolved = resolve(&plan);
+            let resolved = resolve(&plan, snapshot);
             (plan, resolved)
         })
         .await?;
@@ -462,7 +471,7 @@ impl Run {
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
         keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
         if let Some(backbone) = &self.backbone {
-            keys.insert("model.checkpoint (files)".to_owned(), backbone.fingerprint.clone());
+            keys.insert(generation::CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
             keys.remove("model.checkpoint");
         }
         Ok(keys)

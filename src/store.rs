@@ -14,6 +14,7 @@
 //! | `read` | one version of an object in ranges |
 //! | `glob` | patterns → objects |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
+//! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
 //!
 //! Nothing here knows image formats or burn.
@@ -22,6 +23,7 @@ mod client;
 mod directory;
 mod error;
 mod glob;
+mod hub;
 pub mod kill;
 mod lease;
 mod local;
@@ -46,6 +48,7 @@ use tokio_util::io::StreamReader;
 pub use client::{StoreSettings, tls};
 pub use directory::{Directory, LocalCopy, Lock};
 pub use error::StoreError;
+pub use hub::{Download, Hub, Missing, Repo};
 pub use local::LocalDirectory;
 pub use log::Log;
 pub use process::Process;

@@ -110,7 +110,7 @@ pub(super) enum Command {
     },
     /// Says what a chunk, a quarantine file, a checkpoint, a model or a run directory holds.
     Inspect {
-        /// File or directory.
+        /// File or directory, or `hf:ORG/NAME` for a model in the hub's cache.
         path: PathBuf,
     },
     /// Writes backbone and trained head as a directory that Hugging Face transformers opens.

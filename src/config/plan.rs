@@ -7,7 +7,7 @@ use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline, RawPredict};
 use super::value::{Classes, DeviceKind, HeadKind};
-use super::{ConfigError, Problem};
+use super::{ConfigError, HubName, Problem};
 
 /// A stage that leaves artefacts, in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,13 +264,11 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
         refuse(
             model.checkpoint.is_empty(),
             "model.checkpoint",
-            "is required: name a directory in Hugging Face layout".into(),
+            "is required: name a directory in Hugging Face layout, or `hf:ORG/NAME`".into(),
         );
-        refuse(
-            model.checkpoint.starts_with("hf:"),
-            "model.checkpoint",
-            "this version does not download from the hub: fetch the checkpoint's files and name their directory".into(),
-        );
+        if let Some(Err(why)) = HubName::parse(&model.checkpoint) {
+            refuse(true, "model.checkpoint", why);
+        }
     }
     refuse(
         pipeline.head.kind == HeadKind::Text,
@@ -296,7 +294,8 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
     refuse(!something, "", "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`".into());
     for (key, paths) in paths(pipeline) {
         for path in paths {
-            let Some((scheme, _)) = path.split_once("://") else { continue };
+            let hub = key == "model.checkpoint" && HubName::parse(path).is_some();
+            let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
                 "run.dir" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
                 "model.checkpoint" => (&[], "a local directory or `hf:ORG/NAME`"),
@@ -470,6 +469,23 @@ mod tests {
                 "",
             );
             assert!(text.contains("predict.output"), "{output}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_a_directory_or_a_well_formed_name_on_the_hub() {
+        let pipeline =
+            |checkpoint: &str| format!("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='{checkpoint}'\n");
+        for checkpoint in ["models/vit", "hf:google/vit-base@main", "hf:gpt2"] {
+            let raw = config::pipeline(&pipeline(checkpoint)).unwrap();
+            Plan::check(raw, RawMachine::default()).unwrap();
+        }
+        for checkpoint in ["hf:a/b/c", "hf://google/vit", "s3://bucket/vit"] {
+            let text = problems(&pipeline(checkpoint), "");
+            assert!(
+                text.starts_with(&format!("`model.checkpoint`: `{checkpoint}`")) && text.lines().count() == 1,
+                "{text}"
+            );
         }
     }
 

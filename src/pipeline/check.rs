@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{PipelineError, chain, generation, resolve, store, workers};
+use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::Plan;
@@ -79,20 +79,12 @@ pub async fn check(plan: &Plan) -> Check {
             lists.insert(key, objects);
         }
     }
-    let spec = check.keep(resolve(plan)).map(|(spec, backbone)| {
+    let here = checkpoint(plan, &store, &mut check).await;
+    let waits = here.is_none();
+    let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
         #[cfg(feature = "model")]
         if let Some(backbone) = &backbone {
-            let checkpoint = &backbone.checkpoint;
-            check.needs.insert(
-                "model".to_owned(),
-                format!(
-                    "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
-                    checkpoint.family(),
-                    checkpoint.parameters(),
-                    bytesize::ByteSize(checkpoint.weight_bytes()),
-                    backbone.shape.dim
-                ),
-            );
+            check.needs.insert("model".to_owned(), of_model(backbone));
         }
         #[cfg(not(feature = "model"))]
         drop(backbone);
@@ -111,6 +103,11 @@ pub async fn check(plan: &Plan) -> Check {
             "none: the chunks are the product".to_owned()
         };
         check.needs.insert("scratch disk".to_owned(), scratch);
+    }
+    // The images can be looked at before it is known what the checkpoint asks for.
+    let spec = spec.or_else(|| waits.then(|| preprocess::resolve(plan, preprocess::Asked::default())));
+    if let Some(spec) = &spec {
+        let size_px = spec.geometry.output_px();
         for key in ["images.shards", "predict.images"] {
             if let Some(shard) = lists.get(key).and_then(|objects: &Vec<Object>| objects.first()) {
                 let sampled = sample_images(&store, shard, spec.clone()).await;
@@ -146,6 +143,39 @@ pub async fn check(plan: &Plan) -> Check {
         }
     }
     check
+}
+
+#[cfg(feature = "model")]
+fn of_model(backbone: &super::Backbone) -> String {
+    let checkpoint = &backbone.checkpoint;
+    format!(
+        "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
+        checkpoint.family(),
+        checkpoint.parameters(),
+        bytesize::ByteSize(checkpoint.weight_bytes()),
+        backbone.shape.dim
+    )
+}
+
+/// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.
+#[cfg(feature = "model")]
+async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
+    match check.keep(super::hub::look(plan, store).await)? {
+        None => Some(None),
+        Some(Ok(snapshot)) => Some(Some(snapshot)),
+        Some(Err(missing)) => {
+            let files = missing.files.join(", ");
+            let (bytes, cache) = (bytesize::ByteSize(missing.bytes), missing.cache.display());
+            check.needs.insert("download".to_owned(), format!("{bytes} of the checkpoint into `{cache}`: {files}"));
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "model"))]
+#[expect(clippy::unused_async, reason = "with a model it asks the hub")]
+async fn checkpoint(_: &Plan, _: &Store, _: &mut Check) -> Option<Option<std::path::PathBuf>> {
+    Some(None)
 }
 
 /// Feeds at most [`HEAD_BYTES`]; says whether more may follow.

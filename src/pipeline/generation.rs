@@ -13,6 +13,8 @@ use crate::store::{Directory, Object, Store, StoreError};
 
 /// Name of the file inside the run directory.
 const FILE: &str = "run.toml";
+/// The key that says what a checkpoint's files hold, wherever they are.
+pub(super) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
 /// Changes when the bytes of an artefact change for equal keys.
 const FORMAT: &str = "1";
 

@@ -5,7 +5,6 @@ use super::{
     enough_captions, features, prediction, scratch_path, training,
 };
 use crate::config::plan::chunk_disk_bytes;
-use crate::model::Checkpoint;
 use crate::store::LocalDirectory;
 use crate::train::checkpoint;
 
@@ -45,11 +44,7 @@ impl Run {
         device: &Arc<desk::Device>,
     ) -> Result<Journal, PipelineError> {
         let backbone = self.backbone()?;
-        let checkpoint = Checkpoint::open(std::path::Path::new(
-            self.plan.pipeline().model.as_ref().map_or("", |model| model.checkpoint.as_str()),
-        ))
-        .map_err(desk::model_error)?;
-        desk::load_backbone(device, checkpoint, backbone.options).await?;
+        desk::load_backbone(device, backbone.checkpoint.clone(), backbone.options).await?;
         let rings = LocalDirectory::create(scratch_path(&self.plan))?;
         let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {

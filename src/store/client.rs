@@ -21,9 +21,9 @@ use super::retry::{Patience, Verdict, brief, explain, judge};
 use super::{StoreError, Traffic, profile};
 
 /// Time for a connection to be set up.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// Silence after which a body counts as stalled.
-const SILENCE: Duration = Duration::from_secs(20);
+pub(super) const SILENCE: Duration = Duration::from_secs(20);
 
 /// How stores are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +87,10 @@ pub(super) fn shown(url: &str) -> &str {
 impl Clients {
     pub(super) fn new(settings: StoreSettings) -> Self {
         Self { settings, traffic: Arc::default(), open: Mutex::default() }
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.patience
     }
 
     /// The client of local files.

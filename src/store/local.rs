@@ -315,7 +315,7 @@ fn is_temporary(name: &str) -> bool {
 }
 
 /// Makes a rename or a link durable.
-fn sync_parent(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
     let Some(parent) = path.parent() else { return Ok(()) };
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
 }

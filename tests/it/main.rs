@@ -3,6 +3,7 @@
 
 mod bounds;
 mod errors;
+mod hub;
 mod layering;
 mod resume;
 mod seeing;
