@@ -4,6 +4,7 @@
 //! error is one sentence. Exit codes: 0 done; 2 the command line or the configuration is wrong; 3 the input cannot be
 //! used; 4 a store cannot be reached or refuses; 5 the device or the model fails; 130 and 143 stopped after saving.
 
+mod allocator;
 mod args;
 mod metrics;
 mod progress;
@@ -59,6 +60,7 @@ impl From<anyhow::Error> for Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    allocator::settle();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

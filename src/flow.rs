@@ -9,6 +9,7 @@ mod budget;
 mod clock;
 mod device;
 mod pool;
+mod spares;
 mod stop;
 
 pub use board::{Board, Kind, Meter, Reading, Shard, Snapshot};
@@ -16,6 +17,7 @@ pub use budget::{ByteBudget, Held};
 pub use clock::{Clock, ClockSnapshot, Doing};
 pub use device::{DeviceGone, DeviceThread};
 pub use pool::{CpuPool, JobPanicked, NoThreads};
+pub use spares::Spares;
 pub use stop::{Signal, Stop};
 
 use tokio::sync::mpsc;

@@ -70,11 +70,11 @@ impl ByteBudget {
         self.held(bytes, permit)
     }
 
-    /// As [`Self::take`], for a thread of its own that the runtime gave for blocking work.
+    /// As [`Self::take`], for a thread that may wait.
     pub fn take_blocking(&self, bytes: u64) -> Held {
         match Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)) {
             Ok(permit) => self.held(bytes, permit),
-            Err(_) => tokio::runtime::Handle::current().block_on(self.take(bytes)),
+            Err(_) => futures::executor::block_on(self.take(bytes)),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
-use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Stop, depth, link};
+use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Spares, Stop, depth, link};
 use crate::store::{Object, Reader, Store, explain_read};
 
 /// Files brought to local disk together, where the run is kept elsewhere.
@@ -40,6 +40,14 @@ pub(super) const THE_STORE: &str = "the store";
 pub(super) const THE_RUN: &str = "the run directory";
 /// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
 const BLOCKS_WAITING: usize = 2;
+
+/// Size up to which the buffer of a block is used again; one with a huge image in it is freed.
+const SPARE_BYTES: usize = 16 << 20;
+
+/// Blocks that are decoded or wait for their turn.
+fn decoding_blocks(machine: &Machine) -> usize {
+    machine.pool.width() * 2
+}
 
 /// Everything that a stream of images is.
 pub(super) struct StreamJob {
@@ -162,7 +170,7 @@ pub(super) async fn run(
     counted: Tally,
     sink: Sink,
 ) -> Result<(), PipelineError> {
-    let width = machine.pool.width() * 2;
+    let width = decoding_blocks(&machine);
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
@@ -171,8 +179,10 @@ pub(super) async fn run(
     machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     let mut stages = JoinSet::new();
-    stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in));
-    stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, width, counted, sink));
+    // Base64 goes from the decoders back to the reader.
+    let texts = Spares::new(width + BLOCKS_WAITING, SPARE_BYTES);
+    stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone()));
+    stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, texts, counted, sink));
     while let Some(done) = stages.join_next().await {
         // Dropping the set ends the other stage.
         done??;

@@ -13,7 +13,7 @@ use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
-use crate::flow::{Clock, Doing};
+use crate::flow::{Clock, Doing, Spares};
 use crate::store::Intake;
 
 /// Rows that one decoding job takes, at most.
@@ -35,6 +35,7 @@ pub(super) async fn read_shards(
     mut seen: Seen,
     position: Position,
     blocks: mpsc::Sender<Block>,
+    spares: Spares,
 ) -> Result<(), PipelineError> {
     let intake = Arc::new(Intake::default());
     let waited = Arc::clone(&intake);
@@ -50,6 +51,7 @@ pub(super) async fn read_shards(
             job: &job,
             parser: ImageRows::new(max_record_bytes(&job.spec)),
             seen: &mut seen,
+            spares: &spares,
             shard: index as u32,
             first_row,
             next_row: first_row,
@@ -106,6 +108,7 @@ struct ShardReader<'a> {
     job: &'a StreamJob,
     parser: ImageRows,
     seen: &'a mut Seen,
+    spares: &'a Spares,
     shard: u32,
     first_row: u64,
     next_row: u64,
@@ -131,7 +134,7 @@ impl ShardReader<'_> {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id));
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.spares));
             block.take(row, &self.job.wanted, self.seen);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_full || block.heads.len() >= BLOCK_ROWS || block.data.len() >= BLOCK_BYTES {
@@ -144,14 +147,16 @@ impl ShardReader<'_> {
 
     /// What is left at the end of the shard; it closes the shard's last chunk, which may be empty.
     fn last_block(&mut self) -> Block {
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(self.chunk(self.next_row)));
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(self.chunk(self.next_row), self.spares));
         block.closes = Some(true);
         block
     }
 }
 
 impl Block {
-    fn new(id: ChunkId) -> Self {
+    fn new(id: ChunkId, spares: &Spares) -> Self {
+        let mut data = spares.take();
+        data.clear();
         Self {
             id,
             closes: None,
@@ -159,7 +164,7 @@ impl Block {
             bad: Vec::new(),
             heads: RowHeads::default(),
             row_numbers: Vec::new(),
-            data: Vec::new(),
+            data,
             ends: Vec::new(),
             held: None,
         }
