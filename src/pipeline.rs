@@ -103,6 +103,10 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
     // Everything that can refuse the run does so before anything is made or removed.
     let prepared = run.prepare(request).await?;
     run.generations.accept(&run.plan)?;
+    for folder in [".", "journal", "catalog"] {
+        // The stages sweep their own folders; here are files alone that a killed process may have left half written.
+        run.directory.sweep(folder, |_| true)?;
+    }
     let events = Events::open(&run.directory);
     run.machine.events = events.clone();
     let reporter = Reporter::start(run.directory.clone(), run.machine.board.clone(), events);
