@@ -22,6 +22,7 @@ mod hub;
 mod inspect;
 #[cfg(feature = "model")]
 mod model_stages;
+mod partial;
 #[cfg(feature = "model")]
 mod prediction;
 mod preprocess;
@@ -58,6 +59,7 @@ pub use status::Status;
 
 use events::Events;
 use generation::{Generations, add_inputs};
+use partial::Partial;
 use report::{StreamReport, peak_memory_bytes};
 use status::{Reporter, State};
 use stream::{Machine, Sink, StreamJob, seen_so_far};
@@ -428,9 +430,12 @@ impl Run {
             found
         } else {
             let meter = self.machine.board.stage("pairs", "rows", 0);
-            let built = catalog::build(&self.machine, captions, pairs, &ready.shards, &meter).await?;
+            let (partial, gathered) = Partial::open(self.directory.clone(), &ready.generation)?;
+            let built =
+                catalog::build(&self.machine, captions, pairs, &ready.shards, &meter, partial, gathered).await?;
             let Some(built) = built else { return Err(self.stopped()) };
             catalog::save(&self.directory, &built, &ready.generation)?;
+            Partial::clear(&self.directory)?;
             self.machine.events.finished(&meter);
             built
         };

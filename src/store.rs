@@ -42,7 +42,7 @@ use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio_util::io::StreamReader;
 
 pub use client::{StoreSettings, tls};
@@ -177,15 +177,23 @@ impl Store {
     /// When the first bytes cannot be read. Later failures arrive as [`std::io::Error`]s of the reader: pass them to
     /// [`explain_read`].
     pub async fn open(&self, object: &Object, intake: Arc<Intake>) -> Result<Reader, StoreError> {
+        self.open_at(object, 0, intake).await
+    }
+
+    /// As [`Self::open`], from an offset in the unpacked bytes on. What is before it in a packed object is unpacked all the same.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the object ends before the offset.
+    pub async fn open_at(&self, object: &Object, offset: u64, intake: Arc<Intake>) -> Result<Reader, StoreError> {
         let packed_name = [".gz", ".zst"].iter().any(|ending| object.url.ends_with(ending));
         if object.size == 0 && packed_name {
             // A compressed file of nothing still has a header; no bytes at all are a download that failed.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
-        let blocks = read::blocks(object, intake).await?;
+        let blocks = read::blocks(object, 0, Arc::clone(&intake)).await?;
         let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
-        Ok(match head {
+        let mut reader: Reader = match head {
             [0x1f, 0x8b, ..] => {
                 let mut unpacked = GzipDecoder::new(packed);
                 unpacked.multiple_members(true);
@@ -196,8 +204,18 @@ impl Store {
                 unpacked.multiple_members(true);
                 Box::pin(BufReader::with_capacity(UNPACK_BYTES, unpacked))
             }
+            _ if offset > 0 && offset <= object.size && read::ranges_work(object).await? => {
+                return Ok(Box::pin(StreamReader::new(read::blocks(object, offset, intake).await?)));
+            }
             _ => Box::pin(packed),
-        })
+        };
+        if offset > 0 {
+            let skipped = tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await;
+            if skipped.map_err(|error| explain_read(&object.url, error))? < offset {
+                return Err(StoreError::Changed { url: object.url.clone() });
+            }
+        }
+        Ok(reader)
     }
 
     /// Reads a small object whole and unpacked, as it is.
@@ -205,7 +223,6 @@ impl Store {
     /// # Errors
     /// When it is not there, cannot be read, or is larger than `limit_bytes`.
     pub async fn read(&self, name: &str, limit_bytes: u64) -> Result<Vec<u8>, StoreError> {
-        use tokio::io::AsyncReadExt as _;
         let object = self.find(name).await?;
         let mut content = Vec::new();
         let mut reader = self.open(&object, Arc::default()).await?.take(limit_bytes + 1);
@@ -294,6 +311,25 @@ mod tests {
         let (head, tail) = data.split_at(1_234_567);
         assert_eq!(read(&dir, &[gzip(head), gzip(tail)].concat()).await.unwrap(), data);
         assert!(read(&dir, b"").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn reading_on_from_an_offset_gives_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..9_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for (name, bytes) in [("plain", data.clone()), ("packed", gzip(&data))] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let store = Store::default();
+            let object = store.find(path.to_str().unwrap()).await.unwrap();
+            for offset in [1, 5_000_000, 9_000_000] {
+                let mut rest = Vec::new();
+                store.open_at(&object, offset, Arc::default()).await.unwrap().read_to_end(&mut rest).await.unwrap();
+                assert_eq!(rest, data[offset as usize..], "{name} from {offset}");
+            }
+            let error = store.open_at(&object, 9_000_001, Arc::default()).await.err().unwrap();
+            assert!(matches!(error, StoreError::Changed { .. }), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -94,18 +94,19 @@ impl Broken {
     }
 }
 
-/// The stored bytes of an object, in order.
+/// The stored bytes of an object, in order, from an offset on; the offset is 0 where [`ranges_work`] is false.
 ///
 /// # Errors
 /// When the first byte cannot be had; later failures are items, with a [`StoreError`] inside.
 pub(super) async fn blocks(
     object: &Object,
+    from: u64,
     intake: Arc<Intake>,
 ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
     if object.size > 0 && !ranges_work(object).await? {
         return Ok(Intake::of(intake, whole(object.clone())));
     }
-    let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
+    let ranges = (from..object.size).step_by(RANGE_BYTES as usize).map({
         let object = object.clone();
         move |start| {
             let object = object.clone();
