@@ -101,8 +101,8 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
 
 /// The stores of a plan.
 fn store(plan: &Plan) -> Store {
-    let RawStore { endpoint, patience } = plan.machine().store.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0 })
+    let RawStore { endpoint, patience, silence } = plan.machine().store.clone();
+    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
 }
 
 /// Opens the run's directory and claims it.

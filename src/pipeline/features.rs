@@ -125,7 +125,7 @@ impl Consumer {
             if self.stop.is_raised() || !self.compute(&chunk).await? {
                 break;
             }
-            commit(&mut self.journal, &chunk.entry, &self.shards[chunk.entry.id.shard as usize].url)?;
+            commit(&mut self.journal, &chunk.entry, &self.shards[chunk.entry.id.shard as usize].name)?;
             chunk.release()?;
         }
         match self.stop.signal() {

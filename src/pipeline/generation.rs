@@ -56,7 +56,7 @@ pub(super) async fn add_inputs(
 ) -> Result<(), StoreError> {
     let mut hasher = blake3::Hasher::new();
     for (object, fingerprint) in objects.iter().zip(store.fingerprints(objects).await?) {
-        hasher.update(format!("{}\t{fingerprint}\n", object.url).as_bytes());
+        hasher.update(format!("{}\t{fingerprint}\n", object.name).as_bytes());
     }
     let bytes: u64 = objects.iter().map(|object| object.size).sum();
     let digest = &hasher.finalize().to_hex()[..16];

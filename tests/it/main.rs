@@ -5,5 +5,6 @@ mod bounds;
 mod errors;
 mod layering;
 mod resume;
+mod s3;
 mod support;
 mod whole;

@@ -211,7 +211,7 @@ async fn sink_chunk(chunk: Finished, job: &StreamJob, sink: &mut Sink) -> Result
             Ok(consumer.send(complete).await.is_ok())
         }
         Sink::Durable(journal, _) => {
-            let shard = &job.shards[chunk.entry.id.shard as usize].url;
+            let shard = &job.shards[chunk.entry.id.shard as usize].name;
             commit(journal, &chunk.entry, shard)?;
             Ok(true)
         }
