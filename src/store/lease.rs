@@ -18,10 +18,10 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
 use super::client::Client;
 use super::read::small;
 use super::retry::{explain, unsupported};
+use super::{StoreError, kill};
 
 /// Time between two renewals.
 const RENEW: Duration = Duration::from_secs(3);
@@ -222,7 +222,10 @@ impl Lease {
                 }
             };
             let asked = Instant::now();
-            if let Written::Yes = write(&client, &location, &own, mode).await? {
+            kill::point("put", "lock");
+            let written = write(&client, &location, &own, mode).await?;
+            kill::point("put-done", "lock");
+            if let Written::Yes = written {
                 return Ok(Self::start(client, location, own, asked));
             }
             patience.wait(&url, "claimed", "another write was going on".to_owned()).await?;

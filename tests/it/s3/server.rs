@@ -45,12 +45,16 @@ struct Shared {
     s3: S3Service,
     /// Held alone by who writes.
     order: tokio::sync::RwLock<()>,
-    faults: Mutex<Faults>,
+    faults: Faults,
     asked: Mutex<HashMap<String, u64>>,
     /// Conditional writes are answered 501.
     plain: AtomicBool,
     /// Nothing is answered: connections are taken and closed.
     away: AtomicBool,
+    /// Ranges are not known: every answer is the whole object.
+    whole: AtomicBool,
+    /// Bytes of an object beyond these are promised and never come.
+    holds: AtomicU64,
     requests: AtomicU64,
     faulty: AtomicU64,
     /// `METHOD /path`, in order.
@@ -63,16 +67,29 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Server {
     pub(crate) fn start(faults: Faults) -> Self {
+        Self::with_keys(faults, true)
+    }
+
+    /// A server that asks for no keys: one of plain HTTP.
+    pub(crate) fn open_to_all(faults: Faults) -> Self {
+        Self::with_keys(faults, false)
+    }
+
+    fn with_keys(faults: Faults, keys: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
-        builder.set_auth(SimpleAuth::from_single(KEYS.0, KEYS.1));
+        if keys {
+            builder.set_auth(SimpleAuth::from_single(KEYS.0, KEYS.1));
+        }
         let shared = Arc::new(Shared {
             s3: builder.build(),
             order: tokio::sync::RwLock::default(),
-            faults: Mutex::new(faults),
+            faults,
             asked: Mutex::default(),
             plain: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
+            holds: AtomicU64::new(u64::MAX),
             requests: AtomicU64::new(0),
             faulty: AtomicU64::new(0),
             log: Mutex::default(),
@@ -100,9 +117,14 @@ impl Server {
         std::os::unix::fs::symlink(folder, self.folder.path().join(name)).unwrap();
     }
 
-    /// From now on these faults.
-    pub(crate) fn set(&self, faults: Faults) {
-        *locked(&self.shared.faults) = faults;
+    /// Whether ranges are ignored.
+    pub(crate) fn set_whole(&self, whole: bool) {
+        self.shared.whole.store(whole, Ordering::SeqCst);
+    }
+
+    /// Of how many bytes of each object there is anything to give.
+    pub(crate) fn set_holds(&self, bytes: u64) {
+        self.shared.holds.store(bytes, Ordering::SeqCst);
     }
 
     /// Whether conditional writes are refused as not implemented.
@@ -203,7 +225,7 @@ impl Shared {
         if self.away.load(Ordering::SeqCst) {
             return Err(cut_off());
         }
-        let faults = *locked(&self.faults);
+        let faults = self.faults;
         let text = |name: &str| {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
         };
@@ -241,7 +263,10 @@ impl Shared {
         if conditional && self.plain.load(Ordering::SeqCst) {
             return Ok(refusal(501, "NotImplemented"));
         }
-        let (parts, mut body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
+        if self.whole.load(Ordering::SeqCst) {
+            parts.headers.remove(header::RANGE);
+        }
         let mut content = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(io::Error::other)?.into_data() else { continue };
@@ -265,10 +290,20 @@ impl Shared {
             let body = body.map_err(|error| io::Error::other(error.to_string()));
             return Ok(Response::from_parts(head, Body::new(body)));
         }
-        let all = http_body_util::BodyExt::collect(body)
+        let all: Bytes = http_body_util::BodyExt::collect(body)
             .await
             .map_err(|error| io::Error::other(error.to_string()))?
             .to_bytes();
+        let first =
+            range.strip_prefix("bytes=").and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0u64);
+        let left = self.holds.load(Ordering::SeqCst).saturating_sub(first);
+        if left < all.len() as u64 {
+            head.headers.insert(header::CONTENT_LENGTH, left.into());
+            return Ok(Response::from_parts(
+                head,
+                sent(vec![Piece::Bytes(all.slice(..left as usize))], 0, Arc::clone(cut)),
+            ));
+        }
         let end = |share: f64| (all.len() as f64 * share) as usize;
         let mut pieces: Vec<Piece> = Vec::new();
         match fate {
