@@ -143,7 +143,7 @@ async fn write(client: &Client, location: &Path, record: &Record, mode: PutMode)
         Ok(_) => Ok(Written::Yes),
         Err(error) if unsupported(&error) => unconditional(client, location, record, &mode, content).await,
         // Also what a store says to the second attempt at our own write, whose first answer was lost.
-        Err(Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotFound { .. }) => {
+        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
             Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No })
         }
         Err(error) => Err(explain(&url, "written", error)),

@@ -143,8 +143,15 @@ pub(super) fn explain(url: &str, action: &'static str, error: Error) -> StoreErr
     } else {
         ""
     };
+    // Listings do not sort their refusals.
+    let status = status(&error);
     match error {
+        Error::NotFound { .. } if action == "written" && !hint.is_empty() => {
+            StoreError::BadUrl { url, reason: "its bucket is not there".to_owned() }
+        }
         Error::NotFound { .. } => StoreError::NotFound { url },
+        Error::Generic { .. } if status == Some(404) => StoreError::NotFound { url },
+        Error::Generic { .. } if matches!(status, Some(401 | 403)) => StoreError::Refused { url, hint },
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreError::Refused { url, hint },
         Error::Precondition { .. } | Error::NotModified { .. } => StoreError::Changed { url },
         other => {

@@ -63,7 +63,8 @@ fn what_cannot_be_reached_or_read_is_said_in_one_sentence_and_soon() {
     assert!(text.contains("`s3://no-such-bucket/*.csv`") && took < soon, "{text}");
 
     let (code, text, _) = fails(&server, &images(TEST_IMAGES, "s3://no-such-bucket/run"), "", &[]);
-    assert!(code != 0 && text.contains("`s3://no-such-bucket/run/lock`"), "{code} {text}");
+    assert_eq!(code, 4, "{text}");
+    assert!(text.contains("`s3://no-such-bucket/run/lock` cannot be used: its bucket is not there"), "{text}");
 
     let (code, text, _) = fails(&server, &images("s3://corpus/data/none-*.csv", run), "", &[]);
     assert_eq!(code, 3, "{text}");
@@ -126,5 +127,5 @@ fn keys_region_and_endpoint_may_come_from_the_profile() {
     let out = run.env("HOME", dir.path().join("home")).env("AWS_PROFILE", "lab").output().unwrap();
     assert!(out.status.success(), "{}", complaint(&out));
     // Not even in the most talkative log.
-    assert!(complaint(&out).contains("s3://runs/run") && !complaint(&out).contains(KEYS.1));
+    assert!(!complaint(&out).contains(KEYS.1));
 }

@@ -38,7 +38,14 @@ pub(crate) struct Server {
     folder: tempfile::TempDir,
     address: SocketAddr,
     shared: Arc<Shared>,
-    _runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // May be inside another runtime, where nothing waits.
+        self.runtime.take().expect("it is taken here alone").shutdown_background();
+    }
 }
 
 struct Shared {
@@ -95,10 +102,12 @@ impl Server {
             log: Mutex::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(listen(listener, Arc::clone(&shared)));
-        Self { folder, address, shared, _runtime: runtime }
+        let serving = Arc::clone(&shared);
+        runtime.spawn(async move { listen(TcpListener::from_std(listener).unwrap(), serving).await });
+        Self { folder, address, shared, runtime: Some(runtime) }
     }
 
     pub(crate) fn endpoint(&self) -> String {
