@@ -104,6 +104,11 @@ impl Store {
         client::scheme(name).is_some()
     }
 
+    /// A name as it may be shown and kept: the query of a URL of the web holds what signs it.
+    pub fn shown(name: &str) -> &str {
+        client::shown(name)
+    }
+
     /// What went over the wire so far.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.clients.traffic)
@@ -230,7 +235,7 @@ impl Object {
             size: meta.size,
             client,
             location: meta.location,
-            e_tag: meta.e_tag,
+            e_tag: meta.e_tag.map(quoted),
             modified: meta.last_modified.timestamp(),
         }
     }
@@ -239,11 +244,16 @@ impl Object {
     /// else size and the second of the last change.
     fn is_other_than(&self, meta: &ObjectMeta) -> bool {
         let same_version = match (&self.e_tag, &meta.e_tag) {
-            (Some(listed), Some(now)) => listed == now,
+            (Some(listed), Some(now)) => *listed == quoted(now.clone()),
             _ => self.client.is_local() || self.modified == meta.last_modified.timestamp(),
         };
         self.size != meta.size || !same_version
     }
+}
+
+/// A tag as headers have it: Azure lists it without its quotation marks.
+fn quoted(tag: String) -> String {
+    if tag.ends_with('"') { tag } else { format!("\"{tag}\"") }
 }
 
 /// The shortest ends of paths or URLs that name each of them alike: what follows the folder that they have in common.

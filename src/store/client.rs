@@ -59,11 +59,13 @@ pub(super) struct Client {
     pub(super) inner: Arc<dyn ObjectStore>,
     /// Where it is S3: listings page by page, and uploads.
     pub(super) s3: Option<S3>,
+    /// Where it is a web server: bodies that wait for their consumer, whose silence is told from its own by who reads them.
+    pub(super) unhurried: Option<Arc<dyn ObjectStore>>,
     /// What its URLs start with, without the `/` behind it; empty for local files.
     pub(super) root: String,
     pub(super) traffic: Arc<Traffic>,
     pub(super) patience: Duration,
-    silence: Duration,
+    pub(super) silence: Duration,
     reached: Arc<AtomicBool>,
 }
 
@@ -110,7 +112,8 @@ impl Clients {
 
     fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<S3>, root: String) -> Client {
         let StoreSettings { patience, silence, .. } = self.settings;
-        Client { inner, s3, root, traffic: Arc::clone(&self.traffic), patience, silence, reached: Arc::default() }
+        let (traffic, reached) = (Arc::clone(&self.traffic), Arc::default());
+        Client { inner, s3, unhurried: None, root, traffic, patience, silence, reached }
     }
 
     /// The client behind a URL, and the part of the URL that names the object, not decoded.
@@ -155,9 +158,13 @@ impl Clients {
             "http" | "https" => {
                 let mut base = Url::parse(&root).map_err(|error| bad(url, error.to_string()))?;
                 base.set_query(query);
-                let options = options.with_allow_http(true);
-                let builder = HttpBuilder::new().with_url(base).with_retry(no_retry()).with_client_options(options);
-                self.client(Arc::new(builder.build().map_err(failed)?), None, root)
+                let build = |options: ClientOptions| {
+                    let options = options.with_allow_http(true);
+                    let builder = HttpBuilder::new().with_url(base.clone()).with_retry(no_retry());
+                    builder.with_client_options(options).build().map_err(failed)
+                };
+                let (store, unhurried) = (build(options)?, build(unlimited())?);
+                Client { unhurried: Some(Arc::new(unhurried)), ..self.client(Arc::new(store), None, root.clone()) }
             }
             other => {
                 return Err(bad(

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
-use object_store::{Error, GetOptions, GetRange, GetResult};
+use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
@@ -128,7 +128,7 @@ async fn read_on(
     patience: &mut Patience,
 ) -> Result<(), Broken> {
     let wanted = (left.end - left.start) as usize;
-    let answer = request(object, Some(left), patience).await?;
+    let answer = request(object, &object.client.inner, Some(left), patience).await?;
     let mut body = answer.into_stream();
     let mut came = 0;
     while let Some(part) = body.next().await {
@@ -145,7 +145,12 @@ async fn read_on(
 }
 
 /// Opens a body of the version that was listed.
-async fn request(object: &Object, range: Option<Range<u64>>, patience: &Patience) -> Result<GetResult, Broken> {
+async fn request(
+    object: &Object,
+    store: &Arc<dyn ObjectStore>,
+    range: Option<Range<u64>>,
+    patience: &Patience,
+) -> Result<GetResult, Broken> {
     let client = &object.client;
     if !client.is_local() {
         client.traffic.request(patience.attempts() > 0);
@@ -153,8 +158,7 @@ async fn request(object: &Object, range: Option<Range<u64>>, patience: &Patience
     // A weak tag never matches, by its definition (RFC 9110, 13.1.1).
     let if_match = object.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
     let options = GetOptions { range: range.map(GetRange::Bounded), if_match, ..GetOptions::default() };
-    let answer =
-        client.inner.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
+    let answer = store.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
     client.reach();
     if object.is_other_than(&answer.meta) {
         return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
@@ -199,11 +203,20 @@ async fn read_whole(
     patience: &mut Patience,
     sender: &tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
 ) -> Result<(), Broken> {
-    let mut body = request(object, None, patience).await?.into_stream();
+    let client = &object.client;
+    let store = client.unhurried.as_ref().unwrap_or(&client.inner);
+    // The connection's own limit would count the time that the consumer takes.
+    let silent = |_| Broken::Passing("no byte came for too long".to_owned());
+    let answer = tokio::time::timeout(client.silence, request(object, store, None, patience)).await.map_err(silent)?;
+    let mut body = answer?.into_stream();
     let mut skip = *sent;
     let mut block = BytesMut::new();
     loop {
-        let part = body.next().await.transpose().map_err(|error| Broken::from_store(object, error))?;
+        let part = tokio::time::timeout(client.silence, body.next())
+            .await
+            .map_err(silent)?
+            .transpose()
+            .map_err(|error| Broken::from_store(object, error))?;
         let over = part.is_none();
         let part = part.unwrap_or_default();
         let old = skip.min(part.len() as u64);
@@ -220,6 +233,8 @@ async fn read_whole(
             if sender.send(Ok(full)).await.is_err() {
                 return Ok(());
             }
+            // What the consumer took was no failure of the server's.
+            patience.progress();
         }
         if over {
             return if *sent == object.size { Ok(()) } else { Err(Broken::Short) };

@@ -22,6 +22,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Patience with a store that has never answered: a mistyped endpoint should not take minutes to show.
 const FIRST_CONTACT: Duration = Duration::from_secs(15);
 
+/// Attempts that are made in any case: one that only hears silence may take longer than patience by itself.
+const LEAST_ATTEMPTS: u32 = 3;
+
 /// What a failure means for the next attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -210,7 +213,7 @@ impl Patience {
         self.attempts += 1;
         let waited = self.since.elapsed();
         let limit = if self.reached.load(Ordering::Relaxed) { self.limit } else { self.limit.min(FIRST_CONTACT) };
-        if waited >= limit {
+        if waited >= limit && self.attempts >= LEAST_ATTEMPTS {
             let waited = humantime::format_duration(Duration::from_secs(waited.as_secs())).to_string();
             return Err(StoreError::Unreachable {
                 url: url.to_owned(),
@@ -269,8 +272,11 @@ mod tests {
     async fn patience_ends_and_progress_renews_it() {
         let patience = |seconds, reached: bool| Patience::new(Duration::from_secs(seconds), Arc::new(reached.into()));
         let mut patience_of_none = patience(0, true);
+        for _ in 1..LEAST_ATTEMPTS {
+            patience_of_none.wait("s3://b/k", "read", "no connection".into()).await.unwrap();
+        }
         let error = patience_of_none.wait("s3://b/k", "read", "no connection".into()).await.unwrap_err().to_string();
-        assert!(error.contains("s3://b/k") && error.contains("gave up after 1 attempts"), "{error}");
+        assert!(error.contains("s3://b/k") && error.contains("gave up after 3 attempts"), "{error}");
         let mut patience = patience(60, true);
         for _ in 0..3 {
             patience.wait("s3://b/k", "read", "x".into()).await.unwrap();
@@ -284,7 +290,7 @@ mod tests {
     async fn a_store_that_never_answered_is_given_up_early_and_one_that_did_is_not() {
         let reached = Arc::new(AtomicBool::new(false));
         let mut patience = Patience::new(Duration::from_secs(300), Arc::clone(&reached));
-        patience.since -= FIRST_CONTACT;
+        (patience.since, patience.attempts) = (patience.since - FIRST_CONTACT, LEAST_ATTEMPTS);
         patience.wait("s3://b/k", "read", "no connection".into()).await.unwrap_err();
         // A 503 is an answer, also one that came while this request was already waiting.
         reached.store(true, Ordering::Relaxed);

@@ -43,7 +43,7 @@ TOML
 }
 pipeline "$work/local" "$work/corpus/data" > "$work/local.toml"
 pipeline s3://runs/some/run s3://corpus/data > "$work/remote.toml"
-"$program" run --config "$work/local.toml" > "$work/log"
+"$program" run --config "$work/local.toml" > "$work/log" 2>&1
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "$here/venv/bin/moto_server" -H 127.0.0.1 -p "$port" > "$work/server.log" 2>&1 &

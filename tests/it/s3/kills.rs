@@ -54,7 +54,7 @@ fn killed_before_and_after_every_kind_of_write_to_s3_it_ends_with_the_same_bytes
         assert!(!complaint(&out).contains("waiting up to"), "{plan}: {}", complaint(&out));
         if number % 4 == 3 {
             // Another host, which has the run directory alone.
-            std::fs::remove_dir_all(dir.path().join("scratch")).unwrap();
+            std::fs::remove_dir_all(dir.path().join("scratch")).ok();
         }
     }
     let out = command(&server, dir.path(), &text, "").output().unwrap();

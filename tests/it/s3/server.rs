@@ -49,6 +49,7 @@ impl Drop for Server {
 }
 
 struct Shared {
+    root: PathBuf,
     s3: S3Service,
     /// Held alone by who writes.
     order: tokio::sync::RwLock<()>,
@@ -89,6 +90,7 @@ impl Server {
             builder.set_auth(SimpleAuth::from_single(KEYS.0, KEYS.1));
         }
         let shared = Arc::new(Shared {
+            root: folder.path().to_owned(),
             s3: builder.build(),
             order: tokio::sync::RwLock::default(),
             faults,
@@ -268,6 +270,10 @@ impl Shared {
             Fate::Status(status) => return Ok(refusal(status, "")),
             Fate::Late => tokio::time::sleep(faults.stall_for).await,
             _ => {}
+        }
+        let bucket = uri.path().split('/').nth(1).unwrap_or_default();
+        if !self.root.join(bucket).is_dir() {
+            return Ok(refusal(404, "NoSuchBucket"));
         }
         if conditional && self.plain.load(Ordering::SeqCst) {
             return Ok(refusal(501, "NotImplemented"));
