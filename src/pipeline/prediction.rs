@@ -220,8 +220,9 @@ pub(super) async fn score(
     let submission = directory.fetch(&settings.output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
-    let scores = evaluate(submission, &*truth)
-        .map_err(|error| PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error))))?;
+    let scores = evaluate(submission, &*truth).map_err(|error| {
+        PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error)))
+    })?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,
         ndcg5_ceiling: metrics::ceiling(asked.ids_per_image.iter().copied()),

@@ -54,7 +54,7 @@ pub fn tls() {
 }
 
 /// The client of one bucket, container or host, or of the local files.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Client {
     pub(super) inner: Arc<dyn ObjectStore>,
     /// Where it is S3: listings page by page, and uploads.
@@ -70,7 +70,7 @@ pub(super) struct Client {
 }
 
 /// What S3 can do beyond the other stores.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct S3 {
     /// For everything that is small.
     pub(super) store: Arc<AmazonS3>,
@@ -78,8 +78,20 @@ pub(super) struct S3 {
     pub(super) upload: Arc<AmazonS3>,
 }
 
+impl std::fmt::Debug for Client {
+    /// Nothing of the clients inside, which hold keys and signed queries.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Client").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Clients").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 /// All clients of a run.
-#[derive(Debug)]
 pub(super) struct Clients {
     settings: StoreSettings,
     pub(super) traffic: Arc<Traffic>,
@@ -147,6 +159,8 @@ impl Clients {
             }
             "gs" => {
                 let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host);
+                // Only the key file can name another endpoint than Google's.
+                let options = options.with_allow_http(true);
                 let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }

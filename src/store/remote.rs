@@ -35,7 +35,6 @@ const PARTS_AT_ONCE: usize = 2;
 /// Requests in flight for one call.
 const AT_ONCE: usize = 8;
 
-#[derive(Debug)]
 pub(super) struct Remote {
     client: Client,
     s3: S3,
@@ -45,6 +44,12 @@ pub(super) struct Remote {
     lease: Mutex<Weak<Lease>>,
     /// Whether nobody will claim it: what is fetched is this process's own then, and goes with this.
     visited: bool,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Remote").field("client", &self.client).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Remote {

@@ -66,7 +66,7 @@ fn a_second_process_is_refused_and_takes_nothing_from_the_first() {
 
 #[test]
 fn of_several_that_start_at_once_one_runs() {
-    for plain in [false, true] {
+    let one = |plain: bool| {
         let dir = tempfile::tempdir().unwrap();
         let server = with_corpus(Faults { conflict: 0.3, lose: 0.3, seed: 4, ..Faults::default() });
         server.set_plain(plain);
@@ -89,10 +89,19 @@ fn of_several_that_start_at_once_one_runs() {
         }
         holder.kill().unwrap();
         holder.wait().unwrap();
-    }
+    };
+    std::thread::scope(|scope| [false, true].into_iter().for_each(|plain| drop(scope.spawn(move || one(plain)))));
 }
 
 #[test]
+fn claims_that_are_not_renewed_are_void_after_a_while() {
+    // Side by side: each waits for a quarter of a minute.
+    std::thread::scope(|scope| {
+        scope.spawn(a_claim_of_another_host_that_is_not_renewed_is_void_after_a_while);
+        scope.spawn(who_was_halted_for_too_long_writes_nothing_more);
+    });
+}
+
 fn a_claim_of_another_host_that_is_not_renewed_is_void_after_a_while() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
@@ -112,7 +121,6 @@ fn a_claim_of_another_host_that_is_not_renewed_is_void_after_a_while() {
     assert_eq!(differences(&artefacts(&local), &artefacts(&run_dir)), Vec::<String>::new());
 }
 
-#[test]
 fn who_was_halted_for_too_long_writes_nothing_more() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());

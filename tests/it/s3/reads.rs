@@ -36,7 +36,7 @@ async fn read(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_arrives_whole_through_resets_truncations_and_stalls() {
-    for (seed, whole) in [(1, false), (2, false), (3, true), (4, true)] {
+    let all = [(1, false), (2, false), (3, true), (4, true)].map(|(seed, whole)| async move {
         let faults = Faults {
             reset: 0.3,
             truncate: 0.3,
@@ -55,7 +55,8 @@ async fn an_object_arrives_whole_through_resets_truncations_and_stalls() {
         assert!(faulty > 0, "seed {seed}: none of {requests} requests went wrong");
         let traffic = store.traffic().snapshot();
         assert!(traffic.retries > 0 && traffic.bytes_read >= content.len() as u64, "{traffic:?}");
-    }
+    });
+    futures::future::join_all(all).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
