@@ -124,8 +124,8 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
 
 /// The stores of a machine.
 fn store(machine: &RawStore) -> Store {
-    let RawStore { endpoint, patience } = machine.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0 })
+    let RawStore { endpoint, patience, silence } = machine.clone();
+    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
 }
 
 /// Opens the run's directory and claims it.
@@ -366,7 +366,9 @@ impl Run {
             self.report = Report { stages: Vec::new(), notes: Vec::new(), ..earlier };
         }
         let outcome = self.each_stage(prepared).await;
-        let reported = self.write_report();
+        // A store that was waited for in vain is not waited for once more.
+        let out_of_reach = self.directory.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
+        let reported = if out_of_reach { Ok(()) } else { self.write_report() };
         // Why a stage failed matters more than that its report could not be written either.
         outcome?;
         reported?;

@@ -13,6 +13,7 @@
 //! | `retry` | which failures pass, and how long to wait |
 //! | `read` | one version of an object in ranges |
 //! | `glob` | patterns → objects |
+//! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
 //! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
@@ -26,6 +27,7 @@ mod glob;
 mod hub;
 pub mod kill;
 mod lease;
+mod listing;
 mod local;
 mod log;
 mod process;
@@ -72,6 +74,8 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 pub struct Object {
     /// Its name for a person, and in errors.
     pub url: String,
+    /// Its name among those that were listed with it: the same wherever they are kept, so that what is made of them is, too.
+    pub name: String,
     /// Its size in bytes.
     pub size: u64,
     client: Client,
@@ -107,6 +111,11 @@ impl Store {
         client::scheme(name).is_some()
     }
 
+    /// A name as it may be shown and kept: the query of a URL of the web holds what signs it.
+    pub fn shown(name: &str) -> &str {
+        client::shown(name)
+    }
+
     /// What went over the wire so far.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.clients.traffic)
@@ -133,6 +142,10 @@ impl Store {
                 }
             }
         }
+        let names: Vec<String> = distinct_names(found.iter().map(|object| object.url.as_str()));
+        for (object, name) in found.iter_mut().zip(names) {
+            object.name = name;
+        }
         Ok(found)
     }
 
@@ -148,7 +161,7 @@ impl Store {
     }
 
     /// A word for each object's content that does not depend on where it is or when it was written: of its size and its
-    /// first and last 64 KiB, where a gzip file has its checksum and length.
+    /// first and last 64 KiB, where a gzip file has its checksum and length. (Of a web server without ranges, of size and first.)
     ///
     /// # Errors
     /// When an object cannot be read or changed.
@@ -159,8 +172,10 @@ impl Store {
                 hasher.update(&object.size.to_le_bytes());
                 let head = FINGERPRINT_BYTES.min(object.size);
                 let tail = object.size.saturating_sub(FINGERPRINT_BYTES).max(head);
-                for range in [0..head, tail..object.size] {
-                    if !range.is_empty() && read::ranges_work(&object).await? {
+                if object.size > 0 && !read::ranges_work(&object).await? {
+                    hasher.update(&read::head(&object, head).await?);
+                } else {
+                    for range in [0..head, tail..object.size].into_iter().filter(|range| !range.is_empty()) {
                         hasher.update(&read::read_range(&object, range).await?);
                     }
                 }
@@ -239,11 +254,12 @@ impl Object {
     fn new(url: String, client: &Client, meta: ObjectMeta) -> Self {
         let client = client.clone();
         Self {
+            name: distinct_names([url.as_str()]).remove(0),
             url,
             size: meta.size,
             client,
             location: meta.location,
-            e_tag: meta.e_tag,
+            e_tag: meta.e_tag.map(quoted),
             modified: meta.last_modified.timestamp(),
         }
     }
@@ -252,11 +268,28 @@ impl Object {
     /// else size and the second of the last change.
     fn is_other_than(&self, meta: &ObjectMeta) -> bool {
         let same_version = match (&self.e_tag, &meta.e_tag) {
-            (Some(listed), Some(now)) => listed == now,
+            (Some(listed), Some(now)) => *listed == quoted(now.clone()),
             _ => self.client.is_local() || self.modified == meta.last_modified.timestamp(),
         };
         self.size != meta.size || !same_version
     }
+}
+
+/// A tag as headers have it: Azure lists it without its quotation marks.
+fn quoted(tag: String) -> String {
+    if tag.ends_with('"') { tag } else { format!("\"{tag}\"") }
+}
+
+/// The shortest ends of paths or URLs that name each of them alike: what follows the folder that they have in common.
+fn distinct_names<'a>(urls: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let urls: Vec<&str> = urls.into_iter().collect();
+    let folder = |url: &str| url.rfind('/').map_or(0, |slash| slash + 1);
+    let common = urls.iter().skip(1).fold(urls.first().map_or(0, |first| folder(first)), |common, url| {
+        let same = urls[0].bytes().zip(url.bytes()).take_while(|(one, other)| one == other).count();
+        // Back to the end of a folder's name, which no character of several bytes is in.
+        urls[0].as_bytes()[..common.min(same)].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1)
+    });
+    urls.iter().map(|url| url[common..].to_owned()).collect()
 }
 
 /// Turns a [`Reader`]'s error into one that names the object and says what to do.
@@ -358,6 +391,25 @@ mod tests {
         std::fs::write(&path, vec![2; 30 << 20]).unwrap();
         let error = reader.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert!(matches!(explain_read("part.bin", error), StoreError::Changed { .. }));
+    }
+
+    #[test]
+    fn names_are_the_same_wherever_the_objects_are() {
+        for root in ["/data/", "s3://bucket/some/where/", "https://host/", "data/", ""] {
+            let names = |names: &[&str]| {
+                let urls: Vec<String> = names.iter().map(|name| format!("{root}{name}")).collect();
+                distinct_names(urls.iter().map(String::as_str))
+            };
+            assert_eq!(names(&["images/part-0.gz"]), ["part-0.gz"]);
+            assert_eq!(names(&["images/part-00.gz", "images/part-01.gz"]), ["part-00.gz", "part-01.gz"]);
+            assert_eq!(
+                names(&["a/part-0.gz", "b/part-0.gz", "a/part-1.gz"]),
+                ["a/part-0.gz", "b/part-0.gz", "a/part-1.gz"]
+            );
+            assert_eq!(names(&["äö/x.gz", "äü/x.gz"]), ["äö/x.gz", "äü/x.gz"]);
+            assert_eq!(names(&["x/ab/1", "x/ab", "x/ab/2"]), ["ab/1", "ab", "ab/2"]);
+            assert_eq!(names(&[]), Vec::<String>::new());
+        }
     }
 
     #[tokio::test]

@@ -133,16 +133,18 @@ impl Plan {
     }
 
     /// The keys that the artefacts of `stage` itself depend on; those of the stages before it come on top.
+    ///
+    /// The inputs are not among them: what counts is what they hold, which only whoever lists them can say, and not where.
     pub fn keys(&self, stage: Stage) -> StageKeys {
         let mut keys = StageKeys::new();
         let pipeline = &self.pipeline;
         match stage {
             Stage::Catalog => {
-                add(&mut keys, "captions", pipeline.captions.as_ref(), &[]);
-                add(&mut keys, "pairs", pipeline.pairs.as_ref(), &[]);
+                add(&mut keys, "captions", pipeline.captions.as_ref(), &["list"]);
+                add(&mut keys, "pairs", pipeline.pairs.as_ref(), &["shards"]);
             }
             Stage::Stream => {
-                add(&mut keys, "images", pipeline.images.as_ref(), &[]);
+                add(&mut keys, "images", pipeline.images.as_ref(), &["shards"]);
                 add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
                 let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
@@ -154,7 +156,12 @@ impl Plan {
                 add(&mut keys, "train", pipeline.train.as_ref(), &["checkpoint_every", "log_every"]);
             }
             Stage::Predict => {
-                add(&mut keys, "predict", pipeline.predict.as_ref(), &["truth", "top_k", "checkpoint"]);
+                add(
+                    &mut keys,
+                    "predict",
+                    pipeline.predict.as_ref(),
+                    &["images", "ids", "truth", "top_k", "checkpoint"],
+                );
                 add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
                 add(&mut keys, "chunks", Some(&pipeline.chunks), &["compression"]);
@@ -416,6 +423,7 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         format!("`{endpoint}` must be a URL that starts with `https://` or `http://`"),
     );
     refuse(machine.store.patience.0.is_zero(), "store.patience", "must be longer than zero".into());
+    refuse(machine.store.silence.0.is_zero(), "store.silence", "must be longer than zero".into());
     refuse(
         machine.scratch.dir.contains("://"),
         "scratch.dir",
@@ -506,6 +514,7 @@ mod tests {
         for stage in Stage::ALL {
             assert!(plan.keys(stage).keys().all(|key| !key.starts_with("limits") && key != "run.dir"));
         }
-        assert!(plan.keys(Stage::Stream).contains_key("images.shards"));
+        // What the inputs hold counts, and not where they are.
+        assert!(plan.keys(Stage::Stream).keys().all(|key| key != "images.shards"));
     }
 }

@@ -335,10 +335,12 @@ pub struct RawStore {
     pub endpoint: String,
     /// For how long a request may fail again and again before the run stops; what was done is kept.
     pub patience: Span,
+    /// Time without a byte after which a request is given up and made again. An upload has a second more for each 64 KiB.
+    pub silence: Span,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Span::seconds(300) }
+        Self { endpoint: String::new(), patience: Span::seconds(300), silence: Span::seconds(20) }
     }
 }

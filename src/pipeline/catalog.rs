@@ -149,7 +149,7 @@ pub(super) async fn build(
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                captions.list
+                Store::shown(&captions.list)
             )));
         }
     }
@@ -260,7 +260,7 @@ pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -
 async fn read_list(store: &Store, name: &str, classes: &mut Classes) -> Result<(), PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
-    let mut list = CaptionList::new(name, MAX_RECORD_BYTES);
+    let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
     let mut buffer = vec![0; FEED_BYTES];
     loop {
         let more = fill(&mut reader, &mut list, &mut buffer, &object.url).await?;

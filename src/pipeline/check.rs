@@ -252,7 +252,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
     if captions.classes == ClassesWord::List {
         let object = store.find(&captions.list).await?;
         let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-        let mut list = CaptionList::new(&captions.list, MAX_RECORD_BYTES);
+        let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
         let mut buffer = vec![0; 256 << 10];
         loop {
             let more = super::stream::fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
@@ -266,7 +266,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                captions.list
+                object.url
             )));
         }
         #[cfg(feature = "model")]
@@ -302,7 +302,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
 async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
     let (mut count, mut fed) = (0u64, 0);
     loop {
         let more = feed(&mut reader, &mut ids, &mut fed, &object.url).await?;
@@ -310,7 +310,7 @@ async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> 
             count += 1;
         }
         if !more && count == 0 {
-            return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
+            return Err(PipelineError::Input(format!("`{}` (`predict.ids`) holds no id: check the file", object.url)));
         }
         if !more {
             return Ok(format!("the first {count} ids are sound"));

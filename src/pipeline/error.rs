@@ -42,6 +42,12 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether the run's own directory may be out of reach, so that nothing more can be written to it.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        let (Self::Store(error) | Self::Chunk(ChunkError::Store(error))) = self else { return false };
+        matches!(error, StoreError::Unreachable { .. } | StoreError::Lost { .. })
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {

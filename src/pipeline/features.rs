@@ -140,7 +140,7 @@ impl Consumer {
             }
             let Some(sum) = self.compute(&chunk).await? else { break };
             let _committing = self.clock.start(Doing::Blocked);
-            let shard = &self.shards[chunk.entry.id.shard as usize].url;
+            let shard = &self.shards[chunk.entry.id.shard as usize].name;
             commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
             chunk.release()?;
         }

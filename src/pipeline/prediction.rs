@@ -49,6 +49,7 @@ pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, Pipelin
     })
     .await?;
     if hashes.is_empty() {
+        let name = Store::shown(name);
         return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
     }
     hashes.sort_unstable();
@@ -63,7 +64,7 @@ async fn each_id(
 ) -> Result<(), PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
-    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
     let mut buffer = vec![0; 256 << 10];
     loop {
         let more = fill(&mut reader, &mut ids, &mut buffer, &object.url).await?;
@@ -202,6 +203,7 @@ pub(super) async fn write(
 pub(super) async fn check_truth(store: &Store, path: &str) -> Result<(), PipelineError> {
     let truth = store.read(path, MAX_TRUTH_BYTES).await?;
     let nothing = format!("{},{}\n", crate::predict::submission::ID_COLUMN, crate::predict::submission::CAPTION_COLUMN);
+    let path = Store::shown(path);
     evaluate(nothing.as_bytes(), &*truth)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", super::chain(&error))))
@@ -221,8 +223,9 @@ pub(super) async fn score(
     let submission = directory.fetch(&settings.output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
-    let scores = evaluate(submission, &*truth)
-        .map_err(|error| PipelineError::Input(format!("`{}`: {}", settings.truth, super::chain(&error))))?;
+    let scores = evaluate(submission, &*truth).map_err(|error| {
+        PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error)))
+    })?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,
         ndcg5_ceiling: metrics::ceiling(asked.ids_per_image.iter().copied()),

@@ -3,7 +3,7 @@
 //! A name either holds a complete file or nothing. Locally that is a rename after a sync; on S3 an upload is complete
 //! or absent by itself. Nothing is appended to and nothing is renamed, so both keep the same promises. One process at a time may
 //! [claim](Directory::lock) a directory. Files pass through local disk on their way to S3 and back, in a staging
-//! directory that is empty at the start and holds what is on its way alone.
+//! directory that is emptied once the claim is held and holds what is on its way alone.
 //!
 //! The calls block, and may be made from any thread: they are few beside the work between them.
 
@@ -79,7 +79,7 @@ impl Directory {
     /// When the system refuses, or the URL is of a store that cannot be written to.
     pub fn open(store: &Store, name: &str, staging: &Path) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
-            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging)?)) });
+            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging, false)?)) });
         }
         let place = Place::Local(LocalDirectory::create(name.strip_prefix("file://").unwrap_or(name))?);
         Ok(Self { place })
@@ -91,8 +91,8 @@ impl Directory {
     /// When the URL makes no sense.
     pub fn at(store: &Store, name: &str) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
-            let staging = std::env::temp_dir().join(format!("wikicap-{}", std::process::id()));
-            return Self::open(store, name, &staging);
+            let staging = std::env::temp_dir().join(format!("wikicap-{}", uuid::Uuid::new_v4()));
+            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, &staging, true)?)) });
         }
         Ok(Self { place: Place::Local(LocalDirectory::at(name.strip_prefix("file://").unwrap_or(name))) })
     }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Store, StoreError, Traffic};
+use super::{Store, StoreError, StoreSettings, Traffic};
 use cache::{BlobLock, CONFIG, Cache, INDEX, PREPROCESSOR, SINGLE, is_commit, shards};
 use http::{Http, Listing, Stated};
 use settings::Settings;
@@ -86,6 +86,7 @@ pub struct Missing {
 pub struct Hub {
     settings: Settings,
     patience: Duration,
+    silence: Duration,
     traffic: Arc<Traffic>,
 }
 
@@ -127,7 +128,8 @@ struct Found {
 impl Hub {
     /// The hub of this process's environment. Asks and reads nothing yet.
     pub fn new(store: &Store) -> Self {
-        Self { settings: Settings::from_env(), patience: store.clients.patience(), traffic: store.traffic() }
+        let StoreSettings { patience, silence, .. } = *store.clients.settings();
+        Self { settings: Settings::from_env(), patience, silence, traffic: store.traffic() }
     }
 
     /// The snapshot's directory, complete, after downloading what it lacks.
@@ -245,7 +247,7 @@ impl Hub {
         }
         let patience = if complete.is_ok() { CACHED_PATIENCE.min(self.patience) } else { self.patience };
         let listed = async {
-            let mut http = Http::open(&self.settings, patience, Arc::clone(&self.traffic))?;
+            let mut http = Http::open(&self.settings, patience, self.silence, Arc::clone(&self.traffic))?;
             let listing = http.list(&repo.name, &repo.revision, &repo.to_string()).await?;
             http.set_patience(self.patience);
             Ok((http, listing))

@@ -287,6 +287,19 @@ impl LocalDirectory {
         }
     }
 
+    /// Removes the directory itself, with all that is in it; an absent one is fine.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn clear(&self) -> Result<(), StoreError> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io(&self.root, "removed", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::lease::{host, space};
+use super::lease::{host, is_running, space};
 
 /// A process of some host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +23,7 @@ impl Process {
 
     /// Whether it ran on this host and is gone; one of another host is never known to be.
     pub fn is_gone(&self) -> bool {
-        !self.space.is_empty()
-            && self.space == space()
-            && !std::path::Path::new(&format!("/proc/{}", self.process)).exists()
+        !self.space.is_empty() && self.space == space() && !is_running(self.process)
     }
 }
 

@@ -6,6 +6,7 @@ mod errors;
 mod hub;
 mod layering;
 mod resume;
+mod s3;
 mod seeing;
 mod support;
 mod whole;

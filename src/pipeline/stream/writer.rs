@@ -252,7 +252,7 @@ async fn sink_chunk(
             Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
         }
         Sink::Durable(journal, _) => {
-            let shard = &job.shards[chunk.entry.id.shard as usize].url;
+            let shard = &job.shards[chunk.entry.id.shard as usize].name;
             let _committing = clock.start(Doing::Blocked);
             commit(journal, &chunk.entry, chunk.entry.checksum, shard, &job.meter, events)?;
             Ok(true)

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::cache::is_commit;
 use super::settings::Settings;
-use crate::store::client::{CONNECT, SILENCE};
+use crate::store::client::CONNECT;
 use crate::store::retry::Patience;
 use crate::store::{StoreError, Traffic, tls};
 
@@ -68,13 +68,18 @@ pub(super) struct Http {
     authorization: Option<HeaderValue>,
     traffic: Arc<Traffic>,
     patience: Duration,
-    reached: AtomicBool,
+    reached: Arc<AtomicBool>,
 }
 
 impl Http {
     /// # Errors
     /// When the endpoint or the token makes no sense.
-    pub(super) fn open(settings: &Settings, patience: Duration, traffic: Arc<Traffic>) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        settings: &Settings,
+        patience: Duration,
+        silence: Duration,
+        traffic: Arc<Traffic>,
+    ) -> Result<Self, StoreError> {
         let bad = |reason: String| StoreError::BadUrl { url: "HF_ENDPOINT".to_owned(), reason };
         let endpoint = Url::parse(&settings.endpoint)
             .ok()
@@ -84,16 +89,16 @@ impl Http {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
+            .read_timeout(silence)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(deepest(&error)))?;
         let authorization = settings.authorization()?;
-        Ok(Self { client, endpoint, authorization, traffic, patience, reached: AtomicBool::new(false) })
+        Ok(Self { client, endpoint, authorization, traffic, patience, reached: Arc::default() })
     }
 
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.patience, self.reached.load(Ordering::Relaxed))
+        Patience::new(self.patience, Arc::clone(&self.reached))
     }
 
     /// For how long a request may fail again and again.
@@ -349,7 +354,7 @@ pub(super) fn brief(error: &reqwest::Error, url: &Url) -> String {
     match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection to {server} in {} s", CONNECT.as_secs()),
         (true, false) => format!("no connection to {server} ({})", deepest(error)),
-        (false, true) => format!("no byte came from {server} for {} s", SILENCE.as_secs()),
+        (false, true) => format!("no byte came from {server} for too long"),
         (false, false) => format!("the connection to {server} broke ({})", deepest(error)),
     }
 }
@@ -399,7 +404,7 @@ mod tests {
             authorization: None,
             traffic: Arc::default(),
             patience: Duration::ZERO,
-            reached: AtomicBool::new(false),
+            reached: Arc::default(),
         };
         assert_eq!(
             http.url(&["api", "models", "org", "name", "revision", "refs/pr/1"]).as_str(),
