@@ -28,12 +28,15 @@
 //! The stages run one after the other, each as a small graph of bounded links; [`pipeline`] is the only place that
 //! wires them. Every artefact is committed by one journal entry, created if absent once its files are durable.
 //!
+//! A run is seen from outside through [`flow::Board`]: how far each stage is, where the time of its parts goes, what is in
+//! flight. The terminal, `status.json`, Prometheus and the report all read it; `events/` tells what happened.
+//!
 //! # Who may name whom
 //!
 //! | module | is | may name |
 //! | --- | --- | --- |
 //! | [`config`] | two files → raw → checked; pure | – |
-//! | [`flow`] | bounded links, byte budget, CPU permits, device thread, stop token, meters | – |
+//! | [`flow`] | bounded links, byte budget, CPU pool, device thread, stop token, meters and clocks | – |
 //! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | – |
 //! | [`corpus`] | the published files as typed rows; sans I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
