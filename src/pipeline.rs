@@ -326,19 +326,19 @@ impl Run {
                     let list = self.machine.store.find(&captions.list).await?;
                     add_inputs(&self.machine.store, &mut keys, "captions.list", &[list]).await?;
                 }
-                let generation = self.propose(Stage::Catalog, keys, None)?;
+                let generation = self.propose(Stage::Catalog, keys, None);
                 prepared.catalog = Some(Ready { shards, generation });
             }
             if let Some(images) = &pipeline.images {
                 let shards = self.machine.store.list(&images.shards).await?;
                 let keys = self.stream_keys(Stage::Stream, "images.shards", &shards).await?;
                 let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
-                let generation = self.propose(Stage::Stream, keys, upstream)?;
+                let generation = self.propose(Stage::Stream, keys, upstream);
                 prepared.stream = Some(Ready { shards, generation });
             }
             if let (true, Some(stream)) = (self.plan.runs(Stage::Train), &prepared.stream) {
                 let keys = self.plan.keys(Stage::Train);
-                prepared.train = Some(self.propose(Stage::Train, keys, Some(&stream.generation))?);
+                prepared.train = Some(self.propose(Stage::Train, keys, Some(&stream.generation)));
             }
         }
         #[cfg(feature = "model")]
@@ -348,12 +348,7 @@ impl Run {
         Ok(prepared)
     }
 
-    fn propose(
-        &mut self,
-        stage: Stage,
-        keys: crate::config::StageKeys,
-        upstream: Option<&str>,
-    ) -> Result<String, PipelineError> {
+    fn propose(&mut self, stage: Stage, keys: crate::config::StageKeys, upstream: Option<&str>) -> String {
         let upstream: Vec<&str> = upstream.into_iter().collect();
         self.generations.propose(stage.as_str(), stage, keys, &upstream)
     }

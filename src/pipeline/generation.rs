@@ -44,6 +44,8 @@ pub(super) struct Generations {
     /// The stage from which everything is recomputed, if any.
     from: Option<Stage>,
     proposed: Vec<(String, StageRecord)>,
+    /// Stages that were made with other keys, in the order of the flow.
+    refused: Vec<(Stage, StageKeys, StageKeys)>,
 }
 
 /// Adds what a listing resolved to: the names of the files and the fingerprints of what they hold.
@@ -117,7 +119,7 @@ impl Generations {
             }
             RunFile::default()
         };
-        Ok(Self { directory, file, from, proposed: Vec::new() })
+        Ok(Self { directory, file, from, proposed: Vec::new(), refused: Vec::new() })
     }
 
     /// What an earlier start recorded of a stage, and this one keeps.
@@ -131,18 +133,9 @@ impl Generations {
         self.from.is_some_and(|from| Stage::ALL.iter().any(|stage| *stage >= from && first == Some(stage.as_str())))
     }
 
-    /// Says what a stage would be made with and returns its generation, or refuses where the directory holds another one.
-    /// Nothing is changed before [`Self::accept`].
-    ///
-    /// # Errors
-    /// A table of the keys that differ and what each invalidates.
-    pub(super) fn propose(
-        &mut self,
-        name: &str,
-        stage: Stage,
-        keys: StageKeys,
-        upstream: &[&str],
-    ) -> Result<String, PipelineError> {
+    /// Says what a stage would be made with and returns its generation. Nothing is changed, and nothing refused, before
+    /// [`Self::accept`].
+    pub(super) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(FORMAT.as_bytes());
         for above in upstream {
@@ -152,50 +145,56 @@ impl Generations {
             hasher.update(format!("{key}={value}\n").as_bytes());
         }
         let generation = hasher.finalize().to_hex()[..32].to_owned();
-        if let Some(record) = self.recorded(name)
-            && record.generation != generation
-        {
-            return Err(PipelineError::Generation(self.refusal(stage, &record.keys, &keys)));
+        let recorded = self.recorded(name).filter(|record| record.generation != generation);
+        if let Some(old) = recorded.map(|record| record.keys.clone()) {
+            self.refused.push((stage, old, keys.clone()));
         }
         self.proposed.push((name.to_owned(), StageRecord { generation: generation.clone(), keys }));
-        Ok(generation)
+        generation
     }
 
-    fn refusal(&self, stage: Stage, old: &StageKeys, new: &StageKeys) -> String {
-        let invalid: Vec<&str> =
-            Stage::ALL.iter().filter(|later| **later >= stage).map(|later| later.artefacts()).collect();
-        let mut text =
-            format!("`{}` was made with other settings, and going on would mix the two:\n", self.directory.display(""));
-        let mut differs = false;
-        let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        for key in names {
-            let (before, now) = (old.get(key), new.get(key));
-            if before != now {
-                differs = true;
+    /// A table of the keys that differ, with what each invalidates; `None` where nothing is refused.
+    fn refusal(&self) -> Option<String> {
+        let (first, ..) = self.refused.first()?;
+        let mut rows = vec![["key", "then", "now", "invalidates"].map(str::to_owned)];
+        for (stage, old, new) in &self.refused {
+            let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            let later = Stage::ALL.iter().filter(|later| *later >= stage).map(|later| later.artefacts());
+            let invalid = later.collect::<Vec<_>>().join(", ");
+            for name in names.into_iter().filter(|name| old.get(*name) != new.get(*name)) {
                 let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
-                text.push_str(&format!(
-                    "  `{key}`: {} then, {} now; invalidates {}\n",
-                    show(before),
-                    show(now),
-                    invalid.join(", ")
-                ));
+                // The stages of prediction share keys with those of training.
+                if rows.iter().all(|row| row[0] != *name) {
+                    rows.push([name.clone(), show(old.get(name)), show(new.get(name)), invalid.clone()]);
+                }
             }
         }
-        if !differs {
-            text.push_str("  a stage before it, or this program's version, differs\n");
-        }
-        text.push_str(&format!(
-            "set the keys back, choose another `run.dir`, or recompute with --from {} (or all with --fresh)",
-            stage.as_str()
-        ));
-        text
+        let widths: Vec<usize> =
+            (0..3).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+        let line = |[key, then, now, invalid]: &[String; 4]| {
+            format!("  {key:<0$}  {then:<1$}  {now:<2$}  {invalid}\n", widths[0], widths[1], widths[2])
+        };
+        let table: String = if rows.len() > 1 {
+            rows.iter().map(line).collect()
+        } else {
+            "  no key differs, but this program's version does\n".to_owned()
+        };
+        let (dir, stage) = (self.directory.display(""), first.as_str());
+        Some(format!(
+            "`{dir}` was made with other settings, and going on would mix the two:\n{table}set the keys back, choose another \
+             `run.dir`, or recompute with --from {stage} (or all with --fresh)"
+        ))
     }
 
     /// Records what was proposed, once everything that could refuse the run has had its say; only now is anything removed.
     ///
     /// # Errors
-    /// When the record cannot be written or an artefact cannot be removed.
+    /// A table of the keys that differ from what the directory was made with; or the record cannot be written, or an artefact
+    /// not be removed.
     pub(super) fn accept(&mut self, plan: &Plan) -> Result<(), PipelineError> {
+        if let Some(refusal) = self.refusal() {
+            return Err(PipelineError::Generation(refusal));
+        }
         let discarded: Vec<String> = self.file.stages.keys().filter(|name| self.discards(name)).cloned().collect();
         for name in discarded {
             self.file.stages.remove(&name);

@@ -184,7 +184,7 @@ impl Run {
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
         add_inputs(&self.machine.store, &mut keys, "predict.ids", &[ids]).await?;
         let record = format!("{} {}", Stage::Predict.as_str(), stem(&settings));
-        let generation = self.generations.propose(&record, Stage::Predict, keys, &[])?;
+        let generation = self.generations.propose(&record, Stage::Predict, keys, &[]);
         Ok(Some((Ready { shards, generation }, asked)))
     }
 
@@ -207,7 +207,8 @@ impl Run {
             let tally = self.stream_report(&journal, &shards)?.tally;
             let meter = self.machine.board.stage("rank", "images", 0);
             let stop = &self.machine.stop;
-            let ranking = prediction::rank(&journal, head, &asked.urls, top_k, device, &meter, stop).await?;
+            let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
+            let ranking = prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &meter, stop).await?;
             self.machine.events.finished(&meter);
             (ranking, tally, Some(step))
         } else {

@@ -2,13 +2,18 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hasher as _;
 use std::io::BufWriter;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use twox_hash::XxHash3_64;
 
 use super::PipelineError;
 use super::desk::{Device, cpu, model_error};
 use super::features::read_features;
 use super::report::{DEVICE, ScoreReport};
+use super::spill::Spill;
 use super::stream::fill;
 use crate::catalog::{UrlSet, url_hash};
 use crate::chunk::journal::Journal;
@@ -96,21 +101,35 @@ impl Ranking {
     }
 }
 
-/// Ranks the classes for every image that has features.
+/// A word for a head's weights.
+fn fingerprint(head: &HeadState) -> u64 {
+    let mut hasher = XxHash3_64::new();
+    for values in head.weight.chunks(4096).chain(head.bias.chunks(4096)) {
+        hasher.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    hasher.finish()
+}
+
+/// Ranks the classes for every image that has features, chunk by chunk; what takes long is kept at `kept` meanwhile.
 ///
 /// # Errors
 /// When a chunk or the device fails; [`PipelineError::Stopped`] when asked to.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the ranking needs, from another owner")]
 pub(super) async fn rank(
     journal: &Journal,
     head: HeadState,
     urls: &UrlSet,
     top_k: usize,
+    kept: PathBuf,
     device: &Device,
     meter: &Meter,
     stop: &Stop,
 ) -> Result<Ranking, PipelineError> {
     let mut ranking = Ranking::empty(urls.len(), top_k);
     let dim = head.dim;
+    let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
+    let made_from = format!("{generation} {:016x} {} {dim} {top_k}", fingerprint(&head), head.classes);
+    let mut spill = Spill::open(kept.clone(), &made_from)?;
     device
         .call(move |desk| {
             let HeadState { weight, bias, classes, dim, .. } = head;
@@ -137,23 +156,42 @@ pub(super) async fn rank(
         }
         let (rows, values) = (chunk.rows, chunk.values);
         let count = rows.len();
-        let tops = device
-            .call(move |desk| match &desk.scorer {
-                Some(scorer) => scorer.top_k(&values, count, top_k).map_err(model_error),
-                None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
-            })
-            .await??;
-        for (row, top) in tops.iter().enumerate() {
-            let Some(image) = urls.position(url_hash(rows.url(row))) else { continue };
-            // A head with values that are not numbers ranks nothing; the image then counts as unusable.
-            if top.classes.len() == top_k {
-                ranking.classes[image * top_k..(image + 1) * top_k].copy_from_slice(&top.classes);
+        let ranked = if let Some(known) = spill.take(count * top_k) {
+            meter.add_resumed(count as u64);
+            known.into_iter().map(f32::to_bits).collect()
+        } else {
+            let tops = device
+                .call(move |desk| match &desk.scorer {
+                    Some(scorer) => scorer.top_k(&values, count, top_k).map_err(model_error),
+                    None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
+                })
+                .await??;
+            let mut ranked = vec![NONE; count * top_k];
+            for (own, top) in ranked.chunks_mut(top_k).zip(&tops) {
+                // A head with values that are not numbers ranks nothing; the image then counts as unusable.
+                if top.classes.len() == top_k {
+                    own.copy_from_slice(&top.classes);
+                }
+            }
+            meter.add(count as u64);
+            // The bits of class numbers, in the format of features.
+            spill.keep(&ranked.iter().copied().map(f32::from_bits).collect::<Vec<f32>>())?;
+            ranked
+        };
+        for (row, own) in ranked.chunks(top_k).enumerate() {
+            if let Some(image) = urls.position(url_hash(rows.url(row))) {
+                ranking.classes[image * top_k..(image + 1) * top_k].copy_from_slice(own);
             }
         }
-        meter.add(count as u64);
     }
     device.call(|desk| desk.scorer = None).await?;
-    Ok(ranking)
+    drop(spill);
+    match std::fs::remove_file(&kept) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io(&kept, "removed", error).into())
+        }
+        _ => Ok(ranking),
+    }
 }
 
 /// The classes with the most images, for ids whose image is absent: ties go to the lower class.

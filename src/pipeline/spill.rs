@@ -1,9 +1,10 @@
-//! Features of a chunk that takes long, kept on scratch disk batch by batch, so that a kill costs seconds and not the chunk.
+//! What the device computes for an artefact that takes long, kept on scratch disk batch by batch, so that a kill costs seconds and
+//! not the artefact.
 //!
-//! A chunk is committed whole. On a GPU that is every second or so; on a laptop's CPU it may be every few minutes. From the
-//! second second on, each batch's features are appended to a file beside the chunk's pixels in the ring. Whoever goes on
-//! takes them from there, bit for bit what the device would compute again. A record that a crash left half written ends the
-//! file: each carries what it was made from and a checksum.
+//! A chunk of features is committed whole, and so is the ranking of all test images. On a GPU that is every second or so; on a
+//! laptop's CPU it may be every few minutes. From the second second on, each batch's values are appended to a file. Whoever goes
+//! on takes them from there, bit for bit what the device would compute again. A record that a crash left half written ends
+//! the file: each carries what it was made from and a checksum.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,7 +21,7 @@ const KEPT_AFTER: Duration = Duration::from_secs(2);
 /// Bytes before the values of a record: a hash of what they were made from, their number, their checksum.
 const HEAD_BYTES: usize = 24;
 
-/// The kept features of one chunk.
+/// The kept values of one artefact.
 #[derive(Debug)]
 pub(super) struct Spill {
     path: PathBuf,
@@ -36,7 +37,7 @@ pub(super) struct Spill {
 }
 
 impl Spill {
-    /// Reads what an earlier process kept of the chunk; `made_from` names everything that the values depend on.
+    /// Reads what an earlier process kept of the artefact; `made_from` names everything that the values depend on.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
@@ -52,12 +53,12 @@ impl Spill {
         Ok(Self { path, key, known, pending, bytes, file: None, started })
     }
 
-    /// The next batch's features, if an earlier process computed them: `values` numbers.
+    /// The next batch's values, if an earlier process computed them: `values` numbers.
     pub(super) fn take(&mut self, values: usize) -> Option<Vec<f32>> {
         self.known.pop_front().filter(|batch| batch.len() == values)
     }
 
-    /// Keeps a batch's features, if the chunk takes long.
+    /// Keeps a batch's values, if the artefact takes long.
     ///
     /// # Errors
     /// When the disk is full or refuses.

@@ -160,8 +160,22 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
     let out = run(&["run", "--config", &changed]);
     assert_eq!(out.status.code(), Some(2));
     let text = complaint(&out);
-    assert!(text.contains("`train.learning_rate`: 0.2 then, 0.1 now; invalidates checkpoints"), "{text}");
+    let row = |text: &str, key: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("{key} is not in {text}"));
+        line.trim_start_matches("error:").split_whitespace().map(str::to_owned).collect()
+    };
+    assert_eq!(row(&text, "train.learning_rate")[..4], ["train.learning_rate", "0.2", "0.1", "checkpoints,"]);
     assert!(text.contains("--from train"), "{text}");
+    let both = [("epochs = 12", "epochs = 3"), ("[model]", "[preprocess]\nalpha = \"drop\"\n[model]")];
+    let both = write(dir.path(), &pipeline(&run_dir, &both));
+    let text = complaint(&run(&["run", "--config", &both]));
+    assert_eq!(row(&text, "preprocess.alpha")[1..3], ["\"white\"", "\"drop\""]);
+    assert_eq!(row(&text, "train.epochs")[1..3], ["2", "3"]);
+    assert!(text.contains("--from stream"), "{text}");
+    let changed = write(
+        dir.path(),
+        &pipeline(&run_dir, &[("epochs = 12", "epochs = 2"), ("learning_rate = 0.2", "learning_rate = 0.1")]),
+    );
 
     let out = run(&["run", "--config", &changed, "--from", "train"]);
     assert!(out.status.success(), "{}", complaint(&out));
