@@ -4,7 +4,9 @@
 //! error is one sentence. Exit codes: 0 done; 2 the command line or the configuration is wrong; 3 the input cannot be
 //! used; 4 a store cannot be reached or refuses; 5 the device or the model fails; 130 and 143 stopped after saving.
 
+mod allocator;
 mod args;
+mod metrics;
 mod progress;
 mod show;
 
@@ -26,6 +28,10 @@ use args::{Args, Command, ConfigCommand, Files};
 
 /// Time between a signal and the end of the process: clouds give little more before they take the machine.
 const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
+
+/// Threads for file I/O. Few of it goes on at once (a range or two, a chunk being written, one being read, a window of features),
+/// and the system's allocator keeps memory for each thread that ever took part.
+const BLOCKING_THREADS: usize = 8;
 
 /// Why a command failed.
 struct Failure {
@@ -54,6 +60,7 @@ impl From<anyhow::Error> for Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    allocator::settle();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -122,11 +129,16 @@ fn give(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String
 fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let json = args.json;
     match args.command {
-        Command::Run { files, from, fresh } => {
+        Command::Run { files, from, fresh, metrics } => {
             let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
-            run(&files, Request { predict_only: false, from }, screen)
+            run(&files, Request { predict_only: false, from }, metrics.as_deref(), screen)
         }
-        Command::Predict { files } => run(&files, Request { predict_only: true, from: None }, screen),
+        Command::Predict { files } => run(&files, Request { predict_only: true, from: None }, None, screen),
+        Command::Status { run_dir, machine, shards } => {
+            let store = self::machine(machine.as_deref())?.store;
+            let status = pipeline::Status::read(&run_dir, &store)?;
+            give(json, &show::LiveStatus::new(&status), || show::status(&run_dir, &status, shards))
+        }
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
             let report = draw(&out, &SampleOptions { train_images, test_images, seed })?;
@@ -153,21 +165,29 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     }
 }
 
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(2, format!("`{}` cannot be read: {error}", path.display())))
+}
+
+/// What is wrong with a configuration file, a line each.
+fn named(path: &Path, error: &config::ConfigError) -> Failure {
+    let lines: Vec<String> = error.0.iter().map(|problem| format!("`{}`: {problem}", path.display())).collect();
+    Failure::new(2, lines.join("\n"))
+}
+
+/// Reads a machine file; without one, the defaults.
+fn machine(path: Option<&Path>) -> Result<config::raw::RawMachine, Failure> {
+    path.map_or_else(
+        || Ok(config::raw::RawMachine::default()),
+        |path| config::machine(&read(path)?).map_err(|error| named(path, &error)),
+    )
+}
+
 /// Reads and checks both files.
 fn plan(files: &Files) -> Result<Plan, Failure> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|error| Failure::new(2, format!("`{}` cannot be read: {error}", path.display())))
-    };
-    let named = |path: &Path, error: &config::ConfigError| {
-        let lines: Vec<String> = error.0.iter().map(|problem| format!("`{}`: {problem}", path.display())).collect();
-        Failure::new(2, lines.join("\n"))
-    };
     let pipeline = config::pipeline(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
-    let machine = match &files.machine {
-        None => config::raw::RawMachine::default(),
-        Some(path) => config::machine(&read(path)?).map_err(|error| named(path, &error))?,
-    };
+    let machine = machine(files.machine.as_deref())?;
     let both = files.machine.as_ref().map_or_else(
         || files.config.clone(),
         |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
@@ -178,6 +198,7 @@ fn plan(files: &Files) -> Result<Plan, Failure> {
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| Failure::new(5, format!("the system gives no threads: {error}")))
 }
@@ -192,8 +213,10 @@ fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Fai
     })
 }
 
-fn run(files: &Files, request: Request, screen: &progress::Screen) -> Result<(), Failure> {
+fn run(files: &Files, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
     let plan = plan(files)?;
+    // An address that is taken should show before a corpus is drawn.
+    let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
     if let Some(wanted) = &plan.pipeline().sample {
         let out = Path::new(&wanted.out);
         if !out.join("sample.json").is_file() {
@@ -206,6 +229,9 @@ fn run(files: &Files, request: Request, screen: &progress::Screen) -> Result<(),
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let signals = tokio::spawn(listen(stop.clone()));
+        if let Some(listener) = listener {
+            tokio::spawn(metrics::serve(listener, board.clone(), stop.clone()));
+        }
         let shown = screen.follow(&board);
         // On a task of its own, so that a panic in it is an error here.
         let run = Box::pin(pipeline::run(plan, request, board.clone(), stop.clone()));

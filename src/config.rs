@@ -4,12 +4,14 @@
 //! what cannot work (never clamping it) and collects every refusal, [`mod@reference`] prints the keys with their
 //! meaning, unit and default from the same definitions.
 
+mod hub;
 mod parse;
 pub mod plan;
 pub mod raw;
 pub mod reference;
 pub mod value;
 
+pub use hub::HubName;
 pub use parse::{machine, pipeline};
 pub use plan::{Plan, StageKeys};
 

@@ -28,4 +28,4 @@ pub use error::CorpusError;
 pub use ids::{TestId, TestIds};
 pub use images::{ImageRow, ImageRowProblem, ImageRows, MAX_URL_BYTES};
 pub use pairs::{Pair, PairCounts, PairProblem, PairRow, Pairs};
-pub use rows::{Delimiter, Fields, Kind, PushParser, Record, RowSplitter, fill_from};
+pub use rows::{Delimiter, Fields, Kind, Mark, PushParser, Record, RowSplitter, fill_from};

@@ -28,13 +28,16 @@
 //! The stages run one after the other, each as a small graph of bounded links; [`pipeline`] is the only place that
 //! wires them. Every artefact is committed by one journal entry, created if absent once its files are durable.
 //!
+//! A run is seen from outside through [`flow::Board`]: how far each stage is, where the time of its parts goes, what is in
+//! flight. The terminal, `status.json`, Prometheus and the report all read it; `events/` tells what happened.
+//!
 //! # Who may name whom
 //!
 //! | module | is | may name |
 //! | --- | --- | --- |
 //! | [`config`] | two files → raw → checked; pure | – |
-//! | [`flow`] | bounded links, byte budget, CPU permits, device thread, stop token, meters | – |
-//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories | – |
+//! | [`flow`] | bounded links, byte budget, CPU pool, device thread, stop token, meters and clocks | – |
+//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | – |
 //! | [`corpus`] | the published files as typed rows; sans I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |
@@ -59,7 +62,8 @@
 //! 4. **Bounded**: bytes between stages by [`flow::ByteBudget`], scratch disk by [`chunk::ring`], links by their capacity.
 //! 5. **One generation**: artefacts carry a hash of what they were made from; a changed key is refused by name.
 //! 6. **One bad row never stops a run**, and too many do (`limits.max_bad_fraction`).
-//! 7. **Nothing outside `run.dir` and the scratch directory is written.**
+//! 7. **Nothing outside `run.dir` and the scratch directory is written**, but for the hub's cache where the checkpoint is
+//!    one of the hub's.
 
 pub mod catalog;
 pub mod chunk;

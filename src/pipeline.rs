@@ -11,20 +11,25 @@ mod curve;
 #[cfg(feature = "model")]
 mod desk;
 mod error;
+mod events;
 #[cfg(feature = "model")]
 mod export;
 #[cfg(feature = "model")]
 mod features;
 mod generation;
+#[cfg(feature = "model")]
+mod hub;
 mod inspect;
 #[cfg(feature = "model")]
 mod model_stages;
+mod partial;
 #[cfg(feature = "model")]
 mod prediction;
 mod preprocess;
 pub mod report;
 #[cfg(feature = "model")]
 mod spill;
+pub mod status;
 mod stream;
 #[cfg(feature = "model")]
 mod training;
@@ -40,7 +45,7 @@ use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
 use crate::flow::{Board, ByteBudget, CpuPool, Stop};
-use crate::store::{Directory, Lock, Object, Store, StoreSettings};
+use crate::store::{Directory, Lock, Object, Store, StoreSettings, TrafficSnapshot};
 
 pub use check::{Check, check};
 pub use error::PipelineError;
@@ -50,9 +55,13 @@ pub use inspect::{Inspection, inspect};
 #[cfg(feature = "model")]
 pub use prediction::ceiling_of;
 pub use report::Report;
+pub use status::Status;
 
+use events::Events;
 use generation::{Generations, add_inputs};
+use partial::Partial;
 use report::{StreamReport, peak_memory_bytes};
+use status::{Reporter, State};
 use stream::{Machine, Sink, StreamJob, seen_so_far};
 
 /// Which stages a command runs, and what it throws away first.
@@ -84,7 +93,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// Why the run ended early; what was done is kept, and the same call goes on from there.
 pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
-    let store = store(&plan);
+    let store = store(&plan.machine().store);
     let opened = open(plan, store.clone());
     // A claim of a process that may still be alive is watched for a while.
     let (plan, directory, _lock) = tokio::select! {
@@ -96,13 +105,27 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
     // Everything that can refuse the run does so before anything is made or removed.
     let prepared = run.prepare(request).await?;
     run.generations.accept(&run.plan)?;
-    run.stages(prepared).await
+    for folder in [".", "journal", "catalog"] {
+        // The stages sweep their own folders; here are files alone that a killed process may have left half written.
+        run.directory.sweep(folder, |_| true)?;
+    }
+    let events = Events::open(&run.directory);
+    run.machine.events = events.clone();
+    let reporter = Reporter::start(run.directory.clone(), run.machine.board.clone(), events);
+    let outcome = run.stages(prepared).await;
+    let (state, detail) = match &outcome {
+        Ok(_) => (State::Done, None),
+        Err(error @ PipelineError::Stopped(_)) => (State::Stopped, Some(chain(error))),
+        Err(error) => (State::Failed, Some(chain(error))),
+    };
+    tokio::task::spawn_blocking(move || reporter.end(state, detail)).await?;
+    outcome
 }
 
-/// The stores of a plan.
-fn store(plan: &Plan) -> Store {
-    let RawStore { endpoint, patience } = plan.machine().store.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0 })
+/// The stores of a machine.
+fn store(machine: &RawStore) -> Store {
+    let RawStore { endpoint, patience, silence } = machine.clone();
+    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
 }
 
 /// Opens the run's directory and claims it.
@@ -169,21 +192,22 @@ struct Run {
     plan: Plan,
     directory: Directory,
     generations: Generations,
-    board: Board,
     machine: Machine,
     spec: Spec,
     backbone: Option<Backbone>,
     report: Report,
 }
 
-/// Preprocessing and backbone of a plan, with everything that is wrong with them.
-fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
+/// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
+/// is one of the hub's.
+fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         let spec = preprocess::resolve(plan, preprocess::Asked::default());
         return bounded(plan, spec, None);
     };
     #[cfg(not(feature = "model"))]
     {
+        drop(snapshot);
         let what = format!("`{}`: this build has no model stages; build with the `model` feature", model.checkpoint);
         Err(ConfigError(vec![crate::config::Problem { key: "model.checkpoint".to_owned(), what }]).into())
     }
@@ -191,7 +215,8 @@ fn resolve(plan: &Plan) -> Result<(Spec, Option<Backbone>), PipelineError> {
     {
         use crate::config::value::Pool as Word;
         use crate::model::{Checkpoint, ExtractOptions, Pool};
-        let checkpoint = Checkpoint::open(Path::new(&model.checkpoint)).map_err(desk::model_error)?;
+        let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
+        let checkpoint = Checkpoint::open(&dir).map_err(desk::model_error)?;
         let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
         let spec = preprocess::resolve(plan, asked);
         let pool = match model.pool {
@@ -229,6 +254,20 @@ fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec,
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }
 
+/// Readings of what all stages share.
+fn show_shared(board: &Board, budget: &ByteBudget, store: &Store) {
+    let (bytes, limit) = (budget.clone(), Some(budget.limit_bytes()));
+    board.gauge("in_flight_bytes", "Bytes in flight between stages", limit, move || Some(bytes.in_flight_bytes()));
+    let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
+        let traffic = store.traffic();
+        board.counter(name, help, move || pick(traffic.snapshot()));
+    };
+    counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
+    counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
+    counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
+    counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
+}
+
 /// Decoding threads that a plan asks for.
 fn workers(plan: &Plan) -> usize {
     match plan.machine().limits.cpu_workers {
@@ -256,20 +295,22 @@ impl Run {
         board: Board,
         stop: Stop,
     ) -> Result<Self, PipelineError> {
+        #[cfg(feature = "model")]
+        let snapshot = hub::fetch(&plan, &store, &board, &stop).await?;
+        #[cfg(not(feature = "model"))]
+        let snapshot = None;
         let (plan, resolved) = tokio::task::spawn_blocking(move || {
-            let resolved = resolve(&plan);
+            let resolved = resolve(&plan, snapshot);
             (plan, resolved)
         })
         .await?;
         let (spec, backbone) = resolved?;
-        let machine = Machine {
-            store,
-            pool: CpuPool::new(workers(&plan)),
-            budget: ByteBudget::new(plan.machine().limits.memory.0),
-            stop,
-        };
+        let budget = ByteBudget::new(plan.machine().limits.memory.0);
+        show_shared(&board, &budget, &store);
+        let pool = CpuPool::new(workers(&plan))?;
+        let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
-        Ok(Self { plan, directory, generations, board, machine, spec, backbone, report })
+        Ok(Self { plan, directory, generations, machine, spec, backbone, report })
     }
 
     /// Looks at every input and generation that the stages of this start need.
@@ -325,7 +366,9 @@ impl Run {
             self.report = Report { stages: Vec::new(), notes: Vec::new(), ..earlier };
         }
         let outcome = self.each_stage(prepared).await;
-        let reported = self.write_report();
+        // A store that was waited for in vain is not waited for once more.
+        let out_of_reach = self.directory.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
+        let reported = if out_of_reach { Ok(()) } else { self.write_report() };
         // Why a stage failed matters more than that its report could not be written either.
         outcome?;
         reported?;
@@ -333,9 +376,10 @@ impl Run {
     }
 
     fn write_report(&mut self) -> Result<(), PipelineError> {
-        self.report.stages = self.board.snapshots().iter().map(Into::into).collect();
+        self.report.stages = self.machine.board.snapshots().iter().map(Into::into).collect();
         self.report.peak_memory_bytes = peak_memory_bytes();
         self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
+        self.report.traffic = self.machine.store.traffic().snapshot().into();
         let path = self.directory.display("report.json");
         self.report.outputs.insert("report".to_owned(), path);
         let text =
@@ -387,12 +431,14 @@ impl Run {
         let found = if let Some(found) = catalog::load(&self.directory, captions, &ready.generation)? {
             found
         } else {
-            let meter = self.board.stage("pairs", "rows", 0);
-            let (store, stop) = (&self.machine.store, &self.machine.stop);
-            let built = catalog::build(store, captions, pairs, &ready.shards, &meter, stop).await?;
+            let meter = self.machine.board.stage("pairs", "rows", 0);
+            let (partial, gathered) = Partial::open(self.directory.clone(), &ready.generation)?;
+            let built =
+                catalog::build(&self.machine, captions, pairs, &ready.shards, &meter, partial, gathered).await?;
             let Some(built) = built else { return Err(self.stopped()) };
             catalog::save(&self.directory, &built, &ready.generation)?;
-            meter.finish();
+            Partial::clear(&self.directory)?;
+            self.machine.events.finished(&meter);
             built
         };
         if found.report.labelled_rows == 0 {
@@ -436,7 +482,7 @@ impl Run {
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
         keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
         if let Some(backbone) = &self.backbone {
-            keys.insert("model.checkpoint (files)".to_owned(), backbone.fingerprint.clone());
+            keys.insert(generation::CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
             keys.remove("model.checkpoint");
         }
         Ok(keys)
@@ -450,7 +496,7 @@ impl Run {
             chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
             generation: generation.to_owned(),
             max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
-            meter: self.board.stage(name, "rows", 0),
+            meter: self.machine.board.stage(name, "rows", 0),
         }
     }
 
@@ -467,6 +513,8 @@ impl Run {
         let journal = Journal::open(self.directory.clone(), layout.clone(), &generation)?;
         let position = journal.position();
         meter.add_resumed(journal.tally().rows);
+        stream::show_shards(&job, &journal);
+        self.machine.events.started(&meter);
         let counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
         if self.directory.is_remote() {
@@ -475,7 +523,7 @@ impl Run {
         }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
         stream::run(job, self.machine.clone(), seen, position, counted, sink).await?;
-        meter.finish();
+        self.machine.events.finished(&meter);
         let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
         let report = self.stream_report(&journal, &shards)?;
         self.report.images = Some(report);

@@ -13,7 +13,9 @@
 //! | `retry` | which failures pass, and how long to wait |
 //! | `read` | one version of an object in ranges |
 //! | `glob` | patterns → objects |
+//! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
+//! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
 //!
 //! Nothing here knows image formats or burn.
@@ -22,9 +24,13 @@ mod client;
 mod directory;
 mod error;
 mod glob;
+mod hub;
 pub mod kill;
 mod lease;
+mod listing;
 mod local;
+mod log;
+mod process;
 mod profile;
 mod read;
 mod remote;
@@ -33,19 +39,22 @@ mod traffic;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio_util::io::StreamReader;
 
 pub use client::{StoreSettings, tls};
 pub use directory::{Directory, LocalCopy, Lock};
 pub use error::StoreError;
+pub use hub::{Download, Hub, Missing, Repo};
 pub use local::LocalDirectory;
+pub use log::Log;
+pub use process::Process;
+pub use read::Intake;
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};
@@ -65,6 +74,8 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 pub struct Object {
     /// Its name for a person, and in errors.
     pub url: String,
+    /// Its name among those that were listed with it: the same wherever they are kept, so that what is made of them is, too.
+    pub name: String,
     /// Its size in bytes.
     pub size: u64,
     client: Client,
@@ -100,6 +111,11 @@ impl Store {
         client::scheme(name).is_some()
     }
 
+    /// A name as it may be shown and kept: the query of a URL of the web holds what signs it.
+    pub fn shown(name: &str) -> &str {
+        client::shown(name)
+    }
+
     /// What went over the wire so far.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.clients.traffic)
@@ -126,6 +142,10 @@ impl Store {
                 }
             }
         }
+        let names: Vec<String> = distinct_names(found.iter().map(|object| object.url.as_str()));
+        for (object, name) in found.iter_mut().zip(names) {
+            object.name = name;
+        }
         Ok(found)
     }
 
@@ -141,7 +161,7 @@ impl Store {
     }
 
     /// A word for each object's content that does not depend on where it is or when it was written: of its size and its
-    /// first and last 64 KiB, where a gzip file has its checksum and length.
+    /// first and last 64 KiB, where a gzip file has its checksum and length. (Of a web server without ranges, of size and first.)
     ///
     /// # Errors
     /// When an object cannot be read or changed.
@@ -152,8 +172,10 @@ impl Store {
                 hasher.update(&object.size.to_le_bytes());
                 let head = FINGERPRINT_BYTES.min(object.size);
                 let tail = object.size.saturating_sub(FINGERPRINT_BYTES).max(head);
-                for range in [0..head, tail..object.size] {
-                    if !range.is_empty() && read::ranges_work(&object).await? {
+                if object.size > 0 && !read::ranges_work(&object).await? {
+                    hasher.update(&read::head(&object, head).await?);
+                } else {
+                    for range in [0..head, tail..object.size].into_iter().filter(|range| !range.is_empty()) {
                         hasher.update(&read::read_range(&object, range).await?);
                     }
                 }
@@ -164,21 +186,29 @@ impl Store {
             .await
     }
 
-    /// Opens an object's unpacked bytes. `packed_read` counts the stored bytes as they arrive.
+    /// Opens an object's unpacked bytes. `intake` counts the stored bytes as they arrive.
     ///
     /// # Errors
     /// When the first bytes cannot be read. Later failures arrive as [`std::io::Error`]s of the reader: pass them to
     /// [`explain_read`].
-    pub async fn open(&self, object: &Object, packed_read: Arc<AtomicU64>) -> Result<Reader, StoreError> {
+    pub async fn open(&self, object: &Object, intake: Arc<Intake>) -> Result<Reader, StoreError> {
+        self.open_at(object, 0, intake).await
+    }
+
+    /// As [`Self::open`], from an offset in the unpacked bytes on. What is before it in a packed object is unpacked all the same.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the object ends before the offset.
+    pub async fn open_at(&self, object: &Object, offset: u64, intake: Arc<Intake>) -> Result<Reader, StoreError> {
         let packed_name = [".gz", ".zst"].iter().any(|ending| object.url.ends_with(ending));
         if object.size == 0 && packed_name {
             // A compressed file of nothing still has a header; no bytes at all are a download that failed.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
-        let blocks = read::blocks(object, packed_read).await?;
+        let blocks = read::blocks(object, 0, Arc::clone(&intake)).await?;
         let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
-        Ok(match head {
+        let mut reader: Reader = match head {
             [0x1f, 0x8b, ..] => {
                 let mut unpacked = GzipDecoder::new(packed);
                 unpacked.multiple_members(true);
@@ -189,8 +219,18 @@ impl Store {
                 unpacked.multiple_members(true);
                 Box::pin(BufReader::with_capacity(UNPACK_BYTES, unpacked))
             }
+            _ if offset > 0 && offset <= object.size && read::ranges_work(object).await? => {
+                return Ok(Box::pin(StreamReader::new(read::blocks(object, offset, intake).await?)));
+            }
             _ => Box::pin(packed),
-        })
+        };
+        if offset > 0 {
+            let skipped = tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await;
+            if skipped.map_err(|error| explain_read(&object.url, error))? < offset {
+                return Err(StoreError::Changed { url: object.url.clone() });
+            }
+        }
+        Ok(reader)
     }
 
     /// Reads a small object whole and unpacked, as it is.
@@ -198,7 +238,6 @@ impl Store {
     /// # Errors
     /// When it is not there, cannot be read, or is larger than `limit_bytes`.
     pub async fn read(&self, name: &str, limit_bytes: u64) -> Result<Vec<u8>, StoreError> {
-        use tokio::io::AsyncReadExt as _;
         let object = self.find(name).await?;
         let mut content = Vec::new();
         let mut reader = self.open(&object, Arc::default()).await?.take(limit_bytes + 1);
@@ -215,11 +254,12 @@ impl Object {
     fn new(url: String, client: &Client, meta: ObjectMeta) -> Self {
         let client = client.clone();
         Self {
+            name: distinct_names([url.as_str()]).remove(0),
             url,
             size: meta.size,
             client,
             location: meta.location,
-            e_tag: meta.e_tag,
+            e_tag: meta.e_tag.map(quoted),
             modified: meta.last_modified.timestamp(),
         }
     }
@@ -228,11 +268,28 @@ impl Object {
     /// else size and the second of the last change.
     fn is_other_than(&self, meta: &ObjectMeta) -> bool {
         let same_version = match (&self.e_tag, &meta.e_tag) {
-            (Some(listed), Some(now)) => listed == now,
+            (Some(listed), Some(now)) => *listed == quoted(now.clone()),
             _ => self.client.is_local() || self.modified == meta.last_modified.timestamp(),
         };
         self.size != meta.size || !same_version
     }
+}
+
+/// A tag as headers have it: Azure lists it without its quotation marks.
+fn quoted(tag: String) -> String {
+    if tag.ends_with('"') { tag } else { format!("\"{tag}\"") }
+}
+
+/// The shortest ends of paths or URLs that name each of them alike: what follows the folder that they have in common.
+fn distinct_names<'a>(urls: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let urls: Vec<&str> = urls.into_iter().collect();
+    let folder = |url: &str| url.rfind('/').map_or(0, |slash| slash + 1);
+    let common = urls.iter().skip(1).fold(urls.first().map_or(0, |first| folder(first)), |common, url| {
+        let same = urls[0].bytes().zip(url.bytes()).take_while(|(one, other)| one == other).count();
+        // Back to the end of a folder's name, which no character of several bytes is in.
+        urls[0].as_bytes()[..common.min(same)].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1)
+    });
+    urls.iter().map(|url| url[common..].to_owned()).collect()
 }
 
 /// Turns a [`Reader`]'s error into one that names the object and says what to do.
@@ -290,6 +347,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn reading_on_from_an_offset_gives_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..9_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for (name, bytes) in [("plain", data.clone()), ("packed", gzip(&data))] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let store = Store::default();
+            let object = store.find(path.to_str().unwrap()).await.unwrap();
+            for offset in [1, 5_000_000, 9_000_000] {
+                let mut rest = Vec::new();
+                store.open_at(&object, offset, Arc::default()).await.unwrap().read_to_end(&mut rest).await.unwrap();
+                assert_eq!(rest, data[offset as usize..], "{name} from {offset}");
+            }
+            let error = store.open_at(&object, 9_000_001, Arc::default()).await.err().unwrap();
+            assert!(matches!(error, StoreError::Changed { .. }), "{error}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_truncated_or_damaged_gzip_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut packed = gzip(&vec![7; 100_000]);
@@ -315,6 +391,25 @@ mod tests {
         std::fs::write(&path, vec![2; 30 << 20]).unwrap();
         let error = reader.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert!(matches!(explain_read("part.bin", error), StoreError::Changed { .. }));
+    }
+
+    #[test]
+    fn names_are_the_same_wherever_the_objects_are() {
+        for root in ["/data/", "s3://bucket/some/where/", "https://host/", "data/", ""] {
+            let names = |names: &[&str]| {
+                let urls: Vec<String> = names.iter().map(|name| format!("{root}{name}")).collect();
+                distinct_names(urls.iter().map(String::as_str))
+            };
+            assert_eq!(names(&["images/part-0.gz"]), ["part-0.gz"]);
+            assert_eq!(names(&["images/part-00.gz", "images/part-01.gz"]), ["part-00.gz", "part-01.gz"]);
+            assert_eq!(
+                names(&["a/part-0.gz", "b/part-0.gz", "a/part-1.gz"]),
+                ["a/part-0.gz", "b/part-0.gz", "a/part-1.gz"]
+            );
+            assert_eq!(names(&["äö/x.gz", "äü/x.gz"]), ["äö/x.gz", "äü/x.gz"]);
+            assert_eq!(names(&["x/ab/1", "x/ab", "x/ab/2"]), ["ab/1", "ab", "ab/2"]);
+            assert_eq!(names(&[]), Vec::<String>::new());
+        }
     }
 
     #[tokio::test]

@@ -47,6 +47,16 @@ impl UrlForms {
         Self { sample: BTreeSet::new(), halvings: 0, most_sampled, normal: Vec::new() }
     }
 
+    /// What was seen, for [`Self::resumed`]: how often the sample was halved, and its hashes.
+    pub fn sample(&self) -> (u32, impl ExactSizeIterator<Item = (u64, u64)> + '_) {
+        (self.halvings, self.sample.iter().copied())
+    }
+
+    /// Goes on behind what [`Self::sample`] of an earlier one gave.
+    pub fn resumed(halvings: u32, sample: impl Iterator<Item = (u64, u64)>) -> Self {
+        Self { halvings, sample: sample.collect(), ..Self::default() }
+    }
+
     /// Looks at a URL; seeing it again changes nothing.
     pub fn see(&mut self, url: &str) {
         normalise(url, &mut self.normal);

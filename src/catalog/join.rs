@@ -30,7 +30,7 @@ pub fn url_hash(url: &str) -> u64 {
 }
 
 /// How many rows went into an index.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RowTally {
     /// Rows with a URL and a caption.
     pub rows: u64,
@@ -67,6 +67,16 @@ impl JoinIndexBuilder {
         }
         self.entries.push([(url_hash >> 32) as u32, url_hash as u32, group.first_class()]);
         Ok(())
+    }
+
+    /// Goes on behind the [`Self::entries`] of an earlier builder, which had counted `tally` by then.
+    pub fn resumed(entries: Vec<[u32; 3]>, tally: RowTally) -> Self {
+        Self { entries, tally }
+    }
+
+    /// The labelled rows so far, in the order in which they came.
+    pub fn entries(&self) -> &[[u32; 3]] {
+        &self.entries
     }
 
     /// How many rows were counted so far.

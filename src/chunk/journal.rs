@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Checksum, ChunkError, ChunkId, Entry, Tally, verify};
-use crate::store::Directory;
+use crate::store::{Directory, StoreError};
 
 /// Where a stream keeps its entries, its chunks and its quarantine, inside the run's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,11 +167,15 @@ impl Journal {
     /// Commits a chunk whose files are complete and durable. Committing twice is harmless.
     ///
     /// # Errors
-    /// When the entry cannot be written.
+    /// When the entry cannot be written, or another process entered something else.
     pub fn commit(&mut self, id: ChunkId, entry: Entry) -> Result<(), ChunkError> {
         let name = self.layout.entry(id);
         let text = serde_json::to_vec(&entry).map_err(|error| ChunkError::damaged(&name, "journal entry", error))?;
-        self.directory.create_new(&name, &text)?;
+        if !self.directory.create_new(&name, &text)? && self.directory.read(&name)?.as_ref() != Some(&text) {
+            // One process at a time works here, and it removed what it does not know.
+            let (path, holder) = (self.directory.display(&name), "another process".to_owned());
+            return Err(StoreError::Lost { path, holder }.into());
+        }
         self.entries.insert(id, entry);
         Ok(())
     }
@@ -245,6 +249,19 @@ mod tests {
         assert_eq!(again.position(), Position { shard: 1, row: 10 });
         assert_eq!(again.tally().rows, 24);
         assert_eq!(again.shard_tallies()[&0].rows, 14);
+    }
+
+    #[test]
+    fn committing_twice_is_harmless_and_committing_two_things_is_refused() {
+        let (_guard, directory, layout) = setup();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        let mut other = Journal::open(directory, layout, "g").unwrap();
+        let id = ChunkId { shard: 0, row: 0 };
+        journal.commit(id, entry(10, false, &[])).unwrap();
+        journal.commit(id, entry(10, false, &[])).unwrap();
+        other.commit(id, entry(10, false, &[])).unwrap();
+        let error = other.commit(id, entry(9, false, &[])).unwrap_err();
+        assert!(matches!(error, ChunkError::Store(StoreError::Lost { .. })), "{error}");
     }
 
     #[test]

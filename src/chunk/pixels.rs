@@ -45,17 +45,19 @@ impl PixelWriter {
         Ok(Self { table, image_bytes })
     }
 
-    /// Appends rows; `pixels` holds one image for each.
+    /// Appends rows; `pixels` holds one image for each. Returns the buffer, for others to use.
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn write(&mut self, rows: &RowHeads, pixels: Vec<u8>) -> Result<(), ChunkError> {
+    pub fn write(&mut self, rows: &RowHeads, pixels: Vec<u8>) -> Result<Vec<u8>, ChunkError> {
         if rows.is_empty() {
-            return Ok(());
+            return Ok(pixels);
         }
         let [urls, labels] = rows.columns();
-        let array = FixedSizeBinaryArray::new(self.image_bytes as i32, Buffer::from_vec(pixels), None);
-        self.table.write(vec![urls, labels, Arc::new(array)])
+        let pixels = Buffer::from_vec(pixels);
+        let array = FixedSizeBinaryArray::new(self.image_bytes as i32, pixels.clone(), None);
+        self.table.write(vec![urls, labels, Arc::new(array)])?;
+        Ok(pixels.into_vec().unwrap_or_default())
     }
 
     /// Completes the file.

@@ -123,6 +123,11 @@ impl Ring {
         Ok((Self { directory, disk, limit_bytes }, chunks))
     }
 
+    /// The disk that the ring takes.
+    pub fn disk(&self) -> &ByteBudget {
+        &self.disk
+    }
+
     /// Starts a chunk: waits for room for its fixed part.
     ///
     /// # Errors

@@ -54,6 +54,22 @@ pub(super) enum Command {
         /// Throws away everything that the run made, and starts over.
         #[arg(long)]
         fresh: bool,
+        /// Serves the run's counters to Prometheus under `/metrics`, and `/healthz`, until the run ends: `PORT` on loopback
+        /// alone, or `HOST:PORT`.
+        #[arg(long, value_name = "ADDR")]
+        metrics: Option<String>,
+    },
+    /// Says how far a run is, while it runs or after: stages, shards, rates, time left, bottleneck.
+    Status {
+        /// The run's directory: a path, or an `s3://` URL.
+        #[arg(long, value_name = "DIR")]
+        run_dir: String,
+        /// A machine file, for its `[store]`.
+        #[arg(short, long, value_name = "FILE")]
+        machine: Option<PathBuf>,
+        /// Lists every shard, not only those in hand.
+        #[arg(long)]
+        shards: bool,
     },
     /// Says what would run, on what, and what it needs; lists every problem and changes nothing.
     Check {
@@ -94,7 +110,7 @@ pub(super) enum Command {
     },
     /// Says what a chunk, a quarantine file, a checkpoint, a model or a run directory holds.
     Inspect {
-        /// File or directory.
+        /// File or directory, or `hf:ORG/NAME` for a model in the hub's cache.
         path: PathBuf,
     },
     /// Writes backbone and trained head as a directory that Hugging Face transformers opens.

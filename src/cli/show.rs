@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use bytesize::ByteSize;
+use serde::Serialize;
 
-use crate::pipeline::report::{CatalogReport, PredictionReport, StreamReport, TrainingReport};
-use crate::pipeline::{Check, Inspection, Report};
+use crate::pipeline::report::{Bottleneck, CatalogReport, PredictionReport, StreamReport, TrainingReport};
+use crate::pipeline::status::State;
+use crate::pipeline::{Check, Inspection, Report, Status};
 use crate::predict::evaluate::Scores;
 use crate::sample::SampleReport;
 
@@ -58,6 +61,15 @@ pub(super) fn report(report: &Report) -> String {
             &stage.name,
             format!("{} {} in {:.1} s, {:.0}/s", stage.done, stage.unit, stage.seconds, stage.per_second),
         );
+        if let Some(who) = &stage.bottleneck {
+            table.row("  bottleneck", bottleneck(who, stage.device_waited));
+        }
+    }
+    let traffic = &report.traffic;
+    if traffic.requests > 0 {
+        let (read, written) = (ByteSize(traffic.bytes_read), ByteSize(traffic.bytes_written));
+        let (requests, retries) = (traffic.requests, traffic.retries);
+        table.row("stores", format!("{requests} requests, {retries} of them repeated; {read} read, {written} written"));
     }
     if let Some(bytes) = report.peak_memory_bytes {
         table.row("peak memory", ByteSize(bytes));
@@ -69,6 +81,102 @@ pub(super) fn report(report: &Report) -> String {
     }
     for note in &report.notes {
         table.text.push_str(&format!("\nNote: {note}\n"));
+    }
+    table.text
+}
+
+fn bottleneck(who: &Bottleneck, device_waited: Option<f64>) -> String {
+    let outside = who.who.starts_with("the ");
+    let verb = if outside { "waited for" } else { "at work" };
+    let waited =
+        device_waited.map_or_else(String::new, |share| format!("; the device waited for data {:.1} %", 100.0 * share));
+    format!("{}, {verb} {:.1} % of the time{waited}", who.who, 100.0 * who.share)
+}
+
+/// A status with what only its reader knows.
+#[derive(Serialize)]
+pub(super) struct LiveStatus<'a> {
+    live: bool,
+    age_s: u64,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
+impl<'a> LiveStatus<'a> {
+    pub(super) fn new(status: &'a Status) -> Self {
+        Self { live: status.is_live(), age_s: status.age().as_secs(), status }
+    }
+}
+
+fn span(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// How far a run is.
+pub(super) fn status(run_dir: &str, status: &Status, all_shards: bool) -> String {
+    let mut table = Table::default();
+    let who = format!("process {} on {}", status.process.process, status.process.host);
+    let (started, ago) = (&status.started, span(status.age().as_secs()));
+    let detail = status.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+    table.heading(&match status.state {
+        State::Running if status.is_live() => {
+            format!("{run_dir} is running: {who} since {started}, reported {ago} ago")
+        }
+        State::Running => format!(
+            "{run_dir} is not running: {who} reported last {ago} ago and ended without a word; the same command resumes"
+        ),
+        State::Done => format!("{run_dir} is done, {ago} ago"),
+        State::Stopped => format!("{run_dir} was stopped {ago} ago{detail}"),
+        State::Failed => format!("{run_dir} failed {ago} ago{detail}"),
+    });
+    for stage in &status.stages {
+        let of = match stage.total.filter(|_| !stage.finished) {
+            Some(total) if total > 0 => format!(
+                "{} of about {total} {} ({:.1} %)",
+                stage.done,
+                stage.unit,
+                100.0 * stage.done as f64 / total as f64
+            ),
+            _ => format!("{} {}", stage.done, stage.unit),
+        };
+        let left = match stage.left_s {
+            _ if stage.finished => ", done".to_owned(),
+            Some(seconds) if status.is_live() => format!(", {} left", span(seconds)),
+            _ => String::new(),
+        };
+        table.row(&stage.name, format!("{of}, {:.0}/s over {}{left}", stage.per_second, span(stage.seconds as u64)));
+        if let Some(who) = &stage.bottleneck {
+            let device = stage.parts.iter().find(|part| part.name == "device");
+            table.row("  bottleneck", bottleneck(who, device.map(|part| part.starved)));
+        }
+        if stage.shards.is_empty() {
+            continue;
+        }
+        let done = stage.shards.iter().filter(|shard| shard.done).count();
+        table.row("  shards", format!("{done} of {} done", stage.shards.len()));
+        for shard in &stage.shards {
+            let in_hand = !shard.done && (shard.rows > 0 || shard.read > 0.0);
+            if all_shards || in_hand {
+                let state = if shard.done { "done".to_owned() } else { format!("{:.1} % read", 100.0 * shard.read) };
+                let counts = format!(
+                    "{} rows committed: {} kept, {} skipped, {} quarantined",
+                    shard.rows, shard.kept, shard.skipped, shard.quarantined
+                );
+                table.row(
+                    &format!("    {}", shard.name.rsplit('/').next().unwrap_or(&shard.name)),
+                    format!("{state}; {counts}"),
+                );
+            }
+        }
+    }
+    if let Some(bytes) = status.memory_bytes {
+        table.row("resident memory", ByteSize(bytes));
+    }
+    for (name, reading) in &status.readings {
+        let bytes = name.strip_suffix("_bytes");
+        let show = |value| if bytes.is_some() { ByteSize(value).to_string() } else { value.to_string() };
+        let limit = reading.limit.map_or_else(String::new, |limit| format!(" of {}", show(limit)));
+        table.row(&bytes.unwrap_or(name).replace('_', " "), format!("{}{limit}", show(reading.value)));
     }
     table.text
 }

@@ -7,7 +7,7 @@ use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline, RawPredict};
 use super::value::{Classes, DeviceKind, HeadKind};
-use super::{ConfigError, Problem};
+use super::{ConfigError, HubName, Problem};
 
 /// A stage that leaves artefacts, in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,16 +133,18 @@ impl Plan {
     }
 
     /// The keys that the artefacts of `stage` itself depend on; those of the stages before it come on top.
+    ///
+    /// The inputs are not among them: what counts is what they hold, which only whoever lists them can say, and not where.
     pub fn keys(&self, stage: Stage) -> StageKeys {
         let mut keys = StageKeys::new();
         let pipeline = &self.pipeline;
         match stage {
             Stage::Catalog => {
-                add(&mut keys, "captions", pipeline.captions.as_ref(), &[]);
-                add(&mut keys, "pairs", pipeline.pairs.as_ref(), &[]);
+                add(&mut keys, "captions", pipeline.captions.as_ref(), &["list"]);
+                add(&mut keys, "pairs", pipeline.pairs.as_ref(), &["shards"]);
             }
             Stage::Stream => {
-                add(&mut keys, "images", pipeline.images.as_ref(), &[]);
+                add(&mut keys, "images", pipeline.images.as_ref(), &["shards"]);
                 add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
                 let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
@@ -154,7 +156,12 @@ impl Plan {
                 add(&mut keys, "train", pipeline.train.as_ref(), &["checkpoint_every", "log_every"]);
             }
             Stage::Predict => {
-                add(&mut keys, "predict", pipeline.predict.as_ref(), &["truth", "top_k", "checkpoint"]);
+                add(
+                    &mut keys,
+                    "predict",
+                    pipeline.predict.as_ref(),
+                    &["images", "ids", "truth", "top_k", "checkpoint"],
+                );
                 add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
                 add(&mut keys, "chunks", Some(&pipeline.chunks), &["compression"]);
@@ -264,13 +271,11 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
         refuse(
             model.checkpoint.is_empty(),
             "model.checkpoint",
-            "is required: name a directory in Hugging Face layout".into(),
+            "is required: name a directory in Hugging Face layout, or `hf:ORG/NAME`".into(),
         );
-        refuse(
-            model.checkpoint.starts_with("hf:"),
-            "model.checkpoint",
-            "this version does not download from the hub: fetch the checkpoint's files and name their directory".into(),
-        );
+        if let Some(Err(why)) = HubName::parse(&model.checkpoint) {
+            refuse(true, "model.checkpoint", why);
+        }
     }
     refuse(
         pipeline.head.kind == HeadKind::Text,
@@ -296,7 +301,8 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
     refuse(!something, "", "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`".into());
     for (key, paths) in paths(pipeline) {
         for path in paths {
-            let Some((scheme, _)) = path.split_once("://") else { continue };
+            let hub = key == "model.checkpoint" && HubName::parse(path).is_some();
+            let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
                 "run.dir" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
                 "model.checkpoint" => (&[], "a local directory or `hf:ORG/NAME`"),
@@ -417,6 +423,7 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         format!("`{endpoint}` must be a URL that starts with `https://` or `http://`"),
     );
     refuse(machine.store.patience.0.is_zero(), "store.patience", "must be longer than zero".into());
+    refuse(machine.store.silence.0.is_zero(), "store.silence", "must be longer than zero".into());
     refuse(
         machine.scratch.dir.contains("://"),
         "scratch.dir",
@@ -474,6 +481,23 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_is_a_directory_or_a_well_formed_name_on_the_hub() {
+        let pipeline =
+            |checkpoint: &str| format!("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='{checkpoint}'\n");
+        for checkpoint in ["models/vit", "hf:google/vit-base@main", "hf:gpt2"] {
+            let raw = config::pipeline(&pipeline(checkpoint)).unwrap();
+            Plan::check(raw, RawMachine::default()).unwrap();
+        }
+        for checkpoint in ["hf:a/b/c", "hf://google/vit", "s3://bucket/vit"] {
+            let text = problems(&pipeline(checkpoint), "");
+            assert!(
+                text.starts_with(&format!("`model.checkpoint`: `{checkpoint}`")) && text.lines().count() == 1,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn a_disk_limit_under_two_chunks_is_refused() {
         let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n").unwrap();
         let machine = config::machine("[limits]\ndisk = '512 MiB'\n").unwrap();
@@ -490,6 +514,7 @@ mod tests {
         for stage in Stage::ALL {
             assert!(plan.keys(stage).keys().all(|key| !key.starts_with("limits") && key != "run.dir"));
         }
-        assert!(plan.keys(Stage::Stream).contains_key("images.shards"));
+        // What the inputs hold counts, and not where they are.
+        assert!(plan.keys(Stage::Stream).keys().all(|key| key != "images.shards"));
     }
 }

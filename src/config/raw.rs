@@ -158,7 +158,10 @@ impl Default for RawChunks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawModel {
-    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`. Required.
+    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`.
+    /// Or `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, of which these files are downloaded into the usual
+    /// cache, or used from there. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean
+    /// everywhere. A branch may move: name the commit for a run that is to last. Required.
     pub checkpoint: String,
     /// `bf16` or `f32`: the precision of the stored features, and of the forward pass where the device computes in it (the CPU computes in f32).
     pub precision: Precision,
@@ -332,10 +335,12 @@ pub struct RawStore {
     pub endpoint: String,
     /// For how long a request may fail again and again before the run stops; what was done is kept.
     pub patience: Span,
+    /// Time without a byte after which a request is given up and made again. An upload has a second more for each 64 KiB.
+    pub silence: Span,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Span::seconds(300) }
+        Self { endpoint: String::new(), patience: Span::seconds(300), silence: Span::seconds(20) }
     }
 }

@@ -5,6 +5,7 @@ use crate::corpus::header::Header;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::Fields;
 use crate::corpus::rows::Kind;
+use crate::corpus::rows::Mark;
 use crate::corpus::rows::PushParser;
 use crate::corpus::rows::RowSplitter;
 
@@ -87,7 +88,7 @@ impl std::fmt::Display for PairProblem {
 }
 
 /// What became of the rows of a pairs file: `rows = pairs + Σ skipped`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PairCounts {
     /// Rows read, header and blank lines not counted.
     pub rows: u64,
@@ -156,6 +157,28 @@ impl Pairs {
         }
     }
 
+    /// Whether the header was read; it may need another block.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn has_header(&mut self) -> Result<bool, CorpusError> {
+        if self.columns.is_none() {
+            self.columns = self.read_header()?;
+        }
+        Ok(self.columns.is_some())
+    }
+
+    /// Where the next row begins, if the file can be read on from there.
+    pub fn mark(&self) -> Option<Mark> {
+        self.columns.and(self.rows.mark())
+    }
+
+    /// Goes on at `mark`, where the next block starts, behind rows that were counted as `counts`. The header was read.
+    pub fn skip_to(&mut self, mark: Mark, counts: PairCounts) {
+        self.rows = RowSplitter::resumed(Delimiter::Tab, self.rows.max_record_bytes(), mark);
+        self.counts = counts;
+    }
+
     /// What became of the rows so far.
     pub fn counts(&self) -> &PairCounts {
         &self.counts
@@ -167,13 +190,7 @@ impl Pairs {
     /// The header is absent, unreadable, or lacks a column that is needed.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Result<Option<PairRow<'_>>, CorpusError> {
-        let columns = match self.columns {
-            Some(columns) => columns,
-            None => match self.read_header()? {
-                Some(columns) => *self.columns.insert(columns),
-                None => return Ok(None),
-            },
-        };
+        let (true, Some(columns)) = (self.has_header()?, self.columns) else { return Ok(None) };
         let Some(record) = self.rows.next() else {
             return Ok(None);
         };

@@ -129,6 +129,15 @@ pub struct RowSplitter {
     spans: Vec<Span>,
 }
 
+/// Where a file can be read on from: the start of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Mark {
+    /// Offset of the record in the unpacked file.
+    pub byte_offset: u64,
+    /// The record's number.
+    pub number: u64,
+}
+
 /// What the search found.
 enum Found {
     /// A record up to here; behind it a line end or the end of the input.
@@ -154,6 +163,22 @@ impl RowSplitter {
             next_number: 0,
             spans: Vec::new(),
         }
+    }
+
+    /// A splitter whose first block starts at `mark`, for the same records from there on.
+    pub fn resumed(delimiter: Delimiter, max_record_bytes: usize, mark: Mark) -> Self {
+        Self {
+            base: mark.byte_offset,
+            next_number: mark.number,
+            phase: Phase::Splitting,
+            ..Self::new(delimiter, max_record_bytes)
+        }
+    }
+
+    /// Where the record after the last one begins; `None` in the middle of a line that is dropped.
+    pub fn mark(&self) -> Option<Mark> {
+        (self.phase == Phase::Splitting)
+            .then(|| Mark { byte_offset: self.base + self.start as u64, number: self.next_number })
     }
 
     /// The longest record that is given out, in bytes.

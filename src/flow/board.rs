@@ -1,15 +1,19 @@
-//! How far each stage is, for whoever wants to show it.
+//! How far each stage is, where its time goes and what is in flight, for whoever wants to show it.
 //!
-//! Stages count into a [`Meter`]; the terminal, the log and the report read [`Snapshot`]s. Counting never waits.
+//! Stages count into a [`Meter`]; the terminal, the log, `status`, Prometheus and the report read [`Snapshot`]s. Counting
+//! never waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// All meters of a run, in the order in which the stages started.
+use super::clock::{Clock, ClockSnapshot, Doing};
+
+/// All meters of a run, in the order in which the stages started, and readings of what the stages share.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
     meters: Arc<Mutex<Vec<Arc<Meter>>>>,
+    probes: Arc<Mutex<Vec<Probe>>>,
 }
 
 /// Progress of one stage.
@@ -23,6 +27,29 @@ pub struct Meter {
     started: Instant,
     finished_after_us: AtomicU64,
     finished: AtomicBool,
+    clocks: Mutex<Vec<Arc<Clock>>>,
+    shards: Mutex<Vec<Shard>>,
+}
+
+/// What of one shard is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shard {
+    /// Its name.
+    pub name: String,
+    /// Its stored bytes.
+    pub bytes: u64,
+    /// Stored bytes that this process read of it; all of them where it is done.
+    pub read_bytes: u64,
+    /// Rows whose fate is committed.
+    pub rows: u64,
+    /// Of these, rows that were kept.
+    pub kept: u64,
+    /// Of these, rows that nothing wants.
+    pub skipped: u64,
+    /// Of these, rows that could not be used.
+    pub quarantined: u64,
+    /// Whether all of its rows are committed.
+    pub done: bool,
 }
 
 /// A meter at one moment.
@@ -42,6 +69,10 @@ pub struct Snapshot {
     pub elapsed: Duration,
     /// Whether it is over.
     pub finished: bool,
+    /// Where the time of its parts goes.
+    pub parts: Vec<ClockSnapshot>,
+    /// Its shards, in their order.
+    pub shards: Vec<Shard>,
 }
 
 impl Snapshot {
@@ -57,6 +88,63 @@ impl Snapshot {
         let rate = self.rate();
         (rate > 0.0).then(|| Duration::from_secs_f64((left as f64 / rate).min(1e9)))
     }
+
+    /// Who held the stage up most, and for which share of the time: the part that worked most, or somebody outside for whom a
+    /// part waited longest.
+    pub fn bottleneck(&self) -> Option<(&'static str, f64)> {
+        // A part that ended early is idle for the rest of the stage.
+        let (who, time) = self.parts.iter().flat_map(ClockSnapshot::suspects).max_by_key(|(_, time)| *time)?;
+        Some((who, (time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0)))
+    }
+
+    /// The share of the time that the part `name` had no input.
+    pub fn starved(&self, name: &str) -> Option<f64> {
+        self.parts.iter().find(|part| part.name == name).map(|part| part.share(Doing::Starved))
+    }
+}
+
+/// What a reading is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down; may have a limit.
+    Gauge,
+    /// Only grows.
+    Counter,
+}
+
+/// Something that the stages share, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// What it is, in `snake_case`, with its unit.
+    pub name: &'static str,
+    /// What that means.
+    pub help: &'static str,
+    /// How it moves.
+    pub kind: Kind,
+    /// Its value.
+    pub value: u64,
+    /// The most that it may be, where there is a limit.
+    pub limit: Option<u64>,
+}
+
+type Probing = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+
+struct Probe {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    limit: Option<u64>,
+    read: Probing,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(self.name)
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Board {
@@ -71,19 +159,58 @@ impl Board {
             started: Instant::now(),
             finished_after_us: AtomicU64::new(0),
             finished: AtomicBool::new(false),
+            clocks: Mutex::default(),
+            shards: Mutex::default(),
         });
-        self.meters.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&meter));
+        held(&self.meters).push(Arc::clone(&meter));
         meter
     }
 
     /// Every stage as it is now.
     pub fn snapshots(&self) -> Vec<Snapshot> {
-        let meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        meters.iter().map(|meter| meter.snapshot()).collect()
+        held(&self.meters).iter().map(|meter| meter.snapshot()).collect()
+    }
+
+    /// Adds something that goes up and down, with its limit where there is one; `None`: there is nothing to read any more.
+    /// A later one of the same name takes its place.
+    pub fn gauge(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        limit: Option<u64>,
+        read: impl Fn() -> Option<u64> + Send + Sync + 'static,
+    ) {
+        self.probe(Probe { name, help, kind: Kind::Gauge, limit, read: Box::new(read) });
+    }
+
+    /// Adds something that only grows.
+    pub fn counter(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.probe(Probe { name, help, kind: Kind::Counter, limit: None, read: Box::new(move || Some(read())) });
+    }
+
+    fn probe(&self, probe: Probe) {
+        let mut probes = held(&self.probes);
+        probes.retain(|known| known.name != probe.name);
+        probes.push(probe);
+    }
+
+    /// Every reading as it is now.
+    pub fn readings(&self) -> Vec<Reading> {
+        let probes = held(&self.probes);
+        let read = |probe: &Probe| {
+            let Probe { name, help, kind, limit, .. } = *probe;
+            (probe.read)().map(|value| Reading { name, help, kind, value, limit })
+        };
+        probes.iter().filter_map(read).collect()
     }
 }
 
 impl Meter {
+    /// The stage, as a person calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Counts units that this process did.
     pub fn add(&self, units: u64) {
         self.done.fetch_add(units, Ordering::Relaxed);
@@ -100,10 +227,34 @@ impl Meter {
         self.total.store(units, Ordering::Relaxed);
     }
 
-    /// Stops the stage's clock.
+    /// Units done so far, and in all where that is known.
+    pub fn progress(&self) -> (u64, Option<u64>) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed), (total > 0).then_some(total))
+    }
+
+    /// Adds the clock of a part.
+    pub fn part(&self, clock: Clock) -> Arc<Clock> {
+        let clock = Arc::new(clock);
+        held(&self.clocks).push(Arc::clone(&clock));
+        clock
+    }
+
+    /// Sets the shards that the stage reads, in their order.
+    pub fn set_shards(&self, shards: Vec<Shard>) {
+        *held(&self.shards) = shards;
+    }
+
+    /// Changes what is known of a shard.
+    pub fn shard(&self, index: usize, change: impl FnOnce(&mut Shard)) {
+        held(&self.shards).get_mut(index).map(change);
+    }
+
+    /// Stops the stage's clocks.
     pub fn finish(&self) {
         if !self.finished.swap(true, Ordering::SeqCst) {
             self.finished_after_us.store(self.started.elapsed().as_micros() as u64, Ordering::SeqCst);
+            held(&self.clocks).iter().for_each(|clock| clock.end());
         }
     }
 
@@ -115,15 +266,17 @@ impl Meter {
         } else {
             self.started.elapsed()
         };
-        let total = self.total.load(Ordering::Relaxed);
+        let (done, total) = self.progress();
         Snapshot {
             name: self.name.clone(),
             unit: self.unit,
-            done: self.done.load(Ordering::Relaxed),
+            done,
             resumed: self.resumed.load(Ordering::Relaxed),
-            total: (total > 0).then_some(total),
+            total,
             elapsed,
             finished,
+            parts: held(&self.clocks).iter().map(|clock| clock.snapshot()).collect(),
+            shards: held(&self.shards).clone(),
         }
     }
 }
@@ -142,5 +295,33 @@ mod tests {
         assert_eq!((snapshot.done, snapshot.resumed, snapshot.total), (90, 90, Some(100)));
         assert!(snapshot.rate().abs() < f64::EPSILON);
         assert_eq!(snapshot.eta(), None);
+    }
+
+    #[test]
+    fn the_bottleneck_is_who_worked_or_was_waited_for_most() {
+        let board = Board::default();
+        let meter = board.stage("images", "rows", 0);
+        let read = meter.part(Clock::serial("read rows").starved_by("the store"));
+        let model = meter.part(Clock::serial("model"));
+        std::thread::sleep(Duration::from_millis(50));
+        read.add(Doing::Starved, Duration::from_millis(49));
+        model.add(Doing::Starved, Duration::from_millis(30));
+        meter.finish();
+        let snapshot = meter.snapshot();
+        assert_eq!(snapshot.bottleneck().map(|(who, _)| who), Some("the store"));
+        let starved = snapshot.starved("model").unwrap_or_default();
+        assert!(starved > 0.0 && starved < 0.7, "{starved}");
+    }
+
+    #[test]
+    fn a_reading_that_is_gone_is_not_shown_and_a_later_one_replaces_it() {
+        let board = Board::default();
+        board.gauge("queue", "waiting", Some(4), || None);
+        board.counter("requests_total", "requests", || 7);
+        assert_eq!(board.readings().len(), 1);
+        board.gauge("queue", "waiting", Some(4), || Some(3));
+        let readings = board.readings();
+        assert_eq!(readings.len(), 2);
+        assert_eq!((readings[1].value, readings[1].limit), (3, Some(4)));
     }
 }

@@ -70,11 +70,11 @@ impl ByteBudget {
         self.held(bytes, permit)
     }
 
-    /// As [`Self::take`], for a thread of its own that the runtime gave for blocking work.
+    /// As [`Self::take`], for a thread that may wait.
     pub fn take_blocking(&self, bytes: u64) -> Held {
         match Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)) {
             Ok(permit) => self.held(bytes, permit),
-            Err(_) => tokio::runtime::Handle::current().block_on(self.take(bytes)),
+            Err(_) => futures::executor::block_on(self.take(bytes)),
         }
     }
 
@@ -96,6 +96,16 @@ impl ByteBudget {
         let now = self.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);
         Held { bytes, in_flight: Arc::clone(&self.in_flight), _permit: permit }
+    }
+
+    /// Bytes in flight.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The limit, in whole permits.
+    pub fn limit_bytes(&self) -> u64 {
+        u64::from(self.total_units) * UNIT_BYTES
     }
 
     /// Most bytes that were in flight at once.

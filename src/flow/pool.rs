@@ -1,12 +1,17 @@
 //! CPU work takes a permit before a thread.
+//!
+//! The threads are the pool's own and as many as its permits. tokio's blocking threads come and go by the dozen, and the
+//! system's allocator keeps what each of them once had: memory would grow for as long as new ones take part.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
-/// A bounded share of tokio's blocking threads.
+/// A fixed number of threads for work that is longer than a task may hold one.
 #[derive(Debug, Clone)]
 pub struct CpuPool {
+    threads: Arc<rayon::ThreadPool>,
     permits: Arc<Semaphore>,
     width: usize,
 }
@@ -16,10 +21,23 @@ pub struct CpuPool {
 #[error("an internal error ended a worker thread")]
 pub struct JobPanicked;
 
+/// The system gives no threads.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no {width} threads for decoding: {reason}; lower `limits.cpu_workers`")]
+pub struct NoThreads {
+    width: usize,
+    reason: String,
+}
+
 impl CpuPool {
     /// A pool that runs at most `width` jobs at once.
-    pub fn new(width: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(width)), width }
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn new(width: usize) -> Result<Self, NoThreads> {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(width).thread_name(|index| format!("decode-{index}"));
+        let threads = threads.build().map_err(|error| NoThreads { width, reason: error.to_string() })?;
+        Ok(Self { threads: Arc::new(threads), permits: Arc::new(Semaphore::new(width)), width })
     }
 
     /// Jobs that run at once.
@@ -27,7 +45,7 @@ impl CpuPool {
         self.width
     }
 
-    /// Runs `job` on a thread of its own once a permit is free. Jobs cannot be stopped, so they must be short.
+    /// Runs `job` on one of the threads once a permit is free. Jobs cannot be stopped, so they must be short.
     ///
     /// # Errors
     /// When the job panics.
@@ -40,13 +58,14 @@ impl CpuPool {
         F: FnOnce() -> T + Send + 'static,
     {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| JobPanicked)?;
-        tokio::task::spawn_blocking(move || {
-            let output = job();
+        let (reply, answer) = oneshot::channel();
+        self.threads.spawn(move || {
+            let output = catch_unwind(AssertUnwindSafe(job));
             drop(permit);
-            output
-        })
-        .await
-        .map_err(|_| JobPanicked)
+            // The caller may have been cancelled; then nobody wants the answer.
+            reply.send(output).ok();
+        });
+        answer.await.map_err(|_| JobPanicked)?.map_err(|_| JobPanicked)
     }
 }
 
@@ -60,7 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn never_more_jobs_than_permits() {
-        let pool = CpuPool::new(2);
+        let pool = CpuPool::new(2).unwrap();
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let jobs = (0..20).map(|_| {
             let (pool, now, most) = (pool.clone(), Arc::clone(&now), Arc::clone(&most));
@@ -79,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_and_gives_the_permit_back() {
-        let pool = CpuPool::new(1);
+        let pool = CpuPool::new(1).unwrap();
         assert_eq!(pool.run(|| std::panic::resume_unwind(Box::new(()))).await, Err(JobPanicked));
         assert_eq!(pool.run(|| 7).await, Ok(7));
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
+use super::partial::{Gathered, Partial, Position};
 use super::report::CatalogReport;
-use super::stream::fill;
+use super::stream::{Machine, THE_STORE, fill};
 use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Match, RowTally, UrlForms, url_hash,
 };
@@ -16,8 +16,8 @@ use crate::chunk::{Checksum, tables, verify};
 use crate::config::raw::{RawCaptions, RawPairs};
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
-use crate::flow::{Meter, Stop};
-use crate::store::{Directory, LocalCopy, Object, Store};
+use crate::flow::{Clock, Meter, Shard, Stop};
+use crate::store::{Directory, Intake, LocalCopy, Object, Store};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -129,46 +129,72 @@ pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)
     Ok(captions)
 }
 
-/// Builds the catalog and keeps it; `None` when the run was asked to stop.
+/// Builds the catalog, behind what an earlier process gathered; `None` when the run was asked to stop.
 ///
 /// # Errors
 /// When a file cannot be read, or no caption is a class.
 pub(super) async fn build(
-    store: &Store,
+    machine: &Machine,
     captions: &RawCaptions,
     pairs: &RawPairs,
     shards: &[Object],
     meter: &Meter,
-    stop: &Stop,
+    partial: Partial,
+    gathered: Option<Gathered>,
 ) -> Result<Option<Catalog>, PipelineError> {
+    let Machine { store, stop, events, .. } = machine;
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     if captions.classes == ClassesWord::List {
         read_list(store, &captions.list, &mut classes).await?;
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                captions.list
+                Store::shown(&captions.list)
             )));
         }
     }
     let duplicates = classes.duplicates();
+    let intake = Arc::new(Intake::default());
+    let waited = Arc::clone(&intake);
+    meter.part(Clock::serial("read pairs").starved_by(THE_STORE).starvation(move || waited.waited()));
+    let known = |shard: &Object| Shard { name: shard.url.clone(), bytes: shard.size, ..Shard::default() };
+    meter.set_shards(shards.iter().map(known).collect());
+    let mut builder = JoinIndexBuilder::new();
+    let (mut forms, mut start) = (UrlForms::new(), None);
+    if let Some(gathered) = gathered {
+        for caption in &gathered.captions {
+            classes.add(caption).map_err(refused)?;
+        }
+        builder = JoinIndexBuilder::resumed(gathered.entries, gathered.tally);
+        forms = gathered.forms;
+        meter.add_resumed(gathered.position.before.rows + gathered.position.of_shard.rows);
+        start = Some(gathered.position);
+    }
+    events.started(meter);
     let mut reading = Reading {
         store,
         languages: &pairs.languages,
         meter,
         stop,
-        packed: Arc::new(AtomicU64::new(0)),
+        intake,
         all_bytes: shards.iter().map(|shard| shard.size).sum(),
-        counts: PairCounts::default(),
-        forms: UrlForms::new(),
-        builder: JoinIndexBuilder::new(),
+        read_before: start.map_or(0, |start| start.read_bytes),
+        counts: start.map_or_else(PairCounts::default, |start| start.before),
+        forms,
+        builder,
+        partial,
     };
-    for shard in shards {
-        if !reading.shard(shard, &mut classes, captions.classes).await? {
+    let first = start.map_or(0, |start| start.shard);
+    for index in 0..first.min(shards.len()) {
+        meter.shard(index, |shard| shard.done = true);
+    }
+    for (index, shard) in shards.iter().enumerate().skip(first) {
+        let start = start.filter(|start| start.shard == index);
+        if !reading.shard(index, shard, start, &mut classes, captions.classes).await? {
             return Ok(None);
         }
     }
-    meter.set_total(meter.snapshot().done);
+    meter.set_total(meter.progress().0);
     if classes.is_empty() {
         return Err(PipelineError::Input(
             "no row of `pairs.shards` has a caption, so there is no class: check the files and `pairs.languages`"
@@ -234,7 +260,7 @@ pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -
 async fn read_list(store: &Store, name: &str, classes: &mut Classes) -> Result<(), PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
-    let mut list = CaptionList::new(name, MAX_RECORD_BYTES);
+    let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
     let mut buffer = vec![0; FEED_BYTES];
     loop {
         let more = fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
@@ -253,25 +279,39 @@ struct Reading<'a> {
     languages: &'a [String],
     meter: &'a Meter,
     stop: &'a Stop,
-    packed: Arc<AtomicU64>,
+    intake: Arc<Intake>,
     all_bytes: u64,
+    /// Stored bytes that earlier processes read.
+    read_before: u64,
     counts: PairCounts,
     forms: UrlForms,
     builder: JoinIndexBuilder,
+    partial: Partial,
 }
 
 impl Reading<'_> {
-    /// Reads one file; false when the run was asked to stop.
+    /// Reads one file, from `start` on; false when the run was asked to stop.
     async fn shard(
         &mut self,
+        index: usize,
         shard: &Object,
+        start: Option<Position>,
         classes: &mut Classes,
         source: ClassesWord,
     ) -> Result<bool, PipelineError> {
-        let mut reader = self.store.open(shard, Arc::clone(&self.packed)).await?;
+        let before = self.intake.bytes();
         let mut pairs = Pairs::new(&shard.url, self.languages, MAX_RECORD_BYTES);
         let mut buffer = vec![0; FEED_BYTES];
-        let mut counted = 0;
+        if let Some(start) = start {
+            let mut head = self.store.open(shard, Arc::default()).await?;
+            while !pairs.has_header()? {
+                fill(&mut head, &mut pairs, &mut buffer, &shard.url).await?;
+            }
+            pairs.skip_to(start.mark, start.of_shard);
+        }
+        let from = start.map_or(0, |start| start.mark.byte_offset);
+        let mut reader = self.store.open_at(shard, from, Arc::clone(&self.intake)).await?;
+        let mut counted = pairs.counts().rows;
         loop {
             let more = fill(&mut reader, &mut pairs, &mut buffer, &shard.url).await?;
             while let Some(row) = pairs.next()? {
@@ -285,12 +325,23 @@ impl Reading<'_> {
             }
             self.meter.add(pairs.counts().rows - counted);
             counted = pairs.counts().rows;
-            let read = self.packed.load(Ordering::Relaxed);
+            let read = self.read_before + self.intake.bytes();
             if read > 0 {
-                let done = self.meter.snapshot().done as f64;
+                let done = self.meter.progress().0 as f64;
                 self.meter.set_total((done * self.all_bytes as f64 / read as f64).round() as u64);
             }
-            if self.stop.is_raised() {
+            self.meter.shard(index, |shard| {
+                shard.read_bytes = self.intake.bytes() - before;
+                (shard.rows, shard.kept, shard.done) = (counted, counted, !more);
+            });
+            let stopped = self.stop.is_raised();
+            if let (true, true, Some(mark)) = (stopped || self.partial.is_due(), more, pairs.mark()) {
+                let (before, of_shard) = (self.counts, *pairs.counts());
+                let position = Position { shard: index, mark, read_bytes: read, before, of_shard };
+                let made_here = (source == ClassesWord::Train).then_some(&*classes);
+                self.partial.keep(position, &self.builder, made_here, &self.forms)?;
+            }
+            if stopped {
                 return Ok(false);
             }
             if !more {
@@ -298,5 +349,84 @@ impl Reading<'_> {
                 return Ok(true);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::flow::{Board, ByteBudget, CpuPool, Signal};
+    use crate::pipeline::events::Events;
+    use crate::store::LocalDirectory;
+
+    fn machine(stopped: bool) -> Machine {
+        let stop = Stop::default();
+        if stopped {
+            stop.raise(Signal::Terminate);
+        }
+        Machine {
+            store: Store::default(),
+            pool: CpuPool::new(1).unwrap(),
+            budget: ByteBudget::new(1 << 30),
+            stop,
+            board: Board::default(),
+            events: Events::default(),
+        }
+    }
+
+    /// A pairs file of about 1.5 MB; its captions hold line ends.
+    fn rows(seed: u32) -> String {
+        let mut text = "language\timage_url\tcaption_title_and_reference_description\n".to_owned();
+        for row in 0..9_000u32 {
+            let number = row.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 20;
+            let long = "word ".repeat(number as usize % 40);
+            text.push_str(&format!("en\thttp://x/{number}/{seed}\t\"Title {}\n[SEP] {long}\"\n", number % 500));
+        }
+        text
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reading_that_is_stopped_after_every_block_gives_the_same_catalog() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.tsv"), rows(1)).unwrap();
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(rows(2).as_bytes()).unwrap();
+        std::fs::write(dir.path().join("b.tsv.gz"), packed.finish().unwrap()).unwrap();
+        let shards = Store::default().list(&[format!("{}/*.tsv*", dir.path().display())]).await.unwrap();
+        let captions = RawCaptions { classes: ClassesWord::Train, ..RawCaptions::default() };
+        let directory: Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
+        let build = async |stopped: bool| {
+            let machine = machine(stopped);
+            let meter = machine.board.stage("pairs", "rows", 0);
+            let (partial, gathered) = Partial::open(directory.clone(), "g").unwrap();
+            let resumed = gathered.is_some();
+            let built = build(&machine, &captions, &RawPairs::default(), &shards, &meter, partial, gathered).await;
+            (built.unwrap(), resumed, meter.snapshot())
+        };
+        let (Some(expected), false, _) = build(false).await else { panic!("a new reading ends") };
+        let mut stops = 0;
+        loop {
+            let (built, resumed, meter) = build(true).await;
+            assert_eq!(resumed, stops > 0);
+            let Some(built) = built else {
+                stops += 1;
+                // The last block of a file leaves nothing to keep: another process ends it.
+                if directory.list("catalog/partial").unwrap().len() < stops {
+                    break;
+                }
+                continue;
+            };
+            assert_eq!(meter.done, built.report.pair_rows);
+            break;
+        }
+        assert!(stops > 3, "{stops} stops");
+        let (Some(found), true, meter) = build(false).await else { panic!("the reading goes on and ends") };
+        assert_eq!(meter.done, 18_000);
+        assert!(meter.resumed > 0 && meter.shards.iter().all(|shard| shard.done));
+        assert_eq!(found.index.entries(), expected.index.entries());
+        assert_eq!(found.classes.texts().collect::<Vec<_>>(), expected.classes.texts().collect::<Vec<_>>());
+        assert_eq!(found.report, expected.report);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{PipelineError, chain, generation, resolve, store, workers};
+use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::Plan;
@@ -54,7 +54,7 @@ impl Check {
 pub async fn check(plan: &Plan) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
-    let store = store(plan);
+    let store = store(&plan.machine().store);
     let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
     let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
     for stage in Stage::ALL.into_iter().filter(|stage| plan.runs(*stage)) {
@@ -79,20 +79,12 @@ pub async fn check(plan: &Plan) -> Check {
             lists.insert(key, objects);
         }
     }
-    let spec = check.keep(resolve(plan)).map(|(spec, backbone)| {
+    let here = checkpoint(plan, &store, &mut check).await;
+    let waits = here.is_none();
+    let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
         #[cfg(feature = "model")]
         if let Some(backbone) = &backbone {
-            let checkpoint = &backbone.checkpoint;
-            check.needs.insert(
-                "model".to_owned(),
-                format!(
-                    "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
-                    checkpoint.family(),
-                    checkpoint.parameters(),
-                    bytesize::ByteSize(checkpoint.weight_bytes()),
-                    backbone.shape.dim
-                ),
-            );
+            check.needs.insert("model".to_owned(), of_model(backbone));
         }
         #[cfg(not(feature = "model"))]
         drop(backbone);
@@ -111,6 +103,11 @@ pub async fn check(plan: &Plan) -> Check {
             "none: the chunks are the product".to_owned()
         };
         check.needs.insert("scratch disk".to_owned(), scratch);
+    }
+    // The images can be looked at before it is known what the checkpoint asks for.
+    let spec = spec.or_else(|| waits.then(|| preprocess::resolve(plan, preprocess::Asked::default())));
+    if let Some(spec) = &spec {
+        let size_px = spec.geometry.output_px();
         for key in ["images.shards", "predict.images"] {
             if let Some(shard) = lists.get(key).and_then(|objects: &Vec<Object>| objects.first()) {
                 let sampled = sample_images(&store, shard, spec.clone()).await;
@@ -148,6 +145,39 @@ pub async fn check(plan: &Plan) -> Check {
     check
 }
 
+#[cfg(feature = "model")]
+fn of_model(backbone: &super::Backbone) -> String {
+    let checkpoint = &backbone.checkpoint;
+    format!(
+        "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
+        checkpoint.family(),
+        checkpoint.parameters(),
+        bytesize::ByteSize(checkpoint.weight_bytes()),
+        backbone.shape.dim
+    )
+}
+
+/// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.
+#[cfg(feature = "model")]
+async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
+    match check.keep(super::hub::look(plan, store).await)? {
+        None => Some(None),
+        Some(Ok(snapshot)) => Some(Some(snapshot)),
+        Some(Err(missing)) => {
+            let files = missing.files.join(", ");
+            let (bytes, cache) = (bytesize::ByteSize(missing.bytes), missing.cache.display());
+            check.needs.insert("download".to_owned(), format!("{bytes} of the checkpoint into `{cache}`: {files}"));
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "model"))]
+#[expect(clippy::unused_async, reason = "with a model it asks the hub")]
+async fn checkpoint(_: &Plan, _: &Store, _: &mut Check) -> Option<Option<std::path::PathBuf>> {
+    Some(None)
+}
+
 /// Feeds at most [`HEAD_BYTES`]; says whether more may follow.
 async fn feed(
     reader: &mut Reader,
@@ -165,8 +195,8 @@ async fn sample_images(
     shard: &Object,
     spec: crate::decode::Spec,
 ) -> Result<(String, f64), PipelineError> {
-    let packed = std::sync::Arc::default();
-    let mut reader = store.open(shard, std::sync::Arc::clone(&packed)).await?;
+    let intake = std::sync::Arc::<crate::store::Intake>::default();
+    let mut reader = store.open(shard, std::sync::Arc::clone(&intake)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     let mut decoder = Decoder::new(spec);
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -195,7 +225,7 @@ async fn sample_images(
             break;
         }
     }
-    let read = packed.load(std::sync::atomic::Ordering::Relaxed) as f64;
+    let read = intake.bytes() as f64;
     let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
     if seen > 0 && usable == 0 {
@@ -222,7 +252,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
     if captions.classes == ClassesWord::List {
         let object = store.find(&captions.list).await?;
         let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-        let mut list = CaptionList::new(&captions.list, MAX_RECORD_BYTES);
+        let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
         let mut buffer = vec![0; 256 << 10];
         loop {
             let more = super::stream::fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
@@ -236,7 +266,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                captions.list
+                object.url
             )));
         }
         #[cfg(feature = "model")]
@@ -272,7 +302,7 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
 async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
     let (mut count, mut fed) = (0u64, 0);
     loop {
         let more = feed(&mut reader, &mut ids, &mut fed, &object.url).await?;
@@ -280,7 +310,7 @@ async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> 
             count += 1;
         }
         if !more && count == 0 {
-            return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
+            return Err(PipelineError::Input(format!("`{}` (`predict.ids`) holds no id: check the file", object.url)));
         }
         if !more {
             return Ok(format!("the first {count} ids are sound"));

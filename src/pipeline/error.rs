@@ -3,7 +3,7 @@
 use crate::chunk::ChunkError;
 use crate::config::ConfigError;
 use crate::corpus::CorpusError;
-use crate::flow::{DeviceGone, JobPanicked, Signal};
+use crate::flow::{DeviceGone, JobPanicked, NoThreads, Signal};
 use crate::store::StoreError;
 
 /// Why a run ended early.
@@ -30,6 +30,9 @@ pub enum PipelineError {
     /// The device or the model fails.
     #[error("{0}")]
     Model(String),
+    /// The system gives no threads.
+    #[error(transparent)]
+    Threads(#[from] NoThreads),
     /// Asked to stop; everything done so far is saved.
     #[error("stopped after saving; the same command goes on from here")]
     Stopped(Signal),
@@ -39,6 +42,12 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether the run's own directory may be out of reach, so that nothing more can be written to it.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        let (Self::Store(error) | Self::Chunk(ChunkError::Store(error))) = self else { return false };
+        matches!(error, StoreError::Unreachable { .. } | StoreError::Lost { .. })
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -52,7 +61,7 @@ impl PipelineError {
                     4
                 }
             }
-            Self::Model(_) | Self::Internal(_) => 5,
+            Self::Model(_) | Self::Internal(_) | Self::Threads(_) => 5,
             Self::Stopped(signal) => signal.exit_code(),
         }
     }

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::desk::model_error;
-use super::{PipelineError, catalog, store, training};
+use super::{PipelineError, catalog, generation, hub, store, training};
 use crate::config::Plan;
+use crate::config::plan::Stage;
 use crate::config::value::Pool;
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::store::Directory;
@@ -24,7 +25,8 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
                 .to_owned(),
         ));
     }
-    let directory = Directory::at(&store(plan), &plan.pipeline().run.dir)?;
+    let store = store(&plan.machine().store);
+    let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
     let Some(step) = training::checkpoints(&directory)?.last().copied() else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",
@@ -35,8 +37,23 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
     let head = checkpoint::load_head(&copy).map_err(model_error)?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
-    let backbone = Checkpoint::open(Path::new(&model.checkpoint)).map_err(model_error)?;
+    let dir = hub::cached(plan, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
+    let backbone = Checkpoint::open(&dir).map_err(model_error)?;
+    check_backbone(&directory, &backbone, &model.checkpoint)?;
     let classifier = Classifier::new(head.weight, head.bias).map_err(model_error)?;
     export_hf(&backbone, &classifier, &labels, out).map_err(model_error)?;
     Ok(step)
+}
+
+/// A head belongs to the backbone whose features it was trained on, and a branch of the hub moves.
+fn check_backbone(directory: &Directory, backbone: &Checkpoint, name: &str) -> Result<(), PipelineError> {
+    let recorded = generation::read(directory)?
+        .and_then(|file| file.stages.get(Stage::Stream.as_str())?.keys.get(generation::CHECKPOINT_FILES).cloned());
+    if recorded.is_none_or(|recorded| backbone.fingerprint().is_ok_and(|now| now == recorded)) {
+        return Ok(());
+    }
+    Err(PipelineError::Generation(format!(
+        "`model.checkpoint`: `{name}` has other files than the features of `{}` were made with; name those, with `@` and their commit if they are from the hub",
+        directory.display("")
+    )))
 }

@@ -8,15 +8,17 @@ use tokio::task::JoinSet;
 
 use super::PipelineError;
 use super::desk::{BATCH_ROWS, Device, model_error};
+use super::events::Events;
+use super::report::DEVICE;
 use super::spill::{self, Spill};
-use super::stream::{self, Machine, Sink, StreamJob, commit, seen_so_far};
+use super::stream::{self, Machine, Sink, StreamJob, THE_RUN, commit, seen_so_far};
 use crate::chunk::features::{self, FeatureWriter, Features};
 use crate::chunk::journal::{Journal, Layout, Position};
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::ring::{Ring, RingChunk};
 use crate::chunk::{Checksum, RowHeads, Tally, verify};
 use crate::config::value::Precision;
-use crate::flow::{Meter, Stop, link};
+use crate::flow::{Clock, Doing, Meter, Stop, depth, link};
 use crate::store::{Directory, LocalDirectory, Object};
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
@@ -63,6 +65,7 @@ pub(super) async fn run(
     let mut counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
     job.meter.add_resumed(journal.tally().rows);
     meter.add_resumed(journal.tally().kept);
+    stream::show_shards(&job, &journal);
     for chunk in &waiting {
         job.meter.add_resumed(chunk.entry.tally.rows);
         if chunk.entry.id.shard == position.shard {
@@ -75,6 +78,13 @@ pub(super) async fn run(
     let bytes = stream::stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let held = machine.budget.take(bytes.model).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
+    let board = &machine.board;
+    board.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
+    let disk = ring.disk().clone();
+    let limit = Some(disk.limit_bytes());
+    board.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
+    machine.events.started(&job.meter);
+    machine.events.started(&meter);
     for chunk in waiting {
         if chunks_in.send(chunk).await.is_err() {
             return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
@@ -86,8 +96,10 @@ pub(super) async fn run(
         shape,
         device: Arc::clone(device),
         meter,
+        clock: job.meter.part(Clock::serial(DEVICE).blocked_by(THE_RUN)),
         rows: Arc::clone(&job.meter),
         stop: machine.stop.clone(),
+        events: machine.events.clone(),
     };
     let mut stages: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
     stages.spawn(consumer.run(chunks_out));
@@ -109,14 +121,16 @@ struct Consumer {
     meter: Arc<Meter>,
     /// Counts the rows that were read, and knows about how many there are.
     rows: Arc<Meter>,
+    clock: Arc<Clock>,
     stop: Stop,
+    events: Events,
 }
 
 impl Consumer {
     async fn run(mut self, mut chunks: mpsc::Receiver<RingChunk>) -> Result<Option<Journal>, PipelineError> {
         let Tally { mut rows, mut kept, .. } = self.journal.tally();
-        while let Some(chunk) = chunks.recv().await {
-            if let Some(all_rows) = self.rows.snapshot().total {
+        while let Some(chunk) = self.clock.wait(Doing::Starved, chunks.recv()).await {
+            if let Some(all_rows) = self.rows.progress().1 {
                 rows += chunk.entry.tally.rows;
                 kept += chunk.entry.tally.kept;
                 self.meter.set_total((all_rows as f64 * kept as f64 / rows.max(1) as f64).round() as u64);
@@ -125,9 +139,12 @@ impl Consumer {
                 break;
             }
             let Some(sum) = self.compute(&chunk).await? else { break };
-            commit(&mut self.journal, &chunk.whole_entry()?, sum, &self.shards[chunk.entry.id.shard as usize].url)?;
+            let _committing = self.clock.start(Doing::Blocked);
+            let shard = &self.shards[chunk.entry.id.shard as usize].name;
+            commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
             chunk.release()?;
         }
+        self.clock.end();
         match self.stop.signal() {
             Some(signal) => Err(PipelineError::Stopped(signal)),
             None => Ok(Some(self.journal)),
@@ -157,7 +174,7 @@ impl Consumer {
         let made_from = format!("{} {dim} {BATCH_ROWS}", chunk.entry.generation);
         let mut spill = Spill::open(spill::beside(&pixels), &made_from)?;
         let reading = tokio::task::spawn_blocking(move || read_batches(&pixels, &batches_in));
-        while let Some((heads, pixels)) = batches.recv().await {
+        while let Some((heads, pixels)) = self.clock.wait(Doing::Starved, batches.recv()).await {
             let rows = heads.len();
             let features = match spill.take(rows * dim) {
                 Some(known) => known,

@@ -13,6 +13,8 @@ use crate::store::{Directory, Object, Store, StoreError};
 
 /// Name of the file inside the run directory.
 const FILE: &str = "run.toml";
+/// The key that says what a checkpoint's files hold, wherever they are.
+pub(super) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
 /// Changes when the bytes of an artefact change for equal keys.
 const FORMAT: &str = "1";
 
@@ -56,7 +58,7 @@ pub(super) async fn add_inputs(
 ) -> Result<(), StoreError> {
     let mut hasher = blake3::Hasher::new();
     for (object, fingerprint) in objects.iter().zip(store.fingerprints(objects).await?) {
-        hasher.update(format!("{}\t{fingerprint}\n", object.url).as_bytes());
+        hasher.update(format!("{}\t{fingerprint}\n", object.name).as_bytes());
     }
     let bytes: u64 = objects.iter().map(|object| object.size).sum();
     let digest = &hasher.finalize().to_hex()[..16];
@@ -78,6 +80,18 @@ pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineErr
             error.message()
         ))
     })
+}
+
+/// The configuration with its inputs' names as they may be kept.
+fn without_secrets(mut config: RawPipeline) -> RawPipeline {
+    let show = |name: &mut String| *name = Store::shown(name).to_owned();
+    config.captions.iter_mut().map(|captions| &mut captions.list).for_each(show);
+    config.pairs.iter_mut().flat_map(|pairs| &mut pairs.shards).for_each(show);
+    config.images.iter_mut().flat_map(|images| &mut images.shards).for_each(show);
+    if let Some(predict) = &mut config.predict {
+        predict.images.iter_mut().chain([&mut predict.ids, &mut predict.truth]).for_each(show);
+    }
+    config
 }
 
 impl Generations {
@@ -186,7 +200,7 @@ impl Generations {
         for name in discarded {
             self.file.stages.remove(&name);
         }
-        self.file.config = plan.pipeline().clone();
+        self.file.config = without_secrets(plan.pipeline().clone());
         // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
         self.save()?;
         if let Some(from) = self.from {

@@ -38,6 +38,10 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     if let Some(url) = path.to_str().filter(|text| Store::is_remote(text)) {
         return run_directory(url);
     }
+    #[cfg(feature = "model")]
+    if let Some(repo) = path.to_str().map(super::hub::repo).transpose()?.flatten() {
+        return backbone(&crate::store::Hub::new(&Store::default()).cached(&repo)?);
+    }
     if path.is_dir() {
         if path.join("run.toml").is_file() {
             return run_directory(&path.display().to_string());

@@ -5,7 +5,6 @@ use super::{
     enough_captions, features, prediction, scratch_path, training,
 };
 use crate::config::plan::chunk_disk_bytes;
-use crate::model::Checkpoint;
 use crate::store::LocalDirectory;
 use crate::train::checkpoint;
 
@@ -45,11 +44,7 @@ impl Run {
         device: &Arc<desk::Device>,
     ) -> Result<Journal, PipelineError> {
         let backbone = self.backbone()?;
-        let checkpoint = Checkpoint::open(std::path::Path::new(
-            self.plan.pipeline().model.as_ref().map_or("", |model| model.checkpoint.as_str()),
-        ))
-        .map_err(desk::model_error)?;
-        desk::load_backbone(device, checkpoint, backbone.options).await?;
+        desk::load_backbone(device, backbone.checkpoint.clone(), backbone.options).await?;
         let rings = LocalDirectory::create(scratch_path(&self.plan))?;
         let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {
@@ -59,11 +54,11 @@ impl Run {
             disk_bytes: self.ring_bytes(backbone.shape)?,
         };
         let rows = Arc::clone(&job.meter);
-        let meter = self.board.stage(format!("features ({name})"), "images", 0);
+        let meter = self.machine.board.stage(format!("features ({name})"), "images", 0);
         let journal =
             features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&meter)).await?;
-        rows.finish();
-        meter.finish();
+        self.machine.events.finished(&rows);
+        self.machine.events.finished(&meter);
         // Empty now; another process of this run may have none to clean.
         rings.remove(name)?;
         Ok(journal)
@@ -110,8 +105,9 @@ impl Run {
             dim: self.backbone()?.shape.dim,
             generation,
             device: Arc::clone(device),
-            meter: self.board.stage("train", "samples", 0),
+            meter: self.machine.board.stage("train", "samples", 0),
             stop: self.machine.stop.clone(),
+            events: self.machine.events.clone(),
         };
         self.report.training = training::run(job).await?;
         if self.report.training.is_some() {
@@ -209,10 +205,10 @@ impl Run {
             let shards = Arc::clone(&job.shards);
             let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
             let tally = self.stream_report(&journal, &shards)?.tally;
-            let meter = self.board.stage("rank", "images", 0);
+            let meter = self.machine.board.stage("rank", "images", 0);
             let stop = &self.machine.stop;
             let ranking = prediction::rank(&journal, head, &asked.urls, top_k, device, &meter, stop).await?;
-            meter.finish();
+            self.machine.events.finished(&meter);
             (ranking, tally, Some(step))
         } else {
             self.report.notes.push(

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::PipelineError;
 use super::desk::{Device, cpu, model_error};
 use super::features::read_features;
-use super::report::ScoreReport;
+use super::report::{DEVICE, ScoreReport};
 use super::stream::fill;
 use crate::catalog::{UrlSet, url_hash};
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawPredict;
 use crate::corpus::{TestId, TestIds};
-use crate::flow::{Meter, Stop};
+use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
 use crate::predict::scorer::Scorer;
@@ -49,6 +49,7 @@ pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, Pipelin
     })
     .await?;
     if hashes.is_empty() {
+        let name = Store::shown(name);
         return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
     }
     hashes.sort_unstable();
@@ -63,7 +64,7 @@ async fn each_id(
 ) -> Result<(), PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
-    let mut ids = TestIds::new(name, MAX_RECORD_BYTES);
+    let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
     let mut buffer = vec![0; 256 << 10];
     loop {
         let more = fill(&mut reader, &mut ids, &mut buffer, &object.url).await?;
@@ -118,6 +119,7 @@ pub(super) async fn rank(
         })
         .await??;
     meter.set_total(journal.tally().kept);
+    let clock = meter.part(Clock::serial(DEVICE).starved_by("the features"));
     for (id, entry) in journal.entries() {
         if entry.tally.kept == 0 {
             continue;
@@ -126,7 +128,8 @@ pub(super) async fn rank(
             return Err(PipelineError::Stopped(signal));
         }
         let name = journal.layout().chunk(*id);
-        let chunk = read_features(journal.directory(), &name, entry.checksums.get(&name).copied()).await?;
+        let reading = read_features(journal.directory(), &name, entry.checksums.get(&name).copied());
+        let chunk = clock.wait(Doing::Starved, reading).await?;
         if chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),
@@ -200,6 +203,7 @@ pub(super) async fn write(
 pub(super) async fn check_truth(store: &Store, path: &str) -> Result<(), PipelineError> {
     let truth = store.read(path, MAX_TRUTH_BYTES).await?;
     let nothing = format!("{},{}\n", crate::predict::submission::ID_COLUMN, crate::predict::submission::CAPTION_COLUMN);
+    let path = Store::shown(path);
     evaluate(nothing.as_bytes(), &*truth)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", super::chain(&error))))
@@ -219,8 +223,9 @@ pub(super) async fn score(
     let submission = directory.fetch(&settings.output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
-    let scores = evaluate(submission, &*truth)
-        .map_err(|error| PipelineError::Input(format!("`{}`: {}", settings.truth, super::chain(&error))))?;
+    let scores = evaluate(submission, &*truth).map_err(|error| {
+        PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error)))
+    })?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,
         ndcg5_ceiling: metrics::ceiling(asked.ids_per_image.iter().copied()),

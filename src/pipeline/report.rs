@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
-use crate::flow::Snapshot;
+use crate::flow::{ClockSnapshot, Doing, Snapshot};
+use crate::store::TrafficSnapshot;
+
+/// The part of a stage that works on the device.
+pub(super) const DEVICE: &str = "device";
 
 /// The report of a run directory. Parts that did not run are absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +34,9 @@ pub struct Report {
     pub peak_memory_bytes: Option<u64>,
     /// Most bytes in flight between stages.
     pub peak_in_flight_bytes: u64,
+    /// What went over the wire.
+    #[serde(default)]
+    pub traffic: TrafficReport,
     /// Remarks that a reader should not miss.
     pub notes: Vec<String>,
     /// What was written: name → path.
@@ -183,24 +190,97 @@ pub struct StageReport {
     pub seconds: f64,
     /// Units per second.
     pub per_second: f64,
+    /// Who held it up most.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bottleneck: Option<Bottleneck>,
+    /// Share of the time, 0 to 1, for which the device had no data to work on; absent where the stage has no device.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub device_waited: Option<f64>,
+    /// Where the time of its parts went.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub parts: Vec<PartReport>,
+}
+
+/// The part of a stage that worked for the largest share of the time, or who outside was waited for longer than that.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bottleneck {
+    /// A part's name, `the store` or `the run directory`.
+    pub who: String,
+    /// Share of the time, 0 to 1.
+    pub share: f64,
+}
+
+/// Where the time of a part went, as shares of it, 0 to 1, which add up to 1.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// The part.
+    pub name: String,
+    /// Units of it that work side by side.
+    pub lanes: u32,
+    /// Its own work.
+    pub busy: f64,
+    /// Waiting for input.
+    pub starved: f64,
+    /// Waiting for room in its output.
+    pub blocked: f64,
 }
 
 impl From<&Snapshot> for StageReport {
     fn from(snapshot: &Snapshot) -> Self {
+        let part = |part: &ClockSnapshot| PartReport {
+            name: part.name.to_owned(),
+            lanes: part.lanes,
+            busy: part.share(Doing::Busy),
+            starved: part.share(Doing::Starved),
+            blocked: part.share(Doing::Blocked),
+        };
         Self {
             name: snapshot.name.clone(),
             unit: snapshot.unit.to_owned(),
             done: snapshot.done - snapshot.resumed.min(snapshot.done),
             seconds: snapshot.elapsed.as_secs_f64(),
             per_second: snapshot.rate(),
+            bottleneck: snapshot.bottleneck().map(|(who, share)| Bottleneck { who: who.to_owned(), share }),
+            device_waited: snapshot.starved(DEVICE),
+            parts: snapshot.parts.iter().map(part).collect(),
         }
     }
 }
 
-/// Largest resident memory of this process so far, in bytes.
-pub fn peak_memory_bytes() -> Option<u64> {
+/// What went between this process and remote stores; local files count in the bytes read alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficReport {
+    /// Requests, repeated ones included.
+    pub requests: u64,
+    /// Of these, how many repeated one that had failed.
+    pub retries: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written to a remote run directory.
+    pub bytes_written: u64,
+}
+
+impl From<TrafficSnapshot> for TrafficReport {
+    fn from(traffic: TrafficSnapshot) -> Self {
+        let TrafficSnapshot { requests, retries, bytes_read, bytes_written } = traffic;
+        Self { requests, retries, bytes_read, bytes_written }
+    }
+}
+
+/// A number of this process's memory by its name in `/proc/self/status`, in bytes.
+fn memory(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Resident memory of this process, in bytes.
+pub fn memory_bytes() -> Option<u64> {
+    memory("VmRSS")
+}
+
+/// Largest resident memory of this process so far, in bytes.
+pub fn peak_memory_bytes() -> Option<u64> {
+    memory("VmHWM")
 }

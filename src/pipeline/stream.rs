@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::PipelineError;
+use super::events::Events;
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::{Journal, Position};
@@ -27,13 +28,28 @@ use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
-use crate::flow::{ByteBudget, CpuPool, Held, Meter, Stop, link};
+use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Spares, Stop, depth, link};
 use crate::store::{Object, Reader, Store, explain_read};
 
 /// Files brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
 /// Size up to which a chunk is read whole when a stream goes on behind it, to compare its checksum.
 const VERIFIED_BYTES: u64 = 64 << 20;
+
+/// Whom a reader waits for.
+pub(super) const THE_STORE: &str = "the store";
+/// Whom the committing of chunks waits for.
+pub(super) const THE_RUN: &str = "the run directory";
+/// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
+const BLOCKS_WAITING: usize = 2;
+
+/// Size up to which the buffer of a block is used again; one with a huge image in it is freed.
+const SPARE_BYTES: usize = 16 << 20;
+
+/// Blocks that are decoded or wait for their turn.
+fn decoding_blocks(machine: &Machine) -> usize {
+    machine.pool.width() * 2
+}
 
 /// Everything that a stream of images is.
 pub(super) struct StreamJob {
@@ -60,6 +76,8 @@ pub(super) struct Machine {
     pub(super) pool: CpuPool,
     pub(super) budget: ByteBudget,
     pub(super) stop: Stop,
+    pub(super) board: Board,
+    pub(super) events: Events,
 }
 
 /// Where complete chunks go.
@@ -154,15 +172,19 @@ pub(super) async fn run(
     counted: Tally,
     sink: Sink,
 ) -> Result<(), PipelineError> {
-    let width = machine.pool.width() * 2;
+    let width = decoding_blocks(&machine);
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
-    let (blocks_in, blocks_out) = link::<Block>(2);
+    let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
+    let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
+    machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     let mut stages = JoinSet::new();
-    stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in));
-    stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, width, counted, sink));
+    // Base64 goes from the decoders back to the reader.
+    let texts = Spares::new(width + BLOCKS_WAITING, SPARE_BYTES);
+    stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone()));
+    stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, texts, counted, sink));
     while let Some(done) = stages.join_next().await {
         // Dropping the set ends the other stage.
         done??;
@@ -190,13 +212,35 @@ pub(super) async fn fill(
     Ok(true)
 }
 
-/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal. `sum` is the checksum
-/// of the file with its rows, if it has any.
+/// Shows what of each shard is committed.
+pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
+    let mut tallies = journal.shard_tallies();
+    let position = journal.position();
+    let shard = |(index, shard): (usize, &Object)| {
+        let tally = tallies.remove(&(index as u32)).unwrap_or_default();
+        Shard {
+            name: shard.url.clone(),
+            bytes: shard.size,
+            read_bytes: 0,
+            rows: tally.rows,
+            kept: tally.kept,
+            skipped: tally.skipped_rows(),
+            quarantined: tally.quarantined_rows(),
+            done: (index as u32) < position.shard,
+        }
+    };
+    job.meter.set_shards(job.shards.iter().enumerate().map(shard).collect());
+}
+
+/// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal and tells of it. `sum` is
+/// the checksum of the file with its rows, if it has any.
 pub(super) fn commit(
     journal: &mut Journal,
     chunk: &RingEntry,
     sum: Option<Checksum>,
     shard: &str,
+    meter: &Meter,
+    events: &Events,
 ) -> Result<(), PipelineError> {
     let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
     let mut entry = Entry {
@@ -220,5 +264,7 @@ pub(super) fn commit(
         entry.checksums.insert(name.clone(), sum);
         entry.files.insert(name, bytes);
     }
-    Ok(journal.commit(chunk.id, entry)?)
+    journal.commit(chunk.id, entry)?;
+    events.committed(meter, chunk, shard);
+    Ok(())
 }

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use super::PipelineError;
 use super::curve::Curve;
 use super::desk::{Desk, Device, cpu, damaged, model_error};
+use super::events::{Event, Events};
 use super::features::read_features;
-use super::report::{LossPoint, TrainingReport, ValidationPoint};
+use super::report::{DEVICE, LossPoint, TrainingReport, ValidationPoint};
+use super::stream::THE_RUN;
 use crate::chunk::features::{self, read_heads};
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawTrain;
 use crate::config::value::ScheduleKind as Kind;
-use crate::flow::{Meter, Stop};
+use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::metrics::{self, rank_of};
 use crate::store::{Directory, LocalCopy, StoreError};
 use crate::train::order::{self, Window};
@@ -42,6 +44,7 @@ pub(super) struct TrainJob {
     pub(super) device: Arc<Device>,
     pub(super) meter: Arc<Meter>,
     pub(super) stop: Stop,
+    pub(super) events: Events,
 }
 
 /// What the chunks hold.
@@ -133,6 +136,8 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let curve = read_curve(&job.directory, progress.step)?;
     job.meter.set_total(samples * u64::from(settings.epochs));
     job.meter.add_resumed(samples * u64::from(progress.epoch) + progress.position);
+    let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
+    job.events.started(&job.meter);
     let sgd = Sgd { momentum: settings.momentum, weight_decay: settings.weight_decay, clip_norm: settings.clip_norm };
     let resumed = progress.clone();
     job.device
@@ -145,6 +150,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let mut session = Session {
         job: &job,
         inventory: &inventory,
+        clock,
         schedule,
         effective,
         progress,
@@ -155,7 +161,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     session.train().await?;
     session.tidy()?;
     job.device.call(|desk| desk.trainer = None).await?;
-    job.meter.finish();
+    job.events.finished(&job.meter);
     let Session { progress, curve, .. } = session;
     Ok(Some(TrainingReport {
         steps: progress.step,
@@ -221,6 +227,7 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
 struct Session<'a> {
     job: &'a TrainJob,
     inventory: &'a Inventory,
+    clock: Arc<Clock>,
     schedule: Schedule,
     effective: u64,
     progress: Progress,
@@ -256,7 +263,7 @@ impl Session<'_> {
         let mut next = Some(self.load(&windows[first]));
         for index in first..windows.len() {
             let Some(loading) = next.take() else { break };
-            let loaded = loading.await??;
+            let loaded = self.clock.wait(Doing::Starved, loading).await??;
             // The next window is read while this one is trained on.
             next = windows.get(index + 1).map(|window| self.load(window));
             features.extend_from_slice(&loaded.features[skip * dim..]);
@@ -339,7 +346,7 @@ impl Session<'_> {
                 continue;
             }
             let (seed, fraction) = (self.job.seed, self.job.settings.validation_fraction);
-            let chunk = read_features(&self.job.directory, name, None).await?;
+            let chunk = self.clock.wait(Doing::Starved, read_features(&self.job.directory, name, None)).await?;
             let (mut values, mut labels) = (Vec::new(), Vec::new());
             for row in (0..chunk.rows.len()).filter(|row| is_validation(chunk.rows.url(*row), seed, fraction)) {
                 let of_row = chunk.rows.labels(row);
@@ -374,6 +381,8 @@ impl Session<'_> {
             recall5: tally.recall5(),
         };
         tracing::info!(epoch = point.epoch, step = point.step, loss = point.loss, ndcg5 = point.ndcg5, "validated");
+        let ValidationPoint { step, epoch, loss, ndcg5, .. } = point;
+        self.job.events.note(&Event::Validated { step, epoch, loss, ndcg5 });
         self.curve.validations.push(point);
         self.progress.best = best(&self.curve.validations).map(|point| point.ndcg5);
         Ok(())
@@ -396,14 +405,16 @@ impl Session<'_> {
             .await??;
         (self.progress.loss_sum, self.progress.loss_count) = loss;
         let (directory, progress) = (self.job.directory.clone(), self.progress.clone());
-        tokio::task::spawn_blocking(move || {
+        let publishing = tokio::task::spawn_blocking(move || {
             let name = checkpoint_name(step);
             checkpoint::save(&directory.temporary(&name)?, &state, &progress).map_err(checkpoint_error)?;
             Ok::<_, PipelineError>(directory.publish_folder(&name)?)
-        })
-        .await??;
+        });
+        self.clock.wait(Doing::Blocked, publishing).await??;
         self.tidy()?;
         (self.saved, self.save_took) = (Instant::now(), started.elapsed());
+        let (epoch, seconds) = (self.progress.epoch, self.save_took.as_secs_f64());
+        self.job.events.note(&Event::CheckpointSaved { step, epoch, seconds });
         Ok(())
     }
 

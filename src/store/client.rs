@@ -14,16 +14,18 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::retry::{Patience, Verdict, brief, explain, judge};
+use super::lease::Lease;
+use super::retry::{Patience, Verdict, answered, brief, explain, judge, without_credentials};
 use super::{StoreError, Traffic, profile};
 
 /// Time for a connection to be set up.
-const CONNECT: Duration = Duration::from_secs(10);
-/// Silence after which a body counts as stalled.
-const SILENCE: Duration = Duration::from_secs(20);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+/// A second of an upload's time for so many bytes, beside the silence that any request may take: the answer comes once all are
+/// there, and a slow line is no silent one.
+const UPLOAD_BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// How stores are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +34,13 @@ pub struct StoreSettings {
     pub endpoint: String,
     /// For how long a request may fail again and again before the run stops.
     pub patience: Duration,
+    /// Time without a byte after which a request counts as lost.
+    pub silence: Duration,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Duration::from_secs(300) }
+        Self { endpoint: String::new(), patience: Duration::from_secs(300), silence: Duration::from_secs(20) }
     }
 }
 
@@ -50,20 +54,44 @@ pub fn tls() {
 }
 
 /// The client of one bucket, container or host, or of the local files.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Client {
     pub(super) inner: Arc<dyn ObjectStore>,
-    /// The same client where it is S3, for uploads in parts.
-    pub(super) s3: Option<Arc<AmazonS3>>,
+    /// Where it is S3: listings page by page, and uploads.
+    pub(super) s3: Option<S3>,
+    /// Where it is a web server: bodies that wait for their consumer, whose silence is told from its own by who reads them.
+    pub(super) unhurried: Option<Arc<dyn ObjectStore>>,
     /// What its URLs start with, without the `/` behind it; empty for local files.
     pub(super) root: String,
     pub(super) traffic: Arc<Traffic>,
-    patience: Duration,
+    pub(super) patience: Duration,
+    pub(super) silence: Duration,
     reached: Arc<AtomicBool>,
 }
 
+/// What S3 can do beyond the other stores.
+#[derive(Clone)]
+pub(super) struct S3 {
+    /// For everything that is small.
+    pub(super) store: Arc<AmazonS3>,
+    /// For uploads, whose limit of time depends on their size and is kept here.
+    pub(super) upload: Arc<AmazonS3>,
+}
+
+impl std::fmt::Debug for Client {
+    /// Nothing of the clients inside, which hold keys and signed queries.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Client").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Clients").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 /// All clients of a run.
-#[derive(Debug)]
 pub(super) struct Clients {
     settings: StoreSettings,
     pub(super) traffic: Arc<Traffic>,
@@ -89,14 +117,19 @@ impl Clients {
         Self { settings, traffic: Arc::default(), open: Mutex::default() }
     }
 
+    pub(super) fn settings(&self) -> &StoreSettings {
+        &self.settings
+    }
+
     /// The client of local files.
     pub(super) fn local(&self) -> Client {
         self.client(Arc::new(LocalFileSystem::new()), None, String::new())
     }
 
-    fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<Arc<AmazonS3>>, root: String) -> Client {
-        let (traffic, patience) = (Arc::clone(&self.traffic), self.settings.patience);
-        Client { inner, s3, root, traffic, patience, reached: Arc::default() }
+    fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<S3>, root: String) -> Client {
+        let StoreSettings { patience, silence, .. } = self.settings;
+        let (traffic, reached) = (Arc::clone(&self.traffic), Arc::default());
+        Client { inner, s3, unhurried: None, root, traffic, patience, silence, reached }
     }
 
     /// The client behind a URL, and the part of the URL that names the object, not decoded.
@@ -119,29 +152,37 @@ impl Clients {
             return Ok((client.clone(), key));
         }
         tls();
-        let failed = |error: object_store::Error| bad(&root, brief(&error));
+        let options = unlimited().with_read_timeout(self.settings.silence);
+        let failed = |error: Error| bad(&root, brief(&error));
         let client = match scheme {
             "s3" | "s3a" => {
-                let s3 = Arc::new(self.s3(host).map_err(failed)?);
-                let inner: Arc<dyn ObjectStore> = Arc::<AmazonS3>::clone(&s3);
-                self.client(inner, Some(s3), root)
+                let store = Arc::new(self.s3(host, options.clone()).map_err(failed)?);
+                let upload = Arc::new(self.s3(host, unlimited()).map_err(failed)?);
+                let inner: Arc<dyn ObjectStore> = Arc::<AmazonS3>::clone(&store);
+                self.client(inner, Some(S3 { store, upload }), root)
             }
             "gs" => {
                 let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host);
-                let store = builder.with_retry(no_retry()).with_client_options(options()).build().map_err(failed)?;
+                // Only the key file can name another endpoint than Google's.
+                let options = options.with_allow_http(true);
+                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "az" | "azure" => {
                 let builder = MicrosoftAzureBuilder::from_env().with_container_name(host);
-                let store = builder.with_retry(no_retry()).with_client_options(options()).build().map_err(failed)?;
+                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "http" | "https" => {
                 let mut base = Url::parse(&root).map_err(|error| bad(url, error.to_string()))?;
                 base.set_query(query);
-                let options = options().with_allow_http(true);
-                let builder = HttpBuilder::new().with_url(base).with_retry(no_retry()).with_client_options(options);
-                self.client(Arc::new(builder.build().map_err(failed)?), None, root)
+                let build = |options: ClientOptions| {
+                    let options = options.with_allow_http(true);
+                    let builder = HttpBuilder::new().with_url(base.clone()).with_retry(no_retry());
+                    builder.with_client_options(options).build().map_err(failed)
+                };
+                let (store, unhurried) = (build(options)?, build(unlimited())?);
+                Client { unhurried: Some(Arc::new(unhurried)), ..self.client(Arc::new(store), None, root.clone()) }
             }
             other => {
                 return Err(bad(
@@ -154,7 +195,7 @@ impl Clients {
         Ok((client, key))
     }
 
-    fn s3(&self, bucket: &str) -> Result<AmazonS3, object_store::Error> {
+    fn s3(&self, bucket: &str, options: ClientOptions) -> Result<AmazonS3, Error> {
         let profile = profile::read();
         let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
         let missing = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_none();
@@ -178,7 +219,9 @@ impl Clients {
             .find_map(|key| builder.get_config_value(&key))
             .is_some_and(|endpoint| endpoint.starts_with("http://"));
         // An endpoint without TLS was asked for by name.
-        builder.with_retry(no_retry()).with_client_options(options().with_allow_http(plain)).build()
+        let options = options.with_allow_http(plain);
+        // Not every store that speaks S3 deletes in bulk, and one that refuses a single deletion says why by its status.
+        builder.with_retry(no_retry()).with_client_options(options).with_disable_bulk_delete(true).build()
     }
 }
 
@@ -187,8 +230,8 @@ fn no_retry() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(60) }
 }
 
-fn options() -> ClientOptions {
-    ClientOptions::new().with_connect_timeout(CONNECT).with_read_timeout(SILENCE).with_timeout_disabled()
+fn unlimited() -> ClientOptions {
+    ClientOptions::new().with_connect_timeout(CONNECT).with_timeout_disabled()
 }
 
 impl Client {
@@ -202,12 +245,27 @@ impl Client {
     }
 
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.patience, self.reached.load(Ordering::Relaxed))
+        Patience::new(self.patience, Arc::clone(&self.reached))
     }
 
-    /// The store answered.
+    /// The store answered, be it with an error.
     pub(super) fn reach(&self) {
         self.reached.store(true, Ordering::Relaxed);
+    }
+
+    /// What a failure means here; notes whether it was an answer.
+    pub(super) fn judge(&self, error: &Error) -> Verdict {
+        if answered(error) {
+            self.reach();
+        }
+        if self.is_local() {
+            Verdict::Final
+        } else if self.reached.load(Ordering::Relaxed) && without_credentials(error) {
+            // They were there, so they will be again.
+            Verdict::Passing
+        } else {
+            judge(error)
+        }
     }
 
     /// Asks again and again until there is an answer that stays; hands the raw error back where that is one.
@@ -223,7 +281,7 @@ impl Client {
                 self.traffic.request(patience.attempts() > 0);
             }
             match request().await {
-                Err(error) if judge(&error) == Verdict::Passing && !self.is_local() => {
+                Err(error) if self.judge(&error) == Verdict::Passing => {
                     patience.wait(url, action, brief(&error)).await?;
                 }
                 answer => {
@@ -233,6 +291,35 @@ impl Client {
                     return Ok(answer);
                 }
             }
+        }
+    }
+
+    /// As [`Self::answer`], for an upload of so many bytes; each attempt waits until `lease`, if there is one, is held.
+    pub(super) async fn upload<T, R: Future<Output = object_store::Result<T>>>(
+        &self,
+        url: &str,
+        bytes: usize,
+        lease: Option<&Lease>,
+        mut request: impl FnMut() -> R,
+    ) -> Result<object_store::Result<T>, StoreError> {
+        let limit = self.silence + Duration::from_secs(bytes as u64 / UPLOAD_BYTES_PER_SECOND);
+        let mut patience = self.patience();
+        loop {
+            if let Some(lease) = lease {
+                lease.held().await?;
+            }
+            self.traffic.request(patience.attempts() > 0);
+            let reason = match tokio::time::timeout(limit, request()).await {
+                Err(_) => "no answer came for too long".to_owned(),
+                Ok(Err(error)) if self.judge(&error) == Verdict::Passing => brief(&error),
+                Ok(answer) => {
+                    if answer.is_ok() {
+                        self.reach();
+                    }
+                    return Ok(answer);
+                }
+            };
+            patience.wait(url, "written", reason).await?;
         }
     }
 

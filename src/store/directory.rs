@@ -3,7 +3,7 @@
 //! A name either holds a complete file or nothing. Locally that is a rename after a sync; on S3 an upload is complete
 //! or absent by itself. Nothing is appended to and nothing is renamed, so both keep the same promises. One process at a time may
 //! [claim](Directory::lock) a directory. Files pass through local disk on their way to S3 and back, in a staging
-//! directory that is empty at the start and holds what is on its way alone.
+//! directory that is emptied once the claim is held and holds what is on its way alone.
 //!
 //! The calls block, and may be made from any thread: they are few beside the work between them.
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::local::FileLock;
 use super::remote::{Claimed, Remote};
-use super::{LocalDirectory, Store, StoreError};
+use super::{LocalDirectory, Log, Store, StoreError};
 
 /// The root of a tree of durable files. Names are relative and use `/`.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ impl Directory {
     /// When the system refuses, or the URL is of a store that cannot be written to.
     pub fn open(store: &Store, name: &str, staging: &Path) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
-            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging)?)) });
+            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging, false)?)) });
         }
         let place = Place::Local(LocalDirectory::create(name.strip_prefix("file://").unwrap_or(name))?);
         Ok(Self { place })
@@ -91,8 +91,8 @@ impl Directory {
     /// When the URL makes no sense.
     pub fn at(store: &Store, name: &str) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
-            let staging = std::env::temp_dir().join(format!("wikicap-{}", std::process::id()));
-            return Self::open(store, name, &staging);
+            let staging = std::env::temp_dir().join(format!("wikicap-{}", uuid::Uuid::new_v4()));
+            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, &staging, true)?)) });
         }
         Ok(Self { place: Place::Local(LocalDirectory::at(name.strip_prefix("file://").unwrap_or(name))) })
     }
@@ -175,6 +175,28 @@ impl Directory {
         match &self.place {
             Place::Local(local) => local.write(name, content),
             Place::Remote(remote) => remote.write(name, content),
+        }
+    }
+
+    /// Puts a small file in the place of an older one, whole but not durable: for what may be lost with the machine.
+    ///
+    /// # Errors
+    /// When the system or the store refuses.
+    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Local(local) => local.post(name, content),
+            Place::Remote(remote) => remote.post(name, content),
+        }
+    }
+
+    /// Starts a log of JSON lines, `STEM.jsonl`, or numbered parts of it on S3.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn log(&self, stem: &str) -> Result<Log, StoreError> {
+        match &self.place {
+            Place::Local(local) => Log::local(local, stem),
+            Place::Remote(_) => Ok(Log::remote(self.clone(), stem)),
         }
     }
 

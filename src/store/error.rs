@@ -87,6 +87,36 @@ pub enum StoreError {
         /// Why not.
         reason: String,
     },
+    /// The hub has no such repository or revision, or not what a checkpoint needs.
+    #[error("`{repo}` {what}")]
+    NotOnHub {
+        /// Repository and revision.
+        repo: String,
+        /// What it is not or has not, and what to do.
+        what: String,
+    },
+    /// A file of the hub is not in the cache, and the hub is not asked.
+    #[error("`{repo}` is not complete in the cache `{cache}`: {lack}; {hint}")]
+    NotCached {
+        /// Repository and revision.
+        repo: String,
+        /// The first file that is missing, as a clause.
+        lack: String,
+        /// The cache.
+        cache: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// What came is not what the hub states, twice.
+    #[error(
+        "`{url}` came with {wrong} as the hub states, and so it did a second time: the hub, a mirror or a proxy serves a damaged file; try another `HF_ENDPOINT` or revision"
+    )]
+    Mismatch {
+        /// The file.
+        url: String,
+        /// What came, and what not.
+        wrong: String,
+    },
     /// Another process took the directory over, because this one did not renew its claim in time.
     #[error(
         "`{path}` was taken over by {holder} while this process could not reach the store; it stops here, and nothing that is committed is lost"
@@ -144,11 +174,14 @@ impl StoreError {
             | Self::BadPattern { .. }
             | Self::Changed { .. }
             | Self::Short { .. }
+            | Self::NotOnHub { .. }
+            | Self::Mismatch { .. }
             | Self::Truncated { .. }
             | Self::Damaged { .. } => true,
             Self::Refused { .. }
             | Self::Unreachable { .. }
             | Self::BadUrl { .. }
+            | Self::NotCached { .. }
             | Self::Lost { .. }
             | Self::DiskFull { .. }
             | Self::InUse { .. }

@@ -5,9 +5,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
 
-use super::StoreError;
 use super::client::{Client, Clients, scheme, shown};
-use super::retry::explain;
+use super::{StoreError, listing};
 
 const WILD: [char; 4] = ['*', '?', '[', '{'];
 
@@ -119,12 +118,11 @@ pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, 
         let last = depth + 1 == components.len();
         let mut next = Vec::new();
         for directory in &directories {
-            let answer = client.answer(pattern, "listed", || client.inner.list_with_delimiter(Some(directory))).await?;
-            let listing = match answer {
+            let listing = match listing::folder(&client, pattern, directory).await {
                 Ok(listing) => listing,
                 // A prefix without objects is empty; a bucket that is not there is a mistake.
-                Err(object_store::Error::NotFound { .. }) if client.is_local() => continue,
-                Err(error) => return Err(explain(pattern, "listed", error)),
+                Err(StoreError::NotFound { .. }) if client.is_local() => continue,
+                Err(error) => return Err(error),
             };
             let matches = |path: &Path| file_name(&client, path).is_some_and(|name| matcher.is_match(name));
             if last {

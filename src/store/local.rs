@@ -145,6 +145,17 @@ impl LocalDirectory {
         self.publish(name).map(|_| ())
     }
 
+    /// Puts a small file in the place of an older one, whole but not durable.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let (temporary, path) = (self.temporary_path(name), self.path(name));
+        let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+        let posted = folder.and_then(|()| fs::write(&temporary, content)).and_then(|()| fs::rename(&temporary, &path));
+        posted.map_err(|error| StoreError::io(&path, "written", error))
+    }
+
     /// Writes a small file if its name is free, durable once this returns; says whether it was.
     ///
     /// # Errors
@@ -276,6 +287,19 @@ impl LocalDirectory {
         }
     }
 
+    /// Removes the directory itself, with all that is in it; an absent one is fine.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn clear(&self) -> Result<(), StoreError> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io(&self.root, "removed", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
     ///
     /// # Errors
@@ -304,7 +328,7 @@ fn is_temporary(name: &str) -> bool {
 }
 
 /// Makes a rename or a link durable.
-fn sync_parent(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
     let Some(parent) = path.parent() else { return Ok(()) };
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
 }

@@ -6,16 +6,18 @@
 //! is read in one go, and after a failure again from the start up to where it was.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
-use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStoreExt as _};
+use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
-use super::retry::{Patience, Verdict, brief, explain, judge};
+use super::retry::{Patience, Verdict, brief, explain, out_of_range};
 use super::{Object, StoreError};
 
 /// Bytes of one ranged read: large enough to hide a remote store's latency, small beside any memory limit.
@@ -24,8 +26,55 @@ pub(super) const RANGE_BYTES: u64 = 4 << 20;
 pub(super) const RANGES_AHEAD: usize = 2;
 /// Bytes handed on at a time where there are no ranges.
 const WHOLE_BLOCK_BYTES: usize = 1 << 20;
-/// Attempts without a single byte after which a short object is what the store holds, and no accident.
+/// Answers that end early, one after the other and without a single byte more, after which a short object is what the store holds, and no accident.
 const SHORT_ATTEMPTS: u32 = 6;
+
+/// What came of the objects that were opened with it, and for how long their readers waited.
+#[derive(Debug, Default)]
+pub struct Intake {
+    bytes: AtomicU64,
+    waited: Mutex<(Duration, Option<Instant>)>,
+}
+
+impl Intake {
+    /// Stored bytes that came so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Time for which a reader had nothing to go on with, a wait that is going on included.
+    pub fn waited(&self) -> Duration {
+        let (waited, since) = *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        waited + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn polled(&self, block: &Poll<Option<std::io::Result<Bytes>>>) {
+        let (waited, since) = &mut *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        match block {
+            Poll::Pending => {
+                since.get_or_insert_with(Instant::now);
+            }
+            Poll::Ready(block) => {
+                *waited += since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                if let Some(Ok(block)) = block {
+                    self.bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn of(
+        intake: Arc<Self>,
+        mut blocks: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> BoxStream<'static, std::io::Result<Bytes>> {
+        let timed = stream::poll_fn(move |context| {
+            let polled = blocks.poll_next_unpin(context);
+            intake.polled(&polled);
+            polled
+        });
+        timed.boxed()
+    }
+}
 
 /// Why an attempt ended before its range did.
 enum Broken {
@@ -37,31 +86,28 @@ enum Broken {
 
 impl Broken {
     fn from_store(object: &Object, error: Error) -> Self {
-        if judge(&error) == Verdict::Passing && !object.client.is_local() {
-            Self::Passing(brief(&error))
-        } else {
-            Self::Final(explain(&object.url, "read", error))
+        match object.client.judge(&error) {
+            Verdict::Passing => Self::Passing(brief(&error)),
+            // Bytes that were listed are not there any more.
+            Verdict::Final if out_of_range(&error) => Self::Final(StoreError::Changed { url: object.url.clone() }),
+            Verdict::Final => Self::Final(explain(&object.url, "read", error)),
         }
     }
 }
 
-/// The stored bytes of an object, in order.
+/// The stored bytes of an object, in order, from an offset on; the offset is 0 where [`ranges_work`] is false.
 ///
 /// # Errors
 /// When the first byte cannot be had; later failures are items, with a [`StoreError`] inside.
 pub(super) async fn blocks(
     object: &Object,
-    read: Arc<AtomicU64>,
+    from: u64,
+    intake: Arc<Intake>,
 ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
-    let counted = move |block: &std::io::Result<Bytes>| {
-        if let Ok(block) = block {
-            read.fetch_add(block.len() as u64, Ordering::Relaxed);
-        }
-    };
     if object.size > 0 && !ranges_work(object).await? {
-        return Ok(whole(object.clone()).inspect(counted).boxed());
+        return Ok(Intake::of(intake, whole(object.clone())));
     }
-    let ranges = (0..object.size).step_by(RANGE_BYTES as usize).map({
+    let ranges = (from..object.size).step_by(RANGE_BYTES as usize).map({
         let object = object.clone();
         move |start| {
             let object = object.clone();
@@ -71,7 +117,7 @@ pub(super) async fn blocks(
             async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }
         }
     });
-    Ok(stream::iter(ranges).buffered(RANGES_AHEAD).inspect(counted).boxed())
+    Ok(Intake::of(intake, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
 }
 
 /// Whether the server of an `http` object answers ranges.
@@ -111,7 +157,7 @@ async fn again(object: &Object, patience: &mut Patience, broken: Broken, got: u6
     match broken {
         Broken::Final(error) => Err(error),
         Broken::Short if object.client.is_local() => Err(StoreError::Changed { url: object.url.clone() }),
-        Broken::Short if patience.attempts() >= SHORT_ATTEMPTS => {
+        Broken::Short if patience.short() >= SHORT_ATTEMPTS => {
             Err(StoreError::Short { url: object.url.clone(), got, size: object.size })
         }
         Broken::Short => patience.wait(&object.url, "read", "the answer ended early".to_owned()).await,
@@ -127,7 +173,7 @@ async fn read_on(
     patience: &mut Patience,
 ) -> Result<(), Broken> {
     let wanted = (left.end - left.start) as usize;
-    let answer = request(object, Some(left), patience).await?;
+    let answer = request(object, &object.client.inner, Some(left), patience).await?;
     let mut body = answer.into_stream();
     let mut came = 0;
     while let Some(part) = body.next().await {
@@ -144,7 +190,12 @@ async fn read_on(
 }
 
 /// Opens a body of the version that was listed.
-async fn request(object: &Object, range: Option<Range<u64>>, patience: &Patience) -> Result<GetResult, Broken> {
+async fn request(
+    object: &Object,
+    store: &Arc<dyn ObjectStore>,
+    range: Option<Range<u64>>,
+    patience: &Patience,
+) -> Result<GetResult, Broken> {
     let client = &object.client;
     if !client.is_local() {
         client.traffic.request(patience.attempts() > 0);
@@ -152,13 +203,24 @@ async fn request(object: &Object, range: Option<Range<u64>>, patience: &Patience
     // A weak tag never matches, by its definition (RFC 9110, 13.1.1).
     let if_match = object.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
     let options = GetOptions { range: range.map(GetRange::Bounded), if_match, ..GetOptions::default() };
-    let answer =
-        client.inner.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
+    let answer = store.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
     client.reach();
     if object.is_other_than(&answer.meta) {
         return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
     }
     Ok(answer)
+}
+
+/// The first bytes of an object whose server knows no ranges.
+pub(super) async fn head(object: &Object, bytes: u64) -> Result<Bytes, StoreError> {
+    let mut have = BytesMut::new();
+    let mut blocks = whole(object.clone());
+    while (have.len() as u64) < bytes {
+        let Some(block) = blocks.next().await else { break };
+        have.extend_from_slice(&block.map_err(|error| super::explain_read(&object.url, error))?);
+    }
+    have.truncate(bytes as usize);
+    Ok(have.freeze())
 }
 
 /// The bytes of an object whose server knows no ranges.
@@ -186,11 +248,20 @@ async fn read_whole(
     patience: &mut Patience,
     sender: &tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
 ) -> Result<(), Broken> {
-    let mut body = request(object, None, patience).await?.into_stream();
+    let client = &object.client;
+    let store = client.unhurried.as_ref().unwrap_or(&client.inner);
+    // The connection's own limit would count the time that the consumer takes.
+    let silent = |_| Broken::Passing("no byte came for too long".to_owned());
+    let answer = tokio::time::timeout(client.silence, request(object, store, None, patience)).await.map_err(silent)?;
+    let mut body = answer?.into_stream();
     let mut skip = *sent;
     let mut block = BytesMut::new();
     loop {
-        let part = body.next().await.transpose().map_err(|error| Broken::from_store(object, error))?;
+        let part = tokio::time::timeout(client.silence, body.next())
+            .await
+            .map_err(silent)?
+            .transpose()
+            .map_err(|error| Broken::from_store(object, error))?;
         let over = part.is_none();
         let part = part.unwrap_or_default();
         let old = skip.min(part.len() as u64);
@@ -207,6 +278,8 @@ async fn read_whole(
             if sender.send(Ok(full)).await.is_err() {
                 return Ok(());
             }
+            // What the consumer took was no failure of the server's.
+            patience.progress();
         }
         if over {
             return if *sent == object.size { Ok(()) } else { Err(Broken::Short) };
@@ -215,16 +288,20 @@ async fn read_whole(
 }
 
 /// Reads an object of a run directory, whole, into memory; `None` where it is absent.
+///
+/// It is asked for as a range, because only the answer to that says how long the object is, and not just this answer.
 pub(super) async fn small(
     client: &Client,
     location: &object_store::path::Path,
 ) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
     let url = client.url(location);
     let mut patience = client.patience();
+    let mut range = Some(GetRange::Offset(0));
     loop {
         client.traffic.request(patience.attempts() > 0);
         let attempt = async {
-            let answer = client.inner.get(location).await?;
+            let options = GetOptions { range: range.clone(), ..GetOptions::default() };
+            let answer = client.inner.get_opts(location, options).await?;
             let (size, e_tag) = (answer.meta.size, answer.meta.e_tag.clone());
             Ok::<_, Error>((answer.bytes().await?, size, e_tag))
         };
@@ -235,12 +312,13 @@ pub(super) async fn small(
                 return Ok(Some((bytes, e_tag)));
             }
             Ok(_) => "the answer ended early".to_owned(),
-            Err(Error::NotFound { .. }) => {
-                client.reach();
-                return Ok(None);
-            }
-            Err(error) if judge(&error) == Verdict::Passing => brief(&error),
-            Err(error) => return Err(explain(&url, "read", error)),
+            Err(error) => match client.judge(&error) {
+                Verdict::Passing => brief(&error),
+                Verdict::Final if matches!(error, Error::NotFound { .. }) => return Ok(None),
+                // No range of an empty object is in it.
+                Verdict::Final if out_of_range(&error) && range.take().is_some() => continue,
+                Verdict::Final => return Err(explain(&url, "read", error)),
+            },
         };
         patience.wait(&url, "read", reason).await?;
     }

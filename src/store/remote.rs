@@ -1,7 +1,8 @@
 //! A [`super::Directory`] on S3.
 //!
 //! Work goes to a runtime of its own, so that the calls may block any thread without ever waiting for themselves. A file is
-//! uploaded whole (in parts beyond 16 MiB, which appear at once) and its size asked for afterwards.
+//! uploaded whole, or in parts beyond 8 MiB, which appear at once. Each attempt at a write asks first whether this process still
+//! holds the directory, if it was claimed.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,34 +12,52 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use object_store::aws::AmazonS3;
 use object_store::multipart::MultipartStore as _;
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
-use super::client::Client;
+use super::client::{Client, S3};
 use super::lease::Lease;
 use super::read::{RANGE_BYTES, read_range, small};
-use super::retry::explain;
-use super::{LocalDirectory, Object, Store, StoreError, kill};
+use super::retry::{explain, unsupported};
+use super::{LocalDirectory, Object, Store, StoreError, kill, listing};
 
 /// Files up to this size are uploaded in one request.
-const WHOLE_BYTES: u64 = 16 << 20;
-/// Bytes of one part beyond that; S3 allows 10,000 parts.
-const PART_BYTES: u64 = 16 << 20;
+const WHOLE_BYTES: u64 = 8 << 20;
+/// Bytes of one part beyond that, at least: S3 wants 5 MiB, and allows 10,000 parts.
+const PART_BYTES: u64 = 8 << 20;
+/// Parts of one object, at most.
+const PARTS: u64 = 10_000;
+/// Parts on their way at once.
+const PARTS_AT_ONCE: usize = 2;
 /// Requests in flight for one call.
 const AT_ONCE: usize = 8;
 
-#[derive(Debug)]
 pub(super) struct Remote {
     client: Client,
-    s3: Arc<AmazonS3>,
+    s3: S3,
     prefix: Path,
     staging: LocalDirectory,
     fetched: AtomicU64,
     lease: Mutex<Weak<Lease>>,
+    /// Whether nobody will claim it: what is fetched is this process's own then, and goes with this.
+    visited: bool,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Remote").field("client", &self.client).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if self.visited {
+            self.staging.clear().ok();
+        }
+    }
 }
 
 /// The runtime of all remote directories.
@@ -76,17 +95,16 @@ fn wait<T: Send + 'static>(
 }
 
 impl Remote {
-    pub(super) fn open(store: &Store, url: &str, staging: &FilePath) -> Result<Self, StoreError> {
+    pub(super) fn open(store: &Store, url: &str, staging: &FilePath, visited: bool) -> Result<Self, StoreError> {
         let (client, key) = store.clients.at(url)?;
         let bad = |reason: String| StoreError::BadUrl { url: url.to_owned(), reason };
         let Some(s3) = client.s3.clone() else {
             return Err(bad("a run can be kept on local disk or on S3 alone".to_owned()));
         };
         let prefix = Path::parse(key.trim_end_matches('/')).map_err(|error| bad(error.to_string()))?;
-        // What an earlier process had on its way is of no use to this one; the directory is made when it is first used.
+        // Made when it is first used. It may be another process's, of the same run on this host, until the claim is held.
         let staging = LocalDirectory::at(staging);
-        staging.remove("")?;
-        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), lease: Mutex::default() })
+        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), lease: Mutex::default(), visited })
     }
 
     pub(super) fn staging(&self) -> &LocalDirectory {
@@ -109,39 +127,45 @@ impl Remote {
         text.strip_prefix(self.prefix.as_ref()).unwrap_or(text).trim_start_matches('/').to_owned()
     }
 
-    /// Nothing is written by a process that may have lost the directory.
-    fn check(&self) -> Result<(), StoreError> {
+    /// Who writes: nothing is written by a process that may have lost the directory.
+    fn writer(&self) -> Writer {
         let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        lease.map_or(Ok(()), |lease| lease.check())
+        Writer { client: self.client.clone(), s3: self.s3.clone(), lease }
     }
 
     pub(super) fn lock(&self) -> Result<Claimed, StoreError> {
         let (client, location, directory) = (self.client.clone(), self.location("lock"), self.display(""));
         let lease = wait(Lease::acquire(client, location, directory))?;
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&lease);
-        Ok(Claimed { lease })
+        let claimed = Claimed { lease, staging: self.staging.clone() };
+        // What an earlier process had on its way is of no use to this one.
+        self.staging.clear()?;
+        Ok(claimed)
     }
 
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        self.check()?;
         kill::point("put", name);
-        let (client, location, content) = (self.client.clone(), self.location(name), Bytes::copy_from_slice(content));
-        wait(async move { put(&client, &location, content).await })?;
+        let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
+        wait(async move { writer.put(&location, content).await })?;
         kill::point("put-done", name);
         Ok(())
     }
 
+    /// As [`Self::write`], without the tests' kill points: nothing depends on it.
+    pub(super) fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
+        wait(async move { writer.put(&location, content).await })
+    }
+
     pub(super) fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
-        self.check()?;
         kill::point("put", name);
-        let (client, location, content) = (self.client.clone(), self.location(name), Bytes::copy_from_slice(content));
-        let created = wait(async move { create(&client, &location, content).await })?;
+        let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
+        let created = wait(async move { writer.create(&location, content).await })?;
         kill::point("put-done", name);
         Ok(created)
     }
 
     pub(super) fn publish(&self, name: &str) -> Result<u64, StoreError> {
-        self.check()?;
         kill::point("put", name);
         let path = self.staging.temporary(name)?;
         let bytes = self.upload(&path, name)?;
@@ -151,7 +175,6 @@ impl Remote {
     }
 
     pub(super) fn publish_folder(&self, name: &str) -> Result<(), StoreError> {
-        self.check()?;
         let folder = self.staging.temporary(name)?;
         self.remove(name)?;
         let failed = |error| StoreError::io(&folder, "listed", error);
@@ -170,16 +193,15 @@ impl Remote {
     }
 
     fn upload(&self, path: &FilePath, name: &str) -> Result<u64, StoreError> {
-        let failed = |error| StoreError::io(path, "read", error);
-        let bytes = path.metadata().map_err(failed)?.len();
-        let (client, s3, location) = (self.client.clone(), Arc::clone(&self.s3), self.location(name));
-        if bytes <= WHOLE_BYTES {
-            let content = Bytes::from(std::fs::read(path).map_err(failed)?);
-            wait(async move { put(&client, &location, content).await })?;
-        } else {
-            let path = path.to_owned();
-            wait(async move { put_parts(&client, &s3, &location, &path, bytes).await })?;
-        }
+        let bytes = path.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
+        let (writer, location, path) = (self.writer(), self.location(name), path.to_owned());
+        wait(async move {
+            if bytes <= WHOLE_BYTES {
+                let content = read_part(path, 0, bytes).await?;
+                return writer.put(&location, content).await;
+            }
+            writer.put_parts(&location, &path, bytes).await
+        })?;
         Ok(bytes)
     }
 
@@ -245,12 +267,7 @@ impl Remote {
     pub(super) fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
         wait(async move {
-            let url = client.url(&location);
-            let answer = client.answer(&url, "listed", || client.inner.list_with_delimiter(Some(&location))).await?;
-            let found = match answer {
-                Ok(found) => found,
-                Err(error) => return Err(explain(&url, "listed", error)),
-            };
+            let found = listing::folder(&client, &client.url(&location), &location).await?;
             let files = found.objects.iter().map(|meta| &meta.location);
             let mut names: Vec<String> =
                 files.chain(&found.common_prefixes).filter_map(|path| path.filename().map(str::to_owned)).collect();
@@ -261,35 +278,34 @@ impl Remote {
 
     pub(super) fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
-        let found = wait(async move { below(&client, &location).await })?;
+        let found = wait(async move { listing::below(&client, &client.url(&location), &location).await })?;
         Ok(found.into_iter().map(|meta| (self.name(&meta.location), meta.size)).collect())
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
-        self.check()?;
         kill::point("remove", name);
-        let (client, location) = (self.client.clone(), self.location(name));
+        let (writer, location) = (self.writer(), self.location(name));
         wait(async move {
-            let mut all: Vec<Path> = below(&client, &location).await?.into_iter().map(|meta| meta.location).collect();
-            all.push(location);
-            stream::iter(all)
-                .map(Ok)
-                .try_for_each_concurrent(AT_ONCE, |location| {
-                    let client = client.clone();
-                    async move { delete(&client, &location).await }
-                })
-                .await
+            let url = writer.client.url(&location);
+            let all = listing::at_or_below(&writer.client, &url, &location).await?;
+            writer.delete(all.into_iter().map(|meta| meta.location).collect()).await
         })?;
         kill::point("removed", name);
         Ok(())
     }
 
     pub(super) fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
-        for file in self.list(name)? {
-            if !keep(&file) {
-                self.remove(&format!("{name}/{file}"))?;
-            }
+        if self.list(name)?.iter().all(|file| keep(file)) {
+            return Ok(());
         }
+        let start = if name.is_empty() { 0 } else { name.len() + 1 };
+        let unwanted =
+            |file: &String| file.get(start..).and_then(|own| own.split('/').next()).is_some_and(|own| !keep(own));
+        let all: Vec<Path> = self.tree(name)?.into_keys().filter(unwanted).map(|file| self.location(&file)).collect();
+        kill::point("remove", name);
+        let writer = self.writer();
+        wait(async move { writer.delete(all).await })?;
+        kill::point("removed", name);
         Ok(())
     }
 }
@@ -298,10 +314,13 @@ impl Remote {
 #[derive(Debug)]
 pub(super) struct Claimed {
     lease: Arc<Lease>,
+    staging: LocalDirectory,
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
+        // While the claim still keeps others away from it. What stays goes when the next process has the claim.
+        self.staging.clear().ok();
         let lease = Arc::clone(&self.lease);
         // A claim that could not be given up is void a little later.
         wait(async move {
@@ -312,91 +331,117 @@ impl Drop for Claimed {
     }
 }
 
-async fn put(client: &Client, location: &Path, content: Bytes) -> Result<(), StoreError> {
-    let url = client.url(location);
-    client.ask(&url, "written", || client.inner.put(location, PutPayload::from(content.clone()))).await?;
-    client.traffic.written(content.len());
-    Ok(())
+/// Writes on behalf of whoever holds the directory.
+struct Writer {
+    client: Client,
+    s3: S3,
+    lease: Option<Arc<Lease>>,
 }
 
-/// Writes an object if there is none; one of the same content is ours, whose answer was lost.
-async fn create(client: &Client, location: &Path, content: Bytes) -> Result<bool, StoreError> {
-    let url = client.url(location);
-    let mut patience = client.patience();
-    loop {
-        let answer = client
-            .answer(&url, "written", || {
+impl Writer {
+    async fn put(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
+        let url = self.client.url(location);
+        let put = || self.s3.upload.put(location, PutPayload::from(content.clone()));
+        let answer = self.client.upload(&url, content.len(), self.lease.as_deref(), put).await?;
+        answer.map_err(|error| explain(&url, "written", error))?;
+        self.client.traffic.written(content.len());
+        Ok(())
+    }
+
+    /// Writes an object if there is none; one of the same content is ours, whose answer was lost.
+    async fn create(&self, location: &Path, content: Bytes) -> Result<bool, StoreError> {
+        let (client, url) = (&self.client, self.client.url(location));
+        let mut patience = client.patience();
+        loop {
+            let put = || {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                client.inner.put_opts(location, PutPayload::from(content.clone()), options)
-            })
-            .await?;
-        match answer {
-            Ok(_) => {
-                client.traffic.written(content.len());
-                return Ok(true);
-            }
-            // 409 too arrives as this, and stands for a write that was going on, perhaps our own.
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match small(client, location).await? {
-                Some((there, _)) => return Ok(there == content),
-                None => patience.wait(&url, "written", "another write was going on".to_owned()).await?,
-            },
-            Err(Error::NotImplemented { .. }) => {
-                if let Some((there, _)) = small(client, location).await? {
-                    return Ok(there == content);
+                self.s3.upload.put_opts(location, PutPayload::from(content.clone()), options)
+            };
+            match client.upload(&url, content.len(), self.lease.as_deref(), put).await? {
+                Ok(_) => {
+                    client.traffic.written(content.len());
+                    return Ok(true);
                 }
-                // The lease keeps everybody else away.
-                put(client, location, content).await?;
-                return Ok(true);
+                // 409 too arrives as this, and stands for a write that was going on, perhaps our own.
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match small(client, location).await? {
+                    Some((there, _)) => return Ok(there == content),
+                    None => patience.wait(&url, "written", "another write was going on".to_owned()).await?,
+                },
+                Err(error) if unsupported(&error) => {
+                    if let Some((there, _)) = small(client, location).await? {
+                        return Ok(there == content);
+                    }
+                    // The lease keeps everybody else away.
+                    self.put(location, content).await?;
+                    return Ok(true);
+                }
+                Err(error) => return Err(explain(&url, "written", error)),
             }
-            Err(error) => return Err(explain(&url, "written", error)),
         }
     }
-}
 
-/// Uploads a file in parts. The object appears when all are there.
-async fn put_parts(
-    client: &Client,
-    s3: &AmazonS3,
-    location: &Path,
-    path: &FilePath,
-    bytes: u64,
-) -> Result<(), StoreError> {
-    let url = client.url(location);
-    let id = client.ask(&url, "written", || s3.create_multipart(location)).await?;
-    let upload = async {
-        let starts = (0..bytes).step_by(PART_BYTES as usize).enumerate();
-        let parts = stream::iter(starts)
-            .map(|(index, start)| {
-                let (id, url) = (&id, &url);
-                async move {
-                    let part = read_part(path.to_owned(), start, PART_BYTES.min(bytes - start)).await?;
-                    let put = || s3.put_part(location, id, index, PutPayload::from(part.clone()));
-                    let done = client.ask(url, "written", put).await?;
-                    client.traffic.written(part.len());
-                    Ok::<_, StoreError>(done)
+    /// Uploads a file in parts. The object appears when all are there.
+    async fn put_parts(&self, location: &Path, path: &FilePath, bytes: u64) -> Result<(), StoreError> {
+        let (client, s3) = (&self.client, &self.s3.upload);
+        let url = client.url(location);
+        let head = || client.answer(&url, "read", || self.s3.store.head(location));
+        // What is there may be as long as what is to come.
+        let before = head().await?.ok().and_then(|meta| meta.e_tag);
+        let create = || s3.create_multipart(location);
+        let id = client.upload(&url, 0, self.lease.as_deref(), create).await?;
+        let id = id.map_err(|error| explain(&url, "written", error))?;
+        let part_bytes = PART_BYTES.max(bytes.div_ceil(PARTS));
+        let upload = async {
+            let starts = (0..bytes).step_by(part_bytes as usize).enumerate();
+            let parts: Vec<_> = stream::iter(starts)
+                .map(|(index, start)| {
+                    let (id, url) = (&id, &url);
+                    async move {
+                        let part = read_part(path.to_owned(), start, part_bytes.min(bytes - start)).await?;
+                        let put = || s3.put_part(location, id, index, PutPayload::from(part.clone()));
+                        let done = client.upload(url, part.len(), self.lease.as_deref(), put).await?;
+                        client.traffic.written(part.len());
+                        done.map_err(|error| explain(url, "written", error))
+                    }
+                })
+                .buffered(PARTS_AT_ONCE)
+                .try_collect()
+                .await?;
+            let complete = || s3.complete_multipart(location, &id, parts.clone());
+            // The store puts the parts together, which takes it a while.
+            match client.upload(&url, bytes as usize, self.lease.as_deref(), complete).await? {
+                Ok(_) => Ok(()),
+                // The upload is gone when it was completed by a request whose answer was lost.
+                Err(error) => match head().await? {
+                    Ok(meta) if meta.size == bytes && (before.is_none() || meta.e_tag != before) => Ok(()),
+                    _ => Err(explain(&url, "written", error)),
+                },
+            }
+        };
+        let uploaded = upload.await;
+        if uploaded.is_err() {
+            // Its parts would be stored, and paid for, until somebody looks.
+            self.s3.store.abort_multipart(location, &id).await.ok();
+        }
+        uploaded
+    }
+
+    /// Deletes objects; one that is not there is fine.
+    async fn delete(&self, locations: Vec<Path>) -> Result<(), StoreError> {
+        stream::iter(locations)
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |location| async move {
+                let url = self.client.url(&location);
+                if let Some(lease) = &self.lease {
+                    lease.held().await?;
+                }
+                match self.client.answer(&url, "removed", || self.client.inner.delete(&location)).await? {
+                    Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                    Err(error) => Err(explain(&url, "removed", error)),
                 }
             })
-            .buffered(2)
-            .try_collect()
-            .await?;
-        let parts: Vec<_> = parts;
-        let answer = client.answer(&url, "written", || s3.complete_multipart(location, &id, parts.clone())).await?;
-        let complete = match answer {
-            Ok(_) => Ok(()),
-            // The upload is gone when it was completed by a request whose answer was lost.
-            Err(error) => match client.answer(&url, "read", || s3.head(location)).await? {
-                Ok(meta) if meta.size == bytes => Ok(()),
-                _ => Err(explain(&url, "written", error)),
-            },
-        };
-        complete
-    };
-    let uploaded = upload.await;
-    if uploaded.is_err() {
-        // Its parts would be stored, and paid for, until somebody looks.
-        s3.abort_multipart(location, &id).await.ok();
+            .await
     }
-    uploaded
 }
 
 async fn read_part(path: PathBuf, start: u64, bytes: u64) -> Result<Bytes, StoreError> {
@@ -413,34 +458,16 @@ async fn read_part(path: PathBuf, start: u64, bytes: u64) -> Result<Bytes, Store
     })
 }
 
-/// Brings an object into a file.
+/// Brings an object into a file, one range after the other.
 async fn download(client: &Client, location: &Path, path: &FilePath) -> Result<(), StoreError> {
     let url = client.url(location);
     let meta = client.ask(&url, "read", || client.inner.head(location)).await?;
     let object = Object::new(url, client, meta);
     let failed = |error| StoreError::io(path, "written", error);
     let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-    let ranges = (0..object.size).step_by(RANGE_BYTES as usize);
-    let mut blocks = stream::iter(ranges)
-        .map(|start| read_range(&object, start..(start + RANGE_BYTES).min(object.size)))
-        .buffered(2);
-    while let Some(block) = blocks.next().await {
-        file.write_all(&block?).await.map_err(failed)?;
+    for start in (0..object.size).step_by(RANGE_BYTES as usize) {
+        let block = read_range(&object, start..(start + RANGE_BYTES).min(object.size)).await?;
+        file.write_all(&block).await.map_err(failed)?;
     }
     file.flush().await.map_err(failed)
-}
-
-/// Every object below a prefix.
-async fn below(client: &Client, location: &Path) -> Result<Vec<ObjectMeta>, StoreError> {
-    let url = client.url(location);
-    client.ask(&url, "listed", || client.inner.list(Some(location)).try_collect()).await
-}
-
-/// Deletes an object; one that is not there is fine.
-async fn delete(client: &Client, location: &Path) -> Result<(), StoreError> {
-    let url = client.url(location);
-    match client.answer(&url, "removed", || client.inner.delete(location)).await? {
-        Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(explain(&url, "removed", error)),
-    }
 }

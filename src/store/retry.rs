@@ -4,9 +4,12 @@
 //! time that a slow consumer holds a body open included, it never resumes a body without an `ETag`, and a repeated
 //! conditional write reports our own object as somebody else's. Here each failure waits longer than the one before
 //! (doubling from 100 ms to 10 s, of which a random part is taken, so that many readers do not come back at once), and
-//! the patience of [`super::StoreSettings`] counts from the last byte that made progress.
+//! the patience of [`super::StoreSettings`] counts from the last byte that made progress. Where no store ever answered, with an
+//! error or otherwise, patience ends early.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use object_store::Error;
@@ -19,10 +22,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Patience with a store that has never answered: a mistyped endpoint should not take minutes to show.
 const FIRST_CONTACT: Duration = Duration::from_secs(15);
 
+/// Attempts that are made in any case: one that only hears silence may take longer than patience by itself.
+const LEAST_ATTEMPTS: u32 = 3;
+
 /// What a failure means for the next attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It may pass: timeouts, resets, 408, 425, 429, 5xx, and bodies that end early.
+    /// It may pass: timeouts, resets, 408, 425, 429, 5xx but 501, and bodies that end early.
     Passing,
     /// It stays, whatever is tried.
     Final,
@@ -41,11 +47,40 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
 }
 
 /// Whether the credentials were looked for on a cloud machine's own address, where there is none.
-fn without_credentials(error: &Error) -> bool {
+pub(super) fn without_credentials(error: &Error) -> bool {
     causes(error).any(|cause| {
         let text = cause.to_string();
         text.contains("169.254.169.254") || text.contains("metadata.google.internal") || text.contains("169.254.170.2")
     })
+}
+
+/// Whether a store stood behind a failure, rather than a broken way to it.
+pub(super) fn answered(error: &Error) -> bool {
+    match error {
+        Error::NotFound { .. }
+        | Error::AlreadyExists { .. }
+        | Error::Precondition { .. }
+        | Error::NotModified { .. }
+        | Error::PermissionDenied { .. }
+        | Error::Unauthenticated { .. } => !without_credentials(error),
+        Error::Generic { .. } => status(error).is_some() && !without_credentials(error),
+        _ => false,
+    }
+}
+
+/// Whether the store does not know conditional writes.
+pub(super) fn unsupported(error: &Error) -> bool {
+    matches!(error, Error::NotImplemented { .. }) || status(error) == Some(501)
+}
+
+/// Whether a range was asked for that the object does not have.
+pub(super) fn out_of_range(error: &Error) -> bool {
+    status(error) == Some(416)
+}
+
+/// Whether the bucket is elsewhere: S3 says so by a redirect that names no place.
+fn elsewhere(error: &Error) -> bool {
+    matches!(status(error), Some(300..400)) || causes(error).any(|cause| cause.to_string().contains("without LOCATION"))
 }
 
 pub(super) fn judge(error: &Error) -> Verdict {
@@ -56,8 +91,10 @@ pub(super) fn judge(error: &Error) -> Verdict {
         Error::Generic { .. } => match status(error) {
             // S3 answers 400 to a body that came too slowly, and asks for another attempt.
             Some(400) if causes(error).any(|cause| cause.to_string().contains("RequestTimeout")) => Verdict::Passing,
+            Some(501) => Verdict::Final,
             Some(408 | 425 | 429 | 500..) => Verdict::Passing,
             Some(_) => Verdict::Final,
+            None if elsewhere(error) => Verdict::Final,
             None if causes(error).any(|cause| cause.is::<HttpError>() || cause.is::<std::io::Error>()) => {
                 Verdict::Passing
             }
@@ -71,6 +108,10 @@ pub(super) fn judge(error: &Error) -> Verdict {
 
 /// What went wrong, in few words that hold no secret: neither the request's URL with its query nor headers.
 pub(super) fn brief(error: &Error) -> String {
+    if elsewhere(error) {
+        return "the server sends the request elsewhere: check the bucket's region (`AWS_REGION`) and the endpoint"
+            .to_owned();
+    }
     if let Some(status) = status(error) {
         let text = causes(error).map(ToString::to_string).find(|text| text.contains("status code: "));
         let code =
@@ -105,8 +146,15 @@ pub(super) fn explain(url: &str, action: &'static str, error: Error) -> StoreErr
     } else {
         ""
     };
+    // Listings do not sort their refusals.
+    let status = status(&error);
     match error {
+        Error::NotFound { .. } if action == "written" && !hint.is_empty() => {
+            StoreError::BadUrl { url, reason: "its bucket is not there".to_owned() }
+        }
         Error::NotFound { .. } => StoreError::NotFound { url },
+        Error::Generic { .. } if status == Some(404) => StoreError::NotFound { url },
+        Error::Generic { .. } if matches!(status, Some(401 | 403)) => StoreError::Refused { url, hint },
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => StoreError::Refused { url, hint },
         Error::Precondition { .. } | Error::NotModified { .. } => StoreError::Changed { url },
         other => {
@@ -124,23 +172,32 @@ pub(super) fn explain(url: &str, action: &'static str, error: Error) -> StoreErr
 #[derive(Debug)]
 pub(super) struct Patience {
     limit: Duration,
+    /// Whether the store ever answered.
+    reached: Arc<AtomicBool>,
     since: Instant,
     wait: Duration,
     attempts: u32,
+    /// Of these, answers that ended early.
+    short: u32,
 }
 
 impl Patience {
     /// `reached`: whether the store ever answered.
-    pub(super) fn new(limit: Duration, reached: bool) -> Self {
-        let limit = if reached { limit } else { limit.min(FIRST_CONTACT) };
-        Self { limit, since: Instant::now(), wait: FIRST_WAIT, attempts: 0 }
+    pub(super) fn new(limit: Duration, reached: Arc<AtomicBool>) -> Self {
+        Self { limit, reached, since: Instant::now(), wait: FIRST_WAIT, attempts: 0, short: 0 }
     }
 
     /// Something came: the count starts again.
     pub(super) fn progress(&mut self) {
         self.since = Instant::now();
         self.wait = FIRST_WAIT;
-        self.attempts = 0;
+        (self.attempts, self.short) = (0, 0);
+    }
+
+    /// An answer ended early; says how often since the last progress.
+    pub(super) fn short(&mut self) -> u32 {
+        self.short += 1;
+        self.short
     }
 
     /// How often it was tried in vain since the last progress.
@@ -155,7 +212,8 @@ impl Patience {
     pub(super) async fn wait(&mut self, url: &str, action: &'static str, reason: String) -> Result<(), StoreError> {
         self.attempts += 1;
         let waited = self.since.elapsed();
-        if waited >= self.limit {
+        let limit = if self.reached.load(Ordering::Relaxed) { self.limit } else { self.limit.min(FIRST_CONTACT) };
+        if waited >= limit && self.attempts >= LEAST_ATTEMPTS {
             let waited = humantime::format_duration(Duration::from_secs(waited.as_secs())).to_string();
             return Err(StoreError::Unreachable {
                 url: url.to_owned(),
@@ -196,23 +254,46 @@ mod tests {
         {
             assert_eq!(judge(&server(status)), Verdict::Passing, "{status}");
         }
-        for status in ["400 Bad Request: <Code>ExpiredToken</Code>", "301 Moved", "416 Range"] {
+        for status in
+            ["400 Bad Request: <Code>ExpiredToken</Code>", "301 Moved", "416 Range", "501 Not Implemented: <Code>x"]
+        {
             assert_eq!(judge(&server(status)), Verdict::Final, "{status}");
+            assert!(answered(&server(status)));
         }
+        let moved =
+            answer("Received redirect without LOCATION, this normally indicates an incorrectly configured region");
+        assert_eq!(judge(&moved), Verdict::Final);
+        assert!(brief(&moved).contains("AWS_REGION") && brief(&server("307 x")).contains("AWS_REGION"));
+        assert!(unsupported(&server("501 Not Implemented")) && out_of_range(&server("416 Range")));
         assert_eq!(brief(&server("503 x: <Error><Code>SlowDown</Code>")), "the server answers 503 SlowDown");
     }
 
     #[tokio::test]
     async fn patience_ends_and_progress_renews_it() {
-        let mut patience = Patience { limit: Duration::ZERO, ..Patience::new(Duration::from_secs(60), true) };
-        let error = patience.wait("s3://b/k", "read", "no connection".into()).await.unwrap_err().to_string();
-        assert!(error.contains("s3://b/k") && error.contains("gave up after 1 attempts"), "{error}");
-        let mut patience = Patience::new(Duration::from_secs(60), true);
+        let patience = |seconds, reached: bool| Patience::new(Duration::from_secs(seconds), Arc::new(reached.into()));
+        let mut patience_of_none = patience(0, true);
+        for _ in 1..LEAST_ATTEMPTS {
+            patience_of_none.wait("s3://b/k", "read", "no connection".into()).await.unwrap();
+        }
+        let error = patience_of_none.wait("s3://b/k", "read", "no connection".into()).await.unwrap_err().to_string();
+        assert!(error.contains("s3://b/k") && error.contains("gave up after 3 attempts"), "{error}");
+        let mut patience = patience(60, true);
         for _ in 0..3 {
             patience.wait("s3://b/k", "read", "x".into()).await.unwrap();
         }
         assert_eq!(patience.attempts(), 3);
         patience.progress();
         assert_eq!(patience.attempts(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_never_answered_is_given_up_early_and_one_that_did_is_not() {
+        let reached = Arc::new(AtomicBool::new(false));
+        let mut patience = Patience::new(Duration::from_secs(300), Arc::clone(&reached));
+        (patience.since, patience.attempts) = (patience.since - FIRST_CONTACT, LEAST_ATTEMPTS);
+        patience.wait("s3://b/k", "read", "no connection".into()).await.unwrap_err();
+        // A 503 is an answer, also one that came while this request was already waiting.
+        reached.store(true, Ordering::Relaxed);
+        patience.wait("s3://b/k", "read", "the server answers 503".into()).await.unwrap();
     }
 }

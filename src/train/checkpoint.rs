@@ -104,7 +104,7 @@ pub enum CheckpointError {
 /// it outlives a crash of the machine.
 ///
 /// # Errors
-/// When the head's lengths do not fit or a value is not finite, or the file system refuses.
+/// When the head's lengths do not fit or a value is not finite, or the file system refuses; the directory is removed then.
 pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
     if let Some((what, actual, expected)) = state.misfit() {
         let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
@@ -116,11 +116,10 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
     }
     remove(dir)?;
     fs::create_dir_all(dir).map_err(io("create directory", dir))?;
-    if let Err(error) = write_all(dir, state, progress) {
-        remove(dir)?;
-        return Err(error);
-    }
-    sync(dir)
+    write_all(dir, state, progress).and_then(|()| sync(dir)).inspect_err(|_| {
+        // What cannot be removed either has a temporary name, and is swept by the next process.
+        remove(dir).ok();
+    })
 }
 
 fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {

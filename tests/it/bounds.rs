@@ -139,7 +139,7 @@ fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
 }
 
 /// A file system of its own, in a name space of its own that ends with the process.
-fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<Output> {
+pub(crate) fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<Output> {
     let mount = format!("mount -t tmpfs -o size={size} none \"$0\" && {script}");
     let mut command = std::process::Command::new("unshare");
     command.args(["--map-root-user", "--user", "--mount", "--", "sh", "-c", &mount]).args(args);

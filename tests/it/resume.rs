@@ -47,61 +47,67 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
     assert!(killed >= 8, "only {killed} kills met a running process");
 }
 
-/// Where a run is killed, in the order in which it gets there: (point, subject, how often it is passed before).
-const POINTS: &[(&str, &str, u32)] = &[
-    ("rename", "run.toml", 1),
-    ("renamed", "run.toml", 2),
-    ("rename", "catalog/classes", 1),
-    ("renamed", "catalog/labels", 1),
-    ("link", "journal/catalog", 1),
-    ("linked", "journal/catalog", 1),
-    ("fill", "00000-", 1),
-    ("filled", "00000-", 1),
-    ("rename", "00000-", 1),
-    ("renamed", "00000-", 1),
-    ("fill", "features/", 1),
-    ("filled", "features/", 1),
-    ("rename", "features/", 1),
-    ("renamed", "features/", 1),
-    ("fill", "quarantine/", 1),
-    ("renamed", "quarantine/", 1),
-    ("fill", "journal/features", 1),
-    ("link", "journal/features", 1),
-    ("linked", "journal/features", 1),
-    ("remove", "00000-", 1),
-    ("removed", "00000-", 1),
-    ("removed", "0000", 2),
-    ("renamed", "00001-", 2),
-    ("linked", "journal/features", 3),
-    ("rename", "training.csv", 1),
-    ("renamed", "training.csv", 1),
-    ("fill", "checkpoints/", 1),
-    ("filled", "checkpoints/", 1),
-    ("rename", "checkpoints/", 1),
-    ("renamed", "checkpoints/", 1),
-    ("remove", "checkpoints/", 1),
-    ("removed", "checkpoints/", 1),
-    ("renamed", "checkpoints/", 2),
-    ("linked", "journal/predict-", 1),
-    ("rename", "submission.csv", 1),
-    ("renamed", "submission.csv", 1),
-    ("rename", "report.json", 1),
+/// Where a run is killed: (point, subject, how often it is passed before), in the order in which it gets there. Each group
+/// starts with a run of its own.
+const POINTS: [&[(&str, &str, u32)]; 4] = [
+    &[
+        ("rename", "run.toml", 1),
+        ("renamed", "run.toml", 2),
+        ("rename", "catalog/classes", 1),
+        ("renamed", "catalog/labels", 1),
+        ("link", "journal/catalog", 1),
+        ("linked", "journal/catalog", 1),
+        ("fill", "00000-", 1),
+        ("filled", "00000-", 1),
+        ("rename", "00000-", 1),
+        ("renamed", "00000-", 1),
+        ("linked", "journal/features", 3),
+    ],
+    &[
+        ("fill", "features/", 1),
+        ("filled", "features/", 1),
+        ("rename", "features/", 1),
+        ("renamed", "features/", 1),
+        ("fill", "quarantine/", 1),
+        ("renamed", "quarantine/", 1),
+        ("fill", "journal/features", 1),
+        ("link", "journal/features", 1),
+        ("linked", "journal/features", 1),
+    ],
+    &[("remove", "00000-", 1), ("removed", "00000-", 1), ("removed", "0000", 2), ("renamed", "00001-", 2)],
+    &[
+        ("rename", "training.csv", 1),
+        ("renamed", "training.csv", 1),
+        ("fill", "checkpoints/", 1),
+        ("filled", "checkpoints/", 1),
+        ("rename", "checkpoints/", 1),
+        ("renamed", "checkpoints/", 1),
+        ("remove", "checkpoints/", 1),
+        ("removed", "checkpoints/", 1),
+        ("renamed", "checkpoints/", 2),
+        ("linked", "journal/predict-", 1),
+        ("rename", "submission.csv", 1),
+        ("renamed", "submission.csv", 1),
+        ("rename", "report.json", 1),
+    ],
 ];
 
 #[test]
 fn killed_before_and_after_every_kind_of_step_it_ends_with_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());
-    let run_dir = dir.path().join("killed");
-    let config = write(dir.path(), &pipeline(&run_dir, &[]));
-    for (point, subject, times) in POINTS {
-        let plan = format!("{point} {subject} {times}");
-        let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
-        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
+    for (group, points) in POINTS.iter().enumerate() {
+        let run_dir = dir.path().join(format!("killed-{group}"));
+        let config = write(dir.path(), &pipeline(&run_dir, &[]));
+        for (point, subject, times) in *points {
+            let plan = format!("{point} {subject} {times}");
+            let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
+            assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
+        }
+        let out = run(&["run", "--config", &config]);
+        assert!(out.status.success(), "{}", complaint(&out));
+        assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
     }
-    let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
-    assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
 }
 
 #[test]

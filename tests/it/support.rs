@@ -89,6 +89,9 @@ pub(crate) fn write(dir: &Path, text: &str) -> String {
     path.display().to_string()
 }
 
+/// What a run writes of itself, and that differs from one process to the next.
+const OF_PROCESSES: [&str; 5] = ["lock", "report.json", "run.toml", "status.json", "events"];
+
 /// Name → content of every durable artefact that must be the same bytes after any interruption.
 pub(crate) fn artefacts(run_dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
@@ -97,9 +100,12 @@ pub(crate) fn artefacts(run_dir: &Path) -> BTreeMap<String, Vec<u8>> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(run_dir).unwrap().display().to_string();
+            if OF_PROCESSES.contains(&name.as_str()) {
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
-            } else if !["lock", "report.json", "run.toml"].contains(&name.as_str()) {
+            } else {
                 found.insert(name, std::fs::read(&path).unwrap());
             }
         }

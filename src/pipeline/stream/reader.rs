@@ -1,12 +1,11 @@
 //! Shards → rows → blocks of wanted rows, cut by the input alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, fill};
+use super::{Block, Machine, StreamJob, THE_STORE, fill};
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::journal::Position;
 use crate::chunk::pixels::image_bytes;
@@ -14,6 +13,8 @@ use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
+use crate::flow::{Clock, Doing, Spares};
+use crate::store::Intake;
 
 /// Rows that one decoding job takes, at most.
 const BLOCK_ROWS: usize = 32;
@@ -34,17 +35,23 @@ pub(super) async fn read_shards(
     mut seen: Seen,
     position: Position,
     blocks: mpsc::Sender<Block>,
+    spares: Spares,
 ) -> Result<(), PipelineError> {
+    let intake = Arc::new(Intake::default());
+    let waited = Arc::clone(&intake);
+    let clock = Clock::serial("read rows").starved_by(THE_STORE).starvation(move || waited.waited());
+    let clock = job.meter.part(clock);
     let all_bytes: u64 = job.shards.iter().map(|shard| shard.size).sum();
     let mut bytes_before: u64 = job.shards.iter().take(position.shard as usize).map(|shard| shard.size).sum();
     for (index, shard) in job.shards.iter().enumerate().skip(position.shard as usize) {
         let first_row = if index == position.shard as usize { position.row } else { 0 };
-        let packed_read = Arc::new(AtomicU64::new(0));
-        let mut reader = machine.store.open(shard, Arc::clone(&packed_read)).await?;
+        let before = intake.bytes();
+        let mut reader = machine.store.open(shard, Arc::clone(&intake)).await?;
         let mut rows = ShardReader {
             job: &job,
             parser: ImageRows::new(max_record_bytes(&job.spec)),
             seen: &mut seen,
+            spares: &spares,
             shard: index as u32,
             first_row,
             next_row: first_row,
@@ -54,12 +61,14 @@ pub(super) async fn read_shards(
         loop {
             let more = fill(&mut reader, &mut rows.parser, &mut buffer, &shard.url).await?;
             while let Some(block) = rows.next_block() {
-                if !hand_on(block, &job, &machine, &blocks).await {
+                if !clock.wait(Doing::Blocked, hand_on(block, &job, &machine, &blocks)).await {
                     return Ok(());
                 }
             }
-            let read = bytes_before + packed_read.load(Ordering::Relaxed);
-            let done = job.meter.snapshot().done;
+            let shard_read = intake.bytes() - before;
+            job.meter.shard(index, |shard| shard.read_bytes = shard_read);
+            let read = bytes_before + shard_read;
+            let done = job.meter.progress().0;
             if read > 0 {
                 job.meter.set_total((done as f64 * all_bytes as f64 / read as f64).round() as u64);
             }
@@ -70,12 +79,13 @@ pub(super) async fn read_shards(
                 break;
             }
         }
-        if !hand_on(rows.last_block(), &job, &machine, &blocks).await {
+        if !clock.wait(Doing::Blocked, hand_on(rows.last_block(), &job, &machine, &blocks)).await {
             return Ok(());
         }
         bytes_before += shard.size;
     }
-    job.meter.set_total(job.meter.snapshot().done);
+    clock.end();
+    job.meter.set_total(job.meter.progress().0);
     Ok(())
 }
 
@@ -98,6 +108,7 @@ struct ShardReader<'a> {
     job: &'a StreamJob,
     parser: ImageRows,
     seen: &'a mut Seen,
+    spares: &'a Spares,
     shard: u32,
     first_row: u64,
     next_row: u64,
@@ -123,7 +134,7 @@ impl ShardReader<'_> {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id));
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.spares));
             block.take(row, &self.job.wanted, self.seen);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_full || block.heads.len() >= BLOCK_ROWS || block.data.len() >= BLOCK_BYTES {
@@ -136,14 +147,16 @@ impl ShardReader<'_> {
 
     /// What is left at the end of the shard; it closes the shard's last chunk, which may be empty.
     fn last_block(&mut self) -> Block {
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(self.chunk(self.next_row)));
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(self.chunk(self.next_row), self.spares));
         block.closes = Some(true);
         block
     }
 }
 
 impl Block {
-    fn new(id: ChunkId) -> Self {
+    fn new(id: ChunkId, spares: &Spares) -> Self {
+        let mut data = spares.take();
+        data.clear();
         Self {
             id,
             closes: None,
@@ -151,7 +164,7 @@ impl Block {
             bad: Vec::new(),
             heads: RowHeads::default(),
             row_numbers: Vec::new(),
-            data: Vec::new(),
+            data,
             ends: Vec::new(),
             held: None,
         }

@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, Sink, StreamJob, commit};
+use super::super::events::Events;
+use super::{Block, Machine, SPARE_BYTES, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
 use crate::chunk::pixels::PixelWriter;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
-use crate::flow::{ByteBudget, Held};
+use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -31,17 +33,18 @@ struct Decoded {
 }
 
 impl Block {
-    /// Decodes the rows, in order. The bytes of `data` are freed before this returns.
-    fn decode(mut self, decoder: &mut Decoder, room: &ByteBudget) -> Decoded {
+    /// Decodes the rows, in order.
+    fn decode(mut self, decoder: &mut Decoder, decoders: &Decoders) -> Decoded {
         let image = decoder.pixel_bytes();
         let mut heads = RowHeads::default();
-        let mut pixels = vec![0; image * self.heads.len()];
+        let mut pixels = decoders.pixels.take();
+        pixels.resize(image * self.heads.len(), 0);
         let (mut tally, mut bad) = (self.tally, self.bad);
         let mut start = 0;
         for (index, end) in self.ends.iter().enumerate() {
             let kept = heads.len() * image;
             let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image]);
-            match decoder.decode_base64_into(text, out, |bytes| room.take_blocking(bytes)) {
+            match decoder.decode_base64_into(text, out, |bytes| decoders.room.take_blocking(bytes)) {
                 Ok(_) => {
                     heads.push(self.heads.url(index), self.heads.labels(index).iter().copied());
                     tally.kept += 1;
@@ -60,6 +63,7 @@ impl Block {
             start = *end;
         }
         pixels.truncate(heads.len() * image);
+        decoders.texts.give(self.data);
         bad.sort_by_key(|row| row.row);
         Decoded { id: self.id, closes: self.closes, tally, bad, heads, pixels, held: self.held }
     }
@@ -71,6 +75,9 @@ struct Decoders {
     spec: Spec,
     /// What images that are being decoded take, all together.
     room: ByteBudget,
+    /// Buffers of blocks before and behind them.
+    texts: Spares,
+    pixels: Spares,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
@@ -78,7 +85,7 @@ impl Decoders {
     fn decode(&self, block: Block) -> Decoded {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
-        let decoded = block.decode(&mut decoder, &self.room);
+        let decoded = block.decode(&mut decoder, self);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
         decoded
     }
@@ -89,43 +96,57 @@ pub(super) async fn write_chunks(
     job: Arc<StreamJob>,
     machine: Machine,
     blocks: mpsc::Receiver<Block>,
-    width: usize,
+    texts: Spares,
     counted: Tally,
     mut sink: Sink,
 ) -> Result<(), PipelineError> {
-    let decoders =
-        Decoders { spec: job.spec.clone(), room: ByteBudget::new(job.spec.decode_bytes()), idle: Arc::default() };
+    let width = decoding_blocks(&machine);
+    let pixels = Spares::new(width + 1, SPARE_BYTES);
+    let (spec, room) = (job.spec.clone(), ByteBudget::new(job.spec.decode_bytes()));
+    let decoders = Decoders { spec, room, texts, pixels, idle: Arc::default() };
     let pool = machine.pool.clone();
+    let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
+    let clock = Clock::serial("write chunks");
+    let clock = job.meter.part(if matches!(sink, Sink::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
     let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
         .map(|block| {
-            let (pool, decoders) = (pool.clone(), decoders.clone());
+            let (pool, decoders, decoding) = (pool.clone(), decoders.clone(), Arc::clone(&decoding));
+            let decode = move || {
+                let started = Instant::now();
+                let decoded = decoders.decode(block);
+                decoding.add(Doing::Busy, started.elapsed());
+                decoded
+            };
             // Spawned, so that decoding goes on while the writer waits.
-            let task = tokio::spawn(async move { pool.run(move || decoders.decode(block)).await });
+            let task = tokio::spawn(async move { pool.run(decode).await });
             async move { task.await.map_err(PipelineError::from)?.map_err(PipelineError::from) }
         })
         .buffered(width)
         .boxed();
     let mut shard = ShardJudge { shard: None, tally: counted };
     let mut open: Option<OpenChunk> = None;
-    while let Some(block) = decoded.next().await {
+    while let Some(block) = clock.wait(Doing::Starved, decoded.next()).await {
         let block = block?;
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
-            None => OpenChunk::start(block.id, &sink).await?,
+            None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, &sink)).await?,
         };
         let closes = block.closes;
-        chunk.write(block, &job, &sink).await?;
+        let used = chunk.write(block, &job, &sink, &clock).await?;
+        decoders.pixels.give(used);
         match closes {
             None => open = Some(chunk),
             Some(last) => {
                 shard.judge(&chunk, &job)?;
                 let entry = chunk.complete(last, &job).await?;
-                if !sink_chunk(entry, &job, &mut sink).await? {
+                if !sink_chunk(entry, &job, &mut sink, &clock, &machine.events).await? {
                     return Ok(());
                 }
             }
         }
     }
+    clock.end();
+    decoding.end();
     Ok(())
 }
 
@@ -159,16 +180,24 @@ impl OpenChunk {
         Ok(Self { id, tally: Tally::default(), labels: 0, bad: Vec::new(), path, writer: None, slot })
     }
 
-    async fn write(&mut self, block: Decoded, job: &StreamJob, sink: &Sink) -> Result<(), PipelineError> {
+    /// Appends a block; returns its buffer, whose content is of no use any more.
+    async fn write(
+        &mut self,
+        block: Decoded,
+        job: &StreamJob,
+        sink: &Sink,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
         self.bad.extend(block.bad);
         if block.heads.is_empty() {
-            return Ok(());
+            return Ok(block.pixels);
         }
         if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
-            ring.reserve(slot, block.pixels.len() as u64 + block.heads.stored_bytes()).await?;
+            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes();
+            clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
             Sink::Ring(..) => Compression::None,
@@ -179,14 +208,14 @@ impl OpenChunk {
             None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
         };
         let (heads, pixels, held) = (block.heads, block.pixels, block.held);
-        let writer = tokio::task::spawn_blocking(move || {
-            writer.write(&heads, pixels)?;
+        let (writer, pixels) = tokio::task::spawn_blocking(move || {
+            let pixels = writer.write(&heads, pixels)?;
             drop(held);
-            Ok::<_, PipelineError>(writer)
+            Ok::<_, PipelineError>((writer, pixels))
         })
         .await??;
         self.writer = Some(writer);
-        Ok(())
+        Ok(pixels)
     }
 
     async fn complete(mut self, last: bool, job: &StreamJob) -> Result<Finished, PipelineError> {
@@ -209,16 +238,23 @@ impl OpenChunk {
 }
 
 /// Hands a finished chunk to the sink; false when nobody takes it any more.
-async fn sink_chunk(chunk: Finished, job: &StreamJob, sink: &mut Sink) -> Result<bool, PipelineError> {
+async fn sink_chunk(
+    chunk: Finished,
+    job: &StreamJob,
+    sink: &mut Sink,
+    clock: &Clock,
+    events: &Events,
+) -> Result<bool, PipelineError> {
     match sink {
         Sink::Ring(ring, consumer) => {
             let Some(slot) = chunk.slot else { return Ok(false) };
             let complete = ring.complete(slot, chunk.entry).await?;
-            Ok(consumer.send(complete).await.is_ok())
+            Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
         }
         Sink::Durable(journal, _) => {
-            let shard = &job.shards[chunk.entry.id.shard as usize].url;
-            commit(journal, &chunk.entry, chunk.entry.checksum, shard)?;
+            let shard = &job.shards[chunk.entry.id.shard as usize].name;
+            let _committing = clock.start(Doing::Blocked);
+            commit(journal, &chunk.entry, chunk.entry.checksum, shard, &job.meter, events)?;
             Ok(true)
         }
     }

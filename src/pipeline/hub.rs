@@ -1,0 +1,73 @@
+//! `hf:` checkpoints as directories: from the hub's cache, or downloaded into it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use super::{PipelineError, stopped_by_nobody};
+use crate::config::{ConfigError, HubName, Plan, Problem};
+use crate::flow::{Board, Meter, Stop};
+use crate::store::{Download, Hub, Missing, Repo, Store};
+
+/// The repository that a checkpoint names; `None` where it names a directory.
+///
+/// # Errors
+/// When the name is malformed.
+pub(super) fn repo(checkpoint: &str) -> Result<Option<Repo>, PipelineError> {
+    let Some(name) = HubName::parse(checkpoint) else { return Ok(None) };
+    let HubName { repo, revision } =
+        name.map_err(|what| ConfigError(vec![Problem { key: "model.checkpoint".to_owned(), what }]))?;
+    Ok(Some(Repo { name: repo, revision }))
+}
+
+fn planned(plan: &Plan) -> Result<Option<Repo>, PipelineError> {
+    plan.pipeline().model.as_ref().map_or(Ok(None), |model| repo(&model.checkpoint))
+}
+
+/// The directory of the plan's checkpoint on the hub, after downloading what the cache lacks.
+///
+/// # Errors
+/// When it cannot be had; or when the run is stopped, and goes on from there.
+pub(super) async fn fetch(
+    plan: &Plan,
+    store: &Store,
+    board: &Board,
+    stop: &Stop,
+) -> Result<Option<PathBuf>, PipelineError> {
+    let Some(repo) = planned(plan)? else { return Ok(None) };
+    // A stage only where there is something to download.
+    let meter: OnceLock<Arc<Meter>> = OnceLock::new();
+    let tell = |step| {
+        let meter = meter.get_or_init(|| board.stage("download", "bytes", 0));
+        match step {
+            Download::Total(bytes) => meter.set_total(bytes),
+            Download::Resumed(bytes) => meter.add_resumed(bytes),
+            Download::Came(bytes) => meter.add(bytes),
+        }
+    };
+    let hub = Hub::new(store);
+    let fetched = tokio::select! {
+        fetched = hub.fetch(&repo, &tell) => fetched?,
+        () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
+    };
+    if let Some(meter) = meter.get() {
+        meter.finish();
+    }
+    Ok(Some(fetched))
+}
+
+/// The directory of a plan's checkpoint on the hub, from the cache alone; `None` where the plan names a directory itself.
+///
+/// # Errors
+/// When the cache does not have all of it.
+pub(super) fn cached(plan: &Plan, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
+    Ok(planned(plan)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
+}
+
+/// What the cache lacks of the plan's checkpoint, or its directory; `None` where the plan names a directory itself.
+///
+/// # Errors
+/// When the hub has no such checkpoint or cannot be asked.
+pub(super) async fn look(plan: &Plan, store: &Store) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
+    let Some(repo) = planned(plan)? else { return Ok(None) };
+    Ok(Some(Hub::new(store).look(&repo).await?))
+}
