@@ -25,6 +25,8 @@ use crate::store::StoreError;
 
 /// Prefix of our keys in a file's metadata.
 const PREFIX: &str = "wikicap.";
+/// Bytes over which a row group ends, however few its rows.
+const HELD_BYTES: usize = 20 << 20;
 
 /// Writes one Parquet file.
 pub(super) struct TableWriter {
@@ -54,7 +56,7 @@ impl TableWriter {
             .set_dictionary_enabled(false)
             .set_statistics_enabled(EnabledStatistics::None)
             .set_offset_index_disabled(true)
-            .set_data_page_size_limit(16 << 20)
+            .set_data_page_size_limit(1 << 20)
             .set_max_row_group_row_count(Some(group_rows.max(1)))
             .set_created_by("wikicap-pipeline".to_owned())
             .set_key_value_metadata(Some(pairs.collect()))
@@ -70,7 +72,12 @@ impl TableWriter {
     pub(super) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), ChunkError> {
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .map_err(|error| ChunkError::damaged(&self.path, "table", error))?;
-        self.inner.write(&batch).map_err(|error| explain(&self.path, error))
+        self.inner.write(&batch).map_err(|error| explain(&self.path, error))?;
+        // Rows are counted by their payload; URLs and labels can be more than that.
+        if self.inner.in_progress_size() > HELD_BYTES {
+            self.inner.flush().map_err(|error| explain(&self.path, error))?;
+        }
+        Ok(())
     }
 
     /// Writes the footer. The file is complete afterwards, and not yet synced.

@@ -191,7 +191,7 @@ pub struct StreamBytes {
     pub decoders: u64,
     /// The writer's own: a row group of the chunk and its pages, and the chunk's quarantined rows.
     pub writer: u64,
-    /// The model's own: batches being read, computed and waiting.
+    /// The model's own: a page of the chunk, and batches being read, computed and waiting.
     pub model: u64,
     /// The largest block of rows: the base64 of what a job decodes, and its pixels.
     pub block: u64,
@@ -207,8 +207,8 @@ impl StreamBytes {
         Self {
             reader: record.saturating_mul(2).saturating_add(16 << 20),
             decoders,
-            writer: 2 * pixels.max(16 << 20) + chunk_rows.saturating_mul(QUARANTINED_BYTES),
-            model: 96 * pixels,
+            writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(QUARANTINED_BYTES),
+            model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
             block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
         }

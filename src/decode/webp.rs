@@ -64,12 +64,97 @@ fn triple(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }
 
-/// Refuses a lossy frame that announces more than the canvas; one without a canvas is its own.
+/// Refuses a lossy frame that announces more than the canvas, which is the frame itself where there is none, or a
+/// partition that is longer than its data.
 fn frame(content: &[u8], canvas: Option<(u32, u32)>) -> Result<(), DecodeError> {
-    let (Some(size), Some((width, height))) = (content.get(6..10), canvas) else { return Ok(()) };
+    let Some((&[tag0, tag1, tag2, _, _, _, w0, w1, h0, h1], rest)) = content.split_first_chunk::<10>() else {
+        return Ok(());
+    };
     let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
-    if side(size[0], size[1]) > width || side(size[2], size[3]) > height {
+    if canvas.is_some_and(|(width, height)| side(w0, w1) > width || side(h0, h1) > height) {
         return Err(corrupt("a frame is larger than its canvas"));
     }
-    Ok(())
+    let truncated = DecodeError::Truncated { format: Format::WebP };
+    let first = (triple(&[tag0, tag1, tag2]) >> 5) as usize;
+    let (first, rest) = rest.split_at_checked(first).ok_or(truncated.clone())?;
+    let count = partitions(first);
+    let (sizes, rest) = rest.split_at_checked(3 * (count - 1)).ok_or(truncated.clone())?;
+    let announced: u64 = sizes.chunks_exact(3).map(|size| u64::from(triple(size))).sum();
+    if announced > rest.len() as u64 { Err(truncated) } else { Ok(()) }
+}
+
+/// How many partitions follow the first one of a lossy frame, which says so behind what it says of segments and of the
+/// loop filter (RFC 6386, sections 9.2 to 9.5).
+fn partitions(first: &[u8]) -> usize {
+    let mut bits = Bits { data: first, value: 0, range: 255, left: 0 };
+    // Colour space and clamping.
+    bits.literal(2);
+    if bits.flag() {
+        let map = bits.flag();
+        if bits.flag() {
+            bits.flag();
+            for width in [7; 4].into_iter().chain([6; 4]) {
+                bits.optional(width + 1);
+            }
+        }
+        if map {
+            for _ in 0..3 {
+                bits.optional(8);
+            }
+        }
+    }
+    // Type, level and sharpness of the loop filter.
+    bits.literal(10);
+    if bits.flag() && bits.flag() {
+        for _ in 0..8 {
+            bits.optional(7);
+        }
+    }
+    1 << bits.literal(2)
+}
+
+/// The arithmetic decoder of VP8 (RFC 6386, section 7) for bits of even odds; zeros follow the data.
+struct Bits<'a> {
+    data: &'a [u8],
+    /// Bits of the data that were taken and not used up, the newest lowest.
+    value: u32,
+    range: u32,
+    /// How many of them are beyond the eight that are looked at.
+    left: i32,
+}
+
+impl Bits<'_> {
+    fn flag(&mut self) -> bool {
+        while self.left < 8 {
+            let (byte, rest) = self.data.split_first().map_or((0, self.data), |(byte, rest)| (*byte, rest));
+            self.data = rest;
+            self.value = self.value << 8 | u32::from(byte);
+            self.left += 8;
+        }
+        let split = 1 + ((self.range - 1) >> 1);
+        let place = self.left - 8;
+        let set = self.value >> place >= split;
+        if set {
+            self.value -= split << place;
+            self.range -= split;
+        } else {
+            self.range = split;
+        }
+        while self.range < 128 {
+            self.range <<= 1;
+            self.left -= 1;
+        }
+        set
+    }
+
+    fn literal(&mut self, width: u32) -> usize {
+        (0..width).fold(0, |value, _| value << 1 | usize::from(self.flag()))
+    }
+
+    /// A value that need not be there.
+    fn optional(&mut self, width: u32) {
+        if self.flag() {
+            self.literal(width);
+        }
+    }
 }

@@ -5,6 +5,8 @@
 //! boundaries depend on the input alone, and comes back in order, so the chunks are the same bytes for any number of workers.
 
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::BTreeMap;

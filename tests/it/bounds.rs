@@ -1,18 +1,18 @@
 //! Memory and disk, watched from outside while the real program runs.
 
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{artefacts, complaint, corpus, differences, program, run, write};
 
 /// What a process took at most.
 #[derive(Debug, Clone, Copy, Default)]
-struct Peak {
-    resident_bytes: u64,
-    disk_bytes: u64,
+pub(crate) struct Peak {
+    pub(crate) resident_bytes: u64,
+    pub(crate) disk_bytes: u64,
 }
 
 /// Bytes that the files below a folder take.
@@ -40,7 +40,14 @@ fn resident(child: &Child) -> u64 {
 }
 
 /// Runs to the end, looking at the process and its scratch every 10 ms.
-fn watched(args: &[&str], scratch: &Path) -> Peak {
+pub(crate) fn watched(args: &[&str], scratch: &Path) -> Peak {
+    let (peak, out) = watched_to_any_end(args, scratch);
+    assert!(out.status.success(), "{}", complaint(&out));
+    peak
+}
+
+/// As [`watched`], whatever the program says in the end. It may take two minutes.
+pub(crate) fn watched_to_any_end(args: &[&str], scratch: &Path) -> (Peak, Output) {
     let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let (over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let looking = std::thread::spawn({
@@ -53,16 +60,19 @@ fn watched(args: &[&str], scratch: &Path) -> Peak {
         }
     });
     let mut peak = Peak::default();
+    let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(120) {
+            child.kill().unwrap();
+            panic!("it does not end: {}", complaint(&child.wait_with_output().unwrap()));
+        }
         peak.resident_bytes = peak.resident_bytes.max(resident(&child));
         std::thread::sleep(Duration::from_millis(10));
     }
     over.store(true, Ordering::SeqCst);
     looking.join().unwrap();
     peak.disk_bytes = most.load(Ordering::SeqCst);
-    let out = child.wait_with_output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
-    peak
+    (peak, child.wait_with_output().unwrap())
 }
 
 /// Writes `copies` shards of the drawn corpus's rows, each with URLs of its own.
@@ -84,7 +94,7 @@ fn multiplied(dir: &Path, copies: usize) {
 
 fn pipeline(dir: &Path, name: &str, model: bool) -> String {
     let model = if model {
-        format!("[model]\ncheckpoint = '{}/models/vit-tiny'\n", corpus().display())
+        format!("[model]\ncheckpoint = '{}/models/vit-tiny'\n[preprocess]\nmax_pixels = 1000000\n", corpus().display())
     } else {
         "[preprocess]\nsize_px = 64\n".to_owned()
     };
@@ -107,7 +117,7 @@ fn machine(dir: &Path, limits: &str) -> String {
 fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
     let dir = tempfile::tempdir().unwrap();
     // Small limits, which the small corpus fills already.
-    let limits = "memory = '200 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
+    let limits = "memory = '220 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
     let machine = machine(dir.path(), limits);
     let mut peaks = Vec::new();
     for (name, copies) in [("small", 4), ("large", 40)] {
@@ -129,7 +139,7 @@ fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
 }
 
 /// A file system of its own, in a name space of its own that ends with the process.
-pub(crate) fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<std::process::Output> {
+pub(crate) fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<Output> {
     let mount = format!("mount -t tmpfs -o size={size} none \"$0\" && {script}");
     let mut command = std::process::Command::new("unshare");
     command.args(["--map-root-user", "--user", "--mount", "--", "sh", "-c", &mount]).args(args);

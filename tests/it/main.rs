@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod bounds;
+mod damage;
 mod errors;
+mod hostile;
 mod hub;
 mod layering;
 mod resume;

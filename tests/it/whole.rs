@@ -101,7 +101,7 @@ fn any_number_of_workers_gives_the_same_bytes() {
     for workers in [1, 5] {
         let run_dir = dir.path().join(format!("run-{workers}"));
         let machine = dir.path().join("machine.toml");
-        std::fs::write(&machine, format!("[limits]\ncpu_workers = {workers}\nmemory = '300 MiB'\n")).unwrap();
+        std::fs::write(&machine, format!("[limits]\ncpu_workers = {workers}\nmemory = '512 MiB'\n")).unwrap();
         let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
         let out = run(&["run", "--config", &config, "--machine", machine.to_str().unwrap()]);
         assert!(out.status.success(), "{}", complaint(&out));

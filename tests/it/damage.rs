@@ -1,0 +1,148 @@
+//! Files of a run that changed behind its back, and shards that are rubbish.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::{artefacts, complaint, corpus, differences, pipeline, run, write};
+
+/// Changes one bit in the middle of a file, whose size stays.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The last file of a folder, by name.
+fn last(folder: PathBuf) -> PathBuf {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.pop().unwrap()
+}
+
+#[test]
+fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let shard = dir.path().join("bad.csv");
+    std::fs::write(&shard, "https://x/bad\t@@@@\tm\n").unwrap();
+    let images = format!("image_pixels/*.csv.gz\", \"{}\"]", shard.display());
+    let edits = [("epochs = 12", "epochs = 1"), ("image_pixels/*.csv.gz\"]", images.as_str())];
+    let config = write(dir.path(), &pipeline(&run_dir, &edits));
+    let whole = run(&["run", "--config", &config]);
+    assert!(whole.status.success(), "{}", complaint(&whole));
+    let expected = artefacts(&run_dir);
+    for (folder, from) in [
+        ("features", Some("train")),
+        ("quarantine", Some("train")),
+        ("catalog", None),
+        ("predict/submission/features", None),
+        ("checkpoints", None),
+    ] {
+        let mut file = last(run_dir.join(folder));
+        if file.is_dir() {
+            file = file.join("head.safetensors");
+        }
+        flip(&file);
+        let args = [&["run", "--config", &config][..], &from.map_or(vec![], |stage| vec!["--from", stage])].concat();
+        let out = run(&args);
+        let text = complaint(&out);
+        assert_eq!(out.status.code(), Some(3), "{folder}: {text}");
+        assert_eq!(text.matches("error:").count(), 1, "{text}");
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(text.contains(name) && text.contains("not those"), "{folder}: {text}");
+        if folder == "checkpoints" {
+            std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+        } else {
+            std::fs::remove_file(&file).unwrap();
+        }
+        let out = run(&["run", "--config", &config]);
+        assert!(out.status.success(), "{folder}: {}", complaint(&out));
+        assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new(), "{folder}");
+    }
+}
+
+#[test]
+fn no_file_makes_inspect_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let text = format!(
+        "[run]\ndir = '{}'\n[images]\nshards = ['{}/data/image_data_test/image_pixels/*.csv']\n[chunks]\ncompression = 'lz4'\n[preprocess]\nsize_px = 8\n",
+        run_dir.display(),
+        corpus().display()
+    );
+    let out = run(&["run", "--config", &write(dir.path(), &text)]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let sound = std::fs::read(last(run_dir.join("chunks"))).unwrap();
+    let path = dir.path().join("chunk.parquet");
+    // The footer, byte by byte, where the lengths are.
+    for at in (sound.len() - 700..sound.len()).step_by(7) {
+        let mut bytes = sound.clone();
+        bytes[at] = 0xff;
+        std::fs::write(&path, &bytes).unwrap();
+        let out = run(&["inspect", path.to_str().unwrap()]);
+        let (code, text) = (out.status.code(), complaint(&out));
+        assert!(matches!(code, Some(0 | 3)) && !text.contains("internal"), "byte {at}: {code:?} {text}");
+    }
+}
+
+/// A shard of which every second row is not an image.
+fn half_bad(path: &Path, rows: usize) {
+    let text =
+        std::fs::read_to_string(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv"))
+            .unwrap();
+    let good = text.split('\t').nth(1).unwrap();
+    let mut shard = String::new();
+    for row in 0..rows {
+        let data = match row % 4 {
+            1 => "PHN2Zz4=",
+            3 if row % 8 == 7 => "bm90IGFuIGltYWdl",
+            3 => "PHN2Zz4=",
+            _ => good,
+        };
+        shard.push_str(&format!("https://x/{row}\t{data}\tm\n"));
+    }
+    std::fs::write(path, shard).unwrap();
+}
+
+#[test]
+fn a_rubbish_shard_stops_the_run_which_goes_on_once_the_limit_is_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    half_bad(&dir.path().join("shard.csv"), 3000);
+    let text = |name: &str| {
+        format!(
+            "[run]\ndir = '{0}/{name}'\n[images]\nshards = ['{0}/shard.csv']\n[chunks]\nrows = 300\n[preprocess]\nsize_px = 8\n",
+            dir.path().display()
+        )
+    };
+    let machine = dir.path().join("machine.toml");
+    std::fs::write(&machine, "[limits]\nmax_bad_fraction = 0.6\n").unwrap();
+    let machine = machine.to_str().unwrap();
+    let config = write(dir.path(), &text("run"));
+    let out = run(&["run", "--config", &config]);
+    let sentence = complaint(&out);
+    assert_eq!(out.status.code(), Some(3), "{sentence}");
+    // Judged at the end of the chunk with which 1,000 rows are reached, by the commonest reasons and an example.
+    assert!(sentence.contains("600 of 1200 wanted rows of"), "{sentence}");
+    assert!(sentence.contains("unsupported_svg 450, unsupported_format 150; row "), "{sentence}");
+    assert!(sentence.contains("`limits.max_bad_fraction` = 0.05"), "{sentence}");
+    let again = run(&["run", "--config", &config]);
+    assert_eq!(complaint(&again), sentence, "the same again, from what is committed");
+    let out = run(&["run", "--config", &config, "--machine", machine]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let expected = write(dir.path(), &text("undisturbed"));
+    assert!(run(&["run", "--config", &expected, "--machine", machine]).status.success());
+    let both = [artefacts(&dir.path().join("run")), artefacts(&dir.path().join("undisturbed"))];
+    assert_eq!(differences(&both[0], &both[1]), Vec::<String>::new());
+}
+
+#[test]
+fn a_small_rubbish_shard_is_not_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    half_bad(&dir.path().join("shard.csv"), 990);
+    let text = format!(
+        "[run]\ndir = '{0}/run'\n[images]\nshards = ['{0}/shard.csv']\n[chunks]\nrows = 300\n[preprocess]\nsize_px = 8\n",
+        dir.path().display()
+    );
+    let out = run(&["run", "--config", &write(dir.path(), &text)]);
+    assert!(out.status.success(), "{}", complaint(&out));
+}
