@@ -40,7 +40,7 @@ pub struct StoreSettings {
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Duration::from_secs(300), silence: Duration::from_secs(20) }
+        Self { endpoint: String::new(), patience: Duration::from_mins(5), silence: Duration::from_secs(20) }
     }
 }
 
@@ -227,7 +227,7 @@ impl Clients {
 
 /// Attempts are made here, by [`super::retry`].
 fn no_retry() -> RetryConfig {
-    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(60) }
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_mins(1) }
 }
 
 fn unlimited() -> ClientOptions {

@@ -128,7 +128,7 @@ pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, 
             if last {
                 found.extend(listing.objects.into_iter().filter(|meta| matches(&meta.location)));
             } else {
-                next.extend(listing.common_prefixes.into_iter().filter(matches));
+                next.extend(listing.folders.into_iter().filter(matches));
             }
         }
         directories = next;

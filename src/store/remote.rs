@@ -270,7 +270,7 @@ impl Remote {
             let found = listing::folder(&client, &client.url(&location), &location).await?;
             let files = found.objects.iter().map(|meta| &meta.location);
             let mut names: Vec<String> =
-                files.chain(&found.common_prefixes).filter_map(|path| path.filename().map(str::to_owned)).collect();
+                files.chain(&found.folders).filter_map(|path| path.filename().map(str::to_owned)).collect();
             names.sort_unstable();
             Ok(names)
         })

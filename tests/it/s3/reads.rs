@@ -24,7 +24,7 @@ fn put(server: &Server, name: &str, content: &[u8]) -> PathBuf {
 }
 
 fn settings() -> StoreSettings {
-    StoreSettings { silence: Duration::from_millis(500), patience: Duration::from_secs(60), ..StoreSettings::default() }
+    StoreSettings { silence: Duration::from_millis(500), patience: Duration::from_mins(1), ..StoreSettings::default() }
 }
 
 async fn read(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
@@ -61,22 +61,27 @@ async fn an_object_arrives_whole_through_resets_truncations_and_stalls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_waits_loses_nothing_to_the_silence_limit() {
-    for whole in [false, true] {
+    let all = [false, true].map(|whole| async move {
         let server = Server::open_to_all(Faults::default());
         server.set_whole(whole);
         let content = noise(20 << 20, 9);
         put(&server, "object", &content);
-        let store = Store::new(StoreSettings { patience: Duration::from_secs(1), ..settings() });
+        let store = Store::new(StoreSettings {
+            silence: Duration::from_secs(2),
+            patience: Duration::from_secs(3),
+            ..settings()
+        });
         let object = store.find(&format!("{}/bucket/object", server.endpoint())).await.unwrap();
         let mut reader = store.open(&object, Arc::default()).await.unwrap();
         let mut first = vec![0; 1 << 20];
         reader.read_exact(&mut first).await.unwrap();
-        // Longer than patience and silence together.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // Longer than patience or silence.
+        tokio::time::sleep(Duration::from_secs(4)).await;
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).await.unwrap();
         assert!([first, rest].concat() == content);
-    }
+    });
+    futures::future::join_all(all).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

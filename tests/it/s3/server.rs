@@ -319,26 +319,7 @@ impl Shared {
                 sent(vec![Piece::Bytes(all.slice(..left as usize))], 0, Arc::clone(cut)),
             ));
         }
-        let end = |share: f64| (all.len() as f64 * share) as usize;
-        let mut pieces: Vec<Piece> = Vec::new();
-        match fate {
-            Fate::Reset(at) => {
-                pieces.extend([Piece::Bytes(all.slice(..end(at))), Piece::Cut]);
-            }
-            Fate::Short(at) => {
-                head.headers.insert(header::CONTENT_LENGTH, end(at).into());
-                pieces.push(Piece::Bytes(all.slice(..end(at))));
-            }
-            Fate::Chunked(at) => {
-                head.headers.remove(header::CONTENT_LENGTH);
-                pieces.push(Piece::Bytes(all.slice(..end(at))));
-            }
-            Fate::Stalled(at) => {
-                let (first, rest) = (all.slice(..end(at)), all.slice(end(at)..));
-                pieces.extend([Piece::Bytes(first), Piece::Pause(faults.stall_for), Piece::Bytes(rest)]);
-            }
-            _ => pieces.push(Piece::Bytes(all.clone())),
-        }
+        let pieces = pieces(fate, &all, faults.stall_for, &mut head.headers);
         Ok(Response::from_parts(head, sent(pieces, faults.bytes_per_second, Arc::clone(cut))))
     }
 }
@@ -347,6 +328,31 @@ enum Piece {
     Bytes(Bytes),
     Pause(Duration),
     Cut,
+}
+
+/// What is sent of a body, in order; a length that is not the object's is put into the head.
+fn pieces(fate: Fate, all: &Bytes, stall_for: Duration, headers: &mut hyper::HeaderMap) -> Vec<Piece> {
+    let end = |share: f64| (all.len() as f64 * share) as usize;
+    let mut pieces: Vec<Piece> = Vec::new();
+    match fate {
+        Fate::Reset(at) => {
+            pieces.extend([Piece::Bytes(all.slice(..end(at))), Piece::Cut]);
+        }
+        Fate::Short(at) => {
+            headers.insert(header::CONTENT_LENGTH, end(at).into());
+            pieces.push(Piece::Bytes(all.slice(..end(at))));
+        }
+        Fate::Chunked(at) => {
+            headers.remove(header::CONTENT_LENGTH);
+            pieces.push(Piece::Bytes(all.slice(..end(at))));
+        }
+        Fate::Stalled(at) => {
+            let (first, rest) = (all.slice(..end(at)), all.slice(end(at)..));
+            pieces.extend([Piece::Bytes(first), Piece::Pause(stall_for), Piece::Bytes(rest)]);
+        }
+        _ => pieces.push(Piece::Bytes(all.clone())),
+    }
+    pieces
 }
 
 fn sent(pieces: Vec<Piece>, bytes_per_second: u32, cut: Arc<AtomicBool>) -> Body {
