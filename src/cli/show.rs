@@ -115,7 +115,7 @@ fn span(seconds: u64) -> String {
 /// How far a run is.
 pub(super) fn status(run_dir: &str, status: &Status, all_shards: bool) -> String {
     let mut table = Table::default();
-    let who = format!("process {} on {}", status.process.process, status.process.host);
+    let who = &status.process;
     let (started, ago) = (&status.started, span(status.age().as_secs()));
     let detail = status.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
     table.heading(&match status.state {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::client::Client;
 use super::read::small;
 use super::retry::{explain, unsupported};
-use super::{StoreError, kill};
+use super::{Process, StoreError, kill};
 
 /// Time between two renewals.
 const RENEW: Duration = Duration::from_secs(3);
@@ -38,21 +38,13 @@ const VOID_AFTER: Duration = Duration::from_secs(15);
 /// Time between two looks at somebody else's claim.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// This machine's name.
-pub(super) fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
-}
-
 /// What the object holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// Distinguishes this claim from all others.
     claim: String,
-    process: u32,
-    host: String,
-    /// Which boot of the host, and which space of process numbers in it.
-    space: String,
+    #[serde(flatten)]
+    process: Process,
     since: String,
     /// Counts the renewals: the content changes, and with it every kind of `ETag`.
     renewed: u64,
@@ -62,36 +54,15 @@ impl Record {
     fn new() -> Self {
         Self {
             claim: uuid::Uuid::new_v4().to_string(),
-            process: std::process::id(),
-            host: host(),
-            space: space(),
+            process: Process::this(),
             since: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             renewed: 0,
         }
     }
 
     fn text(&self) -> String {
-        format!("process {} on {} since {}", self.process, self.host, self.since)
+        format!("{} since {}", self.process, self.since)
     }
-
-    /// Whether its process ran on this host and is gone.
-    fn is_dead(&self) -> bool {
-        !self.space.is_empty() && self.space == space() && !is_running(self.process)
-    }
-}
-
-/// Whether there is such a process that still runs; one that ended and was not yet waited for does not.
-pub(super) fn is_running(process: u32) -> bool {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
-    // The state follows the program's name, which stands in parentheses and may hold some.
-    let state = text.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-    !matches!(state, Some('Z' | 'X' | 'x'))
-}
-
-pub(super) fn space() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let processes = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
-    if boot.is_empty() || processes.is_empty() { String::new() } else { format!("{} {processes}", boot.trim()) }
 }
 
 /// A claim that is held and renewed until it is dropped.
@@ -185,9 +156,7 @@ async fn read(client: &Client, location: &Path) -> Result<Option<(Record, Update
     // An object that is no claim of this program's is somebody's all the same.
     let record = serde_json::from_slice(&content).unwrap_or_else(|_| Record {
         claim: blake3::hash(&content).to_hex().to_string(),
-        process: 0,
-        host: "an unknown host".to_owned(),
-        space: String::new(),
+        process: Process::unknown(),
         since: "an unknown time".to_owned(),
         renewed: 0,
     });
@@ -207,7 +176,7 @@ impl Lease {
             let mode = match read(&client, &location).await? {
                 None => PutMode::Create,
                 Some((other, version)) => {
-                    if !other.is_dead() {
+                    if !other.process.is_gone() {
                         tracing::info!(
                             "`{directory}` was claimed by {}: waiting up to {} s to see whether it is alive",
                             other.text(),
@@ -360,23 +329,5 @@ impl Lease {
             // One that stays is void a little later.
             self.client.answer(&url, "removed", || self.client.inner.delete(&self.location)).await.ok();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_that_ended_does_not_run_even_before_it_is_waited_for() {
-        assert!(is_running(std::process::id()));
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let since = Instant::now();
-        while is_running(child.id()) && since.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(!is_running(child.id()));
-        child.wait().unwrap();
-        assert!(!is_running(child.id()));
     }
 }

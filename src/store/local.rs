@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::{StoreError, kill};
+use super::{Process, StoreError, kill};
 
 /// Ending of files that are being written.
 const TEMPORARY: &str = "tmp";
@@ -75,7 +75,7 @@ impl LocalDirectory {
         }
         let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
         file.set_len(0).map_err(failed)?;
-        writeln!(file, "process {} on {} since {now}", std::process::id(), super::lease::host()).map_err(failed)?;
+        writeln!(file, "{} since {now}", Process::this()).map_err(failed)?;
         Ok(FileLock { _file: file })
     }
 
