@@ -265,13 +265,14 @@ impl Object {
     }
 
     /// Whether an answer is of another version than was listed. Stores differ in what they tell: tags where both are known,
-    /// else size and the second of the last change.
+    /// else size and the second of the last change. Of equal tags, an answer of another size is one that was cut.
     fn is_other_than(&self, meta: &ObjectMeta) -> bool {
-        let same_version = match (&self.e_tag, &meta.e_tag) {
-            (Some(listed), Some(now)) => *listed == quoted(now.clone()),
-            _ => self.client.is_local() || self.modified == meta.last_modified.timestamp(),
-        };
-        self.size != meta.size || !same_version
+        match (&self.e_tag, &meta.e_tag) {
+            (Some(listed), Some(now)) if !self.client.is_local() => *listed != quoted(now.clone()),
+            (Some(listed), Some(now)) if *listed != quoted(now.clone()) => true,
+            _ if self.client.is_local() => self.size != meta.size,
+            _ => self.size != meta.size || self.modified != meta.last_modified.timestamp(),
+        }
     }
 }
 
