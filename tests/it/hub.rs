@@ -571,7 +571,7 @@ fn training_prediction_and_export_take_the_backbone_from_the_cache() {
     {
         let out = lab.program().args(arguments).output().unwrap();
         assert_eq!(out.status.code(), Some(2));
-        assert!(complaint(&out).contains("`model.checkpoint"), "{}", complaint(&out));
+        assert!(complaint(&out).contains("model.checkpoint"), "{}", complaint(&out));
     }
     // Only what changed was fetched: the weights were here.
     assert_eq!(bodies(&lab.server.seen()), 0);
