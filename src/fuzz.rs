@@ -2,7 +2,7 @@
 //! three things that no input may bring about.
 //!
 //! The targets stand beside what they attack, in files named `fuzz.rs`, and run with the other tests. A longer run is the
-//! same with more cases: `PROPTEST_CASES=20000 cargo test --release --lib fuzz`; `PROPTEST_RNG_SEED` replays one. What a
+//! same with more cases: `PROPTEST_CASES=15000 cargo test --release --lib fuzz` takes ten times as long; `PROPTEST_RNG_SEED` replays one. What a
 //! run finds becomes a test by name.
 //!
 //! Memory is counted by the thread, so that tests that run beside a target do not disturb it; nothing that is attacked
@@ -17,15 +17,19 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::Config;
 
+/// Cases of a cheap target, one that takes a millisecond or less for each.
+pub(crate) const CHEAP_CASES: u32 = 1500;
 /// Time after which a single input counts as one that is slow on purpose. They take milliseconds, on a busy machine too.
 const SLOW: Duration = Duration::from_secs(10);
 /// Time after which it counts as one that never ends.
 const ENDLESS: Duration = Duration::from_secs(120);
 
-/// Settings of a target: `PROPTEST_CASES`, or so many cases.
+/// Settings of a target that runs so many cases with the other tests, and more in proportion with `PROPTEST_CASES`, which
+/// counts those of a cheap one.
 pub(crate) fn config(cases: u32) -> Config {
-    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    Config { cases: asked.unwrap_or(cases), max_shrink_iters: 2000, ..Config::default() }
+    let asked: Option<u32> = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = asked.map_or(cases, |asked| (u64::from(asked) * u64::from(cases)).div_ceil(CHEAP_CASES.into()) as u32);
+    Config { cases, max_shrink_iters: 2000, ..Config::default() }
 }
 
 /// A place in the input: formats keep their lengths at the start or at the end.

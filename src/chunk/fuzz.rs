@@ -13,7 +13,7 @@ use super::quarantine::{self, Quarantined};
 use super::ring::{Ring, RingEntry};
 use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
 use crate::config::value::{Compression, Precision};
-use crate::fuzz::{bounded, config, damage, damaged};
+use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 use crate::store::{Directory, LocalDirectory};
 
 /// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
@@ -87,7 +87,7 @@ fn read_all(path: &Path) -> Vec<ChunkError> {
 }
 
 proptest! {
-    #![proptest_config(config(1500))]
+    #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
     fn damaged_parquet_is_read_or_refused_by_name(which: Index, all in damage()) {
@@ -101,6 +101,11 @@ proptest! {
             prop_assert!(text.contains("chunk.parquet") && text.contains("remove it and run again"), "{}", text);
         }
     }
+}
+
+proptest! {
+    // Each case syncs a dozen files.
+    #![proptest_config(config(150))]
 
     #[test]
     fn damaged_entries_of_the_journal_end_what_is_committed(which: Index, all in damage(), at in 0usize..4) {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::fuzz::{blocks, bounded, config, damage, damaged};
+use crate::fuzz::{CHEAP_CASES, blocks, bounded, config, damage, damaged};
 
 /// Longest record, small so that damage reaches it.
 const LIMIT: usize = 300;
@@ -85,7 +85,7 @@ fn drive<R: PushParser>(mut reader: R, data: &[u8], sizes: &[usize], keep: bool,
 }
 
 proptest! {
-    #![proptest_config(config(1500))]
+    #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
     fn rows_do_not_depend_on_blocks_and_stay_within_the_record_limit(

@@ -5,7 +5,7 @@ use proptest::sample::Index;
 
 use super::tests::{file, samples, spec};
 use super::*;
-use crate::fuzz::{bounded, config, damage, damaged};
+use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 
 /// What a decoder takes beyond what it announces: while it looks for the size, which a TIFF keeps among other fields.
 const SLACK: u64 = 4 << 20;
@@ -49,7 +49,7 @@ fn wide_spec() -> Spec {
 }
 
 proptest! {
-    #![proptest_config(config(1500))]
+    #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
     fn damaged_images_are_decoded_or_refused_within_what_was_announced(which: Index, all in damage()) {

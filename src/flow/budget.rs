@@ -131,6 +131,20 @@ mod tests {
         assert_eq!(budget.peak_bytes(), 8192);
     }
 
+    #[test]
+    fn a_thread_without_a_runtime_waits_too() {
+        let budget = ByteBudget::new(8192);
+        let first = budget.take_blocking(8192);
+        let waiting = std::thread::spawn({
+            let budget = budget.clone();
+            move || budget.take_blocking(4096).bytes()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        drop(first);
+        assert_eq!(waiting.join().unwrap(), 4096);
+    }
+
     #[tokio::test]
     async fn a_request_over_the_whole_budget_runs_alone() {
         let budget = ByteBudget::new(8192);

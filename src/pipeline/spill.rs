@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        #![proptest_config(crate::fuzz::config(1500))]
+        #![proptest_config(crate::fuzz::config(crate::fuzz::CHEAP_CASES))]
 
         #[test]
         fn damaged_files_give_what_is_sound_of_them(which: prop::sample::Index, all in crate::fuzz::damage()) {

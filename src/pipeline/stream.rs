@@ -44,7 +44,9 @@ pub(super) const THE_RUN: &str = "the run directory";
 const BLOCKS_WAITING: usize = 2;
 
 /// Size up to which the buffer of a block is used again; one with a huge image in it is freed.
-const SPARE_BYTES: usize = 16 << 20;
+const SPARE_BYTES: usize = 8 << 20;
+/// Buffers of each kind that wait to be used again: what they take is beside the memory limit.
+const SPARES: usize = 4;
 
 /// Blocks that are decoded or wait for their turn.
 fn decoding_blocks(machine: &Machine) -> usize {
@@ -172,7 +174,6 @@ pub(super) async fn run(
     counted: Tally,
     sink: Sink,
 ) -> Result<(), PipelineError> {
-    let width = decoding_blocks(&machine);
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
@@ -182,7 +183,7 @@ pub(super) async fn run(
     let job = Arc::new(job);
     let mut stages = JoinSet::new();
     // Base64 goes from the decoders back to the reader.
-    let texts = Spares::new(width + BLOCKS_WAITING, SPARE_BYTES);
+    let texts = Spares::new(SPARES, SPARE_BYTES);
     stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone()));
     stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, texts, counted, sink));
     while let Some(done) = stages.join_next().await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, THE_STORE, fill};
+use super::{Block, Machine, StreamJob, THE_STORE, fill, stream_bytes};
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::journal::Position;
 use crate::chunk::pixels::image_bytes;
@@ -92,9 +92,12 @@ pub(super) async fn read_shards(
 /// Sends a block on once its bytes fit the budget; false when nobody takes it any more or the run stops.
 async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &mpsc::Sender<Block>) -> bool {
     let pixels = block.heads.len() * image_bytes(job.spec.geometry.output_px());
+    // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
+    let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
+    let bytes = ((block.bytes() + pixels) as u64).min(most);
     job.meter.add(block.tally.rows);
     let send = async {
-        block.held = Some(machine.budget.take((block.data.len() + pixels) as u64).await);
+        block.held = Some(machine.budget.take(bytes).await);
         blocks.send(block).await.is_ok()
     };
     tokio::select! {
@@ -137,7 +140,7 @@ impl ShardReader<'_> {
             let block = self.block.get_or_insert_with(|| Block::new(id, self.spares));
             block.take(row, &self.job.wanted, self.seen);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
-            if chunk_full || block.heads.len() >= BLOCK_ROWS || block.data.len() >= BLOCK_BYTES {
+            if chunk_full || block.heads.len() >= BLOCK_ROWS || block.bytes() >= BLOCK_BYTES {
                 let mut full = self.block.take()?;
                 full.closes = chunk_full.then_some(false);
                 return Some(full);
@@ -168,6 +171,11 @@ impl Block {
             ends: Vec::new(),
             held: None,
         }
+    }
+
+    /// Bytes of its rows, as they came and as they are labelled.
+    fn bytes(&self) -> usize {
+        self.data.len() + self.heads.stored_bytes() as usize
     }
 
     /// Puts a row where it belongs: to be decoded, skipped or quarantined.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::*;
 use crate::chunk::pixels::image_bytes;
 use crate::decode::{Alpha, Geometry, Resample};
-use crate::flow::Board;
 use crate::store::{LocalDirectory, StoreSettings};
 
 /// Blocks between reader and decoders.
@@ -39,7 +38,8 @@ fn image() -> String {
 
 /// Bytes that a block takes of the budget.
 fn block_bytes() -> u64 {
-    ROWS * (image().len() + image_bytes(8)) as u64
+    // 64 bytes for each row beside its text, URL and pixels.
+    ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
 impl Stalled {
@@ -47,7 +47,7 @@ impl Stalled {
     async fn start(budget: u64, disk_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = image();
-        let rows: String = (0..100 * ROWS).map(|row| format!("https://x/{row}\t{image}\tm\n")).collect();
+        let rows: String = (0..100 * ROWS).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
         let shard = dir.path().join("shard.csv");
         std::fs::write(&shard, rows).unwrap();
         let store = Store::new(StoreSettings::default());
@@ -62,9 +62,15 @@ impl Stalled {
         let own = stream_bytes(&spec, WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
-        let machine =
-            Machine { store, pool: CpuPool::new(WORKERS), budget: ByteBudget::new(limit), stop: Stop::default() };
-        let meter = Board::default().stage("images", "rows", 0);
+        let machine = Machine {
+            store,
+            pool: CpuPool::new(WORKERS).unwrap(),
+            budget: ByteBudget::new(limit),
+            stop: Stop::default(),
+            board: Board::default(),
+            events: Events::default(),
+        };
+        let meter = machine.board.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
             wanted: Wanted::Everything,

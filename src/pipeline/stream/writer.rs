@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::super::PipelineError;
 use super::super::events::Events;
-use super::{Block, Machine, SPARE_BYTES, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
+use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
 use crate::chunk::pixels::PixelWriter;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{RingEntry, Slot};
@@ -101,7 +101,7 @@ pub(super) async fn write_chunks(
     mut sink: Sink,
 ) -> Result<(), PipelineError> {
     let width = decoding_blocks(&machine);
-    let pixels = Spares::new(width + 1, SPARE_BYTES);
+    let pixels = Spares::new(SPARES, SPARE_BYTES);
     let (spec, room) = (job.spec.clone(), ByteBudget::new(job.spec.decode_bytes()));
     let decoders = Decoders { spec, room, texts, pixels, idle: Arc::default() };
     let pool = machine.pool.clone();
