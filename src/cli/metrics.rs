@@ -1,4 +1,4 @@
-//! The run's counters for Prometheus, over HTTP: `/metrics` in the OpenMetrics text format, and `/healthz`.
+//! The run's counters for Prometheus, over HTTP: `/metrics` in the `OpenMetrics` text format, and `/healthz`.
 //!
 //! On loopback unless told otherwise: the counters hold the names of shards and nothing secret, but nobody asked for them to be
 //! on the network. Every scrape reads the board as it is then.
@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::flow::{Board, Doing, Kind, Snapshot, Stop};
 
-/// Content type of OpenMetrics text, by its specification, version 1.0.0.
+/// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Binds `PORT` (on loopback), `:PORT` or `HOST:PORT`.
@@ -93,7 +93,7 @@ fn answer<B>(request: &Request<B>, board: &Board, stop: &Stop) -> Response<Full<
     }
 }
 
-/// The board as OpenMetrics text.
+/// The board as `OpenMetrics` text.
 fn metrics(board: &Board) -> String {
     let mut registry = Registry::with_prefix("wikicap");
     registry.register_collector(Box::new(Scrape(board.clone())));
