@@ -74,7 +74,7 @@ pub(super) fn report(report: &Report) -> String {
     if let Some(bytes) = report.peak_memory_bytes {
         table.row("peak memory", ByteSize(bytes));
     }
-    table.row("of it in flight, at most", ByteSize(report.peak_in_flight_bytes));
+    table.row("reserved in flight, at most", ByteSize(report.peak_in_flight_bytes));
     table.heading("Outputs");
     for (name, path) in &report.outputs {
         table.row(name, path);
