@@ -374,7 +374,7 @@ impl Run {
         self.report.stages = self.machine.board.snapshots().iter().map(Into::into).collect();
         self.report.peak_memory_bytes = peak_memory_bytes();
         self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
-        self.report.traffic = self.machine.store.traffic().snapshot().into();
+        self.report.traffic = self.machine.store.traffic().snapshot();
         let path = self.directory.display("report.json");
         self.report.outputs.insert("report".to_owned(), path);
         let text =

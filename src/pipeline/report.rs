@@ -36,7 +36,7 @@ pub struct Report {
     pub peak_in_flight_bytes: u64,
     /// What went over the wire.
     #[serde(default)]
-    pub traffic: TrafficReport,
+    pub traffic: TrafficSnapshot,
     /// Remarks that a reader should not miss.
     pub notes: Vec<String>,
     /// What was written: name → path.
@@ -244,26 +244,6 @@ impl From<&Snapshot> for StageReport {
             device_waited: snapshot.starved(DEVICE),
             parts: snapshot.parts.iter().map(part).collect(),
         }
-    }
-}
-
-/// What went between this process and remote stores; local files count in the bytes read alone.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TrafficReport {
-    /// Requests, repeated ones included.
-    pub requests: u64,
-    /// Of these, how many repeated one that had failed.
-    pub retries: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written to a remote run directory.
-    pub bytes_written: u64,
-}
-
-impl From<TrafficSnapshot> for TrafficReport {
-    fn from(traffic: TrafficSnapshot) -> Self {
-        let TrafficSnapshot { requests, retries, bytes_read, bytes_written } = traffic;
-        Self { requests, retries, bytes_read, bytes_written }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 /// Counters of all stores of a run together; local files count in the bytes alone.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -12,7 +14,7 @@ pub struct Traffic {
 }
 
 /// [`Traffic`] at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficSnapshot {
     /// Requests to remote stores, repeated ones included.
     pub requests: u64,
