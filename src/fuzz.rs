@@ -22,7 +22,7 @@ pub(crate) const CHEAP_CASES: u32 = 1500;
 /// Time after which a single input counts as one that is slow on purpose. They take milliseconds, on a busy machine too.
 const SLOW: Duration = Duration::from_secs(10);
 /// Time after which it counts as one that never ends.
-const ENDLESS: Duration = Duration::from_secs(120);
+const ENDLESS: Duration = Duration::from_mins(2);
 
 /// Settings of a target that runs so many cases with the other tests, and more in proportion with `PROPTEST_CASES`, which
 /// counts those of a cheap one.

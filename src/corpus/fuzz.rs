@@ -24,8 +24,11 @@ fn files() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
+/// File, sizes of the blocks, and whether what is read is wanted.
+type Read = fn(&[u8], &[usize], bool) -> Vec<String>;
+
 /// The readers by what they make of a file: its rows as text, up to the error that ends it.
-const READERS: [fn(&[u8], &[usize], bool) -> Vec<String>; 4] = [
+const READERS: [Read; 4] = [
     |data, sizes, keep| {
         drive(ImageRows::new(LIMIT), data, sizes, keep, |rows, take| {
             while let Some(row) = rows.next() {

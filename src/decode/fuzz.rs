@@ -75,3 +75,40 @@ fn sound_images_stay_within_what_they_announce() {
         }
     }
 }
+
+/// What earlier runs found: each took memory for a number that the file could not hold.
+#[test]
+fn numbers_that_the_file_cannot_hold_cost_nothing() {
+    let set = |name: &str, at: usize, bytes: &[u8]| {
+        let mut data = file(name);
+        data[at..at + bytes.len()].copy_from_slice(bytes);
+        data
+    };
+    let find = |data: &[u8], name: &[u8]| memchr::memmem::find(data, name).unwrap();
+    let mut found = vec![
+        // Two million heights: the values of the second field of the directory.
+        ("grey16.tif", set("grey16.tif", 26, &2_097_153u32.to_le_bytes())),
+        // As many fields as there are numbers.
+        ("grey16.tif", set("grey16.tif", 8, &u16::MAX.to_le_bytes())),
+    ];
+    // A lossy frame of 16,383 × 16,383 on a small canvas.
+    let alpha = file("lossy-alpha.webp");
+    let size = find(&alpha, b"VP8 ") + 8 + 6;
+    found.push(("lossy-alpha.webp", set("lossy-alpha.webp", size, &[0xff, 0x3f, 0xff, 0x3f])));
+    // Partitions of 16 MB each.
+    let mut shifted = file("lossy.webp");
+    let part = shifted[109..114].to_vec();
+    shifted.splice(28..28, part);
+    found.push(("lossy.webp", shifted));
+    for (name, data) in found {
+        let spec = wide_spec();
+        let mut out = vec![0; Decoder::new(spec.clone()).pixel_bytes()];
+        let mut admitted = None;
+        let result = bounded(&data, SLACK, || {
+            Decoder::new(spec).decode_into(&mut data.clone(), &mut out, |bytes| admitted = Some(bytes))
+        });
+        let error = result.unwrap().unwrap_err();
+        assert!(matches!(error.reason(), Reason::Corrupt | Reason::Truncated), "{name}: {error}");
+        assert_eq!(admitted, None, "{name}");
+    }
+}

@@ -51,8 +51,10 @@ impl PipelineError {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Generation(_) | Self::Store(StoreError::BadPattern { .. }) => 2,
-            Self::Chunk(ChunkError::NoRoom { .. }) => 2,
+            Self::Config(_)
+            | Self::Generation(_)
+            | Self::Store(StoreError::BadPattern { .. })
+            | Self::Chunk(ChunkError::NoRoom { .. }) => 2,
             Self::Corpus(_) | Self::Input(_) | Self::Chunk(ChunkError::Damaged { .. }) => 3,
             Self::Store(error) | Self::Chunk(ChunkError::Store(error)) => {
                 if error.is_input() {

@@ -176,13 +176,12 @@ impl Consumer {
         let reading = tokio::task::spawn_blocking(move || read_batches(&pixels, &batches_in));
         while let Some((heads, pixels)) = self.clock.wait(Doing::Starved, batches.recv()).await {
             let rows = heads.len();
-            let features = match spill.take(rows * dim) {
-                Some(known) => known,
-                None => {
-                    let features = self.forward(pixels, rows).await?;
-                    spill.keep(&features)?;
-                    features
-                }
+            let features = if let Some(known) = spill.take(rows * dim) {
+                known
+            } else {
+                let features = self.forward(pixels, rows).await?;
+                spill.keep(&features)?;
+                features
             };
             if let Some(bad) = features.iter().position(|value| !value.is_finite()) {
                 return Err(PipelineError::Model(format!(

@@ -143,8 +143,8 @@ fn a_chunk_with_more_labels_than_the_ring_holds_is_refused_and_goes_on_with_more
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let small = image(40, 30, false);
-    let shard: String = (0..100).map(|row| format!("https://x/{row}\t{small}\tm\n")).collect();
-    std::fs::write(dir.join("shard.csv"), shard).unwrap();
+    let shard: Vec<String> = (0..100).map(|row| format!("https://x/{row}\t{small}\tm\n")).collect();
+    std::fs::write(dir.join("shard.csv"), shard.concat()).unwrap();
     labelled(dir, 100, 10_000);
     let more = format!(
         "[captions]\nclasses = 'train'\n[pairs]\nshards = ['{}/pairs.tsv']\n[preprocess]\nmax_encoded = '64 KiB'\nmax_pixels = 100000\n",

@@ -47,9 +47,9 @@ impl Stalled {
     async fn start(budget: u64, disk_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = image();
-        let rows: String = (0..100 * ROWS).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
+        let rows: Vec<String> = (0..100 * ROWS).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
         let shard = dir.path().join("shard.csv");
-        std::fs::write(&shard, rows).unwrap();
+        std::fs::write(&shard, rows.concat()).unwrap();
         let store = Store::new(StoreSettings::default());
         let shards = store.list(&[shard.display().to_string()]).await.unwrap();
         let spec = Spec {
