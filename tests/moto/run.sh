@@ -70,7 +70,7 @@ done
 
 "$here/venv/bin/python" tests/moto/bucket.py get runs some/run/ "$work/fetched"
 [ ! -e "$work/fetched/lock" ] || { echo "the claim is still there" >&2; exit 1; }
-for own in report.json run.toml lock scratch events.jsonl; do
+for own in report.json run.toml lock scratch status.json events; do
     rm -rf "$work/fetched/$own" "$work/local/$own"
 done
 diff -r "$work/local" "$work/fetched"
