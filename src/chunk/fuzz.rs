@@ -183,3 +183,18 @@ proptest! {
         }
     }
 }
+
+/// What an earlier run found: a list of two thousand million numbers in a page header, none of which is there.
+#[test]
+fn a_list_that_goes_on_behind_the_end_ends() {
+    let mut data = files()[1].clone();
+    // Kind and sizes of the page; then field 9, a list (9) of doubles (7), and its length.
+    let header = [0x15, 0x00, 0x15, 0x02, 0x15, 0x02, 0x69, 0xf7, 0xff, 0xff, 0xff, 0xff, 0x07];
+    data[4..4 + header.len()].copy_from_slice(&header);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chunk.parquet");
+    std::fs::write(&path, &data).unwrap();
+    let started = std::time::Instant::now();
+    assert!(PixelReader::open(&path, 7).unwrap().next_batch().is_err());
+    assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+}

@@ -118,8 +118,21 @@ impl Length for Bounded {
     }
 }
 
+/// A file whose end is an error. What looks for a page header here never has to reach it, and the reader skips numbers
+/// that are not there one by one, as many as a list announces, for as long as the end is not an error.
+struct BeforeTheEnd(BufReader<File>);
+
+impl std::io::Read for BeforeTheEnd {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 if !buffer.is_empty() => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => Ok(read),
+        }
+    }
+}
+
 impl ChunkReader for Bounded {
-    type T = BufReader<File>;
+    type T = BeforeTheEnd;
 
     fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
         if start > self.bytes {
@@ -127,7 +140,7 @@ impl ChunkReader for Bounded {
         }
         let mut file = self.file.try_clone()?;
         file.seek(SeekFrom::Start(start))?;
-        Ok(BufReader::new(file))
+        Ok(BeforeTheEnd(BufReader::new(file)))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
