@@ -13,6 +13,7 @@ pub mod features;
 #[cfg(test)]
 mod fuzz;
 pub mod journal;
+mod pages;
 pub mod pixels;
 pub mod quarantine;
 pub mod ring;

@@ -21,6 +21,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use super::ChunkError;
 use super::checksum::{Checksum, Summing};
+use super::pages;
 use crate::store::StoreError;
 
 /// Prefix of our keys in a file's metadata.
@@ -174,7 +175,8 @@ impl TableReader {
         let file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
         let bytes = file.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
         guarded(path, || {
-            let mut builder = ParquetRecordBatchReaderBuilder::try_new(Bounded { file, bytes })?;
+            let mut builder = ParquetRecordBatchReaderBuilder::try_new(Bounded { file: file.try_clone()?, bytes })?;
+            pages::check(&Bounded { file, bytes }, builder.metadata())?;
             let file_metadata = builder.metadata().file_metadata();
             let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
             let metadata = file_metadata
