@@ -215,3 +215,17 @@ fn a_page_of_two_gibibytes_costs_nothing() {
         assert!(error.to_string().contains("a page of 2147483647 bytes"), "{error}");
     }
 }
+
+/// What an earlier run found: memory for a whole batch of rows, of which the file says that there are fewer than none.
+#[test]
+fn a_number_of_rows_below_zero_is_refused() {
+    let mut data = files()[2].clone();
+    // The footer's third field: 20 rows, in a number whose lowest bit is its sign.
+    let rows = memchr::memmem::rfind(&data, b"pixels\x00\x16\x28\x19").unwrap() + 8;
+    data[rows] = 0x2f;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chunk.parquet");
+    std::fs::write(&path, &data).unwrap();
+    let error = bounded(&data, LIMIT, || quarantine::read(&path).err()).unwrap().unwrap();
+    assert!(error.to_string().contains("-24 rows"), "{error}");
+}

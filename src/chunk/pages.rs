@@ -1,11 +1,12 @@
 //! What the pages of a Parquet file say of themselves, held against what the footer says of their columns.
 //!
-//! The reader takes memory for a page's size before it looks whether there is so much, up to 2 GiB. Page headers are
+//! The reader takes memory for rows and for a page's size before it looks whether there is so much, 2 GiB and more. Page headers are
 //! structs in Thrift's compact protocol (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>);
 //! those of our files hold numbers and structs of numbers alone.
 
 use std::io::Read;
 
+use parquet::basic::Type;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::ChunkReader;
@@ -17,11 +18,12 @@ fn refused(what: impl Into<String>) -> ParquetError {
     ParquetError::General(what.into())
 }
 
-/// Refuses a file with a page that is larger than its column.
+/// Refuses a file with rows that its columns have no bytes for, or a page that is larger than its column.
 ///
 /// # Errors
-/// When a page header cannot be read or contradicts the footer.
+/// When the footer contradicts itself, or a page header cannot be read or contradicts the footer.
 pub(super) fn check<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Result<()> {
+    check_rows(metadata)?;
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
         let (mut at, bytes) = column.byte_range();
         let end = at.saturating_add(bytes);
@@ -33,6 +35,23 @@ pub(super) fn check<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Res
                 return Err(refused(format!("a page of {plain} bytes in a column of {column_bytes}")));
             }
             at = at.saturating_add(header.bytes).saturating_add(stored);
+        }
+    }
+    Ok(())
+}
+
+/// The reader takes memory for a batch of rows at once, of as many as there are said to be.
+fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
+    let rows = metadata.file_metadata().num_rows();
+    if rows < 0 {
+        return Err(refused(format!("{rows} rows")));
+    }
+    for (index, column) in metadata.file_metadata().schema_descr().columns().iter().enumerate() {
+        let width = if column.physical_type() == Type::FIXED_LEN_BYTE_ARRAY { column.type_length() } else { 0 };
+        let parts = metadata.row_groups().iter().filter_map(|group| group.columns().get(index));
+        let bytes = parts.fold(0i64, |sum, part| sum.saturating_add(part.uncompressed_size()));
+        if width < 0 || i64::from(width).checked_mul(rows).is_none_or(|needed| needed > bytes) {
+            return Err(refused(format!("{rows} rows of {width} bytes in a column of {bytes}")));
         }
     }
     Ok(())
