@@ -8,7 +8,7 @@ use std::io::Read;
 
 use parquet::basic::Type;
 use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::ChunkReader;
 
 /// Structs in structs, at most; ours are two deep.
@@ -24,7 +24,7 @@ fn refused(what: impl Into<String>) -> ParquetError {
 /// When the footer contradicts itself, or a page header cannot be read or contradicts the footer.
 pub(super) fn check<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Result<()> {
     check_rows(metadata)?;
-    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+    for column in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
         let (mut at, bytes) = column.byte_range();
         let end = at.saturating_add(bytes);
         while at < end {
