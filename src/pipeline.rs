@@ -27,6 +27,7 @@ mod partial;
 mod prediction;
 mod preprocess;
 pub mod report;
+mod resolve;
 #[cfg(feature = "model")]
 mod spill;
 pub mod status;
@@ -61,6 +62,9 @@ use events::Events;
 use generation::{Generations, add_inputs};
 use partial::Partial;
 use report::{StreamReport, peak_memory_bytes};
+#[cfg(feature = "model")]
+use resolve::enough_captions;
+use resolve::{Backbone, resolve, workers};
 use status::{Reporter, State};
 use stream::{Machine, Sink, StreamJob, seen_so_far};
 
@@ -176,17 +180,6 @@ struct Prepared {
     predict: Option<(Ready, prediction::Asked)>,
 }
 
-/// What a backbone is, as far as the wiring needs it.
-struct Backbone {
-    #[cfg(feature = "model")]
-    checkpoint: crate::model::Checkpoint,
-    #[cfg(feature = "model")]
-    options: crate::model::ExtractOptions,
-    #[cfg(feature = "model")]
-    shape: features::FeatureShape,
-    fingerprint: String,
-}
-
 /// A run under way.
 struct Run {
     plan: Plan,
@@ -196,62 +189,6 @@ struct Run {
     spec: Spec,
     backbone: Option<Backbone>,
     report: Report,
-}
-
-/// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
-/// is one of the hub's.
-fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let Some(model) = &plan.pipeline().model else {
-        let spec = preprocess::resolve(plan, preprocess::Asked::default());
-        return bounded(plan, spec, None);
-    };
-    #[cfg(not(feature = "model"))]
-    {
-        drop(snapshot);
-        let what = format!("`{}`: this build has no model stages; build with the `model` feature", model.checkpoint);
-        Err(ConfigError(vec![crate::config::Problem { key: "model.checkpoint".to_owned(), what }]).into())
-    }
-    #[cfg(feature = "model")]
-    {
-        use crate::config::value::Pool as Word;
-        use crate::model::{Checkpoint, ExtractOptions, Pool};
-        let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
-        let checkpoint = Checkpoint::open(&dir).map_err(desk::model_error)?;
-        let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
-        let spec = preprocess::resolve(plan, asked);
-        let pool = match model.pool {
-            Word::Default => Pool::Default,
-            Word::Cls => Pool::Cls,
-            Word::ClsMean => Pool::ClsMean,
-        };
-        let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool };
-        let patch = checkpoint.patch_size_px();
-        if !options.size_px.is_multiple_of(patch) {
-            let what = format!(
-                "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
-                options.size_px,
-                options.size_px / patch.max(1) * patch
-            );
-            let key = "preprocess.size_px".to_owned();
-            return Err(ConfigError(vec![crate::config::Problem { key, what }]).into());
-        }
-        let layers = i64::from(checkpoint.layers());
-        if !(-layers..layers).contains(&i64::from(model.layer)) {
-            let what =
-                format!("`{}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards", model.layer);
-            let key = "model.layer".to_owned();
-            return Err(ConfigError(vec![crate::config::Problem { key, what }]).into());
-        }
-        let fingerprint = checkpoint.fingerprint().map_err(desk::model_error)?;
-        let shape = features::FeatureShape { dim: checkpoint.feature_dim(pool), precision: model.precision };
-        bounded(plan, spec, Some(Backbone { checkpoint, options, shape, fingerprint }))
-    }
-}
-
-fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.pipeline().chunks.rows));
-    let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
-    if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }
 
 /// Readings of what all stages share.
@@ -266,24 +203,6 @@ fn show_shared(board: &Board, budget: &ByteBudget, store: &Store) {
     counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
     counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
     counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
-}
-
-/// Decoding threads that a plan asks for.
-fn workers(plan: &Plan) -> usize {
-    match plan.machine().limits.cpu_workers {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        count => count as usize,
-    }
-}
-
-/// Refuses to rank more captions than there are.
-#[cfg(feature = "model")]
-fn enough_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
-    if captions >= top_k as usize {
-        return Ok(());
-    }
-    let what = format!("`{top_k}` is more than the number of distinct captions, {captions}: lower it");
-    Err(ConfigError(vec![crate::config::Problem { key: "predict.top_k".to_owned(), what }]).into())
 }
 
 impl Run {

@@ -195,7 +195,8 @@ impl Store {
         self.open_at(object, 0, intake).await
     }
 
-    /// As [`Self::open`], from an offset in the unpacked bytes on. What is before it in a packed object is unpacked all the same.
+    /// As [`Self::open`], from an offset in the unpacked bytes on. What is before it in a packed object is unpacked all the same;
+    /// in a plain one it is passed over, and counts as come.
     ///
     /// # Errors
     /// As [`Self::open`], and when the object ends before the offset.
@@ -205,6 +206,7 @@ impl Store {
             // A compressed file of nothing still has a header; no bytes at all are a download that failed.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
+        let before = intake.bytes();
         let blocks = read::blocks(object, 0, Arc::clone(&intake)).await?;
         let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
@@ -220,6 +222,8 @@ impl Store {
                 Box::pin(BufReader::with_capacity(UNPACK_BYTES, unpacked))
             }
             _ if offset > 0 && offset <= object.size && read::ranges_work(object).await? => {
+                drop(packed);
+                intake.skip(offset.saturating_sub(intake.bytes() - before));
                 return Ok(Box::pin(StreamReader::new(read::blocks(object, offset, intake).await?)));
             }
             _ => Box::pin(packed),

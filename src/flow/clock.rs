@@ -173,10 +173,6 @@ impl Clock {
         let known = spent.iter().sum();
         spent[self.rest as usize] = all.saturating_sub(known);
         let [busy, starved, blocked] = spent;
-        Self::snapshot_of(self, elapsed, busy, starved, blocked)
-    }
-
-    fn snapshot_of(&self, elapsed: Duration, busy: Duration, starved: Duration, blocked: Duration) -> ClockSnapshot {
         let (name, lanes) = (self.name, self.lanes);
         let (starved_by, blocked_by) = (self.starved_by, self.blocked_by);
         ClockSnapshot { name, lanes, elapsed, busy, starved, blocked, starved_by, blocked_by }

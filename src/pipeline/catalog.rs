@@ -178,7 +178,7 @@ pub(super) async fn build(
         stop,
         intake,
         all_bytes: shards.iter().map(|shard| shard.size).sum(),
-        read_before: start.map_or(0, |start| start.read_bytes),
+        before: shards.iter().take(start.map_or(0, |start| start.shard)).map(|shard| shard.size).sum(),
         counts: start.map_or_else(PairCounts::default, |start| start.before),
         forms,
         builder,
@@ -281,8 +281,8 @@ struct Reading<'a> {
     stop: &'a Stop,
     intake: Arc<Intake>,
     all_bytes: u64,
-    /// Stored bytes that earlier processes read.
-    read_before: u64,
+    /// Stored bytes of the shards before the one at hand.
+    before: u64,
     counts: PairCounts,
     forms: UrlForms,
     builder: JoinIndexBuilder,
@@ -325,19 +325,20 @@ impl Reading<'_> {
             }
             self.meter.add(pairs.counts().rows - counted);
             counted = pairs.counts().rows;
-            let read = self.read_before + self.intake.bytes();
+            let of_shard = self.intake.bytes() - before;
+            let read = self.before + of_shard;
             if read > 0 {
                 let done = self.meter.progress().0 as f64;
                 self.meter.set_total((done * self.all_bytes as f64 / read as f64).round() as u64);
             }
             self.meter.shard(index, |shard| {
-                shard.read_bytes = self.intake.bytes() - before;
+                shard.read_bytes = of_shard;
                 (shard.rows, shard.kept, shard.done) = (counted, counted, !more);
             });
             let stopped = self.stop.is_raised();
             if let (true, true, Some(mark)) = (stopped || self.partial.is_due(), more, pairs.mark()) {
                 let (before, of_shard) = (self.counts, *pairs.counts());
-                let position = Position { shard: index, mark, read_bytes: read, before, of_shard };
+                let position = Position { shard: index, mark, before, of_shard };
                 let made_here = (source == ClassesWord::Train).then_some(&*classes);
                 self.partial.keep(position, &self.builder, made_here, &self.forms)?;
             }
@@ -345,6 +346,7 @@ impl Reading<'_> {
                 return Ok(false);
             }
             if !more {
+                self.before += shard.size;
                 self.counts.add(pairs.counts());
                 return Ok(true);
             }

@@ -9,7 +9,6 @@ use crate::config::plan::Stage;
 use crate::config::value::Pool;
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::store::Directory;
-use crate::train::checkpoint;
 
 /// Writes the run's newest head with its backbone to `out`; returns the head's step.
 ///
@@ -33,8 +32,7 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
             plan.pipeline().run.dir
         )));
     };
-    let copy = training::fetch_checkpoint(&directory, step, &[checkpoint::HEAD_FILE])?;
-    let head = checkpoint::load_head(&copy).map_err(model_error)?;
+    let head = training::load_head(&directory, step)?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
     let dir = hub::cached(plan, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());

@@ -6,7 +6,6 @@ use super::{
 };
 use crate::config::plan::chunk_disk_bytes;
 use crate::store::LocalDirectory;
-use crate::train::checkpoint;
 
 use super::report::PredictionReport;
 use crate::config::raw::RawPredict;
@@ -127,8 +126,7 @@ impl Run {
             Pick::Best => training::best_step(&self.directory)?.filter(|step| steps.contains(step)),
         };
         let Some(step) = best.or(steps.last().copied()) else { return Ok(None) };
-        let copy = training::fetch_checkpoint(&self.directory, step, &[checkpoint::HEAD_FILE])?;
-        Ok(Some((step, checkpoint::load_head(&copy).map_err(desk::model_error)?)))
+        Ok(Some((step, training::load_head(&self.directory, step)?)))
     }
 
     /// Test images that make other features than the head was trained on are refused.

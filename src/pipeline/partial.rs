@@ -25,8 +25,6 @@ pub(super) struct Position {
     pub(super) shard: usize,
     /// Record in it.
     pub(super) mark: Mark,
-    /// Stored bytes read so far, of all shards.
-    pub(super) read_bytes: u64,
     /// Rows of the shards before it.
     pub(super) before: PairCounts,
     /// Rows of it so far.
@@ -209,7 +207,7 @@ mod tests {
     fn position(row: u64) -> Position {
         let (before, mut of_shard) = (PairCounts::default(), PairCounts::default());
         of_shard.rows = row;
-        Position { shard: 1, mark: Mark { byte_offset: 10 * row, number: row + 1 }, read_bytes: row, before, of_shard }
+        Position { shard: 1, mark: Mark { byte_offset: 10 * row, number: row + 1 }, before, of_shard }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -224,7 +223,6 @@ impl Status {
 pub(super) struct Reporter {
     end: SyncSender<(State, Option<String>)>,
     over: Receiver<()>,
-    _thread: Option<JoinHandle<()>>,
 }
 
 impl Reporter {
@@ -241,11 +239,14 @@ impl Reporter {
         };
         let (version, host) = (&status.version, &status.process.host);
         events.note(&Event::RunStarted { version, process: status.process.process, host });
-        let thread = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
+        let started = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
             report(&directory, &board, &events, status, &ended);
             done.send(()).ok();
         });
-        Self { end, over, _thread: thread.ok() }
+        if let Err(error) = started {
+            tracing::warn!(%error, "the status is not written");
+        }
+        Self { end, over }
     }
 
     /// Writes the last report. It is waited for as long as a process that is about to end can.

@@ -91,8 +91,17 @@ fn checkpoint_name(step: u64) -> String {
 ///
 /// # Errors
 /// When it cannot be brought there.
-pub(super) fn fetch_checkpoint(directory: &Directory, step: u64, files: &[&str]) -> Result<LocalCopy, StoreError> {
+fn fetch_checkpoint(directory: &Directory, step: u64, files: &[&str]) -> Result<LocalCopy, StoreError> {
     directory.fetch_folder(&checkpoint_name(step), files)
+}
+
+/// The head of a checkpoint.
+///
+/// # Errors
+/// When it cannot be fetched, or is not what was saved.
+pub(super) fn load_head(directory: &Directory, step: u64) -> Result<HeadState, PipelineError> {
+    let copy = fetch_checkpoint(directory, step, &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
+    checkpoint::load_head(&copy).map_err(damaged)
 }
 
 /// The step with the best validation figures so far, by the curve that the run keeps.

@@ -48,6 +48,11 @@ impl Intake {
         waited + since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Counts bytes as come that an earlier process had, and that are not read again.
+    pub(super) fn skip(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn polled(&self, block: &Poll<Option<std::io::Result<Bytes>>>) {
         let (waited, since) = &mut *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
         match block {

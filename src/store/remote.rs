@@ -295,6 +295,7 @@ impl Remote {
     }
 
     pub(super) fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let name = if name == "." { "" } else { name };
         if self.list(name)?.iter().all(|file| keep(file)) {
             return Ok(());
         }

@@ -174,11 +174,10 @@ pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
 /// Loads the head alone, for prediction; the momentum buffers are left empty and are not read.
 ///
 /// # Errors
-/// As [`load`], for the head's file alone.
+/// As [`load`], for the head's file and its checksum in `state.json` alone.
 pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
-    if let Ok((_, checksums)) = load_state(dir) {
-        verify(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
-    }
+    let (_, checksums) = load_state(dir)?;
+    verify(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
     let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     Ok(HeadState {
         classes: head.classes,

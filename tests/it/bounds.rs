@@ -107,32 +107,34 @@ fn pipeline(dir: &Path, name: &str, model: bool) -> String {
     path.display().to_string()
 }
 
-fn machine(dir: &Path, limits: &str) -> String {
+pub(crate) fn machine(dir: &Path, limits: &str) -> String {
     let path = dir.join("machine.toml");
     std::fs::write(&path, format!("[limits]\n{limits}\n[scratch]\ndir = '{}/scratch'\n", dir.display())).unwrap();
     path.display().to_string()
 }
 
+/// Peaks scatter: which buffers are in use at once is chance, and the longer a run the more chances it has. So the same
+/// number of rows goes through either way, in ten short runs or in one.
 #[test]
 fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
     let dir = tempfile::tempdir().unwrap();
     // Small limits, which the small corpus fills already.
     let limits = "memory = '220 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
     let machine = machine(dir.path(), limits);
-    let mut peaks = Vec::new();
-    for (name, copies) in [("small", 4), ("large", 40)] {
+    let peaks_of = |name: &str, copies, runs| -> Vec<Peak> {
         multiplied(&dir.path().join(name), copies);
         let config = pipeline(dir.path(), name, true);
-        peaks.push(watched(&["run", "--config", &config, "--machine", &machine], &dir.path().join("scratch")));
-    }
-    let (small, large) = (peaks[0], peaks[1]);
+        let args = ["run", "--config", &config, "--machine", &machine, "--fresh"];
+        (0..runs).map(|_| watched(&args, &dir.path().join("scratch"))).collect()
+    };
+    let (small, large) = (peaks_of("small", 4, 10), peaks_of("large", 40, 1)[0]);
+    let memory: Vec<u64> = small.iter().map(|peak| peak.resident_bytes).collect();
     assert!(
-        large.resident_bytes as f64 <= 1.1 * small.resident_bytes as f64,
-        "ten times the corpus took {} instead of {} bytes of memory",
+        large.resident_bytes as f64 <= 1.1 * memory.iter().copied().max().unwrap() as f64,
+        "ten times the corpus took {} instead of {memory:?} bytes of memory",
         large.resident_bytes,
-        small.resident_bytes
     );
-    for peak in peaks {
+    for peak in small.iter().chain([&large]) {
         assert!(peak.disk_bytes <= 4 << 20, "{} bytes of scratch disk", peak.disk_bytes);
     }
     assert!(large.disk_bytes > 1 << 20, "the ring was hardly used: {} bytes", large.disk_bytes);

@@ -43,6 +43,10 @@ fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_
             file = file.join("head.safetensors");
         }
         flip(&file);
+        if folder == "checkpoints" {
+            let out = run(&["predict", "--config", &config]);
+            assert_eq!(out.status.code(), Some(3), "{}", complaint(&out));
+        }
         let args = [&["run", "--config", &config][..], &from.map_or(vec![], |stage| vec!["--from", stage])].concat();
         let out = run(&args);
         let text = complaint(&out);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::bounds::{watched, watched_to_any_end};
+use crate::bounds::{machine, watched, watched_to_any_end};
 use crate::support::{artefacts, complaint, corpus, differences, run};
 
 /// What the process takes beside `limits.memory`: code, threads, the tiny model and what the allocator keeps.
@@ -35,12 +35,6 @@ fn pipeline(dir: &Path, run: &str, rows: u32, more: &str) -> String {
     );
     let path = dir.join(format!("{run}.toml"));
     std::fs::write(&path, text).unwrap();
-    path.display().to_string()
-}
-
-fn machine(dir: &Path, limits: &str) -> String {
-    let path = dir.join("machine.toml");
-    std::fs::write(&path, format!("[limits]\n{limits}\n[scratch]\ndir = '{}/scratch'\n", dir.display())).unwrap();
     path.display().to_string()
 }
 

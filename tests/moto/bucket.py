@@ -9,7 +9,8 @@ what, bucket, prefix, folder = sys.argv[1:]
 folder = pathlib.Path(folder)
 s3 = boto3.client("s3")
 if what == "put":
-    s3.create_bucket(Bucket=bucket)
+    # Open to all, because requests as to Google are made without a signature here.
+    s3.create_bucket(Bucket=bucket, ACL="public-read-write")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         s3.upload_file(str(path), bucket, f"{prefix}{path.relative_to(folder)}")
 else:

@@ -74,4 +74,13 @@ for own in report.json run.toml lock scratch status.json events; do
     rm -rf "$work/fetched/$own" "$work/local/$own"
 done
 diff -r "$work/local" "$work/fetched"
+
+# The same server once more as Google's: inputs by gs://, whose lists and reads have the same form.
+cat > "$work/google.json" << JSON
+{"gcs_base_url": "$AWS_ENDPOINT_URL", "disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}
+JSON
+pipeline "$work/from-gs" gs://corpus/data > "$work/gs.toml"
+GOOGLE_SERVICE_ACCOUNT=$work/google.json "$program" run --config "$work/gs.toml" > "$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+for own in report.json run.toml lock scratch status.json events; do rm -rf "$work/from-gs/$own"; done
+diff -r "$work/local" "$work/from-gs"
 echo "moto: $(find "$work/fetched" -type f | wc -l) files, the same bytes as on local disk after two kills"
