@@ -1,0 +1,241 @@
+"""What every part of the kit shares: the settings, programs run under a time limit, and the rows of the table."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+
+
+class Failed(Exception):
+    """A program that failed, gave no usable answer or ran out of time: one row of the table."""
+
+
+class NoTime(Exception):
+    """The kit's own time is used up."""
+
+
+@dataclass
+class Row:
+    """One row of the table."""
+
+    part: str
+    name: str
+    figure: str
+    target: str
+    verdict: str
+    peak_bytes: int | None = None
+    data: dict = field(default_factory=dict)
+
+
+@dataclass
+class Finished:
+    """A program that ended: how, for how long it ran, and the most memory that it held."""
+
+    code: int
+    stdout: Path
+    stderr: Path
+    seconds: float
+    peak_bytes: int
+
+    def last_words(self):
+        """The last line on standard error."""
+        lines = self.stderr.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "nothing on standard error"
+
+
+class Kit:
+    """Settings, the clock and the table."""
+
+    def __init__(self, binary, out, device, budget_s):
+        self.binary, self.out, self.device = Path(binary), Path(out), device
+        self.cuda = device == "cuda"
+        self.deadline = time.monotonic() + budget_s
+        self.rows, self.part = [], ""
+        self.images_per_s = 0.0  # of the forward pass, once it is measured
+        self.scratch = self.folder("scratch")
+
+    def folder(self, name):
+        """A folder below OUT."""
+        path = self.out / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def pick(self, cuda, cpu):
+        """A size for the card, or the tiny one for the CPU."""
+        return cuda if self.cuda else cpu
+
+    def left(self):
+        """Seconds until the kit must end."""
+        return self.deadline - time.monotonic()
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def add(self, name, figure, target, verdict, peak_bytes=None, data=None):
+        """Adds a row and shows it at once."""
+        row = Row(self.part, name, figure, target, verdict, peak_bytes, data or {})
+        self.rows.append(row)
+        print(f"[{self.left():4.0f} s left] {verdict:>14}  {self.part}: {name}: {figure}", flush=True)
+
+    def check(self, name, passed, figure, target, peak_bytes=None, data=None):
+        """A row that must hold."""
+        self.add(name, figure, target, "ok" if passed else "FAILED", peak_bytes, data)
+
+    def goal(self, name, met, figure, target, peak_bytes=None, data=None):
+        """A row that ought to hold on a card; it says nothing on a CPU."""
+        verdict = ("goal met" if met else "goal missed") if self.cuda else "not applicable"
+        self.add(name, figure, target, verdict, peak_bytes, data)
+
+    def measured(self, name, figure, peak_bytes=None, data=None):
+        """A row without a target."""
+        self.add(name, figure, "", "measured", peak_bytes, data)
+
+    # -- programs --------------------------------------------------------------------------------------------------
+
+    def run(self, name, argv, limit_s, env=None, stop_when=None):
+        """Runs a program to its end, or until `stop_when()` holds, which kills it; its output goes to OUT/logs.
+
+        Raises `Failed` when it outlives its limit. The exit code is the caller's to judge.
+        """
+        limit_s = min(limit_s, self.left())
+        if limit_s < 1:
+            raise NoTime
+        logs = self.folder("logs")
+        stdout, stderr = logs / f"{name}.out", logs / f"{name}.err"
+        began, watch = time.monotonic(), MemoryWatch(self.cuda)
+        with stdout.open("wb") as to, stderr.open("wb") as errors:
+            process = subprocess.Popen(
+                [str(part) for part in argv],
+                stdout=to,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+            try:
+                status = self._wait(process, began + limit_s, watch, stop_when)
+            except BaseException:
+                kill_group(process)
+                process.wait()
+                raise
+        if status is None:
+            raise Failed(f"`{name}` was stopped after {limit_s:.0f} s")
+        return Finished(status, stdout, stderr, time.monotonic() - began, watch.peak)
+
+    @staticmethod
+    def _wait(process, until, watch, stop_when):
+        """Waits for a program; returns its exit code, or None when it was killed for its time."""
+        late = False
+        while process.poll() is None:
+            watch.look(process.pid)
+            late = late or time.monotonic() > until
+            if late or (stop_when and stop_when()):
+                kill_group(process)
+            time.sleep(0.02)
+        return None if late else process.returncode
+
+    def binary_env(self):
+        """The environment of the binary: NVRTC is for it alone, torch has its own."""
+        paths = [os.environ.get("KIT_LIBRARY_PATH"), os.environ.get("LD_LIBRARY_PATH")]
+        joined = ":".join(filter(None, paths))
+        return {"LD_LIBRARY_PATH": joined} if joined else {}
+
+    def program(self, name, *arguments, limit_s=120, env=None, stop_when=None):
+        """Runs the binary with `--json`."""
+        argv = [self.binary, "--json", *arguments]
+        return self.run(name, argv, limit_s, {**self.binary_env(), **(env or {})}, stop_when)
+
+    def json(self, name, *arguments, **options):
+        """Runs the binary; returns its answer and how it ended."""
+        done = self.program(name, *arguments, **options)
+        if done.code != 0:
+            raise Failed(f"`{name}` ended with exit code {done.code}: {done.last_words()}")
+        try:
+            return json.loads(done.stdout.read_text()), done
+        except ValueError as error:
+            raise Failed(f"`{name}` gave no JSON: {error}") from None
+
+    def bench(self, name, kind, *arguments, **options):
+        """Runs `bench KIND` on the kit's device."""
+        return self.json(name, "bench", kind, "--machine", self.machine(), *arguments, **options)
+
+    def torch(self, name, module, job, limit_s=120):
+        """Runs a job of `module` in a Python of its own, so that its device memory is given back; returns its answer."""
+        folder = self.folder("logs")
+        task, answer = folder / f"{name}.job.json", folder / f"{name}.answer.json"
+        task.write_text(json.dumps({**job, "device": self.device}, default=str))
+        done = self.run(name, [sys.executable, HERE / module, task, answer], limit_s)
+        if done.code != 0 or not answer.exists():
+            raise Failed(f"`{name}` (torch) ended with exit code {done.code}: {done.last_words()}")
+        return json.loads(answer.read_text()), done
+
+    def machine(self, name="machine", **limits):
+        """Writes a machine file; returns its path."""
+        path = self.folder("config") / f"{name}.toml"
+        lines = [
+            "[device]",
+            f'kind = "{self.device}"',
+            "index = 0",
+            "[scratch]",
+            f"dir = {json.dumps(str(self.scratch))}",
+        ]
+        lines += ["[limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+
+class MemoryWatch:
+    """The most memory that a program held: on the card beyond what was in use before it, or resident without a card."""
+
+    def __init__(self, cuda):
+        self.cuda, self.peak = cuda, 0
+        self.start = used_device_bytes() if cuda else 0
+
+    def look(self, pid):
+        """Looks once."""
+        used = used_device_bytes() if self.cuda else peak_resident_bytes(pid)
+        self.peak = max(self.peak, used - self.start)
+
+
+def used_device_bytes():
+    """Bytes in use on the card, by all programs."""
+    import torch  # only where there is a card: it holds a context on it
+
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def peak_resident_bytes(pid):
+    """The most memory that a process held so far; 0 when it is gone.
+
+    What `wait4` tells counts the memory of this process too, from before the other program was loaded.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def kill_group(process):
+    """Kills a program and what it started; none of them can refuse."""
+    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def gibi(count):
+    """Bytes for people."""
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / MIB:.0f} MiB"
+
+
+def job_main(jobs):
+    """The main function of a module with torch jobs: JOB.json in, ANSWER.json out."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps(jobs[job.pop("job")](**job)))
