@@ -61,6 +61,9 @@ class Kit:
         self.rows, self.part = [], ""
         self.images_per_s = 0.0  # of the forward pass, once it is measured
         self.scratch = self.folder("scratch")
+        # Of the driver's compiler (else cold caches are not cold), of PyTorch's, and of transformers.
+        variables = ("CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
+        self.caches = {name: str(self.folder("caches") / name.lower()) for name in variables}
 
     def folder(self, name):
         """A folder below OUT."""
@@ -116,7 +119,7 @@ class Kit:
                 stdout=to,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **self.caches, **(env or {})},
                 start_new_session=True,
             )
             try:
@@ -129,8 +132,7 @@ class Kit:
             raise Failed(f"`{name}` was stopped after {limit_s:.0f} s")
         return Finished(status, stdout, stderr, time.monotonic() - began, watch.peak)
 
-    @staticmethod
-    def _wait(process, until, watch, stop_when):
+    def _wait(self, process, until, watch, stop_when):
         """Waits for a program; returns its exit code, or None when it was killed for its time."""
         late = False
         while process.poll() is None:
@@ -138,7 +140,7 @@ class Kit:
             late = late or time.monotonic() > until
             if late or (stop_when and stop_when()):
                 kill_group(process)
-            time.sleep(0.02)
+            time.sleep(0.02 if self.cuda else 0.005)
         return None if late else process.returncode
 
     def binary_env(self):

@@ -17,6 +17,7 @@ from common import HERE, Failed, Kit, NoTime, gibi
 # Checks first, then what matters most: a part that the time does not reach is shown as such.
 # `start` comes before all others, as it needs cold caches.
 PARTS = [
+    ("toolkit", lambda kit: toolkit(kit)),
     ("device", lambda kit: device(kit)),
     ("first features", speed.start),
     ("features", parity.features),
@@ -31,12 +32,12 @@ PARTS = [
     ("ingest", flow.ingest),
 ]
 # Folders that the results do not need.
-WORK = ["corpus", "cuda", "head", "parity", "resume", "runs", "scratch", "speed", "stream"]
-CHECKS = {"device", "features", "head", "resume", "kill -9", "end to end"}
+WORK = ["caches", "corpus", "cuda", "head", "parity", "resume", "runs", "scratch", "speed", "stream"]
+CHECKS = {"toolkit", "device", "features", "head", "resume", "kill -9", "end to end"}
 
 
 def device(kit):
-    """What the card is, by PyTorch and by the binary, and whether the toolkit works."""
+    """What the device is, by the binary and by PyTorch."""
     ours, _ = kit.json("devices", "devices", "--machine", kit.machine(), limit_s=60)
     chosen = ours["chosen"]
     kit.check(
@@ -58,11 +59,14 @@ def device(kit):
         f"{theirs['name']} {theirs['compute_capability']}, {gibi(theirs['memory_bytes'])}",
         f"{card.name} {capability}",
     )
-    toolkit(kit)
 
 
 def toolkit(kit):
-    """The rows about the CUDA toolkit."""
+    """Whether the binary's kernels can be compiled, and the driver takes them; nothing on a CPU."""
+    if not kit.cuda:
+        return
+    if "CUDA_PATH" not in os.environ:
+        raise Failed("neither CUDA_PATH, nor /usr/local/cuda, nor the packages beside torch have the toolkit's headers")
     answer = kit.out / "toolkit.json"
     done = kit.run("toolkit", [sys.executable, HERE / "toolkit.py", "probe", answer], 60, kit.binary_env())
     if done.code != 0:

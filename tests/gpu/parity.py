@@ -75,7 +75,6 @@ def features_of(kit, config):
             f"{error:.2e} (PyTorch bf16: {torch_error:.2e})",
             f"<= {bound:.1e}",
             done.peak_bytes,
-            {"error": error, "torch_bf16": torch_error},
         )
         for count in (1, batch_size + 1):
             part, _ = ours(kit, folder, config, precision, count, batch_size, reference.shape[1])
@@ -85,7 +84,6 @@ def features_of(kit, config):
                 error <= bound,
                 f"{error:.2e}",
                 f"<= {bound:.1e}",
-                data={"error": error},
             )
 
 

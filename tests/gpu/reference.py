@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from common import job_main
 
@@ -65,7 +65,10 @@ def checkpoint(folder, family, size_px, patch_px, hidden, layers, heads):
 
 def load(folder, device, dtype=torch.float32):
     """A checkpoint as a model with PyTorch's fused attention."""
-    return AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval().to(device)
+    family = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+    model = ViTModel if family == "vit" else Dinov2Model
+    extra = {"add_pooling_layer": False} if family == "vit" else {}
+    return model.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **extra).eval().to(device)
 
 
 def normalise(pixels, dtype):
