@@ -6,6 +6,11 @@
 
 mod allocator;
 mod args;
+#[cfg(feature = "model")]
+mod device;
+#[cfg(not(feature = "model"))]
+#[path = "cli/no_device.rs"]
+mod device;
 mod metrics;
 mod progress;
 mod show;
@@ -13,6 +18,7 @@ mod show;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
@@ -32,6 +38,12 @@ const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
 /// Threads for file I/O. Few of it goes on at once (a range or two, a chunk being written, one being read, a window of features),
 /// and the system's allocator keeps memory for each thread that ever took part.
 const BLOCKING_THREADS: usize = 8;
+
+/// What the first panic of the process said.
+static FIRST_PANIC: OnceLock<String> = OnceLock::new();
+
+/// Most of it that is shown.
+const PANIC_CHARS: usize = 200;
 
 /// Why a command failed.
 struct Failure {
@@ -61,6 +73,9 @@ impl From<anyhow::Error> for Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     allocator::settle();
+    if let Some(code) = device::probe() {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -75,12 +90,18 @@ pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         // The thread's owner turns the panic into one sentence; where it happened helps whoever gets the report.
         tracing::debug!(location = ?info.location(), "internal error");
+        let said = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
+        FIRST_PANIC.get_or_init(|| said.unwrap_or("nothing").chars().take(PANIC_CHARS).collect());
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            complain(&failure.message);
+            // The device's libraries panic where they fail, often on threads of their own; the first one says why.
+            match FIRST_PANIC.get().filter(|_| failure.code == 5) {
+                Some(said) => complain(&format!("{} (it said: {said})", failure.message)),
+                None => complain(&failure.message),
+            }
             ExitCode::from(failure.code)
         }
         Err(_) => {
@@ -149,7 +170,9 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let found = pipeline::inspect(&path)?;
             give(json, &found, || show::inspection(&path, &found))
         }
-        Command::Export { files, out } => export(&files, &out, json),
+        Command::Export { files, out } => device::export(&plan(&files)?, &out, json),
+        Command::Devices { machine } => device::list(&self::machine(machine.as_deref())?.device, json),
+        Command::Bench { machine, command } => device::bench(command, &self::machine(machine.as_deref())?, json),
         Command::Config { command: ConfigCommand::Reference } => {
             print(&config::reference::text());
             Ok(())
@@ -293,13 +316,7 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
         |path: &Path| std::fs::File::open(path).with_context(|| format!("`{}` cannot be opened", path.display()));
     let scores = evaluate(open(submission)?, open(truth)?)
         .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
-    let ceiling: Option<f64> = match ids {
-        None => None,
-        #[cfg(feature = "model")]
-        Some(path) => Some(runtime()?.block_on(pipeline::ceiling_of(&path.display().to_string()))?),
-        #[cfg(not(feature = "model"))]
-        Some(_) => return Err(Failure::new(2, "--ids needs a build with the `model` feature")),
-    };
+    let ceiling = ids.map(device::ceiling_of).transpose()?;
     if json {
         let mut value = serde_json::to_value(scores).map_err(|error| Failure::new(5, error.to_string()))?;
         if let (Some(ceiling), Some(map)) = (ceiling, value.as_object_mut()) {
@@ -309,19 +326,4 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
     }
     print(&show::scores(&scores, ceiling));
     Ok(())
-}
-
-#[cfg(feature = "model")]
-fn export(files: &Files, out: &Path, json: bool) -> Result<(), Failure> {
-    let step = pipeline::export(&plan(files)?, out)?;
-    if json {
-        return print_json(&serde_json::json!({ "step": step, "out": out }));
-    }
-    print(&format!("the head of step {step} with its backbone is in `{}`", out.display()));
-    Ok(())
-}
-
-#[cfg(not(feature = "model"))]
-fn export(_: &Files, _: &Path, _: bool) -> Result<(), Failure> {
-    Err(Failure::new(2, "this build has no model stages; build with the `model` feature"))
 }

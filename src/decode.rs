@@ -70,6 +70,12 @@ impl Spec {
     pub fn decode_bytes(&self) -> u64 {
         self.max_pixels.saturating_mul(6).saturating_add(12 << 20)
     }
+
+    /// Bytes of a decoded and resized image.
+    pub fn pixel_bytes(&self) -> u64 {
+        let side = u64::from(self.geometry.output_px());
+        3 * side * side
+    }
 }
 
 /// What the image was before it was resized.

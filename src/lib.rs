@@ -16,7 +16,7 @@
 //!                                             decode  │
 //!                              pixel chunks in the scratch ring       chunk::ring (durable, where they are the product)
 //!                                                     │
-//!                                   ViT forward, frozen               model, on the device thread
+//!                                   ViT forward, frozen               model, on the device thread; several batches on their way
 //!                                                     │
 //!                              feature chunks + journal entry         chunk::features, chunk::journal
 //!                                                     │
@@ -41,13 +41,14 @@
 //! | [`corpus`] | the published files as typed rows; sans I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |
+//! | `device` | which devices there are, by a probe in a process of its own; where kernels are kept | `config` |
 //! | [`chunk`] | pixel and feature chunks, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
 //! | `model` | Hugging Face checkpoint → features; burn | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | head, schedule, order, optimiser, checkpoints; burn in the trainer | `predict` |
 //! | [`sample`] | draws a small corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the wiring; supervision, generations, report | all but `cli` and `sample` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only printer | `config`, `flow`, `pipeline`, `predict`, `sample` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only printer | `config`, `device`, `flow`, `pipeline`, `predict`, `sample` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device's desk in
 //! `pipeline`; without the `model` feature none of it is built and the tool preprocesses, checks and evaluates.
@@ -71,6 +72,8 @@ pub mod cli;
 pub mod config;
 pub mod corpus;
 pub mod decode;
+#[cfg(feature = "model")]
+pub mod device;
 pub mod flow;
 #[cfg(test)]
 mod fuzz;

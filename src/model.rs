@@ -22,6 +22,7 @@ mod error;
 mod export;
 mod extractor;
 mod layout;
+mod pending;
 mod position;
 mod preprocessor;
 mod weights;
@@ -41,8 +42,14 @@ pub use error::ModelError;
 pub use export::export_hf;
 pub use extractor::ExtractOptions;
 pub use extractor::Extractor;
+pub use extractor::Numerics;
+pub use pending::Pending;
 pub use preprocessor::Preprocessor;
 pub use preprocessor::Resize;
 
-/// The CPU backend: burn's flex, in f32.
-pub type Cpu = burn::backend::Flex;
+/// The backend that runs on any device: burn's flex on a CPU, its fused CUDA kernels on a card. burn compiles its operations once, in
+/// a crate of its own; with a backend as a type parameter each build of this one would compile all kernels again.
+pub type Any = burn::Dispatch;
+
+/// A device of [`Any`].
+pub type AnyDevice = burn::DispatchDevice;

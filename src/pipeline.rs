@@ -4,6 +4,8 @@
 //! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
 //! prints: progress goes to the [`Board`], results into the [`Report`].
 
+#[cfg(feature = "model")]
+pub mod bench;
 mod catalog;
 mod check;
 #[cfg(feature = "model")]
@@ -16,6 +18,8 @@ mod events;
 mod export;
 #[cfg(feature = "model")]
 mod features;
+#[cfg(feature = "model")]
+mod forward;
 mod generation;
 #[cfg(feature = "model")]
 mod hub;
@@ -45,6 +49,8 @@ use crate::config::plan::{Stage, chunk_disk_bytes};
 use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
+#[cfg(feature = "model")]
+use crate::device::Chosen;
 use crate::flow::{Board, ByteBudget, CpuPool, Stop};
 use crate::store::{Directory, Lock, Object, Store, StoreSettings, TrafficSnapshot};
 
@@ -188,6 +194,8 @@ struct Run {
     machine: Machine,
     spec: Spec,
     backbone: Option<Backbone>,
+    #[cfg(feature = "model")]
+    chosen: Option<Chosen>,
     report: Report,
 }
 
@@ -229,7 +237,19 @@ impl Run {
         let pool = CpuPool::new(workers(&plan))?;
         let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
-        Ok(Self { plan, directory, generations, machine, spec, backbone, report })
+        #[cfg(feature = "model")]
+        let chosen = if backbone.is_some() { Some(desk::choose(&plan.machine().device).await?) } else { None };
+        Ok(Self {
+            plan,
+            directory,
+            generations,
+            machine,
+            spec,
+            backbone,
+            #[cfg(feature = "model")]
+            chosen,
+            report,
+        })
     }
 
     /// Looks at every input and generation that the stages of this start need.
@@ -312,26 +332,26 @@ impl Run {
 
     #[cfg(feature = "model")]
     async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
-        let device = Arc::new(desk::open().await?);
+        let device = self.open_device().await?;
         let catalog = self.catalog(prepared.catalog).await?;
         if let (Some(catalog), Some(predict)) = (&catalog, &self.plan.pipeline().predict) {
             // As soon as it is known, rather than after days of training.
             enough_captions(catalog.classes.len(), predict.top_k)?;
         }
         if let Some(stream) = prepared.stream {
-            if self.backbone.is_some() {
-                let journal = self.features(catalog.as_ref(), stream, &device).await?;
+            if let Some(device) = &device {
+                let journal = self.features(catalog.as_ref(), stream, device).await?;
                 if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
-                    desk::unload_backbone(&device).await?;
-                    self.train(journal, generation, catalog.classes.len(), &device).await?;
+                    device.tell(desk::Desk::unload_backbone).await?;
+                    self.train(journal, generation, catalog.classes.len(), device).await?;
                 }
             } else {
                 self.pixels(catalog.as_ref(), stream).await?;
             }
         }
         drop(catalog);
-        if let Some((ready, asked)) = prepared.predict {
-            self.predict(ready, asked, &device).await?;
+        if let (Some((ready, asked)), Some(device)) = (prepared.predict, &device) {
+            self.predict(ready, asked, device).await?;
         }
         Ok(())
     }

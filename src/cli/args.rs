@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::config::plan::Stage;
+use crate::config::value::{Pool, Precision};
 
 /// Streams the Wikipedia image/caption corpus through a frozen ViT, trains a caption head and writes a ranked submission.
 ///
@@ -121,6 +122,20 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Says what a model can run on here: the CPU, and CUDA with its cards, or what CUDA lacks.
+    Devices {
+        /// A machine file, for its `[device]`.
+        #[arg(short, long, value_name = "FILE")]
+        machine: Option<PathBuf>,
+    },
+    /// Measures and compares the device's parts by themselves: forward pass, training of the head, ranking.
+    Bench {
+        /// A machine file, for `[device]` and `[scratch]`.
+        #[arg(short, long, value_name = "FILE", global = true)]
+        machine: Option<PathBuf>,
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
     /// About the configuration files.
     Config {
         #[command(subcommand)]
@@ -131,6 +146,116 @@ pub(super) enum Command {
         /// Shell.
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// A backbone over images that lie in memory.
+    Forward {
+        /// Directory of the checkpoint, in Hugging Face layout.
+        #[arg(long, value_name = "DIR")]
+        checkpoint: PathBuf,
+        /// `bf16` or `f32`.
+        #[arg(long, default_value = "bf16", value_parser = word::<Precision>)]
+        precision: Precision,
+        /// `default`, `cls` or `cls+mean`.
+        #[arg(long, default_value = "default", value_parser = word::<Pool>)]
+        pool: Pool,
+        /// Block whose output is the feature.
+        #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+        layer: i32,
+        /// Side of the images in pixels; the checkpoint's, if absent.
+        #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        size_px: Option<u32>,
+        /// Images in a batch. 0: chosen.
+        #[arg(long, default_value_t = 0)]
+        batch_size: u32,
+        /// Images, of noise.
+        #[arg(long, default_value_t = 1024, conflicts_with = "pixels", value_parser = positive)]
+        rows: usize,
+        /// Images instead: raw u8, rows × size × size × 3.
+        #[arg(long, value_name = "FILE")]
+        pixels: Option<PathBuf>,
+        /// Where the features go: raw little-endian f32, rows × values, rounded as they are stored.
+        #[arg(long, value_name = "FILE")]
+        features: Option<PathBuf>,
+        /// Passes that are timed, after one that is not.
+        #[arg(long, default_value_t = 3)]
+        passes: u32,
+    },
+    /// A head over rows that lie in memory.
+    Head {
+        /// Classes.
+        #[arg(long, default_value_t = 92_366, value_parser = positive)]
+        classes: usize,
+        /// Values of a feature.
+        #[arg(long, default_value_t = 768, value_parser = positive)]
+        dim: usize,
+        /// Rows of a step.
+        #[arg(long, default_value_t = 1024, value_parser = positive)]
+        batch_size: usize,
+        /// Steps.
+        #[arg(long, default_value_t = 100)]
+        steps: u64,
+        /// Type of the matrix products on a card: `bf16` or `f32`.
+        #[arg(long, default_value = "bf16", value_parser = word::<Precision>)]
+        precision: Precision,
+        /// Learning rate, constant.
+        #[arg(long, default_value_t = 0.01)]
+        learning_rate: f64,
+        /// Momentum.
+        #[arg(long, default_value_t = 0.9)]
+        momentum: f64,
+        /// Weight decay.
+        #[arg(long, default_value_t = 0.0)]
+        weight_decay: f64,
+        /// Seed of a fresh head.
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+        /// Features: raw little-endian f32, rows × values; noise, if absent.
+        #[arg(long, value_name = "FILE", requires = "labels")]
+        features: Option<PathBuf>,
+        /// Labels: raw little-endian u32.
+        #[arg(long, value_name = "FILE", requires = "features")]
+        labels: Option<PathBuf>,
+        /// Checkpoint to go on from.
+        #[arg(long, value_name = "DIR")]
+        resume: Option<PathBuf>,
+        /// Where the checkpoint after the last step goes.
+        #[arg(long, value_name = "DIR")]
+        save: Option<PathBuf>,
+        /// Steps between two losses.
+        #[arg(long, default_value_t = 10)]
+        log_every: u64,
+    },
+    /// Ranking of classes for rows of noise.
+    Rank {
+        /// Classes.
+        #[arg(long, default_value_t = 92_366, value_parser = positive)]
+        classes: usize,
+        /// Values of a feature.
+        #[arg(long, default_value_t = 768, value_parser = positive)]
+        dim: usize,
+        /// Rows.
+        #[arg(long, default_value_t = 44_762, value_parser = positive)]
+        rows: usize,
+        /// Classes that are ranked.
+        #[arg(long, default_value_t = 5)]
+        top_k: usize,
+    },
+}
+
+/// A word of the configuration.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+/// A count of at least one.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        other => other.map_err(|error: std::num::ParseIntError| error.to_string()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

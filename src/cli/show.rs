@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Serialize;
 
+#[cfg(feature = "model")]
+use crate::pipeline::bench;
 use crate::pipeline::report::{Bottleneck, CatalogReport, PredictionReport, StreamReport, TrainingReport};
 use crate::pipeline::status::State;
 use crate::pipeline::{Check, Inspection, Report, Status};
@@ -56,6 +58,9 @@ pub(super) fn report(report: &Report) -> String {
         prediction(&mut table, part);
     }
     table.heading("Time");
+    if let Some(device) = &report.device {
+        table.row("device", device);
+    }
     for stage in &report.stages {
         table.row(
             &stage.name,
@@ -274,6 +279,61 @@ pub(super) fn check(check: &Check) -> String {
         count => format!("{count} problems:"),
     };
     table.text.push_str(&format!("\n{verdict}\n"));
+    table.text
+}
+
+/// What a model can run on.
+#[cfg(feature = "model")]
+pub(super) fn devices(found: &super::device::Devices) -> String {
+    let mut table = Table::default();
+    table.heading("A run would use");
+    table.row(found.chosen.kind, &found.chosen);
+    table.heading("CUDA");
+    for card in &found.cuda.devices {
+        let (free, all) = (ByteSize(card.free_bytes), ByteSize(card.memory_bytes));
+        let about = format!("{}, compute capability {}, {free} of {all} free", card.name, card.compute_capability);
+        table.row(&format!("card {}", card.index), about);
+    }
+    let unknown = || "unknown".to_owned();
+    table.row("driver", found.cuda.driver.clone().unwrap_or_else(unknown));
+    let include = found.cuda.include.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    table.row("headers", include);
+    table.row("problem", found.cuda.problem.as_deref().unwrap_or("none"));
+    table.text
+}
+
+/// Figures of a forward pass.
+#[cfg(feature = "model")]
+pub(super) fn forward(report: &bench::ForwardReport) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("Forward pass on {}", report.device));
+    table.row("images", format!("{} in batches of {}, {}", report.rows, report.batch_size, report.precision));
+    table.row("feature", format!("{} values", report.feature_dim));
+    table.row("first features", format!("after {:.2} s", report.first_features_s));
+    table.row("rate", format!("{:.1} images/s, {:.2} TFLOP/s", report.images_per_s, report.tflop_per_s));
+    table.text
+}
+
+/// Figures of a head's training.
+#[cfg(feature = "model")]
+pub(super) fn head(report: &bench::HeadReport) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("Training on {}", report.device));
+    table.row("steps", format!("{}, {}", report.steps, report.precision));
+    table.row("first step", format!("{:.2} s", report.first_step_s));
+    table.row("rate", format!("{:.0} rows/s", report.rows_per_s));
+    if let Some((step, loss)) = report.losses.last() {
+        table.row("loss", format!("{loss:.4} at step {step}"));
+    }
+    table.text
+}
+
+/// Figures of ranking.
+#[cfg(feature = "model")]
+pub(super) fn rank(report: &bench::RankReport) -> String {
+    let mut table = Table::default();
+    table.heading(&format!("Ranking on {}", report.device));
+    table.row("rate", format!("{:.0} rows/s, {} in {:.2} s", report.rows_per_s, report.rows, report.seconds));
     table.text
 }
 

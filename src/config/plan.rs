@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline, RawPredict};
-use super::value::{Classes, DeviceKind, HeadKind};
+use super::value::{Classes, HeadKind};
 use super::{ConfigError, HubName, Problem};
 
 /// A stage that leaves artefacts, in the order in which they depend on each other.
@@ -214,6 +214,11 @@ impl StreamBytes {
         }
     }
 
+    /// What `limits.memory` leaves to the model.
+    pub fn left_for_model(self, memory: u64) -> u64 {
+        memory.saturating_sub(self.floor().saturating_sub(self.model))
+    }
+
     /// Least `limits.memory`: each stage's own, and one block.
     pub fn floor(self) -> u64 {
         [self.reader, self.decoders, self.writer, self.model, self.block].into_iter().fold(0, u64::saturating_add)
@@ -411,11 +416,8 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         "limits.max_bad_fraction",
         format!("`{}` must be over 0 and at most 1", limits.max_bad_fraction),
     );
-    refuse(
-        machine.device.kind == DeviceKind::Cuda,
-        "device.kind",
-        "`cuda`: this version runs the model on the CPU; set `auto` or `cpu`".into(),
-    );
+    let batch = machine.device.batch_size;
+    refuse(batch > 65_536, "device.batch_size", format!("`{batch}` must be at most 65536"));
     let endpoint = &machine.store.endpoint;
     refuse(
         !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://"),
@@ -428,11 +430,6 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
         machine.scratch.dir.contains("://"),
         "scratch.dir",
         format!("`{}` must be a path on a local disk", machine.scratch.dir),
-    );
-    refuse(
-        machine.device.index != 0,
-        "device.index",
-        format!("`{}`: this version runs the model on the CPU, which is device 0", machine.device.index),
     );
 }
 

@@ -320,10 +320,12 @@ pub struct RawScratch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDevice {
-    /// `auto` or `cpu`; `cuda` is refused by this version.
+    /// `auto` (CUDA where a driver, NVRTC and the toolkit's headers are, else the CPU), `cpu` or `cuda`.
     pub kind: DeviceKind,
-    /// Which device, where there are several.
+    /// Which card, where there are several.
     pub index: u32,
+    /// Images in one forward pass. 0: chosen, on a card by its free memory. Features may differ in their last bits with it.
+    pub batch_size: u32,
 }
 
 /// `[store]`

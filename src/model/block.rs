@@ -5,7 +5,6 @@
 //! in f32 whatever the format of the matrix products.
 
 use burn::tensor::DType;
-use burn::tensor::FloatDType;
 use burn::tensor::Int;
 use burn::tensor::Tensor;
 use burn::tensor::TensorData;
@@ -29,10 +28,16 @@ pub(super) struct Linear<B: Backend> {
 
 impl<B: Backend> Linear<B> {
     /// From values in torch's order, `[out, in]`; the device gets them as `[in, out]`.
-    pub(super) fn new(values: &[f32], bias: Option<Vec<f32>>, input: usize, out: usize, device: &B::Device) -> Self {
+    pub(super) fn new(
+        values: &[f32],
+        bias: Option<Vec<f32>>,
+        input: usize,
+        out: usize,
+        place: (&B::Device, DType),
+    ) -> Self {
         let transposed = transpose(values, out, input);
-        let weight = Tensor::from_data(TensorData::new(transposed, [input, out]), device);
-        let bias = bias.map(|bias| Tensor::from_data(TensorData::new(bias, [out]), device));
+        let weight = Tensor::from_data(TensorData::new(transposed, [input, out]), place);
+        let bias = bias.map(|bias| Tensor::from_data(TensorData::new(bias, [out]), place));
         Self { weight, bias }
     }
 
@@ -75,18 +80,27 @@ impl<B: Backend> Norm<B> {
         Self { gamma: vector(gamma), beta: vector(beta), epsilon }
     }
 
-    /// `[…, width]` to the same.
+    /// `[…, width]` to the same, in the same format.
     pub(super) fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let format = input.dtype();
+        in_format(self.forward_f32(input), format)
+    }
+
+    /// `[…, width]` to the same, in f32.
+    pub(super) fn forward_f32<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let normed = B::layer_norm(
-            input.cast(FloatDType::F32).into_primitive().tensor(),
+            in_format(input, DType::F32).into_primitive().tensor(),
             self.gamma.clone().into_primitive().tensor(),
             Some(self.beta.clone().into_primitive().tensor()),
             self.epsilon,
         );
-        let normed: Tensor<B, D> = Tensor::from_primitive(TensorPrimitive::Float(normed));
-        normed.cast(format)
+        Tensor::from_primitive(TensorPrimitive::Float(normed))
     }
+}
+
+/// Casts, or hands the tensor back untouched where it is in that format already.
+pub(super) fn in_format<B: Backend, const D: usize>(tensor: Tensor<B, D>, format: DType) -> Tensor<B, D> {
+    if tensor.dtype() == format { tensor } else { tensor.cast(format) }
 }
 
 /// The feed-forward part.
@@ -113,20 +127,25 @@ impl<B: Backend> Mlp<B> {
                 let both = inner.forward(input);
                 let gate = both.clone().narrow(1, 0, *width);
                 let up = both.narrow(1, *width, *width);
-                outer.forward(activation::silu(gate) * up)
+                let format = gate.dtype();
+                let gated = activation::silu(in_format(gate, DType::F32)) * in_format(up, DType::F32);
+                outer.forward(in_format(gated, format))
             }
         }
     }
 }
 
-/// Applies the nonlinearity to each value.
+/// Applies the nonlinearity to each value, in f32: each of its steps would round once more otherwise.
 fn activate<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
-    match kind {
+    let format = x.dtype();
+    let x = in_format(x, DType::F32);
+    let x = match kind {
         Activation::Gelu => activation::gelu(x),
         Activation::GeluTanh => activation::gelu_approximate(x),
         Activation::Relu => activation::relu(x),
         Activation::QuickGelu => activation::sigmoid(x.clone() * 1.702) * x,
-    }
+    };
+    in_format(x, format)
 }
 
 /// One block: attention and feed-forward, each after a norm and added to its input.
@@ -193,7 +212,7 @@ impl<B: Backend> Patches<B> {
         bias: Vec<f32>,
         patch: usize,
         normalisation: (f32, [f32; 3], [f32; 3]),
-        device: &B::Device,
+        place: (&B::Device, DType),
     ) -> Self {
         let (hidden, area) = (bias.len(), patch * patch);
         let mut reordered = Vec::with_capacity(weight.len());
@@ -203,26 +222,29 @@ impl<B: Backend> Patches<B> {
         let (rescale, mean, std) = normalisation;
         let tiled = |value: &dyn Fn(usize) -> f32| {
             let values: Vec<f32> = (0..3 * area).map(|index| value(index % 3)).collect();
-            Tensor::from_data(TensorData::new(values, [1, 3 * area]), (device, DType::F32))
+            Tensor::from_data(TensorData::new(values, [1, 3 * area]), (place.0, DType::F32))
         };
         Self {
-            projection: Linear::new(&reordered, Some(bias), 3 * area, hidden, device),
+            projection: Linear::new(&reordered, Some(bias), 3 * area, hidden, place),
             scale: tiled(&|channel| rescale / std[channel]),
             shift: tiled(&|channel| -mean[channel] / std[channel]),
             patch,
         }
     }
 
-    /// Pixels `[rows, side, side, 3]` to `[rows, (side / patch)², hidden]`, patches row by row.
-    pub(super) fn forward(&self, pixels: &[u8], rows: usize, side: usize, device: &B::Device) -> Tensor<B, 3> {
+    /// Pixels `[rows, side, side, 3]` as what [`Patches::forward`] takes: `[rows, grid, patch, grid, patch · 3]`.
+    pub(super) fn data(&self, pixels: Vec<u8>, rows: usize, side: usize) -> TensorData {
         let (patch, grid) = (self.patch, side / self.patch);
-        let data = TensorData::from_bytes_vec(pixels.to_vec(), [rows, grid, patch, grid, patch * 3], DType::U8);
-        let pixels = Tensor::<B, 5, Int>::from_data(data, (device, DType::U8));
+        TensorData::from_bytes_vec(pixels, [rows, grid, patch, grid, patch * 3], DType::U8)
+    }
+
+    /// `[rows, grid, patch, grid, patch · 3]` to `[rows, grid², hidden]`, patches row by row.
+    pub(super) fn forward(&self, pixels: Tensor<B, 5, Int>, format: DType) -> Tensor<B, 3> {
+        let [rows, grid, patch, _, line] = pixels.dims();
         // Values up to 255 are exact in every float format; the normalisation is not, so it happens in f32.
-        let patches = pixels.swap_dims(2, 3).reshape([rows * grid * grid, patch * patch * 3]).float();
-        let format = patches.dtype();
-        let patches = patches.cast(FloatDType::F32) * self.scale.clone() + self.shift.clone();
-        let tokens = self.projection.forward(patches.cast(format));
+        let patches = pixels.swap_dims(2, 3).reshape([rows * grid * grid, patch * line]).float();
+        let patches = in_format(patches, DType::F32) * self.scale.clone() + self.shift.clone();
+        let tokens = self.projection.forward(in_format(patches, format));
         let [_, hidden] = tokens.dims();
         tokens.reshape([rows, grid * grid, hidden])
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::model::config::BackboneConfig;
 use crate::model::config::Family;
+use crate::model::config::FeedForward;
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::layout::Role;
@@ -149,6 +150,40 @@ impl Checkpoint {
     /// The bytes of the backbone in the formats of the files.
     pub fn weight_bytes(&self) -> u64 {
         self.entries().map(Entry::bytes).sum()
+    }
+
+    /// Bytes of the intermediate values of one image in f32, at most: those of a block, which the next uses again.
+    pub fn activation_bytes(&self, size_px: u32) -> u64 {
+        let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
+        // Residual and its sum, both norms in f32, query, key and value with their copies by head, and what attention gives; the
+        // feed-forward part before and after its activation. At the start, pixels as bytes and as two kinds of float.
+        let block = tokens * (12 * hidden + 4 * inner);
+        4 * block + 9 * 3 * u64::from(size_px) * u64::from(size_px)
+    }
+
+    /// Floating-point operations of one image's forward pass through the blocks up to `layer`: two for each multiplication of the
+    /// matrix products and of attention.
+    ///
+    /// # Errors
+    /// When there is no such layer.
+    pub fn flop_per_image(&self, size_px: u32, layer: i32) -> Result<u64, ModelError> {
+        let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
+        let blocks = u64::from(self.config.block(layer)?) + 1;
+        let block = tokens * (8 * hidden * hidden + 4 * hidden * inner + 4 * tokens * hidden);
+        let patches = (tokens - 1) * 2 * hidden * 3 * u64::from(self.config.patch_px).pow(2);
+        Ok(blocks * block + patches)
+    }
+
+    fn tokens(&self, size_px: u32) -> u64 {
+        1 + u64::from(size_px / self.config.patch_px.max(1)).pow(2)
+    }
+
+    /// Values of a token between the two halves of the feed-forward part; one and a half times as many with a gate.
+    fn inner(&self) -> u64 {
+        match self.config.feed_forward {
+            FeedForward::Mlp { inner } => inner as u64,
+            FeedForward::SwiGlu { inner } => 3 * inner as u64 / 2,
+        }
     }
 
     /// What was done to images before the backbone saw them in training.

@@ -103,6 +103,14 @@ pub enum ModelError {
         /// The side that the extractor was loaded for, in pixels.
         size_px: u32,
     },
+    /// A batch is larger than the one shape that the device was told of.
+    #[error("a batch of `{rows}` rows does not fit the extractor's batches of `{batch_rows}`")]
+    Batch {
+        /// Rows handed over.
+        rows: usize,
+        /// Rows of every batch.
+        batch_rows: usize,
+    },
     /// A classifier's weight, bias and labels do not fit each other or the backbone.
     #[error("the classifier cannot be used: {reason}")]
     Classifier {

@@ -1,5 +1,7 @@
 //! The frozen backbone on a device: pixels in, features out.
 
+use burn::tensor::DType;
+use burn::tensor::Int;
 use burn::tensor::Tensor;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
@@ -9,11 +11,13 @@ use crate::model::block::Linear;
 use crate::model::block::Mlp;
 use crate::model::block::Norm;
 use crate::model::block::Patches;
+use crate::model::block::in_format;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::config::FeedForward;
 use crate::model::error::ModelError;
 use crate::model::layout;
+use crate::model::pending::Pending;
 use crate::model::position;
 
 /// What to extract. Fixed for an extractor's life.
@@ -31,6 +35,22 @@ pub struct ExtractOptions {
     pub pool: Pool,
 }
 
+/// How an extractor computes. Features agree beyond the rounding of their format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numerics {
+    /// Format of weights, activations and features. Normalisation, softmax, activation functions and means are f32 in any case.
+    pub format: DType,
+    /// Rows of every batch, where the device should see one shape alone: shorter batches are padded. `None`: as they come.
+    pub batch_rows: Option<usize>,
+}
+
+impl Default for Numerics {
+    /// f32 and batches as they come: what a CPU is best at.
+    fn default() -> Self {
+        Self { format: DType::F32, batch_rows: None }
+    }
+}
+
 /// A backbone on the device `B::Device`.
 #[derive(Debug)]
 pub struct Extractor<B: Backend> {
@@ -44,16 +64,23 @@ pub struct Extractor<B: Backend> {
     with_mean: bool,
     feature_dim: usize,
     size_px: u32,
+    numerics: Numerics,
     device: B::Device,
 }
 
 impl<B: Backend> Extractor<B> {
-    /// Reads the tensors that `options` need, one at a time, and puts them on `device` in the backend's float format.
+    /// Reads the tensors that `options` need, one at a time, and puts them on `device`.
     ///
     /// # Errors
     /// When `size_px` is not a multiple of the patch, the layer does not exist, or a file cannot be read any more.
-    pub fn load(checkpoint: &Checkpoint, options: &ExtractOptions, device: &B::Device) -> Result<Self, ModelError> {
+    pub fn load(
+        checkpoint: &Checkpoint,
+        options: &ExtractOptions,
+        numerics: Numerics,
+        device: &B::Device,
+    ) -> Result<Self, ModelError> {
         let config = checkpoint.config();
+        let place = (device, numerics.format);
         let (size_px, patch_px) = (options.size_px, config.patch_px);
         if size_px == 0 || size_px % patch_px != 0 {
             return Err(ModelError::PatchSize { size_px, patch_px });
@@ -71,7 +98,7 @@ impl<B: Backend> Extractor<B> {
             read(&format!("{}.bias", layout::PATCH))?,
             patch_px as usize,
             (preprocessor.rescale, preprocessor.mean, preprocessor.std),
-            device,
+            place,
         );
         let grid = (size_px / patch_px) as usize;
         let hidden = config.hidden;
@@ -79,9 +106,9 @@ impl<B: Backend> Extractor<B> {
         let positions = embeddings.split_off(hidden);
         embeddings.iter_mut().zip(read(layout::CLS)?).for_each(|(position, cls)| *position += cls);
         let tokens = |values: Vec<f32>, count: usize| {
-            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), device)
+            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), place)
         };
-        let blocks = (0..=last).map(|index| load_block(checkpoint, index, device)).collect::<Result<_, _>>()?;
+        let blocks = (0..=last).map(|index| load_block(checkpoint, index, place)).collect::<Result<_, _>>()?;
         Ok(Self {
             patches,
             cls: tokens(embeddings, 1),
@@ -91,6 +118,7 @@ impl<B: Backend> Extractor<B> {
             with_mean: options.pool.has_mean(config.family),
             feature_dim: checkpoint.feature_dim(options.pool),
             size_px,
+            numerics,
             device: device.clone(),
         })
     }
@@ -107,23 +135,48 @@ impl<B: Backend> Extractor<B> {
     /// # Errors
     /// When the number of bytes is not that of `rows` images, or the device fails.
     pub fn features(&self, pixels: &[u8], rows: usize) -> Result<Vec<f32>, ModelError> {
-        let side = self.size_px as usize;
-        let expected = side.checked_mul(side * 3).and_then(|image| image.checked_mul(rows));
-        if expected != Some(pixels.len()) {
-            return Err(ModelError::Pixels { found: pixels.len(), rows, size_px: self.size_px });
+        let image = self.expect(pixels.len(), rows)?;
+        let batch = self.numerics.batch_rows.unwrap_or(rows).max(1);
+        let mut features = Vec::with_capacity(rows * self.feature_dim);
+        for part in pixels.chunks((batch * image).max(1)) {
+            features.extend(self.submit(part.to_vec(), part.len() / image)?.wait()?);
         }
-        if rows == 0 {
-            return Ok(Vec::new());
-        }
-        let data = self.forward(pixels, rows).try_into_data();
-        data.map_err(|cause| cause.to_string())
-            .and_then(|data| data.convert::<f32>().into_vec::<f32>().map_err(|cause| format!("{cause:?}")))
-            .map_err(|reason| ModelError::Device { reason })
+        Ok(features)
     }
 
-    /// `[rows, feature_dim]`.
-    fn forward(&self, pixels: &[u8], rows: usize) -> Tensor<B, 2> {
-        let patches = self.patches.forward(pixels, rows, self.size_px as usize, &self.device);
+    /// Hands the device one batch on the stream at hand, and does not wait for its features.
+    ///
+    /// # Errors
+    /// When the number of bytes is not that of `rows` images, or there are more rows than the fixed batch has.
+    pub fn submit(&self, mut pixels: Vec<u8>, rows: usize) -> Result<Pending<B>, ModelError> {
+        let image = self.expect(pixels.len(), rows)?;
+        if rows == 0 {
+            return Ok(Pending::new(None, 0));
+        }
+        let all = self.numerics.batch_rows.unwrap_or(rows);
+        if rows > all {
+            return Err(ModelError::Batch { rows, batch_rows: all });
+        }
+        pixels.resize(all * image, 0);
+        let data = self.patches.data(pixels, all, self.size_px as usize);
+        let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
+        Ok(Pending::new(Some(self.forward(uploaded, all)), rows))
+    }
+
+    /// Bytes of an image, where `found` bytes are those of `rows` of them.
+    fn expect(&self, found: usize, rows: usize) -> Result<usize, ModelError> {
+        let side = self.size_px as usize;
+        let image = side.saturating_mul(side).saturating_mul(3);
+        if image.checked_mul(rows) == Some(found) {
+            return Ok(image);
+        }
+        Err(ModelError::Pixels { found, rows, size_px: self.size_px })
+    }
+
+    /// `[rows, feature_dim]`, in the format of the features.
+    fn forward(&self, pixels: Tensor<B, 5, Int>, rows: usize) -> Tensor<B, 2> {
+        let format = self.numerics.format;
+        let patches = self.patches.forward(pixels, format);
         let [_, count, hidden] = patches.dims();
         let cls = self.cls.clone().expand([rows, 1, hidden]);
         let tokens = Tensor::cat(vec![cls, patches + self.positions.clone()], 1);
@@ -132,19 +185,25 @@ impl<B: Backend> Extractor<B> {
             states = block.forward(states, rows);
         }
         let states = states.reshape([rows, 1 + count, hidden]);
-        if self.with_mean {
-            let states = self.final_norm.forward(states);
+        let features = if self.with_mean {
+            let states = self.final_norm.forward_f32(states);
             let cls = states.clone().narrow(1, 0, 1).squeeze_dim(1);
             let mean = states.narrow(1, 1, count).mean_dim(1).squeeze_dim(1);
             Tensor::cat(vec![cls, mean], 1)
         } else {
             // The norm is token by token, so the others need none.
-            self.final_norm.forward(states.narrow(1, 0, 1).reshape([rows, hidden]))
-        }
+            self.final_norm.forward_f32(states.narrow(1, 0, 1).reshape([rows, hidden]))
+        };
+        in_format(features, format)
     }
 }
 
-fn load_block<B: Backend>(checkpoint: &Checkpoint, index: u32, device: &B::Device) -> Result<Block<B>, ModelError> {
+fn load_block<B: Backend>(
+    checkpoint: &Checkpoint,
+    index: u32,
+    place: (&B::Device, DType),
+) -> Result<Block<B>, ModelError> {
+    let device = place.0;
     let config = checkpoint.config();
     let hidden = config.hidden;
     let parts = layout::parts(config.family);
@@ -159,11 +218,11 @@ fn load_block<B: Backend>(checkpoint: &Checkpoint, index: u32, device: &B::Devic
             parts.iter().map(|part| layout::block_key(index, &format!("{part}.{kind}"))).collect()
         };
         let bias = if bias { Some(checkpoint.read(&keys("bias"))?) } else { None };
-        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, device))
+        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, place))
     };
     let scale = |part: Option<&str>| -> Result<Option<Tensor<B, 2>>, ModelError> {
         let Some(part) = part else { return Ok(None) };
-        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), device)))
+        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), place)))
     };
     let mlp = match config.feed_forward {
         FeedForward::Mlp { inner } => Mlp::Plain {

@@ -5,16 +5,19 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use burn::backend::flex::FlexDevice;
+use burn::tensor::DType;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use crate::model::Any;
+use crate::model::AnyDevice;
 use crate::model::Checkpoint;
 use crate::model::Classifier;
-use crate::model::Cpu;
 use crate::model::ExtractOptions;
 use crate::model::Extractor;
 use crate::model::Family;
 use crate::model::ModelError;
+use crate::model::Numerics;
 use crate::model::Pool;
 use crate::model::export_hf;
 use crate::model::load_classifier;
@@ -73,8 +76,14 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
     worst / largest
 }
 
-fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Cpu> {
-    Extractor::load(checkpoint, &ExtractOptions { size_px, layer, pool }, &FlexDevice).unwrap()
+fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Any> {
+    Extractor::load(
+        checkpoint,
+        &ExtractOptions { size_px, layer, pool },
+        Numerics::default(),
+        &AnyDevice::Flex(FlexDevice),
+    )
+    .unwrap()
 }
 
 /// The largest distance over sizes, layers and pools; `inner` is the block of the script's inner features.
@@ -178,11 +187,53 @@ fn the_same_batch_gives_the_same_bits_and_rows_do_not_see_each_other() {
 }
 
 #[test]
+fn fixed_batches_are_padded_and_a_row_does_not_depend_on_its_neighbours() {
+    for name in ["vit", "dinov2"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let size_px = 4 * checkpoint.patch_size_px();
+        let image = 3 * (size_px * size_px) as usize;
+        let pixels: Vec<u8> = (0..9 * image).map(|at| (at * 31 % 251) as u8).collect();
+        let expected = load(&checkpoint, size_px, -1, Pool::Default).features(&pixels, 9).unwrap();
+        let options = ExtractOptions { size_px, layer: -1, pool: Pool::Default };
+        let numerics = Numerics { batch_rows: Some(4), ..Numerics::default() };
+        let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
+        let dim = extractor.feature_dim();
+        for rows in [1, 3, 4, 5, 9] {
+            let found = extractor.features(&pixels[..rows * image], rows).unwrap();
+            assert!(distance(&found, &expected[..rows * dim]) <= 1e-5, "{name}, {rows} rows");
+        }
+        let many = extractor.submit(pixels[..5 * image].to_vec(), 5).err();
+        assert!(matches!(many, Some(ModelError::Batch { rows: 5, batch_rows: 4 })), "{many:?}");
+    }
+}
+
+/// The path of a card, on the CPU: everything that computes in bf16 there does here too.
+#[test]
+fn bf16_features_are_those_of_f32_to_the_precision_of_bf16() {
+    for name in ["vit", "dinov2", "dinov2_swiglu"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let size_px = 4 * checkpoint.patch_size_px();
+        let pixels: Vec<u8> = (0..12 * size_px * size_px).map(|at| (at * 31 % 251) as u8).collect();
+        let expected = load(&checkpoint, size_px, -1, Pool::ClsMean).features(&pixels, 4).unwrap();
+        let options = ExtractOptions { size_px, layer: -1, pool: Pool::ClsMean };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4) };
+        let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
+        let found = extractor.features(&pixels, 4).unwrap();
+        assert!(found.iter().all(|value| value.to_bits().trailing_zeros() >= 16), "{name}: more than bf16");
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+        let difference = norm(&mut found.iter().zip(&expected).map(|(found, expected)| found - expected));
+        let relative = difference / norm(&mut expected.iter().copied());
+        assert!((1e-5..0.02).contains(&relative), "{name}: {relative}");
+    }
+}
+
+#[test]
 fn options_and_pixels_that_do_not_fit_are_refused() {
     let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
     let refuse = |size_px, layer| {
         let options = ExtractOptions { size_px, layer, pool: Pool::Default };
-        Extractor::<Cpu>::load(&checkpoint, &options, &FlexDevice).unwrap_err().to_string()
+        let (numerics, device) = (Numerics::default(), AnyDevice::Flex(FlexDevice));
+        Extractor::<Any>::load(&checkpoint, &options, numerics, &device).unwrap_err().to_string()
     };
     assert_eq!(refuse(30, -1), "size_px `30` is not a positive multiple of the model's patch, `8` pixels");
     assert!(refuse(0, -1).contains("`0`"));

@@ -81,15 +81,22 @@ pub async fn check(plan: &Plan) -> Check {
     }
     let here = checkpoint(plan, &store, &mut check).await;
     let waits = here.is_none();
+    #[cfg(feature = "model")]
+    let mut device = waits;
     let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
         #[cfg(feature = "model")]
         if let Some(backbone) = &backbone {
             check.needs.insert("model".to_owned(), of_model(backbone));
+            device = true;
         }
         #[cfg(not(feature = "model"))]
         drop(backbone);
         spec
     });
+    #[cfg(feature = "model")]
+    if device && let Some(chosen) = check.keep(super::desk::choose(&plan.machine().device).await) {
+        check.needs.insert("device".to_owned(), chosen.to_string());
+    }
     let limits = &plan.machine().limits;
     check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
     check.needs.insert("decoding threads".to_owned(), workers(plan).to_string());
@@ -149,7 +156,7 @@ pub async fn check(plan: &Plan) -> Check {
 fn of_model(backbone: &super::Backbone) -> String {
     let checkpoint = &backbone.checkpoint;
     format!(
-        "{:?}, {} parameters, {} of weights, feature of {} values, on the CPU",
+        "{:?}, {} parameters, {} of weights, feature of {} values",
         checkpoint.family(),
         checkpoint.parameters(),
         bytesize::ByteSize(checkpoint.weight_bytes()),

@@ -1,66 +1,326 @@
-//! What the device thread owns: backbone, head and optimiser. Host vectors cross to it, numbers come back.
+//! What the device thread owns: backbone, head and optimiser. Host vectors cross to it; numbers come back, and promises of features.
+//!
+//! A card works on several *lanes*, each a stream with a copy of the backbone and memory of its own, and batches take them in
+//! turn. The runtime copies pixels from memory that is not pinned, which waits for everything before it on the stream, and reading
+//! blocks whoever reads. On a lane both wait for its own batch alone, while the card computes those of the other lanes. All
+//! lanes are fed by the one device thread; the features are waited for elsewhere.
 
+use std::path::Path;
+
+use burn::backend::cuda::CudaDevice;
 use burn::backend::flex::FlexDevice;
+use burn::tensor::backend::Backend as _;
+use burn::tensor::{DType, StreamId};
 
+use crate::config::raw::RawDevice;
+use crate::config::value::Precision;
+use crate::config::{ConfigError, Problem};
+use crate::device::{self, Card, Chosen};
 use crate::flow::DeviceThread;
-use crate::model::{Cpu, ExtractOptions, Extractor, ModelError};
-use crate::predict::scorer::Scorer;
-use crate::train::Trainer;
+use crate::model::{Any, AnyDevice, Checkpoint, ExtractOptions, Extractor, Numerics};
+use crate::predict::rank::TopK;
+use crate::predict::scorer::{Scored, Scorer, Selection};
+use crate::predict::tiles::{Blocks, Compute};
+use crate::train::{HeadState, Options, Sgd, Trainer};
 
 use super::PipelineError;
+use super::forward::BATCHES_AHEAD;
 
 /// Images in one forward pass on the CPU: enough to fill the matrix product, little enough to stay in the cache.
-pub(super) const BATCH_ROWS: usize = 32;
+const CPU_BATCH_ROWS: usize = 32;
+
+/// Most images in one forward pass on a card, unless the configuration says otherwise: more fill it no better.
+const CUDA_BATCH_ROWS: usize = 128;
+
+/// Memory of a card that is left to its driver, to compiled kernels and to what tuning tries.
+const CUDA_RESERVE_BYTES: u64 = 1 << 30;
+
+/// Lanes of a card: one computes, one waits behind it, one is being uploaded to or read from.
+const CUDA_LANES: usize = 3;
+
+/// The stream of a lane: threads' own are counted from 0.
+fn lane_stream(lane: usize) -> StreamId {
+    StreamId { value: u64::MAX - lane as u64 }
+}
+
+/// Rows of features and classes of a tile that a card works on at once: 64 MiB of f32 logits.
+const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
+
+/// Features that are being computed.
+pub(super) type Pending = crate::model::Pending<Any>;
 
 /// Everything that lives on the device. One thread has it for the whole run.
-#[derive(Default)]
 pub(super) struct Desk {
-    pub(super) extractor: Option<Extractor<Cpu>>,
-    pub(super) trainer: Option<Trainer<Cpu>>,
-    pub(super) scorer: Option<Scorer<Cpu>>,
+    device: AnyDevice,
+    numerics: Numerics,
+    options: Options,
+    selection: Selection,
+    lanes: usize,
+    /// The backbone, once for each lane.
+    backbone: Vec<Extractor<Any>>,
+    /// The lane of the next batch.
+    next: usize,
+    trainer: Option<Trainer<Any>>,
+    scorer: Option<Scorer<Any>>,
 }
 
-/// The thread that owns the [`Desk`].
-pub(super) type Device = DeviceThread<Desk>;
-
-/// The CPU: the one device of this build.
-pub(super) fn cpu() -> FlexDevice {
-    FlexDevice
+fn absent(what: &str) -> PipelineError {
+    PipelineError::Internal(format!("the {what} is not loaded"))
 }
 
-/// Opens the device.
+impl Desk {
+    fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, lanes: usize) -> Self {
+        let (backbone, next) = (Vec::new(), 0);
+        Self { device, numerics, options, selection, lanes, backbone, next, trainer: None, scorer: None }
+    }
+
+    /// Puts the backbone on the device, unless it is there.
+    pub(super) fn load_backbone(
+        &mut self,
+        checkpoint: &Checkpoint,
+        options: &ExtractOptions,
+    ) -> Result<(), PipelineError> {
+        for lane in self.backbone.len()..self.lanes {
+            let load = || Extractor::load(checkpoint, options, self.numerics, &self.device);
+            self.backbone.push(lane_stream(lane).executes(load).map_err(model_error)?);
+        }
+        Ok(())
+    }
+
+    /// Frees what training does not need.
+    pub(super) fn unload_backbone(&mut self) {
+        for (lane, backbone) in self.backbone.drain(..).enumerate() {
+            lane_stream(lane).executes(|| {
+                drop(backbone);
+                Any::memory_cleanup(&self.device);
+            });
+        }
+    }
+
+    /// Hands a batch of pixels to the next lane and does not wait for its features.
+    pub(super) fn submit(&mut self, pixels: Vec<u8>, rows: usize) -> Result<Pending, PipelineError> {
+        let lane = self.next;
+        let backbone = self.backbone.get(lane).ok_or_else(|| absent("backbone"))?;
+        self.next = (lane + 1) % self.lanes;
+        lane_stream(lane).executes(|| backbone.submit(pixels, rows)).map_err(model_error)
+    }
+
+    fn trainer(&mut self) -> Result<&mut Trainer<Any>, PipelineError> {
+        self.trainer.as_mut().ok_or_else(|| absent("trainer"))
+    }
+
+    fn scorer(&self) -> Result<&Scorer<Any>, PipelineError> {
+        self.scorer.as_ref().ok_or_else(|| absent("head"))
+    }
+
+    /// Puts the head and its optimiser on the device; `resumed`: updates made, and the losses not taken yet.
+    pub(super) fn load_trainer(
+        &mut self,
+        state: HeadState,
+        sgd: Sgd,
+        resumed: (u64, f64, u64),
+    ) -> Result<(), PipelineError> {
+        let trainer = Trainer::new(state, sgd, self.options, &self.device).map_err(model_error)?;
+        let (step, loss_sum, loss_count) = resumed;
+        self.trainer = Some(trainer.resumed(step, loss_sum, loss_count));
+        Ok(())
+    }
+
+    /// One update with micro-batches of `batch` rows; sum and number of the losses since they were last taken, where asked for.
+    pub(super) fn train(
+        &mut self,
+        features: &[f32],
+        labels: &[u32],
+        batch: usize,
+        rate: f64,
+        loss: bool,
+    ) -> Result<Option<(f64, u64)>, PipelineError> {
+        let trainer = self.trainer()?;
+        let dim = features.len() / labels.len().max(1);
+        for (features, part) in features.chunks((batch * dim).max(1)).zip(labels.chunks(batch)) {
+            trainer.accumulate(features, part, labels.len()).map_err(model_error)?;
+        }
+        trainer.step(rate).map_err(model_error)?;
+        if loss { self.take_loss().map(Some) } else { Ok(None) }
+    }
+
+    /// Sum and number of the losses since they were last taken; they start anew.
+    pub(super) fn take_loss(&mut self) -> Result<(f64, u64), PipelineError> {
+        self.trainer()?.take_loss().map_err(model_error)
+    }
+
+    /// Head and optimiser, and the losses that were not taken yet.
+    pub(super) fn state(&mut self) -> Result<(HeadState, (f64, u64)), PipelineError> {
+        let trainer = self.trainer()?;
+        let loss = trainer.loss().map_err(model_error)?;
+        Ok((trainer.state().map_err(model_error)?, loss))
+    }
+
+    /// Frees head and optimiser.
+    pub(super) fn unload_trainer(&mut self) {
+        self.trainer = None;
+    }
+
+    /// Puts a head there to rank with.
+    pub(super) fn load_scorer(&mut self, head: &HeadState) -> Result<(), PipelineError> {
+        // In f32 on any device: bf16 would make equals of logits that are not, and ranking is a single pass.
+        let HeadState { weight, bias, classes, dim, .. } = head;
+        let scorer = Scorer::with_blocks(weight, bias, *classes, *dim, self.options.blocks, Compute::F32, &self.device);
+        self.scorer = Some(scorer.map_err(model_error)?.selecting(self.selection));
+        Ok(())
+    }
+
+    /// Ranks with the head that is being trained, as it is now.
+    pub(super) fn score_with_trainer(&mut self) -> Result<(), PipelineError> {
+        let selection = self.selection;
+        self.scorer = Some(self.trainer()?.scorer().selecting(selection));
+        Ok(())
+    }
+
+    /// Frees the head to rank with.
+    pub(super) fn unload_scorer(&mut self) {
+        self.scorer = None;
+    }
+
+    /// The best classes of each row.
+    pub(super) fn top_k(&mut self, features: &[f32], rows: usize, k: usize) -> Result<Vec<TopK>, PipelineError> {
+        self.scorer()?.top_k(features, rows, k).map_err(model_error)
+    }
+
+    /// The best classes and the loss of each row.
+    pub(super) fn score(&mut self, features: &[f32], labels: &[u32], k: usize) -> Result<Vec<Scored>, PipelineError> {
+        self.scorer()?.score(features, labels, k).map_err(model_error)
+    }
+}
+
+/// The thread that owns the [`Desk`], and what the others have to know of it.
+pub(super) struct Device {
+    thread: DeviceThread<Desk>,
+    /// Rows of a batch of images.
+    pub(super) batch_rows: usize,
+    /// Batches that may be on their way at once.
+    pub(super) in_flight: usize,
+}
+
+impl Device {
+    /// Runs `job` on the device's thread and waits for its answer.
+    ///
+    /// # Errors
+    /// What the job says; or when the device's thread is gone.
+    pub(super) async fn call<T, F>(&self, job: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Desk) -> Result<T, PipelineError> + Send + 'static,
+    {
+        self.thread.call(job).await?
+    }
+
+    /// As [`Self::call`], for what cannot fail.
+    pub(super) async fn tell(&self, job: impl FnOnce(&mut Desk) + Send + 'static) -> Result<(), PipelineError> {
+        Ok(self.thread.call(job).await?)
+    }
+}
+
+/// What a device and its host have to hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    /// Parameters of the backbone.
+    pub(super) parameters: u64,
+    /// Intermediate values of an image, at f32.
+    pub(super) activation_bytes: u64,
+    /// Pixels of an image.
+    pub(super) pixel_bytes: u64,
+    /// Host memory for pixels on their way to the device.
+    pub(super) host_bytes: u64,
+    /// The format to compute in.
+    pub(super) precision: Precision,
+}
+
+impl Load {
+    /// Of a head alone.
+    pub(super) fn of_head(precision: Precision) -> Self {
+        Self { parameters: 0, activation_bytes: 0, pixel_bytes: 0, host_bytes: u64::MAX, precision }
+    }
+}
+
+/// The device that a machine file asks for.
 ///
 /// # Errors
-/// When the system has no thread left.
-pub(super) async fn open() -> Result<Device, PipelineError> {
-    Ok(Device::start(|| Ok::<_, std::convert::Infallible>(Desk::default()))
-        .await?
-        .unwrap_or_else(|never| match never {}))
+/// When it is not there.
+pub(super) async fn choose(asked: &RawDevice) -> Result<Chosen, PipelineError> {
+    let RawDevice { kind, index, .. } = *asked;
+    let chosen = tokio::task::spawn_blocking(move || device::choose(kind, index)).await?;
+    chosen.map_err(|error| PipelineError::Model(error.to_string()))
 }
 
-/// Puts the backbone on the device, unless it is there.
+/// Opens a device. `batch_size`: 0 where it is to be chosen; `scratch`: where compiled kernels are kept.
 ///
 /// # Errors
-/// When the checkpoint cannot be read.
-pub(super) async fn load_backbone(
-    device: &Device,
-    checkpoint: crate::model::Checkpoint,
-    options: ExtractOptions,
-) -> Result<(), PipelineError> {
-    device
-        .call(move |desk| {
-            if desk.extractor.is_none() {
-                desk.extractor = Some(Extractor::load(&checkpoint, &options, &cpu())?);
-            }
-            Ok::<_, ModelError>(())
-        })
-        .await?
-        .map_err(model_error)
+/// When host or card have too little memory, or the system has no thread left.
+pub(super) async fn open(
+    chosen: &Chosen,
+    load: Load,
+    batch_size: u32,
+    scratch: &Path,
+) -> Result<Device, PipelineError> {
+    let lanes = if chosen.is_cuda() { CUDA_LANES } else { 1 };
+    let most = load.host_bytes / (load.pixel_bytes * (BATCHES_AHEAD + lanes) as u64).max(1);
+    if u64::from(batch_size) > most {
+        let what = format!(
+            "`{batch_size}`: `limits.memory` leaves room for batches of {most} images of this size; raise it, or lower the batch"
+        );
+        return Err(ConfigError(vec![Problem { key: "device.batch_size".to_owned(), what }]).into());
+    }
+    let Some(card) = &chosen.card else {
+        let device = AnyDevice::Flex(FlexDevice);
+        let desk = move || Desk::new(device, Numerics::default(), Options::default(), Selection::Host, lanes);
+        let batch_rows = if batch_size == 0 { CPU_BATCH_ROWS.min(most as usize) } else { batch_size as usize };
+        return Ok(Device { thread: start(desk).await?, batch_rows, in_flight: lanes });
+    };
+    let batch_rows = if batch_size == 0 {
+        fitting(load, card)?.min(CUDA_BATCH_ROWS as u64).min(most) as usize
+    } else {
+        batch_size as usize
+    };
+    let (format, compute) = match load.precision {
+        Precision::Bf16 => (DType::BF16, Compute::Bf16),
+        Precision::F32 => (DType::F32, Compute::F32),
+    };
+    device::keep_kernels(scratch);
+    let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
+    let numerics = Numerics { format, batch_rows: Some(batch_rows) };
+    let options = Options { blocks: CUDA_BLOCKS, compute };
+    let desk = move || Desk::new(device, numerics, options, Selection::Device, lanes);
+    Ok(Device { thread: start(desk).await?, batch_rows, in_flight: lanes })
 }
 
-/// Frees what training does not need.
-pub(super) async fn unload_backbone(device: &Device) -> Result<(), PipelineError> {
-    Ok(device.call(|desk| desk.extractor = None).await?)
+async fn start(desk: impl FnOnce() -> Desk + Send + 'static) -> Result<DeviceThread<Desk>, PipelineError> {
+    let opened = DeviceThread::start(move || Ok::<_, std::convert::Infallible>(desk())).await?;
+    Ok(opened.unwrap_or_else(|never| match never {}))
+}
+
+/// Most rows of a batch that fit the free memory of a card.
+fn fitting(load: Load, card: &Card) -> Result<u64, PipelineError> {
+    let width = match load.precision {
+        Precision::Bf16 => 2,
+        Precision::F32 => 4,
+    };
+    // Each lane has weights and intermediate values of its own; of the latter twice as many, because memory is cut into pages.
+    let lanes = CUDA_LANES as u64;
+    let image = 2 * lanes * (load.activation_bytes / 4 * width + load.pixel_bytes);
+    let taken = CUDA_RESERVE_BYTES + lanes * load.parameters * width;
+    let rows = card.free_bytes.saturating_sub(taken) / image.max(1);
+    if rows > 0 {
+        return Ok(rows);
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    Err(PipelineError::Model(format!(
+        "card {} has {} MiB of free memory, and the model needs {} MiB: free some, take another card by `device.index`, or set \
+         `device.kind` to `cpu`",
+        card.index,
+        mib(card.free_bytes),
+        mib(taken + image)
+    )))
 }
 
 /// A damaged artefact of a run, with the causes, as one sentence.
@@ -71,4 +331,86 @@ pub(super) fn damaged(error: impl std::error::Error) -> PipelineError {
 /// An error of the model with its causes, as one sentence.
 pub(super) fn model_error(error: impl std::error::Error) -> PipelineError {
     PipelineError::Model(super::chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(precision: Precision) -> Load {
+        let (activation_bytes, pixel_bytes) = (20 << 20, 150_528);
+        Load { parameters: 86_000_000, activation_bytes, pixel_bytes, host_bytes: 1 << 30, precision }
+    }
+
+    fn card(free_bytes: u64) -> Card {
+        Card {
+            index: 3,
+            name: "X".to_owned(),
+            compute_capability: "8.0".to_owned(),
+            memory_bytes: 80 << 30,
+            free_bytes,
+        }
+    }
+
+    #[test]
+    fn batches_fit_the_card_and_a_card_without_room_is_one_sentence() {
+        let (large, small) = (card(70 << 30), card(3 << 30));
+        assert!(fitting(load(Precision::Bf16), &large).unwrap() > 500);
+        let rows = fitting(load(Precision::Bf16), &small).unwrap();
+        assert!((1..1000).contains(&rows) && rows > fitting(load(Precision::F32), &small).unwrap());
+        let error = fitting(load(Precision::F32), &card(1 << 30)).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        assert!(error.to_string().starts_with("card 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
+    }
+
+    /// What a card has, on the CPU: lanes in turn, fixed batches, bf16.
+    #[test]
+    fn batches_take_the_lanes_in_turn_and_are_waited_for_in_any_order() {
+        let checkpoint = Checkpoint::open(Path::new("tests/reference/model/vit")).unwrap();
+        let size_px = checkpoint.image_size_px();
+        let options = ExtractOptions { size_px, layer: -1, pool: crate::model::Pool::Default };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3) };
+        let desk = |lanes| {
+            let device = AnyDevice::Flex(FlexDevice);
+            let mut desk = Desk::new(device, numerics, Options::default(), Selection::Device, lanes);
+            desk.load_backbone(&checkpoint, &options).unwrap();
+            desk
+        };
+        let batch = |seed: usize, rows: usize| -> Vec<u8> {
+            (0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8).collect()
+        };
+        let (mut one, mut three) = (desk(1), desk(CUDA_LANES));
+        let rows = [3, 1, 2, 3, 3, 1, 0];
+        let expected: Vec<Vec<f32>> = rows
+            .iter()
+            .enumerate()
+            .map(|(seed, rows)| one.submit(batch(seed, *rows), *rows).unwrap().wait().unwrap())
+            .collect();
+        let pending: Vec<(usize, Pending)> = rows
+            .iter()
+            .enumerate()
+            .map(|(seed, rows)| (seed, three.submit(batch(seed, *rows), *rows).unwrap()))
+            .collect();
+        let waiting: Vec<_> = pending
+            .into_iter()
+            .rev()
+            .map(|(seed, pending)| (seed, std::thread::spawn(move || pending.wait().unwrap())))
+            .collect();
+        for (seed, thread) in waiting {
+            assert_eq!(thread.join().unwrap(), expected[seed], "batch {seed}");
+        }
+        three.unload_backbone();
+        assert!(three.submit(batch(0, 1), 1).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_the_host_cannot_hold_is_refused_by_its_key() {
+        let cpu = device::choose(crate::config::value::DeviceKind::Cpu, 0).unwrap();
+        let scratch = Path::new("/nonexistent");
+        let error = open(&cpu, load(Precision::F32), 60_000, scratch).await.err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("`device.batch_size`") && error.to_string().contains("1783"), "{error}");
+        let device = open(&cpu, load(Precision::F32), 0, scratch).await.unwrap();
+        assert_eq!((device.batch_rows, device.in_flight), (CPU_BATCH_ROWS, 1));
+    }
 }

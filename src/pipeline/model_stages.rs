@@ -2,7 +2,7 @@
 
 use super::{
     Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog, desk,
-    enough_captions, features, prediction, scratch_path, training,
+    enough_captions, features, prediction, scratch_path, stream, training,
 };
 use crate::config::plan::chunk_disk_bytes;
 use crate::store::LocalDirectory;
@@ -17,6 +17,25 @@ fn stem(settings: &RawPredict) -> String {
 }
 
 impl Run {
+    /// Opens the device, where a stage needs one, and says which it is.
+    pub(super) async fn open_device(&mut self) -> Result<Option<Arc<desk::Device>>, PipelineError> {
+        let (Some(chosen), Some(backbone)) = (&self.chosen, &self.backbone) else { return Ok(None) };
+        let bytes =
+            stream::stream_bytes(&self.spec, self.machine.pool.width(), u64::from(self.plan.pipeline().chunks.rows));
+        let load = desk::Load {
+            parameters: backbone.checkpoint.parameters(),
+            activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
+            pixel_bytes: self.spec.pixel_bytes(),
+            host_bytes: bytes.left_for_model(self.plan.machine().limits.memory.0),
+            precision: backbone.shape.precision,
+        };
+        let batch_size = self.plan.machine().device.batch_size;
+        let device = desk::open(chosen, load, batch_size, &scratch_path(&self.plan)).await?;
+        tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
+        self.report.device = Some(chosen.to_string());
+        Ok(Some(Arc::new(device)))
+    }
+
     fn backbone(&self) -> Result<&Backbone, PipelineError> {
         self.backbone
             .as_ref()
@@ -43,7 +62,8 @@ impl Run {
         device: &Arc<desk::Device>,
     ) -> Result<Journal, PipelineError> {
         let backbone = self.backbone()?;
-        desk::load_backbone(device, backbone.checkpoint.clone(), backbone.options).await?;
+        let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
+        device.call(move |desk| desk.load_backbone(&checkpoint, &options)).await?;
         let rings = LocalDirectory::create(scratch_path(&self.plan))?;
         let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {

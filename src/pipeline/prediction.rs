@@ -10,7 +10,7 @@ use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
 use super::PipelineError;
-use super::desk::{Device, cpu, model_error};
+use super::desk::{Desk, Device};
 use super::features::read_features;
 use super::report::{DEVICE, ScoreReport};
 use super::spill::Spill;
@@ -22,7 +22,6 @@ use crate::corpus::{TestId, TestIds};
 use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
-use crate::predict::scorer::Scorer;
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
 use crate::store::{Directory, Store, StoreError};
 use crate::train::HeadState;
@@ -129,14 +128,8 @@ pub(super) async fn rank(
     let dim = head.dim;
     let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
     let made_from = format!("{generation} {:016x} {} {dim} {top_k}", fingerprint(&head), head.classes);
-    let mut spill = Spill::open(kept.clone(), &made_from)?;
-    device
-        .call(move |desk| {
-            let HeadState { weight, bias, classes, dim, .. } = head;
-            desk.scorer = Some(Scorer::new(&weight, &bias, classes, dim, &cpu()).map_err(model_error)?);
-            Ok::<_, PipelineError>(())
-        })
-        .await??;
+    let (mut known, mut spill) = Spill::open(kept.clone(), &made_from)?;
+    device.call(move |desk| desk.load_scorer(&head)).await?;
     meter.set_total(journal.tally().kept);
     let clock = meter.part(Clock::serial(DEVICE).starved_by("the features"));
     for (id, entry) in journal.entries() {
@@ -156,16 +149,11 @@ pub(super) async fn rank(
         }
         let (rows, values) = (chunk.rows, chunk.values);
         let count = rows.len();
-        let ranked = if let Some(known) = spill.take(count * top_k) {
+        let ranked = if let Some(earlier) = known.take(count * top_k) {
             meter.add_resumed(count as u64);
-            known.into_iter().map(f32::to_bits).collect()
+            earlier.into_iter().map(f32::to_bits).collect()
         } else {
-            let tops = device
-                .call(move |desk| match &desk.scorer {
-                    Some(scorer) => scorer.top_k(&values, count, top_k).map_err(model_error),
-                    None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
-                })
-                .await??;
+            let tops = device.call(move |desk| desk.top_k(&values, count, top_k)).await?;
             let mut ranked = vec![NONE; count * top_k];
             for (own, top) in ranked.chunks_mut(top_k).zip(&tops) {
                 // A head with values that are not numbers ranks nothing; the image then counts as unusable.
@@ -184,7 +172,7 @@ pub(super) async fn rank(
             }
         }
     }
-    device.call(|desk| desk.scorer = None).await?;
+    device.tell(Desk::unload_scorer).await?;
     drop(spill);
     match std::fs::remove_file(&kept) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

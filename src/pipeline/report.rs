@@ -16,6 +16,9 @@ pub(super) const DEVICE: &str = "device";
 pub struct Report {
     /// The run's directory.
     pub run_dir: String,
+    /// What the model ran on, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Captions and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog: Option<CatalogReport>,

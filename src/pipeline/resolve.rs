@@ -44,11 +44,7 @@ pub(super) fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, O
         let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
         let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
         let spec = preprocess::resolve(plan, asked);
-        let pool = match model.pool {
-            Word::Default => Pool::Default,
-            Word::Cls => Pool::Cls,
-            Word::ClsMean => Pool::ClsMean,
-        };
+        let pool = pool_of(model.pool);
         let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool };
         let patch = checkpoint.patch_size_px();
         if !options.size_px.is_multiple_of(patch) {
@@ -68,6 +64,16 @@ pub(super) fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, O
         let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
         let shape = FeatureShape { dim: checkpoint.feature_dim(pool), precision: model.precision };
         bounded(plan, spec, Some(Backbone { checkpoint, options, shape, fingerprint }))
+    }
+}
+
+/// A configuration's word as the model's.
+#[cfg(feature = "model")]
+pub(super) fn pool_of(word: Word) -> Pool {
+    match word {
+        Word::Default => Pool::Default,
+        Word::Cls => Pool::Cls,
+        Word::ClsMean => Pool::ClsMean,
     }
 }
 

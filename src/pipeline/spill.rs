@@ -21,13 +21,22 @@ const KEPT_AFTER: Duration = Duration::from_secs(2);
 /// Bytes before the values of a record: a hash of what they were made from, their number, their checksum.
 const HEAD_BYTES: usize = 24;
 
-/// The kept values of one artefact.
+/// The values of an artefact that an earlier process computed, batch by batch.
+#[derive(Debug)]
+pub(super) struct Known(VecDeque<Vec<f32>>);
+
+impl Known {
+    /// The next batch's values, if they are known: `values` numbers.
+    pub(super) fn take(&mut self, values: usize) -> Option<Vec<f32>> {
+        self.0.pop_front().filter(|batch| batch.len() == values)
+    }
+}
+
+/// Keeps the values of one artefact.
 #[derive(Debug)]
 pub(super) struct Spill {
     path: PathBuf,
     key: u64,
-    /// Batches that an earlier process computed.
-    known: VecDeque<Vec<f32>>,
     /// Batches that are not in the file yet.
     pending: Vec<Vec<f32>>,
     /// Sound bytes of the file.
@@ -41,7 +50,7 @@ impl Spill {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub(super) fn open(path: PathBuf, made_from: &str) -> Result<Self, StoreError> {
+    pub(super) fn open(path: PathBuf, made_from: &str) -> Result<(Known, Self), StoreError> {
         let key = XxHash3_64::oneshot(made_from.as_bytes());
         let content = match std::fs::read(&path) {
             Ok(content) => content,
@@ -50,12 +59,7 @@ impl Spill {
         };
         let (known, bytes) = parse(&content, key);
         let (pending, started) = (Vec::new(), Instant::now());
-        Ok(Self { path, key, known, pending, bytes, file: None, started })
-    }
-
-    /// The next batch's values, if an earlier process computed them: `values` numbers.
-    pub(super) fn take(&mut self, values: usize) -> Option<Vec<f32>> {
-        self.known.pop_front().filter(|batch| batch.len() == values)
+        Ok((Known(known), Self { path, key, pending, bytes, file: None, started }))
     }
 
     /// Keeps a batch's values, if the artefact takes long.
@@ -145,7 +149,7 @@ mod tests {
             let path = dir.path().join("0.features");
             let batches: Vec<Vec<f32>> =
                 sizes.iter().enumerate().map(|(batch, size)| (0..*size).map(|i| (batch * 100 + i) as f32 * 0.1).collect()).collect();
-            let mut spill = Spill::open(path.clone(), "g 3").unwrap();
+            let (_, mut spill) = Spill::open(path.clone(), "g 3").unwrap();
             spill.started -= KEPT_AFTER;
             for batch in &batches {
                 spill.keep(batch).unwrap();
@@ -158,18 +162,18 @@ mod tests {
                 content[at] ^= 4;
             }
             std::fs::write(&path, &content).unwrap();
-            let mut again = Spill::open(path.clone(), "g 3").unwrap();
-            let known = again.known.len();
-            for batch in &batches[..known] {
-                prop_assert_eq!(again.take(batch.len()), Some(batch.clone()));
+            let (mut known, mut again) = Spill::open(path.clone(), "g 3").unwrap();
+            let count = known.0.len();
+            for batch in &batches[..count] {
+                prop_assert_eq!(known.take(batch.len()), Some(batch.clone()));
             }
-            for batch in &batches[known..] {
-                prop_assert_eq!(again.take(batch.len()), None);
+            for batch in &batches[count..] {
+                prop_assert_eq!(known.take(batch.len()), None);
                 again.started -= KEPT_AFTER;
                 again.keep(batch).unwrap();
             }
-            prop_assert_eq!(Vec::from(Spill::open(path.clone(), "g 3").unwrap().known), batches);
-            prop_assert!(Spill::open(path, "other").unwrap().known.is_empty());
+            prop_assert_eq!(Vec::from(Spill::open(path.clone(), "g 3").unwrap().0.0), batches);
+            prop_assert!(Spill::open(path, "other").unwrap().0.0.is_empty());
         }
     }
 }

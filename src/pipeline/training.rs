@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::PipelineError;
 use super::curve::Curve;
-use super::desk::{Desk, Device, cpu, damaged, model_error};
+use super::desk::{Desk, Device, damaged, model_error};
 use super::events::{Event, Events};
 use super::features::read_features;
 use super::report::{DEVICE, LossPoint, TrainingReport, ValidationPoint};
@@ -19,7 +19,7 @@ use crate::predict::metrics::{self, rank_of};
 use crate::store::{Directory, LocalCopy, StoreError};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
-use crate::train::{HeadState, Options, Progress, Schedule, ScheduleKind, Sgd, Trainer, checkpoint, plot};
+use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, checkpoint, plot};
 
 /// Folder of the checkpoints.
 const FOLDER: &str = "checkpoints";
@@ -148,14 +148,8 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
     job.events.started(&job.meter);
     let sgd = Sgd { momentum: settings.momentum, weight_decay: settings.weight_decay, clip_norm: settings.clip_norm };
-    let resumed = progress.clone();
-    job.device
-        .call(move |desk| {
-            let trainer = Trainer::new(state, sgd, Options::default(), &cpu()).map_err(model_error)?;
-            desk.trainer = Some(trainer.resumed(resumed.step, resumed.loss_sum, resumed.loss_count));
-            Ok::<_, PipelineError>(())
-        })
-        .await??;
+    let resumed = (progress.step, progress.loss_sum, progress.loss_count);
+    job.device.call(move |desk| desk.load_trainer(state, sgd, resumed)).await?;
     let mut session = Session {
         job: &job,
         inventory: &inventory,
@@ -169,7 +163,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     };
     session.train().await?;
     session.tidy()?;
-    job.device.call(|desk| desk.trainer = None).await?;
+    job.device.tell(Desk::unload_trainer).await?;
     job.events.finished(&job.meter);
     let Session { progress, curve, .. } = session;
     Ok(Some(TrainingReport {
@@ -304,22 +298,12 @@ impl Session<'_> {
     }
 
     async fn step(&mut self, features: Vec<f32>, labels: Vec<u32>) -> Result<(), PipelineError> {
-        let (batch, dim) = (self.job.settings.batch_size as usize, self.job.dim);
+        let batch = self.job.settings.batch_size as usize;
         let samples = labels.len();
         let rate = self.schedule.rate(self.progress.step);
         let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
-        let loss = self
-            .job
-            .device
-            .call(move |desk| {
-                let trainer = trainer(desk)?;
-                for (features, labels) in features.chunks(batch * dim).zip(labels.chunks(batch)) {
-                    trainer.accumulate(features, labels, samples).map_err(model_error)?;
-                }
-                trainer.step(rate).map_err(model_error)?;
-                if log { trainer.take_loss().map(Some).map_err(model_error) } else { Ok(None) }
-            })
-            .await??;
+        let train = self.job.device.call(move |desk| desk.train(&features, &labels, batch, rate, log));
+        let loss = train.await?;
         self.progress.step += 1;
         self.progress.position += samples as u64;
         self.job.meter.add(samples as u64);
@@ -347,7 +331,7 @@ impl Session<'_> {
         if self.inventory.validation_rows.iter().sum::<u64>() == 0 {
             return Ok(());
         }
-        self.job.device.call(|desk| desk.scorer = desk.trainer.as_ref().map(Trainer::scorer)).await?;
+        self.job.device.call(Desk::score_with_trainer).await?;
         let (mut tally, mut loss_sum) = (metrics::Tally::default(), 0.0);
         let mut labels_per_image: Vec<u64> = Vec::new();
         for (name, rows) in self.inventory.chunks.iter().zip(&self.inventory.validation_rows) {
@@ -366,20 +350,13 @@ impl Session<'_> {
                 }
             }
             let asked = labels.clone();
-            let scored = self
-                .job
-                .device
-                .call(move |desk| match &desk.scorer {
-                    Some(scorer) => scorer.score(&values, &labels, 5).map_err(model_error),
-                    None => Err(PipelineError::Internal("the head is not loaded".to_owned())),
-                })
-                .await??;
+            let scored = self.job.device.call(move |desk| desk.score(&values, &labels, 5)).await?;
             for (label, row) in asked.iter().zip(&scored) {
                 tally.add(rank_of(*label, &row.top.classes));
                 loss_sum += row.loss;
             }
         }
-        self.job.device.call(|desk| desk.scorer = None).await?;
+        self.job.device.tell(Desk::unload_scorer).await?;
         let point = ValidationPoint {
             step: self.progress.step,
             epoch: self.progress.epoch,
@@ -403,15 +380,7 @@ impl Session<'_> {
         let content = self.curve.write().map_err(|error| PipelineError::Internal(error.to_string()))?;
         self.job.directory.write(CURVE, &content)?;
         let step = self.progress.step;
-        let (state, loss) = self
-            .job
-            .device
-            .call(|desk| {
-                let trainer = trainer(desk)?;
-                let loss = trainer.loss().map_err(model_error)?;
-                Ok::<_, PipelineError>((trainer.state().map_err(model_error)?, loss))
-            })
-            .await??;
+        let (state, loss) = self.job.device.call(Desk::state).await?;
         (self.progress.loss_sum, self.progress.loss_count) = loss;
         let (directory, progress) = (self.job.directory.clone(), self.progress.clone());
         let publishing = tokio::task::spawn_blocking(move || {
@@ -440,7 +409,7 @@ impl Session<'_> {
 
     /// Notes the loss since the last point at the end of an epoch, so that short runs have a curve too.
     async fn note_loss(&mut self) -> Result<(), PipelineError> {
-        let (sum, count) = self.job.device.call(|desk| trainer(desk)?.take_loss().map_err(model_error)).await??;
+        let (sum, count) = self.job.device.call(Desk::take_loss).await?;
         if count > 0 {
             let learning_rate = self.schedule.rate(self.progress.step.saturating_sub(1));
             self.curve.losses.push(LossPoint { step: self.progress.step, loss: sum / count as f64, learning_rate });
@@ -474,10 +443,6 @@ fn checkpoint_error(error: checkpoint::CheckpointError) -> PipelineError {
         checkpoint::CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),
         other => model_error(other),
     }
-}
-
-fn trainer(desk: &mut Desk) -> Result<&mut Trainer<crate::model::Cpu>, PipelineError> {
-    desk.trainer.as_mut().ok_or_else(|| PipelineError::Internal("the trainer is not loaded".to_owned()))
 }
 
 /// The samples of a window in the order of training: one for each (image, class) pair of the training side.

@@ -1,11 +1,11 @@
 //! Scores features against a head on the device and keeps the best classes of each row.
 //!
-//! Memory on top of the head is one `[rows of a block, classes of a tile]` matrix of logits, on the device and on the
-//! host. The selection runs on the host: a device's own top-k leaves ties open, and on the CPU backend it sorts
-//! whole rows. Labels are checked on the host before any work.
+//! Memory on top of the head is a few `[rows of a block, classes of a tile]` matrices, on the device and, where the host
+//! selects, there too. A backend's own top-k is not used: it leaves ties open, and sorts whole rows (on CUDA even on the host).
+//! Labels are checked on the host before any work.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::PredictError;
 use super::rank::TopK;
@@ -24,6 +24,16 @@ pub struct Scored {
     pub lse: f64,
 }
 
+/// Where the best classes of a tile are picked. Both give the same ranking, except that a logit of −∞ never ranks on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Selection {
+    /// All logits go to the host, which looks at each once: best where the device is the host.
+    #[default]
+    Host,
+    /// The device takes the largest of each row k times, and the k of each tile alone go to the host.
+    Device,
+}
+
 /// A head that ranks classes.
 #[derive(Debug, Clone)]
 pub struct Scorer<B: Backend> {
@@ -31,6 +41,7 @@ pub struct Scorer<B: Backend> {
     dim: usize,
     blocks: Blocks,
     compute: Compute,
+    selection: Selection,
     weight: Vec<Tensor<B, 2>>,
     bias: Vec<Tensor<B, 2>>,
     device: B::Device,
@@ -92,7 +103,14 @@ impl<B: Backend> Scorer<B> {
         bias: Vec<Tensor<B, 2>>,
         device: &B::Device,
     ) -> Self {
-        Self { classes, dim, blocks, compute, weight, bias, device: device.clone() }
+        let selection = Selection::default();
+        Self { classes, dim, blocks, compute, selection, weight, bias, device: device.clone() }
+    }
+
+    /// Chooses where the best are picked.
+    #[must_use]
+    pub fn selecting(self, selection: Selection) -> Self {
+        Self { selection, ..self }
     }
 
     /// Classes of the head.
@@ -111,15 +129,11 @@ impl<B: Backend> Scorer<B> {
         let mut ranked = Vec::with_capacity(rows);
         for span in spans(rows, self.blocks.rows) {
             let block = self.block(features, span.start, span.end);
-            let mut tops = vec![TopK::with_capacity(k.min(self.classes)); span.len()];
+            let mut best = Best::new(span.len(), k.min(self.classes), self.selection);
             for (first, logits) in self.tiles(&block) {
-                let width = logits.dims()[1];
-                let logits = download(logits)?;
-                for (top, row) in tops.iter_mut().zip(logits.chunks_exact(width)) {
-                    top.offer(first, row, k);
-                }
+                best.add(first, logits)?;
             }
-            ranked.append(&mut tops);
+            ranked.append(&mut best.finish()?);
         }
         Ok(ranked)
     }
@@ -135,25 +149,27 @@ impl<B: Backend> Scorer<B> {
         for span in spans(labels.len(), self.blocks.rows) {
             let block = self.block(features, span.start, span.end);
             let labels = &labels[span];
-            let mut tops = vec![TopK::with_capacity(k.min(self.classes)); labels.len()];
+            let mut best = Best::new(labels.len(), k.min(self.classes), self.selection);
             let mut lse = vec![f64::NEG_INFINITY; labels.len()];
             let mut own = vec![0.0_f64; labels.len()];
             for (first, logits) in self.tiles(&block) {
                 let width = logits.dims()[1];
+                // Of a label in another tile the last class stands in; it is not looked at.
+                let within: Vec<usize> = labels.iter().map(|label| label.wrapping_sub(first) as usize).collect();
+                let columns: Vec<i64> = within.iter().map(|column| (*column).min(width - 1) as i64).collect();
+                let columns = TensorData::new(columns, [labels.len(), 1]);
+                let columns = Tensor::<B, 2, Int>::from_data(columns, &self.device);
                 let (_, tile_lse) = softmax_and_lse(logits.clone());
-                for (all, part) in lse.iter_mut().zip(download(tile_lse)?) {
-                    *all = log_add(*all, f64::from(part));
-                }
-                let logits = download(logits)?;
-                for (row, values) in logits.chunks_exact(width).enumerate() {
-                    tops[row].offer(first, values, k);
-                    // The subtraction wraps for a label of an earlier tile, which `get` then refuses.
-                    let within = labels[row].wrapping_sub(first) as usize;
-                    if let Some(&logit) = values.get(within) {
-                        own[row] = f64::from(logit);
+                let both = Tensor::cat(vec![tile_lse, logits.clone().gather(1, columns)], 1);
+                for (row, pair) in download(both)?.chunks_exact(2).enumerate() {
+                    lse[row] = log_add(lse[row], f64::from(pair[0]));
+                    if within[row] < width {
+                        own[row] = f64::from(pair[1]);
                     }
                 }
+                best.add(first, logits)?;
             }
+            let tops = best.finish()?;
             scored.extend(tops.into_iter().zip(lse).zip(own).map(|((top, lse), own)| {
                 let loss = lse - own;
                 Scored { top, loss, lse }
@@ -175,6 +191,71 @@ impl<B: Backend> Scorer<B> {
             .zip(self.weight.iter().zip(&self.bias))
             .map(move |(first, (weight, bias))| (first as u32, tile_logits(block, weight, bias)))
     }
+}
+
+/// Picks the best classes of the rows of a block, tile by tile in class order.
+struct Best<B: Backend> {
+    tops: Vec<TopK>,
+    k: usize,
+    selection: Selection,
+    /// Logits and classes that the device picked of each tile, `[rows, k]` each, not read yet.
+    picked: Vec<(Tensor<B, 2>, Tensor<B, 2, Int>)>,
+}
+
+impl<B: Backend> Best<B> {
+    fn new(rows: usize, k: usize, selection: Selection) -> Self {
+        Self { tops: vec![TopK::with_capacity(k); rows], k, selection, picked: Vec::new() }
+    }
+
+    fn add(&mut self, first: u32, logits: Tensor<B, 2>) -> Result<(), PredictError> {
+        match self.selection {
+            Selection::Device => self.picked.extend(pick(first, logits, self.k)),
+            Selection::Host => {
+                let width = logits.dims()[1];
+                let logits = download(logits)?;
+                for (top, row) in self.tops.iter_mut().zip(logits.chunks_exact(width)) {
+                    top.offer(first, row, self.k);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<TopK>, PredictError> {
+        if self.picked.is_empty() {
+            return Ok(self.tops);
+        }
+        let (logits, classes): (Vec<_>, Vec<_>) = self.picked.into_iter().unzip();
+        // One read for all tiles.
+        let (logits, classes) = (Tensor::cat(logits, 1), Tensor::cat(classes, 1));
+        let width = logits.dims()[1];
+        let logits = download(logits)?;
+        let classes = classes.try_into_data().map_err(|error| PredictError::Device(error.to_string()))?;
+        let classes: Vec<i64> = classes.iter().collect();
+        let rows = logits.chunks_exact(width).zip(classes.chunks_exact(width));
+        for (top, (logits, classes)) in self.tops.iter_mut().zip(rows) {
+            for (logit, class) in logits.iter().zip(classes).filter(|(logit, _)| **logit > f32::NEG_INFINITY) {
+                top.offer(*class as u32, std::slice::from_ref(logit), self.k);
+            }
+        }
+        Ok(self.tops)
+    }
+}
+
+/// The `k` largest logits of each row, largest first, and their classes, lowest first among equals; what is not a number is −∞.
+fn pick<B: Backend>(first: u32, logits: Tensor<B, 2>, k: usize) -> Option<(Tensor<B, 2>, Tensor<B, 2, Int>)> {
+    let ([rows, width], device) = (logits.dims(), logits.device());
+    let columns = Tensor::<B, 1, Int>::arange(0..width as i64, &device).reshape([1, width]).expand([rows, width]);
+    let nowhere = logits.clone().is_nan();
+    let mut rest = logits.mask_fill(nowhere, f32::NEG_INFINITY);
+    let (mut largest, mut classes) = (Vec::with_capacity(k), Vec::with_capacity(k));
+    for _ in 0..k.min(width) {
+        let (value, column) = rest.clone().max_dim_with_indices(1);
+        rest = rest.mask_fill(columns.clone().equal(column.clone().expand([rows, width])), f32::NEG_INFINITY);
+        largest.push(value);
+        classes.push(column + i64::from(first));
+    }
+    (!largest.is_empty()).then(|| (Tensor::cat(largest, 1), Tensor::cat(classes, 1)))
 }
 
 /// Refuses a vector whose length does not fit its dims.
@@ -261,9 +342,11 @@ mod tests {
     #[test]
     fn nan_never_ranks_and_shows_in_the_loss() {
         let head = scorer(&[1.0, f32::NAN, 2.0], &[0.0; 3], 1, 2, 2);
-        let scored = head.score(&[1.0], &[0], 3).unwrap();
-        assert_eq!(scored[0].top.classes, [2, 0]);
-        assert!(scored[0].loss.is_nan());
+        for selection in [Selection::Host, Selection::Device] {
+            let scored = head.clone().selecting(selection).score(&[1.0], &[0], 3).unwrap();
+            assert_eq!(scored[0].top.classes, [2, 0], "{selection:?}");
+            assert!(scored[0].loss.is_nan());
+        }
     }
 
     #[test]
@@ -301,8 +384,13 @@ mod tests {
             // Small integers: the products are exact, so ties are ties in every split.
             let bias = vec![0.0; weight.len()];
             let whole = scorer(&weight, &bias, 1, 100, 100).top_k(&features, features.len(), k).unwrap();
-            let split = scorer(&weight, &bias, 1, rows, tile).top_k(&features, features.len(), k).unwrap();
-            prop_assert_eq!(whole, split);
+            let split = scorer(&weight, &bias, 1, rows, tile);
+            prop_assert_eq!(&whole, &split.top_k(&features, features.len(), k).unwrap());
+            // Ties and signed zeros included, the device picks the same.
+            let on_device = split.clone().selecting(Selection::Device);
+            prop_assert_eq!(&whole, &on_device.top_k(&features, features.len(), k).unwrap());
+            let labels: Vec<u32> = (0..features.len()).map(|row| (row * 7 % weight.len()) as u32).collect();
+            prop_assert_eq!(split.score(&features, &labels, k).unwrap(), on_device.score(&features, &labels, k).unwrap());
         }
     }
 }

@@ -10,13 +10,17 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("corpus", &[]),
     ("catalog", &[]),
     ("decode", &[]),
+    ("device", &["config"]),
     ("chunk", &["config", "flow", "store"]),
     ("model", &[]),
     ("predict", &[]),
     ("train", &["predict"]),
     ("sample", &[]),
-    ("pipeline", &["catalog", "chunk", "config", "corpus", "decode", "flow", "model", "predict", "store", "train"]),
-    ("cli", &["config", "flow", "pipeline", "predict", "sample"]),
+    (
+        "pipeline",
+        &["catalog", "chunk", "config", "corpus", "decode", "device", "flow", "model", "predict", "store", "train"],
+    ),
+    ("cli", &["config", "device", "flow", "pipeline", "predict", "sample"]),
 ];
 
 /// Module → crates that it must not know.
@@ -27,6 +31,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("corpus", &["object_store", "image", "tokio"]),
     ("catalog", &["image", "burn", "tokio", "arrow"]),
     ("decode", &["tokio", "arrow", "burn", "std::fs"]),
+    ("device", &["tokio", "arrow", "image"]),
     ("chunk", &["burn", "object_store"]),
     ("model", &["arrow", "parquet", "tokio"]),
     ("train", &["arrow", "parquet", "tokio", "clap", "image"]),

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod damage;
+mod device;
 mod errors;
 mod hostile;
 mod hub;

@@ -1,0 +1,261 @@
+//! Chunks of pixels → batches → device → features of chunks, in order: three tasks, so that the device has its next batch while the
+//! host reads chunks ahead and writes those behind.
+//!
+//! Batches never cross a chunk, so that a feature depends on its chunk alone; the tasks do: the first batch of a chunk is computed
+//! while the chunk before is being written and committed.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::PipelineError;
+use super::desk::{Device, model_error};
+use super::events::Events;
+use super::features::FeatureShape;
+use super::spill::{self, Spill};
+use super::stream::commit;
+use crate::chunk::features::FeatureWriter;
+use crate::chunk::journal::Journal;
+use crate::chunk::pixels::PixelReader;
+use crate::chunk::ring::RingChunk;
+use crate::chunk::{RowHeads, Tally};
+use crate::flow::{Clock, Doing, Meter, Stop};
+use crate::model::ModelError;
+use crate::store::Object;
+
+/// Batches on the host before the device: one being read, one that waits, one being handed over.
+pub(super) const BATCHES_AHEAD: usize = 3;
+
+/// Pieces that may wait for the task that writes: about a chunk's bookkeeping more than the device may have on its way.
+pub(super) const PIECES_WAITING: usize = 4;
+
+/// What goes from task to task.
+pub(super) enum Piece<R> {
+    /// A chunk begins; with what an earlier process kept of its features, where it has rows.
+    Begin(Box<RingChunk>, Option<Spill>),
+    /// Rows of it.
+    Rows(RowHeads, R),
+    /// It ends.
+    End,
+}
+
+/// Pixels of a batch, or its features where an earlier process computed them.
+pub(super) enum Input {
+    Pixels(Vec<u8>),
+    Known(Vec<f32>),
+}
+
+/// Features of a batch, or the task that waits for them.
+pub(super) enum Output {
+    Known(Vec<f32>),
+    Computed(JoinHandle<Result<Vec<f32>, ModelError>>),
+}
+
+fn closed() -> PipelineError {
+    PipelineError::Internal("a link around the model closed early".to_owned())
+}
+
+/// Reads chunks, one after the other, batch by batch.
+pub(super) struct Reading {
+    pub(super) shape: FeatureShape,
+    pub(super) batch_rows: usize,
+    pub(super) stop: Stop,
+}
+
+impl Reading {
+    pub(super) async fn run(
+        self,
+        mut chunks: mpsc::Receiver<RingChunk>,
+        pieces: mpsc::Sender<Piece<Input>>,
+    ) -> Result<(), PipelineError> {
+        while let Some(chunk) = chunks.recv().await {
+            if self.stop.is_raised() {
+                break;
+            }
+            let Some(path) = chunk.pixels() else {
+                pieces.send(Piece::Begin(Box::new(chunk), None)).await.map_err(|_| closed())?;
+                pieces.send(Piece::End).await.map_err(|_| closed())?;
+                continue;
+            };
+            let FeatureShape { dim, .. } = self.shape;
+            let made_from = format!("{} {dim} {}", chunk.entry.generation, self.batch_rows);
+            let (batch_rows, pieces) = (self.batch_rows, pieces.clone());
+            let reading = tokio::task::spawn_blocking(move || {
+                chunk.verify()?;
+                let (mut known, spill) = Spill::open(spill::beside(&path), &made_from)?;
+                let mut reader = PixelReader::open(&path, batch_rows)?;
+                // Whoever takes the pieces has ended where nobody takes them any more, and says why.
+                if pieces.blocking_send(Piece::Begin(Box::new(chunk), Some(spill))).is_err() {
+                    return Ok(());
+                }
+                while let Some((heads, pixels)) = reader.next_batch()? {
+                    let values = heads.len() * dim;
+                    let input = known.take(values).map_or(Input::Pixels(pixels), Input::Known);
+                    if pieces.blocking_send(Piece::Rows(heads, input)).is_err() {
+                        return Ok(());
+                    }
+                }
+                pieces.blocking_send(Piece::End).ok();
+                Ok::<_, PipelineError>(())
+            });
+            reading.await??;
+        }
+        Ok(())
+    }
+}
+
+/// Hands batches to the device, as many as may be on their way at once.
+pub(super) struct Feeding {
+    pub(super) device: Arc<Device>,
+    /// The device's: busy while a batch is on its way.
+    pub(super) clock: Arc<Clock>,
+    pub(super) stop: Stop,
+}
+
+impl Feeding {
+    pub(super) async fn run(
+        self,
+        mut input: mpsc::Receiver<Piece<Input>>,
+        output: mpsc::Sender<Piece<Output>>,
+    ) -> Result<(), PipelineError> {
+        let room = Arc::new(Semaphore::new(self.device.in_flight));
+        while let Some(piece) = self.unless_computing(&room, Doing::Starved, input.recv()).await {
+            if self.stop.is_raised() {
+                break;
+            }
+            let piece = match piece {
+                Piece::Begin(chunk, spill) => Piece::Begin(chunk, spill),
+                Piece::End => Piece::End,
+                Piece::Rows(heads, Input::Known(features)) => Piece::Rows(heads, Output::Known(features)),
+                Piece::Rows(heads, Input::Pixels(pixels)) => {
+                    let held = Arc::clone(&room).acquire_owned().await.map_err(|_| closed())?;
+                    let rows = heads.len();
+                    let pending = self.device.call(move |desk| desk.submit(pixels, rows)).await?;
+                    let waiting = tokio::task::spawn_blocking(move || {
+                        let features = pending.wait();
+                        drop(held);
+                        features
+                    });
+                    Piece::Rows(heads, Output::Computed(waiting))
+                }
+            };
+            if self.unless_computing(&room, Doing::Blocked, output.send(piece)).await.is_err() {
+                break;
+            }
+        }
+        self.clock.end();
+        Ok(())
+    }
+
+    /// Waits; the time in which nothing is on the device meanwhile counts as `doing`.
+    async fn unless_computing<T>(&self, room: &Semaphore, doing: Doing, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        tokio::select! {
+            biased;
+            done = &mut wait => return done,
+            _ = room.acquire_many(self.device.in_flight as u32) => {}
+        }
+        self.clock.wait(doing, wait).await
+    }
+}
+
+/// Writes the features of chunks and commits them.
+pub(super) struct Writing {
+    pub(super) journal: Journal,
+    pub(super) shards: Arc<Vec<Object>>,
+    pub(super) shape: FeatureShape,
+    /// Counts the features.
+    pub(super) meter: Arc<Meter>,
+    /// Counts the rows that were read, and knows about how many there are.
+    pub(super) rows: Arc<Meter>,
+    pub(super) stop: Stop,
+    pub(super) events: Events,
+}
+
+/// The chunk in hand.
+struct InHand {
+    chunk: Box<RingChunk>,
+    features: Option<(FeatureWriter, Spill)>,
+}
+
+impl Writing {
+    pub(super) async fn run(
+        mut self,
+        mut pieces: mpsc::Receiver<Piece<Output>>,
+    ) -> Result<Option<Journal>, PipelineError> {
+        let Tally { mut rows, mut kept, .. } = self.journal.tally();
+        let mut in_hand = None;
+        while let Some(piece) = pieces.recv().await {
+            if self.stop.is_raised() {
+                break;
+            }
+            match (piece, &mut in_hand) {
+                (Piece::Begin(chunk, spill), none) => {
+                    if let Some(all_rows) = self.rows.progress().1 {
+                        rows += chunk.entry.tally.rows;
+                        kept += chunk.entry.tally.kept;
+                        let all = (all_rows as f64 * kept as f64 / rows.max(1) as f64).round();
+                        self.meter.set_total(all as u64);
+                    }
+                    *none = Some(self.begin(chunk, spill)?);
+                }
+                (Piece::Rows(heads, output), Some(InHand { features: Some((writer, spill)), .. })) => {
+                    self.write(&heads, output, writer, spill).await?;
+                }
+                (Piece::End, some) => {
+                    if let Some(chunk) = some.take() {
+                        self.end(chunk)?;
+                    }
+                }
+                (Piece::Rows(..), _) => return Err(closed()),
+            }
+        }
+        match self.stop.signal() {
+            Some(signal) => Err(PipelineError::Stopped(signal)),
+            None => Ok(Some(self.journal)),
+        }
+    }
+
+    fn begin(&self, chunk: Box<RingChunk>, spill: Option<Spill>) -> Result<InHand, PipelineError> {
+        let Some(spill) = spill else { return Ok(InHand { chunk, features: None }) };
+        let path = self.journal.directory().temporary(&self.journal.layout().chunk(chunk.entry.id))?;
+        let FeatureShape { dim, precision } = self.shape;
+        let writer = FeatureWriter::create(&path, dim, precision, &chunk.entry.generation)?;
+        Ok(InHand { chunk, features: Some((writer, spill)) })
+    }
+
+    async fn write(
+        &self,
+        heads: &RowHeads,
+        output: Output,
+        writer: &mut FeatureWriter,
+        spill: &mut Spill,
+    ) -> Result<(), PipelineError> {
+        let features = match output {
+            Output::Known(features) => features,
+            Output::Computed(waiting) => {
+                let features = waiting.await?.map_err(model_error)?;
+                spill.keep(&features)?;
+                features
+            }
+        };
+        if let Some(bad) = features.iter().position(|value| !value.is_finite()) {
+            return Err(PipelineError::Model(format!(
+                "the feature of `{}` is not a finite number: the checkpoint's weights are unusable",
+                heads.url(bad / self.shape.dim)
+            )));
+        }
+        writer.write(heads, &features)?;
+        self.meter.add(heads.len() as u64);
+        Ok(())
+    }
+
+    fn end(&mut self, InHand { chunk, features }: InHand) -> Result<(), PipelineError> {
+        let sum = features.map(|(writer, _)| writer.finish()).transpose()?;
+        let shard = &self.shards[chunk.entry.id.shard as usize].name;
+        commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
+        Ok(chunk.release()?)
+    }
+}

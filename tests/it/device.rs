@@ -1,0 +1,133 @@
+//! Which device a run uses and why, and the device's parts by themselves, through the real program.
+
+use std::path::Path;
+use std::process::Output;
+
+use crate::support::{complaint, corpus, program, run, write};
+
+/// The program where CUDA is certainly not to be had: no card is visible, and the toolkit's folder is not there.
+fn without_cuda(args: &[&str]) -> Output {
+    program().args(args).env("CUDA_VISIBLE_DEVICES", "").env("CUDA_PATH", "/nonexistent").output().unwrap()
+}
+
+fn machine(dir: &Path, device: &str) -> String {
+    let path = dir.join("machine.toml");
+    std::fs::write(&path, format!("[device]\n{device}\n")).unwrap();
+    path.display().to_string()
+}
+
+fn features_only(dir: &Path) -> String {
+    let corpus = corpus().display();
+    write(
+        dir,
+        &format!(
+            "[run]\ndir = '{}/run'\n[images]\nshards = ['{corpus}/data/image_data_test/image_pixels/*.csv']\n[model]\ncheckpoint = \
+             '{corpus}/models/vit-tiny'\n",
+            dir.display()
+        ),
+    )
+}
+
+#[test]
+fn cuda_that_is_asked_for_and_not_there_is_one_sentence_about_all_that_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'cuda'"));
+    for command in ["run", "check"] {
+        let out = without_cuda(&[command, "--config", &config, "--machine", &machine]);
+        let text = complaint(&out);
+        assert_eq!(out.status.code(), Some(5), "{text}");
+        let errors: Vec<&str> = text.lines().filter(|line| line.contains("`device.kind` is `cuda`")).collect();
+        assert_eq!(errors.len(), 1, "{text}");
+        for part in ["driver", "`/nonexistent/include` (CUDA_PATH) lacks cuda_runtime.h, ", "mma.h", "set CUDA_PATH"] {
+            assert!(errors[0].contains(part), "{part} is not in: {text}");
+        }
+        assert!(!text.contains("panicked"), "{text}");
+        assert!(!dir.path().join("run/features").exists());
+    }
+    let out = without_cuda(&["bench", "rank", "--classes", "9", "--dim", "4", "--rows", "2", "--machine", &machine]);
+    assert_eq!(out.status.code(), Some(5), "{}", complaint(&out));
+}
+
+#[test]
+fn auto_falls_back_to_the_cpu_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'auto'"));
+    let out = without_cuda(&["--json", "devices", "--machine", &machine]);
+    let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&found["chosen"]["kind"], &found["cuda"]["usable"]), (&"cpu".into(), &false.into()), "{found}");
+    assert_eq!(found["cuda"]["include"], "/nonexistent/include");
+    let out = without_cuda(&["check", "--config", &config, "--machine", &machine]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains("(no CUDA: "), "{text}{}", complaint(&out));
+    let out = without_cuda(&["--json", "run", "--config", &config, "--machine", &machine]);
+    let said = complaint(&out);
+    assert!(out.status.success() && said.contains("the model runs") && said.contains("no CUDA"), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(report["device"].as_str().unwrap().starts_with("CPU with "), "{}", report["device"]);
+    // The CPU that is asked for needs no reason.
+    let machine = self::machine(dir.path(), "kind = 'cpu'");
+    let out = without_cuda(&["devices", "--machine", &machine]);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("(`device.kind` is `cpu`)"));
+}
+
+#[test]
+fn a_batch_of_any_size_gives_the_same_features() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = corpus().join("models/vit-tiny").display().to_string();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let forward = |name: &str, more: &[&str]| -> Vec<f32> {
+        let mut args = vec!["--json", "bench", "forward", "--precision", "f32", "--checkpoint", &checkpoint];
+        let features = file(name);
+        args.extend(["--passes", "1", "--features", &features]);
+        args.extend(more);
+        let out = run(&args);
+        assert!(out.status.success(), "{}", complaint(&out));
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        for key in ["images_per_s", "first_features_s", "tflop_per_s", "flop_per_image"] {
+            assert!(report[key].as_f64().unwrap() > 0.0, "{report}");
+        }
+        let bytes = std::fs::read(&features).unwrap();
+        assert_eq!(bytes.len() as u64, 4 * report["rows"].as_u64().unwrap() * report["feature_dim"].as_u64().unwrap());
+        bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect()
+    };
+    let all = forward("all", &["--rows", "9", "--batch-size", "9"]);
+    let dim = all.len() / 9;
+    for (rows, batch) in [("9", "4"), ("9", "8"), ("1", "8")] {
+        let some = forward("some", &["--rows", rows, "--batch-size", batch]);
+        let pairs = some.iter().zip(&all);
+        assert_eq!(some.len(), rows.parse::<usize>().unwrap() * dim);
+        assert!(pairs.clone().all(|(one, other)| (one - other).abs() < 1e-4), "{rows} rows in batches of {batch}");
+    }
+    let out = run(&["bench", "forward", "--checkpoint", &checkpoint, "--pixels", &file("all"), "--size-px", "48"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(complaint(&out).contains("are no images of 48 × 48 × 3"), "{}", complaint(&out));
+}
+
+#[test]
+fn a_head_goes_on_from_its_checkpoint_bit_by_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let head = |more: &[&str]| -> serde_json::Value {
+        let mut args = vec!["--json", "bench", "head", "--classes", "70", "--dim", "8", "--batch-size", "16"];
+        args.extend(more);
+        let out = run(&args);
+        assert!(out.status.success(), "{}", complaint(&out));
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let whole = head(&["--steps", "8", "--save", &file("whole"), "--log-every", "1", "--learning-rate", "0.5"]);
+    assert_eq!(whole["losses"].as_array().unwrap().len(), 8);
+    head(&["--steps", "5", "--save", &file("half"), "--learning-rate", "0.5"]);
+    head(&["--steps", "0", "--resume", &file("half"), "--save", &file("again")]);
+    head(&["--steps", "3", "--resume", &file("half"), "--save", &file("rest"), "--learning-rate", "0.5"]);
+    for name in ["head.safetensors", "optimizer.safetensors"] {
+        let read = |folder: &str| std::fs::read(dir.path().join(folder).join(name)).unwrap();
+        assert_eq!(read("half"), read("again"), "{name}");
+        assert_eq!(read("whole"), read("rest"), "{name}");
+        assert_ne!(read("whole"), read("half"), "{name}");
+    }
+    let out = run(&["bench", "head", "--classes", "71", "--dim", "8", "--resume", &file("half"), "--steps", "1"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(complaint(&out).contains("70 classes × 8 values, not 71 × 8"), "{}", complaint(&out));
+    let out = run(&["bench", "rank", "--classes", "70", "--dim", "8", "--rows", "30"]);
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rows/s"), "{}", complaint(&out));
+}
