@@ -234,7 +234,7 @@ impl<B: Backend> Best<B> {
         let classes: Vec<i64> = classes.iter().collect();
         let rows = logits.chunks_exact(width).zip(classes.chunks_exact(width));
         for (top, (logits, classes)) in self.tops.iter_mut().zip(rows) {
-            for (logit, class) in logits.iter().zip(classes).filter(|(logit, _)| **logit > f32::NEG_INFINITY) {
+            for (logit, class) in logits.iter().zip(classes).filter(|(logit, _)| **logit > NOWHERE) {
                 top.offer(*class as u32, std::slice::from_ref(logit), self.k);
             }
         }
@@ -242,16 +242,19 @@ impl<B: Backend> Best<B> {
     }
 }
 
-/// The `k` largest logits of each row, largest first, and their classes, lowest first among equals; what is not a number is −∞.
+/// Stands for a logit that never ranks. Not −∞: of a row of nothing else CUDA's maximum has no position, and reading there fails.
+const NOWHERE: f32 = f32::MIN;
+
+/// The `k` largest logits of each row, largest first, and their classes, lowest first among equals; what is no number is nowhere.
 fn pick<B: Backend>(first: u32, logits: Tensor<B, 2>, k: usize) -> Option<(Tensor<B, 2>, Tensor<B, 2, Int>)> {
     let ([rows, width], device) = (logits.dims(), logits.device());
     let columns = Tensor::<B, 1, Int>::arange(0..width as i64, &device).reshape([1, width]).expand([rows, width]);
-    let nowhere = logits.clone().is_nan();
-    let mut rest = logits.mask_fill(nowhere, f32::NEG_INFINITY);
+    let no_number = logits.clone().is_nan();
+    let mut rest = logits.mask_fill(no_number, NOWHERE).clamp_min(NOWHERE);
     let (mut largest, mut classes) = (Vec::with_capacity(k), Vec::with_capacity(k));
     for _ in 0..k.min(width) {
         let (value, column) = rest.clone().max_dim_with_indices(1);
-        rest = rest.mask_fill(columns.clone().equal(column.clone().expand([rows, width])), f32::NEG_INFINITY);
+        rest = rest.mask_fill(columns.clone().equal(column.clone().expand([rows, width])), NOWHERE);
         largest.push(value);
         classes.push(column + i64::from(first));
     }
