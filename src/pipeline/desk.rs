@@ -165,7 +165,7 @@ impl Desk {
     pub(super) fn load_scorer(&mut self, head: &HeadState) -> Result<(), PipelineError> {
         // In f32 on any device: bf16 would make equals of logits that are not, and ranking is a single pass.
         let HeadState { weight, bias, classes, dim, .. } = head;
-        let scorer = Scorer::with_blocks(weight, bias, *classes, *dim, self.options.blocks, Compute::F32, &self.device);
+        let scorer = Scorer::new(weight, bias, *classes, *dim, self.options.blocks, Compute::F32, &self.device);
         self.scorer = Some(scorer.map_err(model_error)?.selecting(self.selection));
         Ok(())
     }

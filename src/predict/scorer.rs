@@ -48,27 +48,11 @@ pub struct Scorer<B: Backend> {
 }
 
 impl<B: Backend> Scorer<B> {
-    /// Puts a head on the device with the default blocks and f32 products.
-    ///
-    /// `weight` is `[classes, dim]` row-major, `bias` is `[classes]`.
-    ///
-    /// # Errors
-    /// When a dim is zero or a length does not fit.
-    pub fn new(
-        weight: &[f32],
-        bias: &[f32],
-        classes: usize,
-        dim: usize,
-        device: &B::Device,
-    ) -> Result<Self, PredictError> {
-        Self::with_blocks(weight, bias, classes, dim, Blocks::default(), Compute::F32, device)
-    }
-
-    /// Puts a head on the device with chosen blocks and type of product.
+    /// Puts a head on the device: `weight` is `[classes, dim]` row-major, `bias` is `[classes]`.
     ///
     /// # Errors
     /// When a dim or a block length is zero or a length does not fit.
-    pub fn with_blocks(
+    pub fn new(
         weight: &[f32],
         bias: &[f32],
         classes: usize,
@@ -301,7 +285,7 @@ mod tests {
     fn scorer(weight: &[f32], bias: &[f32], dim: usize, rows: usize, tile: usize) -> Scorer<Flex> {
         let blocks = Blocks { rows, classes: tile };
         let device = <Flex as BackendTypes>::Device::default();
-        Scorer::with_blocks(weight, bias, bias.len(), dim, blocks, Compute::F32, &device).unwrap()
+        Scorer::new(weight, bias, bias.len(), dim, blocks, Compute::F32, &device).unwrap()
     }
 
     #[test]
@@ -360,8 +344,10 @@ mod tests {
         let error = head.score(&[0.0; 2], &[3], 1).unwrap_err();
         assert!(matches!(error, PredictError::Label { row: 0, label: 3, classes: 3 }));
         let device = <Flex as BackendTypes>::Device::default();
-        let new =
-            |weight: &[f32], classes, dim| Scorer::<Flex>::new(weight, &[0.0; 3], classes, dim, &device).unwrap_err();
+        let new = |weight: &[f32], classes, dim| {
+            let (blocks, compute) = (Blocks::default(), Compute::F32);
+            Scorer::<Flex>::new(weight, &[0.0; 3], classes, dim, blocks, compute, &device).unwrap_err()
+        };
         assert!(matches!(new(&[0.0; 5], 3, 2), PredictError::Length { what: "weight", .. }));
         assert!(matches!(new(&[], 3, 0), PredictError::Zero { what: "dim" }));
         assert!(matches!(new(&[0.0; 8], 4, 2), PredictError::Length { what: "bias", .. }));
