@@ -1,7 +1,7 @@
 //! The layers of a pre-norm vision transformer, for inference.
 //!
 //! Written here because burn's own attention module never takes the fused path of a backend, and its
-//! norms compute in the backend's number format: here attention is [`attention`], which keeps its sums in f32, and norms compute
+//! norms compute in the backend's number format: here attention is [`attention`], which a backend may fuse, and norms compute
 //! in f32 whatever the format of the matrix products.
 
 use burn::tensor::DType;

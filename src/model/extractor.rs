@@ -38,7 +38,7 @@ pub struct ExtractOptions {
 /// How an extractor computes. Features agree beyond the rounding of their format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {
-    /// Format of weights, activations and features. Normalisation, softmax, activation functions and means are f32 in any case.
+    /// Format of weights, activations and features. Normalisation, activation functions and means are f32 in any case.
     pub format: DType,
     /// Rows of every batch, where the device should see one shape alone: shorter batches are padded. `None`: as they come.
     pub batch_rows: Option<usize>,
