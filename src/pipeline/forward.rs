@@ -57,7 +57,7 @@ fn closed() -> PipelineError {
     PipelineError::Internal("a link around the model closed early".to_owned())
 }
 
-/// Reads chunks, one after the other, batch by batch.
+/// Reads chunks, one after the other, batch by batch. Where nobody takes the pieces any more, whoever did has ended and says why.
 pub(super) struct Reading {
     pub(super) shape: FeatureShape,
     pub(super) batch_rows: usize,
@@ -75,8 +75,10 @@ impl Reading {
                 break;
             }
             let Some(path) = chunk.pixels() else {
-                pieces.send(Piece::Begin(Box::new(chunk), None)).await.map_err(|_| closed())?;
-                pieces.send(Piece::End).await.map_err(|_| closed())?;
+                let begun = pieces.send(Piece::Begin(Box::new(chunk), None)).await;
+                if begun.is_err() || pieces.send(Piece::End).await.is_err() {
+                    break;
+                }
                 continue;
             };
             let FeatureShape { dim, .. } = self.shape;
@@ -86,7 +88,6 @@ impl Reading {
                 chunk.verify()?;
                 let (mut known, spill) = Spill::open(spill::beside(&path), &made_from)?;
                 let mut reader = PixelReader::open(&path, batch_rows)?;
-                // Whoever takes the pieces has ended where nobody takes them any more, and says why.
                 if pieces.blocking_send(Piece::Begin(Box::new(chunk), Some(spill))).is_err() {
                     return Ok(());
                 }
@@ -257,5 +258,45 @@ impl Writing {
         let shard = &self.shards[chunk.entry.id.shard as usize].name;
         commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
         Ok(chunk.release()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::ChunkId;
+    use crate::chunk::journal::Position;
+    use crate::chunk::ring::{Ring, RingEntry};
+    use crate::config::value::Precision;
+    use crate::flow::link;
+    use crate::store::LocalDirectory;
+
+    /// Why the writer ended, a stop or a full disk, must not be hidden by what the reader finds.
+    #[tokio::test]
+    async fn chunks_that_wait_when_the_writer_has_ended_are_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
+        let (ring, _) = Ring::open(directory, 8 << 20, "g", Position { shard: 0, row: 0 }).await.unwrap();
+        let (chunks_in, chunks) = link(4);
+        for row in 0..3 {
+            let id = ChunkId { shard: 0, row };
+            let (slot, _) = ring.start(id).await.unwrap();
+            let entry = RingEntry {
+                id,
+                generation: "g".to_owned(),
+                last: false,
+                tally: Tally { rows: 1, ..Tally::default() },
+                labels: 0,
+                quarantined: Vec::new(),
+                bytes: 0,
+                checksum: None,
+            };
+            chunks_in.send(ring.complete(slot, entry).await.unwrap()).await.unwrap();
+        }
+        let (pieces_in, pieces) = link(1);
+        let shape = FeatureShape { dim: 2, precision: Precision::F32 };
+        let reading = Reading { shape, batch_rows: 4, stop: Stop::default() };
+        drop(pieces);
+        assert!(reading.run(chunks, pieces_in).await.is_ok());
     }
 }
