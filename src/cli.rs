@@ -59,7 +59,12 @@ impl Failure {
 
 impl From<PipelineError> for Failure {
     fn from(error: PipelineError) -> Self {
-        Self::new(error.exit_code(), pipeline::chain(&error))
+        let mut message = pipeline::chain(&error);
+        // The device's libraries panic where they fail, often on threads of their own; the first one says why.
+        if let Some(said) = FIRST_PANIC.get().filter(|_| error.is_panic()) {
+            message.push_str(&format!(" (it said: {said})"));
+        }
+        Self::new(error.exit_code(), message)
     }
 }
 
@@ -97,11 +102,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            // The device's libraries panic where they fail, often on threads of their own; the first one says why.
-            match FIRST_PANIC.get().filter(|_| failure.code == 5) {
-                Some(said) => complain(&format!("{} (it said: {said})", failure.message)),
-                None => complain(&failure.message),
-            }
+            complain(&failure.message);
             ExitCode::from(failure.code)
         }
         Err(_) => {

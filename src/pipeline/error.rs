@@ -30,6 +30,9 @@ pub enum PipelineError {
     /// The device or the model fails.
     #[error("{0}")]
     Model(String),
+    /// The device's thread ended.
+    #[error(transparent)]
+    Gone(#[from] DeviceGone),
     /// The system gives no threads.
     #[error(transparent)]
     Threads(#[from] NoThreads),
@@ -48,6 +51,11 @@ impl PipelineError {
         matches!(error, StoreError::Unreachable { .. } | StoreError::Lost { .. })
     }
 
+    /// Whether a panic ended the run.
+    pub fn is_panic(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::Internal(_))
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -63,7 +71,7 @@ impl PipelineError {
                     4
                 }
             }
-            Self::Model(_) | Self::Internal(_) | Self::Threads(_) => 5,
+            Self::Model(_) | Self::Gone(_) | Self::Internal(_) | Self::Threads(_) => 5,
             Self::Stopped(signal) => signal.exit_code(),
         }
     }
@@ -72,12 +80,6 @@ impl PipelineError {
 impl From<JobPanicked> for PipelineError {
     fn from(error: JobPanicked) -> Self {
         Self::Internal(error.to_string())
-    }
-}
-
-impl From<DeviceGone> for PipelineError {
-    fn from(error: DeviceGone) -> Self {
-        Self::Model(error.to_string())
     }
 }
 
