@@ -1,8 +1,8 @@
 //! The layers of a pre-norm vision transformer, for inference.
 //!
 //! Written here because burn's own attention module never takes the fused path of a backend, and its
-//! norms compute in the backend's number format: here attention is [`attention`], which a backend may fuse, and norms compute
-//! in f32 whatever the format of the matrix products.
+//! norms compute in the backend's number format: here f32 goes through [`attention`], which a backend may fuse, and norms and
+//! softmax compute in f32 whatever the format of the matrix products.
 
 use burn::tensor::DType;
 use burn::tensor::Int;
@@ -181,8 +181,16 @@ impl<B: Backend> Block<B> {
             let values = all_three.clone().narrow(1, index * hidden, hidden);
             values.reshape([rows, tokens, self.heads, width]).swap_dims(1, 2)
         };
-        // The scale defaults to 1 / sqrt(width).
-        let heads = attention(part(0), part(1), part(2), None, None, AttentionModuleOptions::default());
+        let (query, key, value) = (part(0), part(1), part(2));
+        let format = query.dtype();
+        let heads = if format == DType::F32 {
+            // The scale defaults to 1 / sqrt(width).
+            attention(query, key, value, None, None, AttentionModuleOptions::default())
+        } else {
+            // CUDA's fused kernels want a multiple of 16 tokens, and what burn falls back to has its softmax in `format`.
+            let scores = in_format(query.matmul(key.transpose()), DType::F32) / (width as f64).sqrt();
+            in_format(activation::softmax(scores, 3), format).matmul(value)
+        };
         heads.swap_dims(1, 2).reshape([all, hidden])
     }
 }
@@ -232,15 +240,10 @@ impl<B: Backend> Patches<B> {
         }
     }
 
-    /// Pixels `[rows, side, side, 3]` as what [`Patches::forward`] takes: `[rows, grid, patch, grid, patch · 3]`.
-    pub(super) fn data(&self, pixels: Vec<u8>, rows: usize, side: usize) -> TensorData {
-        let (patch, grid) = (self.patch, side / self.patch);
-        TensorData::from_bytes_vec(pixels, [rows, grid, patch, grid, patch * 3], DType::U8)
-    }
-
-    /// `[rows, grid, patch, grid, patch · 3]` to `[rows, grid², hidden]`, patches row by row.
-    pub(super) fn forward(&self, pixels: Tensor<B, 5, Int>, format: DType) -> Tensor<B, 3> {
-        let [rows, grid, patch, _, line] = pixels.dims();
+    /// Pixels `[rows · side · side · 3]` to `[rows, (side / patch)², hidden]`, patches row by row.
+    pub(super) fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize, side: usize, format: DType) -> Tensor<B, 3> {
+        let (patch, grid, line) = (self.patch, side / self.patch, self.patch * 3);
+        let pixels = pixels.reshape([rows, grid, patch, grid, line]);
         // Values up to 255 are exact in every float format; the normalisation is not, so it happens in f32.
         let patches = pixels.swap_dims(2, 3).reshape([rows * grid * grid, patch * line]).float();
         let patches = in_format(patches, DType::F32) * self.scale.clone() + self.shift.clone();

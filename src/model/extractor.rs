@@ -38,7 +38,7 @@ pub struct ExtractOptions {
 /// How an extractor computes. Features agree beyond the rounding of their format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {
-    /// Format of weights, activations and features. Normalisation, activation functions and means are f32 in any case.
+    /// Format of weights, activations and features. Normalisation, softmax, activation functions and means are f32 in any case.
     pub format: DType,
     /// Rows of every batch, where the device should see one shape alone: shorter batches are padded. `None`: as they come.
     pub batch_rows: Option<usize>,
@@ -135,7 +135,7 @@ impl<B: Backend> Extractor<B> {
     /// # Errors
     /// When the number of bytes is not that of `rows` images, or the device fails.
     pub fn features(&self, pixels: &[u8], rows: usize) -> Result<Vec<f32>, ModelError> {
-        let image = self.expect(pixels.len(), rows)?;
+        let image = self.image_bytes(pixels.len(), rows)?;
         let batch = self.numerics.batch_rows.unwrap_or(rows).max(1);
         let mut features = Vec::with_capacity(rows * self.feature_dim);
         for part in pixels.chunks((batch * image).max(1)) {
@@ -149,7 +149,7 @@ impl<B: Backend> Extractor<B> {
     /// # Errors
     /// When the number of bytes is not that of `rows` images, or there are more rows than the fixed batch has.
     pub fn submit(&self, mut pixels: Vec<u8>, rows: usize) -> Result<Pending<B>, ModelError> {
-        let image = self.expect(pixels.len(), rows)?;
+        let image = self.image_bytes(pixels.len(), rows)?;
         if rows == 0 {
             return Ok(Pending::new(None, 0));
         }
@@ -158,13 +158,14 @@ impl<B: Backend> Extractor<B> {
             return Err(ModelError::Batch { rows, batch_rows: all });
         }
         pixels.resize(all * image, 0);
-        let data = self.patches.data(pixels, all, self.size_px as usize);
+        // Flat: rows of a patch's width would each be padded and copied by themselves.
+        let data = TensorData::from_bytes_vec(pixels, [all * image], DType::U8);
         let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
         Ok(Pending::new(Some(self.forward(uploaded, all)), rows))
     }
 
     /// Bytes of an image, where `found` bytes are those of `rows` of them.
-    fn expect(&self, found: usize, rows: usize) -> Result<usize, ModelError> {
+    fn image_bytes(&self, found: usize, rows: usize) -> Result<usize, ModelError> {
         let side = self.size_px as usize;
         let image = side.saturating_mul(side).saturating_mul(3);
         if image.checked_mul(rows) == Some(found) {
@@ -174,9 +175,9 @@ impl<B: Backend> Extractor<B> {
     }
 
     /// `[rows, feature_dim]`, in the format of the features.
-    fn forward(&self, pixels: Tensor<B, 5, Int>, rows: usize) -> Tensor<B, 2> {
+    fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Tensor<B, 2> {
         let format = self.numerics.format;
-        let patches = self.patches.forward(pixels, format);
+        let patches = self.patches.forward(pixels, rows, self.size_px as usize, format);
         let [_, count, hidden] = patches.dims();
         let cls = self.cls.clone().expand([rows, 1, hidden]);
         let tokens = Tensor::cat(vec![cls, patches + self.positions.clone()], 1);
