@@ -44,12 +44,23 @@ pub struct Chosen {
     /// The card, where it is one.
     #[serde(skip)]
     pub card: Option<Card>,
+    /// The driver's version, where the system tells.
+    #[serde(skip)]
+    pub driver: Option<String>,
 }
 
 impl Chosen {
     fn cpu(why: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { kind: "cpu", index: 0, name: format!("CPU with {cores} cores"), why, card: None }
+        Self { kind: "cpu", index: 0, name: format!("CPU with {cores} cores"), why, card: None, driver: None }
+    }
+
+    /// The folder of its kernels: those of another card or driver do not run on it.
+    fn kernels(&self) -> String {
+        let card = self.card.as_ref().map_or("", |card| &card.name);
+        let generation = self.card.as_ref().map_or("", |card| &card.compute_capability);
+        let name = format!("{card} {generation} {}", self.driver.as_deref().unwrap_or_default());
+        name.trim().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
     }
 
     /// Whether it is a CUDA card.
@@ -108,7 +119,7 @@ pub fn decide(kind: DeviceKind, index: u32, found: Cuda) -> Result<Chosen, Devic
     let Some(card) = found.devices.into_iter().find(|card| card.index == index) else {
         return Err(DeviceError::NoSuchCard { index, cards });
     };
-    let driver = found.driver.map_or_else(String::new, |version| format!(", driver {version}"));
+    let driver = found.driver.as_ref().map_or_else(String::new, |version| format!(", driver {version}"));
     let why = match kind {
         DeviceKind::Cuda => "`device.kind` is `cuda`",
         _ => "driver, NVRTC and the toolkit's headers are there",
@@ -118,7 +129,7 @@ pub fn decide(kind: DeviceKind, index: u32, found: Cuda) -> Result<Chosen, Devic
         "{}, card {index}, compute capability {}, {free:.1} of {all:.1} GiB free{driver}",
         card.name, card.compute_capability
     );
-    Ok(Chosen { kind: "cuda", index, name, why: why.to_owned(), card: Some(card) })
+    Ok(Chosen { kind: "cuda", index, name, why: why.to_owned(), card: Some(card), driver: found.driver })
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -158,12 +169,12 @@ fn ask() -> Result<Cuda, String> {
     serde_json::from_slice(&out.stdout).map_err(|_| format!("the driver broke the probe ({})", out.status))
 }
 
-/// Keeps compiled kernels, and what tuning found, in the scratch directory, and makes sure that no configuration file that happens to
-/// lie near the working directory changes what runs. Once a process, before its first use of CUDA.
-pub fn keep_kernels(scratch: &Path) {
+/// Keeps compiled kernels, and what tuning found, in the scratch directory, and makes sure that no `cubecl.toml` that happens to lie
+/// near the working directory changes what runs. Once a process, before its first use of CUDA.
+pub fn keep_kernels(scratch: &Path, chosen: &Chosen) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let folder = CacheConfig::File(scratch.join(KERNELS));
+        let folder = CacheConfig::File(scratch.join(KERNELS).join(chosen.kernels()));
         let mut config = CubeClRuntimeConfig::default();
         config.autotune.cache = folder.clone();
         config.compilation.cache = Some(folder);
@@ -201,6 +212,7 @@ mod tests {
         for part in ["NVIDIA X", "card 1", "9.0", "79.0 of 80.0 GiB", "driver 580.1", "are there"] {
             assert!(text.contains(part), "{text}");
         }
+        assert_eq!(chosen.kernels(), "NVIDIA-X-9.0-580.1");
     }
 
     #[test]

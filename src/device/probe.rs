@@ -1,5 +1,6 @@
 //! What the probe's own process does, and its answer.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,22 +124,30 @@ fn card(index: usize) -> Result<Open, cudarc::driver::DriverError> {
     Ok((card, context))
 }
 
-/// Compiles a kernel for each card and loads it there.
+/// Compiles a kernel for each generation of cards and loads it on each card.
 fn try_kernel(includes: Option<&[PathBuf; 2]>, cards: &[Open]) -> Result<(), String> {
     let Some(includes) = includes.filter(|_| !cards.is_empty()) else {
         return compile("extern \"C\" __global__ void probe() {}", Vec::new()).map(|_| ());
     };
+    let mut kernels: BTreeMap<&str, Ptx> = BTreeMap::new();
     for (card, context) in cards {
-        let number = card.compute_capability.replace('.', "");
-        let of_its_own = if number.parse::<u32>().is_ok_and(|number| number >= 90) { "a" } else { "" };
-        let mut options = vec![format!("--gpu-architecture=sm_{number}{of_its_own}")];
-        options.extend(includes.iter().map(|folder| format!("--include-path={}", folder.display())));
-        let kernel = compile(KERNEL, options)?;
+        let generation = card.compute_capability.as_str();
+        if !kernels.contains_key(generation) {
+            kernels.insert(generation, compile_for(generation, includes)?);
+        }
         context
-            .load_module(kernel)
+            .load_module(kernels[generation].clone())
             .map_err(|error| format!("the driver refuses what NVRTC makes ({error}): it is older than the toolkit"))?;
     }
     Ok(())
+}
+
+fn compile_for(generation: &str, includes: &[PathBuf; 2]) -> Result<Ptx, String> {
+    let number = generation.replace('.', "");
+    let of_its_own = if number.parse::<u32>().is_ok_and(|number| number >= 90) { "a" } else { "" };
+    let mut options = vec![format!("--gpu-architecture=sm_{number}{of_its_own}")];
+    options.extend(includes.iter().map(|folder| format!("--include-path={}", folder.display())));
+    compile(KERNEL, options)
 }
 
 fn compile(source: &str, options: Vec<String>) -> Result<Ptx, String> {

@@ -11,6 +11,8 @@ use burn::backend::cuda::CudaDevice;
 use burn::backend::flex::FlexDevice;
 use burn::tensor::backend::Backend as _;
 use burn::tensor::{DType, StreamId};
+use cubecl::Runtime as _;
+use cubecl::cuda::CudaRuntime;
 
 use crate::config::raw::RawDevice;
 use crate::config::value::Precision;
@@ -43,7 +45,8 @@ fn lane_stream(lane: usize) -> StreamId {
     StreamId { value: u64::MAX - lane as u64 }
 }
 
-/// Rows of features and classes of a tile that a card works on at once: 64 MiB of f32 logits.
+/// Rows of features and classes of a tile that a card works on at once: 64 MiB of f32 logits where it ranks; training has
+/// those of all tiles at once.
 const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
 
 /// Features that are being computed.
@@ -62,6 +65,15 @@ pub(super) struct Desk {
     next: usize,
     trainer: Option<Trainer<Any>>,
     scorer: Option<Scorer<Any>>,
+}
+
+/// Gives the memory of the stream at hand back to the card; a failure of the card shows at its next use. Through `Dispatch`, burn's
+/// own way does nothing.
+fn give_back(device: &AnyDevice) {
+    if let AnyDevice::Cuda(card) = device {
+        Any::sync(device).ok();
+        CudaRuntime::client(card).memory_cleanup();
+    }
 }
 
 fn absent(what: &str) -> PipelineError {
@@ -92,7 +104,7 @@ impl Desk {
         for (lane, backbone) in self.backbone.drain(..).enumerate() {
             lane_stream(lane).executes(|| {
                 drop(backbone);
-                Any::memory_cleanup(&self.device);
+                give_back(&self.device);
             });
         }
     }
@@ -159,6 +171,7 @@ impl Desk {
     /// Frees head and optimiser.
     pub(super) fn unload_trainer(&mut self) {
         self.trainer = None;
+        give_back(&self.device);
     }
 
     /// Puts a head there to rank with.
@@ -265,11 +278,12 @@ pub(super) async fn open(
 ) -> Result<Device, PipelineError> {
     let lanes = if chosen.is_cuda() { CUDA_LANES } else { 1 };
     let most = load.host_bytes / (load.pixel_bytes * (BATCHES_AHEAD + lanes) as u64).max(1);
-    if u64::from(batch_size) > most {
+    if u64::from(batch_size.max(1)) > most {
+        let key = if batch_size == 0 { "limits.memory" } else { "device.batch_size" };
         let what = format!(
-            "`{batch_size}`: `limits.memory` leaves room for batches of {most} images of this size; raise it, or lower the batch"
+            "it leaves room for batches of {most} images of this size; raise `limits.memory`, or lower the batch"
         );
-        return Err(ConfigError(vec![Problem { key: "device.batch_size".to_owned(), what }]).into());
+        return Err(ConfigError(vec![Problem { key: key.to_owned(), what }]).into());
     }
     let Some(card) = &chosen.card else {
         let device = AnyDevice::Flex(FlexDevice);
@@ -286,7 +300,7 @@ pub(super) async fn open(
         Precision::Bf16 => (DType::BF16, Compute::Bf16),
         Precision::F32 => (DType::F32, Compute::F32),
     };
-    device::keep_kernels(scratch);
+    device::keep_kernels(scratch, chosen);
     let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
     let numerics = Numerics { format, batch_rows: Some(batch_rows) };
     let options = Options { blocks: CUDA_BLOCKS, compute };

@@ -4,7 +4,7 @@
 //! is `D = (softmax − onehot) / B`, that of the weight `Dᵀ · X`, that of the bias the column sums of `D`. Rows go
 //! through in blocks, so one `[rows of a block, classes]` matrix of logits and one of probabilities exist at a time;
 //! the head is held in tiles of classes, so every other temporary is one tile. Weights, momentum and gradient are
-//! f32, 12 bytes a weight in all.
+//! f32, 12 bytes a weight in all; a bf16 product rounds the gradient to bf16 on its way.
 //!
 //! The update is `PyTorch`'s SGD (dampening 0, no Nesterov): with clipping `g ← g · min(1, c / (‖g‖ + 1e-6))` over weight and
 //! bias together (`clip_grad_norm_`), `g ← g + λ · w` for both, `v ← μ · v + g`, `w ← w − rate · v`.
