@@ -12,6 +12,7 @@ pub mod probe;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cubecl::config::cache::CacheConfig;
@@ -108,17 +109,21 @@ pub fn decide(kind: DeviceKind, index: u32, found: Cuda) -> Result<Chosen, Devic
     if kind == DeviceKind::Cpu {
         return Ok(Chosen::cpu("`device.kind` is `cpu`".to_owned()));
     }
+    let unusable = |problem: String| match kind {
+        DeviceKind::Cuda => Err(DeviceError::NoCuda(problem)),
+        // Whoever has no card wants no advice; what else is missing, `devices` tells.
+        _ => Ok(Chosen::cpu(format!("no CUDA: {}", probe::first_cause(&problem)))),
+    };
     if let Some(problem) = found.problem {
-        return match kind {
-            DeviceKind::Cuda => Err(DeviceError::NoCuda(problem)),
-            // Whoever has no card wants no advice; what else is missing, `devices` tells.
-            _ => Ok(Chosen::cpu(format!("no CUDA: {}", probe::first_cause(&problem)))),
-        };
+        return unusable(problem);
     }
     let cards = found.devices.len();
     let Some(card) = found.devices.into_iter().find(|card| card.index == index) else {
         return Err(DeviceError::NoSuchCard { index, cards });
     };
+    if let Some(problem) = card.problem {
+        return unusable(problem);
+    }
     let driver = found.driver.as_ref().map_or_else(String::new, |version| format!(", driver {version}"));
     let why = match kind {
         DeviceKind::Cuda => "`device.kind` is `cuda`",
@@ -170,17 +175,55 @@ fn ask() -> Result<Cuda, String> {
 }
 
 /// Keeps compiled kernels, and what tuning found, in the scratch directory, and makes sure that no `cubecl.toml` that happens to lie
-/// near the working directory changes what runs. Once a process, before its first use of CUDA.
+/// near the working directory changes what runs. Once a process, before its first use of CUDA, and with the scratch directory
+/// its own.
 pub fn keep_kernels(scratch: &Path, chosen: &Chosen) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let folder = CacheConfig::File(scratch.join(KERNELS).join(chosen.kernels()));
+        let folder = scratch.join(KERNELS).join(chosen.kernels());
+        remove_locks(&folder);
+        let folder = CacheConfig::File(folder);
         let mut config = CubeClRuntimeConfig::default();
         config.autotune.cache = folder.clone();
         config.compilation.cache = Some(folder);
         // Its documented variables (CUBECL_DEBUG_LOG and others) still hold, for profiles.
         CubeClRuntimeConfig::set(config.override_from_env());
     });
+}
+
+/// Removes what a process that was killed left locked: each would delay this one by half a minute.
+fn remove_locks(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            remove_locks(&path);
+        } else if path.extension().is_some_and(|extension| extension == "lock") {
+            std::fs::remove_file(&path).ok();
+        }
+    }
+}
+
+/// Panics of threads that work for a device.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Takes note of a panic, from the process's hook; `thread` is the name of the one that panics.
+///
+/// `CubeCL` goes on after a panic of its threads, without the kernel that was to be launched: what is computed then is not
+/// what it should be.
+pub fn note_panic(thread: Option<&str>) {
+    if thread.is_some_and(is_runner) {
+        PANICS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether a thread of this name is one of the two that `CubeCL` has for each device.
+fn is_runner(thread: &str) -> bool {
+    thread.starts_with("DSU-") || thread.starts_with("DSD-")
+}
+
+/// Panics so far of threads that work for a device.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::SeqCst)
 }
 
 #[cfg(test)]
@@ -194,6 +237,7 @@ mod tests {
             compute_capability: "9.0".to_owned(),
             memory_bytes: 80 << 30,
             free_bytes: 79 << 30,
+            problem: None,
         };
         Cuda {
             usable: true,
@@ -225,6 +269,39 @@ mod tests {
         let expected =
             "`device.kind` is `cuda`, but CUDA cannot be used: there is no driver: install it; headers are missing";
         assert!(refused.starts_with(expected), "{refused}");
+    }
+
+    #[test]
+    fn one_card_that_does_not_open_leaves_the_others() {
+        let mut found = two_cards();
+        found.devices[0].problem = Some("card 0 does not open (X): look at nvidia-smi".to_owned());
+        assert!(decide(DeviceKind::Auto, 1, found.clone()).unwrap().is_cuda());
+        let chosen = decide(DeviceKind::Auto, 0, found.clone()).unwrap();
+        assert!(chosen.to_string().ends_with("(no CUDA: card 0 does not open (X))"), "{chosen}");
+        assert!(decide(DeviceKind::Cuda, 0, found).unwrap_err().to_string().contains("look at nvidia-smi"));
+    }
+
+    #[test]
+    fn locks_that_a_killed_process_left_are_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        for name in ["kernel.json.log", "kernel.json.lock"] {
+            std::fs::write(deep.join(name), "").unwrap();
+        }
+        remove_locks(dir.path());
+        assert!(deep.join("kernel.json.log").exists() && !deep.join("kernel.json.lock").exists());
+        remove_locks(&dir.path().join("nothing"));
+    }
+
+    #[test]
+    fn panics_of_the_devices_threads_count_and_no_others() {
+        // The count is the process's, and other tests rely on it.
+        for thread in [None, Some("main"), Some("tokio-runtime-worker")] {
+            note_panic(thread);
+        }
+        assert_eq!(panics(), 0);
+        assert!(is_runner("DSU-0-1") && is_runner("DSD-0-0") && !is_runner("device"));
     }
 
     #[test]

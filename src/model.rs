@@ -14,6 +14,7 @@
 //! networks are deliberately absent; [`Preprocessor`] says what the checkpoint was trained with and
 //! leaves the doing to others, except for rescaling and normalising, which happen on the device.
 
+mod attention;
 mod block;
 mod checkpoint;
 mod classifier;
@@ -30,6 +31,7 @@ mod weights;
 #[cfg(test)]
 mod reference;
 
+pub use attention::Attention;
 pub use checkpoint::Checkpoint;
 pub use checkpoint::Pool;
 pub use classifier::Classifier;

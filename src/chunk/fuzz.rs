@@ -74,7 +74,8 @@ fn read_all(path: &Path) -> Vec<ChunkError> {
     let mut errors = Vec::new();
     let pixels = || -> Result<(), ChunkError> {
         let mut reader = PixelReader::open(path, 7)?;
-        while reader.next_batch()?.is_some() {}
+        let mut pixels = Vec::new();
+        while reader.next_batch(&mut pixels)?.is_some() {}
         Ok(())
     };
     errors.extend(pixels().err());

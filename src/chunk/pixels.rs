@@ -100,21 +100,23 @@ impl PixelReader {
         self.table.rows()
     }
 
-    /// The next rows with their pixels, one image after the other.
+    /// The next rows; `pixels` becomes theirs, one image after the other.
     ///
     /// # Errors
     /// When the file is damaged.
-    pub fn next_batch(&mut self) -> Result<Option<(RowHeads, Vec<u8>)>, ChunkError> {
+    pub fn next_batch(&mut self, pixels: &mut Vec<u8>) -> Result<Option<RowHeads>, ChunkError> {
         let Some(batch) = self.table.next()? else { return Ok(None) };
         let damaged = |reason: &str| ChunkError::damaged(self.table.path(), "pixel chunk", reason);
         let mut rows = RowHeads::default();
         rows.append_batch(&batch).map_err(|reason| damaged(&reason))?;
-        let pixels = batch
+        let column = batch
             .column_by_name("pixels")
             .and_then(|column| column.as_fixed_size_binary_opt())
             .filter(|column| column.value_length() as usize == image_bytes(self.size_px))
             .ok_or_else(|| damaged("the column `pixels` is missing or of another size than `size_px` says"))?;
-        Ok(Some((rows, pixels.value_data().to_vec())))
+        pixels.clear();
+        pixels.extend_from_slice(column.value_data());
+        Ok(Some(rows))
     }
 }
 
@@ -142,11 +144,11 @@ mod tests {
             writer.finish().unwrap();
             let mut reader = PixelReader::open(&path, 4).unwrap();
             assert_eq!((reader.size_px(), reader.rows()), (8, 35));
-            let (mut rows, mut pixels) = (RowHeads::default(), Vec::new());
-            while let Some((heads, bytes)) = reader.next_batch().unwrap() {
+            let (mut rows, mut pixels, mut bytes) = (RowHeads::default(), Vec::new(), Vec::new());
+            while let Some(heads) = reader.next_batch(&mut bytes).unwrap() {
                 assert!(heads.len() <= 4 && bytes.len() == heads.len() * 192);
                 rows.append(&heads);
-                pixels.extend(bytes);
+                pixels.extend_from_slice(&bytes);
             }
             assert_eq!(pixels, all);
             assert_eq!((rows.url(34), rows.labels(34)), ("u4-6", &[4, 6][..]));

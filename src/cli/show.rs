@@ -291,7 +291,10 @@ pub(super) fn devices(found: &super::device::Devices) -> String {
     table.heading("CUDA");
     for card in &found.cuda.devices {
         let (free, all) = (ByteSize(card.free_bytes), ByteSize(card.memory_bytes));
-        let about = format!("{}, compute capability {}, {free} of {all} free", card.name, card.compute_capability);
+        let about = match &card.problem {
+            Some(problem) => problem.clone(),
+            None => format!("{}, compute capability {}, {free} of {all} free", card.name, card.compute_capability),
+        };
         table.row(&format!("card {}", card.index), about);
     }
     let unknown = || "unknown".to_owned();
@@ -309,6 +312,7 @@ pub(super) fn forward(report: &bench::ForwardReport) -> String {
     table.heading(&format!("Forward pass on {}", report.device));
     table.row("images", format!("{} in batches of {}, {}", report.rows, report.batch_size, report.precision));
     table.row("feature", format!("{} values", report.feature_dim));
+    table.row("attention", report.attention);
     table.row("first features", format!("after {:.2} s", report.first_features_s));
     table.row("rate", format!("{:.1} images/s, {:.2} TFLOP/s", report.images_per_s, report.tflop_per_s));
     table.text

@@ -29,9 +29,9 @@ const LOG_CHARS: usize = 200;
 /// What there is of CUDA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cuda {
-    /// Whether a model can run on it.
+    /// Whether a model can run on one of the cards.
     pub usable: bool,
-    /// What is missing, all of it, and what to do; absent where nothing is.
+    /// What is missing for all cards, all of it, and what to do; absent where nothing is.
     pub problem: Option<String>,
     /// The driver's version, where the system tells.
     pub driver: Option<String>,
@@ -54,6 +54,8 @@ pub struct Card {
     pub memory_bytes: u64,
     /// How much of that is free, in bytes.
     pub free_bytes: u64,
+    /// Why it cannot be used; absent where it can.
+    pub problem: Option<String>,
 }
 
 impl Cuda {
@@ -75,7 +77,7 @@ pub fn here() -> Cuda {
     let asked = std::env::var_os("CUDA_PATH").is_some();
     let include = toolkit.as_deref().map(|path| headers::folders(path)[0].clone());
     let mut problems = Vec::new();
-    let cards = match cards() {
+    let mut cards = match cards() {
         Ok(cards) => cards,
         Err(problem) => {
             problems.push(problem);
@@ -86,15 +88,17 @@ pub fn here() -> Cuda {
     let includes = toolkit.as_deref().filter(|_| headers.is_none()).map(headers::folders);
     problems.extend(headers);
     // Without headers or cards it still shows whether NVRTC is there.
-    if let Err(problem) = try_kernel(includes.as_ref(), &cards) {
+    if let Err(problem) = try_kernel(includes.as_ref(), &mut cards) {
         problems.push(problem);
     }
     let problem = (!problems.is_empty()).then(|| problems.join("; "));
-    let devices = cards.into_iter().map(|(card, _)| card).collect();
-    Cuda { usable: problem.is_none(), problem, driver: driver(), include, devices }
+    let devices: Vec<Card> = cards.into_iter().map(|(card, _)| card).collect();
+    let usable = problem.is_none() && devices.iter().any(|card| card.problem.is_none());
+    Cuda { usable, problem, driver: driver(), include, devices }
 }
 
-type Open = (Card, Arc<CudaContext>);
+/// A card, open unless it has a problem.
+type Open = (Card, Option<Arc<CudaContext>>);
 
 fn cards() -> Result<Vec<Open>, String> {
     let count = catch_unwind(CudaContext::device_count)
@@ -105,9 +109,13 @@ fn cards() -> Result<Vec<Open>, String> {
     if count == 0 {
         return Err("the driver shows no card: look at CUDA_VISIBLE_DEVICES".to_owned());
     }
-    (0..count as usize)
-        .map(|index| card(index).map_err(|error| format!("card {index} does not open ({error})")))
-        .collect()
+    let closed = |index: usize, error| {
+        let problem = Some(format!("card {index} does not open ({error}): look at nvidia-smi, or take another"));
+        let (name, compute_capability) = ("unknown".to_owned(), "unknown".to_owned());
+        let card = Card { index: index as u32, name, compute_capability, memory_bytes: 0, free_bytes: 0, problem };
+        (card, None)
+    };
+    Ok((0..count as usize).map(|index| card(index).unwrap_or_else(|error| closed(index, error))).collect())
 }
 
 fn card(index: usize) -> Result<Open, cudarc::driver::DriverError> {
@@ -120,24 +128,27 @@ fn card(index: usize) -> Result<Open, cudarc::driver::DriverError> {
         compute_capability: format!("{major}.{minor}"),
         memory_bytes: all as u64,
         free_bytes: free as u64,
+        problem: None,
     };
-    Ok((card, context))
+    Ok((card, Some(context)))
 }
 
-/// Compiles a kernel for each generation of cards and loads it on each card.
-fn try_kernel(includes: Option<&[PathBuf; 2]>, cards: &[Open]) -> Result<(), String> {
-    let Some(includes) = includes.filter(|_| !cards.is_empty()) else {
+/// Compiles a kernel for each generation of cards and loads it on each card. What the driver refuses is the card's problem.
+fn try_kernel(includes: Option<&[PathBuf; 2]>, cards: &mut [Open]) -> Result<(), String> {
+    let Some(includes) = includes.filter(|_| cards.iter().any(|(card, _)| card.problem.is_none())) else {
         return compile("extern \"C\" __global__ void probe() {}", Vec::new()).map(|_| ());
     };
-    let mut kernels: BTreeMap<&str, Ptx> = BTreeMap::new();
+    let mut kernels: BTreeMap<String, Ptx> = BTreeMap::new();
     for (card, context) in cards {
-        let generation = card.compute_capability.as_str();
+        let Some(context) = context else { continue };
+        let generation = &card.compute_capability;
         if !kernels.contains_key(generation) {
-            kernels.insert(generation, compile_for(generation, includes)?);
+            kernels.insert(generation.clone(), compile_for(generation, includes)?);
         }
-        context
-            .load_module(kernels[generation].clone())
-            .map_err(|error| format!("the driver refuses what NVRTC makes ({error}): it is older than the toolkit"))?;
+        if let Err(error) = context.load_module(kernels[generation].clone()) {
+            card.problem =
+                Some(format!("the driver refuses what NVRTC makes ({error}): it may be older than the toolkit"));
+        }
     }
     Ok(())
 }

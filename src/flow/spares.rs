@@ -3,6 +3,8 @@
 //! What a stage allocates for each item and frees on another thread costs page faults every time, and the system's allocator
 //! keeps the holes. A link has few items, so few buffers are enough for all of them.
 
+use std::borrow::{Borrow, BorrowMut};
+use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers for one kind of item; clones share them.
@@ -31,6 +33,42 @@ impl Spares {
             idle.push(buffer);
         }
     }
+
+    /// A buffer that comes back by itself, wherever it is dropped.
+    pub fn lend(&self) -> Lent {
+        Lent { buffer: self.take(), home: self.clone() }
+    }
+}
+
+/// A buffer of [`Spares`] that is in use, with whatever it held before.
+#[derive(Debug)]
+pub struct Lent {
+    buffer: Vec<u8>,
+    home: Spares,
+}
+
+impl Borrow<Vec<u8>> for Lent {
+    fn borrow(&self) -> &Vec<u8> {
+        &self.buffer
+    }
+}
+
+impl BorrowMut<Vec<u8>> for Lent {
+    fn borrow_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.give(mem::take(&mut self.buffer));
+    }
 }
 
 #[cfg(test)]
@@ -45,5 +83,18 @@ mod tests {
         }
         let kept: Vec<usize> = (0..3).map(|_| spares.take().capacity()).collect();
         assert_eq!(kept, [60, 50, 0]);
+    }
+
+    #[test]
+    fn a_buffer_that_was_lent_comes_back_when_it_is_dropped() {
+        let spares = Spares::new(1, 100);
+        let mut lent = spares.lend();
+        BorrowMut::<Vec<u8>>::borrow_mut(&mut lent).extend([1; 70]);
+        assert_eq!((lent.as_ref().len(), spares.take().capacity()), (70, 0));
+        let shared = bytes::Bytes::from_owner(lent);
+        drop(shared.clone());
+        assert_eq!(spares.take().capacity(), 0);
+        drop(shared);
+        assert!(spares.take().capacity() >= 70);
     }
 }

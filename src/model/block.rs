@@ -1,8 +1,7 @@
 //! The layers of a pre-norm vision transformer, for inference.
 //!
 //! Written here because burn's own attention module never takes the fused path of a backend, and its
-//! norms compute in the backend's number format: here f32 goes through [`attention`], which a backend may fuse, and norms and
-//! softmax compute in f32 whatever the format of the matrix products.
+//! norms compute in the backend's number format: here they are in f32 whatever the format of the matrix products.
 
 use burn::tensor::DType;
 use burn::tensor::Int;
@@ -11,10 +10,9 @@ use burn::tensor::TensorData;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::activation;
 use burn::tensor::backend::Backend;
-use burn::tensor::module::attention;
 use burn::tensor::module::linear;
-use burn::tensor::ops::AttentionModuleOptions;
 
+use crate::model::attention::Attention;
 use crate::model::config::Activation;
 
 /// `x · weight + bias`.
@@ -166,32 +164,12 @@ pub(super) struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     /// `[rows · tokens, hidden]` to the same; attention is among the tokens of one row.
-    pub(super) fn forward(&self, input: Tensor<B, 2>, rows: usize) -> Tensor<B, 2> {
-        let attended = self.attention_output.forward(self.attend(self.attention_norm.forward(input.clone()), rows));
+    pub(super) fn forward(&self, input: Tensor<B, 2>, rows: usize, attention: Attention) -> Tensor<B, 2> {
+        let all_three = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
+        let attended = self.attention_output.forward(attention.forward(&all_three, rows, self.heads));
         let input = input + scaled(attended, self.attention_scale.as_ref());
         let fed = self.mlp.forward(self.mlp_norm.forward(input.clone()));
         input + scaled(fed, self.mlp_scale.as_ref())
-    }
-
-    fn attend(&self, input: Tensor<B, 2>, rows: usize) -> Tensor<B, 2> {
-        let [all, hidden] = input.dims();
-        let (tokens, width) = (all / rows, hidden / self.heads);
-        let all_three = self.query_key_value.forward(input);
-        let part = |index: usize| {
-            let values = all_three.clone().narrow(1, index * hidden, hidden);
-            values.reshape([rows, tokens, self.heads, width]).swap_dims(1, 2)
-        };
-        let (query, key, value) = (part(0), part(1), part(2));
-        let format = query.dtype();
-        let heads = if format == DType::F32 {
-            // The scale defaults to 1 / sqrt(width).
-            attention(query, key, value, None, None, AttentionModuleOptions::default())
-        } else {
-            // CUDA's fused kernels want a multiple of 16 tokens, and what burn falls back to has its softmax in `format`.
-            let scores = in_format(query.matmul(key.transpose()), DType::F32) / (width as f64).sqrt();
-            in_format(activation::softmax(scores, 3), format).matmul(value)
-        };
-        heads.swap_dims(1, 2).reshape([all, hidden])
     }
 }
 

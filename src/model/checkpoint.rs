@@ -157,8 +157,8 @@ impl Checkpoint {
         let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
         // Residual and its sum, both norms in f32, query, key and value with their copies by head, and what attention gives; the
         // feed-forward part before and after its activation, or the scores of attention before and after the softmax, in two formats.
-        // At the start, pixels as bytes and as two kinds of float.
-        let scores = 4 * self.config.heads as u64 * tokens * tokens;
+        // At the start, pixels as bytes and as two kinds of float. Rows of scores are padded, as queries are.
+        let scores = 4 * self.config.heads as u64 * tokens * tokens.next_multiple_of(64);
         let block = tokens * 12 * hidden + (tokens * 4 * inner).max(scores);
         4 * block + 9 * 3 * u64::from(size_px) * u64::from(size_px)
     }

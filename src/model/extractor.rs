@@ -1,11 +1,16 @@
 //! The frozen backbone on a device: pixels in, features out.
 
+use std::borrow::BorrowMut;
+
+use burn::tensor::AllocationProperty;
+use burn::tensor::Bytes;
 use burn::tensor::DType;
 use burn::tensor::Int;
 use burn::tensor::Tensor;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
+use crate::model::attention::Attention;
 use crate::model::block::Block;
 use crate::model::block::Linear;
 use crate::model::block::Mlp;
@@ -42,12 +47,14 @@ pub struct Numerics {
     pub format: DType,
     /// Rows of every batch, where the device should see one shape alone: shorter batches are padded. `None`: as they come.
     pub batch_rows: Option<usize>,
+    /// Whether fused kernels for attention may be there; they are tried before they are used.
+    pub fused: bool,
 }
 
 impl Default for Numerics {
     /// f32 and batches as they come: what a CPU is best at.
     fn default() -> Self {
-        Self { format: DType::F32, batch_rows: None }
+        Self { format: DType::F32, batch_rows: None, fused: false }
     }
 }
 
@@ -61,6 +68,7 @@ pub struct Extractor<B: Backend> {
     positions: Tensor<B, 3>,
     blocks: Vec<Block<B>>,
     final_norm: Norm<B>,
+    attention: Attention,
     with_mean: bool,
     feature_dim: usize,
     size_px: u32,
@@ -108,6 +116,16 @@ impl<B: Backend> Extractor<B> {
         let tokens = |values: Vec<f32>, count: usize| {
             Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), place)
         };
+        let attention = if numerics.fused {
+            let images = numerics.batch_rows.unwrap_or(2).max(1);
+            let shape = [images, config.heads, 1 + grid * grid, hidden / config.heads];
+            Attention::by_trial::<B>(shape, numerics.format, device)?
+        } else if numerics.format == DType::F32 {
+            Attention::Plain
+        } else {
+            // The softmax of burn's is in the format of the products.
+            Attention::Products
+        };
         let blocks = (0..=last).map(|index| load_block(checkpoint, index, place)).collect::<Result<_, _>>()?;
         Ok(Self {
             patches,
@@ -115,6 +133,7 @@ impl<B: Backend> Extractor<B> {
             positions: tokens(positions, grid * grid),
             blocks,
             final_norm: norm(layout::FINAL_NORM)?,
+            attention,
             with_mean: options.pool.has_mean(config.family),
             feature_dim: checkpoint.feature_dim(options.pool),
             size_px,
@@ -126,6 +145,11 @@ impl<B: Backend> Extractor<B> {
     /// Values in a feature.
     pub fn feature_dim(&self) -> usize {
         self.feature_dim
+    }
+
+    /// How its heads attend.
+    pub fn attention(&self) -> Attention {
+        self.attention
     }
 
     /// Features of `rows` images: pixels `[rows, size_px, size_px, 3]`, RGB, to `[rows, feature_dim]`, both row-major.
@@ -144,12 +168,16 @@ impl<B: Backend> Extractor<B> {
         Ok(features)
     }
 
-    /// Hands the device one batch on the stream at hand, and does not wait for its features.
+    /// Hands the device one batch on the stream at hand, and does not wait for its features. The buffer is dropped as soon as its
+    /// bytes are copied.
     ///
     /// # Errors
     /// When the number of bytes is not that of `rows` images, or there are more rows than the fixed batch has.
-    pub fn submit(&self, mut pixels: Vec<u8>, rows: usize) -> Result<Pending<B>, ModelError> {
-        let image = self.image_bytes(pixels.len(), rows)?;
+    pub fn submit<P>(&self, mut pixels: P, rows: usize) -> Result<Pending<B>, ModelError>
+    where
+        P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
+    {
+        let image = self.image_bytes(pixels.as_ref().len(), rows)?;
         if rows == 0 {
             return Ok(Pending::new(None, 0));
         }
@@ -157,11 +185,22 @@ impl<B: Backend> Extractor<B> {
         if rows > all {
             return Err(ModelError::Batch { rows, batch_rows: all });
         }
-        pixels.resize(all * image, 0);
+        pixels.borrow_mut().resize(all * image, 0);
+        let bytes = Bytes::from_shared(bytes::Bytes::from_owner(pixels), AllocationProperty::Native);
         // Flat: rows of a patch's width would each be padded and copied by themselves.
-        let data = TensorData::from_bytes_vec(pixels, [all * image], DType::U8);
+        let data = TensorData::from_bytes(bytes, [all * image], DType::U8);
         let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
         Ok(Pending::new(Some(self.forward(uploaded, all)), rows))
+    }
+
+    /// Computes a batch of black images, so that every kernel is compiled, and tuned where there are several.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn warm_up(&self) -> Result<(), ModelError> {
+        let rows = self.numerics.batch_rows.unwrap_or(1);
+        let side = self.size_px as usize;
+        self.submit(vec![0; rows * 3 * side * side], rows)?.wait().map(drop)
     }
 
     /// Bytes of an image, where `found` bytes are those of `rows` of them.
@@ -183,7 +222,7 @@ impl<B: Backend> Extractor<B> {
         let tokens = Tensor::cat(vec![cls, patches + self.positions.clone()], 1);
         let mut states = tokens.reshape([rows * (1 + count), hidden]);
         for block in &self.blocks {
-            states = block.forward(states, rows);
+            states = block.forward(states, rows, self.attention);
         }
         let states = states.reshape([rows, 1 + count, hidden]);
         let features = if self.with_mean {

@@ -210,13 +210,13 @@ fn fixed_batches_are_padded_and_a_row_does_not_depend_on_its_neighbours() {
 /// The path of a card, on the CPU: everything that computes in bf16 there does here too.
 #[test]
 fn bf16_features_are_those_of_f32_to_the_precision_of_bf16() {
-    for name in ["vit", "dinov2", "dinov2_swiglu"] {
+    for (name, fused) in [("vit", true), ("vit", false), ("dinov2", true), ("dinov2_swiglu", true)] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let size_px = 4 * checkpoint.patch_size_px();
         let pixels: Vec<u8> = (0..12 * size_px * size_px).map(|at| (at * 31 % 251) as u8).collect();
         let expected = load(&checkpoint, size_px, -1, Pool::ClsMean).features(&pixels, 4).unwrap();
         let options = ExtractOptions { size_px, layer: -1, pool: Pool::ClsMean };
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4) };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4), fused };
         let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
         let found = extractor.features(&pixels, 4).unwrap();
         assert!(found.iter().all(|value| value.to_bits().trailing_zeros() >= 16), "{name}: more than bf16");

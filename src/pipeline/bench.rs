@@ -3,6 +3,7 @@
 //! They run through the same desk as a run, so that what is measured and compared is what runs. Time is taken after a
 //! first pass, or the first steps, which compile kernels and tune them; that is reported apart.
 
+use std::borrow::BorrowMut as _;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use super::resolve::pool_of;
 use crate::config::raw::RawMachine;
 use crate::config::value::{Pool, Precision};
 use crate::device::Chosen;
-use crate::model::{Checkpoint, ExtractOptions, ModelError};
+use crate::model::{Checkpoint, ExtractOptions};
 use crate::store::StoreError;
 use crate::train::{HeadState, Progress, Sgd, checkpoint};
 
@@ -67,6 +68,8 @@ pub struct ForwardReport {
     pub rows: usize,
     /// Values of a feature.
     pub feature_dim: usize,
+    /// How attention is computed: `plain`, `fused` or `products`.
+    pub attention: &'static str,
     /// Seconds from the start to the first batch's features: checking the device, loading, compiling and tuning.
     pub first_features_s: f64,
     /// Seconds of the timed passes.
@@ -113,7 +116,7 @@ pub async fn forward(bench: ForwardBench, machine: &RawMachine) -> Result<Forwar
         precision: bench.precision,
     };
     let (device, chosen) = open(machine, load, bench.batch_size).await?;
-    device.call(move |desk| desk.load_backbone(&checkpoint, &options)).await?;
+    let attention = device.call(move |desk| desk.load_backbone(&checkpoint, &options)).await?;
     let mut first_features_s = 0.0;
     let features = pass(&device, &pixels, image, &mut || {
         if first_features_s == 0.0 {
@@ -140,6 +143,7 @@ pub async fn forward(bench: ForwardBench, machine: &RawMachine) -> Result<Forwar
         batch_size: device.batch_rows,
         rows,
         feature_dim,
+        attention: attention.as_str(),
         first_features_s,
         seconds,
         images_per_s,
@@ -156,20 +160,23 @@ async fn pass(
     arrived: &mut impl FnMut(),
 ) -> Result<Vec<f32>, PipelineError> {
     let mut features = Vec::new();
-    let mut waiting: VecDeque<JoinHandle<Result<Vec<f32>, ModelError>>> = VecDeque::new();
+    let mut waiting: VecDeque<JoinHandle<Result<Vec<f32>, PipelineError>>> = VecDeque::new();
     for batch in pixels.chunks(device.batch_rows * image) {
         if waiting.len() == device.in_flight
             && let Some(oldest) = waiting.pop_front()
         {
-            features.extend(oldest.await?.map_err(model_error)?);
+            features.extend(oldest.await??);
             arrived();
         }
-        let (batch, rows) = (batch.to_vec(), batch.len() / image);
-        let pending = device.call(move |desk| desk.submit(batch, rows)).await?;
+        let (mut lent, rows) = (device.buffers.lend(), batch.len() / image);
+        let buffer: &mut Vec<u8> = lent.borrow_mut();
+        buffer.clear();
+        buffer.extend_from_slice(batch);
+        let pending = device.call(move |desk| desk.submit(lent, rows)).await?;
         waiting.push_back(tokio::task::spawn_blocking(move || pending.wait()));
     }
     for batch in waiting {
-        features.extend(batch.await?.map_err(model_error)?);
+        features.extend(batch.await??);
         arrived();
     }
     Ok(features)

@@ -18,8 +18,8 @@ use crate::config::raw::RawDevice;
 use crate::config::value::Precision;
 use crate::config::{ConfigError, Problem};
 use crate::device::{self, Card, Chosen};
-use crate::flow::DeviceThread;
-use crate::model::{Any, AnyDevice, Checkpoint, ExtractOptions, Extractor, Numerics};
+use crate::flow::{DeviceThread, Lent, Spares};
+use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extractor, Numerics};
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
 use crate::predict::tiles::{Blocks, Compute};
@@ -49,8 +49,33 @@ fn lane_stream(lane: usize) -> StreamId {
 /// those of all tiles at once.
 const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
 
+/// Times that a backbone may be warmed up: kernels that tuning tries may fail, those that it keeps may not.
+const WARM_UPS: usize = 3;
+
 /// Features that are being computed.
-pub(super) type Pending = crate::model::Pending<Any>;
+pub(super) struct Pending {
+    features: crate::model::Pending<Any>,
+    panics: u64,
+}
+
+impl Pending {
+    /// Blocks until the features are there: `[rows, feature_dim]`, row-major.
+    pub(super) fn wait(self) -> Result<Vec<f32>, PipelineError> {
+        let features = self.features.wait().map_err(model_error)?;
+        sound(self.panics)?;
+        Ok(features)
+    }
+}
+
+/// Whether the device's threads have panicked no more often than they had; what is computed after that is not to be trusted.
+fn sound(panics: u64) -> Result<(), PipelineError> {
+    if device::panics() == panics {
+        return Ok(());
+    }
+    Err(PipelineError::Internal(
+        "a thread of the device's runtime failed, and its results cannot be trusted".to_owned(),
+    ))
+}
 
 /// Everything that lives on the device. One thread has it for the whole run.
 pub(super) struct Desk {
@@ -65,6 +90,8 @@ pub(super) struct Desk {
     next: usize,
     trainer: Option<Trainer<Any>>,
     scorer: Option<Scorer<Any>>,
+    /// Panics of the device's threads before anything was computed that counts.
+    panics: u64,
 }
 
 /// Gives the memory of the stream at hand back to the card; a failure of the card shows at its next use. Through `Dispatch`, burn's
@@ -76,27 +103,47 @@ fn give_back(device: &AnyDevice) {
     }
 }
 
+/// Warms a backbone up until nothing fails; gives the panics until then.
+fn warm_up(backbone: &Extractor<Any>) -> Result<u64, PipelineError> {
+    let mut last = Ok(());
+    for _ in 0..WARM_UPS {
+        let before = device::panics();
+        backbone.warm_up().map_err(model_error)?;
+        last = sound(before);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last.map(|()| device::panics())
+}
+
 fn absent(what: &str) -> PipelineError {
     PipelineError::Internal(format!("the {what} is not loaded"))
 }
 
 impl Desk {
     fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, lanes: usize) -> Self {
-        let (backbone, next) = (Vec::new(), 0);
-        Self { device, numerics, options, selection, lanes, backbone, next, trainer: None, scorer: None }
+        let (backbone, next, panics) = (Vec::new(), 0, device::panics());
+        Self { device, numerics, options, selection, lanes, backbone, next, trainer: None, scorer: None, panics }
     }
 
-    /// Puts the backbone on the device, unless it is there.
+    /// Puts the backbone on the device, unless it is there; gives how it attends.
     pub(super) fn load_backbone(
         &mut self,
         checkpoint: &Checkpoint,
         options: &ExtractOptions,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Attention, PipelineError> {
         for lane in self.backbone.len()..self.lanes {
             let load = || Extractor::load(checkpoint, options, self.numerics, &self.device);
-            self.backbone.push(lane_stream(lane).executes(load).map_err(model_error)?);
+            let backbone = lane_stream(lane).executes(load).map_err(model_error)?;
+            if self.numerics.batch_rows.is_some() {
+                self.panics = lane_stream(lane).executes(|| warm_up(&backbone))?;
+            }
+            self.backbone.push(backbone);
         }
-        Ok(())
+        let attention = self.backbone.first().map(Extractor::attention).ok_or_else(|| absent("backbone"))?;
+        tracing::info!(attention = attention.as_str(), "the backbone is on the device");
+        Ok(attention)
     }
 
     /// Frees what training does not need.
@@ -110,11 +157,12 @@ impl Desk {
     }
 
     /// Hands a batch of pixels to the next lane and does not wait for its features.
-    pub(super) fn submit(&mut self, pixels: Vec<u8>, rows: usize) -> Result<Pending, PipelineError> {
+    pub(super) fn submit(&mut self, pixels: Lent, rows: usize) -> Result<Pending, PipelineError> {
         let lane = self.next;
         let backbone = self.backbone.get(lane).ok_or_else(|| absent("backbone"))?;
         self.next = (lane + 1) % self.lanes;
-        lane_stream(lane).executes(|| backbone.submit(pixels, rows)).map_err(model_error)
+        let features = lane_stream(lane).executes(|| backbone.submit(pixels, rows)).map_err(model_error)?;
+        Ok(Pending { features, panics: self.panics })
     }
 
     fn trainer(&mut self) -> Result<&mut Trainer<Any>, PipelineError> {
@@ -213,6 +261,8 @@ pub(super) struct Device {
     pub(super) batch_rows: usize,
     /// Batches that may be on their way at once.
     pub(super) in_flight: usize,
+    /// For the pixels of all batches that the host may hold.
+    pub(super) buffers: Spares,
 }
 
 impl Device {
@@ -225,7 +275,12 @@ impl Device {
         T: Send + 'static,
         F: FnOnce(&mut Desk) -> Result<T, PipelineError> + Send + 'static,
     {
-        self.thread.call(job).await?
+        let watched = |desk: &mut Desk| {
+            let done = job(desk)?;
+            sound(desk.panics)?;
+            Ok(done)
+        };
+        self.thread.call(watched).await?
     }
 
     /// As [`Self::call`], for what cannot fail.
@@ -285,11 +340,15 @@ pub(super) async fn open(
         );
         return Err(ConfigError(vec![Problem { key: key.to_owned(), what }]).into());
     }
+    let ready = |thread, batch_rows| {
+        let buffers = Spares::new(BATCHES_AHEAD + lanes, batch_rows * load.pixel_bytes as usize);
+        Device { thread, batch_rows, in_flight: lanes, buffers }
+    };
     let Some(card) = &chosen.card else {
         let device = AnyDevice::Flex(FlexDevice);
         let desk = move || Desk::new(device, Numerics::default(), Options::default(), Selection::Host, lanes);
         let batch_rows = if batch_size == 0 { CPU_BATCH_ROWS.min(most as usize) } else { batch_size as usize };
-        return Ok(Device { thread: start(desk).await?, batch_rows, in_flight: lanes });
+        return Ok(ready(start(desk).await?, batch_rows));
     };
     let batch_rows = if batch_size == 0 {
         fitting(load, card)?.min(CUDA_BATCH_ROWS as u64).min(most) as usize
@@ -302,10 +361,10 @@ pub(super) async fn open(
     };
     device::keep_kernels(scratch, chosen);
     let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
-    let numerics = Numerics { format, batch_rows: Some(batch_rows) };
+    let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
     let options = Options { blocks: CUDA_BLOCKS, compute };
     let desk = move || Desk::new(device, numerics, options, Selection::Device, lanes);
-    Ok(Device { thread: start(desk).await?, batch_rows, in_flight: lanes })
+    Ok(ready(start(desk).await?, batch_rows))
 }
 
 async fn start(desk: impl FnOnce() -> Desk + Send + 'static) -> Result<DeviceThread<Desk>, PipelineError> {
@@ -349,6 +408,8 @@ pub(super) fn model_error(error: impl std::error::Error) -> PipelineError {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::BorrowMut as _;
+
     use super::*;
 
     fn load(precision: Precision) -> Load {
@@ -363,6 +424,7 @@ mod tests {
             compute_capability: "8.0".to_owned(),
             memory_bytes: 80 << 30,
             free_bytes,
+            problem: None,
         }
     }
 
@@ -383,15 +445,20 @@ mod tests {
         let checkpoint = Checkpoint::open(Path::new("tests/reference/model/vit")).unwrap();
         let size_px = checkpoint.image_size_px();
         let options = ExtractOptions { size_px, layer: -1, pool: crate::model::Pool::Default };
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3) };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true };
         let desk = |lanes| {
             let device = AnyDevice::Flex(FlexDevice);
             let mut desk = Desk::new(device, numerics, Options::default(), Selection::Device, lanes);
             desk.load_backbone(&checkpoint, &options).unwrap();
             desk
         };
-        let batch = |seed: usize, rows: usize| -> Vec<u8> {
-            (0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8).collect()
+        let spares = Spares::new(1, 1 << 20);
+        let batch = |seed: usize, rows: usize| -> Lent {
+            let mut lent = spares.lend();
+            let pixels: &mut Vec<u8> = lent.borrow_mut();
+            pixels.clear();
+            pixels.extend((0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8));
+            lent
         };
         let (mut one, mut three) = (desk(1), desk(CUDA_LANES));
         let rows = [3, 1, 2, 3, 3, 1, 0];

@@ -89,7 +89,8 @@ pub(super) async fn run(
     let (pieces_in, pieces) = link(1);
     let (features_in, features) = link(device.in_flight + PIECES_WAITING);
     let clock = job.meter.part(Clock::serial(DEVICE).blocked_by(THE_RUN));
-    let reading = Reading { shape, batch_rows: device.batch_rows, stop: machine.stop.clone() };
+    let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
+    let reading = Reading { shape, batch_rows, buffers, stop: machine.stop.clone() };
     let feeding = Feeding { device: Arc::clone(device), clock, stop: machine.stop.clone() };
     let writing = Writing {
         journal,

@@ -4,6 +4,7 @@
 //! Batches never cross a chunk, so that a feature depends on its chunk alone; the tasks do: the first batch of a chunk is computed
 //! while the chunk before is being written and committed.
 
+use std::borrow::BorrowMut as _;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
-use super::desk::{Device, model_error};
+use super::desk::Device;
 use super::events::Events;
 use super::features::FeatureShape;
 use super::spill::{self, Spill};
@@ -21,8 +22,7 @@ use crate::chunk::journal::Journal;
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::ring::RingChunk;
 use crate::chunk::{RowHeads, Tally};
-use crate::flow::{Clock, Doing, Meter, Stop};
-use crate::model::ModelError;
+use crate::flow::{Clock, Doing, Lent, Meter, Spares, Stop};
 use crate::store::Object;
 
 /// Batches on the host before the device: one being read, one that waits, one being handed over.
@@ -43,14 +43,14 @@ pub(super) enum Piece<R> {
 
 /// Pixels of a batch, or its features where an earlier process computed them.
 pub(super) enum Input {
-    Pixels(Vec<u8>),
+    Pixels(Lent),
     Known(Vec<f32>),
 }
 
 /// Features of a batch, or the task that waits for them.
 pub(super) enum Output {
     Known(Vec<f32>),
-    Computed(JoinHandle<Result<Vec<f32>, ModelError>>),
+    Computed(JoinHandle<Result<Vec<f32>, PipelineError>>),
 }
 
 fn closed() -> PipelineError {
@@ -61,6 +61,8 @@ fn closed() -> PipelineError {
 pub(super) struct Reading {
     pub(super) shape: FeatureShape,
     pub(super) batch_rows: usize,
+    /// For the pixels of batches; the device gives them back.
+    pub(super) buffers: Spares,
     pub(super) stop: Stop,
 }
 
@@ -83,7 +85,7 @@ impl Reading {
             };
             let FeatureShape { dim, .. } = self.shape;
             let made_from = format!("{} {dim} {}", chunk.entry.generation, self.batch_rows);
-            let (batch_rows, pieces) = (self.batch_rows, pieces.clone());
+            let (batch_rows, buffers, pieces) = (self.batch_rows, self.buffers.clone(), pieces.clone());
             let reading = tokio::task::spawn_blocking(move || {
                 chunk.verify()?;
                 let (mut known, spill) = Spill::open(spill::beside(&path), &made_from)?;
@@ -91,7 +93,9 @@ impl Reading {
                 if pieces.blocking_send(Piece::Begin(Box::new(chunk), Some(spill))).is_err() {
                     return Ok(());
                 }
-                while let Some((heads, pixels)) = reader.next_batch()? {
+                loop {
+                    let mut pixels = buffers.lend();
+                    let Some(heads) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let values = heads.len() * dim;
                     let input = known.take(values).map_or(Input::Pixels(pixels), Input::Known);
                     if pieces.blocking_send(Piece::Rows(heads, input)).is_err() {
@@ -237,7 +241,7 @@ impl Writing {
         let features = match output {
             Output::Known(features) => features,
             Output::Computed(waiting) => {
-                let features = waiting.await?.map_err(model_error)?;
+                let features = waiting.await??;
                 spill.keep(&features)?;
                 features
             }
@@ -295,7 +299,7 @@ mod tests {
         }
         let (pieces_in, pieces) = link(1);
         let shape = FeatureShape { dim: 2, precision: Precision::F32 };
-        let reading = Reading { shape, batch_rows: 4, stop: Stop::default() };
+        let reading = Reading { shape, batch_rows: 4, buffers: Spares::new(0, 0), stop: Stop::default() };
         drop(pieces);
         assert!(reading.run(chunks, pieces_in).await.is_ok());
     }

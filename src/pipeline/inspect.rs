@@ -67,8 +67,8 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         found.add("rows", pixels.rows());
         found.add("image", format!("{0} × {0} px, RGB, u8", pixels.size_px()));
         let (mut sums, mut values) = ([0u64; 3], 0u64);
-        let mut first = None;
-        while let Some((rows, bytes)) = pixels.next_batch()? {
+        let (mut first, mut bytes) = (None, Vec::new());
+        while let Some(rows) = pixels.next_batch(&mut bytes)? {
             first = first.or_else(|| (!rows.is_empty()).then(|| rows.url(0).to_owned()));
             for pixel in bytes.as_chunks::<3>().0 {
                 sums.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += u64::from(*value));

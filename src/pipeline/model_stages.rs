@@ -223,6 +223,7 @@ impl Run {
             let shards = Arc::clone(&job.shards);
             let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
             let tally = self.stream_report(&journal, &shards)?.tally;
+            device.tell(desk::Desk::unload_backbone).await?;
             let meter = self.machine.board.stage("rank", "images", 0);
             let stop = &self.machine.stop;
             let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));

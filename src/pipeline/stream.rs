@@ -85,7 +85,7 @@ pub(super) struct Machine {
 /// Where complete chunks go.
 pub(super) enum Sink {
     /// Into the scratch ring, and on to whoever consumes them.
-    #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "only a model consumes pixel chunks"))]
+    #[cfg_attr(not(any(feature = "model", test)), expect(dead_code, reason = "only a model consumes pixel chunks"))]
     Ring(Ring, mpsc::Sender<RingChunk>),
     /// Into the run's directory, as the product.
     Durable(Journal, Compression),

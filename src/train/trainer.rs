@@ -26,6 +26,9 @@ use crate::predict::tiles::{
 /// Losses that wait on the device before they are read without being asked for.
 const PENDING_LOSSES: usize = 4096;
 
+/// Values that are read back at once: 1 MiB.
+const READ_AT_ONCE: usize = 1 << 18;
+
 /// What `PyTorch`'s `clip_grad_norm_` adds to the norm.
 const CLIP_EPSILON: f64 = 1e-6;
 
@@ -405,10 +408,18 @@ fn update<B: Backend>(
     value.inplace(|value| value - gradient.mul_scalar(rate));
 }
 
+/// Reads tiles back, a few rows at a time: what CUDA's runtime reads into is pinned and stays so, in pages as large as what was read.
 fn join<B: Backend>(tiles: &[Tensor<B, 2>]) -> Result<Vec<f32>, PredictError> {
     let mut values = Vec::with_capacity(tiles.iter().map(|tile| tile.shape().num_elements()).sum());
     for tile in tiles {
-        values.extend(download(tile.clone())?);
+        let [rows, columns] = tile.dims();
+        let columns_at_once = columns.min(READ_AT_ONCE);
+        for row in spans(rows, READ_AT_ONCE / columns_at_once) {
+            for column in spans(columns, columns_at_once) {
+                let part = tile.clone().narrow(0, row.start, row.len()).narrow(1, column.start, column.len());
+                values.extend(download(part)?);
+            }
+        }
     }
     Ok(values)
 }

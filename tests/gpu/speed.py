@@ -70,6 +70,7 @@ def forward(kit):
     if not best:
         raise Failed("no batch size gave an answer")
     kit.images_per_s = best["images_per_s"]
+    kit.measured("attention", best["attention"])
     against_dense(kit, best)
     theirs, own = max(torch_rates(kit, rows, passes), default=0), best["images_per_s"]
     kit.goal(
