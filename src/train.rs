@@ -11,6 +11,7 @@ pub mod head;
 pub mod order;
 pub mod plot;
 pub mod schedule;
+mod targets;
 #[cfg(feature = "model")]
 mod trainer;
 pub mod validation;
@@ -18,8 +19,9 @@ pub mod validation;
 pub use checkpoint::{CheckpointError, Progress};
 pub use head::HeadState;
 pub use schedule::{Schedule, ScheduleKind};
+pub use targets::Targets;
 #[cfg(feature = "model")]
-pub use trainer::{Options, Sgd, StepReport, Trainer};
+pub use trainer::{Options, Place, Sgd, StepReport, Trainer};
 
 #[cfg(feature = "model")]
 use crate::predict::PredictError;
@@ -40,6 +42,12 @@ pub enum TrainError {
         range: &'static str,
         /// What it was.
         value: f64,
+    },
+    /// A row has no class.
+    #[error("row `{row}` of a batch has no class to be trained on")]
+    NoTarget {
+        /// The row.
+        row: usize,
     },
     /// Micro-batches of one step disagree about the step's size, or exceed it.
     #[error(

@@ -21,7 +21,7 @@ use crate::config::value::{Pool, Precision};
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::store::StoreError;
-use crate::train::{HeadState, Progress, Sgd, checkpoint};
+use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
 
 /// Seed of what is drawn.
 const SEED: u64 = 7;
@@ -252,19 +252,19 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
     }
     let rows = Rows::of(&bench)?;
     let resumed = (progress.step, progress.loss_sum, progress.loss_count);
-    let sgd = Sgd { momentum: bench.momentum, weight_decay: bench.weight_decay, clip_norm: 0.0 };
+    let sgd = Sgd { momentum: bench.momentum, weight_decay: bench.weight_decay, clip_norm: 0.0, label_smoothing: 0.0 };
     device.call(move |desk| desk.load_trainer(state, sgd, resumed)).await?;
     let (mut losses, mut first_step_s) = (Vec::new(), 0.0);
     let untimed = FIRST_STEPS.min(bench.steps / 2);
     let mut timed = Instant::now();
     let batch = bench.batch_size;
     for done in 1..=bench.steps {
-        let (features, labels) = rows.batch(progress.step, batch);
+        let (features, targets) = rows.batch(progress.step, batch);
         let rate = bench.learning_rate;
         // The losses of the first steps are read, so that the clock starts on an idle device.
         let read = done == 1 || done == untimed || done == bench.steps;
         let read = read || progress.step.wrapping_add(1).is_multiple_of(bench.log_every.max(1));
-        let loss = device.call(move |desk| desk.train(&features, &labels, batch, rate, read)).await?;
+        let loss = device.call(move |desk| desk.train(&features, &targets, batch, rate, read)).await?;
         progress.step += 1;
         progress.position += batch as u64;
         if let Some((sum, count)) = loss {
@@ -328,10 +328,10 @@ impl Rows {
         Ok(rows)
     }
 
-    fn batch(&self, step: u64, rows: usize) -> (Vec<f32>, Vec<u32>) {
+    fn batch(&self, step: u64, rows: usize) -> (Vec<f32>, Targets) {
         let first = (step % (self.labels.len() / rows) as u64) as usize * rows;
         let features = self.features[first * self.dim..(first + rows) * self.dim].to_vec();
-        (features, self.labels[first..first + rows].to_vec())
+        (features, Targets::single(&self.labels[first..first + rows]))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extrac
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
 use crate::predict::tiles::{Blocks, Compute};
-use crate::train::{HeadState, Options, Sgd, Trainer};
+use crate::train::{HeadState, Options, Place, Sgd, Targets, Trainer};
 
 use super::PipelineError;
 use super::forward::BATCHES_AHEAD;
@@ -190,15 +190,18 @@ impl Desk {
     pub(super) fn train(
         &mut self,
         features: &[f32],
-        labels: &[u32],
+        targets: &Targets,
         batch: usize,
         rate: f64,
         loss: bool,
     ) -> Result<Option<(f64, u64)>, PipelineError> {
         let trainer = self.trainer()?;
-        let dim = features.len() / labels.len().max(1);
-        for (features, part) in features.chunks((batch * dim).max(1)).zip(labels.chunks(batch)) {
-            trainer.accumulate(features, part, labels.len()).map_err(model_error)?;
+        let rows = targets.rows();
+        let dim = features.len() / rows.max(1);
+        for (index, features) in features.chunks((batch * dim).max(1)).enumerate() {
+            let first = index * batch;
+            let part = targets.part(first..(first + batch).min(rows));
+            trainer.accumulate(features, &part, rows).map_err(model_error)?;
         }
         trainer.step(rate).map_err(model_error)?;
         if loss { self.take_loss().map(Some) } else { Ok(None) }
@@ -234,7 +237,7 @@ impl Desk {
     /// Ranks with the head that is being trained, as it is now.
     pub(super) fn score_with_trainer(&mut self) -> Result<(), PipelineError> {
         let selection = self.selection;
-        self.scorer = Some(self.trainer()?.scorer().selecting(selection));
+        self.scorer = Some(self.trainer()?.scorer().map_err(model_error)?.selecting(selection));
         Ok(())
     }
 
@@ -362,7 +365,7 @@ pub(super) async fn open(
     device::keep_kernels(scratch, chosen);
     let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
     let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
-    let options = Options { blocks: CUDA_BLOCKS, compute };
+    let options = Options { blocks: CUDA_BLOCKS, compute, place: Place::Device };
     let desk = move || Desk::new(device, numerics, options, Selection::Device, lanes);
     Ok(ready(start(desk).await?, batch_rows))
 }

@@ -19,7 +19,7 @@ use crate::predict::metrics::{self, rank_of};
 use crate::store::{Directory, LocalCopy, StoreError};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
-use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, checkpoint, plot};
+use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
 
 /// Folder of the checkpoints.
 const FOLDER: &str = "checkpoints";
@@ -147,7 +147,12 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     job.meter.add_resumed(samples * u64::from(progress.epoch) + progress.position);
     let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
     job.events.started(&job.meter);
-    let sgd = Sgd { momentum: settings.momentum, weight_decay: settings.weight_decay, clip_norm: settings.clip_norm };
+    let sgd = Sgd {
+        momentum: settings.momentum,
+        weight_decay: settings.weight_decay,
+        clip_norm: settings.clip_norm,
+        label_smoothing: 0.0,
+    };
     let resumed = (progress.step, progress.loss_sum, progress.loss_count);
     job.device.call(move |desk| desk.load_trainer(state, sgd, resumed)).await?;
     let mut session = Session {
@@ -300,9 +305,10 @@ impl Session<'_> {
     async fn step(&mut self, features: Vec<f32>, labels: Vec<u32>) -> Result<(), PipelineError> {
         let batch = self.job.settings.batch_size as usize;
         let samples = labels.len();
+        let targets = Targets::single(&labels);
         let rate = self.schedule.rate(self.progress.step);
         let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
-        let train = self.job.device.call(move |desk| desk.train(&features, &labels, batch, rate, log));
+        let train = self.job.device.call(move |desk| desk.train(&features, &targets, batch, rate, log));
         let loss = train.await?;
         self.progress.step += 1;
         self.progress.position += samples as u64;

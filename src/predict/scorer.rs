@@ -10,7 +10,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::PredictError;
 use super::rank::TopK;
 use super::tiles::{
-    Blocks, Compute, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows, upload_tiles,
+    Blocks, Compute, NEVER, as_type, download, softmax_and_lse, spans, tile_logits, upload, upload_rows, upload_tiles,
 };
 
 /// One row against its label.
@@ -73,7 +73,7 @@ impl<B: Backend> Scorer<B> {
             .into_iter()
             .map(|tile| as_type(tile, compute.dtype()))
             .collect();
-        let bias = upload_rows(bias, blocks.classes, device);
+        let bias = upload_rows(bias, blocks.classes, NEVER, device);
         Ok(Self::from_tiles(classes, dim, blocks, compute, weight, bias, device))
     }
 
@@ -171,9 +171,11 @@ impl<B: Backend> Scorer<B> {
     /// First class and logits of each tile, in class order.
     fn tiles(&self, block: &Tensor<B, 2>) -> impl Iterator<Item = (u32, Tensor<B, 2>)> {
         let starts = (0..self.classes).step_by(self.blocks.classes);
-        starts
-            .zip(self.weight.iter().zip(&self.bias))
-            .map(move |(first, (weight, bias))| (first as u32, tile_logits(block, weight, bias)))
+        starts.zip(self.weight.iter().zip(&self.bias)).map(move |(first, (weight, bias))| {
+            // Without the classes that pad the tile.
+            let real = (self.classes - first).min(self.blocks.classes);
+            (first as u32, tile_logits(block, weight, bias).narrow(1, 0, real))
+        })
     }
 }
 
@@ -254,7 +256,7 @@ pub(crate) fn length(what: &'static str, actual: usize, expected: usize) -> Resu
 }
 
 /// Refuses a label outside the classes: a device may read or write elsewhere instead.
-pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<(), PredictError> {
+fn check_labels(labels: &[u32], classes: usize) -> Result<(), PredictError> {
     match labels.iter().position(|&label| label as usize >= classes) {
         None => Ok(()),
         Some(row) => Err(PredictError::Label { row, label: labels[row], classes }),

@@ -75,19 +75,47 @@ pub(crate) fn upload<B: Backend>(values: &[f32], rows: usize, columns: usize, de
     Tensor::from_data(data, (device, DType::F32))
 }
 
-/// Uploads a head's matrix tile by tile.
+/// The bias of a class that pads a tile: none is ever predicted. Far from −∞, so that no sum or product of it is.
+pub(crate) const NEVER: f32 = -1e30;
+
+/// Classes that a tile is padded to a multiple of, where that is no more than a whole tile: what tensor cores like.
+const PADDING: usize = 64;
+
+/// Classes of a tile with its padding.
+pub(crate) fn padded(classes: usize, tile: usize) -> usize {
+    classes.next_multiple_of(PADDING).min(tile)
+}
+
+/// Uploads a head's matrix tile by tile, the last one padded with zeros.
 pub(crate) fn upload_tiles<B: Backend>(
     values: &[f32],
     columns: usize,
     tile: usize,
     device: &B::Device,
 ) -> Vec<Tensor<B, 2>> {
-    values.chunks(tile * columns).map(|part| upload(part, part.len() / columns, columns, device)).collect()
+    let of_tile = |part: &[f32]| {
+        let classes = padded(part.len() / columns, tile);
+        upload_padded(part, classes, columns, 0.0, device)
+    };
+    values.chunks(tile * columns).map(of_tile).collect()
 }
 
-/// Uploads a bias, one `[1, classes of the tile]` row a tile.
-pub(crate) fn upload_rows<B: Backend>(values: &[f32], tile: usize, device: &B::Device) -> Vec<Tensor<B, 2>> {
-    values.chunks(tile).map(|part| upload(part, 1, part.len(), device)).collect()
+/// Uploads a bias, one `[1, classes of the tile]` row a tile, the last one padded.
+pub(crate) fn upload_rows<B: Backend>(values: &[f32], tile: usize, pad: f32, device: &B::Device) -> Vec<Tensor<B, 2>> {
+    values.chunks(tile).map(|part| upload_padded(part, 1, padded(part.len(), tile), pad, device)).collect()
+}
+
+fn upload_padded<B: Backend>(
+    values: &[f32],
+    rows: usize,
+    columns: usize,
+    pad: f32,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let mut all = Vec::with_capacity(rows * columns);
+    all.extend_from_slice(values);
+    all.resize(rows * columns, pad);
+    Tensor::from_data(TensorData::new(all, [rows, columns]), (device, DType::F32))
 }
 
 /// Reads an f32 tensor back to the host, row-major.

@@ -64,6 +64,7 @@ impl Reference {
             momentum: self.number("momentum"),
             weight_decay: self.number("weight_decay"),
             clip_norm: self.number("clip_norm"),
+            label_smoothing: 0.0,
         }
     }
 
@@ -84,21 +85,28 @@ fn distance(actual: &[f32], expected: &[f32]) -> f32 {
 }
 
 fn options(rows: usize, classes: usize) -> Options {
-    Options { blocks: Blocks { rows, classes }, compute: Compute::F32 }
+    Options { blocks: Blocks { rows, classes }, compute: Compute::F32, place: Place::Device }
+}
+
+/// Both places, where the blocks of classes are the engine's own on the host.
+fn places(rows: usize, classes: usize) -> [Options; 2] {
+    let device = options(rows, classes);
+    [device, Options { place: Place::Host, ..device }]
 }
 
 fn trainer(state: HeadState, sgd: Sgd, options: Options) -> Trainer<Cpu> {
     Trainer::new(state, sgd, options, &<Cpu as burn::tensor::backend::BackendTypes>::Device::default()).unwrap()
 }
 
-const PLAIN: Sgd = Sgd { momentum: 0.0, weight_decay: 0.0, clip_norm: 0.0 };
+const PLAIN: Sgd = Sgd { momentum: 0.0, weight_decay: 0.0, clip_norm: 0.0, label_smoothing: 0.0 };
 
 /// One step of two micro-batches of the reference data.
 fn reference_step(trainer: &mut Trainer<Cpu>, features: &[f32], labels: &[u32], step: usize) {
     for micro in 0..2 {
         let rows = (step * 2 + micro) * ROWS;
         let features = &features[rows * DIM..(rows + ROWS) * DIM];
-        trainer.accumulate(features, &labels[rows..rows + ROWS], 2 * ROWS).unwrap();
+        let targets = Targets::single(&labels[rows..rows + ROWS]);
+        trainer.accumulate(features, &targets, 2 * ROWS).unwrap();
     }
 }
 
@@ -106,8 +114,8 @@ fn reference_step(trainer: &mut Trainer<Cpu>, features: &[f32], labels: &[u32], 
 fn twenty_steps_agree_with_torch_for_any_blocks() {
     let reference = Reference::read();
     let (features, labels) = (reference.floats("features"), reference.labels());
-    for (rows, classes) in [(1, 50), (7, 7), (8, 50), (1000, 1000), (3, 1)] {
-        let mut trainer = trainer(reference.start(), reference.sgd(), options(rows, classes));
+    for options in [(1, 50), (7, 7), (8, 50), (1000, 1000), (3, 1)].into_iter().flat_map(|(r, c)| places(r, c)) {
+        let mut trainer = trainer(reference.start(), reference.sgd(), options);
         for step in 0..20 {
             reference_step(&mut trainer, &features, &labels, step);
             let (sum, count) = trainer.take_loss().unwrap();
@@ -131,26 +139,114 @@ fn twenty_steps_agree_with_torch_for_any_blocks() {
             ("bias.momentum", &state.bias_momentum),
         ] {
             let distance = distance(values, &reference.floats(name));
-            assert!(distance < 1e-5, "{name} is {distance} away, blocks {rows} × {classes}");
+            assert!(distance < 1e-5, "{name} is {distance} away, {options:?}");
         }
     }
+}
+
+#[test]
+fn several_classes_a_row_and_smoothing_agree_with_torch() {
+    let reference = Reference::read();
+    let features = reference.floats("features");
+    let labels = reference.words("soft.labels", i32::from_le_bytes);
+    let sgd = Sgd { label_smoothing: reference.number("label_smoothing"), ..reference.sgd() };
+    for options in [(5, 16), (8, 50)].into_iter().flat_map(|(r, c)| places(r, c)) {
+        let mut trainer = trainer(reference.start(), sgd, options);
+        for step in 0..20 {
+            for micro in 0..2 {
+                let rows = (step * 2 + micro) * ROWS..(step * 2 + micro + 1) * ROWS;
+                let mut targets = Targets::default();
+                for row in labels[3 * rows.start..3 * rows.end].chunks(3) {
+                    let classes: Vec<u32> = row.iter().filter_map(|class| u32::try_from(*class).ok()).collect();
+                    targets.push(&classes);
+                }
+                trainer.accumulate(&features[rows.start * DIM..rows.end * DIM], &targets, 2 * ROWS).unwrap();
+            }
+            let expected = reference.numbers["soft_losses"][step].as_f64().unwrap();
+            let found = trainer.take_loss().unwrap().0 / 16.0;
+            assert!((found - expected).abs() < 1e-5 * expected, "loss of step {step}: {found}, {expected}");
+            trainer.step(reference.schedule().rate(step as u64)).unwrap();
+            let expected = reference.numbers["soft_norms"][step].as_f64().unwrap();
+            let norm = trainer.grad_norm().unwrap().unwrap();
+            assert!((norm - expected).abs() < 1e-5 * expected, "norm of step {step}");
+        }
+        let state = trainer.state().unwrap();
+        for (name, values) in [
+            ("soft.weight", &state.weight),
+            ("soft.bias", &state.bias),
+            ("soft.weight.momentum", &state.weight_momentum),
+            ("soft.bias.momentum", &state.bias_momentum),
+        ] {
+            let distance = distance(values, &reference.floats(name));
+            assert!(distance < 1e-5, "{name} is {distance} away, {options:?}");
+        }
+    }
+}
+
+#[test]
+fn more_classes_than_a_tile_give_the_same_in_both_places() {
+    // Two whole tiles of the host and a part of one; padding on the device.
+    let (classes, dim, rows) = (2 * 512 + 37, 24, 19);
+    let state = HeadState::init(classes, dim, 5);
+    let features: Vec<f32> = HeadState::init(rows, dim, 6).weight.iter().map(|value| value * 60.0).collect();
+    let labels: Vec<u32> = (0..rows as u32).map(|row| (row * 131 + 1060) % classes as u32).collect();
+    let sgd = Sgd { momentum: 0.9, weight_decay: 0.01, clip_norm: 0.05, label_smoothing: 0.05 };
+    let [device, host] = places(7, 400).map(|options| {
+        let mut trainer = trainer(state.clone(), sgd, options);
+        for _ in 0..3 {
+            trainer.accumulate(&features, &Targets::single(&labels), rows).unwrap();
+            trainer.step(0.5).unwrap();
+        }
+        let scored = trainer.scorer().unwrap().score(&features, &labels, 3).unwrap();
+        let ranked: Vec<Vec<u32>> = scored.into_iter().map(|row| row.top.classes).collect();
+        (trainer.take_loss().unwrap().0, trainer.state().unwrap(), ranked)
+    });
+    assert!((device.0 - host.0).abs() < 1e-5 * host.0, "{}, {}", device.0, host.0);
+    assert!(distance(&device.1.weight, &host.1.weight) < 1e-5);
+    assert!(distance(&device.1.bias, &host.1.bias) < 1e-5);
+    assert_eq!(device.2, host.2);
+}
+
+#[test]
+fn threads_do_not_change_a_bit_on_the_host() {
+    let (classes, dim, rows) = (2000, 16, 33);
+    let features: Vec<f32> = HeadState::init(rows, dim, 6).weight.iter().map(|value| value * 60.0).collect();
+    let labels: Vec<u32> = (0..rows as u32).map(|row| row * 60).collect();
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let sgd = Sgd { momentum: 0.9, clip_norm: 0.1, ..PLAIN };
+            let mut trainer = trainer(HeadState::init(classes, dim, 5), sgd, places(16, 1)[1]);
+            for _ in 0..3 {
+                trainer.accumulate(&features, &Targets::single(&labels), rows).unwrap();
+                trainer.step(0.5).unwrap();
+            }
+            trainer.state().unwrap().weight.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(run(1), run(3));
 }
 
 #[test]
 fn a_run_through_the_host_ends_in_the_same_bits() {
     let reference = Reference::read();
     let (features, labels) = (reference.floats("features"), reference.labels());
-    let fresh = || trainer(reference.start(), reference.sgd(), options(5, 16));
+    for options in places(5, 16) {
+        through_the_host(&reference, &features, &labels, options);
+    }
+}
+
+fn through_the_host(reference: &Reference, features: &[f32], labels: &[u32], options: Options) {
+    let fresh = || trainer(reference.start(), reference.sgd(), options);
     let (mut whole, mut parts) = (fresh(), fresh());
     for step in 0..20 {
         for this in [&mut whole, &mut parts] {
-            reference_step(this, &features, &labels, step);
+            reference_step(this, features, labels, step);
             this.step(reference.schedule().rate(step as u64)).unwrap();
         }
         if step % 3 == 1 {
             let (sum, count) = parts.loss().unwrap();
-            parts =
-                trainer(parts.state().unwrap(), reference.sgd(), options(5, 16)).resumed(step as u64 + 1, sum, count);
+            parts = trainer(parts.state().unwrap(), reference.sgd(), options).resumed(step as u64 + 1, sum, count);
         }
     }
     let bits = |state: HeadState| {
@@ -169,10 +265,13 @@ fn the_gradient_agrees_with_finite_differences() {
     let (features, labels) = (&features[..ROWS * DIM], &labels[..ROWS]);
     let start = reference.start();
     // One plain step at rate 1 moves the weights by the negative gradient.
-    let mut once = trainer(start.clone(), PLAIN, options(3, 20));
-    once.accumulate(features, labels, ROWS).unwrap();
-    once.step(1.0).unwrap();
-    let moved = once.state().unwrap();
+    let [moved, on_host] = places(3, 20).map(|options| {
+        let mut once = trainer(start.clone(), PLAIN, options);
+        once.accumulate(features, &Targets::single(labels), ROWS).unwrap();
+        once.step(1.0).unwrap();
+        once.state().unwrap()
+    });
+    assert!(distance(&moved.weight, &on_host.weight) < 1e-6);
     let loss = |weight: &[f32], bias: &[f32]| {
         let mut sum = 0.0;
         for (row, &label) in features.chunks(DIM).zip(labels) {
@@ -229,29 +328,31 @@ fn validation_loss_is_the_training_loss() {
     let reference = Reference::read();
     let (features, labels) = (reference.floats("features"), reference.labels());
     let (features, labels) = (&features[..21 * DIM], &labels[..21]);
-    let mut trainer = trainer(reference.start(), PLAIN, options(4, 13));
-    trainer.accumulate(features, labels, 21).unwrap();
-    let (sum, _) = trainer.take_loss().unwrap();
-    let scored = trainer.scorer().score(features, labels, 5).unwrap();
-    let validation: f64 = scored.iter().map(|row| row.loss).sum();
-    assert!((sum - validation).abs() < 1e-4, "{sum}, {validation}");
+    for options in places(4, 13) {
+        let mut trainer = trainer(reference.start(), PLAIN, options);
+        trainer.accumulate(features, &Targets::single(labels), 21).unwrap();
+        let (sum, _) = trainer.take_loss().unwrap();
+        let scored = trainer.scorer().unwrap().score(features, labels, 5).unwrap();
+        let validation: f64 = scored.iter().map(|row| row.loss).sum();
+        assert!((sum - validation).abs() < 1e-4, "{sum}, {validation}");
+    }
 }
 
 #[test]
 fn a_label_outside_the_classes_is_refused_and_changes_nothing() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    let error = trainer.accumulate(&[0.0; 4], &[0, 3], 2).unwrap_err();
+    let error = trainer.accumulate(&[0.0; 4], &Targets::single(&[0, 3]), 2).unwrap_err();
     assert_eq!(error.to_string(), "label `3` of row `1` is outside the `3` classes of the head");
     assert_eq!(trainer.take_loss().unwrap().1, 0);
-    trainer.accumulate(&[0.0; 4], &[0, 2], 2).unwrap();
+    trainer.accumulate(&[0.0; 4], &Targets::single(&[0, 2]), 2).unwrap();
 }
 
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_rate() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    trainer.accumulate(&[1.0, 1.0], &[0], 1).unwrap();
+    trainer.accumulate(&[1.0, 1.0], &Targets::single(&[0]), 1).unwrap();
     trainer.step(0.25).unwrap();
-    trainer.accumulate(&[f32::NAN, 1.0], &[0], 1).unwrap();
+    trainer.accumulate(&[f32::NAN, 1.0], &Targets::single(&[0]), 1).unwrap();
     let error = trainer.take_loss().unwrap_err();
     assert!(matches!(error, TrainError::Loss { step: 2, .. }));
     assert!(error.to_string().contains("step `2` is `NaN` after a step at learning rate `0.25`"));
@@ -261,12 +362,12 @@ fn a_loss_that_is_not_finite_names_step_and_rate() {
 fn a_step_with_too_few_or_too_many_samples_is_refused() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
     assert!(matches!(trainer.step(0.1), Err(TrainError::Accumulation { accumulated: 0, .. })));
-    trainer.accumulate(&[1.0; 2], &[0], 2).unwrap();
+    trainer.accumulate(&[1.0; 2], &Targets::single(&[0]), 2).unwrap();
     let short = trainer.step(0.1).unwrap_err();
     assert!(matches!(short, TrainError::Accumulation { accumulated: 1, expected: 2 }));
-    trainer.accumulate(&[1.0; 2], &[0], 3).unwrap_err();
-    trainer.accumulate(&[1.0; 4], &[0, 1], 2).unwrap_err();
-    trainer.accumulate(&[1.0; 2], &[1], 2).unwrap();
+    trainer.accumulate(&[1.0; 2], &Targets::single(&[0]), 3).unwrap_err();
+    trainer.accumulate(&[1.0; 4], &Targets::single(&[0, 1]), 2).unwrap_err();
+    trainer.accumulate(&[1.0; 2], &Targets::single(&[1]), 2).unwrap();
     trainer.step(0.1).unwrap();
 }
 
@@ -286,8 +387,12 @@ fn settings_and_lengths_that_cannot_work_are_refused() {
     let error = new(short, PLAIN, Options::default());
     assert_eq!(error.to_string(), "`bias_momentum` holds `2` values, expected `3`");
     let mut trainer = trainer(head(), PLAIN, Options::default());
-    trainer.accumulate(&[0.0; 3], &[0, 1], 2).unwrap_err();
+    trainer.accumulate(&[0.0; 3], &Targets::single(&[0, 1]), 2).unwrap_err();
     trainer.step(f64::INFINITY).unwrap_err();
+    let mut without = Targets::single(&[1]);
+    without.push(&[]);
+    let error = trainer.accumulate(&[0.0; 4], &without, 2).unwrap_err();
+    assert_eq!(error.to_string(), "row `1` of a batch has no class to be trained on");
 }
 
 proptest! {
@@ -302,14 +407,15 @@ proptest! {
         let run = |options| {
             let mut trainer = trainer(state.clone(), Sgd { momentum: 0.5, ..PLAIN }, options);
             for _ in 0..2 {
-                trainer.accumulate(&features, &labels, count).unwrap();
+                trainer.accumulate(&features, &Targets::single(&labels), count).unwrap();
                 trainer.step(0.3).unwrap();
             }
             (trainer.take_loss().unwrap().0, trainer.state().unwrap().weight)
         };
-        let (loss, weight) = run(options(rows, tile));
         let (whole_loss, whole_weight) = run(options(100, 100));
-        prop_assert!((loss - whole_loss).abs() < 1e-5 * whole_loss.abs());
-        prop_assert!(distance(&weight, &whole_weight) < 1e-5);
+        for (loss, weight) in places(rows, tile).map(run) {
+            prop_assert!((loss - whole_loss).abs() < 1e-5 * whole_loss.abs());
+            prop_assert!(distance(&weight, &whole_weight) < 1e-5);
+        }
     }
 }
