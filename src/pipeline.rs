@@ -9,6 +9,8 @@ pub mod bench;
 mod catalog;
 mod check;
 #[cfg(feature = "model")]
+mod checkpoints;
+#[cfg(feature = "model")]
 mod curve;
 #[cfg(feature = "model")]
 mod desk;

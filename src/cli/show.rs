@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Serialize;
 
+use crate::config::raw::Trial;
 #[cfg(feature = "model")]
 use crate::pipeline::bench;
 use crate::pipeline::report::{Bottleneck, CatalogReport, PredictionReport, StreamReport, TrainingReport};
@@ -230,6 +231,13 @@ fn training(table: &mut Table, part: &TrainingReport) {
     }
     if let Some(best) = &part.best {
         table.row("best epoch", format!("{} with NDCG@5 {:.4}", best.epoch, best.ndcg5));
+    }
+    for (number, trial) in part.trials.iter().enumerate() {
+        let Trial { learning_rate, momentum, weight_decay } = trial.settings;
+        let best = trial.best.map_or_else(|| "no figures".to_owned(), |best| format!("NDCG@5 {:.4}", best.ndcg5));
+        let settings = format!("learning rate {learning_rate}, momentum {momentum}, weight decay {weight_decay}");
+        let wins = if trial.wins { " (predicts)" } else { "" };
+        table.row(&format!("head {number}"), format!("{settings}: {best}{wins}"));
     }
 }
 

@@ -234,6 +234,9 @@ fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, ski
     }
 }
 
+/// Heads that a sweep may train side by side.
+const MAX_TRIALS: usize = 64;
+
 fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
     refuse(pipeline.run.dir.is_empty(), "run.dir", "is required: name the directory that the run writes to".into());
     if let Some(sample) = &pipeline.sample {
@@ -396,16 +399,40 @@ fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, Stri
     let mut number = |key: &str, value: f64, good: bool, range: &str| {
         refuse(!good, key, format!("`{value}` must be {range}"));
     };
-    let rate = train.learning_rate;
-    number("train.learning_rate", rate, rate.is_finite() && rate > 0.0, "a number over 0");
-    number("train.momentum", train.momentum, (0.0..1.0).contains(&train.momentum), "from 0 to below 1");
-    let decay = train.weight_decay;
-    number("train.weight_decay", decay, decay.is_finite() && decay >= 0.0, "0 or more");
+    for rate in &train.learning_rate.0 {
+        number("train.learning_rate", *rate, rate.is_finite() && *rate > 0.0, "a number over 0");
+    }
+    for momentum in &train.momentum.0 {
+        number("train.momentum", *momentum, (0.0..1.0).contains(momentum), "from 0 to below 1");
+    }
+    for decay in &train.weight_decay.0 {
+        number("train.weight_decay", *decay, decay.is_finite() && *decay >= 0.0, "0 or more");
+    }
+    let smoothing = train.label_smoothing;
+    number("train.label_smoothing", smoothing, (0.0..1.0).contains(&smoothing), "from 0 to below 1");
     number("train.clip_norm", train.clip_norm, train.clip_norm.is_finite() && train.clip_norm >= 0.0, "0 or more");
     number("train.warmup_ratio", train.warmup_ratio, (0.0..=1.0).contains(&train.warmup_ratio), "from 0 to 1");
     let held = train.validation_fraction;
     number("train.validation_fraction", held, (0.0..1.0).contains(&held), "from 0 to below 1");
     refuse(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero".into());
+    for (key, list) in [
+        ("train.learning_rate", &train.learning_rate),
+        ("train.momentum", &train.momentum),
+        ("train.weight_decay", &train.weight_decay),
+    ] {
+        refuse(list.0.is_empty(), key, "an empty list: give one number, or several to try".into());
+    }
+    let trials = train.trials().len();
+    refuse(
+        trials > MAX_TRIALS,
+        "train.learning_rate",
+        format!("the lists give {trials} combinations, more than {MAX_TRIALS}: shorten one"),
+    );
+    refuse(
+        trials > 1 && held == 0.0,
+        "train.validation_fraction",
+        "`0` leaves nothing to choose the best of several heads by: hold some images out".into(),
+    );
 }
 
 fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, String)) {

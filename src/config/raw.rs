@@ -7,8 +7,8 @@ use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::value::{
-    Alpha, Bytes, Classes, Compression, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool, Precision, Resample,
-    ScheduleKind, Span,
+    Alpha, Bytes, Classes, Compression, DeviceKind, HeadKind, MatchRule, Numbers, Optimizer, Pick, Pool, Precision,
+    Resample, ScheduleKind, Span, Targets,
 };
 
 /// A pipeline file: what to run. A section that is absent is a stage that does not run.
@@ -189,20 +189,26 @@ pub struct RawHead {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTrain {
-    /// Passes over the training samples; a sample is one (image, caption) pair.
+    /// Passes over the training samples.
     pub epochs: u32,
+    /// What a sample is where an image has several captions: `pairs` (each image and caption), or `soft` (the image, with equal
+    /// shares of all its captions).
+    pub targets: Targets,
+    /// Share of each target that is spread over all classes.
+    pub label_smoothing: f64,
     /// Samples in one forward pass of the head.
     pub batch_size: u32,
     /// Batches whose gradients are averaged into one step.
     pub accumulation: u32,
     /// `sgd`, with PyTorch's meaning of momentum and weight decay.
     pub optimizer: Optimizer,
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// Peak learning rate. This key, `momentum` and `weight_decay` may be lists: a head is trained for each combination, all of
+    /// them side by side from one pass over the features, and the best by validation NDCG@5 predicts.
+    pub learning_rate: Numbers,
     /// Momentum, 0 to 1.
-    pub momentum: f64,
+    pub momentum: Numbers,
     /// L2 penalty added to the gradient.
-    pub weight_decay: f64,
+    pub weight_decay: Numbers,
     /// Gradients are scaled down to this global norm. 0: off.
     pub clip_norm: f64,
     /// Share of all steps over which the rate rises from 0 to its peak.
@@ -227,9 +233,11 @@ impl Default for RawTrain {
             batch_size: 128,
             accumulation: 1,
             optimizer: Optimizer::Sgd,
-            learning_rate: 5e-5,
-            momentum: 0.9,
-            weight_decay: 0.0,
+            targets: Targets::default(),
+            label_smoothing: 0.0,
+            learning_rate: 5e-5.into(),
+            momentum: 0.9.into(),
+            weight_decay: 0.0.into(),
             clip_norm: 1.0,
             warmup_ratio: 0.1,
             schedule: ScheduleKind::Linear,
@@ -238,6 +246,30 @@ impl Default for RawTrain {
             log_every: 50,
             checkpoint_every: Span::seconds(5),
         }
+    }
+}
+
+/// What a sweep varies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Momentum.
+    pub momentum: f64,
+    /// L2 penalty.
+    pub weight_decay: f64,
+}
+
+impl RawTrain {
+    /// The heads to train: every combination, the last key varying fastest. Without lists there is one.
+    pub fn trials(&self) -> Vec<Trial> {
+        let (rates, momenta, decays) = (&self.learning_rate.0, &self.momentum.0, &self.weight_decay.0);
+        let of_rate = |learning_rate: f64| {
+            momenta.iter().flat_map(move |&momentum| {
+                decays.iter().map(move |&weight_decay| Trial { learning_rate, momentum, weight_decay })
+            })
+        };
+        rates.iter().flat_map(|&rate| of_rate(rate)).collect()
     }
 }
 

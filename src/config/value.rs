@@ -44,6 +44,15 @@ words!(
     }
 );
 words!(
+    /// What a sample is where an image has several classes.
+    Targets {
+        /// Each pair of an image and one of its classes.
+        Pairs = "pairs",
+        /// The image, with equal shares of all its classes.
+        Soft = "soft",
+    }
+);
+words!(
     /// When two captions mean the same.
     MatchRule {
         /// White space at both ends aside.
@@ -241,6 +250,57 @@ impl<'de> Deserialize<'de> for Span {
         humantime::parse_duration(&text)
             .map(Self)
             .map_err(|_| de::Error::custom(format!("`{text}` is not a duration such as \"90 s\"")))
+    }
+}
+
+/// One number, or a list of numbers to try one beside the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbers(pub Vec<f64>);
+
+impl From<f64> for Numbers {
+    fn from(number: f64) -> Self {
+        Self(vec![number])
+    }
+}
+
+impl Serialize for Numbers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => serializer.serialize_f64(*one),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Numbers;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a number or a list of numbers")
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Numbers, E> {
+                Ok(number.into())
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Numbers, E> {
+                Ok((number as f64).into())
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Numbers, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    numbers.push(number);
+                }
+                Ok(Numbers(numbers))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
     }
 }
 

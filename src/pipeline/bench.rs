@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
-use super::desk::{self, Desk, Device, Load, damaged, model_error};
+use super::desk::{self, Device, Load, Start, damaged, model_error};
 use super::resolve::pool_of;
 use crate::config::raw::RawMachine;
 use crate::config::value::{Pool, Precision};
@@ -251,9 +251,10 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
         )));
     }
     let rows = Rows::of(&bench)?;
-    let resumed = (progress.step, progress.loss_sum, progress.loss_count);
     let sgd = Sgd { momentum: bench.momentum, weight_decay: bench.weight_decay, clip_norm: 0.0, label_smoothing: 0.0 };
-    device.call(move |desk| desk.load_trainer(state, sgd, resumed)).await?;
+    let (step, loss) = (progress.step, (progress.loss_sum, progress.loss_count));
+    let start = Start { state, sgd, loss };
+    device.call(move |desk| desk.load_trainers(vec![start], step)).await?;
     let (mut losses, mut first_step_s) = (Vec::new(), 0.0);
     let untimed = FIRST_STEPS.min(bench.steps / 2);
     let mut timed = Instant::now();
@@ -264,10 +265,10 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
         // The losses of the first steps are read, so that the clock starts on an idle device.
         let read = done == 1 || done == untimed || done == bench.steps;
         let read = read || progress.step.wrapping_add(1).is_multiple_of(bench.log_every.max(1));
-        let loss = device.call(move |desk| desk.train(&features, &targets, batch, rate, read)).await?;
+        let loss = device.call(move |desk| desk.train(&features, &targets, batch, &[rate], read)).await?;
         progress.step += 1;
         progress.position += batch as u64;
-        if let Some((sum, count)) = loss {
+        if let Some((sum, count)) = loss.and_then(|losses| losses.first().copied()) {
             losses.push((progress.step, sum / count.max(1) as f64));
         }
         if done == 1 {
@@ -279,7 +280,7 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
     }
     let seconds = timed.elapsed().as_secs_f64();
     if let Some(dir) = &bench.save {
-        let (state, (loss_sum, loss_count)) = device.call(Desk::state).await?;
+        let (state, (loss_sum, loss_count)) = device.call(|desk| desk.state(0)).await?;
         let progress = Progress { loss_sum, loss_count, ..progress };
         checkpoint::save(dir, &state, &progress).map_err(damaged)?;
     }

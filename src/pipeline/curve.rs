@@ -26,6 +26,8 @@ struct CurveRow {
     validation_ndcg5_ceiling: Option<f64>,
     validation_recall1: Option<f64>,
     validation_recall5: Option<f64>,
+    #[serde(default)]
+    trial: u32,
 }
 
 impl Curve {
@@ -38,6 +40,7 @@ impl Curve {
             step: point.step,
             loss: Some(point.loss),
             learning_rate: Some(point.learning_rate),
+            trial: point.trial,
             ..CurveRow::default()
         });
         let validations = self.validations.iter().map(|point| CurveRow {
@@ -48,10 +51,11 @@ impl Curve {
             validation_ndcg5_ceiling: Some(point.ndcg5_ceiling),
             validation_recall1: Some(point.recall1),
             validation_recall5: Some(point.recall5),
+            trial: point.trial,
             ..CurveRow::default()
         });
         let mut rows: Vec<CurveRow> = losses.chain(validations).collect();
-        rows.sort_by_key(|row| (row.step, row.epoch));
+        rows.sort_by_key(|row| (row.step, row.epoch, row.trial));
         let mut writer = csv::Writer::from_writer(Vec::new());
         for row in rows {
             writer.serialize(row)?;
@@ -66,9 +70,9 @@ impl Curve {
             if row.step > up_to_step {
                 continue;
             }
-            let step = row.step;
+            let (step, trial) = (row.step, row.trial);
             if let (Some(loss), Some(learning_rate)) = (row.loss, row.learning_rate) {
-                curve.losses.push(LossPoint { step, loss, learning_rate });
+                curve.losses.push(LossPoint { step, loss, learning_rate, trial });
             }
             if let (Some(epoch), Some(loss), Some(ndcg5)) = (row.epoch, row.validation_loss, row.validation_ndcg5) {
                 curve.validations.push(ValidationPoint {
@@ -79,6 +83,7 @@ impl Curve {
                     ndcg5_ceiling: row.validation_ndcg5_ceiling.unwrap_or_default(),
                     recall1: row.validation_recall1.unwrap_or_default(),
                     recall5: row.validation_recall5.unwrap_or_default(),
+                    trial,
                 });
             }
         }
@@ -100,11 +105,11 @@ mod tests {
         ) {
             let mut curve = Curve::default();
             for (step, (loss, learning_rate)) in (1..).zip(&losses) {
-                curve.losses.push(LossPoint { step: step * 10, loss: *loss, learning_rate: *learning_rate });
+                curve.losses.push(LossPoint { step: step * 10, loss: *loss, learning_rate: *learning_rate, trial: 0 });
             }
             for (epoch, (loss, ndcg5)) in (1..).zip(&validations) {
                 curve.validations.push(ValidationPoint {
-                    step: u64::from(epoch) * 70, epoch, loss: *loss, ndcg5: *ndcg5, ndcg5_ceiling: 0.7, recall1: 0.1, recall5: 0.3,
+                    step: u64::from(epoch) * 70, epoch, loss: *loss, ndcg5: *ndcg5, ndcg5_ceiling: 0.7, recall1: 0.1, recall5: 0.3, trial: epoch % 2,
                 });
             }
             let text = curve.write().unwrap();

@@ -77,6 +77,17 @@ fn sound(panics: u64) -> Result<(), PipelineError> {
     ))
 }
 
+/// Sum of losses, in nats, and how many there are.
+pub(super) type Losses = (f64, u64);
+
+/// Where a head's training starts.
+pub(super) struct Start {
+    pub(super) state: HeadState,
+    pub(super) sgd: Sgd,
+    /// The losses that were not taken yet.
+    pub(super) loss: Losses,
+}
+
 /// Everything that lives on the device. One thread has it for the whole run.
 pub(super) struct Desk {
     device: AnyDevice,
@@ -88,7 +99,7 @@ pub(super) struct Desk {
     backbone: Vec<Extractor<Any>>,
     /// The lane of the next batch.
     next: usize,
-    trainer: Option<Trainer<Any>>,
+    trainers: Vec<Trainer<Any>>,
     scorer: Option<Scorer<Any>>,
     /// Panics of the device's threads before anything was computed that counts.
     panics: u64,
@@ -124,7 +135,7 @@ fn absent(what: &str) -> PipelineError {
 impl Desk {
     fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, lanes: usize) -> Self {
         let (backbone, next, panics) = (Vec::new(), 0, device::panics());
-        Self { device, numerics, options, selection, lanes, backbone, next, trainer: None, scorer: None, panics }
+        Self { device, numerics, options, selection, lanes, backbone, next, trainers: Vec::new(), scorer: None, panics }
     }
 
     /// Puts the backbone on the device, unless it is there; gives how it attends.
@@ -165,63 +176,62 @@ impl Desk {
         Ok(Pending { features, panics: self.panics })
     }
 
-    fn trainer(&mut self) -> Result<&mut Trainer<Any>, PipelineError> {
-        self.trainer.as_mut().ok_or_else(|| absent("trainer"))
+    fn trainer(&mut self, trial: usize) -> Result<&mut Trainer<Any>, PipelineError> {
+        self.trainers.get_mut(trial).ok_or_else(|| absent("trainer"))
     }
 
     fn scorer(&self) -> Result<&Scorer<Any>, PipelineError> {
         self.scorer.as_ref().ok_or_else(|| absent("head"))
     }
 
-    /// Puts the head and its optimiser on the device; `resumed`: updates made, and the losses not taken yet.
-    pub(super) fn load_trainer(
-        &mut self,
-        state: HeadState,
-        sgd: Sgd,
-        resumed: (u64, f64, u64),
-    ) -> Result<(), PipelineError> {
-        let trainer = Trainer::new(state, sgd, self.options, &self.device).map_err(model_error)?;
-        let (step, loss_sum, loss_count) = resumed;
-        self.trainer = Some(trainer.resumed(step, loss_sum, loss_count));
+    /// Puts heads and their optimisers on the device, those of a sweep in their order; `step`: the updates that they have made.
+    pub(super) fn load_trainers(&mut self, starts: Vec<Start>, step: u64) -> Result<(), PipelineError> {
+        let (states, rest): (Vec<_>, Vec<_>) =
+            starts.into_iter().map(|start| ((start.state, start.sgd), start.loss)).unzip();
+        let trainers = Trainer::several(states, self.options, &self.device).map_err(model_error)?;
+        let resumed = |(trainer, (sum, count)): (Trainer<Any>, Losses)| trainer.resumed(step, sum, count);
+        self.trainers = trainers.into_iter().zip(rest).map(resumed).collect();
         Ok(())
     }
 
-    /// One update with micro-batches of `batch` rows; sum and number of the losses since they were last taken, where asked for.
+    /// One update of each head, at its own rate, with micro-batches of `batch` rows; the losses of each since they were last
+    /// taken, where asked for.
     pub(super) fn train(
         &mut self,
         features: &[f32],
         targets: &Targets,
         batch: usize,
-        rate: f64,
+        rates: &[f64],
         loss: bool,
-    ) -> Result<Option<(f64, u64)>, PipelineError> {
-        let trainer = self.trainer()?;
+    ) -> Result<Option<Vec<Losses>>, PipelineError> {
         let rows = targets.rows();
         let dim = features.len() / rows.max(1);
-        for (index, features) in features.chunks((batch * dim).max(1)).enumerate() {
-            let first = index * batch;
-            let part = targets.part(first..(first + batch).min(rows));
-            trainer.accumulate(features, &part, rows).map_err(model_error)?;
+        for (trainer, rate) in self.trainers.iter_mut().zip(rates) {
+            for (index, features) in features.chunks((batch * dim).max(1)).enumerate() {
+                let first = index * batch;
+                let part = targets.part(first..(first + batch).min(rows));
+                trainer.accumulate(features, &part, rows).map_err(model_error)?;
+            }
+            trainer.step(*rate).map_err(model_error)?;
         }
-        trainer.step(rate).map_err(model_error)?;
-        if loss { self.take_loss().map(Some) } else { Ok(None) }
+        if loss { self.take_losses().map(Some) } else { Ok(None) }
     }
 
-    /// Sum and number of the losses since they were last taken; they start anew.
-    pub(super) fn take_loss(&mut self) -> Result<(f64, u64), PipelineError> {
-        self.trainer()?.take_loss().map_err(model_error)
+    /// The losses of each head since they were last taken; they start anew.
+    pub(super) fn take_losses(&mut self) -> Result<Vec<Losses>, PipelineError> {
+        self.trainers.iter_mut().map(|trainer| trainer.take_loss().map_err(model_error)).collect()
     }
 
-    /// Head and optimiser, and the losses that were not taken yet.
-    pub(super) fn state(&mut self) -> Result<(HeadState, (f64, u64)), PipelineError> {
-        let trainer = self.trainer()?;
+    /// A head and its optimiser, and the losses that were not taken yet.
+    pub(super) fn state(&mut self, trial: usize) -> Result<(HeadState, Losses), PipelineError> {
+        let trainer = self.trainer(trial)?;
         let loss = trainer.loss().map_err(model_error)?;
         Ok((trainer.state().map_err(model_error)?, loss))
     }
 
-    /// Frees head and optimiser.
-    pub(super) fn unload_trainer(&mut self) {
-        self.trainer = None;
+    /// Frees heads and optimisers.
+    pub(super) fn unload_trainers(&mut self) {
+        self.trainers.clear();
         give_back(&self.device);
     }
 
@@ -234,10 +244,10 @@ impl Desk {
         Ok(())
     }
 
-    /// Ranks with the head that is being trained, as it is now.
-    pub(super) fn score_with_trainer(&mut self) -> Result<(), PipelineError> {
+    /// Ranks with a head that is being trained, as it is now.
+    pub(super) fn score_with_trainer(&mut self, trial: usize) -> Result<(), PipelineError> {
         let selection = self.selection;
-        self.scorer = Some(self.trainer()?.scorer().map_err(model_error)?.selecting(selection));
+        self.scorer = Some(self.trainer(trial)?.scorer().map_err(model_error)?.selecting(selection));
         Ok(())
     }
 

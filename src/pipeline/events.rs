@@ -41,7 +41,7 @@ pub(super) enum Event<'a> {
     CheckpointSaved { step: u64, epoch: u32, seconds: f64 },
     /// The validation images were scored.
     #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "only a model is trained"))]
-    Validated { step: u64, epoch: u32, loss: f64, ndcg5: f64 },
+    Validated { step: u64, epoch: u32, trial: u32, loss: f64, ndcg5: f64 },
 }
 
 #[derive(Serialize)]

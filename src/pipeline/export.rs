@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::desk::model_error;
-use super::{PipelineError, catalog, generation, hub, store, training};
+use super::{PipelineError, catalog, checkpoints, generation, hub, store};
 use crate::config::Plan;
 use crate::config::plan::Stage;
-use crate::config::value::Pool;
+use crate::config::value::{Pick, Pool};
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::store::Directory;
 
@@ -26,13 +26,12 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
     }
     let store = store(&plan.machine().store);
     let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
-    let Some(step) = training::checkpoints(&directory)?.last().copied() else {
+    let Some((step, _, head)) = checkpoints::pick(&directory, Pick::Last)? else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",
             plan.pipeline().run.dir
         )));
     };
-    let head = training::load_head(&directory, step)?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
     let dir = hub::cached(plan, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());

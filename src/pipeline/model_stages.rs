@@ -1,15 +1,14 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog, desk,
-    enough_captions, features, prediction, scratch_path, stream, training,
+    Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog,
+    checkpoints, desk, enough_captions, features, prediction, scratch_path, stream, training,
 };
 use crate::config::plan::chunk_disk_bytes;
 use crate::store::LocalDirectory;
 
 use super::report::PredictionReport;
 use crate::config::raw::RawPredict;
-use crate::config::value::Pick;
 
 /// What the files of a prediction are named after.
 fn stem(settings: &RawPredict) -> String {
@@ -138,17 +137,6 @@ impl Run {
         Ok(())
     }
 
-    /// The head that predicts and its step; `None` where the run has none.
-    fn head(&self, pick: Pick) -> Result<Option<(u64, crate::train::HeadState)>, PipelineError> {
-        let steps = training::checkpoints(&self.directory)?;
-        let best = match pick {
-            Pick::Last => None,
-            Pick::Best => training::best_step(&self.directory)?.filter(|step| steps.contains(step)),
-        };
-        let Some(step) = best.or(steps.last().copied()) else { return Ok(None) };
-        Ok(Some((step, training::load_head(&self.directory, step)?)))
-    }
-
     /// Test images that make other features than the head was trained on are refused.
     async fn check_same_features(&self) -> Result<(), PipelineError> {
         let Some(record) = self.generations.recorded(Stage::Stream.as_str()) else { return Ok(()) };
@@ -216,8 +204,8 @@ impl Run {
         let Ready { shards, generation } = ready;
         let (stem, top_k) = (stem(&settings), settings.top_k as usize);
         let captions = catalog::load_captions(&self.directory)?;
-        let head = self.head(settings.checkpoint)?;
-        let (ranking, tally, step) = if let Some((step, head)) = head {
+        let head = checkpoints::pick(&self.directory, settings.checkpoint)?;
+        let (ranking, tally, picked) = if let Some((step, trial, head)) = head {
             let wanted = Wanted::Urls(Arc::clone(&asked.urls));
             let job = self.stream_job("test images", shards, wanted, &generation);
             let shards = Arc::clone(&job.shards);
@@ -229,7 +217,7 @@ impl Run {
             let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
             let ranking = prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &meter, stop).await?;
             self.machine.events.finished(&meter);
-            (ranking, tally, Some(step))
+            (ranking, tally, Some((step, trial as u32)))
         } else {
             self.report.notes.push(
                 "the run has no trained head, so every id gets the most frequent captions (the first of the list where \
@@ -250,7 +238,8 @@ impl Run {
             images: asked.urls.len() as u64,
             ids_without_image: without,
             tally,
-            checkpoint_step: step,
+            checkpoint_step: picked.map(|(step, _)| step),
+            trial: picked.map_or(0, |(_, trial)| trial),
             scores,
         });
         self.output("submission", &settings.output);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
+use crate::config::raw::Trial;
 use crate::flow::{ClockSnapshot, Doing, Snapshot};
 use crate::store::TrafficSnapshot;
 
@@ -111,6 +112,26 @@ pub struct TrainingReport {
     pub curve: Vec<LossPoint>,
     /// Validation at each epoch's end.
     pub validations: Vec<ValidationPoint>,
+    /// The heads of a sweep, in the order of their numbers; none where there is one head. What stands above this is the
+    /// winner's, but for the curve and the validations, which are all of theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trials: Vec<TrialReport>,
+}
+
+/// A head of a sweep.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrialReport {
+    /// Its settings.
+    #[serde(flatten)]
+    pub settings: Trial,
+    /// Its last mean training loss.
+    pub loss: Option<f64>,
+    /// Its last validation figures.
+    pub validation: Option<ValidationPoint>,
+    /// Its best validation figures by NDCG@5.
+    pub best: Option<ValidationPoint>,
+    /// Whether it is the one that predicts.
+    pub wins: bool,
 }
 
 /// Mean training loss over the steps since the point before.
@@ -122,6 +143,9 @@ pub struct LossPoint {
     pub loss: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
+    /// Which head of a sweep.
+    #[serde(default)]
+    pub trial: u32,
 }
 
 /// Figures on the validation side.
@@ -141,6 +165,9 @@ pub struct ValidationPoint {
     pub recall1: f64,
     /// Recall@5 over pairs.
     pub recall5: f64,
+    /// Which head of a sweep.
+    #[serde(default)]
+    pub trial: u32,
 }
 
 /// The submission.
@@ -156,6 +183,9 @@ pub struct PredictionReport {
     pub tally: Tally,
     /// Step of the checkpoint that predicted.
     pub checkpoint_step: Option<u64>,
+    /// Which head of a sweep that was.
+    #[serde(default)]
+    pub trial: u32,
     /// Scores against `predict.truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scores: Option<ScoreReport>,

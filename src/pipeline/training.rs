@@ -4,29 +4,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::PipelineError;
+use super::checkpoints::{self, CURVE, FOLDER, best};
 use super::curve::Curve;
-use super::desk::{Desk, Device, damaged, model_error};
+use super::desk::{Desk, Device, Losses, Start, damaged, model_error};
 use super::events::{Event, Events};
 use super::features::read_features;
-use super::report::{DEVICE, LossPoint, TrainingReport, ValidationPoint};
+use super::report::{DEVICE, LossPoint, TrainingReport, TrialReport, ValidationPoint};
 use super::stream::THE_RUN;
 use crate::chunk::features::{self, read_heads};
 use crate::chunk::journal::Journal;
-use crate::config::raw::RawTrain;
-use crate::config::value::ScheduleKind as Kind;
+use crate::config::raw::{RawTrain, Trial};
+use crate::config::value::{self, ScheduleKind as Kind};
 use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::metrics::{self, rank_of};
-use crate::store::{Directory, LocalCopy, StoreError};
+use crate::store::{Directory, StoreError};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
 use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
 
-/// Folder of the checkpoints.
-const FOLDER: &str = "checkpoints";
-/// The curve so far; points behind the checkpoint that a run resumes from are dropped.
-const CURVE: &str = "training.csv";
-/// Training takes at least so many times as long as saving.
-const SAVE_SHARE: u32 = 20;
+/// Training takes at least so many times as long as saving, so that saving takes 2 % of the time.
+const SAVE_SHARE: u32 = 50;
 /// Chunks brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
 /// Its picture.
@@ -60,65 +57,7 @@ struct Inventory {
 /// Samples of one window in the order of training.
 struct Loaded {
     features: Vec<f32>,
-    labels: Vec<u32>,
-}
-
-/// The steps in the run directory that have a checkpoint, ascending.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub(super) fn checkpoints(directory: &Directory) -> Result<Vec<u64>, PipelineError> {
-    let files = directory.tree(FOLDER)?;
-    // On S3 the files of a checkpoint come and go one by one: it is there when all of them are.
-    let whole =
-        |name: &str| checkpoint::FILES.iter().all(|file| files.contains_key(&format!("{FOLDER}/{name}/{file}")));
-    let mut steps: Vec<u64> = files
-        .keys()
-        .filter_map(|file| file.strip_prefix(FOLDER)?.trim_start_matches('/').split_once('/'))
-        .filter(|(name, _)| whole(name))
-        .filter_map(|(name, _)| name.strip_prefix("step-")?.parse().ok())
-        .collect();
-    steps.sort_unstable();
-    steps.dedup();
-    Ok(steps)
-}
-
-fn checkpoint_name(step: u64) -> String {
-    format!("{FOLDER}/step-{step}")
-}
-
-/// A checkpoint on local disk.
-///
-/// # Errors
-/// When it cannot be brought there.
-fn fetch_checkpoint(directory: &Directory, step: u64, files: &[&str]) -> Result<LocalCopy, StoreError> {
-    directory.fetch_folder(&checkpoint_name(step), files)
-}
-
-/// The head of a checkpoint.
-///
-/// # Errors
-/// When it cannot be fetched, or is not what was saved.
-pub(super) fn load_head(directory: &Directory, step: u64) -> Result<HeadState, PipelineError> {
-    let copy = fetch_checkpoint(directory, step, &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
-    checkpoint::load_head(&copy).map_err(damaged)
-}
-
-/// The step with the best validation figures so far, by the curve that the run keeps.
-///
-/// # Errors
-/// When the curve cannot be read.
-pub(super) fn best_step(directory: &Directory) -> Result<Option<u64>, PipelineError> {
-    Ok(best(&read_curve(directory, u64::MAX)?.validations).map(|point| point.step))
-}
-
-fn best(points: &[ValidationPoint]) -> Option<&ValidationPoint> {
-    // The first of equals, so that the choice does not depend on what came later.
-    points.iter().rev().max_by(|one, other| one.ndcg5.total_cmp(&other.ndcg5))
-}
-
-fn read_curve(directory: &Directory, up_to_step: u64) -> Result<Curve, PipelineError> {
-    Ok(directory.read(CURVE)?.map(|content| Curve::read(&content, up_to_step)).unwrap_or_default())
+    targets: Targets,
 }
 
 /// Trains the head, or goes on from the newest checkpoint; `None` where there is no sample to train on.
@@ -140,26 +79,23 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
         Kind::Cosine => ScheduleKind::Cosine,
         Kind::Constant => ScheduleKind::Constant,
     };
-    let schedule = Schedule::with_ratio(kind, settings.learning_rate, settings.warmup_ratio, total_steps);
-    let (state, progress) = start(&job)?;
-    let curve = read_curve(&job.directory, progress.step)?;
+    let trials = settings.trials();
+    let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
+    let schedules = trials.iter().map(schedule).collect();
+    let (starts, progress) = start(&job, &trials)?;
+    let curve = checkpoints::read_curve(&job.directory, progress.step)?;
     job.meter.set_total(samples * u64::from(settings.epochs));
     job.meter.add_resumed(samples * u64::from(progress.epoch) + progress.position);
     let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
     job.events.started(&job.meter);
-    let sgd = Sgd {
-        momentum: settings.momentum,
-        weight_decay: settings.weight_decay,
-        clip_norm: settings.clip_norm,
-        label_smoothing: 0.0,
-    };
-    let resumed = (progress.step, progress.loss_sum, progress.loss_count);
-    job.device.call(move |desk| desk.load_trainer(state, sgd, resumed)).await?;
+    let step = progress.step;
+    job.device.call(move |desk| desk.load_trainers(starts, step)).await?;
     let mut session = Session {
         job: &job,
         inventory: &inventory,
         clock,
-        schedule,
+        trials,
+        schedules,
         effective,
         progress,
         curve,
@@ -168,43 +104,52 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     };
     session.train().await?;
     session.tidy()?;
-    job.device.tell(Desk::unload_trainer).await?;
+    job.device.tell(Desk::unload_trainers).await?;
     job.events.finished(&job.meter);
-    let Session { progress, curve, .. } = session;
-    Ok(Some(TrainingReport {
-        steps: progress.step,
-        samples,
-        validation_images: inventory.validation_rows.iter().sum(),
-        loss: curve.losses.last().map(|point| point.loss),
-        validation: curve.validations.last().copied(),
-        best: best(&curve.validations).copied(),
-        curve: curve.losses,
-        validations: curve.validations,
-    }))
+    Ok(Some(session.report(samples)))
 }
 
-/// The newest checkpoint of this generation, or a new head.
-fn start(job: &TrainJob) -> Result<(HeadState, Progress), PipelineError> {
-    // What a killed save or removal left goes.
-    let whole: Vec<String> = checkpoints(&job.directory)?.iter().map(|step| format!("step-{step}")).collect();
-    job.directory.sweep(FOLDER, |name| whole.iter().any(|whole| whole == name))?;
-    if let Some(step) = checkpoints(&job.directory)?.last() {
-        let copy = fetch_checkpoint(&job.directory, *step, &checkpoint::FILES)?;
+/// The newest checkpoint of this generation, or new heads.
+fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), PipelineError> {
+    let found = checkpoints::Found::list(&job.directory)?;
+    let newest = found.newest(trials.len());
+    // What a killed save or removal left goes, but for the best head.
+    let curve = checkpoints::read_curve(&job.directory, u64::MAX)?;
+    let best = best(&curve.validations).map(|point| checkpoints::name(point.step, point.trial as usize));
+    let newest_names = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::name(step, trial)));
+    let kept: Vec<String> = newest_names.into_iter().flatten().chain(best).collect();
+    job.directory
+        .sweep(FOLDER, |name| kept.iter().any(|kept| kept.strip_prefix(FOLDER) == Some(&format!("/{name}"))))?;
+    let sgd = |trial: &Trial| Sgd {
+        momentum: trial.momentum,
+        weight_decay: trial.weight_decay,
+        clip_norm: job.settings.clip_norm,
+        label_smoothing: job.settings.label_smoothing,
+    };
+    let Some(step) = newest else {
+        let hashes = [("train".to_owned(), job.generation.clone())].into();
+        let progress = Progress { seed: job.seed, hashes, ..Progress::default() };
+        let state = || HeadState::init(job.classes, job.dim, job.seed);
+        let starts = trials.iter().map(|trial| Start { state: state(), sgd: sgd(trial), loss: (0.0, 0) });
+        return Ok((starts.collect(), progress));
+    };
+    let (mut starts, mut first) = (Vec::with_capacity(trials.len()), None);
+    for (number, trial) in trials.iter().enumerate() {
+        let copy = checkpoints::fetch(&job.directory, (step, number), &checkpoint::FILES)?;
         let (state, progress) = checkpoint::load(&copy).map_err(damaged)?;
         let same = progress.hashes.get("train") == Some(&job.generation);
         if !same || (state.classes, state.dim) != (job.classes, job.dim) {
             return Err(PipelineError::Generation(format!(
                 "`{}` was made from other features or settings; recompute with --from train",
-                job.directory.display(&checkpoint_name(*step))
+                job.directory.display(&checkpoints::name(step, number))
             )));
         }
-        tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
-        return Ok((state, progress));
+        starts.push(Start { state, sgd: sgd(trial), loss: (progress.loss_sum, progress.loss_count) });
+        first = first.or(Some(progress));
     }
-    let mut hashes = std::collections::BTreeMap::new();
-    hashes.insert("train".to_owned(), job.generation.clone());
-    let progress = Progress { seed: job.seed, hashes, ..Progress::default() };
-    Ok((HeadState::init(job.classes, job.dim, job.seed), progress))
+    let progress = first.unwrap_or_default();
+    tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
+    Ok((starts, progress))
 }
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
@@ -221,7 +166,7 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
                 if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
                     validation += 1;
                 } else {
-                    samples += heads.labels(row).len() as u64;
+                    samples += samples_of(job.settings.targets, heads.labels(row)) as u64;
                 }
             }
             found.chunks.push(name.clone());
@@ -232,11 +177,21 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
     Ok(found)
 }
 
+/// Samples that an image of these classes makes.
+fn samples_of(targets: value::Targets, classes: &[u32]) -> usize {
+    match targets {
+        value::Targets::Pairs => classes.len(),
+        value::Targets::Soft => usize::from(!classes.is_empty()),
+    }
+}
+
 struct Session<'a> {
     job: &'a TrainJob,
     inventory: &'a Inventory,
     clock: Arc<Clock>,
-    schedule: Schedule,
+    trials: Vec<Trial>,
+    /// The learning rate of each trial.
+    schedules: Vec<Schedule>,
     effective: u64,
     progress: Progress,
     curve: Curve,
@@ -267,7 +222,7 @@ impl Session<'_> {
         let dim = self.job.dim;
         let mut skip = offset as usize;
         // Samples that were read and not trained on yet: less than a step, and the window at hand.
-        let (mut features, mut labels): (Vec<f32>, Vec<u32>) = (Vec::new(), Vec::new());
+        let (mut features, mut targets) = (Vec::new(), Targets::default());
         let mut next = Some(self.load(&windows[first]));
         for index in first..windows.len() {
             let Some(loading) = next.take() else { break };
@@ -275,21 +230,21 @@ impl Session<'_> {
             // The next window is read while this one is trained on.
             next = windows.get(index + 1).map(|window| self.load(window));
             features.extend_from_slice(&loaded.features[skip * dim..]);
-            labels.extend_from_slice(&loaded.labels[skip..]);
+            targets.append_from(&loaded.targets, skip);
             skip = 0;
             let mut done = 0;
-            while done < labels.len() {
+            while done < targets.rows() {
                 let left = epoch_samples - self.progress.position;
                 let step = self.effective.min(left) as usize;
-                if labels.len() - done < step {
+                if targets.rows() - done < step {
                     break;
                 }
                 let end = done + step;
-                self.step(features[done * dim..end * dim].to_vec(), labels[done..end].to_vec()).await?;
+                self.step(features[done * dim..end * dim].to_vec(), targets.part(done..end)).await?;
                 done = end;
             }
             features.drain(..done * dim);
-            labels.drain(..done);
+            targets.drop_first(done);
         }
         Ok(())
     }
@@ -298,26 +253,25 @@ impl Session<'_> {
     fn load(&self, window: &Window) -> tokio::task::JoinHandle<Result<Loaded, PipelineError>> {
         let names: Vec<String> = window.chunks.iter().map(|chunk| self.inventory.chunks[*chunk].clone()).collect();
         let (window, directory) = (window.clone(), self.job.directory.clone());
-        let (seed, fraction, dim) = (self.job.seed, self.job.settings.validation_fraction, self.job.dim);
-        tokio::task::spawn_blocking(move || load_window(&window, &directory, &names, seed, fraction, dim))
+        let wanted = Wanted {
+            seed: self.job.seed,
+            fraction: self.job.settings.validation_fraction,
+            dim: self.job.dim,
+            targets: self.job.settings.targets,
+        };
+        tokio::task::spawn_blocking(move || load_window(&window, &directory, &names, wanted))
     }
 
-    async fn step(&mut self, features: Vec<f32>, labels: Vec<u32>) -> Result<(), PipelineError> {
+    async fn step(&mut self, features: Vec<f32>, targets: Targets) -> Result<(), PipelineError> {
         let batch = self.job.settings.batch_size as usize;
-        let samples = labels.len();
-        let targets = Targets::single(&labels);
-        let rate = self.schedule.rate(self.progress.step);
+        let samples = targets.rows();
+        let rates: Vec<f64> = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();
         let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
-        let train = self.job.device.call(move |desk| desk.train(&features, &targets, batch, rate, log));
-        let loss = train.await?;
+        let losses = self.job.device.call(move |desk| desk.train(&features, &targets, batch, &rates, log)).await?;
         self.progress.step += 1;
         self.progress.position += samples as u64;
         self.job.meter.add(samples as u64);
-        if let Some((sum, count)) = loss {
-            let loss = sum / count.max(1) as f64;
-            self.curve.losses.push(LossPoint { step: self.progress.step, loss, learning_rate: rate });
-            tracing::debug!(step = self.progress.step, loss, learning_rate = rate, "trained");
-        }
+        self.note_losses(&losses.unwrap_or_default());
         if let Some(signal) = self.job.stop.signal() {
             self.save().await?;
             return Err(PipelineError::Stopped(signal));
@@ -332,12 +286,33 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Scores the validation images with the head as it is.
+    /// Scores the validation images with each head as it is.
     async fn validate(&mut self) -> Result<(), PipelineError> {
         if self.inventory.validation_rows.iter().sum::<u64>() == 0 {
             return Ok(());
         }
-        self.job.device.call(Desk::score_with_trainer).await?;
+        for trial in 0..self.trials.len() {
+            self.job.device.call(move |desk| desk.score_with_trainer(trial)).await?;
+            let point = self.validation_point(trial as u32).await?;
+            self.job.device.tell(Desk::unload_scorer).await?;
+            tracing::info!(
+                epoch = point.epoch,
+                step = point.step,
+                trial,
+                loss = point.loss,
+                ndcg5 = point.ndcg5,
+                "validated"
+            );
+            let ValidationPoint { step, epoch, loss, ndcg5, trial, .. } = point;
+            self.job.events.note(&Event::Validated { step, epoch, trial, loss, ndcg5 });
+            self.curve.validations.push(point);
+        }
+        self.progress.best = best(&self.curve.validations).map(|point| point.ndcg5);
+        Ok(())
+    }
+
+    /// The figures of the head that the device scores with.
+    async fn validation_point(&self, trial: u32) -> Result<ValidationPoint, PipelineError> {
         let (mut tally, mut loss_sum) = (metrics::Tally::default(), 0.0);
         let mut labels_per_image: Vec<u64> = Vec::new();
         for (name, rows) in self.inventory.chunks.iter().zip(&self.inventory.validation_rows) {
@@ -362,8 +337,7 @@ impl Session<'_> {
                 loss_sum += row.loss;
             }
         }
-        self.job.device.tell(Desk::unload_scorer).await?;
-        let point = ValidationPoint {
+        Ok(ValidationPoint {
             step: self.progress.step,
             epoch: self.progress.epoch,
             loss: loss_sum / tally.ids().max(1) as f64,
@@ -371,13 +345,8 @@ impl Session<'_> {
             ndcg5_ceiling: metrics::ceiling(labels_per_image),
             recall1: tally.recall1(),
             recall5: tally.recall5(),
-        };
-        tracing::info!(epoch = point.epoch, step = point.step, loss = point.loss, ndcg5 = point.ndcg5, "validated");
-        let ValidationPoint { step, epoch, loss, ndcg5, .. } = point;
-        self.job.events.note(&Event::Validated { step, epoch, loss, ndcg5 });
-        self.curve.validations.push(point);
-        self.progress.best = best(&self.curve.validations).map(|point| point.ndcg5);
-        Ok(())
+            trial,
+        })
     }
 
     /// Writes a checkpoint and removes those that are neither the newest nor the best.
@@ -386,15 +355,18 @@ impl Session<'_> {
         let content = self.curve.write().map_err(|error| PipelineError::Internal(error.to_string()))?;
         self.job.directory.write(CURVE, &content)?;
         let step = self.progress.step;
-        let (state, loss) = self.job.device.call(Desk::state).await?;
-        (self.progress.loss_sum, self.progress.loss_count) = loss;
-        let (directory, progress) = (self.job.directory.clone(), self.progress.clone());
-        let publishing = tokio::task::spawn_blocking(move || {
-            let name = checkpoint_name(step);
-            checkpoint::save(&directory.temporary(&name)?, &state, &progress).map_err(checkpoint_error)?;
-            Ok::<_, PipelineError>(directory.publish_folder(&name)?)
-        });
-        self.clock.wait(Doing::Blocked, publishing).await??;
+        // The first of a sweep last: all of them are there when it is.
+        for trial in (0..self.trials.len()).rev() {
+            let (state, loss) = self.job.device.call(move |desk| desk.state(trial)).await?;
+            let (directory, mut progress) = (self.job.directory.clone(), self.progress.clone());
+            (progress.loss_sum, progress.loss_count) = loss;
+            let publishing = tokio::task::spawn_blocking(move || {
+                let name = checkpoints::name(step, trial);
+                checkpoint::save(&directory.temporary(&name)?, &state, &progress).map_err(checkpoint_error)?;
+                Ok::<_, PipelineError>(directory.publish_folder(&name)?)
+            });
+            self.clock.wait(Doing::Blocked, publishing).await??;
+        }
         self.tidy()?;
         (self.saved, self.save_took) = (Instant::now(), started.elapsed());
         let (epoch, seconds) = (self.progress.epoch, self.save_took.as_secs_f64());
@@ -402,44 +374,91 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Keeps the newest and the best checkpoint alone, and the picture of the curve up to date.
+    /// Keeps the newest checkpoints and the best one alone, and the picture of the curve up to date.
     fn tidy(&self) -> Result<(), PipelineError> {
-        let best = best(&self.curve.validations).map(|point| point.step);
-        for old in checkpoints(&self.job.directory)? {
-            if old != self.progress.step && Some(old) != best {
-                self.job.directory.remove(&format!("{FOLDER}/step-{old}"))?;
+        let best = best(&self.curve.validations).map(|point| (point.step, point.trial as usize));
+        let found = checkpoints::Found::list(&self.job.directory)?;
+        for old in found.steps().into_iter().filter(|step| *step != self.progress.step) {
+            for trial in (0..self.trials.len()).filter(|trial| found.has(old, *trial) && Some((old, *trial)) != best) {
+                self.job.directory.remove(&checkpoints::name(old, trial))?;
             }
         }
         self.draw()
     }
 
-    /// Notes the loss since the last point at the end of an epoch, so that short runs have a curve too.
+    /// Notes the losses since the last points at the end of an epoch, so that short runs have a curve too.
     async fn note_loss(&mut self) -> Result<(), PipelineError> {
-        let (sum, count) = self.job.device.call(Desk::take_loss).await?;
-        if count > 0 {
-            let learning_rate = self.schedule.rate(self.progress.step.saturating_sub(1));
-            self.curve.losses.push(LossPoint { step: self.progress.step, loss: sum / count as f64, learning_rate });
-        }
+        let losses = self.job.device.call(Desk::take_losses).await?;
+        self.note_losses(&losses);
         Ok(())
     }
 
+    fn note_losses(&mut self, losses: &[Losses]) {
+        let step = self.progress.step;
+        for (trial, ((sum, count), schedule)) in losses.iter().zip(&self.schedules).enumerate() {
+            if *count > 0 {
+                let (loss, learning_rate) = (sum / *count as f64, schedule.rate(step.saturating_sub(1)));
+                self.curve.losses.push(LossPoint { step, loss, learning_rate, trial: trial as u32 });
+                tracing::debug!(step, trial, loss, learning_rate, "trained");
+            }
+        }
+    }
+
     fn draw(&self) -> Result<(), PipelineError> {
-        let losses = self.curve.losses.iter().map(|point| plot::CurvePoint {
-            step: point.step,
-            train_loss: Some(point.loss),
-            ..plot::CurvePoint::default()
-        });
-        let validations = self.curve.validations.iter().map(|point| plot::CurvePoint {
-            step: point.step,
-            val_loss: Some(point.loss),
-            val_ndcg5: Some(point.ndcg5),
-            ..plot::CurvePoint::default()
-        });
-        let mut points: Vec<_> = losses.chain(validations).collect();
-        points.sort_by_key(|point| point.step);
-        plot::training_curve(&self.job.directory.temporary(PICTURE)?, &points).map_err(model_error)?;
+        let series = |(number, trial): (usize, &Trial)| {
+            let own = |trial: u32| trial as usize == number;
+            let losses = self.curve.losses.iter().filter(|point| own(point.trial)).map(|point| plot::CurvePoint {
+                step: point.step,
+                train_loss: Some(point.loss),
+                ..plot::CurvePoint::default()
+            });
+            let validations =
+                self.curve.validations.iter().filter(|point| own(point.trial)).map(|point| plot::CurvePoint {
+                    step: point.step,
+                    val_loss: Some(point.loss),
+                    val_ndcg5: Some(point.ndcg5),
+                    ..plot::CurvePoint::default()
+                });
+            let mut points: Vec<_> = losses.chain(validations).collect();
+            points.sort_by_key(|point| point.step);
+            let Trial { learning_rate, momentum, weight_decay } = trial;
+            plot::Series { name: format!("{number}: lr {learning_rate}, m {momentum}, wd {weight_decay}"), points }
+        };
+        let series: Vec<plot::Series> = self.trials.iter().enumerate().map(series).collect();
+        plot::training_curve(&self.job.directory.temporary(PICTURE)?, &series).map_err(model_error)?;
         self.job.directory.publish(PICTURE)?;
         Ok(())
+    }
+
+    /// What the run tells of its training.
+    fn report(self, samples: u64) -> TrainingReport {
+        let Curve { losses, validations } = self.curve;
+        let winner = best(&validations).map_or(0, |point| point.trial);
+        let of_trial = |trial: u32| {
+            let own: Vec<ValidationPoint> = validations.iter().filter(|point| point.trial == trial).copied().collect();
+            let loss = losses.iter().rev().find(|point| point.trial == trial).map(|point| point.loss);
+            (loss, own.last().copied(), best(&own).copied())
+        };
+        let trial_report = |(number, settings): (usize, &Trial)| {
+            let (loss, validation, best) = of_trial(number as u32);
+            TrialReport { settings: *settings, loss, validation, best, wins: number as u32 == winner }
+        };
+        let trials = match self.trials.as_slice() {
+            [_] => Vec::new(),
+            several => several.iter().enumerate().map(trial_report).collect(),
+        };
+        let (loss, validation, best) = of_trial(winner);
+        TrainingReport {
+            steps: self.progress.step,
+            samples,
+            validation_images: self.inventory.validation_rows.iter().sum(),
+            loss,
+            validation,
+            best,
+            trials,
+            curve: losses,
+            validations,
+        }
     }
 }
 
@@ -451,15 +470,23 @@ fn checkpoint_error(error: checkpoint::CheckpointError) -> PipelineError {
     }
 }
 
-/// The samples of a window in the order of training: one for each (image, class) pair of the training side.
+/// What of a chunk is trained on.
+#[derive(Clone, Copy)]
+struct Wanted {
+    seed: u64,
+    fraction: f64,
+    dim: usize,
+    targets: value::Targets,
+}
+
+/// The samples of a window in the order of training: those of the images on the training side.
 fn load_window(
     window: &Window,
     directory: &Directory,
     names: &[String],
-    seed: u64,
-    fraction: f64,
-    dim: usize,
+    wanted: Wanted,
 ) -> Result<Loaded, PipelineError> {
+    let Wanted { seed, fraction, dim, targets } = wanted;
     let mut chunks = Vec::with_capacity(names.len());
     for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
         let chunk = features::read(&copy)?;
@@ -469,20 +496,24 @@ fn load_window(
                 directory.display(name)
             )));
         }
-        let samples: Vec<(usize, u32)> = (0..chunk.rows.len())
+        // Row and, where it is one of several, the class within it.
+        let samples: Vec<(usize, usize)> = (0..chunk.rows.len())
             .filter(|row| !is_validation(chunk.rows.url(*row), seed, fraction))
-            .flat_map(|row| chunk.rows.labels(row).iter().map(move |label| (row, *label)))
+            .flat_map(|row| (0..samples_of(targets, chunk.rows.labels(row))).map(move |nth| (row, nth)))
             .collect();
-        chunks.push((chunk.values, samples));
+        chunks.push((chunk, samples));
     }
     let order = window.order();
-    let mut loaded =
-        Loaded { features: Vec::with_capacity(order.len() * dim), labels: Vec::with_capacity(order.len()) };
+    let mut loaded = Loaded { features: Vec::with_capacity(order.len() * dim), targets: Targets::default() };
     for place in order {
-        let (values, samples) = &chunks[place.slot];
-        let (row, label) = samples[place.sample as usize];
-        loaded.features.extend_from_slice(&values[row * dim..(row + 1) * dim]);
-        loaded.labels.push(label);
+        let (chunk, samples) = &chunks[place.slot];
+        let (row, nth) = samples[place.sample as usize];
+        loaded.features.extend_from_slice(&chunk.values[row * dim..(row + 1) * dim]);
+        let classes = chunk.rows.labels(row);
+        loaded.targets.push(match targets {
+            value::Targets::Pairs => &classes[nth..=nth],
+            value::Targets::Soft => classes,
+        });
     }
     Ok(loaded)
 }

@@ -42,43 +42,67 @@ pub enum PlotError {
     },
 }
 
+/// The points of one head, in the order of their steps.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Series {
+    /// What it is called where there are several.
+    pub name: String,
+    /// Its points.
+    pub points: Vec<CurvePoint>,
+}
+
 struct Line {
-    name: &'static str,
+    /// In the legend; none for a line whose colour is explained by another.
+    name: Option<String>,
     colour: RGBColor,
+    width: u32,
     points: Vec<(f64, f64)>,
 }
 
 impl Line {
-    fn new(name: &'static str, colour: RGBColor, points: &[CurvePoint], value: fn(&CurvePoint) -> Option<f64>) -> Self {
+    fn new(
+        name: Option<String>,
+        (colour, width): (RGBColor, u32),
+        points: &[CurvePoint],
+        value: fn(&CurvePoint) -> Option<f64>,
+    ) -> Self {
         let points = points
             .iter()
             .filter_map(|point| Some((point.step as f64, value(point)?)))
             .filter(|(_, value)| value.is_finite())
             .collect();
-        Self { name, colour, points }
+        Self { name, colour, width, points }
     }
 }
 
-/// Draws the points, in the order of their steps, into an SVG file.
+/// Draws the course of one head, or of several in colours of their own, into an SVG file; the thin lines are training.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn training_curve(path: &Path, points: &[CurvePoint]) -> Result<(), PlotError> {
-    let picture = draw(points).map_err(PlotError::Draw)?;
+pub fn training_curve(path: &Path, series: &[Series]) -> Result<(), PlotError> {
+    let picture = draw(series).map_err(PlotError::Draw)?;
     std::fs::write(path, picture).map_err(|source| PlotError::Write { path: path.to_owned(), source })
 }
 
-fn draw(points: &[CurvePoint]) -> Result<String, String> {
+fn draw(series: &[Series]) -> Result<String, String> {
     let mut picture = String::new();
     {
         let root = SVGBackend::with_string(&mut picture, SIZE_PX).into_drawing_area();
         root.fill(&WHITE).map_err(text)?;
-        let losses = [
-            Line::new("training", TRAIN, points, |point| point.train_loss),
-            Line::new("validation", VALIDATION, points, |point| point.val_loss),
-        ];
-        let ranking = [Line::new("validation", VALIDATION, points, |point| point.val_ndcg5)];
-        let steps = range(points.iter().map(|point| point.step as f64), 0.0);
+        let (mut losses, mut ranking) = (Vec::new(), Vec::new());
+        for (number, Series { name, points }) in series.iter().enumerate() {
+            let (r, g, b) = Palette99::pick(number).rgb();
+            let own = RGBColor(r, g, b);
+            let (names, train, validation) = match series {
+                [_] => ([Some("training".to_owned()), Some("validation".to_owned())], (TRAIN, 2), (VALIDATION, 2)),
+                _ => ([None, Some(name.clone())], (own, 1), (own, 2)),
+            };
+            let [of_train, of_validation] = names;
+            losses.push(Line::new(of_train, train, points, |point| point.train_loss));
+            losses.push(Line::new(of_validation.clone(), validation, points, |point| point.val_loss));
+            ranking.push(Line::new(of_validation, validation, points, |point| point.val_ndcg5));
+        }
+        let steps = range(series.iter().flat_map(|one| &one.points).map(|point| point.step as f64), 0.0);
         let (upper, lower) = root.split_vertically(SIZE_PX.1 * 3 / 5);
         panel(&upper, "Cross-entropy (nats)", &steps, &losses, SeriesLabelPosition::UpperRight)?;
         panel(&lower, "NDCG@5", &steps, &ranking, SeriesLabelPosition::LowerRight)?;
@@ -124,15 +148,14 @@ fn panel(
         .draw()
         .map_err(text)?;
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
-        let colour = line.colour;
-        chart
-            .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))
-            .map_err(text)?
-            .label(line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        let style = line.colour.stroke_width(line.width);
+        let drawn = chart.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(text)?;
+        if let Some(name) = &line.name {
+            drawn.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        }
         // Dots show single points, and where few values were measured.
         if line.points.len() <= 60 {
-            let dots = line.points.iter().map(|&point| Circle::new(point, 3, colour.filled()));
+            let dots = line.points.iter().map(|&point| Circle::new(point, line.width + 1, line.colour.filled()));
             chart.draw_series(dots).map_err(text)?;
         }
     }
@@ -179,6 +202,10 @@ mod tests {
         CurvePoint { step, train_loss: Some(value), val_loss: Some(value + 0.1), val_ndcg5: Some(value / 20.0) }
     }
 
+    fn of(points: &[CurvePoint]) -> Series {
+        Series { points: points.to_vec(), ..Series::default() }
+    }
+
     #[test]
     fn a_curve_names_its_lines_and_axes() {
         let points: Vec<CurvePoint> = (0..200)
@@ -191,11 +218,16 @@ mod tests {
             .collect();
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("curve.svg");
-        training_curve(&path, &points).unwrap();
+        training_curve(&path, &[Series { name: "unused".to_owned(), points: points.clone() }]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         for word in ["training", "validation", "Cross-entropy (nats)", "NDCG@5", "step", "</svg>"] {
             assert!(svg.contains(word), "{word}");
         }
+        assert!(!svg.contains("unused"));
+        let several: Vec<Series> =
+            ["one", "two"].map(|name| Series { name: name.to_owned(), points: points.clone() }).into();
+        let svg = draw(&several).unwrap();
+        assert!(svg.contains("one") && svg.contains("two") && !svg.contains("validation"));
         if let Ok(keep) = std::env::var("KEEP_CURVE") {
             std::fs::copy(&path, keep).unwrap();
         }
@@ -205,10 +237,10 @@ mod tests {
     fn odd_points_are_drawn_without_a_panic() {
         let odd = [0.0, -1.0, 1e-300, 1e300, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY];
         for first in odd {
-            assert!(draw(&[point(0, first)]).unwrap().ends_with("</svg>\n"));
+            assert!(draw(&[of(&[point(0, first)])]).unwrap().ends_with("</svg>\n"));
             for second in odd {
-                draw(&[point(0, first), point(u64::MAX, second)]).unwrap();
-                draw(&[point(5, first), point(5, second)]).unwrap();
+                draw(&[of(&[point(0, first), point(u64::MAX, second)])]).unwrap();
+                draw(&[of(&[point(5, first), point(5, second)])]).unwrap();
             }
         }
     }
@@ -217,7 +249,7 @@ mod tests {
     fn without_points_the_panels_say_so() {
         let svg = draw(&[]).unwrap();
         assert_eq!(svg.matches("no value yet").count(), 2);
-        let svg = draw(&[CurvePoint::default()]).unwrap();
+        let svg = draw(&[of(&[CurvePoint::default()])]).unwrap();
         assert_eq!(svg.matches("no value yet").count(), 2);
     }
 

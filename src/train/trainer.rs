@@ -15,6 +15,9 @@
 mod card;
 mod host;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use burn::tensor::backend::Backend;
 
 use super::{HeadState, Targets, TrainError};
@@ -154,6 +157,29 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When a dim or a block length is zero, a length does not fit, or a setting cannot work.
     pub fn new(state: HeadState, sgd: Sgd, options: Options, device: &B::Device) -> Result<Self, TrainError> {
+        Self::with_scratch(state, sgd, options, device, &Rc::default())
+    }
+
+    /// Several heads that are trained in turn, each with whole steps: on the host they share the memory of gradient and logits.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn several(
+        heads: Vec<(HeadState, Sgd)>,
+        options: Options,
+        device: &B::Device,
+    ) -> Result<Vec<Self>, TrainError> {
+        let scratch = Rc::default();
+        heads.into_iter().map(|(state, sgd)| Self::with_scratch(state, sgd, options, device, &scratch)).collect()
+    }
+
+    fn with_scratch(
+        state: HeadState,
+        sgd: Sgd,
+        options: Options,
+        device: &B::Device,
+        scratch: &Rc<RefCell<host::Scratch>>,
+    ) -> Result<Self, TrainError> {
         sgd.check()?;
         options.blocks.check()?;
         for (what, value) in [("classes", state.classes), ("dim", state.dim)] {
@@ -166,7 +192,7 @@ impl<B: Backend> Trainer<B> {
         }
         let (classes, dim) = (state.classes, state.dim);
         let engine: Box<dyn Engine<B>> = match options.place {
-            Place::Host => Box::new(host::Host::new(state)),
+            Place::Host => Box::new(host::Host::new(state, Rc::clone(scratch))),
             Place::Device => Box::new(card::Card::new(state, options, device)),
         };
         Ok(Self {

@@ -12,4 +12,5 @@ mod resume;
 mod s3;
 mod seeing;
 mod support;
+mod sweep;
 mod whole;
