@@ -19,6 +19,8 @@ mod events;
 #[cfg(feature = "model")]
 mod export;
 #[cfg(feature = "model")]
+mod feature_store;
+#[cfg(feature = "model")]
 mod features;
 #[cfg(feature = "model")]
 mod forward;

@@ -222,6 +222,14 @@ fn training(table: &mut Table, part: &TrainingReport) {
     table.heading("Training");
     table.row("samples", format!("{}, and {} images held out", part.samples, part.validation_images));
     table.row("steps", part.steps);
+    let mixing = part.mixing;
+    table.row(
+        "order",
+        format!(
+            "moved by {:.3} of the whole (1/3 at best), neighbours alike by {:.3}",
+            mixing.moved, mixing.correlation
+        ),
+    );
     if let (Some(first), Some(last)) = (part.curve.first(), part.loss) {
         table.row("loss", format!("{:.4} → {last:.4}", first.loss));
     }

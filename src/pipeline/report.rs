@@ -102,6 +102,9 @@ pub struct TrainingReport {
     pub samples: u64,
     /// Images of the validation side.
     pub validation_images: u64,
+    /// How well the first epoch's order is mixed.
+    #[serde(default)]
+    pub mixing: MixingReport,
     /// The last mean training loss.
     pub loss: Option<f64>,
     /// The last validation figures.
@@ -116,6 +119,15 @@ pub struct TrainingReport {
     /// winner's, but for the curve and the validations, which are all of theirs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
+}
+
+/// How well an order of training is mixed; `train.shuffle_rows` and `chunks.rows` decide it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MixingReport {
+    /// Mean distance between a sample's places in corpus and order, as a share of all samples; 1/3 at best.
+    pub moved: f64,
+    /// How much more often than by chance neighbours have the same class, as a share of what is possible; 0 at best.
+    pub correlation: f64,
 }
 
 /// A head of a sweep.

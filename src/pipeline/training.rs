@@ -8,13 +8,14 @@ use super::checkpoints::{self, CURVE, FOLDER, best};
 use super::curve::Curve;
 use super::desk::{Desk, Device, Losses, Start, damaged, model_error};
 use super::events::{Event, Events};
-use super::features::read_features;
-use super::report::{DEVICE, LossPoint, TrainingReport, TrialReport, ValidationPoint};
+use super::feature_store::{FeatureStore, Loaded, Wanted, resident_bytes, samples_of};
+use super::features::FeatureShape;
+use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use super::stream::THE_RUN;
-use crate::chunk::features::{self, read_heads};
+use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
 use crate::config::raw::{RawTrain, Trial};
-use crate::config::value::{self, ScheduleKind as Kind};
+use crate::config::value::ScheduleKind as Kind;
 use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::metrics::{self, rank_of};
 use crate::store::{Directory, StoreError};
@@ -36,7 +37,9 @@ pub(super) struct TrainJob {
     pub(super) settings: RawTrain,
     pub(super) seed: u64,
     pub(super) classes: usize,
-    pub(super) dim: usize,
+    pub(super) shape: FeatureShape,
+    /// Features stay in memory where they take no more than half of this.
+    pub(super) memory_bytes: u64,
     pub(super) generation: String,
     pub(super) device: Arc<Device>,
     pub(super) meter: Arc<Meter>,
@@ -52,12 +55,6 @@ struct Inventory {
     samples: Vec<u64>,
     /// Validation images of each.
     validation_rows: Vec<u64>,
-}
-
-/// Samples of one window in the order of training.
-struct Loaded {
-    features: Vec<f32>,
-    targets: Targets,
 }
 
 /// Trains the head, or goes on from the newest checkpoint; `None` where there is no sample to train on.
@@ -79,6 +76,12 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
         Kind::Cosine => ScheduleKind::Cosine,
         Kind::Constant => ScheduleKind::Constant,
     };
+    let store = Arc::new(feature_store(&job, &inventory));
+    let windows = order::plan(&inventory.samples, job.seed, 0, settings.shuffle_rows);
+    let (mixed, chunk_samples) = (Arc::clone(&store), inventory.samples.clone());
+    let mixing = tokio::task::spawn_blocking(move || mixed.mixing(&windows, &chunk_samples)).await??;
+    let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
+    tracing::info!(moved = mixing.moved, correlation = mixing.correlation, "the order of training");
     let trials = settings.trials();
     let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
     let schedules = trials.iter().map(schedule).collect();
@@ -93,6 +96,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let mut session = Session {
         job: &job,
         inventory: &inventory,
+        store,
         clock,
         trials,
         schedules,
@@ -106,7 +110,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     session.tidy()?;
     job.device.tell(Desk::unload_trainers).await?;
     job.events.finished(&job.meter);
-    Ok(Some(session.report(samples)))
+    Ok(Some(session.report(samples, mixing)))
 }
 
 /// The newest checkpoint of this generation, or new heads.
@@ -129,7 +133,7 @@ fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), Pip
     let Some(step) = newest else {
         let hashes = [("train".to_owned(), job.generation.clone())].into();
         let progress = Progress { seed: job.seed, hashes, ..Progress::default() };
-        let state = || HeadState::init(job.classes, job.dim, job.seed);
+        let state = || HeadState::init(job.classes, job.shape.dim, job.seed);
         let starts = trials.iter().map(|trial| Start { state: state(), sgd: sgd(trial), loss: (0.0, 0) });
         return Ok((starts.collect(), progress));
     };
@@ -138,7 +142,7 @@ fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), Pip
         let copy = checkpoints::fetch(&job.directory, (step, number), &checkpoint::FILES)?;
         let (state, progress) = checkpoint::load(&copy).map_err(damaged)?;
         let same = progress.hashes.get("train") == Some(&job.generation);
-        if !same || (state.classes, state.dim) != (job.classes, job.dim) {
+        if !same || (state.classes, state.dim) != (job.classes, job.shape.dim) {
             return Err(PipelineError::Generation(format!(
                 "`{}` was made from other features or settings; recompute with --from train",
                 job.directory.display(&checkpoints::name(step, number))
@@ -150,6 +154,24 @@ fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), Pip
     let progress = first.unwrap_or_default();
     tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
     Ok((starts, progress))
+}
+
+/// Where the features come from, by what they and the machine have.
+fn feature_store(job: &TrainJob, inventory: &Inventory) -> FeatureStore {
+    let entries = job.journal.entries().values();
+    let (rows, labels) = entries.fold((0, 0), |(rows, labels), entry| (rows + entry.tally.kept, labels + entry.labels));
+    let FeatureShape { dim, precision } = job.shape;
+    let bytes = resident_bytes(rows, labels, dim, precision);
+    let stays = bytes <= job.memory_bytes / 2;
+    let (all, limit) = (bytes >> 20, job.memory_bytes >> 20);
+    if stays {
+        tracing::info!("features stay in memory: {all} MiB, of `limits.memory` = {limit} MiB");
+    } else {
+        tracing::info!("features are read for each epoch: {all} MiB are over half of `limits.memory` = {limit} MiB");
+    }
+    let RawTrain { validation_fraction: fraction, targets, .. } = job.settings;
+    let wanted = Wanted { seed: job.seed, fraction, dim, targets };
+    FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stays)
 }
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
@@ -177,17 +199,10 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
     Ok(found)
 }
 
-/// Samples that an image of these classes makes.
-fn samples_of(targets: value::Targets, classes: &[u32]) -> usize {
-    match targets {
-        value::Targets::Pairs => classes.len(),
-        value::Targets::Soft => usize::from(!classes.is_empty()),
-    }
-}
-
 struct Session<'a> {
     job: &'a TrainJob,
     inventory: &'a Inventory,
+    store: Arc<FeatureStore>,
     clock: Arc<Clock>,
     trials: Vec<Trial>,
     /// The learning rate of each trial.
@@ -219,7 +234,7 @@ impl Session<'_> {
     async fn epoch(&mut self, windows: &[Window]) -> Result<(), PipelineError> {
         let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
         let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
-        let dim = self.job.dim;
+        let dim = self.job.shape.dim;
         let mut skip = offset as usize;
         // Samples that were read and not trained on yet: less than a step, and the window at hand.
         let (mut features, mut targets) = (Vec::new(), Targets::default());
@@ -251,15 +266,8 @@ impl Session<'_> {
 
     /// Reads a window's samples, on a thread of its own.
     fn load(&self, window: &Window) -> tokio::task::JoinHandle<Result<Loaded, PipelineError>> {
-        let names: Vec<String> = window.chunks.iter().map(|chunk| self.inventory.chunks[*chunk].clone()).collect();
-        let (window, directory) = (window.clone(), self.job.directory.clone());
-        let wanted = Wanted {
-            seed: self.job.seed,
-            fraction: self.job.settings.validation_fraction,
-            dim: self.job.dim,
-            targets: self.job.settings.targets,
-        };
-        tokio::task::spawn_blocking(move || load_window(&window, &directory, &names, wanted))
+        let (window, store) = (window.clone(), Arc::clone(&self.store));
+        tokio::task::spawn_blocking(move || store.window(&window))
     }
 
     async fn step(&mut self, features: Vec<f32>, targets: Targets) -> Result<(), PipelineError> {
@@ -315,19 +323,20 @@ impl Session<'_> {
     async fn validation_point(&self, trial: u32) -> Result<ValidationPoint, PipelineError> {
         let (mut tally, mut loss_sum) = (metrics::Tally::default(), 0.0);
         let mut labels_per_image: Vec<u64> = Vec::new();
-        for (name, rows) in self.inventory.chunks.iter().zip(&self.inventory.validation_rows) {
+        for (index, rows) in self.inventory.validation_rows.iter().enumerate() {
             if *rows == 0 {
                 continue;
             }
-            let (seed, fraction) = (self.job.seed, self.job.settings.validation_fraction);
-            let chunk = self.clock.wait(Doing::Starved, read_features(&self.job.directory, name, None)).await?;
+            let store = Arc::clone(&self.store);
+            let reading = tokio::task::spawn_blocking(move || store.chunks(&[index]));
             let (mut values, mut labels) = (Vec::new(), Vec::new());
-            for row in (0..chunk.rows.len()).filter(|row| is_validation(chunk.rows.url(*row), seed, fraction)) {
-                let of_row = chunk.rows.labels(row);
-                labels_per_image.push(of_row.len() as u64);
-                for label in of_row {
-                    values.extend_from_slice(&chunk.values[row * chunk.dim..(row + 1) * chunk.dim]);
-                    labels.push(*label);
+            for chunk in self.clock.wait(Doing::Starved, reading).await?? {
+                for row in chunk.validation.iter().copied() {
+                    labels_per_image.push(chunk.classes(row).len() as u64);
+                    for label in chunk.classes(row) {
+                        chunk.feature(row, &mut values);
+                        labels.push(*label);
+                    }
                 }
             }
             let asked = labels.clone();
@@ -431,7 +440,7 @@ impl Session<'_> {
     }
 
     /// What the run tells of its training.
-    fn report(self, samples: u64) -> TrainingReport {
+    fn report(self, samples: u64, mixing: MixingReport) -> TrainingReport {
         let Curve { losses, validations } = self.curve;
         let winner = best(&validations).map_or(0, |point| point.trial);
         let of_trial = |trial: u32| {
@@ -452,6 +461,7 @@ impl Session<'_> {
             steps: self.progress.step,
             samples,
             validation_images: self.inventory.validation_rows.iter().sum(),
+            mixing,
             loss,
             validation,
             best,
@@ -468,52 +478,4 @@ fn checkpoint_error(error: checkpoint::CheckpointError) -> PipelineError {
         checkpoint::CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),
         other => model_error(other),
     }
-}
-
-/// What of a chunk is trained on.
-#[derive(Clone, Copy)]
-struct Wanted {
-    seed: u64,
-    fraction: f64,
-    dim: usize,
-    targets: value::Targets,
-}
-
-/// The samples of a window in the order of training: those of the images on the training side.
-fn load_window(
-    window: &Window,
-    directory: &Directory,
-    names: &[String],
-    wanted: Wanted,
-) -> Result<Loaded, PipelineError> {
-    let Wanted { seed, fraction, dim, targets } = wanted;
-    let mut chunks = Vec::with_capacity(names.len());
-    for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
-        let chunk = features::read(&copy)?;
-        if chunk.dim != dim {
-            return Err(PipelineError::Input(format!(
-                "`{}` holds features of another size: remove it",
-                directory.display(name)
-            )));
-        }
-        // Row and, where it is one of several, the class within it.
-        let samples: Vec<(usize, usize)> = (0..chunk.rows.len())
-            .filter(|row| !is_validation(chunk.rows.url(*row), seed, fraction))
-            .flat_map(|row| (0..samples_of(targets, chunk.rows.labels(row))).map(move |nth| (row, nth)))
-            .collect();
-        chunks.push((chunk, samples));
-    }
-    let order = window.order();
-    let mut loaded = Loaded { features: Vec::with_capacity(order.len() * dim), targets: Targets::default() };
-    for place in order {
-        let (chunk, samples) = &chunks[place.slot];
-        let (row, nth) = samples[place.sample as usize];
-        loaded.features.extend_from_slice(&chunk.values[row * dim..(row + 1) * dim]);
-        let classes = chunk.rows.labels(row);
-        loaded.targets.push(match targets {
-            value::Targets::Pairs => &classes[nth..=nth],
-            value::Targets::Soft => classes,
-        });
-    }
-    Ok(loaded)
 }

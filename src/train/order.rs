@@ -5,6 +5,8 @@
 //! an epoch. Memory is one entry a chunk for the plan and one entry a sample for the one window at work.
 //! The permutations are made here from the stream of `ChaCha8`, so they never change with a library.
 
+use std::collections::BTreeMap;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -81,6 +83,58 @@ pub fn locate(windows: &[Window], position: u64) -> Option<(usize, u64)> {
     let index = windows.partition_point(|window| window.start <= position).checked_sub(1)?;
     let offset = position - windows[index].start;
     (offset < windows[index].samples).then_some((index, offset))
+}
+
+/// How well an order is mixed, by its first samples: in the order of the corpus neighbours are alike, and chunks and windows bound how
+/// far a sample moves.
+#[derive(Debug, Clone, Default)]
+pub struct Mixing {
+    /// Samples of the epoch.
+    all: u64,
+    seen: u64,
+    moved: u128,
+    last: Option<u32>,
+    same: u64,
+    counts: BTreeMap<u32, u64>,
+}
+
+/// Samples after which an order is judged.
+const JUDGED_SAMPLES: u64 = 1 << 18;
+
+impl Mixing {
+    /// Of an epoch with so many samples.
+    pub fn of(all: u64) -> Self {
+        Self { all, ..Self::default() }
+    }
+
+    /// Adds the next sample of the order: its position in the corpus, and its class.
+    pub fn add(&mut self, position: u64, class: u32) {
+        self.moved += u128::from(position.abs_diff(self.seen));
+        self.same += u64::from(self.last == Some(class));
+        self.last = Some(class);
+        *self.counts.entry(class).or_default() += 1;
+        self.seen += 1;
+    }
+
+    /// Whether more samples would tell no more.
+    pub fn is_enough(&self) -> bool {
+        self.seen >= JUDGED_SAMPLES
+    }
+
+    /// Mean distance between a sample's places in the corpus and in the order, as a share of all samples; 1/3 where every
+    /// order is as likely.
+    pub fn moved(&self) -> f64 {
+        self.moved as f64 / self.seen.max(1) as f64 / self.all.max(1) as f64
+    }
+
+    /// How much more often than by chance a sample has the class of the one before, as a share of what is possible: 0 where every
+    /// order is as likely, 1 where all neighbours are alike (Cohen's kappa of a sample and its successor). 0 with one class.
+    pub fn correlation(&self) -> f64 {
+        let seen = self.seen.max(1) as f64;
+        let chance: f64 = self.counts.values().map(|count| (*count as f64 / seen).powi(2)).sum();
+        let same = self.same as f64 / (seen - 1.0).max(1.0);
+        if chance < 1.0 { (same - chance) / (1.0 - chance) } else { 0.0 }
+    }
 }
 
 /// The generator's seed of one permutation: 0 for the chunks of an epoch, 1 and up for its windows.
@@ -172,6 +226,26 @@ mod tests {
         assert_ne!(order(1, 0), order(2, 0));
         // Not the same permutation moved by one, which adding seed and epoch would give.
         assert_ne!(order(1, 1), order(2, 0));
+    }
+
+    #[test]
+    fn mixing_tells_a_shuffled_order_from_one_that_is_not() {
+        // 40 chunks of 50 samples; each chunk is of one class, as neighbours in the corpus often are.
+        let sizes = [50_u64; 40];
+        let mixing = |order: &[(usize, u64)]| {
+            let mut mixing = Mixing::of(2000);
+            order.iter().for_each(|(chunk, sample)| mixing.add(*chunk as u64 * 50 + sample, *chunk as u32 / 2));
+            (mixing.moved(), mixing.correlation())
+        };
+        let corpus: Vec<(usize, u64)> = (0..40).flat_map(|chunk| (0..50).map(move |sample| (chunk, sample))).collect();
+        let (moved, correlation) = mixing(&corpus);
+        assert!(moved == 0.0 && correlation > 0.98, "{moved}, {correlation}");
+        let (moved, correlation) = mixing(&visited(&plan(&sizes, 1, 0, 10_000)));
+        assert!((moved - 1.0 / 3.0).abs() < 0.02 && correlation.abs() < 0.02, "{moved}, {correlation}");
+        // Windows of four chunks: far moves, but neighbours from four chunks alone.
+        let (moved, correlation) = mixing(&visited(&plan(&sizes, 1, 0, 200)));
+        assert!((moved - 1.0 / 3.0).abs() < 0.1 && (0.15..0.35).contains(&correlation), "{moved}, {correlation}");
+        assert_eq!((Mixing::of(0).moved(), Mixing::of(0).correlation()), (0.0, 0.0));
     }
 
     #[test]
