@@ -18,6 +18,7 @@
 //! allocates, and refuses what is over [`Spec::decode_bytes`]. Between images a decoder keeps [`KEPT_BYTES`] at most.
 //! A decoder that panics on an image is a reason to refuse that image.
 
+mod augment;
 mod base64;
 mod colour;
 mod convolve;
@@ -39,12 +40,14 @@ mod webp;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::augment::View;
 pub use self::colour::Alpha;
 pub use self::error::{DecodeError, Reason};
 pub use self::geometry::Geometry;
 pub use self::resize::Resample;
 pub use self::sniff::Format;
 
+use self::augment::Crop;
 use self::resize::{CHANNELS, Squarer};
 
 /// What to make of an image, and what to refuse.
@@ -61,14 +64,23 @@ pub struct Spec {
     pub max_encoded_bytes: u64,
     /// Most pixels (width × height) that a header may announce.
     pub max_pixels: u64,
+    /// Whether random parts are cut out of it, which takes a copy of them.
+    #[serde(default)]
+    pub crops: bool,
 }
 
 impl Spec {
     /// Most bytes that decoding one image may take beyond its encoded bytes: 6 for each of [`Self::max_pixels`], which is
     /// what a progressive JPEG of the usual subsampling takes (a baseline one 3, a PNG 3, a WebP 5), and 12 MiB for
-    /// what does not grow with the pixels. Only an image near `max_pixels` in a format that takes more is refused by it.
+    /// what does not grow with the pixels. Only an image near `max_pixels` in a format that takes more is refused by it. 3 more
+    /// for each pixel of a part that is cut out.
     pub fn decode_bytes(&self) -> u64 {
-        self.max_pixels.saturating_mul(6).saturating_add(12 << 20)
+        self.max_pixels.saturating_mul(6 + self.crop_bytes()).saturating_add(12 << 20)
+    }
+
+    /// Bytes of a part that is cut out, for each pixel of the image, at most.
+    fn crop_bytes(&self) -> u64 {
+        if self.crops { 3 } else { 0 }
     }
 
     /// Bytes of a decoded and resized image.
@@ -131,8 +143,22 @@ impl Decoder {
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
     ) -> Result<Source, DecodeError> {
+        self.decode_base64_views(base64, &[View::Plain], out, admit)
+    }
+
+    /// As [`decode_base64_into`](Self::decode_base64_into), for several pictures of one image, one after the other in `out`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_base64_views<G>(
+        &mut self,
+        base64: &mut [u8],
+        views: &[View],
+        out: &mut [u8],
+        admit: impl FnOnce(u64) -> G,
+    ) -> Result<Source, DecodeError> {
         let encoded = base64::decode(base64, self.spec.max_encoded_bytes)?;
-        self.decode_into(encoded, out, admit)
+        self.decode_views(encoded, views, out, admit)
     }
 
     /// As [`decode_base64_into`](Self::decode_base64_into), for the bytes of an image file, of which some may be changed.
@@ -145,14 +171,25 @@ impl Decoder {
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
     ) -> Result<Source, DecodeError> {
-        let expected = self.pixel_bytes();
+        self.decode_views(encoded, &[View::Plain], out, admit)
+    }
+
+    fn decode_views<G>(
+        &mut self,
+        encoded: &mut [u8],
+        views: &[View],
+        out: &mut [u8],
+        admit: impl FnOnce(u64) -> G,
+    ) -> Result<Source, DecodeError> {
+        let expected = self.pixel_bytes() * views.len();
         if out.len() != expected {
             return Err(DecodeError::OutputSize { expected, found: out.len() });
         }
         let (mut admit, mut held) = (Some(admit), None);
         let mut take = |bytes| held = admit.take().map(|admit| admit(bytes));
         // A decoder that panics has met what its author did not think of, and its buffers go with it.
-        let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.square(encoded, out, &mut take)));
+        let decoded =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.square(encoded, views, out, &mut take)));
         let result = decoded.unwrap_or_else(|_| {
             self.buffers = Buffers::default();
             self.squarer = Squarer::new(self.spec.geometry, self.spec.resample);
@@ -165,7 +202,13 @@ impl Decoder {
         result
     }
 
-    fn square(&mut self, encoded: &mut [u8], out: &mut [u8], take: &mut dyn FnMut(u64)) -> Result<Source, DecodeError> {
+    fn square(
+        &mut self,
+        encoded: &mut [u8],
+        views: &[View],
+        out: &mut [u8],
+        take: &mut dyn FnMut(u64),
+    ) -> Result<Source, DecodeError> {
         let bytes = encoded.len() as u64;
         if bytes > self.spec.max_encoded_bytes {
             return Err(DecodeError::TooLarge { bytes, limit: self.spec.max_encoded_bytes });
@@ -176,6 +219,7 @@ impl Decoder {
             max_pixels: self.spec.max_pixels,
             max_bytes: self.spec.decode_bytes(),
             output_px: self.spec.geometry.output_px(),
+            crop_bytes: self.spec.crop_bytes(),
             take,
         };
         let (alpha, buffers) = (self.spec.alpha, &mut self.buffers);
@@ -188,7 +232,14 @@ impl Decoder {
             Format::Tiff => other::tiff(encoded, &mut limits, alpha, buffers),
         }?;
         let rgb = &self.buffers.rgb[..size.pixels() * CHANNELS];
-        self.squarer.run(rgb, size.width, size.height, out);
+        for (view, out) in views.iter().zip(out.chunks_exact_mut(self.pixel_bytes())) {
+            match view {
+                View::Plain => self.squarer.run(rgb, size.width, size.height, out),
+                View::Random(seed) => {
+                    self.squarer.run_part(rgb, size.width, Crop::of(*seed, size.width, size.height), out);
+                }
+            }
+        }
         Ok(Source { format, width_px: size.width, height_px: size.height })
     }
 }
@@ -230,6 +281,8 @@ struct Limits<'a> {
     max_bytes: u64,
     /// Side of the square that is made of the image.
     output_px: u32,
+    /// Bytes of a part that is cut out, for each pixel.
+    crop_bytes: u64,
     /// Waits until so many bytes may be allocated.
     take: &'a mut dyn FnMut(u64),
 }
@@ -255,7 +308,7 @@ impl Limits<'_> {
         let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
         let between = 3 * (width * height.min(side)).max(side * height.min(2 * width + side));
         let kernels = 64 * (width + height + 2 * side);
-        let bytes = bytes + 3 * width * height + between + kernels;
+        let bytes = bytes + (3 + self.crop_bytes) * width * height + between + kernels;
         if bytes > self.max_bytes {
             let (format, limit) = (self.format, self.max_bytes);
             return Err(DecodeError::TooMuchMemory { format, width_px: width, height_px: height, bytes, limit });

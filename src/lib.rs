@@ -12,15 +12,15 @@
 //!                                │
 //!  image shards ─► gunzip ─► rows ─► wanted? ─► blocks of rows        one reader, in the order of the corpus
 //!     store          store    corpus   catalog        │
-//!                                  base64 ─► decode ─► resize         a pool of workers, results in order
-//!                                             decode  │
+//!                                  base64 ─► decode ─► resize         a pool of workers, results in order; k random
+//!                                             decode  │              parts of an image with `train.views = k`
 //!                              pixel chunks in the scratch ring       chunk::ring (durable, where they are the product)
 //!                                                     │
 //!                                   ViT forward, frozen               model, on the device thread; several batches on their way
 //!                                                     │
 //!                              feature chunks + journal entry         chunk::features, chunk::journal
 //!                                                     │
-//!           order of samples ─► SGD on the head ─► checkpoints        train
+//!           order of samples ─► SGD on the heads ─► checkpoints       train, one head or a sweep of them
 //!                                                     │
 //!           test images, by the same stream ─► top k ─► submission    predict
 //! ```
@@ -45,7 +45,7 @@
 //! | [`chunk`] | pixel and feature chunks, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
 //! | `model` | Hugging Face checkpoint → features; burn | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
-//! | [`train`] | head, schedule, order, optimiser, checkpoints; burn in the trainer | `predict` |
+//! | [`train`] | head, targets, schedule, order, optimiser, checkpoints; burn in the trainer, for a device | `predict` |
 //! | [`sample`] | draws a small corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the wiring; supervision, generations, report | all but `cli` and `sample` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only printer | `config`, `device`, `flow`, `pipeline`, `predict`, `sample` |

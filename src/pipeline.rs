@@ -431,6 +431,7 @@ impl Run {
             shards: Arc::new(shards),
             wanted,
             spec: self.spec.clone(),
+            views: None,
             chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
             generation: generation.to_owned(),
             max_bad_fraction: self.plan.machine().limits.max_bad_fraction,

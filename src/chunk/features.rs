@@ -1,4 +1,4 @@
-//! Feature chunks: `image_url` Utf8, `labels` `List<UInt32>`, `feature` FixedSizeBinary(dim × 2 or 4), bf16 or f32
+//! Feature chunks: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `feature` FixedSizeBinary(dim × 2 or 4), bf16 or f32
 //! little-endian; dtype, dimension and generation are in the metadata.
 
 use std::path::Path;
@@ -64,10 +64,10 @@ impl FeatureWriter {
             Precision::Bf16 => features.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
             Precision::F32 => features.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
-        let [urls, labels] = rows.columns();
+        let [urls, labels, views] = rows.columns();
         let width = (self.dim * value_bytes(self.precision)) as i32;
         let array = FixedSizeBinaryArray::new(width, Buffer::from_vec(bytes), None);
-        self.table.write(vec![urls, labels, Arc::new(array)])
+        self.table.write(vec![urls, labels, views, Arc::new(array)])
     }
 
     /// Completes the file.
@@ -135,7 +135,7 @@ pub fn read(path: &Path) -> Result<Features, ChunkError> {
 /// # Errors
 /// When it is not a chunk.
 pub fn read_heads(path: &Path) -> Result<RowHeads, ChunkError> {
-    let mut table = TableReader::open(path, GROUP_ROWS, &["image_url", "labels"])?;
+    let mut table = TableReader::open(path, GROUP_ROWS, &["image_url", "labels", "view"])?;
     let mut rows = RowHeads::default();
     while let Some(batch) = table.next()? {
         rows.append_batch(&batch).map_err(|reason| ChunkError::damaged(path, "chunk", reason))?;

@@ -1,4 +1,4 @@
-//! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
+//! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
 //! height × width × channel, u8.
 
 use std::path::Path;
@@ -53,10 +53,10 @@ impl PixelWriter {
         if rows.is_empty() {
             return Ok(pixels);
         }
-        let [urls, labels] = rows.columns();
+        let [urls, labels, views] = rows.columns();
         let pixels = Buffer::from_vec(pixels);
         let array = FixedSizeBinaryArray::new(self.image_bytes as i32, pixels.clone(), None);
-        self.table.write(vec![urls, labels, Arc::new(array)])?;
+        self.table.write(vec![urls, labels, views, Arc::new(array)])?;
         Ok(pixels.into_vec().unwrap_or_default())
     }
 

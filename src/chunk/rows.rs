@@ -1,10 +1,10 @@
-//! URLs and labels of consecutive rows, in two buffers each instead of two allocations a row.
+//! URLs, labels and views of consecutive rows, in a buffer or two each instead of two allocations a row.
 
 use std::sync::Arc;
 
-use arrow::array::{Array as _, ArrayRef, AsArray as _, ListArray, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{Array as _, ArrayRef, AsArray as _, ListArray, RecordBatch, StringArray, UInt8Array, UInt32Array};
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field, UInt32Type};
+use arrow::datatypes::{DataType, Field, UInt8Type, UInt32Type};
 
 /// What a chunk says of its rows beside pixels or features.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,17 +13,24 @@ pub struct RowHeads {
     url_ends: Vec<i32>,
     labels: Vec<u32>,
     label_ends: Vec<i32>,
+    views: Vec<u8>,
 }
 
 impl Default for RowHeads {
     fn default() -> Self {
-        Self { urls: String::new(), url_ends: vec![0], labels: Vec::new(), label_ends: vec![0] }
+        Self { urls: String::new(), url_ends: vec![0], labels: Vec::new(), label_ends: vec![0], views: Vec::new() }
     }
 }
 
 impl RowHeads {
-    /// Appends a row.
+    /// Appends a row that is a whole image.
     pub fn push(&mut self, image_url: &str, labels: impl IntoIterator<Item = u32>) {
+        self.push_view(image_url, labels, 0);
+    }
+
+    /// Appends a row that is a view of an image: 0 the whole of it, from 1 on a random part. The views of an image follow each other.
+    pub fn push_view(&mut self, image_url: &str, labels: impl IntoIterator<Item = u32>, view: u8) {
+        self.views.push(view);
         self.urls.push_str(image_url);
         self.url_ends.push(self.urls.len() as i32);
         self.labels.extend(labels);
@@ -40,9 +47,19 @@ impl RowHeads {
         self.len() == 0
     }
 
-    /// Labels of all rows together.
+    /// Which view of its image a row is.
+    pub fn view(&self, row: usize) -> u8 {
+        self.views[row]
+    }
+
+    /// Images held: rows, but for all views after an image's first.
+    pub fn image_count(&self) -> usize {
+        self.views.iter().filter(|view| **view <= 1).count()
+    }
+
+    /// Labels of all images together.
     pub fn label_count(&self) -> usize {
-        self.labels.len()
+        (0..self.len()).filter(|row| self.view(*row) <= 1).map(|row| self.labels(row).len()).sum()
     }
 
     /// Bytes that the rows take in a file, at most.
@@ -63,21 +80,25 @@ impl RowHeads {
     /// Appends all rows of another.
     pub fn append(&mut self, other: &Self) {
         for row in 0..other.len() {
-            self.push(other.url(row), other.labels(row).iter().copied());
+            self.push_view(other.url(row), other.labels(row).iter().copied(), other.view(row));
         }
     }
 
-    /// The schema's fields of the two columns.
-    pub(super) fn fields() -> [Field; 2] {
-        [Field::new("image_url", DataType::Utf8, false), Field::new("labels", Self::list_type(), false)]
+    /// The schema's fields of the columns.
+    pub(super) fn fields() -> [Field; 3] {
+        [
+            Field::new("image_url", DataType::Utf8, false),
+            Field::new("labels", Self::list_type(), false),
+            Field::new("view", DataType::UInt8, false),
+        ]
     }
 
     fn list_type() -> DataType {
         DataType::List(Arc::new(Field::new("item", DataType::UInt32, false)))
     }
 
-    /// The two columns.
-    pub(super) fn columns(&self) -> [ArrayRef; 2] {
+    /// The columns.
+    pub(super) fn columns(&self) -> [ArrayRef; 3] {
         let urls = StringArray::new(
             OffsetBuffer::new(ScalarBuffer::from(self.url_ends.clone())),
             self.urls.as_bytes().into(),
@@ -89,10 +110,10 @@ impl RowHeads {
             Arc::new(UInt32Array::from(self.labels.clone())),
             None,
         );
-        [Arc::new(urls), Arc::new(labels)]
+        [Arc::new(urls), Arc::new(labels), Arc::new(UInt8Array::from(self.views.clone()))]
     }
 
-    /// Reads the columns of a batch back; a batch without a `labels` column has rows without labels.
+    /// Reads the columns of a batch back; without a column `labels` rows have none, without `view` they are whole images.
     pub(super) fn append_batch(&mut self, batch: &RecordBatch) -> Result<(), String> {
         let urls = batch
             .column_by_name("image_url")
@@ -107,10 +128,16 @@ impl RowHeads {
                 Some((list.value_offsets(), values))
             }
         };
+        let views = match batch.column_by_name("view") {
+            None => None,
+            Some(column) => {
+                Some(column.as_primitive_opt::<UInt8Type>().ok_or("the column `view` does not hold UInt8")?.values())
+            }
+        };
         for row in 0..batch.num_rows() {
             let span = labels.map_or(0..0, |(ends, _)| ends[row] as usize..ends[row + 1] as usize);
             let values = labels.map_or(&[][..], |(_, values)| &values.values()[span]);
-            self.push(urls.value(row), values.iter().copied());
+            self.push_view(urls.value(row), values.iter().copied(), views.map_or(0, |views| views[row]));
         }
         if urls.null_count() > 0 {
             return Err("the column `image_url` has nulls".to_owned());
@@ -128,11 +155,13 @@ mod tests {
         let mut rows = RowHeads::default();
         rows.push("https://a/é.jpg", [3, 7]);
         rows.push("", []);
-        assert_eq!((rows.len(), rows.label_count()), (2, 2));
+        rows.push_view("v", [5, 6], 1);
+        rows.push_view("v", [5, 6], 2);
+        assert_eq!((rows.len(), rows.image_count(), rows.label_count(), rows.view(3)), (4, 3, 4, 2));
         assert_eq!((rows.url(0), rows.labels(0)), ("https://a/é.jpg", &[3, 7][..]));
         assert_eq!((rows.url(1), rows.labels(1)), ("", &[][..]));
         let mut twice = rows.clone();
         twice.append(&rows);
-        assert_eq!(twice.url(2), rows.url(0));
+        assert_eq!((twice.url(4), twice.view(7)), (rows.url(0), 2));
     }
 }

@@ -96,6 +96,17 @@ impl Plan {
         }
     }
 
+    /// Random parts of each training image; 0 where images stay whole.
+    pub fn views(&self) -> u32 {
+        let train = self.pipeline.train.as_ref().filter(|_| self.pipeline.model.is_some());
+        train.map_or(0, |train| train.views)
+    }
+
+    /// Images that a chunk holds, at most, all views counted.
+    pub fn chunk_images(&self) -> u32 {
+        self.pipeline.chunks.rows.saturating_mul(self.views().max(1))
+    }
+
     /// Bounds that depend on the side of the input square, known once the checkpoint is read.
     ///
     /// A chunk must fit twice into the scratch ring (one is written while one is read), and the stages need room for
@@ -103,7 +114,7 @@ impl Plan {
     pub fn check_bounds(&self, size_px: u32, bytes: StreamBytes) -> Vec<Problem> {
         let mut problems = Vec::new();
         let limits = &self.machine.limits;
-        let chunk = chunk_disk_bytes(self.pipeline.chunks.rows, size_px);
+        let chunk = chunk_disk_bytes(self.chunk_images(), size_px);
         if self.pipeline.model.is_some() && limits.disk.0 < 2 * chunk {
             problems.push(Problem::new(
                 "limits.disk",
@@ -149,6 +160,12 @@ impl Plan {
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
                 let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
                 add(&mut keys, "chunks", Some(&pipeline.chunks), skipped);
+                if let Some(train) = pipeline.train.as_ref().filter(|_| self.views() > 0) {
+                    // They decide which part of an image is seen, and which images stay whole.
+                    keys.insert("train.views".to_owned(), train.views.to_string());
+                    keys.insert("train.validation_fraction".to_owned(), train.validation_fraction.to_string());
+                    keys.insert("run.seed".to_owned(), pipeline.run.seed.to_string());
+                }
             }
             Stage::Train => {
                 add(&mut keys, "run", Some(&pipeline.run), &["dir"]);
@@ -233,6 +250,9 @@ fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, ski
         }
     }
 }
+
+/// Random parts that may be made of an image: a block of rows has room for so many.
+const MAX_VIEWS: u32 = 32;
 
 /// Heads that a sweep may train side by side.
 const MAX_TRIALS: usize = 64;
@@ -414,6 +434,7 @@ fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, Stri
     number("train.warmup_ratio", train.warmup_ratio, (0.0..=1.0).contains(&train.warmup_ratio), "from 0 to 1");
     let held = train.validation_fraction;
     number("train.validation_fraction", held, (0.0..1.0).contains(&held), "from 0 to below 1");
+    refuse(train.views > MAX_VIEWS, "train.views", format!("`{}` must be at most {MAX_VIEWS}", train.views));
     refuse(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero".into());
     for (key, list) in [
         ("train.learning_rate", &train.learning_rate),

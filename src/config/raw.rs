@@ -196,6 +196,10 @@ pub struct RawTrain {
     pub targets: Targets,
     /// Share of each target that is spread over all classes.
     pub label_smoothing: f64,
+    /// Random parts of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` make them: each image is
+    /// decoded once, each part has a feature of its own, and the epochs take them in turn. Images that are held out stay
+    /// whole. 0: all images stay whole.
+    pub views: u32,
     /// Samples in one forward pass of the head.
     pub batch_size: u32,
     /// Batches whose gradients are averaged into one step.
@@ -234,6 +238,7 @@ impl Default for RawTrain {
             accumulation: 1,
             optimizer: Optimizer::Sgd,
             targets: Targets::default(),
+            views: 0,
             label_smoothing: 0.0,
             learning_rate: 5e-5.into(),
             momentum: 0.9.into(),

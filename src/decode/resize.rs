@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::augment::{Crop, mirror};
 use super::convolve::{Convolver, Kernel};
 use super::geometry::{Geometry, Window};
 use super::scratch;
@@ -71,17 +72,26 @@ pub(super) struct Squarer {
     convolver: Convolver,
     intermediate: Vec<u8>,
     kept: Vec<u8>,
+    part: Vec<u8>,
 }
 
 impl Squarer {
     pub(super) fn new(geometry: Geometry, resample: Resample) -> Self {
-        Self { geometry, resample, convolver: Convolver::default(), intermediate: Vec::new(), kept: Vec::new() }
+        Self {
+            geometry,
+            resample,
+            convolver: Convolver::default(),
+            intermediate: Vec::new(),
+            kept: Vec::new(),
+            part: Vec::new(),
+        }
     }
 
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
         scratch::trim(&mut self.intermediate);
         scratch::trim(&mut self.kept);
+        scratch::trim(&mut self.part);
         self.convolver.trim();
     }
 
@@ -107,6 +117,20 @@ impl Squarer {
             line[left..left + row].copy_from_slice(source);
         }
         self.kept = kept;
+    }
+
+    /// Fills `out` from a part of `rgb`, an image of this width: cut out, resized to the square whatever its aspect, and mirrored.
+    pub(super) fn run_part(&mut self, rgb: &[u8], width: u32, crop: Crop, out: &mut [u8]) {
+        let mut part = std::mem::take(&mut self.part);
+        let pixels = scratch::grown(&mut part, crop.width as usize * crop.height as usize * CHANNELS);
+        crop.copy(rgb, width, pixels);
+        let size_px = self.geometry.output_px();
+        let (x, y) = Geometry::Squash { size_px }.windows(crop.width, crop.height);
+        self.fill(pixels, x, y, out);
+        self.part = part;
+        if crop.mirrored {
+            mirror(out, size_px);
+        }
     }
 
     fn fill(&mut self, rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {

@@ -21,6 +21,7 @@ pub(super) fn spec(size_px: u32) -> Spec {
         alpha: Alpha::White,
         max_encoded_bytes: 1 << 20,
         max_pixels: 100_000,
+        crops: false,
     }
 }
 
@@ -32,6 +33,22 @@ fn run(spec: &Spec, data: &[u8]) -> Result<(Source, Vec<u8>), DecodeError> {
 
 fn reason(spec: &Spec, data: &[u8]) -> Reason {
     run(spec, data).unwrap_err().reason()
+}
+
+#[test]
+fn several_views_are_made_of_one_decoding() {
+    let mut decoder = Decoder::new(Spec { crops: true, ..spec(8) });
+    let (image, seeds) = (file("rgb8.png"), [View::random(1, 2, 1), View::random(1, 2, 2)]);
+    let views = [View::Plain, seeds[0], seeds[1], seeds[0]];
+    let size = decoder.pixel_bytes();
+    let mut out = vec![0; 4 * size];
+    decoder.decode_views(&mut image.clone(), &views, &mut out, |_| ()).unwrap();
+    let parts: Vec<&[u8]> = out.chunks(size).collect();
+    assert_eq!(parts[0], run(&spec(8), &image).unwrap().1);
+    assert_eq!(parts[1], parts[3]);
+    assert!(parts[1] != parts[2] && parts[0] != parts[1]);
+    let error = decoder.decode_views(&mut image.clone(), &views, &mut out[..size], |_| ()).unwrap_err();
+    assert!(matches!(error, DecodeError::OutputSize { .. }));
 }
 
 #[test]

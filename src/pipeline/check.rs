@@ -101,11 +101,11 @@ pub async fn check(plan: &Plan) -> Check {
     check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
     check.needs.insert("decoding threads".to_owned(), workers(plan).to_string());
     if let Some(spec) = &spec {
-        let (size_px, rows) = (spec.geometry.output_px(), pipeline.chunks.rows);
+        let (size_px, rows) = (spec.geometry.output_px(), plan.chunk_images());
         check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
         let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
         let scratch = if pipeline.model.is_some() {
-            format!("up to {} for the ring; a chunk of {rows} rows takes up to {chunk}", limits.disk)
+            format!("up to {} for the ring; a chunk of {rows} images takes up to {chunk}", limits.disk)
         } else {
             "none: the chunks are the product".to_owned()
         };

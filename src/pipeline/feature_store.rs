@@ -60,7 +60,9 @@ pub(super) struct Chunk {
     dim: usize,
     /// The classes of each row.
     classes: Targets,
-    /// Row and, where it is one of several, the class within it, of each training sample.
+    /// Random parts of each image of the training side; 1 where it is whole.
+    views: u32,
+    /// Row of the first view and, where it is one of several, the class within it, of each training sample.
     samples: Vec<(u32, u32)>,
     /// Rows of the validation side.
     pub(super) validation: Vec<u32>,
@@ -70,9 +72,14 @@ impl Chunk {
     fn new(chunk: Features, wanted: Wanted) -> Self {
         let Wanted { seed, fraction, dim, targets } = wanted;
         let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
+        let mut views = 1;
         for row in 0..chunk.rows.len() {
             let of_row = chunk.rows.labels(row);
             classes.push(of_row);
+            views = views.max(u32::from(chunk.rows.view(row)));
+            if chunk.rows.view(row) > 1 {
+                continue;
+            }
             if is_validation(chunk.rows.url(row), seed, fraction) {
                 validation.push(row as u32);
             } else {
@@ -84,7 +91,7 @@ impl Chunk {
             Precision::Bf16 => Values::Bf16(chunk.values.into_iter().map(bf16::from_f32).collect()),
             Precision::F32 => Values::F32(chunk.values),
         };
-        Self { values, dim, classes, samples, validation }
+        Self { values, dim, classes, views, samples, validation }
     }
 
     /// The classes of a row.
@@ -151,11 +158,11 @@ impl FeatureStore {
         found.ok_or_else(|| PipelineError::Internal("a chunk that was read is not there".to_owned()))
     }
 
-    /// The samples of a window, in its order. Blocks.
+    /// The samples of a window, in its order, by the views whose turn it is in an epoch. Blocks.
     ///
     /// # Errors
     /// As [`FeatureStore::chunks`].
-    pub(super) fn window(&self, window: &Window) -> Result<Loaded, PipelineError> {
+    pub(super) fn window(&self, window: &Window, epoch: u32) -> Result<Loaded, PipelineError> {
         let chunks = self.chunks(&window.chunks)?;
         let order = window.order();
         let features = Vec::with_capacity(order.len() * self.wanted.dim);
@@ -163,7 +170,7 @@ impl FeatureStore {
         for place in order {
             let chunk = &chunks[place.slot];
             let (row, nth) = chunk.samples[place.sample as usize];
-            chunk.feature(row, &mut loaded.features);
+            chunk.feature(row + epoch % chunk.views, &mut loaded.features);
             let classes = chunk.classes(row);
             loaded.targets.push(match self.wanted.targets {
                 Kind::Pairs => &classes[nth as usize..=nth as usize],
@@ -239,7 +246,7 @@ mod tests {
             let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan(&samples, 1, epoch, 70)).collect();
             assert!(windows.len() >= 4);
             for window in &windows {
-                let (one, other) = (kept.window(window).unwrap(), read.window(window).unwrap());
+                let (one, other) = (kept.window(window, 1).unwrap(), read.window(window, 1).unwrap());
                 assert_eq!((&one.features, &one.targets), (&other.features, &other.targets));
                 assert_eq!(one.features.len(), 3 * one.targets.rows());
                 let several = one.targets.iter().any(|(_, classes)| classes.len() > 1);
@@ -250,8 +257,8 @@ mod tests {
             for name in &names {
                 std::fs::remove_file(dir.path().join(name)).unwrap();
             }
-            kept.window(&windows[0]).unwrap();
-            assert!(read.window(&windows[0]).is_err());
+            kept.window(&windows[0], 0).unwrap();
+            assert!(read.window(&windows[0], 0).is_err());
         }
     }
 }

@@ -253,7 +253,7 @@ impl Writing {
             )));
         }
         writer.write(heads, &features)?;
-        self.meter.add(heads.len() as u64);
+        self.meter.add(heads.image_count() as u64);
         Ok(())
     }
 

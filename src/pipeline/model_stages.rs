@@ -44,7 +44,7 @@ impl Run {
     /// The ring's part of `limits.disk`: what is left beside the features of the chunk in hand, which are kept batch by batch
     /// where it takes long, and once more on their way to S3.
     fn ring_bytes(&self, shape: features::FeatureShape) -> Result<u64, PipelineError> {
-        let rows = self.plan.pipeline().chunks.rows;
+        let rows = self.plan.chunk_images();
         let kept = u64::from(rows) * (4 * shape.dim as u64 + 24);
         let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
         let beside = kept + if self.directory.is_remote() { staged } else { 0 };
@@ -82,6 +82,13 @@ impl Run {
         Ok(journal)
     }
 
+    /// Random parts of the training images, where there are to be any.
+    fn views(&self) -> Option<stream::Views> {
+        let (count, pipeline) = (self.plan.views(), self.plan.pipeline());
+        let held_out = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        (count > 0).then_some(stream::Views { count: count as u8, seed: pipeline.run.seed, held_out })
+    }
+
     /// Streams the training images to features.
     pub(super) async fn features(
         &mut self,
@@ -90,7 +97,8 @@ impl Run {
         device: &Arc<desk::Device>,
     ) -> Result<Journal, PipelineError> {
         let Ready { shards, generation } = ready;
-        let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
+        let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
+        job.views = self.views();
         let shards = Arc::clone(&job.shards);
         let journal = self.stream_features(job, Layout::train("features"), "images", device).await?;
         self.report.images = Some(self.stream_report(&journal, &shards)?);

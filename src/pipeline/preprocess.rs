@@ -33,6 +33,7 @@ pub(super) fn resolve(plan: &Plan, asked: Asked) -> Spec {
         },
         max_encoded_bytes: raw.max_encoded.0,
         max_pixels: raw.max_pixels,
+        crops: plan.views() > 0,
     }
 }
 

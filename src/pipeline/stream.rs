@@ -27,9 +27,10 @@ use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
 use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
-use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
+use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
 use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Spares, Stop, depth, link};
 use crate::store::{Object, Reader, Store, explain_read};
+use crate::train::validation::is_validation;
 
 /// Files brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
@@ -61,6 +62,8 @@ pub(super) struct StreamJob {
     pub(super) wanted: Wanted,
     /// How they are decoded.
     pub(super) spec: Spec,
+    /// Which pictures are made of an image; `None`: the whole of it.
+    pub(super) views: Option<Views>,
     /// Source rows a chunk covers.
     pub(super) chunk_rows: u64,
     /// Hash of everything that the chunks depend on.
@@ -69,6 +72,34 @@ pub(super) struct StreamJob {
     pub(super) max_bad_fraction: f64,
     /// Counts rows.
     pub(super) meter: Arc<Meter>,
+}
+
+/// Random parts of the images that are trained on; those that are held out stay whole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Views {
+    /// Parts of each image.
+    pub(super) count: u8,
+    /// Seed of the run.
+    pub(super) seed: u64,
+    /// Share of the images that is held out.
+    pub(super) held_out: f64,
+}
+
+impl Views {
+    /// Numbers and pictures of the views of an image.
+    fn of(views: Option<Self>, url: &str) -> Vec<(u8, View)> {
+        match views {
+            Some(Self { count, seed, held_out }) if !is_validation(url, seed, held_out) => {
+                (1..=count).map(|number| (number, View::random(seed, url_hash(url), number))).collect()
+            }
+            _ => vec![(0, View::Plain)],
+        }
+    }
+
+    /// Pictures of an image, at most.
+    pub(super) fn most(views: Option<Self>) -> usize {
+        views.map_or(1, |views| usize::from(views.count).max(1))
+    }
 }
 
 /// What the stages of a stream share.

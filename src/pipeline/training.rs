@@ -161,7 +161,8 @@ fn feature_store(job: &TrainJob, inventory: &Inventory) -> FeatureStore {
     let entries = job.journal.entries().values();
     let (rows, labels) = entries.fold((0, 0), |(rows, labels), entry| (rows + entry.tally.kept, labels + entry.labels));
     let FeatureShape { dim, precision } = job.shape;
-    let bytes = resident_bytes(rows, labels, dim, precision);
+    let views = u64::from(job.settings.views.max(1));
+    let bytes = resident_bytes(views * rows, views * labels, dim, precision);
     let stays = bytes <= job.memory_bytes / 2;
     let (all, limit) = (bytes >> 20, job.memory_bytes >> 20);
     if stays {
@@ -184,7 +185,8 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
             job.journal.verify(name, &copy)?;
             let heads = read_heads(&copy)?;
             let (mut samples, mut validation) = (0, 0);
-            for row in 0..heads.len() {
+            // The views of an image are one image.
+            for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
                 if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
                     validation += 1;
                 } else {
@@ -266,8 +268,8 @@ impl Session<'_> {
 
     /// Reads a window's samples, on a thread of its own.
     fn load(&self, window: &Window) -> tokio::task::JoinHandle<Result<Loaded, PipelineError>> {
-        let (window, store) = (window.clone(), Arc::clone(&self.store));
-        tokio::task::spawn_blocking(move || store.window(&window))
+        let (window, store, epoch) = (window.clone(), Arc::clone(&self.store), self.progress.epoch);
+        tokio::task::spawn_blocking(move || store.window(&window, epoch))
     }
 
     async fn step(&mut self, features: Vec<f32>, targets: Targets) -> Result<(), PipelineError> {

@@ -234,7 +234,9 @@ mod tests {
         let sizes = [50_u64; 40];
         let mixing = |order: &[(usize, u64)]| {
             let mut mixing = Mixing::of(2000);
-            order.iter().for_each(|(chunk, sample)| mixing.add(*chunk as u64 * 50 + sample, *chunk as u32 / 2));
+            for (chunk, sample) in order {
+                mixing.add(*chunk as u64 * 50 + sample, *chunk as u32 / 2);
+            }
             (mixing.moved(), mixing.correlation())
         };
         let corpus: Vec<(usize, u64)> = (0..40).flat_map(|chunk| (0..50).map(move |sample| (chunk, sample))).collect();

@@ -13,4 +13,5 @@ mod s3;
 mod seeing;
 mod support;
 mod sweep;
+mod views;
 mod whole;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, THE_STORE, fill, stream_bytes};
+use super::{Block, Machine, StreamJob, THE_STORE, Views, fill, stream_bytes};
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::journal::Position;
 use crate::chunk::pixels::image_bytes;
@@ -16,8 +16,8 @@ use crate::decode::Spec;
 use crate::flow::{Clock, Doing, Spares};
 use crate::store::Intake;
 
-/// Rows that one decoding job takes, at most.
-const BLOCK_ROWS: usize = 32;
+/// Images that one decoding job makes, at most, all views counted.
+const BLOCK_IMAGES: usize = 32;
 /// Encoded bytes that one decoding job takes, about.
 const BLOCK_BYTES: usize = 4 << 20;
 /// Bytes handed to the row parser at a time.
@@ -91,7 +91,7 @@ pub(super) async fn read_shards(
 
 /// Sends a block on once its bytes fit the budget; false when nobody takes it any more or the run stops.
 async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &mpsc::Sender<Block>) -> bool {
-    let pixels = block.heads.len() * image_bytes(job.spec.geometry.output_px());
+    let pixels = block.heads.len() * Views::most(job.views) * image_bytes(job.spec.geometry.output_px());
     // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
     let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
     let bytes = ((block.bytes() + pixels) as u64).min(most);
@@ -128,6 +128,7 @@ impl ShardReader<'_> {
     fn next_block(&mut self) -> Option<Block> {
         loop {
             let (first_row, shard, chunk_rows) = (self.first_row, self.shard, self.job.chunk_rows);
+            let block_rows = (BLOCK_IMAGES / Views::most(self.job.views)).max(1);
             let row = self.parser.next()?;
             let number = match row {
                 ImageRow::Ok { row, .. } | ImageRow::Bad { row, .. } => row,
@@ -140,7 +141,7 @@ impl ShardReader<'_> {
             let block = self.block.get_or_insert_with(|| Block::new(id, self.spares));
             block.take(row, &self.job.wanted, self.seen);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
-            if chunk_full || block.heads.len() >= BLOCK_ROWS || block.bytes() >= BLOCK_BYTES {
+            if chunk_full || block.heads.len() >= block_rows || block.bytes() >= BLOCK_BYTES {
                 let mut full = self.block.take()?;
                 full.closes = chunk_full.then_some(false);
                 return Some(full);

@@ -58,6 +58,7 @@ impl Stalled {
             alpha: Alpha::White,
             max_encoded_bytes: 1 << 20,
             max_pixels: 100_000,
+            crops: false,
         };
         let own = stream_bytes(&spec, WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
@@ -75,6 +76,7 @@ impl Stalled {
             shards: Arc::new(shards),
             wanted: Wanted::Everything,
             spec,
+            views: None,
             chunk_rows: ROWS,
             generation: "g".to_owned(),
             max_bad_fraction: 1.0,

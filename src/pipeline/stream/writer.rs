@@ -9,13 +9,13 @@ use tokio::sync::mpsc;
 
 use super::super::PipelineError;
 use super::super::events::Events;
-use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
+use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
 use crate::chunk::pixels::PixelWriter;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
-use crate::decode::{Decoder, Spec};
+use crate::decode::{Decoder, Spec, View};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
@@ -38,15 +38,18 @@ impl Block {
         let image = decoder.pixel_bytes();
         let mut heads = RowHeads::default();
         let mut pixels = decoders.pixels.take();
-        pixels.resize(image * self.heads.len(), 0);
+        pixels.resize(image * self.heads.len() * Views::most(decoders.views), 0);
         let (mut tally, mut bad) = (self.tally, self.bad);
         let mut start = 0;
         for (index, end) in self.ends.iter().enumerate() {
-            let kept = heads.len() * image;
-            let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image]);
-            match decoder.decode_base64_into(text, out, |bytes| decoders.room.take_blocking(bytes)) {
+            let (url, kept) = (self.heads.url(index), heads.len() * image);
+            let (numbers, views): (Vec<u8>, Vec<View>) = Views::of(decoders.views, url).into_iter().unzip();
+            let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image * views.len()]);
+            match decoder.decode_base64_views(text, &views, out, |bytes| decoders.room.take_blocking(bytes)) {
                 Ok(_) => {
-                    heads.push(self.heads.url(index), self.heads.labels(index).iter().copied());
+                    for number in numbers {
+                        heads.push_view(url, self.heads.labels(index).iter().copied(), number);
+                    }
                     tally.kept += 1;
                 }
                 Err(error) => {
@@ -73,6 +76,7 @@ impl Block {
 #[derive(Clone)]
 struct Decoders {
     spec: Spec,
+    views: Option<Views>,
     /// What images that are being decoded take, all together.
     room: ByteBudget,
     /// Buffers of blocks before and behind them.
@@ -103,7 +107,7 @@ pub(super) async fn write_chunks(
     let width = decoding_blocks(&machine);
     let pixels = Spares::new(SPARES, SPARE_BYTES);
     let (spec, room) = (job.spec.clone(), ByteBudget::new(job.spec.decode_bytes()));
-    let decoders = Decoders { spec, room, texts, pixels, idle: Arc::default() };
+    let decoders = Decoders { spec, views: job.views, room, texts, pixels, idle: Arc::default() };
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");

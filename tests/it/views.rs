@@ -1,0 +1,100 @@
+//! Random parts of the training images.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arrow::array::AsArray as _;
+use arrow::datatypes::UInt8Type;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::support::{artefacts, complaint, differences, pipeline, program, run, write};
+
+/// Three views, four epochs.
+fn with_views(run_dir: &Path) -> String {
+    pipeline(run_dir, &[("[train]", "[train]\nviews = 3"), ("epochs = 12", "epochs = 4")])
+}
+
+/// The views of each image in the feature chunks, with their features.
+fn features(run_dir: &Path) -> BTreeMap<String, Vec<(u8, Vec<u8>)>> {
+    let mut found: BTreeMap<String, Vec<(u8, Vec<u8>)>> = BTreeMap::new();
+    for entry in std::fs::read_dir(run_dir.join("features")).unwrap() {
+        let file = std::fs::File::open(entry.unwrap().path()).unwrap();
+        for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
+            let batch = batch.unwrap();
+            let urls = batch.column_by_name("image_url").unwrap().as_string::<i32>();
+            let views = batch.column_by_name("view").unwrap().as_primitive::<UInt8Type>();
+            let features = batch.column_by_name("feature").unwrap().as_fixed_size_binary();
+            for row in 0..batch.num_rows() {
+                let feature = features.value(row).to_vec();
+                found.entry(urls.value(row).to_owned()).or_default().push((views.value(row), feature));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn each_image_is_seen_in_its_parts_and_those_held_out_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (parts, whole) = (dir.path().join("parts"), dir.path().join("whole"));
+    let plain = pipeline(&whole, &[("epochs = 12", "epochs = 4")]);
+    for text in [with_views(&parts), plain] {
+        let out = run(&["run", "--config", &write(dir.path(), &text)]);
+        assert!(out.status.success(), "{}", complaint(&out));
+    }
+    let (of_parts, of_whole) = (features(&parts), features(&whole));
+    assert_eq!(of_parts.keys().collect::<Vec<_>>(), of_whole.keys().collect::<Vec<_>>());
+    let (mut held_out, mut alike) = (0_u64, 0);
+    for (url, views) in &of_parts {
+        let numbers: Vec<u8> = views.iter().map(|(view, _)| *view).collect();
+        match numbers.as_slice() {
+            [0] => {
+                held_out += 1;
+                assert!(views == &of_whole[url], "{url}: another feature of the whole image");
+            }
+            // A drawing of one colour looks the same in every part.
+            [1, 2, 3] => alike += u32::from(views[0].1 == views[1].1 || views[1].1 == views[2].1),
+            other => panic!("{url}: views {other:?}"),
+        }
+    }
+    assert!(alike < of_parts.len() as u32 / 10, "{alike} images look the same in all parts");
+    let report = |run_dir: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap()
+    };
+    let (of_parts, of_whole) = (report(&parts), report(&whole));
+    assert_eq!(of_parts["training"]["validation_images"].as_u64(), Some(held_out));
+    for key in ["samples", "steps", "validation_images"] {
+        assert_eq!(of_parts["training"][key], of_whole["training"][key], "{key}");
+    }
+    // An image is one image, however many views it has.
+    assert_eq!(of_parts["images"]["tally"], of_whole["images"]["tally"]);
+    assert_eq!(of_parts["images"]["labels"], of_whole["images"]["labels"]);
+    assert_ne!(of_parts["training"]["loss"], of_whole["training"]["loss"]);
+
+    // What a view is depends on the share that is held out, too.
+    let text = with_views(&parts).replace("validation_fraction = 0.1", "validation_fraction = 0.2");
+    let out = run(&["run", "--config", &write(dir.path(), &text)]);
+    assert_eq!(out.status.code(), Some(2), "{}", complaint(&out));
+    assert!(complaint(&out).contains("train.validation_fraction"), "{}", complaint(&out));
+}
+
+#[test]
+fn views_are_the_same_for_any_number_of_workers_and_however_often_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let undisturbed = dir.path().join("undisturbed");
+    let out = run(&["run", "--config", &write(dir.path(), &with_views(&undisturbed))]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let run_dir = dir.path().join("killed");
+    let config = write(dir.path(), &with_views(&run_dir));
+    let machine = dir.path().join("machine.toml");
+    std::fs::write(&machine, "[limits]\ncpu_workers = 5\nmemory = '1 GiB'\n").unwrap();
+    let machine = machine.to_str().unwrap();
+    for plan in ["fill 00000- 1", "renamed features/ 2", "renamed checkpoints/ 2", "removed checkpoints/ 1"] {
+        let arguments = ["run", "--config", &config, "--machine", machine];
+        let out = program().args(arguments).env("WIKICAP_KILL_AT", plan).output().unwrap();
+        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", complaint(&out));
+    }
+    let out = run(&["run", "--config", &config, "--machine", machine]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
+}
