@@ -342,6 +342,9 @@ pub(super) fn head(report: &bench::HeadReport) -> String {
     table.row("steps", format!("{}, {}", report.steps, report.precision));
     table.row("first step", format!("{:.2} s", report.first_step_s));
     table.row("rate", format!("{:.0} rows/s", report.rows_per_s));
+    if let Some(bytes) = report.peak_memory_bytes {
+        table.row("peak memory", ByteSize(bytes));
+    }
     if let Some((step, loss)) = report.losses.last() {
         table.row("loss", format!("{loss:.4} at step {step}"));
     }

@@ -226,7 +226,7 @@ pub struct RawTrain {
     /// Steps between two loss values in the report.
     pub log_every: u32,
     /// Time between two checkpoints, the most that a kill can lose; a head that takes long to save is saved less often, so
-    /// that training has at least 20 times the time of saving. One is written at the end of each epoch too. It never changes the result.
+    /// that training has at least 50 times the time of saving. One is written at the end of each epoch too. It never changes the result.
     pub checkpoint_every: Span,
 }
 

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::PipelineError;
 use super::desk::{self, Device, Load, Start, damaged, model_error};
+use super::report::peak_memory_bytes;
 use super::resolve::pool_of;
 use crate::config::raw::RawMachine;
 use crate::config::value::{Pool, Precision};
@@ -228,6 +229,8 @@ pub struct HeadReport {
     pub seconds: f64,
     /// Rows a second in them.
     pub rows_per_s: f64,
+    /// Most memory that the process had, in bytes.
+    pub peak_memory_bytes: Option<u64>,
     /// Step, and the mean loss since the entry before, in nats.
     pub losses: Vec<(u64, f64)>,
 }
@@ -291,6 +294,7 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
         first_step_s,
         seconds,
         rows_per_s: (bench.steps - untimed) as f64 * batch as f64 / seconds,
+        peak_memory_bytes: peak_memory_bytes(),
         losses,
     })
 }

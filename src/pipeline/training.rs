@@ -85,6 +85,10 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     let trials = settings.trials();
     let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
     let schedules = trials.iter().map(schedule).collect();
+    // Weights, momentum and what a step leaves to the next.
+    let weights = (job.classes * (job.shape.dim + 1)) as u64;
+    let mib = (weights * 4 * (2 * trials.len() as u64 + 1)) >> 20;
+    tracing::info!(heads = trials.len(), classes = job.classes, "heads, momentum and gradient take {mib} MiB");
     let (starts, progress) = start(&job, &trials)?;
     let curve = checkpoints::read_curve(&job.directory, progress.step)?;
     job.meter.set_total(samples * u64::from(settings.epochs));
@@ -117,8 +121,8 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
 fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), PipelineError> {
     let found = checkpoints::Found::list(&job.directory)?;
     let newest = found.newest(trials.len());
-    // What a killed save or removal left goes, but for the best head.
-    let curve = checkpoints::read_curve(&job.directory, u64::MAX)?;
+    // What a killed save or removal left goes, but for the best head so far; one that was saved behind that will be saved again.
+    let curve = checkpoints::read_curve(&job.directory, newest.unwrap_or(0))?;
     let best = best(&curve.validations).map(|point| checkpoints::name(point.step, point.trial as usize));
     let newest_names = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::name(step, trial)));
     let kept: Vec<String> = newest_names.into_iter().flatten().chain(best).collect();

@@ -75,7 +75,8 @@ fn a_sweep_killed_while_it_saves_ends_with_the_same_bytes() {
     let run_dir = dir.path().join("killed");
     let config = write(dir.path(), &sweep(&run_dir));
     // The heads are saved from the last to the first, one after the other.
-    for (point, times) in [("rename", 2), ("renamed", 1), ("renamed", 3), ("removed", 1), ("renamed", 6), ("remove", 3)]
+    for (point, times) in
+        [("rename", 2), ("renamed", 1), ("renamed", 2), ("renamed", 3), ("removed", 1), ("renamed", 6), ("remove", 3)]
     {
         let plan = format!("{point} checkpoints/ {times}");
         let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
