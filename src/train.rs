@@ -21,7 +21,7 @@ pub use head::HeadState;
 pub use schedule::{Schedule, ScheduleKind};
 pub use targets::Targets;
 #[cfg(feature = "model")]
-pub use trainer::{Options, Place, Sgd, StepReport, Trainer};
+pub use trainer::{Features, Kept, Options, Place, Sgd, StepReport, Trainer};
 
 #[cfg(feature = "model")]
 use crate::predict::PredictError;

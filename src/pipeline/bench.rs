@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::PipelineError;
 use super::desk::{self, Device, Load, Start, damaged, model_error};
+use super::feature_store;
 use super::report::peak_memory_bytes;
 use super::resolve::pool_of;
 use crate::config::raw::RawMachine;
@@ -333,9 +334,10 @@ impl Rows {
         Ok(rows)
     }
 
-    fn batch(&self, step: u64, rows: usize) -> (Vec<f32>, Targets) {
+    fn batch(&self, step: u64, rows: usize) -> (feature_store::Rows, Targets) {
         let first = (step % (self.labels.len() / rows) as u64) as usize * rows;
-        let features = self.features[first * self.dim..(first + rows) * self.dim].to_vec();
+        let values = self.features[first * self.dim..(first + rows) * self.dim].to_vec();
+        let features = feature_store::Rows::Host { values, dim: self.dim };
         (features, Targets::single(&self.labels[first..first + rows]))
     }
 }

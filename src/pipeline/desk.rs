@@ -23,9 +23,10 @@ use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extrac
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
 use crate::predict::tiles::{Blocks, Compute};
-use crate::train::{HeadState, Options, Place, Sgd, Targets, Trainer};
+use crate::train::{Features, HeadState, Kept, Options, Place, Sgd, Targets, Trainer};
 
 use super::PipelineError;
+use super::feature_store::Rows;
 use super::forward::BATCHES_AHEAD;
 
 /// Images in one forward pass on the CPU: enough to fill the matrix product, little enough to stay in the cache.
@@ -100,6 +101,8 @@ pub(super) struct Desk {
     /// The lane of the next batch.
     next: usize,
     trainers: Vec<Trainer<Any>>,
+    /// The features of all epochs, where they fit.
+    kept: Option<Kept<Any>>,
     scorer: Option<Scorer<Any>>,
     /// Panics of the device's threads before anything was computed that counts.
     panics: u64,
@@ -135,7 +138,19 @@ fn absent(what: &str) -> PipelineError {
 impl Desk {
     fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, lanes: usize) -> Self {
         let (backbone, next, panics) = (Vec::new(), 0, device::panics());
-        Self { device, numerics, options, selection, lanes, backbone, next, trainers: Vec::new(), scorer: None, panics }
+        Self {
+            device,
+            numerics,
+            options,
+            selection,
+            lanes,
+            backbone,
+            next,
+            trainers: Vec::new(),
+            kept: None,
+            scorer: None,
+            panics,
+        }
     }
 
     /// Puts the backbone on the device, unless it is there; gives how it attends.
@@ -198,23 +213,42 @@ impl Desk {
     /// taken, where asked for.
     pub(super) fn train(
         &mut self,
-        features: &[f32],
+        features: &Rows,
         targets: &Targets,
         batch: usize,
         rates: &[f64],
         loss: bool,
     ) -> Result<Option<Vec<Losses>>, PipelineError> {
         let rows = targets.rows();
-        let dim = features.len() / rows.max(1);
         for (trainer, rate) in self.trainers.iter_mut().zip(rates) {
-            for (index, features) in features.chunks((batch * dim).max(1)).enumerate() {
-                let first = index * batch;
-                let part = targets.part(first..(first + batch).min(rows));
-                trainer.accumulate(features, &part, rows).map_err(model_error)?;
+            for first in (0..rows).step_by(batch.max(1)) {
+                let span = first..(first + batch).min(rows);
+                let features = match features {
+                    Rows::Host { values, dim } => Features::Host(&values[span.start * dim..span.end * dim]),
+                    Rows::Kept(indices) => {
+                        let kept = self.kept.as_ref().ok_or_else(|| absent("set of features"))?;
+                        Features::Kept(kept, &indices[span.clone()])
+                    }
+                };
+                trainer.accumulate(features, &targets.part(span), rows).map_err(model_error)?;
             }
             trainer.step(*rate).map_err(model_error)?;
         }
         if loss { self.take_losses().map(Some) } else { Ok(None) }
+    }
+
+    /// Makes room for features that stay for all epochs.
+    pub(super) fn keep(&mut self, rows: usize, dim: usize, precision: Precision) {
+        let format = match precision {
+            Precision::Bf16 => DType::BF16,
+            Precision::F32 => DType::F32,
+        };
+        self.kept = Some(Kept::new(rows, dim, format, &self.device));
+    }
+
+    /// Puts some of them there.
+    pub(super) fn put(&mut self, first: usize, values: &[f32]) -> Result<(), PipelineError> {
+        self.kept.as_mut().ok_or_else(|| absent("set of features"))?.put(first, values).map_err(model_error)
     }
 
     /// The losses of each head since they were last taken; they start anew.
@@ -229,9 +263,10 @@ impl Desk {
         Ok((trainer.state().map_err(model_error)?, loss))
     }
 
-    /// Frees heads and optimisers.
+    /// Frees heads, optimisers and features.
     pub(super) fn unload_trainers(&mut self) {
         self.trainers.clear();
+        self.kept = None;
         give_back(&self.device);
     }
 
@@ -276,6 +311,8 @@ pub(super) struct Device {
     pub(super) in_flight: usize,
     /// For the pixels of all batches that the host may hold.
     pub(super) buffers: Spares,
+    /// Free memory of a card, when it was opened; none of the CPU, whose memory is the host's.
+    pub(super) free_bytes: Option<u64>,
 }
 
 impl Device {
@@ -355,7 +392,8 @@ pub(super) async fn open(
     }
     let ready = |thread, batch_rows| {
         let buffers = Spares::new(BATCHES_AHEAD + lanes, batch_rows * load.pixel_bytes as usize);
-        Device { thread, batch_rows, in_flight: lanes, buffers }
+        let free_bytes = chosen.card.as_ref().map(|card| card.free_bytes);
+        Device { thread, batch_rows, in_flight: lanes, buffers, free_bytes }
     };
     let Some(card) = &chosen.card else {
         let device = AnyDevice::Flex(FlexDevice);

@@ -1,8 +1,9 @@
-//! Where training takes its features from: the chunks, again for each epoch, or memory, where all of them fit.
+//! Where training takes its features from: the device or memory, where all of them fit, or the chunks, again for each epoch.
 //!
-//! Both give the same samples in the same order. In memory they keep the precision of their files, and URLs go once it is
+//! All give the same samples in the same order. In memory they keep the precision of their files, and URLs go once it is
 //! known on which side an image is.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::bf16;
@@ -49,9 +50,60 @@ pub(super) fn resident_bytes(rows: u64, labels: u64, dim: usize, precision: Prec
     rows * (dim as u64 * width + ROW_BYTES) + labels * 16
 }
 
+#[derive(Clone)]
 enum Values {
     Bf16(Vec<bf16>),
     F32(Vec<f32>),
+    /// On the device alone.
+    Away,
+}
+
+/// Features of rows in an order, or where on the device they are.
+pub(super) enum Rows {
+    Host { values: Vec<f32>, dim: usize },
+    Kept(Vec<u32>),
+}
+
+impl Rows {
+    /// None, of the same kind.
+    pub(super) fn none(&self) -> Self {
+        match self {
+            Self::Host { dim, .. } => Self::Host { values: Vec::new(), dim: *dim },
+            Self::Kept(_) => Self::Kept(Vec::new()),
+        }
+    }
+
+    /// Appends the rows of another of the same kind, from one of them on.
+    pub(super) fn append_from(&mut self, other: &Self, first: usize) {
+        match (self, other) {
+            (Self::Host { values, dim }, Self::Host { values: more, .. }) => {
+                values.extend_from_slice(&more[first * *dim..]);
+            }
+            (Self::Kept(rows), Self::Kept(more)) => rows.extend_from_slice(&more[first..]),
+            (this, other) => {
+                *this = other.none();
+                this.append_from(other, first);
+            }
+        }
+    }
+
+    /// Some of the rows.
+    pub(super) fn part(&self, span: Range<usize>) -> Self {
+        match self {
+            Self::Host { values, dim } => {
+                Self::Host { values: values[span.start * dim..span.end * dim].to_vec(), dim: *dim }
+            }
+            Self::Kept(rows) => Self::Kept(rows[span].to_vec()),
+        }
+    }
+
+    /// Removes the first rows.
+    pub(super) fn drop_first(&mut self, count: usize) {
+        match self {
+            Self::Host { values, dim } => drop(values.drain(..count * *dim)),
+            Self::Kept(rows) => drop(rows.drain(..count)),
+        }
+    }
 }
 
 /// A chunk as training needs it.
@@ -105,14 +157,38 @@ impl Chunk {
         match &self.values {
             Values::Bf16(values) => out.extend(values[span].iter().map(|value| value.to_f32())),
             Values::F32(values) => out.extend_from_slice(&values[span]),
+            Values::Away => {}
         }
+    }
+
+    /// All features, `[rows, dim]`.
+    pub(super) fn features(&self) -> Vec<f32> {
+        let mut all = Vec::with_capacity(self.classes.rows() * self.dim);
+        (0..self.classes.rows() as u32).for_each(|row| self.feature(row, &mut all));
+        all
+    }
+
+    fn without_values(&self) -> Self {
+        let (classes, samples, validation) = (self.classes.clone(), self.samples.clone(), self.validation.clone());
+        Self { values: Values::Away, dim: self.dim, classes, views: self.views, samples, validation }
     }
 }
 
 /// Samples of one window in the order of training.
 pub(super) struct Loaded {
-    pub(super) features: Vec<f32>,
+    pub(super) rows: Rows,
     pub(super) targets: Targets,
+}
+
+/// Where features stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// On the device.
+    Device,
+    /// In memory.
+    Memory,
+    /// In their chunks.
+    Files,
 }
 
 /// The chunks with features of a run, in the order of the corpus.
@@ -122,20 +198,48 @@ pub(super) struct FeatureStore {
     wanted: Wanted,
     /// What was read so far, where it stays.
     resident: Option<Vec<OnceLock<Arc<Chunk>>>>,
+    /// Where on the device the rows of a chunk start; the chunk is resident without its values.
+    on_device: Vec<OnceLock<u32>>,
 }
 
 impl FeatureStore {
-    pub(super) fn new(directory: Directory, names: Vec<String>, wanted: Wanted, stays: bool) -> Self {
-        let resident = stays.then(|| names.iter().map(|_| OnceLock::new()).collect());
-        Self { directory, names, wanted, resident }
+    pub(super) fn new(directory: Directory, names: Vec<String>, wanted: Wanted, stay: Stay) -> Self {
+        let resident = (stay != Stay::Files).then(|| names.iter().map(|_| OnceLock::new()).collect());
+        let on_device = if stay == Stay::Device { names.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
+        Self { directory, names, wanted, resident, on_device }
     }
 
-    /// Reads chunks, or gives what is in memory. Blocks.
+    /// Where the features stay.
+    pub(super) fn stay(&self) -> Stay {
+        match &self.resident {
+            None => Stay::Files,
+            Some(_) if self.on_device.is_empty() => Stay::Memory,
+            Some(_) => Stay::Device,
+        }
+    }
+
+    /// Chunks.
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Notes that a chunk's features are on the device, from a row on.
+    pub(super) fn sent(&self, index: usize, chunk: &Chunk, first_row: u32) {
+        if let (Some(resident), Some(first)) = (&self.resident, self.on_device.get(index)) {
+            resident[index].set(Arc::new(chunk.without_values())).ok();
+            first.set(first_row).ok();
+        }
+    }
+
+    /// Reads chunks, or gives what is in memory; they have their features. Blocks.
     ///
     /// # Errors
     /// When a chunk cannot be read, or is none of this run's.
     pub(super) fn chunks(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
-        let kept = |index: usize| self.resident.as_ref().and_then(|resident| resident[index].get().cloned());
+        let kept = |index: usize| {
+            let of_chunk = self.resident.as_ref().and_then(|resident| resident[index].get().cloned());
+            of_chunk.filter(|chunk| !matches!(chunk.values, Values::Away))
+        };
         let missing: Vec<usize> = indices.iter().copied().filter(|index| kept(*index).is_none()).collect();
         let mut read = std::collections::BTreeMap::new();
         for indices in missing.chunks(FETCHED_AT_ONCE) {
@@ -147,7 +251,7 @@ impl FeatureStore {
                     return Err(PipelineError::Input(format!("`{name}` holds features of another size: remove it")));
                 }
                 let chunk = Arc::new(Chunk::new(chunk, self.wanted));
-                if let Some(resident) = &self.resident {
+                if let Some(resident) = self.resident.as_ref().filter(|_| self.on_device.is_empty()) {
                     resident[*index].set(Arc::clone(&chunk)).ok();
                 }
                 read.insert(*index, chunk);
@@ -163,14 +267,28 @@ impl FeatureStore {
     /// # Errors
     /// As [`FeatureStore::chunks`].
     pub(super) fn window(&self, window: &Window, epoch: u32) -> Result<Loaded, PipelineError> {
-        let chunks = self.chunks(&window.chunks)?;
+        let first: Option<Vec<u32>> =
+            window.chunks.iter().map(|index| self.on_device.get(*index)?.get().copied()).collect();
+        let chunks = match &first {
+            Some(_) => self.away(&window.chunks)?,
+            None => self.chunks(&window.chunks)?,
+        };
         let order = window.order();
-        let features = Vec::with_capacity(order.len() * self.wanted.dim);
-        let mut loaded = Loaded { features, targets: Targets::default() };
+        let dim = self.wanted.dim;
+        let rows = match &first {
+            Some(_) => Rows::Kept(Vec::with_capacity(order.len())),
+            None => Rows::Host { values: Vec::with_capacity(order.len() * dim), dim },
+        };
+        let mut loaded = Loaded { rows, targets: Targets::default() };
         for place in order {
             let chunk = &chunks[place.slot];
             let (row, nth) = chunk.samples[place.sample as usize];
-            chunk.feature(row + epoch % chunk.views, &mut loaded.features);
+            let of_view = row + epoch % chunk.views;
+            match (&mut loaded.rows, &first) {
+                (Rows::Kept(rows), Some(first)) => rows.push(first[place.slot] + of_view),
+                (Rows::Host { values, .. }, _) => chunk.feature(of_view, values),
+                (Rows::Kept(_), None) => {}
+            }
             let classes = chunk.classes(row);
             loaded.targets.push(match self.wanted.targets {
                 Kind::Pairs => &classes[nth as usize..=nth as usize],
@@ -178,6 +296,13 @@ impl FeatureStore {
             });
         }
         Ok(loaded)
+    }
+
+    /// Chunks whose features are on the device.
+    fn away(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
+        let found = |index: &usize| self.resident.as_ref().and_then(|resident| resident[*index].get().cloned());
+        let found: Option<Vec<_>> = indices.iter().map(found).collect();
+        found.ok_or_else(|| PipelineError::Internal("a chunk that went to the device is not there".to_owned()))
     }
 
     /// How well the first windows of an epoch are mixed.
@@ -238,17 +363,32 @@ mod tests {
             }
             let directory = Directory::from(LocalDirectory::create(dir.path().to_owned()).unwrap());
             let wanted = Wanted { seed: 1, fraction: 0.2, dim: 3, targets };
-            let [kept, read] =
-                [true, false].map(|stays| FeatureStore::new(directory.clone(), names.clone(), wanted, stays));
+            let store = |stay| FeatureStore::new(directory.clone(), names.clone(), wanted, stay);
+            let (kept, read, away) = (store(Stay::Memory), store(Stay::Files), store(Stay::Device));
             let chunks = kept.chunks(&[0, 1, 2, 3, 4]).unwrap();
             assert!(chunks.iter().any(|chunk| !chunk.validation.is_empty()));
+            // What a device has, in the order in which the chunks went there.
+            let mut device: Vec<f32> = Vec::new();
+            for index in [3, 0, 4, 1, 2] {
+                let chunk = &away.chunks(&[index]).unwrap()[0];
+                away.sent(index, chunk, device.len() as u32 / 3);
+                device.extend(chunk.features());
+            }
             let samples: Vec<u64> = chunks.iter().map(|chunk| chunk.samples.len() as u64).collect();
             let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan(&samples, 1, epoch, 70)).collect();
             assert!(windows.len() >= 4);
             for window in &windows {
                 let (one, other) = (kept.window(window, 1).unwrap(), read.window(window, 1).unwrap());
-                assert_eq!((&one.features, &one.targets), (&other.features, &other.targets));
-                assert_eq!(one.features.len(), 3 * one.targets.rows());
+                let (Rows::Host { values, .. }, Rows::Host { values: others, .. }) = (&one.rows, &other.rows) else {
+                    panic!("rows of another kind");
+                };
+                assert_eq!((values, &one.targets), (others, &other.targets));
+                assert_eq!(values.len(), 3 * one.targets.rows());
+                let there = away.window(window, 1).unwrap();
+                let Rows::Kept(rows) = &there.rows else { panic!("rows of another kind") };
+                let of_row = |row: &u32| device[3 * *row as usize..3 * (*row as usize + 1)].to_vec();
+                assert_eq!(rows.iter().flat_map(of_row).collect::<Vec<f32>>(), *values);
+                assert_eq!(there.targets, one.targets);
                 let several = one.targets.iter().any(|(_, classes)| classes.len() > 1);
                 assert_eq!(several, targets == Kind::Soft);
             }
@@ -258,6 +398,7 @@ mod tests {
                 std::fs::remove_file(dir.path().join(name)).unwrap();
             }
             kept.window(&windows[0], 0).unwrap();
+            away.window(&windows[0], 0).unwrap();
             assert!(read.window(&windows[0], 0).is_err());
         }
     }

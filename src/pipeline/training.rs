@@ -8,7 +8,7 @@ use super::checkpoints::{self, CURVE, FOLDER, best};
 use super::curve::Curve;
 use super::desk::{Desk, Device, Losses, Start, damaged, model_error};
 use super::events::{Event, Events};
-use super::feature_store::{FeatureStore, Loaded, Wanted, resident_bytes, samples_of};
+use super::feature_store::{FeatureStore, Loaded, Rows, Stay, Wanted, resident_bytes, samples_of};
 use super::features::FeatureShape;
 use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use super::stream::THE_RUN;
@@ -23,6 +23,10 @@ use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
 use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
 
+/// Memory of a card that features leave free beside the heads: logits of a block, kernels, what tuning tries.
+const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
+/// Values of a tensor, at most: kernels count them in 32 bits.
+const DEVICE_VALUES: u64 = 1 << 31;
 /// Training takes at least so many times as long as saving, so that saving takes 2 % of the time.
 const SAVE_SHARE: u32 = 50;
 /// Chunks brought to local disk together, where the run is kept elsewhere.
@@ -76,13 +80,13 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
         Kind::Cosine => ScheduleKind::Cosine,
         Kind::Constant => ScheduleKind::Constant,
     };
-    let store = Arc::new(feature_store(&job, &inventory));
+    let trials = settings.trials();
+    let store = Arc::new(feature_store(&job, &inventory, trials.len()));
     let windows = order::plan(&inventory.samples, job.seed, 0, settings.shuffle_rows);
     let (mixed, chunk_samples) = (Arc::clone(&store), inventory.samples.clone());
     let mixing = tokio::task::spawn_blocking(move || mixed.mixing(&windows, &chunk_samples)).await??;
     let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
     tracing::info!(moved = mixing.moved, correlation = mixing.correlation, "the order of training");
-    let trials = settings.trials();
     let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
     let schedules = trials.iter().map(schedule).collect();
     // Weights, momentum and what a step leaves to the next.
@@ -97,6 +101,9 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     job.events.started(&job.meter);
     let step = progress.step;
     job.device.call(move |desk| desk.load_trainers(starts, step)).await?;
+    if store.stay() == Stay::Device {
+        send(&job, &store).await?;
+    }
     let mut session = Session {
         job: &job,
         inventory: &inventory,
@@ -160,23 +167,62 @@ fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), Pip
     Ok((starts, progress))
 }
 
-/// Where the features come from, by what they and the machine have.
-fn feature_store(job: &TrainJob, inventory: &Inventory) -> FeatureStore {
-    let entries = job.journal.entries().values();
-    let (rows, labels) = entries.fold((0, 0), |(rows, labels), entry| (rows + entry.tally.kept, labels + entry.labels));
+/// Where the features stay, by what they and the machine have.
+fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> FeatureStore {
+    let rows = device_rows(job);
+    let labels = job.journal.entries().values().map(|entry| entry.labels).sum::<u64>() * views(job);
     let FeatureShape { dim, precision } = job.shape;
-    let views = u64::from(job.settings.views.max(1));
-    let bytes = resident_bytes(views * rows, views * labels, dim, precision);
-    let stays = bytes <= job.memory_bytes / 2;
-    let (all, limit) = (bytes >> 20, job.memory_bytes >> 20);
-    if stays {
-        tracing::info!("features stay in memory: {all} MiB, of `limits.memory` = {limit} MiB");
+    let bytes = resident_bytes(rows, labels, dim, precision);
+    // Weights, momentum, gradient and what is cast of them; some room for logits and for what tuning tries.
+    let heads = 20 * (job.classes * (dim + 1) * trials) as u64;
+    let on_device = job.device.free_bytes.is_some_and(|free| bytes + heads + DEVICE_RESERVE_BYTES <= free)
+        && rows.saturating_mul(dim as u64) <= DEVICE_VALUES;
+    let mib = |bytes: u64| bytes >> 20;
+    let stay = if on_device {
+        tracing::info!("features stay on the device: {} MiB", mib(bytes));
+        Stay::Device
+    } else if bytes <= job.memory_bytes / 2 {
+        tracing::info!("features stay in memory: {} MiB", mib(bytes));
+        Stay::Memory
     } else {
-        tracing::info!("features are read for each epoch: {all} MiB are over half of `limits.memory` = {limit} MiB");
-    }
+        let limit = mib(job.memory_bytes);
+        tracing::info!(
+            "features are read for each epoch: {} MiB are over half of `limits.memory`, {limit} MiB",
+            mib(bytes)
+        );
+        Stay::Files
+    };
     let RawTrain { validation_fraction: fraction, targets, .. } = job.settings;
     let wanted = Wanted { seed: job.seed, fraction, dim, targets };
-    FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stays)
+    FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stay)
+}
+
+/// Views of an image, at most.
+fn views(job: &TrainJob) -> u64 {
+    u64::from(job.settings.views.max(1))
+}
+
+/// Rows of features, at most: all views of all images.
+fn device_rows(job: &TrainJob) -> u64 {
+    job.journal.entries().values().map(|entry| entry.tally.kept).sum::<u64>() * views(job)
+}
+
+/// Sends all features to the device, chunk by chunk.
+async fn send(job: &TrainJob, store: &Arc<FeatureStore>) -> Result<(), PipelineError> {
+    let (rows, FeatureShape { dim, precision }) = (device_rows(job) as usize, job.shape);
+    job.device.tell(move |desk| desk.keep(rows, dim, precision)).await?;
+    let mut first = 0;
+    for index in 0..store.len() {
+        let reading = Arc::clone(store);
+        for chunk in tokio::task::spawn_blocking(move || reading.chunks(&[index])).await?? {
+            let values = chunk.features();
+            let count = values.len() / dim.max(1);
+            job.device.call(move |desk| desk.put(first, &values)).await?;
+            store.sent(index, &chunk, first as u32);
+            first += count;
+        }
+    }
+    Ok(())
 }
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
@@ -240,17 +286,16 @@ impl Session<'_> {
     async fn epoch(&mut self, windows: &[Window]) -> Result<(), PipelineError> {
         let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
         let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
-        let dim = self.job.shape.dim;
         let mut skip = offset as usize;
         // Samples that were read and not trained on yet: less than a step, and the window at hand.
-        let (mut features, mut targets) = (Vec::new(), Targets::default());
+        let (mut features, mut targets) = (Rows::Kept(Vec::new()), Targets::default());
         let mut next = Some(self.load(&windows[first]));
         for index in first..windows.len() {
             let Some(loading) = next.take() else { break };
             let loaded = self.clock.wait(Doing::Starved, loading).await??;
             // The next window is read while this one is trained on.
             next = windows.get(index + 1).map(|window| self.load(window));
-            features.extend_from_slice(&loaded.features[skip * dim..]);
+            features.append_from(&loaded.rows, skip);
             targets.append_from(&loaded.targets, skip);
             skip = 0;
             let mut done = 0;
@@ -261,10 +306,10 @@ impl Session<'_> {
                     break;
                 }
                 let end = done + step;
-                self.step(features[done * dim..end * dim].to_vec(), targets.part(done..end)).await?;
+                self.step(features.part(done..end), targets.part(done..end)).await?;
                 done = end;
             }
-            features.drain(..done * dim);
+            features.drop_first(done);
             targets.drop_first(done);
         }
         Ok(())
@@ -276,7 +321,7 @@ impl Session<'_> {
         tokio::task::spawn_blocking(move || store.window(&window, epoch))
     }
 
-    async fn step(&mut self, features: Vec<f32>, targets: Targets) -> Result<(), PipelineError> {
+    async fn step(&mut self, features: Rows, targets: Targets) -> Result<(), PipelineError> {
         let batch = self.job.settings.batch_size as usize;
         let samples = targets.rows();
         let rates: Vec<f64> = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();

@@ -19,11 +19,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{HeadState, Targets, TrainError};
 use crate::predict::PredictError;
 use crate::predict::scorer::{Scorer, length};
-use crate::predict::tiles::{Blocks, Compute, spans};
+use crate::predict::tiles::{Blocks, Compute, as_type, spans, upload};
 
 /// What `PyTorch`'s `clip_grad_norm_` adds to the norm.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -93,10 +94,64 @@ pub struct StepReport {
     pub samples: usize,
 }
 
+/// Rows of features that stay on a device, for all epochs.
+pub struct Kept<B: Backend> {
+    rows: Tensor<B, 2>,
+}
+
+impl<B: Backend> Kept<B> {
+    /// Room for rows, which are zero until they are put there.
+    pub fn new(rows: usize, dim: usize, format: DType, device: &B::Device) -> Self {
+        Self { rows: Tensor::zeros([rows, dim], (device, format)) }
+    }
+
+    /// Puts rows there, `[n, dim]` row-major, rounded to the format.
+    ///
+    /// # Errors
+    /// When they are not whole rows, or more than there is room for.
+    pub fn put(&mut self, first: usize, values: &[f32]) -> Result<(), TrainError> {
+        let [all, dim] = self.rows.dims();
+        let count = values.len() / dim.max(1);
+        length("features", values.len(), count * dim)?;
+        length("rows", (first + count).max(all), all)?;
+        let part = as_type(upload(values, count, dim, &self.rows.device()), self.rows.dtype());
+        self.rows.inplace(|rows| rows.slice_assign([first..first + count, 0..dim], part));
+        Ok(())
+    }
+
+    /// `[indices.len(), dim]`, in f32.
+    fn select(&self, indices: &[u32]) -> Tensor<B, 2> {
+        let indices: Vec<i64> = indices.iter().map(|index| i64::from(*index)).collect();
+        let count = indices.len();
+        let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, [count]), &self.rows.device());
+        as_type(self.rows.clone().select(0, indices), DType::F32)
+    }
+}
+
+/// Features of a micro-batch.
+pub enum Features<'a, B: Backend> {
+    /// `[rows, dim]` row-major.
+    Host(&'a [f32]),
+    /// Some of the rows that stay on the device.
+    Kept(&'a Kept<B>, &'a [u32]),
+}
+
+impl<'a, B: Backend> From<&'a [f32]> for Features<'a, B> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::Host(values)
+    }
+}
+
+/// Features of a block of rows.
+enum Block<'a, B: Backend> {
+    Host(&'a [f32]),
+    /// `[rows, dim]`, f32.
+    Device(Tensor<B, 2>),
+}
+
 /// A block of rows on its way to an engine; there is at least one, and each has a class.
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    features: &'a [f32],
+struct Part<'a, B: Backend> {
+    features: Block<'a, B>,
     targets: &'a Targets,
     /// Samples of the whole step.
     effective: usize,
@@ -108,7 +163,10 @@ struct Part<'a> {
 /// What holds the head and works on it.
 trait Engine<B: Backend> {
     /// Adds a block to the gradient, and its loss to the losses.
-    fn add(&mut self, part: &Part<'_>);
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError>;
     /// Updates the head with the gradient, which then starts anew.
     fn update(&mut self, sgd: &Sgd, rate: f64);
     /// The summed loss of each block since the last call, in their order.
@@ -222,20 +280,31 @@ impl<B: Backend> Trainer<B> {
 
     /// Adds a micro-batch to the gradient and to the loss.
     ///
-    /// `features` is `[rows, dim]` row-major; `effective_batch` is the number of samples of the whole step. Nothing is
-    /// read back from the device.
+    /// `effective_batch` is the number of samples of the whole step. Nothing is read back from the device.
     ///
     /// # Errors
     /// When a length does not fit, a class is outside the head's, a row has none, or the micro-batches of a step disagree about its
     /// size. The gradient is untouched then.
-    pub fn accumulate(
+    pub fn accumulate<'a>(
         &mut self,
-        features: &[f32],
+        features: impl Into<Features<'a, B>>,
         targets: &Targets,
         effective_batch: usize,
-    ) -> Result<(), TrainError> {
-        let rows = targets.rows();
-        length("features", features.len(), rows.saturating_mul(self.dim))?;
+    ) -> Result<(), TrainError>
+    where
+        B: 'a,
+    {
+        let (features, rows) = (features.into(), targets.rows());
+        match features {
+            Features::Host(values) => length("features", values.len(), rows.saturating_mul(self.dim))?,
+            Features::Kept(kept, indices) => {
+                let [all, dim] = kept.rows.dims();
+                length("features", indices.len() * dim, rows.saturating_mul(self.dim))?;
+                // A device may read elsewhere instead.
+                let last = indices.iter().max().map_or(0, |last| *last as usize + 1);
+                length("rows", last.max(all), all)?;
+            }
+        }
         for (row, of_row) in targets.iter() {
             if of_row.is_empty() {
                 return Err(TrainError::NoTarget { row });
@@ -254,13 +323,17 @@ impl<B: Backend> Trainer<B> {
             let of_block = (!whole).then(|| targets.part(span.clone()));
             let before = accumulated + span.start;
             self.pending.push(PendingLoss { samples: span.len() as u64, step: self.step + 1, rate: self.rate });
-            self.engine.add(&Part {
-                features: &features[span.start * self.dim..span.end * self.dim],
+            let of_rows = match features {
+                Features::Host(values) => Block::Host(&values[span.start * self.dim..span.end * self.dim]),
+                Features::Kept(kept, indices) => Block::Device(kept.select(&indices[span.clone()])),
+            };
+            self.engine.add(Part {
+                features: of_rows,
                 targets: of_block.as_ref().unwrap_or(targets),
                 effective,
                 smoothing: self.sgd.label_smoothing,
                 first: before == 0,
-            });
+            })?;
         }
         self.open = Some(OpenStep { accumulated: accumulated + rows, effective });
         Ok(())

@@ -7,7 +7,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
-use super::{CLIP_EPSILON, Engine, Options, Part, Sgd, TrainError};
+use super::{Block, CLIP_EPSILON, Engine, Options, Part, Sgd, TrainError};
 use crate::predict::PredictError;
 use crate::predict::scorer::Scorer;
 use crate::predict::tiles::{
@@ -140,10 +140,13 @@ impl<B: Backend> Card<B> {
 }
 
 impl<B: Backend> Engine<B> for Card<B> {
-    fn add(&mut self, part: &Part<'_>) {
-        let Part { features, targets, effective, smoothing, first } = *part;
+    fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError> {
+        let Part { features, targets, effective, smoothing, first } = part;
         let (rows, product) = (targets.rows(), self.options.compute.dtype());
-        let features: Tensor<B, 2> = upload(features, rows, self.dim, &self.device);
+        let features = match features {
+            Block::Host(values) => upload(values, rows, self.dim, &self.device),
+            Block::Device(values) => values,
+        };
         let of_rows = self.targets(targets);
 
         let inputs = as_type(features.clone(), product);
@@ -197,6 +200,7 @@ impl<B: Backend> Engine<B> for Card<B> {
                 self.bias_gradient[tile].inplace(|sum| sum + bias);
             }
         }
+        Ok(())
     }
 
     fn update(&mut self, sgd: &Sgd, rate: f64) {

@@ -18,8 +18,9 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator as _, ParallelIterator as _};
 use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
 
-use super::{CLIP_EPSILON, Engine, Options, Part, Sgd, TrainError};
+use super::{Block, CLIP_EPSILON, Engine, Options, Part, Sgd, TrainError};
 use crate::predict::scorer::Scorer;
+use crate::predict::tiles::download;
 use crate::train::HeadState;
 
 /// Classes of a tile: at 768 values 1.5 MB of weights, which a core's cache takes.
@@ -64,8 +65,16 @@ struct Seen {
 }
 
 impl<B: Backend> Engine<B> for Host {
-    fn add(&mut self, part: &Part<'_>) {
-        let Part { features, targets, effective, smoothing, first } = *part;
+    fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError> {
+        let Part { features, targets, effective, smoothing, first } = part;
+        let from_device;
+        let features = match features {
+            Block::Host(values) => values,
+            Block::Device(values) => {
+                from_device = download(values)?;
+                &from_device
+            }
+        };
         let HeadState { classes, dim, .. } = self.state;
         let rows = targets.rows();
         let mut scratch = self.scratch.borrow_mut();
@@ -134,6 +143,7 @@ impl<B: Backend> Engine<B> for Host {
             let how = if first { Accum::Replace } else { Accum::Add };
             matmul(out, how, difference, input, 1.0, Par::Seq);
         });
+        Ok(())
     }
 
     fn update(&mut self, sgd: &Sgd, rate: f64) {

@@ -194,7 +194,7 @@ fn more_classes_than_a_tile_give_the_same_in_both_places() {
     let [device, host] = places(7, 400).map(|options| {
         let mut trainer = trainer(state.clone(), sgd, options);
         for _ in 0..3 {
-            trainer.accumulate(&features, &Targets::single(&labels), rows).unwrap();
+            trainer.accumulate(&features[..], &Targets::single(&labels), rows).unwrap();
             trainer.step(0.5).unwrap();
         }
         let scored = trainer.scorer().unwrap().score(&features, &labels, 3).unwrap();
@@ -208,6 +208,39 @@ fn more_classes_than_a_tile_give_the_same_in_both_places() {
 }
 
 #[test]
+fn features_that_stay_on_the_device_train_as_those_that_come_with_each_step() {
+    let reference = Reference::read();
+    let (features, labels) = (reference.floats("features"), reference.labels());
+    let device = <Cpu as burn::tensor::backend::BackendTypes>::Device::default();
+    let mut kept = Kept::<Cpu>::new(labels.len() + 3, DIM, DType::F32, &device);
+    // In two parts, behind three rows of nothing.
+    let half = labels.len() / 2;
+    kept.put(3, &features[..half * DIM]).unwrap();
+    kept.put(3 + half, &features[half * DIM..]).unwrap();
+    assert!(kept.put(labels.len(), &features[..4 * DIM]).is_err() && kept.put(0, &features[..=DIM]).is_err());
+    for options in places(5, 16) {
+        let fresh = || trainer(reference.start(), reference.sgd(), options);
+        let (mut with, mut without) = (fresh(), fresh());
+        for step in 0..20 {
+            let rows = step * 2 * ROWS..(step + 1) * 2 * ROWS;
+            // Backwards, so that the indices matter.
+            let indices: Vec<u32> = rows.clone().rev().map(|row| row as u32 + 3).collect();
+            let of_rows = |row: usize| &features[row * DIM..(row + 1) * DIM];
+            let values: Vec<f32> = rows.clone().rev().flat_map(of_rows).copied().collect();
+            let targets = Targets::single(&rows.rev().map(|row| labels[row]).collect::<Vec<_>>());
+            with.accumulate(Features::Kept(&kept, &indices), &targets, 2 * ROWS).unwrap();
+            without.accumulate(&values[..], &targets, 2 * ROWS).unwrap();
+            for this in [&mut with, &mut without] {
+                this.step(reference.schedule().rate(step as u64)).unwrap();
+            }
+        }
+        assert_eq!(with.state().unwrap(), without.state().unwrap(), "{options:?}");
+        let outside = [labels.len() as u32 + 3];
+        assert!(with.accumulate(Features::Kept(&kept, &outside), &Targets::single(&[0]), 1).is_err());
+    }
+}
+
+#[test]
 fn threads_do_not_change_a_bit_on_the_host() {
     let (classes, dim, rows) = (2000, 16, 33);
     let features: Vec<f32> = HeadState::init(rows, dim, 6).weight.iter().map(|value| value * 60.0).collect();
@@ -218,7 +251,7 @@ fn threads_do_not_change_a_bit_on_the_host() {
             let sgd = Sgd { momentum: 0.9, clip_norm: 0.1, ..PLAIN };
             let mut trainer = trainer(HeadState::init(classes, dim, 5), sgd, places(16, 1)[1]);
             for _ in 0..3 {
-                trainer.accumulate(&features, &Targets::single(&labels), rows).unwrap();
+                trainer.accumulate(&features[..], &Targets::single(&labels), rows).unwrap();
                 trainer.step(0.5).unwrap();
             }
             trainer.state().unwrap().weight.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
@@ -341,18 +374,18 @@ fn validation_loss_is_the_training_loss() {
 #[test]
 fn a_label_outside_the_classes_is_refused_and_changes_nothing() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    let error = trainer.accumulate(&[0.0; 4], &Targets::single(&[0, 3]), 2).unwrap_err();
+    let error = trainer.accumulate(&[0.0; 4][..], &Targets::single(&[0, 3]), 2).unwrap_err();
     assert_eq!(error.to_string(), "label `3` of row `1` is outside the `3` classes of the head");
     assert_eq!(trainer.take_loss().unwrap().1, 0);
-    trainer.accumulate(&[0.0; 4], &Targets::single(&[0, 2]), 2).unwrap();
+    trainer.accumulate(&[0.0; 4][..], &Targets::single(&[0, 2]), 2).unwrap();
 }
 
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_rate() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    trainer.accumulate(&[1.0, 1.0], &Targets::single(&[0]), 1).unwrap();
+    trainer.accumulate(&[1.0, 1.0][..], &Targets::single(&[0]), 1).unwrap();
     trainer.step(0.25).unwrap();
-    trainer.accumulate(&[f32::NAN, 1.0], &Targets::single(&[0]), 1).unwrap();
+    trainer.accumulate(&[f32::NAN, 1.0][..], &Targets::single(&[0]), 1).unwrap();
     let error = trainer.take_loss().unwrap_err();
     assert!(matches!(error, TrainError::Loss { step: 2, .. }));
     assert!(error.to_string().contains("step `2` is `NaN` after a step at learning rate `0.25`"));
@@ -362,12 +395,12 @@ fn a_loss_that_is_not_finite_names_step_and_rate() {
 fn a_step_with_too_few_or_too_many_samples_is_refused() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
     assert!(matches!(trainer.step(0.1), Err(TrainError::Accumulation { accumulated: 0, .. })));
-    trainer.accumulate(&[1.0; 2], &Targets::single(&[0]), 2).unwrap();
+    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[0]), 2).unwrap();
     let short = trainer.step(0.1).unwrap_err();
     assert!(matches!(short, TrainError::Accumulation { accumulated: 1, expected: 2 }));
-    trainer.accumulate(&[1.0; 2], &Targets::single(&[0]), 3).unwrap_err();
-    trainer.accumulate(&[1.0; 4], &Targets::single(&[0, 1]), 2).unwrap_err();
-    trainer.accumulate(&[1.0; 2], &Targets::single(&[1]), 2).unwrap();
+    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[0]), 3).unwrap_err();
+    trainer.accumulate(&[1.0; 4][..], &Targets::single(&[0, 1]), 2).unwrap_err();
+    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[1]), 2).unwrap();
     trainer.step(0.1).unwrap();
 }
 
@@ -387,11 +420,11 @@ fn settings_and_lengths_that_cannot_work_are_refused() {
     let error = new(short, PLAIN, Options::default());
     assert_eq!(error.to_string(), "`bias_momentum` holds `2` values, expected `3`");
     let mut trainer = trainer(head(), PLAIN, Options::default());
-    trainer.accumulate(&[0.0; 3], &Targets::single(&[0, 1]), 2).unwrap_err();
+    trainer.accumulate(&[0.0; 3][..], &Targets::single(&[0, 1]), 2).unwrap_err();
     trainer.step(f64::INFINITY).unwrap_err();
     let mut without = Targets::single(&[1]);
     without.push(&[]);
-    let error = trainer.accumulate(&[0.0; 4], &without, 2).unwrap_err();
+    let error = trainer.accumulate(&[0.0; 4][..], &without, 2).unwrap_err();
     assert_eq!(error.to_string(), "row `1` of a batch has no class to be trained on");
 }
 
@@ -407,7 +440,7 @@ proptest! {
         let run = |options| {
             let mut trainer = trainer(state.clone(), Sgd { momentum: 0.5, ..PLAIN }, options);
             for _ in 0..2 {
-                trainer.accumulate(&features, &Targets::single(&labels), count).unwrap();
+                trainer.accumulate(&features[..], &Targets::single(&labels), count).unwrap();
                 trainer.step(0.3).unwrap();
             }
             (trainer.take_loss().unwrap().0, trainer.state().unwrap().weight)
