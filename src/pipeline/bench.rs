@@ -284,9 +284,8 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
     }
     let seconds = timed.elapsed().as_secs_f64();
     if let Some(dir) = &bench.save {
-        let (state, (loss_sum, loss_count)) = device.call(|desk| desk.state(0)).await?;
-        let progress = Progress { loss_sum, loss_count, ..progress };
-        checkpoint::save(dir, &state, &progress).map_err(damaged)?;
+        let (dir, progress) = (dir.clone(), progress.clone());
+        device.call(move |desk| desk.save(0, &dir, progress)).await?.map_err(damaged)?;
     }
     Ok(HeadReport {
         device: chosen.to_string(),

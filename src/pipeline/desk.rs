@@ -23,7 +23,9 @@ use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extrac
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
 use crate::predict::tiles::{Blocks, Compute};
-use crate::train::{Features, HeadState, Kept, Options, Place, Sgd, Targets, Trainer};
+use crate::train::{
+    CheckpointError, Features, HeadState, Kept, Options, Place, Progress, Sgd, Targets, Trainer, checkpoint,
+};
 
 use super::PipelineError;
 use super::feature_store::Rows;
@@ -256,11 +258,18 @@ impl Desk {
         self.trainers.iter_mut().map(|trainer| trainer.take_loss().map_err(model_error)).collect()
     }
 
-    /// A head and its optimiser, and the losses that were not taken yet.
-    pub(super) fn state(&mut self, trial: usize) -> Result<(HeadState, Losses), PipelineError> {
+    /// Saves a head and its optimiser as a checkpoint, with the losses that were not taken yet; here, so that a head in memory
+    /// is not copied for it.
+    pub(super) fn save(
+        &mut self,
+        trial: usize,
+        dir: &Path,
+        mut progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError> {
         let trainer = self.trainer(trial)?;
-        let loss = trainer.loss().map_err(model_error)?;
-        Ok((trainer.state().map_err(model_error)?, loss))
+        (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
+        let state = trainer.view().map_err(model_error)?;
+        Ok(checkpoint::save(dir, &state, &progress))
     }
 
     /// Frees heads, optimisers and features.

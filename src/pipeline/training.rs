@@ -297,6 +297,7 @@ impl Session<'_> {
             next = windows.get(index + 1).map(|window| self.load(window));
             features.append_from(&loaded.rows, skip);
             targets.append_from(&loaded.targets, skip);
+            drop(loaded);
             skip = 0;
             let mut done = 0;
             while done < targets.rows() {
@@ -417,14 +418,12 @@ impl Session<'_> {
         let step = self.progress.step;
         // The first of a sweep last: all of them are there when it is.
         for trial in (0..self.trials.len()).rev() {
-            let (state, loss) = self.job.device.call(move |desk| desk.state(trial)).await?;
-            let (directory, mut progress) = (self.job.directory.clone(), self.progress.clone());
-            (progress.loss_sum, progress.loss_count) = loss;
-            let publishing = tokio::task::spawn_blocking(move || {
-                let name = checkpoints::name(step, trial);
-                checkpoint::save(&directory.temporary(&name)?, &state, &progress).map_err(checkpoint_error)?;
-                Ok::<_, PipelineError>(directory.publish_folder(&name)?)
-            });
+            let (name, progress) = (checkpoints::name(step, trial), self.progress.clone());
+            let path = self.job.directory.temporary(&name)?;
+            let saving = self.job.device.call(move |desk| desk.save(trial, &path, progress));
+            self.clock.wait(Doing::Blocked, saving).await?.map_err(checkpoint_error)?;
+            let directory = self.job.directory.clone();
+            let publishing = tokio::task::spawn_blocking(move || directory.publish_folder(&name));
             self.clock.wait(Doing::Blocked, publishing).await??;
         }
         self.tidy()?;

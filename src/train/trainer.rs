@@ -15,6 +15,7 @@
 mod card;
 mod host;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -173,8 +174,8 @@ trait Engine<B: Backend> {
     fn take_losses(&mut self) -> Result<Vec<f64>, TrainError>;
     /// The norm of the last update's gradient.
     fn norm(&self) -> Result<Option<f64>, TrainError>;
-    /// Weights and momentum.
-    fn state(&self) -> Result<HeadState, TrainError>;
+    /// Weights and momentum; borrowed where they are on the host.
+    fn state(&self) -> Result<Cow<'_, HeadState>, TrainError>;
     /// A scorer over the head as it is now.
     fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError>;
 }
@@ -402,14 +403,22 @@ impl<B: Backend> Trainer<B> {
         self.engine.scorer(self.options, &self.device)
     }
 
-    /// Weights and momentum, on the host.
+    /// Weights and momentum, on the host; a copy only where they are on a device.
     ///
     /// A gradient that was accumulated but not applied is not part of it: save between steps.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn state(&self) -> Result<HeadState, TrainError> {
+    pub fn view(&self) -> Result<Cow<'_, HeadState>, TrainError> {
         self.engine.state()
+    }
+
+    /// As [`Trainer::view`], a copy in any case.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<HeadState, TrainError> {
+        self.view().map(Cow::into_owned)
     }
 }
 

@@ -4,6 +4,8 @@
 //! head is held in tiles of classes, so every other temporary is one tile. The last tile is padded with classes
 //! whose bias is [`NEVER`](crate::predict::tiles::NEVER): they have no probability and so no gradient.
 
+use std::borrow::Cow;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
@@ -225,15 +227,15 @@ impl<B: Backend> Engine<B> for Card<B> {
         Ok(download(norm.clone())?.first().copied().map(f64::from))
     }
 
-    fn state(&self) -> Result<HeadState, TrainError> {
-        Ok(HeadState {
+    fn state(&self) -> Result<Cow<'_, HeadState>, TrainError> {
+        Ok(Cow::Owned(HeadState {
             classes: self.classes,
             dim: self.dim,
             weight: self.join(&self.weight, true)?,
             bias: self.join(&self.bias, false)?,
             weight_momentum: self.join(&self.weight_momentum, true)?,
             bias_momentum: self.join(&self.bias_momentum, false)?,
-        })
+        }))
     }
 
     fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError> {

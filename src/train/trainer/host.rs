@@ -8,6 +8,7 @@
 
 #![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -180,8 +181,8 @@ impl<B: Backend> Engine<B> for Host {
         Ok(self.norm)
     }
 
-    fn state(&self) -> Result<HeadState, TrainError> {
-        Ok(self.state.clone())
+    fn state(&self) -> Result<Cow<'_, HeadState>, TrainError> {
+        Ok(Cow::Borrowed(&self.state))
     }
 
     fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError> {
