@@ -98,8 +98,8 @@ pub struct Mixing {
     counts: BTreeMap<u32, u64>,
 }
 
-/// Samples after which an order is judged.
-const JUDGED_SAMPLES: u64 = 1 << 18;
+/// Samples after which an order is judged: those of a window of the usual size, which is what is read first in any case.
+const JUDGED_SAMPLES: u64 = 1 << 16;
 
 impl Mixing {
     /// Of an epoch with so many samples.
