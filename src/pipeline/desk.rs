@@ -232,7 +232,7 @@ impl Desk {
                         Features::Kept(kept, &indices[span.clone()])
                     }
                 };
-                trainer.accumulate(features, &targets.part(span), rows).map_err(model_error)?;
+                trainer.accumulate(&features, &targets.part(span), rows).map_err(model_error)?;
             }
             trainer.step(*rate).map_err(model_error)?;
         }

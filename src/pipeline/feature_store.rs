@@ -73,7 +73,7 @@ impl Rows {
         }
     }
 
-    /// Appends the rows of another of the same kind, from one of them on.
+    /// Appends the rows of another, from one of them on; a store gives one kind alone, which an empty one takes over.
     pub(super) fn append_from(&mut self, other: &Self, first: usize) {
         match (self, other) {
             (Self::Host { values, dim }, Self::Host { values: more, .. }) => {
@@ -196,26 +196,23 @@ pub(super) struct FeatureStore {
     directory: Directory,
     names: Vec<String>,
     wanted: Wanted,
-    /// What was read so far, where it stays.
-    resident: Option<Vec<OnceLock<Arc<Chunk>>>>,
-    /// Where on the device the rows of a chunk start; the chunk is resident without its values.
-    on_device: Vec<OnceLock<u32>>,
+    stay: Stay,
+    /// What was read so far and stays in memory: whole chunks, or all but the values of those on the device.
+    resident: Vec<OnceLock<Arc<Chunk>>>,
+    /// Where on the device the rows of a chunk start.
+    first_rows: Vec<OnceLock<u32>>,
 }
 
 impl FeatureStore {
     pub(super) fn new(directory: Directory, names: Vec<String>, wanted: Wanted, stay: Stay) -> Self {
-        let resident = (stay != Stay::Files).then(|| names.iter().map(|_| OnceLock::new()).collect());
-        let on_device = if stay == Stay::Device { names.iter().map(|_| OnceLock::new()).collect() } else { Vec::new() };
-        Self { directory, names, wanted, resident, on_device }
+        let resident = names.iter().map(|_| OnceLock::new()).collect();
+        let first_rows = names.iter().map(|_| OnceLock::new()).collect();
+        Self { directory, names, wanted, stay, resident, first_rows }
     }
 
     /// Where the features stay.
     pub(super) fn stay(&self) -> Stay {
-        match &self.resident {
-            None => Stay::Files,
-            Some(_) if self.on_device.is_empty() => Stay::Memory,
-            Some(_) => Stay::Device,
-        }
+        self.stay
     }
 
     /// Chunks.
@@ -225,10 +222,8 @@ impl FeatureStore {
 
     /// Notes that a chunk's features are on the device, from a row on.
     pub(super) fn sent(&self, index: usize, chunk: &Chunk, first_row: u32) {
-        if let (Some(resident), Some(first)) = (&self.resident, self.on_device.get(index)) {
-            resident[index].set(Arc::new(chunk.without_values())).ok();
-            first.set(first_row).ok();
-        }
+        self.resident[index].set(Arc::new(chunk.without_values())).ok();
+        self.first_rows[index].set(first_row).ok();
     }
 
     /// Reads chunks, or gives what is in memory; they have their features. Blocks.
@@ -236,10 +231,8 @@ impl FeatureStore {
     /// # Errors
     /// When a chunk cannot be read, or is none of this run's.
     pub(super) fn chunks(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
-        let kept = |index: usize| {
-            let of_chunk = self.resident.as_ref().and_then(|resident| resident[index].get().cloned());
-            of_chunk.filter(|chunk| !matches!(chunk.values, Values::Away))
-        };
+        let stays = self.stay == Stay::Memory;
+        let kept = |index: usize| self.resident[index].get().filter(|_| stays).cloned();
         let missing: Vec<usize> = indices.iter().copied().filter(|index| kept(*index).is_none()).collect();
         let mut read = std::collections::BTreeMap::new();
         for indices in missing.chunks(FETCHED_AT_ONCE) {
@@ -251,8 +244,8 @@ impl FeatureStore {
                     return Err(PipelineError::Input(format!("`{name}` holds features of another size: remove it")));
                 }
                 let chunk = Arc::new(Chunk::new(chunk, self.wanted));
-                if let Some(resident) = self.resident.as_ref().filter(|_| self.on_device.is_empty()) {
-                    resident[*index].set(Arc::clone(&chunk)).ok();
+                if stays {
+                    self.resident[*index].set(Arc::clone(&chunk)).ok();
                 }
                 read.insert(*index, chunk);
             }
@@ -268,7 +261,7 @@ impl FeatureStore {
     /// As [`FeatureStore::chunks`].
     pub(super) fn window(&self, window: &Window, epoch: u32) -> Result<Loaded, PipelineError> {
         let first: Option<Vec<u32>> =
-            window.chunks.iter().map(|index| self.on_device.get(*index)?.get().copied()).collect();
+            window.chunks.iter().map(|index| self.first_rows[*index].get().copied()).collect();
         let chunks = match &first {
             Some(_) => self.away(&window.chunks)?,
             None => self.chunks(&window.chunks)?,
@@ -300,7 +293,7 @@ impl FeatureStore {
 
     /// Chunks whose features are on the device.
     fn away(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
-        let found = |index: &usize| self.resident.as_ref().and_then(|resident| resident[*index].get().cloned());
+        let found = |index: &usize| self.resident[*index].get().cloned();
         let found: Option<Vec<_>> = indices.iter().map(found).collect();
         found.ok_or_else(|| PipelineError::Internal("a chunk that went to the device is not there".to_owned()))
     }

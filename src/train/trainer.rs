@@ -137,12 +137,6 @@ pub enum Features<'a, B: Backend> {
     Kept(&'a Kept<B>, &'a [u32]),
 }
 
-impl<'a, B: Backend> From<&'a [f32]> for Features<'a, B> {
-    fn from(values: &'a [f32]) -> Self {
-        Self::Host(values)
-    }
-}
-
 /// Features of a block of rows.
 enum Block<'a, B: Backend> {
     Host(&'a [f32]),
@@ -285,17 +279,14 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// When a length does not fit, a class is outside the head's, a row has none, or the micro-batches of a step disagree about its
-    /// size. The gradient is untouched then.
-    pub fn accumulate<'a>(
+    /// size: the gradient is untouched then. Or when the device fails.
+    pub fn accumulate(
         &mut self,
-        features: impl Into<Features<'a, B>>,
+        features: &Features<'_, B>,
         targets: &Targets,
         effective_batch: usize,
-    ) -> Result<(), TrainError>
-    where
-        B: 'a,
-    {
-        let (features, rows) = (features.into(), targets.rows());
+    ) -> Result<(), TrainError> {
+        let rows = targets.rows();
         match features {
             Features::Host(values) => length("features", values.len(), rows.saturating_mul(self.dim))?,
             Features::Kept(kept, indices) => {
@@ -319,21 +310,19 @@ impl<B: Backend> Trainer<B> {
         if effective != effective_batch || accumulated + rows > effective {
             return Err(TrainError::Accumulation { accumulated: accumulated + rows, expected: effective });
         }
-        let whole = rows <= self.options.blocks.rows;
         for span in spans(rows, self.options.blocks.rows) {
-            let of_block = (!whole).then(|| targets.part(span.clone()));
-            let before = accumulated + span.start;
+            let first = accumulated + span.start == 0;
             self.pending.push(PendingLoss { samples: span.len() as u64, step: self.step + 1, rate: self.rate });
-            let of_rows = match features {
+            let features = match features {
                 Features::Host(values) => Block::Host(&values[span.start * self.dim..span.end * self.dim]),
                 Features::Kept(kept, indices) => Block::Device(kept.select(&indices[span.clone()])),
             };
             self.engine.add(Part {
-                features: of_rows,
-                targets: of_block.as_ref().unwrap_or(targets),
+                features,
+                targets: &targets.part(span),
                 effective,
                 smoothing: self.sgd.label_smoothing,
-                first: before == 0,
+                first,
             })?;
         }
         self.open = Some(OpenStep { accumulated: accumulated + rows, effective });

@@ -143,6 +143,9 @@ impl<B: Backend> Card<B> {
 
 impl<B: Backend> Engine<B> for Card<B> {
     fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError> {
+        if self.pending.len() >= PENDING_LOSSES {
+            self.read_losses()?;
+        }
         let Part { features, targets, effective, smoothing, first } = part;
         let (rows, product) = (targets.rows(), self.options.compute.dtype());
         let features = match features {
@@ -170,10 +173,6 @@ impl<B: Backend> Engine<B> for Card<B> {
         }
         let (probabilities, lse) = softmax_and_lse(logits);
         self.pending.push((lse - expected).sum());
-        if self.pending.len() >= PENDING_LOSSES {
-            // A device that fails says so again when the losses are asked for.
-            self.read_losses().ok();
-        }
 
         // `B · D`; the division by B is made on the features, which are far fewer.
         let mut difference = probabilities;

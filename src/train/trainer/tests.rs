@@ -106,7 +106,7 @@ fn reference_step(trainer: &mut Trainer<Cpu>, features: &[f32], labels: &[u32], 
         let rows = (step * 2 + micro) * ROWS;
         let features = &features[rows * DIM..(rows + ROWS) * DIM];
         let targets = Targets::single(&labels[rows..rows + ROWS]);
-        trainer.accumulate(features, &targets, 2 * ROWS).unwrap();
+        trainer.accumulate(&Features::Host(features), &targets, 2 * ROWS).unwrap();
     }
 }
 
@@ -160,7 +160,9 @@ fn several_classes_a_row_and_smoothing_agree_with_torch() {
                     let classes: Vec<u32> = row.iter().filter_map(|class| u32::try_from(*class).ok()).collect();
                     targets.push(&classes);
                 }
-                trainer.accumulate(&features[rows.start * DIM..rows.end * DIM], &targets, 2 * ROWS).unwrap();
+                trainer
+                    .accumulate(&Features::Host(&features[rows.start * DIM..rows.end * DIM]), &targets, 2 * ROWS)
+                    .unwrap();
             }
             let expected = reference.numbers["soft_losses"][step].as_f64().unwrap();
             let found = trainer.take_loss().unwrap().0 / 16.0;
@@ -194,7 +196,7 @@ fn more_classes_than_a_tile_give_the_same_in_both_places() {
     let [device, host] = places(7, 400).map(|options| {
         let mut trainer = trainer(state.clone(), sgd, options);
         for _ in 0..3 {
-            trainer.accumulate(&features[..], &Targets::single(&labels), rows).unwrap();
+            trainer.accumulate(&Features::Host(&features[..]), &Targets::single(&labels), rows).unwrap();
             trainer.step(0.5).unwrap();
         }
         let scored = trainer.scorer().unwrap().score(&features, &labels, 3).unwrap();
@@ -228,15 +230,15 @@ fn features_that_stay_on_the_device_train_as_those_that_come_with_each_step() {
             let of_rows = |row: usize| &features[row * DIM..(row + 1) * DIM];
             let values: Vec<f32> = rows.clone().rev().flat_map(of_rows).copied().collect();
             let targets = Targets::single(&rows.rev().map(|row| labels[row]).collect::<Vec<_>>());
-            with.accumulate(Features::Kept(&kept, &indices), &targets, 2 * ROWS).unwrap();
-            without.accumulate(&values[..], &targets, 2 * ROWS).unwrap();
+            with.accumulate(&Features::Kept(&kept, &indices), &targets, 2 * ROWS).unwrap();
+            without.accumulate(&Features::Host(&values[..]), &targets, 2 * ROWS).unwrap();
             for this in [&mut with, &mut without] {
                 this.step(reference.schedule().rate(step as u64)).unwrap();
             }
         }
         assert_eq!(with.state().unwrap(), without.state().unwrap(), "{options:?}");
         let outside = [labels.len() as u32 + 3];
-        assert!(with.accumulate(Features::Kept(&kept, &outside), &Targets::single(&[0]), 1).is_err());
+        assert!(with.accumulate(&Features::Kept(&kept, &outside), &Targets::single(&[0]), 1).is_err());
     }
 }
 
@@ -251,7 +253,7 @@ fn threads_do_not_change_a_bit_on_the_host() {
             let sgd = Sgd { momentum: 0.9, clip_norm: 0.1, ..PLAIN };
             let mut trainer = trainer(HeadState::init(classes, dim, 5), sgd, places(16, 1)[1]);
             for _ in 0..3 {
-                trainer.accumulate(&features[..], &Targets::single(&labels), rows).unwrap();
+                trainer.accumulate(&Features::Host(&features[..]), &Targets::single(&labels), rows).unwrap();
                 trainer.step(0.5).unwrap();
             }
             trainer.state().unwrap().weight.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
@@ -300,7 +302,7 @@ fn the_gradient_agrees_with_finite_differences() {
     // One plain step at rate 1 moves the weights by the negative gradient.
     let [moved, on_host] = places(3, 20).map(|options| {
         let mut once = trainer(start.clone(), PLAIN, options);
-        once.accumulate(features, &Targets::single(labels), ROWS).unwrap();
+        once.accumulate(&Features::Host(features), &Targets::single(labels), ROWS).unwrap();
         once.step(1.0).unwrap();
         once.state().unwrap()
     });
@@ -363,7 +365,7 @@ fn validation_loss_is_the_training_loss() {
     let (features, labels) = (&features[..21 * DIM], &labels[..21]);
     for options in places(4, 13) {
         let mut trainer = trainer(reference.start(), PLAIN, options);
-        trainer.accumulate(features, &Targets::single(labels), 21).unwrap();
+        trainer.accumulate(&Features::Host(features), &Targets::single(labels), 21).unwrap();
         let (sum, _) = trainer.take_loss().unwrap();
         let scored = trainer.scorer().unwrap().score(features, labels, 5).unwrap();
         let validation: f64 = scored.iter().map(|row| row.loss).sum();
@@ -374,18 +376,18 @@ fn validation_loss_is_the_training_loss() {
 #[test]
 fn a_label_outside_the_classes_is_refused_and_changes_nothing() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    let error = trainer.accumulate(&[0.0; 4][..], &Targets::single(&[0, 3]), 2).unwrap_err();
+    let error = trainer.accumulate(&Features::Host(&[0.0; 4][..]), &Targets::single(&[0, 3]), 2).unwrap_err();
     assert_eq!(error.to_string(), "label `3` of row `1` is outside the `3` classes of the head");
     assert_eq!(trainer.take_loss().unwrap().1, 0);
-    trainer.accumulate(&[0.0; 4][..], &Targets::single(&[0, 2]), 2).unwrap();
+    trainer.accumulate(&Features::Host(&[0.0; 4][..]), &Targets::single(&[0, 2]), 2).unwrap();
 }
 
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_rate() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
-    trainer.accumulate(&[1.0, 1.0][..], &Targets::single(&[0]), 1).unwrap();
+    trainer.accumulate(&Features::Host(&[1.0, 1.0][..]), &Targets::single(&[0]), 1).unwrap();
     trainer.step(0.25).unwrap();
-    trainer.accumulate(&[f32::NAN, 1.0][..], &Targets::single(&[0]), 1).unwrap();
+    trainer.accumulate(&Features::Host(&[f32::NAN, 1.0][..]), &Targets::single(&[0]), 1).unwrap();
     let error = trainer.take_loss().unwrap_err();
     assert!(matches!(error, TrainError::Loss { step: 2, .. }));
     assert!(error.to_string().contains("step `2` is `NaN` after a step at learning rate `0.25`"));
@@ -395,12 +397,12 @@ fn a_loss_that_is_not_finite_names_step_and_rate() {
 fn a_step_with_too_few_or_too_many_samples_is_refused() {
     let mut trainer = trainer(HeadState::init(3, 2, 0), PLAIN, Options::default());
     assert!(matches!(trainer.step(0.1), Err(TrainError::Accumulation { accumulated: 0, .. })));
-    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[0]), 2).unwrap();
+    trainer.accumulate(&Features::Host(&[1.0; 2][..]), &Targets::single(&[0]), 2).unwrap();
     let short = trainer.step(0.1).unwrap_err();
     assert!(matches!(short, TrainError::Accumulation { accumulated: 1, expected: 2 }));
-    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[0]), 3).unwrap_err();
-    trainer.accumulate(&[1.0; 4][..], &Targets::single(&[0, 1]), 2).unwrap_err();
-    trainer.accumulate(&[1.0; 2][..], &Targets::single(&[1]), 2).unwrap();
+    trainer.accumulate(&Features::Host(&[1.0; 2][..]), &Targets::single(&[0]), 3).unwrap_err();
+    trainer.accumulate(&Features::Host(&[1.0; 4][..]), &Targets::single(&[0, 1]), 2).unwrap_err();
+    trainer.accumulate(&Features::Host(&[1.0; 2][..]), &Targets::single(&[1]), 2).unwrap();
     trainer.step(0.1).unwrap();
 }
 
@@ -420,11 +422,11 @@ fn settings_and_lengths_that_cannot_work_are_refused() {
     let error = new(short, PLAIN, Options::default());
     assert_eq!(error.to_string(), "`bias_momentum` holds `2` values, expected `3`");
     let mut trainer = trainer(head(), PLAIN, Options::default());
-    trainer.accumulate(&[0.0; 3][..], &Targets::single(&[0, 1]), 2).unwrap_err();
+    trainer.accumulate(&Features::Host(&[0.0; 3][..]), &Targets::single(&[0, 1]), 2).unwrap_err();
     trainer.step(f64::INFINITY).unwrap_err();
     let mut without = Targets::single(&[1]);
     without.push(&[]);
-    let error = trainer.accumulate(&[0.0; 4][..], &without, 2).unwrap_err();
+    let error = trainer.accumulate(&Features::Host(&[0.0; 4][..]), &without, 2).unwrap_err();
     assert_eq!(error.to_string(), "row `1` of a batch has no class to be trained on");
 }
 
@@ -440,7 +442,7 @@ proptest! {
         let run = |options| {
             let mut trainer = trainer(state.clone(), Sgd { momentum: 0.5, ..PLAIN }, options);
             for _ in 0..2 {
-                trainer.accumulate(&features[..], &Targets::single(&labels), count).unwrap();
+                trainer.accumulate(&Features::Host(&features[..]), &Targets::single(&labels), count).unwrap();
                 trainer.step(0.3).unwrap();
             }
             (trainer.take_loss().unwrap().0, trainer.state().unwrap().weight)
