@@ -20,6 +20,7 @@ pub mod ring;
 mod rows;
 mod table;
 pub mod tables;
+pub mod texts;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -155,9 +155,13 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     match args.command {
         Command::Run { files, from, fresh, metrics } => {
             let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
-            run(&files, Request { predict_only: false, from }, metrics.as_deref(), screen)
+            run(plan(&files)?, Request { predict_only: false, from }, metrics.as_deref(), screen)
         }
-        Command::Predict { files } => run(&files, Request { predict_only: true, from: None }, None, screen),
+        Command::Predict { files, captions, output } => {
+            let request = Request { predict_only: true, from: None };
+            let plan = plan(&files)?.rank(captions, output).map_err(|error| named(&files.config, &error))?;
+            run(plan, request, None, screen)
+        }
         Command::Status { run_dir, machine, shards } => {
             let store = self::machine(machine.as_deref())?.store;
             let status = pipeline::Status::read(&run_dir, &store)?;
@@ -239,8 +243,7 @@ fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Fai
     })
 }
 
-fn run(files: &Files, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
-    let plan = plan(files)?;
+fn run(plan: Plan, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
     // An address that is taken should show before a corpus is drawn.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
     if let Some(wanted) = &plan.pipeline().sample {

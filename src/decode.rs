@@ -35,6 +35,7 @@ mod scratch;
 mod sniff;
 #[cfg(test)]
 mod tests;
+mod thumbnail;
 mod tiff;
 mod webp;
 
@@ -46,6 +47,7 @@ pub use self::error::{DecodeError, Reason};
 pub use self::geometry::Geometry;
 pub use self::resize::Resample;
 pub use self::sniff::Format;
+pub use thumbnail::jpeg_thumbnail;
 
 use self::augment::Crop;
 use self::resize::{CHANNELS, Squarer};

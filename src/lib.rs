@@ -20,9 +20,11 @@
 //!                                                     │
 //!                              feature chunks + journal entry         chunk::features, chunk::journal
 //!                                                     │
-//!           order of samples ─► SGD on the heads ─► checkpoints       train, one head or a sweep of them
+//!  captions ─► tokens ─► text encoder, frozen ─► vectors              model::text, pipeline::texts, for a text head alone
 //!                                                     │
-//!           test images, by the same stream ─► top k ─► submission    predict
+//!     order of samples ─► SGD, or contrast with AdamW ─► checkpoints   train, one head or a sweep of them
+//!                                                     │
+//!     test images, by the same stream ─► evidence ─► top k ─► submission, examples      pipeline::evidence, predict
 //! ```
 //!
 //! The stages run one after the other, each as a small graph of bounded links; [`pipeline`] is the only place that
@@ -43,7 +45,7 @@
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |
 //! | `device` | which devices there are, by a probe in a process of its own; where kernels are kept | `config` |
 //! | [`chunk`] | pixel and feature chunks, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
-//! | `model` | Hugging Face checkpoint → features; burn | – |
+//! | `model` | Hugging Face checkpoint → features; captions → vectors; burn | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | head, targets, schedule, order, optimiser, checkpoints; burn in the trainer, for a device | `predict` |
 //! | [`sample`] | draws a small corpus and a tiny checkpoint in the published layout | – |

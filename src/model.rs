@@ -26,6 +26,7 @@ mod layout;
 mod pending;
 mod position;
 mod preprocessor;
+pub mod text;
 mod weights;
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ mod desk;
 mod error;
 mod events;
 #[cfg(feature = "model")]
+mod evidence;
+#[cfg(feature = "model")]
+mod examples;
+#[cfg(feature = "model")]
 mod export;
 #[cfg(feature = "model")]
 mod feature_store;
@@ -40,6 +44,12 @@ mod resolve;
 mod spill;
 pub mod status;
 mod stream;
+#[cfg(feature = "model")]
+mod text_prediction;
+#[cfg(feature = "model")]
+mod text_training;
+#[cfg(feature = "model")]
+mod texts;
 #[cfg(feature = "model")]
 mod training;
 
@@ -187,7 +197,7 @@ struct Prepared {
     stream: Option<Ready>,
     train: Option<String>,
     #[cfg(feature = "model")]
-    predict: Option<(Ready, prediction::Asked)>,
+    predict: Option<model_stages::Asking>,
 }
 
 /// A run under way.
@@ -198,6 +208,8 @@ struct Run {
     machine: Machine,
     spec: Spec,
     backbone: Option<Backbone>,
+    #[cfg(feature = "model")]
+    encoder: Option<texts::Encoder>,
     #[cfg(feature = "model")]
     chosen: Option<Chosen>,
     report: Report,
@@ -227,7 +239,10 @@ impl Run {
         stop: Stop,
     ) -> Result<Self, PipelineError> {
         #[cfg(feature = "model")]
-        let snapshot = hub::fetch(&plan, &store, &board, &stop).await?;
+        let (snapshot, encoder_dir) = (
+            hub::fetch(&plan, hub::Which::Backbone, &store, &board, &stop).await?,
+            hub::fetch(&plan, hub::Which::Encoder, &store, &board, &stop).await?,
+        );
         #[cfg(not(feature = "model"))]
         let snapshot = None;
         let (plan, resolved) = tokio::task::spawn_blocking(move || {
@@ -242,6 +257,14 @@ impl Run {
         let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
         #[cfg(feature = "model")]
+        let encoder = match &plan.pipeline().text {
+            Some(text) => {
+                let text = text.clone();
+                Some(tokio::task::spawn_blocking(move || texts::Encoder::open(&text, encoder_dir)).await??)
+            }
+            None => None,
+        };
+        #[cfg(feature = "model")]
         let chosen = if backbone.is_some() { Some(desk::choose(&plan.machine().device).await?) } else { None };
         Ok(Self {
             plan,
@@ -250,6 +273,8 @@ impl Run {
             machine,
             spec,
             backbone,
+            #[cfg(feature = "model")]
+            encoder,
             #[cfg(feature = "model")]
             chosen,
             report,
@@ -269,19 +294,31 @@ impl Run {
                     let list = self.machine.store.find(&captions.list).await?;
                     add_inputs(&self.machine.store, &mut keys, "captions.list", &[list]).await?;
                 }
-                let generation = self.propose(Stage::Catalog, keys, None);
+                let generation = self.propose(Stage::Catalog, keys, &[]);
                 prepared.catalog = Some(Ready { shards, generation });
             }
             if let Some(images) = &pipeline.images {
                 let shards = self.machine.store.list(&images.shards).await?;
                 let keys = self.stream_keys(Stage::Stream, "images.shards", &shards).await?;
                 let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
-                let generation = self.propose(Stage::Stream, keys, upstream);
+                let upstream: Vec<&str> = upstream.into_iter().collect();
+                let generation = self.propose(Stage::Stream, keys, upstream.as_slice());
                 prepared.stream = Some(Ready { shards, generation });
             }
             if let (true, Some(stream)) = (self.plan.runs(Stage::Train), &prepared.stream) {
+                #[cfg(feature = "model")]
+                let text = if self.plan.runs(Stage::Text) {
+                    let (keys, catalog) = (self.text_keys()?, prepared.catalog.as_ref());
+                    let upstream: Vec<&str> = catalog.map(|ready| ready.generation.as_str()).into_iter().collect();
+                    Some(self.propose(Stage::Text, keys, &upstream))
+                } else {
+                    None
+                };
+                #[cfg(not(feature = "model"))]
+                let text: Option<String> = None;
+                let upstream: Vec<&str> = std::iter::once(stream.generation.as_str()).chain(text.as_deref()).collect();
                 let keys = self.plan.keys(Stage::Train);
-                prepared.train = Some(self.propose(Stage::Train, keys, Some(&stream.generation)));
+                prepared.train = Some(self.propose(Stage::Train, keys, &upstream));
             }
         }
         #[cfg(feature = "model")]
@@ -291,9 +328,8 @@ impl Run {
         Ok(prepared)
     }
 
-    fn propose(&mut self, stage: Stage, keys: crate::config::StageKeys, upstream: Option<&str>) -> String {
-        let upstream: Vec<&str> = upstream.into_iter().collect();
-        self.generations.propose(stage.as_str(), stage, keys, &upstream)
+    fn propose(&mut self, stage: Stage, keys: crate::config::StageKeys, upstream: &[&str]) -> String {
+        self.generations.propose(stage.as_str(), stage, keys, upstream)
     }
 
     async fn stages(mut self, prepared: Prepared) -> Result<Report, PipelineError> {
@@ -347,15 +383,15 @@ impl Run {
                 let journal = self.features(catalog.as_ref(), stream, device).await?;
                 if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
                     device.tell(desk::Desk::unload_backbone).await?;
-                    self.train(journal, generation, catalog.classes.len(), device).await?;
+                    self.train(journal, generation, catalog, device).await?;
                 }
             } else {
                 self.pixels(catalog.as_ref(), stream).await?;
             }
         }
         drop(catalog);
-        if let (Some((ready, asked)), Some(device)) = (prepared.predict, &device) {
-            self.predict(ready, asked, device).await?;
+        if let (Some(asking), Some(device)) = (prepared.predict, &device) {
+            self.predict(asking, device).await?;
         }
         Ok(())
     }

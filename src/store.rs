@@ -50,7 +50,7 @@ use tokio_util::io::StreamReader;
 pub use client::{StoreSettings, tls};
 pub use directory::{Directory, LocalCopy, Lock};
 pub use error::StoreError;
-pub use hub::{Download, Hub, Missing, Repo};
+pub use hub::{Download, Hub, Missing, Repo, RepoKind};
 pub use local::LocalDirectory;
 pub use log::Log;
 pub use process::Process;

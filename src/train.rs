@@ -4,7 +4,8 @@
 //! crosses this boundary. What decides the result is pure: the order of samples is a function of seed, epoch and
 //! chunk sizes ([`order`]), the learning rate of the step ([`schedule`]), the split of the image URL
 //! ([`validation`]). On the CPU backend a run that goes through a checkpoint ends bit for bit where an
-//! uninterrupted one does. Knows nothing of where features come from or where checkpoints are kept.
+//! uninterrupted one does. There are two kinds of head: classes ([`Trainer`]), and a map into the space of captions'
+//! vectors ([`text`]). Knows nothing of where features come from or where checkpoints are kept.
 
 pub mod checkpoint;
 pub mod head;
@@ -12,6 +13,8 @@ pub mod order;
 pub mod plot;
 pub mod schedule;
 mod targets;
+#[cfg(feature = "model")]
+pub mod text;
 #[cfg(feature = "model")]
 mod trainer;
 pub mod validation;

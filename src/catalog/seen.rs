@@ -30,6 +30,11 @@ impl UrlSet {
         self.position(url_hash).is_some()
     }
 
+    /// The hash of the URL at a place.
+    pub fn hash(&self, place: usize) -> u64 {
+        self.sorted[place]
+    }
+
     /// The URL's place among all in ascending order of hash.
     pub fn position(&self, url_hash: u64) -> Option<usize> {
         self.sorted.binary_search(&url_hash).ok()

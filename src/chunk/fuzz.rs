@@ -54,14 +54,14 @@ fn files() -> &'static Vec<Vec<u8>> {
         }
         for precision in [Precision::Bf16, Precision::F32] {
             let mut writer = features::FeatureWriter::create(&path, 5, precision, "g").unwrap();
-            writer.write(&heads(30), &[0.5; 150]).unwrap();
+            writer.write(&heads(30), &[0.5; 150], &[]).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
         quarantine::write(&path, "shard", &bad(9)).unwrap();
         files.push(std::fs::read(&path).unwrap());
         let captions: Vec<String> = (0..50).map(|class| format!("Title {class} [SEP] caption")).collect();
-        tables::write_classes(&path, captions.iter().map(String::as_str), &[1, 2, 3]).unwrap();
+        tables::write_classes(&path, captions.iter().map(String::as_str), &[1, 2, 3], |_| "de").unwrap();
         files.push(std::fs::read(&path).unwrap());
         tables::write_labels(&path, &[[1, 2, 3], [4, 5, 6], [7, 8, 9]]).unwrap();
         files.push(std::fs::read(&path).unwrap());
@@ -82,7 +82,7 @@ fn read_all(path: &Path) -> Vec<ChunkError> {
     errors.extend(features::read(path).err());
     errors.extend(features::read_heads(path).err());
     errors.extend(quarantine::read(path).err());
-    errors.extend(tables::read_classes(path, |_, _| ()).err());
+    errors.extend(tables::read_classes(path, |_| ()).err());
     errors.extend(tables::read_labels(path).err());
     errors
 }

@@ -1,4 +1,4 @@
-//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8, `images` UInt32) and `labels.parquet` (`url_hash` UInt64,
+//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8, `images` UInt32, `language` Utf8) and `labels.parquet` (`url_hash` UInt64,
 //! `class` UInt32), which are what a resumed run and a prediction alone need instead of the pairs.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::config::value::Compression;
 /// Rows written or read at a time.
 const BLOCK_ROWS: usize = 65_536;
 
-/// Writes the captions of the classes in the order of their ids, each with how many images it has.
+/// Writes the captions of the classes in the order of their ids, each with how many images it has and its language.
 ///
 /// # Errors
 /// When the disk is full or refuses.
@@ -22,11 +22,13 @@ pub fn write_classes<'a>(
     path: &Path,
     captions: impl Iterator<Item = &'a str>,
     images: &[u32],
+    language: impl Fn(u32) -> &'a str,
 ) -> Result<Checksum, ChunkError> {
     let fields = vec![
         Field::new("class", DataType::UInt32, false),
         Field::new("caption", DataType::Utf8, false),
         Field::new("images", DataType::UInt32, false),
+        Field::new("language", DataType::Utf8, false),
     ];
     let metadata = [("kind", "classes".to_owned())];
     let mut table = TableWriter::create(path, fields, Compression::Zstd, BLOCK_ROWS, &metadata)?;
@@ -40,26 +42,40 @@ pub fn write_classes<'a>(
             Arc::new(UInt32Array::from_iter_values(class..end)),
             Arc::new(block),
             Arc::new(UInt32Array::from_iter_values(images)),
+            Arc::new(StringArray::from_iter_values((class..end).map(&language))),
         ])?;
         class = end;
     }
     table.finish()
 }
 
-/// Hands the captions of the classes to `take` in the order of their ids, each with how many images it has.
+/// A class as the table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassRow<'a> {
+    /// Its caption.
+    pub caption: &'a str,
+    /// Image URLs that have it.
+    pub images: u32,
+    /// Language of the first row with its caption; empty where there is none.
+    pub language: &'a str,
+}
+
+/// Hands the classes to `take` in the order of their ids.
 ///
 /// # Errors
 /// When the file is not the catalog's.
-pub fn read_classes(path: &Path, mut take: impl FnMut(&str, u32)) -> Result<(), ChunkError> {
-    let mut table = TableReader::open(path, BLOCK_ROWS, &["caption", "images"])?;
+pub fn read_classes(path: &Path, mut take: impl FnMut(ClassRow<'_>)) -> Result<(), ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &["caption", "images", "language"])?;
     while let Some(batch) = table.next()? {
         let captions = batch.column_by_name("caption").and_then(|column| column.as_string_opt::<i32>());
         let images = batch.column_by_name("images").and_then(|column| column.as_primitive_opt::<UInt32Type>());
-        let (Some(captions), Some(images)) = (captions, images) else {
+        let languages = batch.column_by_name("language").and_then(|column| column.as_string_opt::<i32>());
+        let (Some(captions), Some(images), Some(languages)) = (captions, images, languages) else {
             return Err(ChunkError::damaged(path, "class table", "a column is missing"));
         };
-        for (caption, images) in captions.iter().zip(images.values()) {
-            take(caption.unwrap_or_default(), *images);
+        for ((caption, images), language) in captions.iter().zip(images.values()).zip(languages) {
+            let (caption, language) = (caption.unwrap_or_default(), language.unwrap_or_default());
+            take(ClassRow { caption, images: *images, language });
         }
     }
     Ok(())
@@ -119,14 +135,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("classes.parquet");
         let captions: Vec<String> = (0..70_000).map(|i| format!("Überschrift {i} [SEP] \n\"{i}\"")).collect();
-        write_classes(&path, captions.iter().map(String::as_str), &[3, 1]).unwrap();
-        let (mut back, mut images) = (Vec::new(), Vec::new());
-        read_classes(&path, |caption, count| {
-            back.push(caption.to_owned());
-            images.push(count);
+        let language = |class| if class == 1 { "de" } else { "" };
+        write_classes(&path, captions.iter().map(String::as_str), &[3, 1], language).unwrap();
+        let (mut back, mut rest) = (Vec::new(), Vec::new());
+        read_classes(&path, |row| {
+            back.push(row.caption.to_owned());
+            rest.push((row.images, row.language.to_owned()));
         })
         .unwrap();
-        assert_eq!(images[..3], [3, 1, 0]);
+        assert_eq!(rest[..3], [(3, String::new()), (1, "de".to_owned()), (0, String::new())]);
         assert_eq!(back, captions);
         let path = dir.path().join("labels.parquet");
         let entries: Vec<[u32; 3]> = (0..70_000).map(|i| [i, u32::MAX - i, i / 3]).collect();

@@ -96,6 +96,12 @@ pub(super) enum Command {
     Predict {
         #[command(flatten)]
         files: Files,
+        /// With a text head: CSV file with a header and one column of captions to rank, which the run need not have seen.
+        #[arg(long, value_name = "FILE")]
+        captions: Option<String>,
+        /// File in the run's directory for the ranked captions, instead of `predict.output`; features are made once for both.
+        #[arg(long, value_name = "NAME.csv")]
+        output: Option<String>,
     },
     /// Scores a submission against a truth file with the same columns: NDCG@5, recall@1 and @5, MRR.
     Evaluate {
@@ -271,6 +277,8 @@ pub(super) enum StageName {
     Catalog,
     /// Chunks of the training images.
     Stream,
+    /// Vectors of the captions, for a text head.
+    Text,
     /// Checkpoints of the head.
     Train,
     /// Test features and submission.
@@ -282,6 +290,7 @@ impl From<StageName> for Stage {
         match name {
             StageName::Catalog => Self::Catalog,
             StageName::Stream => Self::Stream,
+            StageName::Text => Self::Text,
             StageName::Train => Self::Train,
             StageName::Predict => Self::Predict,
         }

@@ -10,7 +10,10 @@ use serde::Serialize;
 use crate::config::raw::Trial;
 #[cfg(feature = "model")]
 use crate::pipeline::bench;
-use crate::pipeline::report::{Bottleneck, CatalogReport, PredictionReport, StreamReport, TrainingReport};
+use crate::pipeline::report::{
+    Bottleneck, CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StreamReport,
+    TrainingReport,
+};
 use crate::pipeline::status::State;
 use crate::pipeline::{Check, Inspection, Report, Status};
 use crate::predict::evaluate::Scores;
@@ -271,6 +274,48 @@ fn prediction(table: &mut Table, part: &PredictionReport) {
         );
         table
             .row("recall@1, recall@5, MRR", format!("{:.4}, {:.4}, {:.4}", scores.recall1, scores.recall5, scores.mrr));
+    }
+    if let Some(text) = &part.text {
+        table.row("captions ranked", format!("{} of {}", text.captions, text.source));
+        if let Some(weight) = text.names_weight {
+            table.row("file names count", format!("{weight}, where pixels count 1"));
+        }
+        if let Some(weight) = text.classes_weight {
+            table.row("logits of the other run count", weight);
+        }
+        if let Some(found) = &text.held_out {
+            evidence(table, "NDCG@5 of images held out", found);
+        }
+        if let Some(found) = &text.test {
+            evidence(table, "NDCG@5 of test images", found);
+        }
+    }
+}
+
+/// Scores by evidence: all groups, and languages from the largest on.
+fn evidence(table: &mut Table, title: &str, found: &EvidenceReport) {
+    const LANGUAGES: usize = 12;
+    let by_evidence = |group: &EvidenceGroup| {
+        let other = |name: &str, scores: Option<EvidenceScores>| {
+            scores.map_or_else(String::new, |scores| format!(", {name} {:.4}", scores.ndcg5))
+        };
+        let (names, both) = (other("names", group.names), other("both", group.both));
+        format!(
+            "pixels {:.4}{names}{both}  ({} questions, {} captions)",
+            group.pixels.ndcg5, group.questions, group.captions
+        )
+    };
+    table.row(title, format!("{} images", found.images));
+    for group in &found.groups {
+        table.row(&format!("  {}", group.name), by_evidence(group));
+    }
+    let mut languages: Vec<&EvidenceGroup> = found.by_language.iter().collect();
+    languages.sort_by_key(|group| std::cmp::Reverse(group.questions));
+    for group in languages.iter().take(LANGUAGES) {
+        table.row(&format!("  {}", group.name), by_evidence(group));
+    }
+    if languages.len() > LANGUAGES {
+        table.row("", format!("  and {} more languages, in the report", languages.len() - LANGUAGES));
     }
 }
 

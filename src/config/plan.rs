@@ -6,7 +6,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline, RawPredict};
-use super::value::{Classes, HeadKind};
+use super::value::{Balance, Classes, Correction, HeadKind, Optimizer, Targets};
 use super::{ConfigError, HubName, Problem};
 
 /// A stage that leaves artefacts, in the order in which they depend on each other.
@@ -16,6 +16,8 @@ pub enum Stage {
     Catalog,
     /// Pixel or feature chunks of the training images.
     Stream,
+    /// Vectors of the captions.
+    Text,
     /// The head's checkpoints.
     Train,
     /// Feature chunks of the test images, and the submission.
@@ -24,13 +26,14 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, upstream first.
-    pub const ALL: [Self; 4] = [Self::Catalog, Self::Stream, Self::Train, Self::Predict];
+    pub const ALL: [Self; 5] = [Self::Catalog, Self::Stream, Self::Text, Self::Train, Self::Predict];
 
     /// Name in `run.toml`, on the command line and in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Catalog => "catalog",
             Self::Stream => "stream",
+            Self::Text => "text",
             Self::Train => "train",
             Self::Predict => "predict",
         }
@@ -41,6 +44,7 @@ impl Stage {
         match self {
             Self::Catalog => "classes and join index",
             Self::Stream => "chunks and quarantine",
+            Self::Text => "vectors of captions",
             Self::Train => "checkpoints",
             Self::Predict => "test features and submission",
         }
@@ -55,6 +59,8 @@ pub type StageKeys = BTreeMap<String, String>;
 pub struct Plan {
     pipeline: RawPipeline,
     machine: RawMachine,
+    /// Another file for the ranked captions than the one that features are named after.
+    output: Option<String>,
 }
 
 impl Plan {
@@ -62,8 +68,10 @@ impl Plan {
     ///
     /// # Errors
     /// Lists every value that cannot work; nothing is clamped.
-    pub fn check(pipeline: RawPipeline, machine: RawMachine) -> Result<Self, ConfigError> {
+    pub fn check(mut pipeline: RawPipeline, machine: RawMachine) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
+        let kind = pipeline.head.kind;
+        pipeline.train.iter_mut().for_each(|train| train.settle(kind));
         let mut refuse = |bad: bool, key: &str, what: String| {
             if bad {
                 problems.push(Problem::new(key, what));
@@ -72,7 +80,7 @@ impl Plan {
         check_sections(&pipeline, &mut refuse);
         check_values(&pipeline, &mut refuse);
         check_machine(&machine, &mut refuse);
-        if problems.is_empty() { Ok(Self { pipeline, machine }) } else { Err(ConfigError(problems)) }
+        if problems.is_empty() { Ok(Self { pipeline, machine, output: None }) } else { Err(ConfigError(problems)) }
     }
 
     /// What to run.
@@ -91,9 +99,40 @@ impl Plan {
         match stage {
             Stage::Catalog => pipeline.captions.is_some(),
             Stage::Stream => pipeline.images.is_some(),
+            Stage::Text => pipeline.train.is_some() && pipeline.head.kind == HeadKind::Text,
             Stage::Train => pipeline.train.is_some(),
             Stage::Predict => pipeline.predict.is_some(),
         }
+    }
+
+    /// Ranks another list of captions, into another file of the run's directory, from the same features.
+    ///
+    /// # Errors
+    /// When the pipeline has no `[predict]`, or a value cannot work.
+    pub fn rank(self, captions: Option<String>, output: Option<String>) -> Result<Self, ConfigError> {
+        let Self { mut pipeline, machine, .. } = self;
+        let Some(predict) = &mut pipeline.predict else {
+            return Err(ConfigError(vec![Problem::new("predict", "is required to rank captions")]));
+        };
+        predict.captions = captions.unwrap_or_else(|| predict.captions.clone());
+        if let Some(output) = &output {
+            let mut problems = Vec::new();
+            check_output(&RawPredict { output: output.clone(), ..predict.clone() }, &mut |bad, key, what| {
+                if bad {
+                    problems.push(Problem::new(key, what));
+                }
+            });
+            if !problems.is_empty() {
+                return Err(ConfigError(problems));
+            }
+        }
+        Ok(Self { output, ..Self::check(pipeline, machine)? })
+    }
+
+    /// The file of the ranked captions, inside `run.dir`.
+    pub fn output(&self) -> &str {
+        let predict = self.pipeline.predict.as_ref();
+        self.output.as_deref().or(predict.map(|predict| predict.output.as_str())).unwrap_or_default()
     }
 
     /// Random parts of each training image; 0 where images stay whole.
@@ -167,6 +206,7 @@ impl Plan {
                     keys.insert("run.seed".to_owned(), pipeline.run.seed.to_string());
                 }
             }
+            Stage::Text => add(&mut keys, "text", pipeline.text.as_ref(), &[]),
             Stage::Train => {
                 add(&mut keys, "run", Some(&pipeline.run), &["dir"]);
                 add(&mut keys, "head", Some(&pipeline.head), &[]);
@@ -177,7 +217,7 @@ impl Plan {
                     &mut keys,
                     "predict",
                     pipeline.predict.as_ref(),
-                    &["images", "ids", "truth", "top_k", "checkpoint"],
+                    &["images", "ids", "truth", "top_k", "checkpoint", "captions", "file_names", "correction", "blend"],
                 );
                 add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
                 add(&mut keys, "model", pipeline.model.as_ref(), &[]);
@@ -305,11 +345,7 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
             refuse(true, "model.checkpoint", why);
         }
     }
-    refuse(
-        pipeline.head.kind == HeadKind::Text,
-        "head.kind",
-        "`text`: this version trains heads of classes alone; set `classes`".into(),
-    );
+    check_text(pipeline, refuse);
     if pipeline.train.is_some() {
         refuse(pipeline.model.is_none(), "model", "is required with `[train]`".into());
         refuse(pipeline.images.is_none(), "images", "is required with `[train]`".into());
@@ -329,11 +365,11 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
     refuse(!something, "", "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`".into());
     for (key, paths) in paths(pipeline) {
         for path in paths {
-            let hub = key == "model.checkpoint" && HubName::parse(path).is_some();
+            let hub = ["model.checkpoint", "text.encoder"].contains(&key) && HubName::parse(path).is_some();
             let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
-                "run.dir" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
-                "model.checkpoint" => (&[], "a local directory or `hf:ORG/NAME`"),
+                "run.dir" | "predict.blend" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
+                "model.checkpoint" | "text.encoder" => (&[], "a local directory or `hf:ORG/NAME`"),
                 _ => (
                     &["file", "s3", "s3a", "gs", "az", "azure", "https", "http"],
                     "a local path or a URL of s3, gs, az or https",
@@ -341,6 +377,51 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
             };
             refuse(!allowed.contains(&scheme), key, format!("`{path}`: it must be {what}"));
         }
+    }
+}
+
+/// What a text head needs, and what it alone can use.
+fn check_text(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
+    let is_text = pipeline.head.kind == HeadKind::Text;
+    refuse(is_text && pipeline.text.is_none(), "text", "is required with `head.kind = \"text\"`".into());
+    if let Some(text) = &pipeline.text {
+        refuse(
+            text.encoder.is_empty(),
+            "text.encoder",
+            "is required: name a directory in Hugging Face layout, or `hf:ORG/NAME`".into(),
+        );
+        if let Some(Err(why)) = HubName::parse(&text.encoder) {
+            refuse(true, "text.encoder", why);
+        }
+    }
+    let hidden = pipeline.head.hidden;
+    refuse(hidden > 65_536, "head.hidden", format!("`{hidden}` must be at most 65536"));
+    let mut only = |used: bool, key: &str| {
+        refuse(used && !is_text, key, "has a meaning with `head.kind = \"text\"` alone: remove it, or set that".into());
+    };
+    only(pipeline.text.is_some(), "text");
+    only(hidden > 0, "head.hidden");
+    if let Some(predict) = &pipeline.predict {
+        only(!predict.captions.is_empty(), "predict.captions");
+        only(predict.file_names, "predict.file_names");
+        only(predict.correction != Correction::None, "predict.correction");
+        only(!predict.blend.is_empty(), "predict.blend");
+    }
+    let Some(train) = &pipeline.train else { return };
+    only(train.balance != Balance::None, "train.balance");
+    let (fits, other) = if is_text { (Optimizer::AdamW, "text") } else { (Optimizer::Sgd, "classes") };
+    refuse(
+        train.optimizer.is_some_and(|optimizer| optimizer != fits),
+        "train.optimizer",
+        format!("a head of kind `{other}` is trained by `{fits}` alone"),
+    );
+    if is_text {
+        refuse(train.targets != Targets::Pairs, "train.targets", "a text head is trained on `pairs` alone".into());
+        refuse(
+            train.label_smoothing != 0.0,
+            "train.label_smoothing",
+            "has no meaning for a text head: remove it".into(),
+        );
     }
 }
 
@@ -362,10 +443,15 @@ fn paths(pipeline: &RawPipeline) -> Vec<(&'static str, Vec<&str>)> {
     if let Some(model) = &pipeline.model {
         found.push(("model.checkpoint", vec![model.checkpoint.as_str()]));
     }
+    if let Some(text) = &pipeline.text {
+        found.push(("text.encoder", vec![text.encoder.as_str()]));
+    }
     if let Some(predict) = &pipeline.predict {
         found.push(("predict.images", all(&predict.images)));
         found.push(("predict.ids", vec![predict.ids.as_str()]));
         found.push(("predict.truth", vec![predict.truth.as_str()]));
+        found.push(("predict.captions", vec![predict.captions.as_str()]));
+        found.push(("predict.blend", vec![predict.blend.as_str()]));
     }
     found
 }
@@ -409,7 +495,7 @@ fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, Stri
     let Some(train) = &pipeline.train else { return };
     for (key, value) in [
         ("train.epochs", u64::from(train.epochs)),
-        ("train.batch_size", u64::from(train.batch_size)),
+        ("train.batch_size", u64::from(train.batch_size())),
         ("train.accumulation", u64::from(train.accumulation)),
         ("train.shuffle_rows", train.shuffle_rows),
         ("train.log_every", u64::from(train.log_every)),
@@ -419,7 +505,7 @@ fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, Stri
     let mut number = |key: &str, value: f64, good: bool, range: &str| {
         refuse(!good, key, format!("`{value}` must be {range}"));
     };
-    for rate in &train.learning_rate.0 {
+    for rate in train.learning_rate.iter().flat_map(|rates| &rates.0) {
         number("train.learning_rate", *rate, rate.is_finite() && *rate > 0.0, "a number over 0");
     }
     for momentum in &train.momentum.0 {
@@ -437,11 +523,15 @@ fn check_values(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, Stri
     refuse(train.views > MAX_VIEWS, "train.views", format!("`{}` must be at most {MAX_VIEWS}", train.views));
     refuse(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero".into());
     for (key, list) in [
-        ("train.learning_rate", &train.learning_rate),
-        ("train.momentum", &train.momentum),
-        ("train.weight_decay", &train.weight_decay),
+        ("train.learning_rate", train.learning_rate.as_ref()),
+        ("train.momentum", Some(&train.momentum)),
+        ("train.weight_decay", Some(&train.weight_decay)),
     ] {
-        refuse(list.0.is_empty(), key, "an empty list: give one number, or several to try".into());
+        refuse(
+            list.is_some_and(|list| list.0.is_empty()),
+            key,
+            "an empty list: give one number, or several to try".into(),
+        );
     }
     let trials = train.trials().len();
     refuse(

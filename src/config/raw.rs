@@ -7,8 +7,8 @@ use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::value::{
-    Alpha, Bytes, Classes, Compression, DeviceKind, HeadKind, MatchRule, Numbers, Optimizer, Pick, Pool, Precision,
-    Resample, ScheduleKind, Span, Targets,
+    Alpha, Balance, Bytes, Classes, Compression, Correction, DeviceKind, HeadKind, MatchRule, Numbers, Optimizer, Pick,
+    Pool, Precision, Resample, ScheduleKind, Span, Targets,
 };
 
 /// A pipeline file: what to run. A section that is absent is a stage that does not run.
@@ -38,6 +38,9 @@ pub struct RawPipeline {
     pub model: Option<RawModel>,
     /// What is trained on the features.
     pub head: RawHead,
+    /// The frozen text encoder, for `head.kind = "text"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<RawText>,
     /// Training of the head. Absent: the run ends with the feature chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<RawTrain>,
@@ -181,8 +184,30 @@ impl Default for RawModel {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawHead {
-    /// `classes`: one output for each caption class. `text` is refused by this version.
+    /// `classes`: one output for each caption class, which ranks those alone. `text`: a map into the space of the text encoder of
+    /// `[text]`, which ranks any captions.
     pub kind: HeadKind,
+    /// With `text`: values of a hidden layer in the map. 0: none, the map is linear.
+    pub hidden: u32,
+}
+
+/// `[text]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawText {
+    /// Directory of a text encoder in Hugging Face layout (BERT or XLM-RoBERTa: `config.json`, `model.safetensors`,
+    /// `tokenizer.json`, and the files of sentence-transformers, which are obeyed), or `hf:ORG/NAME[@REVISION]`. Required.
+    pub encoder: String,
+    /// What is put before every caption; what the encoder was trained with, such as `"query: "` for multilingual-e5.
+    pub prefix: String,
+    /// `bf16` or `f32`: the precision of the stored vectors, and of the encoder where the device computes in it.
+    pub precision: Precision,
+}
+
+impl Default for RawText {
+    fn default() -> Self {
+        Self { encoder: String::new(), prefix: String::new(), precision: Precision::default() }
+    }
 }
 
 /// `[train]`
@@ -200,19 +225,26 @@ pub struct RawTrain {
     /// decoded once, each part has a feature of its own, and the epochs take them in turn. Images that are held out stay
     /// whole. 0: all images stay whole.
     pub views: u32,
-    /// Samples in one forward pass of the head.
-    pub batch_size: u32,
+    /// Samples in one forward pass of the head; with `head.kind = "text"` the captions that are told apart. Default: 128, or 1024
+    /// for a text head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<u32>,
     /// Batches whose gradients are averaged into one step.
     pub accumulation: u32,
-    /// `sgd`, with PyTorch's meaning of momentum and weight decay.
-    pub optimizer: Optimizer,
-    /// Peak learning rate. This key, `momentum` and `weight_decay` may be lists: a head is trained for each combination, all of
+    /// `sgd` for a head of classes, `adamw` for a text head, which are the defaults; with PyTorch's meaning of momentum and weight decay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<Optimizer>,
+    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is trained for each combination, all of
     /// them side by side from one pass over the features, and the best by validation NDCG@5 predicts.
-    pub learning_rate: Numbers,
-    /// Momentum, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<Numbers>,
+    /// Momentum, 0 to 1; with `adamw` the decay of the first moment.
     pub momentum: Numbers,
-    /// L2 penalty added to the gradient.
+    /// L2 penalty added to the gradient; with `adamw` the share of the matrices that a step at rate 1 would take off them.
     pub weight_decay: Numbers,
+    /// With `head.kind = "text"`: `none`, or `language`: pairs are repeated or left out, so that all languages have about equal
+    /// shares of an epoch; none is repeated more than ten times.
+    pub balance: Balance,
     /// Gradients are scaled down to this global norm. 0: off.
     pub clip_norm: f64,
     /// Share of all steps over which the rate rises from 0 to its peak.
@@ -234,15 +266,16 @@ impl Default for RawTrain {
     fn default() -> Self {
         Self {
             epochs: 3,
-            batch_size: 128,
+            batch_size: None,
             accumulation: 1,
-            optimizer: Optimizer::Sgd,
+            optimizer: None,
             targets: Targets::default(),
             views: 0,
             label_smoothing: 0.0,
-            learning_rate: 5e-5.into(),
+            learning_rate: None,
             momentum: 0.9.into(),
             weight_decay: 0.0.into(),
+            balance: Balance::default(),
             clip_norm: 1.0,
             warmup_ratio: 0.1,
             schedule: ScheduleKind::Linear,
@@ -266,9 +299,26 @@ pub struct Trial {
 }
 
 impl RawTrain {
+    /// Fills in the defaults that depend on the kind of head.
+    pub fn settle(&mut self, kind: HeadKind) {
+        let (optimizer, batch_size, rate) = match kind {
+            HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
+            HeadKind::Text => (Optimizer::AdamW, 1024, 1e-3),
+        };
+        self.optimizer.get_or_insert(optimizer);
+        self.batch_size.get_or_insert(batch_size);
+        self.learning_rate.get_or_insert_with(|| rate.into());
+    }
+
+    /// Samples in one forward pass of the head.
+    pub fn batch_size(&self) -> u32 {
+        self.batch_size.unwrap_or_default()
+    }
+
     /// The heads to train: every combination, the last key varying fastest. Without lists there is one.
     pub fn trials(&self) -> Vec<Trial> {
-        let (rates, momenta, decays) = (&self.learning_rate.0, &self.momentum.0, &self.weight_decay.0);
+        let rates = self.learning_rate.as_ref().map_or(&[][..], |rates| &rates.0);
+        let (momenta, decays) = (&self.momentum.0, &self.weight_decay.0);
         let of_rate = |learning_rate: f64| {
             momenta.iter().flat_map(move |&momentum| {
                 decays.iter().map(move |&weight_decay| Trial { learning_rate, momentum, weight_decay })
@@ -292,7 +342,22 @@ pub struct RawPredict {
     pub top_k: u32,
     /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
     pub checkpoint: Pick,
-    /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores.
+    /// With a text head: CSV file with a header and one column of captions to rank, which may be any. Empty: `captions.list`, or the
+    /// classes where there is none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub captions: String,
+    /// With a text head: the name of an image's file, as its URL has it, is evidence beside its pixels; how much it counts is
+    /// chosen on the images held out.
+    pub file_names: bool,
+    /// With a text head: what is taken off captions that are close to every image: `none`, `softmax` (over the images, for each
+    /// caption) or `csls`.
+    pub correction: Correction,
+    /// With a text head: directory of another run with a head of classes on the same features, whose logits are added; how much
+    /// they count is chosen on the images held out.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub blend: String,
+    /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores. With a
+    /// column `language` there are scores by language too.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub truth: String,
 }
@@ -305,6 +370,10 @@ impl Default for RawPredict {
             output: "submission.csv".to_owned(),
             top_k: 5,
             checkpoint: Pick::Last,
+            captions: String::new(),
+            file_names: false,
+            correction: Correction::default(),
+            blend: String::new(),
             truth: String::new(),
         }
     }

@@ -6,7 +6,7 @@ use toml::Value;
 
 use super::raw::{
     RawCaptions, RawChunks, RawDevice, RawHead, RawImages, RawLimits, RawMachine, RawModel, RawPairs, RawPipeline,
-    RawPredict, RawPreprocess, RawRun, RawSample, RawScratch, RawStore, RawTrain,
+    RawPredict, RawPreprocess, RawRun, RawSample, RawScratch, RawStore, RawText, RawTrain,
 };
 
 /// One key of a configuration file.
@@ -42,6 +42,7 @@ pub fn keys_of_pipeline() -> Vec<Key> {
     section::<RawPreprocess>("preprocess", &mut keys);
     section::<RawChunks>("chunks", &mut keys);
     section::<RawModel>("model", &mut keys);
+    section::<RawText>("text", &mut keys);
     section::<RawHead>("head", &mut keys);
     section::<RawTrain>("train", &mut keys);
     section::<RawPredict>("predict", &mut keys);

@@ -132,6 +132,28 @@ words!(
     Optimizer {
         /// Stochastic gradient descent.
         Sgd = "sgd",
+        /// Adam with weight decay apart from the gradient.
+        AdamW = "adamw",
+    }
+);
+words!(
+    /// How often a pair of an image and a caption is trained on.
+    Balance {
+        /// Once an epoch.
+        None = "none",
+        /// By its language, so that languages have equal shares.
+        Language = "language",
+    }
+);
+words!(
+    /// What is taken off captions that are close to every image.
+    Correction {
+        /// Nothing.
+        None = "none",
+        /// The logarithm of their summed odds over all images: a softmax over images.
+        Softmax = "softmax",
+        /// Their mean similarity to the ten closest images (cross-domain similarity local scaling).
+        Csls = "csls",
     }
 );
 words!(

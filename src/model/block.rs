@@ -134,7 +134,7 @@ impl<B: Backend> Mlp<B> {
 }
 
 /// Applies the nonlinearity to each value, in f32: each of its steps would round once more otherwise.
-fn activate<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(super) fn activate<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let format = x.dtype();
     let x = in_format(x, DType::F32);
     let x = match kind {

@@ -162,18 +162,7 @@ impl BackboneConfig {
         } else {
             FeedForward::Mlp { inner: mlp_inner as usize }
         };
-        let activation = match raw.hidden_act.as_deref().unwrap_or("gelu") {
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            "quick_gelu" => Activation::QuickGelu,
-            other => {
-                let problem = format!(
-                    "is `{other}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` and `quick_gelu`"
-                );
-                return Err(ModelError::value(path, "hidden_act", problem));
-            }
-        };
+        let activation = activation(raw.hidden_act.as_deref(), path)?;
         Ok(Self {
             family,
             hidden: hidden as usize,
@@ -215,7 +204,22 @@ pub(super) fn parse_json<'de, T: Deserialize<'de>>(text: &'de [u8], path: &Path)
     })
 }
 
-fn in_range(path: &Path, key: &'static str, value: u64, limit: u64) -> Result<u64, ModelError> {
+/// The nonlinearity that `hidden_act` names; transformers' default is `gelu`.
+pub(super) fn activation(name: Option<&str>, path: &Path) -> Result<Activation, ModelError> {
+    match name.unwrap_or("gelu") {
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        other => {
+            let problem =
+                format!("is `{other}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` and `quick_gelu`");
+            Err(ModelError::value(path, "hidden_act", problem))
+        }
+    }
+}
+
+pub(super) fn in_range(path: &Path, key: &'static str, value: u64, limit: u64) -> Result<u64, ModelError> {
     if (1..=limit).contains(&value) {
         Ok(value)
     } else {

@@ -117,6 +117,12 @@ pub enum ModelError {
         /// What does not fit.
         reason: String,
     },
+    /// A caption could not be made into tokens.
+    #[error("the text encoder's tokenizer failed: {reason}")]
+    Tokenizer {
+        /// What it said.
+        reason: String,
+    },
     /// The device failed while it computed.
     #[error("the device failed: {reason}")]
     Device {

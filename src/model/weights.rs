@@ -139,6 +139,10 @@ impl Store {
         // Sorted, so that which of several errors is reported does not depend on hash order.
         let tensors: BTreeMap<String, &TensorInfo> = metadata.tensors().into_iter().collect();
         for (name, info) in tensors {
+            // Whole numbers from 0 on, which older versions of transformers saved beside the weights.
+            if name.ends_with("position_ids") {
+                continue;
+            }
             let format = match info.dtype {
                 Dtype::F16 => Format::F16,
                 Dtype::BF16 => Format::Bf16,

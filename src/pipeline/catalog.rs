@@ -10,7 +10,7 @@ use super::partial::{Gathered, Partial, Position};
 use super::report::CatalogReport;
 use super::stream::{Machine, THE_STORE, fill};
 use crate::catalog::{
-    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Match, RowTally, UrlForms, url_hash,
+    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Match, RowTally, UrlForms, url_hash,
 };
 use crate::chunk::{Checksum, tables, verify};
 use crate::config::raw::{RawCaptions, RawPairs};
@@ -32,8 +32,9 @@ const LABELS: &str = "catalog/labels.parquet";
 /// Classes and labels of a run.
 #[derive(Debug)]
 pub(super) struct Catalog {
-    pub(super) classes: Classes,
+    pub(super) classes: Arc<Classes>,
     pub(super) index: Arc<JoinIndex>,
+    pub(super) languages: Arc<Languages>,
     pub(super) report: CatalogReport,
 }
 
@@ -96,9 +97,11 @@ pub(super) fn load(
         return Ok(None);
     }
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
-    let mut failed = None;
-    tables::read_classes(&entry.fetch(directory, CLASSES)?, |caption, _| {
-        if let Err(error) = classes.add(caption) {
+    let (mut failed, mut languages, mut class) = (None, Languages::default(), 0);
+    tables::read_classes(&entry.fetch(directory, CLASSES)?, |row| {
+        languages.set(class, row.language);
+        class += 1;
+        if let Err(error) = classes.add(row.caption) {
             failed.get_or_insert(error);
         }
     })?;
@@ -108,15 +111,27 @@ pub(super) fn load(
     let entries = tables::read_labels(&entry.fetch(directory, LABELS)?)?;
     let tally = RowTally { rows: entry.rows, labelled_rows: entry.labelled_rows };
     let index = JoinIndex::from_sorted_entries(entries, classes.groups(), tally).map_err(refused)?;
-    Ok(Some(Catalog { classes, index: Arc::new(index), report: entry.report }))
+    let (index, languages) = (Arc::new(index), Arc::new(languages));
+    Ok(Some(Catalog { classes: Arc::new(classes), index, languages, report: entry.report }))
 }
 
-/// The captions of the classes with their numbers of images, of a run directory whose catalog is complete.
+/// A caption that is a class.
+#[cfg(feature = "model")]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Caption {
+    pub(super) text: Box<str>,
+    /// Image URLs that have it.
+    pub(super) images: u32,
+    /// Empty where it is not known.
+    pub(super) language: Box<str>,
+}
+
+/// The captions of the classes, of a run directory whose catalog is complete.
 ///
 /// # Errors
 /// When the directory has no complete catalog.
 #[cfg(feature = "model")]
-pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)>, PipelineError> {
+pub(super) fn load_captions(directory: &Directory) -> Result<Vec<Caption>, PipelineError> {
     let entry = directory.read(ENTRY)?.and_then(|content| serde_json::from_slice::<Entry>(&content).ok());
     let Some(entry) = entry else {
         return Err(PipelineError::Input(format!(
@@ -125,7 +140,9 @@ pub(super) fn load_captions(directory: &Directory) -> Result<Vec<(Box<str>, u32)
         )));
     };
     let mut captions = Vec::new();
-    tables::read_classes(&entry.fetch(directory, CLASSES)?, |caption, images| captions.push((caption.into(), images)))?;
+    tables::read_classes(&entry.fetch(directory, CLASSES)?, |row| {
+        captions.push(Caption { text: row.caption.into(), images: row.images, language: row.language.into() });
+    })?;
     Ok(captions)
 }
 
@@ -160,20 +177,20 @@ pub(super) async fn build(
     let known = |shard: &Object| Shard { name: shard.url.clone(), bytes: shard.size, ..Shard::default() };
     meter.set_shards(shards.iter().map(known).collect());
     let mut builder = JoinIndexBuilder::new();
-    let (mut forms, mut start) = (UrlForms::new(), None);
+    let (mut forms, mut languages, mut start) = (UrlForms::new(), Languages::default(), None);
     if let Some(gathered) = gathered {
         for caption in &gathered.captions {
             classes.add(caption).map_err(refused)?;
         }
         builder = JoinIndexBuilder::resumed(gathered.entries, gathered.tally);
-        forms = gathered.forms;
+        (forms, languages) = (gathered.forms, gathered.languages);
         meter.add_resumed(gathered.position.before.rows + gathered.position.of_shard.rows);
         start = Some(gathered.position);
     }
     events.started(meter);
     let mut reading = Reading {
         store,
-        languages: &pairs.languages,
+        wanted: &pairs.languages,
         meter,
         stop,
         intake,
@@ -181,6 +198,7 @@ pub(super) async fn build(
         before: shards.iter().take(start.map_or(0, |start| start.shard)).map(|shard| shard.size).sum(),
         counts: start.map_or_else(PairCounts::default, |start| start.before),
         forms,
+        languages,
         builder,
         partial,
     };
@@ -203,6 +221,8 @@ pub(super) async fn build(
     }
     classes.shrink();
     let (counts, merges) = (reading.counts, reading.forms.merges());
+    let mut languages = reading.languages;
+    languages.spread(&classes.groups());
     let index = reading.builder.build(&classes).map_err(refused)?;
     let coverage = index.coverage();
     let mut skipped: BTreeMap<String, u64> = PairProblem::ALL
@@ -231,7 +251,8 @@ pub(super) async fn build(
         urls_merged_by_normalising: merges.urls,
         urls_merged_exact: merges.exact,
     };
-    Ok(Some(Catalog { classes, index: Arc::new(index), report }))
+    let (index, languages) = (Arc::new(index), Arc::new(languages));
+    Ok(Some(Catalog { classes: Arc::new(classes), index, languages, report }))
 }
 
 /// Writes the catalog, then its entry.
@@ -241,7 +262,8 @@ pub(super) async fn build(
 pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -> Result<(), PipelineError> {
     directory.remove(ENTRY)?;
     let path = directory.temporary(CLASSES)?;
-    let classes = tables::write_classes(&path, catalog.classes.texts(), &catalog.index.frequencies())?;
+    let language = |class| catalog.languages.of(class);
+    let classes = tables::write_classes(&path, catalog.classes.texts(), &catalog.index.frequencies(), language)?;
     directory.publish(CLASSES)?;
     let labels = tables::write_labels(&directory.temporary(LABELS)?, catalog.index.entries())?;
     directory.publish(LABELS)?;
@@ -257,7 +279,7 @@ pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -
     Ok(())
 }
 
-async fn read_list(store: &Store, name: &str, classes: &mut Classes) -> Result<(), PipelineError> {
+pub(super) async fn read_list(store: &Store, name: &str, classes: &mut Classes) -> Result<(), PipelineError> {
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
     let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
@@ -276,7 +298,8 @@ async fn read_list(store: &Store, name: &str, classes: &mut Classes) -> Result<(
 /// What reading the pairs files accumulates.
 struct Reading<'a> {
     store: &'a Store,
-    languages: &'a [String],
+    /// Languages that are wanted; none: all.
+    wanted: &'a [String],
     meter: &'a Meter,
     stop: &'a Stop,
     intake: Arc<Intake>,
@@ -285,6 +308,7 @@ struct Reading<'a> {
     before: u64,
     counts: PairCounts,
     forms: UrlForms,
+    languages: Languages,
     builder: JoinIndexBuilder,
     partial: Partial,
 }
@@ -300,7 +324,7 @@ impl Reading<'_> {
         source: ClassesWord,
     ) -> Result<bool, PipelineError> {
         let before = self.intake.bytes();
-        let mut pairs = Pairs::new(&shard.url, self.languages, MAX_RECORD_BYTES);
+        let mut pairs = Pairs::new(&shard.url, self.wanted, MAX_RECORD_BYTES);
         let mut buffer = vec![0; FEED_BYTES];
         if let Some(start) = start {
             let mut head = self.store.open(shard, Arc::default()).await?;
@@ -320,6 +344,9 @@ impl Reading<'_> {
                     ClassesWord::List => classes.group_of(pair.target),
                     ClassesWord::Train => classes.add(pair.target).map_err(refused)?,
                 };
+                if let Some(group) = group {
+                    self.languages.see(group, pair.language);
+                }
                 self.builder.add(url_hash(pair.image_url), group).map_err(refused)?;
                 self.forms.see(pair.image_url);
             }
@@ -340,7 +367,7 @@ impl Reading<'_> {
                 let (before, of_shard) = (self.counts, *pairs.counts());
                 let position = Position { shard: index, mark, before, of_shard };
                 let made_here = (source == ClassesWord::Train).then_some(&*classes);
-                self.partial.keep(position, &self.builder, made_here, &self.forms)?;
+                self.partial.keep(position, &self.builder, made_here, &self.forms, &self.languages)?;
             }
             if stopped {
                 return Ok(false);
@@ -429,6 +456,6 @@ mod tests {
         assert!(meter.resumed > 0 && meter.shards.iter().all(|shard| shard.done));
         assert_eq!(found.index.entries(), expected.index.entries());
         assert_eq!(found.classes.texts().collect::<Vec<_>>(), expected.classes.texts().collect::<Vec<_>>());
-        assert_eq!(found.report, expected.report);
+        assert_eq!((found.report, found.languages), (expected.report, expected.languages));
     }
 }

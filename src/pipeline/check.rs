@@ -94,6 +94,8 @@ pub async fn check(plan: &Plan) -> Check {
         spec
     });
     #[cfg(feature = "model")]
+    encoder(plan, &store, &mut check).await;
+    #[cfg(feature = "model")]
     if device && let Some(chosen) = check.keep(super::desk::choose(&plan.machine().device).await) {
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
@@ -167,7 +169,7 @@ fn of_model(backbone: &super::Backbone) -> String {
 /// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.
 #[cfg(feature = "model")]
 async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
-    match check.keep(super::hub::look(plan, store).await)? {
+    match check.keep(super::hub::look(plan, super::hub::Which::Backbone, store).await)? {
         None => Some(None),
         Some(Ok(snapshot)) => Some(Some(snapshot)),
         Some(Err(missing)) => {
@@ -176,6 +178,40 @@ async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Opt
             check.needs.insert("download".to_owned(), format!("{bytes} of the checkpoint into `{cache}`: {files}"));
             None
         }
+    }
+}
+
+/// What the text encoder is, and the list that it is for.
+#[cfg(feature = "model")]
+async fn encoder(plan: &Plan, store: &Store, check: &mut Check) {
+    use super::hub::Which;
+    let Some(text) = plan.pipeline().text.clone() else { return };
+    let snapshot = match check.keep(super::hub::look(plan, Which::Encoder, store).await) {
+        None => return,
+        Some(None) => None,
+        Some(Some(Ok(snapshot))) => Some(snapshot),
+        Some(Some(Err(missing))) => {
+            let (files, bytes) = (missing.files.join(", "), bytesize::ByteSize(missing.bytes));
+            let what = format!("{bytes} to download into `{}`: {files}", missing.cache.display());
+            check.needs.insert("text encoder".to_owned(), what);
+            return;
+        }
+    };
+    if let Some(encoder) = check.keep(super::texts::Encoder::open(&text, snapshot)) {
+        let checkpoint = &encoder.checkpoint;
+        let what = format!(
+            "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",
+            checkpoint.parameters(),
+            checkpoint.dim(),
+            encoder.precision,
+            checkpoint.max_tokens()
+        );
+        check.needs.insert("text encoder".to_owned(), what);
+    }
+    let Some(predict) = plan.pipeline().predict.as_ref().filter(|predict| !predict.captions.is_empty()) else { return };
+    let mut captions = Classes::new(ClassSource::List, Match::Exact);
+    if check.keep(super::catalog::read_list(store, &predict.captions, &mut captions).await).is_some() {
+        check.sample.insert("predict.captions".to_owned(), format!("{} distinct captions", captions.len()));
     }
 }
 

@@ -9,6 +9,7 @@ use super::desk::damaged;
 use super::report::ValidationPoint;
 use crate::config::value::Pick;
 use crate::store::{Directory, LocalCopy, StoreError};
+use crate::train::text::TextHead;
 use crate::train::{HeadState, checkpoint};
 
 /// Folder of the checkpoints.
@@ -89,11 +90,38 @@ pub(super) fn best(points: &[ValidationPoint]) -> Option<&ValidationPoint> {
     points.iter().rev().max_by(|one, other| one.ndcg5.total_cmp(&other.ndcg5))
 }
 
-/// The head that predicts, with its step and its number within the sweep; `None` where the run has none.
+/// The checkpoint that predicts.
+pub(super) struct Picked {
+    pub(super) step: u64,
+    /// Its number within the sweep.
+    pub(super) trial: u32,
+    /// Its files, but for the optimiser's.
+    pub(super) copy: LocalCopy,
+}
+
+impl Picked {
+    /// Its head of classes.
+    ///
+    /// # Errors
+    /// When it is not what was saved, or another kind of head.
+    pub(super) fn head(&self) -> Result<HeadState, PipelineError> {
+        checkpoint::load_head(&self.copy).map_err(damaged)
+    }
+
+    /// Its map into the space of captions' vectors.
+    ///
+    /// # Errors
+    /// When it is not what was saved, or another kind of head.
+    pub(super) fn text_head(&self) -> Result<TextHead, PipelineError> {
+        checkpoint::load_text_head(&self.copy).map_err(damaged)
+    }
+}
+
+/// The checkpoint that predicts; `None` where the run has none.
 ///
 /// # Errors
-/// When it cannot be fetched, or is not what was saved.
-pub(super) fn pick(directory: &Directory, pick: Pick) -> Result<Option<(u64, usize, HeadState)>, PipelineError> {
+/// When it cannot be fetched.
+pub(super) fn pick(directory: &Directory, pick: Pick) -> Result<Option<Picked>, PipelineError> {
     let found = Found::list(directory)?;
     let curve = read_curve(directory, u64::MAX)?;
     let best = best(&curve.validations).map(|point| (point.step, point.trial as usize));
@@ -103,7 +131,7 @@ pub(super) fn pick(directory: &Directory, pick: Pick) -> Result<Option<(u64, usi
     let best = best.filter(|(step, trial)| pick == Pick::Best && found.has(*step, *trial));
     let Some((step, trial)) = best.or(newest) else { return Ok(None) };
     let copy = fetch(directory, (step, trial), &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
-    Ok(Some((step, trial, checkpoint::load_head(&copy).map_err(damaged)?)))
+    Ok(Some(Picked { step, trial: trial as u32, copy }))
 }
 
 #[cfg(test)]

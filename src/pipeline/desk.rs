@@ -5,6 +5,8 @@
 //! blocks whoever reads. On a lane both wait for its own batch alone, while the card computes those of the other lanes. All
 //! lanes are fed by the one device thread; the features are waited for elsewhere.
 
+mod text;
+
 use std::path::Path;
 
 use burn::backend::cuda::CudaDevice;
@@ -19,13 +21,17 @@ use crate::config::value::Precision;
 use crate::config::{ConfigError, Problem};
 use crate::device::{self, Card, Chosen};
 use crate::flow::{DeviceThread, Lent, Spares};
+use crate::model::text::TextEncoder;
 use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extractor, Numerics};
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
 use crate::predict::tiles::{Blocks, Compute};
+use crate::train::text::{Projector, TextTrainer};
 use crate::train::{
     CheckpointError, Features, HeadState, Kept, Options, Place, Progress, Sgd, Targets, Trainer, checkpoint,
 };
+
+pub(super) use text::{TextPart, TextStart};
 
 use super::PipelineError;
 use super::feature_store::Rows;
@@ -36,6 +42,12 @@ const CPU_BATCH_ROWS: usize = 32;
 
 /// Most images in one forward pass on a card, unless the configuration says otherwise: more fill it no better.
 const CUDA_BATCH_ROWS: usize = 128;
+
+/// Tokens in one pass of the text encoder on the CPU, padding counted: what stays in the cache.
+const CPU_TEXT_TOKENS: usize = 1024;
+
+/// And on a card.
+const CUDA_TEXT_TOKENS: usize = 16_384;
 
 /// Memory of a card that is left to its driver, to compiled kernels and to what tuning tries.
 const CUDA_RESERVE_BYTES: u64 = 1 << 30;
@@ -106,6 +118,9 @@ pub(super) struct Desk {
     /// The features of all epochs, where they fit.
     kept: Option<Kept<Any>>,
     scorer: Option<Scorer<Any>>,
+    text_encoder: Option<TextEncoder<Any>>,
+    text_trainers: Vec<TextTrainer<Any>>,
+    projector: Option<Projector<Any>>,
     /// Panics of the device's threads before anything was computed that counts.
     panics: u64,
 }
@@ -151,6 +166,9 @@ impl Desk {
             trainers: Vec::new(),
             kept: None,
             scorer: None,
+            text_encoder: None,
+            text_trainers: Vec::new(),
+            projector: None,
             panics,
         }
     }
@@ -255,7 +273,11 @@ impl Desk {
 
     /// The losses of each head since they were last taken; they start anew.
     pub(super) fn take_losses(&mut self) -> Result<Vec<Losses>, PipelineError> {
-        self.trainers.iter_mut().map(|trainer| trainer.take_loss().map_err(model_error)).collect()
+        let classes = self.trainers.iter_mut().map(Trainer::take_loss);
+        classes
+            .chain(self.text_trainers.iter_mut().map(TextTrainer::take_loss))
+            .map(|loss| loss.map_err(model_error))
+            .collect()
     }
 
     /// Saves a head and its optimiser as a checkpoint, with the losses that were not taken yet; here, so that a head in memory
@@ -266,6 +288,9 @@ impl Desk {
         dir: &Path,
         mut progress: Progress,
     ) -> Result<Result<(), CheckpointError>, PipelineError> {
+        if !self.text_trainers.is_empty() {
+            return self.save_text(trial, dir, progress);
+        }
         let trainer = self.trainer(trial)?;
         (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
         let state = trainer.view().map_err(model_error)?;
@@ -275,6 +300,7 @@ impl Desk {
     /// Frees heads, optimisers and features.
     pub(super) fn unload_trainers(&mut self) {
         self.trainers.clear();
+        self.text_trainers.clear();
         self.kept = None;
         give_back(&self.device);
     }
@@ -305,6 +331,23 @@ impl Desk {
         self.scorer()?.top_k(features, rows, k).map_err(model_error)
     }
 
+    /// For each class `log Σ exp` of its logits over all rows.
+    pub(super) fn lse_by_class(&mut self, features: &[f32], rows: usize) -> Result<Vec<f64>, PipelineError> {
+        self.scorer()?.lse_by_class(features, rows).map_err(model_error)
+    }
+
+    /// Offers each class's logits over the rows to its list of the `k` largest.
+    pub(super) fn largest_by_class(
+        &mut self,
+        features: &[f32],
+        rows: usize,
+        k: usize,
+        mut largest: Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>, PipelineError> {
+        self.scorer()?.largest_by_class(features, rows, k, &mut largest).map_err(model_error)?;
+        Ok(largest)
+    }
+
     /// The best classes and the loss of each row.
     pub(super) fn score(&mut self, features: &[f32], labels: &[u32], k: usize) -> Result<Vec<Scored>, PipelineError> {
         self.scorer()?.score(features, labels, k).map_err(model_error)
@@ -320,6 +363,8 @@ pub(super) struct Device {
     pub(super) in_flight: usize,
     /// For the pixels of all batches that the host may hold.
     pub(super) buffers: Spares,
+    /// Tokens of a batch of captions, and whether batches should have few shapes.
+    pub(super) text_batches: (usize, bool),
     /// Free memory of a card, when it was opened; none of the CPU, whose memory is the host's.
     pub(super) free_bytes: Option<u64>,
 }
@@ -402,7 +447,8 @@ pub(super) async fn open(
     let ready = |thread, batch_rows| {
         let buffers = Spares::new(BATCHES_AHEAD + lanes, batch_rows * load.pixel_bytes as usize);
         let free_bytes = chosen.card.as_ref().map(|card| card.free_bytes);
-        Device { thread, batch_rows, in_flight: lanes, buffers, free_bytes }
+        let text_batches = if chosen.is_cuda() { (CUDA_TEXT_TOKENS, true) } else { (CPU_TEXT_TOKENS, false) };
+        Device { thread, batch_rows, in_flight: lanes, buffers, text_batches, free_bytes }
     };
     let Some(card) = &chosen.card else {
         let device = AnyDevice::Flex(FlexDevice);

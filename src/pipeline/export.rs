@@ -6,7 +6,7 @@ use super::desk::model_error;
 use super::{PipelineError, catalog, checkpoints, generation, hub, store};
 use crate::config::Plan;
 use crate::config::plan::Stage;
-use crate::config::value::{Pick, Pool};
+use crate::config::value::{HeadKind, Pick, Pool};
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::store::Directory;
 
@@ -18,6 +18,11 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };
+    if plan.pipeline().head.kind == HeadKind::Text {
+        return Err(PipelineError::Input(
+            "a text head is no classifier that transformers could open; its tensors are in `checkpoints/`".to_owned(),
+        ));
+    }
     if model.layer != -1 || model.pool != Pool::Default {
         return Err(PipelineError::Input(
             "a head on `model.layer` or `model.pool` other than the default is no classifier of the family in transformers"
@@ -26,20 +31,21 @@ pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
     }
     let store = store(&plan.machine().store);
     let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
-    let Some((step, _, head)) = checkpoints::pick(&directory, Pick::Last)? else {
+    let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",
             plan.pipeline().run.dir
         )));
     };
+    let head = picked.head()?;
     let labels: Vec<String> =
-        catalog::load_captions(&directory)?.into_iter().map(|(caption, _)| caption.into_string()).collect();
-    let dir = hub::cached(plan, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
+        catalog::load_captions(&directory)?.into_iter().map(|caption| caption.text.into_string()).collect();
+    let dir = hub::cached(plan, hub::Which::Backbone, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
     let backbone = Checkpoint::open(&dir).map_err(model_error)?;
     check_backbone(&directory, &backbone, &model.checkpoint)?;
     let classifier = Classifier::new(head.weight, head.bias).map_err(model_error)?;
     export_hf(&backbone, &classifier, &labels, out).map_err(model_error)?;
-    Ok(step)
+    Ok(picked.step)
 }
 
 /// A head belongs to the backbone whose features it was trained on, and a branch of the hub moves.

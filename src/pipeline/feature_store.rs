@@ -1,14 +1,16 @@
 //! Where training takes its features from: the device or memory, where all of them fit, or the chunks, again for each epoch.
 //!
-//! All give the same samples in the same order. In memory they keep the precision of their files, and URLs go once it is
-//! known on which side an image is.
+//! All give the same samples in the same order. In memory they keep the precision of their files, and the URLs of the
+//! training side go once it is known on which side an image is.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::bf16;
+use twox_hash::XxHash3_64;
 
 use super::PipelineError;
+use crate::catalog::Languages;
 use crate::chunk::features::{self, Features};
 use crate::config::value::{Precision, Targets as Kind};
 use crate::store::Directory;
@@ -22,9 +24,58 @@ const FETCHED_AT_ONCE: usize = 32;
 /// What a row takes in memory beside its feature and its classes.
 const ROW_BYTES: u64 = 32;
 
+/// How often each pair comes in an epoch, by the language of its caption.
+#[derive(Debug, Clone)]
+pub(super) struct Copies {
+    seed: u64,
+    languages: Arc<Languages>,
+    /// Of each language, and last of captions without one.
+    expected: Vec<f64>,
+}
+
+/// Most that a pair is repeated.
+const MOST_COPIES: f64 = 10.0;
+
+impl Copies {
+    /// For equal shares of all languages, of which so many pairs there are; `pairs`: by language, last those without one.
+    pub(super) fn balanced(seed: u64, languages: Arc<Languages>, pairs: &[u64]) -> Self {
+        let present = pairs.iter().filter(|count| **count > 0).count().max(1);
+        let share = pairs.iter().sum::<u64>() as f64 / present as f64;
+        let expected = pairs.iter().map(|count| (share / (*count).max(1) as f64).min(MOST_COPIES)).collect();
+        Self { seed, languages, expected }
+    }
+
+    /// The language's place among the counts of a caption.
+    pub(super) fn language(languages: &Languages, class: u32) -> usize {
+        languages.code(class).unwrap_or(languages.names().len())
+    }
+
+    /// Times that a sample comes in an epoch: its expectation, rounded up or down by chance. A pure function of its arguments.
+    fn of(&self, chunk: usize, sample: usize, class: u32, epoch: u32) -> usize {
+        self.of_language(chunk, sample, Self::language(&self.languages, class), epoch)
+    }
+
+    /// As [`Copies::of`], by the language's place.
+    pub(super) fn of_language(&self, chunk: usize, sample: usize, language: usize, epoch: u32) -> usize {
+        let expected = self.expected.get(language).copied().unwrap_or(1.0);
+        let chance = unit(&[self.seed, chunk as u64, sample as u64, u64::from(epoch)]);
+        expected.floor() as usize + usize::from(chance < expected.fract())
+    }
+}
+
+/// A number in [0, 1) that follows from others.
+pub(super) fn unit(parts: &[u64]) -> f64 {
+    let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_le_bytes()).collect();
+    (XxHash3_64::oneshot(&bytes) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 /// What of a chunk is a sample.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Wanted {
+    /// Whether a pair comes with all captions of its image behind its own, for what is told apart by contrast.
+    pub(super) contrast: bool,
+    /// How often each pair comes; once, where that is not said.
+    pub(super) copies: Option<Copies>,
     pub(super) seed: u64,
     /// Share of the images that is held out.
     pub(super) fraction: f64,
@@ -118,13 +169,15 @@ pub(super) struct Chunk {
     samples: Vec<(u32, u32)>,
     /// Rows of the validation side.
     pub(super) validation: Vec<u32>,
+    /// Their URLs.
+    pub(super) validation_urls: Vec<Box<str>>,
 }
 
 impl Chunk {
-    fn new(chunk: Features, wanted: Wanted) -> Self {
-        let Wanted { seed, fraction, dim, targets } = wanted;
+    fn new(chunk: Features, wanted: &Wanted) -> Self {
+        let Wanted { seed, fraction, dim, targets, .. } = *wanted;
         let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
-        let mut views = 1;
+        let (mut views, mut validation_urls) = (1, Vec::new());
         for row in 0..chunk.rows.len() {
             let of_row = chunk.rows.labels(row);
             classes.push(of_row);
@@ -134,6 +187,7 @@ impl Chunk {
             }
             if is_validation(chunk.rows.url(row), seed, fraction) {
                 validation.push(row as u32);
+                validation_urls.push(chunk.rows.url(row).into());
             } else {
                 samples.extend((0..samples_of(targets, of_row)).map(|nth| (row as u32, nth as u32)));
             }
@@ -143,7 +197,7 @@ impl Chunk {
             Precision::Bf16 => Values::Bf16(chunk.values.into_iter().map(bf16::from_f32).collect()),
             Precision::F32 => Values::F32(chunk.values),
         };
-        Self { values, dim, classes, views, samples, validation }
+        Self { values, dim, classes, views, samples, validation, validation_urls }
     }
 
     /// The classes of a row.
@@ -161,6 +215,12 @@ impl Chunk {
         }
     }
 
+    /// Rows of the training side, all views of an image among them.
+    pub(super) fn training_rows(&self) -> impl Iterator<Item = u32> {
+        let mut held_out = self.validation.iter().copied().peekable();
+        (0..self.classes.rows() as u32).filter(move |row| held_out.next_if_eq(row).is_none())
+    }
+
     /// All features, `[rows, dim]`.
     pub(super) fn features(&self) -> Vec<f32> {
         let mut all = Vec::with_capacity(self.classes.rows() * self.dim);
@@ -170,7 +230,8 @@ impl Chunk {
 
     fn without_values(&self) -> Self {
         let (classes, samples, validation) = (self.classes.clone(), self.samples.clone(), self.validation.clone());
-        Self { values: Values::Away, dim: self.dim, classes, views: self.views, samples, validation }
+        let (dim, views, validation_urls) = (self.dim, self.views, self.validation_urls.clone());
+        Self { values: Values::Away, dim, classes, views, samples, validation, validation_urls }
     }
 }
 
@@ -243,7 +304,7 @@ impl FeatureStore {
                     let name = self.directory.display(&self.names[*index]);
                     return Err(PipelineError::Input(format!("`{name}` holds features of another size: remove it")));
                 }
-                let chunk = Arc::new(Chunk::new(chunk, self.wanted));
+                let chunk = Arc::new(Chunk::new(chunk, &self.wanted));
                 if stays {
                     self.resident[*index].set(Arc::clone(&chunk)).ok();
                 }
@@ -268,6 +329,8 @@ impl FeatureStore {
         };
         let order = window.order();
         let dim = self.wanted.dim;
+        let repeated: Vec<Option<Vec<u32>>> =
+            window.chunks.iter().zip(&chunks).map(|(index, chunk)| self.repeated(*index, chunk, epoch)).collect();
         let rows = match &first {
             Some(_) => Rows::Kept(Vec::with_capacity(order.len())),
             None => Rows::Host { values: Vec::with_capacity(order.len() * dim), dim },
@@ -275,7 +338,11 @@ impl FeatureStore {
         let mut loaded = Loaded { rows, targets: Targets::default() };
         for place in order {
             let chunk = &chunks[place.slot];
-            let (row, nth) = chunk.samples[place.sample as usize];
+            let sample = match &repeated[place.slot] {
+                Some(samples) => samples[place.sample as usize] as usize,
+                None => place.sample as usize,
+            };
+            let (row, nth) = chunk.samples[sample];
             let of_view = row + epoch % chunk.views;
             match (&mut loaded.rows, &first) {
                 (Rows::Kept(rows), Some(first)) => rows.push(first[place.slot] + of_view),
@@ -283,12 +350,25 @@ impl FeatureStore {
                 (Rows::Kept(_), None) => {}
             }
             let classes = chunk.classes(row);
-            loaded.targets.push(match self.wanted.targets {
-                Kind::Pairs => &classes[nth as usize..=nth as usize],
-                Kind::Soft => classes,
-            });
+            match self.wanted.targets {
+                Kind::Pairs if self.wanted.contrast => {
+                    loaded.targets.push(&[&classes[nth as usize..=nth as usize], classes].concat());
+                }
+                Kind::Pairs => loaded.targets.push(&classes[nth as usize..=nth as usize]),
+                Kind::Soft => loaded.targets.push(classes),
+            }
         }
         Ok(loaded)
+    }
+
+    /// The samples of a chunk in an epoch, where some come several times or not at all.
+    fn repeated(&self, index: usize, chunk: &Chunk, epoch: u32) -> Option<Vec<u32>> {
+        let copies = self.wanted.copies.as_ref()?;
+        let times = |(sample, (row, nth)): (usize, &(u32, u32))| {
+            let class = chunk.classes(*row)[*nth as usize];
+            std::iter::repeat_n(sample as u32, copies.of(index, sample, class, epoch))
+        };
+        Some(chunk.samples.iter().enumerate().flat_map(times).collect())
     }
 
     /// Chunks whose features are on the device.
@@ -313,9 +393,13 @@ impl FeatureStore {
         let mut mixing = order::Mixing::of(chunk_samples.iter().sum());
         for window in windows {
             let chunks = self.chunks(&window.chunks)?;
+            let repeated: Vec<Option<Vec<u32>>> =
+                window.chunks.iter().zip(&chunks).map(|(index, chunk)| self.repeated(*index, chunk, 0)).collect();
             for place in window.order() {
                 let chunk = &chunks[place.slot];
-                let (row, nth) = chunk.samples[place.sample as usize];
+                let sample =
+                    repeated[place.slot].as_ref().map_or(place.sample, |all| all[place.sample as usize].into());
+                let (row, nth) = chunk.samples[sample as usize];
                 let class = chunk.classes(row)[nth as usize];
                 mixing.add(starts[window.chunks[place.slot]] + place.sample, class);
             }
@@ -342,7 +426,7 @@ mod tests {
             values.extend([row as f32 * 0.37, -(row as f32), 0.1]);
         }
         let mut writer = FeatureWriter::create(path, 3, precision, "g").unwrap();
-        writer.write(&heads, &values).unwrap();
+        writer.write(&heads, &values, &[]).unwrap();
         writer.finish().unwrap();
     }
 
@@ -355,8 +439,8 @@ mod tests {
                 write(&dir.path().join(name), 30 * chunk as u32, 30, precision);
             }
             let directory = Directory::from(LocalDirectory::create(dir.path().to_owned()).unwrap());
-            let wanted = Wanted { seed: 1, fraction: 0.2, dim: 3, targets };
-            let store = |stay| FeatureStore::new(directory.clone(), names.clone(), wanted, stay);
+            let wanted = Wanted { seed: 1, fraction: 0.2, dim: 3, targets, contrast: false, copies: None };
+            let store = |stay| FeatureStore::new(directory.clone(), names.clone(), wanted.clone(), stay);
             let (kept, read, away) = (store(Stay::Memory), store(Stay::Files), store(Stay::Device));
             let chunks = kept.chunks(&[0, 1, 2, 3, 4]).unwrap();
             assert!(chunks.iter().any(|chunk| !chunk.validation.is_empty()));

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::PipelineError;
 use super::desk::Device;
-use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Writing};
+use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
 use super::report::DEVICE;
 use super::stream::{self, Machine, Sink, StreamJob, THE_RUN, seen_so_far};
 use crate::chunk::features::{self, Features};
@@ -33,6 +33,8 @@ pub(super) struct Places {
     pub(super) layout: Layout,
     pub(super) scratch: LocalDirectory,
     pub(super) disk_bytes: u64,
+    /// Whose thumbnails are kept beside their features.
+    pub(super) thumbnails: Option<Thumbnails>,
 }
 
 /// Streams images to feature chunks, or goes on where an earlier process stopped.
@@ -90,12 +92,14 @@ pub(super) async fn run(
     let (features_in, features) = link(device.in_flight + PIECES_WAITING);
     let clock = job.meter.part(Clock::serial(DEVICE).blocked_by(THE_RUN));
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
-    let reading = Reading { shape, batch_rows, buffers, stop: machine.stop.clone() };
+    let thumbnails = places.thumbnails;
+    let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: machine.stop.clone() };
     let feeding = Feeding { device: Arc::clone(device), clock, stop: machine.stop.clone() };
     let writing = Writing {
         journal,
         shards: Arc::clone(&job.shards),
         shape,
+        thumbnails: thumbnails.is_some(),
         meter,
         rows: Arc::clone(&job.meter),
         stop: machine.stop.clone(),

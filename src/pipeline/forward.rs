@@ -22,8 +22,10 @@ use crate::chunk::journal::Journal;
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::ring::RingChunk;
 use crate::chunk::{RowHeads, Tally};
+use crate::decode::jpeg_thumbnail;
 use crate::flow::{Clock, Doing, Lent, Meter, Spares, Stop};
 use crate::store::Object;
+use crate::train::validation::is_validation;
 
 /// Batches on the host before the device: one being read, one that waits, one being handed over.
 pub(super) const BATCHES_AHEAD: usize = 3;
@@ -35,8 +37,8 @@ pub(super) const PIECES_WAITING: usize = 4;
 pub(super) enum Piece<R> {
     /// A chunk begins; with what an earlier process kept of its features, where it has rows.
     Begin(Box<RingChunk>, Option<Spill>),
-    /// Rows of it.
-    Rows(RowHeads, R),
+    /// Rows of it, and the thumbnails of the first of them.
+    Rows(RowHeads, Vec<Option<Vec<u8>>>, R),
     /// It ends.
     End,
 }
@@ -53,6 +55,26 @@ pub(super) enum Output {
     Computed(JoinHandle<Result<Vec<f32>, PipelineError>>),
 }
 
+/// Of which images thumbnails are kept: those that are held out from training.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thumbnails {
+    pub(super) seed: u64,
+    pub(super) fraction: f64,
+    /// Side of the images in pixels.
+    pub(super) side_px: u32,
+}
+
+impl Thumbnails {
+    fn of(self, heads: &RowHeads, pixels: &[u8]) -> Vec<Option<Vec<u8>>> {
+        let image = pixels.len() / heads.len().max(1);
+        let of_row = |(row, pixels): (usize, &[u8])| {
+            let held_out = is_validation(heads.url(row), self.seed, self.fraction);
+            if held_out { jpeg_thumbnail(pixels, self.side_px) } else { None }
+        };
+        pixels.chunks_exact(image.max(1)).enumerate().map(of_row).collect()
+    }
+}
+
 fn closed() -> PipelineError {
     PipelineError::Internal("a link around the model closed early".to_owned())
 }
@@ -63,6 +85,7 @@ pub(super) struct Reading {
     pub(super) batch_rows: usize,
     /// For the pixels of batches; the device gives them back.
     pub(super) buffers: Spares,
+    pub(super) thumbnails: Option<Thumbnails>,
     pub(super) stop: Stop,
 }
 
@@ -86,6 +109,7 @@ impl Reading {
             let FeatureShape { dim, .. } = self.shape;
             let made_from = format!("{} {dim} {}", chunk.entry.generation, self.batch_rows);
             let (batch_rows, buffers, pieces) = (self.batch_rows, self.buffers.clone(), pieces.clone());
+            let thumbnails = self.thumbnails;
             let reading = tokio::task::spawn_blocking(move || {
                 chunk.verify()?;
                 let (mut known, spill) = Spill::open(spill::beside(&path), &made_from)?;
@@ -97,8 +121,11 @@ impl Reading {
                     let mut pixels = buffers.lend();
                     let Some(heads) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let values = heads.len() * dim;
+                    let pixels_of =
+                        |lent: &Lent| thumbnails.map_or_else(Vec::new, |kept| kept.of(&heads, lent.as_ref()));
+                    let pictures = pixels_of(&pixels);
                     let input = known.take(values).map_or(Input::Pixels(pixels), Input::Known);
-                    if pieces.blocking_send(Piece::Rows(heads, input)).is_err() {
+                    if pieces.blocking_send(Piece::Rows(heads, pictures, input)).is_err() {
                         return Ok(());
                     }
                 }
@@ -133,8 +160,10 @@ impl Feeding {
             let piece = match piece {
                 Piece::Begin(chunk, spill) => Piece::Begin(chunk, spill),
                 Piece::End => Piece::End,
-                Piece::Rows(heads, Input::Known(features)) => Piece::Rows(heads, Output::Known(features)),
-                Piece::Rows(heads, Input::Pixels(pixels)) => {
+                Piece::Rows(heads, pictures, Input::Known(features)) => {
+                    Piece::Rows(heads, pictures, Output::Known(features))
+                }
+                Piece::Rows(heads, pictures, Input::Pixels(pixels)) => {
                     let held = Arc::clone(&room).acquire_owned().await.map_err(|_| closed())?;
                     let rows = heads.len();
                     let pending = self.device.call(move |desk| desk.submit(pixels, rows)).await?;
@@ -143,7 +172,7 @@ impl Feeding {
                         drop(held);
                         features
                     });
-                    Piece::Rows(heads, Output::Computed(waiting))
+                    Piece::Rows(heads, pictures, Output::Computed(waiting))
                 }
             };
             if self.unless_computing(&room, Doing::Blocked, output.send(piece)).await.is_err() {
@@ -171,6 +200,8 @@ pub(super) struct Writing {
     pub(super) journal: Journal,
     pub(super) shards: Arc<Vec<Object>>,
     pub(super) shape: FeatureShape,
+    /// Whether there are thumbnails.
+    pub(super) thumbnails: bool,
     /// Counts the features.
     pub(super) meter: Arc<Meter>,
     /// Counts the rows that were read, and knows about how many there are.
@@ -206,8 +237,8 @@ impl Writing {
                     }
                     *none = Some(self.begin(chunk, spill)?);
                 }
-                (Piece::Rows(heads, output), Some(InHand { features: Some((writer, spill)), .. })) => {
-                    self.write(&heads, output, writer, spill).await?;
+                (Piece::Rows(heads, pictures, output), Some(InHand { features: Some((writer, spill)), .. })) => {
+                    self.write(&heads, &pictures, output, writer, spill).await?;
                 }
                 (Piece::End, some) => {
                     if let Some(chunk) = some.take() {
@@ -227,13 +258,15 @@ impl Writing {
         let Some(spill) = spill else { return Ok(InHand { chunk, features: None }) };
         let path = self.journal.directory().temporary(&self.journal.layout().chunk(chunk.entry.id))?;
         let FeatureShape { dim, precision } = self.shape;
-        let writer = FeatureWriter::create(&path, dim, precision, &chunk.entry.generation)?;
+        let create = if self.thumbnails { FeatureWriter::with_thumbnails } else { FeatureWriter::create };
+        let writer = create(&path, dim, precision, &chunk.entry.generation)?;
         Ok(InHand { chunk, features: Some((writer, spill)) })
     }
 
     async fn write(
         &self,
         heads: &RowHeads,
+        pictures: &[Option<Vec<u8>>],
         output: Output,
         writer: &mut FeatureWriter,
         spill: &mut Spill,
@@ -252,7 +285,7 @@ impl Writing {
                 heads.url(bad / self.shape.dim)
             )));
         }
-        writer.write(heads, &features)?;
+        writer.write(heads, &features, pictures)?;
         self.meter.add(heads.image_count() as u64);
         Ok(())
     }
@@ -299,7 +332,8 @@ mod tests {
         }
         let (pieces_in, pieces) = link(1);
         let shape = FeatureShape { dim: 2, precision: Precision::F32 };
-        let reading = Reading { shape, batch_rows: 4, buffers: Spares::new(0, 0), stop: Stop::default() };
+        let reading =
+            Reading { shape, batch_rows: 4, buffers: Spares::new(0, 0), thumbnails: None, stop: Stop::default() };
         drop(pieces);
         assert!(reading.run(chunks, pieces_in).await.is_ok());
     }

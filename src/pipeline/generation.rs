@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
 use crate::config::plan::Stage;
-use crate::config::raw::RawPipeline;
+use crate::config::raw::{RawPipeline, RawPredict};
 use crate::config::{ConfigError, Plan, Problem, StageKeys};
 use crate::store::{Directory, Object, Store, StoreError};
 
@@ -15,6 +15,9 @@ use crate::store::{Directory, Object, Store, StoreError};
 const FILE: &str = "run.toml";
 /// The key that says what a checkpoint's files hold, wherever they are.
 pub(super) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
+/// The same of a text encoder's.
+#[cfg(feature = "model")]
+pub(super) const ENCODER_FILES: &str = "text.encoder (files)";
 /// Changes when the bytes of an artefact change for equal keys.
 const FORMAT: &str = "1";
 
@@ -91,7 +94,8 @@ fn without_secrets(mut config: RawPipeline) -> RawPipeline {
     config.pairs.iter_mut().flat_map(|pairs| &mut pairs.shards).for_each(show);
     config.images.iter_mut().flat_map(|images| &mut images.shards).for_each(show);
     if let Some(predict) = &mut config.predict {
-        predict.images.iter_mut().chain([&mut predict.ids, &mut predict.truth]).for_each(show);
+        let RawPredict { images, ids, truth, captions, blend, .. } = predict;
+        images.iter_mut().chain([ids, truth, captions, blend]).for_each(show);
     }
     config
 }
@@ -218,6 +222,7 @@ impl Generations {
             Stage::Stream => {
                 remove(&["journal/features", "journal/chunks", "features", "chunks", "quarantine", "scratch"])
             }
+            Stage::Text => remove(&["journal/texts", "texts"]),
             Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "report.json"]),
             Stage::Predict => {
                 for name in self.directory.list("journal")? {
@@ -231,7 +236,7 @@ impl Generations {
                         self.directory.remove(&name)?;
                     }
                 }
-                remove(&["predict"])
+                remove(&["predict", "examples.html"])
             }
         }
     }

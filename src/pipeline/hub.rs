@@ -6,21 +6,38 @@ use std::sync::{Arc, OnceLock};
 use super::{PipelineError, stopped_by_nobody};
 use crate::config::{ConfigError, HubName, Plan, Problem};
 use crate::flow::{Board, Meter, Stop};
-use crate::store::{Download, Hub, Missing, Repo, Store};
+use crate::store::{Download, Hub, Missing, Repo, RepoKind, Store};
+
+/// Which of a plan's models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// `model.checkpoint`.
+    Backbone,
+    /// `text.encoder`.
+    Encoder,
+}
 
 /// The repository that a checkpoint names; `None` where it names a directory.
 ///
 /// # Errors
 /// When the name is malformed.
-pub(super) fn repo(checkpoint: &str) -> Result<Option<Repo>, PipelineError> {
+pub(super) fn repo(checkpoint: &str, which: Which) -> Result<Option<Repo>, PipelineError> {
     let Some(name) = HubName::parse(checkpoint) else { return Ok(None) };
-    let HubName { repo, revision } =
-        name.map_err(|what| ConfigError(vec![Problem { key: "model.checkpoint".to_owned(), what }]))?;
-    Ok(Some(Repo { name: repo, revision }))
+    let (key, kind) = match which {
+        Which::Backbone => ("model.checkpoint", RepoKind::Images),
+        Which::Encoder => ("text.encoder", RepoKind::Text),
+    };
+    let HubName { repo, revision } = name.map_err(|what| ConfigError(vec![Problem { key: key.to_owned(), what }]))?;
+    Ok(Some(Repo { name: repo, revision, kind }))
 }
 
-fn planned(plan: &Plan) -> Result<Option<Repo>, PipelineError> {
-    plan.pipeline().model.as_ref().map_or(Ok(None), |model| repo(&model.checkpoint))
+fn planned(plan: &Plan, which: Which) -> Result<Option<Repo>, PipelineError> {
+    let pipeline = plan.pipeline();
+    let name = match which {
+        Which::Backbone => pipeline.model.as_ref().map(|model| &model.checkpoint),
+        Which::Encoder => pipeline.text.as_ref().map(|text| &text.encoder),
+    };
+    name.map_or(Ok(None), |name| repo(name, which))
 }
 
 /// The directory of the plan's checkpoint on the hub, after downloading what the cache lacks.
@@ -29,11 +46,12 @@ fn planned(plan: &Plan) -> Result<Option<Repo>, PipelineError> {
 /// When it cannot be had; or when the run is stopped, and goes on from there.
 pub(super) async fn fetch(
     plan: &Plan,
+    which: Which,
     store: &Store,
     board: &Board,
     stop: &Stop,
 ) -> Result<Option<PathBuf>, PipelineError> {
-    let Some(repo) = planned(plan)? else { return Ok(None) };
+    let Some(repo) = planned(plan, which)? else { return Ok(None) };
     // A stage only where there is something to download.
     let meter: OnceLock<Arc<Meter>> = OnceLock::new();
     let tell = |step| {
@@ -59,15 +77,19 @@ pub(super) async fn fetch(
 ///
 /// # Errors
 /// When the cache does not have all of it.
-pub(super) fn cached(plan: &Plan, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
-    Ok(planned(plan)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
+pub(super) fn cached(plan: &Plan, which: Which, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
+    Ok(planned(plan, which)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
 }
 
 /// What the cache lacks of the plan's checkpoint, or its directory; `None` where the plan names a directory itself.
 ///
 /// # Errors
 /// When the hub has no such checkpoint or cannot be asked.
-pub(super) async fn look(plan: &Plan, store: &Store) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
-    let Some(repo) = planned(plan)? else { return Ok(None) };
+pub(super) async fn look(
+    plan: &Plan,
+    which: Which,
+    store: &Store,
+) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
+    let Some(repo) = planned(plan, which)? else { return Ok(None) };
     Ok(Some(Hub::new(store).look(&repo).await?))
 }

@@ -39,7 +39,9 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         return run_directory(url);
     }
     #[cfg(feature = "model")]
-    if let Some(repo) = path.to_str().map(super::hub::repo).transpose()?.flatten() {
+    if let Some(repo) =
+        path.to_str().map(|path| super::hub::repo(path, super::hub::Which::Backbone)).transpose()?.flatten()
+    {
         return backbone(&crate::store::Hub::new(&Store::default()).cached(&repo)?);
     }
     if path.is_dir() {
@@ -94,6 +96,12 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         }
         return Ok(found);
     }
+    if let Ok(vectors) = crate::chunk::texts::read(path) {
+        let mut found = Inspection::new("chunk of captions' vectors");
+        found.add("captions", vectors.values.len() / vectors.dim);
+        found.add("vector", format!("{} values, {}", vectors.dim, vectors.precision));
+        return Ok(found);
+    }
     if let Ok(rows) = quarantine::read(path) {
         let mut found = Inspection::new("quarantine file");
         found.add("rows", rows.len());
@@ -103,7 +111,10 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         }
         return Ok(found);
     }
-    Err(PipelineError::Input(format!("`{}` is no pixel, feature or quarantine file of this tool", path.display())))
+    Err(PipelineError::Input(format!(
+        "`{}` is no pixel, feature, caption or quarantine file of this tool",
+        path.display()
+    )))
 }
 
 fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
@@ -157,10 +168,30 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
 #[cfg(feature = "model")]
 fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
     use super::desk::model_error;
-    let (state, progress) = crate::train::checkpoint::load(path).map_err(model_error)?;
-    let mut found = Inspection::new("checkpoint of a head");
-    found.add("classes", state.classes);
-    found.add("dimensions", state.dim);
+    let loaded = crate::train::checkpoint::load(path);
+    let (mut found, progress, tensors) = match loaded {
+        Ok((state, progress)) => {
+            let mut found = Inspection::new("checkpoint of a head");
+            found.add("classes", state.classes);
+            found.add("dimensions", state.dim);
+            (found, progress, vec![("weight", state.weight), ("bias", state.bias)])
+        }
+        Err(error) => {
+            // Another kind of head, or a damaged one; then the first error says why.
+            let Ok((state, progress)) = crate::train::checkpoint::load_text(path) else {
+                return Err(model_error(error));
+            };
+            let head = state.head;
+            let mut found = Inspection::new("checkpoint of a text head");
+            found.add("map", format!("from {} values of a feature to {} of a caption", head.input, head.output));
+            found.add(
+                "hidden layer",
+                if head.hidden == 0 { "none".to_owned() } else { format!("{} values", head.hidden) },
+            );
+            found.add("similarities are multiplied by", format!("{:.3}", head.scale()));
+            (found, progress, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
+        }
+    };
     found.add("step", progress.step);
     found.add("epoch", format!("{} done, {} samples into the next", progress.epoch, progress.position));
     found.add("seed", progress.seed);
@@ -168,8 +199,9 @@ fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
         found.add("best validation NDCG@5", format!("{best:.4}"));
     }
     let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-    found.add("norm of the weight", format!("{:.5}", norm(&state.weight)));
-    found.add("norm of the bias", format!("{:.5}", norm(&state.bias)));
+    for (name, values) in &tensors {
+        found.add(format!("norm of the {name}"), format!("{:.5}", norm(values)));
+    }
     Ok(found)
 }
 

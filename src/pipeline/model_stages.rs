@@ -7,12 +7,19 @@ use super::{
 use crate::config::plan::chunk_disk_bytes;
 use crate::store::LocalDirectory;
 
+use super::forward::Thumbnails;
 use super::report::PredictionReport;
+use super::text_prediction::Listed;
+use super::text_training::TextGoal;
 use crate::config::raw::RawPredict;
+use crate::config::value::HeadKind;
 
-/// What the files of a prediction are named after.
-fn stem(settings: &RawPredict) -> String {
-    settings.output.trim_end_matches(".csv").to_owned()
+/// What a prediction reads.
+pub(super) struct Asking {
+    pub(super) ready: Ready,
+    pub(super) asked: prediction::Asked,
+    /// With a text head, the list that is to be ranked.
+    pub(super) listed: Option<Listed>,
 }
 
 impl Run {
@@ -35,7 +42,7 @@ impl Run {
         Ok(Some(Arc::new(device)))
     }
 
-    fn backbone(&self) -> Result<&Backbone, PipelineError> {
+    pub(super) fn backbone(&self) -> Result<&Backbone, PipelineError> {
         self.backbone
             .as_ref()
             .ok_or_else(|| PipelineError::Internal("a stage needs a model that the plan has not".to_owned()))
@@ -59,6 +66,7 @@ impl Run {
         layout: Layout,
         name: &str,
         device: &Arc<desk::Device>,
+        thumbnails: Option<Thumbnails>,
     ) -> Result<Journal, PipelineError> {
         let backbone = self.backbone()?;
         let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
@@ -70,6 +78,7 @@ impl Run {
             layout,
             scratch,
             disk_bytes: self.ring_bytes(backbone.shape)?,
+            thumbnails,
         };
         let rows = Arc::clone(&job.meter);
         let meter = self.machine.board.stage(format!("features ({name})"), "images", 0);
@@ -99,8 +108,11 @@ impl Run {
         let Ready { shards, generation } = ready;
         let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
         job.views = self.views();
+        let (seed, side_px) = (self.plan.pipeline().run.seed, self.spec.geometry.output_px());
+        let fraction = self.plan.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        let thumbnails = (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px });
         let shards = Arc::clone(&job.shards);
-        let journal = self.stream_features(job, Layout::train("features"), "images", device).await?;
+        let journal = self.stream_features(job, Layout::train("features"), "images", device, thumbnails).await?;
         self.report.images = Some(self.stream_report(&journal, &shards)?);
         self.output("features", "features");
         Ok(journal)
@@ -110,9 +122,11 @@ impl Run {
         &mut self,
         journal: Journal,
         generation: String,
-        classes: usize,
+        catalog: &catalog::Catalog,
         device: &Arc<desk::Device>,
     ) -> Result<(), PipelineError> {
+        let classes = catalog.classes.len();
+        let text = self.text_goal(catalog, device).await?;
         let pipeline = self.plan.pipeline();
         let Some(settings) = pipeline.train.clone() else { return Ok(()) };
         let seed = pipeline.run.seed;
@@ -128,6 +142,7 @@ impl Run {
             settings,
             seed,
             classes,
+            text,
             shape: self.backbone()?.shape,
             memory_bytes: self.plan.machine().limits.memory.0,
             generation,
@@ -144,6 +159,21 @@ impl Run {
             self.report.notes.push("no head was trained: no image has a label on the training side".to_owned());
         }
         Ok(())
+    }
+
+    /// What a text head is trained towards, once every caption of the training rows has its vector.
+    async fn text_goal(
+        &self,
+        catalog: &catalog::Catalog,
+        device: &Arc<desk::Device>,
+    ) -> Result<Option<TextGoal>, PipelineError> {
+        let head = &self.plan.pipeline().head;
+        if head.kind != HeadKind::Text {
+            return Ok(None);
+        }
+        let set = self.embed("captions", Arc::clone(&catalog.classes), device).await?;
+        let store = Arc::new(self.text_store(set).await?);
+        Ok(Some(TextGoal { store, languages: Arc::clone(&catalog.languages), hidden: head.hidden as usize }))
     }
 
     /// Test images that make other features than the head was trained on are refused.
@@ -175,10 +205,7 @@ impl Run {
     }
 
     /// Reads the ids and lists the test images, so that what is wrong with them shows before anything runs.
-    pub(super) async fn prepare_prediction(
-        &mut self,
-        alone: bool,
-    ) -> Result<Option<(Ready, prediction::Asked)>, PipelineError> {
+    pub(super) async fn prepare_prediction(&mut self, alone: bool) -> Result<Option<Asking>, PipelineError> {
         let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(None) };
         let store = &self.machine.store;
         let asked = prediction::read_ids(store, &settings.ids).await?;
@@ -187,9 +214,22 @@ impl Run {
         if !settings.truth.is_empty() {
             prediction::check_truth(store, &settings.truth).await?;
         }
+        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let listed = if is_text { self.listed(&settings).await? } else { None };
+        if let Some(listed) = &listed {
+            enough_captions(listed.captions.len(), settings.top_k)?;
+        }
         if alone || !self.plan.runs(Stage::Stream) {
             self.check_same_features().await?;
-            enough_captions(catalog::load_captions(&self.directory)?.len(), settings.top_k)?;
+            if is_text {
+                self.check_same_encoder()?;
+            }
+            let own = catalog::load_captions(&self.directory)?;
+            if listed.is_none() {
+                enough_captions(own.len(), settings.top_k)?;
+            }
+        } else if listed.is_some() {
+            // The classes are not what is ranked.
         } else if self.generations.recorded(Stage::Catalog.as_str()).is_some()
             && let Ok(captions) = catalog::load_captions(&self.directory)
         {
@@ -198,60 +238,89 @@ impl Run {
         }
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
         add_inputs(&self.machine.store, &mut keys, "predict.ids", &[ids]).await?;
-        let record = format!("{} {}", Stage::Predict.as_str(), stem(&settings));
+        let record = format!("{} {}", Stage::Predict.as_str(), self.stem(&settings));
         let generation = self.generations.propose(&record, Stage::Predict, keys, &[]);
-        Ok(Some((Ready { shards, generation }, asked)))
+        Ok(Some(Asking { ready: Ready { shards, generation }, asked, listed }))
     }
 
-    pub(super) async fn predict(
-        &mut self,
-        ready: Ready,
-        asked: prediction::Asked,
-        device: &Arc<desk::Device>,
-    ) -> Result<(), PipelineError> {
+    /// What the files of a prediction are named after.
+    pub(super) fn stem(&self, settings: &RawPredict) -> String {
+        settings.output.trim_end_matches(".csv").to_owned()
+    }
+
+    pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
         let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
-        let Ready { shards, generation } = ready;
-        let (stem, top_k) = (stem(&settings), settings.top_k as usize);
-        let captions = catalog::load_captions(&self.directory)?;
-        let head = checkpoints::pick(&self.directory, settings.checkpoint)?;
-        let (ranking, tally, picked) = if let Some((step, trial, head)) = head {
+        let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
+        let (stem, top_k) = (self.stem(&settings), settings.top_k as usize);
+        let own = catalog::load_captions(&self.directory)?;
+        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let listed = match listed {
+            None if is_text => Some(Self::own_listed(&own)?),
+            other => other,
+        };
+        let picked = checkpoints::pick(&self.directory, settings.checkpoint)?;
+        let (mut tally, mut text) = (crate::chunk::Tally::default(), None);
+        let ranking = if let Some(picked) = &picked {
+            // Another kind of head is refused before hours of features.
+            let head = if is_text { None } else { Some(picked.head()?) };
             let wanted = Wanted::Urls(Arc::clone(&asked.urls));
             let job = self.stream_job("test images", shards, wanted, &generation);
             let shards = Arc::clone(&job.shards);
-            let journal = self.stream_features(job, Layout::predict(&stem), &stem, device).await?;
-            let tally = self.stream_report(&journal, &shards)?.tally;
+            let journal = self.stream_features(job, Layout::predict(&stem), &stem, device, None).await?;
+            tally = self.stream_report(&journal, &shards)?.tally;
             device.tell(desk::Desk::unload_backbone).await?;
-            let meter = self.machine.board.stage("rank", "images", 0);
-            let stop = &self.machine.stop;
-            let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
-            let ranking = prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &meter, stop).await?;
-            self.machine.events.finished(&meter);
-            (ranking, tally, Some((step, trial as u32)))
+            if let (None, Some(listed)) = (&head, &listed) {
+                let ranked = self.rank_text(&settings, picked, &journal, &asked, listed, &own, device).await?;
+                text = Some(ranked.1);
+                ranked.0
+            } else if let Some(head) = head {
+                let meter = self.machine.board.stage("rank", "images", 0);
+                let (stop, queries) = (&self.machine.stop, prediction::Queries::Features);
+                let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
+                let ranking =
+                    prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &meter, stop, &queries).await?;
+                self.machine.events.finished(&meter);
+                ranking
+            } else {
+                return Err(PipelineError::Internal("there are no captions to rank".to_owned()));
+            }
         } else {
             self.report.notes.push(
                 "the run has no trained head, so every id gets the most frequent captions (the first of the list where \
                  no image has a label)"
                     .to_owned(),
             );
-            (prediction::Ranking::empty(asked.urls.len(), top_k), crate::chunk::Tally::default(), None)
+            prediction::Ranking::empty(asked.urls.len(), top_k)
         };
         let (store, directory) = (&self.machine.store, &self.directory);
-        let without = prediction::write(store, directory, &settings, &asked.urls, &ranking, &captions).await?;
+        let output = self.plan.output().to_owned();
+        let (without, captions) = if let Some(listed) = &listed {
+            let text = |class| listed.captions.text(class).unwrap_or_default();
+            let fallback: Vec<u32> = (0..top_k as u32).collect();
+            let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
+            (write.await?, listed.captions.len())
+        } else {
+            let text = |class: u32| &*own[class as usize].text;
+            let fallback = prediction::most_frequent(&own, top_k);
+            let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
+            (write.await?, own.len())
+        };
         let scores = if settings.truth.is_empty() {
             None
         } else {
-            Some(prediction::score(store, directory, &settings, &asked, captions.len() as u64).await?)
+            Some(prediction::score(store, directory, &settings, &output, &asked, captions as u64).await?)
         };
         self.report.prediction = Some(PredictionReport {
             ids: asked.ids,
             images: asked.urls.len() as u64,
             ids_without_image: without,
             tally,
-            checkpoint_step: picked.map(|(step, _)| step),
-            trial: picked.map_or(0, |(_, trial)| trial),
+            checkpoint_step: picked.as_ref().map(|picked| picked.step),
+            trial: picked.map_or(0, |picked| picked.trial),
             scores,
+            text,
         });
-        self.output("submission", &settings.output);
+        self.output("submission", &output);
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use crate::catalog::{Classes, JoinIndexBuilder, RowTally, UrlForms};
+use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, UrlForms};
 use crate::corpus::{Mark, PairCounts};
 use crate::store::{Directory, StoreError};
 
@@ -40,6 +40,11 @@ struct Head {
     entries: usize,
     captions: usize,
     sample: usize,
+    /// All languages so far.
+    languages: Vec<String>,
+    /// The first class whose language is in the segment, and of how many.
+    first_language: usize,
+    languages_of: usize,
 }
 
 /// What all segments hold together.
@@ -51,6 +56,7 @@ pub(super) struct Gathered {
     /// New classes, where the pairs make them.
     pub(super) captions: Vec<String>,
     pub(super) forms: UrlForms,
+    pub(super) languages: Languages,
 }
 
 /// Keeps segments.
@@ -78,13 +84,17 @@ impl Partial {
         let mut gathered: Option<Gathered> = None;
         let mut number = 0;
         while let Some(content) = directory.read(&name(number))? {
-            let Some(segment) = parse(&content, generation) else { break };
+            let Some((segment, first)) = parse(&content, generation) else { break };
             gathered = Some(match gathered {
                 None => segment,
                 Some(mut before) => {
                     before.entries.extend(segment.entries);
                     before.captions.extend(segment.captions);
-                    Gathered { entries: before.entries, captions: before.captions, ..segment }
+                    let mut codes = before.languages.codes().to_vec();
+                    codes.truncate(first);
+                    codes.extend_from_slice(segment.languages.codes());
+                    let languages = Languages::from_parts(segment.languages.names().to_vec(), codes);
+                    Gathered { entries: before.entries, captions: before.captions, languages, ..segment }
                 }
             });
             number += 1;
@@ -113,11 +123,15 @@ impl Partial {
         builder: &JoinIndexBuilder,
         classes: Option<&Classes>,
         forms: &UrlForms,
+        languages: &Languages,
     ) -> Result<(), StoreError> {
         let started = Instant::now();
         let entries = &builder.entries()[self.entries..];
         let captions: Vec<&str> =
             classes.map(|classes| classes.texts().skip(self.captions).collect()).unwrap_or_default();
+        // New classes have one from the start; those of a list may get theirs at any time.
+        let first_language = if classes.is_some() { self.captions.min(languages.codes().len()) } else { 0 };
+        let codes = &languages.codes()[first_language..];
         let (halvings, sample) = forms.sample();
         let head = Head {
             generation: self.generation.clone(),
@@ -127,6 +141,9 @@ impl Partial {
             entries: entries.len(),
             captions: captions.len(),
             sample: sample.len(),
+            languages: languages.names().to_vec(),
+            first_language,
+            languages_of: codes.len(),
         };
         // Numbers and text alone: this cannot fail.
         let head = serde_json::to_vec(&head).unwrap_or_default();
@@ -135,6 +152,7 @@ impl Partial {
         content.extend_from_slice(&head);
         content.extend(entries.iter().flatten().flat_map(|word| word.to_le_bytes()));
         content.extend(sample.flat_map(|(normal, raw)| [normal, raw]).flat_map(u64::to_le_bytes));
+        content.extend(codes.iter().flat_map(|code| code.to_le_bytes()));
         for caption in &captions {
             content.extend_from_slice(&(caption.len() as u64).to_le_bytes());
             content.extend_from_slice(caption.as_bytes());
@@ -168,8 +186,8 @@ fn number(rest: &mut &[u8]) -> Option<u64> {
     front(rest, 8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-/// A sound segment of the generation.
-fn parse(content: &[u8], generation: &str) -> Option<Gathered> {
+/// A sound segment of the generation, and the first class whose language it has.
+fn parse(content: &[u8], generation: &str) -> Option<(Gathered, usize)> {
     let (body, sum) = content.split_last_chunk::<8>()?;
     if XxHash3_64::oneshot(body) != u64::from_le_bytes(*sum) {
         return None;
@@ -184,18 +202,22 @@ fn parse(content: &[u8], generation: &str) -> Option<Gathered> {
     let words: Vec<u32> = words.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let hashes = front(&mut rest, head.sample.checked_mul(16)?)?.as_chunks::<8>().0;
     let hashes: Vec<u64> = hashes.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+    let codes = front(&mut rest, head.languages_of.checked_mul(2)?)?.as_chunks::<2>().0;
+    let codes: Vec<u16> = codes.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
     let mut captions = Vec::new();
     for _ in 0..head.captions {
         let bytes = usize::try_from(number(&mut rest)?).ok()?;
         captions.push(std::str::from_utf8(front(&mut rest, bytes)?).ok()?.to_owned());
     }
-    Some(Gathered {
+    let gathered = Gathered {
+        languages: Languages::from_parts(head.languages, codes),
         position: head.position,
         tally: head.tally,
         entries: words.as_chunks::<3>().0.to_vec(),
         captions,
         forms: UrlForms::resumed(head.halvings, hashes.as_chunks::<2>().0.iter().map(|[normal, raw]| (*normal, *raw))),
-    })
+    };
+    Some((gathered, head.first_language))
 }
 
 #[cfg(test)]
@@ -218,13 +240,15 @@ mod tests {
         assert!(none.is_none());
         let mut classes = Classes::new(ClassSource::Train, Match::Exact);
         let (mut builder, mut forms) = (JoinIndexBuilder::new(), UrlForms::new());
+        let mut languages = Languages::default();
         for row in 0..30u64 {
             let url = format!("http://x/{row}");
             let group = classes.add(&format!("caption {}\n", row % 7)).unwrap();
             builder.add(url_hash(&url), group).unwrap();
             forms.see(&url);
+            languages.see(group.unwrap(), ["de", "en", "fr"][row as usize % 3]);
             if row % 10 == 9 {
-                partial.keep(position(row), &builder, Some(&classes), &forms).unwrap();
+                partial.keep(position(row), &builder, Some(&classes), &forms, &languages).unwrap();
             }
         }
         let (_, gathered) = Partial::open(directory.clone(), "g").unwrap();
@@ -232,6 +256,7 @@ mod tests {
         assert_eq!((gathered.position, gathered.tally), (position(29), builder.tally()));
         assert_eq!(gathered.entries, builder.entries());
         assert_eq!(gathered.captions, classes.texts().collect::<Vec<_>>());
+        assert_eq!(gathered.languages, languages);
         assert_eq!(gathered.forms.sample().1.collect::<Vec<_>>(), forms.sample().1.collect::<Vec<_>>());
 
         let mut content = directory.read(&name(1)).unwrap().unwrap();

@@ -10,14 +10,20 @@ use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
 use super::PipelineError;
+use super::catalog::Caption;
 use super::desk::{Desk, Device};
+use super::evidence::{Closeness, Kind, Mix, queries};
 use super::features::read_features;
 use super::report::{DEVICE, ScoreReport};
 use super::spill::Spill;
+use super::stream::Machine;
 use super::stream::fill;
+use super::text_prediction::NameVectors;
 use crate::catalog::{UrlSet, url_hash};
+use crate::chunk::RowHeads;
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawPredict;
+use crate::config::value::Correction;
 use crate::corpus::{TestId, TestIds};
 use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::evaluate::evaluate;
@@ -29,7 +35,7 @@ use crate::train::HeadState;
 /// Longest row of the ids file.
 const MAX_RECORD_BYTES: usize = 1 << 20;
 /// Largest truth file; the published list of captions is a few megabytes.
-const MAX_TRUTH_BYTES: u64 = 1 << 30;
+pub(super) const MAX_TRUTH_BYTES: u64 = 1 << 30;
 /// Stands for a rank that no caption has.
 const NONE: u32 = u32::MAX;
 
@@ -61,7 +67,7 @@ pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, Pipelin
     Ok(Asked { ids: hashes.len() as u64, ids_per_image, urls: Arc::new(hashes.into_iter().collect()) })
 }
 
-async fn each_id(
+pub(super) async fn each_id(
     store: &Store,
     name: &str,
     mut take: impl FnMut(TestId<'_>) -> Result<(), PipelineError>,
@@ -94,10 +100,87 @@ impl Ranking {
         Self { classes: vec![NONE; images * k], k }
     }
 
-    fn of(&self, image: usize) -> Option<&[u32]> {
+    /// The best classes of an image; `None` where it has no features.
+    pub(super) fn of(&self, image: usize) -> Option<&[u32]> {
         let ranked = &self.classes[image * self.k..(image + 1) * self.k];
         (ranked.first() != Some(&NONE)).then_some(ranked)
     }
+
+    /// Sets the best classes of an image, where there are as many as are asked for.
+    pub(super) fn set(&mut self, image: usize, classes: &[u32]) {
+        if classes.len() == self.k {
+            self.classes[image * self.k..(image + 1) * self.k].copy_from_slice(classes);
+        }
+    }
+}
+
+/// What of an image is held against a head's rows.
+pub(super) enum Queries {
+    /// Its feature.
+    Features,
+    /// Its projected feature and its name's vector; the map is on the device.
+    Text { names: Arc<Option<NameVectors>>, kind: Kind, mix: Mix, dim: usize },
+}
+
+impl Queries {
+    /// A word for everything that they depend on beside features and head.
+    fn made_from(&self) -> String {
+        match self {
+            Self::Features => String::new(),
+            Self::Text { kind, mix, .. } => format!("{kind:?} {} {}", mix.names.to_bits(), mix.classes.to_bits()),
+        }
+    }
+
+    async fn of(&self, rows: &RowHeads, values: Vec<f32>, device: &Device) -> Result<Vec<f32>, PipelineError> {
+        let Self::Text { names, kind, mix, dim } = self else { return Ok(values) };
+        let count = rows.len();
+        let features = (mix.classes != 0.0).then(|| values.clone());
+        let pixels = device.call(move |desk| desk.project(&values, count)).await?;
+        let names = match names.as_ref() {
+            Some(names) => {
+                let urls: Vec<u64> = (0..count).map(|row| url_hash(rows.url(row))).collect();
+                Some(tokio::task::block_in_place(|| names.of(&urls))?)
+            }
+            None => None,
+        };
+        Ok(queries(*kind, *mix, *dim, &pixels, names.as_deref(), features.as_deref()))
+    }
+}
+
+/// What is added to each caption's logits against its closeness to every image, beside the head itself; `None` where nothing is.
+///
+/// # Errors
+/// As [`rank`].
+pub(super) async fn correction(
+    journal: &Journal,
+    head: HeadState,
+    correction: Correction,
+    queries: &Queries,
+    device: &Device,
+    machine: &Machine,
+) -> Result<(HeadState, Option<Vec<f32>>), PipelineError> {
+    if correction == Correction::None {
+        return Ok((head, None));
+    }
+    let meter = machine.board.stage("closeness of captions", "images", journal.tally().kept);
+    let mut closeness = Closeness::new(correction, head.classes);
+    let head = Arc::new(head);
+    let plain = Arc::clone(&head);
+    device.call(move |desk| desk.load_scorer(&plain)).await?;
+    for (id, entry) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
+        if let Some(signal) = machine.stop.signal() {
+            return Err(PipelineError::Stopped(signal));
+        }
+        let name = journal.layout().chunk(*id);
+        let chunk = read_features(journal.directory(), &name, entry.checksums.get(&name).copied()).await?;
+        let count = chunk.rows.len();
+        let rows = queries.of(&chunk.rows, chunk.values, device).await?;
+        closeness.add(device, rows, count).await?;
+        meter.add(count as u64);
+    }
+    device.tell(Desk::unload_scorer).await?;
+    machine.events.finished(&meter);
+    Ok((Arc::unwrap_or_clone(head), closeness.bias()))
 }
 
 /// A word for a head's weights.
@@ -123,11 +206,13 @@ pub(super) async fn rank(
     device: &Device,
     meter: &Meter,
     stop: &Stop,
+    queries: &Queries,
 ) -> Result<Ranking, PipelineError> {
     let mut ranking = Ranking::empty(urls.len(), top_k);
     let dim = head.dim;
     let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
-    let made_from = format!("{generation} {:016x} {} {dim} {top_k}", fingerprint(&head), head.classes);
+    let beside = queries.made_from();
+    let made_from = format!("{generation} {:016x} {} {dim} {top_k} {beside}", fingerprint(&head), head.classes);
     let (mut known, mut spill) = Spill::open(kept.clone(), &made_from)?;
     device.call(move |desk| desk.load_scorer(&head)).await?;
     meter.set_total(journal.tally().kept);
@@ -142,7 +227,7 @@ pub(super) async fn rank(
         let name = journal.layout().chunk(*id);
         let reading = read_features(journal.directory(), &name, entry.checksums.get(&name).copied());
         let chunk = clock.wait(Doing::Starved, reading).await?;
-        if chunk.dim != dim {
+        if matches!(queries, Queries::Features) && chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),
             ));
@@ -153,6 +238,7 @@ pub(super) async fn rank(
             meter.add_resumed(count as u64);
             earlier.into_iter().map(f32::to_bits).collect()
         } else {
+            let values = queries.of(&rows, values, device).await?;
             let tops = device.call(move |desk| desk.top_k(&values, count, top_k)).await?;
             let mut ranked = vec![NONE; count * top_k];
             for (own, top) in ranked.chunks_mut(top_k).zip(&tops) {
@@ -183,9 +269,9 @@ pub(super) async fn rank(
 }
 
 /// The classes with the most images, for ids whose image is absent: ties go to the lower class.
-pub(super) fn most_frequent(captions: &[(Box<str>, u32)], k: usize) -> Vec<u32> {
+pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
     let mut classes: Vec<u32> = (0..captions.len() as u32).collect();
-    classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].1), *class));
+    classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].images), *class));
     classes.truncate(k);
     classes
 }
@@ -194,31 +280,33 @@ pub(super) fn most_frequent(captions: &[(Box<str>, u32)], k: usize) -> Vec<u32> 
 ///
 /// # Errors
 /// When the ids cannot be read again or the disk refuses.
-pub(super) async fn write(
+#[expect(clippy::too_many_arguments, reason = "each is one thing that a submission needs, from another owner")]
+pub(super) async fn write<'a>(
     store: &Store,
     directory: &Directory,
     settings: &RawPredict,
     urls: &UrlSet,
     ranking: &Ranking,
-    captions: &[(Box<str>, u32)],
+    output: &str,
+    text: impl Fn(u32) -> &'a str,
+    fallback: &[u32],
 ) -> Result<u64, PipelineError> {
-    let path = directory.temporary(&settings.output)?;
+    let path = directory.temporary(output)?;
     let file = File::create(&path).map_err(|error| StoreError::io(&path, "created", error))?;
     let failed = |error: SubmissionError| match error {
         SubmissionError::Write { source, .. } => PipelineError::from(StoreError::io(&path, "written", source)),
     };
     let mut writer = SubmissionWriter::new(BufWriter::new(file)).map_err(failed)?;
-    let fallback = most_frequent(captions, settings.top_k as usize);
     let mut without = 0;
     each_id(store, &settings.ids, |id| {
         let ranked = urls.position(url_hash(id.image_url)).and_then(|image| ranking.of(image));
         without += u64::from(ranked.is_none());
-        let texts = ranked.unwrap_or(&fallback).iter().map(|class| &*captions[*class as usize].0);
+        let texts = ranked.unwrap_or(fallback).iter().map(|class| text(*class));
         writer.write(id.id, texts).map_err(failed)
     })
     .await?;
     writer.finish().map_err(failed)?;
-    directory.publish(&settings.output)?;
+    directory.publish(output)?;
     Ok(without)
 }
 
@@ -243,10 +331,11 @@ pub(super) async fn score(
     store: &Store,
     directory: &Directory,
     settings: &RawPredict,
+    output: &str,
     asked: &Asked,
     classes: u64,
 ) -> Result<ScoreReport, PipelineError> {
-    let submission = directory.fetch(&settings.output)?;
+    let submission = directory.fetch(output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
     let scores = evaluate(submission, &*truth).map_err(|error| {

@@ -201,6 +201,77 @@ pub struct PredictionReport {
     /// Scores against `predict.truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scores: Option<ScoreReport>,
+    /// With a text head: what was ranked, and by what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextReport>,
+}
+
+/// A prediction by a text head.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TextReport {
+    /// Where the captions came from: a file, or `the classes of the run`.
+    pub source: String,
+    /// Distinct captions that were ranked.
+    pub captions: u64,
+    /// What was taken off captions that are close to every image.
+    pub correction: String,
+    /// How much a file's name counted, where pixels count 1; none where names were no evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names_weight: Option<f32>,
+    /// How much the logits of a head of classes counted; none where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes_weight: Option<f32>,
+    /// Scores on images that were held out from training, among their own captions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<EvidenceReport>,
+    /// Scores on the test images against `predict.truth`, among the captions ranked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<EvidenceReport>,
+}
+
+/// Scores by evidence.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceReport {
+    /// Images.
+    pub images: u64,
+    /// Captions that were ranked.
+    pub captions: u64,
+    /// All questions, those about captions seen in training, and the others.
+    pub groups: Vec<EvidenceGroup>,
+    /// By language of the right caption. Of held-out images each language's captions are ranked by themselves.
+    pub by_language: Vec<EvidenceGroup>,
+}
+
+/// Scores of some questions, each an image and one of its right captions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceGroup {
+    /// Which.
+    pub name: String,
+    /// Questions.
+    pub questions: u64,
+    /// Captions that were ranked.
+    pub captions: u64,
+    /// By pixels alone.
+    pub pixels: EvidenceScores,
+    /// By file names alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<EvidenceScores>,
+    /// By both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub both: Option<EvidenceScores>,
+}
+
+/// Scores by one evidence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceScores {
+    /// NDCG@5.
+    pub ndcg5: f64,
+    /// Recall@1.
+    pub recall1: f64,
+    /// Recall@5.
+    pub recall5: f64,
+    /// Mean reciprocal rank within the captions looked at: 20 of each held-out image, `predict.top_k` of a test image.
+    pub mrr: f64,
 }
 
 /// Scores of a submission.

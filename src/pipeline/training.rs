@@ -1,21 +1,23 @@
 //! Feature chunks → trained head: the order of samples, steps, validation and checkpoints.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::PipelineError;
 use super::checkpoints::{self, CURVE, FOLDER, best};
 use super::curve::Curve;
-use super::desk::{Desk, Device, Losses, Start, damaged, model_error};
+use super::desk::{Desk, Device, Losses, Start, TextStart, damaged, model_error};
 use super::events::{Event, Events};
-use super::feature_store::{FeatureStore, Loaded, Rows, Stay, Wanted, resident_bytes, samples_of};
+use super::feature_store::{Copies, FeatureStore, Loaded, Rows, Stay, Wanted, resident_bytes, samples_of};
 use super::features::FeatureShape;
 use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use super::stream::THE_RUN;
+use super::text_training::{self, HeldOut, TextGoal};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
 use crate::config::raw::{RawTrain, Trial};
-use crate::config::value::ScheduleKind as Kind;
+use crate::config::value::{Balance, ScheduleKind as Kind};
 use crate::flow::{Clock, Doing, Meter, Stop};
 use crate::predict::metrics::{self, rank_of};
 use crate::store::{Directory, StoreError};
@@ -41,6 +43,8 @@ pub(super) struct TrainJob {
     pub(super) settings: RawTrain,
     pub(super) seed: u64,
     pub(super) classes: usize,
+    /// Where the head is a map towards captions' vectors, these.
+    pub(super) text: Option<TextGoal>,
     pub(super) shape: FeatureShape,
     /// Features stay in memory where they take no more than half of this.
     pub(super) memory_bytes: u64,
@@ -55,10 +59,24 @@ pub(super) struct TrainJob {
 struct Inventory {
     /// Names of the feature files with rows, in the order of the corpus.
     chunks: Vec<String>,
-    /// Training samples of each.
-    samples: Vec<u64>,
+    /// Training samples of each, in each epoch; once, where all epochs have the same.
+    samples: Vec<Vec<u64>>,
     /// Validation images of each.
     validation_rows: Vec<u64>,
+    /// How often samples come, where not all come once.
+    copies: Option<Copies>,
+}
+
+impl Inventory {
+    /// Samples of each chunk in an epoch.
+    fn of_epoch(&self, epoch: u32) -> &[u64] {
+        self.samples.get(epoch as usize).or(self.samples.first()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Samples of an epoch.
+    fn count(&self, epoch: u32) -> u64 {
+        self.of_epoch(epoch).iter().sum()
+    }
 }
 
 /// Trains the head, or goes on from the newest checkpoint; `None` where there is no sample to train on.
@@ -67,14 +85,13 @@ struct Inventory {
 /// When a chunk, the disk or the device fails; [`PipelineError::Stopped`], after saving, when asked to.
 pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, PipelineError> {
     let (inventory, job) = tokio::task::spawn_blocking(move || inventory(&job).map(|found| (found, job))).await??;
-    let samples: u64 = inventory.samples.iter().sum();
-    if samples == 0 {
+    let settings = &job.settings;
+    let all_samples: u64 = (0..settings.epochs).map(|epoch| inventory.count(epoch)).sum();
+    if all_samples == 0 {
         return Ok(None);
     }
-    let settings = &job.settings;
-    let effective = u64::from(settings.batch_size) * u64::from(settings.accumulation);
-    let steps_per_epoch = samples.div_ceil(effective);
-    let total_steps = steps_per_epoch * u64::from(settings.epochs);
+    let effective = u64::from(settings.batch_size()) * u64::from(settings.accumulation);
+    let total_steps = (0..settings.epochs).map(|epoch| inventory.count(epoch).div_ceil(effective)).sum();
     let kind = match settings.schedule {
         Kind::Linear => ScheduleKind::Linear,
         Kind::Cosine => ScheduleKind::Cosine,
@@ -82,25 +99,40 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     };
     let trials = settings.trials();
     let store = Arc::new(feature_store(&job, &inventory, trials.len()));
-    let windows = order::plan(&inventory.samples, job.seed, 0, settings.shuffle_rows);
-    let (mixed, chunk_samples) = (Arc::clone(&store), inventory.samples.clone());
+    let windows = order::plan(inventory.of_epoch(0), job.seed, 0, settings.shuffle_rows);
+    let (mixed, chunk_samples) = (Arc::clone(&store), inventory.of_epoch(0).to_vec());
     let mixing = tokio::task::spawn_blocking(move || mixed.mixing(&windows, &chunk_samples)).await??;
     let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
     tracing::info!(moved = mixing.moved, correlation = mixing.correlation, "the order of training");
     let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
     let schedules = trials.iter().map(schedule).collect();
-    // Weights, momentum and what a step leaves to the next.
-    let weights = (job.classes * (job.shape.dim + 1)) as u64;
-    let mib = (weights * 4 * (2 * trials.len() as u64 + 1)) >> 20;
-    tracing::info!(heads = trials.len(), classes = job.classes, "heads, momentum and gradient take {mib} MiB");
-    let (starts, progress) = start(&job, &trials)?;
+    if job.text.is_none() {
+        // Weights, momentum and what a step leaves to the next.
+        let weights = (job.classes * (job.shape.dim + 1)) as u64;
+        let mib = (weights * 4 * (2 * trials.len() as u64 + 1)) >> 20;
+        tracing::info!(heads = trials.len(), classes = job.classes, "heads, momentum and gradient take {mib} MiB");
+    }
+    let (starts, progress) = start(&job, &trials, &store).await?;
     let curve = checkpoints::read_curve(&job.directory, progress.step)?;
-    job.meter.set_total(samples * u64::from(settings.epochs));
-    job.meter.add_resumed(samples * u64::from(progress.epoch) + progress.position);
+    job.meter.set_total(all_samples);
+    job.meter.add_resumed((0..progress.epoch).map(|epoch| inventory.count(epoch)).sum::<u64>() + progress.position);
     let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
     job.events.started(&job.meter);
     let step = progress.step;
-    job.device.call(move |desk| desk.load_trainers(starts, step)).await?;
+    job.device
+        .call(move |desk| match starts {
+            Starts::Classes(starts) => desk.load_trainers(starts, step),
+            Starts::Text(starts) => desk.load_text_trainers(starts, step),
+        })
+        .await?;
+    let held_out = match job.text.clone() {
+        None => None,
+        Some(goal) => {
+            let (store, rows, seed) = (Arc::clone(&store), inventory.validation_rows.clone(), job.seed);
+            let read = move || HeldOut::read(&store, &goal.store, &rows, seed);
+            Some(Arc::new(tokio::task::spawn_blocking(read).await??))
+        }
+    };
     if store.stay() == Stay::Device {
         send(&job, &store).await?;
     }
@@ -114,6 +146,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
         effective,
         progress,
         curve,
+        held_out,
         saved: Instant::now(),
         save_took: Duration::ZERO,
     };
@@ -121,11 +154,22 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     session.tidy()?;
     job.device.tell(Desk::unload_trainers).await?;
     job.events.finished(&job.meter);
+    let samples = inventory.count(0);
     Ok(Some(session.report(samples, mixing)))
 }
 
+/// Where the heads of a sweep start.
+enum Starts {
+    Classes(Vec<Start>),
+    Text(Vec<TextStart>),
+}
+
 /// The newest checkpoint of this generation, or new heads.
-fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), PipelineError> {
+async fn start(
+    job: &TrainJob,
+    trials: &[Trial],
+    store: &Arc<FeatureStore>,
+) -> Result<(Starts, Progress), PipelineError> {
     let found = checkpoints::Found::list(&job.directory)?;
     let newest = found.newest(trials.len());
     // What a killed save or removal left goes, but for the best head so far; one that was saved behind that will be saved again.
@@ -135,36 +179,57 @@ fn start(job: &TrainJob, trials: &[Trial]) -> Result<(Vec<Start>, Progress), Pip
     let kept: Vec<String> = newest_names.into_iter().flatten().chain(best).collect();
     job.directory
         .sweep(FOLDER, |name| kept.iter().any(|kept| kept.strip_prefix(FOLDER) == Some(&format!("/{name}"))))?;
-    let sgd = |trial: &Trial| Sgd {
-        momentum: trial.momentum,
-        weight_decay: trial.weight_decay,
-        clip_norm: job.settings.clip_norm,
-        label_smoothing: job.settings.label_smoothing,
-    };
     let Some(step) = newest else {
         let hashes = [("train".to_owned(), job.generation.clone())].into();
         let progress = Progress { seed: job.seed, hashes, ..Progress::default() };
-        let state = || HeadState::init(job.classes, job.shape.dim, job.seed);
-        let starts = trials.iter().map(|trial| Start { state: state(), sgd: sgd(trial), loss: (0.0, 0) });
-        return Ok((starts.collect(), progress));
+        let Some(goal) = &job.text else {
+            let state = || HeadState::init(job.classes, job.shape.dim, job.seed);
+            let start = |trial| Start { state: state(), sgd: sgd(job, trial), loss: (0.0, 0) };
+            return Ok((Starts::Classes(trials.iter().map(start).collect()), progress));
+        };
+        let store = Arc::clone(store);
+        let features = tokio::task::spawn_blocking(move || text_training::statistics(&store)).await??;
+        return Ok((Starts::Text(text_training::new(job, goal, trials, &features)), progress));
     };
-    let (mut starts, mut first) = (Vec::with_capacity(trials.len()), None);
+    let (mut classes, mut texts, mut first) = (Vec::new(), Vec::new(), None);
     for (number, trial) in trials.iter().enumerate() {
         let copy = checkpoints::fetch(&job.directory, (step, number), &checkpoint::FILES)?;
-        let (state, progress) = checkpoint::load(&copy).map_err(damaged)?;
-        let same = progress.hashes.get("train") == Some(&job.generation);
-        if !same || (state.classes, state.dim) != (job.classes, job.shape.dim) {
+        let progress = if job.text.is_some() {
+            text_training::resumed(job, trial, &copy)?.map(|(start, progress)| {
+                texts.push(start);
+                progress
+            })
+        } else {
+            resumed(job, trial, &copy)?.map(|(start, progress)| {
+                classes.push(start);
+                progress
+            })
+        };
+        let Some(progress) = progress else {
             return Err(PipelineError::Generation(format!(
                 "`{}` was made from other features or settings; recompute with --from train",
                 job.directory.display(&checkpoints::name(step, number))
             )));
-        }
-        starts.push(Start { state, sgd: sgd(trial), loss: (progress.loss_sum, progress.loss_count) });
+        };
         first = first.or(Some(progress));
     }
     let progress = first.unwrap_or_default();
     tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
-    Ok((starts, progress))
+    Ok((if job.text.is_some() { Starts::Text(texts) } else { Starts::Classes(classes) }, progress))
+}
+
+fn sgd(job: &TrainJob, trial: &Trial) -> Sgd {
+    let (clip_norm, label_smoothing) = (job.settings.clip_norm, job.settings.label_smoothing);
+    Sgd { momentum: trial.momentum, weight_decay: trial.weight_decay, clip_norm, label_smoothing }
+}
+
+/// A trial's head of classes at a step, if it is of this generation.
+fn resumed(job: &TrainJob, trial: &Trial, copy: &Path) -> Result<Option<(Start, Progress)>, PipelineError> {
+    let (state, progress) = checkpoint::load(copy).map_err(damaged)?;
+    let same = progress.hashes.get("train") == Some(&job.generation);
+    let fits = same && (state.classes, state.dim) == (job.classes, job.shape.dim);
+    let loss = (progress.loss_sum, progress.loss_count);
+    Ok(fits.then(|| (Start { state, sgd: sgd(job, trial), loss }, progress)))
 }
 
 /// Where the features stay, by what they and the machine have.
@@ -173,8 +238,8 @@ fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> Featur
     let labels = job.journal.entries().values().map(|entry| entry.labels).sum::<u64>() * views(job);
     let FeatureShape { dim, precision } = job.shape;
     let bytes = resident_bytes(rows, labels, dim, precision);
-    // Weights, momentum, gradient and what is cast of them; some room for logits and for what tuning tries.
-    let heads = 20 * (job.classes * (dim + 1) * trials) as u64;
+    // Weights, momentum, gradient and what is cast of them; some room for logits and for what tuning tries. A map is small.
+    let heads = if job.text.is_some() { 0 } else { 20 * (job.classes * (dim + 1) * trials) as u64 };
     let on_device = job.device.free_bytes.is_some_and(|free| bytes + heads + DEVICE_RESERVE_BYTES <= free)
         && rows.saturating_mul(dim as u64) <= DEVICE_VALUES;
     let mib = |bytes: u64| bytes >> 20;
@@ -193,7 +258,8 @@ fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> Featur
         Stay::Files
     };
     let RawTrain { validation_fraction: fraction, targets, .. } = job.settings;
-    let wanted = Wanted { seed: job.seed, fraction, dim, targets };
+    let (contrast, copies) = (job.text.is_some(), inventory.copies.clone());
+    let wanted = Wanted { seed: job.seed, fraction, dim, targets, contrast, copies };
     FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stay)
 }
 
@@ -226,7 +292,9 @@ async fn send(job: &TrainJob, store: &Arc<FeatureStore>) -> Result<(), PipelineE
 }
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
-    let mut found = Inventory { chunks: Vec::new(), samples: Vec::new(), validation_rows: Vec::new() };
+    let mut found = Inventory { chunks: Vec::new(), samples: Vec::new(), validation_rows: Vec::new(), copies: None };
+    let balanced = job.text.as_ref().filter(|_| job.settings.balance == Balance::Language);
+    let (mut counts, mut languages) = (Vec::new(), Vec::new());
     let layout = job.journal.layout();
     let kept = job.journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0);
     let names: Vec<String> = kept.map(|(id, _)| layout.chunk(*id)).collect();
@@ -234,20 +302,43 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
         for (name, copy) in names.iter().zip(job.directory.fetch_all(names)?) {
             job.journal.verify(name, &copy)?;
             let heads = read_heads(&copy)?;
-            let (mut samples, mut validation) = (0, 0);
+            let (mut samples, mut validation, mut of_samples) = (0, 0, Vec::new());
             // The views of an image are one image.
             for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
                 if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
                     validation += 1;
                 } else {
                     samples += samples_of(job.settings.targets, heads.labels(row)) as u64;
+                    if let Some(goal) = balanced {
+                        let place = |class: &u32| Copies::language(&goal.languages, *class) as u16;
+                        of_samples.extend(heads.labels(row).iter().map(place));
+                    }
                 }
             }
             found.chunks.push(name.clone());
-            found.samples.push(samples);
+            counts.push(samples);
+            languages.push(of_samples);
             found.validation_rows.push(validation);
         }
     }
+    let Some(goal) = balanced else {
+        found.samples = vec![counts];
+        return Ok(found);
+    };
+    let mut pairs = vec![0; goal.languages.names().len() + 1];
+    languages.iter().flatten().for_each(|language| pairs[usize::from(*language)] += 1);
+    let copies = Copies::balanced(job.seed, Arc::clone(&goal.languages), &pairs);
+    let in_epoch = |epoch: u32| {
+        let of_chunk = |(chunk, languages): (usize, &Vec<u16>)| {
+            let times = |(sample, language): (usize, &u16)| {
+                copies.of_language(chunk, sample, usize::from(*language), epoch) as u64
+            };
+            languages.iter().enumerate().map(times).sum()
+        };
+        languages.iter().enumerate().map(of_chunk).collect()
+    };
+    found.samples = (0..job.settings.epochs).map(in_epoch).collect();
+    found.copies = Some(copies);
     Ok(found)
 }
 
@@ -262,6 +353,8 @@ struct Session<'a> {
     effective: u64,
     progress: Progress,
     curve: Curve,
+    /// What a map is validated on.
+    held_out: Option<Arc<HeldOut>>,
     saved: Instant,
     /// How long the last save took.
     save_took: Duration,
@@ -271,7 +364,8 @@ impl Session<'_> {
     async fn train(&mut self) -> Result<(), PipelineError> {
         while self.progress.epoch < self.job.settings.epochs {
             let window = self.job.settings.shuffle_rows;
-            let windows = order::plan(&self.inventory.samples, self.job.seed, self.progress.epoch, window);
+            let windows =
+                order::plan(self.inventory.of_epoch(self.progress.epoch), self.job.seed, self.progress.epoch, window);
             self.epoch(&windows).await?;
             self.note_loss().await?;
             self.progress.epoch += 1;
@@ -323,11 +417,17 @@ impl Session<'_> {
     }
 
     async fn step(&mut self, features: Rows, targets: Targets) -> Result<(), PipelineError> {
-        let batch = self.job.settings.batch_size as usize;
+        let batch = self.job.settings.batch_size() as usize;
         let samples = targets.rows();
         let rates: Vec<f64> = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();
         let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
-        let losses = self.job.device.call(move |desk| desk.train(&features, &targets, batch, &rates, log)).await?;
+        let losses = if let Some(goal) = &self.job.text {
+            let store = Arc::clone(&goal.store);
+            let parts = tokio::task::spawn_blocking(move || text_training::parts(&store, &targets, batch)).await??;
+            self.job.device.call(move |desk| desk.train_text(&features, &parts, &rates, log)).await?
+        } else {
+            self.job.device.call(move |desk| desk.train(&features, &targets, batch, &rates, log)).await?
+        };
         self.progress.step += 1;
         self.progress.position += samples as u64;
         self.job.meter.add(samples as u64);
@@ -337,7 +437,7 @@ impl Session<'_> {
             return Err(PipelineError::Stopped(signal));
         }
         // The end of an epoch saves by itself, and never over a checkpoint of the same step.
-        let ends_epoch = self.progress.position >= self.inventory.samples.iter().sum::<u64>();
+        let ends_epoch = self.progress.position >= self.inventory.count(self.progress.epoch);
         // A large head on a slow disk is saved less often, so that saving takes no more than a share of the time.
         let pause = self.job.settings.checkpoint_every.0.max(self.save_took * SAVE_SHARE);
         if self.saved.elapsed() >= pause && !ends_epoch {
@@ -352,9 +452,18 @@ impl Session<'_> {
             return Ok(());
         }
         for trial in 0..self.trials.len() {
-            self.job.device.call(move |desk| desk.score_with_trainer(trial)).await?;
-            let point = self.validation_point(trial as u32).await?;
-            self.job.device.tell(Desk::unload_scorer).await?;
+            let point = if let Some(held_out) = &self.held_out {
+                let scale = self.job.device.call(move |desk| desk.project_with_trainer(trial)).await?;
+                let place = (self.progress.step, self.progress.epoch, trial as u32);
+                let point = held_out.score(&self.job.device, scale, place).await?;
+                self.job.device.tell(Desk::unload_projector).await?;
+                point
+            } else {
+                self.job.device.call(move |desk| desk.score_with_trainer(trial)).await?;
+                let point = self.validation_point(trial as u32).await?;
+                self.job.device.tell(Desk::unload_scorer).await?;
+                point
+            };
             tracing::info!(
                 epoch = point.epoch,
                 step = point.step,

@@ -180,6 +180,39 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
     })
 }
 
+/// A row of a truth file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Truth {
+    /// The id.
+    pub id: Box<str>,
+    /// Its right caption.
+    pub caption: Box<str>,
+    /// Its language, where the file has a column `language`; else empty.
+    pub language: Box<str>,
+}
+
+/// Reads a truth file, with its languages.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn read_truth(input: impl Read) -> Result<Vec<Truth>, EvaluateError> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(input);
+    let unreadable = |row| move |source| EvaluateError::Row { role: Role::Truth, row, source };
+    let header = reader.headers().map_err(unreadable(0))?.clone();
+    let places = [column(Role::Truth, &header, ID_COLUMN)?, column(Role::Truth, &header, CAPTION_COLUMN)?];
+    let language = header.iter().position(|name| name == LANGUAGE_COLUMN);
+    let mut rows = Vec::new();
+    for (row, record) in (1..).zip(reader.records()) {
+        let record = record.map_err(unreadable(row))?;
+        let [id, caption] = places.map(|place| record[place].into());
+        rows.push(Truth { id, caption, language: language.map_or("", |place| &record[place]).into() });
+    }
+    Ok(rows)
+}
+
+/// The column of a truth file that may say in which language a caption is.
+const LANGUAGE_COLUMN: &str = "language";
+
 /// Calls `visit` with id and caption of each row; gives the number of rows.
 fn each_row(role: Role, input: impl Read, mut visit: impl FnMut(&str, &str)) -> Result<u64, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);

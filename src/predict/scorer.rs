@@ -162,6 +162,57 @@ impl<B: Backend> Scorer<B> {
         Ok(scored)
     }
 
+    /// For each class `log Σ exp` of its logits over all rows.
+    ///
+    /// # Errors
+    /// When the length does not fit or the device fails.
+    pub fn lse_by_class(&self, features: &[f32], rows: usize) -> Result<Vec<f64>, PredictError> {
+        length("features", features.len(), rows.saturating_mul(self.dim))?;
+        let mut sums = vec![f64::NEG_INFINITY; self.classes];
+        for span in spans(rows, self.blocks.rows) {
+            let block = self.block(features, span.start, span.end);
+            for (first, logits) in self.tiles(&block) {
+                let (_, lse) = softmax_and_lse(logits.transpose());
+                for (sum, more) in sums[first as usize..].iter_mut().zip(download(lse)?) {
+                    *sum = log_add(*sum, f64::from(more));
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Offers each class's logits over the rows to its list of the `k` largest, in descending order.
+    ///
+    /// # Errors
+    /// When a length does not fit or the device fails.
+    pub fn largest_by_class(
+        &self,
+        features: &[f32],
+        rows: usize,
+        k: usize,
+        largest: &mut [Vec<f32>],
+    ) -> Result<(), PredictError> {
+        length("features", features.len(), rows.saturating_mul(self.dim))?;
+        length("lists", largest.len(), self.classes)?;
+        for span in spans(rows, self.blocks.rows) {
+            let block = self.block(features, span.start, span.end);
+            for (first, logits) in self.tiles(&block) {
+                let width = logits.dims()[1];
+                let logits = download(logits)?;
+                for row in logits.chunks_exact(width) {
+                    for (list, logit) in largest[first as usize..].iter_mut().zip(row) {
+                        if list.len() < k || list.last().is_some_and(|least| logit > least) {
+                            let at = list.partition_point(|kept| kept >= logit);
+                            list.insert(at, *logit);
+                            list.truncate(k);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn block(&self, features: &[f32], start: usize, end: usize) -> Tensor<B, 2> {
         let values = &features[start * self.dim..end * self.dim];
         let block = upload(values, end - start, self.dim, &self.device);
@@ -315,6 +366,33 @@ mod tests {
             }
             for (row, expected) in scored.iter().zip(floats("loss")) {
                 assert!((row.loss - f64::from(expected)).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn figures_of_a_class_are_over_all_rows_for_any_blocks() {
+        let weight: Vec<f32> = (0..7 * 3).map(|at| (at as f32 * 0.9).sin()).collect();
+        let bias: Vec<f32> = (0..7).map(|at| at as f32 * 0.1).collect();
+        let features: Vec<f32> = (0..11 * 3).map(|at| (at as f32 * 0.4).cos()).collect();
+        let logit = |row: usize, class: usize| -> f32 {
+            let product = |at: usize| features[row * 3 + at] * weight[class * 3 + at];
+            (0..3).map(product).sum::<f32>() + bias[class]
+        };
+        for (rows, tile) in [(11, 7), (4, 3), (1, 1)] {
+            let head = scorer(&weight, &bias, 3, rows, tile);
+            let sums = head.lse_by_class(&features, 11).unwrap();
+            let mut largest = vec![Vec::new(); 7];
+            // In two calls, as chunks come.
+            head.largest_by_class(&features[..15], 5, 4, &mut largest).unwrap();
+            head.largest_by_class(&features[15..], 6, 4, &mut largest).unwrap();
+            for class in 0..7 {
+                let mut all: Vec<f32> = (0..11).map(|row| logit(row, class)).collect();
+                let sum = all.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+                assert!((sums[class] - sum).abs() < 1e-5);
+                all.sort_by(|one, other| other.total_cmp(one));
+                assert!(largest[class].iter().zip(&all[..4]).all(|(one, other)| (one - other).abs() < 1e-5));
+                assert_eq!(largest[class].len(), 4);
             }
         }
     }

@@ -6,7 +6,8 @@
 //! [`Hub::cached`] asks nobody.
 //!
 //! Of a repository only what a checkpoint is made of is taken: `config.json`, `preprocessor_config.json` where there is one,
-//! and `model.safetensors` or its index with the shards. A revision is one commit for all of them. Where the hub cannot be
+//! and `model.safetensors` or its index with the shards; of a text encoder `tokenizer.json`, and what sentence-transformers left,
+//! instead of the preprocessor's file. A revision is one commit for all of them. Where the hub cannot be
 //! asked, the newest commit that is complete in the cache serves, with a warning. Two processes wait for each other, by a
 //! lock that a network file system must honour; where it does not, they disturb each other's parts, which the hash shows.
 //!
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Store, StoreError, StoreSettings, Traffic};
-use cache::{BlobLock, CONFIG, Cache, INDEX, PREPROCESSOR, SINGLE, is_commit, shards};
+use cache::{BlobLock, CONFIG, Cache, INDEX, SINGLE, TOKENIZER, is_commit, is_of_module, shards};
 use http::{Http, Listing, Stated};
 use settings::Settings;
 
@@ -41,6 +42,26 @@ const OFFLINE: &str = "HF_HUB_OFFLINE is set: run once without it, or copy a cac
 /// And where it is not asked.
 const NOT_ASKED: &str = "`run` downloads it";
 
+/// What a repository holds, and so which of its files are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RepoKind {
+    /// A backbone for images.
+    #[default]
+    Images,
+    /// A text encoder.
+    Text,
+}
+
+impl RepoKind {
+    /// Files that are wanted where there are any; that there is none has to be known.
+    fn optional(self) -> &'static [&'static str] {
+        match self {
+            Self::Images => &["preprocessor_config.json"],
+            Self::Text => &["modules.json", "sentence_bert_config.json", "tokenizer_config.json"],
+        }
+    }
+}
+
 /// A repository at a revision. Both are well formed: they become parts of URLs and paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repo {
@@ -48,6 +69,8 @@ pub struct Repo {
     pub name: String,
     /// Branch, tag or commit.
     pub revision: String,
+    /// What it holds.
+    pub kind: RepoKind,
 }
 
 impl std::fmt::Display for Repo {
@@ -157,7 +180,8 @@ impl Hub {
             told.expect(stated.size);
             self.bring(&http, &cache, repo, &listing.commit, (INDEX, &stated), &told).await?;
         }
-        let absent = !listing.files.iter().any(|file| file == PREPROCESSOR);
+        let optional = repo.kind.optional().iter().copied();
+        let absent: Vec<&str> = optional.filter(|file| listing.files.iter().all(|listed| listed != file)).collect();
         let found = self.compare(&http, &cache, repo, listing).await?;
         if !found.missing.is_empty() {
             told.expect(found.missing.iter().map(|(_, stated)| stated.size).sum());
@@ -172,8 +196,8 @@ impl Hub {
         for (file, stated) in &found.missing {
             self.bring(&http, &cache, repo, &found.commit, (file, stated), &told).await?;
         }
-        if absent {
-            cache.note_absent(&found.commit, PREPROCESSOR);
+        for file in absent {
+            cache.note_absent(&found.commit, file);
         }
         // Last, so that a commit that is known offline is a complete one.
         match cache.note_commit(&repo.revision, &found.commit) {
@@ -224,9 +248,9 @@ impl Hub {
         let commit = cache.commit(&repo.revision);
         let lack = match &commit {
             None => "nothing of this revision is there".to_owned(),
-            Some(commit) => match cache.missing(commit) {
+            Some(commit) => match cache.missing(commit, repo.kind) {
                 None => return Ok(commit.clone()),
-                Some(file) if file == PREPROCESSOR => {
+                Some(file) if repo.kind.optional().contains(&file.as_str()) => {
                     format!("`{file}` is missing, and whether the repository has one is not known")
                 }
                 Some(file) => format!("`{file}` is missing"),
@@ -272,8 +296,15 @@ impl Hub {
             return Err(not_usable(&shown, "has no `config.json`: it is no checkpoint of transformers"));
         }
         let mut wanted = vec![CONFIG.to_owned()];
-        if listed(PREPROCESSOR) {
-            wanted.push(PREPROCESSOR.to_owned());
+        wanted.extend(repo.kind.optional().iter().filter(|file| listed(file)).map(|file| (*file).to_owned()));
+        if repo.kind == RepoKind::Text {
+            if !listed(TOKENIZER) {
+                let what =
+                    format!("has no `{TOKENIZER}`: name a repository that has one, or save it with transformers");
+                return Err(not_usable(&shown, what));
+            }
+            wanted.push(TOKENIZER.to_owned());
+            wanted.extend(files.iter().filter(|file| is_of_module(file)).cloned());
         }
         if listed(SINGLE) {
             wanted.push(SINGLE.to_owned());
@@ -352,7 +383,9 @@ mod tests {
 
     #[test]
     fn a_repository_is_shown_as_it_is_written() {
-        let repo = |revision: &str| Repo { name: "org/name".to_owned(), revision: revision.to_owned() }.to_string();
+        let repo = |revision: &str| {
+            Repo { name: "org/name".to_owned(), revision: revision.to_owned(), kind: RepoKind::Images }.to_string()
+        };
         assert_eq!((repo("main").as_str(), repo("v1").as_str()), ("hf:org/name", "hf:org/name@v1"));
     }
 

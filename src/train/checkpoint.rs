@@ -6,6 +6,10 @@
 //! | `optimizer.safetensors` | `classifier.weight.momentum`, `classifier.bias.momentum`, same shapes, f32 |
 //! | `state.json` | [`Progress`] |
 //!
+//! That of a map into the space of captions' vectors holds `projection.weight` `[output, input]`, `projection.bias`, where there is
+//! a hidden layer `hidden.weight` and `hidden.bias`, `logit_scale` (its logarithm), `features.mean`, `features.std` and `text.mean`;
+//! and for each that is trained `NAME.exp_avg` and `NAME.exp_avg_sq`.
+//!
 //! The bytes are a function of head and progress alone. Tensors are streamed through a small buffer: neither saving nor
 //! loading holds a second copy. Every value must be finite, on both ways. Whoever saves gives the directory its name last.
 
@@ -19,6 +23,12 @@ use serde::{Deserialize, Serialize};
 use super::HeadState;
 
 mod tensors;
+#[cfg(feature = "model")]
+mod text;
+
+use tensors::Part;
+#[cfg(feature = "model")]
+pub use text::{load_text, load_text_head, save_text};
 
 /// The version of `state.json` that this code writes and reads.
 const FORMAT: u32 = 1;
@@ -110,28 +120,42 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
         let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
         return Err(CheckpointError::Head { reason });
     }
+    let (matrix, row) = ([state.classes, state.dim], [state.classes]);
+    let file =
+        |names: [&'static str; 2], bias, weight| vec![(names[0], &row[..], bias), (names[1], &matrix[..], weight)];
+    let head = file(HEAD_NAMES, state.bias.as_slice(), state.weight.as_slice());
+    let optimizer = file(MOMENTUM_NAMES, state.bias_momentum.as_slice(), state.weight_momentum.as_slice());
+    save_parts(dir, &head, &optimizer, progress)
+}
+
+/// Saves what a head and its optimiser consist of.
+pub(super) fn save_parts(
+    dir: &Path,
+    head: &[Part<'_>],
+    optimizer: &[Part<'_>],
+    progress: &Progress,
+) -> Result<(), CheckpointError> {
     if [progress.loss_sum, progress.best.unwrap_or(0.0)].iter().any(|value| !value.is_finite()) {
         let reason = "its loss or its best metric is not finite".to_owned();
         return Err(CheckpointError::Head { reason });
     }
     remove(dir)?;
     fs::create_dir_all(dir).map_err(io("create directory", dir))?;
-    write_all(dir, state, progress).and_then(|()| sync(dir)).inspect_err(|_| {
+    write_all(dir, head, optimizer, progress).and_then(|()| sync(dir)).inspect_err(|_| {
         // What cannot be removed either has a temporary name, and is swept by the next process.
         remove(dir).ok();
     })
 }
 
-fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
-    let matrix = [state.classes, state.dim];
-    let row = [state.classes];
+fn write_all(
+    dir: &Path,
+    head: &[Part<'_>],
+    optimizer: &[Part<'_>],
+    progress: &Progress,
+) -> Result<(), CheckpointError> {
     let mut checksums = BTreeMap::new();
-    for (file, names, bias, weight) in [
-        (HEAD_FILE, HEAD_NAMES, &state.bias, &state.weight),
-        (OPTIMIZER_FILE, MOMENTUM_NAMES, &state.bias_momentum, &state.weight_momentum),
-    ] {
-        let parts = [(names[0], &row[..], bias.as_slice()), (names[1], &matrix[..], weight.as_slice())];
-        tensors::write(&dir.join(file), &parts)?;
+    for (file, parts) in [(HEAD_FILE, head), (OPTIMIZER_FILE, optimizer)] {
+        tensors::write(&dir.join(file), parts)?;
         checksums.insert(file.to_owned(), checksum(&dir.join(file))?);
     }
     let path = dir.join(STATE_FILE);
@@ -150,9 +174,9 @@ fn write_all(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), C
 pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
     let (progress, checksums) = load_state(dir)?;
     verify(dir, checksums.iter())?;
-    let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    let head = pair(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     let optimizer = dir.join(OPTIMIZER_FILE);
-    let momentum = tensors::read(&optimizer, MOMENTUM_NAMES)?;
+    let momentum = pair(&optimizer, MOMENTUM_NAMES)?;
     let (shape, own) = ([momentum.classes, momentum.dim], [head.classes, head.dim]);
     if shape != own {
         return Err(CheckpointError::Content {
@@ -178,7 +202,7 @@ pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
 pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
     let (_, checksums) = load_state(dir)?;
     verify(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
-    let head = tensors::read(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    let head = pair(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     Ok(HeadState {
         classes: head.classes,
         dim: head.dim,
@@ -187,6 +211,40 @@ pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
         weight_momentum: Vec::new(),
         bias_momentum: Vec::new(),
     })
+}
+
+/// A row and a matrix as they were read.
+struct Pair {
+    /// Length of the row, rows of the matrix.
+    classes: usize,
+    /// Columns of the matrix.
+    dim: usize,
+    /// `[classes]`.
+    row: Vec<f32>,
+    /// `[classes, dim]`, row-major.
+    matrix: Vec<f32>,
+}
+
+/// Reads a file that holds a row and a matrix under these names, the row's first.
+fn pair(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointError> {
+    let fits = |shapes: &[&[usize]]| {
+        let &[&[rows], &[classes, dim]] = shapes else {
+            let shapes = shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join("` and `");
+            return Err(format!("its shapes are `{shapes}`, expected `[classes]` and `[classes, dim]`"));
+        };
+        if rows != classes || classes == 0 || dim == 0 {
+            return Err(format!("its shapes `[{rows}]` and `[{classes}, {dim}]` do not fit together"));
+        }
+        Ok(())
+    };
+    let mut tensors = tensors::read(path, &names, fits)?.into_iter();
+    match (tensors.next(), tensors.next()) {
+        (Some(row), Some(matrix)) if matrix.shape.len() == 2 => {
+            let (classes, dim) = (matrix.shape[0], matrix.shape[1]);
+            Ok(Pair { classes, dim, row: row.values, matrix: matrix.values })
+        }
+        _ => Err(CheckpointError::Content { path: path.to_owned(), reason: "it lacks a tensor".to_owned() }),
+    }
 }
 
 /// Loads the progress alone.

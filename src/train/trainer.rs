@@ -121,7 +121,7 @@ impl<B: Backend> Kept<B> {
     }
 
     /// `[indices.len(), dim]`, in f32.
-    fn select(&self, indices: &[u32]) -> Tensor<B, 2> {
+    pub(super) fn select(&self, indices: &[u32]) -> Tensor<B, 2> {
         let indices: Vec<i64> = indices.iter().map(|index| i64::from(*index)).collect();
         let count = indices.len();
         let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, [count]), &self.rows.device());

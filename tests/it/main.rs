@@ -13,5 +13,6 @@ mod s3;
 mod seeing;
 mod support;
 mod sweep;
+mod text;
 mod views;
 mod whole;

@@ -3,7 +3,7 @@
 
     apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb unpacked
     python3 stamps_corpus.py --stamps unpacked/usr/share/tuxpaint/stamps --out DIR [--holdout 0.2] [--ids-per-image 3]
-                             [--trained 150] [--locales N]
+                             [--trained 150] [--locales N] [--local-titles]
 
 Standard library only; the same package and options give the same bytes. DIR must be absent or empty. Written below DIR:
 
@@ -18,7 +18,8 @@ Standard library only; the same package and options give the same bytes. DIR mus
 `NAME.txt` beside `NAME.png` or `NAME.svg` holds the captions: line 1 English, then `xx.utf8=caption`. A mirrored picture
 (`NAME_mirror.png`) without a text of its own has the one of NAME. Locales are those of the texts; English, which has no
 code there, comes as `en`, beside them. The page title is the English name: the caption's first words without its article,
-cut before a clause. `--locales N` keeps English and the N most frequent locales.
+cut before a clause. `--locales N` keeps English and the N most frequent locales. With `--local-titles` each caption has a title of
+its own language, cut out of it in the same way, as pages of that language would; and the truths say each caption's language.
 
 The caption list holds the captions of both truths, each as often as a truth names it, in an order of its own. The truth of
 a held-out image names its own captions whether or not a train row has them; `summary.json` says for how many it does,
@@ -91,7 +92,7 @@ def size_of(image, payload):
 
 
 class Image:
-    def __init__(self, root, path, locales):
+    def __init__(self, root, path, locales, local_titles):
         relative = path.relative_to(root).as_posix()
         self.path = path
         self.is_png = path.suffix == ".png"
@@ -99,7 +100,8 @@ class Image:
         self.captions = {code: text for code, text in sorted(captions_of(path).items()) if code in locales}
         english = captions_of(path).get("en", "")
         self.title = title_of(english, path)
-        self.targets = {code: f"{self.title} [SEP] {text}" for code, text in self.captions.items()}
+        title = (lambda text: title_of(text, path)) if local_titles else (lambda text: self.title)
+        self.targets = {code: f"{title(text)} [SEP] {text}" for code, text in self.captions.items()}
 
     def shard_row(self):
         encoded = base64.b64encode(self.path.read_bytes()).decode()
@@ -144,12 +146,14 @@ def write_shards(folder, pattern, images, count):
                 packed.close()
 
 
-def write_questions(out, prefix, images, most):
+def write_questions(out, prefix, images, most, languages):
     """`test.tsv` and `truth.csv`, ids in the order of a hash. Returns [(url, target)]."""
     asked = [(image.url, target) for image in images for target in image.asked(most)]
     asked.sort(key=lambda pair: digest("order", prefix, *pair))
+    of = {(image.url, target): code for image in images for code, target in reversed(image.targets.items())}
     write_table(out / f"{prefix}test.tsv", "\t", ["id", "image_url"], [(i, url) for i, (url, _) in enumerate(asked)])
-    write_table(out / f"{prefix}truth.csv", ",", ["id", TARGET], [(i, target) for i, (_, target) in enumerate(asked)])
+    rows = [(i, target, of[url, target])[: 3 if languages else 2] for i, (url, target) in enumerate(asked)]
+    write_table(out / f"{prefix}truth.csv", ",", ["id", TARGET, "language"][: 3 if languages else 2], rows)
     return asked
 
 
@@ -160,6 +164,7 @@ def arguments():
     parser.add_argument("--holdout", type=float, default=0.2, help="share of the images in no train file (by URL)")
     parser.add_argument("--ids-per-image", type=int, default=3, help="most ids of one image")
     parser.add_argument("--trained", type=int, default=150, help="train images to ask for once more")
+    parser.add_argument("--local-titles", action="store_true", help="titles in the captions' own languages")
     parser.add_argument("--locales", type=int, default=0, help="keep English and N locales; 0: all")
     args = parser.parse_args()
     if not 0 <= args.holdout < 1 or args.ids_per_image < 1 or args.trained < 0 or args.locales < 0:
@@ -177,7 +182,7 @@ def main():
     counts = collections.Counter(code for path in paths for code in captions_of(path))
     others = sorted((code for code in counts if code != "en"), key=lambda code: (-counts[code], code))
     locales = {"en", *(others[: args.locales] if args.locales else others)}
-    images = [Image(args.stamps, path, locales) for path in paths]
+    images = [Image(args.stamps, path, locales, args.local_titles) for path in paths]
     if not any(image.captions for image in images):
         sys.exit(f"`{args.stamps}` holds no captioned image: is it usr/share/tuxpaint/stamps?")
 
@@ -196,8 +201,8 @@ def main():
     write_shards(args.out / "image_data_train/image_pixels", "train_image_pixels_part-{:05}.csv.gz", train, TRAIN_SHARDS)
     write_shards(args.out / "image_data_test/image_pixels", "test_image_pixels_part-{:05}.csv", held, TEST_SHARDS)
     write_shards(args.out / "image_data_trained/image_pixels", "trained_image_pixels_part-{:05}.csv", trained, TEST_SHARDS)
-    held_ids = write_questions(args.out, "", held, args.ids_per_image)
-    trained_ids = write_questions(args.out, "trained_", trained, args.ids_per_image)
+    held_ids = write_questions(args.out, "", held, args.ids_per_image, args.local_titles)
+    trained_ids = write_questions(args.out, "trained_", trained, args.ids_per_image, args.local_titles)
     listed = [target for _, target in held_ids + trained_ids]
     order = sorted(range(len(listed)), key=lambda place: digest("list", str(place), listed[place]))
     write_table(args.out / "test_caption_list.csv", ",", [TARGET], [[listed[place]] for place in order])

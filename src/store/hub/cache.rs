@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::RepoKind;
 use crate::store::StoreError;
 use crate::store::local::sync_parent;
 
 pub(super) const CONFIG: &str = "config.json";
-pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+const MODULES: &str = "modules.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
@@ -42,6 +44,35 @@ pub(super) struct BlobLock {
 pub(super) fn is_commit(revision: &str) -> bool {
     [40, 64].contains(&revision.len())
         && revision.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Whether a file belongs to a part of a text encoder behind its blocks: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+pub(super) fn is_of_module(file: &str) -> bool {
+    let Some((folder, name)) = file.split_once('/') else { return false };
+    let number =
+        folder.split('_').next().is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()));
+    let word = folder.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    number && word && [CONFIG, SINGLE].contains(&name)
+}
+
+/// The files of the parts that a `modules.json` names.
+fn module_files(modules: &[u8]) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Raw {
+        path: String,
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    let modules: Vec<Raw> = serde_json::from_slice(modules).unwrap_or_default();
+    let files = |Raw { path, kind }: Raw| -> Vec<String> {
+        let names: &[&str] = match kind.rsplit('.').next() {
+            Some("Pooling") => &[CONFIG],
+            Some("Dense") => &[CONFIG, SINGLE],
+            _ => &[],
+        };
+        names.iter().map(|name| format!("{path}/{name}")).filter(|file| is_of_module(file)).collect()
+    };
+    modules.into_iter().flat_map(files).collect()
 }
 
 /// The shards that an index names, each once, in order.
@@ -103,9 +134,9 @@ impl Cache {
 
     /// The first file that a checkpoint needs and the snapshot lacks; `None` where it is complete.
     ///
-    /// Without a preprocessor file the checkpoint would quietly get its family's defaults, so it must be known that the
+    /// Without an optional file the checkpoint would quietly get its family's defaults, so it must be known that the
     /// repository has none: whoever fetched the other files one by one may have left it out.
-    pub(super) fn missing(&self, commit: &str) -> Option<String> {
+    pub(super) fn missing(&self, commit: &str, kind: RepoKind) -> Option<String> {
         if !self.has(commit, CONFIG) {
             return Some(CONFIG.to_owned());
         }
@@ -116,8 +147,16 @@ impl Cache {
                 return Some(shard);
             }
         }
-        let known = self.has(commit, PREPROCESSOR) || self.known_absent(commit, PREPROCESSOR);
-        (!known).then(|| PREPROCESSOR.to_owned())
+        let known = |file: &str| self.has(commit, file) || self.known_absent(commit, file);
+        if let Some(file) = kind.optional().iter().find(|file| !known(file)) {
+            return Some((*file).to_owned());
+        }
+        if kind == RepoKind::Images {
+            return None;
+        }
+        let modules =
+            fs::read(self.snapshot(commit).join(MODULES)).map_or_else(|_| Vec::new(), |text| module_files(&text));
+        std::iter::once(TOKENIZER.to_owned()).chain(modules).find(|file| !self.has(commit, file))
     }
 
     fn known_absent(&self, commit: &str, file: &str) -> bool {
@@ -168,16 +207,19 @@ impl Cache {
     /// # Errors
     /// When the system refuses.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), StoreError> {
-        let snapshot = self.snapshot(commit);
-        fs::create_dir_all(&snapshot).map_err(|error| StoreError::io(&snapshot, "created", error))?;
-        let (path, temporary) = (snapshot.join(file), snapshot.join(format!(".{file}.{}.tmp", std::process::id())));
+        let path = self.snapshot(commit).join(file);
+        let folder = path.parent().unwrap_or(&path);
+        fs::create_dir_all(folder).map_err(|error| StoreError::io(folder, "created", error))?;
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
         let failed = |error| StoreError::io(&path, "written", error);
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
         // Relative, so that a cache that is moved stays one.
-        std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &temporary)
+        let up = "../".repeat(2 + file.matches('/').count());
+        std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(etag), &temporary)
             // Some file systems have no links of this kind.
             .or_else(|_| fs::hard_link(self.blob(etag), &temporary))
             .or_else(|_| fs::copy(self.blob(etag), &temporary).map(drop))
@@ -236,7 +278,7 @@ mod tests {
     fn a_snapshot_is_complete_once_nothing_is_unknown() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path(), "name");
-        let missing = || cache.missing(COMMIT);
+        let missing = || cache.missing(COMMIT, RepoKind::Images);
         assert_eq!(missing().as_deref(), Some(CONFIG));
         put(&cache, "c", CONFIG, "{}");
         assert_eq!(missing().as_deref(), Some(SINGLE));
@@ -244,18 +286,48 @@ mod tests {
         assert_eq!(missing().as_deref(), Some("s-1"));
         put(&cache, "s", "s-1", "");
         put(&cache, "s", "s-2", "");
-        assert_eq!(missing().as_deref(), Some(PREPROCESSOR));
+        assert_eq!(missing().as_deref(), Some("preprocessor_config.json"));
         let trees = cache.repo().join("trees");
         fs::create_dir_all(&trees).unwrap();
         let tree =
             |files: &str| fs::write(trees.join(format!("{COMMIT}.json")), format!(r#"{{"files": {files}}}"#)).unwrap();
         tree(r#"{"preprocessor_config.json": {"size": 1}}"#);
-        assert_eq!(missing().as_deref(), Some(PREPROCESSOR));
+        assert_eq!(missing().as_deref(), Some("preprocessor_config.json"));
         tree(r#"{"config.json": {"size": 1}}"#);
         assert_eq!(missing(), None);
         fs::remove_dir_all(&trees).unwrap();
-        cache.note_absent(COMMIT, PREPROCESSOR);
+        cache.note_absent(COMMIT, "preprocessor_config.json");
         assert_eq!(missing(), None);
+    }
+
+    #[test]
+    fn a_text_encoder_has_its_tokenizer_and_the_parts_that_its_modules_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), "org/name");
+        let missing = || cache.missing(COMMIT, RepoKind::Text);
+        put(&cache, "c", CONFIG, "{}");
+        put(&cache, "w", SINGLE, "");
+        assert_eq!(missing().as_deref(), Some(MODULES));
+        let modules = r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"},
+            {"path": "2_Dense", "type": "a.Dense"}, {"path": "../x", "type": "a.Dense"}]"#;
+        put(&cache, "m", MODULES, modules);
+        for file in ["sentence_bert_config.json", "tokenizer_config.json"] {
+            assert_eq!(missing().as_deref(), Some(file));
+            cache.note_absent(COMMIT, file);
+        }
+        for file in [TOKENIZER, "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"] {
+            assert_eq!(missing().as_deref(), Some(file));
+            put(&cache, "x", file, "content");
+        }
+        assert_eq!(missing(), None);
+        let link = cache.snapshot(COMMIT).join("1_Pooling/config.json");
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("../../../blobs/x"));
+        assert_eq!(fs::read_to_string(&link).unwrap(), "content");
+        assert!(
+            !is_of_module("onnx/config.json")
+                && !is_of_module("1_Pooling/other.json")
+                && !is_of_module("1_/../config.json")
+        );
     }
 
     #[test]

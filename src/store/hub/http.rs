@@ -127,7 +127,8 @@ impl Http {
 
     fn file_url(&self, repo: &str, commit: &str, file: &str) -> Url {
         let mut components: Vec<&str> = repo.split('/').collect();
-        components.extend(["resolve", commit, file]);
+        components.extend(["resolve", commit]);
+        components.extend(file.split('/'));
         self.url(&components)
     }
 

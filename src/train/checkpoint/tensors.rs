@@ -1,4 +1,4 @@
-//! A bias and a matrix as one safetensors file, streamed both ways.
+//! Tensors of f32 as one safetensors file, streamed both ways.
 //!
 //! The format is 8 bytes of header length (little-endian), a JSON header, then the values, row-major
 //! (<https://github.com/huggingface/safetensors#format>). The header is written and checked by the `safetensors`
@@ -60,20 +60,20 @@ fn stream(file: &File, header: &[u8], parts: &[Part<'_>]) -> io::Result<()> {
     output.flush()
 }
 
-/// A row and a matrix as they were read.
-pub(super) struct Pair {
-    /// Length of the row, rows of the matrix.
-    pub(super) classes: usize,
-    /// Columns of the matrix.
-    pub(super) dim: usize,
-    /// `[classes]`.
-    pub(super) row: Vec<f32>,
-    /// `[classes, dim]`, row-major.
-    pub(super) matrix: Vec<f32>,
+/// A tensor as it was read.
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<f32>,
 }
 
-/// Reads a file that holds a row and a matrix under these names, the row's first.
-pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointError> {
+/// Reads a file that holds tensors of f32 under these names, and gives them in their order; `fits` looks at the shapes before
+/// anything is allocated for values.
+pub(super) fn read(
+    path: &Path,
+    names: &[&str],
+    fits: impl FnOnce(&[&[usize]]) -> Result<(), String>,
+) -> Result<Vec<Tensor>, CheckpointError> {
     let refused = |reason: String| CheckpointError::Content { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(io("open", path))?;
     let file_bytes = file.metadata().map_err(io("read", path))?.len();
@@ -87,13 +87,14 @@ pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointErro
     file.read_exact(&mut header).map_err(io("read", path))?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| refused(error.to_string()))?;
 
-    let mut found = metadata.offset_keys();
+    let (mut found, mut expected) = (metadata.offset_keys(), names.to_vec());
     found.sort_unstable();
-    if found != names {
+    expected.sort_unstable();
+    if found != expected {
         return Err(refused(format!(
             "it holds the tensors `{}`, expected `{}`",
             found.join("`, `"),
-            names.join("`, `")
+            expected.join("`, `")
         )));
     }
     let info = |name: &str| {
@@ -104,33 +105,29 @@ pub(super) fn read(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointErro
         }
         Ok(info)
     };
-    let (row, matrix) = (info(names[0])?, info(names[1])?);
-    let (&[row_classes], &[classes, dim]) = (row.shape.as_slice(), matrix.shape.as_slice()) else {
-        return Err(refused(format!(
-            "its shapes are `{:?}` and `{:?}`, expected `[classes]` and `[classes, dim]`",
-            row.shape, matrix.shape
-        )));
-    };
-    if row_classes != classes || classes == 0 || dim == 0 {
-        return Err(refused(format!("its shapes `{:?}` and `{:?}` do not fit together", row.shape, matrix.shape)));
-    }
+    let infos: Vec<&TensorInfo> = names.iter().map(|name| info(name)).collect::<Result<_, _>>()?;
+    fits(&infos.iter().map(|info| info.shape.as_slice()).collect::<Vec<_>>()).map_err(refused)?;
     // The header's own offsets and shapes agree; the file must agree with them before anything is allocated.
     let expected = 8 + header_bytes + metadata.data_len() as u64;
     if file_bytes != expected {
         return Err(refused(format!("it is `{file_bytes}` bytes long, its header asks for `{expected}`")));
     }
-
-    let (mut row_values, mut matrix_values) = (Vec::new(), Vec::new());
+    let tensor = |(name, info): (&&str, &&TensorInfo)| Tensor {
+        name: (*name).to_owned(),
+        shape: info.shape.clone(),
+        values: Vec::new(),
+    };
+    let mut tensors: Vec<Tensor> = names.iter().zip(&infos).map(tensor).collect();
     for name in metadata.offset_keys() {
-        let (values, count) =
-            if name == names[0] { (&mut row_values, classes) } else { (&mut matrix_values, classes * dim) };
-        read_values(&mut file, count, values).map_err(io("read", path))?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let reason = format!("value `{at}` of `{name}` is `{}`", values[at]);
+        let Some(tensor) = tensors.iter_mut().find(|tensor| tensor.name == name) else { continue };
+        let count = tensor.shape.iter().product();
+        read_values(&mut file, count, &mut tensor.values).map_err(io("read", path))?;
+        if let Some(at) = tensor.values.iter().position(|value| !value.is_finite()) {
+            let reason = format!("value `{at}` of `{name}` is `{}`", tensor.values[at]);
             return Err(refused(reason));
         }
     }
-    Ok(Pair { classes, dim, row: row_values, matrix: matrix_values })
+    Ok(tensors)
 }
 
 fn read_values(file: &mut File, count: usize, values: &mut Vec<f32>) -> io::Result<()> {

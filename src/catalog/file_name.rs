@@ -1,0 +1,114 @@
+//! What the name of an image's file says, as its URL has it.
+
+use percent_encoding::percent_decode_str;
+
+/// Words that cameras and scanners put before a number.
+const CAMERAS: [&str; 17] = [
+    "dsc",
+    "dscn",
+    "dscf",
+    "dscx",
+    "img",
+    "image",
+    "imgp",
+    "pict",
+    "pic",
+    "photo",
+    "scan",
+    "gopr",
+    "mvi",
+    "vid",
+    "cimg",
+    "sam",
+    "screenshot",
+];
+
+/// The name of a URL's file as words: percent-decoded, without its extension, the size of a thumbnail (`300px-`) and what a camera
+/// puts there (`DSC_0123`), separators as spaces. Empty where nothing is left.
+pub fn file_name(url: &str) -> String {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let decoded = percent_decode_str(last).decode_utf8_lossy();
+    let name = without_size(&decoded);
+    // Names of scaled drawings have two: `Coat.svg.png`.
+    let name = without_extension(without_extension(name));
+    let spaced: String = name
+        .chars()
+        .map(|letter| {
+            if matches!(letter, '_' | '-' | '+' | '.' | ',' | ';' | '~') || letter.is_whitespace() {
+                ' '
+            } else {
+                letter
+            }
+        })
+        .collect();
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    words[camera_words(&words)..].join(" ")
+}
+
+/// Without the width that a thumbnail's name starts with.
+fn without_size(name: &str) -> &str {
+    let digits = name.bytes().take_while(u8::is_ascii_digit).count();
+    if digits == 0 { name } else { name[digits..].strip_prefix("px-").unwrap_or(name) }
+}
+
+fn without_extension(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((stem, ending)) => {
+            let is_ending = (2..=5).contains(&ending.len()) && ending.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            let has_letter = ending.bytes().any(|byte| byte.is_ascii_alphabetic());
+            if is_ending && has_letter && !stem.is_empty() { stem } else { name }
+        }
+        None => name,
+    }
+}
+
+/// How many words at the start are a camera's: its word and numbers, or one of both (`P1010023`, `IMG0042`).
+fn camera_words(words: &[&str]) -> usize {
+    let number = |word: &&&str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(first) = words.first() else { return 0 };
+    let letters: String = first.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
+    let rest = &first[letters.len()..];
+    let digits = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let camera = CAMERAS.contains(&letters.as_str());
+    if (camera && digits) || (letters == "p" && digits && rest.len() >= 6) {
+        // What follows it may be a further number of its own.
+        return 1 + words[1..].iter().take_while(number).count();
+    }
+    if camera && rest.is_empty() {
+        let numbers = words[1..].iter().take_while(number).count();
+        return if numbers > 0 { 1 + numbers } else { 0 };
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_a_person_wrote_into_it() {
+        for (url, expected) in [
+            (
+                "https://upload.wikimedia.org/wikipedia/commons/a/ab/Eiffel_Tower_from-below.jpg",
+                "Eiffel Tower from below",
+            ),
+            ("http://x/thumb/a/ab/Caf%C3%A9_de_Flore.jpg/300px-Caf%C3%A9_de_Flore.jpg", "Café de Flore"),
+            ("https://x/Coat_of_arms.svg.png?width=300#top", "Coat of arms"),
+            ("https://x/DSC_0123_Old_town_hall.JPG", "Old town hall"),
+            ("https://x/IMG_20190412_101112.jpg", ""),
+            ("https://x/P1010023%20Harbour.jpg", "Harbour"),
+            ("https://x/DSCN0042.jpeg", ""),
+            ("https://x/Image_of_a_dog.png", "Image of a dog"),
+            ("https://x/%E5%AF%8C%E5%A3%AB%E5%B1%B1.jpg", "富士山"),
+            ("https://x/Version_2.0.jpg", "Version 2 0"),
+            ("https://x/St._Paul's.tif", "St Paul's"),
+            ("https://x/.jpg", "jpg"),
+            ("https://x/", "x"),
+            ("", ""),
+            ("%ff%fe_bad.gif", "\u{fffd}\u{fffd} bad"),
+        ] {
+            assert_eq!(file_name(url), expected, "{url}");
+        }
+    }
+}

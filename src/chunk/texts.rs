@@ -1,0 +1,101 @@
+//! Chunks of captions' vectors: `caption` Utf8, `vector` FixedSizeBinary(dim × 2 or 4), bf16 or f32 little-endian; dtype, dimension
+//! and what they were made from are in the metadata.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{AsArray as _, FixedSizeBinaryArray, StringArray};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, Field};
+
+use super::features::{format_of, from_bytes, to_bytes, value_bytes};
+use super::table::{TableReader, TableWriter};
+use super::{Checksum, ChunkError};
+use crate::config::value::{Compression, Precision};
+
+/// Rows of one row group.
+const GROUP_ROWS: usize = 8192;
+
+/// Vectors of captions, in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vectors {
+    /// `[captions, dim]`.
+    pub values: Vec<f32>,
+    /// Values of one caption.
+    pub dim: usize,
+    /// Format in the file.
+    pub precision: Precision,
+}
+
+/// Writes a chunk.
+///
+/// # Errors
+/// When the disk is full or refuses.
+pub fn write(path: &Path, captions: &[&str], vectors: &Vectors, generation: &str) -> Result<Checksum, ChunkError> {
+    let Vectors { values, dim, precision } = vectors;
+    let width = (dim * value_bytes(*precision)) as i32;
+    let fields = vec![
+        Field::new("caption", DataType::Utf8, false),
+        Field::new("vector", DataType::FixedSizeBinary(width), false),
+    ];
+    let metadata = [
+        ("kind", "vectors of captions".to_owned()),
+        ("dtype", precision.to_string()),
+        ("dim", dim.to_string()),
+        ("generation", generation.to_owned()),
+    ];
+    let mut table = TableWriter::create(path, fields, Compression::None, GROUP_ROWS, &metadata)?;
+    if !captions.is_empty() {
+        let bytes = Buffer::from_vec(to_bytes(values, *precision));
+        table.write(vec![
+            Arc::new(StringArray::from_iter_values(captions)),
+            Arc::new(FixedSizeBinaryArray::new(width, bytes, None)),
+        ])?;
+    }
+    table.finish()
+}
+
+/// Reads the vectors of a chunk.
+///
+/// # Errors
+/// When it is not one.
+pub fn read(path: &Path) -> Result<Vectors, ChunkError> {
+    let mut table = TableReader::open(path, GROUP_ROWS, &["vector"])?;
+    let damaged = |reason: &str| ChunkError::damaged(path, "chunk of captions' vectors", reason);
+    let (precision, dim) = format_of(&table).map_err(damaged)?;
+    let mut values = Vec::new();
+    while let Some(batch) = table.next()? {
+        let column = batch
+            .column_by_name("vector")
+            .and_then(|column| column.as_fixed_size_binary_opt())
+            .filter(|column| column.value_length() as usize == dim * value_bytes(precision))
+            .ok_or_else(|| damaged("the column `vector` is missing or of another size than `dim` says"))?;
+        from_bytes(column.value_data(), precision, &mut values);
+    }
+    Ok(Vectors { values, dim, precision })
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn vectors_come_back_to_the_precision_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vectors.parquet");
+        let values: Vec<f32> = (0..20).map(|at| (at as f32 * 0.37).sin()).collect();
+        for precision in [Precision::Bf16, Precision::F32] {
+            let vectors = Vectors { values: values.clone(), dim: 5, precision };
+            write(&path, &["a", "", "ü\n\"", "d"], &vectors, "g").unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!((back.dim, back.precision), (5, precision));
+            let rounded =
+                |value: &f32| if precision == Precision::F32 { *value } else { bf16::from_f32(*value).to_f32() };
+            assert_eq!(back.values, values.iter().map(rounded).collect::<Vec<_>>());
+        }
+        write(&path, &[], &Vectors { values: Vec::new(), dim: 5, precision: Precision::F32 }, "g").unwrap();
+        assert!(read(&path).unwrap().values.is_empty());
+    }
+}

@@ -1,0 +1,232 @@
+//! The directory of a text encoder, with everything compared before any tensor is read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::layout;
+use super::modules::Modules;
+use crate::model::config::{Activation, activation, in_range, parse_json};
+use crate::model::error::ModelError;
+use crate::model::weights::{Entry, Store};
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const MAX_WIDTH: u64 = 1 << 16;
+const MAX_VOCABULARY: u64 = 1 << 24;
+
+/// The architecture of a text encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TextConfig {
+    pub(super) hidden: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) inner: usize,
+    pub(super) activation: Activation,
+    pub(super) norm_epsilon: f64,
+    pub(super) vocabulary: usize,
+    pub(super) positions: usize,
+    pub(super) types: usize,
+    /// Position of the first token: RoBERTa counts from behind the padding's number.
+    pub(super) first_position: usize,
+}
+
+/// `config.json`: the keys that matter here, with the defaults of `BertConfig` and `XLMRobertaConfig`, which are the same but for
+/// the last.
+#[derive(Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    hidden_size: Option<u64>,
+    num_hidden_layers: Option<u64>,
+    num_attention_heads: Option<u64>,
+    intermediate_size: Option<u64>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
+    vocab_size: Option<u64>,
+    max_position_embeddings: Option<u64>,
+    type_vocab_size: Option<u64>,
+    pad_token_id: Option<u64>,
+    position_embedding_type: Option<String>,
+}
+
+impl TextConfig {
+    fn parse(text: &[u8], path: &Path) -> Result<Self, ModelError> {
+        let raw: RawConfig = parse_json(text, path)?;
+        let roberta = match raw.model_type.as_deref() {
+            Some("bert") => false,
+            Some("xlm-roberta" | "roberta") => true,
+            other => {
+                let found = other.unwrap_or("(none)");
+                let problem = format!("is `{found}`; supported text encoders are `bert`, `xlm-roberta` and `roberta`");
+                return Err(ModelError::value(path, "model_type", problem));
+            }
+        };
+        if let Some(kind) = raw.position_embedding_type.filter(|kind| kind != "absolute") {
+            return Err(ModelError::value(
+                path,
+                "position_embedding_type",
+                format!("is `{kind}`; only `absolute` is supported"),
+            ));
+        }
+        let count = |key, value: Option<u64>, default, limit| {
+            in_range(path, key, value.unwrap_or(default), limit).map(|value| value as usize)
+        };
+        let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
+        let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
+        if hidden % heads != 0 {
+            let problem = format!("is `{heads}`, which does not divide `hidden_size`, `{hidden}`");
+            return Err(ModelError::value(path, "num_attention_heads", problem));
+        }
+        let norm_epsilon = raw.layer_norm_eps.unwrap_or(1e-12);
+        if !(norm_epsilon.is_finite() && norm_epsilon >= 0.0) {
+            let problem = format!("is `{norm_epsilon}`; it must be zero or more");
+            return Err(ModelError::value(path, "layer_norm_eps", problem));
+        }
+        let pad = raw.pad_token_id.unwrap_or(u64::from(roberta));
+        let positions = count("max_position_embeddings", raw.max_position_embeddings, 512, MAX_VOCABULARY)?;
+        let first_position = if roberta { pad as usize + 1 } else { 0 };
+        if first_position >= positions {
+            let problem = format!("is `{positions}`, which leaves no position behind the padding's, `{pad}`");
+            return Err(ModelError::value(path, "max_position_embeddings", problem));
+        }
+        Ok(Self {
+            hidden,
+            heads,
+            norm_epsilon,
+            positions,
+            first_position,
+            layers: count("num_hidden_layers", raw.num_hidden_layers, 12, 1000)?,
+            inner: count("intermediate_size", raw.intermediate_size, 3072, 4 * MAX_WIDTH)?,
+            activation: activation(raw.hidden_act.as_deref(), path)?,
+            vocabulary: count("vocab_size", raw.vocab_size, 30_522, MAX_VOCABULARY)?,
+            types: count("type_vocab_size", raw.type_vocab_size, 2, MAX_WIDTH)?,
+        })
+    }
+}
+
+/// A text encoder that can be loaded: every tensor is there, in the expected shape.
+#[derive(Debug, Clone)]
+pub struct TextCheckpoint {
+    dir: PathBuf,
+    pub(super) config: TextConfig,
+    pub(super) modules: Modules,
+    pub(super) store: Store,
+    names: BTreeMap<String, String>,
+    /// Tokens of a caption, at most.
+    max_tokens: usize,
+}
+
+impl TextCheckpoint {
+    /// Opens a directory in Hugging Face layout.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is damaged, the family or a value is not supported, or keys or shapes are not those that
+    /// `config.json` asks for.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(CONFIG);
+        let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
+        let config = TextConfig::parse(&text, &path)?;
+        let tokenizer = dir.join(TOKENIZER);
+        if !tokenizer.is_file() {
+            return Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into()));
+        }
+        let modules = Modules::read(dir, config.hidden)?;
+        let store = Store::open_dir(dir)?;
+        let expected = layout::expected(&config);
+        let (mut names, mut unexpected, mut mismatches) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (name, entry) in store.entries() {
+            let Some(key) = layout::published(name) else { continue };
+            match expected.get(&key) {
+                Some(shape) if !names.contains_key(&key) => {
+                    if *shape != entry.shape {
+                        mismatches.push(format!("`{name}` is `{:?}`, expected `{shape:?}`", entry.shape));
+                    }
+                    names.insert(key, name.clone());
+                }
+                _ => unexpected.push(name.clone()),
+            }
+        }
+        let missing: Vec<String> = expected.into_keys().filter(|key| !names.contains_key(key)).collect();
+        if !missing.is_empty() || !unexpected.is_empty() {
+            return Err(ModelError::Keys { dir: dir.to_owned(), missing, unexpected });
+        }
+        if !mismatches.is_empty() {
+            mismatches.truncate(12);
+            return Err(ModelError::Shapes { dir: dir.to_owned(), mismatches });
+        }
+        let room = (config.positions - config.first_position) as u64;
+        let max_tokens = modules.max_tokens.unwrap_or(room).min(room) as usize;
+        Ok(Self { dir: dir.to_owned(), config, modules, store, names, max_tokens })
+    }
+
+    /// Values of a caption's vector.
+    pub fn dim(&self) -> usize {
+        self.modules.width(self.config.hidden)
+    }
+
+    /// Tokens of a caption, at most; those beyond are cut off.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Parameters that are computed with; the table of word vectors is looked up alone.
+    pub fn parameters(&self) -> u64 {
+        let all: u64 =
+            self.names.values().filter_map(|name| self.store.entries().get(name)).map(|e| e.elements() as u64).sum();
+        all - (self.config.vocabulary * self.config.hidden) as u64
+    }
+
+    pub(super) fn tokenizer_path(&self) -> PathBuf {
+        self.dir.join(TOKENIZER)
+    }
+
+    /// BLAKE3, in hex, over the configuration, the tokenizer, the weights and what sentence-transformers left.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String, ModelError> {
+        let mut hasher = blake3::Hasher::new();
+        let own = [self.dir.join(CONFIG), self.tokenizer_path()];
+        let dense = self.modules.dense.iter().map(|dense| dense.dir.join("model.safetensors"));
+        let files = own.into_iter().chain(self.store.files(&self.dir)).chain(self.modules.files.clone()).chain(dense);
+        for path in files {
+            let file = File::open(&path).map_err(ModelError::read(&path))?;
+            let length = file.metadata().map_err(ModelError::read(&path))?.len();
+            let name = path.strip_prefix(&self.dir).unwrap_or(&path).as_os_str().as_encoded_bytes();
+            hasher.update(name).update(&[0]).update(&length.to_le_bytes());
+            hasher.update_reader(file).map_err(ModelError::read(&path))?;
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    fn entry(&self, key: &str) -> Result<&Entry, ModelError> {
+        let found = self.names.get(key).and_then(|name| self.store.entries().get(name));
+        found.ok_or_else(|| ModelError::Keys {
+            dir: self.dir.clone(),
+            missing: vec![key.to_owned()],
+            unexpected: Vec::new(),
+        })
+    }
+
+    /// The tensors of these published names one after the other, as f32.
+    pub(super) fn read(&self, keys: &[String]) -> Result<Vec<f32>, ModelError> {
+        let mut values = Vec::new();
+        for key in keys {
+            self.store.read_into(self.entry(key)?, &mut values)?;
+        }
+        Ok(values)
+    }
+
+    /// A tensor as it lies in its file.
+    pub(super) fn raw(&self, key: &str) -> Result<(Vec<u8>, crate::model::weights::Format), ModelError> {
+        let entry = self.entry(key)?;
+        let mut bytes = Vec::with_capacity(entry.bytes() as usize);
+        self.store.stream(entry, |block| {
+            bytes.extend_from_slice(block);
+            Ok(())
+        })?;
+        Ok((bytes, entry.format))
+    }
+}

@@ -1,0 +1,259 @@
+//! The blocks of a text encoder on a device, and what makes one vector of their last states.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData, activation};
+
+use super::checkpoint::TextCheckpoint;
+use super::layout;
+use super::modules::Pooling;
+use crate::model::block::{Linear, Norm, activate, in_format};
+use crate::model::config::Activation;
+use crate::model::error::ModelError;
+use crate::model::weights::{Format, Store};
+
+/// Stands for the score of a token that is none: far below any score, and no infinity, whose difference with itself is no number.
+const NOWHERE: f32 = -1e30;
+
+/// How an encoder computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextNumerics {
+    /// Format of weights and activations. Norms, softmax, activation functions and pooling are f32 in any case.
+    pub format: DType,
+}
+
+impl Default for TextNumerics {
+    fn default() -> Self {
+        Self { format: DType::F32 }
+    }
+}
+
+/// Word vectors, `[vocabulary, hidden]`, as they lie in their file.
+#[derive(Debug)]
+struct Words {
+    bytes: Vec<u8>,
+    format: Format,
+    hidden: usize,
+}
+
+impl Words {
+    /// Adds a word's vector.
+    fn add(&self, word: u32, to: &mut [f32]) {
+        let width = self.hidden * self.format.bytes();
+        let row = &self.bytes[word as usize * width..(word as usize + 1) * width];
+        match self.format {
+            Format::F32 => to.iter_mut().zip(row.as_chunks().0).for_each(|(to, b)| *to += f32::from_le_bytes(*b)),
+            Format::F16 => {
+                to.iter_mut().zip(row.as_chunks().0).for_each(|(to, b)| *to += half::f16::from_le_bytes(*b).to_f32());
+            }
+            Format::Bf16 => {
+                to.iter_mut().zip(row.as_chunks().0).for_each(|(to, b)| *to += half::bf16::from_le_bytes(*b).to_f32());
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Block<B: Backend> {
+    query_key_value: Linear<B>,
+    attention_output: Linear<B>,
+    attention_norm: Norm<B>,
+    inner: Linear<B>,
+    outer: Linear<B>,
+    output_norm: Norm<B>,
+}
+
+/// An encoder on the device `B::Device`.
+#[derive(Debug)]
+pub struct TextEncoder<B: Backend> {
+    words: Words,
+    /// Vectors of the positions and of the first token type, added up, `[positions, hidden]`.
+    positions: Vec<f32>,
+    first_position: usize,
+    first_norm: Norm<B>,
+    blocks: Vec<Block<B>>,
+    dense: Vec<(Linear<B>, bool)>,
+    activation: Activation,
+    pooling: Pooling,
+    normalise: bool,
+    heads: usize,
+    hidden: usize,
+    dim: usize,
+    numerics: TextNumerics,
+    device: B::Device,
+}
+
+impl<B: Backend> TextEncoder<B> {
+    /// Reads the tensors one at a time and puts them on `device`.
+    ///
+    /// # Errors
+    /// When a file cannot be read any more.
+    pub fn load(checkpoint: &TextCheckpoint, numerics: TextNumerics, device: &B::Device) -> Result<Self, ModelError> {
+        let (config, modules) = (&checkpoint.config, &checkpoint.modules);
+        let (hidden, place) = (config.hidden, (device, numerics.format));
+        let norm = |name: &str| -> Result<Norm<B>, ModelError> {
+            let read = |kind: &str| checkpoint.read(&[format!("{name}.{kind}")]);
+            Ok(Norm::new(read("weight")?, read("bias")?, config.norm_epsilon, device))
+        };
+        // Several projections of the same input become one product.
+        let linear = |index: usize, parts: &[&str], input: usize, out: usize| -> Result<Linear<B>, ModelError> {
+            let keys = |kind: &str| -> Vec<String> {
+                parts.iter().map(|part| format!("{}.{kind}", layout::block_key(index, part))).collect()
+            };
+            let (weight, bias) = (checkpoint.read(&keys("weight"))?, checkpoint.read(&keys("bias"))?);
+            Ok(Linear::new(&weight, Some(bias), input, out, place))
+        };
+        let block = |index: usize| -> Result<Block<B>, ModelError> {
+            Ok(Block {
+                query_key_value: linear(index, &layout::QUERY_KEY_VALUE, hidden, 3 * hidden)?,
+                attention_output: linear(index, &[layout::ATTENTION_OUTPUT], hidden, hidden)?,
+                attention_norm: norm(&layout::block_key(index, layout::ATTENTION_NORM))?,
+                inner: linear(index, &[layout::INNER], hidden, config.inner)?,
+                outer: linear(index, &[layout::OUTER], config.inner, hidden)?,
+                output_norm: norm(&layout::block_key(index, layout::OUTPUT_NORM))?,
+            })
+        };
+        let (bytes, format) = checkpoint.raw(layout::WORDS)?;
+        let mut positions = checkpoint.read(&[layout::POSITIONS.to_owned()])?;
+        let types = checkpoint.read(&[layout::TYPES.to_owned()])?;
+        for position in positions.chunks_mut(hidden) {
+            position.iter_mut().zip(&types).for_each(|(position, first)| *position += first);
+        }
+        let mut dense = Vec::with_capacity(modules.dense.len());
+        for layer in &modules.dense {
+            let path = layer.dir.join("model.safetensors");
+            let store = Store::open(&path)?;
+            let read = |name: &str, shape: &[usize]| match store.entries().get(name) {
+                Some(entry) if entry.shape == shape => store.read(entry),
+                _ => Err(ModelError::weights(&path, format!("it has no `{name}` of shape `{shape:?}`"))),
+            };
+            let weight = read("linear.weight", &[layer.output, layer.input])?;
+            let bias = if layer.bias { Some(read("linear.bias", &[layer.output])?) } else { None };
+            // Few and small, and the last thing that is done to a vector: in f32.
+            dense.push((Linear::new(&weight, bias, layer.input, layer.output, (device, DType::F32)), layer.tanh));
+        }
+        Ok(Self {
+            words: Words { bytes, format, hidden },
+            positions,
+            first_position: config.first_position,
+            first_norm: norm(layout::FIRST_NORM)?,
+            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            dense,
+            activation: config.activation,
+            pooling: modules.pooling,
+            normalise: modules.normalise,
+            heads: config.heads,
+            hidden,
+            dim: checkpoint.dim(),
+            numerics,
+            device: device.clone(),
+        })
+    }
+
+    /// Values of a caption's vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The vectors of captions by their token numbers, each filled up to `tokens`: `[captions, dim]`, row-major. A caption
+    /// without a token has a vector of zeros.
+    ///
+    /// # Errors
+    /// When one has more tokens than `tokens` or than there are positions, or the device fails.
+    pub fn embed(&self, captions: &[&[u32]], tokens: usize) -> Result<Vec<f32>, ModelError> {
+        let room = self.positions.len() / self.hidden - self.first_position;
+        let longest = captions.iter().map(|caption| caption.len()).max().unwrap_or(0);
+        if longest > tokens || tokens > room {
+            let reason = format!("a caption of `{longest}` tokens does not fit `{tokens}` places of `{room}`");
+            return Err(ModelError::Tokenizer { reason });
+        }
+        if captions.is_empty() || tokens == 0 {
+            return Ok(vec![0.0; captions.len() * self.dim]);
+        }
+        let rows = captions.len();
+        let mut inputs = vec![0.0_f32; rows * tokens * self.hidden];
+        let (mut mask, mut counts) = (vec![NOWHERE; rows * tokens], Vec::with_capacity(rows));
+        for (row, caption) in captions.iter().enumerate() {
+            counts.push(caption.len() as f32);
+            for (place, word) in caption.iter().enumerate() {
+                mask[row * tokens + place] = 0.0;
+                let to = &mut inputs[(row * tokens + place) * self.hidden..][..self.hidden];
+                to.copy_from_slice(&self.positions[(self.first_position + place) * self.hidden..][..self.hidden]);
+                self.words.add(*word, to);
+            }
+        }
+        let padded = mask.iter().any(|value| *value != 0.0);
+        let vectors = self.forward(inputs, padded.then_some(mask), counts, rows, tokens);
+        let failed = |reason: String| ModelError::Device { reason };
+        let data = vectors.try_into_data().map_err(|cause| failed(cause.to_string()))?;
+        data.convert::<f32>().into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))
+    }
+
+    fn forward(
+        &self,
+        inputs: Vec<f32>,
+        mask: Option<Vec<f32>>,
+        counts: Vec<f32>,
+        rows: usize,
+        tokens: usize,
+    ) -> Tensor<B, 2> {
+        let (hidden, heads, format) = (self.hidden, self.heads, self.numerics.format);
+        let upload = |values: Vec<f32>, shape: [usize; 2]| {
+            Tensor::<B, 2>::from_data(TensorData::new(values, shape), (&self.device, DType::F32))
+        };
+        let mask = mask.map(|mask| upload(mask, [rows, tokens]));
+        let scores_mask = mask.clone().map(|mask| mask.reshape([rows, 1, 1, tokens]));
+        let states = self.first_norm.forward_f32(upload(inputs, [rows * tokens, hidden]));
+        let mut states = in_format(states, format);
+        for block in &self.blocks {
+            let all_three = block.query_key_value.forward(states.clone());
+            let part = |index: usize| {
+                let values = all_three.clone().narrow(1, index * hidden, hidden);
+                values.reshape([rows, tokens, heads, hidden / heads]).swap_dims(1, 2)
+            };
+            let scores = in_format(part(0).matmul(part(1).transpose()), DType::F32) / ((hidden / heads) as f64).sqrt();
+            let scores = match &scores_mask {
+                Some(mask) => scores + mask.clone(),
+                None => scores,
+            };
+            let attended = in_format(activation::softmax(scores, 3), format).matmul(part(2));
+            let attended = attended.swap_dims(1, 2).reshape([rows * tokens, hidden]);
+            states = block.attention_norm.forward(states + block.attention_output.forward(attended));
+            let fed = block.outer.forward(activate(self.activation, block.inner.forward(states.clone())));
+            states = block.output_norm.forward(states + fed);
+        }
+        let states = in_format(states, DType::F32).reshape([rows, tokens, hidden]);
+        let counts = upload(counts, [rows, 1]);
+        // 1 for a token, 0 for padding.
+        let present = mask.map(|mask| (mask / -f64::from(NOWHERE) + 1.0).reshape([rows, tokens, 1]));
+        let sum = |states: Tensor<B, 3>| {
+            let states = match &present {
+                Some(present) => states * present.clone(),
+                None => states,
+            };
+            states.sum_dim(1).squeeze_dim::<2>(1)
+        };
+        let mut vectors = match self.pooling {
+            Pooling::Mean => sum(states) / counts.clamp_min(1e-9),
+            Pooling::MeanSqrt => sum(states) / counts.clamp_min(1e-9).sqrt(),
+            Pooling::Cls => states.narrow(1, 0, 1).squeeze_dim(1),
+            Pooling::Max => {
+                let states = match &present {
+                    Some(present) => states + (present.clone() - 1.0) * -f64::from(NOWHERE),
+                    None => states,
+                };
+                states.max_dim(1).squeeze_dim(1)
+            }
+        };
+        for (layer, tanh) in &self.dense {
+            vectors = layer.forward(vectors);
+            if *tanh {
+                vectors = vectors.tanh();
+            }
+        }
+        if self.normalise {
+            let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
+            vectors = vectors / length;
+        }
+        vectors
+    }
+}

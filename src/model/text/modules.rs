@@ -1,0 +1,226 @@
+//! What sentence-transformers leaves beside an encoder: how hidden states become one vector.
+//!
+//! Source: `modules.json` names the parts in their order; each has a folder with a `config.json`. The first is the encoder itself.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::model::config::{in_range, parse_json};
+use crate::model::error::ModelError;
+
+const MODULES: &str = "modules.json";
+const SENTENCE: &str = "sentence_bert_config.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// A `model_max_length` above this stands for none.
+const NO_LIMIT: f64 = 1e6;
+
+/// How the vectors of a caption's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum over the square root of their number.
+    MeanSqrt,
+    /// The first.
+    Cls,
+    /// The largest of each value.
+    Max,
+}
+
+/// A layer behind the pooling.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Dense {
+    pub(super) dir: PathBuf,
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) bias: bool,
+    pub(super) tanh: bool,
+}
+
+/// Everything behind the encoder's last block, and in front of its tokenizer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Modules {
+    pub(super) pooling: Pooling,
+    pub(super) dense: Vec<Dense>,
+    pub(super) normalise: bool,
+    pub(super) lower_case: bool,
+    /// Tokens of a caption, at most, where a file says so.
+    pub(super) max_tokens: Option<u64>,
+    /// The files that said so, which are part of what the encoder is.
+    pub(super) files: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct RawModule {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize, Default)]
+struct RawPooling {
+    pooling_mode: Option<String>,
+    #[serde(default)]
+    pooling_mode_cls_token: bool,
+    #[serde(default)]
+    pooling_mode_mean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_max_tokens: bool,
+    #[serde(default)]
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    #[serde(default)]
+    pooling_mode_weightedmean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_lasttoken: bool,
+    include_prompt: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RawDense {
+    in_features: u64,
+    out_features: u64,
+    bias: Option<bool>,
+    activation_function: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawSentence {
+    max_seq_length: Option<u64>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Deserialize, Default)]
+struct RawTokenizer {
+    model_max_length: Option<f64>,
+}
+
+impl Modules {
+    /// Reads what is there; `hidden`: values of a token.
+    pub(super) fn read(dir: &Path, hidden: usize) -> Result<Self, ModelError> {
+        let mut found = Self { normalise: true, ..Self::default() };
+        if let Some(raw) = found.file::<RawSentence>(&dir.join(SENTENCE))? {
+            found.lower_case = raw.do_lower_case;
+            found.max_tokens = raw.max_seq_length;
+        }
+        if found.max_tokens.is_none()
+            && let Some(raw) = found.file::<RawTokenizer>(&dir.join(TOKENIZER_CONFIG))?
+        {
+            found.max_tokens =
+                raw.model_max_length.filter(|most| (1.0..NO_LIMIT).contains(most)).map(|most| most as u64);
+        }
+        let path = dir.join(MODULES);
+        let Some(modules) = found.file::<Vec<RawModule>>(&path)? else { return Ok(found) };
+        found.normalise = false;
+        let mut width = hidden;
+        for (number, module) in modules.iter().enumerate() {
+            let kind = module.kind.rsplit('.').next().unwrap_or_default();
+            let inside =
+                !module.path.starts_with(['/', '\\']) && !module.path.split(['/', '\\']).any(|part| part == "..");
+            if !inside {
+                return Err(ModelError::value(&path, "path", format!("is `{}`, which leads elsewhere", module.path)));
+            }
+            let folder = dir.join(&module.path);
+            match kind {
+                "Transformer" if number == 0 && module.path.is_empty() => {}
+                "Pooling" if number == 1 => found.pooling = found.pooling(&folder.join("config.json"))?,
+                "Dense" if number > 1 && !found.normalise => {
+                    let dense = found.dense(&folder, width)?;
+                    width = dense.output;
+                    found.dense.push(dense);
+                }
+                "Normalize" if number > 1 => found.normalise = true,
+                other => {
+                    let problem = format!(
+                        "is `{other}` at place {number}; supported are a `Transformer` in the directory itself, then `Pooling`, \
+                         then `Dense` and at last `Normalize`"
+                    );
+                    return Err(ModelError::value(&path, "type", problem));
+                }
+            }
+        }
+        if modules.len() < 2 {
+            return Err(ModelError::value(&path, "type", "names no `Pooling`"));
+        }
+        Ok(found)
+    }
+
+    /// A file's content; `None` where there is no such file.
+    fn file<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<Option<T>, ModelError> {
+        match std::fs::read(path) {
+            Ok(text) => {
+                self.files.push(path.to_owned());
+                parse_json(&text, path).map(Some)
+            }
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(ModelError::read(path)(cause)),
+        }
+    }
+
+    fn needed<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<T, ModelError> {
+        let absent = || ModelError::read(path)(std::io::ErrorKind::NotFound.into());
+        self.file(path)?.ok_or_else(absent)
+    }
+
+    fn pooling(&mut self, path: &Path) -> Result<Pooling, ModelError> {
+        let raw: RawPooling = self.needed(path)?;
+        let refused = |problem: &str| Err(ModelError::value(path, "pooling_mode", problem));
+        if raw.include_prompt == Some(false) {
+            return Err(ModelError::value(
+                path,
+                "include_prompt",
+                "is `false`; pooling without the prefix is not supported",
+            ));
+        }
+        if raw.pooling_mode_weightedmean_tokens || raw.pooling_mode_lasttoken {
+            return refused(
+                "is a weighted mean or the last token; supported are `cls`, `mean`, `max` and `mean_sqrt_len_tokens`",
+            );
+        }
+        let named = raw.pooling_mode.as_deref();
+        let modes = [
+            (Pooling::Cls, raw.pooling_mode_cls_token, "cls"),
+            (Pooling::Mean, raw.pooling_mode_mean_tokens, "mean"),
+            (Pooling::Max, raw.pooling_mode_max_tokens, "max"),
+            (Pooling::MeanSqrt, raw.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
+        ];
+        let chosen: Vec<Pooling> =
+            modes.into_iter().filter(|(_, on, name)| *on || named == Some(name)).map(|(mode, ..)| mode).collect();
+        match chosen.as_slice() {
+            [one] => Ok(*one),
+            _ => refused("must be one of `cls`, `mean`, `max` and `mean_sqrt_len_tokens`"),
+        }
+    }
+
+    fn dense(&mut self, folder: &Path, width: usize) -> Result<Dense, ModelError> {
+        let path = folder.join("config.json");
+        let raw: RawDense = self.needed(&path)?;
+        let side = |key, value| in_range(&path, key, value, 1 << 20);
+        let (input, output) = (side("in_features", raw.in_features)?, side("out_features", raw.out_features)?);
+        if input as usize != width {
+            return Err(ModelError::value(
+                &path,
+                "in_features",
+                format!("is `{input}`; what comes in has {width} values"),
+            ));
+        }
+        let activation = raw.activation_function.as_deref().unwrap_or("torch.nn.modules.activation.Tanh");
+        let tanh = match activation.rsplit('.').next() {
+            Some("Tanh") => true,
+            Some("Identity") => false,
+            _ => {
+                let problem = format!("is `{activation}`; supported are `Tanh` and `Identity`");
+                return Err(ModelError::value(&path, "activation_function", problem));
+            }
+        };
+        let (input, output) = (input as usize, output as usize);
+        Ok(Dense { dir: folder.to_owned(), input, output, bias: raw.bias.unwrap_or(true), tanh })
+    }
+
+    /// Values of the vector that comes out.
+    pub(super) fn width(&self, hidden: usize) -> usize {
+        self.dense.last().map_or(hidden, |dense| dense.output)
+    }
+}

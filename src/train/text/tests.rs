@@ -1,0 +1,141 @@
+use burn::backend::flex::FlexDevice;
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::model::{Any, AnyDevice};
+
+fn device() -> AnyDevice {
+    AnyDevice::Flex(FlexDevice)
+}
+
+struct Reference(Vec<u8>);
+
+impl Reference {
+    fn open() -> Self {
+        Self(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/text_head.safetensors")).unwrap())
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let data = file.tensor(name).unwrap_or_else(|_| panic!("{name}")).data().to_vec();
+        data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    /// The map that its training starts from.
+    fn start(&self, kind: &str, hidden: usize) -> TextState {
+        let statistics = [self.values("mean"), self.values("std"), vec![0.0; 8]];
+        let mut head = TextHead::init(statistics, hidden, 1);
+        let last = head.parameters.len() - 1;
+        for (number, parameter) in head.parameters[..last].iter_mut().enumerate() {
+            parameter.values = self.values(&format!("{kind}.first.{number}"));
+        }
+        TextState::new(head)
+    }
+}
+
+const ADAM: AdamW = AdamW { momentum: 0.9, weight_decay: 0.05, clip_norm: 0.8 };
+
+fn close(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (one, other) in found.iter().zip(expected) {
+        assert!((one - other).abs() < 2e-5 * other.abs().max(1.0), "{what}: {one} for {other}");
+    }
+}
+
+/// Takes one of the reference's steps, in micro-batches of 24.
+fn take(reference: &Reference, trainer: &mut TextTrainer<Any>, step: usize) {
+    let (features, vectors, has) = (reference.values("features"), reference.values("vectors"), reference.values("has"));
+    let pairs = reference.values("pairs");
+    let of_step: Vec<(usize, usize)> =
+        pairs[step * 96..(step + 1) * 96].chunks(2).map(|pair| (pair[0] as usize, pair[1] as usize)).collect();
+    for part in of_step.chunks(24) {
+        let rows: Vec<f32> =
+            part.iter().flat_map(|(image, _)| features[image * 10..(image + 1) * 10].to_vec()).collect();
+        let captions: Vec<f32> = part.iter().flat_map(|(_, text)| vectors[text * 8..(text + 1) * 8].to_vec()).collect();
+        let every = (0..part.len() as u32).flat_map(|row| (0..part.len() as u32).map(move |column| (row, column)));
+        let exempt: Vec<(u32, u32)> =
+            every.filter(|(row, column)| has[part[*row as usize].0 * 60 + part[*column as usize].1] > 0.0).collect();
+        assert!(exempt.len() > part.len());
+        let pairs = Pairs { captions: &captions, exempt: &exempt };
+        trainer.accumulate(&Features::Host(&rows), pairs, 48).unwrap();
+    }
+    trainer.step(0.02).unwrap();
+}
+
+#[test]
+fn fifty_steps_are_those_of_torch() {
+    let reference = Reference::open();
+    for (kind, hidden) in [("linear", 0), ("hidden", 14)] {
+        let mut trainer = TextTrainer::<Any>::new(reference.start(kind, hidden), ADAM, 0, (0.0, 0), &device()).unwrap();
+        for (step, expected) in reference.values(&format!("{kind}.losses")).into_iter().enumerate() {
+            take(&reference, &mut trainer, step);
+            let (sum, count) = trainer.take_loss().unwrap();
+            assert_eq!(count, 48);
+            close(&[(sum / 48.0) as f32], &[expected], &format!("{kind}, loss of step {step}"));
+        }
+        let head = trainer.state().unwrap().head;
+        let last = head.parameters.len() - 1;
+        for (number, parameter) in head.parameters[..last].iter().enumerate() {
+            close(&parameter.values, &reference.values(&format!("{kind}.last.{number}")), parameter.name);
+        }
+        close(&head.parameters[last].values, &reference.values(&format!("{kind}.log_scale")), "logit_scale");
+    }
+}
+
+#[test]
+fn a_state_that_went_through_the_host_goes_on_bit_for_bit() {
+    let reference = Reference::open();
+    let new = |state, step, losses| TextTrainer::<Any>::new(state, ADAM, step, losses, &device()).unwrap();
+    let mut whole = new(reference.start("hidden", 14), 0, (0.0, 0));
+    let mut cut = new(reference.start("hidden", 14), 0, (0.0, 0));
+    for step in 0..12 {
+        take(&reference, &mut whole, step);
+        take(&reference, &mut cut, step);
+        if step % 3 == 1 {
+            let losses = cut.loss().unwrap();
+            cut = new(cut.state().unwrap(), step as u64 + 1, losses);
+        }
+    }
+    assert_eq!(whole.state().unwrap(), cut.state().unwrap());
+    assert_eq!(whole.take_loss().unwrap(), cut.take_loss().unwrap());
+}
+
+#[test]
+fn vectors_have_length_one_and_what_does_not_fit_is_refused() {
+    let reference = Reference::open();
+    let state = reference.start("linear", 0);
+    let map = Projector::<Any>::new(&state.head, &device()).unwrap();
+    let vectors = map.project(&reference.values("features"), 40).unwrap();
+    for vector in vectors.chunks(8) {
+        assert!((vector.iter().map(|value| value * value).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    assert!(map.project(&[], 0).unwrap().is_empty());
+    assert!(map.project(&[0.0; 9], 1).is_err());
+    assert!((state.head.scale() - 14.285_714).abs() < 1e-4);
+    let mut trainer = TextTrainer::<Any>::new(state.clone(), ADAM, 0, (0.0, 0), &device()).unwrap();
+    let pairs = Pairs { captions: &[0.0; 16], exempt: &[(0, 2)] };
+    assert!(trainer.accumulate(&Features::Host(&[0.0; 20]), pairs, 2).is_err());
+    let pairs = Pairs { captions: &[f32::NAN; 16], exempt: &[] };
+    trainer.accumulate(&Features::Host(&[1.0; 20]), pairs, 2).unwrap();
+    assert!(matches!(trainer.take_loss(), Err(TrainError::Loss { .. })));
+    let adam = AdamW { momentum: 1.0, ..ADAM };
+    assert!(TextTrainer::<Any>::new(state, adam, 0, (0.0, 0), &device()).is_err());
+}
+
+#[test]
+fn running_statistics_are_those_of_all_rows_at_once() {
+    let rows: Vec<f32> = (0..300).map(|at| 1e3 + (at as f32 * 0.7).sin() * (1 + at % 3) as f32).collect();
+    let mut running = Running::default();
+    rows.chunks(3).for_each(|row| running.add(row));
+    for value in 0..3 {
+        let own: Vec<f64> = rows.iter().skip(value).step_by(3).map(|value| f64::from(*value)).collect();
+        let mean = own.iter().sum::<f64>() / 100.0;
+        let variance = own.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 100.0;
+        assert!((f64::from(running.mean()[value]) - mean).abs() < 1e-3);
+        assert!((f64::from(running.std()[value]) - variance.sqrt()).abs() < 1e-4);
+    }
+    let mut constant = Running::default();
+    constant.add(&[5.0]);
+    constant.add(&[5.0]);
+    assert_eq!((constant.std(), constant.rows()), (vec![1.0], 2));
+}

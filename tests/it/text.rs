@@ -1,0 +1,219 @@
+//! A head towards captions' vectors: any list, by pixels and file names, and the same bytes after any interruption.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{artefacts, complaint, corpus, differences, pipeline, program, run, write};
+
+/// A tiny text encoder with weights that mean nothing: words are as far from each other as can be.
+fn encoder() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/xlmr").display().to_string()
+}
+
+/// The shared corpus with a text head.
+fn text(run_dir: &Path, edits: &[(&str, &str)]) -> String {
+    let sections = format!("[text]\nencoder = '{}'\nprefix = 'query: '\n\n[head]\nkind = 'text'\n\n[train]", encoder());
+    let mut all = vec![
+        ("[train]", sections.as_str()),
+        ("learning_rate = 0.2\n", "learning_rate = 0.01\n"),
+        ("batch_size = 16", "batch_size = 64"),
+        ("validation_fraction = 0.1", "validation_fraction = 0.2"),
+    ];
+    all.extend_from_slice(edits);
+    pipeline(run_dir, &all)
+}
+
+fn report(run_dir: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap()
+}
+
+fn finish(dir: &Path, text: &str) {
+    let out = run(&["run", "--config", &write(dir, text)]);
+    assert!(out.status.success(), "{}", complaint(&out));
+}
+
+fn rows(path: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    reader.records().map(|row| row.unwrap().iter().map(ToOwned::to_owned).collect()).collect()
+}
+
+#[test]
+fn a_text_head_ranks_its_classes_and_any_other_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let config = text(
+        &run_dir,
+        &[("[predict]", "[predict]\nfile_names = true\ncorrection = 'softmax'"), ("[head]", "[head]\nhidden = 24")],
+    );
+    finish(dir.path(), &config);
+    let found = report(&run_dir);
+    let scores = &found["prediction"]["scores"];
+    let (ndcg5, chance) = (scores["ndcg5"].as_f64().unwrap(), scores["ndcg5_chance"].as_f64().unwrap());
+    assert!(ndcg5 > 5.0 * chance, "NDCG@5 {ndcg5}, chance {chance}");
+    let training = &found["training"];
+    assert!(training["validation"]["loss"].as_f64() < training["validations"][0]["loss"].as_f64(), "{training}");
+    let text_report = &found["prediction"]["text"];
+    for side in ["held_out", "test"] {
+        let groups = text_report[side]["groups"].as_array().unwrap();
+        let all = &groups[0];
+        assert_eq!(all["name"], "all captions");
+        for evidence in ["pixels", "names", "both"] {
+            assert!(all[evidence]["ndcg5"].as_f64().is_some(), "{side}: {all}");
+        }
+        let questions = |group: &Value| group["questions"].as_u64().unwrap();
+        assert_eq!(questions(all), groups[1..].iter().map(questions).sum::<u64>(), "{side}: {groups:?}");
+        assert!(!text_report[side]["by_language"].as_array().unwrap().is_empty(), "{side}");
+    }
+    // What the table says is what the submission scores.
+    let both = text_report["test"]["groups"][0]["both"]["ndcg5"].as_f64().unwrap();
+    assert!((both - ndcg5).abs() < 1e-9, "{both} for {ndcg5}");
+    let page = std::fs::read_to_string(run_dir.join("examples.html")).unwrap();
+    assert!(page.matches("data:image/jpeg;base64,").count() >= 20 && !page.contains("no thumbnail"));
+
+    // Captions that the run has never seen, some of them hard; features are not made again.
+    let list = dir.path().join("list.csv");
+    let hard = [
+        "ภาพถ่ายของวัด",
+        "富士山の写真",
+        "برج إيفل ليلاً",
+        "mixed עברית and English",
+        "🐶🐕‍🦺",
+        "\"quoted\", yes\nand a line",
+    ];
+    let mut writer = csv::Writer::from_path(&list).unwrap();
+    writer.write_record(["caption"]).unwrap();
+    for caption in hard.iter().copied().chain(["x", "x", ""]).map(ToOwned::to_owned).chain([("長い ".repeat(3000))]) {
+        writer.write_record([caption]).unwrap();
+    }
+    writer.flush().unwrap();
+    let before = artefacts(&run_dir);
+    let path = dir.path().join("pipeline.toml");
+    let (path, list) = (path.to_str().unwrap(), list.to_str().unwrap());
+    let out = run(&["predict", "--config", path, "--captions", list, "--output", "hard.csv"]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let ranked = rows(&run_dir.join("hard.csv"));
+    assert_eq!(ranked.len() % 5, 0);
+    assert!(ranked.iter().any(|row| hard.contains(&row[1].as_str())));
+    let found = report(&run_dir);
+    assert_eq!(found["prediction"]["text"]["captions"], 8, "distinct ones that say something");
+    let stages: Vec<&str> =
+        found["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    let done = |name: &str| {
+        found["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|stage| stage["name"] == name)
+            .map(|stage| stage["done"].as_u64())
+    };
+    assert_eq!(done("features (submission)"), Some(Some(0)), "{stages:?}");
+    let changed = differences(&before, &artefacts(&run_dir));
+    let own = |name: &String| name.starts_with("texts/") || name.starts_with("journal/texts/");
+    assert!(changed.iter().all(|name| own(name) || name == "hard.csv" || name == "examples.html"), "{changed:?}");
+    for args in [["--output", "../x.csv"], ["--captions", "/nowhere.csv"]] {
+        let out = run(&["predict", "--config", path, args[0], args[1]]);
+        assert!([2, 3].contains(&out.status.code().unwrap()), "{args:?}: {}", complaint(&out));
+    }
+}
+
+#[test]
+fn a_run_killed_anywhere_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let undisturbed = dir.path().join("undisturbed");
+    let edits = [
+        ("[predict]", "[predict]\nfile_names = true\ncorrection = 'csls'"),
+        ("log_every", "balance = 'language'\nlog_every"),
+        ("learning_rate = 0.01\n", "learning_rate = [0.01, 0.003]\n"),
+        ("epochs = 12", "epochs = 4"),
+    ];
+    finish(dir.path(), &text(&undisturbed, &edits));
+    let run_dir = dir.path().join("killed");
+    let config = write(dir.path(), &text(&run_dir, &edits));
+    for (point, times) in [
+        ("rename texts/", 1),
+        ("renamed texts/", 1),
+        ("renamed checkpoints/", 1),
+        ("renamed checkpoints/", 3),
+        ("removed checkpoints/", 1),
+        ("renamed texts/", 1),
+    ] {
+        let plan = format!("{point} {times}");
+        let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
+        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", complaint(&out));
+    }
+    let out = run(&["run", "--config", &config]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
+
+    // Vectors that were lost are made again, and an encoder that changed is refused.
+    let folder = std::fs::read_dir(run_dir.join("texts")).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(folder.join("000000.parquet")).unwrap();
+    let out = run(&["run", "--config", &config]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
+    let other = encoder().replace("xlmr", "mini");
+    for command in ["run", "predict"] {
+        let config = write(dir.path(), &text(&run_dir, &edits).replace(&encoder(), &other));
+        let out = run(&[command, "--config", &config]);
+        assert_eq!(out.status.code(), Some(2), "{}", complaint(&out));
+        assert!(complaint(&out).contains("text.encoder (files)"), "{}", complaint(&out));
+    }
+    let config = write(dir.path(), &text(&run_dir, &edits).replace("'query: '", "''"));
+    let out = run(&["run", "--config", &config]);
+    assert!(complaint(&out).contains("text.prefix") && complaint(&out).contains("--from text"), "{}", complaint(&out));
+}
+
+#[test]
+fn a_head_of_classes_of_another_run_is_blended_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let (classes, both) = (dir.path().join("classes"), dir.path().join("both"));
+    finish(dir.path(), &pipeline(&classes, &[("validation_fraction = 0.1", "validation_fraction = 0.2")]));
+    let blend = format!("[predict]\nblend = '{}'", classes.display());
+    let config = text(&both, &[("[predict]", &blend), ("epochs = 12", "epochs = 2")]);
+    finish(dir.path(), &config);
+    let found = report(&both);
+    let part = &found["prediction"];
+    assert!(part["text"]["classes_weight"].as_f64().unwrap() > 0.0, "{part}");
+    // Two epochs of the text head know little; the head of classes has learned what there is.
+    let alone = report(&classes)["prediction"]["scores"]["ndcg5"].as_f64().unwrap();
+    assert!(part["scores"]["ndcg5"].as_f64().unwrap() > 0.7 * alone, "{part}");
+    let nowhere = config.replace(&classes.display().to_string(), &corpus().display().to_string());
+    let out = run(&["predict", "--config", &write(dir.path(), &nowhere)]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(complaint(&out).contains("`predict.blend`"), "{}", complaint(&out));
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    for (edits, expected) in [
+        (vec![("kind = 'text'", "kind = 'classes'")], "`text`: has a meaning"),
+        (vec![("[head]", "[head]\nhidden = 100000")], "head.hidden"),
+        (vec![("learning_rate = 0.01\n", "optimizer = 'sgd'\n")], "train.optimizer"),
+        (vec![("learning_rate = 0.01\n", "targets = 'soft'\n")], "train.targets"),
+        (vec![("learning_rate = 0.01\n", "label_smoothing = 0.1\n")], "train.label_smoothing"),
+        (vec![("learning_rate = 0.01\n", "balance = 'length'\n")], "train.balance"),
+        (vec![("prefix = 'query: '", "precision = 'f16'")], "text.precision"),
+        (vec![("[predict]", "[predict]\ncorrection = 'hubs'")], "predict.correction"),
+    ] {
+        let out = run(&["run", "--config", &write(dir.path(), &text(&run_dir, &edits))]);
+        assert_eq!(out.status.code(), Some(2), "{edits:?}: {}", complaint(&out));
+        assert!(complaint(&out).contains(expected), "{edits:?}: {}", complaint(&out));
+    }
+    let no_encoder = text(&run_dir, &[]).replace(&encoder(), "/nowhere/encoder");
+    let config = write(dir.path(), &no_encoder);
+    for command in ["run", "check"] {
+        let out = run(&[command, "--config", &config]);
+        assert_eq!(out.status.code(), Some(5), "{}", complaint(&out));
+        let said = complaint(&out) + &String::from_utf8_lossy(&out.stdout);
+        assert!(said.contains("/nowhere/encoder/config.json"), "{said}");
+    }
+    // The class head has none of these keys.
+    let keys = "[predict]\nfile_names = true\ncorrection = 'csls'\ncaptions = 'x.csv'\nblend = 'y'";
+    let out = run(&["run", "--config", &write(dir.path(), &pipeline(&run_dir, &[("[predict]", keys)]))]);
+    for key in ["predict.file_names", "predict.correction", "predict.captions", "predict.blend"] {
+        assert!(complaint(&out).contains(key), "{}", complaint(&out));
+    }
+}
