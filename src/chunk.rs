@@ -15,6 +15,7 @@ mod fuzz;
 pub mod journal;
 mod pages;
 pub mod pixels;
+mod plain;
 pub mod quarantine;
 pub mod ring;
 mod rows;

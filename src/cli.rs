@@ -179,7 +179,14 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         }
         Command::Export { files, out } => device::export(&plan(&files)?, &out, json),
         Command::Devices { machine } => device::list(&self::machine(machine.as_deref())?.device, json),
-        Command::Bench { machine, command } => device::bench(command, &self::machine(machine.as_deref())?, json),
+        Command::Bench { machine, command: Some(command), .. } => {
+            device::bench(command, &self::machine(machine.as_deref())?, json)
+        }
+        Command::Bench { config, machine, command: None } => {
+            let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE`".to_owned()))?;
+            let report = runtime()?.block_on(pipeline::ingest::ingest(plan(&Files { config, machine })?))?;
+            give(json, &report, || show::ingest(&report))
+        }
         Command::Config { command: ConfigCommand::Reference } => {
             print(&config::reference::text());
             Ok(())

@@ -31,6 +31,7 @@ mod forward;
 mod generation;
 #[cfg(feature = "model")]
 mod hub;
+pub mod ingest;
 mod inspect;
 #[cfg(feature = "model")]
 mod model_stages;

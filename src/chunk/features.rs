@@ -119,7 +119,7 @@ impl FeatureWriter {
         let mut columns: Vec<ArrayRef> = vec![urls, labels, views, Arc::new(array)];
         if self.thumbnails {
             let of_row = |row: usize| thumbnails.get(row).and_then(Option::as_deref);
-            columns.push(Arc::new(BinaryArray::from_iter((0..rows.len()).map(of_row))));
+            columns.push(Arc::new((0..rows.len()).map(of_row).collect::<BinaryArray>()));
         }
         self.table.write(columns)
     }

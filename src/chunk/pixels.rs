@@ -8,11 +8,12 @@ use arrow::array::{AsArray as _, FixedSizeBinaryArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
+use super::plain::PlainWriter;
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::Compression;
 
-/// Bytes of one row group, about: what a writer holds in memory.
+/// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
 
 /// Bytes of one image: three channels.
@@ -22,8 +23,14 @@ pub fn image_bytes(size_px: u32) -> usize {
 
 /// Writes one pixel chunk.
 pub struct PixelWriter {
-    table: TableWriter,
+    inner: Inner,
     image_bytes: usize,
+}
+
+/// Pixels as they are go straight to the file.
+enum Inner {
+    Plain(PlainWriter),
+    Packed(TableWriter),
 }
 
 impl PixelWriter {
@@ -41,8 +48,12 @@ impl PixelWriter {
             ("layout", "RGB, row-major, height x width x channel, u8".to_owned()),
             ("generation", generation.to_owned()),
         ];
-        let table = TableWriter::create(path, fields, compression, GROUP_BYTES / image_bytes, &metadata)?;
-        Ok(Self { table, image_bytes })
+        let inner = if compression == Compression::None {
+            Inner::Plain(PlainWriter::create(path, fields, image_bytes, &metadata)?)
+        } else {
+            Inner::Packed(TableWriter::create(path, fields, compression, GROUP_BYTES / image_bytes, &metadata)?)
+        };
+        Ok(Self { inner, image_bytes })
     }
 
     /// Appends rows; `pixels` holds one image for each. Returns the buffer, for others to use.
@@ -53,10 +64,17 @@ impl PixelWriter {
         if rows.is_empty() {
             return Ok(pixels);
         }
+        let table = match &mut self.inner {
+            Inner::Plain(file) => {
+                file.write(rows, &pixels)?;
+                return Ok(pixels);
+            }
+            Inner::Packed(table) => table,
+        };
         let [urls, labels, views] = rows.columns();
         let pixels = Buffer::from_vec(pixels);
         let array = FixedSizeBinaryArray::new(self.image_bytes as i32, pixels.clone(), None);
-        self.table.write(vec![urls, labels, views, Arc::new(array)])?;
+        table.write(vec![urls, labels, views, Arc::new(array)])?;
         Ok(pixels.into_vec().unwrap_or_default())
     }
 
@@ -65,7 +83,10 @@ impl PixelWriter {
     /// # Errors
     /// When the disk is full or refuses.
     pub fn finish(self) -> Result<Checksum, ChunkError> {
-        self.table.finish()
+        match self.inner {
+            Inner::Plain(file) => file.finish(),
+            Inner::Packed(table) => table.finish(),
+        }
     }
 }
 

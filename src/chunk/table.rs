@@ -51,17 +51,7 @@ impl TableWriter {
             Word::Lz4 => Compression::LZ4_RAW,
             Word::Zstd => Compression::ZSTD(ZstdLevel::default()),
         };
-        let pairs = metadata.iter().map(|(key, value)| KeyValue::new(format!("{PREFIX}{key}"), value.clone()));
-        let properties = WriterProperties::builder()
-            .set_compression(compression)
-            .set_dictionary_enabled(false)
-            .set_statistics_enabled(EnabledStatistics::None)
-            .set_offset_index_disabled(true)
-            .set_data_page_size_limit(1 << 20)
-            .set_max_row_group_row_count(Some(group_rows.max(1)))
-            .set_created_by("wikicap-pipeline".to_owned())
-            .set_key_value_metadata(Some(pairs.collect()))
-            .build();
+        let properties = properties(compression, group_rows, metadata);
         let schema = Arc::new(Schema::new(fields));
         let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
         let inner = ArrowWriter::try_new(Summing::new(file), Arc::clone(&schema), Some(properties))
@@ -88,8 +78,23 @@ impl TableWriter {
     }
 }
 
+/// The settings of all files.
+pub(super) fn properties(compression: Compression, group_rows: usize, metadata: &[(&str, String)]) -> WriterProperties {
+    let pairs = metadata.iter().map(|(key, value)| KeyValue::new(format!("{PREFIX}{key}"), value.clone()));
+    WriterProperties::builder()
+        .set_compression(compression)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_offset_index_disabled(true)
+        .set_data_page_size_limit(1 << 20)
+        .set_max_row_group_row_count(Some(group_rows.max(1)))
+        .set_created_by("wikicap-pipeline".to_owned())
+        .set_key_value_metadata(Some(pairs.collect()))
+        .build()
+}
+
 /// A write that failed is the disk's fault unless Parquet itself objects.
-fn explain(path: &Path, error: ParquetError) -> ChunkError {
+pub(super) fn explain(path: &Path, error: ParquetError) -> ChunkError {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(io) => StoreError::io(path, "written", *io).into(),

@@ -134,13 +134,18 @@ pub(super) enum Command {
         #[arg(short, long, value_name = "FILE")]
         machine: Option<PathBuf>,
     },
-    /// Measures and compares the device's parts by themselves: forward pass, training of the head, ranking.
+    /// Measures a pipeline's own ingestion on the head of its own input, stage by stage, and says what larger machines would do:
+    /// `bench --config FILE`. Or the device's parts by themselves: forward pass, training of the head, ranking.
+    #[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = false)]
     Bench {
-        /// A machine file, for `[device]` and `[scratch]`.
+        /// A pipeline file whose ingestion is measured.
+        #[arg(short, long, value_name = "FILE", required = true)]
+        config: Option<PathBuf>,
+        /// A machine file, for `[limits]`, `[device]`, `[scratch]` and `[store]`.
         #[arg(short, long, value_name = "FILE", global = true)]
         machine: Option<PathBuf>,
         #[command(subcommand)]
-        command: BenchCommand,
+        command: Option<BenchCommand>,
     },
     /// About the configuration files.
     Config {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::raw::Trial;
 #[cfg(feature = "model")]
 use crate::pipeline::bench;
+use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate};
 use crate::pipeline::report::{
     Bottleneck, CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StreamReport,
     TrainingReport,
@@ -317,6 +318,44 @@ fn evidence(table: &mut Table, title: &str, found: &EvidenceReport) {
     if languages.len() > LANGUAGES {
         table.row("", format!("  and {} more languages, in the report", languages.len() - LANGUAGES));
     }
+}
+
+/// Stages of ingestion, and what machines and devices come to.
+pub(super) fn ingest(report: &IngestReport) -> String {
+    let mut table = Table::default();
+    table.heading("Ingestion, stage by stage on one core");
+    let unusable =
+        if report.unusable == 0 { String::new() } else { format!(", {} rows cannot be used", report.unusable) };
+    table.row("input", format!("{} images at the head of {}{unusable}", report.images, report.shard));
+    let stored = report.stored_bytes / 1e3;
+    table.row("an image", format!("{stored:.1} kB as stored, {0} × {0} px as a square", report.size_px));
+    for stage in &report.stages {
+        let StageRate { name, images_per_s, mb_per_s, share } = stage;
+        table.row(
+            name,
+            format!("{images_per_s:>9.0} images/s  {mb_per_s:>7.0} MB/s  {:>5.1} % of the time", 100.0 * share),
+        );
+    }
+    if report.waited_s > 0.05 {
+        table.row("waited for the store", format!("{:.1} s", report.waited_s));
+    }
+    if let Some((rows, mb)) = report.pairs {
+        table.row("pairs", format!("{rows:.0} rows/s, {mb:.0} MB/s unpacked"));
+    }
+    let (threads, rate, scaling) = (report.threads, report.decoded_per_s, report.scaling);
+    table.row("decoding together", format!("{rate:.0} images/s on {threads} threads, {scaling:.2} times one"));
+    table.heading("What machines of such cores would do");
+    for Forecast { cores, images_per_s, bottleneck } in &report.machines {
+        table.row(&format!("{cores} cores"), format!("{images_per_s:>9.0} images/s, limited by {bottleneck}"));
+    }
+    table.heading("What a device needs around it");
+    for Demand { images_per_s, cores, read_mb_per_s, scratch_mb_per_s } in &report.devices {
+        table.row(
+            &format!("{images_per_s:.0} images/s"),
+            format!("{cores:.1} cores, {read_mb_per_s:.0} MB/s of shards, {scratch_mb_per_s:.0} MB/s of scratch disk each way"),
+        );
+    }
+    table.text
 }
 
 /// A check's findings.

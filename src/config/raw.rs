@@ -192,7 +192,7 @@ pub struct RawHead {
 }
 
 /// `[text]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawText {
     /// Directory of a text encoder in Hugging Face layout (BERT or XLM-RoBERTa: `config.json`, `model.safetensors`,
@@ -202,12 +202,6 @@ pub struct RawText {
     pub prefix: String,
     /// `bf16` or `f32`: the precision of the stored vectors, and of the encoder where the device computes in it.
     pub precision: Precision,
-}
-
-impl Default for RawText {
-    fn default() -> Self {
-        Self { encoder: String::new(), prefix: String::new(), precision: Precision::default() }
-    }
 }
 
 /// `[train]`

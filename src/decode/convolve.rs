@@ -316,7 +316,8 @@ impl WithSimd for Down<'_> {
                     *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
                 }
             }
-            *block = sums.map(byte);
+            // Not `map`, which the compiler leaves in scalars.
+            block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
         }
         for (at, target) in (done..).zip(rest) {
             let column = self.rows.chunks_exact(self.row).map(|source| source[at]);

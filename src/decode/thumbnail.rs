@@ -27,7 +27,8 @@ mod tests {
         let pixels: Vec<u8> =
             (0..224 * 224).flat_map(|at| if at % 224 < 112 { [250, 10, 10] } else { [10, 10, 250] }).collect();
         let bytes = jpeg_thumbnail(&pixels, 224).unwrap();
-        let back = image::load_from_memory(&bytes).unwrap().to_rgb8();
+        let decoder = image::codecs::jpeg::JpegDecoder::new(std::io::Cursor::new(&bytes)).unwrap();
+        let back = image::DynamicImage::from_decoder(decoder).unwrap().to_rgb8();
         assert_eq!(back.dimensions(), (96, 96));
         assert!(back.get_pixel(5, 50)[0] > 200 && back.get_pixel(90, 50)[2] > 200);
         assert_eq!(jpeg_thumbnail(&pixels, 224), Some(bytes));

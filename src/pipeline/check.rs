@@ -50,6 +50,17 @@ impl Check {
     }
 }
 
+/// The stages that would run, each with whether the run directory has something of it.
+fn stages(plan: &Plan, recorded: Option<&generation::RunFile>) -> Vec<String> {
+    let state = |stage: Stage| {
+        let own = |name: &String| name.split(' ').next() == Some(stage.as_str());
+        let known = recorded.is_some_and(|file| file.stages.keys().any(own));
+        if known { "goes on with what the run directory holds" } else { "new" }
+    };
+    let runs = Stage::ALL.into_iter().filter(|stage| plan.runs(*stage));
+    runs.map(|stage| format!("{} ({})", stage.as_str(), state(stage))).collect()
+}
+
 /// Checks a plan against the heads of its inputs.
 pub async fn check(plan: &Plan) -> Check {
     let mut check = Check::default();
@@ -57,13 +68,7 @@ pub async fn check(plan: &Plan) -> Check {
     let store = store(&plan.machine().store);
     let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
     let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
-    for stage in Stage::ALL.into_iter().filter(|stage| plan.runs(*stage)) {
-        let known = recorded
-            .as_ref()
-            .is_some_and(|file| file.stages.keys().any(|name| name.split(' ').next() == Some(stage.as_str())));
-        let state = if known { "goes on with what the run directory holds" } else { "new" };
-        check.stages.push(format!("{} ({state})", stage.as_str()));
-    }
+    check.stages = stages(plan, recorded.as_ref());
     let mut lists = BTreeMap::new();
     let patterns = [
         ("pairs.shards", pipeline.pairs.as_ref().map(|pairs| pairs.shards.clone())),

@@ -238,20 +238,20 @@ impl Run {
         }
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
         add_inputs(&self.machine.store, &mut keys, "predict.ids", &[ids]).await?;
-        let record = format!("{} {}", Stage::Predict.as_str(), self.stem(&settings));
+        let record = format!("{} {}", Stage::Predict.as_str(), Self::stem(&settings));
         let generation = self.generations.propose(&record, Stage::Predict, keys, &[]);
         Ok(Some(Asking { ready: Ready { shards, generation }, asked, listed }))
     }
 
     /// What the files of a prediction are named after.
-    pub(super) fn stem(&self, settings: &RawPredict) -> String {
+    pub(super) fn stem(settings: &RawPredict) -> String {
         settings.output.trim_end_matches(".csv").to_owned()
     }
 
     pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
         let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
-        let (stem, top_k) = (self.stem(&settings), settings.top_k as usize);
+        let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
         let own = catalog::load_captions(&self.directory)?;
         let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
         let listed = match listed {

@@ -221,7 +221,7 @@ impl Run {
     }
 
     /// Images of the run that were held out from training; `None` where there are none.
-    async fn held_out(&self, classes: &TextStore) -> Result<Option<HeldOutSide>, PipelineError> {
+    fn held_out(&self, classes: &TextStore) -> Result<Option<HeldOutSide>, PipelineError> {
         let Some(record) = self.generations.recorded(Stage::Train.as_str()) else { return Ok(None) };
         let number = |key: &str| record.keys.get(key).and_then(|value| value.parse::<f64>().ok());
         let (fraction, seed) = (number("train.validation_fraction").unwrap_or(0.0), number("run.seed"));
@@ -307,7 +307,7 @@ impl Run {
         let classes = Arc::new(classes_of(own)?);
         let own_set = self.embed("captions", Arc::clone(&classes), device).await?;
         let own_store = self.text_store(own_set).await?;
-        let held_out = self.held_out(&own_store).await?;
+        let held_out = self.held_out(&own_store)?;
         let names = Arc::new(self.names(settings, &head, held_out.as_ref(), device).await?);
         let set = self.embed("captions to rank", Arc::clone(&listed.captions), device).await?;
         let mut vectors = tokio::task::spawn_blocking(move || set.all()).await??;
@@ -437,7 +437,7 @@ impl Run {
             prediction::correction(journal, plain, settings.correction, &queries, device, &self.machine).await?;
         add_to(&mut head.bias, bias.as_deref());
         let meter = self.machine.board.stage(format!("rank by {word}"), "images", 0);
-        let kept = scratch_path(&self.plan).join(format!("{}-{}.ranks", self.stem(settings), word.replace(' ', "-")));
+        let kept = scratch_path(&self.plan).join(format!("{}-{}.ranks", Self::stem(settings), word.replace(' ', "-")));
         let stop = &self.machine.stop;
         let mut ranking =
             prediction::rank(journal, head, &asked.urls, top_k, kept, device, &meter, stop, &queries).await?;

@@ -179,7 +179,8 @@ async fn read_on(
 ) -> Result<(), Broken> {
     let wanted = (left.end - left.start) as usize;
     let answer = request(object, &object.client.inner, Some(left), patience).await?;
-    let mut body = answer.into_stream();
+    // A local file's stream would change threads for every 8 KiB of it.
+    let mut body = if object.client.is_local() { stream::once(answer.bytes()).boxed() } else { answer.into_stream() };
     let mut came = 0;
     while let Some(part) = body.next().await {
         let part = part.map_err(|error| Broken::from_store(object, error))?;

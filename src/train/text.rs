@@ -124,7 +124,9 @@ pub fn centre(vectors: &mut [f32], mean: &[f32]) {
     for vector in vectors.chunks_exact_mut(mean.len().max(1)) {
         vector.iter_mut().zip(mean).for_each(|(value, mean)| *value -= mean);
         let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(LEAST_LENGTH);
-        vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+        for value in vector {
+            *value = (f64::from(*value) / length) as f32;
+        }
     }
 }
 

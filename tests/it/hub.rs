@@ -637,3 +637,46 @@ fn python_and_this_program_share_one_cache() {
     lab.succeeds("mixed", HUB);
     assert_eq!(bodies(&lab.server.seen()), 0);
 }
+
+#[test]
+fn a_text_encoder_comes_with_its_tokenizer_and_the_parts_behind_its_blocks() {
+    let lab = Lab::new();
+    let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/bert");
+    lab.server.publish_dir("lab/text", "main", &encoder);
+    let sections = |encoder: &str| format!("[text]\nencoder = '{encoder}'\n\n[head]\nkind = 'text'\n\n[train]");
+    let config = |run: &str, encoder: &str| {
+        let edits = [("[train]", sections(encoder)), ("epochs = 12", "epochs = 1".to_owned())];
+        let edits: Vec<(&str, &str)> = edits.iter().map(|(from, to)| (*from, to.as_str())).collect();
+        let text = pipeline(&lab.run_dir(run), &edits).replace("learning_rate = 0.2\n", "");
+        let path = lab.dir.path().join(format!("{run}.toml"));
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let run = |name: &str, encoder: &str, offline: bool| {
+        let mut command = lab.program();
+        if offline {
+            command.env("HF_HUB_OFFLINE", "1");
+        }
+        command.args(["run", "--config", &config(name, encoder)]).output().unwrap()
+    };
+    let out = run("early", "hf:lab/text", true);
+    assert_eq!(out.status.code(), Some(4), "{}", complaint(&out));
+    let check = lab.program().args(["check", "--config", &config("hub", "hf:lab/text")]).output().unwrap();
+    let said = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.success() && said.contains("2_Dense/model.safetensors"), "{said}");
+    for (name, encoder, offline) in [
+        ("hub", "hf:lab/text", false),
+        ("offline", "hf:lab/text", true),
+        ("directory", encoder.to_str().unwrap(), false),
+    ] {
+        let out = run(name, encoder, offline);
+        assert!(out.status.success(), "{name}: {}", complaint(&out));
+    }
+    let one = artefacts(&lab.run_dir("directory"));
+    for other in ["hub", "offline"] {
+        assert_eq!(differences(&one, &artefacts(&lab.run_dir(other))), Vec::<String>::new(), "{other}");
+    }
+    let seen: Vec<String> = lab.server.seen().into_iter().map(|seen| seen.line).collect();
+    assert!(seen.iter().any(|line| line.ends_with("/1_Pooling/config.json")), "{seen:?}");
+    assert!(!seen.iter().any(|line| line.contains("onnx") || line.contains("expected")), "{seen:?}");
+}

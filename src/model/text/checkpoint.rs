@@ -29,7 +29,7 @@ pub(super) struct TextConfig {
     pub(super) vocabulary: usize,
     pub(super) positions: usize,
     pub(super) types: usize,
-    /// Position of the first token: RoBERTa counts from behind the padding's number.
+    /// Position of the first token: `RoBERTa` counts from behind the padding's number.
     pub(super) first_position: usize,
 }
 

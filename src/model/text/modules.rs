@@ -60,6 +60,7 @@ struct RawModule {
 }
 
 #[derive(Deserialize, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "as the file has it")]
 struct RawPooling {
     pooling_mode: Option<String>,
     #[serde(default)]

@@ -48,10 +48,8 @@ impl Tokens {
         let failed = |reason: String| ModelError::Tokenizer { reason };
         let inputs: Vec<String> = captions
             .iter()
-            .map(|caption| match self.lower_case {
-                true => format!("{}{}", self.prefix, caption).to_lowercase(),
-                false => format!("{}{}", self.prefix, caption),
-            })
+            .map(|caption| format!("{}{caption}", self.prefix))
+            .map(|text| if self.lower_case { text.to_lowercase() } else { text })
             .collect();
         let encode = || self.tokenizer.encode_batch_fast(inputs, true);
         let encoded = catch_unwind(AssertUnwindSafe(encode)).map_err(|_| failed("it panicked".to_owned()))?;

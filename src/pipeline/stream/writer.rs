@@ -6,17 +6,20 @@ use std::time::Instant;
 
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::super::PipelineError;
 use super::super::events::Events;
 use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
+use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::PixelWriter;
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::ring::{RingEntry, Slot};
+use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec, View};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
+use crate::store::Directory;
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -102,8 +105,9 @@ pub(super) async fn write_chunks(
     blocks: mpsc::Receiver<Block>,
     texts: Spares,
     counted: Tally,
-    mut sink: Sink,
+    sink: Sink,
 ) -> Result<(), PipelineError> {
+    let mut sink = Out::from(sink);
     let width = decoding_blocks(&machine);
     let pixels = Spares::new(SPARES, SPARE_BYTES);
     let (spec, room) = (job.spec.clone(), ByteBudget::new(job.spec.decode_bytes()));
@@ -111,7 +115,7 @@ pub(super) async fn write_chunks(
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");
-    let clock = job.meter.part(if matches!(sink, Sink::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
+    let clock = job.meter.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
     let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
         .map(|block| {
             let (pool, decoders, decoding) = (pool.clone(), decoders.clone(), Arc::clone(&decoding));
@@ -149,9 +153,68 @@ pub(super) async fn write_chunks(
             }
         }
     }
+    if let Out::Durable(committer, _) = &mut sink {
+        clock.wait(Doing::Blocked, committer.settle()).await?;
+    }
     clock.end();
     decoding.end();
     Ok(())
+}
+
+/// Where complete chunks go, as the writer has it.
+enum Out {
+    Ring(Ring, mpsc::Sender<RingChunk>),
+    Durable(Committer, Compression),
+}
+
+impl From<Sink> for Out {
+    fn from(sink: Sink) -> Self {
+        match sink {
+            Sink::Ring(ring, consumer) => Self::Ring(ring, consumer),
+            Sink::Durable(journal, compression) => Self::Durable(Committer::new(journal), compression),
+        }
+    }
+}
+
+/// Commits chunks one after the other, each while the next one is decoded: making a few hundred megabytes durable takes a while in
+/// which the processor has nothing to do.
+struct Committer {
+    directory: Directory,
+    layout: Layout,
+    /// `None` while a chunk is being committed.
+    journal: Option<Journal>,
+    committing: Option<JoinHandle<Result<Journal, PipelineError>>>,
+}
+
+impl Committer {
+    fn new(journal: Journal) -> Self {
+        let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
+        Self { directory, layout, journal: Some(journal), committing: None }
+    }
+
+    /// Waits until what is being committed is.
+    async fn settle(&mut self) -> Result<(), PipelineError> {
+        if let Some(committing) = self.committing.take() {
+            self.journal = Some(committing.await??);
+        }
+        Ok(())
+    }
+
+    /// Commits a chunk once the one before it is committed. What goes to a remote directory is waited for: it is on scratch disk
+    /// meanwhile, which has room for one.
+    async fn commit(&mut self, chunk: RingEntry, job: &Arc<StreamJob>, events: &Events) -> Result<(), PipelineError> {
+        self.settle().await?;
+        let Some(mut journal) = self.journal.take() else {
+            return Err(PipelineError::Internal("a journal is in use".to_owned()));
+        };
+        let (job, events) = (Arc::clone(job), events.clone());
+        self.committing = Some(tokio::task::spawn_blocking(move || {
+            let shard = &job.shards[chunk.id.shard as usize].name;
+            commit(&mut journal, &chunk, chunk.checksum, shard, &job.meter, &events)?;
+            Ok(journal)
+        }));
+        if self.directory.is_remote() { self.settle().await } else { Ok(()) }
+    }
 }
 
 /// A chunk that is being written.
@@ -173,13 +236,13 @@ struct Finished {
 }
 
 impl OpenChunk {
-    async fn start(id: ChunkId, sink: &Sink) -> Result<Self, PipelineError> {
+    async fn start(id: ChunkId, sink: &Out) -> Result<Self, PipelineError> {
         let (slot, path) = match sink {
-            Sink::Ring(ring, _) => {
+            Out::Ring(ring, _) => {
                 let (slot, path) = ring.start(id).await?;
                 (Some(slot), path)
             }
-            Sink::Durable(journal, _) => (None, journal.directory().temporary(&journal.layout().chunk(id))?),
+            Out::Durable(committer, _) => (None, committer.directory.temporary(&committer.layout.chunk(id))?),
         };
         Ok(Self { id, tally: Tally::default(), labels: 0, bad: Vec::new(), path, writer: None, slot })
     }
@@ -189,7 +252,7 @@ impl OpenChunk {
         &mut self,
         block: Decoded,
         job: &StreamJob,
-        sink: &Sink,
+        sink: &Out,
         clock: &Clock,
     ) -> Result<Vec<u8>, PipelineError> {
         self.tally.merge(&block.tally);
@@ -198,14 +261,14 @@ impl OpenChunk {
         if block.heads.is_empty() {
             return Ok(block.pixels);
         }
-        if let (Sink::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
+        if let (Out::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
             let bytes = block.pixels.len() as u64 + block.heads.stored_bytes();
             clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
-            Sink::Ring(..) => Compression::None,
-            Sink::Durable(_, compression) => *compression,
+            Out::Ring(..) => Compression::None,
+            Out::Durable(_, compression) => *compression,
         };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
@@ -244,21 +307,19 @@ impl OpenChunk {
 /// Hands a finished chunk to the sink; false when nobody takes it any more.
 async fn sink_chunk(
     chunk: Finished,
-    job: &StreamJob,
-    sink: &mut Sink,
+    job: &Arc<StreamJob>,
+    sink: &mut Out,
     clock: &Clock,
     events: &Events,
 ) -> Result<bool, PipelineError> {
     match sink {
-        Sink::Ring(ring, consumer) => {
+        Out::Ring(ring, consumer) => {
             let Some(slot) = chunk.slot else { return Ok(false) };
             let complete = ring.complete(slot, chunk.entry).await?;
             Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
         }
-        Sink::Durable(journal, _) => {
-            let shard = &job.shards[chunk.entry.id.shard as usize].name;
-            let _committing = clock.start(Doing::Blocked);
-            commit(journal, &chunk.entry, chunk.entry.checksum, shard, &job.meter, events)?;
+        Out::Durable(committer, _) => {
+            clock.wait(Doing::Blocked, committer.commit(chunk.entry, job, events)).await?;
             Ok(true)
         }
     }

@@ -137,9 +137,19 @@ impl Server {
 
     /// Publishes a directory's files, and some that nobody should ask for.
     pub(crate) fn publish_dir(&self, repo: &str, revision: &str, dir: &Path) -> String {
-        let names: BTreeSet<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        let mut folders = vec![dir.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    names.insert(path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
         let mut files: Vec<(&str, Vec<u8>)> =
-            names.iter().map(|name| (name.to_str().unwrap(), std::fs::read(dir.join(name)).unwrap())).collect();
+            names.iter().map(|name| (name.as_str(), std::fs::read(dir.join(name)).unwrap())).collect();
         files.push(("pytorch_model.bin", b"pickle".to_vec()));
         files.push(("onnx/model.onnx", b"graph".to_vec()));
         files.push(("README.md", b"# words".to_vec()));

@@ -1,0 +1,357 @@
+//! A pipeline's own ingestion, stage by stage, on the head of its own input: which machine to rent.
+//!
+//! Each stage runs by itself on one core over the same images, in memory, by the code that a run has; then decoding runs on all cores
+//! that the plan asks for. What a machine with more cores would do follows from those figures and one assumption, that cores are alike:
+//! reading a shard is one thread's, decoding is spread over the others, and whoever is slowest decides.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::io::AsyncReadExt as _;
+
+use super::resolve::workers;
+use super::{PipelineError, preprocess, scratch_path, store};
+use crate::chunk::RowHeads;
+use crate::chunk::pixels::{PixelReader, PixelWriter};
+use crate::config::Plan;
+use crate::config::value::Compression;
+use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
+use crate::decode::{Decoder, Spec};
+use crate::store::{Intake, StoreError, explain_read};
+
+/// Images that are looked at, at most.
+const IMAGES: usize = 2000;
+/// Unpacked bytes that are held, at most.
+const HELD_BYTES: usize = 128 << 20;
+/// Bytes handed to a parser at a time, as a run does.
+const FEED_BYTES: usize = 256 << 10;
+/// Images written at a time, as a run does.
+const BLOCK_IMAGES: usize = 32;
+/// Longest row.
+const MAX_RECORD_BYTES: usize = 64 << 20;
+/// Cores of machines that are looked at.
+const MACHINES: [usize; 5] = [1, 2, 8, 16, 32];
+/// Device rates for which network and disk are told, where there is no model.
+const DEVICE_RATES: [f64; 2] = [1000.0, 10_000.0];
+
+/// A stage on one core.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageRate {
+    /// Which.
+    pub name: &'static str,
+    /// Images a second.
+    pub images_per_s: f64,
+    /// Bytes a second that go in, in MB.
+    pub mb_per_s: f64,
+    /// Its share of a core's time for an image, all stages together.
+    pub share: f64,
+}
+
+/// What a machine would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Forecast {
+    /// Its cores.
+    pub cores: usize,
+    /// Images a second.
+    pub images_per_s: f64,
+    /// Who decides.
+    pub bottleneck: String,
+}
+
+/// What a device of some rate needs of the machine around it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Demand {
+    /// Images a second of the device.
+    pub images_per_s: f64,
+    /// Cores that decode.
+    pub cores: f64,
+    /// Network or disk that shards are read from, in MB/s.
+    pub read_mb_per_s: f64,
+    /// Scratch disk: pixels written and read once, in MB/s each way.
+    pub scratch_mb_per_s: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct IngestReport {
+    /// The shard whose head was looked at.
+    pub shard: String,
+    /// Its images that could be used.
+    pub images: usize,
+    /// Its rows that could not.
+    pub unusable: usize,
+    /// Stored bytes of an image.
+    pub stored_bytes: f64,
+    /// Side of the squares in pixels.
+    pub size_px: u32,
+    /// Time spent waiting for the store, in s; reading is not slower than that.
+    pub waited_s: f64,
+    /// Stages, in the order of the flow.
+    pub stages: Vec<StageRate>,
+    /// Decoding threads of this machine, and how many images a second they decode together.
+    pub threads: usize,
+    /// Images a second on all threads.
+    pub decoded_per_s: f64,
+    /// How many times as fast as one they are.
+    pub scaling: f64,
+    /// Machines.
+    pub machines: Vec<Forecast>,
+    /// Devices.
+    pub devices: Vec<Demand>,
+    /// Rows of the pairs, a second of one core, and MB/s unpacked.
+    pub pairs: Option<(f64, f64)>,
+}
+
+/// The head of a shard, unpacked.
+struct Head {
+    text: Vec<u8>,
+    stored: u64,
+    waited: Duration,
+    /// Reading and unpacking, without waiting for the store.
+    unpacking: Duration,
+}
+
+async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(String, Head), PipelineError> {
+    let store = store(&plan.machine().store);
+    let shards = store.list(patterns).await?;
+    let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
+    let intake = Arc::new(Intake::default());
+    let mut reader = store.open(shard, Arc::clone(&intake)).await?;
+    let (mut text, mut buffer, started) = (Vec::new(), vec![0; FEED_BYTES], Instant::now());
+    while text.len() < HELD_BYTES {
+        let read = reader.read(&mut buffer).await.map_err(|error| explain_read(&shard.url, error))?;
+        if read == 0 {
+            break;
+        }
+        text.extend_from_slice(&buffer[..read]);
+    }
+    let (waited, took) = (intake.waited(), started.elapsed());
+    let unpacking = took.saturating_sub(waited);
+    Ok((shard.url.clone(), Head { text, stored: intake.bytes(), waited, unpacking }))
+}
+
+/// Rows of a text that are sound: their base64.
+fn split(text: &[u8], mut take: impl FnMut(Option<&[u8]>)) {
+    let mut rows = ImageRows::new(MAX_RECORD_BYTES);
+    for block in text.chunks(FEED_BYTES) {
+        rows.feed(block);
+        while let Some(row) = rows.next() {
+            match row {
+                ImageRow::Ok { base64, .. } => take(Some(base64)),
+                ImageRow::Bad { .. } => take(None),
+            }
+        }
+    }
+}
+
+/// Measures; takes up to a minute and a few hundred MiB.
+///
+/// # Errors
+/// When the input cannot be read, or scratch disk refuses.
+pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
+    let Some(images) = &plan.pipeline().images else {
+        return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
+    };
+    let (shard, head) = head(&plan, "images.shards", &images.shards).await?;
+    let pairs = match &plan.pipeline().pairs {
+        Some(pairs) => Some(measure_pairs(&plan, &pairs.shards).await?),
+        None => None,
+    };
+    let spec = spec(&plan);
+    let threads = workers(&plan);
+    tokio::task::spawn_blocking(move || measure(&plan, shard, &head, &spec, threads, pairs)).await?
+}
+
+#[cfg(feature = "model")]
+fn spec(plan: &Plan) -> Spec {
+    // A checkpoint of the hub is not downloaded for this.
+    let asked = plan.pipeline().model.as_ref().and_then(|model| {
+        let checkpoint = crate::model::Checkpoint::open(std::path::Path::new(&model.checkpoint)).ok()?;
+        preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px()).ok()
+    });
+    preprocess::resolve(plan, asked.unwrap_or_default())
+}
+
+#[cfg(not(feature = "model"))]
+fn spec(plan: &Plan) -> Spec {
+    preprocess::resolve(plan, preprocess::Asked::default())
+}
+
+async fn measure_pairs(plan: &Plan, patterns: &[String]) -> Result<(f64, f64), PipelineError> {
+    let (url, head) = head(plan, "pairs.shards", patterns).await?;
+    let (mut pairs, mut rows, started) = (Pairs::new(&url, &[], MAX_RECORD_BYTES), 0_u64, Instant::now());
+    for block in head.text.chunks(FEED_BYTES) {
+        pairs.feed(block);
+        while let Some(row) = pairs.next()? {
+            rows += u64::from(matches!(row, PairRow::Pair(_) | PairRow::Skipped { .. }));
+        }
+    }
+    let seconds = (started.elapsed() + head.unpacking).as_secs_f64();
+    Ok((rows as f64 / seconds, head.text.len() as f64 / 1e6 / seconds))
+}
+
+fn measure(
+    plan: &Plan,
+    shard: String,
+    head: &Head,
+    spec: &Spec,
+    threads: usize,
+    pairs: Option<(f64, f64)>,
+) -> Result<IngestReport, PipelineError> {
+    // Which images can be used, and their bytes as text; the others would stop nothing in a run.
+    let (mut texts, mut unusable, mut split_rows) = (Vec::new(), 0, 0_usize);
+    let started = Instant::now();
+    split(&head.text, |_| split_rows += 1);
+    let splitting = started.elapsed();
+    let mut decoder = Decoder::new(spec.clone());
+    let mut square = vec![0; decoder.pixel_bytes()];
+    split(&head.text, |base64| {
+        if texts.len() < IMAGES {
+            match base64.map(<[u8]>::to_vec) {
+                Some(text) if decoder.decode_base64_into(&mut text.clone(), &mut square, |_| ()).is_ok() => {
+                    texts.push(text);
+                }
+                _ => unusable += 1,
+            }
+        }
+    });
+    if texts.is_empty() || split_rows == 0 {
+        return Err(PipelineError::Input(format!("no image at the head of `{shard}` can be used: check the file")));
+    }
+    let images = texts.len();
+    let text_bytes: usize = texts.iter().map(Vec::len).sum();
+    let (mut encoded, started) = (Vec::with_capacity(images), Instant::now());
+    for text in &texts {
+        // As the decoder does it, but for white space, which the published files have none of.
+        encoded.push(base64_simd::STANDARD.decode_to_vec(text).unwrap_or_default());
+    }
+    let unbase64 = started.elapsed();
+    let started = Instant::now();
+    for bytes in &mut encoded.clone() {
+        decoder.decode_into(bytes, &mut square, |_| ()).ok();
+    }
+    let decoding = started.elapsed();
+    let encoded_bytes: usize = encoded.iter().map(Vec::len).sum();
+    let (writing, reading) = chunk(plan, spec, &square, images)?;
+    let decoded_per_s = together(spec, &texts, threads);
+
+    let per_image = |time: Duration, count: usize| time.as_secs_f64() / count.max(1) as f64;
+    let stored_bytes = head.stored as f64 / split_rows as f64;
+    let pixels = square.len() as f64;
+    let seconds = [
+        ("unpack", per_image(head.unpacking, split_rows), stored_bytes),
+        ("split rows", per_image(splitting, split_rows), head.text.len() as f64 / split_rows as f64),
+        ("base64", per_image(unbase64, images), text_bytes as f64 / images as f64),
+        ("decode and resize", per_image(decoding, images), encoded_bytes as f64 / images as f64),
+        ("write chunks", per_image(writing, images), pixels),
+        ("read chunks", per_image(reading, images), pixels),
+    ];
+    let all: f64 = seconds.iter().map(|(_, time, _)| time).sum();
+    let stage = |(name, time, bytes): (&'static str, f64, f64)| StageRate {
+        name,
+        images_per_s: 1.0 / time,
+        mb_per_s: bytes / 1e6 / time,
+        share: time / all,
+    };
+    let serial = [("reading a shard", seconds[0].1 + seconds[1].1), ("writing chunks", seconds[4].1)];
+    let machines = MACHINES.map(|cores| forecast(cores, all, &serial)).to_vec();
+    let demand = |images_per_s: f64| Demand {
+        images_per_s,
+        cores: images_per_s * all,
+        read_mb_per_s: images_per_s * stored_bytes / 1e6,
+        scratch_mb_per_s: images_per_s * pixels / 1e6,
+    };
+    let one = images as f64 / (unbase64 + decoding).as_secs_f64();
+    Ok(IngestReport {
+        shard,
+        images,
+        unusable,
+        stored_bytes,
+        size_px: spec.geometry.output_px(),
+        waited_s: head.waited.as_secs_f64(),
+        stages: seconds.into_iter().map(stage).collect(),
+        threads,
+        decoded_per_s,
+        scaling: decoded_per_s / one,
+        machines,
+        devices: DEVICE_RATES.map(demand).to_vec(),
+        pairs,
+    })
+}
+
+/// What so many cores would do, by the seconds of one core for an image and those of stages that one thread has.
+fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
+    let by_cores = cores as f64 / seconds;
+    let slowest = serial.iter().max_by(|one, other| one.1.total_cmp(&other.1));
+    match slowest.filter(|(_, time)| 1.0 / time < by_cores) {
+        Some((name, time)) => Forecast { cores, images_per_s: 1.0 / time, bottleneck: (*name).to_owned() },
+        None => Forecast { cores, images_per_s: by_cores, bottleneck: "the cores".to_owned() },
+    }
+}
+
+/// Writes a chunk of squares to scratch disk and reads it back.
+fn chunk(plan: &Plan, spec: &Spec, square: &[u8], images: usize) -> Result<(Duration, Duration), PipelineError> {
+    let folder = scratch_path(plan);
+    std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, "created", error))?;
+    let path = folder.join("bench.parquet");
+    let mut heads = RowHeads::default();
+    (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
+    let started = Instant::now();
+    let mut writer = PixelWriter::create(&path, spec.geometry.output_px(), Compression::None, "bench")?;
+    let mut pixels = square.repeat(BLOCK_IMAGES);
+    let blocks = images.div_ceil(BLOCK_IMAGES);
+    for _ in 0..blocks {
+        pixels = writer.write(&heads, pixels)?;
+    }
+    writer.finish()?;
+    let writing = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
+    let started = Instant::now();
+    let mut reader = PixelReader::open(&path, 128)?;
+    while reader.next_batch(&mut pixels)?.is_some() {}
+    let reading = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
+    std::fs::remove_file(&path).map_err(|error| StoreError::io(&path, "removed", error))?;
+    // The folder stays where a run has something in it.
+    std::fs::remove_dir(&folder).ok();
+    Ok((writing, reading))
+}
+
+/// Images a second that all threads decode together.
+fn together(spec: &Spec, texts: &[Vec<u8>], threads: usize) -> f64 {
+    const TAKEN_AT_ONCE: usize = 8;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut decoder = Decoder::new(spec.clone());
+        let (mut square, mut text) = (vec![0; decoder.pixel_bytes()], Vec::new());
+        loop {
+            let first = next.fetch_add(TAKEN_AT_ONCE, Ordering::Relaxed);
+            let Some(own) = texts.get(first..(first + TAKEN_AT_ONCE).min(texts.len())) else { return };
+            for base64 in own {
+                text.clear();
+                text.extend_from_slice(base64);
+                decoder.decode_base64_into(&mut text, &mut square, |_| ()).ok();
+            }
+            if own.is_empty() {
+                return;
+            }
+        }
+    };
+    let started = Instant::now();
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    texts.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_cores_help_until_one_thread_decides() {
+        let serial = [("reading a shard", 0.0001), ("writing chunks", 0.00005)];
+        let machine = |cores| forecast(cores, 0.001, &serial);
+        assert!((machine(1).images_per_s - 1000.0).abs() < 1e-6 && machine(1).bottleneck == "the cores");
+        assert!((machine(8).images_per_s - 8000.0).abs() < 1e-6);
+        assert!((machine(16).images_per_s - 10_000.0).abs() < 1e-6 && machine(16).bottleneck == "reading a shard");
+    }
+}
