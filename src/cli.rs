@@ -179,6 +179,9 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         }
         Command::Export { files, out } => device::export(&plan(&files)?, &out, json),
         Command::Devices { machine } => device::list(&self::machine(machine.as_deref())?.device, json),
+        Command::Bench { config: Some(_), command: Some(_), .. } => {
+            Err(Failure::new(2, "`bench` takes `--config` or a part of the device, not both".to_owned()))
+        }
         Command::Bench { machine, command: Some(command), .. } => {
             device::bench(command, &self::machine(machine.as_deref())?, json)
         }

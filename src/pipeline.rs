@@ -375,7 +375,8 @@ impl Run {
     async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
         let device = self.open_device().await?;
         let catalog = self.catalog(prepared.catalog).await?;
-        if let (Some(catalog), Some(predict)) = (&catalog, &self.plan.pipeline().predict) {
+        let ranks_classes = prepared.predict.as_ref().is_some_and(|asking| asking.listed.is_none());
+        if let (Some(catalog), Some(predict), true) = (&catalog, &self.plan.pipeline().predict, ranks_classes) {
             // As soon as it is known, rather than after days of training.
             enough_captions(catalog.classes.len(), predict.top_k)?;
         }

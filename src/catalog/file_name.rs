@@ -31,7 +31,11 @@ pub fn file_name(url: &str) -> String {
     let decoded = percent_decode_str(last).decode_utf8_lossy();
     let name = without_size(&decoded);
     // Names of scaled drawings have two: `Coat.svg.png`.
-    let name = without_extension(without_extension(name));
+    let name = without_extension(name);
+    let name = match name.rsplit_once('.') {
+        Some((stem, ending)) if !stem.is_empty() && is_format(ending) => stem,
+        _ => name,
+    };
     let spaced: String = name
         .chars()
         .map(|letter| {
@@ -50,6 +54,13 @@ pub fn file_name(url: &str) -> String {
 fn without_size(name: &str) -> &str {
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     if digits == 0 { name } else { name[digits..].strip_prefix("px-").unwrap_or(name) }
+}
+
+/// Whether a second ending is one: most dots in names are not before an ending.
+fn is_format(ending: &str) -> bool {
+    const FORMATS: [&str; 14] =
+        ["svg", "tif", "tiff", "pdf", "djvu", "xcf", "gif", "png", "jpg", "jpeg", "webp", "ogv", "webm", "stl"];
+    FORMATS.contains(&ending.to_ascii_lowercase().as_str())
 }
 
 fn without_extension(name: &str) -> &str {
@@ -103,6 +114,8 @@ mod tests {
             ("https://x/%E5%AF%8C%E5%A3%AB%E5%B1%B1.jpg", "富士山"),
             ("https://x/Version_2.0.jpg", "Version 2 0"),
             ("https://x/St._Paul's.tif", "St Paul's"),
+            ("https://x/Mr.Bean.jpg", "Mr Bean"),
+            ("https://x/H.G.Wells.jpg", "H G Wells"),
             ("https://x/.jpg", "jpg"),
             ("https://x/", "x"),
             ("", ""),

@@ -2,7 +2,10 @@
 
 use crate::catalog::classes::{Group, Groups};
 
+/// Of a class that no row had yet.
 const NONE: u16 = u16::MAX;
+/// Of a class whose first row says no language.
+const EMPTY: u16 = u16::MAX - 1;
 
 /// Languages by class, 2 bytes a class. Groups share one, as rows cannot tell their classes apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,7 +20,7 @@ impl Languages {
         Self { names, of_class }
     }
 
-    /// Notes the language of a row, unless its class has one. More names than 65,535 are none: the column is damaged then.
+    /// Notes the language of a row, unless its class has one. More names than 65,534 are none: the column is damaged then.
     pub fn see(&mut self, group: Group, language: &str) {
         let class = group.first_class() as usize;
         if self.of_class.get(class).is_none_or(|code| *code == NONE) {
@@ -32,12 +35,12 @@ impl Languages {
         }
         let known = self.names.iter().position(|name| name == language);
         let code = known.or_else(|| {
-            (self.names.len() < usize::from(NONE) && !language.is_empty()).then(|| {
+            (self.names.len() < usize::from(EMPTY) && !language.is_empty()).then(|| {
                 self.names.push(language.to_owned());
                 self.names.len() - 1
             })
         });
-        self.of_class[class] = code.map_or(NONE, |code| code as u16);
+        self.of_class[class] = code.map_or(EMPTY, |code| code as u16);
     }
 
     /// The language of a class; empty where no row has it.
@@ -81,7 +84,7 @@ mod tests {
             classes.add(caption).unwrap();
         }
         let mut languages = Languages::default();
-        for (caption, language) in [("b", "de"), ("a", "en"), ("b", "fr"), ("a ", "de"), ("c", "")] {
+        for (caption, language) in [("b", "de"), ("a", "en"), ("b", "fr"), ("a ", "de"), ("c", ""), ("c", "it")] {
             languages.see(classes.group_of(caption).unwrap(), language);
         }
         languages.spread(&classes.groups());

@@ -21,6 +21,9 @@ pub fn image_bytes(size_px: u32) -> usize {
     3 * size_px as usize * size_px as usize
 }
 
+/// What rows that are appended together take in the file beside themselves, at most.
+pub const GROUP_BYTES_BESIDE: u64 = super::plain::GROUP_BYTES;
+
 /// Writes one pixel chunk.
 pub struct PixelWriter {
     inner: Inner,

@@ -1,8 +1,9 @@
 //! A Parquet file whose last column is written as it comes: fixed bytes for each row, neither compressed nor copied.
 //!
 //! The usual writer copies what it is given into pages, those into a row group, and that into the file: three times 150 KB an image.
-//! Here the pages of the wide column go from the caller's buffer straight to the file; the other columns, a few bytes a row, are made by
-//! the usual writer in memory and follow it. The file is one row group. A page is a header (a Thrift struct in the compact protocol,
+//! Here the pages of the wide column go from the caller's buffer straight to the file; before them go the other columns, a few bytes a
+//! row, which the usual writer makes in memory. What is appended at a time is a row group: nothing is held but what the footer says of
+//! it. A page is a header (a Thrift struct in the compact protocol,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>) and its values.
 
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding};
 use parquet::errors::Result;
@@ -28,6 +29,8 @@ use crate::store::StoreError;
 const MAGIC: &[u8] = b"PAR1";
 /// Bytes of a page, about.
 const PAGE_BYTES: usize = 1 << 20;
+/// What a row group takes beside its rows, at most: headers of pages, and four columns in the footer.
+pub(super) const GROUP_BYTES: u64 = 1024;
 
 /// Writes one file.
 pub(super) struct PlainWriter {
@@ -35,27 +38,32 @@ pub(super) struct PlainWriter {
     file: Summing<File>,
     /// Bytes written.
     at: u64,
-    fields: Vec<Field>,
+    /// The columns before the wide one.
+    narrow: SchemaRef,
     properties: WriterProperties,
     row_bytes: usize,
-    heads: RowHeads,
-    /// Bytes of the wide column's pages, headers included.
-    wide_bytes: u64,
+    /// How the whole schema is written down, by an empty file of it.
+    whole: ParquetMetaData,
+    groups: Vec<RowGroupMetaData>,
 }
 
 impl PlainWriter {
     /// Creates the file. The last of `fields` is the wide column, `row_bytes` a row; the others are those of [`RowHeads`].
     pub(super) fn create(
         path: &Path,
-        fields: Vec<Field>,
+        mut fields: Vec<Field>,
         row_bytes: usize,
         metadata: &[(&str, String)],
     ) -> std::result::Result<Self, ChunkError> {
         let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
         let properties = properties(Compression::UNCOMPRESSED, usize::MAX, metadata);
-        let (path, heads) = (path.to_owned(), RowHeads::default());
-        let mut this =
-            Self { path, file: Summing::new(file), at: 0, fields, properties, row_bytes, heads, wide_bytes: 0 };
+        let schema = Arc::new(Schema::new(fields.clone()));
+        let whole = ArrowWriter::try_new(Vec::new(), schema, Some(properties.clone())).and_then(ArrowWriter::close);
+        let whole = whole.map_err(|error| explain(path, error))?;
+        fields.pop();
+        let narrow = Arc::new(Schema::new(fields));
+        let (path, file, groups) = (path.to_owned(), Summing::new(file), Vec::new());
+        let mut this = Self { path, file, at: 0, narrow, properties, row_bytes: row_bytes.max(1), whole, groups };
         this.put(MAGIC)?;
         Ok(this)
     }
@@ -66,95 +74,86 @@ impl PlainWriter {
         Ok(())
     }
 
-    /// Appends rows; `values` has the wide column's bytes of each.
+    /// Appends rows, of which there is at least one; `values` has the wide column's bytes of each.
     pub(super) fn write(&mut self, rows: &RowHeads, values: &[u8]) -> std::result::Result<(), ChunkError> {
-        self.heads.append(rows);
-        let page_rows = (PAGE_BYTES / self.row_bytes.max(1)).max(1);
-        for page in values.chunks(page_rows * self.row_bytes.max(1)) {
-            let header = page_header(page.len(), page.len() / self.row_bytes.max(1));
-            self.put(&header)?;
-            self.put(page)?;
-            self.wide_bytes += (header.len() + page.len()) as u64;
+        let path = self.path.clone();
+        let damaged = |error| explain(&path, error);
+        let (narrow, written) = self.narrow(rows).map_err(damaged)?;
+        let mut columns = Vec::with_capacity(1 + self.narrow.fields().len());
+        for column in written.row_groups().iter().flat_map(RowGroupMetaData::columns) {
+            let (first, bytes) = column.byte_range();
+            columns.push(self.column(columns.len(), self.at, column).map_err(damaged)?);
+            self.put(&narrow[first as usize..(first + bytes) as usize])?;
         }
+        let start = self.at;
+        let page_rows = (PAGE_BYTES / self.row_bytes).max(1);
+        for page in values.chunks(page_rows * self.row_bytes) {
+            self.put(&page_header(page.len(), page.len() / self.row_bytes))?;
+            self.put(page)?;
+        }
+        let group = self.group(columns, rows.len(), start).map_err(damaged)?;
+        self.groups.push(group);
         Ok(())
     }
 
-    /// Writes the other columns and the footer. The file is complete afterwards, and not yet synced.
+    /// Writes the footer. The file is complete afterwards, and not yet synced.
     pub(super) fn finish(mut self) -> std::result::Result<Checksum, ChunkError> {
-        let path = self.path.clone();
-        let (narrow, written) = self.narrow().map_err(|error| explain(&path, error))?;
-        let start = self.at;
-        for column in written.row_groups().iter().flat_map(RowGroupMetaData::columns) {
-            let (first, bytes) = column.byte_range();
-            self.put(&narrow[first as usize..(first + bytes) as usize])?;
-        }
-        let metadata = self.metadata(&written, start).map_err(|error| explain(&path, error))?;
+        let whole = self.whole.file_metadata();
+        let rows = self.groups.iter().map(RowGroupMetaData::num_rows).sum();
+        let (created_by, keys) = (whole.created_by().map(ToOwned::to_owned), whole.key_value_metadata().cloned());
+        let (schema, orders) = (whole.schema_descr_ptr(), whole.column_orders().cloned());
+        let file = FileMetaData::new(whole.version(), rows, created_by, keys, schema, orders);
+        let metadata = ParquetMetaData::new(file, std::mem::take(&mut self.groups));
         let mut footer = Vec::new();
+        let path = self.path.clone();
         ParquetMetaDataWriter::new(&mut footer, &metadata).finish().map_err(|error| explain(&path, error))?;
         self.put(&footer)?;
         Ok(self.file.sum())
     }
 
-    /// The other columns as a file in memory, and what it says of itself.
-    fn narrow(&self) -> Result<(Vec<u8>, ParquetMetaData)> {
-        let schema = Arc::new(Schema::new(self.fields[..self.fields.len() - 1].to_vec()));
+    /// The columns before the wide one as a file in memory, and what it says of itself.
+    fn narrow(&self, rows: &RowHeads) -> Result<(Vec<u8>, ParquetMetaData)> {
         let mut bytes = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&schema), Some(self.properties.clone()))?;
-        if !self.heads.is_empty() {
-            let columns: Vec<ArrayRef> = self.heads.columns().into();
-            writer.write(&RecordBatch::try_new(schema, columns)?)?;
-        }
+        let mut writer = ArrowWriter::try_new(&mut bytes, Arc::clone(&self.narrow), Some(self.properties.clone()))?;
+        let columns: Vec<ArrayRef> = rows.columns().into();
+        writer.write(&RecordBatch::try_new(Arc::clone(&self.narrow), columns)?)?;
         let metadata = writer.close()?;
         Ok((bytes, metadata))
     }
 
-    /// The footer: the other columns start at `start`.
-    fn metadata(&self, narrow: &ParquetMetaData, start: u64) -> Result<ParquetMetaData> {
-        // An empty file of the whole schema says how that is written down.
-        let schema = Arc::new(Schema::new(self.fields.clone()));
-        let whole = ArrowWriter::try_new(Vec::new(), schema, Some(self.properties.clone()))?.close()?;
-        let whole = whole.file_metadata();
-        let descriptor = whole.schema_descr_ptr();
-        let (rows, mut at) = (self.heads.len() as i64, start as i64);
-        let mut groups = Vec::new();
-        if rows > 0 {
-            let mut columns = Vec::new();
-            let written = narrow.row_groups().iter().flat_map(RowGroupMetaData::columns);
-            for (index, column) in written.enumerate() {
-                let copy = ColumnChunkMetaData::builder(descriptor.column(index))
-                    .set_encodings(column.encodings().collect())
-                    .set_compression(Compression::UNCOMPRESSED)
-                    .set_num_values(column.num_values())
-                    .set_total_compressed_size(column.compressed_size())
-                    .set_total_uncompressed_size(column.uncompressed_size())
-                    .set_data_page_offset(at)
-                    .build()?;
-                at += column.compressed_size();
-                columns.push(copy);
-            }
-            let wide = ColumnChunkMetaData::builder(descriptor.column(columns.len()))
-                .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
-                .set_compression(Compression::UNCOMPRESSED)
-                .set_num_values(rows)
-                .set_total_compressed_size(self.wide_bytes as i64)
-                .set_total_uncompressed_size(self.wide_bytes as i64)
-                .set_data_page_offset(MAGIC.len() as i64)
-                .build()?;
-            columns.push(wide);
-            let bytes = columns.iter().map(ColumnChunkMetaData::uncompressed_size).sum();
-            let group = RowGroupMetaData::builder(Arc::clone(&descriptor))
-                .set_num_rows(rows)
-                .set_total_byte_size(bytes)
-                .set_column_metadata(columns)
-                .set_ordinal(0)
-                .build()?;
-            groups.push(group);
-        }
-        let created_by = whole.created_by().map(ToOwned::to_owned);
-        let keys = whole.key_value_metadata().cloned();
-        let file =
-            FileMetaData::new(whole.version(), rows, created_by, keys, descriptor, whole.column_orders().cloned());
-        Ok(ParquetMetaData::new(file, groups))
+    /// What the footer says of a column that was made in memory and starts at `at`.
+    fn column(&self, index: usize, at: u64, made: &ColumnChunkMetaData) -> Result<ColumnChunkMetaData> {
+        ColumnChunkMetaData::builder(self.whole.file_metadata().schema_descr().column(index))
+            .set_encodings(made.encodings().collect())
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_num_values(made.num_values())
+            .set_total_compressed_size(made.compressed_size())
+            .set_total_uncompressed_size(made.uncompressed_size())
+            .set_data_page_offset(at as i64)
+            .build()
+    }
+
+    /// What it says of a row group whose wide column starts at `start` and ends here.
+    fn group(&self, mut columns: Vec<ColumnChunkMetaData>, rows: usize, start: u64) -> Result<RowGroupMetaData> {
+        let schema = self.whole.file_metadata().schema_descr_ptr();
+        let bytes = (self.at - start) as i64;
+        let wide = ColumnChunkMetaData::builder(schema.column(columns.len()))
+            .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_num_values(rows as i64)
+            .set_total_compressed_size(bytes)
+            .set_total_uncompressed_size(bytes)
+            .set_data_page_offset(start as i64)
+            .build()?;
+        columns.push(wide);
+        let bytes = columns.iter().map(ColumnChunkMetaData::uncompressed_size).sum();
+        let ordinal = i32::try_from(self.groups.len()).unwrap_or(i32::MAX);
+        RowGroupMetaData::builder(schema)
+            .set_num_rows(rows as i64)
+            .set_total_byte_size(bytes)
+            .set_column_metadata(columns)
+            .set_ordinal(ordinal)
+            .build()
     }
 }
 

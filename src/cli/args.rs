@@ -136,7 +136,7 @@ pub(super) enum Command {
     },
     /// Measures a pipeline's own ingestion on the head of its own input, stage by stage, and says what larger machines would do:
     /// `bench --config FILE`. Or the device's parts by themselves: forward pass, training of the head, ranking.
-    #[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = false)]
+    #[command(subcommand_negates_reqs = true)]
     Bench {
         /// A pipeline file whose ingestion is measured.
         #[arg(short, long, value_name = "FILE", required = true)]

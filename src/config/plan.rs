@@ -264,7 +264,8 @@ impl StreamBytes {
         Self {
             reader: record.saturating_mul(2).saturating_add(16 << 20),
             decoders,
-            writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(QUARANTINED_BYTES),
+            // Of the chunk in hand, and of the one that is being committed meanwhile.
+            writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
             block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
@@ -380,6 +381,9 @@ fn check_sections(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, St
     }
 }
 
+/// Captions that a text head may tell apart at a time.
+const MAX_CONTRASTED: u32 = 16_384;
+
 /// What a text head needs, and what it alone can use.
 fn check_text(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String)) {
     let is_text = pipeline.head.kind == HeadKind::Text;
@@ -416,6 +420,15 @@ fn check_text(pipeline: &RawPipeline, refuse: &mut impl FnMut(bool, &str, String
         format!("a head of kind `{other}` is trained by `{fits}` alone"),
     );
     if is_text {
+        let batch = train.batch_size();
+        refuse(
+            batch > MAX_CONTRASTED,
+            "train.batch_size",
+            format!(
+                "`{batch}`: a text head takes 32 bytes for each pair of captions in a batch, so at most {MAX_CONTRASTED}; \
+                 `train.accumulation` makes steps larger"
+            ),
+        );
         refuse(train.targets != Targets::Pairs, "train.targets", "a text head is trained on `pairs` alone".into());
         refuse(
             train.label_smoothing != 0.0,

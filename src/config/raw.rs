@@ -145,7 +145,8 @@ impl Default for RawPreprocess {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawChunks {
-    /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose.
+    /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose, or twice that where the chunks
+    /// are the product: one is made durable while the next is decoded.
     pub rows: u32,
     /// Compression of pixel chunks: `none`, `lz4` or `zstd`.
     pub compression: Compression,

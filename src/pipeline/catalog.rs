@@ -122,8 +122,45 @@ pub(super) struct Caption {
     pub(super) text: Box<str>,
     /// Image URLs that have it.
     pub(super) images: u32,
-    /// Empty where it is not known.
-    pub(super) language: Box<str>,
+}
+
+/// The classes of a run directory, as a text head needs them.
+#[cfg(feature = "model")]
+pub(super) struct Own {
+    pub(super) classes: Arc<Classes>,
+    pub(super) languages: Languages,
+    /// Image URLs of each class.
+    pub(super) images: Vec<u32>,
+}
+
+#[cfg(feature = "model")]
+impl Default for Own {
+    fn default() -> Self {
+        let classes = Arc::new(Classes::new(ClassSource::List, Match::Exact));
+        Self { classes, languages: Languages::default(), images: Vec::new() }
+    }
+}
+
+/// The classes, of a run directory whose catalog is complete.
+///
+/// # Errors
+/// When the directory has no complete catalog.
+#[cfg(feature = "model")]
+pub(super) fn load_own(directory: &Directory) -> Result<Own, PipelineError> {
+    let mut classes = Classes::new(ClassSource::List, Match::Exact);
+    let (mut languages, mut images, mut failed) = (Languages::default(), Vec::new(), None);
+    each_class(directory, |row| {
+        languages.set(images.len(), row.language);
+        images.push(row.images);
+        if let Err(error) = classes.add(row.caption) {
+            failed.get_or_insert(error);
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(refused(error));
+    }
+    classes.shrink();
+    Ok(Own { classes: Arc::new(classes), languages, images })
 }
 
 /// The captions of the classes, of a run directory whose catalog is complete.
@@ -132,6 +169,13 @@ pub(super) struct Caption {
 /// When the directory has no complete catalog.
 #[cfg(feature = "model")]
 pub(super) fn load_captions(directory: &Directory) -> Result<Vec<Caption>, PipelineError> {
+    let mut captions = Vec::new();
+    each_class(directory, |row| captions.push(Caption { text: row.caption.into(), images: row.images }))?;
+    Ok(captions)
+}
+
+#[cfg(feature = "model")]
+fn each_class(directory: &Directory, take: impl FnMut(tables::ClassRow<'_>)) -> Result<(), PipelineError> {
     let entry = directory.read(ENTRY)?.and_then(|content| serde_json::from_slice::<Entry>(&content).ok());
     let Some(entry) = entry else {
         return Err(PipelineError::Input(format!(
@@ -139,11 +183,7 @@ pub(super) fn load_captions(directory: &Directory) -> Result<Vec<Caption>, Pipel
             directory.display("")
         )));
     };
-    let mut captions = Vec::new();
-    tables::read_classes(&entry.fetch(directory, CLASSES)?, |row| {
-        captions.push(Caption { text: row.caption.into(), images: row.images, language: row.language.into() });
-    })?;
-    Ok(captions)
+    Ok(tables::read_classes(&entry.fetch(directory, CLASSES)?, take)?)
 }
 
 /// Builds the catalog, behind what an earlier process gathered; `None` when the run was asked to stop.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use base64_simd::STANDARD;
 
-use super::catalog::Caption;
+use super::catalog::Own;
 use super::evidence::{Kind, Mix, Rankings, Side};
 use super::text_training::HeldOut;
 use super::{Journal, Layout, PipelineError, Run};
@@ -33,7 +33,7 @@ impl Run {
         &mut self,
         side: &Side<'_>,
         images: &HeldOut,
-        own: &[Caption],
+        own: &Own,
         mix: Mix,
         rankings: &Rankings,
     ) -> Result<(), PipelineError> {
@@ -117,20 +117,13 @@ impl Run {
     }
 }
 
-fn entry(
-    image: usize,
-    score: f64,
-    images: &HeldOut,
-    own: &[Caption],
-    ranked: &[u32],
-    picture: Option<&Vec<u8>>,
-) -> String {
+fn entry(image: usize, score: f64, images: &HeldOut, own: &Own, ranked: &[u32], picture: Option<&Vec<u8>>) -> String {
     let right = images.captions_of.of(image);
     let caption = |place: u32, class: &str| {
-        let caption = &own[images.captions[place as usize] as usize];
-        let language =
-            if caption.language.is_empty() { String::new() } else { format!("<i>{}</i> ", escape(&caption.language)) };
-        format!("<li class=\"{class}\" dir=\"auto\">{language}{}</li>\n", escape(&caption.text))
+        let number = images.captions[place as usize];
+        let (text, language) = (own.classes.text(number).unwrap_or_default(), own.languages.of(number));
+        let language = if language.is_empty() { String::new() } else { format!("<i>{}</i> ", escape(language)) };
+        format!("<li class=\"{class}\" dir=\"auto\">{language}{}</li>\n", escape(text))
     };
     let picture = match picture {
         Some(bytes) => format!("<img alt=\"\" src=\"data:image/jpeg;base64,{}\">", STANDARD.encode_to_string(bytes)),
@@ -177,7 +170,10 @@ ol, ul { margin: .2em 0; padding-inline-start: 1.4em; } i { color: #888; } .righ
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::catalog::{ClassSource, Classes, Languages, Match};
     use crate::train::Targets;
 
     #[test]
@@ -191,13 +187,13 @@ mod tests {
             vectors: Vec::new(),
             urls: vec!["https://x/<a>.jpg".into()],
         };
-        let own: Vec<Caption> = (0..7)
-            .map(|class| Caption {
-                text: format!("<b>{class}</b> & \"it's\"").into(),
-                images: 1,
-                language: "ar".into(),
-            })
-            .collect();
+        let mut classes = Classes::new(ClassSource::List, Match::Exact);
+        let mut languages = Languages::default();
+        for class in 0..7 {
+            classes.add(&format!("<b>{class}</b> & \"it's\"")).unwrap();
+            languages.set(class, "ar");
+        }
+        let own = Own { classes: Arc::new(classes), languages, images: vec![1; 7] };
         let text = entry(0, 0.5, &images, &own, &[2, 0], Some(&vec![1, 2, 3]));
         assert!(text.contains("src=\"data:image/jpeg;base64,AQID\"") && text.contains("https://x/&lt;a&gt;.jpg"));
         assert!(text.contains(

@@ -25,6 +25,8 @@ use crate::store::{Intake, StoreError, explain_read};
 const IMAGES: usize = 2000;
 /// Unpacked bytes that are held, at most.
 const HELD_BYTES: usize = 128 << 20;
+/// Pixels that are written to scratch disk, at most.
+const WRITTEN_BYTES: u64 = 256 << 20;
 /// Bytes handed to a parser at a time, as a run does.
 const FEED_BYTES: usize = 256 << 10;
 /// Images written at a time, as a run does.
@@ -291,29 +293,41 @@ fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
     }
 }
 
-/// Writes a chunk of squares to scratch disk and reads it back.
+/// A file that goes whatever happens.
+struct Temporary(std::path::PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+        // The folder stays where a run has something in it.
+        self.0.parent().map(std::fs::remove_dir);
+    }
+}
+
+/// Writes a chunk of squares to scratch disk and reads it back, as many as the limits leave room for.
 fn chunk(plan: &Plan, spec: &Spec, square: &[u8], images: usize) -> Result<(Duration, Duration), PipelineError> {
     let folder = scratch_path(plan);
     std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, "created", error))?;
-    let path = folder.join("bench.parquet");
+    let file = Temporary(folder.join(format!("bench-{}.parquet", std::process::id())));
+    let path = &file.0;
+    let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / (square.len() as u64 * BLOCK_IMAGES as u64).max(1);
+    let blocks = images.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
+    let chunks = &plan.pipeline().chunks;
+    let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
     let mut heads = RowHeads::default();
     (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
     let started = Instant::now();
-    let mut writer = PixelWriter::create(&path, spec.geometry.output_px(), Compression::None, "bench")?;
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench")?;
     let mut pixels = square.repeat(BLOCK_IMAGES);
-    let blocks = images.div_ceil(BLOCK_IMAGES);
     for _ in 0..blocks {
         pixels = writer.write(&heads, pixels)?;
     }
     writer.finish()?;
     let writing = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
     let started = Instant::now();
-    let mut reader = PixelReader::open(&path, 128)?;
+    let mut reader = PixelReader::open(path, 128)?;
     while reader.next_batch(&mut pixels)?.is_some() {}
     let reading = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
-    std::fs::remove_file(&path).map_err(|error| StoreError::io(&path, "removed", error))?;
-    // The folder stays where a run has something in it.
-    std::fs::remove_dir(&folder).ok();
     Ok((writing, reading))
 }
 

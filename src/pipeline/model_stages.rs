@@ -132,7 +132,11 @@ impl Run {
         let seed = pipeline.run.seed;
         if self.directory.is_remote() {
             let dim = self.backbone()?.shape.dim as u64;
-            let checkpoint = 8 * classes as u64 * (dim + 1);
+            let checkpoint = match &text {
+                // Three times the map, of which no layer is larger than this.
+                Some(goal) => 12 * (dim + 1 + goal.hidden as u64) * (goal.hidden as u64 + goal.dim as u64 + 1),
+                None => 8 * classes as u64 * (dim + 1),
+            };
             let window = 2 * settings.shuffle_rows * (4 * dim + 1024);
             self.enough_disk(checkpoint + window, "a checkpoint and the features on their way from the run directory")?;
         }
@@ -171,9 +175,12 @@ impl Run {
         if head.kind != HeadKind::Text {
             return Ok(None);
         }
+        let dim = self.encoder()?.checkpoint.dim();
+        // Before they are computed, which takes longest.
+        self.enough_for_vectors(catalog.classes.len())?;
         let set = self.embed("captions", Arc::clone(&catalog.classes), device).await?;
         let store = Arc::new(self.text_store(set).await?);
-        Ok(Some(TextGoal { store, languages: Arc::clone(&catalog.languages), hidden: head.hidden as usize }))
+        Ok(Some(TextGoal { store, dim, languages: Arc::clone(&catalog.languages), hidden: head.hidden as usize }))
     }
 
     /// Test images that make other features than the head was trained on are refused.
@@ -216,14 +223,18 @@ impl Run {
         }
         let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
         let listed = if is_text { self.listed(&settings).await? } else { None };
+        if is_text && (alone || !self.plan.runs(Stage::Train)) {
+            self.check_same_encoder()?;
+        }
+        if is_text && !settings.blend.is_empty() {
+            // Looked at now, and read again when it is needed, which may be days later.
+            self.blended(&settings).await?;
+        }
         if let Some(listed) = &listed {
             enough_captions(listed.captions.len(), settings.top_k)?;
         }
         if alone || !self.plan.runs(Stage::Stream) {
             self.check_same_features().await?;
-            if is_text {
-                self.check_same_encoder()?;
-            }
             let own = catalog::load_captions(&self.directory)?;
             if listed.is_none() {
                 enough_captions(own.len(), settings.top_k)?;
@@ -252,17 +263,30 @@ impl Run {
         let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
         let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
-        let own = catalog::load_captions(&self.directory)?;
         let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        // Millions of captions need not be held twice.
+        let (own, captions) = if is_text {
+            (catalog::load_own(&self.directory)?, Vec::new())
+        } else {
+            (catalog::Own::default(), catalog::load_captions(&self.directory)?)
+        };
         let listed = match listed {
-            None if is_text => Some(Self::own_listed(&own)?),
+            None if is_text => Some(Self::own_listed(&own)),
             other => other,
         };
+        if let Some(listed) = &listed {
+            self.enough_memory(listed.captions.len())?;
+        }
         let picked = checkpoints::pick(&self.directory, settings.checkpoint)?;
         let (mut tally, mut text) = (crate::chunk::Tally::default(), None);
         let ranking = if let Some(picked) = &picked {
             // Another kind of head is refused before hours of features.
-            let head = if is_text { None } else { Some(picked.head()?) };
+            let head = if is_text {
+                self.fitting(&picked.text_head()?)?;
+                None
+            } else {
+                Some(picked.head()?)
+            };
             let wanted = Wanted::Urls(Arc::clone(&asked.urls));
             let job = self.stream_job("test images", shards, wanted, &generation);
             let shards = Arc::clone(&job.shards);
@@ -294,21 +318,21 @@ impl Run {
         };
         let (store, directory) = (&self.machine.store, &self.directory);
         let output = self.plan.output().to_owned();
-        let (without, captions) = if let Some(listed) = &listed {
+        let (without, ranked) = if let Some(listed) = &listed {
             let text = |class| listed.captions.text(class).unwrap_or_default();
             let fallback: Vec<u32> = (0..top_k as u32).collect();
             let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
             (write.await?, listed.captions.len())
         } else {
-            let text = |class: u32| &*own[class as usize].text;
-            let fallback = prediction::most_frequent(&own, top_k);
+            let text = |class: u32| &*captions[class as usize].text;
+            let fallback = prediction::most_frequent(&captions, top_k);
             let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
-            (write.await?, own.len())
+            (write.await?, captions.len())
         };
         let scores = if settings.truth.is_empty() {
             None
         } else {
-            Some(prediction::score(store, directory, &settings, &output, &asked, captions as u64).await?)
+            Some(prediction::score(store, directory, &settings, &output, &asked, ranked as u64).await?)
         };
         self.report.prediction = Some(PredictionReport {
             ids: asked.ids,

@@ -119,7 +119,14 @@ pub(super) enum Queries {
     /// Its feature.
     Features,
     /// Its projected feature and its name's vector; the map is on the device.
-    Text { names: Arc<Option<NameVectors>>, kind: Kind, mix: Mix, dim: usize },
+    Text {
+        names: Arc<Option<NameVectors>>,
+        kind: Kind,
+        mix: Mix,
+        dim: usize,
+        /// A hash of the map, and of what the vectors of names are.
+        key: Arc<str>,
+    },
 }
 
 impl Queries {
@@ -127,12 +134,14 @@ impl Queries {
     fn made_from(&self) -> String {
         match self {
             Self::Features => String::new(),
-            Self::Text { kind, mix, .. } => format!("{kind:?} {} {}", mix.names.to_bits(), mix.classes.to_bits()),
+            Self::Text { kind, mix, key, .. } => {
+                format!("{kind:?} {} {} {key}", mix.names.to_bits(), mix.classes.to_bits())
+            }
         }
     }
 
     async fn of(&self, rows: &RowHeads, values: Vec<f32>, device: &Device) -> Result<Vec<f32>, PipelineError> {
-        let Self::Text { names, kind, mix, dim } = self else { return Ok(values) };
+        let Self::Text { names, kind, mix, dim, .. } = self else { return Ok(values) };
         let count = rows.len();
         let features = (mix.classes != 0.0).then(|| values.clone());
         let pixels = device.call(move |desk| desk.project(&values, count)).await?;

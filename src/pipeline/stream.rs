@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::PipelineError;
 use super::events::Events;
@@ -212,14 +212,29 @@ pub(super) async fn run(
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
     machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
-    let mut stages = JoinSet::new();
     // Base64 goes from the decoders back to the reader.
     let texts = Spares::new(SPARES, SPARE_BYTES);
-    stages.spawn(reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone()));
-    stages.spawn(writer::write_chunks(job, machine.clone(), blocks_out, texts, counted, sink));
-    while let Some(done) = stages.join_next().await {
-        // Dropping the set ends the other stage.
-        done??;
+    let reading = reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone());
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(reading));
+    let mut writing = AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(
+        job,
+        machine.clone(),
+        blocks_out,
+        texts,
+        counted,
+        sink,
+    )));
+    tokio::select! {
+        read = &mut reading => {
+            // What was read is written to the end, and committed; then it counts why reading ended.
+            let wrote = writing.await;
+            read??;
+            wrote??;
+        }
+        wrote = &mut writing => {
+            wrote??;
+            reading.await??;
+        }
     }
     drop(own);
     match machine.stop.signal() {

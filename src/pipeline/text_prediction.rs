@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::catalog::{self, Caption};
+use super::catalog::{self, Own};
 use super::checkpoints::Picked;
 use super::desk::{Desk, Device};
 use super::evidence::{Candidates, Images, Kind, Mix, Question, Rankings, Side, by_language, groups, queries};
@@ -16,7 +16,8 @@ use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation,
 use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
 use crate::chunk::features::read_heads;
 use crate::config::raw::RawPredict;
-use crate::config::value::{Correction, Pick, Targets as Kinds};
+use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
+use crate::config::{ConfigError, Problem};
 use crate::predict::evaluate::{Truth, read_truth};
 use crate::store::{Directory, Store};
 use crate::train::text::{TextHead, centre};
@@ -92,7 +93,7 @@ impl NameVectors {
 }
 
 /// Another run's head of classes, for captions that are classes there.
-struct Blended {
+pub(super) struct Blended {
     weight: Vec<f32>,
     bias: Vec<f32>,
     dim: usize,
@@ -122,12 +123,22 @@ struct HeldOutSide {
     seen: HashSet<u32>,
 }
 
-fn classes_of(captions: &[Caption]) -> Result<Classes, PipelineError> {
-    let mut classes = Classes::new(ClassSource::List, Match::Exact);
-    for caption in captions {
-        classes.add(&caption.text).map_err(|error| PipelineError::Input(error.to_string()))?;
+/// A hash of everything that a map and the vectors of names are.
+fn key_of(head: &TextHead, names: Option<&NameVectors>) -> Arc<str> {
+    let mut hasher = blake3::Hasher::new();
+    let parameters = head.parameters.iter().map(|parameter| &parameter.values);
+    let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
+    for values in parameters.chain(statistics).chain(names.map(|names| &names.mean)) {
+        for value in values {
+            hasher.update(&value.to_le_bytes());
+        }
     }
-    Ok(classes)
+    if let Some(names) = names {
+        for name in names.names.all.texts() {
+            hasher.update(name.as_bytes()).update(&[0]);
+        }
+    }
+    hasher.finalize().to_hex()[..16].into()
 }
 
 impl Run {
@@ -156,13 +167,45 @@ impl Run {
         texts::embed(name, captions, self.encoder()?, &self.directory, &scratch, &self.machine, device).await
     }
 
+    /// Refuses captions whose vectors fit neither memory nor scratch disk.
+    pub(super) fn enough_for_vectors(&self, captions: usize) -> Result<(), PipelineError> {
+        let width = if self.encoder()?.precision == Precision::Bf16 { 2 } else { 4 };
+        let bytes = captions as u64 * self.encoder()?.checkpoint.dim() as u64 * width;
+        if bytes <= self.plan.machine().limits.memory.0 / 4 {
+            return Ok(());
+        }
+        self.enough_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+    }
+
+    /// Refuses a list whose vectors are more than the memory limit: it is ranked in memory.
+    pub(super) fn enough_memory(&self, captions: usize) -> Result<(), PipelineError> {
+        let bytes = 4 * captions as u64 * self.encoder()?.checkpoint.dim() as u64;
+        let limit = self.plan.machine().limits.memory;
+        if bytes <= limit.0 {
+            return Ok(());
+        }
+        let what = format!(
+            "`{limit}` is less than the {} that the vectors of the {captions} captions to rank take: raise it, or rank a shorter list",
+            bytesize::ByteSize(bytes)
+        );
+        Err(ConfigError(vec![Problem { key: "limits.memory".to_owned(), what }]).into())
+    }
+
+    /// Refuses a map that does not lead from these features to this encoder's space.
+    pub(super) fn fitting(&self, head: &TextHead) -> Result<(), PipelineError> {
+        if (head.input, head.output) == (self.backbone()?.shape.dim, self.encoder()?.checkpoint.dim()) {
+            return Ok(());
+        }
+        Err(PipelineError::Generation(
+            "the map in the checkpoint does not lead from these features to this text encoder; recompute with --from train"
+                .to_owned(),
+        ))
+    }
+
     /// The vectors of a set by their numbers.
     pub(super) async fn text_store(&self, set: TextSet) -> Result<TextStore, PipelineError> {
         let scratch = scratch_path(&self.plan);
         let memory = self.plan.machine().limits.memory.0 / 4;
-        if set.bytes() > memory {
-            self.enough_disk(set.bytes(), "the vectors of the captions")?;
-        }
         tokio::task::spawn_blocking(move || TextStore::open(&set, memory, &scratch)).await?
     }
 
@@ -195,7 +238,7 @@ impl Run {
     }
 
     /// Another run's head of classes, if its features are of the same kind.
-    async fn blended(&self, settings: &RawPredict) -> Result<Option<Blended>, PipelineError> {
+    pub(super) async fn blended(&self, settings: &RawPredict) -> Result<Option<Blended>, PipelineError> {
         if settings.blend.is_empty() {
             return Ok(None);
         }
@@ -210,6 +253,24 @@ impl Run {
         if let Some(key) = keys.keys().filter(of_features).find(|key| keys.get(*key) != own.get(*key)) {
             return Err(refused(&format!("its head was trained on other features than this run's: `{key}` differs")));
         }
+        // Else what is held out here was trained on there, and would be trusted too much.
+        let held_out = |record: Option<&generation::StageRecord>| {
+            let value = |key: &str| record.and_then(|record| record.keys.get(key).cloned());
+            (
+                value("run.seed"),
+                value("train.validation_fraction").and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0),
+            )
+        };
+        let own_train = self.plan.runs(Stage::Train).then(|| self.plan.keys(Stage::Train));
+        let own_record = own_train.map(|keys| generation::StageRecord { keys, ..generation::StageRecord::default() });
+        let mine = held_out(own_record.as_ref().or(self.generations.recorded(Stage::Train.as_str())));
+        let theirs = held_out(file.stages.get(Stage::Train.as_str()));
+        if mine.1 > 0.0 && (mine.0 != theirs.0 || theirs.1 < mine.1) {
+            return Err(refused(
+                "images that are held out from training here were trained on there: give both runs one `run.seed`, and it no \
+                 smaller a `train.validation_fraction`",
+            ));
+        }
         let picked = checkpoints::pick(&other, Pick::Best)?.ok_or_else(|| refused("it has no checkpoint"))?;
         let head = picked.head().map_err(|error| refused(&super::chain(&error)))?;
         let captions = catalog::load_captions(&other)?;
@@ -221,11 +282,15 @@ impl Run {
     }
 
     /// Images of the run that were held out from training; `None` where there are none.
-    fn held_out(&self, classes: &TextStore) -> Result<Option<HeldOutSide>, PipelineError> {
+    fn held_out(
+        &self,
+        vectors_of: impl FnOnce(&[u32]) -> Result<Vec<f32>, PipelineError>,
+    ) -> Result<Option<HeldOutSide>, PipelineError> {
         let Some(record) = self.generations.recorded(Stage::Train.as_str()) else { return Ok(None) };
-        let number = |key: &str| record.keys.get(key).and_then(|value| value.parse::<f64>().ok());
-        let (fraction, seed) = (number("train.validation_fraction").unwrap_or(0.0), number("run.seed"));
-        let Some(seed) = seed.filter(|_| fraction > 0.0).map(|seed| seed as u64) else { return Ok(None) };
+        let value = |key: &str| record.keys.get(key).map(String::as_str).unwrap_or_default();
+        let fraction: f64 = value("train.validation_fraction").parse().unwrap_or(0.0);
+        let seed = value("run.seed").parse::<u64>().ok();
+        let Some(seed) = seed.filter(|_| fraction > 0.0) else { return Ok(None) };
         let journal = Journal::read(self.directory.clone(), Layout::train("features"), None)?;
         let shape = self.backbone()?.shape;
         let read = || {
@@ -254,7 +319,7 @@ impl Run {
             }
             let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
             let store = FeatureStore::new(self.directory.clone(), names, wanted, Stay::Files);
-            let images = HeldOut::read(&store, classes, &rows, seed)?;
+            let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
             Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images: Arc::new(images), seen }))
         };
         tokio::task::block_in_place(read)
@@ -292,22 +357,22 @@ impl Run {
         journal: &Journal,
         asked: &Asked,
         listed: &Listed,
-        own: &[Caption],
+        own: &Own,
         device: &Arc<Device>,
     ) -> Result<(Ranking, TextReport), PipelineError> {
         let head = picked.text_head()?;
-        let dim = self.encoder()?.checkpoint.dim();
-        if (head.input, head.output) != (self.backbone()?.shape.dim, dim) {
-            return Err(PipelineError::Generation(
-                "the map in the checkpoint does not lead from these features to this text encoder; recompute with --from train"
-                    .to_owned(),
-            ));
-        }
+        self.fitting(&head)?;
+        let dim = head.output;
         let blended = self.blended(settings).await?;
-        let classes = Arc::new(classes_of(own)?);
+        let classes = Arc::clone(&own.classes);
+        // Only the vectors of what is held out are read of them.
         let own_set = self.embed("captions", Arc::clone(&classes), device).await?;
-        let own_store = self.text_store(own_set).await?;
-        let held_out = self.held_out(&own_store)?;
+        let vectors_of = |captions: &[u32]| {
+            let mut vectors = own_set.some(captions)?;
+            head.centre(&mut vectors);
+            Ok(vectors)
+        };
+        let held_out = self.held_out(vectors_of)?;
         let names = Arc::new(self.names(settings, &head, held_out.as_ref(), device).await?);
         let set = self.embed("captions to rank", Arc::clone(&listed.captions), device).await?;
         let mut vectors = tokio::task::spawn_blocking(move || set.all()).await??;
@@ -364,7 +429,8 @@ impl Run {
         };
         let mut rankings = Vec::new();
         for kind in kinds {
-            let queries = Queries::Text { names: Arc::clone(&names), kind: *kind, mix, dim };
+            let (names, key) = (Arc::clone(&names), key_of(&head, names.as_ref().as_ref()));
+            let queries = Queries::Text { names, kind: *kind, mix, dim, key };
             rankings.push((*kind, self.rank_by(settings, journal, asked, &candidates, queries, device).await?));
         }
         device.tell(Desk::unload_projector).await?;
@@ -381,7 +447,7 @@ impl Run {
         side: &HeldOutSide,
         candidates: &'a Candidates,
         names: Option<&NameVectors>,
-        own: &[Caption],
+        own: &Own,
         correction: Correction,
         device: &Arc<Device>,
     ) -> Result<Side<'a>, PipelineError> {
@@ -394,20 +460,13 @@ impl Run {
             None => None,
         };
         let features = candidates.classes.as_ref().map(|_| images.features.clone());
-        let mut languages: Vec<String> = own.iter().map(|caption| caption.language.to_string()).collect();
-        languages.sort_unstable();
-        languages.dedup();
+        let languages = own.languages.names().to_vec();
         let mut questions = Vec::new();
         for (image, places) in images.captions_of.iter() {
             for place in places {
                 let class = images.captions[*place as usize];
-                let language = &own[class as usize].language;
-                let language = if language.is_empty() {
-                    None
-                } else {
-                    languages.binary_search_by(|name| name.as_str().cmp(language)).ok()
-                };
-                questions.push(Question { image, caption: Some(*place), language, seen: side.seen.contains(&class) });
+                let (language, seen) = (own.languages.code(class), side.seen.contains(&class));
+                questions.push(Question { image, caption: Some(*place), language, seen });
             }
         }
         Ok(Side { images: Images { pixels, names, features }, candidates, questions, languages, correction })
@@ -471,14 +530,12 @@ impl Run {
         settings: &RawPredict,
         asked: &Asked,
         listed: &Listed,
-        own: &[Caption],
+        own: &Own,
         held_out: Option<&HeldOutSide>,
         rankings: &[(Kind, Ranking)],
     ) -> Result<EvidenceReport, PipelineError> {
         let truth = self.machine.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
         let truth = read_truth(&*truth).map_err(|error| PipelineError::Input(super::chain(&error)))?;
-        let class_of: HashMap<&str, u32> =
-            own.iter().zip(0..).map(|(caption, class)| (&*caption.text, class)).collect();
         let by_id: HashMap<&str, Vec<&Truth>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
             by_id.entry(&*row.id).or_insert_with(Vec::new).push(row);
             by_id
@@ -487,9 +544,9 @@ impl Run {
         prediction::each_id(&self.machine.store, &settings.ids, |id| {
             let Some(image) = asked.urls.position(url_hash(id.image_url)) else { return Ok(()) };
             for row in by_id.get(id.id).into_iter().flatten() {
-                let class = class_of.get(&*row.caption).copied();
+                let class = own.classes.classes_of(&row.caption).next();
                 let told = if row.language.is_empty() {
-                    class.map_or("", |class| &*own[class as usize].language)
+                    class.map_or("", |class| own.languages.of(class))
                 } else {
                     &row.language
                 };
@@ -501,7 +558,7 @@ impl Run {
                 });
                 let seen = class.is_some_and(|class| match held_out {
                     Some(side) => side.seen.contains(&class),
-                    None => own[class as usize].images > 0,
+                    None => own.images.get(class as usize).is_some_and(|images| *images > 0),
                 });
                 let caption = listed.captions.classes_of(&row.caption).next();
                 questions.push(Question { image, caption, language, seen });
@@ -524,8 +581,8 @@ impl Run {
     }
 
     /// What is ranked where no list is.
-    pub(super) fn own_listed(own: &[Caption]) -> Result<Listed, PipelineError> {
-        Ok(Listed { captions: Arc::new(classes_of(own)?), source: OWN_CLASSES.to_owned() })
+    pub(super) fn own_listed(own: &Own) -> Listed {
+        Listed { captions: Arc::clone(&own.classes), source: OWN_CLASSES.to_owned() }
     }
 }
 

@@ -25,6 +25,8 @@ const VALIDATED_SEED: u64 = 0x7661_6c69_6461_7465;
 pub(super) struct TextGoal {
     pub(super) store: Arc<TextStore>,
     pub(super) languages: Arc<Languages>,
+    /// Values of a caption's vector.
+    pub(super) dim: usize,
     /// Values of the hidden layer; 0: none.
     pub(super) hidden: usize,
 }
@@ -110,10 +112,10 @@ pub(super) struct HeldOut {
 }
 
 impl HeldOut {
-    /// Reads them; `validation_rows`: by chunk. Blocks.
+    /// Reads them; `vectors_of` gives captions' vectors, `validation_rows` are by chunk. Blocks.
     pub(super) fn read(
         store: &FeatureStore,
-        texts: &TextStore,
+        vectors_of: impl FnOnce(&[u32]) -> Result<Vec<f32>, PipelineError>,
         validation_rows: &[u64],
         seed: u64,
     ) -> Result<Self, PipelineError> {
@@ -139,7 +141,7 @@ impl HeldOut {
             let places = classes.iter().filter_map(|class| captions.binary_search(class).ok());
             captions_of.push(&places.map(|place| place as u32).collect::<Vec<_>>());
         }
-        let vectors = texts.centred(&captions)?;
+        let vectors = vectors_of(&captions)?;
         Ok(Self { features, captions_of, captions, vectors, urls })
     }
 

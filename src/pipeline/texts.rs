@@ -314,6 +314,31 @@ impl TextSet {
         Ok(())
     }
 
+    /// The vectors of some captions by their numbers, ascending: `[numbers, dim]`. Blocks.
+    ///
+    /// # Errors
+    /// As [`TextSet::each`], or when there is no such caption.
+    pub(super) fn some(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
+        let mut all = Vec::with_capacity(numbers.len() * self.dim);
+        for own in numbers.chunk_by(|one, other| *one as usize / CHUNK == *other as usize / CHUNK) {
+            let chunk = own.first().map_or(0, |first| *first as usize / CHUNK);
+            let chunks = self.chunks.get(chunk).into_iter().cloned().collect();
+            let Self { captions, dim, precision, .. } = *self;
+            let part = Self { directory: self.directory.clone(), chunks, captions, dim, precision };
+            let mut values = Vec::new();
+            part.each(|read| {
+                values = read;
+                Ok(())
+            })?;
+            for number in own {
+                let place = *number as usize % CHUNK * self.dim;
+                let absent = || PipelineError::Internal("a caption has no vector".to_owned());
+                all.extend_from_slice(values.get(place..place + self.dim).ok_or_else(absent)?);
+            }
+        }
+        Ok(all)
+    }
+
     /// All vectors, `[captions, dim]`. Blocks.
     ///
     /// # Errors

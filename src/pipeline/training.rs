@@ -129,7 +129,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
         None => None,
         Some(goal) => {
             let (store, rows, seed) = (Arc::clone(&store), inventory.validation_rows.clone(), job.seed);
-            let read = move || HeldOut::read(&store, &goal.store, &rows, seed);
+            let read = move || HeldOut::read(&store, |captions| goal.store.centred(captions), &rows, seed);
             Some(Arc::new(tokio::task::spawn_blocking(read).await??))
         }
     };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -12,7 +13,7 @@ use super::super::PipelineError;
 use super::super::events::Events;
 use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::pixels::PixelWriter;
+use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
@@ -131,33 +132,50 @@ pub(super) async fn write_chunks(
         })
         .buffered(width)
         .boxed();
-    let mut shard = ShardJudge { shard: None, tally: counted };
+    let judge = ShardJudge { shard: None, tally: counted };
+    let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders.pixels, &machine.events).await;
+    // Whatever happened, nothing works on the directory once this returns.
+    let settled = match &mut sink {
+        Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
+        Out::Ring(..) => Ok(()),
+    };
+    written.and(settled)?;
+    clock.end();
+    decoding.end();
+    Ok(())
+}
+
+/// Writes blocks as they come.
+async fn write_all(
+    job: &Arc<StreamJob>,
+    sink: &mut Out,
+    decoded: &mut BoxStream<'_, Result<Decoded, PipelineError>>,
+    mut shard: ShardJudge,
+    clock: &Clock,
+    pixels: &Spares,
+    events: &Events,
+) -> Result<(), PipelineError> {
     let mut open: Option<OpenChunk> = None;
     while let Some(block) = clock.wait(Doing::Starved, decoded.next()).await {
         let block = block?;
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
-            None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, &sink)).await?,
+            None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, sink)).await?,
         };
         let closes = block.closes;
-        let used = chunk.write(block, &job, &sink, &clock).await?;
-        decoders.pixels.give(used);
+        let used = chunk.write(block, job, sink, clock).await?;
+        pixels.give(used);
         match closes {
             None => open = Some(chunk),
             Some(last) => {
-                shard.judge(&chunk, &job)?;
-                let entry = chunk.complete(last, &job).await?;
-                if !sink_chunk(entry, &job, &mut sink, &clock, &machine.events).await? {
+                shard.judge(&chunk, job)?;
+                let entry = chunk.complete(last, job).await?;
+                if !sink_chunk(entry, job, sink, clock, events).await? {
                     return Ok(());
                 }
             }
         }
     }
-    if let Out::Durable(committer, _) = &mut sink {
-        clock.wait(Doing::Blocked, committer.settle()).await?;
-    }
-    clock.end();
-    decoding.end();
     Ok(())
 }
 
@@ -263,7 +281,7 @@ impl OpenChunk {
         }
         if let (Out::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
-            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes();
+            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes() + GROUP_BYTES_BESIDE;
             clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
