@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -79,8 +80,11 @@ impl Server {
     pub(crate) fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
+        // Each server has an address of its own: the port of one that was stopped may be another's a moment later.
+        static SERVERS: AtomicU8 = AtomicU8::new(2);
+        let host = format!("127.0.0.{}:0", SERVERS.fetch_add(1, Ordering::Relaxed));
         let listen = |port: &'static str| {
-            let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+            let listener = runtime.block_on(tokio::net::TcpListener::bind(&host)).unwrap();
             let address = format!("http://{}", listener.local_addr().unwrap());
             let state = Arc::clone(&state);
             runtime.spawn(async move {
