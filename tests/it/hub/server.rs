@@ -76,12 +76,13 @@ impl Drop for Server {
     }
 }
 
+/// Each server has an address of its own: the port of one that was stopped may be another's a moment later.
+static SERVERS: AtomicU8 = AtomicU8::new(2);
+
 impl Server {
     pub(crate) fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
-        // Each server has an address of its own: the port of one that was stopped may be another's a moment later.
-        static SERVERS: AtomicU8 = AtomicU8::new(2);
         let host = format!("127.0.0.{}:0", SERVERS.fetch_add(1, Ordering::Relaxed));
         let listen = |port: &'static str| {
             let listener = runtime.block_on(tokio::net::TcpListener::bind(&host)).unwrap();
