@@ -18,9 +18,6 @@ use crate::model::weights::Store;
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// Shape mismatches listed in one error.
-const LISTED: usize = 12;
-
 /// Which tokens of the last hidden state make the feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pool {
@@ -80,40 +77,16 @@ impl Checkpoint {
         let store = Store::open_dir(dir)?;
 
         let split_swiglu = store.entries().keys().any(|name| name.contains(layout::SWIGLU_SPLIT[0]));
-        let expected = layout::expected(&config, split_swiglu);
-        let mut names = BTreeMap::new();
-        let mut unexpected = Vec::new();
-        let mut mismatches = Vec::new();
-        let (mut mask, mut classifier) = (None, false);
-        for (name, entry) in store.entries() {
+        let (mut keys, mut mask, mut classifier) = (Vec::new(), None, false);
+        for name in store.entries().keys() {
             match layout::role(config.family, name) {
                 Role::Classifier => classifier = true,
                 Role::Pooler => {}
                 Role::Mask => mask = Some(name.clone()),
-                Role::Backbone(key) => match expected.get(&key) {
-                    Some(_) if names.contains_key(&key) => unexpected.push(name.clone()),
-                    Some(shape) => {
-                        if *shape != entry.shape {
-                            mismatches.push(format!("`{name}` is `{:?}`, expected `{shape:?}`", entry.shape));
-                        }
-                        names.insert(key, name.clone());
-                    }
-                    None => unexpected.push(name.clone()),
-                },
+                Role::Backbone(key) => keys.push((key, name)),
             }
         }
-        let missing: Vec<String> = expected.into_keys().filter(|key| !names.contains_key(key)).collect();
-        if !missing.is_empty() || !unexpected.is_empty() {
-            return Err(ModelError::Keys { dir: dir.to_owned(), missing, unexpected });
-        }
-        if !mismatches.is_empty() {
-            let more = mismatches.len().saturating_sub(LISTED);
-            mismatches.truncate(LISTED);
-            if more > 0 {
-                mismatches.push(format!("and {more} more"));
-            }
-            return Err(ModelError::Shapes { dir: dir.to_owned(), mismatches });
-        }
+        let names = store.matched(dir, layout::expected(&config, split_swiglu), keys)?;
         Ok(Self { dir: dir.to_owned(), config, preprocessor, store, names, mask, classifier, split_swiglu })
     }
 

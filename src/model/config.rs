@@ -125,10 +125,7 @@ impl BackboneConfig {
         let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
         let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
         let layers = count("num_hidden_layers", raw.num_hidden_layers, 12, MAX_LAYERS)?;
-        if hidden % heads != 0 {
-            let problem = format!("is `{heads}`, which does not divide `hidden_size`, `{hidden}`");
-            return Err(ModelError::value(path, "num_attention_heads", problem));
-        }
+        heads_divide(path, heads, hidden)?;
         let channels = raw.num_channels.unwrap_or(3);
         if channels != 3 {
             return Err(ModelError::value(path, "num_channels", format!("is `{channels}`; only `3` is supported")));
@@ -139,14 +136,7 @@ impl BackboneConfig {
             let problem = format!("is `{patch_px}`, larger than `image_size`, `{image_px}`");
             return Err(ModelError::value(path, "patch_size", problem));
         }
-        let norm_epsilon = raw.layer_norm_eps.unwrap_or(if dinov2 { 1e-6 } else { 1e-12 });
-        if !(norm_epsilon.is_finite() && norm_epsilon >= 0.0) {
-            return Err(ModelError::value(
-                path,
-                "layer_norm_eps",
-                format!("is `{norm_epsilon}`; it must be zero or more"),
-            ));
-        }
+        let norm_epsilon = norm_epsilon(path, raw.layer_norm_eps.unwrap_or(if dinov2 { 1e-6 } else { 1e-12 }))?;
 
         let mlp_inner = if dinov2 {
             let ratio = raw.mlp_ratio.unwrap_or(4.0);
@@ -216,6 +206,24 @@ pub(super) fn activation(name: Option<&str>, path: &Path) -> Result<Activation, 
                 format!("is `{other}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` and `quick_gelu`");
             Err(ModelError::value(path, "hidden_act", problem))
         }
+    }
+}
+
+/// Checks that every head gets as many values of a token.
+pub(super) fn heads_divide(path: &Path, heads: u64, hidden: u64) -> Result<(), ModelError> {
+    if hidden.is_multiple_of(heads) {
+        return Ok(());
+    }
+    let problem = format!("is `{heads}`, which does not divide `hidden_size`, `{hidden}`");
+    Err(ModelError::value(path, "num_attention_heads", problem))
+}
+
+/// Checks `layer_norm_eps`.
+pub(super) fn norm_epsilon(path: &Path, value: f64) -> Result<f64, ModelError> {
+    if value.is_finite() && value >= 0.0 {
+        Ok(value)
+    } else {
+        Err(ModelError::value(path, "layer_norm_eps", format!("is `{value}`; it must be zero or more")))
     }
 }
 

@@ -29,6 +29,9 @@ const LENGTH_BYTES: u64 = 8;
 /// Bytes read or written at once.
 const BLOCK_BYTES: usize = 1 << 20;
 
+/// Shape mismatches listed in one error.
+const LISTED: usize = 12;
+
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -123,6 +126,46 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// Compares what is here with what a configuration asks for, by published names; returns the name in the file of each.
+    ///
+    /// `keys`: published name and name in the file, of the tensors that have to be a part.
+    ///
+    /// # Errors
+    /// When one is missing, has no place, is there twice, or has another shape.
+    pub(super) fn matched<'a>(
+        &self,
+        dir: &Path,
+        expected: BTreeMap<String, Vec<usize>>,
+        keys: impl IntoIterator<Item = (String, &'a String)>,
+    ) -> Result<BTreeMap<String, String>, ModelError> {
+        let (mut names, mut unexpected, mut mismatches) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (key, name) in keys {
+            match expected.get(&key) {
+                Some(shape) if !names.contains_key(&key) => {
+                    let found = &self.entries[name].shape;
+                    if shape != found {
+                        mismatches.push(format!("`{name}` is `{found:?}`, expected `{shape:?}`"));
+                    }
+                    names.insert(key, name.clone());
+                }
+                _ => unexpected.push(name.clone()),
+            }
+        }
+        let missing: Vec<String> = expected.into_keys().filter(|key| !names.contains_key(key)).collect();
+        if !missing.is_empty() || !unexpected.is_empty() {
+            return Err(ModelError::Keys { dir: dir.to_owned(), missing, unexpected });
+        }
+        if !mismatches.is_empty() {
+            let more = mismatches.len().saturating_sub(LISTED);
+            mismatches.truncate(LISTED);
+            if more > 0 {
+                mismatches.push(format!("and {more} more"));
+            }
+            return Err(ModelError::Shapes { dir: dir.to_owned(), mismatches });
+        }
+        Ok(names)
     }
 
     /// Opens one file.

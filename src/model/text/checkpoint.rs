@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::layout;
 use super::modules::Modules;
-use crate::model::config::{Activation, activation, in_range, parse_json};
+use crate::model::config::{Activation, activation, heads_divide, in_range, norm_epsilon, parse_json};
 use crate::model::error::ModelError;
 use crate::model::weights::{Entry, Store};
 
@@ -75,15 +75,8 @@ impl TextConfig {
         };
         let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
         let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
-        if hidden % heads != 0 {
-            let problem = format!("is `{heads}`, which does not divide `hidden_size`, `{hidden}`");
-            return Err(ModelError::value(path, "num_attention_heads", problem));
-        }
-        let norm_epsilon = raw.layer_norm_eps.unwrap_or(1e-12);
-        if !(norm_epsilon.is_finite() && norm_epsilon >= 0.0) {
-            let problem = format!("is `{norm_epsilon}`; it must be zero or more");
-            return Err(ModelError::value(path, "layer_norm_eps", problem));
-        }
+        heads_divide(path, heads as u64, hidden as u64)?;
+        let norm_epsilon = norm_epsilon(path, raw.layer_norm_eps.unwrap_or(1e-12))?;
         let pad = raw.pad_token_id.unwrap_or(u64::from(roberta));
         let positions = count("max_position_embeddings", raw.max_position_embeddings, 512, MAX_VOCABULARY)?;
         let first_position = if roberta { pad as usize + 1 } else { 0 };
@@ -134,28 +127,8 @@ impl TextCheckpoint {
         }
         let modules = Modules::read(dir, config.hidden)?;
         let store = Store::open_dir(dir)?;
-        let expected = layout::expected(&config);
-        let (mut names, mut unexpected, mut mismatches) = (BTreeMap::new(), Vec::new(), Vec::new());
-        for (name, entry) in store.entries() {
-            let Some(key) = layout::published(name) else { continue };
-            match expected.get(&key) {
-                Some(shape) if !names.contains_key(&key) => {
-                    if *shape != entry.shape {
-                        mismatches.push(format!("`{name}` is `{:?}`, expected `{shape:?}`", entry.shape));
-                    }
-                    names.insert(key, name.clone());
-                }
-                _ => unexpected.push(name.clone()),
-            }
-        }
-        let missing: Vec<String> = expected.into_keys().filter(|key| !names.contains_key(key)).collect();
-        if !missing.is_empty() || !unexpected.is_empty() {
-            return Err(ModelError::Keys { dir: dir.to_owned(), missing, unexpected });
-        }
-        if !mismatches.is_empty() {
-            mismatches.truncate(12);
-            return Err(ModelError::Shapes { dir: dir.to_owned(), mismatches });
-        }
+        let keys = store.entries().keys().filter_map(|name| Some((layout::published(name)?, name)));
+        let names = store.matched(dir, layout::expected(&config), keys)?;
         let room = (config.positions - config.first_position) as u64;
         let max_tokens = modules.max_tokens.unwrap_or(room).min(room) as usize;
         Ok(Self { dir: dir.to_owned(), config, modules, store, names, max_tokens })
