@@ -5,7 +5,6 @@
 //! taken off captions that are close to every image is the bias.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::PipelineError;
 use super::desk::{Desk, Device};
@@ -16,7 +15,7 @@ use crate::predict::metrics::{Tally, rank_of};
 use crate::train::HeadState;
 
 /// Captions that are looked at for a reciprocal rank.
-pub(super) const LOOKED_AT: usize = 20;
+const LOOKED_AT: usize = 20;
 /// Images that are close, for the mean similarity of a caption to them.
 const CLOSE: usize = 10;
 /// Weights that are tried, where one is chosen.
@@ -45,12 +44,12 @@ pub(super) struct Mix {
 /// Captions that are ranked.
 pub(super) struct Candidates {
     /// `[captions, dim]`, centred and of length 1.
-    pub(super) vectors: Arc<Vec<f32>>,
+    pub(super) vectors: Vec<f32>,
     pub(super) dim: usize,
     /// What similarities are multiplied by.
     pub(super) scale: f32,
     /// Weights `[captions, features]` and bias of a head of classes; zero for captions that it does not have.
-    pub(super) classes: Option<Arc<(Vec<f32>, Vec<f32>)>>,
+    pub(super) classes: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Candidates {
@@ -69,9 +68,9 @@ impl Candidates {
         };
         let classes = self.classes.as_ref().map(|both| {
             let width = both.0.len() / both.1.len().max(1);
-            Arc::new((rows(&both.0, width), rows(&both.1, 1)))
+            (rows(&both.0, width), rows(&both.1, 1))
         });
-        Self { vectors: Arc::new(rows(&self.vectors, self.dim)), dim: self.dim, scale: self.scale, classes }
+        Self { vectors: rows(&self.vectors, self.dim), dim: self.dim, scale: self.scale, classes }
     }
 
     /// The head that ranks them, without a correction.
@@ -81,7 +80,7 @@ impl Candidates {
             let weight = self.vectors.iter().map(|value| value * self.scale).collect();
             return scorer_of(weight, vec![0.0; self.len()], self.dim);
         };
-        let (weights, bias) = &**classes;
+        let (weights, bias) = classes;
         let width = weights.len() / bias.len().max(1);
         let mut weight = Vec::with_capacity(self.len() * (self.dim + width));
         for (vector, own) in self.vectors.chunks_exact(self.dim).zip(weights.chunks_exact(width.max(1))) {
@@ -388,8 +387,8 @@ mod tests {
 
     #[test]
     fn one_head_adds_up_all_evidence() {
-        let classes = Some(Arc::new((vec![1.0, 0.0, 0.0, 2.0, 0.0, 0.0], vec![0.5, 0.0, -1.0])));
-        let vectors = Arc::new(vec![1.0, 0.0, 0.0, 1.0, 0.6, 0.8]);
+        let classes = Some((vec![1.0, 0.0, 0.0, 2.0, 0.0, 0.0], vec![0.5, 0.0, -1.0]));
+        let vectors = vec![1.0, 0.0, 0.0, 1.0, 0.6, 0.8];
         let candidates = Candidates { vectors, dim: 2, scale: 10.0, classes };
         let (pixels, names, features) = ([0.8, 0.6], [0.0, 1.0], [3.0, 4.0]);
         let mix = Mix { names: 0.5, classes: 2.0 };

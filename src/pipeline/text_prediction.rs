@@ -118,7 +118,7 @@ impl Blended {
 
 /// What held-out images are, in the run's own features.
 struct HeldOutSide {
-    images: Arc<HeldOut>,
+    images: HeldOut,
     /// Captions of training images.
     seen: HashSet<u32>,
 }
@@ -320,7 +320,7 @@ impl Run {
             let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
             let store = FeatureStore::new(self.directory.clone(), names, wanted, Stay::Files);
             let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
-            Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images: Arc::new(images), seen }))
+            Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images, seen }))
         };
         tokio::task::block_in_place(read)
     }
@@ -377,15 +377,10 @@ impl Run {
         let set = self.embed("captions to rank", Arc::clone(&listed.captions), device).await?;
         let mut vectors = tokio::task::spawn_blocking(move || set.all()).await??;
         head.centre(&mut vectors);
-        let class_rows = |captions: &mut dyn ExactSizeIterator<Item = &str>| {
-            blended.as_ref().map(|other| Arc::new(other.rows(captions)))
-        };
-        let candidates = Candidates {
-            vectors: Arc::new(vectors),
-            dim,
-            scale: head.scale(),
-            classes: class_rows(&mut listed.captions.texts()),
-        };
+        let class_rows =
+            |captions: &mut dyn ExactSizeIterator<Item = &str>| blended.as_ref().map(|other| other.rows(captions));
+        let candidates =
+            Candidates { vectors, dim, scale: head.scale(), classes: class_rows(&mut listed.captions.texts()) };
         let loaded = head.clone();
         device.call(move |desk| desk.load_projector(&loaded)).await?;
         let mut report = TextReport {
@@ -402,7 +397,7 @@ impl Run {
             let images = &side.images;
             let text = |place: &u32| classes.text(*place).unwrap_or_default();
             let theirs = Candidates {
-                vectors: Arc::new(images.vectors.clone()),
+                vectors: images.vectors.clone(),
                 dim,
                 scale: head.scale(),
                 classes: class_rows(&mut images.captions.iter().map(text)),

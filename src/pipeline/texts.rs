@@ -29,9 +29,9 @@ use crate::store::{Directory, StoreError};
 use crate::train::text::{Running, centre};
 
 /// Folder of all sets.
-pub(super) const FOLDER: &str = "texts";
+const FOLDER: &str = "texts";
 /// Folder of their entries.
-pub(super) const JOURNAL: &str = "journal/texts";
+const JOURNAL: &str = "journal/texts";
 /// Captions of a chunk.
 const CHUNK: usize = 2048;
 /// Chunks brought to local disk together, where the run is kept elsewhere.
@@ -319,23 +319,22 @@ impl TextSet {
     /// # Errors
     /// As [`TextSet::each`], or when there is no such caption.
     pub(super) fn some(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
-        let mut all = Vec::with_capacity(numbers.len() * self.dim);
-        for own in numbers.chunk_by(|one, other| *one as usize / CHUNK == *other as usize / CHUNK) {
-            let chunk = own.first().map_or(0, |first| *first as usize / CHUNK);
-            let chunks = self.chunks.get(chunk).into_iter().cloned().collect();
-            let Self { captions, dim, precision, .. } = *self;
-            let part = Self { directory: self.directory.clone(), chunks, captions, dim, precision };
-            let mut values = Vec::new();
-            part.each(|read| {
-                values = read;
-                Ok(())
-            })?;
-            for number in own {
-                let place = *number as usize % CHUNK * self.dim;
-                let absent = || PipelineError::Internal("a caption has no vector".to_owned());
-                all.extend_from_slice(values.get(place..place + self.dim).ok_or_else(absent)?);
+        let absent = || PipelineError::Internal("a caption has no vector".to_owned());
+        let chunk_of = |number: u32| number as usize / CHUNK;
+        let groups: Vec<&[u32]> = numbers.chunk_by(|one, other| chunk_of(*one) == chunk_of(*other)).collect();
+        let chunks: Option<Vec<_>> = groups.iter().map(|own| self.chunks.get(chunk_of(own[0])).cloned()).collect();
+        let Self { captions, dim, precision, .. } = *self;
+        let wanted =
+            Self { directory: self.directory.clone(), chunks: chunks.ok_or_else(absent)?, captions, dim, precision };
+        let mut all = Vec::with_capacity(numbers.len() * dim);
+        let mut groups = groups.into_iter();
+        wanted.each(|values| {
+            for number in groups.next().unwrap_or_default() {
+                let place = *number as usize % CHUNK * dim;
+                all.extend_from_slice(values.get(place..place + dim).ok_or_else(absent)?);
             }
-        }
+            Ok(())
+        })?;
         Ok(all)
     }
 
