@@ -1,6 +1,6 @@
 //! The wiring of the stages: which run, on what, in which order; supervision and shutdown.
 //!
-//! Stages run one after the other (catalog, images, training, prediction), each a small graph of links inside. Every
+//! Stages run one after the other (catalog, images, captions, training, prediction), each a small graph of links inside. Every
 //! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
 //! prints: progress goes to the [`Board`], results into the [`Report`].
 

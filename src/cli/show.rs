@@ -260,8 +260,8 @@ fn prediction(table: &mut Table, part: &PredictionReport) {
     table.row("skipped before decoding", part.tally.skipped_rows());
     table.row("quarantined", part.tally.quarantined_rows());
     table.counts(&part.tally.quarantined);
-    table
-        .row("ids without a usable image", format!("{} (they get the most frequent captions)", part.ids_without_image));
+    let instead = if part.text.is_some() { "the first captions of the list" } else { "the most frequent captions" };
+    table.row("ids without a usable image", format!("{} (they get {instead})", part.ids_without_image));
     if let Some(scores) = &part.scores {
         table.row(
             "NDCG@5",

@@ -229,8 +229,9 @@ pub struct RawTrain {
     /// `sgd` for a head of classes, `adamw` for a text head, which are the defaults; with PyTorch's meaning of momentum and weight decay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<Optimizer>,
-    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is trained for each combination, all of
-    /// them side by side from one pass over the features, and the best by validation NDCG@5 predicts.
+    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is
+    /// trained for each combination, all of them side by side from one pass over the features, and the best by validation NDCG@5
+    /// predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<Numbers>,
     /// Momentum, 0 to 1; with `adamw` the decay of the first moment.

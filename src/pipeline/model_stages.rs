@@ -309,11 +309,12 @@ impl Run {
                 return Err(PipelineError::Internal("there are no captions to rank".to_owned()));
             }
         } else {
-            self.report.notes.push(
-                "the run has no trained head, so every id gets the most frequent captions (the first of the list where \
-                 no image has a label)"
-                    .to_owned(),
-            );
+            let instead = if is_text {
+                "the first captions of the list"
+            } else {
+                "the most frequent captions (the first of the list where no image has a label)"
+            };
+            self.report.notes.push(format!("the run has no trained head, so every id gets {instead}"));
             prediction::Ranking::empty(asked.urls.len(), top_k)
         };
         let (store, directory) = (&self.machine.store, &self.directory);

@@ -285,7 +285,7 @@ pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
     classes
 }
 
-/// Writes the submission in the order of the ids file; returns how many ids got the most frequent captions.
+/// Writes the submission in the order of the ids file; returns how many ids got `fallback`.
 ///
 /// # Errors
 /// When the ids cannot be read again or the disk refuses.

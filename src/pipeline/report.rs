@@ -189,7 +189,8 @@ pub struct PredictionReport {
     pub ids: u64,
     /// Distinct images among them.
     pub images: u64,
-    /// Ids that got the most frequent captions, because their image is absent or unusable, or no head was trained.
+    /// Ids that nothing ranks for, because their image is absent or unusable, and so is its file's name where that counts, or no
+    /// head was trained: they got the most frequent captions, or the first of the list that a text head ranks.
     pub ids_without_image: u64,
     /// What became of the test images' rows.
     pub tally: Tally,
