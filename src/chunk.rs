@@ -2,7 +2,7 @@
 //!
 //! A chunk covers `chunks.rows` consecutive rows of one shard. It exists if and only if its journal entry does: the
 //! entry is created, if absent, after the chunk's files are complete and durable. Chunks are committed in the order of
-//! the shards and rows, so what is committed is always a prefix of the corpus, and resuming means reading on behind it.
+//! a [`schedule`], so what is committed is always a prefix of it, and resuming means reading on behind that.
 //! Files without an entry are leftovers of a killed process: removed, never read.
 //!
 //! Pixel chunks between decoder and model live in a [`ring`] on scratch disk under the same rule, with entries of their
@@ -19,6 +19,7 @@ mod plain;
 pub mod quarantine;
 pub mod ring;
 mod rows;
+pub mod schedule;
 mod table;
 pub mod tables;
 pub mod texts;

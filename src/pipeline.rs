@@ -60,6 +60,7 @@ use std::sync::Arc;
 use crate::catalog::Wanted;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
+use crate::chunk::schedule::LANES;
 use crate::config::plan::{Stage, chunk_disk_bytes};
 use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
@@ -87,7 +88,7 @@ use report::{StreamReport, peak_memory_bytes};
 use resolve::enough_captions;
 use resolve::{Backbone, resolve, workers};
 use status::{Reporter, State};
-use stream::{Machine, Sink, StreamJob, seen_so_far};
+use stream::{Machine, Sink, Start, StreamJob, seen_so_far};
 
 /// Which stages a command runs, and what it throws away first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -456,6 +457,7 @@ impl Run {
         let mut keys = self.plan.keys(stage);
         add_inputs(&self.machine.store, &mut keys, key, shards).await?;
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
+        keys.insert("images (shards side by side)".to_owned(), LANES.to_string());
         keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
         if let Some(backbone) = &self.backbone {
             keys.insert(generation::CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
@@ -487,19 +489,19 @@ impl Run {
         let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
         let (meter, shards) = (Arc::clone(&job.meter), Arc::clone(&job.shards));
         let layout = Layout::train("chunks");
-        let journal = Journal::open(self.directory.clone(), layout.clone(), &generation)?;
-        let position = journal.position();
+        let count = shards.len() as u32;
+        let journal = Journal::open(self.directory.clone(), layout.clone(), &generation, count)?;
         meter.add_resumed(journal.tally().rows);
         stream::show_shards(&job, &journal);
         self.machine.events.started(&meter);
-        let counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
+        let start = Start { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
         if self.directory.is_remote() {
             let chunk = chunk_disk_bytes(self.plan.pipeline().chunks.rows, self.spec.geometry.output_px());
             self.enough_disk(chunk, "the chunk on its way to the run directory")?;
         }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
-        stream::run(job, self.machine.clone(), seen, position, counted, sink).await?;
+        stream::run(job, self.machine.clone(), start, sink).await?;
         self.machine.events.finished(&meter);
         let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
         let report = self.stream_report(&journal, &shards)?;
@@ -526,7 +528,7 @@ impl Run {
                 tally.quarantined_rows()
             )));
         }
-        if journal.position().shard as usize != shards.len() {
+        if journal.schedule(shards.len() as u32).next().is_some() {
             return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
         }
         let tally = journal.tally();

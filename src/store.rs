@@ -53,7 +53,7 @@ pub use error::StoreError;
 pub use hub::{Download, Hub, Missing, Repo, RepoKind};
 pub use local::LocalDirectory;
 pub use log::Log;
-pub use process::Process;
+pub use process::{Process, boot};
 pub use read::Intake;
 pub use traffic::{Traffic, TrafficSnapshot};
 

@@ -74,6 +74,10 @@ impl<W: Write> Summing<W> {
         Self { inner, hash: XxHash3_64::new() }
     }
 
+    pub(super) fn get(&self) -> &W {
+        &self.inner
+    }
+
     pub(super) fn sum(&self) -> Checksum {
         Checksum(self.hash.finish())
     }

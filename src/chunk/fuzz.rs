@@ -7,10 +7,11 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::journal::{Journal, Layout, Position};
+use super::journal::{Journal, Layout};
 use super::pixels::{PixelReader, PixelWriter};
 use super::quarantine::{self, Quarantined};
 use super::ring::{Ring, RingEntry};
+use super::schedule::Schedule;
 use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
 use crate::config::value::{Compression, Precision};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
@@ -133,13 +134,13 @@ proptest! {
         }
         let data = damaged(&texts, which, &all);
         directory.write(&format!("journal/features/{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
-        let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g"))?.unwrap();
+        let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g", 1))?.unwrap();
         prop_assert!(journal.entries().len() >= at, "a sound entry before the damaged one is lost");
         prop_assert!(journal.tally().adds_up());
         // What is left is consistent: the same again.
-        let position = journal.position();
-        let again = Journal::open(directory.clone(), Layout::train("features"), "g").unwrap();
-        prop_assert_eq!(again.position(), position);
+        let next = journal.schedule(1);
+        let again = Journal::open(directory.clone(), Layout::train("features"), "g", 1).unwrap();
+        prop_assert_eq!(again.schedule(1), next);
         prop_assert_eq!(directory.list("features").unwrap().len(), again.entries().len());
     }
 
@@ -161,6 +162,7 @@ proptest! {
                 quarantined: bad(4),
                 bytes: 6,
                 checksum: None,
+                boot: crate::store::boot(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
             directory.write(&format!("{id}.json"), &text).unwrap();
@@ -170,9 +172,9 @@ proptest! {
         directory.write(&format!("{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let opened = bounded(&data, LIMIT, || {
-            let start = Position { shard: 0, row: 0 };
+            let mut start = Schedule::start(1);
             runtime.block_on(async {
-                let opening = Ring::open(directory.clone(), 1 << 20, "g", start);
+                let opening = Ring::open(directory.clone(), 1 << 20, "g", &mut start);
                 tokio::time::timeout(std::time::Duration::from_secs(5), opening).await
             })
         })?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::schedule::Schedule;
 use super::{Checksum, ChunkError, ChunkId, Entry, Tally, verify};
 use crate::store::{Directory, StoreError};
 
@@ -57,7 +58,7 @@ impl Layout {
     }
 }
 
-/// The committed chunks of one stream, always a prefix of the corpus.
+/// The committed chunks of one stream, a prefix of their [`Schedule`].
 #[derive(Debug)]
 pub struct Journal {
     directory: Directory,
@@ -65,24 +66,14 @@ pub struct Journal {
     entries: BTreeMap<ChunkId, Entry>,
 }
 
-/// Where a stream goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// Shard to read.
-    pub shard: u32,
-    /// First row that is not committed.
-    pub row: u64,
-}
-
 impl Journal {
-    /// Reads the journal as it stands, changing nothing: the longest prefix of complete chunks of `generation`
+    /// Reads the journal as it stands, changing nothing: of each shard the longest prefix of complete chunks of `generation`
     /// (any one, where `None`).
     ///
     /// # Errors
     /// When an entry cannot be read.
     pub fn read(directory: Directory, layout: Layout, generation: Option<&str>) -> Result<Self, ChunkError> {
         let mut entries = BTreeMap::new();
-        let mut next = Position { shard: 0, row: 0 };
         let ids: Vec<ChunkId> = directory
             .list(&layout.entries)?
             .iter()
@@ -95,30 +86,39 @@ impl Journal {
         let contents = directory.read_all(&names)?;
         let mut sizes = directory.tree(&layout.chunks)?;
         sizes.append(&mut directory.tree(&layout.quarantine)?);
+        // In the order of shards and rows: where the rows of the shard at hand go on, or `None` where they do not.
+        let mut at = (0, Some(0));
         for (id, content) in ids.into_iter().zip(contents) {
-            if (id.shard, id.row) != (next.shard, next.row) {
-                break;
+            if at.0 != id.shard {
+                at = (id.shard, Some(0));
+            }
+            if at.1.take() != Some(id.row) {
+                continue;
             }
             // An empty or cut entry, which only a power failure leaves, counts as absent, and so does one that contradicts
             // itself.
-            let Some(entry) = content.and_then(|content| serde_json::from_slice::<Entry>(&content).ok()) else { break };
+            let Some(entry) = content.and_then(|content| serde_json::from_slice::<Entry>(&content).ok()) else {
+                continue;
+            };
             let complete = entry.files.iter().all(|(file, bytes)| sizes.get(file) == Some(bytes));
             if !complete || !layout.fits(id, &entry) || generation.is_some_and(|wanted| wanted != entry.generation) {
-                break;
+                continue;
             }
-            let Some(behind) = after(id, &entry) else { break };
-            next = behind;
+            at.1 = if entry.last { None } else { id.row.checked_add(entry.tally.rows) };
             entries.insert(id, entry);
         }
         Ok(Self { directory, layout, entries })
     }
 
-    /// Reads the journal and removes what a killed process left: entries behind the prefix, and files without an entry.
+    /// Reads the journal of a corpus of so many shards and removes what a killed process left: entries behind the prefix of the
+    /// schedule, and files without an entry.
     ///
     /// # Errors
     /// When an entry cannot be read or a leftover cannot be removed.
-    pub fn open(directory: Directory, layout: Layout, generation: &str) -> Result<Self, ChunkError> {
-        let journal = Self::read(directory, layout, Some(generation))?;
+    pub fn open(directory: Directory, layout: Layout, generation: &str, shards: u32) -> Result<Self, ChunkError> {
+        let mut journal = Self::read(directory, layout, Some(generation))?;
+        let (_, known) = journal.walk(shards);
+        journal.entries.retain(|id, _| known.contains(id));
         let (directory, layout) = (&journal.directory, &journal.layout);
         let known: BTreeSet<&str> =
             journal.entries.values().flat_map(|entry| entry.files.keys().map(String::as_str)).collect();
@@ -147,10 +147,22 @@ impl Journal {
         &self.entries
     }
 
-    /// The first row that is not committed.
-    pub fn position(&self) -> Position {
-        let last = self.entries.last_key_value().and_then(|(id, entry)| after(*id, entry));
-        last.unwrap_or(Position { shard: 0, row: 0 })
+    /// Where a corpus of so many shards goes on behind what is committed.
+    pub fn schedule(&self, shards: u32) -> Schedule {
+        self.walk(shards).0
+    }
+
+    /// Follows the schedule for as long as there are entries.
+    fn walk(&self, shards: u32) -> (Schedule, BTreeSet<ChunkId>) {
+        let (mut schedule, mut passed) = (Schedule::start(shards), BTreeSet::new());
+        while let Some((id, entry)) = schedule.next().and_then(|id| self.entries.get_key_value(&id)) {
+            // An entry that leads nowhere, which no corpus has, would lead here again.
+            if !passed.insert(*id) {
+                break;
+            }
+            schedule.advance(entry.tally.rows, entry.last);
+        }
+        (schedule, passed)
     }
 
     /// Refuses a file of a committed chunk that is not what was written; `copy` is where it can be read.
@@ -199,19 +211,6 @@ impl Journal {
     }
 }
 
-/// The first row behind a chunk; `None` for one that no corpus has.
-pub(super) fn after_rows(id: ChunkId, rows: u64, last: bool) -> Option<Position> {
-    if last {
-        Some(Position { shard: id.shard.checked_add(1)?, row: 0 })
-    } else {
-        Some(Position { shard: id.shard, row: id.row.checked_add(rows)? })
-    }
-}
-
-fn after(id: ChunkId, entry: &Entry) -> Option<Position> {
-    after_rows(id, entry.tally.rows, entry.last)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,15 +237,17 @@ mod tests {
     }
 
     #[test]
-    fn the_position_follows_the_last_complete_chunk() {
+    fn the_schedule_goes_on_behind_the_last_complete_chunk() {
         let (_guard, directory, layout) = setup();
-        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
-        assert_eq!(journal.position(), Position { shard: 0, row: 0 });
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g", 2).unwrap();
+        assert_eq!(journal.schedule(2).next(), Some(ChunkId { shard: 0, row: 0 }));
         journal.commit(ChunkId { shard: 0, row: 0 }, entry(10, false, &[])).unwrap();
-        journal.commit(ChunkId { shard: 0, row: 10 }, entry(4, true, &[])).unwrap();
         journal.commit(ChunkId { shard: 1, row: 0 }, entry(10, false, &[])).unwrap();
-        let again = Journal::open(directory, layout, "g").unwrap();
-        assert_eq!(again.position(), Position { shard: 1, row: 10 });
+        journal.commit(ChunkId { shard: 0, row: 10 }, entry(4, true, &[])).unwrap();
+        let again = Journal::open(directory, layout, "g", 2).unwrap();
+        let schedule = again.schedule(2);
+        assert_eq!(schedule.next(), Some(ChunkId { shard: 1, row: 10 }));
+        assert!(schedule.is_past(0) && !schedule.is_past(1));
         assert_eq!(again.tally().rows, 24);
         assert_eq!(again.shard_tallies()[&0].rows, 14);
     }
@@ -254,8 +255,8 @@ mod tests {
     #[test]
     fn committing_twice_is_harmless_and_committing_two_things_is_refused() {
         let (_guard, directory, layout) = setup();
-        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
-        let mut other = Journal::open(directory, layout, "g").unwrap();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
+        let mut other = Journal::open(directory, layout, "g", 1).unwrap();
         let id = ChunkId { shard: 0, row: 0 };
         journal.commit(id, entry(10, false, &[])).unwrap();
         journal.commit(id, entry(10, false, &[])).unwrap();
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn an_entry_whose_file_is_short_ends_the_prefix_and_leftovers_go() {
         let (_guard, directory, layout) = setup();
-        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
         for (row, content) in [(0, "whole"), (5, "cut"), (10, "whole")] {
             let id = ChunkId { shard: 0, row };
             let name = layout.chunk(id);
@@ -275,17 +276,31 @@ mod tests {
             journal.commit(id, entry(5, false, &[(&name, 5)])).unwrap();
         }
         directory.write("features/00000-000000000099.parquet", b"without entry").unwrap();
-        let again = Journal::open(directory.clone(), layout, "g").unwrap();
-        assert_eq!(again.position(), Position { shard: 0, row: 5 });
+        let again = Journal::open(directory.clone(), layout, "g", 1).unwrap();
+        assert_eq!(again.schedule(1).next(), Some(ChunkId { shard: 0, row: 5 }));
         assert_eq!(directory.list("features").unwrap(), ["00000-000000000000.parquet"]);
+        assert_eq!(directory.list("journal/features").unwrap(), ["00000-000000000000.json"]);
+    }
+
+    #[test]
+    fn entries_behind_a_gap_in_the_schedule_are_removed() {
+        let (_guard, directory, layout) = setup();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g", 2).unwrap();
+        for (shard, row) in [(0, 0), (0, 10), (1, 10)] {
+            journal.commit(ChunkId { shard, row }, entry(10, false, &[])).unwrap();
+        }
+        let read = Journal::read(directory.clone(), layout.clone(), Some("g")).unwrap();
+        assert_eq!(read.entries().len(), 2, "of the second shard there is no start");
+        let again = Journal::open(directory.clone(), layout, "g", 2).unwrap();
+        assert_eq!(again.schedule(2).next(), Some(ChunkId { shard: 1, row: 0 }));
         assert_eq!(directory.list("journal/features").unwrap(), ["00000-000000000000.json"]);
     }
 
     #[test]
     fn chunks_of_another_generation_are_not_taken_over() {
         let (_guard, directory, layout) = setup();
-        let mut journal = Journal::open(directory.clone(), layout.clone(), "g").unwrap();
+        let mut journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
         journal.commit(ChunkId { shard: 0, row: 0 }, entry(10, true, &[])).unwrap();
-        assert!(Journal::open(directory, layout, "other").unwrap().entries().is_empty());
+        assert!(Journal::open(directory, layout, "other", 1).unwrap().entries().is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
 //! height × width × channel, u8.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,6 +80,15 @@ impl PixelWriter {
         let array = FixedSizeBinaryArray::new(self.image_bytes as i32, pixels.clone(), None);
         table.write(vec![urls, labels, views, Arc::new(array)])?;
         Ok(pixels.into_vec().unwrap_or_default())
+    }
+
+    /// The file under construction, for whoever has the system write it out meanwhile; none where rows are packed, which takes longer
+    /// than the disk does.
+    pub fn handle(&self) -> Option<File> {
+        match &self.inner {
+            Inner::Plain(file) => file.handle(),
+            Inner::Packed(_) => None,
+        }
     }
 
     /// Completes the file.

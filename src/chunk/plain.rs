@@ -68,6 +68,11 @@ impl PlainWriter {
         Ok(this)
     }
 
+    /// The file under construction, for whoever has the system write it out meanwhile.
+    pub(super) fn handle(&self) -> Option<File> {
+        self.file.get().try_clone().ok()
+    }
+
     fn put(&mut self, bytes: &[u8]) -> std::result::Result<(), ChunkError> {
         self.file.write_all(bytes).map_err(|error| StoreError::io(&self.path, "written", error))?;
         self.at += bytes.len() as u64;

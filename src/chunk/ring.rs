@@ -2,15 +2,16 @@
 //!
 //! Bytes are taken from the limit before they are written and given back after the file is removed. One chunk is
 //! written at a time and complete chunks are released in order without waiting for anything, so a limit of two chunks
-//! cannot deadlock; a chunk that does not fit the ring alone is refused. A complete chunk survives a kill and is used by the next process; a lost scratch disk costs only
-//! the decoding of what was on it.
+//! cannot deadlock; a chunk that does not fit the ring alone is refused. A complete chunk survives a kill and is used by the next process; a
+//! lost scratch disk costs only the decoding of what was on it. Nothing is synced: most chunks are gone before the system would have written
+//! them to the disk, which may be much slower than decoding. So those of an earlier boot of the machine are not trusted.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Position, after_rows};
 use super::quarantine::Quarantined;
+use super::schedule::Schedule;
 use super::{Checksum, ChunkError, ChunkId, Tally, verify};
 use crate::flow::{ByteBudget, Held};
 use crate::store::LocalDirectory;
@@ -24,6 +25,8 @@ pub struct Ring {
     directory: LocalDirectory,
     disk: ByteBudget,
     limit_bytes: u64,
+    /// Which boot of the machine this is.
+    boot: String,
 }
 
 /// What the ring knows of a complete chunk beside its pixels.
@@ -46,6 +49,9 @@ pub struct RingEntry {
     /// Its checksum.
     #[serde(default)]
     pub checksum: Option<Checksum>,
+    /// In which boot of the machine it was written; the ring notes it.
+    #[serde(default)]
+    pub boot: String,
 }
 
 /// A complete chunk on scratch disk.
@@ -82,8 +88,8 @@ fn entry_name(id: ChunkId) -> String {
 }
 
 impl Ring {
-    /// Opens the ring in `directory` and takes over the complete chunks of `generation` that follow `position` without a
-    /// gap; everything else in the directory is removed.
+    /// Opens the ring in `directory` and takes over the complete chunks of `generation` that are next by `schedule`, which goes on
+    /// behind them; everything else in the directory is removed.
     ///
     /// # Errors
     /// When the directory cannot be read or cleaned.
@@ -91,36 +97,34 @@ impl Ring {
         directory: LocalDirectory,
         limit_bytes: u64,
         generation: &str,
-        position: Position,
+        schedule: &mut Schedule,
     ) -> Result<(Self, Vec<RingChunk>), ChunkError> {
-        let disk = ByteBudget::new(limit_bytes);
-        let mut next = position;
+        let (disk, boot) = (ByteBudget::new(limit_bytes), crate::store::boot());
         let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<RingChunk> = Vec::new();
-        for name in directory.list("")? {
-            let Some(id) = name.strip_suffix(".json").and_then(ChunkId::parse) else { continue };
-            let content = directory.read(&name)?.unwrap_or_default();
-            let Ok(mut entry) = serde_json::from_slice::<RingEntry>(&content) else { continue };
-            let Some(behind) = after_rows(id, entry.tally.rows, entry.last) else { continue };
+        while let Some(id) = schedule.next() {
+            let Some(content) = directory.read(&entry_name(id))? else { break };
+            let Ok(mut entry) = serde_json::from_slice::<RingEntry>(&content) else { break };
             let whole = entry.bytes == 0
                 || directory.path(&pixels_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
             let bytes = entry.bytes.saturating_add(content.len() as u64);
-            let follows = entry.id == id && (id.shard, id.row) == (next.shard, next.row);
-            let sound = entry.tally.adds_up()
+            let sound = (entry.id, &entry.boot) == (id, &boot)
+                && entry.tally.adds_up()
                 && (entry.bytes > 0) == (entry.tally.kept > 0)
                 && entry.quarantined.len() as u64 == entry.tally.quarantined_rows();
-            if !(whole && sound && follows && entry.generation == generation && ByteBudget::rounded(bytes) <= room) {
-                continue;
+            let passed = chunks.iter().any(|chunk| chunk.entry.id == id);
+            if passed || !(whole && sound && entry.generation == generation && ByteBudget::rounded(bytes) <= room) {
+                break;
             }
             room -= ByteBudget::rounded(bytes);
-            next = behind;
+            schedule.advance(entry.tally.rows, entry.last);
             entry.quarantined = Vec::new();
             let held = vec![disk.take(bytes).await];
             chunks.push(RingChunk { entry, directory: directory.clone(), held, taken_over: true });
         }
         let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
         directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
-        Ok((Self { directory, disk, limit_bytes }, chunks))
+        Ok((Self { directory, disk, limit_bytes, boot }, chunks))
     }
 
     /// The disk that the ring takes.
@@ -162,14 +166,15 @@ impl Ring {
     pub async fn complete(&self, mut slot: Slot, mut entry: RingEntry) -> Result<RingChunk, ChunkError> {
         let id = entry.id;
         if entry.tally.kept > 0 {
-            entry.bytes = self.directory.publish(&pixels_name(id))?;
+            entry.bytes = self.directory.publish_passing(&pixels_name(id))?;
         }
+        entry.boot.clone_from(&self.boot);
         let failed = |error| ChunkError::damaged(entry_name(id), "ring entry", error);
         let content = serde_json::to_vec(&entry).map_err(failed)?;
         if content.len() as u64 > OVERHEAD_BYTES / 2 {
             self.reserve(&mut slot, content.len() as u64).await?;
         }
-        self.directory.write(&entry_name(id), &content)?;
+        self.directory.write_passing(&entry_name(id), &content)?;
         entry.quarantined = Vec::new();
         Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held, taken_over: false })
     }
@@ -233,7 +238,21 @@ mod tests {
             quarantined: Vec::new(),
             bytes: 0,
             checksum: None,
+            boot: String::new(),
         }
+    }
+
+    #[tokio::test]
+    async fn chunks_of_another_boot_of_the_machine_are_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
+        let (ring, _) = open(&directory, 8 << 20, "g").await;
+        let (first, second) = (put(&ring, 0, 1000).await.entry.id, put(&ring, 10, 1000).await.entry.id);
+        let text = String::from_utf8(directory.read(&entry_name(second)).unwrap().unwrap()).unwrap();
+        directory.write(&entry_name(second), text.replace(&crate::store::boot(), "another").as_bytes()).unwrap();
+        let (_, chunks) = open(&directory, 8 << 20, "g").await;
+        assert_eq!(chunks.iter().map(|chunk| chunk.entry.id).collect::<Vec<_>>(), [first]);
+        assert_eq!(directory.list("").unwrap().len(), 2);
     }
 
     #[tokio::test]
@@ -241,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let limit = OVERHEAD_BYTES + (1 << 20);
-        let (ring, _) = Ring::open(directory, limit, "g", START).await.unwrap();
+        let (ring, _) = open(&directory, limit, "g").await;
         let (mut slot, _) = ring.start(ChunkId { shard: 3, row: 40 }).await.unwrap();
         // In odd pieces, of which each would waste most of a unit if it were rounded by itself.
         for _ in 0..(1 << 20) / 64 {
@@ -258,13 +277,15 @@ mod tests {
         ring.complete(slot, entry(row, "g")).await.unwrap()
     }
 
-    const START: Position = Position { shard: 0, row: 0 };
+    async fn open(directory: &LocalDirectory, limit: u64, generation: &str) -> (Ring, Vec<RingChunk>) {
+        Ring::open(directory.clone(), limit, generation, &mut Schedule::start(1)).await.unwrap()
+    }
 
     #[tokio::test]
     async fn a_full_ring_blocks_until_a_chunk_is_released() {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(directory, 2 << 20, "g", START).await.unwrap();
+        let (ring, _) = open(&directory, 2 << 20, "g").await;
         let first = put(&ring, 0, 1 << 20).await;
         let waits = tokio::time::timeout(Duration::from_millis(100), put(&ring, 10, 1 << 20)).await;
         assert!(waits.is_err(), "the second chunk does not fit beside the first");
@@ -277,17 +298,17 @@ mod tests {
     async fn complete_chunks_that_follow_without_a_gap_are_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        let (ring, _) = open(&directory, 8 << 20, "g").await;
         for row in [0, 10, 30] {
             put(&ring, row, 1000).await;
         }
-        let (_, none) = Ring::open(directory.clone(), 8 << 20, "other", START).await.unwrap();
+        let (_, none) = open(&directory, 8 << 20, "other").await;
         assert!(none.is_empty());
-        let (ring, _) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        let (ring, _) = open(&directory, 8 << 20, "g").await;
         for row in [0, 10, 30] {
             put(&ring, row, 1000).await;
         }
-        let (_, chunks) = Ring::open(directory.clone(), 8 << 20, "g", START).await.unwrap();
+        let (_, chunks) = open(&directory, 8 << 20, "g").await;
         assert_eq!(chunks.iter().map(|chunk| chunk.entry.id.row).collect::<Vec<_>>(), [0, 10]);
         assert_eq!(directory.list("").unwrap().len(), 4, "the chunk behind the gap is removed");
         for chunk in chunks {

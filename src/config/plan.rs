@@ -242,7 +242,7 @@ const QUARANTINED_BYTES: u64 = 2560;
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamBytes {
-    /// The reader's own for as long as it runs: ranges of the open object, what is unpacked, and the row that is being put together.
+    /// The reader's own for as long as it runs: ranges of the open objects, what is unpacked, and the row that is being put together.
     pub reader: u64,
     /// The decoders' own: the image that takes most, shared by all, and what each keeps.
     pub decoders: u64,
@@ -252,6 +252,10 @@ pub struct StreamBytes {
     pub model: u64,
     /// The largest block of rows: the base64 of what a job decodes, and its pixels.
     pub block: u64,
+    /// The base64 in it.
+    pub text: u64,
+    /// An image's pixels.
+    pub pixels: u64,
 }
 
 impl StreamBytes {
@@ -269,7 +273,14 @@ impl StreamBytes {
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
             block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
+            text: record.saturating_add(4 << 20),
+            pixels,
         }
+    }
+
+    /// A block of images that take `text` bytes each.
+    pub fn usual_block(self, text: u64) -> u64 {
+        32 * (text + self.pixels)
     }
 
     /// What `limits.memory` leaves to the model.

@@ -95,6 +95,11 @@ impl ImageRows {
         Self { rows: RowSplitter::new(Delimiter::Tab, max_record_bytes) }
     }
 
+    /// Gives back what unusually long rows have taken.
+    pub fn trim(&mut self) {
+        self.rows.trim();
+    }
+
     /// The next row, or `None` when another block is needed or the shard has ended.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Option<ImageRow<'_>> {

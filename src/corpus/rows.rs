@@ -32,6 +32,9 @@ pub use record::{Fields, Kind, Record};
 const QUOTE: u8 = b'"';
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
+/// Size up to which a buffer is kept when rows are short again.
+const KEEP_BYTES: usize = 1 << 20;
+
 /// Bytes of an oversized line that are shown, enough for an image URL.
 const HEAD_BYTES: usize = 4096;
 
@@ -232,6 +235,23 @@ impl RowSplitter {
         }
     }
 
+    /// Frees a buffer that is much larger than what it holds.
+    pub fn trim(&mut self) {
+        self.drop_given_out();
+        if self.buffer.capacity() > KEEP_BYTES.max(2 * self.buffer.len()) {
+            self.buffer.shrink_to_fit();
+        }
+    }
+
+    fn drop_given_out(&mut self) {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.base += self.start as u64;
+            self.scan -= self.start;
+            self.start = 0;
+        }
+    }
+
     fn begin_record(&mut self, at: usize) {
         self.start = at;
         self.scan = at;
@@ -319,12 +339,7 @@ impl RowSplitter {
 
 impl PushParser for RowSplitter {
     fn feed(&mut self, block: &[u8]) {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.base += self.start as u64;
-            self.scan -= self.start;
-            self.start = 0;
-        }
+        self.drop_given_out();
         let mut block = block;
         if self.phase == Phase::Discarding {
             let dropped = memchr2(b'\n', b'\r', block);

@@ -30,6 +30,12 @@ const BLOCK_WEIGHTS: usize = 1 << 18;
 /// Samples of an output row that are summed up side by side, in registers.
 const LANES: usize = 32;
 
+/// Rows that are resampled across side by side: a weight and where it counts are looked up once for all.
+const ROWS: usize = 4;
+
+/// A pixel of each of so many rows, with a fourth sample that means nothing, so that pixels are vectors.
+type Stack = [[u8; 4]; ROWS];
+
 /// A function of the distance from the centre, 0 from its radius on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
@@ -76,12 +82,11 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) }
 }
 
-/// One row, of which each pixel has a fourth sample, 0, so that a pixel is a vector.
+/// A few rows on their way through [`Across`].
 #[derive(Default)]
-struct Line {
-    pixels: Vec<[i32; 4]>,
-    sums: Vec<[i32; 4]>,
-    bytes: Vec<u8>,
+struct Stacks {
+    source: Vec<Stack>,
+    target: Vec<Stack>,
 }
 
 /// The weights of a pass and what else it needs; reused.
@@ -92,9 +97,13 @@ pub(super) struct Convolver {
     starts: Vec<usize>,
     /// For each column of a block as many weights as the widest has, zeros included.
     weights: Vec<i32>,
+    /// What these are of, and the columns: images of one width follow each other.
+    made: Option<(Kernel, Window, u32, u32)>,
+    /// The weights of one row.
+    row_weights: Vec<i32>,
     /// The weights before they are rounded.
     exact: Vec<f64>,
-    line: Line,
+    stacks: Stacks,
 }
 
 impl Convolver {
@@ -102,10 +111,13 @@ impl Convolver {
     pub(super) fn trim(&mut self) {
         scratch::trim(&mut self.starts);
         scratch::trim(&mut self.weights);
+        if self.starts.is_empty() || self.weights.is_empty() {
+            self.made = None;
+        }
+        scratch::trim(&mut self.row_weights);
         scratch::trim(&mut self.exact);
-        scratch::trim(&mut self.line.pixels);
-        scratch::trim(&mut self.line.sums);
-        scratch::trim(&mut self.line.bytes);
+        scratch::trim(&mut self.stacks.source);
+        scratch::trim(&mut self.stacks.target);
     }
 
     /// The source positions that the kept part of the window looks at: first, and one past the last.
@@ -125,7 +137,7 @@ impl Convolver {
             self.arch.dispatch(Across {
                 starts: &self.starts,
                 weights: &self.weights,
-                line: &mut self.line,
+                stacks: &mut self.stacks,
                 rgb,
                 stride: source * CHANNELS,
                 out,
@@ -138,6 +150,9 @@ impl Convolver {
 
     /// The weights of the columns from `from` on; returns the first one that is left.
     fn block(&mut self, kernel: Kernel, window: Window, from: u32) -> u32 {
+        if let Some((_, _, _, to)) = self.made.filter(|made| (made.0, made.1, made.2) == (kernel, window, from)) {
+            return to;
+        }
         // The widest has at most this many source pixels under it, and no more than there are.
         let widest = (from..window.len)
             .map(|at| {
@@ -156,10 +171,11 @@ impl Convolver {
             let start = (first as usize).min(window.source as usize - taps);
             let done = self.weights.len();
             self.weights.resize(done + first as usize - start, 0);
-            self.push(kernel, window, at);
+            push(&mut self.weights, &mut self.exact, kernel, window, at);
             self.weights.resize(done + taps, 0);
             self.starts.push(start);
         }
+        self.made = Some((kernel, window, from, to));
         to
     }
 
@@ -167,31 +183,31 @@ impl Convolver {
     /// `window.len` rows of `out`.
     pub(super) fn down(&mut self, kernel: Kernel, window: Window, top: u32, rgb: &[u8], row: usize, out: &mut [u8]) {
         for (at, line) in (0..window.len).zip(out.chunks_exact_mut(row.max(1))) {
-            self.weights.clear();
-            self.push(kernel, window, at);
+            self.row_weights.clear();
+            push(&mut self.row_weights, &mut self.exact, kernel, window, at);
             let (first, end) = span(kernel, window, at);
             self.arch.dispatch(Down {
-                weights: &self.weights,
+                weights: &self.row_weights,
                 rows: &rgb[(first - top) as usize * row..(end - top) as usize * row],
                 row,
                 line,
             });
         }
     }
+}
 
-    /// Appends the weights of one output position.
-    fn push(&mut self, kernel: Kernel, window: Window, at: u32) {
-        let narrowing = 1.0 / window.scale().max(1.0);
-        let centre = centre(window, at);
-        let (first, end) = span(kernel, window, at);
-        self.exact.clear();
-        self.exact.extend((first..end).map(|source| kernel.at((f64::from(source) - centre + 0.5) * narrowing)));
-        let sum: f64 = self.exact.iter().sum();
-        self.weights.extend(self.exact.iter().map(|weight| {
-            let share = if sum == 0.0 { *weight } else { weight / sum };
-            (share * f64::from(1 << WEIGHT_BITS) + 0.5_f64.copysign(share)) as i32
-        }));
-    }
+/// Appends the weights of one output position; `exact` is for them before they are rounded.
+fn push(weights: &mut Vec<i32>, exact: &mut Vec<f64>, kernel: Kernel, window: Window, at: u32) {
+    let narrowing = 1.0 / window.scale().max(1.0);
+    let centre = centre(window, at);
+    let (first, end) = span(kernel, window, at);
+    exact.clear();
+    exact.extend((first..end).map(|source| kernel.at((f64::from(source) - centre + 0.5) * narrowing)));
+    let sum: f64 = exact.iter().sum();
+    weights.extend(exact.iter().map(|weight| {
+        let share = if sum == 0.0 { *weight } else { weight / sum };
+        (share * f64::from(1 << WEIGHT_BITS) + 0.5_f64.copysign(share)) as i32
+    }));
 }
 
 /// Where the middle of an output pixel lies in the source.
@@ -220,7 +236,7 @@ fn byte(sum: i32) -> u8 {
 struct Across<'a> {
     starts: &'a [usize],
     weights: &'a [i32],
-    line: &'a mut Line,
+    stacks: &'a mut Stacks,
     rgb: &'a [u8],
     stride: usize,
     out: &'a mut [u8],
@@ -233,64 +249,67 @@ impl WithSimd for Across<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let columns = self.starts.len();
-        let taps = self.weights.len() / columns.max(1);
-        let Line { pixels, sums, bytes } = self.line;
-        sums.resize(columns, [0; 4]);
-        bytes.resize(columns * 4, 0);
-        let lines = self.out.chunks_exact_mut(self.width);
-        for (line, source) in lines.zip(self.rgb.chunks_exact(self.stride)) {
-            let (source, _) = source.as_chunks::<CHANNELS>();
-            let wide = |&[red, green, blue]: &[u8; 3]| [red.into(), green.into(), blue.into(), 0];
-            pixels.clear();
-            pixels.extend(source.iter().map(wide));
+        let (columns, pixels) = (self.starts.len(), self.stride / CHANNELS);
+        let (Some(last_column), Some(last_pixel)) = (columns.checked_sub(1), pixels.checked_sub(1)) else { return };
+        let taps = self.weights.len() / columns;
+        let Stacks { source, target } = self.stacks;
+        source.resize(pixels, Stack::default());
+        target.resize(columns, Stack::default());
+        let groups = self.out.chunks_mut(self.width * ROWS).zip(self.rgb.chunks(self.stride * ROWS));
+        for (lines, rows) in groups {
+            // Four bytes at a time, of which the last belongs to the next pixel, if there is one.
+            for (number, row) in rows.chunks_exact(self.stride).enumerate() {
+                for (stack, four) in source.iter_mut().zip(row.windows(4).step_by(CHANNELS)) {
+                    stack[number].copy_from_slice(four);
+                }
+                source[last_pixel][number][..CHANNELS].copy_from_slice(&row[last_pixel * CHANNELS..]);
+            }
             // A known number saves a branch for each pixel; 300 pixels to 224 need 3.
             match taps {
-                2 => weigh::<2>(sums, pixels, self.starts, self.weights),
-                3 => weigh::<3>(sums, pixels, self.starts, self.weights),
-                4 => weigh::<4>(sums, pixels, self.starts, self.weights),
-                5 => weigh::<5>(sums, pixels, self.starts, self.weights),
-                6 => weigh::<6>(sums, pixels, self.starts, self.weights),
-                7 => weigh::<7>(sums, pixels, self.starts, self.weights),
-                8 => weigh::<8>(sums, pixels, self.starts, self.weights),
+                2 => weigh::<2>(target, source, self.starts, self.weights),
+                3 => weigh::<3>(target, source, self.starts, self.weights),
+                4 => weigh::<4>(target, source, self.starts, self.weights),
+                5 => weigh::<5>(target, source, self.starts, self.weights),
+                6 => weigh::<6>(target, source, self.starts, self.weights),
+                7 => weigh::<7>(target, source, self.starts, self.weights),
+                8 => weigh::<8>(target, source, self.starts, self.weights),
                 _ => {
                     let columns = self.starts.iter().zip(self.weights.chunks_exact(taps));
-                    for (sum, (start, weights)) in sums.iter_mut().zip(columns) {
-                        *sum = weighted(&pixels[*start..*start + taps], weights);
+                    for (stack, (start, weights)) in target.iter_mut().zip(columns) {
+                        weighted(stack, &source[*start..*start + taps], weights);
                     }
                 }
             }
-            // Packed in a loop of its own: all four lanes are alive above, or they would not stay in one vector.
-            for (sample, sum) in bytes.iter_mut().zip(sums.as_flattened()) {
-                *sample = byte(*sum);
-            }
-            let (fours, _) = bytes.as_chunks::<4>();
-            let (threes, _) = line[self.skip..].as_chunks_mut::<CHANNELS>();
-            for (three, &[red, green, blue, _]) in threes.iter_mut().zip(fours) {
-                *three = [red, green, blue];
+            for (number, line) in lines.chunks_exact_mut(self.width).enumerate() {
+                let line = &mut line[self.skip..self.skip + columns * CHANNELS];
+                for (stack, at) in target[..last_column].iter().zip((0..).step_by(CHANNELS)) {
+                    line[at..at + 4].copy_from_slice(&stack[number]);
+                }
+                line[last_column * CHANNELS..].copy_from_slice(&target[last_column][number][..CHANNELS]);
             }
         }
     }
 }
 
-/// The sums of a row, for a number of weights that is known to the compiler.
+/// The pixels of a few rows, for a number of weights that is known to the compiler.
 #[inline(always)]
-fn weigh<const TAPS: usize>(sums: &mut [[i32; 4]], pixels: &[[i32; 4]], starts: &[usize], weights: &[i32]) {
+fn weigh<const TAPS: usize>(target: &mut [Stack], source: &[Stack], starts: &[usize], weights: &[i32]) {
     let (weights, _) = weights.as_chunks::<TAPS>();
-    for (sum, (start, weights)) in sums.iter_mut().zip(starts.iter().zip(weights)) {
-        *sum = weighted(&pixels[*start..*start + TAPS], weights);
+    for (stack, (start, weights)) in target.iter_mut().zip(starts.iter().zip(weights)) {
+        weighted(stack, &source[*start..*start + TAPS], weights);
     }
 }
 
 #[inline(always)]
-fn weighted(pixels: &[[i32; 4]], weights: &[i32]) -> [i32; 4] {
-    let mut sums = [HALF; 4];
-    for (pixel, weight) in pixels.iter().zip(weights) {
-        for (sum, sample) in sums.iter_mut().zip(pixel) {
-            *sum = sum.wrapping_add(sample.wrapping_mul(*weight));
+fn weighted(target: &mut Stack, source: &[Stack], weights: &[i32]) {
+    let mut sums = [HALF; 4 * ROWS];
+    for (stack, weight) in source.iter().zip(weights) {
+        for (sum, sample) in sums.iter_mut().zip(stack.as_flattened()) {
+            *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
         }
     }
-    sums
+    // Not `map`, which the compiler leaves in scalars.
+    target.as_flattened_mut().iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
 }
 
 /// [`Convolver::down`] for one output row.

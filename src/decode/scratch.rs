@@ -1,7 +1,7 @@
 //! Buffers that are reused from image to image, and given back after an unusually large one.
 
-/// A buffer over this many bytes is freed after its image: those of the corpus, 300 pixels wide, need less.
-pub(super) const KEEP_BYTES: usize = 256 << 10;
+/// A buffer over this many bytes is freed after its image: those of the corpus, 300 pixels wide and up to 580 high, need less.
+pub(super) const KEEP_BYTES: usize = 512 << 10;
 
 /// The first `len` bytes, whatever they hold; grows where needed and never shrinks.
 pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {

@@ -8,9 +8,9 @@ use super::PipelineError;
 use super::desk::Device;
 use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
 use super::report::DEVICE;
-use super::stream::{self, Machine, Sink, StreamJob, THE_RUN, seen_so_far};
+use super::stream::{self, Machine, Sink, Start, StreamJob, THE_RUN, seen_so_far};
 use crate::chunk::features::{self, Features};
-use crate::chunk::journal::{Journal, Layout, Position};
+use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::ring::Ring;
 use crate::chunk::{Checksum, verify};
 use crate::config::value::Precision;
@@ -49,28 +49,19 @@ pub(super) async fn run(
     device: &Arc<Device>,
     meter: Arc<Meter>,
 ) -> Result<Journal, PipelineError> {
-    let journal = Journal::open(places.run, places.layout, &job.generation)?;
-    let committed = journal.position();
-    let (ring, waiting) = Ring::open(places.scratch, places.disk_bytes, &job.generation, committed).await?;
-    let position = waiting.last().map_or(committed, |chunk| {
-        let entry = &chunk.entry;
-        if entry.last {
-            Position { shard: entry.id.shard + 1, row: 0 }
-        } else {
-            Position { shard: entry.id.shard, row: entry.id.row + entry.tally.rows }
-        }
-    });
-    let mut counted = journal.shard_tallies().remove(&position.shard).unwrap_or_default();
+    let shards = job.shards.len() as u32;
+    let journal = Journal::open(places.run, places.layout, &job.generation, shards)?;
+    let mut schedule = journal.schedule(shards);
+    let (ring, waiting) = Ring::open(places.scratch, places.disk_bytes, &job.generation, &mut schedule).await?;
+    let mut counted = journal.shard_tallies();
     job.meter.add_resumed(journal.tally().rows);
     meter.add_resumed(journal.tally().kept);
     stream::show_shards(&job, &journal);
     for chunk in &waiting {
         job.meter.add_resumed(chunk.entry.tally.rows);
-        if chunk.entry.id.shard == position.shard {
-            counted.merge(&chunk.entry.tally);
-        }
+        counted.entry(chunk.entry.id.shard).or_default().merge(&chunk.entry.tally);
     }
-    let seen = seen_so_far(&journal, &waiting, &job.wanted)?;
+    let start = Start { schedule, counted, seen: seen_so_far(&journal, &waiting, &job.wanted)? };
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
     let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
@@ -110,7 +101,7 @@ pub(super) async fn run(
     stages.spawn(async move { feeding.run(pieces, features_in).await.map(|()| None) });
     stages.spawn(writing.run(features));
     let sink = Sink::Ring(ring, chunks_in);
-    stages.spawn(async move { stream::run(job, machine, seen, position, counted, sink).await.map(|()| None) });
+    stages.spawn(async move { stream::run(job, machine, start, sink).await.map(|()| None) });
     let mut finished = None;
     while let Some(done) = stages.join_next().await {
         finished = done??.or(finished);

@@ -302,8 +302,8 @@ impl Writing {
 mod tests {
     use super::*;
     use crate::chunk::ChunkId;
-    use crate::chunk::journal::Position;
     use crate::chunk::ring::{Ring, RingEntry};
+    use crate::chunk::schedule::Schedule;
     use crate::config::value::Precision;
     use crate::flow::link;
     use crate::store::LocalDirectory;
@@ -313,7 +313,7 @@ mod tests {
     async fn chunks_that_wait_when_the_writer_has_ended_are_no_error() {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(directory, 8 << 20, "g", Position { shard: 0, row: 0 }).await.unwrap();
+        let (ring, _) = Ring::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
         let (chunks_in, chunks) = link(4);
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };
@@ -327,6 +327,7 @@ mod tests {
                 quarantined: Vec::new(),
                 bytes: 0,
                 checksum: None,
+                boot: String::new(),
             };
             chunks_in.send(ring.complete(slot, entry).await.unwrap()).await.unwrap();
         }

@@ -130,18 +130,18 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
         if journal.entries().is_empty() {
             continue;
         }
-        let (tally, position) = (journal.tally(), journal.position());
+        let (tally, shards) = (journal.tally(), journal.shard_tallies().len());
+        let ended = journal.entries().values().filter(|entry| entry.last).count();
         found.add(
             kind,
             format!(
-                "{} chunks; rows {}: kept {}, skipped {}, quarantined {}; next is row {} of shard {}",
+                "{} chunks; rows {}: kept {}, skipped {}, quarantined {}; {ended} shards are done{}",
                 journal.entries().len(),
                 tally.rows,
                 tally.kept,
                 tally.skipped_rows(),
                 tally.quarantined_rows(),
-                position.row,
-                position.shard
+                if ended < shards { format!(", {} begun", shards - ended) } else { String::new() }
             ),
         );
         for (reason, count) in tally.skipped.iter().chain(&tally.quarantined) {

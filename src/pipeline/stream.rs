@@ -1,28 +1,33 @@
-//! Image shards → decoded squares → chunks: one reader in the order of the corpus, a pool of decoders, one writer.
+//! Image shards → decoded squares → chunks: a few lanes of readers that take turns, a pool of decoders, one writer.
 //!
-//! The shards are read one after the other because of the rule that the first of two rows with one URL wins: which row
-//! is first must not depend on timing. Decoding, the expensive part, is spread over the pool in blocks of rows whose
-//! boundaries depend on the input alone, and comes back in order, so the chunks are the same bytes for any number of workers.
+//! The order of the chunks is that of a [`Schedule`](crate::chunk::schedule), because of the rule that the first of two rows with
+//! one URL wins: which row is first must not depend on timing. Lanes may read ahead of their turn, which no byte depends on. Decoding, the
+//! expensive part, is spread over the pool in blocks of rows whose boundaries depend on the input alone, and comes back in order, so the
+//! chunks are the same bytes for any number of workers.
 
+mod lanes;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::lanes::{Ahead, Lanes};
 use super::PipelineError;
 use super::events::Events;
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::features::read_heads;
-use crate::chunk::journal::{Journal, Position};
+use crate::chunk::journal::Journal;
 use crate::chunk::quarantine::{self, Quarantined};
 use crate::chunk::ring::{Ring, RingChunk, RingEntry};
+use crate::chunk::schedule::{LANES, Schedule};
 use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
 use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
@@ -43,6 +48,9 @@ pub(super) const THE_STORE: &str = "the store";
 pub(super) const THE_RUN: &str = "the run directory";
 /// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
 const BLOCKS_WAITING: usize = 2;
+
+/// What a lane holds between its turns: ranges of its object, and what of them is unpacked.
+const RESTING_LANE_BYTES: u64 = 12 << 20;
 
 /// Size up to which the buffer of a block is used again; one with a huge image in it is freed.
 const SPARE_BYTES: usize = 8 << 20;
@@ -127,13 +135,17 @@ pub(super) struct Block {
     pub(super) id: ChunkId,
     /// The chunk ends behind this block; whether the shard does too.
     pub(super) closes: Option<bool>,
+    /// Stored bytes of the shard that were read for it and for what is before it.
+    pub(super) read_bytes: u64,
     pub(super) tally: Tally,
     pub(super) bad: Vec<Quarantined>,
     pub(super) heads: RowHeads,
     pub(super) row_numbers: Vec<u64>,
     /// Base64 of the rows, one behind the other.
     pub(super) data: Vec<u8>,
-    pub(super) ends: Vec<usize>,
+    pub(super) texts: Vec<Range<usize>>,
+    /// What its text takes of its lane's share until its turn comes.
+    pub(super) queued: Option<Held>,
     pub(super) held: Option<Held>,
 }
 
@@ -191,31 +203,34 @@ fn takes_its_url(reason: &str) -> bool {
 /// What the stages of a stream hold in memory.
 pub(super) fn stream_bytes(spec: &Spec, workers: usize, chunk_rows: u64) -> StreamBytes {
     let decoders = spec.decode_bytes() + workers as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
-    StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows)
+    let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
+    StreamBytes { reader: bytes.reader.saturating_add((LANES as u64 - 1) * RESTING_LANE_BYTES), ..bytes }
 }
 
-/// Runs the stream from `position` to the end of the last shard, or until the stop token is raised.
-///
-/// `counted` is what earlier processes counted in the shard at `position`.
-pub(super) async fn run(
-    job: StreamJob,
-    machine: Machine,
-    seen: Seen,
-    position: Position,
-    counted: Tally,
-    sink: Sink,
-) -> Result<(), PipelineError> {
+/// Where a stream goes on.
+pub(super) struct Start {
+    pub(super) schedule: Schedule,
+    /// What earlier processes counted in each shard.
+    pub(super) counted: BTreeMap<u32, Tally>,
+    /// URLs that they took.
+    pub(super) seen: Seen,
+}
+
+/// Runs the stream from `start` to the end of the last shard, or until the stop token is raised.
+pub(super) async fn run(job: StreamJob, machine: Machine, start: Start, sink: Sink) -> Result<(), PipelineError> {
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
+    let Start { schedule, counted, seen } = start;
+    let ahead = Ahead::plan(&schedule, &machine, bytes, decoding_blocks(&machine) + BLOCKS_WAITING + 1).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
     machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     // Base64 goes from the decoders back to the reader.
-    let texts = Spares::new(SPARES, SPARE_BYTES);
-    let reading = reader::read_shards(Arc::clone(&job), machine.clone(), seen, position, blocks_in, texts.clone());
-    let mut reading = AbortOnDropHandle::new(tokio::spawn(reading));
+    let texts = Spares::new(SPARES + ahead.buffers(), SPARE_BYTES);
+    let lanes = Lanes { job: Arc::clone(&job), machine: machine.clone(), schedule, ahead, texts: texts.clone() };
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(lanes.run(seen, blocks_in)));
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(
         job,
         machine.clone(),
@@ -262,7 +277,7 @@ pub(super) async fn fill(
 /// Shows what of each shard is committed.
 pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
     let mut tallies = journal.shard_tallies();
-    let position = journal.position();
+    let schedule = journal.schedule(job.shards.len() as u32);
     let shard = |(index, shard): (usize, &Object)| {
         let tally = tallies.remove(&(index as u32)).unwrap_or_default();
         Shard {
@@ -273,7 +288,7 @@ pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
             kept: tally.kept,
             skipped: tally.skipped_rows(),
             quarantined: tally.quarantined_rows(),
-            done: (index as u32) < position.shard,
+            done: schedule.is_past(index as u32),
         }
     };
     job.meter.set_shards(job.shards.iter().enumerate().map(shard).collect());

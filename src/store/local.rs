@@ -123,16 +123,31 @@ impl LocalDirectory {
     /// # Errors
     /// When syncing or renaming fails; the name then holds what it held before.
     pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
+        kill::point("filled", name);
+        let synced = File::open(self.temporary_path(name)).and_then(|file| file.sync_all());
+        synced.map_err(|error| StoreError::io(self.path(name), "written", error))?;
+        let bytes = self.rename(name)?;
+        sync_parent(&self.path(name))?;
+        Ok(bytes)
+    }
+
+    /// Makes the file filled under [`Self::temporary`] appear under its name, complete for as long as the machine runs, replacing an
+    /// older one: for what is removed before the system would have written it to the disk.
+    ///
+    /// # Errors
+    /// When renaming fails; the name then holds what it held before.
+    pub fn publish_passing(&self, name: &str) -> Result<u64, StoreError> {
+        kill::point("filled", name);
+        self.rename(name)
+    }
+
+    fn rename(&self, name: &str) -> Result<u64, StoreError> {
         let (temporary, path) = (self.temporary_path(name), self.path(name));
         let failed = |error| StoreError::io(&path, "written", error);
-        kill::point("filled", name);
-        let file = File::open(&temporary).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
+        let bytes = temporary.metadata().map_err(failed)?.len();
         kill::point("rename", name);
         fs::rename(&temporary, &path).map_err(failed)?;
         kill::point("renamed", name);
-        sync_parent(&path)?;
         Ok(bytes)
     }
 
@@ -143,6 +158,15 @@ impl LocalDirectory {
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         self.fill(name, content)?;
         self.publish(name).map(|_| ())
+    }
+
+    /// Writes a small file in one step, complete for as long as the machine runs.
+    ///
+    /// # Errors
+    /// As [`Self::publish_passing`].
+    pub fn write_passing(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.fill(name, content)?;
+        self.publish_passing(name).map(|_| ())
     }
 
     /// Puts a small file in the place of an older one, whole but not durable.

@@ -46,9 +46,15 @@ fn host() -> String {
 
 /// Which boot of this machine, and which space of process numbers in it; empty where that is not told.
 fn space() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = boot();
     let processes = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
-    if boot.is_empty() || processes.is_empty() { String::new() } else { format!("{} {processes}", boot.trim()) }
+    if boot.is_empty() || processes.is_empty() { String::new() } else { format!("{boot} {processes}") }
+}
+
+/// Which boot of this machine; empty where that is not told. What was written and not made durable is whole within one.
+pub fn boot() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.trim().to_owned()
 }
 
 /// Whether there is such a process that still runs; one that ended and was not yet waited for does not.

@@ -1,20 +1,16 @@
-//! Shards → rows → blocks of wanted rows, cut by the input alone.
+//! A lane's shards → rows → blocks of wanted rows, cut by the input alone.
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, THE_STORE, Views, fill, stream_bytes};
-use crate::catalog::{Seen, Wanted, url_hash};
-use crate::chunk::journal::Position;
-use crate::chunk::pixels::image_bytes;
+use super::{Block, Machine, StreamJob, Views, fill};
+use crate::catalog::{Wanted, url_hash};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
-use crate::flow::{Clock, Doing, Spares};
-use crate::store::Intake;
+use crate::flow::Spares;
+use crate::store::{Intake, Reader};
 
 /// Images that one decoding job makes, at most, all views counted.
 const BLOCK_IMAGES: usize = 32;
@@ -28,97 +24,98 @@ fn max_record_bytes(spec: &Spec) -> usize {
     usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
 }
 
-/// Reads the shards from `position` on and sends their blocks, in order.
-pub(super) async fn read_shards(
+/// Reads the shards of a lane, one after the other.
+pub(super) struct LaneReader {
     job: Arc<StreamJob>,
     machine: Machine,
-    mut seen: Seen,
-    position: Position,
-    blocks: mpsc::Sender<Block>,
     spares: Spares,
-) -> Result<(), PipelineError> {
-    let intake = Arc::new(Intake::default());
-    let waited = Arc::clone(&intake);
-    let clock = Clock::serial("read rows").starved_by(THE_STORE).starvation(move || waited.waited());
-    let clock = job.meter.part(clock);
-    let all_bytes: u64 = job.shards.iter().map(|shard| shard.size).sum();
-    let mut bytes_before: u64 = job.shards.iter().take(position.shard as usize).map(|shard| shard.size).sum();
-    for (index, shard) in job.shards.iter().enumerate().skip(position.shard as usize) {
-        let first_row = if index == position.shard as usize { position.row } else { 0 };
-        let before = intake.bytes();
-        let mut reader = machine.store.open(shard, Arc::clone(&intake)).await?;
-        let mut rows = ShardReader {
-            job: &job,
-            parser: ImageRows::new(max_record_bytes(&job.spec)),
-            seen: &mut seen,
-            spares: &spares,
-            shard: index as u32,
-            first_row,
-            next_row: first_row,
-            block: None,
-        };
-        let mut buffer = vec![0; FEED_BYTES];
-        loop {
-            let more = fill(&mut reader, &mut rows.parser, &mut buffer, &shard.url).await?;
-            while let Some(block) = rows.next_block() {
-                if !clock.wait(Doing::Blocked, hand_on(block, &job, &machine, &blocks)).await {
-                    return Ok(());
-                }
-            }
-            let shard_read = intake.bytes() - before;
-            job.meter.shard(index, |shard| shard.read_bytes = shard_read);
-            let read = bytes_before + shard_read;
-            let done = job.meter.progress().0;
-            if read > 0 {
-                job.meter.set_total((done as f64 * all_bytes as f64 / read as f64).round() as u64);
-            }
-            if machine.stop.is_raised() {
-                return Ok(());
-            }
-            if !more {
-                break;
-            }
-        }
-        if !clock.wait(Doing::Blocked, hand_on(rows.last_block(), &job, &machine, &blocks)).await {
-            return Ok(());
-        }
-        bytes_before += shard.size;
-    }
-    clock.end();
-    job.meter.set_total(job.meter.progress().0);
-    Ok(())
+    intake: Arc<Intake>,
+    /// Where the lane goes on: the open shard, or the one to open.
+    at: ChunkId,
+    /// From a shard of the lane to its next.
+    step: u32,
+    open: Option<OpenShard>,
+    buffer: Vec<u8>,
 }
 
-/// Sends a block on once its bytes fit the budget; false when nobody takes it any more or the run stops.
-async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &mpsc::Sender<Block>) -> bool {
-    let pixels = block.heads.len() * Views::most(job.views) * image_bytes(job.spec.geometry.output_px());
-    // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
-    let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
-    let bytes = ((block.bytes() + pixels) as u64).min(most);
-    job.meter.add(block.tally.rows);
-    let send = async {
-        block.held = Some(machine.budget.take(bytes).await);
-        blocks.send(block).await.is_ok()
-    };
-    tokio::select! {
-        sent = send => sent,
-        () = machine.stop.raised() => false,
+struct OpenShard {
+    reader: Reader,
+    rows: ShardRows,
+    /// Whether more bytes may follow.
+    more: bool,
+    /// What of the intake was before it.
+    before: u64,
+}
+
+impl LaneReader {
+    /// A lane that goes on at `at`, and has every `step`th shard from there.
+    pub(super) fn new(job: Arc<StreamJob>, machine: Machine, spares: Spares, at: ChunkId, step: usize) -> Self {
+        let (intake, buffer) = (Arc::default(), vec![0; FEED_BYTES]);
+        Self { job, machine, spares, intake, at, step: step as u32, open: None, buffer }
+    }
+
+    /// How long it waited for the store.
+    pub(super) fn intake(&self) -> &Arc<Intake> {
+        &self.intake
+    }
+
+    /// The next block; `None` behind the last shard, or when the run stops.
+    pub(super) async fn next_block(&mut self) -> Result<Option<Block>, PipelineError> {
+        loop {
+            if self.machine.stop.is_raised() {
+                return Ok(None);
+            }
+            let Some(shard) = self.job.shards.get(self.at.shard as usize) else { return Ok(None) };
+            let open = match &mut self.open {
+                Some(open) => open,
+                closed => {
+                    let before = self.intake.bytes();
+                    let reader = self.machine.store.open(shard, Arc::clone(&self.intake)).await?;
+                    let rows = ShardRows::new(Arc::clone(&self.job), self.spares.clone(), self.at);
+                    closed.insert(OpenShard { reader, rows, more: true, before })
+                }
+            };
+            let mut block = open.rows.next_block();
+            if block.is_none() && !open.more {
+                block = Some(open.rows.last_block());
+            }
+            if let Some(mut block) = block {
+                block.read_bytes = self.intake.bytes() - open.before;
+                match block.closes {
+                    // The lane may have to wait for its next turn, with what a large image before has left.
+                    Some(false) => open.rows.parser.trim(),
+                    Some(true) => {
+                        self.open = None;
+                        self.at = ChunkId { shard: self.at.shard.saturating_add(self.step), row: 0 };
+                    }
+                    None => {}
+                }
+                return Ok(Some(block));
+            }
+            open.more = fill(&mut open.reader, &mut open.rows.parser, &mut self.buffer, &shard.url).await?;
+            // Unpacking is work that never waits by itself, and other tasks have to have their turn.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
 /// Cuts a shard's rows into blocks and chunks.
-struct ShardReader<'a> {
-    job: &'a StreamJob,
+struct ShardRows {
+    job: Arc<StreamJob>,
     parser: ImageRows,
-    seen: &'a mut Seen,
-    spares: &'a Spares,
+    spares: Spares,
     shard: u32,
     first_row: u64,
     next_row: u64,
     block: Option<Block>,
 }
 
-impl ShardReader<'_> {
+impl ShardRows {
+    fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
+        let parser = ImageRows::new(max_record_bytes(&job.spec));
+        Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block: None }
+    }
+
     /// The chunk that `row` belongs to. Chunks start at multiples of `chunks.rows`.
     fn chunk(&self, row: u64) -> ChunkId {
         ChunkId { shard: self.shard, row: row - row % self.job.chunk_rows }
@@ -138,8 +135,8 @@ impl ShardReader<'_> {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id, self.spares));
-            block.take(row, &self.job.wanted, self.seen);
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.spares.take()));
+            block.take(row, &self.job.wanted);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_full || block.heads.len() >= block_rows || block.bytes() >= BLOCK_BYTES {
                 let mut full = self.block.take()?;
@@ -151,52 +148,56 @@ impl ShardReader<'_> {
 
     /// What is left at the end of the shard; it closes the shard's last chunk, which may be empty.
     fn last_block(&mut self) -> Block {
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(self.chunk(self.next_row), self.spares));
+        let id = self.chunk(self.next_row);
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.spares.take()));
         block.closes = Some(true);
         block
     }
 }
 
 impl Block {
-    fn new(id: ChunkId, spares: &Spares) -> Self {
-        let mut data = spares.take();
+    fn new(id: ChunkId, mut data: Vec<u8>) -> Self {
         data.clear();
         Self {
             id,
             closes: None,
+            read_bytes: 0,
             tally: Tally::default(),
             bad: Vec::new(),
             heads: RowHeads::default(),
             row_numbers: Vec::new(),
             data,
-            ends: Vec::new(),
+            texts: Vec::new(),
+            queued: None,
             held: None,
         }
     }
 
     /// Bytes of its rows, as they came and as they are labelled.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.data.len() + self.heads.stored_bytes() as usize
     }
 
-    /// Puts a row where it belongs: to be decoded, skipped or quarantined.
-    fn take(&mut self, row: ImageRow<'_>, wanted: &Wanted, seen: &mut Seen) {
+    /// Puts a row where it belongs: to be decoded, skipped or quarantined. Whether it is a duplicate is seen later, in the order of
+    /// the corpus.
+    fn take(&mut self, row: ImageRow<'_>, wanted: &Wanted) {
         self.tally.rows += 1;
         match row {
             ImageRow::Ok { row, image_url, base64 } => {
                 let hash = url_hash(image_url);
-                if self.skip(hash, wanted, seen) {
+                if self.skip(hash, wanted) {
                     return;
                 }
+                let start = self.data.len();
                 self.heads.push(image_url, wanted.labels(hash));
                 self.row_numbers.push(row);
                 self.data.extend_from_slice(base64);
-                self.ends.push(self.data.len());
+                self.texts.push(start..self.data.len());
             }
             ImageRow::Bad { row, reason, detail, image_url } => {
                 // A row whose URL is sound is judged by it like any other before its data are.
                 let hash = image_url.as_deref().filter(|_| reason == ImageRowProblem::MissingData).map(url_hash);
-                if hash.is_some_and(|hash| self.skip(hash, wanted, seen)) {
+                if hash.is_some_and(|hash| self.skip(hash, wanted)) {
                     return;
                 }
                 *self.tally.quarantined.entry(reason.as_str().to_owned()).or_default() += 1;
@@ -205,16 +206,13 @@ impl Block {
         }
     }
 
-    fn skip(&mut self, hash: u64, wanted: &Wanted, seen: &mut Seen) -> bool {
-        let reason = if !wanted.wants(hash) {
-            match wanted {
-                Wanted::Urls(_) => "no_id",
-                Wanted::Everything | Wanted::Index(_) => "no_label",
-            }
-        } else if !seen.first(hash) {
-            "duplicate_url"
-        } else {
+    fn skip(&mut self, hash: u64, wanted: &Wanted) -> bool {
+        if wanted.wants(hash) {
             return false;
+        }
+        let reason = match wanted {
+            Wanted::Urls(_) => "no_id",
+            Wanted::Everything | Wanted::Index(_) => "no_label",
         };
         *self.tally.skipped.entry(reason.to_owned()).or_default() += 1;
         true

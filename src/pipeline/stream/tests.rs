@@ -42,6 +42,17 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
+fn spec() -> Spec {
+    Spec {
+        geometry: Geometry::Squash { size_px: 8 },
+        resample: Resample::Bilinear,
+        alpha: Alpha::White,
+        max_encoded_bytes: 1 << 20,
+        max_pixels: 100_000,
+        crops: false,
+    }
+}
+
 impl Stalled {
     /// `budget`: whole blocks that fit beside what the stages take for themselves.
     async fn start(budget: u64, disk_bytes: u64) -> Self {
@@ -52,14 +63,7 @@ impl Stalled {
         std::fs::write(&shard, rows.concat()).unwrap();
         let store = Store::new(StoreSettings::default());
         let shards = store.list(&[shard.display().to_string()]).await.unwrap();
-        let spec = Spec {
-            geometry: Geometry::Squash { size_px: 8 },
-            resample: Resample::Bilinear,
-            alpha: Alpha::White,
-            max_encoded_bytes: 1 << 20,
-            max_pixels: 100_000,
-            crops: false,
-        };
+        let spec = spec();
         let own = stream_bytes(&spec, WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
@@ -82,11 +86,11 @@ impl Stalled {
             max_bad_fraction: 1.0,
             meter: Arc::clone(&meter),
         };
-        let start = Position { shard: 0, row: 0 };
+        let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(scratch, disk_bytes, "g", start).await.unwrap();
+        let (ring, _) = Ring::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
         let (chunks_in, waiting) = link(1);
-        let seen = Seen::new(Wanted::Everything);
+        let start = Start { schedule, counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
         // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
@@ -95,8 +99,7 @@ impl Stalled {
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let running =
-            tokio::spawn(run(job, machine.clone(), seen, start, Tally::default(), Sink::Ring(ring, chunks_in)));
+        let running = tokio::spawn(run(job, machine.clone(), start, Sink::Ring(ring, chunks_in)));
         let stalled = Self { meter, machine, waiting, running, own_bytes, _dir: dir };
         stalled.settle().await;
         drop(busy);
@@ -159,4 +162,88 @@ async fn a_small_budget_stops_the_reader_after_the_bytes_that_it_holds() {
         assert_eq!(stalled.settle().await, (3 + blocks + 1) * ROWS, "{blocks} blocks");
         stalled.running.abort();
     }
+}
+
+/// Seven shards of up to 90 rows; every fifth row is of a URL that other shards have as well.
+fn shards_with_duplicates() -> Vec<Vec<String>> {
+    let rows = |shard: usize| match shard {
+        2 => 0,
+        5 => 90,
+        _ => 10 + 11 * shard,
+    };
+    let url = |shard, row: usize| {
+        if row % 5 == 2 { format!("https://x/{}", row * 7 % 60) } else { format!("https://x/{shard}-{row}") }
+    };
+    (0..7).map(|shard| (0..rows(shard)).map(|row| url(shard, row)).collect()).collect()
+}
+
+/// Runs a stream over them into a directory; returns its files, and the most bytes that were held.
+async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u8>>, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image();
+    for (shard, urls) in shards_with_duplicates().iter().enumerate() {
+        let rows: String = urls.iter().map(|url| format!("{url}\t{image}\tm\n")).collect();
+        std::fs::write(dir.path().join(format!("{shard}.csv")), rows).unwrap();
+    }
+    let store = Store::new(StoreSettings::default());
+    let shards = store.list(&[format!("{}/*.csv", dir.path().display())]).await.unwrap();
+    let machine = Machine {
+        store,
+        pool: CpuPool::new(workers).unwrap(),
+        budget: ByteBudget::new(limit),
+        stop: Stop::default(),
+        board: Board::default(),
+        events: Events::default(),
+    };
+    let schedule = Schedule::start(shards.len() as u32);
+    let job = StreamJob {
+        shards: Arc::new(shards),
+        wanted: Wanted::Everything,
+        spec: spec(),
+        views: None,
+        chunk_rows: 16,
+        generation: "g".to_owned(),
+        max_bad_fraction: 1.0,
+        meter: machine.board.stage("images", "rows", 0),
+    };
+    let run_dir: crate::store::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
+    let layout = crate::chunk::journal::Layout::train("chunks");
+    let journal = Journal::open(run_dir.clone(), layout.clone(), "g", 7).unwrap();
+    let start = Start { schedule, counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
+    run(job, machine.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
+    let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
+    assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
+    let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
+    let files = names.iter().flat_map(BTreeMap::keys);
+    let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
+    assert_eq!(machine.budget.in_flight_bytes(), 0);
+    (files, machine.budget.peak_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
+    let own = stream_bytes(&spec(), 2, 16);
+    let least = ByteBudget::rounded(own.reader + own.decoders + own.writer + own.block);
+    let (alone, peak) = stream_of_shards(2, least).await;
+    assert!(peak <= least);
+    for (workers, limit) in [(2, 1 << 30), (4, 1 << 30), (4, 200 << 20)] {
+        let (ahead, peak) = stream_of_shards(workers, limit).await;
+        assert!(peak > least && peak <= limit, "{workers} workers held {peak} bytes of {limit}");
+        assert!(alone == ahead, "{workers} workers and {limit} bytes");
+    }
+    // Of rows with one URL the first in the order of the schedule was taken.
+    let (shards, mut schedule, mut seen) =
+        (shards_with_duplicates(), Schedule::start(7), std::collections::HashSet::new());
+    let mut kept = BTreeMap::new();
+    while let Some(id) = schedule.next() {
+        let left = &shards[id.shard as usize][id.row as usize..];
+        let rows = &left[..left.len().min(16)];
+        kept.insert(id, rows.iter().filter(|url| seen.insert(*url)).count());
+        schedule.advance(rows.len() as u64, left.len() < 16);
+    }
+    for (id, kept) in kept {
+        let entry: Entry = serde_json::from_slice(&alone[&format!("journal/chunks/{id}.json")]).unwrap();
+        assert_eq!(entry.tally.kept, kept as u64, "{id}");
+    }
+    assert!(seen.len() < shards.iter().map(Vec::len).sum());
 }

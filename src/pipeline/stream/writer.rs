@@ -1,6 +1,8 @@
 //! Blocks → decoded images → chunks, in order.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,7 +22,7 @@ use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec, View};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
-use crate::store::Directory;
+use crate::store::{Directory, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -44,11 +46,10 @@ impl Block {
         let mut pixels = decoders.pixels.take();
         pixels.resize(image * self.heads.len() * Views::most(decoders.views), 0);
         let (mut tally, mut bad) = (self.tally, self.bad);
-        let mut start = 0;
-        for (index, end) in self.ends.iter().enumerate() {
+        for (index, text) in self.texts.iter().enumerate() {
             let (url, kept) = (self.heads.url(index), heads.len() * image);
             let (numbers, views): (Vec<u8>, Vec<View>) = Views::of(decoders.views, url).into_iter().unzip();
-            let (text, out) = (&mut self.data[start..*end], &mut pixels[kept..kept + image * views.len()]);
+            let (text, out) = (&mut self.data[text.clone()], &mut pixels[kept..kept + image * views.len()]);
             match decoder.decode_base64_views(text, &views, out, |bytes| decoders.room.take_blocking(bytes)) {
                 Ok(_) => {
                     for number in numbers {
@@ -67,7 +68,6 @@ impl Block {
                     });
                 }
             }
-            start = *end;
         }
         pixels.truncate(heads.len() * image);
         decoders.texts.give(self.data);
@@ -105,7 +105,7 @@ pub(super) async fn write_chunks(
     machine: Machine,
     blocks: mpsc::Receiver<Block>,
     texts: Spares,
-    counted: Tally,
+    counted: BTreeMap<u32, Tally>,
     sink: Sink,
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
@@ -132,7 +132,7 @@ pub(super) async fn write_chunks(
         })
         .buffered(width)
         .boxed();
-    let judge = ShardJudge { shard: None, tally: counted };
+    let judge = ShardJudge { shards: counted };
     let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders.pixels, &machine.events).await;
     // Whatever happened, nothing works on the directory once this returns.
     let settled = match &mut sink {
@@ -220,18 +220,53 @@ impl Committer {
 
     /// Commits a chunk once the one before it is committed. What goes to a remote directory is waited for: it is on scratch disk
     /// meanwhile, which has room for one.
-    async fn commit(&mut self, chunk: RingEntry, job: &Arc<StreamJob>, events: &Events) -> Result<(), PipelineError> {
+    async fn commit(&mut self, chunk: Finished, job: &Arc<StreamJob>, events: &Events) -> Result<(), PipelineError> {
         self.settle().await?;
         let Some(mut journal) = self.journal.take() else {
             return Err(PipelineError::Internal("a journal is in use".to_owned()));
         };
         let (job, events) = (Arc::clone(job), events.clone());
+        let Finished { entry: chunk, path, writing_out, .. } = chunk;
         self.committing = Some(tokio::task::spawn_blocking(move || {
+            futures::executor::block_on(writing_out.end(&path))?;
             let shard = &job.shards[chunk.id.shard as usize].name;
             commit(&mut journal, &chunk, chunk.checksum, shard, &job.meter, &events)?;
             Ok(journal)
         }));
         if self.directory.is_remote() { self.settle().await } else { Ok(()) }
+    }
+}
+
+/// Bytes after which the system is told to write out what it has of a chunk that is the product. Left to itself it would
+/// not begin before the chunk is committed.
+const WRITTEN_OUT_BYTES: usize = 32 << 20;
+
+/// Has the system write out a file meanwhile, a stretch after the other.
+#[derive(Default)]
+struct WritingOut {
+    /// Bytes since the last stretch began.
+    bytes: usize,
+    stretch: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl WritingOut {
+    /// Whether it is time for the next stretch, now that so many bytes more are in the file.
+    fn is_due(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.bytes >= WRITTEN_OUT_BYTES && self.stretch.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Begins the next stretch.
+    async fn go_on(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
+        std::mem::take(self).end(path).await?;
+        self.stretch = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        Ok(())
+    }
+
+    /// The system tells of an error once, so whoever asked has to listen.
+    async fn end(self, path: &Path) -> Result<(), PipelineError> {
+        let Some(stretch) = self.stretch else { return Ok(()) };
+        Ok(stretch.await?.map_err(|error| StoreError::io(path, "written", error))?)
     }
 }
 
@@ -244,12 +279,15 @@ struct OpenChunk {
     /// Where the pixels go; no file is made before there is a row for it.
     path: PathBuf,
     writer: Option<PixelWriter>,
+    writing_out: WritingOut,
     slot: Option<Slot>,
 }
 
 /// A chunk whose pixel file has its footer and still its temporary name.
 struct Finished {
     entry: RingEntry,
+    path: PathBuf,
+    writing_out: WritingOut,
     slot: Option<Slot>,
 }
 
@@ -262,7 +300,8 @@ impl OpenChunk {
             }
             Out::Durable(committer, _) => (None, committer.directory.temporary(&committer.layout.chunk(id))?),
         };
-        Ok(Self { id, tally: Tally::default(), labels: 0, bad: Vec::new(), path, writer: None, slot })
+        let (tally, writing_out) = (Tally::default(), WritingOut::default());
+        Ok(Self { id, tally, labels: 0, bad: Vec::new(), path, writer: None, writing_out, slot })
     }
 
     /// Appends a block; returns its buffer, whose content is of no use any more.
@@ -292,14 +331,19 @@ impl OpenChunk {
             Some(writer) => writer,
             None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
         };
-        let (heads, pixels, held) = (block.heads, block.pixels, block.held);
+        let (bytes, heads, pixels, held) = (block.pixels.len(), block.heads, block.pixels, block.held);
         let (writer, pixels) = tokio::task::spawn_blocking(move || {
             let pixels = writer.write(&heads, pixels)?;
             drop(held);
             Ok::<_, PipelineError>((writer, pixels))
         })
         .await??;
+        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
+        let handle = if product && self.writing_out.is_due(bytes) { writer.handle() } else { None };
         self.writer = Some(writer);
+        if let Some(file) = handle {
+            self.writing_out.go_on(file, &self.path).await?;
+        }
         Ok(pixels)
     }
 
@@ -317,8 +361,9 @@ impl OpenChunk {
             quarantined: self.bad,
             bytes: 0,
             checksum,
+            boot: String::new(),
         };
-        Ok(Finished { entry, slot: self.slot })
+        Ok(Finished { entry, path: self.path, writing_out: self.writing_out, slot: self.slot })
     }
 }
 
@@ -337,7 +382,7 @@ async fn sink_chunk(
             Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
         }
         Out::Durable(committer, _) => {
-            clock.wait(Doing::Blocked, committer.commit(chunk.entry, job, events)).await?;
+            clock.wait(Doing::Blocked, committer.commit(chunk, job, events)).await?;
             Ok(true)
         }
     }
@@ -345,23 +390,20 @@ async fn sink_chunk(
 
 /// Stops a run whose shard is rubbish.
 struct ShardJudge {
-    shard: Option<u32>,
-    tally: Tally,
+    /// What became of the rows of each shard so far.
+    shards: BTreeMap<u32, Tally>,
 }
 
 impl ShardJudge {
     fn judge(&mut self, chunk: &OpenChunk, job: &StreamJob) -> Result<(), PipelineError> {
-        if self.shard.is_some_and(|shard| shard != chunk.id.shard) {
-            self.tally = Tally::default();
-        }
-        self.shard = Some(chunk.id.shard);
-        self.tally.merge(&chunk.tally);
-        let bad = self.tally.quarantined_rows();
-        let judged = self.tally.kept + bad;
+        let tally = self.shards.entry(chunk.id.shard).or_default();
+        tally.merge(&chunk.tally);
+        let bad = tally.quarantined_rows();
+        let judged = tally.kept + bad;
         if judged < JUDGED_ROWS || bad as f64 <= job.max_bad_fraction * judged as f64 {
             return Ok(());
         }
-        let mut reasons: Vec<_> = self.tally.quarantined.iter().collect();
+        let mut reasons: Vec<_> = tally.quarantined.iter().collect();
         reasons.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), (*reason).clone()));
         let reasons: Vec<String> =
             reasons.into_iter().take(3).map(|(reason, count)| format!("{reason} {count}")).collect();
