@@ -114,7 +114,7 @@ pub struct Decoder {
 pub const LOOKED_AT_BYTES: u64 = 3 << 19;
 
 /// What a decoder keeps from image to image, at most.
-pub const KEPT_BYTES: u64 = 10 * scratch::KEEP_BYTES as u64;
+pub const KEPT_BYTES: u64 = scratch::KEEP_BYTES as u64;
 
 impl Decoder {
     /// A decoder without any buffers yet; the first image brings them.
@@ -198,8 +198,10 @@ impl Decoder {
             let format = sniff::sniff(encoded)?;
             Err(DecodeError::corrupt(format, "its decoder fails on it"))
         });
-        self.buffers.trim();
-        self.squarer.trim();
+        if self.buffers.held() + self.squarer.held() > scratch::KEEP_BYTES {
+            self.buffers.trim();
+            self.squarer.trim();
+        }
         drop(held);
         result
     }
@@ -256,6 +258,10 @@ struct Buffers {
 }
 
 impl Buffers {
+    fn held(&self) -> usize {
+        scratch::held(&self.rgb) + scratch::held(&self.raw)
+    }
+
     fn trim(&mut self) {
         for buffer in [&mut self.rgb, &mut self.raw] {
             scratch::trim(buffer);

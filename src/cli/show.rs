@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::config::raw::Trial;
 #[cfg(feature = "model")]
 use crate::pipeline::bench;
-use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate};
+use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
 use crate::pipeline::report::{
     Bottleneck, CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StreamReport,
     TrainingReport,
@@ -344,6 +344,10 @@ pub(super) fn ingest(report: &IngestReport) -> String {
     }
     let (threads, rate, scaling) = (report.threads, report.decoded_per_s, report.scaling);
     table.row("decoding together", format!("{rate:.0} images/s on {threads} threads, {scaling:.2} times one"));
+    let Whole { written_per_s, counted_per_s } = report.whole;
+    table.row("the whole, chunks written", format!("{written_per_s:.0} images/s"));
+    let share = 100.0 * written_per_s / counted_per_s.max(f64::MIN_POSITIVE);
+    table.row("the whole, chunks counted", format!("{counted_per_s:.0} images/s, so writing leaves {share:.0} %"));
     table.heading("What machines of such cores would do");
     for Forecast { cores, images_per_s, bottleneck } in &report.machines {
         table.row(&format!("{cores} cores"), format!("{images_per_s:>9.0} images/s, limited by {bottleneck}"));

@@ -107,13 +107,18 @@ pub(super) struct Convolver {
 }
 
 impl Convolver {
+    /// Bytes of its buffers.
+    pub(super) fn held(&self) -> usize {
+        let weights = scratch::held(&self.starts) + scratch::held(&self.weights) + scratch::held(&self.row_weights);
+        let Stacks { source, target } = &self.stacks;
+        weights + scratch::held(&self.exact) + scratch::held(source) + scratch::held(target)
+    }
+
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
         scratch::trim(&mut self.starts);
         scratch::trim(&mut self.weights);
-        if self.starts.is_empty() || self.weights.is_empty() {
-            self.made = None;
-        }
+        self.made = None;
         scratch::trim(&mut self.row_weights);
         scratch::trim(&mut self.exact);
         scratch::trim(&mut self.stacks.source);

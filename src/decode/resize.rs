@@ -87,6 +87,12 @@ impl Squarer {
         }
     }
 
+    /// Bytes of its buffers.
+    pub(super) fn held(&self) -> usize {
+        let own = [&self.intermediate, &self.kept, &self.part].into_iter().map(scratch::held).sum::<usize>();
+        own + self.convolver.held()
+    }
+
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
         scratch::trim(&mut self.intermediate);

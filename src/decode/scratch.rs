@@ -1,7 +1,10 @@
 //! Buffers that are reused from image to image, and given back after an unusually large one.
 
-/// A buffer over this many bytes is freed after its image: those of the corpus, 300 pixels wide and up to 580 high, need less.
-pub(super) const KEEP_BYTES: usize = 512 << 10;
+/// What a decoder's buffers may hold together from image to image: those of the corpus, 300 pixels wide, need less.
+pub(super) const KEEP_BYTES: usize = 5 << 19;
+
+/// Where they hold more, each over this many bytes is freed; there are a dozen at most.
+const LARGE_BYTES: usize = KEEP_BYTES / 12;
 
 /// The first `len` bytes, whatever they hold; grows where needed and never shrinks.
 pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
@@ -14,9 +17,14 @@ pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut buffer[..len]
 }
 
-/// Frees a buffer over [`KEEP_BYTES`].
+/// Bytes that a buffer holds.
+pub(super) fn held<T>(buffer: &Vec<T>) -> usize {
+    buffer.capacity().saturating_mul(size_of::<T>())
+}
+
+/// Frees a buffer over [`LARGE_BYTES`].
 pub(super) fn trim<T>(buffer: &mut Vec<T>) {
-    if buffer.capacity().saturating_mul(size_of::<T>()) > KEEP_BYTES {
+    if held(buffer) > LARGE_BYTES {
         *buffer = Vec::new();
     }
 }
@@ -32,7 +40,7 @@ mod tests {
         assert_eq!(grown(&mut buffer, 5).len(), 5);
         trim(&mut buffer);
         assert_eq!(buffer.len(), 10);
-        grown(&mut buffer, KEEP_BYTES + 1);
+        grown(&mut buffer, LARGE_BYTES + 1);
         trim(&mut buffer);
         assert_eq!(buffer.capacity(), 0);
     }

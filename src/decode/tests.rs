@@ -51,6 +51,46 @@ fn several_views_are_made_of_one_decoding() {
     assert!(matches!(error, DecodeError::OutputSize { .. }));
 }
 
+/// What a thread allocates while it does something: how often, and how many bytes at once at most.
+fn allocated(work: impl FnOnce()) -> (u64, u64) {
+    let taken = allocation_counter::measure(work);
+    (taken.count_total, taken.bytes_max)
+}
+
+#[test]
+fn between_base64_and_square_nothing_is_allocated_once_the_first_images_have_brought_the_buffers() {
+    let picture =
+        |width, height| image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+    // The sizes of thumbnails that are 300 pixels wide, landscapes and portraits.
+    let sizes = [(300, 200), (300, 225), (300, 450), (200, 300), (300, 169)];
+    let mut jpegs = Vec::new();
+    for (width, height) in sizes {
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        picture(width, height).write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        jpegs.push(jpeg.into_inner());
+    }
+    let mut decoder = Decoder::new(Spec { max_pixels: 1_000_000, ..spec(224) });
+    let mut out = vec![0; decoder.pixel_bytes()];
+    for round in 0..3 {
+        for (jpeg, (width, height)) in jpegs.iter().zip(sizes) {
+            let mut text = base64_simd::STANDARD.encode_to_string(jpeg).into_bytes();
+            let (times, bytes) = allocated(|| assert!(decoder.decode_base64_into(&mut text, &mut out, |_| ()).is_ok()));
+            // What the crate that decodes JPEG allocates for itself: tables, and rows of blocks.
+            let mut rgb = vec![0; (width * height * 3) as usize];
+            let (own_times, own_bytes) = allocated(|| {
+                let options = zune_core::options::DecoderOptions::default().set_strict_mode(false);
+                let source = zune_core::bytestream::ZCursor::new(&jpeg[..]);
+                zune_jpeg::JpegDecoder::new_with_options(source, options).decode_into(&mut rgb).unwrap();
+            });
+            if round > 0 {
+                assert!(times <= own_times, "{width} x {height}: {times} allocations, {own_times} are the decoder's");
+                assert!(bytes <= own_bytes, "{width} x {height}: {bytes} bytes, {own_bytes} are the decoder's");
+                assert!(bytes < u64::from(width * height), "{width} x {height}: {bytes} bytes are an image's");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_mode_agrees_with_pillow() {
     let cases = String::from_utf8(file("cases.tsv")).unwrap();

@@ -2,7 +2,10 @@
 //!
 //! Each stage runs by itself on one core over the same images, in memory, by the code that a run has; then decoding runs on all cores
 //! that the plan asks for. What a machine with more cores would do follows from those figures and one assumption, that cores are alike:
-//! reading a shard is one thread's, decoding is spread over the others, and whoever is slowest decides.
+//! reading a shard is one thread's, of which a few work side by side, decoding is spread over the others, and whoever is slowest decides.
+//! Last the whole stream runs as a run has it, with its chunks written and with a counter in their place.
+
+mod whole;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,11 +18,14 @@ use super::resolve::workers;
 use super::{PipelineError, preprocess, scratch_path, store};
 use crate::chunk::RowHeads;
 use crate::chunk::pixels::{PixelReader, PixelWriter};
+use crate::chunk::schedule::LANES;
 use crate::config::Plan;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec};
-use crate::store::{Intake, StoreError, explain_read};
+use crate::store::{Intake, Object, StoreError, explain_read};
+
+pub use whole::Whole;
 
 /// Images that are looked at, at most.
 const IMAGES: usize = 2000;
@@ -98,6 +104,8 @@ pub struct IngestReport {
     pub decoded_per_s: f64,
     /// How many times as fast as one they are.
     pub scaling: f64,
+    /// Everything at once.
+    pub whole: Whole,
     /// Machines.
     pub machines: Vec<Forecast>,
     /// Devices.
@@ -115,7 +123,7 @@ struct Head {
     unpacking: Duration,
 }
 
-async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(String, Head), PipelineError> {
+async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(Vec<Object>, Head), PipelineError> {
     let store = store(&plan.machine().store);
     let shards = store.list(patterns).await?;
     let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
@@ -131,7 +139,8 @@ async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(String, He
     }
     let (waited, took) = (intake.waited(), started.elapsed());
     let unpacking = took.saturating_sub(waited);
-    Ok((shard.url.clone(), Head { text, stored: intake.bytes(), waited, unpacking }))
+    let head = Head { text, stored: intake.bytes(), waited, unpacking };
+    Ok((shards, head))
 }
 
 /// Rows of a text that are sound: their base64.
@@ -156,14 +165,18 @@ pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
     let Some(images) = &plan.pipeline().images else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
-    let (shard, head) = head(&plan, "images.shards", &images.shards).await?;
+    let (shards, head) = head(&plan, "images.shards", &images.shards).await?;
     let pairs = match &plan.pipeline().pairs {
         Some(pairs) => Some(measure_pairs(&plan, &pairs.shards).await?),
         None => None,
     };
     let spec = spec(&plan);
     let threads = workers(&plan);
-    tokio::task::spawn_blocking(move || measure(&plan, shard, &head, &spec, threads, pairs)).await?
+    let stages = {
+        let (plan, spec, shards) = (plan.clone(), spec.clone(), shards.clone());
+        tokio::task::spawn_blocking(move || measure(&plan, &shards, &head, &spec, threads, pairs)).await??
+    };
+    Ok(IngestReport { whole: whole::measure(&plan, &shards, &spec, threads).await?, ..stages })
 }
 
 #[cfg(feature = "model")]
@@ -182,8 +195,8 @@ fn spec(plan: &Plan) -> Spec {
 }
 
 async fn measure_pairs(plan: &Plan, patterns: &[String]) -> Result<(f64, f64), PipelineError> {
-    let (url, head) = head(plan, "pairs.shards", patterns).await?;
-    let (mut pairs, mut rows, started) = (Pairs::new(&url, &[], MAX_RECORD_BYTES), 0_u64, Instant::now());
+    let (shards, head) = head(plan, "pairs.shards", patterns).await?;
+    let (mut pairs, mut rows, started) = (Pairs::new(&shards[0].url, &[], MAX_RECORD_BYTES), 0_u64, Instant::now());
     for block in head.text.chunks(FEED_BYTES) {
         pairs.feed(block);
         while let Some(row) = pairs.next()? {
@@ -196,12 +209,13 @@ async fn measure_pairs(plan: &Plan, patterns: &[String]) -> Result<(f64, f64), P
 
 fn measure(
     plan: &Plan,
-    shard: String,
+    shards: &[Object],
     head: &Head,
     spec: &Spec,
     threads: usize,
     pairs: Option<(f64, f64)>,
 ) -> Result<IngestReport, PipelineError> {
+    let shard = shards.first().map(|shard| shard.url.clone()).unwrap_or_default();
     // Which images can be used, and their bytes as text; the others would stop nothing in a run.
     let (mut texts, mut unusable, mut split_rows) = (Vec::new(), 0, 0_usize);
     let started = Instant::now();
@@ -257,7 +271,9 @@ fn measure(
         mb_per_s: bytes / 1e6 / time,
         share: time / all,
     };
-    let serial = [("reading a shard", seconds[0].1 + seconds[1].1), ("writing chunks", seconds[4].1)];
+    let side_by_side = shards.len().clamp(1, LANES) as f64;
+    let reading = (seconds[0].1 + seconds[1].1) / side_by_side;
+    let serial = [("reading shards side by side", reading), ("writing chunks", seconds[4].1)];
     let machines = MACHINES.map(|cores| forecast(cores, all, &serial)).to_vec();
     let demand = |images_per_s: f64| Demand {
         images_per_s,
@@ -277,6 +293,7 @@ fn measure(
         threads,
         decoded_per_s,
         scaling: decoded_per_s / one,
+        whole: Whole { written_per_s: 0.0, counted_per_s: 0.0 },
         machines,
         devices: DEVICE_RATES.map(demand).to_vec(),
         pairs,
@@ -293,12 +310,12 @@ fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
     }
 }
 
-/// A file that goes whatever happens.
+/// A file or folder that goes whatever happens.
 struct Temporary(std::path::PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).ok();
+        std::fs::remove_file(&self.0).or_else(|_| std::fs::remove_dir_all(&self.0)).ok();
         // The folder stays where a run has something in it.
         self.0.parent().map(std::fs::remove_dir);
     }

@@ -94,13 +94,18 @@ pub(super) struct Views {
 }
 
 impl Views {
-    /// Numbers and pictures of the views of an image.
-    fn of(views: Option<Self>, url: &str) -> Vec<(u8, View)> {
+    /// Fills in the views of an image; returns the number of the first, whose followers count on.
+    fn of(views: Option<Self>, url: &str, into: &mut Vec<View>) -> u8 {
+        into.clear();
         match views {
             Some(Self { count, seed, held_out }) if !is_validation(url, seed, held_out) => {
-                (1..=count).map(|number| (number, View::random(seed, url_hash(url), number))).collect()
+                into.extend((1..=count).map(|number| View::random(seed, url_hash(url), number)));
+                1
             }
-            _ => vec![(0, View::Plain)],
+            _ => {
+                into.push(View::Plain);
+                0
+            }
         }
     }
 
@@ -128,6 +133,8 @@ pub(super) enum Sink {
     Ring(Ring, mpsc::Sender<RingChunk>),
     /// Into the run's directory, as the product.
     Durable(Journal, Compression),
+    /// Nowhere: a measure of everything before.
+    Counted,
 }
 
 /// A few wanted rows on their way to a decoder.

@@ -119,7 +119,7 @@ pub(crate) fn machine(dir: &Path, limits: &str) -> String {
 fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
     let dir = tempfile::tempdir().unwrap();
     // Small limits, which the small corpus fills already.
-    let limits = "memory = '220 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
+    let limits = "memory = '256 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
     let machine = machine(dir.path(), limits);
     let peaks_of = |name: &str, copies, runs| -> Vec<Peak> {
         multiplied(&dir.path().join(name), copies);

@@ -100,9 +100,9 @@ impl LaneReader {
 }
 
 /// Cuts a shard's rows into blocks and chunks.
-struct ShardRows {
+pub(super) struct ShardRows {
     job: Arc<StreamJob>,
-    parser: ImageRows,
+    pub(super) parser: ImageRows,
     spares: Spares,
     shard: u32,
     first_row: u64,
@@ -111,7 +111,7 @@ struct ShardRows {
 }
 
 impl ShardRows {
-    fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
+    pub(super) fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
         let parser = ImageRows::new(max_record_bytes(&job.spec));
         Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block: None }
     }
@@ -122,7 +122,7 @@ impl ShardRows {
     }
 
     /// The next full block of the rows that the parser has; `None` when it needs more bytes.
-    fn next_block(&mut self) -> Option<Block> {
+    pub(super) fn next_block(&mut self) -> Option<Block> {
         loop {
             let (first_row, shard, chunk_rows) = (self.first_row, self.shard, self.job.chunk_rows);
             let block_rows = (BLOCK_IMAGES / Views::most(self.job.views)).max(1);

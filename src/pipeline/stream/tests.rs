@@ -247,3 +247,45 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
     }
     assert!(seen.len() < shards.iter().map(Vec::len).sum());
 }
+
+#[test]
+fn a_block_takes_the_buffers_of_the_one_before() {
+    let image = image();
+    let text: String = (0..ROWS * 20).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
+    let job = Arc::new(StreamJob {
+        shards: Arc::default(),
+        wanted: Wanted::Everything,
+        spec: spec(),
+        views: None,
+        chunk_rows: ROWS * 20,
+        generation: "g".to_owned(),
+        max_bad_fraction: 1.0,
+        meter: Board::default().stage("images", "rows", 0),
+    });
+    let texts = Spares::new(SPARES, SPARE_BYTES);
+    let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
+    let decoders = writer::Decoders::new(&job, texts);
+    // What decoding an image allocates by itself.
+    let mut decoder = crate::decode::Decoder::new(spec());
+    let mut out = vec![0; decoder.pixel_bytes()];
+    let mut by_decoder = 0;
+    for _ in 0..3 {
+        let mut bytes = image.clone().into_bytes();
+        let mut decode = || decoder.decode_base64_into(&mut bytes, &mut out, |_| ()).is_ok();
+        by_decoder = allocation_counter::measure(|| assert!(decode())).count_total;
+    }
+    let mut counts = Vec::new();
+    for text in text.as_bytes().chunks(text.len() / 20) {
+        let taken = allocation_counter::measure(|| {
+            rows.parser.feed(text);
+            while let Some(block) = rows.next_block() {
+                decoders.reuse(decoders.decode(block));
+            }
+        });
+        counts.push(taken.count_total);
+    }
+    // URLs, labels and places of a block's rows grow by doubling.
+    let (first, rest) = counts.split_at(4);
+    let most = rest.iter().max().unwrap().saturating_sub(ROWS * by_decoder);
+    assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");
+}

@@ -20,7 +20,7 @@ use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
 use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
-use crate::decode::{Decoder, Spec, View};
+use crate::decode::{Decoder, Spec};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
 use crate::store::{Directory, StoreError};
 
@@ -28,7 +28,7 @@ use crate::store::{Directory, StoreError};
 const JUDGED_ROWS: u64 = 1000;
 
 /// A block's images.
-struct Decoded {
+pub(super) struct Decoded {
     id: ChunkId,
     closes: Option<bool>,
     tally: Tally,
@@ -45,14 +45,14 @@ impl Block {
         let mut heads = RowHeads::default();
         let mut pixels = decoders.pixels.take();
         pixels.resize(image * self.heads.len() * Views::most(decoders.views), 0);
-        let (mut tally, mut bad) = (self.tally, self.bad);
+        let (mut tally, mut bad, mut views) = (self.tally, self.bad, Vec::new());
         for (index, text) in self.texts.iter().enumerate() {
             let (url, kept) = (self.heads.url(index), heads.len() * image);
-            let (numbers, views): (Vec<u8>, Vec<View>) = Views::of(decoders.views, url).into_iter().unzip();
+            let first = Views::of(decoders.views, url, &mut views);
             let (text, out) = (&mut self.data[text.clone()], &mut pixels[kept..kept + image * views.len()]);
             match decoder.decode_base64_views(text, &views, out, |bytes| decoders.room.take_blocking(bytes)) {
                 Ok(_) => {
-                    for number in numbers {
+                    for (number, _) in (first..).zip(&views) {
                         heads.push_view(url, self.heads.labels(index).iter().copied(), number);
                     }
                     tally.kept += 1;
@@ -78,7 +78,7 @@ impl Block {
 
 /// Decoders that wait for a job; each job borrows one, so their buffers are reused.
 #[derive(Clone)]
-struct Decoders {
+pub(super) struct Decoders {
     spec: Spec,
     views: Option<Views>,
     /// What images that are being decoded take, all together.
@@ -90,7 +90,18 @@ struct Decoders {
 }
 
 impl Decoders {
-    fn decode(&self, block: Block) -> Decoded {
+    pub(super) fn new(job: &StreamJob, texts: Spares) -> Self {
+        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(SPARES, SPARE_BYTES));
+        Self { spec: job.spec.clone(), views: job.views, room, texts, pixels, idle: Arc::default() }
+    }
+
+    /// Gives back what a block's squares were in.
+    #[cfg(test)]
+    pub(super) fn reuse(&self, decoded: Decoded) {
+        self.pixels.give(decoded.pixels);
+    }
+
+    pub(super) fn decode(&self, block: Block) -> Decoded {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
         let decoded = block.decode(&mut decoder, self);
@@ -110,9 +121,7 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
     let width = decoding_blocks(&machine);
-    let pixels = Spares::new(SPARES, SPARE_BYTES);
-    let (spec, room) = (job.spec.clone(), ByteBudget::new(job.spec.decode_bytes()));
-    let decoders = Decoders { spec, views: job.views, room, texts, pixels, idle: Arc::default() };
+    let decoders = Decoders::new(&job, texts);
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");
@@ -137,7 +146,7 @@ pub(super) async fn write_chunks(
     // Whatever happened, nothing works on the directory once this returns.
     let settled = match &mut sink {
         Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
-        Out::Ring(..) => Ok(()),
+        Out::Ring(..) | Out::Counted => Ok(()),
     };
     written.and(settled)?;
     clock.end();
@@ -183,6 +192,7 @@ async fn write_all(
 enum Out {
     Ring(Ring, mpsc::Sender<RingChunk>),
     Durable(Committer, Compression),
+    Counted,
 }
 
 impl From<Sink> for Out {
@@ -190,6 +200,7 @@ impl From<Sink> for Out {
         match sink {
             Sink::Ring(ring, consumer) => Self::Ring(ring, consumer),
             Sink::Durable(journal, compression) => Self::Durable(Committer::new(journal), compression),
+            Sink::Counted => Self::Counted,
         }
     }
 }
@@ -299,6 +310,7 @@ impl OpenChunk {
                 (Some(slot), path)
             }
             Out::Durable(committer, _) => (None, committer.directory.temporary(&committer.layout.chunk(id))?),
+            Out::Counted => (None, PathBuf::new()),
         };
         let (tally, writing_out) = (Tally::default(), WritingOut::default());
         Ok(Self { id, tally, labels: 0, bad: Vec::new(), path, writer: None, writing_out, slot })
@@ -315,7 +327,7 @@ impl OpenChunk {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
         self.bad.extend(block.bad);
-        if block.heads.is_empty() {
+        if block.heads.is_empty() || matches!(sink, Out::Counted) {
             return Ok(block.pixels);
         }
         if let (Out::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
@@ -324,7 +336,7 @@ impl OpenChunk {
             clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
-            Out::Ring(..) => Compression::None,
+            Out::Ring(..) | Out::Counted => Compression::None,
             Out::Durable(_, compression) => *compression,
         };
         let mut writer = match self.writer.take() {
@@ -385,6 +397,7 @@ async fn sink_chunk(
             clock.wait(Doing::Blocked, committer.commit(chunk, job, events)).await?;
             Ok(true)
         }
+        Out::Counted => Ok(true),
     }
 }
 

@@ -1,0 +1,120 @@
+//! The stream as a run has it, on the first images of the input: with its chunks written, and with a counter in their place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::super::events::Events;
+use super::super::stream::{self, Machine, Sink, Start, StreamJob, stream_bytes};
+use super::super::{PipelineError, scratch_path, store};
+use super::Temporary;
+use crate::catalog::{Seen, Wanted};
+use crate::chunk::journal::{Journal, Layout};
+use crate::chunk::schedule::Schedule;
+use crate::config::Plan;
+use crate::config::value::Compression;
+use crate::decode::Spec;
+use crate::flow::{Board, ByteBudget, CpuPool, Signal, Stop};
+use crate::store::{LocalDirectory, Object, StoreError};
+
+/// Rows after which it ends, where scratch disk has room for them.
+const ROWS: u64 = 8192;
+/// Time after which it ends.
+const LONGEST: Duration = Duration::from_secs(20);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Images a second of the whole stream, all cores together.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Whole {
+    /// With chunks on scratch disk, checksums, journal and syncs.
+    pub written_per_s: f64,
+    /// With a counter in the place of the chunks.
+    pub counted_per_s: f64,
+}
+
+/// Runs the stream twice.
+pub(super) async fn measure(
+    plan: &Plan,
+    shards: &[Object],
+    spec: &Spec,
+    threads: usize,
+) -> Result<Whole, PipelineError> {
+    let rows = (plan.machine().limits.disk.0 / 2 / spec.pixel_bytes().max(1)).clamp(1, ROWS);
+    // The first pass finds the files of a local disk in no better place than the second.
+    once(plan, shards, spec, threads, rows, None).await?;
+    let folder = Temporary(scratch_path(plan).join(format!("bench-{}", std::process::id())));
+    let failed = |error| StoreError::io(&folder.0, "created", error);
+    std::fs::create_dir_all(&folder.0).map_err(failed)?;
+    let written_per_s = once(plan, shards, spec, threads, rows, Some(&folder)).await?;
+    let counted_per_s = once(plan, shards, spec, threads, rows, None).await?;
+    Ok(Whole { written_per_s, counted_per_s })
+}
+
+async fn once(
+    plan: &Plan,
+    shards: &[Object],
+    spec: &Spec,
+    threads: usize,
+    rows: u64,
+    folder: Option<&Temporary>,
+) -> Result<f64, PipelineError> {
+    let chunks = &plan.pipeline().chunks;
+    let stop = Stop::default();
+    let machine = Machine {
+        store: store(&plan.machine().store),
+        pool: CpuPool::new(threads).map_err(|error| PipelineError::Input(error.to_string()))?,
+        budget: ByteBudget::new(plan.machine().limits.memory.0),
+        stop: stop.clone(),
+        board: Board::default(),
+        events: Events::default(),
+    };
+    let bytes = stream_bytes(spec, threads, u64::from(chunks.rows));
+    plan.check_bounds(spec.geometry.output_px(), bytes)
+        .into_iter()
+        .next()
+        .map_or(Ok(()), |problem| Err(PipelineError::from(crate::config::ConfigError(vec![problem]))))?;
+    let meter = machine.board.stage("images", "rows", 0);
+    let job = StreamJob {
+        shards: Arc::new(shards.to_vec()),
+        wanted: Wanted::Everything,
+        spec: spec.clone(),
+        views: None,
+        chunk_rows: u64::from(chunks.rows),
+        generation: "bench".to_owned(),
+        max_bad_fraction: 1.0,
+        meter: Arc::clone(&meter),
+    };
+    let sink = match folder {
+        Some(folder) => {
+            let directory = LocalDirectory::create(&folder.0)?.into();
+            let journal = Journal::open(directory, Layout::train("chunks"), "bench", shards.len() as u32)?;
+            let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
+            Sink::Durable(journal, compression)
+        }
+        None => Sink::Counted,
+    };
+    let start = Start {
+        schedule: Schedule::start(shards.len() as u32),
+        counted: BTreeMap::new(),
+        seen: Seen::new(Wanted::Everything),
+    };
+    let started = Instant::now();
+    let mut running = tokio::spawn(stream::run(job, machine, start, sink));
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break ended?,
+            () = tokio::time::sleep(LOOK) => {
+                if meter.progress().0 >= rows || started.elapsed() >= LONGEST {
+                    stop.raise(Signal::Interrupt);
+                }
+            }
+        }
+    };
+    match ended {
+        Ok(()) | Err(PipelineError::Stopped(_)) => Ok(meter.progress().0 as f64 / started.elapsed().as_secs_f64()),
+        Err(error) => Err(error),
+    }
+}
