@@ -28,7 +28,7 @@ fn main() {
 const IMAGES: usize = 256;
 /// Rows of the pairs, and of the join index.
 const PAIRS: usize = 4000;
-const JOINED: usize = 1_000_000;
+const JOINED: usize = 10_000_000;
 /// Bytes handed to a parser at a time, as the reader does.
 const FEED: usize = 256 << 10;
 const SIDE_PX: u32 = 224;
@@ -231,7 +231,7 @@ fn joined() -> (Classes, JoinIndexBuilder) {
     (classes, builder)
 }
 
-#[divan::bench(sample_count = 5)]
+#[divan::bench(sample_count = 3)]
 fn join_build(bencher: Bencher<'_, '_>) {
     bencher
         .counter(ItemsCount::new(JOINED))

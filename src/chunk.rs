@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use checksum::{Checksum, verify};
 pub use rows::RowHeads;
 
-/// Which rows a chunk starts with. The order is that of the corpus.
+/// Which rows a chunk starts with, in the order of shards and rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChunkId {
     /// Index of the shard in the listing.
@@ -42,7 +42,7 @@ pub struct ChunkId {
 }
 
 impl fmt::Display for ChunkId {
-    /// The stem of the chunk's file names; their order as text is the order of the corpus.
+    /// The stem of the chunk's file names; their order as text is that of shards and rows.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:05}-{:012}", self.shard, self.row)
     }

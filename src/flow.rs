@@ -1,4 +1,4 @@
-//! What stages share: bounded links, a byte budget, CPU permits, the device thread, the stop token and meters.
+//! What stages share: bounded links, a byte budget, CPU threads, the device thread, the stop token and meters.
 //!
 //! Every link is bounded in items whose size the [`ByteBudget`] bounds; a slow consumer therefore slows its producer
 //! and nothing grows. A stage ends its output by dropping the sender, stops at [`Stop`], and fails by returning an

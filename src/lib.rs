@@ -10,8 +10,8 @@
 //!  caption list ─► classes ┐
 //!  pairs (TSV) ─► url → class ids (join index)            catalog stage: corpus, catalog, chunk::tables
 //!                                │
-//!  image shards ─► gunzip ─► rows ─► wanted? ─► blocks of rows        one reader, in the order of the corpus
-//!     store          store    corpus   catalog        │
+//!  image shards ─► gunzip ─► rows ─► wanted? ─► blocks of rows        four shards side by side, taking turns by chunks
+//!     store          store    corpus   catalog        │               (chunk::schedule); a URL's first row in this order counts
 //!                                  base64 ─► decode ─► resize         a pool of workers, results in order; k random
 //!                                             decode  │              parts of an image with `train.views = k`
 //!                              pixel chunks in the scratch ring       chunk::ring (durable, where they are the product)
@@ -44,7 +44,7 @@
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |
 //! | `device` | which devices there are, by a probe in a process of its own; where kernels are kept | `config` |
-//! | [`chunk`] | pixel and feature chunks, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
+//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
 //! | `model` | Hugging Face checkpoint → features; captions → vectors; burn | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | head, targets, schedule, order, optimiser, checkpoints; burn in the trainer, for a device | `predict` |
@@ -59,7 +59,8 @@
 //!
 //! 1. **Same bytes**: same inputs, configuration and seed give the same chunks in the same order and, on the CPU, the
 //!    same weights, for any number of workers and however often the run was killed. Blocks, batches and chunks are cut
-//!    by the input alone; results of the pool come back in order; the order of training is a function of seed and epoch.
+//!    by the input alone, and so is the order in which shards take turns; results of the pool come back in order; the order of training
+//!    is a function of seed and epoch.
 //! 2. **Every row is accounted for**: rows read = kept + quarantined + skipped, per shard, checked at the end.
 //! 3. **A chunk exists if and only if its journal entry does** ([`chunk`]).
 //! 4. **Bounded**: bytes between stages by [`flow::ByteBudget`], scratch disk by [`chunk::ring`], links by their capacity.

@@ -142,7 +142,7 @@ impl Journal {
         &self.directory
     }
 
-    /// The committed chunks in the order of the corpus.
+    /// The committed chunks in the order of shards and rows.
     pub fn entries(&self) -> &BTreeMap<ChunkId, Entry> {
         &self.entries
     }

@@ -52,10 +52,9 @@ const BLOCKS_WAITING: usize = 2;
 /// What a lane holds between its turns: ranges of its object, and what of them is unpacked.
 const RESTING_LANE_BYTES: u64 = 12 << 20;
 
-/// Size up to which the buffer of a block is used again; one with a huge image in it is freed.
+/// Size up to which the buffer of a block is used again; one with a huge image in it is freed. There are as many as there were blocks at
+/// once under the memory limit, and while they are idle they are beside it.
 const SPARE_BYTES: usize = 8 << 20;
-/// Buffers of each kind that wait to be used again: what they take is beside the memory limit.
-const SPARES: usize = 4;
 
 /// Blocks that are decoded or wait for their turn.
 fn decoding_blocks(machine: &Machine) -> usize {
@@ -229,13 +228,15 @@ pub(super) async fn run(job: StreamJob, machine: Machine, start: Start, sink: Si
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
     let Start { schedule, counted, seen } = start;
-    let ahead = Ahead::plan(&schedule, &machine, bytes, decoding_blocks(&machine) + BLOCKS_WAITING + 1).await;
+    // Those in the link, and the one in the reader's hand.
+    let blocks = decoding_blocks(&machine) + BLOCKS_WAITING + 1;
+    let ahead = Ahead::plan(&schedule, &machine, bytes, blocks).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
     machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     // Base64 goes from the decoders back to the reader.
-    let texts = Spares::new(SPARES + ahead.buffers(), SPARE_BYTES);
+    let texts = Spares::new(blocks + ahead.buffers(), SPARE_BYTES);
     let lanes = Lanes { job: Arc::clone(&job), machine: machine.clone(), schedule, ahead, texts: texts.clone() };
     let mut reading = AbortOnDropHandle::new(tokio::spawn(lanes.run(seen, blocks_in)));
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(

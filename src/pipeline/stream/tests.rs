@@ -262,9 +262,9 @@ fn a_block_takes_the_buffers_of_the_one_before() {
         max_bad_fraction: 1.0,
         meter: Board::default().stage("images", "rows", 0),
     });
-    let texts = Spares::new(SPARES, SPARE_BYTES);
+    let texts = Spares::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = writer::Decoders::new(&job, texts);
+    let decoders = writer::Decoders::new(&job, texts, 1);
     // What decoding an image allocates by itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];

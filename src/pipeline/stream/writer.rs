@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::super::PipelineError;
 use super::super::events::Events;
-use super::{Block, Machine, SPARE_BYTES, SPARES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
+use super::{Block, Machine, SPARE_BYTES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
@@ -90,8 +90,9 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    pub(super) fn new(job: &StreamJob, texts: Spares) -> Self {
-        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(SPARES, SPARE_BYTES));
+    /// For at most so many blocks at once, and the one that is written.
+    pub(super) fn new(job: &StreamJob, texts: Spares, blocks: usize) -> Self {
+        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks + 1, SPARE_BYTES));
         Self { spec: job.spec.clone(), views: job.views, room, texts, pixels, idle: Arc::default() }
     }
 
@@ -121,7 +122,7 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
     let width = decoding_blocks(&machine);
-    let decoders = Decoders::new(&job, texts);
+    let decoders = Decoders::new(&job, texts, width);
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");
