@@ -32,7 +32,7 @@ const USUAL_TEXT_BYTES: u64 = 64 << 10;
 pub(super) struct Ahead {
     /// Lanes that do beside the one in turn; 0: each reads in its turn.
     lanes: usize,
-    /// Text that each of them holds.
+    /// Text that each of them holds, or one block of more.
     queue_bytes: u64,
     /// All that they take of `limits.memory`.
     _held: Option<Held>,
@@ -47,10 +47,12 @@ impl Ahead {
         let live = schedule.lanes().iter().filter(|at| !schedule.is_past(at.shard)).count();
         // A lane reads at the rate at which several threads decode; where few rows are wanted, at which one looks through them.
         for lanes in (1..live.min(workers as usize)).rev() {
-            let own = lanes as u64 * bytes.reader;
-            let queue_bytes = (left.saturating_sub(own) / (lanes as u64 + 1)).min(workers * AHEAD_BYTES_PER_WORKER);
-            if queue_bytes >= bytes.text {
-                let held = machine.budget.take(own + (lanes as u64 + 1) * queue_bytes).await;
+            let (own, queues) = (lanes as u64 * bytes.reader, lanes as u64 + 1);
+            let share = left.saturating_sub(own) / queues;
+            // A block over the queue's bytes has it for itself, so there has to be room for the largest.
+            if share >= bytes.text {
+                let queue_bytes = share.min(workers * AHEAD_BYTES_PER_WORKER);
+                let held = machine.budget.take(own + queues * queue_bytes.max(bytes.text)).await;
                 return Self { lanes, queue_bytes, _held: Some(held) };
             }
         }
