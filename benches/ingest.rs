@@ -249,6 +249,23 @@ fn join_lookup(bencher: Bencher<'_, '_>) {
         .bench_local(|| hashes.iter().map(|hash| index.lookup(*hash).count()).sum::<usize>());
 }
 
+/// Words of a vocabulary, the first of them often and the last seldom, so that it packs about as text does.
+fn prose(seed: u64, words: usize) -> String {
+    const SYLLABLES: [&str; 16] =
+        ["ka", "ri", "ten", "vol", "mar", "es", "tu", "len", "do", "pra", "sil", "on", "ge", "wa", "nor", "is"];
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut text = String::new();
+    for _ in 0..words {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = (state >> 40) as f64 / f64::from(1 << 24);
+        let word = (share * share * share * 20_000.0) as usize;
+        let syllables = [word % 16, word / 16 % 16, word / 256 % 16, word / 4096];
+        syllables[..=(word.max(1).ilog(8).min(3) as usize)].iter().for_each(|part| text.push_str(SYLLABLES[*part]));
+        text.push(' ');
+    }
+    text
+}
+
 /// A pairs file: 18 columns, of which context takes most; every tenth row has a quoted field with line ends.
 fn pairs() -> &'static [u8] {
     static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
@@ -259,8 +276,8 @@ fn pairs() -> &'static [u8] {
              attribution_passes_lang_id\tpage_changed_recently\tcontext_page_description\tcontext_section_description\t\
              caption_title_and_reference_description\n",
         );
-        let context = "The river rises in the hills and runs through three valleys before it meets the sea. ".repeat(14);
         for row in 0..PAIRS {
+            let context = prose(row as u64, 160);
             let section = if row % 10 == 0 { format!("\"{context}\nHe said \"\"no\"\" twice\t.\"") } else { context.clone() };
             text.push_str(&format!(
                 "en\thttps://en.wikipedia.org/wiki/River_{row}\thttps://upload.wikimedia.org/wikipedia/commons/a/ab/River_{row}.jpg\tRiver {row}\t\

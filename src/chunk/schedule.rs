@@ -128,7 +128,7 @@ mod tests {
                 prop_assert_eq!(own, expected);
             }
             let mut schedule = Schedule::start(rows.len() as u32);
-            let mut turns = vec![0; LANES];
+            let mut turns = [0; LANES];
             while let Some(at) = schedule.next() {
                 let (lane, lanes) = (schedule.lane(), schedule.lanes().len());
                 prop_assert_eq!(schedule.number(), (turns[lane] * lanes + lane) as u64);

@@ -4,7 +4,7 @@
 //! alone. The blocks are the same either way.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -95,25 +95,37 @@ impl Source {
 
 /// The store's part in waiting for the lane in turn: what it waited before, and the lane that is waited for since.
 #[derive(Default)]
-struct Starvation(Mutex<(Duration, Option<(Arc<Intake>, Duration)>)>);
+struct Starvation(Mutex<Waited>);
+
+#[derive(Default)]
+struct Waited {
+    before: Duration,
+    /// And how long that lane had waited when its turn came.
+    since: Option<(Arc<Intake>, Duration)>,
+}
 
 impl Starvation {
     fn begin(&self, intake: &Arc<Intake>) {
         self.end();
         let before = intake.waited();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some((Arc::clone(intake), before));
+        self.state().since = Some((Arc::clone(intake), before));
     }
 
     fn end(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((intake, before)) = state.1.take() {
-            state.0 += intake.waited().saturating_sub(before);
+        let mut state = self.state();
+        if let Some((intake, before)) = state.since.take() {
+            state.before += intake.waited().saturating_sub(before);
         }
     }
 
     fn so_far(&self) -> Duration {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 + state.1.as_ref().map_or(Duration::ZERO, |(intake, before)| intake.waited().saturating_sub(*before))
+        let Waited { before, since } = &*self.state();
+        let now = since.as_ref().map_or(Duration::ZERO, |(intake, before)| intake.waited().saturating_sub(*before));
+        *before + now
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waited> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -284,7 +296,9 @@ impl Block {
         }
         let heads = std::mem::take(&mut self.heads);
         let kept: Vec<usize> = (0..heads.len()).filter(|index| !taken.contains(&self.row_numbers[*index])).collect();
-        kept.iter().for_each(|index| self.heads.push(heads.url(*index), heads.labels(*index).iter().copied()));
+        for index in &kept {
+            self.heads.push(heads.url(*index), heads.labels(*index).iter().copied());
+        }
         self.texts = kept.iter().map(|index| self.texts[*index].clone()).collect();
         self.row_numbers = kept.iter().map(|index| self.row_numbers[*index]).collect();
         let Tally { skipped, quarantined, .. } = &mut self.tally;
@@ -311,7 +325,9 @@ mod tests {
     #[test]
     fn rows_whose_url_was_taken_go_with_their_text_and_their_reason() {
         let mut heads = RowHeads::default();
-        ["a", "b", "a", "c"].iter().for_each(|url| heads.push(url, [7]));
+        for url in ["a", "b", "a", "c"] {
+            heads.push(url, [7]);
+        }
         let bad = |row, url: &str, reason: ImageRowProblem| Quarantined {
             row,
             image_url: Some(url.to_owned()),

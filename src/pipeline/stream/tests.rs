@@ -182,8 +182,8 @@ async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u
     let dir = tempfile::tempdir().unwrap();
     let image = image();
     for (shard, urls) in shards_with_duplicates().iter().enumerate() {
-        let rows: String = urls.iter().map(|url| format!("{url}\t{image}\tm\n")).collect();
-        std::fs::write(dir.path().join(format!("{shard}.csv")), rows).unwrap();
+        let rows: Vec<String> = urls.iter().map(|url| format!("{url}\t{image}\tm\n")).collect();
+        std::fs::write(dir.path().join(format!("{shard}.csv")), rows.concat()).unwrap();
     }
     let store = Store::new(StoreSettings::default());
     let shards = store.list(&[format!("{}/*.csv", dir.path().display())]).await.unwrap();
@@ -251,7 +251,8 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
 #[test]
 fn a_block_takes_the_buffers_of_the_one_before() {
     let image = image();
-    let text: String = (0..ROWS * 20).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
+    let rows: Vec<String> = (0..ROWS * 20).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
+    let text = rows.concat();
     let job = Arc::new(StreamJob {
         shards: Arc::default(),
         wanted: Wanted::Everything,
