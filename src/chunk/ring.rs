@@ -61,8 +61,6 @@ pub struct RingChunk {
     pub entry: RingEntry,
     directory: LocalDirectory,
     held: Vec<Held>,
-    /// Whether an earlier process wrote it.
-    taken_over: bool,
 }
 
 /// A chunk that is being written.
@@ -108,7 +106,9 @@ impl Ring {
             let whole = entry.bytes == 0
                 || directory.path(&pixels_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
             let bytes = entry.bytes.saturating_add(content.len() as u64);
-            let sound = (entry.id, &entry.boot) == (id, &boot)
+            // Where nobody tells one boot from another, none is trusted.
+            let sound = !boot.is_empty()
+                && (entry.id, &entry.boot) == (id, &boot)
                 && entry.tally.adds_up()
                 && (entry.bytes > 0) == (entry.tally.kept > 0)
                 && entry.quarantined.len() as u64 == entry.tally.quarantined_rows();
@@ -120,7 +120,7 @@ impl Ring {
             schedule.advance(entry.tally.rows, entry.last);
             entry.quarantined = Vec::new();
             let held = vec![disk.take(bytes).await];
-            chunks.push(RingChunk { entry, directory: directory.clone(), held, taken_over: true });
+            chunks.push(RingChunk { entry, directory: directory.clone(), held });
         }
         let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
         directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
@@ -176,7 +176,7 @@ impl Ring {
         }
         self.directory.write_passing(&entry_name(id), &content)?;
         entry.quarantined = Vec::new();
-        Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held, taken_over: false })
+        Ok(RingChunk { entry, directory: self.directory.clone(), held: slot.held })
     }
 }
 
@@ -197,12 +197,13 @@ impl RingChunk {
             .map_err(|error| ChunkError::damaged(self.directory.path(&name), "ring entry", error))
     }
 
-    /// Refuses pixels of an earlier process that are not what it wrote.
+    /// Refuses pixels that are not what was written: by an earlier process, or on a disk that failed meanwhile, which nothing that was
+    /// synced would have told.
     ///
     /// # Errors
     /// When they are damaged or cannot be read.
     pub fn verify(&self) -> Result<(), ChunkError> {
-        match self.pixels().filter(|_| self.taken_over) {
+        match self.pixels() {
             Some(path) => verify(&path, &path.display().to_string(), self.entry.checksum),
             None => Ok(()),
         }

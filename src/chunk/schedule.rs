@@ -49,6 +49,11 @@ impl Schedule {
         &self.lanes
     }
 
+    /// Lanes that have not ended.
+    pub fn live(&self) -> usize {
+        self.lanes.iter().filter(|at| at.shard < self.shards).count()
+    }
+
     /// Whether the rows of a shard are all behind this place.
     pub fn is_past(&self, shard: u32) -> bool {
         shard < self.shards && self.lanes[shard as usize % self.lanes.len()].shard > shard
@@ -134,10 +139,11 @@ mod tests {
                 prop_assert_eq!(schedule.number(), (turns[lane] * lanes + lane) as u64);
                 turns[lane] += 1;
                 let left = rows[at.shard as usize] - at.row;
-                prop_assert!(!schedule.is_past(at.shard));
+                prop_assert!(!schedule.is_past(at.shard) && schedule.live() > 0);
                 schedule.advance(left.min(chunk_rows), left <= chunk_rows);
                 prop_assert_eq!(schedule.is_past(at.shard), left <= chunk_rows);
             }
+            prop_assert_eq!(schedule.live(), 0);
         }
     }
 }

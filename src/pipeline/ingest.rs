@@ -157,7 +157,7 @@ fn split(text: &[u8], mut take: impl FnMut(Option<&[u8]>)) {
     }
 }
 
-/// Measures; takes up to a minute and a few hundred MiB.
+/// Measures; takes up to two minutes and no more than `limits.memory` and a few hundred MiB.
 ///
 /// # Errors
 /// When the input cannot be read, or scratch disk refuses.
@@ -165,13 +165,13 @@ pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
     let Some(images) = &plan.pipeline().images else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
+    let (spec, threads) = (spec(&plan), workers(&plan));
+    whole::check(&plan, &spec, threads)?;
     let (shards, head) = head(&plan, "images.shards", &images.shards).await?;
     let pairs = match &plan.pipeline().pairs {
         Some(pairs) => Some(measure_pairs(&plan, &pairs.shards).await?),
         None => None,
     };
-    let spec = spec(&plan);
-    let threads = workers(&plan);
     let stages = {
         let (plan, spec, shards) = (plan.clone(), spec.clone(), shards.clone());
         tokio::task::spawn_blocking(move || measure(&plan, &shards, &head, &spec, threads, pairs)).await??

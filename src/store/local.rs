@@ -1,7 +1,8 @@
 //! A local directory in which a name holds a complete file or nothing, at every instant.
 //!
 //! Files are written under a name ending in `.tmp`, synced, and renamed or linked to their own name; then the directory is
-//! synced. A crash leaves at most `.tmp` files, which [`LocalDirectory::sweep`] removes.
+//! synced; what is of use to this boot of the machine alone is not. A crash leaves at most `.tmp` files, which
+//! [`LocalDirectory::sweep`] removes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

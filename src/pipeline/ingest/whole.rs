@@ -13,8 +13,8 @@ use super::Temporary;
 use crate::catalog::{Seen, Wanted};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::Schedule;
-use crate::config::Plan;
 use crate::config::value::Compression;
+use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
 use crate::flow::{Board, ByteBudget, CpuPool, Signal, Stop};
 use crate::store::{LocalDirectory, Object, StoreError};
@@ -35,7 +35,14 @@ pub struct Whole {
     pub counted_per_s: f64,
 }
 
-/// Runs the stream twice.
+/// Refuses limits under which the stream cannot run.
+pub(super) fn check(plan: &Plan, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
+    let bytes = stream_bytes(spec, threads, u64::from(plan.pipeline().chunks.rows));
+    let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
+}
+
+/// Runs the stream, and measures it the second and the third time.
 pub(super) async fn measure(
     plan: &Plan,
     shards: &[Object],
@@ -71,11 +78,6 @@ async fn once(
         board: Board::default(),
         events: Events::default(),
     };
-    let bytes = stream_bytes(spec, threads, u64::from(chunks.rows));
-    plan.check_bounds(spec.geometry.output_px(), bytes)
-        .into_iter()
-        .next()
-        .map_or(Ok(()), |problem| Err(PipelineError::from(crate::config::ConfigError(vec![problem]))))?;
     let meter = machine.board.stage("images", "rows", 0);
     let job = StreamJob {
         shards: Arc::new(shards.to_vec()),

@@ -25,6 +25,10 @@ use crate::store::{Intake, Object};
 const BLOCKS_AHEAD: usize = 128;
 /// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory on a machine with many.
 const AHEAD_BYTES_PER_WORKER: u64 = 8 << 20;
+/// What the buffer of a block that waits may have beside its text and as much again.
+const SLACK_BYTES: usize = 1 << 20;
+/// What a row that cannot be used takes at most, with its URL and the reason.
+const BAD_ROW_BYTES: usize = 2560;
 /// What an image of the corpus takes as text, about.
 const USUAL_TEXT_BYTES: u64 = 64 << 10;
 
@@ -44,9 +48,8 @@ impl Ahead {
         let workers = machine.pool.width() as u64;
         let free = machine.budget.limit_bytes().saturating_sub(machine.budget.in_flight_bytes());
         let left = free.saturating_sub(bytes.block + blocks as u64 * bytes.usual_block(USUAL_TEXT_BYTES));
-        let live = schedule.lanes().iter().filter(|at| !schedule.is_past(at.shard)).count();
         // A lane reads at the rate at which several threads decode; where few rows are wanted, at which one looks through them.
-        for lanes in (1..live.min(workers as usize)).rev() {
+        for lanes in (1..schedule.live().min(workers as usize)).rev() {
             let (own, queues) = (lanes as u64 * bytes.reader, lanes as u64 + 1);
             let share = left.saturating_sub(own) / queues;
             // A block over the queue's bytes has it for itself, so there has to be room for the largest.
@@ -134,7 +137,9 @@ struct Progress {
     all: u64,
     /// Of shards that have ended.
     ended: u64,
-    open: Vec<u64>,
+    /// Of the open shard of each lane; `None` where rows of it were read by an earlier process and nothing by this one, so that nobody
+    /// knows how much that is.
+    open: Vec<Option<u64>>,
 }
 
 impl Progress {
@@ -143,19 +148,20 @@ impl Progress {
         Self {
             all: shards.iter().map(|shard| shard.size).sum(),
             ended: ended.map(|(_, shard)| shard.size).sum(),
-            open: vec![0; schedule.lanes().len()],
+            open: schedule.lanes().iter().map(|at| (at.row == 0).then_some(0)).collect(),
         }
     }
 
     fn note(&mut self, lane: usize, block: &Block, job: &StreamJob) {
         let (shard, read) = (block.id.shard as usize, block.read_bytes);
-        self.open[lane] = read;
+        self.open[lane] = Some(read);
         job.meter.shard(shard, |shard| shard.read_bytes = read);
         if block.closes == Some(true) {
-            self.open[lane] = 0;
+            self.open[lane] = Some(0);
             self.ended += job.shards[shard].size;
         }
-        let (done, read) = (job.meter.progress().0, self.ended + self.open.iter().sum::<u64>());
+        let Some(open) = self.open.iter().copied().sum::<Option<u64>>() else { return };
+        let (done, read) = (job.meter.progress().0, self.ended + open);
         if read > 0 {
             job.meter.set_total((done as f64 * self.all as f64 / read as f64).round() as u64);
         }
@@ -242,7 +248,12 @@ impl ReadAhead {
             loop {
                 let Some(mut block) = lane.next_block().await? else { return Ok(()) };
                 let closes = block.closes.is_some();
-                block.queued = Some(self.room.take(block.bytes() as u64).await);
+                // Buffers go from lane to lane; one in which large images were is not kept for small ones.
+                if block.data.capacity() > 2 * block.data.len() + SLACK_BYTES {
+                    block.data.shrink_to_fit();
+                }
+                let bytes = block.bytes() + block.bad.len() * BAD_ROW_BYTES;
+                block.queued = Some(self.room.take(bytes as u64).await);
                 if blocks.send(block).await.is_err() {
                     return Ok(());
                 }

@@ -144,7 +144,7 @@ pub(super) async fn write_chunks(
         .boxed();
     let judge = ShardJudge { shards: counted };
     let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders.pixels, &machine.events).await;
-    // Whatever happened, nothing works on the directory once this returns.
+    // Whatever happened, nothing works on the directory once this returns, but for a sync of a file that nobody will name.
     let settled = match &mut sink {
         Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
         Out::Ring(..) | Out::Counted => Ok(()),
