@@ -35,8 +35,8 @@ use args::{Args, Command, ConfigCommand, Files};
 /// Time between a signal and the end of the process: clouds give little more before they take the machine.
 const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
 
-/// Threads for file I/O. Few of it goes on at once (two ranges of each open shard, a chunk being written and one being committed, one being read, a window of features),
-/// and the system's allocator keeps memory for each thread that ever took part.
+/// Threads for file I/O. Few of it goes on at once (two ranges of each open shard, a chunk being written and one being committed, one being
+/// read, a window of features), and the system's allocator keeps memory for each thread that ever took part.
 const BLOCKING_THREADS: usize = 8;
 
 /// What the first panic of the process said.

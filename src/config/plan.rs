@@ -237,7 +237,7 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
 }
 
 /// A quarantined row, at most: its URL, reason and sentence.
-const QUARANTINED_BYTES: u64 = 2560;
+pub const QUARANTINED_BYTES: u64 = 2560;
 
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! CPU work on threads of its own.
 //!
-//! A thread goes from job to job without asking anybody: jobs wait in the pool's queue, and whoever hands them in bounds how many. tokio's blocking threads come and go by the dozen, and the
-//! system's allocator keeps what each of them once had: memory would grow for as long as new ones take part.
+//! A thread goes from job to job without asking anybody: jobs wait in the pool's queue, and whoever hands them in bounds how many.
+//! tokio's blocking threads come and go by the dozen, and the system's allocator keeps what each of them once had: memory would grow for
+//! as long as new ones take part.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use crate::catalog::{Seen, url_hash};
 use crate::chunk::Tally;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
-use crate::config::plan::StreamBytes;
+use crate::config::plan::{QUARANTINED_BYTES, StreamBytes};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares, link};
 use crate::store::{Intake, Object};
 
@@ -27,8 +27,6 @@ const BLOCKS_AHEAD: usize = 128;
 const AHEAD_BYTES_PER_WORKER: u64 = 8 << 20;
 /// What the buffer of a block that waits may have beside its text and as much again.
 const SLACK_BYTES: usize = 1 << 20;
-/// What a row that cannot be used takes at most, with its URL and the reason.
-const BAD_ROW_BYTES: usize = 2560;
 /// What an image of the corpus takes as text, about.
 const USUAL_TEXT_BYTES: u64 = 64 << 10;
 
@@ -252,7 +250,7 @@ impl ReadAhead {
                 if block.data.capacity() > 2 * block.data.len() + SLACK_BYTES {
                     block.data.shrink_to_fit();
                 }
-                let bytes = block.bytes() + block.bad.len() * BAD_ROW_BYTES;
+                let bytes = block.bytes() + block.bad.len() * QUARANTINED_BYTES as usize;
                 block.queued = Some(self.room.take(bytes as u64).await);
                 if blocks.send(block).await.is_err() {
                     return Ok(());

@@ -42,6 +42,17 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
+fn machine(store: Store, workers: usize, limit: u64) -> Machine {
+    Machine {
+        store,
+        pool: CpuPool::new(workers).unwrap(),
+        budget: ByteBudget::new(limit),
+        stop: Stop::default(),
+        board: Board::default(),
+        events: Events::default(),
+    }
+}
+
 fn spec() -> Spec {
     Spec {
         geometry: Geometry::Squash { size_px: 8 },
@@ -67,14 +78,7 @@ impl Stalled {
         let own = stream_bytes(&spec, WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
-        let machine = Machine {
-            store,
-            pool: CpuPool::new(WORKERS).unwrap(),
-            budget: ByteBudget::new(limit),
-            stop: Stop::default(),
-            board: Board::default(),
-            events: Events::default(),
-        };
+        let machine = machine(store, WORKERS, limit);
         let meter = machine.board.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
@@ -187,14 +191,7 @@ async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u
     }
     let store = Store::new(StoreSettings::default());
     let shards = store.list(&[format!("{}/*.csv", dir.path().display())]).await.unwrap();
-    let machine = Machine {
-        store,
-        pool: CpuPool::new(workers).unwrap(),
-        budget: ByteBudget::new(limit),
-        stop: Stop::default(),
-        board: Board::default(),
-        events: Events::default(),
-    };
+    let machine = machine(store, workers, limit);
     let schedule = Schedule::start(shards.len() as u32);
     let job = StreamJob {
         shards: Arc::new(shards),
