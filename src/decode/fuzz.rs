@@ -95,6 +95,9 @@ fn numbers_that_the_file_cannot_hold_cost_nothing() {
     let alpha = file("lossy-alpha.webp");
     let size = find(&alpha, b"VP8 ") + 8 + 6;
     found.push(("lossy-alpha.webp", set("lossy-alpha.webp", size, &[0xff, 0x3f, 0xff, 0x3f])));
+    // A frame that builds on another one: its header is seven bytes shorter, and what follows is read as other numbers.
+    let tag = find(&alpha, b"VP8 ") + 8;
+    found.push(("lossy-alpha.webp", set("lossy-alpha.webp", tag, &[alpha[tag] | 1])));
     // Partitions of 16 MB each.
     let mut shifted = file("lossy.webp");
     let part = shifted[109..114].to_vec();

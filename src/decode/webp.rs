@@ -64,12 +64,17 @@ fn triple(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }
 
-/// Refuses a lossy frame that announces more than the canvas, which is the frame itself where there is none, or a
-/// partition that is longer than its data.
+/// Refuses a lossy frame that builds on another one, which a file has no place for and whose header is another one; one
+/// that announces more than the canvas, which is the frame itself where there is none; and a partition that is longer
+/// than its data.
 fn frame(content: &[u8], canvas: Option<(u32, u32)>) -> Result<(), DecodeError> {
     let Some((&[tag0, tag1, tag2, _, _, _, w0, w1, h0, h1], rest)) = content.split_first_chunk::<10>() else {
         return Ok(());
     };
+    // RFC 6386, section 9.1: 0 is a key frame.
+    if tag0 & 1 == 1 {
+        return Err(corrupt("a frame is not a key frame"));
+    }
     let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
     if canvas.is_some_and(|(width, height)| side(w0, w1) > width || side(h0, h1) > height) {
         return Err(corrupt("a frame is larger than its canvas"));
