@@ -33,6 +33,7 @@ mod png;
 mod resize;
 mod scratch;
 mod sniff;
+mod stack;
 #[cfg(test)]
 mod tests;
 mod thumbnail;

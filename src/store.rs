@@ -12,6 +12,7 @@
 //! | `client` | URL → client, credentials, limits of time |
 //! | `retry` | which failures pass, and how long to wait |
 //! | `read` | one version of an object in ranges |
+//! | `gzip` | packed bytes → unpacked ones |
 //! | `glob` | patterns → objects |
 //! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
@@ -23,7 +24,10 @@
 mod client;
 mod directory;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod glob;
+mod gzip;
 mod hub;
 pub mod kill;
 mod lease;
@@ -40,7 +44,7 @@ mod traffic;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use async_compression::tokio::bufread::ZstdDecoder;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
@@ -58,9 +62,12 @@ pub use read::Intake;
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};
+use gzip::Gunzip;
 
-/// Bytes that the decompressor hands on at a time.
+/// Bytes that the decompressor of zstd hands on at a time.
 const UNPACK_BYTES: usize = 256 << 10;
+/// And that of gzip: with the window before them they stay in a processor's second cache.
+const GUNZIP_BYTES: usize = 64 << 10;
 /// Bytes at both ends of an object that its fingerprint reads. The last of a gzip file hold its checksum and length.
 const FINGERPRINT_BYTES: u64 = 64 << 10;
 /// Objects whose fingerprints are read at once.
@@ -211,11 +218,7 @@ impl Store {
         let mut packed = StreamReader::new(blocks);
         let head = packed.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
         let mut reader: Reader = match head {
-            [0x1f, 0x8b, ..] => {
-                let mut unpacked = GzipDecoder::new(packed);
-                unpacked.multiple_members(true);
-                Box::pin(BufReader::with_capacity(UNPACK_BYTES, unpacked))
-            }
+            [0x1f, 0x8b, ..] => Box::pin(Gunzip::new(packed, GUNZIP_BYTES)),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => {
                 let mut unpacked = ZstdDecoder::new(packed);
                 unpacked.multiple_members(true);

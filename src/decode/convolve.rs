@@ -17,6 +17,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::geometry::Window;
 use super::resize::CHANNELS;
 use super::scratch;
+use super::stack::{ROWS, Shuffles, Stack, pack, unpack};
 
 /// Fractional bits of a weight: 8 bits of the sample and 2 of overshoot leave 22 of 32.
 const WEIGHT_BITS: u32 = 22;
@@ -29,12 +30,6 @@ const BLOCK_WEIGHTS: usize = 1 << 18;
 
 /// Samples of an output row that are summed up side by side, in registers.
 const LANES: usize = 32;
-
-/// Rows that are resampled across side by side: a weight and where it counts are looked up once for all.
-const ROWS: usize = 4;
-
-/// A pixel of each of so many rows, with a fourth sample that means nothing, so that pixels are vectors.
-type Stack = [[u8; 4]; ROWS];
 
 /// A function of the distance from the centre, 0 from its radius on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +85,9 @@ struct Stacks {
 }
 
 /// The weights of a pass and what else it needs; reused.
-#[derive(Default)]
 pub(super) struct Convolver {
     arch: Arch,
+    shuffles: Option<Shuffles>,
     /// For each column of a block the first source pixel under it.
     starts: Vec<usize>,
     /// For each column of a block as many weights as the widest has, zeros included.
@@ -104,6 +99,21 @@ pub(super) struct Convolver {
     /// The weights before they are rounded.
     exact: Vec<f64>,
     stacks: Stacks,
+}
+
+impl Default for Convolver {
+    fn default() -> Self {
+        Self {
+            arch: Arch::default(),
+            shuffles: Shuffles::new(),
+            starts: Vec::new(),
+            weights: Vec::new(),
+            made: None,
+            row_weights: Vec::new(),
+            exact: Vec::new(),
+            stacks: Stacks::default(),
+        }
+    }
 }
 
 impl Convolver {
@@ -140,6 +150,7 @@ impl Convolver {
         while from < window.len {
             let to = self.block(kernel, window, from);
             self.arch.dispatch(Across {
+                shuffles: self.shuffles,
                 starts: &self.starts,
                 weights: &self.weights,
                 stacks: &mut self.stacks,
@@ -239,6 +250,7 @@ fn byte(sum: i32) -> u8 {
 
 /// [`Convolver::across`] for the columns of `starts`, which begin at byte `skip` of each output row.
 struct Across<'a> {
+    shuffles: Option<Shuffles>,
     starts: &'a [usize],
     weights: &'a [i32],
     stacks: &'a mut Stacks,
@@ -255,20 +267,16 @@ impl WithSimd for Across<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let (columns, pixels) = (self.starts.len(), self.stride / CHANNELS);
-        let (Some(last_column), Some(last_pixel)) = (columns.checked_sub(1), pixels.checked_sub(1)) else { return };
+        if columns == 0 {
+            return;
+        }
         let taps = self.weights.len() / columns;
         let Stacks { source, target } = self.stacks;
         source.resize(pixels, Stack::default());
         target.resize(columns, Stack::default());
         let groups = self.out.chunks_mut(self.width * ROWS).zip(self.rgb.chunks(self.stride * ROWS));
         for (lines, rows) in groups {
-            // Four bytes at a time, of which the last belongs to the next pixel, if there is one.
-            for (number, row) in rows.chunks_exact(self.stride).enumerate() {
-                for (stack, four) in source.iter_mut().zip(row.windows(4).step_by(CHANNELS)) {
-                    stack[number].copy_from_slice(four);
-                }
-                source[last_pixel][number][..CHANNELS].copy_from_slice(&row[last_pixel * CHANNELS..]);
-            }
+            pack(self.shuffles, rows, self.stride, source);
             // A known number saves a branch for each pixel; 300 pixels to 224 need 3.
             match taps {
                 2 => weigh::<2>(target, source, self.starts, self.weights),
@@ -285,13 +293,7 @@ impl WithSimd for Across<'_> {
                     }
                 }
             }
-            for (number, line) in lines.chunks_exact_mut(self.width).enumerate() {
-                let line = &mut line[self.skip..self.skip + columns * CHANNELS];
-                for (stack, at) in target[..last_column].iter().zip((0..).step_by(CHANNELS)) {
-                    line[at..at + 4].copy_from_slice(&stack[number]);
-                }
-                line[last_column * CHANNELS..].copy_from_slice(&target[last_column][number][..CHANNELS]);
-            }
+            unpack(self.shuffles, target, lines, self.width, self.skip);
         }
     }
 }

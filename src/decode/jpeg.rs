@@ -5,14 +5,15 @@
 //! Damage inside the data that leaves the marker in place is tolerated, as Pillow does.
 
 mod markers;
+mod source;
 
-use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 use self::markers::{Header, Model};
+use self::source::Source;
 use super::colour;
 use super::error::DecodeError;
 use super::scratch;
@@ -41,7 +42,7 @@ pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buf
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_max_scans(MAX_SCANS)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(source), options);
+    let mut decoder = JpegDecoder::new_with_options(Source::new(source), options);
     decoder.decode_headers().map_err(refusal)?;
     if decoder.dimensions() != Some((usize::from(header.width), usize::from(header.height))) {
         return Err(DecodeError::corrupt(Format::Jpeg, "two frame headers disagree"));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
-use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStore};
+use object_store::{Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
@@ -169,10 +169,33 @@ pub(super) async fn read_range(object: &Object, range: Range<u64>) -> Result<Byt
 /// Reads a range of a local file, in one go: its stream would change threads for every 8 KiB.
 async fn read_local(object: &Object, range: Range<u64>, patience: &Patience) -> Result<Bytes, Broken> {
     let wanted = (range.end - range.start) as usize;
-    let answer = request(object, &object.client.inner, Some(range), patience).await?;
-    let bytes = answer.bytes().await.map_err(|error| Broken::from_store(object, error))?;
+    let answer = request(object, &object.client.inner, Some(range.clone()), patience).await?;
+    let bytes = match answer.payload {
+        GetResultPayload::File(file, _) => {
+            let read = tokio::task::spawn_blocking(move || read_at(&file, range.start, wanted));
+            let failed = |source| Error::Generic { store: "local", source: Box::new(source) };
+            let read = read.await.map_err(std::io::Error::other).flatten().map_err(failed);
+            read.map_err(|error| Broken::from_store(object, error))?.into()
+        }
+        GetResultPayload::Stream(_) => answer.bytes().await.map_err(|error| Broken::from_store(object, error))?,
+    };
     object.client.traffic.read(bytes.len());
     if bytes.len() == wanted { Ok(bytes) } else { Err(Broken::Short) }
+}
+
+/// Reads so many bytes, or up to the end of the file, into memory that is not cleared before.
+fn read_at(file: &std::fs::File, start: u64, wanted: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(wanted);
+    while bytes.len() < wanted {
+        let at = start + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(wanted);
+    Ok(bytes)
 }
 
 async fn again(object: &Object, patience: &mut Patience, broken: Broken, got: u64) -> Result<(), StoreError> {

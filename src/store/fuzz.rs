@@ -1,0 +1,62 @@
+//! Gzip files under damage.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+
+use flate2::{Compression, GzBuilder};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tokio::io::{AsyncReadExt as _, BufReader};
+
+use super::gzip::Gunzip;
+use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
+
+/// What is unpacked of a file at most, which may have become one that has no end.
+const LIMIT: usize = 1 << 20;
+const BLOCK: usize = 16 << 10;
+
+fn files() -> Vec<Vec<u8>> {
+    let pack = |builder: GzBuilder, data: &[u8], level| {
+        let mut packer = builder.write(Vec::new(), Compression::new(level));
+        packer.write_all(data).unwrap();
+        packer.finish().unwrap()
+    };
+    let rows: Vec<u8> =
+        (0..400).flat_map(|row| format!("https://a/{row}.jpg\tQUJDREVG{row:x}\n").into_bytes()).collect();
+    let named = || GzBuilder::new().filename("part-0.tsv").comment("c").extra(vec![1, 2, 3]);
+    vec![
+        pack(named(), &rows, 6),
+        pack(GzBuilder::new(), &rows, 0),
+        pack(GzBuilder::new(), b"short", 9),
+        [pack(GzBuilder::new(), &rows[..5000], 1), pack(named(), b"", 6), pack(GzBuilder::new(), &rows[5000..], 6)]
+            .concat(),
+        pack(GzBuilder::new(), &vec![7; 300_000], 6),
+    ]
+}
+
+fn unpack(packed: &[u8], piece: usize) -> Result<Vec<u8>, ErrorKind> {
+    let mut unpacked = Vec::with_capacity(LIMIT);
+    let mut reader = Gunzip::new(BufReader::with_capacity(piece, packed), BLOCK).take(LIMIT as u64);
+    futures::executor::block_on(reader.read_to_end(&mut unpacked)).map_err(|error| error.kind())?;
+    Ok(unpacked)
+}
+
+proptest! {
+    #![proptest_config(config(CHEAP_CASES))]
+
+    #[test]
+    fn damaged_gzip_is_unpacked_as_by_another_program_or_refused(which: Index, all in damage(), piece in 1usize..3000) {
+        let packed = damaged(&files(), which, &all);
+        // Else it is taken for a file that is not packed.
+        if !packed.starts_with(&[0x1f, 0x8b]) {
+            return Ok(());
+        }
+        match bounded(&packed, (LIMIT + BLOCK) as u64 + (2 << 20), || unpack(&packed, piece))? {
+            Ok(unpacked) => {
+                let mut expected = Vec::new();
+                let read = flate2::read::MultiGzDecoder::new(packed.as_slice()).take(LIMIT as u64).read_to_end(&mut expected);
+                prop_assert!(read.is_ok() && unpacked == expected, "{read:?}");
+            }
+            Err(kind) => prop_assert!(matches!(kind, ErrorKind::InvalidData | ErrorKind::UnexpectedEof), "{kind}"),
+        }
+    }
+}
