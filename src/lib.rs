@@ -39,7 +39,7 @@
 //! | --- | --- | --- |
 //! | [`config`] | two files → raw → checked; pure | – |
 //! | [`flow`] | bounded links, byte budget, CPU pool, device thread, stop token, meters and clocks | – |
-//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | – |
+//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | `flow` |
 //! | [`corpus`] | the published files as typed rows; sans I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
 //! | [`decode`] | bytes → pixels; synchronous and pure | – |

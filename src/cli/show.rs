@@ -345,7 +345,12 @@ pub(super) fn ingest(report: &IngestReport) -> String {
     let (threads, rate, scaling) = (report.threads, report.decoded_per_s, report.scaling);
     table.row("decoding together", format!("{rate:.0} images/s on {threads} threads, {scaling:.2} times one"));
     let Whole { written_per_s, counted_per_s } = report.whole;
-    table.row("the whole, chunks written", format!("{written_per_s:.0} images/s"));
+    let pixels_mb = 3.0 * f64::from(report.size_px).powi(2) / 1e6;
+    let to_disk = written_per_s * pixels_mb;
+    table.row(
+        "the whole, chunks written",
+        format!("{written_per_s:.0} images/s, {to_disk:.0} MB/s of pixels to the disk"),
+    );
     let share = 100.0 * written_per_s / counted_per_s.max(f64::MIN_POSITIVE);
     table.row("the whole, chunks counted", format!("{counted_per_s:.0} images/s, so writing leaves {share:.0} %"));
     table.heading("What machines of such cores would do");

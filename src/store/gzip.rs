@@ -219,6 +219,7 @@ fn damaged(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidData, reason.into())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn inflating(error: fdeflate::DecompressionError) -> Error {
     damaged(format!("its Deflate stream is invalid ({error:?})"))
 }

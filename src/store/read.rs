@@ -1,10 +1,11 @@
 //! One version of an object, front to back, in bounded ranges that survive what networks do.
 //!
-//! Each range of 4 MiB is a request of its own on a task of its own, two of them ahead of the consumer, so that a
+//! Each range of 4 MiB (of a local file, 1 MiB) is a request of its own on a task of its own, two of them ahead of the consumer, so that a
 //! consumer that waits holds no connection open. A range that breaks off goes on where it stopped. Every answer must be of
 //! the version that was listed: by its `ETag`, else by its time and size. A server without ranges (a plain file server)
 //! is read in one go, and after a failure again from the start up to where it was.
 
+use std::borrow::BorrowMut as _;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,9 +20,12 @@ use tokio_util::task::AbortOnDropHandle;
 use super::client::Client;
 use super::retry::{Patience, Verdict, brief, explain, out_of_range};
 use super::{Object, StoreError};
+use crate::flow::{Lent, Spares};
 
 /// Bytes of one ranged read: large enough to hide a remote store's latency, small beside any memory limit.
 pub(super) const RANGE_BYTES: u64 = 4 << 20;
+/// And of a local file, where there is no latency to hide; three buffers of this size are used again and again.
+const LOCAL_RANGE_BYTES: u64 = 1 << 20;
 /// Ranges in flight for one open object.
 pub(super) const RANGES_AHEAD: usize = 2;
 /// Bytes handed on at a time where there are no ranges.
@@ -112,13 +116,15 @@ pub(super) async fn blocks(
     if object.size > 0 && !ranges_work(object).await? {
         return Ok(Intake::of(intake, whole(object.clone())));
     }
-    let ranges = (from..object.size).step_by(RANGE_BYTES as usize).map({
+    let step = if object.client.is_local() { LOCAL_RANGE_BYTES } else { RANGE_BYTES };
+    let buffers = Spares::new(RANGES_AHEAD + 1, LOCAL_RANGE_BYTES as usize);
+    let ranges = (from..object.size).step_by(step as usize).map({
         let object = object.clone();
         move |start| {
-            let object = object.clone();
-            let range = start..(start + RANGE_BYTES).min(object.size);
+            let (object, buffers) = (object.clone(), buffers.clone());
+            let range = start..(start + step).min(object.size);
             // On a task of its own: it is whole, and its connection free, however long the consumer takes.
-            let task = AbortOnDropHandle::new(tokio::spawn(async move { read_range(&object, range).await }));
+            let task = AbortOnDropHandle::new(tokio::spawn(async move { read_with(&object, range, &buffers).await }));
             async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }
         }
     });
@@ -149,12 +155,17 @@ pub(super) async fn ranges_work(object: &Object) -> Result<bool, StoreError> {
 /// # Errors
 /// When the object changed or is gone, or patience ended.
 pub(super) async fn read_range(object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
+    read_with(object, range, &Spares::new(0, 0)).await
+}
+
+/// As [`read_range`], of a local file into one of `buffers`.
+async fn read_with(object: &Object, range: Range<u64>, buffers: &Spares) -> Result<Bytes, StoreError> {
     let mut have = BytesMut::new();
     let mut patience = object.client.patience();
     loop {
         let left = range.start + have.len() as u64..range.end;
         if object.client.is_local() {
-            match read_local(object, left, &patience).await {
+            match read_local(object, left, buffers, &patience).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(broken) => again(object, &mut patience, broken, range.start).await?,
             }
@@ -167,15 +178,21 @@ pub(super) async fn read_range(object: &Object, range: Range<u64>) -> Result<Byt
 }
 
 /// Reads a range of a local file, in one go: its stream would change threads for every 8 KiB.
-async fn read_local(object: &Object, range: Range<u64>, patience: &Patience) -> Result<Bytes, Broken> {
+async fn read_local(
+    object: &Object,
+    range: Range<u64>,
+    buffers: &Spares,
+    patience: &Patience,
+) -> Result<Bytes, Broken> {
     let wanted = (range.end - range.start) as usize;
     let answer = request(object, &object.client.inner, Some(range.clone()), patience).await?;
     let bytes = match answer.payload {
         GetResultPayload::File(file, _) => {
-            let read = tokio::task::spawn_blocking(move || read_at(&file, range.start, wanted));
+            let buffer = buffers.lend();
+            let read = tokio::task::spawn_blocking(move || read_at(&file, range.start, wanted, buffer));
             let failed = |source| Error::Generic { store: "local", source: Box::new(source) };
             let read = read.await.map_err(std::io::Error::other).flatten().map_err(failed);
-            read.map_err(|error| Broken::from_store(object, error))?.into()
+            Bytes::from_owner(read.map_err(|error| Broken::from_store(object, error))?)
         }
         GetResultPayload::Stream(_) => answer.bytes().await.map_err(|error| Broken::from_store(object, error))?,
     };
@@ -183,19 +200,21 @@ async fn read_local(object: &Object, range: Range<u64>, patience: &Patience) -> 
     if bytes.len() == wanted { Ok(bytes) } else { Err(Broken::Short) }
 }
 
-/// Reads so many bytes, or up to the end of the file, into memory that is not cleared before.
-fn read_at(file: &std::fs::File, start: u64, wanted: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(wanted);
+/// Reads so many bytes, or up to the end of the file, into a buffer that is not cleared before.
+fn read_at(file: &std::fs::File, start: u64, wanted: usize, mut buffer: Lent) -> std::io::Result<Lent> {
+    let bytes: &mut Vec<u8> = buffer.borrow_mut();
+    bytes.clear();
+    bytes.reserve_exact(wanted);
     while bytes.len() < wanted {
         let at = start + bytes.len() as u64;
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(bytes), at) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     bytes.truncate(wanted);
-    Ok(bytes)
+    Ok(buffer)
 }
 
 async fn again(object: &Object, patience: &mut Patience, broken: Broken, got: u64) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("flow", &[]),
-    ("store", &[]),
+    ("store", &["flow"]),
     ("corpus", &[]),
     ("catalog", &[]),
     ("decode", &[]),

@@ -23,8 +23,12 @@ use crate::store::{Intake, Object};
 
 /// Blocks of a lane that wait for its turn; the bytes of its share are the bound, and blocks can be small.
 const BLOCKS_AHEAD: usize = 128;
-/// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory on a machine with many.
+/// Decoding threads that one lane has enough images for.
+const FED_BY_ONE: u64 = 6;
+/// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory on a machine with more of them.
 const AHEAD_BYTES_PER_WORKER: u64 = 8 << 20;
+/// And where one lane has enough: reading ahead pays where few rows are wanted, and these fit.
+const AHEAD_BYTES: u64 = 2 << 20;
 /// What the buffer of a block that waits may have beside its text and as much again.
 const SLACK_BYTES: usize = 1 << 20;
 /// What an image of the corpus takes as text, about.
@@ -46,13 +50,14 @@ impl Ahead {
         let workers = machine.pool.width() as u64;
         let free = machine.budget.limit_bytes().saturating_sub(machine.budget.in_flight_bytes());
         let left = free.saturating_sub(bytes.block + blocks as u64 * bytes.usual_block(USUAL_TEXT_BYTES));
+        let enough = if workers > FED_BY_ONE { workers * AHEAD_BYTES_PER_WORKER } else { AHEAD_BYTES };
         // A lane reads at the rate at which several threads decode; where few rows are wanted, at which one looks through them.
         for lanes in (1..schedule.live().min(workers as usize)).rev() {
             let (own, queues) = (lanes as u64 * bytes.reader, lanes as u64 + 1);
             let share = left.saturating_sub(own) / queues;
             // A block over the queue's bytes has it for itself, so there has to be room for the largest.
             if share >= bytes.text {
-                let queue_bytes = share.min(workers * AHEAD_BYTES_PER_WORKER);
+                let queue_bytes = share.min(enough);
                 let held = machine.budget.take(own + queues * queue_bytes.max(bytes.text)).await;
                 return Self { lanes, queue_bytes, _held: Some(held) };
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -249,9 +250,9 @@ impl Committer {
     }
 }
 
-/// Bytes after which the system is told to write out what it has of a chunk that is the product. Left to itself it would
-/// not begin before the chunk is committed.
-const WRITTEN_OUT_BYTES: usize = 32 << 20;
+/// Bytes after which the system is told to write out what it has of a chunk that is the product, and to forget it. Left to itself it
+/// would not begin before the chunk is committed, and keep in memory what nobody is going to read.
+const WRITTEN_OUT_BYTES: usize = 8 << 20;
 
 /// Has the system write out a file meanwhile, a stretch after the other.
 #[derive(Default)]
@@ -271,7 +272,13 @@ impl WritingOut {
     /// Begins the next stretch.
     async fn go_on(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
         std::mem::take(self).end(path).await?;
-        self.stretch = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        self.stretch = Some(tokio::task::spawn_blocking(move || {
+            // Where the other handle, which shares its position, is at the next write; what is behind it now is on the disk then.
+            let end = (&file).stream_position()?;
+            file.sync_data()?;
+            forget(&file, end);
+            Ok(())
+        }));
         Ok(())
     }
 
@@ -280,6 +287,15 @@ impl WritingOut {
         let Some(stretch) = self.stretch else { return Ok(()) };
         Ok(stretch.await?.map_err(|error| StoreError::io(path, "written", error))?)
     }
+}
+
+/// Has the system drop what it has of a file up to `end`, which is on the disk: memory that is used again stays in the processor's caches,
+/// and in a container it counts. Where it will not, nothing is lost.
+fn forget(file: &File, end: u64) {
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(file, 0, std::num::NonZeroU64::new(end), rustix::fs::Advice::DontNeed).ok();
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, end);
 }
 
 /// A chunk that is being written.
