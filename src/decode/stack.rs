@@ -13,8 +13,8 @@ pub(super) const ROWS: usize = 4;
 /// A pixel of each of so many rows, with a fourth sample that means nothing, so that pixels are vectors.
 pub(super) type Stack = [[u8; 4]; ROWS];
 
-/// Rows of at least `CHANNELS * stacks.len()` bytes → stacks, one for each pixel. Of fewer rows than there may be, the first
-/// pixels of a stack are.
+/// Rows of at least `CHANNELS * stacks.len()` bytes → stacks, one for each pixel. Of fewer rows than [`ROWS`] only so many pixels of each
+/// stack are filled.
 #[inline(always)]
 pub(super) fn pack(shuffles: Option<Shuffles>, rows: &[u8], stride: usize, stacks: &mut [Stack]) {
     // Not `map_or`, which is a function of its own.
@@ -81,7 +81,7 @@ mod x86 {
         #[inline(always)]
         pub(super) fn pack(self, rows: &[u8], stride: usize, stacks: &mut [Stack]) -> usize {
             let spread: __m128i = cast([0u8, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12]);
-            let mut rows = rows.chunks_exact(stride);
+            let mut rows = rows.chunks_exact(stride).map(|row| &row[..CHANNELS * stacks.len()]);
             let (Some(a), Some(b), Some(c), Some(d)) = (rows.next(), rows.next(), rows.next(), rows.next()) else {
                 return 0;
             };
@@ -174,6 +174,12 @@ mod tests {
                 let rows: Vec<u8> = (0..stride * count).map(|at| (at * 7 % 251) as u8).collect();
                 let mut stacks = vec![[[9; 4]; ROWS]; pixels];
                 pack(shuffles, &rows, stride, &mut stacks);
+                // The first pixels of wider rows.
+                let mut first = vec![[[9; 4]; ROWS]; pixels.div_ceil(2)];
+                pack(shuffles, &rows, stride, &mut first);
+                for (one, other) in first.iter().flatten().zip(stacks.iter().flatten()).take(ROWS * first.len()) {
+                    assert_eq!(one[..CHANNELS], other[..CHANNELS], "{pixels} pixels of {count} rows");
+                }
                 for (number, row) in rows.chunks_exact(stride).enumerate() {
                     for (stack, pixel) in stacks.iter().zip(row.chunks_exact(CHANNELS)) {
                         assert_eq!(stack[number][..CHANNELS], *pixel, "{pixels} pixels of {count} rows");

@@ -49,8 +49,8 @@ pub(super) const THE_RUN: &str = "the run directory";
 /// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
 const BLOCKS_WAITING: usize = 2;
 
-/// What a lane holds between its turns: ranges of its object, and what of them is unpacked.
-const RESTING_LANE_BYTES: u64 = 12 << 20;
+/// What a lane holds between its turns: ranges of its object, and what of them is unpacked with the unpacker's tables.
+const RESTING_LANE_BYTES: u64 = (12 << 20) + (128 << 10);
 
 /// Size up to which the buffer of a block is used again; one with a huge image in it is freed. There are as many as there were blocks at
 /// once under the memory limit, and while they are idle they are beside it.

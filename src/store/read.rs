@@ -1,7 +1,7 @@
 //! One version of an object, front to back, in bounded ranges that survive what networks do.
 //!
 //! Each range of 4 MiB (of a local file, 1 MiB) is a request of its own on a task of its own, two of them ahead of the consumer, so that a
-//! consumer that waits holds no connection open. A range that breaks off goes on where it stopped. Every answer must be of
+//! consumer that waits holds no connection open. A range that breaks off goes on where it stopped (a local one is read again). Every answer must be of
 //! the version that was listed: by its `ETag`, else by its time and size. A server without ranges (a plain file server)
 //! is read in one go, and after a failure again from the start up to where it was.
 

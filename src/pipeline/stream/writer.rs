@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Seek as _;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -241,9 +242,12 @@ impl Committer {
         let (job, events) = (Arc::clone(job), events.clone());
         let Finished { entry: chunk, path, writing_out, .. } = chunk;
         self.committing = Some(tokio::task::spawn_blocking(move || {
-            futures::executor::block_on(writing_out.end(&path))?;
+            let written = futures::executor::block_on(writing_out.end(&path))?;
             let shard = &job.shards[chunk.id.shard as usize].name;
             commit(&mut journal, &chunk, chunk.checksum, shard, &job.meter, &events)?;
+            if let Some(file) = written {
+                forget(&file, None);
+            }
             Ok(journal)
         }));
         if self.directory.is_remote() { self.settle().await } else { Ok(()) }
@@ -259,7 +263,7 @@ const WRITTEN_OUT_BYTES: usize = 8 << 20;
 struct WritingOut {
     /// Bytes since the last stretch began.
     bytes: usize,
-    stretch: Option<JoinHandle<std::io::Result<()>>>,
+    stretch: Option<JoinHandle<std::io::Result<File>>>,
 }
 
 impl WritingOut {
@@ -273,27 +277,27 @@ impl WritingOut {
     async fn go_on(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
         std::mem::take(self).end(path).await?;
         self.stretch = Some(tokio::task::spawn_blocking(move || {
-            // Where the other handle, which shares its position, is at the next write; what is behind it now is on the disk then.
+            // The writer's handle shares its position, and goes on writing behind it.
             let end = (&file).stream_position()?;
             file.sync_data()?;
-            forget(&file, end);
-            Ok(())
+            forget(&file, NonZeroU64::new(end));
+            Ok(file)
         }));
         Ok(())
     }
 
-    /// The system tells of an error once, so whoever asked has to listen.
-    async fn end(self, path: &Path) -> Result<(), PipelineError> {
-        let Some(stretch) = self.stretch else { return Ok(()) };
-        Ok(stretch.await?.map_err(|error| StoreError::io(path, "written", error))?)
+    /// Waits for the stretch; returns the file, if there was one. The system tells of an error once, so whoever asked has to listen.
+    async fn end(self, path: &Path) -> Result<Option<File>, PipelineError> {
+        let Some(stretch) = self.stretch else { return Ok(None) };
+        Ok(stretch.await?.map(Some).map_err(|error| StoreError::io(path, "written", error))?)
     }
 }
 
-/// Has the system drop what it has of a file up to `end`, which is on the disk: memory that is used again stays in the processor's caches,
+/// Has the system drop what it has of a file up to `end`, or of all of it, once that is on the disk: memory that is used again stays in the processor's caches,
 /// and in a container it counts. Where it will not, nothing is lost.
-fn forget(file: &File, end: u64) {
+fn forget(file: &File, end: Option<NonZeroU64>) {
     #[cfg(target_os = "linux")]
-    rustix::fs::fadvise(file, 0, std::num::NonZeroU64::new(end), rustix::fs::Advice::DontNeed).ok();
+    rustix::fs::fadvise(file, 0, end, rustix::fs::Advice::DontNeed).ok();
     #[cfg(not(target_os = "linux"))]
     let _ = (file, end);
 }
