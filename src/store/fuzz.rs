@@ -50,6 +50,13 @@ fn sound_gzip_is_read_in_pieces_of_any_size() {
     }
 }
 
+/// What another program makes of it, up to an error.
+fn unpack_with_flate2(packed: &[u8]) -> (Vec<u8>, Option<ErrorKind>) {
+    let mut unpacked = Vec::new();
+    let read = flate2::read::MultiGzDecoder::new(packed).take(LIMIT as u64).read_to_end(&mut unpacked);
+    (unpacked, read.err().map(|error| error.kind()))
+}
+
 proptest! {
     #![proptest_config(config(CHEAP_CASES))]
 
@@ -62,14 +69,18 @@ proptest! {
         }
         match bounded(&packed, (LIMIT + BLOCK) as u64 + (2 << 20), || unpack(&packed, piece))? {
             Ok(unpacked) => {
-                // The last zeros of a member of nothing may be missing.
-                let read = (0..4).find_map(|zeros| {
-                    let whole = [packed.as_slice(), &vec![0; zeros]].concat();
-                    let mut expected = Vec::new();
-                    let mut reader = flate2::read::MultiGzDecoder::new(whole.as_slice()).take(LIMIT as u64);
-                    reader.read_to_end(&mut expected).is_ok().then_some(expected)
-                });
-                prop_assert!(read.is_some_and(|expected| unpacked == expected));
+                let (expected, error) = unpack_with_flate2(&packed);
+                match error {
+                    None => prop_assert!(unpacked == expected),
+                    // The last zeros of a member of nothing may be missing.
+                    Some(ErrorKind::UnexpectedEof) => {
+                        let whole = |zeros| [packed.as_slice(), &vec![0; zeros]].concat();
+                        let mut read = (1..4).map(|zeros| unpack_with_flate2(&whole(zeros)));
+                        prop_assert!(read.any(|(expected, error)| error.is_none() && unpacked == expected));
+                    }
+                    // Up to three bytes before a trailer that is right are passed over.
+                    Some(_) => prop_assert!(unpacked.starts_with(&expected)),
+                }
             }
             Err(kind) => prop_assert!(matches!(kind, ErrorKind::InvalidData | ErrorKind::UnexpectedEof), "{kind}"),
         }

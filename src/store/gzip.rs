@@ -180,8 +180,9 @@ impl Unpacker {
     }
 
     /// Takes one byte. How many of the trailer the inflater took depends on where its input was cut, so the trailer is complete
-    /// when the last eight bytes are the right ones; that other ones are by accident is one chance in 2⁶⁴. Of nothing all eight are
-    /// zero, and so may the end of the stream be: then zeros that follow, where a header cannot be, belong to it.
+    /// when the last eight bytes are the right ones; that other ones are by accident is one chance in 2⁶⁴, and bytes before it that
+    /// do not belong there are passed over. Of nothing all eight are zero, and so may the end of the stream be: then zeros that
+    /// follow, where a header cannot be, belong to it.
     fn take_trailer(&mut self, packed: &[u8]) -> Result<()> {
         self.left.extend(packed.first());
         let found = self.taken[self.left.len()..].iter().chain(&self.left);
