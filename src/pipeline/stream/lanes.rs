@@ -25,9 +25,11 @@ use crate::store::{Intake, Object};
 const BLOCKS_AHEAD: usize = 128;
 /// Decoding threads that one lane has enough images for.
 const FED_BY_ONE: u64 = 6;
-/// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory where one lane is not enough for them.
+/// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory where one lane is not enough
+/// for them.
 const AHEAD_BYTES_PER_WORKER: u64 = 8 << 20;
-/// The same, for all threads together, where one lane is enough. Reading ahead pays there if few rows are wanted, which do not take more.
+/// The same, for all threads together, where one lane is enough. Reading ahead pays there if few rows are wanted, which do not take
+/// more.
 const AHEAD_BYTES: u64 = 2 << 20;
 /// What the buffer of a block that waits may have beside its text and as much again.
 const SLACK_BYTES: usize = 1 << 20;

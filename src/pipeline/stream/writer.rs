@@ -293,8 +293,8 @@ impl WritingOut {
     }
 }
 
-/// Has the system drop what it has of a file up to `end`, or of all of it, once that is on the disk: memory that is used again stays in the processor's caches,
-/// and in a container it counts. Where it will not, nothing is lost.
+/// Has the system drop what it has of a file up to `end`, or of all of it, once that is on the disk: memory that is used again
+/// stays in the processor's caches, and in a container it counts. Where it will not, nothing is lost.
 fn forget(file: &File, end: Option<NonZeroU64>) {
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(file, 0, end, rustix::fs::Advice::DontNeed).ok();
