@@ -5,8 +5,8 @@
 //! rounded half up and clipped to a byte. Integers make the result independent of the machine. The loops are plain;
 //! `pulp` only has them compiled once more for wider vectors and picks the version at run time.
 //!
-//! Memory: the weights of one pass over rows are computed for as many columns at a time as fit into
-//! [`BLOCK_WEIGHTS`], or for one column; those of a pass over columns for one row at a time.
+//! Memory: the weights of a pass are computed for as many outputs at a time as fit into [`BLOCK_WEIGHTS`], or for one output. Those
+//! of the last few windows that need less are kept: images are of few sizes.
 
 #![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
 
@@ -27,6 +27,10 @@ const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
 /// Weights that are kept at once: 1 MiB, which an output row over 1,000 pixels wide does not reach.
 const BLOCK_WEIGHTS: usize = 1 << 18;
+
+/// Windows whose weights are kept, and weights of one of them, at most.
+const KEPT_WINDOWS: usize = 8;
+const KEPT_WEIGHTS: usize = 1 << 13;
 
 /// Samples of an output row that are summed up side by side, in registers.
 const LANES: usize = 32;
@@ -84,53 +88,107 @@ struct Stacks {
     target: Vec<Stack>,
 }
 
+/// The weights of some outputs of a window.
+#[derive(Default)]
+struct Table {
+    /// Which: kernel, window, the first output, and the first one that is left.
+    of: Option<(Kernel, Window, u32, u32)>,
+    /// For each output the first source position under it.
+    starts: Vec<usize>,
+    /// For each output as many weights as the widest has, zeros included.
+    weights: Vec<i32>,
+}
+
+impl Table {
+    fn is_of(&self, kernel: Kernel, window: Window, from: u32) -> bool {
+        self.of.is_some_and(|of| (of.0, of.1, of.2) == (kernel, window, from))
+    }
+
+    /// Those of the outputs from `from` on that fit; `exact` is for them before they are rounded.
+    fn fill(&mut self, exact: &mut Vec<f64>, kernel: Kernel, window: Window, from: u32) {
+        let (taps, to) = block(kernel, window, from);
+        self.starts.clear();
+        self.weights.clear();
+        for at in from..to {
+            let (first, _) = span(kernel, window, at);
+            let start = (first as usize).min(window.source as usize - taps);
+            let done = self.weights.len();
+            self.weights.resize(done + first as usize - start, 0);
+            push(&mut self.weights, exact, kernel, window, at);
+            self.weights.resize(done + taps, 0);
+            self.starts.push(start);
+        }
+        self.of = Some((kernel, window, from, to));
+    }
+
+    /// The first output that is left.
+    fn end(&self) -> u32 {
+        self.of.map_or(0, |(.., to)| to)
+    }
+}
+
+/// Tables that were made lately.
+#[derive(Default)]
+struct Tables {
+    large: Table,
+    kept: [Table; KEPT_WINDOWS],
+    /// The one made last of them.
+    newest: usize,
+    exact: Vec<f64>,
+}
+
+impl Tables {
+    /// The weights of the outputs from `from` on, of as many as are kept at once.
+    fn table(&mut self, kernel: Kernel, window: Window, from: u32) -> &Table {
+        if let Some(at) = self.kept.iter().position(|table| table.is_of(kernel, window, from)) {
+            return &self.kept[at];
+        }
+        let (taps, to) = block(kernel, window, from);
+        let whole = from == 0 && to == window.len;
+        let table = if whole && taps * to as usize <= KEPT_WEIGHTS {
+            self.newest = (self.newest + 1) % KEPT_WINDOWS;
+            &mut self.kept[self.newest]
+        } else {
+            &mut self.large
+        };
+        if !table.is_of(kernel, window, from) {
+            table.fill(&mut self.exact, kernel, window, from);
+        }
+        table
+    }
+
+    fn held(&self) -> usize {
+        let all = self.kept.iter().chain([&self.large]);
+        all.map(|one| scratch::held(&one.starts) + scratch::held(&one.weights)).sum::<usize>()
+            + scratch::held(&self.exact)
+    }
+}
+
 /// The weights of a pass and what else it needs; reused.
 pub(super) struct Convolver {
     arch: Arch,
     shuffles: Option<Shuffles>,
-    /// For each column of a block the first source pixel under it.
-    starts: Vec<usize>,
-    /// For each column of a block as many weights as the widest has, zeros included.
-    weights: Vec<i32>,
-    /// What these are of, and the columns: images of one width follow each other.
-    made: Option<(Kernel, Window, u32, u32)>,
-    /// The weights of one row.
-    row_weights: Vec<i32>,
-    /// The weights before they are rounded.
-    exact: Vec<f64>,
+    tables: Tables,
     stacks: Stacks,
 }
 
 impl Default for Convolver {
     fn default() -> Self {
-        Self {
-            arch: Arch::default(),
-            shuffles: Shuffles::new(),
-            starts: Vec::new(),
-            weights: Vec::new(),
-            made: None,
-            row_weights: Vec::new(),
-            exact: Vec::new(),
-            stacks: Stacks::default(),
-        }
+        let (tables, stacks) = (Tables::default(), Stacks::default());
+        Self { arch: Arch::default(), shuffles: Shuffles::new(), tables, stacks }
     }
 }
 
 impl Convolver {
     /// Bytes of its buffers.
     pub(super) fn held(&self) -> usize {
-        let weights = scratch::held(&self.starts) + scratch::held(&self.weights) + scratch::held(&self.row_weights);
         let Stacks { source, target } = &self.stacks;
-        weights + scratch::held(&self.exact) + scratch::held(source) + scratch::held(target)
+        self.tables.held() + scratch::held(source) + scratch::held(target)
     }
 
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
-        scratch::trim(&mut self.starts);
-        scratch::trim(&mut self.weights);
-        self.made = None;
-        scratch::trim(&mut self.row_weights);
-        scratch::trim(&mut self.exact);
+        self.tables = Tables::default();
         scratch::trim(&mut self.stacks.source);
         scratch::trim(&mut self.stacks.target);
     }
@@ -148,11 +206,11 @@ impl Convolver {
         let source = window.source as usize;
         let mut from = 0;
         while from < window.len {
-            let to = self.block(kernel, window, from);
+            let table = self.tables.table(kernel, window, from);
             self.arch.dispatch(Across {
                 shuffles: self.shuffles,
-                starts: &self.starts,
-                weights: &self.weights,
+                starts: &table.starts,
+                weights: &table.weights,
                 stacks: &mut self.stacks,
                 rgb,
                 stride: source * CHANNELS,
@@ -160,56 +218,42 @@ impl Convolver {
                 width: window.len as usize * CHANNELS,
                 skip: from as usize * CHANNELS,
             });
-            from = to;
+            from = table.end();
         }
-    }
-
-    /// The weights of the columns from `from` on; returns the first one that is left.
-    fn block(&mut self, kernel: Kernel, window: Window, from: u32) -> u32 {
-        if let Some((_, _, _, to)) = self.made.filter(|made| (made.0, made.1, made.2) == (kernel, window, from)) {
-            return to;
-        }
-        // The widest has at most this many source pixels under it, and no more than there are.
-        let widest = (from..window.len)
-            .map(|at| {
-                let (first, end) = span(kernel, window, at);
-                end - first
-            })
-            .max()
-            .unwrap_or(0);
-        let taps = widest.max(1) as usize;
-        let columns = (BLOCK_WEIGHTS / taps).max(1);
-        let to = (from as usize + columns).min(window.len as usize) as u32;
-        self.starts.clear();
-        self.weights.clear();
-        for at in from..to {
-            let (first, _) = span(kernel, window, at);
-            let start = (first as usize).min(window.source as usize - taps);
-            let done = self.weights.len();
-            self.weights.resize(done + first as usize - start, 0);
-            push(&mut self.weights, &mut self.exact, kernel, window, at);
-            self.weights.resize(done + taps, 0);
-            self.starts.push(start);
-        }
-        self.made = Some((kernel, window, from, to));
-        to
     }
 
     /// Resamples the columns of `rgb`, rows of `row` bytes of which the first is row `top` of the source, into the
     /// `window.len` rows of `out`.
     pub(super) fn down(&mut self, kernel: Kernel, window: Window, top: u32, rgb: &[u8], row: usize, out: &mut [u8]) {
-        for (at, line) in (0..window.len).zip(out.chunks_exact_mut(row.max(1))) {
-            self.row_weights.clear();
-            push(&mut self.row_weights, &mut self.exact, kernel, window, at);
-            let (first, end) = span(kernel, window, at);
+        let mut from = 0;
+        while from < window.len {
+            let table = self.tables.table(kernel, window, from);
             self.arch.dispatch(Down {
-                weights: &self.row_weights,
-                rows: &rgb[(first - top) as usize * row..(end - top) as usize * row],
-                row,
-                line,
+                starts: &table.starts,
+                weights: &table.weights,
+                top: top as usize,
+                rgb,
+                row: row.max(1),
+                out: &mut out[from as usize * row..],
             });
+            from = table.end();
         }
     }
+}
+
+/// The most weights that an output has, of those from `from` on, and the first output that has to wait for the next block.
+fn block(kernel: Kernel, window: Window, from: u32) -> (usize, u32) {
+    // The widest has at most this many source pixels under it, and no more than there are.
+    let widest = (from..window.len)
+        .map(|at| {
+            let (first, end) = span(kernel, window, at);
+            end - first
+        })
+        .max()
+        .unwrap_or(0);
+    let taps = widest.max(1) as usize;
+    let outputs = (BLOCK_WEIGHTS / taps).max(1);
+    (taps, (from as usize + outputs).min(window.len as usize) as u32)
 }
 
 /// Appends the weights of one output position; `exact` is for them before they are rounded.
@@ -289,7 +333,7 @@ impl WithSimd for Across<'_> {
                 _ => {
                     let columns = self.starts.iter().zip(self.weights.chunks_exact(taps));
                     for (stack, (start, weights)) in target.iter_mut().zip(columns) {
-                        weighted(stack, &source[*start..*start + taps], weights);
+                        weighted_in_pairs(stack, &source[*start..*start + taps], weights);
                     }
                 }
             }
@@ -303,28 +347,48 @@ impl WithSimd for Across<'_> {
 fn weigh<const TAPS: usize>(target: &mut [Stack], source: &[Stack], starts: &[usize], weights: &[i32]) {
     let (weights, _) = weights.as_chunks::<TAPS>();
     for (stack, (start, weights)) in target.iter_mut().zip(starts.iter().zip(weights)) {
-        weighted(stack, &source[*start..*start + TAPS], weights);
+        let mut sums = [HALF; 4 * ROWS];
+        add(&mut sums, &source[*start..*start + TAPS], weights);
+        store(stack, sums);
     }
 }
 
+/// A pixel of a few rows, for any number of weights. In pairs, or the compiler has vectors of weights, and picks each byte by itself.
 #[inline(always)]
-fn weighted(target: &mut Stack, source: &[Stack], weights: &[i32]) {
+fn weighted_in_pairs(target: &mut Stack, source: &[Stack], weights: &[i32]) {
     let mut sums = [HALF; 4 * ROWS];
+    let (pairs, one) = source.as_chunks::<2>();
+    let (pairs_of_weights, weight) = weights.as_chunks::<2>();
+    for (pair, weights) in pairs.iter().zip(pairs_of_weights) {
+        add(&mut sums, pair, weights);
+    }
+    add(&mut sums, one, weight);
+    store(target, sums);
+}
+
+#[inline(always)]
+fn add(sums: &mut [i32; 4 * ROWS], source: &[Stack], weights: &[i32]) {
     for (stack, weight) in source.iter().zip(weights) {
         for (sum, sample) in sums.iter_mut().zip(stack.as_flattened()) {
             *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
         }
     }
+}
+
+#[inline(always)]
+fn store(target: &mut Stack, sums: [i32; 4 * ROWS]) {
     // Not `map`, which the compiler leaves in scalars.
     target.as_flattened_mut().iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
 }
 
-/// [`Convolver::down`] for one output row.
+/// [`Convolver::down`] for the first rows of `out`, one for each of `starts`.
 struct Down<'a> {
+    starts: &'a [usize],
     weights: &'a [i32],
-    rows: &'a [u8],
+    top: usize,
+    rgb: &'a [u8],
     row: usize,
-    line: &'a mut [u8],
+    out: &'a mut [u8],
 }
 
 impl WithSimd for Down<'_> {
@@ -332,27 +396,76 @@ impl WithSimd for Down<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (blocks, rest) = self.line.as_chunks_mut::<LANES>();
-        let done = blocks.len() * LANES;
-        for (block, at) in blocks.iter_mut().zip((0..).step_by(LANES)) {
-            let mut sums = [HALF; LANES];
-            for (source, weight) in self.rows.chunks_exact(self.row).zip(self.weights) {
-                let samples = &source[at..at + LANES];
-                for (sum, sample) in sums.iter_mut().zip(samples) {
-                    *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
-                }
+        let taps = (self.weights.len() / self.starts.len().max(1)).max(1);
+        let weights = self.weights.chunks_exact(taps);
+        for ((line, start), weights) in self.out.chunks_exact_mut(self.row).zip(self.starts).zip(weights) {
+            // Those beside the kernel may be for rows that are not there.
+            let Some(first) = weights.iter().position(|weight| *weight != 0) else {
+                line.fill(0);
+                continue;
+            };
+            let end = weights.iter().rposition(|weight| *weight != 0).map_or(taps, |last| last + 1);
+            let (weights, rows) = (&weights[first..end], &self.rgb[(start + first - self.top) * self.row..]);
+            match weights.len() {
+                1 => lay::<1>(line, rows, weights),
+                2 => lay::<2>(line, rows, weights),
+                3 => lay::<3>(line, rows, weights),
+                4 => lay::<4>(line, rows, weights),
+                5 => lay::<5>(line, rows, weights),
+                _ => lay_any(line, rows, weights),
             }
-            // Not `map`, which the compiler leaves in scalars.
-            block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
         }
-        for (at, target) in (done..).zip(rest) {
-            let column = self.rows.chunks_exact(self.row).map(|source| source[at]);
-            *target = byte(
-                column
-                    .zip(self.weights)
-                    .fold(HALF, |sum, (sample, weight)| sum.wrapping_add(i32::from(sample).wrapping_mul(*weight))),
-            );
+    }
+}
+
+/// An output row of the first of `rows`, for a number of weights that is known to the compiler.
+#[inline(always)]
+fn lay<const TAPS: usize>(line: &mut [u8], rows: &[u8], weights: &[i32]) {
+    let (Some(weights), row) = (weights.first_chunk::<TAPS>(), line.len()) else { return };
+    let mut sources = [&rows[..0]; TAPS];
+    sources.iter_mut().zip(rows.chunks_exact(row)).for_each(|(source, row)| *source = row);
+    let (blocks, rest) = line.as_chunks_mut::<LANES>();
+    let mut parts: [&[[u8; LANES]]; TAPS] = [&[]; TAPS];
+    parts.iter_mut().zip(sources).for_each(|(part, row)| *part = &row.as_chunks().0[..blocks.len()]);
+    for (number, block) in blocks.iter_mut().enumerate() {
+        let mut sums = [HALF; LANES];
+        for (part, weight) in parts.iter().zip(weights) {
+            for (sum, sample) in sums.iter_mut().zip(&part[number]) {
+                *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
+            }
         }
+        block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
+    }
+    lay_rest(rest, rows, row, weights);
+}
+
+#[inline(always)]
+fn lay_any(line: &mut [u8], rows: &[u8], weights: &[i32]) {
+    let row = line.len();
+    let (blocks, rest) = line.as_chunks_mut::<LANES>();
+    for (block, at) in blocks.iter_mut().zip((0..).step_by(LANES)) {
+        let mut sums = [HALF; LANES];
+        for (source, weight) in rows.chunks_exact(row).zip(weights) {
+            let samples = &source[at..at + LANES];
+            for (sum, sample) in sums.iter_mut().zip(samples) {
+                *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
+            }
+        }
+        block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
+    }
+    lay_rest(rest, rows, row, weights);
+}
+
+/// The last samples of an output row, fewer than [`LANES`].
+#[inline(always)]
+fn lay_rest(rest: &mut [u8], rows: &[u8], row: usize, weights: &[i32]) {
+    let done = row - rest.len();
+    for (at, target) in (done..).zip(rest) {
+        let column = rows.chunks_exact(row).map(|source| source[at]);
+        let weighted = column.zip(weights);
+        *target = byte(
+            weighted.fold(HALF, |sum, (sample, weight)| sum.wrapping_add(i32::from(sample).wrapping_mul(*weight))),
+        );
     }
 }
 
