@@ -17,13 +17,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::geometry::Window;
 use super::resize::CHANNELS;
 use super::scratch;
-use super::stack::{ROWS, Shuffles, Stack, pack, unpack};
-
-/// Fractional bits of a weight: 8 bits of the sample and 2 of overshoot leave 22 of 32.
-const WEIGHT_BITS: u32 = 22;
-
-/// One half, so that the shift rounds.
-const HALF: i32 = 1 << (WEIGHT_BITS - 1);
+use super::stack::{HALF, ROWS, Stack, Vectors, WEIGHT_BITS, byte, pack, unpack, weigh};
 
 /// Weights that are kept at once: 1 MiB, which an output row over 1,000 pixels wide does not reach.
 const BLOCK_WEIGHTS: usize = 1 << 18;
@@ -167,7 +161,7 @@ impl Tables {
 /// The weights of a pass and what else it needs; reused.
 pub(super) struct Convolver {
     arch: Arch,
-    shuffles: Option<Shuffles>,
+    vectors: Option<Vectors>,
     tables: Tables,
     stacks: Stacks,
 }
@@ -175,7 +169,7 @@ pub(super) struct Convolver {
 impl Default for Convolver {
     fn default() -> Self {
         let (tables, stacks) = (Tables::default(), Stacks::default());
-        Self { arch: Arch::default(), shuffles: Shuffles::new(), tables, stacks }
+        Self { arch: Arch::default(), vectors: Vectors::new(), tables, stacks }
     }
 }
 
@@ -208,7 +202,7 @@ impl Convolver {
         while from < window.len {
             let table = self.tables.table(kernel, window, from);
             self.arch.dispatch(Across {
-                shuffles: self.shuffles,
+                vectors: self.vectors,
                 starts: &table.starts,
                 weights: &table.weights,
                 stacks: &mut self.stacks,
@@ -285,16 +279,9 @@ fn span(kernel: Kernel, window: Window, at: u32) -> (u32, u32) {
     (first.min(end.saturating_sub(1)), end)
 }
 
-/// Sum → byte.
-#[expect(clippy::cast_sign_loss, reason = "clamped")]
-#[inline(always)]
-fn byte(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
-}
-
 /// [`Convolver::across`] for the columns of `starts`, which begin at byte `skip` of each output row.
 struct Across<'a> {
-    shuffles: Option<Shuffles>,
+    vectors: Option<Vectors>,
     starts: &'a [usize],
     weights: &'a [i32],
     stacks: &'a mut Stacks,
@@ -314,71 +301,16 @@ impl WithSimd for Across<'_> {
         if columns == 0 {
             return;
         }
-        let taps = self.weights.len() / columns;
         let Stacks { source, target } = self.stacks;
         source.resize(pixels, Stack::default());
         target.resize(columns, Stack::default());
         let groups = self.out.chunks_mut(self.width * ROWS).zip(self.rgb.chunks(self.stride * ROWS));
         for (lines, rows) in groups {
-            pack(self.shuffles, rows, self.stride, source);
-            // A known number saves a branch for each pixel; 300 pixels to 224 need 3.
-            match taps {
-                2 => weigh::<2>(target, source, self.starts, self.weights),
-                3 => weigh::<3>(target, source, self.starts, self.weights),
-                4 => weigh::<4>(target, source, self.starts, self.weights),
-                5 => weigh::<5>(target, source, self.starts, self.weights),
-                6 => weigh::<6>(target, source, self.starts, self.weights),
-                7 => weigh::<7>(target, source, self.starts, self.weights),
-                8 => weigh::<8>(target, source, self.starts, self.weights),
-                _ => {
-                    let columns = self.starts.iter().zip(self.weights.chunks_exact(taps));
-                    for (stack, (start, weights)) in target.iter_mut().zip(columns) {
-                        weighted_in_pairs(stack, &source[*start..*start + taps], weights);
-                    }
-                }
-            }
-            unpack(self.shuffles, target, lines, self.width, self.skip);
+            pack(self.vectors, rows, self.stride, source);
+            weigh(self.vectors, source, self.starts, self.weights, target);
+            unpack(self.vectors, target, lines, self.width, self.skip);
         }
     }
-}
-
-/// The pixels of a few rows, for a number of weights that is known to the compiler.
-#[inline(always)]
-fn weigh<const TAPS: usize>(target: &mut [Stack], source: &[Stack], starts: &[usize], weights: &[i32]) {
-    let (weights, _) = weights.as_chunks::<TAPS>();
-    for (stack, (start, weights)) in target.iter_mut().zip(starts.iter().zip(weights)) {
-        let mut sums = [HALF; 4 * ROWS];
-        add(&mut sums, &source[*start..*start + TAPS], weights);
-        store(stack, sums);
-    }
-}
-
-/// A pixel of a few rows, for any number of weights. In pairs, or the compiler has vectors of weights, and picks each byte by itself.
-#[inline(always)]
-fn weighted_in_pairs(target: &mut Stack, source: &[Stack], weights: &[i32]) {
-    let mut sums = [HALF; 4 * ROWS];
-    let (pairs, one) = source.as_chunks::<2>();
-    let (pairs_of_weights, weight) = weights.as_chunks::<2>();
-    for (pair, weights) in pairs.iter().zip(pairs_of_weights) {
-        add(&mut sums, pair, weights);
-    }
-    add(&mut sums, one, weight);
-    store(target, sums);
-}
-
-#[inline(always)]
-fn add(sums: &mut [i32; 4 * ROWS], source: &[Stack], weights: &[i32]) {
-    for (stack, weight) in source.iter().zip(weights) {
-        for (sum, sample) in sums.iter_mut().zip(stack.as_flattened()) {
-            *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
-        }
-    }
-}
-
-#[inline(always)]
-fn store(target: &mut Stack, sums: [i32; 4 * ROWS]) {
-    // Not `map`, which the compiler leaves in scalars.
-    target.as_flattened_mut().iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
 }
 
 /// [`Convolver::down`] for the first rows of `out`, one for each of `starts`.
