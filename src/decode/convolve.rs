@@ -2,8 +2,8 @@
 //!
 //! The algorithm is that of `src/libImaging/Resample.c`: for each output position the weights are computed and
 //! normalised in double precision, rounded to 22 fractional bits, and summed up in 32-bit integers; the sum is
-//! rounded half up and clipped to a byte. Integers make the result independent of the machine. The loops are plain;
-//! `pulp` only has them compiled once more for wider vectors and picks the version at run time.
+//! rounded half up and clipped to a byte. Integers make the result independent of the machine: `pulp` has the loops
+//! compiled once more for wider vectors, and picks the version at run time.
 //!
 //! Memory: the weights of a pass are computed for as many outputs at a time as fit into [`BLOCK_WEIGHTS`], or for one output. Those
 //! of the last few windows that need less are kept: images are of few sizes.
@@ -151,6 +151,7 @@ impl Tables {
         table
     }
 
+    /// Bytes of its buffers.
     fn held(&self) -> usize {
         let all = self.kept.iter().chain([&self.large]);
         all.map(|one| scratch::held(&one.starts) + scratch::held(&one.weights)).sum::<usize>()
@@ -371,6 +372,7 @@ fn lay<const TAPS: usize>(line: &mut [u8], rows: &[u8], weights: &[i32]) {
     lay_rest(rest, rows, row, weights);
 }
 
+/// An output row for any number of weights.
 #[inline(always)]
 fn lay_any(line: &mut [u8], rows: &[u8], weights: &[i32]) {
     let row = line.len();
