@@ -7,7 +7,7 @@ program=$PWD/${1:-target/release/wikicap-pipeline}
 here=target/moto
 mkdir -p "$here"
 
-if [ ! -x "$here/venv/bin/moto_server" ]; then
+if [ ! -e "$here/venv/bin/moto_server" ]; then
     python3 -m venv "$here/venv"
     "$here/venv/bin/pip" install --quiet 'moto[s3,server]==5.2.5'
 fi
@@ -46,7 +46,8 @@ pipeline s3://runs/some/run s3://corpus/data > "$work/remote.toml"
 "$program" run --config "$work/local.toml" > "$work/log" 2>&1
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"$here/venv/bin/moto_server" -H 127.0.0.1 -p "$port" > "$work/server.log" 2>&1 &
+# As a module: the script names the interpreter by where the folder was when it was made.
+"$here/venv/bin/python" -m moto.server -H 127.0.0.1 -p "$port" > "$work/server.log" 2>&1 &
 server=$!
 export AWS_ENDPOINT_URL=http://127.0.0.1:$port AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret
 export AWS_DEFAULT_REGION=$AWS_REGION NO_PROXY=127.0.0.1 TMPDIR=$PWD/$work
@@ -54,6 +55,7 @@ for _ in $(seq 100); do
     python3 -c "import socket; socket.create_connection(('127.0.0.1', $port)).close()" 2> /dev/null && break
     sleep 0.1
 done
+kill -0 "$server" || { cat "$work/server.log" >&2; exit 1; }
 "$here/venv/bin/python" tests/moto/bucket.py put corpus data/ "$work/corpus/data"
 mkdir "$work/empty"
 "$here/venv/bin/python" tests/moto/bucket.py put runs none/ "$work/empty"
