@@ -17,7 +17,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::geometry::Window;
 use super::resize::CHANNELS;
 use super::scratch;
-use super::stack::{HALF, ROWS, Stack, Vectors, WEIGHT_BITS, byte, pack, unpack, weigh};
+use super::stack::{HALF, ROWS, Stack, Vectors, WEIGHT_BITS, add, pack, round, unpack, weigh};
 
 /// Weights that are kept at once: 1 MiB, which an output row over 1,000 pixels wide does not reach.
 const BLOCK_WEIGHTS: usize = 1 << 18;
@@ -363,11 +363,9 @@ fn lay<const TAPS: usize>(line: &mut [u8], rows: &[u8], weights: &[i32]) {
     for (number, block) in blocks.iter_mut().enumerate() {
         let mut sums = [HALF; LANES];
         for (part, weight) in parts.iter().zip(weights) {
-            for (sum, sample) in sums.iter_mut().zip(&part[number]) {
-                *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
-            }
+            add(&mut sums, &part[number], *weight);
         }
-        block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
+        round(&sums, block);
     }
     lay_rest(rest, rows, row, weights);
 }
@@ -380,12 +378,9 @@ fn lay_any(line: &mut [u8], rows: &[u8], weights: &[i32]) {
     for (block, at) in blocks.iter_mut().zip((0..).step_by(LANES)) {
         let mut sums = [HALF; LANES];
         for (source, weight) in rows.chunks_exact(row).zip(weights) {
-            let samples = &source[at..at + LANES];
-            for (sum, sample) in sums.iter_mut().zip(samples) {
-                *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
-            }
+            add(&mut sums, &source[at..at + LANES], *weight);
         }
-        block.iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
+        round(&sums, block);
     }
     lay_rest(rest, rows, row, weights);
 }
@@ -393,14 +388,11 @@ fn lay_any(line: &mut [u8], rows: &[u8], weights: &[i32]) {
 /// The last samples of an output row, fewer than [`LANES`].
 #[inline(always)]
 fn lay_rest(rest: &mut [u8], rows: &[u8], row: usize, weights: &[i32]) {
-    let done = row - rest.len();
-    for (at, target) in (done..).zip(rest) {
-        let column = rows.chunks_exact(row).map(|source| source[at]);
-        let weighted = column.zip(weights);
-        *target = byte(
-            weighted.fold(HALF, |sum, (sample, weight)| sum.wrapping_add(i32::from(sample).wrapping_mul(*weight))),
-        );
+    let (mut sums, done) = ([HALF; LANES], row - rest.len());
+    for (source, weight) in rows.chunks_exact(row).zip(weights) {
+        add(&mut sums, &source[done..], *weight);
     }
+    round(&sums, rest);
 }
 
 #[cfg(test)]

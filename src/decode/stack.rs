@@ -20,11 +20,22 @@ pub(super) const ROWS: usize = 4;
 /// A pixel of each of so many rows, with a fourth sample that means nothing, so that pixels are vectors.
 pub(super) type Stack = [[u8; 4]; ROWS];
 
-/// Sum → byte.
+/// Adds weighted samples to their sums.
+#[inline(always)]
+pub(super) fn add(sums: &mut [i32], samples: &[u8], weight: i32) {
+    for (sum, sample) in sums.iter_mut().zip(samples) {
+        *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(weight));
+    }
+}
+
+/// Sums → bytes.
 #[expect(clippy::cast_sign_loss, reason = "clamped")]
 #[inline(always)]
-pub(super) fn byte(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+pub(super) fn round(sums: &[i32], samples: &mut [u8]) {
+    // Not `map` over an array, which the compiler leaves in scalars.
+    for (sample, sum) in samples.iter_mut().zip(sums) {
+        *sample = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
+    }
 }
 
 /// Rows of at least `CHANNELS * stacks.len()` bytes → stacks, one for each pixel. Of fewer rows than [`ROWS`] only so many pixels of each
@@ -90,11 +101,9 @@ pub(super) fn weigh(
     for ((target, start), weights) in target.iter_mut().zip(starts).zip(weights.chunks_exact(taps)) {
         let mut sums = [HALF; 4 * ROWS];
         for (stack, weight) in source[*start..*start + taps].iter().zip(weights) {
-            for (sum, sample) in sums.iter_mut().zip(stack.as_flattened()) {
-                *sum = sum.wrapping_add(i32::from(*sample).wrapping_mul(*weight));
-            }
+            add(&mut sums, stack.as_flattened(), *weight);
         }
-        target.as_flattened_mut().iter_mut().zip(sums).for_each(|(sample, sum)| *sample = byte(sum));
+        round(&sums, target.as_flattened_mut());
     }
 }
 

@@ -7,7 +7,7 @@ program=$PWD/${1:-target/release/wikicap-pipeline}
 here=target/moto
 mkdir -p "$here"
 
-if [ ! -e "$here/venv/bin/moto_server" ]; then
+if [ ! -x "$here/venv/bin/moto_server" ]; then
     python3 -m venv "$here/venv"
     "$here/venv/bin/pip" install --quiet 'moto[s3,server]==5.2.5'
 fi
