@@ -6,15 +6,18 @@
 //! is read in one go, and after a failure again from the start up to where it was.
 
 use std::borrow::BorrowMut as _;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::{FutureExt as _, TryFutureExt as _};
 use object_store::{Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore};
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
@@ -25,7 +28,7 @@ use crate::flow::{Lent, Spares};
 /// Bytes of one ranged read: large enough to hide a remote store's latency, small beside any memory limit.
 pub(super) const RANGE_BYTES: u64 = 4 << 20;
 /// And of a local file, where there is no latency to hide; three buffers of this size are used again and again.
-const LOCAL_RANGE_BYTES: u64 = 1 << 20;
+const LOCAL_RANGE_BYTES: u64 = 256 << 10;
 /// Ranges in flight for one open object.
 pub(super) const RANGES_AHEAD: usize = 2;
 /// Bytes handed on at a time where there are no ranges.
@@ -116,19 +119,67 @@ pub(super) async fn blocks(
     if object.size > 0 && !ranges_work(object).await? {
         return Ok(Intake::of(intake, whole(object.clone())));
     }
+    let file = OpenFile::of(object).await.map(Arc::new);
     let step = if object.client.is_local() { LOCAL_RANGE_BYTES } else { RANGE_BYTES };
-    let buffers = Spares::new(RANGES_AHEAD + 1, LOCAL_RANGE_BYTES as usize);
+    let buffers = Spares::new(RANGES_AHEAD + 1, step as usize);
     let ranges = (from..object.size).step_by(step as usize).map({
         let object = object.clone();
         move |start| {
             let (object, buffers) = (object.clone(), buffers.clone());
             let range = start..(start + step).min(object.size);
+            if let Some(file) = &file {
+                let read = file.read(range.clone(), &buffers);
+                // Whatever is the matter, the usual way finds it out.
+                let read = async move {
+                    let Ok(Some(bytes)) = read.await else { return read_with(&object, range, &buffers).await };
+                    object.client.traffic.read(bytes.as_ref().len());
+                    Ok(Bytes::from_owner(bytes))
+                };
+                return read.map_err(std::io::Error::other).boxed();
+            }
             // On a task of its own: it is whole, and its connection free, however long the consumer takes.
             let task = AbortOnDropHandle::new(tokio::spawn(async move { read_with(&object, range, &buffers).await }));
-            async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }
+            async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }.boxed()
         }
     });
     Ok(Intake::of(intake, stream::iter(ranges).buffered(RANGES_AHEAD).boxed()))
+}
+
+/// A local file that stays open, so that a range of it is one errand for a thread that may wait. The store opens it for each range,
+/// which is two errands, on a task of its own: at ranges as small as these it shows.
+struct OpenFile {
+    file: File,
+    /// Its size and last change when it was opened.
+    version: (u64, SystemTime),
+}
+
+impl OpenFile {
+    /// Opens the version that was listed; `None` where that is not there, or is no local file.
+    async fn of(object: &Object) -> Option<Self> {
+        if !object.client.is_local() {
+            return None;
+        }
+        let answer = request(object, &object.client.inner, None, &object.client.patience()).await.ok()?;
+        let GetResultPayload::File(file, _) = answer.payload else { return None };
+        let version = version(&file).ok()?;
+        Some(Self { file, version })
+    }
+
+    /// Begins to read a range into one of `buffers`; `None` comes where the file is another one now, or cannot be read.
+    fn read(self: &Arc<Self>, range: Range<u64>, buffers: &Spares) -> JoinHandle<Option<Lent>> {
+        let (this, buffer) = (Arc::clone(self), buffers.lend());
+        tokio::task::spawn_blocking(move || {
+            let wanted = (range.end - range.start) as usize;
+            let bytes = read_at(&this.file, range.start, wanted, buffer).ok()?;
+            // Asked behind the reading: what was written meanwhile shows.
+            (bytes.as_ref().len() == wanted && version(&this.file).ok()? == this.version).then_some(bytes)
+        })
+    }
+}
+
+fn version(file: &File) -> std::io::Result<(u64, SystemTime)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified()?))
 }
 
 /// Whether the server of an `http` object answers ranges.
@@ -201,7 +252,7 @@ async fn read_local(
 }
 
 /// Reads so many bytes, or up to the end of the file, into a buffer that is not cleared before.
-fn read_at(file: &std::fs::File, start: u64, wanted: usize, mut buffer: Lent) -> std::io::Result<Lent> {
+fn read_at(file: &File, start: u64, wanted: usize, mut buffer: Lent) -> std::io::Result<Lent> {
     let bytes: &mut Vec<u8> = buffer.borrow_mut();
     bytes.clear();
     bytes.reserve_exact(wanted);

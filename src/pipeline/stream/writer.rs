@@ -146,6 +146,9 @@ pub(super) async fn write_chunks(
         .boxed();
     let judge = ShardJudge { shards: counted };
     let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders.pixels, &machine.events).await;
+    // Giving memory back takes a while; the last chunk is being committed.
+    drop(decoded);
+    drop(decoders);
     // Whatever happened, nothing works on the directory once this returns, but for a sync of a file that nobody will name.
     let settled = match &mut sink {
         Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
@@ -256,25 +259,33 @@ impl Committer {
 
 /// Bytes after which the system is told to write out what it has of a chunk that is the product, and to forget it. Left to itself it
 /// would not begin before the chunk is committed, and keep in memory what nobody is going to read.
-const WRITTEN_OUT_BYTES: usize = 8 << 20;
+const WRITTEN_OUT_BYTES: usize = 4 << 20;
 
 /// Has the system write out a file meanwhile, a stretch after the other.
 #[derive(Default)]
 struct WritingOut {
-    /// Bytes since the last stretch began.
+    /// Bytes that it was not told of yet.
     bytes: usize,
+    /// The wait for those that it was told of.
     stretch: Option<JoinHandle<std::io::Result<File>>>,
 }
 
 impl WritingOut {
-    /// Whether it is time for the next stretch, now that so many bytes more are in the file.
+    /// Whether it is time to tell the system, now that so many bytes more are in the file.
     fn is_due(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
-        self.bytes >= WRITTEN_OUT_BYTES && self.stretch.as_ref().is_none_or(JoinHandle::is_finished)
+        let due = self.bytes >= WRITTEN_OUT_BYTES;
+        if due {
+            self.bytes = 0;
+        }
+        due
     }
 
-    /// Begins the next stretch.
+    /// Begins the next stretch, if the last one is on the disk.
     async fn go_on(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
+        if self.stretch.as_ref().is_some_and(|stretch| !stretch.is_finished()) {
+            return Ok(());
+        }
         std::mem::take(self).end(path).await?;
         self.stretch = Some(tokio::task::spawn_blocking(move || {
             // The writer's handle shares its position, and goes on writing behind it.
@@ -364,17 +375,22 @@ impl OpenChunk {
             Some(writer) => writer,
             None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
         };
-        let (bytes, heads, pixels, held) = (block.pixels.len(), block.heads, block.pixels, block.held);
-        let (writer, pixels) = tokio::task::spawn_blocking(move || {
+        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
+        let due = product && self.writing_out.is_due(block.pixels.len());
+        let (heads, pixels, held) = (block.heads, block.pixels, block.held);
+        let (writer, pixels, file) = tokio::task::spawn_blocking(move || {
             let pixels = writer.write(&heads, pixels)?;
             drop(held);
-            Ok::<_, PipelineError>((writer, pixels))
+            let file = if due { writer.handle() } else { None };
+            if let Some(file) = &file {
+                // What is not on the disk yet it does not forget, but begins to write. The next block is in the making meanwhile.
+                forget(file, None);
+            }
+            Ok::<_, PipelineError>((writer, pixels, file))
         })
         .await??;
-        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
-        let handle = if product && self.writing_out.is_due(bytes) { writer.handle() } else { None };
         self.writer = Some(writer);
-        if let Some(file) = handle {
+        if let Some(file) = file {
             self.writing_out.go_on(file, &self.path).await?;
         }
         Ok(pixels)
