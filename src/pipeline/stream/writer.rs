@@ -281,11 +281,13 @@ impl WritingOut {
         due
     }
 
-    /// Begins the next stretch, if the last one is on the disk.
+    /// Whether a stretch is on its way to the disk.
+    fn is_busy(&self) -> bool {
+        self.stretch.as_ref().is_some_and(|stretch| !stretch.is_finished())
+    }
+
+    /// Begins the next stretch.
     async fn go_on(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
-        if self.stretch.as_ref().is_some_and(|stretch| !stretch.is_finished()) {
-            return Ok(());
-        }
         std::mem::take(self).end(path).await?;
         self.stretch = Some(tokio::task::spawn_blocking(move || {
             // The writer's handle shares its position, and goes on writing behind it.
@@ -377,14 +379,16 @@ impl OpenChunk {
         };
         let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
         let due = product && self.writing_out.is_due(block.pixels.len());
+        let busy = self.writing_out.is_busy();
         let (heads, pixels, held) = (block.heads, block.pixels, block.held);
         let (writer, pixels, file) = tokio::task::spawn_blocking(move || {
             let pixels = writer.write(&heads, pixels)?;
             drop(held);
-            let file = if due { writer.handle() } else { None };
-            if let Some(file) = &file {
-                // What is not on the disk yet it does not forget, but begins to write. The next block is in the making meanwhile.
-                forget(file, None);
+            let mut file = if due { writer.handle() } else { None };
+            if busy && let Some(file) = file.take() {
+                // What is not on the disk yet it does not forget, but begins to write: the disk is never idle, and where it does not
+                // keep up, this waits.
+                forget(&file, None);
             }
             Ok::<_, PipelineError>((writer, pixels, file))
         })
