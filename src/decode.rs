@@ -177,7 +177,11 @@ impl Decoder {
         self.decode_views(encoded, &[View::Plain], out, admit)
     }
 
-    fn decode_views<G>(
+    /// As [`decode_into`](Self::decode_into), for several pictures of one image, one after the other in `out`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode_views<G>(
         &mut self,
         encoded: &mut [u8],
         views: &[View],

@@ -328,7 +328,11 @@ pub(super) fn ingest(report: &IngestReport) -> String {
         if report.unusable == 0 { String::new() } else { format!(", {} rows cannot be used", report.unusable) };
     table.row("input", format!("{} images at the head of {}{unusable}", report.images, report.shard));
     let stored = report.stored_bytes / 1e3;
-    table.row("an image", format!("{stored:.1} kB as stored, {0} × {0} px as a square", report.size_px));
+    let squares = match report.squares_per_image {
+        1.0 => "a square".to_owned(),
+        squares => format!("{squares:.2} squares"),
+    };
+    table.row("an image", format!("{stored:.1} kB as stored, {squares} of {0} × {0} px", report.size_px));
     for stage in &report.stages {
         let StageRate { name, images_per_s, mb_per_s, share } = stage;
         table.row(
@@ -345,7 +349,7 @@ pub(super) fn ingest(report: &IngestReport) -> String {
     let (threads, rate, scaling) = (report.threads, report.decoded_per_s, report.scaling);
     table.row("decoding together", format!("{rate:.0} images/s on {threads} threads, {scaling:.2} times one"));
     let Whole { written_per_s, counted_per_s } = report.whole;
-    let pixels_mb = 3.0 * f64::from(report.size_px).powi(2) / 1e6;
+    let pixels_mb = 3.0 * f64::from(report.size_px).powi(2) * report.squares_per_image / 1e6;
     let to_disk = written_per_s * pixels_mb;
     table.row(
         "the whole, chunks written",

@@ -7,6 +7,7 @@
 
 mod whole;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use serde::Serialize;
 use tokio::io::AsyncReadExt as _;
 
 use super::resolve::workers;
+use super::stream::Views;
 use super::{PipelineError, preprocess, scratch_path, store};
 use crate::chunk::RowHeads;
 use crate::chunk::pixels::{PixelReader, PixelWriter};
@@ -22,7 +24,7 @@ use crate::chunk::schedule::LANES;
 use crate::config::Plan;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
-use crate::decode::{Decoder, Spec};
+use crate::decode::{Decoder, Spec, View};
 use crate::store::{Intake, Object, StoreError, explain_read};
 
 pub use whole::Whole;
@@ -71,7 +73,7 @@ pub struct Forecast {
 /// What a device of some rate needs of the machine around it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Demand {
-    /// Images a second of the device.
+    /// Images a second of the device, for which each view of an image is one.
     pub images_per_s: f64,
     /// Cores that decode.
     pub cores: f64,
@@ -94,6 +96,8 @@ pub struct IngestReport {
     pub stored_bytes: f64,
     /// Side of the squares in pixels.
     pub size_px: u32,
+    /// Squares that are made of an image, in the mean: `train.views`, but of held-out images one.
+    pub squares_per_image: f64,
     /// Time spent waiting for the store, in s; reading is not slower than that.
     pub waited_s: f64,
     /// Stages, in the order of the flow.
@@ -143,14 +147,38 @@ async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(Vec<Object
     Ok((shards, head))
 }
 
-/// Rows of a text that are sound: their base64.
-fn split(text: &[u8], mut take: impl FnMut(Option<&[u8]>)) {
+/// An image of the head.
+struct Sample {
+    /// Its bytes in base64.
+    text: Vec<u8>,
+    /// The pictures that are made of it.
+    views: Vec<View>,
+}
+
+impl Sample {
+    fn new(asked: Option<Views>, url: &str, base64: &[u8]) -> Self {
+        let mut views = Vec::new();
+        Views::of(asked, url, &mut views);
+        Self { text: base64.to_vec(), views }
+    }
+
+    /// Decodes it as a run does, with buffers for its text and its squares; whether it can be.
+    fn decode(&self, decoder: &mut Decoder, text: &mut Vec<u8>, squares: &mut Vec<u8>) -> bool {
+        text.clear();
+        text.extend_from_slice(&self.text);
+        squares.resize(self.views.len() * decoder.pixel_bytes(), 0);
+        decoder.decode_base64_views(text, &self.views, squares, |_| ()).is_ok()
+    }
+}
+
+/// Rows of a text that are sound: their URL and base64.
+fn split(text: &[u8], mut take: impl FnMut(Option<(&str, &[u8])>)) {
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     for block in text.chunks(FEED_BYTES) {
         rows.feed(block);
         while let Some(row) = rows.next() {
             match row {
-                ImageRow::Ok { base64, .. } => take(Some(base64)),
+                ImageRow::Ok { image_url, base64, .. } => take(Some((image_url, base64))),
                 ImageRow::Bad { .. } => take(None),
             }
         }
@@ -183,7 +211,7 @@ pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
 fn spec(plan: &Plan) -> Spec {
     // A checkpoint of the hub is not downloaded for this.
     let asked = plan.pipeline().model.as_ref().and_then(|model| {
-        let checkpoint = crate::model::Checkpoint::open(std::path::Path::new(&model.checkpoint)).ok()?;
+        let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
         preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px()).ok()
     });
     preprocess::resolve(plan, asked.unwrap_or_default())
@@ -217,45 +245,48 @@ fn measure(
 ) -> Result<IngestReport, PipelineError> {
     let shard = shards.first().map(|shard| shard.url.clone()).unwrap_or_default();
     // Which images can be used, and their bytes as text; the others would stop nothing in a run.
-    let (mut texts, mut unusable, mut split_rows) = (Vec::new(), 0, 0_usize);
+    let (mut samples, mut unusable, mut split_rows) = (Vec::new(), 0, 0_usize);
     let started = Instant::now();
     split(&head.text, |_| split_rows += 1);
     let splitting = started.elapsed();
-    let mut decoder = Decoder::new(spec.clone());
-    let mut square = vec![0; decoder.pixel_bytes()];
-    split(&head.text, |base64| {
-        if texts.len() < IMAGES {
-            match base64.map(<[u8]>::to_vec) {
-                Some(text) if decoder.decode_base64_into(&mut text.clone(), &mut square, |_| ()).is_ok() => {
-                    texts.push(text);
-                }
-                _ => unusable += 1,
+    let (mut decoder, asked) = (Decoder::new(spec.clone()), Views::of_plan(plan));
+    let (mut text, mut squares) = (Vec::new(), Vec::new());
+    split(&head.text, |row| {
+        if samples.len() < IMAGES {
+            let sample = row.map(|(url, base64)| Sample::new(asked, url, base64));
+            match sample.filter(|sample| sample.decode(&mut decoder, &mut text, &mut squares)) {
+                Some(sample) => samples.push(sample),
+                None => unusable += 1,
             }
         }
     });
-    if texts.is_empty() || split_rows == 0 {
+    if samples.is_empty() || split_rows == 0 {
         return Err(PipelineError::Input(format!("no image at the head of `{shard}` can be used: check the file")));
     }
-    let images = texts.len();
-    let text_bytes: usize = texts.iter().map(Vec::len).sum();
+    let images = samples.len();
+    let text_bytes: usize = samples.iter().map(|sample| sample.text.len()).sum();
     let (mut encoded, started) = (Vec::with_capacity(images), Instant::now());
-    for text in &texts {
+    for sample in &samples {
         // As the decoder does it, but for white space, which the published files have none of.
-        encoded.push(base64_simd::STANDARD.decode_to_vec(text).unwrap_or_default());
+        encoded.push(base64_simd::STANDARD.decode_to_vec(&sample.text).unwrap_or_default());
     }
     let unbase64 = started.elapsed();
     let started = Instant::now();
-    for bytes in &mut encoded.clone() {
-        decoder.decode_into(bytes, &mut square, |_| ()).ok();
+    for (bytes, Sample { views, .. }) in encoded.clone().iter_mut().zip(&samples) {
+        squares.resize(views.len() * decoder.pixel_bytes(), 0);
+        decoder.decode_views(bytes, views, &mut squares, |_| ()).ok();
     }
     let decoding = started.elapsed();
     let encoded_bytes: usize = encoded.iter().map(Vec::len).sum();
-    let (writing, reading) = chunk(plan, spec, &square, images)?;
-    let decoded_per_s = together(spec, &texts, threads);
+    let made = samples.iter().map(|sample| sample.views.len()).sum();
+    let (writing, reading) = chunk(plan, spec, &squares[..decoder.pixel_bytes()], made)?;
+    let decoded_per_s = together(spec, &samples, threads);
 
     let per_image = |time: Duration, count: usize| time.as_secs_f64() / count.max(1) as f64;
     let stored_bytes = head.stored as f64 / split_rows as f64;
-    let pixels = square.len() as f64;
+    let squares_per_image = made as f64 / images as f64;
+    let square_bytes = decoder.pixel_bytes() as f64;
+    let pixels = squares_per_image * square_bytes;
     let seconds = [
         ("unpack", per_image(head.unpacking, split_rows), stored_bytes),
         ("split rows", per_image(splitting, split_rows), head.text.len() as f64 / split_rows as f64),
@@ -277,9 +308,9 @@ fn measure(
     let machines = MACHINES.map(|cores| forecast(cores, all, &serial)).to_vec();
     let demand = |images_per_s: f64| Demand {
         images_per_s,
-        cores: images_per_s * all,
-        read_mb_per_s: images_per_s * stored_bytes / 1e6,
-        scratch_mb_per_s: images_per_s * pixels / 1e6,
+        cores: images_per_s / squares_per_image * all,
+        read_mb_per_s: images_per_s / squares_per_image * stored_bytes / 1e6,
+        scratch_mb_per_s: images_per_s * square_bytes / 1e6,
     };
     let one = images as f64 / (unbase64 + decoding).as_secs_f64();
     Ok(IngestReport {
@@ -288,6 +319,7 @@ fn measure(
         unusable,
         stored_bytes,
         size_px: spec.geometry.output_px(),
+        squares_per_image,
         waited_s: head.waited.as_secs_f64(),
         stages: seconds.into_iter().map(stage).collect(),
         threads,
@@ -310,25 +342,37 @@ fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
     }
 }
 
-/// A file or folder that goes whatever happens.
-struct Temporary(std::path::PathBuf);
+/// A file or folder in scratch space that goes whatever happens, with the folders that were made for it.
+struct Temporary {
+    path: PathBuf,
+    made: Vec<PathBuf>,
+}
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).or_else(|_| std::fs::remove_dir_all(&self.0)).ok();
-        // The folder stays where a run has something in it.
-        self.0.parent().map(std::fs::remove_dir);
+impl Temporary {
+    fn new(plan: &Plan, extension: &str) -> Result<Self, StoreError> {
+        let folder = scratch_path(plan);
+        let made = folder.ancestors().take_while(|folder| !folder.exists()).map(Path::to_owned).collect();
+        std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, "created", error))?;
+        Ok(Self { path: folder.join(format!("bench-{}.{extension}", std::process::id())), made })
     }
 }
 
-/// Writes a chunk of squares to scratch disk and reads it back, as many as the limits leave room for.
-fn chunk(plan: &Plan, spec: &Spec, square: &[u8], images: usize) -> Result<(Duration, Duration), PipelineError> {
-    let folder = scratch_path(plan);
-    std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, "created", error))?;
-    let file = Temporary(folder.join(format!("bench-{}.parquet", std::process::id())));
-    let path = &file.0;
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).or_else(|_| std::fs::remove_dir_all(&self.path)).ok();
+        for folder in &self.made {
+            // It stays where a run has put something in it.
+            std::fs::remove_dir(folder).ok();
+        }
+    }
+}
+
+/// Writes a chunk of squares to scratch disk and reads it back, as many as the limits leave room for; the times are those of `made`.
+fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Duration, Duration), PipelineError> {
+    let file = Temporary::new(plan, "parquet")?;
+    let path = &file.path;
     let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / (square.len() as u64 * BLOCK_IMAGES as u64).max(1);
-    let blocks = images.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
+    let blocks = made.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
     let chunks = &plan.pipeline().chunks;
     let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
     let mut heads = RowHeads::default();
@@ -340,28 +384,26 @@ fn chunk(plan: &Plan, spec: &Spec, square: &[u8], images: usize) -> Result<(Dura
         pixels = writer.write(&heads, pixels)?;
     }
     writer.finish()?;
-    let writing = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
+    let writing = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);
     let started = Instant::now();
     let mut reader = PixelReader::open(path, 128)?;
     while reader.next_batch(&mut pixels)?.is_some() {}
-    let reading = started.elapsed().mul_f64(images as f64 / (blocks * BLOCK_IMAGES) as f64);
+    let reading = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);
     Ok((writing, reading))
 }
 
 /// Images a second that all threads decode together.
-fn together(spec: &Spec, texts: &[Vec<u8>], threads: usize) -> f64 {
+fn together(spec: &Spec, samples: &[Sample], threads: usize) -> f64 {
     const TAKEN_AT_ONCE: usize = 8;
     let next = AtomicUsize::new(0);
     let work = || {
         let mut decoder = Decoder::new(spec.clone());
-        let (mut square, mut text) = (vec![0; decoder.pixel_bytes()], Vec::new());
+        let (mut squares, mut text) = (Vec::new(), Vec::new());
         loop {
             let first = next.fetch_add(TAKEN_AT_ONCE, Ordering::Relaxed);
-            let Some(own) = texts.get(first..(first + TAKEN_AT_ONCE).min(texts.len())) else { return };
-            for base64 in own {
-                text.clear();
-                text.extend_from_slice(base64);
-                decoder.decode_base64_into(&mut text, &mut square, |_| ()).ok();
+            let Some(own) = samples.get(first..(first + TAKEN_AT_ONCE).min(samples.len())) else { return };
+            for sample in own {
+                sample.decode(&mut decoder, &mut text, &mut squares);
             }
             if own.is_empty() {
                 return;
@@ -370,7 +412,7 @@ fn together(spec: &Spec, texts: &[Vec<u8>], threads: usize) -> f64 {
     };
     let started = Instant::now();
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    texts.len() as f64 / started.elapsed().as_secs_f64()
+    samples.len() as f64 / started.elapsed().as_secs_f64()
 }
 
 #[cfg(test)]

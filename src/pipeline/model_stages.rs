@@ -91,13 +91,6 @@ impl Run {
         Ok(journal)
     }
 
-    /// Random parts of the training images, where there are to be any.
-    fn views(&self) -> Option<stream::Views> {
-        let (count, pipeline) = (self.plan.views(), self.plan.pipeline());
-        let held_out = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
-        (count > 0).then_some(stream::Views { count: count as u8, seed: pipeline.run.seed, held_out })
-    }
-
     /// Streams the training images to features.
     pub(super) async fn features(
         &mut self,
@@ -107,7 +100,7 @@ impl Run {
     ) -> Result<Journal, PipelineError> {
         let Ready { shards, generation } = ready;
         let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-        job.views = self.views();
+        job.views = stream::Views::of_plan(&self.plan);
         let (seed, side_px) = (self.plan.pipeline().run.seed, self.spec.geometry.output_px());
         let fraction = self.plan.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
         let thumbnails = (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px });

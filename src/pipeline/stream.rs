@@ -29,6 +29,7 @@ use crate::chunk::quarantine::{self, Quarantined};
 use crate::chunk::ring::{Ring, RingChunk, RingEntry};
 use crate::chunk::schedule::{LANES, Schedule};
 use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
+use crate::config::Plan;
 use crate::config::plan::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
@@ -93,8 +94,15 @@ pub(super) struct Views {
 }
 
 impl Views {
+    /// Those that a plan asks for, where it does.
+    pub(super) fn of_plan(plan: &Plan) -> Option<Self> {
+        let (count, pipeline) = (plan.views(), plan.pipeline());
+        let held_out = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        (count > 0).then_some(Self { count: count as u8, seed: pipeline.run.seed, held_out })
+    }
+
     /// Fills in the views of an image; returns the number of the first, whose followers count on.
-    fn of(views: Option<Self>, url: &str, into: &mut Vec<View>) -> u8 {
+    pub(super) fn of(views: Option<Self>, url: &str, into: &mut Vec<View>) -> u8 {
         into.clear();
         match views {
             Some(Self { count, seed, held_out }) if !is_validation(url, seed, held_out) => {

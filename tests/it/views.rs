@@ -98,3 +98,34 @@ fn views_are_the_same_for_any_number_of_workers_and_however_often_it_is_killed()
     assert!(out.status.success(), "{}", complaint(&out));
     assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
 }
+
+#[test]
+fn a_benchmark_of_the_pipeline_makes_the_views_that_it_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = |text: &str| -> serde_json::Value {
+        let out = run(&["--json", "bench", "--config", &write(dir.path(), text)]);
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let run_dir = dir.path().join("run");
+    let (parts, plain) = (bench(&with_views(&run_dir)), bench(&pipeline(&run_dir, &[])));
+    let squares = |report: &serde_json::Value| report["squares_per_image"].as_f64().unwrap();
+    assert!((squares(&plain) - 1.0).abs() < 1e-9, "{}", squares(&plain));
+    // A tenth of the images is held out, and stays whole.
+    assert!((2.4..3.0).contains(&squares(&parts)), "{}", squares(&parts));
+    for report in [&parts, &plain] {
+        let stages = report["stages"].as_array().unwrap();
+        let names: Vec<&str> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();
+        let expected = ["unpack", "split rows", "base64", "decode and resize", "write chunks", "read chunks"];
+        assert_eq!(names, expected);
+        let share: f64 = stages.iter().map(|stage| stage["share"].as_f64().unwrap()).sum();
+        assert!((share - 1.0).abs() < 1e-9, "{share}");
+        for rate in [&report["whole"]["written_per_s"], &report["whole"]["counted_per_s"], &report["decoded_per_s"]] {
+            assert!(rate.as_f64().unwrap() > 0.0, "{report}");
+        }
+        let device = &report["devices"][0];
+        let per_image = device["scratch_mb_per_s"].as_f64().unwrap() / device["images_per_s"].as_f64().unwrap();
+        let side = report["size_px"].as_f64().unwrap();
+        assert!((per_image * 1e6 - 3.0 * side * side).abs() < 1e-3, "{device}");
+    }
+    assert!(!run_dir.exists(), "a benchmark is no run");
+}

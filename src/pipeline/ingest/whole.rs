@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::events::Events;
-use super::super::stream::{self, Machine, Sink, Start, StreamJob, stream_bytes};
-use super::super::{PipelineError, scratch_path, store};
+use super::super::stream::{self, Machine, Sink, Start, StreamJob, Views, stream_bytes};
+use super::super::{PipelineError, store};
 use super::Temporary;
 use crate::catalog::{Seen, Wanted};
 use crate::chunk::journal::{Journal, Layout};
@@ -17,7 +17,7 @@ use crate::config::value::Compression;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
 use crate::flow::{Board, ByteBudget, CpuPool, Signal, Stop};
-use crate::store::{LocalDirectory, Object, StoreError};
+use crate::store::{LocalDirectory, Object};
 
 /// Rows after which it ends, where scratch disk has room for them.
 const ROWS: u64 = 8192;
@@ -49,12 +49,11 @@ pub(super) async fn measure(
     spec: &Spec,
     threads: usize,
 ) -> Result<Whole, PipelineError> {
-    let rows = (plan.machine().limits.disk.0 / 2 / spec.pixel_bytes().max(1)).clamp(1, ROWS);
+    let row_bytes = spec.pixel_bytes() * u64::from(plan.views().max(1));
+    let rows = (plan.machine().limits.disk.0 / 2 / row_bytes.max(1)).clamp(1, ROWS);
     // The first pass finds the files of a local disk in no better place than the second.
     once(plan, shards, spec, threads, rows, None).await?;
-    let folder = Temporary(scratch_path(plan).join(format!("bench-{}", std::process::id())));
-    let failed = |error| StoreError::io(&folder.0, "created", error);
-    std::fs::create_dir_all(&folder.0).map_err(failed)?;
+    let folder = Temporary::new(plan, "run")?;
     let written_per_s = once(plan, shards, spec, threads, rows, Some(&folder)).await?;
     let counted_per_s = once(plan, shards, spec, threads, rows, None).await?;
     Ok(Whole { written_per_s, counted_per_s })
@@ -83,7 +82,7 @@ async fn once(
         shards: Arc::new(shards.to_vec()),
         wanted: Wanted::Everything,
         spec: spec.clone(),
-        views: None,
+        views: Views::of_plan(plan),
         chunk_rows: u64::from(chunks.rows),
         generation: "bench".to_owned(),
         max_bad_fraction: 1.0,
@@ -91,7 +90,7 @@ async fn once(
     };
     let sink = match folder {
         Some(folder) => {
-            let directory = LocalDirectory::create(&folder.0)?.into();
+            let directory = LocalDirectory::create(&folder.path)?.into();
             let journal = Journal::open(directory, Layout::train("chunks"), "bench", shards.len() as u32)?;
             let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
             Sink::Durable(journal, compression)
