@@ -401,6 +401,24 @@ mod tests {
         assert!(matches!(explain_read("part.bin", error), StoreError::Changed { .. }));
     }
 
+    #[tokio::test]
+    async fn a_file_that_is_replaced_under_the_reader_is_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, other] = ["part.bin", "other.bin"].map(|name| dir.path().join(name));
+        std::fs::write(&path, vec![1; 3 << 20]).unwrap();
+        std::fs::write(&other, vec![2; 3 << 20]).unwrap();
+        let store = Store::default();
+        let object = store.find(path.to_str().unwrap()).await.unwrap();
+        let mut reader = store.open(&object, Arc::default()).await.unwrap();
+        let mut all = vec![0; 1 << 20];
+        reader.read_exact(&mut all).await.unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        reader.read_to_end(&mut all).await.unwrap();
+        assert!(all == vec![1; 3 << 20]);
+        let error = store.open(&object, Arc::default()).await.err().unwrap();
+        assert!(matches!(error, StoreError::Changed { .. }), "{error}");
+    }
+
     #[test]
     fn names_are_the_same_wherever_the_objects_are() {
         for root in ["/data/", "s3://bucket/some/where/", "https://host/", "data/", ""] {

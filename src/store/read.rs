@@ -1,9 +1,9 @@
 //! One version of an object, front to back, in bounded ranges that survive what networks do.
 //!
-//! Each range of 4 MiB (of a local file, 1 MiB) is a request of its own on a task of its own, two of them ahead of the consumer, so that a
-//! consumer that waits holds no connection open. A range that breaks off goes on where it stopped (a local one is read again). Every answer must be of
-//! the version that was listed: by its `ETag`, else by its time and size. A server without ranges (a plain file server)
-//! is read in one go, and after a failure again from the start up to where it was.
+//! Each range of 4 MiB is a request of its own on a task of its own, two of them ahead of the consumer, so that a consumer that waits
+//! holds no connection open; a local file stays open, and its ranges are of 256 KiB. A range that breaks off goes on where it stopped (a
+//! local one is read again). Every answer must be of the version that was listed: by its `ETag`, else by its time and size. A server
+//! without ranges (a plain file server) is read in one go, and after a failure again from the start up to where it was.
 
 use std::borrow::BorrowMut as _;
 use std::fs::File;
@@ -149,7 +149,7 @@ pub(super) async fn blocks(
 /// which is two errands, on a task of its own: at ranges as small as these it shows.
 struct OpenFile {
     file: File,
-    /// Its size and last change when it was opened.
+    /// Its size and last change when it was compared with what was listed.
     version: (u64, SystemTime),
 }
 
@@ -160,8 +160,8 @@ impl OpenFile {
             return None;
         }
         let answer = request(object, &object.client.inner, None, &object.client.patience()).await.ok()?;
+        let version = (answer.meta.size, answer.meta.last_modified.into());
         let GetResultPayload::File(file, _) = answer.payload else { return None };
-        let version = version(&file).ok()?;
         Some(Self { file, version })
     }
 
