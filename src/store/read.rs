@@ -121,24 +121,23 @@ pub(super) async fn blocks(
     }
     let file = OpenFile::of(object).await.map(Arc::new);
     let step = if object.client.is_local() { LOCAL_RANGE_BYTES } else { RANGE_BYTES };
-    let buffers = Spares::new(RANGES_AHEAD + 1, step as usize);
     let ranges = (from..object.size).step_by(step as usize).map({
         let object = object.clone();
         move |start| {
-            let (object, buffers) = (object.clone(), buffers.clone());
+            let object = object.clone();
             let range = start..(start + step).min(object.size);
             if let Some(file) = &file {
-                let read = file.read(range.clone(), &buffers);
+                let read = file.read(range.clone());
                 // Whatever is the matter, the usual way finds it out.
                 let read = async move {
-                    let Ok(Some(bytes)) = read.await else { return read_with(&object, range, &buffers).await };
+                    let Ok(Some(bytes)) = read.await else { return read_range(&object, range).await };
                     object.client.traffic.read(bytes.as_ref().len());
                     Ok(Bytes::from_owner(bytes))
                 };
                 return read.map_err(std::io::Error::other).boxed();
             }
             // On a task of its own: it is whole, and its connection free, however long the consumer takes.
-            let task = AbortOnDropHandle::new(tokio::spawn(async move { read_with(&object, range, &buffers).await }));
+            let task = AbortOnDropHandle::new(tokio::spawn(async move { read_range(&object, range).await }));
             async move { task.await.map_err(std::io::Error::other)?.map_err(std::io::Error::other) }.boxed()
         }
     });
@@ -151,6 +150,7 @@ struct OpenFile {
     file: File,
     /// Its size and last change when it was compared with what was listed.
     version: (u64, SystemTime),
+    buffers: Spares,
 }
 
 impl OpenFile {
@@ -162,12 +162,12 @@ impl OpenFile {
         let answer = request(object, &object.client.inner, None, &object.client.patience()).await.ok()?;
         let version = (answer.meta.size, answer.meta.last_modified.into());
         let GetResultPayload::File(file, _) = answer.payload else { return None };
-        Some(Self { file, version })
+        Some(Self { file, version, buffers: Spares::new(RANGES_AHEAD + 1, LOCAL_RANGE_BYTES as usize) })
     }
 
-    /// Begins to read a range into one of `buffers`; `None` comes where the file is another one now, or cannot be read.
-    fn read(self: &Arc<Self>, range: Range<u64>, buffers: &Spares) -> JoinHandle<Option<Lent>> {
-        let (this, buffer) = (Arc::clone(self), buffers.lend());
+    /// Begins to read a range; `None` comes where the file is another one now, or cannot be read.
+    fn read(self: &Arc<Self>, range: Range<u64>) -> JoinHandle<Option<Lent>> {
+        let (this, buffer) = (Arc::clone(self), self.buffers.lend());
         tokio::task::spawn_blocking(move || {
             let wanted = (range.end - range.start) as usize;
             let bytes = read_at(&this.file, range.start, wanted, buffer).ok()?;
@@ -206,17 +206,12 @@ pub(super) async fn ranges_work(object: &Object) -> Result<bool, StoreError> {
 /// # Errors
 /// When the object changed or is gone, or patience ended.
 pub(super) async fn read_range(object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
-    read_with(object, range, &Spares::new(0, 0)).await
-}
-
-/// As [`read_range`], of a local file into one of `buffers`.
-async fn read_with(object: &Object, range: Range<u64>, buffers: &Spares) -> Result<Bytes, StoreError> {
     let mut have = BytesMut::new();
     let mut patience = object.client.patience();
     loop {
         let left = range.start + have.len() as u64..range.end;
         if object.client.is_local() {
-            match read_local(object, left, buffers, &patience).await {
+            match read_local(object, left, &patience).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(broken) => again(object, &mut patience, broken, range.start).await?,
             }
@@ -229,24 +224,10 @@ async fn read_with(object: &Object, range: Range<u64>, buffers: &Spares) -> Resu
 }
 
 /// Reads a range of a local file, in one go: its stream would change threads for every 8 KiB.
-async fn read_local(
-    object: &Object,
-    range: Range<u64>,
-    buffers: &Spares,
-    patience: &Patience,
-) -> Result<Bytes, Broken> {
+async fn read_local(object: &Object, range: Range<u64>, patience: &Patience) -> Result<Bytes, Broken> {
     let wanted = (range.end - range.start) as usize;
-    let answer = request(object, &object.client.inner, Some(range.clone()), patience).await?;
-    let bytes = match answer.payload {
-        GetResultPayload::File(file, _) => {
-            let buffer = buffers.lend();
-            let read = tokio::task::spawn_blocking(move || read_at(&file, range.start, wanted, buffer));
-            let failed = |source| Error::Generic { store: "local", source: Box::new(source) };
-            let read = read.await.map_err(std::io::Error::other).flatten().map_err(failed);
-            Bytes::from_owner(read.map_err(|error| Broken::from_store(object, error))?)
-        }
-        GetResultPayload::Stream(_) => answer.bytes().await.map_err(|error| Broken::from_store(object, error))?,
-    };
+    let answer = request(object, &object.client.inner, Some(range), patience).await?;
+    let bytes = answer.bytes().await.map_err(|error| Broken::from_store(object, error))?;
     object.client.traffic.read(bytes.len());
     if bytes.len() == wanted { Ok(bytes) } else { Err(Broken::Short) }
 }
