@@ -15,10 +15,11 @@ use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
 use wikicap_pipeline::chunk::RowHeads;
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
+use wikicap_pipeline::config::plan::BLOCK_IMAGES;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
-use wikicap_pipeline::store::Store;
+use wikicap_pipeline::store::{Cache, Store};
 
 fn main() {
     divan::main();
@@ -186,15 +187,15 @@ fn heads(images: usize) -> RowHeads {
     heads
 }
 
-#[divan::bench(sample_count = 20)]
-fn chunk_write(bencher: Bencher<'_, '_>) {
-    let (path, heads) = (file("written.parquet", b""), heads(32));
-    let pixels = vec![7_u8; 32 * image_bytes(SIDE_PX)];
+#[divan::bench(sample_count = 20, args = [Cache::Through, Cache::Past])]
+fn chunk_write(bencher: Bencher<'_, '_>, cache: Cache) {
+    let (path, heads) = (file("written.parquet", b""), heads(BLOCK_IMAGES));
+    let pixels = vec![7_u8; BLOCK_IMAGES * image_bytes(SIDE_PX)];
     let bytes = IMAGES * image_bytes(SIDE_PX);
     bencher.counter(BytesCount::new(bytes)).counter(ItemsCount::new(IMAGES)).bench_local(|| {
-        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g").unwrap();
+        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", cache).unwrap();
         let mut pixels = pixels.clone();
-        for _ in 0..IMAGES / 32 {
+        for _ in 0..IMAGES / BLOCK_IMAGES {
             pixels = writer.write(&heads, pixels).unwrap();
         }
         writer.finish().unwrap()
@@ -204,7 +205,7 @@ fn chunk_write(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 20)]
 fn chunk_read(bencher: Bencher<'_, '_>) {
     let path = file("read.parquet", b"");
-    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g").unwrap();
+    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", Cache::Through).unwrap();
     writer.write(&heads(IMAGES), vec![7; IMAGES * image_bytes(SIDE_PX)]).unwrap();
     writer.finish().unwrap();
     let mut pixels = Vec::new();

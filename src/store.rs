@@ -16,6 +16,7 @@
 //! | `glob` | patterns → objects |
 //! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
+//! | [`SequentialFile`] | a large file on its way to the disk, past the system's cache |
 //! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
 //!
@@ -39,6 +40,7 @@ mod profile;
 mod read;
 mod remote;
 mod retry;
+mod sequential;
 mod traffic;
 
 use std::pin::Pin;
@@ -59,6 +61,7 @@ pub use local::LocalDirectory;
 pub use log::Log;
 pub use process::{Process, boot};
 pub use read::Intake;
+pub use sequential::{Cache, SequentialFile};
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};

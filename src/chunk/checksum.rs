@@ -78,8 +78,9 @@ impl<W: Write> Summing<W> {
         &self.inner
     }
 
-    pub(super) fn sum(&self) -> Checksum {
-        Checksum(self.hash.finish())
+    /// Gives back the file, and the sum of what passed.
+    pub(super) fn end(self) -> (W, Checksum) {
+        (self.inner, Checksum(self.hash.finish()))
     }
 }
 
@@ -105,8 +106,7 @@ mod tests {
         let path = dir.path().join("file");
         let mut file = Summing::new(File::create(&path).unwrap());
         file.write_all(&vec![7; 3 << 20]).unwrap();
-        let sum = file.sum();
-        drop(file);
+        let (_, sum) = file.end();
         verify(&path, "file", Some(sum)).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[2 << 20] ^= 1;

@@ -13,6 +13,7 @@ use super::plain::PlainWriter;
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::Compression;
+use crate::store::Cache;
 
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
@@ -33,16 +34,23 @@ pub struct PixelWriter {
 
 /// Pixels as they are go straight to the file.
 enum Inner {
-    Plain(PlainWriter),
-    Packed(TableWriter),
+    Plain(Box<PlainWriter>),
+    Packed(Box<TableWriter>),
 }
 
 impl PixelWriter {
-    /// Creates the file at `path`. `generation` and the size go into its metadata.
+    /// Creates the file at `path`. `generation` and the size go into its metadata. Packed pixels go through the system's cache always:
+    /// packing takes longer than the disk does.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn create(path: &Path, size_px: u32, compression: Compression, generation: &str) -> Result<Self, ChunkError> {
+    pub fn create(
+        path: &Path,
+        size_px: u32,
+        compression: Compression,
+        generation: &str,
+        cache: Cache,
+    ) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowHeads::fields().to_vec();
         fields.push(Field::new("pixels", DataType::FixedSizeBinary(image_bytes as i32), false));
@@ -53,9 +61,15 @@ impl PixelWriter {
             ("generation", generation.to_owned()),
         ];
         let inner = if compression == Compression::None {
-            Inner::Plain(PlainWriter::create(path, fields, image_bytes, &metadata)?)
+            Inner::Plain(Box::new(PlainWriter::create(path, fields, image_bytes, &metadata, cache)?))
         } else {
-            Inner::Packed(TableWriter::create(path, fields, compression, GROUP_BYTES / image_bytes, &metadata)?)
+            Inner::Packed(Box::new(TableWriter::create(
+                path,
+                fields,
+                compression,
+                GROUP_BYTES / image_bytes,
+                &metadata,
+            )?))
         };
         Ok(Self { inner, image_bytes })
     }
@@ -163,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", Cache::Past).unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowHeads::default();

@@ -24,7 +24,7 @@ use parquet::file::properties::WriterProperties;
 use super::checksum::{Checksum, Summing};
 use super::table::{explain, properties};
 use super::{ChunkError, RowHeads};
-use crate::store::StoreError;
+use crate::store::{Cache, SequentialFile, StoreError};
 
 const MAGIC: &[u8] = b"PAR1";
 /// Bytes of a page, about.
@@ -35,7 +35,7 @@ pub(super) const GROUP_BYTES: u64 = 1024;
 /// Writes one file.
 pub(super) struct PlainWriter {
     path: PathBuf,
-    file: Summing<File>,
+    file: Summing<SequentialFile>,
     /// Bytes written.
     at: u64,
     /// The columns before the wide one.
@@ -54,8 +54,9 @@ impl PlainWriter {
         mut fields: Vec<Field>,
         row_bytes: usize,
         metadata: &[(&str, String)],
+        cache: Cache,
     ) -> std::result::Result<Self, ChunkError> {
-        let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
+        let file = SequentialFile::create(path, cache).map_err(|error| StoreError::io(path, "created", error))?;
         let properties = properties(Compression::UNCOMPRESSED, usize::MAX, metadata);
         let schema = Arc::new(Schema::new(fields.clone()));
         let whole = ArrowWriter::try_new(Vec::new(), schema, Some(properties.clone())).and_then(ArrowWriter::close);
@@ -70,7 +71,7 @@ impl PlainWriter {
 
     /// The file under construction, for whoever has the system write it out meanwhile.
     pub(super) fn handle(&self) -> Option<File> {
-        self.file.get().try_clone().ok()
+        self.file.get().handle().ok()
     }
 
     fn put(&mut self, bytes: &[u8]) -> std::result::Result<(), ChunkError> {
@@ -113,7 +114,9 @@ impl PlainWriter {
         let path = self.path.clone();
         ParquetMetaDataWriter::new(&mut footer, &metadata).finish().map_err(|error| explain(&path, error))?;
         self.put(&footer)?;
-        Ok(self.file.sum())
+        let (file, sum) = self.file.end();
+        file.finish().map_err(|error| StoreError::io(&path, "written", error))?;
+        Ok(sum)
     }
 
     /// The columns before the wide one as a file in memory, and what it says of itself.

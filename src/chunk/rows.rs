@@ -16,13 +16,32 @@ pub struct RowHeads {
     views: Vec<u8>,
 }
 
+/// Bytes of a URL, about.
+const URL_BYTES: usize = 128;
+
 impl Default for RowHeads {
     fn default() -> Self {
-        Self { urls: String::new(), url_ends: vec![0], labels: Vec::new(), label_ends: vec![0], views: Vec::new() }
+        Self::with_capacity(0)
     }
 }
 
 impl RowHeads {
+    /// Without rows, and with room for so many of a label each.
+    pub fn with_capacity(rows: usize) -> Self {
+        let ends = || {
+            let mut ends = Vec::with_capacity(rows + 1);
+            ends.push(0);
+            ends
+        };
+        Self {
+            urls: String::with_capacity(rows * URL_BYTES),
+            url_ends: ends(),
+            labels: Vec::with_capacity(rows),
+            label_ends: ends(),
+            views: Vec::with_capacity(rows),
+        }
+    }
+
     /// Appends a row that is a whole image.
     pub fn push(&mut self, image_url: &str, labels: impl IntoIterator<Item = u32>) {
         self.push_view(image_url, labels, 0);

@@ -238,6 +238,8 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
 
 /// A quarantined row, at most: its URL, reason and sentence.
 pub const QUARANTINED_BYTES: u64 = 2560;
+/// Images that one decoding job makes and that are written together, all views counted; of one image there may be more.
+pub const BLOCK_IMAGES: usize = 16;
 
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +248,7 @@ pub struct StreamBytes {
     pub reader: u64,
     /// The decoders' own: the image that takes most, shared by all, and what each keeps.
     pub decoders: u64,
-    /// The writer's own: a row group of the chunk and its pages, and the chunk's quarantined rows.
+    /// The writer's own: a row group of the chunk and its pages or what it hands to the disk at once, and the chunk's quarantined rows.
     pub writer: u64,
     /// The model's own: a page of the chunk, and batches being read, computed and waiting.
     pub model: u64,
@@ -272,7 +274,7 @@ impl StreamBytes {
             writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
-            block: record.saturating_add(4 << 20).saturating_add(32 * pixels),
+            block: record.saturating_add(4 << 20).saturating_add(BLOCK_IMAGES.max(MAX_VIEWS as usize) as u64 * pixels),
             text: record.saturating_add(4 << 20),
             pixels,
         }
@@ -280,7 +282,7 @@ impl StreamBytes {
 
     /// A block of images that take `text` bytes each.
     pub fn usual_block(self, text: u64) -> u64 {
-        32 * (text + self.pixels)
+        BLOCK_IMAGES as u64 * (text + self.pixels)
     }
 
     /// What `limits.memory` leaves to the model.

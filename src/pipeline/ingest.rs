@@ -22,10 +22,11 @@ use crate::chunk::RowHeads;
 use crate::chunk::pixels::{PixelReader, PixelWriter};
 use crate::chunk::schedule::LANES;
 use crate::config::Plan;
+use crate::config::plan::BLOCK_IMAGES;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
-use crate::store::{Intake, Object, StoreError, explain_read};
+use crate::store::{Cache, Intake, Object, StoreError, explain_read};
 
 pub use whole::Whole;
 
@@ -37,8 +38,6 @@ const HELD_BYTES: usize = 128 << 20;
 const WRITTEN_BYTES: u64 = 256 << 20;
 /// Bytes handed to a parser at a time, as a run does.
 const FEED_BYTES: usize = 256 << 10;
-/// Images written at a time, as a run does.
-const BLOCK_IMAGES: usize = 32;
 /// Longest row.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 /// Cores of machines that are looked at.
@@ -374,11 +373,14 @@ fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Durati
     let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / (square.len() as u64 * BLOCK_IMAGES as u64).max(1);
     let blocks = made.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
     let chunks = &plan.pipeline().chunks;
-    let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
+    let (compression, cache) = match plan.pipeline().model {
+        Some(_) => (Compression::None, Cache::Through),
+        None => (chunks.compression, Cache::Past),
+    };
     let mut heads = RowHeads::default();
     (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
     let started = Instant::now();
-    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench")?;
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", cache)?;
     let mut pixels = square.repeat(BLOCK_IMAGES);
     for _ in 0..blocks {
         pixels = writer.write(&heads, pixels)?;

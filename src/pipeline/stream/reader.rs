@@ -7,13 +7,12 @@ use super::{Block, Machine, StreamJob, Views, fill};
 use crate::catalog::{Wanted, url_hash};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
+use crate::config::plan::BLOCK_IMAGES;
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
 use crate::flow::Spares;
 use crate::store::{Intake, Reader};
 
-/// Images that one decoding job makes, at most, all views counted.
-const BLOCK_IMAGES: usize = 32;
 /// Encoded bytes that one decoding job takes, about.
 const BLOCK_BYTES: usize = 4 << 20;
 /// Bytes handed to the row parser at a time.
@@ -164,10 +163,10 @@ impl Block {
             read_bytes: 0,
             tally: Tally::default(),
             bad: Vec::new(),
-            heads: RowHeads::default(),
-            row_numbers: Vec::new(),
+            heads: RowHeads::with_capacity(BLOCK_IMAGES),
+            row_numbers: Vec::with_capacity(BLOCK_IMAGES),
             data,
-            texts: Vec::new(),
+            texts: Vec::with_capacity(BLOCK_IMAGES),
             queued: None,
             held: None,
         }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::chunk::pixels::image_bytes;
+use crate::config::plan::BLOCK_IMAGES;
 use crate::decode::{Alpha, Geometry, Resample};
 use crate::store::{LocalDirectory, StoreSettings};
 
 /// Blocks between reader and decoders.
 const LINK: u64 = 2;
 /// Rows of a block, and of a chunk here: each chunk is one block.
-const ROWS: u64 = 32;
+const ROWS: u64 = BLOCK_IMAGES as u64;
 const WORKERS: usize = 2;
 /// Blocks that are decoded or wait for their turn.
 const IN_ORDER: u64 = 2 * WORKERS as u64;

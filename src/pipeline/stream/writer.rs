@@ -24,7 +24,7 @@ use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
-use crate::store::{Directory, StoreError};
+use crate::store::{Cache, Directory, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -44,9 +44,10 @@ impl Block {
     /// Decodes the rows, in order.
     fn decode(mut self, decoder: &mut Decoder, decoders: &Decoders) -> Decoded {
         let image = decoder.pixel_bytes();
-        let mut heads = RowHeads::default();
+        let most = self.heads.len() * Views::most(decoders.views);
+        let mut heads = RowHeads::with_capacity(most);
         let mut pixels = decoders.pixels.take();
-        pixels.resize(image * self.heads.len() * Views::most(decoders.views), 0);
+        pixels.resize(image * most, 0);
         let (mut tally, mut bad, mut views) = (self.tally, self.bad, Vec::new());
         for (index, text) in self.texts.iter().enumerate() {
             let (url, kept) = (self.heads.url(index), heads.len() * image);
@@ -373,11 +374,14 @@ impl OpenChunk {
             Out::Ring(..) | Out::Counted => Compression::None,
             Out::Durable(_, compression) => *compression,
         };
+        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
+        let cache = if product { Cache::Past } else { Cache::Through };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
-            None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
+            None => {
+                PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation, cache)?
+            }
         };
-        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
         let due = product && self.writing_out.is_due(block.pixels.len());
         let busy = self.writing_out.is_busy();
         let (heads, pixels, held) = (block.heads, block.pixels, block.held);

@@ -1,0 +1,238 @@
+//! A file that is written from its start to its end and that nobody is about to read: past the system's cache, where that is of use.
+//!
+//! Through the cache each byte is copied by the kernel into pages that it has to find first and to write out and to forget later. With
+//! `O_DIRECT` the device takes the bytes from the program's memory. It wants them in whole blocks at whole blocks' addresses, so they
+//! are gathered first: a copy too, but into the same few megabytes always. These are in huge pages: a device is told of each stretch
+//! of memory by itself, and 4 MiB are 2 of those or 1,024.
+
+use std::fs::File;
+use std::io::{ErrorKind, Result, Write};
+use std::path::Path;
+
+use memmap2::MmapMut;
+
+/// Bytes that are handed to the device at once: more than the largest request that Linux makes of them is no faster.
+const GATHERED_BYTES: usize = 4 << 20;
+/// Bytes gathered at a time, so that whoever else looks at them finds them in the processor's cache.
+const COPIED_BYTES: usize = 128 << 10;
+/// What a huge page's address is a multiple of, on x86 and with small pages of 4 KiB on ARM.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// No device in use has larger blocks.
+const BLOCK_BYTES: usize = 4096;
+
+/// Which way a file takes to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Through the system's cache: it is about to be read.
+    Through,
+    /// Past it, where that is of use: it is not.
+    Past,
+}
+
+/// A file under construction. Nothing of it may be relied upon before [`SequentialFile::finish`].
+pub struct SequentialFile {
+    file: File,
+    /// `None`: the file is written through the cache.
+    gathered: Option<Gathered>,
+}
+
+/// Bytes for which the file waits.
+struct Gathered {
+    memory: MmapMut,
+    /// Where in the memory they begin.
+    start: usize,
+    bytes: usize,
+    /// Whether the file is past the cache already: one that is smaller than this never is.
+    direct: bool,
+}
+
+impl SequentialFile {
+    /// Creates the file, or empties it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(path: &Path, cache: Cache) -> Result<Self> {
+        let file = File::create(path)?;
+        let gathered = if cache == Cache::Past && is_of_use(&file) { Gathered::new().ok() } else { None };
+        Ok(Self { file, gathered })
+    }
+
+    /// Another handle to the file, which has all but the last bytes that were written.
+    ///
+    /// # Errors
+    /// When the process has too many.
+    pub fn handle(&self) -> Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Hands the last bytes to the system. The file is complete afterwards, and not yet synced.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    pub fn finish(mut self) -> Result<()> {
+        let Some(mut gathered) = self.gathered.take() else { return Ok(()) };
+        if !gathered.direct {
+            return self.file.write_all(gathered.get(0, gathered.bytes));
+        }
+        let whole = gathered.bytes / BLOCK_BYTES * BLOCK_BYTES;
+        gathered.put(&mut self.file, whole)?;
+        set_direct(&self.file, false)?;
+        self.file.write_all(gathered.get(whole, gathered.bytes))
+    }
+}
+
+impl Write for SequentialFile {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        let Some(gathered) = &mut self.gathered else { return self.file.write(bytes) };
+        let taken = gathered.add(bytes);
+        if gathered.bytes == GATHERED_BYTES {
+            gathered.direct = gathered.direct || set_direct(&self.file, true).is_ok();
+            gathered.put(&mut self.file, GATHERED_BYTES)?;
+            gathered.bytes = 0;
+            if !gathered.direct {
+                self.gathered = None;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Does nothing: what is gathered is not a whole block.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Gathered {
+    fn new() -> Result<Self> {
+        let memory = MmapMut::map_anon(GATHERED_BYTES + HUGE_PAGE_BYTES)?;
+        #[cfg(target_os = "linux")]
+        memory.advise(memmap2::Advice::HugePage)?;
+        let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
+        Ok(Self { memory, start, bytes: 0, direct: false })
+    }
+
+    fn get(&self, from: usize, to: usize) -> &[u8] {
+        &self.memory[self.start + from..self.start + to]
+    }
+
+    /// Takes some of the bytes, at least one; there is room.
+    fn add(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(GATHERED_BYTES - self.bytes).min(COPIED_BYTES);
+        let at = self.start + self.bytes;
+        self.memory[at..at + taken].copy_from_slice(&bytes[..taken]);
+        self.bytes += taken;
+        taken
+    }
+
+    /// Writes the first `end` bytes, through the cache if the filesystem has thought better of it.
+    fn put(&mut self, file: &mut File, end: usize) -> Result<()> {
+        let mut put = 0;
+        while put < end {
+            match file.write(self.get(put, end)) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => put += written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::InvalidInput && self.direct => {
+                    set_direct(file, false)?;
+                    self.direct = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the file is on a disk of this machine, with a filesystem whose direct writes are what they are called, and there are huge
+/// pages. Other filesystems copy in any case, or have each write wait for a server.
+#[cfg(target_os = "linux")]
+fn is_of_use(file: &File) -> bool {
+    use rustix::fs::FsWord;
+
+    const EXT4: FsWord = 0xEF53;
+    const XFS: FsWord = 0x5846_5342;
+    const OVERLAY: FsWord = 0x794C_7630;
+    let filesystem = rustix::fs::fstatfs(file).map(|about| about.f_type);
+    let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    filesystem.is_ok_and(|kind| [EXT4, XFS, OVERLAY].contains(&kind)) && huge.is_ok_and(|how| !how.contains("[never]"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_of_use(_file: &File) -> bool {
+    false
+}
+
+/// Has writes go past the cache, or through it again.
+#[cfg(target_os = "linux")]
+fn set_direct(file: &File, direct: bool) -> Result<()> {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let mut flags = fcntl_getfl(file)?;
+    flags.set(OFlags::DIRECT, direct);
+    Ok(fcntl_setfl(file, flags)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_direct(_file: &File, _direct: bool) -> Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that differ from one block to the next.
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect()
+    }
+
+    #[test]
+    fn a_file_has_what_was_written_whichever_way_it_took() {
+        let dir = tempfile::tempdir().unwrap();
+        for cache in [Cache::Through, Cache::Past] {
+            let edges = [0, 1, BLOCK_BYTES, GATHERED_BYTES - 1, GATHERED_BYTES, GATHERED_BYTES + 1, 2 * GATHERED_BYTES];
+            for len in edges
+                .into_iter()
+                .chain([2 * GATHERED_BYTES + 3 * BLOCK_BYTES, 3 * GATHERED_BYTES + 5 * BLOCK_BYTES + 7])
+            {
+                let (path, content) = (dir.path().join("file"), bytes(len));
+                let mut file = SequentialFile::create(&path, cache).unwrap();
+                for piece in content.chunks(1_000_003) {
+                    file.write_all(piece).unwrap();
+                }
+                file.finish().unwrap();
+                assert!(std::fs::read(&path).unwrap() == content, "{cache:?}, {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_filesystem_that_takes_no_such_write_gets_it_through_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, content) = (dir.path().join("file"), bytes(3 * GATHERED_BYTES + 5));
+        let mut file = SequentialFile::create(&path, Cache::Through).unwrap();
+        let mut gathered = Gathered::new().unwrap();
+        // No device takes bytes from an odd address.
+        gathered.start = 1;
+        file.gathered = Some(gathered);
+        file.write_all(&content).unwrap();
+        file.finish().unwrap();
+        assert!(std::fs::read(&path).unwrap() == content);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_large_file_on_a_disk_goes_past_the_cache_until_its_end() {
+        use rustix::fs::{OFlags, fcntl_getfl};
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = SequentialFile::create(&dir.path().join("file"), Cache::Past).unwrap();
+        let handle = file.handle().unwrap();
+        let direct = || fcntl_getfl(&handle).unwrap().contains(OFlags::DIRECT);
+        file.write_all(&bytes(GATHERED_BYTES - 1)).unwrap();
+        assert!(!direct());
+        file.write_all(&bytes(2)).unwrap();
+        assert_eq!(direct(), file.gathered.is_some());
+        file.finish().unwrap();
+        assert!(!direct());
+    }
+}
