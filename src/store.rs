@@ -1,7 +1,7 @@
 //! Objects by name: listing, reads in bounded ranges pinned to one version, and durable directories.
 //!
 //! A name is a local path or a URL (`s3://`, `gs://`, `az://`, `https://`). An input is found by a glob
-//! ([`Store::list`]) and read front to back ([`Store::open`]) in ranges of 4 MiB (of local files, 1 MiB) of which two are in flight,
+//! ([`Store::list`]) and read front to back ([`Store::open`]) in ranges of 4 MiB (of local files, 256 KiB) of which two are in flight,
 //! each repeated until it is whole, each refused when the object is no longer the one that was listed. gzip (of several members too) and
 //! zstd are recognised by their first bytes and unpacked on the way; their checksums and lengths are checked. What a run writes goes
 //! through [`Directory`], local or on S3, where a name either holds a complete file or nothing, and which one process
