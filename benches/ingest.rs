@@ -19,7 +19,7 @@ use wikicap_pipeline::config::plan::BLOCK_IMAGES;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
-use wikicap_pipeline::store::{Cache, Store};
+use wikicap_pipeline::store::{PageCache, Store};
 
 fn main() {
     divan::main();
@@ -187,8 +187,8 @@ fn heads(images: usize) -> RowHeads {
     heads
 }
 
-#[divan::bench(sample_count = 20, args = [Cache::Through, Cache::Past])]
-fn chunk_write(bencher: Bencher<'_, '_>, cache: Cache) {
+#[divan::bench(sample_count = 20, args = [PageCache::Through, PageCache::Past])]
+fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
     let (path, heads) = (file("written.parquet", b""), heads(BLOCK_IMAGES));
     let pixels = vec![7_u8; BLOCK_IMAGES * image_bytes(SIDE_PX)];
     let bytes = IMAGES * image_bytes(SIDE_PX);
@@ -205,7 +205,7 @@ fn chunk_write(bencher: Bencher<'_, '_>, cache: Cache) {
 #[divan::bench(sample_count = 20)]
 fn chunk_read(bencher: Bencher<'_, '_>) {
     let path = file("read.parquet", b"");
-    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", Cache::Through).unwrap();
+    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", PageCache::Through).unwrap();
     writer.write(&heads(IMAGES), vec![7; IMAGES * image_bytes(SIDE_PX)]).unwrap();
     writer.finish().unwrap();
     let mut pixels = Vec::new();

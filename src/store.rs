@@ -16,7 +16,7 @@
 //! | `glob` | patterns → objects |
 //! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
-//! | [`SequentialFile`] | a large file on its way to the disk, past the system's cache |
+//! | [`SequentialWriter`] | a large file on its way to the disk, past the system's cache |
 //! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
 //!
@@ -61,7 +61,7 @@ pub use local::LocalDirectory;
 pub use log::Log;
 pub use process::{Process, boot};
 pub use read::Intake;
-pub use sequential::{Cache, SequentialFile};
+pub use sequential::{PageCache, SequentialWriter};
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};

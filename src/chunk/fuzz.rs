@@ -15,7 +15,7 @@ use super::schedule::Schedule;
 use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
 use crate::config::value::{Compression, Precision};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
-use crate::store::{Cache, Directory, LocalDirectory};
+use crate::store::{Directory, LocalDirectory, PageCache};
 
 /// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
 /// what a file says of itself, only with what it is.
@@ -48,7 +48,7 @@ fn files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Cache::Past).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Past).unwrap();
             writer.write(&heads(20), (0..20 * 192u32).map(|at| (at / 50) as u8).collect()).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());

@@ -13,7 +13,7 @@ use super::plain::PlainWriter;
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::Compression;
-use crate::store::Cache;
+use crate::store::PageCache;
 
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
@@ -32,7 +32,7 @@ pub struct PixelWriter {
     image_bytes: usize,
 }
 
-/// Pixels as they are go straight to the file.
+/// Pixels as they are go to the file as they come.
 enum Inner {
     Plain(Box<PlainWriter>),
     Packed(Box<TableWriter>),
@@ -49,7 +49,7 @@ impl PixelWriter {
         size_px: u32,
         compression: Compression,
         generation: &str,
-        cache: Cache,
+        cache: PageCache,
     ) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowHeads::fields().to_vec();
@@ -177,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Cache::Past).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Past).unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowHeads::default();
@@ -201,6 +201,28 @@ mod tests {
             assert_eq!(pixels, all);
             assert_eq!((rows.url(34), rows.labels(34)), ("u4-6", &[4, 6][..]));
         }
+    }
+
+    #[test]
+    fn a_chunk_that_goes_past_the_cache_is_the_same_file_and_has_its_checksum() {
+        const SIDE_PX: u32 = 224;
+        let dir = tempfile::tempdir().unwrap();
+        let files = [PageCache::Through, PageCache::Past].map(|cache| {
+            let path = dir.path().join(format!("{cache:?}.parquet"));
+            let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", cache).unwrap();
+            let mut pixels = Vec::new();
+            for block in 0..5u32 {
+                let mut rows = RowHeads::default();
+                (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
+                pixels.clear();
+                pixels.extend((0..13 * image_bytes(SIDE_PX) as u32).map(|at| (at ^ (at >> 11) ^ block) as u8));
+                pixels = writer.write(&rows, pixels).unwrap();
+            }
+            let sum = writer.finish().unwrap();
+            super::super::verify(&path, "chunk", Some(sum)).unwrap();
+            std::fs::read(&path).unwrap()
+        });
+        assert!(files[0].len() > 9 << 20 && files[0] == files[1]);
     }
 
     #[test]

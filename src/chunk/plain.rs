@@ -1,7 +1,7 @@
-//! A Parquet file whose last column is written as it comes: fixed bytes for each row, neither compressed nor copied.
+//! A Parquet file whose last column is written as it comes: fixed bytes for each row, not compressed.
 //!
 //! The usual writer copies what it is given into pages, those into a row group, and that into the file: three times 150 KB an image.
-//! Here the pages of the wide column go from the caller's buffer straight to the file; before them go the other columns, a few bytes a
+//! Here the pages of the wide column go from the caller's buffer to a [`SequentialWriter`]; before them go the other columns, a few bytes a
 //! row, which the usual writer makes in memory. What is appended at a time is a row group: nothing is held but what the footer says of
 //! it. A page is a header (a Thrift struct in the compact protocol,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>) and its values.
@@ -24,7 +24,7 @@ use parquet::file::properties::WriterProperties;
 use super::checksum::{Checksum, Summing};
 use super::table::{explain, properties};
 use super::{ChunkError, RowHeads};
-use crate::store::{Cache, SequentialFile, StoreError};
+use crate::store::{PageCache, SequentialWriter, StoreError};
 
 const MAGIC: &[u8] = b"PAR1";
 /// Bytes of a page, about.
@@ -35,7 +35,7 @@ pub(super) const GROUP_BYTES: u64 = 1024;
 /// Writes one file.
 pub(super) struct PlainWriter {
     path: PathBuf,
-    file: Summing<SequentialFile>,
+    file: Summing<SequentialWriter>,
     /// Bytes written.
     at: u64,
     /// The columns before the wide one.
@@ -54,9 +54,9 @@ impl PlainWriter {
         mut fields: Vec<Field>,
         row_bytes: usize,
         metadata: &[(&str, String)],
-        cache: Cache,
+        cache: PageCache,
     ) -> std::result::Result<Self, ChunkError> {
-        let file = SequentialFile::create(path, cache).map_err(|error| StoreError::io(path, "created", error))?;
+        let file = SequentialWriter::create(path, cache).map_err(|error| StoreError::io(path, "created", error))?;
         let properties = properties(Compression::UNCOMPRESSED, usize::MAX, metadata);
         let schema = Arc::new(Schema::new(fields.clone()));
         let whole = ArrowWriter::try_new(Vec::new(), schema, Some(properties.clone())).and_then(ArrowWriter::close);

@@ -238,7 +238,8 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
 
 /// A quarantined row, at most: its URL, reason and sentence.
 pub const QUARANTINED_BYTES: u64 = 2560;
-/// Images that one decoding job makes and that are written together, all views counted; of one image there may be more.
+/// Images that one decoding job makes and that are written together, at most, all views counted; of one image alone there may be
+/// more.
 pub const BLOCK_IMAGES: usize = 16;
 
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.

@@ -26,7 +26,7 @@ use crate::config::plan::BLOCK_IMAGES;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
-use crate::store::{Cache, Intake, Object, StoreError, explain_read};
+use crate::store::{Intake, Object, PageCache, StoreError, explain_read};
 
 pub use whole::Whole;
 
@@ -366,29 +366,27 @@ impl Drop for Temporary {
     }
 }
 
-/// Writes a chunk of squares to scratch disk, as many as the limits leave room for, and reads it back, which nobody does where the
-/// chunks are the product; the times are those of `made`.
+/// Writes a chunk of squares to scratch disk, as many as the limits leave room for, and reads it back, where a model does; the times are
+/// those of `made`. Through the page cache in any case: what it takes a core, and not the disk.
 fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Duration, Option<Duration>), PipelineError> {
     let file = Temporary::new(plan, "parquet")?;
     let path = &file.path;
     let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / (square.len() as u64 * BLOCK_IMAGES as u64).max(1);
     let blocks = made.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
     let chunks = &plan.pipeline().chunks;
-    let (compression, cache) = match plan.pipeline().model {
-        Some(_) => (Compression::None, Cache::Through),
-        None => (chunks.compression, Cache::Past),
-    };
+    let consumed = plan.pipeline().model.is_some();
+    let compression = if consumed { Compression::None } else { chunks.compression };
     let mut heads = RowHeads::default();
     (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
     let started = Instant::now();
-    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", cache)?;
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", PageCache::Through)?;
     let mut pixels = square.repeat(BLOCK_IMAGES);
     for _ in 0..blocks {
         pixels = writer.write(&heads, pixels)?;
     }
     writer.finish()?;
     let writing = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);
-    if cache == Cache::Past {
+    if !consumed {
         return Ok((writing, None));
     }
     let started = Instant::now();

@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Images a second of the whole stream, all cores together.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Whole {
-    /// With chunks on scratch disk, checksums, journal and syncs.
+    /// With chunks on scratch disk, checksums, journal and syncs, as where chunks are the product.
     pub written_per_s: f64,
     /// With a counter in the place of the chunks.
     pub counted_per_s: f64,

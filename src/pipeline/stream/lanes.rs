@@ -22,7 +22,7 @@ use crate::flow::{ByteBudget, Clock, Doing, Held, Spares, link};
 use crate::store::{Intake, Object};
 
 /// Blocks of a lane that wait for its turn; the bytes of its share are the bound, and blocks can be small.
-const BLOCKS_AHEAD: usize = 128;
+const BLOCKS_AHEAD: usize = 256;
 /// Decoding threads that one lane has enough images for.
 const FED_BY_ONE: u64 = 6;
 /// Text of blocks ahead, for each decoding thread and lane: what makes a turn's chunk come from memory where one lane is not enough
@@ -67,9 +67,9 @@ impl Ahead {
         Self { lanes: 0, queue_bytes: 0, _held: None }
     }
 
-    /// Buffers of blocks that wait ahead, about.
+    /// Buffers of blocks that wait ahead, of the usual 512 KiB, about.
     pub(super) fn buffers(&self) -> usize {
-        (self.lanes + usize::from(self.lanes > 0)) * (self.queue_bytes >> 20) as usize
+        (self.lanes + usize::from(self.lanes > 0)) * (self.queue_bytes >> 19) as usize
     }
 }
 

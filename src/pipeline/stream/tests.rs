@@ -283,7 +283,7 @@ fn a_block_takes_the_buffers_of_the_one_before() {
         });
         counts.push(taken.count_total);
     }
-    // URLs, labels and places of a block's rows grow by doubling.
+    // A block's URLs, labels and places have buffers of their own.
     let (first, rest) = counts.split_at(4);
     let most = rest.iter().max().unwrap().saturating_sub(ROWS * by_decoder);
     assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");

@@ -24,7 +24,7 @@ use crate::chunk::{ChunkId, RowHeads, Tally};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
-use crate::store::{Cache, Directory, StoreError};
+use crate::store::{Directory, PageCache, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -258,11 +258,11 @@ impl Committer {
     }
 }
 
-/// Bytes after which the system is told to write out what it has of a chunk that is the product, and to forget it. Left to itself it
-/// would not begin before the chunk is committed, and keep in memory what nobody is going to read.
+/// Bytes after which what there is of a chunk that is the product is synced. Left to itself, a disk has it in a cache of its own until
+/// the chunk is committed, and the system, where the file goes through the page cache, keeps what nobody is going to read.
 const WRITTEN_OUT_BYTES: usize = 4 << 20;
 
-/// Has the system write out a file meanwhile, a stretch after the other.
+/// Has a file synced meanwhile, a stretch after the other.
 #[derive(Default)]
 struct WritingOut {
     /// Bytes that it was not told of yet.
@@ -375,7 +375,7 @@ impl OpenChunk {
             Out::Durable(_, compression) => *compression,
         };
         let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
-        let cache = if product { Cache::Past } else { Cache::Through };
+        let cache = if product { PageCache::Past } else { PageCache::Through };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
             None => {
@@ -390,8 +390,8 @@ impl OpenChunk {
             drop(held);
             let mut file = if due { writer.handle() } else { None };
             if busy && let Some(file) = file.take() {
-                // What is not on the disk yet it does not forget, but begins to write: the disk is never idle, and where it does not
-                // keep up, this waits.
+                // What is in the page cache and not on the disk yet it does not forget, but begins to write: the disk is never idle, and
+                // where it does not keep up, this waits. A direct write has waited already.
                 forget(&file, None);
             }
             Ok::<_, PipelineError>((writer, pixels, file))
