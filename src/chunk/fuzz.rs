@@ -48,7 +48,7 @@ fn files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Past).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Through).unwrap();
             writer.write(&heads(20), (0..20 * 192u32).map(|at| (at / 50) as u8).collect()).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());

@@ -177,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Past).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Through).unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowHeads::default();

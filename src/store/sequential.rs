@@ -13,6 +13,8 @@ use memmap2::MmapMut;
 
 /// Bytes that are handed to the device at once: more than the largest request that Linux makes of them is no faster.
 const GATHERED_BYTES: usize = 4 << 20;
+/// Bytes at the start of a file that go through the cache, so that small files cost no huge pages; whole blocks.
+const CACHED_BYTES: usize = 1 << 20;
 /// Bytes gathered at a time, so that whoever else looks at them finds them in the processor's cache.
 const COPIED_BYTES: usize = 128 << 10;
 /// What a huge page's address is a multiple of, on x86 and with small pages of 4 KiB on ARM.
@@ -40,7 +42,9 @@ pub enum PageCache {
 /// Writes one file. Nothing of it may be relied upon before [`SequentialWriter::finish`], nor ever after an error.
 pub struct SequentialWriter {
     file: File,
-    /// `None`: the file is written through the cache.
+    /// Bytes after which the file goes past the cache; 0: it does, or never will.
+    cached_left: usize,
+    /// There while it does.
     gathered: Option<Gathered>,
 }
 
@@ -50,8 +54,6 @@ struct Gathered {
     /// Where in the memory they begin.
     start: usize,
     bytes: usize,
-    /// Whether the file goes past the cache already: one of less than [`GATHERED_BYTES`] never does.
-    direct: bool,
 }
 
 impl SequentialWriter {
@@ -60,9 +62,8 @@ impl SequentialWriter {
     /// # Errors
     /// When the system refuses.
     pub fn create(path: &Path, cache: PageCache) -> Result<Self> {
-        let file = File::create(path)?;
-        let gathered = if cache == PageCache::Past && can_go_past_cache(&file) { Gathered::new().ok() } else { None };
-        Ok(Self { file, gathered })
+        let cached_left = if cache == PageCache::Past { CACHED_BYTES } else { 0 };
+        Ok(Self { file: File::create(path)?, cached_left, gathered: None })
     }
 
     /// Another handle to the file, which has all but the last bytes that were written.
@@ -78,30 +79,45 @@ impl SequentialWriter {
     /// # Errors
     /// When the disk is full or refuses.
     pub fn finish(mut self) -> Result<()> {
-        let Some(mut gathered) = self.gathered.take() else { return Ok(()) };
-        if !gathered.direct {
-            return self.file.write_all(gathered.get(0, gathered.bytes));
-        }
+        let Some(gathered) = self.gathered.take() else { return Ok(()) };
         let whole = gathered.bytes / BLOCK_BYTES * BLOCK_BYTES;
         gathered.put(&mut self.file, whole)?;
         set_direct(&self.file, false)?;
         self.file.write_all(gathered.get(whole, gathered.bytes))
     }
+
+    /// Goes past the cache from here on, if that is of use; the file has whole blocks.
+    fn go_past_cache(&mut self) {
+        if can_go_past_cache(&self.file)
+            && let Ok(gathered) = Gathered::new()
+            && set_direct(&self.file, true).is_ok()
+        {
+            self.gathered = Some(gathered);
+        }
+    }
 }
 
 impl Write for SequentialWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let Some(gathered) = &mut self.gathered else { return self.file.write(bytes) };
-        let taken = gathered.add(bytes);
-        if gathered.bytes == GATHERED_BYTES {
-            gathered.direct = gathered.direct || set_direct(&self.file, true).is_ok();
-            gathered.put(&mut self.file, GATHERED_BYTES)?;
-            gathered.bytes = 0;
-            if !gathered.direct {
-                self.gathered = None;
+        if let Some(gathered) = &mut self.gathered {
+            let taken = gathered.add(bytes);
+            if gathered.bytes == GATHERED_BYTES {
+                gathered.bytes = 0;
+                if !gathered.put(&mut self.file, GATHERED_BYTES)? {
+                    self.gathered = None;
+                }
             }
+            return Ok(taken);
         }
-        Ok(taken)
+        if self.cached_left == 0 {
+            return self.file.write(bytes);
+        }
+        let written = self.file.write(&bytes[..bytes.len().min(self.cached_left)])?;
+        self.cached_left -= written;
+        if self.cached_left == 0 {
+            self.go_past_cache();
+        }
+        Ok(written)
     }
 
     /// Does nothing: what is gathered is not a whole block.
@@ -117,7 +133,7 @@ impl Gathered {
         #[cfg(target_os = "linux")]
         memory.advise(memmap2::Advice::HugePage).ok();
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
-        Ok(Self { memory, start, bytes: 0, direct: false })
+        Ok(Self { memory, start, bytes: 0 })
     }
 
     fn get(&self, from: usize, to: usize) -> &[u8] {
@@ -133,22 +149,22 @@ impl Gathered {
         taken
     }
 
-    /// Writes the first `end` bytes, through the cache if the filesystem has thought better of it.
-    fn put(&mut self, file: &mut File, end: usize) -> Result<()> {
-        let mut put = 0;
+    /// Writes the first `end` bytes, through the cache if the filesystem has thought better of it; returns whether it has not.
+    fn put(&self, file: &mut File, end: usize) -> Result<bool> {
+        let (mut put, mut direct) = (0, true);
         while put < end {
             match file.write(self.get(put, end)) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => put += written,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::InvalidInput && self.direct => {
+                Err(error) if error.kind() == ErrorKind::InvalidInput && direct => {
                     set_direct(file, false)?;
-                    self.direct = false;
+                    direct = false;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(direct)
     }
 }
 
@@ -193,11 +209,10 @@ mod tests {
     fn a_file_has_what_was_written_whichever_way_it_took() {
         let dir = tempfile::tempdir().unwrap();
         for cache in [PageCache::Through, PageCache::Past] {
-            let edges = [0, 1, BLOCK_BYTES, GATHERED_BYTES - 1, GATHERED_BYTES, GATHERED_BYTES + 1, 2 * GATHERED_BYTES];
-            for len in edges
-                .into_iter()
-                .chain([2 * GATHERED_BYTES + 3 * BLOCK_BYTES, 3 * GATHERED_BYTES + 5 * BLOCK_BYTES + 7])
-            {
+            let edges = [0, 1, CACHED_BYTES - 1, CACHED_BYTES, CACHED_BYTES + 1, CACHED_BYTES + BLOCK_BYTES];
+            let behind =
+                [GATHERED_BYTES - 1, GATHERED_BYTES, GATHERED_BYTES + 1, 2 * GATHERED_BYTES + 5 * BLOCK_BYTES + 7];
+            for len in edges.into_iter().chain(behind.map(|bytes| CACHED_BYTES + bytes)) {
                 let (path, content) = (dir.path().join("file"), bytes(len));
                 let mut file = SequentialWriter::create(&path, cache).unwrap();
                 for piece in content.chunks(1_000_003) {
@@ -209,35 +224,38 @@ mod tests {
         }
     }
 
-    /// Whether direct writes from an odd address are refused here.
+    /// Whether files below `dir` are written directly, and not from an odd address; some filesystems and devices take that too.
     #[cfg(target_os = "linux")]
-    fn is_strict(file: &SequentialWriter) -> bool {
-        // Overlays may be over anything.
-        file.gathered.is_some()
-            && rustix::fs::fstatfs(&file.file).is_ok_and(|about| [EXT4, XFS].contains(&about.f_type))
+    fn is_strict(dir: &Path) -> bool {
+        let mut file = File::create(dir.join("probe")).unwrap();
+        let from_odd = Gathered { start: 1, ..Gathered::new().unwrap() };
+        let refused = |error: std::io::Error| error.kind() == ErrorKind::InvalidInput;
+        can_go_past_cache(&file)
+            && set_direct(&file, true).is_ok()
+            && file.write(from_odd.get(0, BLOCK_BYTES)).is_err_and(refused)
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn a_device_that_refuses_gets_the_rest_through_the_cache() {
         let dir = tempfile::tempdir().unwrap();
-        let content = bytes(3 * GATHERED_BYTES + 5 * BLOCK_BYTES + 5);
-        // From the start, behind a part that it took, and with the last part alone.
-        for taken in [0, GATHERED_BYTES, 3 * GATHERED_BYTES] {
+        let strict = is_strict(dir.path());
+        let content = bytes(CACHED_BYTES + 3 * GATHERED_BYTES + 5 * BLOCK_BYTES + 5);
+        // At once, behind a part that it took, and with the last part alone.
+        for parts in [0, 1, 3] {
             let path = dir.path().join("file");
             let mut file = SequentialWriter::create(&path, PageCache::Past).unwrap();
-            let (before, after) = content.split_at(taken);
+            let (before, after) = content.split_at(CACHED_BYTES + parts * GATHERED_BYTES);
             file.write_all(before).unwrap();
-            let strict = is_strict(&file);
             if let Some(gathered) = &mut file.gathered {
                 gathered.start = 1;
             }
             file.write_all(after).unwrap();
             let ends_gathered = file.gathered.is_some();
             file.finish().unwrap();
-            assert!(std::fs::read(&path).unwrap() == content, "{taken}");
+            assert!(std::fs::read(&path).unwrap() == content, "{parts}");
             if strict {
-                assert_eq!(ends_gathered, taken == 3 * GATHERED_BYTES, "{taken}: the odd address was taken");
+                assert_eq!(ends_gathered, parts == 3, "{parts}: the odd address was taken");
             }
         }
     }
@@ -249,9 +267,9 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let mut file = SequentialWriter::create(&dir.path().join("file"), PageCache::Past).unwrap();
-        let (handle, strict) = (file.handle().unwrap(), is_strict(&file));
+        let (handle, strict) = (file.handle().unwrap(), is_strict(dir.path()));
         let direct = || fcntl_getfl(&handle).unwrap().contains(OFlags::DIRECT);
-        file.write_all(&bytes(GATHERED_BYTES - 1)).unwrap();
+        file.write_all(&bytes(CACHED_BYTES - 1)).unwrap();
         assert!(!direct());
         file.write_all(&bytes(2)).unwrap();
         assert!(direct() || !strict);
