@@ -204,9 +204,9 @@ impl Generations {
             self.file.stages.remove(&name);
         }
         self.file.config = without_secrets(plan.pipeline().clone());
-        // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
-        self.save()?;
         if let Some(from) = self.from {
+            // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
+            self.save()?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
                 self.remove_artefacts(later)?;
             }

@@ -3,7 +3,7 @@
 //! Through the cache each byte is copied by the kernel into pages that it has to find first and to write out and to forget later. With
 //! `O_DIRECT` the device takes the bytes from the program's memory. It wants them in whole blocks at whole blocks' addresses, so they
 //! are gathered first: a copy too, but into the same few megabytes always. These are in huge pages: a device is told of each stretch
-//! of memory by itself, and 4 MiB are 2 of those or 1,024.
+//! of memory by itself, and 2 MiB are one of those or 512.
 
 use std::fs::File;
 use std::io::{ErrorKind, Result, Write};
@@ -11,8 +11,8 @@ use std::path::Path;
 
 use memmap2::MmapMut;
 
-/// Bytes that are handed to the device at once: more than the largest request that Linux makes of them is no faster.
-const GATHERED_BYTES: usize = 4 << 20;
+/// Bytes that are handed to the device at once, which are one huge page: more is no faster, and leaves more to do at the end.
+const GATHERED_BYTES: usize = HUGE_PAGE_BYTES;
 /// Bytes at the start of a file that go through the cache, so that small files cost no huge pages; whole blocks.
 const CACHED_BYTES: usize = 1 << 20;
 /// Bytes gathered at a time, so that whoever else looks at them finds them in the processor's cache.

@@ -52,7 +52,7 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
 const POINTS: [&[(&str, &str, u32)]; 4] = [
     &[
         ("rename", "run.toml", 1),
-        ("renamed", "run.toml", 2),
+        ("renamed", "run.toml", 1),
         ("rename", "catalog/classes", 1),
         ("renamed", "catalog/labels", 1),
         ("link", "journal/catalog", 1),
@@ -107,6 +107,32 @@ fn killed_before_and_after_every_kind_of_step_it_ends_with_the_same_bytes() {
         let out = run(&["run", "--config", &config]);
         assert!(out.status.success(), "{}", complaint(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn killed_while_it_throws_away_what_was_made_it_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let config = write(dir.path(), &pipeline(&run_dir, &[]));
+    let out = run(&["run", "--config", &config]);
+    assert!(out.status.success(), "{}", complaint(&out));
+    let expected = artefacts(&run_dir);
+    // The record without what is thrown away, each thing, and the record of what will be made.
+    for plan in [
+        "rename run.toml 1",
+        "renamed run.toml 1",
+        "removed journal/ 1",
+        "removed features 1",
+        "rename run.toml 2",
+        "renamed run.toml 2",
+    ] {
+        let again = ["run", "--from", "stream", "--config", &config];
+        let out = program().args(again).env("WIKICAP_KILL_AT", plan).output().unwrap();
+        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
+        let out = run(&["run", "--config", &config]);
+        assert!(out.status.success(), "`{plan}`: {}", complaint(&out));
+        assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new(), "{plan}");
     }
 }
 

@@ -16,7 +16,7 @@ const POINTS: &[(&str, &str, u32)] = &[
     ("put", "lock", 1),
     ("put-done", "lock", 1),
     ("put", "run.toml", 1),
-    ("put-done", "run.toml", 2),
+    ("put-done", "run.toml", 1),
     ("put-done", "catalog/labels", 1),
     ("put", "journal/catalog", 1),
     ("put-done", "journal/catalog", 1),
