@@ -13,13 +13,13 @@ use divan::{Bencher, black_box};
 use image::{ExtendedColorType, ImageEncoder as _, ImageFormat, RgbImage};
 use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
-use wikicap_pipeline::chunk::RowHeads;
-use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
+use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
+use wikicap_pipeline::chunk::{RowHeads, sum_segments};
 use wikicap_pipeline::config::plan::BLOCK_IMAGES;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
-use wikicap_pipeline::store::{PageCache, Store};
+use wikicap_pipeline::store::{PageBuffer, PageCache, Store};
 
 fn main() {
     divan::main();
@@ -190,13 +190,17 @@ fn heads(images: usize) -> RowHeads {
 #[divan::bench(sample_count = 20, args = [PageCache::Through, PageCache::Past])]
 fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
     let (path, heads) = (file("written.parquet", b""), heads(BLOCK_IMAGES));
-    let pixels = vec![7_u8; BLOCK_IMAGES * image_bytes(SIDE_PX)];
+    let mut pixels = PageBuffer::default();
+    pixels.resize(BLOCK_IMAGES * image_bytes(SIDE_PX));
+    pixels.fill(7);
+    let mut sums = Vec::new();
+    sum_segments(&pixels, &mut sums);
     let bytes = IMAGES * image_bytes(SIDE_PX);
     bencher.counter(BytesCount::new(bytes)).counter(ItemsCount::new(IMAGES)).bench_local(|| {
-        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", cache).unwrap();
-        let mut pixels = pixels.clone();
+        let purpose = Purpose::Product(cache);
+        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", purpose).unwrap();
         for _ in 0..IMAGES / BLOCK_IMAGES {
-            pixels = writer.write(&heads, pixels).unwrap();
+            writer.write(&heads, &pixels, &sums).unwrap();
         }
         writer.finish().unwrap()
     });
@@ -205,8 +209,8 @@ fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
 #[divan::bench(sample_count = 20)]
 fn chunk_read(bencher: Bencher<'_, '_>) {
     let path = file("read.parquet", b"");
-    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", PageCache::Through).unwrap();
-    writer.write(&heads(IMAGES), vec![7; IMAGES * image_bytes(SIDE_PX)]).unwrap();
+    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", Purpose::Passing).unwrap();
+    writer.write(&heads(IMAGES), &vec![7; IMAGES * image_bytes(SIDE_PX)], &[]).unwrap();
     writer.finish().unwrap();
     let mut pixels = Vec::new();
     bencher.counter(BytesCount::new(IMAGES * image_bytes(SIDE_PX))).counter(ItemsCount::new(IMAGES)).bench_local(

@@ -17,7 +17,7 @@ pub use budget::{ByteBudget, Held};
 pub use clock::{Clock, ClockSnapshot, Doing};
 pub use device::{DeviceGone, DeviceThread};
 pub use pool::{CpuPool, JobPanicked, NoThreads};
-pub use spares::{Lent, Spares};
+pub use spares::{Lent, Spare, Spares};
 pub use stop::{Signal, Stop};
 
 use tokio::sync::mpsc;

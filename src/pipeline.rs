@@ -61,7 +61,7 @@ use crate::catalog::Wanted;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::LANES;
-use crate::config::plan::{Stage, chunk_disk_bytes};
+use crate::config::plan::{Stage, product_disk_bytes};
 use crate::config::raw::RawStore;
 use crate::config::{ConfigError, Plan};
 use crate::decode::Spec;
@@ -497,7 +497,7 @@ impl Run {
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
         let start = Start { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
         if self.directory.is_remote() {
-            let chunk = chunk_disk_bytes(self.plan.pipeline().chunks.rows, self.spec.geometry.output_px());
+            let chunk = product_disk_bytes(self.plan.pipeline().chunks.rows, self.spec.geometry.output_px());
             self.enough_disk(chunk, "the chunk on its way to the run directory")?;
         }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);

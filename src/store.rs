@@ -16,7 +16,7 @@
 //! | `glob` | patterns → objects |
 //! | `listing` | what is below a prefix, page by page |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`remote`, with its `lease`) |
-//! | [`SequentialWriter`] | a large file on its way to the disk, past the system's cache |
+//! | [`SequentialWriter`] | a large file on its way to the disk, past the system's cache; from a [`PageBuffer`] without a copy |
 //! | [`Hub`] | checkpoints of the Hugging Face hub, in its cache |
 //! | `kill` | named instants at which a test lets the process die |
 //!
@@ -35,6 +35,7 @@ mod lease;
 mod listing;
 mod local;
 mod log;
+mod pages;
 mod process;
 mod profile;
 mod read;
@@ -59,9 +60,10 @@ pub use error::StoreError;
 pub use hub::{Download, Hub, Missing, Repo, RepoKind};
 pub use local::LocalDirectory;
 pub use log::Log;
+pub use pages::PageBuffer;
 pub use process::{Process, boot};
 pub use read::Intake;
-pub use sequential::{PageCache, SequentialWriter};
+pub use sequential::{PLACE_BYTES, PageCache, SequentialWriter};
 pub use traffic::{Traffic, TrafficSnapshot};
 
 use client::{Client, Clients};

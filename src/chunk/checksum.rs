@@ -1,7 +1,7 @@
 //! A file's checksum: taken while the file is written, kept in the entry that commits it, compared when it is read back.
 //!
 //! Sizes tell a file that was cut; only its bytes tell one that was changed, and a changed pixel or weight would never be
-//! noticed otherwise.
+//! noticed otherwise. It is a sum of sums of segments, so that whoever makes a segment can sum it while a processor still has it.
 
 use std::fmt;
 use std::fs::File;
@@ -13,19 +13,34 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use super::ChunkError;
-use crate::store::StoreError;
+use crate::store::{PLACE_BYTES, StoreError};
 
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// XXH3 of a file's bytes; 16 hexadecimal digits in JSON, whose numbers are not exact to 64 bits everywhere.
+/// Bytes of a segment; a file's last is shorter mostly.
+const SEGMENT_BYTES: usize = 64 << 10;
+// A product's pixels begin at a segment's start: their sums are those of the file's segments.
+const _: () = assert!(PLACE_BYTES.is_multiple_of(SEGMENT_BYTES));
+/// What tells sums of segments from those of whole files.
+const OF_SEGMENTS: &str = "segments:";
+
+/// XXH3 of a file; in JSON hexadecimal, as numbers there are not exact to 64 bits everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct Checksum(u64);
+pub enum Checksum {
+    /// Of the XXH3 of each segment, in 8 bytes each, little end first.
+    Segments(u64),
+    /// Of the bytes, as versions of this program up to 2026-11 have it.
+    Whole(u64),
+}
 
 impl fmt::Display for Checksum {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:016x}", self.0)
+        match self {
+            Self::Segments(sum) => write!(out, "{OF_SEGMENTS}{sum:016x}"),
+            Self::Whole(sum) => write!(out, "{sum:016x}"),
+        }
     }
 }
 
@@ -39,7 +54,10 @@ impl TryFrom<String> for Checksum {
     type Error = std::num::ParseIntError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        u64::from_str_radix(&text, 16).map(Self)
+        match text.strip_prefix(OF_SEGMENTS) {
+            Some(sum) => u64::from_str_radix(sum, 16).map(Self::Segments),
+            None => u64::from_str_radix(&text, 16).map(Self::Whole),
+        }
     }
 }
 
@@ -50,44 +68,106 @@ impl TryFrom<String> for Checksum {
 pub fn verify(path: &Path, named: &str, expected: Option<Checksum>) -> Result<(), ChunkError> {
     let Some(expected) = expected else { return Ok(()) };
     let mut file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
-    let (mut hash, mut block) = (XxHash3_64::new(), vec![0; BLOCK_BYTES]);
+    let (mut segments, mut whole, mut block) = (Sum::default(), XxHash3_64::new(), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut block).map_err(|error| StoreError::io(path, "read", error))? {
             0 => break,
-            read => hash.write(&block[..read]),
+            read if matches!(expected, Checksum::Segments(_)) => segments.add(&block[..read]),
+            read => whole.write(&block[..read]),
         }
     }
-    if Checksum(hash.finish()) == expected {
+    let found = match expected {
+        Checksum::Segments(_) => segments.end(),
+        Checksum::Whole(_) => Checksum::Whole(whole.finish()),
+    };
+    if found == expected {
         return Ok(());
     }
     Err(ChunkError::damaged(named, "chunk", "its bytes are not those that were written"))
 }
 
-/// Hashes what passes through on its way to a file.
+/// Sums the whole segments of `bytes` of which `sums` has nothing yet.
+pub fn sum_segments(bytes: &[u8], sums: &mut Vec<u64>) {
+    let done = (sums.len() * SEGMENT_BYTES).min(bytes.len());
+    sums.extend(bytes[done..].chunks_exact(SEGMENT_BYTES).map(XxHash3_64::oneshot));
+}
+
+/// Bytes so far.
+#[derive(Default)]
+struct Sum {
+    /// Of the sums of whole segments.
+    hash: XxHash3_64,
+    /// The segment that is not whole yet.
+    rest: Vec<u8>,
+}
+
+impl Sum {
+    fn add(&mut self, mut bytes: &[u8]) {
+        if !self.rest.is_empty() {
+            let (more, behind) = bytes.split_at(bytes.len().min(SEGMENT_BYTES - self.rest.len()));
+            self.rest.extend_from_slice(more);
+            bytes = behind;
+            if self.rest.len() == SEGMENT_BYTES {
+                self.add_sum(XxHash3_64::oneshot(&self.rest));
+                self.rest.clear();
+            }
+        }
+        let segments = bytes.chunks_exact(SEGMENT_BYTES);
+        let behind = segments.remainder();
+        for segment in segments {
+            self.add_sum(XxHash3_64::oneshot(segment));
+        }
+        self.rest.extend_from_slice(behind);
+    }
+
+    fn add_sum(&mut self, sum: u64) {
+        self.hash.write(&sum.to_le_bytes());
+    }
+
+    fn end(mut self) -> Checksum {
+        if !self.rest.is_empty() {
+            self.add_sum(XxHash3_64::oneshot(&self.rest));
+        }
+        Checksum::Segments(self.hash.finish())
+    }
+}
+
+/// Sums what passes through on its way to a file.
 pub(super) struct Summing<W> {
     inner: W,
-    hash: XxHash3_64,
+    sum: Sum,
 }
 
 impl<W: Write> Summing<W> {
     pub(super) fn new(inner: W) -> Self {
-        Self { inner, hash: XxHash3_64::new() }
+        Self { inner, sum: Sum::default() }
     }
 
     pub(super) fn get(&self) -> &W {
         &self.inner
     }
 
+    /// Writes bytes of whose first whole segments the sums are known; no segment may be open.
+    pub(super) fn write_summed(&mut self, bytes: &[u8], sums: &[u64]) -> std::io::Result<()> {
+        let (known, behind) = bytes.split_at(sums.len() * SEGMENT_BYTES);
+        debug_assert!(self.sum.rest.is_empty(), "sums of segments that begin elsewhere");
+        self.inner.write_all(known)?;
+        for sum in sums {
+            self.sum.add_sum(*sum);
+        }
+        self.write_all(behind)
+    }
+
     /// Gives back the file, and the sum of what passed.
     pub(super) fn end(self) -> (W, Checksum) {
-        (self.inner, Checksum(self.hash.finish()))
+        (self.inner, self.sum.end())
     }
 }
 
 impl<W: Write> Write for Summing<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(bytes)?;
-        self.hash.write(&bytes[..written]);
+        self.sum.add(&bytes[..written]);
         Ok(written)
     }
 
@@ -115,6 +195,41 @@ mod tests {
         let error = verify(&path, "the/file", Some(sum)).unwrap_err().to_string();
         assert!(error.contains("`the/file`") && error.contains("remove it and run again"), "{error}");
         let json = serde_json::to_string(&sum).unwrap();
-        assert_eq!((json.len(), serde_json::from_str::<Checksum>(&json).unwrap()), (18, sum));
+        assert_eq!((json.len(), serde_json::from_str::<Checksum>(&json).unwrap()), (27, sum));
+    }
+
+    #[test]
+    fn sums_of_earlier_versions_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"wikicap").unwrap();
+        let text = format!("{:016x}", XxHash3_64::oneshot(b"wikicap"));
+        let sum: Checksum = serde_json::from_value(text.clone().into()).unwrap();
+        assert_eq!((sum, sum.to_string()), (Checksum::Whole(XxHash3_64::oneshot(b"wikicap")), text));
+        verify(&path, "file", Some(sum)).unwrap();
+        std::fs::write(&path, b"wikicaps").unwrap();
+        assert!(verify(&path, "file", Some(sum)).is_err());
+    }
+
+    #[test]
+    fn however_a_file_comes_its_sum_is_that_of_its_segments() {
+        let bytes: Vec<u8> = (0..5 * SEGMENT_BYTES + 77).map(|at| (at ^ (at >> 7)) as u8).collect();
+        for len in [0, 1, SEGMENT_BYTES - 1, SEGMENT_BYTES, SEGMENT_BYTES + 1, bytes.len()] {
+            let mut outer = XxHash3_64::new();
+            bytes[..len].chunks(SEGMENT_BYTES).for_each(|one| outer.write(&XxHash3_64::oneshot(one).to_le_bytes()));
+            let expected = Checksum::Segments(outer.finish());
+            for piece in [1000, SEGMENT_BYTES, 3 * SEGMENT_BYTES - 1, bytes.len()] {
+                let mut file = Summing::new(Vec::new());
+                bytes[..len].chunks(piece).for_each(|piece| file.write_all(piece).unwrap());
+                assert_eq!(file.end().1, expected, "{len} bytes, {piece} at a time");
+            }
+            for known in 0..=len / SEGMENT_BYTES {
+                let (mut sums, mut file) = (Vec::new(), Summing::new(Vec::new()));
+                sum_segments(&bytes[..known * SEGMENT_BYTES], &mut sums);
+                file.write_summed(&bytes[..len], &sums).unwrap();
+                let (written, sum) = file.end();
+                assert!(written == bytes[..len] && sum == expected, "{len} bytes, {known} segments known");
+            }
+        }
     }
 }

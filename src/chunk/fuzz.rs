@@ -8,14 +8,14 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::journal::{Journal, Layout};
-use super::pixels::{PixelReader, PixelWriter};
+use super::pixels::{PixelReader, PixelWriter, Purpose};
 use super::quarantine::{self, Quarantined};
 use super::ring::{Ring, RingEntry};
 use super::schedule::Schedule;
 use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
 use crate::config::value::{Compression, Precision};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
-use crate::store::{Directory, LocalDirectory, PageCache};
+use crate::store::{Directory, LocalDirectory};
 
 /// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
 /// what a file says of itself, only with what it is.
@@ -48,8 +48,9 @@ fn files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Through).unwrap();
-            writer.write(&heads(20), (0..20 * 192u32).map(|at| (at / 50) as u8).collect()).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let pixels: Vec<u8> = (0..20 * 192u32).map(|at| (at / 50) as u8).collect();
+            writer.write(&heads(20), &pixels, &[]).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{AsArray as _, FixedSizeBinaryArray};
+use arrow::array::{ArrayRef, AsArray as _, FixedSizeBinaryArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
-use super::plain::PlainWriter;
+use super::plain::{Pages, PlainWriter};
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowHeads};
 use crate::config::value::Compression;
@@ -18,13 +18,25 @@ use crate::store::PageCache;
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
 
+/// Bytes of pixels that are packed at a time, about, and copied for it.
+const PIECE_BYTES: usize = 2 << 20;
+
 /// Bytes of one image: three channels.
 pub fn image_bytes(size_px: u32) -> usize {
     3 * size_px as usize * size_px as usize
 }
 
-/// What rows that are appended together take in the file beside themselves, at most.
+/// What rows that are appended together take in the file of a passing chunk beside themselves, at most.
 pub const GROUP_BYTES_BESIDE: u64 = super::plain::GROUP_BYTES;
+
+/// What a chunk is written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is read soon, a few rows at a time, and removed.
+    Passing,
+    /// It is the product: laid out for the disk, and on its way there as said.
+    Product(PageCache),
+}
 
 /// Writes one pixel chunk.
 pub struct PixelWriter {
@@ -39,8 +51,8 @@ enum Inner {
 }
 
 impl PixelWriter {
-    /// Creates the file at `path`. `generation` and the size go into its metadata. Packed pixels go through the system's cache always:
-    /// packing takes longer than the disk does.
+    /// Creates the file at `path`. `generation` and the size go into its metadata. Packed pixels are the same for any purpose, and go
+    /// through the system's cache: packing takes longer than the disk does.
     ///
     /// # Errors
     /// When the system refuses.
@@ -49,7 +61,7 @@ impl PixelWriter {
         size_px: u32,
         compression: Compression,
         generation: &str,
-        cache: PageCache,
+        purpose: Purpose,
     ) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowHeads::fields().to_vec();
@@ -61,7 +73,11 @@ impl PixelWriter {
             ("generation", generation.to_owned()),
         ];
         let inner = if compression == Compression::None {
-            Inner::Plain(Box::new(PlainWriter::create(path, fields, image_bytes, &metadata, cache)?))
+            let (pages, cache) = match purpose {
+                Purpose::Passing => (Pages::Small, PageCache::Through),
+                Purpose::Product(cache) => (Pages::Placed, cache),
+            };
+            Inner::Plain(Box::new(PlainWriter::create(path, fields, image_bytes, &metadata, pages, cache)?))
         } else {
             Inner::Packed(Box::new(TableWriter::create(
                 path,
@@ -74,26 +90,28 @@ impl PixelWriter {
         Ok(Self { inner, image_bytes })
     }
 
-    /// Appends rows; `pixels` holds one image for each. Returns the buffer, for others to use.
+    /// Appends rows; `pixels` holds one image for each, and `sums` is what [`sum_segments`](super::sum_segments) says of it, or empty.
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn write(&mut self, rows: &RowHeads, pixels: Vec<u8>) -> Result<Vec<u8>, ChunkError> {
+    pub fn write(&mut self, rows: &RowHeads, pixels: &[u8], sums: &[u64]) -> Result<(), ChunkError> {
         if rows.is_empty() {
-            return Ok(pixels);
+            return Ok(());
         }
         let table = match &mut self.inner {
-            Inner::Plain(file) => {
-                file.write(rows, &pixels)?;
-                return Ok(pixels);
-            }
+            Inner::Plain(file) => return file.write(rows, pixels, sums),
             Inner::Packed(table) => table,
         };
-        let [urls, labels, views] = rows.columns();
-        let pixels = Buffer::from_vec(pixels);
-        let array = FixedSizeBinaryArray::new(self.image_bytes as i32, pixels.clone(), None);
-        table.write(vec![urls, labels, views, Arc::new(array)])?;
-        Ok(pixels.into_vec().unwrap_or_default())
+        let columns = rows.columns();
+        let step = (PIECE_BYTES / self.image_bytes).max(1);
+        for (first, piece) in (0..).step_by(step).zip(pixels.chunks(step * self.image_bytes)) {
+            let rows = piece.len() / self.image_bytes;
+            let mut columns: Vec<ArrayRef> = columns.iter().map(|column| column.slice(first, rows)).collect();
+            let piece = FixedSizeBinaryArray::new(self.image_bytes as i32, Buffer::from_slice_ref(piece), None);
+            columns.push(Arc::new(piece));
+            table.write(columns)?;
+        }
+        Ok(())
     }
 
     /// The file under construction, for whoever has the system write it out meanwhile; none where rows are packed, which takes longer
@@ -170,14 +188,17 @@ impl PixelReader {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sum_segments;
     use super::*;
+    use crate::config::plan::product_disk_bytes;
+    use crate::store::{PLACE_BYTES, PageBuffer};
 
     #[test]
     fn pixels_come_back_across_row_groups_and_batches() {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", PageCache::Through).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowHeads::default();
@@ -187,7 +208,7 @@ mod tests {
                     pixels.extend((0..192u32).map(|i| (i * 7 + row * 31 + block) as u8));
                 }
                 all.extend_from_slice(&pixels);
-                writer.write(&rows, pixels).unwrap();
+                writer.write(&rows, &pixels, &[]).unwrap();
             }
             writer.finish().unwrap();
             let mut reader = PixelReader::open(&path, 4).unwrap();
@@ -203,26 +224,75 @@ mod tests {
         }
     }
 
+    /// 13 rows of pixels that differ from block to block, of which some go beyond the last whole segment.
+    fn block(block: u32, pixels: &mut PageBuffer) -> RowHeads {
+        let mut rows = RowHeads::default();
+        (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
+        pixels.resize(13 * image_bytes(224));
+        pixels.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at ^ (at >> 11) ^ block) as u8);
+        rows
+    }
+
     #[test]
-    fn a_chunk_that_goes_past_the_cache_is_the_same_file_and_has_its_checksum() {
-        const SIDE_PX: u32 = 224;
+    fn a_product_is_the_same_file_with_its_checksum_whichever_way_it_takes() {
         let dir = tempfile::tempdir().unwrap();
-        let files = [PageCache::Through, PageCache::Past].map(|cache| {
-            let path = dir.path().join(format!("{cache:?}.parquet"));
-            let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", cache).unwrap();
-            let mut pixels = Vec::new();
-            for block in 0..5u32 {
-                let mut rows = RowHeads::default();
-                (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
-                pixels.clear();
-                pixels.extend((0..13 * image_bytes(SIDE_PX) as u32).map(|at| (at ^ (at >> 11) ^ block) as u8));
-                pixels = writer.write(&rows, pixels).unwrap();
+        let (mut files, mut pixels) = (Vec::new(), PageBuffer::default());
+        for cache in [PageCache::Through, PageCache::Past] {
+            // As they lie, from a place that no device takes, and without sums.
+            for (shift, summed) in [(0, true), (1, true), (0, false)] {
+                let path = dir.path().join(format!("{}.parquet", files.len()));
+                let mut writer =
+                    PixelWriter::create(&path, 224, Compression::None, "g", Purpose::Product(cache)).unwrap();
+                for number in 0..5 {
+                    let (rows, mut sums) = (block(number, &mut pixels), Vec::new());
+                    if summed {
+                        sum_segments(&pixels, &mut sums);
+                    }
+                    let shifted = [&vec![0; shift], &pixels[..]].concat();
+                    let values = if shift == 0 { &pixels[..] } else { &shifted[shift..] };
+                    writer.write(&rows, values, &sums).unwrap();
+                }
+                let sum = writer.finish().unwrap();
+                super::super::verify(&path, "chunk", Some(sum)).unwrap();
+                files.push(std::fs::read(&path).unwrap());
             }
-            let sum = writer.finish().unwrap();
-            super::super::verify(&path, "chunk", Some(sum)).unwrap();
-            std::fs::read(&path).unwrap()
-        });
-        assert!(files[0].len() > 9 << 20 && files[0] == files[1]);
+        }
+        assert!(files[0].len() > 9 << 20 && files.iter().all(|file| *file == files[0]));
+    }
+
+    #[test]
+    fn the_pixels_of_a_product_begin_at_good_places_and_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut pixels) = (dir.path().join("x.parquet"), PageBuffer::default());
+        let purpose = Purpose::Product(PageCache::Past);
+        let mut writer = PixelWriter::create(&path, 224, Compression::None, "g", purpose).unwrap();
+        for number in 0..3 {
+            let rows = block(number, &mut pixels);
+            writer.write(&rows, &pixels, &[]).unwrap();
+        }
+        // Little is not worth a place.
+        let mut few = RowHeads::default();
+        few.push("few", [1]);
+        writer.write(&few, &pixels[5..5 + image_bytes(224)], &[]).unwrap();
+        writer.finish().unwrap();
+        let file = std::fs::read(&path).unwrap();
+        for number in 0..3 {
+            block(number, &mut pixels);
+            let found = file.chunks(PLACE_BYTES).any(|place| place == &pixels[..PLACE_BYTES]);
+            assert!(found, "the pixels of block {number} begin elsewhere");
+        }
+        assert!(!file.chunks(PLACE_BYTES).any(|place| place.starts_with(&pixels[5..4096])), "one image has a place");
+        let bound = product_disk_bytes(40, 224) as usize;
+        assert!((40 * image_bytes(224) + PLACE_BYTES / 2..bound).contains(&file.len()));
+        let mut reader = PixelReader::open(&path, 13).unwrap();
+        let mut read = Vec::new();
+        for number in 0..3 {
+            let rows = block(number, &mut pixels);
+            assert_eq!(reader.next_batch(&mut read).unwrap(), Some(rows));
+            assert!(read == pixels[..], "block {number}");
+        }
+        assert_eq!(reader.next_batch(&mut read).unwrap(), Some(few));
+        assert!(read == pixels[5..5 + image_bytes(224)] && reader.next_batch(&mut read).unwrap().is_none());
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! The usual writer copies what it is given into pages, those into a row group, and that into the file: three times 150 KB an image.
 //! Here the pages of the wide column go from the caller's buffer to a [`SequentialWriter`]; before them go the other columns, a few bytes a
 //! row, which the usual writer makes in memory. What is appended at a time is a row group: nothing is held but what the footer says of
-//! it. A page is a header (a Thrift struct in the compact protocol,
+//! it. Between columns there may be 0s, which no reader looks at. A page is a header (a Thrift struct in the compact protocol,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>) and its values.
 
 use std::fs::File;
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,13 +25,24 @@ use parquet::file::properties::WriterProperties;
 use super::checksum::{Checksum, Summing};
 use super::table::{explain, properties};
 use super::{ChunkError, RowHeads};
-use crate::store::{PageCache, SequentialWriter, StoreError};
+use crate::store::{PLACE_BYTES, PageCache, SequentialWriter, StoreError};
 
 const MAGIC: &[u8] = b"PAR1";
 /// Bytes of a page, about.
 const PAGE_BYTES: usize = 1 << 20;
-/// What a row group takes beside its rows, at most: headers of pages, and four columns in the footer.
+/// What a row group takes beside its rows, at most, where its pages are small: headers of pages, and four columns in the footer.
 pub(super) const GROUP_BYTES: u64 = 1024;
+/// Bytes of a wide column that make up for having its place chosen, and that a reader can be asked to take at once.
+const PLACED_BYTES: RangeInclusive<usize> = 1 << 20..=64 << 20;
+
+/// How the wide column of a row group is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// For a reader that takes a few rows at a time: [`PAGE_BYTES`] each.
+    Small,
+    /// For the disk: where there is much of it, but not too much, one, whose values begin at a multiple of [`PLACE_BYTES`], behind 0s.
+    Placed,
+}
 
 /// Writes one file.
 pub(super) struct PlainWriter {
@@ -42,6 +54,7 @@ pub(super) struct PlainWriter {
     narrow: SchemaRef,
     properties: WriterProperties,
     row_bytes: usize,
+    pages: Pages,
     /// How the whole schema is written down, by an empty file of it.
     whole: ParquetMetaData,
     groups: Vec<RowGroupMetaData>,
@@ -54,6 +67,7 @@ impl PlainWriter {
         mut fields: Vec<Field>,
         row_bytes: usize,
         metadata: &[(&str, String)],
+        pages: Pages,
         cache: PageCache,
     ) -> std::result::Result<Self, ChunkError> {
         let file = SequentialWriter::create(path, cache).map_err(|error| StoreError::io(path, "created", error))?;
@@ -64,7 +78,8 @@ impl PlainWriter {
         fields.pop();
         let narrow = Arc::new(Schema::new(fields));
         let (path, file, groups) = (path.to_owned(), Summing::new(file), Vec::new());
-        let mut this = Self { path, file, at: 0, narrow, properties, row_bytes: row_bytes.max(1), whole, groups };
+        let row_bytes = row_bytes.max(1);
+        let mut this = Self { path, file, at: 0, narrow, properties, row_bytes, pages, whole, groups };
         this.put(MAGIC)?;
         Ok(this)
     }
@@ -80,8 +95,14 @@ impl PlainWriter {
         Ok(())
     }
 
-    /// Appends rows, of which there is at least one; `values` has the wide column's bytes of each.
-    pub(super) fn write(&mut self, rows: &RowHeads, values: &[u8]) -> std::result::Result<(), ChunkError> {
+    /// Appends rows, of which there is at least one; `values` has the wide column's bytes of each, and `sums` those of its first whole
+    /// segments, as far as they are known.
+    pub(super) fn write(
+        &mut self,
+        rows: &RowHeads,
+        values: &[u8],
+        sums: &[u64],
+    ) -> std::result::Result<(), ChunkError> {
         let path = self.path.clone();
         let damaged = |error| explain(&path, error);
         let (narrow, written) = self.narrow(rows).map_err(damaged)?;
@@ -91,12 +112,26 @@ impl PlainWriter {
             columns.push(self.column(columns.len(), self.at, column).map_err(damaged)?);
             self.put(&narrow[first as usize..(first + bytes) as usize])?;
         }
-        let start = self.at;
-        let page_rows = (PAGE_BYTES / self.row_bytes).max(1);
-        for page in values.chunks(page_rows * self.row_bytes) {
-            self.put(&page_header(page.len(), page.len() / self.row_bytes))?;
-            self.put(page)?;
-        }
+        let placed = self.pages == Pages::Placed && PLACED_BYTES.contains(&values.len());
+        let start = if placed {
+            let header = page_header(values.len(), rows.len());
+            let place = (self.at + header.len() as u64).next_multiple_of(PLACE_BYTES as u64);
+            let start = place - header.len() as u64;
+            self.put(&vec![0; (start - self.at) as usize])?;
+            self.put(&header)?;
+            let written = self.file.write_summed(values, sums);
+            written.map_err(|error| StoreError::io(&self.path, "written", error))?;
+            self.at += values.len() as u64;
+            start
+        } else {
+            let start = self.at;
+            let page_rows = (PAGE_BYTES / self.row_bytes).max(1);
+            for page in values.chunks(page_rows * self.row_bytes) {
+                self.put(&page_header(page.len(), page.len() / self.row_bytes))?;
+                self.put(page)?;
+            }
+            start
+        };
         let group = self.group(columns, rows.len(), start).map_err(damaged)?;
         self.groups.push(group);
         Ok(())

@@ -228,7 +228,8 @@ impl Plan {
     }
 }
 
-/// Upper bound of a pixel chunk's file, in bytes: pixels, and 1 KiB a row for URL, labels and the format's own.
+/// Upper bound of a pixel chunk's file that passes through scratch disk, in bytes: pixels, and 1 KiB a row for URL, labels and the
+/// format's own.
 ///
 /// URLs beyond that are cut out of the corpus by the row reader's limits; the ring checks the real size too.
 pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
@@ -236,11 +237,21 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
     u64::from(rows) * (pixels + 1024) + (1 << 20)
 }
 
+/// Upper bound of one that is the product, where up to 64 KiB of nothing may lie before each MiB of pixels.
+pub fn product_disk_bytes(rows: u32, size_px: u32) -> u64 {
+    chunk_disk_bytes(rows, size_px) + u64::from(rows) * 3 * u64::from(size_px) * u64::from(size_px) / 16
+}
+
 /// A quarantined row, at most: its URL, reason and sentence.
 pub const QUARANTINED_BYTES: u64 = 2560;
 /// Images that one decoding job makes and that are written together, at most, all views counted; of one image alone there may be
 /// more.
 pub const BLOCK_IMAGES: usize = 16;
+
+/// What a block's pixels take in memory, in bytes: where they are many, they lie in huge pages.
+pub fn in_pages(bytes: u64) -> u64 {
+    if bytes < 1 << 20 { bytes } else { bytes.next_multiple_of(2 << 20) }
+}
 
 /// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,7 +286,9 @@ impl StreamBytes {
             writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
-            block: record.saturating_add(4 << 20).saturating_add(BLOCK_IMAGES.max(MAX_VIEWS as usize) as u64 * pixels),
+            block: record
+                .saturating_add(4 << 20)
+                .saturating_add(in_pages(BLOCK_IMAGES.max(MAX_VIEWS as usize) as u64 * pixels)),
             text: record.saturating_add(4 << 20),
             pixels,
         }
@@ -283,7 +296,7 @@ impl StreamBytes {
 
     /// A block of images that take `text` bytes each.
     pub fn usual_block(self, text: u64) -> u64 {
-        BLOCK_IMAGES as u64 * (text + self.pixels)
+        BLOCK_IMAGES as u64 * text + in_pages(BLOCK_IMAGES as u64 * self.pixels)
     }
 
     /// What `limits.memory` leaves to the model.

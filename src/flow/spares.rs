@@ -7,33 +7,53 @@ use std::borrow::{Borrow, BorrowMut};
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What [`Spares`] keeps.
+pub trait Spare: Default {
+    /// Bytes of memory that it has.
+    fn capacity(&self) -> usize;
+}
+
+impl Spare for Vec<u8> {
+    fn capacity(&self) -> usize {
+        self.capacity()
+    }
+}
+
 /// Buffers for one kind of item; clones share them.
-#[derive(Debug, Clone)]
-pub struct Spares {
-    idle: Arc<Mutex<Vec<Vec<u8>>>>,
+#[derive(Debug)]
+pub struct Spares<B = Vec<u8>> {
+    idle: Arc<Mutex<Vec<B>>>,
     most: usize,
     largest_bytes: usize,
 }
 
-impl Spares {
+impl<B> Clone for Spares<B> {
+    fn clone(&self) -> Self {
+        Self { idle: Arc::clone(&self.idle), ..*self }
+    }
+}
+
+impl<B: Spare> Spares<B> {
     /// Keeps at most `most` buffers, none of which is larger than `largest_bytes`.
     pub fn new(most: usize, largest_bytes: usize) -> Self {
         Self { idle: Arc::default(), most, largest_bytes }
     }
 
     /// A buffer with whatever it held before, or a new one.
-    pub fn take(&self) -> Vec<u8> {
+    pub fn take(&self) -> B {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
     /// Gives a buffer back.
-    pub fn give(&self, buffer: Vec<u8>) {
+    pub fn give(&self, buffer: B) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.most && (1..=self.largest_bytes).contains(&buffer.capacity()) {
             idle.push(buffer);
         }
     }
+}
 
+impl Spares {
     /// A buffer that comes back by itself, wherever it is dropped.
     pub fn lend(&self) -> Lent {
         Lent { buffer: self.take(), home: self.clone() }

@@ -18,11 +18,11 @@ use tokio::io::AsyncReadExt as _;
 use super::resolve::workers;
 use super::stream::Views;
 use super::{PipelineError, preprocess, scratch_path, store};
-use crate::chunk::RowHeads;
-use crate::chunk::pixels::{PixelReader, PixelWriter};
+use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
+use crate::chunk::{RowHeads, sum_segments};
 use crate::config::Plan;
-use crate::config::plan::BLOCK_IMAGES;
+use crate::config::plan::{BLOCK_IMAGES, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
@@ -371,18 +371,24 @@ impl Drop for Temporary {
 fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Duration, Option<Duration>), PipelineError> {
     let file = Temporary::new(plan, "parquet")?;
     let path = &file.path;
-    let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / (square.len() as u64 * BLOCK_IMAGES as u64).max(1);
+    let block = product_disk_bytes(BLOCK_IMAGES as u32, spec.geometry.output_px());
+    let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / block;
     let blocks = made.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
     let chunks = &plan.pipeline().chunks;
     let consumed = plan.pipeline().model.is_some();
     let compression = if consumed { Compression::None } else { chunks.compression };
     let mut heads = RowHeads::default();
     (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
+    let (mut pixels, mut sums) = (square.repeat(BLOCK_IMAGES), Vec::new());
+    if !consumed && compression == Compression::None {
+        // Decoders do this: it is not a writer's time.
+        sum_segments(&pixels, &mut sums);
+    }
     let started = Instant::now();
-    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", PageCache::Through)?;
-    let mut pixels = square.repeat(BLOCK_IMAGES);
+    let purpose = if consumed { Purpose::Passing } else { Purpose::Product(PageCache::Through) };
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", purpose)?;
     for _ in 0..blocks {
-        pixels = writer.write(&heads, pixels)?;
+        writer.write(&heads, &pixels, &sums)?;
     }
     writer.finish()?;
     let writing = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);

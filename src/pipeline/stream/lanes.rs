@@ -17,7 +17,7 @@ use crate::catalog::{Seen, url_hash};
 use crate::chunk::Tally;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
-use crate::config::plan::{QUARANTINED_BYTES, StreamBytes};
+use crate::config::plan::{QUARANTINED_BYTES, StreamBytes, in_pages};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares, link};
 use crate::store::{Intake, Object};
 
@@ -277,7 +277,7 @@ async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &
     let pixels = block.heads.len() * Views::most(job.views) * image_bytes(job.spec.geometry.output_px());
     // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
     let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
-    let bytes = ((block.bytes() + pixels) as u64).min(most);
+    let bytes = (block.bytes() as u64 + in_pages(pixels as u64)).min(most);
     let send = async {
         block.held = Some(machine.budget.take(bytes).await);
         block.queued = None;

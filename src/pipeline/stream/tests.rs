@@ -263,7 +263,7 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     });
     let texts = Spares::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = writer::Decoders::new(&job, texts, 1);
+    let decoders = writer::Decoders::new(&job, texts, 1, true);
     // What decoding an image allocates by itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -287,4 +287,62 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     let (first, rest) = counts.split_at(4);
     let most = rest.iter().max().unwrap().saturating_sub(ROWS * by_decoder);
     assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");
+}
+
+/// Rows whose squares are large, some of which are no images, as a product.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() {
+    const SIZE_PX: u32 = 224;
+    let (dir, image) = (tempfile::tempdir().unwrap(), image());
+    let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=" } else { image.as_str() };
+    let rows: Vec<String> = (0..70).map(|row| format!("https://x/{row}\t{}\tm\n", text(row))).collect();
+    let shard = dir.path().join("shard.csv");
+    std::fs::write(&shard, rows.concat()).unwrap();
+    let store = Store::new(StoreSettings::default());
+    let shards = store.list(&[shard.display().to_string()]).await.unwrap();
+    let (machine, run_dir) = (machine(store, WORKERS, 1 << 30), dir.path().join("run"));
+    let spec = Spec { geometry: Geometry::Squash { size_px: SIZE_PX }, ..spec() };
+    let job = StreamJob {
+        shards: Arc::new(shards),
+        wanted: Wanted::Everything,
+        spec: spec.clone(),
+        views: None,
+        chunk_rows: 70,
+        generation: "g".to_owned(),
+        max_bad_fraction: 1.0,
+        meter: machine.board.stage("images", "rows", 0),
+    };
+    let layout = crate::chunk::journal::Layout::train("chunks");
+    let directory: crate::store::Directory = LocalDirectory::create(&run_dir).unwrap().into();
+    let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
+    let start = Start { schedule: Schedule::start(1), counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
+    run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
+    let journal = Journal::read(directory, layout, None).unwrap();
+    assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (60, 10));
+    let (id, entry) = journal.entries().iter().next().unwrap();
+    let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
+    assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
+    crate::chunk::verify(&path, "chunk", checksum).unwrap();
+    let mut decoder = crate::decode::Decoder::new(spec);
+    let mut square = vec![0; decoder.pixel_bytes()];
+    decoder.decode_base64_into(&mut image.into_bytes(), &mut square, |_| ()).unwrap();
+    let mut reader = crate::chunk::pixels::PixelReader::open(&path, 16).unwrap();
+    let (mut urls, mut pixels) = (Vec::new(), Vec::new());
+    while let Some(heads) = reader.next_batch(&mut pixels).unwrap() {
+        urls.extend((0..heads.len()).map(|row| heads.url(row).to_owned()));
+        assert!(pixels.chunks(square.len()).all(|pixels| pixels == square));
+    }
+    let expected: Vec<String> = (0..70).filter(|row| row % 7 != 3).map(|row| format!("https://x/{row}")).collect();
+    assert_eq!(urls, expected);
+}
+
+#[test]
+fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
+    use crate::config::plan::in_pages;
+    use crate::flow::Spare as _;
+    for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
+        let mut buffer = crate::store::PageBuffer::default();
+        buffer.resize(bytes);
+        assert!(buffer.capacity() as u64 <= in_pages(bytes as u64), "{bytes}");
+    }
 }

@@ -17,14 +17,14 @@ use super::super::PipelineError;
 use super::super::events::Events;
 use super::{Block, Machine, SPARE_BYTES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter};
+use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
-use crate::chunk::{ChunkId, RowHeads, Tally};
+use crate::chunk::{ChunkId, RowHeads, Tally, sum_segments};
 use crate::config::value::Compression;
 use crate::decode::{Decoder, Spec};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
-use crate::store::{Directory, PageCache, StoreError};
+use crate::store::{Directory, PageBuffer, PageCache, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -36,7 +36,9 @@ pub(super) struct Decoded {
     tally: Tally,
     bad: Vec<Quarantined>,
     heads: RowHeads,
-    pixels: Vec<u8>,
+    pixels: PageBuffer,
+    /// Of the pixels' whole segments, where they will be of use.
+    sums: Vec<u64>,
     held: Option<Held>,
 }
 
@@ -47,8 +49,8 @@ impl Block {
         let most = self.heads.len() * Views::most(decoders.views);
         let mut heads = RowHeads::with_capacity(most);
         let mut pixels = decoders.pixels.take();
-        pixels.resize(image * most, 0);
-        let (mut tally, mut bad, mut views) = (self.tally, self.bad, Vec::new());
+        pixels.resize(image * most);
+        let (mut tally, mut bad, mut views, mut sums) = (self.tally, self.bad, Vec::new(), Vec::new());
         for (index, text) in self.texts.iter().enumerate() {
             let (url, kept) = (self.heads.url(index), heads.len() * image);
             let first = Views::of(decoders.views, url, &mut views);
@@ -59,6 +61,9 @@ impl Block {
                         heads.push_view(url, self.heads.labels(index).iter().copied(), number);
                     }
                     tally.kept += 1;
+                    if decoders.summed {
+                        sum_segments(&pixels[..heads.len() * image], &mut sums);
+                    }
                 }
                 Err(error) => {
                     let reason = error.reason().as_str().to_owned();
@@ -75,7 +80,7 @@ impl Block {
         pixels.truncate(heads.len() * image);
         decoders.texts.give(self.data);
         bad.sort_by_key(|row| row.row);
-        Decoded { id: self.id, closes: self.closes, tally, bad, heads, pixels, held: self.held }
+        Decoded { id: self.id, closes: self.closes, tally, bad, heads, pixels, sums, held: self.held }
     }
 }
 
@@ -88,15 +93,17 @@ pub(super) struct Decoders {
     room: ByteBudget,
     /// Buffers of blocks before and behind them.
     texts: Spares,
-    pixels: Spares,
+    pixels: Spares<PageBuffer>,
+    /// Whether what is made is summed.
+    summed: bool,
     idle: Arc<Mutex<Vec<Decoder>>>,
 }
 
 impl Decoders {
     /// For at most so many blocks at once, and the one that is written.
-    pub(super) fn new(job: &StreamJob, texts: Spares, blocks: usize) -> Self {
+    pub(super) fn new(job: &StreamJob, texts: Spares, blocks: usize, summed: bool) -> Self {
         let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks + 1, SPARE_BYTES));
-        Self { spec: job.spec.clone(), views: job.views, room, texts, pixels, idle: Arc::default() }
+        Self { spec: job.spec.clone(), views: job.views, room, texts, pixels, summed, idle: Arc::default() }
     }
 
     /// Gives back what a block's squares were in.
@@ -125,7 +132,7 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
     let width = decoding_blocks(&machine);
-    let decoders = Decoders::new(&job, texts, width);
+    let decoders = Decoders::new(&job, texts, width, matches!(sink, Out::Durable(_, Compression::None)));
     let pool = machine.pool.clone();
     let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
     let clock = Clock::serial("write chunks");
@@ -168,7 +175,7 @@ async fn write_all(
     decoded: &mut BoxStream<'_, Result<Decoded, PipelineError>>,
     mut shard: ShardJudge,
     clock: &Clock,
-    pixels: &Spares,
+    pixels: &Spares<PageBuffer>,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let mut open: Option<OpenChunk> = None;
@@ -358,7 +365,7 @@ impl OpenChunk {
         job: &StreamJob,
         sink: &Out,
         clock: &Clock,
-    ) -> Result<Vec<u8>, PipelineError> {
+    ) -> Result<PageBuffer, PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
         self.bad.extend(block.bad);
@@ -374,19 +381,22 @@ impl OpenChunk {
             Out::Ring(..) | Out::Counted => Compression::None,
             Out::Durable(_, compression) => *compression,
         };
-        let product = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
-        let cache = if product { PageCache::Past } else { PageCache::Through };
+        let in_place = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
+        let purpose = match sink {
+            Out::Durable(..) => Purpose::Product(if in_place { PageCache::Past } else { PageCache::Through }),
+            Out::Ring(..) | Out::Counted => Purpose::Passing,
+        };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
             None => {
-                PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation, cache)?
+                PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation, purpose)?
             }
         };
-        let due = product && self.writing_out.is_due(block.pixels.len());
+        let due = in_place && self.writing_out.is_due(block.pixels.len());
         let busy = self.writing_out.is_busy();
-        let (heads, pixels, held) = (block.heads, block.pixels, block.held);
+        let Decoded { heads, pixels, sums, held, .. } = block;
         let (writer, pixels, file) = tokio::task::spawn_blocking(move || {
-            let pixels = writer.write(&heads, pixels)?;
+            writer.write(&heads, &pixels, &sums)?;
             drop(held);
             let mut file = if due { writer.handle() } else { None };
             if busy && let Some(file) = file.take() {
