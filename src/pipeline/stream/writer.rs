@@ -267,7 +267,7 @@ impl Committer {
 
 /// Bytes after which what there is of a chunk that is the product is synced. Left to itself, a disk has it in a cache of its own until
 /// the chunk is committed, and the system, where the file goes through the page cache, keeps what nobody is going to read.
-const WRITTEN_OUT_BYTES: usize = 2 << 20;
+const WRITTEN_OUT_BYTES: usize = 4 << 20;
 
 /// Has a file synced meanwhile, a stretch after the other.
 #[derive(Default)]
