@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
 use wikicap_pipeline::chunk::{RowHeads, sum_segments};
-use wikicap_pipeline::config::plan::BLOCK_IMAGES;
+use wikicap_pipeline::config::plan::block_images;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
@@ -189,17 +189,19 @@ fn heads(images: usize) -> RowHeads {
 
 #[divan::bench(sample_count = 20, args = [PageCache::Through, PageCache::Past])]
 fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
-    let (path, heads) = (file("written.parquet", b""), heads(BLOCK_IMAGES));
+    let block = block_images(image_bytes(SIDE_PX) as u64);
+    let (path, heads) = (file("written.parquet", b""), heads(block));
     let mut pixels = PageBuffer::default();
-    pixels.resize(BLOCK_IMAGES * image_bytes(SIDE_PX));
+    pixels.resize(block * image_bytes(SIDE_PX));
     pixels.fill(7);
     let mut sums = Vec::new();
     sum_segments(&pixels, &mut sums);
-    let bytes = IMAGES * image_bytes(SIDE_PX);
-    bencher.counter(BytesCount::new(bytes)).counter(ItemsCount::new(IMAGES)).bench_local(|| {
+    let (blocks, images) = (IMAGES / block, IMAGES / block * block);
+    let bytes = BytesCount::new(images * image_bytes(SIDE_PX));
+    bencher.counter(bytes).counter(ItemsCount::new(images)).bench_local(|| {
         let purpose = Purpose::Product(cache);
         let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", purpose).unwrap();
-        for _ in 0..IMAGES / BLOCK_IMAGES {
+        for _ in 0..blocks {
             writer.write(&heads, &pixels, &sums).unwrap();
         }
         writer.finish().unwrap()

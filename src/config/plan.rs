@@ -244,9 +244,15 @@ pub fn product_disk_bytes(rows: u32, size_px: u32) -> u64 {
 
 /// A quarantined row, at most: its URL, reason and sentence.
 pub const QUARANTINED_BYTES: u64 = 2560;
-/// Images that one decoding job makes and that are written together, at most, all views counted; of one image alone there may be
-/// more.
-pub const BLOCK_IMAGES: usize = 16;
+/// Images that one decoding job makes and that are written together, at most: all views of one image, or as many as [`block_images`]
+/// says.
+pub const BLOCK_IMAGES: usize = MAX_VIEWS as usize;
+
+/// Images of `image_bytes` bytes of pixels that one decoding job makes, views counted: those that two huge pages have room for. Fewer
+/// are more handing on between threads and more writes; with more a run is no faster, and its end is left to one thread for longer.
+pub fn block_images(image_bytes: u64) -> usize {
+    ((4 << 20) / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize
+}
 
 /// What a block's pixels take in memory, in bytes: where they are many, they lie in huge pages.
 pub fn in_pages(bytes: u64) -> u64 {
@@ -286,9 +292,7 @@ impl StreamBytes {
             writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
-            block: record
-                .saturating_add(4 << 20)
-                .saturating_add(in_pages(BLOCK_IMAGES.max(MAX_VIEWS as usize) as u64 * pixels)),
+            block: record.saturating_add(4 << 20).saturating_add(in_pages(BLOCK_IMAGES as u64 * pixels)),
             text: record.saturating_add(4 << 20),
             pixels,
         }
@@ -296,7 +300,8 @@ impl StreamBytes {
 
     /// A block of images that take `text` bytes each.
     pub fn usual_block(self, text: u64) -> u64 {
-        BLOCK_IMAGES as u64 * text + in_pages(BLOCK_IMAGES as u64 * self.pixels)
+        let images = block_images(self.pixels) as u64;
+        images * text + in_pages(images * self.pixels)
     }
 
     /// What `limits.memory` leaves to the model.
@@ -615,6 +620,17 @@ fn check_machine(machine: &RawMachine, refuse: &mut impl FnMut(bool, &str, Strin
 mod tests {
     use super::*;
     use crate::config;
+
+    #[test]
+    fn a_block_fills_two_huge_pages_and_no_third() {
+        for size_px in [1_u64, 32, 208, 209, 224, 384, 512, 1182, 1183, 4096] {
+            let image = 3 * size_px * size_px;
+            let images = block_images(image);
+            assert!((1..=BLOCK_IMAGES).contains(&images), "{size_px} px");
+            assert!(images == 1 || in_pages(images as u64 * image) <= 4 << 20, "{size_px} px");
+            assert!(images == BLOCK_IMAGES || (images as u64 + 1) * image > 4 << 20, "{size_px} px");
+        }
+    }
 
     fn problems(pipeline: &str, machine: &str) -> String {
         Plan::check(config::pipeline(pipeline).unwrap(), config::machine(machine).unwrap()).unwrap_err().to_string()

@@ -22,7 +22,7 @@ use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
 use crate::chunk::{RowHeads, sum_segments};
 use crate::config::Plan;
-use crate::config::plan::{BLOCK_IMAGES, product_disk_bytes};
+use crate::config::plan::{block_images, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
@@ -371,15 +371,16 @@ impl Drop for Temporary {
 fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Duration, Option<Duration>), PipelineError> {
     let file = Temporary::new(plan, "parquet")?;
     let path = &file.path;
-    let block = product_disk_bytes(BLOCK_IMAGES as u32, spec.geometry.output_px());
+    let images = block_images(square.len() as u64);
+    let block = product_disk_bytes(images as u32, spec.geometry.output_px());
     let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / block;
-    let blocks = made.div_ceil(BLOCK_IMAGES).min(room.max(1) as usize);
+    let blocks = made.div_ceil(images).min(room.max(1) as usize);
     let chunks = &plan.pipeline().chunks;
     let consumed = plan.pipeline().model.is_some();
     let compression = if consumed { Compression::None } else { chunks.compression };
     let mut heads = RowHeads::default();
-    (0..BLOCK_IMAGES).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
-    let (mut pixels, mut sums) = (square.repeat(BLOCK_IMAGES), Vec::new());
+    (0..images).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
+    let (mut pixels, mut sums) = (square.repeat(images), Vec::new());
     if !consumed && compression == Compression::None {
         // Decoders do this: it is not a writer's time.
         sum_segments(&pixels, &mut sums);
@@ -391,14 +392,14 @@ fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Durati
         writer.write(&heads, &pixels, &sums)?;
     }
     writer.finish()?;
-    let writing = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);
+    let writing = started.elapsed().mul_f64(made as f64 / (blocks * images) as f64);
     if !consumed {
         return Ok((writing, None));
     }
     let started = Instant::now();
     let mut reader = PixelReader::open(path, 128)?;
     while reader.next_batch(&mut pixels)?.is_some() {}
-    let reading = started.elapsed().mul_f64(made as f64 / (blocks * BLOCK_IMAGES) as f64);
+    let reading = started.elapsed().mul_f64(made as f64 / (blocks * images) as f64);
     Ok((writing, Some(reading)))
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::super::PipelineError;
 use super::{Block, Machine, StreamJob, Views, fill};
 use crate::catalog::{Wanted, url_hash};
+use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
-use crate::config::plan::BLOCK_IMAGES;
+use crate::config::plan::block_images;
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
 use crate::flow::Spares;
@@ -106,13 +107,17 @@ pub(super) struct ShardRows {
     shard: u32,
     first_row: u64,
     next_row: u64,
+    /// Rows that fill a block.
+    block_rows: usize,
     block: Option<Block>,
 }
 
 impl ShardRows {
     pub(super) fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
         let parser = ImageRows::new(max_record_bytes(&job.spec));
-        Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block: None }
+        let images = block_images(image_bytes(job.spec.geometry.output_px()) as u64);
+        let block_rows = (images / Views::most(job.views)).max(1);
+        Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block_rows, block: None }
     }
 
     /// The chunk that `row` belongs to. Chunks start at multiples of `chunks.rows`.
@@ -124,7 +129,6 @@ impl ShardRows {
     pub(super) fn next_block(&mut self) -> Option<Block> {
         loop {
             let (first_row, shard, chunk_rows) = (self.first_row, self.shard, self.job.chunk_rows);
-            let block_rows = (BLOCK_IMAGES / Views::most(self.job.views)).max(1);
             let row = self.parser.next()?;
             let number = match row {
                 ImageRow::Ok { row, .. } | ImageRow::Bad { row, .. } => row,
@@ -134,10 +138,10 @@ impl ShardRows {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id, self.spares.take()));
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.spares.take()));
             block.take(row, &self.job.wanted);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
-            if chunk_full || block.heads.len() >= block_rows || block.bytes() >= BLOCK_BYTES {
+            if chunk_full || block.heads.len() >= self.block_rows || block.bytes() >= BLOCK_BYTES {
                 let mut full = self.block.take()?;
                 full.closes = chunk_full.then_some(false);
                 return Some(full);
@@ -148,14 +152,15 @@ impl ShardRows {
     /// What is left at the end of the shard; it closes the shard's last chunk, which may be empty.
     fn last_block(&mut self) -> Block {
         let id = self.chunk(self.next_row);
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.spares.take()));
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.spares.take()));
         block.closes = Some(true);
         block
     }
 }
 
 impl Block {
-    fn new(id: ChunkId, mut data: Vec<u8>) -> Self {
+    /// An empty one that is to have so many rows.
+    fn new(id: ChunkId, rows: usize, mut data: Vec<u8>) -> Self {
         data.clear();
         Self {
             id,
@@ -163,10 +168,10 @@ impl Block {
             read_bytes: 0,
             tally: Tally::default(),
             bad: Vec::new(),
-            heads: RowHeads::with_capacity(BLOCK_IMAGES),
-            row_numbers: Vec::with_capacity(BLOCK_IMAGES),
+            heads: RowHeads::with_capacity(rows),
+            row_numbers: Vec::with_capacity(rows),
             data,
-            texts: Vec::with_capacity(BLOCK_IMAGES),
+            texts: Vec::with_capacity(rows),
             queued: None,
             held: None,
         }
