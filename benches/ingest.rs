@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
 use wikicap_pipeline::chunk::{RowHeads, sum_segments};
-use wikicap_pipeline::config::plan::block_images;
+use wikicap_pipeline::config::bytes::block_images;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};

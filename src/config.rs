@@ -1,9 +1,10 @@
 //! Configuration: two TOML files become one checked [`Plan`], or a list of everything that is wrong with them.
 //!
 //! Pure: text in, values out; no disk, clock or environment. `raw` mirrors the files key by key, [`plan`] refuses
-//! what cannot work (never clamping it) and collects every refusal, [`mod@reference`] prints the keys with their
-//! meaning, unit and default from the same definitions.
+//! what cannot work (never clamping it) and collects every refusal, [`bytes`] says what the work takes of memory and
+//! disk, [`mod@reference`] prints the keys with their meaning, unit and default from the same definitions.
 
+pub mod bytes;
 mod hub;
 mod parse;
 pub mod plan;

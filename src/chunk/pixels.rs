@@ -190,7 +190,7 @@ impl PixelReader {
 mod tests {
     use super::super::sum_segments;
     use super::*;
-    use crate::config::plan::product_disk_bytes;
+    use crate::config::bytes::product_disk_bytes;
     use crate::store::{PLACE_BYTES, PageBuffer};
 
     #[test]

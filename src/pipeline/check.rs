@@ -8,7 +8,8 @@ use super::{PipelineError, chain, generation, preprocess, resolve, store, worker
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::Plan;
-use crate::config::plan::{Stage, chunk_disk_bytes};
+use crate::config::bytes::chunk_disk_bytes;
+use crate::config::plan::Stage;
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
 use crate::decode::Decoder;

@@ -22,7 +22,7 @@ use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
 use crate::chunk::{RowHeads, sum_segments};
 use crate::config::Plan;
-use crate::config::plan::{block_images, product_disk_bytes};
+use crate::config::bytes::{block_images, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};

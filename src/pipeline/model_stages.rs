@@ -4,7 +4,7 @@ use super::{
     Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog,
     checkpoints, desk, enough_captions, features, prediction, scratch_path, stream, training,
 };
-use crate::config::plan::chunk_disk_bytes;
+use crate::config::bytes::chunk_disk_bytes;
 use crate::store::LocalDirectory;
 
 use super::forward::Thumbnails;

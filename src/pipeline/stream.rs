@@ -30,7 +30,7 @@ use crate::chunk::ring::{Ring, RingChunk, RingEntry};
 use crate::chunk::schedule::{LANES, Schedule};
 use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
 use crate::config::Plan;
-use crate::config::plan::StreamBytes;
+use crate::config::bytes::StreamBytes;
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};

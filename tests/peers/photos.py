@@ -51,6 +51,8 @@ def piece(photos):
 
 random.seed(7)
 sources, total = photos(), 0
+if not sources:
+    sys.exit(f"no photo of at least 900 px matches {PATTERN}")
 os.makedirs(OUT, exist_ok=True)
 shards = [gzip.open(f"{OUT}/part-{number:05}.csv.gz", "wt", compresslevel=6) for number in range(SHARDS)]
 for number in range(COUNT):

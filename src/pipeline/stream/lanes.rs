@@ -17,7 +17,7 @@ use crate::catalog::{Seen, url_hash};
 use crate::chunk::Tally;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
-use crate::config::plan::{QUARANTINED_BYTES, StreamBytes, in_pages};
+use crate::config::bytes::{QUARANTINED_BYTES, StreamBytes, in_pages};
 use crate::flow::{ByteBudget, Clock, Doing, Held, Spares, link};
 use crate::store::{Intake, Object};
 
@@ -67,7 +67,7 @@ impl Ahead {
         Self { lanes: 0, queue_bytes: 0, _held: None }
     }
 
-    /// Buffers of blocks that wait ahead, of the usual 512 KiB, about.
+    /// Buffers of blocks that wait ahead, which take 512 KiB each, or more and are fewer.
     pub(super) fn buffers(&self) -> usize {
         (self.lanes + usize::from(self.lanes > 0)) * (self.queue_bytes >> 19) as usize
     }

@@ -8,7 +8,7 @@ use crate::catalog::{Wanted, url_hash};
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
-use crate::config::plan::block_images;
+use crate::config::bytes::block_images;
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
 use crate::flow::Spares;

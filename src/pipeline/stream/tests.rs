@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::chunk::pixels::image_bytes;
-use crate::config::plan::BLOCK_IMAGES;
+use crate::config::bytes::BLOCK_IMAGES;
 use crate::decode::{Alpha, Geometry, Resample};
 use crate::store::{LocalDirectory, StoreSettings};
 
@@ -338,7 +338,7 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
 
 #[test]
 fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
-    use crate::config::plan::in_pages;
+    use crate::config::bytes::in_pages;
     use crate::flow::Spare as _;
     for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
         let mut buffer = crate::store::PageBuffer::default();
