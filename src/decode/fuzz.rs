@@ -48,8 +48,27 @@ fn wide_spec() -> Spec {
     Spec { max_pixels: 4_000_000, ..spec(8) }
 }
 
+/// The pixels of a JPEG as it is stored, by a decoder whose buffers hold something.
+fn over(data: &[u8], before: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let mut decoder = Decoder::new(spec(8));
+    let held = |bytes| before.iter().copied().cycle().take(bytes * decoder.spec.max_pixels as usize).collect();
+    decoder.buffers = Buffers { rgb: held(3), raw: held(4) };
+    let mut out = vec![0; decoder.pixel_bytes()];
+    let source = decoder.decode_into(&mut data.to_vec(), &mut out, |_| ())?;
+    let pixels = source.width_px as usize * source.height_px as usize;
+    Ok(decoder.buffers.rgb[..3 * pixels].to_vec())
+}
+
 proptest! {
     #![proptest_config(config(CHEAP_CASES))]
+
+    #[test]
+    fn what_a_damaged_jpeg_leaves_out_shows_nothing_of_the_image_before(which: Index, all in damage(), before: [u8; 3]) {
+        let sound: Vec<Vec<u8>> = samples().iter().filter(|name| name.ends_with(".jpg")).map(|name| file(name)).collect();
+        // Whole to Pillow, which looks for the end alone.
+        let data = [&damaged(&sound, which, &all)[..], b"\xff\xd9"].concat();
+        prop_assert_eq!(over(&data, &[128]), over(&data, &before));
+    }
 
     #[test]
     fn damaged_images_are_decoded_or_refused_within_what_was_announced(which: Index, all in damage()) {
