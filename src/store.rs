@@ -51,7 +51,7 @@ use async_compression::tokio::bufread::ZstdDecoder;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio_util::io::StreamReader;
 
 pub use client::{StoreSettings, tls};
@@ -78,8 +78,8 @@ const FINGERPRINT_BYTES: u64 = 64 << 10;
 /// Objects whose fingerprints are read at once.
 const FINGERPRINTS_AT_ONCE: usize = 16;
 
-/// A front-to-back reader of an object's unpacked bytes.
-pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
+/// A front-to-back reader of an object's unpacked bytes, which lends them from where they came or were unpacked.
+pub type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// An object as it was when it was listed.
 #[derive(Debug, Clone)]

@@ -21,8 +21,6 @@ use crate::store::{Directory, Intake, LocalCopy, Object, Store};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
-/// Bytes handed to a parser at a time.
-const FEED_BYTES: usize = 256 << 10;
 
 /// The catalog's journal entry: it exists if and only if its files are complete.
 const ENTRY: &str = "journal/catalog.json";
@@ -323,9 +321,8 @@ pub(super) async fn read_list(store: &Store, name: &str, classes: &mut Classes) 
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
     let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
-    let mut buffer = vec![0; FEED_BYTES];
     loop {
-        let more = fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
+        let more = fill(&mut reader, &mut list, &object.url).await?;
         while let Some(row) = list.next()? {
             classes.add(row.text).map_err(refused)?;
         }
@@ -365,11 +362,10 @@ impl Reading<'_> {
     ) -> Result<bool, PipelineError> {
         let before = self.intake.bytes();
         let mut pairs = Pairs::new(&shard.url, self.wanted, MAX_RECORD_BYTES);
-        let mut buffer = vec![0; FEED_BYTES];
         if let Some(start) = start {
             let mut head = self.store.open(shard, Arc::default()).await?;
             while !pairs.has_header()? {
-                fill(&mut head, &mut pairs, &mut buffer, &shard.url).await?;
+                fill(&mut head, &mut pairs, &shard.url).await?;
             }
             pairs.skip_to(start.mark, start.of_shard);
         }
@@ -377,7 +373,7 @@ impl Reading<'_> {
         let mut reader = self.store.open_at(shard, from, Arc::clone(&self.intake)).await?;
         let mut counted = pairs.counts().rows;
         loop {
-            let more = fill(&mut reader, &mut pairs, &mut buffer, &shard.url).await?;
+            let more = fill(&mut reader, &mut pairs, &shard.url).await?;
             while let Some(row) = pairs.next()? {
                 let PairRow::Pair(pair) = row else { continue };
                 let group = match source {

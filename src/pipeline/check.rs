@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::stream::{FEED_BYTES, fill};
 use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
@@ -234,9 +235,8 @@ async fn feed(
     fed: &mut usize,
     url: &str,
 ) -> Result<bool, PipelineError> {
-    let mut buffer = vec![0; 256 << 10];
-    *fed += buffer.len();
-    Ok(super::stream::fill(reader, parser, &mut buffer, url).await? && *fed < HEAD_BYTES)
+    *fed += FEED_BYTES;
+    Ok(fill(reader, parser, url).await? && *fed < HEAD_BYTES)
 }
 
 async fn sample_images(
@@ -302,9 +302,8 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
         let object = store.find(&captions.list).await?;
         let mut reader = store.open(&object, std::sync::Arc::default()).await?;
         let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
-        let mut buffer = vec![0; 256 << 10];
         loop {
-            let more = super::stream::fill(&mut reader, &mut list, &mut buffer, &object.url).await?;
+            let more = fill(&mut reader, &mut list, &object.url).await?;
             while let Some(row) = list.next()? {
                 classes.add(row.text).map_err(refused)?;
             }

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncBufReadExt as _;
 
 use super::resolve::workers;
-use super::stream::Views;
+use super::stream::{FEED_BYTES, Views};
 use super::{PipelineError, preprocess, scratch_path, store};
 use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
@@ -36,8 +36,6 @@ const IMAGES: usize = 2000;
 const HELD_BYTES: usize = 128 << 20;
 /// Pixels that are written to scratch disk, at most.
 const WRITTEN_BYTES: u64 = 256 << 20;
-/// Bytes handed to a parser at a time, as a run does.
-const FEED_BYTES: usize = 256 << 10;
 /// Longest row.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 /// Cores of machines that are looked at.
@@ -132,13 +130,15 @@ async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(Vec<Object
     let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
     let intake = Arc::new(Intake::default());
     let mut reader = store.open(shard, Arc::clone(&intake)).await?;
-    let (mut text, mut buffer, started) = (Vec::new(), vec![0; FEED_BYTES], Instant::now());
+    let (mut text, started) = (Vec::new(), Instant::now());
     while text.len() < HELD_BYTES {
-        let read = reader.read(&mut buffer).await.map_err(|error| explain_read(&shard.url, error))?;
-        if read == 0 {
+        let bytes = reader.fill_buf().await.map_err(|error| explain_read(&shard.url, error))?;
+        if bytes.is_empty() {
             break;
         }
-        text.extend_from_slice(&buffer[..read]);
+        let taken = bytes.len();
+        text.extend_from_slice(bytes);
+        reader.consume(taken);
     }
     let (waited, took) = (intake.waited(), started.elapsed());
     let unpacking = took.saturating_sub(waited);

@@ -75,9 +75,8 @@ pub(super) async fn each_id(
     let object = store.find(name).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
     let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
-    let mut buffer = vec![0; 256 << 10];
     loop {
-        let more = fill(&mut reader, &mut ids, &mut buffer, &object.url).await?;
+        let more = fill(&mut reader, &mut ids, &object.url).await?;
         while let Some(id) = ids.next()? {
             take(id)?;
         }

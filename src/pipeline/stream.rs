@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncBufReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -42,6 +42,9 @@ use crate::train::validation::is_validation;
 const FETCHED_AT_ONCE: usize = 32;
 /// Size up to which a chunk is read whole when a stream goes on behind it, to compare its checksum.
 const VERIFIED_BYTES: u64 = 64 << 20;
+
+/// Bytes handed to a parser at a time, at most.
+pub(super) const FEED_BYTES: usize = 256 << 10;
 
 /// Whom a reader waits for.
 pub(super) const THE_STORE: &str = "the store";
@@ -274,19 +277,16 @@ pub(super) async fn run(job: StreamJob, machine: Machine, start: Start, sink: Si
     }
 }
 
-/// Feeds the parser one block from the reader; says whether more may follow.
-pub(super) async fn fill(
-    reader: &mut Reader,
-    parser: &mut impl PushParser,
-    buffer: &mut [u8],
-    url: &str,
-) -> Result<bool, PipelineError> {
-    let read = reader.read(buffer).await.map_err(|error| explain_read(url, error))?;
-    if read == 0 {
+/// Feeds the parser what the reader has, at most [`FEED_BYTES`]; says whether more may follow.
+pub(super) async fn fill(reader: &mut Reader, parser: &mut impl PushParser, url: &str) -> Result<bool, PipelineError> {
+    let bytes = reader.fill_buf().await.map_err(|error| explain_read(url, error))?;
+    if bytes.is_empty() {
         parser.finish();
         return Ok(false);
     }
-    parser.feed(&buffer[..read]);
+    let fed = bytes.len().min(FEED_BYTES);
+    parser.feed(&bytes[..fed]);
+    reader.consume(fed);
     Ok(true)
 }
 

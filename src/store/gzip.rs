@@ -62,21 +62,31 @@ impl<R> Gunzip<R> {
     }
 }
 
-impl<R: AsyncBufRead + Unpin> AsyncRead for Gunzip<R> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+impl<R: AsyncBufRead + Unpin> AsyncBufRead for Gunzip<R> {
+    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<&[u8]>> {
         let Self { packed, unpacker } = self.get_mut();
         while unpacker.waiting.is_empty() {
             let bytes = ready!(Pin::new(&mut *packed).poll_fill_buf(context))?;
             if bytes.is_empty() && unpacker.ends()? {
-                return Poll::Ready(Ok(()));
+                break;
             }
             let taken = unpacker.take(bytes)?;
             Pin::new(&mut *packed).consume(taken);
         }
-        let Range { start, end } = unpacker.waiting;
-        let end = end.min(start + out.remaining());
-        out.put_slice(&unpacker.unpacked[start..end]);
-        unpacker.waiting.start = end;
+        Poll::Ready(Ok(&unpacker.unpacked[unpacker.waiting.clone()]))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, count: usize) {
+        self.unpacker.waiting.start += count;
+    }
+}
+
+impl<R: AsyncBufRead + Unpin> AsyncRead for Gunzip<R> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        let bytes = ready!(self.as_mut().poll_fill_buf(context))?;
+        let count = bytes.len().min(out.remaining());
+        out.put_slice(&bytes[..count]);
+        self.consume(count);
         Poll::Ready(Ok(()))
     }
 }

@@ -16,8 +16,6 @@ use crate::store::{Intake, Reader};
 
 /// Encoded bytes that one decoding job takes, about.
 const BLOCK_BYTES: usize = 4 << 20;
-/// Bytes handed to the row parser at a time.
-const FEED_BYTES: usize = 256 << 10;
 
 /// Largest record: an image of the largest size in base64, and its URLs.
 fn max_record_bytes(spec: &Spec) -> usize {
@@ -35,7 +33,6 @@ pub(super) struct LaneReader {
     /// From a shard of the lane to its next.
     step: u32,
     open: Option<OpenShard>,
-    buffer: Vec<u8>,
 }
 
 struct OpenShard {
@@ -50,8 +47,7 @@ struct OpenShard {
 impl LaneReader {
     /// A lane that goes on at `at`, and has every `step`th shard from there.
     pub(super) fn new(job: Arc<StreamJob>, machine: Machine, spares: Spares, at: ChunkId, step: usize) -> Self {
-        let (intake, buffer) = (Arc::default(), vec![0; FEED_BYTES]);
-        Self { job, machine, spares, intake, at, step: step as u32, open: None, buffer }
+        Self { job, machine, spares, intake: Arc::default(), at, step: step as u32, open: None }
     }
 
     /// How long it waited for the store.
@@ -92,7 +88,7 @@ impl LaneReader {
                 }
                 return Ok(Some(block));
             }
-            open.more = fill(&mut open.reader, &mut open.rows.parser, &mut self.buffer, &shard.url).await?;
+            open.more = fill(&mut open.reader, &mut open.rows.parser, &shard.url).await?;
             // Unpacking is work that never waits by itself, and other tasks have to have their turn.
             tokio::task::yield_now().await;
         }
