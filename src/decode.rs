@@ -51,6 +51,7 @@ pub use self::sniff::Format;
 pub use thumbnail::jpeg_thumbnail;
 
 use self::augment::Crop;
+use self::convolve::Convolver;
 use self::resize::{CHANNELS, Squarer};
 
 /// What to make of an image, and what to refuse.
@@ -319,7 +320,7 @@ impl Limits<'_> {
     /// the image may be allocated before.
     fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
         let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
-        let between = 3 * (width * height.min(side)).max(side * height.min(2 * width + side));
+        let between = Convolver::between_bytes(width, height, side);
         let kernels = 64 * (width + height + 2 * side);
         let bytes = bytes + (3 + self.crop_bytes) * width * height + between + kernels;
         if bytes > self.max_bytes {

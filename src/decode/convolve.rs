@@ -1,16 +1,20 @@
-//! One pass of a resampling over rows or columns of RGB bytes, bit for bit as Pillow's 8-bit `Image.resize`.
+//! The two passes of a resampling over rows and columns of RGB bytes, bit for bit as Pillow's 8-bit `Image.resize`.
 //!
 //! The algorithm is that of `src/libImaging/Resample.c`: for each output position the weights are computed and
 //! normalised in double precision, rounded to 22 fractional bits, and summed up in 32-bit integers; the sum is
 //! rounded half up and clipped to a byte. Integers make the result independent of the machine: `pulp` has the loops
 //! compiled once more for wider vectors, and picks the version at run time.
 //!
+//! The second pass follows the first a few rows behind, so what lies between them stays in the first cache.
+//!
 //! Memory: the weights of a pass are computed for as many outputs at a time as fit into [`BLOCK_WEIGHTS`], or for one output. Those
-//! of the last few windows that need less are kept: images are of few sizes.
+//! of the last few windows that need less are kept: images are of few sizes. Between the passes are as many rows as an output row
+//! is made of, and [`BAND_ROWS`].
 
 #![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -25,6 +29,9 @@ const BLOCK_WEIGHTS: usize = 1 << 18;
 /// Windows whose weights are kept, and weights of one of them, at most.
 const KEPT_WINDOWS: usize = 8;
 const KEPT_WEIGHTS: usize = 1 << 13;
+
+/// Rows that a pass makes before the next one takes them.
+const BAND_ROWS: usize = 4 * ROWS;
 
 /// Samples of an output row that are summed up side by side, in registers.
 const LANES: usize = 32;
@@ -119,6 +126,11 @@ impl Table {
     fn end(&self) -> u32 {
         self.of.map_or(0, |(.., to)| to)
     }
+
+    /// Weights of an output.
+    fn taps(&self) -> usize {
+        (self.weights.len() / self.starts.len().max(1)).max(1)
+    }
 }
 
 /// Tables that were made lately.
@@ -159,33 +171,59 @@ impl Tables {
     }
 }
 
-/// The weights of a pass and what else it needs; reused.
+/// The weights of both passes and what else they need; reused.
+#[derive(Default)]
 pub(super) struct Convolver {
+    rows: RowPass,
+    columns: ColumnPass,
+    /// What lies between the passes.
+    middle: Vec<u8>,
+}
+
+/// Rows → rows of another length.
+struct RowPass {
     arch: Arch,
     vectors: Option<Vectors>,
     tables: Tables,
     stacks: Stacks,
 }
 
-impl Default for Convolver {
+impl Default for RowPass {
     fn default() -> Self {
         let (tables, stacks) = (Tables::default(), Stacks::default());
         Self { arch: Arch::default(), vectors: Vectors::new(), tables, stacks }
     }
 }
 
+/// Rows → fewer or more rows.
+#[derive(Default)]
+struct ColumnPass {
+    arch: Arch,
+    tables: Tables,
+}
+
 impl Convolver {
+    /// Bytes between the passes, at most, for an image of this size and a square of this side.
+    pub(super) fn between_bytes(width: u64, height: u64, side: u64) -> u64 {
+        let band = BAND_ROWS as u64;
+        // Under the widest kernel are 6 source pixels for each that an output pixel stands for, and 2 at its ends.
+        let rows = (6 * width.max(height) + (2 + band + ROWS as u64) * side).min(side * height);
+        CHANNELS as u64 * rows.max(band * width)
+    }
+
     /// Bytes of its buffers.
     pub(super) fn held(&self) -> usize {
-        let Stacks { source, target } = &self.stacks;
-        self.tables.held() + scratch::held(source) + scratch::held(target)
+        let Stacks { source, target } = &self.rows.stacks;
+        let between = scratch::held(source) + scratch::held(target) + scratch::held(&self.middle);
+        self.rows.tables.held() + self.columns.tables.held() + between
     }
 
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
-        self.tables = Tables::default();
-        scratch::trim(&mut self.stacks.source);
-        scratch::trim(&mut self.stacks.target);
+        (self.rows.tables, self.columns.tables) = (Tables::default(), Tables::default());
+        scratch::trim(&mut self.rows.stacks.source);
+        scratch::trim(&mut self.rows.stacks.target);
+        scratch::trim(&mut self.middle);
     }
 
     /// The source positions that the kept part of the window looks at: first, and one past the last.
@@ -198,6 +236,76 @@ impl Convolver {
     /// Resamples each row of `rgb`, `3·window.source` bytes, into one of `out`, `3·window.len` bytes; as many
     /// rows as `out` has.
     pub(super) fn across(&mut self, kernel: Kernel, window: Window, rgb: &[u8], out: &mut [u8]) {
+        self.rows.run(kernel, window, rgb, out);
+    }
+
+    /// Resamples the columns of `rgb`, rows of `row` bytes of which the first is row `top` of the source, into the
+    /// `window.len` rows of `out`.
+    pub(super) fn down(&mut self, kernel: Kernel, window: Window, top: u32, rgb: &[u8], row: usize, out: &mut [u8]) {
+        let mut out = out;
+        let mut from = 0;
+        while from < window.len {
+            let table = self.columns.tables.table(kernel, window, from);
+            let lines = out.split_off_mut(..table.starts.len() * row).unwrap_or_default();
+            self.columns.arch.dispatch(Down::new(table, 0..table.starts.len(), top as usize, rgb, row, lines));
+            from = table.end();
+        }
+    }
+
+    /// Rows, then columns: rows of `3·x.source` bytes, of which the first is row `top` of the source, into `y.len` rows of
+    /// `3·x.len` bytes.
+    pub(super) fn across_down(&mut self, kernel: Kernel, x: Window, y: Window, top: u32, rgb: &[u8], out: &mut [u8]) {
+        let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
+        let (mut rgb, mut out) = (rgb, out);
+        // Rows of the source that are in `middle`.
+        let mut there = top as usize..top as usize;
+        let bottom = there.end + rgb.len() / stride;
+        let mut from = 0;
+        while from < y.len {
+            let table = self.columns.tables.table(kernel, y, from);
+            let taps = table.taps();
+            let end = |at: usize| (table.starts[at] + taps).min(bottom);
+            let mut done = 0;
+            while done < table.starts.len() {
+                let first = table.starts[done].clamp(there.start, there.end);
+                let asked = end(done).saturating_sub(there.end).max(BAND_ROWS).next_multiple_of(ROWS);
+                let new = asked.min(bottom - there.end);
+                let (kept, last) = ((there.end - first) * row, there.end + new);
+                let middle = scratch::kept(&mut self.middle, kept + new * row, (first - there.start) * row, kept);
+                let next = rgb.split_off(..new * stride).unwrap_or_default();
+                self.rows.run(kernel, x, next, &mut middle[kept..]);
+                there = first..last;
+                let to = (done + 1..table.starts.len()).find(|at| end(*at) > last).unwrap_or(table.starts.len());
+                let lines = out.split_off_mut(..(to - done) * row).unwrap_or_default();
+                self.columns.arch.dispatch(Down::new(table, done..to, first, middle, row, lines));
+                done = to;
+            }
+            from = table.end();
+        }
+    }
+
+    /// Columns, then rows; as [`Self::across_down`].
+    pub(super) fn down_across(&mut self, kernel: Kernel, x: Window, y: Window, top: u32, rgb: &[u8], out: &mut [u8]) {
+        let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
+        let mut out = out;
+        let mut from = 0;
+        while from < y.len {
+            let table = self.columns.tables.table(kernel, y, from);
+            let outputs = table.starts.len();
+            for done in (0..outputs).step_by(BAND_ROWS) {
+                let to = outputs.min(done + BAND_ROWS);
+                let middle = scratch::grown(&mut self.middle, (to - done) * stride);
+                self.columns.arch.dispatch(Down::new(table, done..to, top as usize, rgb, stride, middle));
+                let lines = out.split_off_mut(..(to - done) * row).unwrap_or_default();
+                self.rows.run(kernel, x, middle, lines);
+            }
+            from = table.end();
+        }
+    }
+}
+
+impl RowPass {
+    fn run(&mut self, kernel: Kernel, window: Window, rgb: &[u8], out: &mut [u8]) {
         let source = window.source as usize;
         let mut from = 0;
         while from < window.len {
@@ -212,24 +320,6 @@ impl Convolver {
                 out,
                 width: window.len as usize * CHANNELS,
                 skip: from as usize * CHANNELS,
-            });
-            from = table.end();
-        }
-    }
-
-    /// Resamples the columns of `rgb`, rows of `row` bytes of which the first is row `top` of the source, into the
-    /// `window.len` rows of `out`.
-    pub(super) fn down(&mut self, kernel: Kernel, window: Window, top: u32, rgb: &[u8], row: usize, out: &mut [u8]) {
-        let mut from = 0;
-        while from < window.len {
-            let table = self.tables.table(kernel, window, from);
-            self.arch.dispatch(Down {
-                starts: &table.starts,
-                weights: &table.weights,
-                top: top as usize,
-                rgb,
-                row: row.max(1),
-                out: &mut out[from as usize * row..],
             });
             from = table.end();
         }
@@ -314,7 +404,7 @@ impl WithSimd for Across<'_> {
     }
 }
 
-/// [`Convolver::down`] for the first rows of `out`, one for each of `starts`.
+/// [`Convolver::down`] for some outputs, with rows of the source of which the first is row `top`.
 struct Down<'a> {
     starts: &'a [usize],
     weights: &'a [i32],
@@ -322,6 +412,14 @@ struct Down<'a> {
     rgb: &'a [u8],
     row: usize,
     out: &'a mut [u8],
+}
+
+impl<'a> Down<'a> {
+    fn new(table: &'a Table, outputs: Range<usize>, top: usize, rgb: &'a [u8], row: usize, out: &'a mut [u8]) -> Self {
+        let taps = table.taps();
+        let weights = &table.weights[outputs.start * taps..outputs.end * taps];
+        Self { starts: &table.starts[outputs], weights, top, rgb, row: row.max(1), out }
+    }
 }
 
 impl WithSimd for Down<'_> {
@@ -397,7 +495,51 @@ fn lay_rest(rest: &mut [u8], rows: &[u8], row: usize, weights: &[i32]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::geometry::Geometry;
     use super::*;
+
+    fn geometry() -> impl Strategy<Value = Geometry> {
+        prop_oneof![
+            (1u32..60).prop_map(|size_px| Geometry::Squash { size_px }),
+            (1u32..60, 1u32..60).prop_map(|(size_px, crop_px)| Geometry::SquashThenCrop { size_px, crop_px }),
+            (1u32..60, 1u32..60).prop_map(|(edge_px, crop_px)| Geometry::ShortestEdge { edge_px, crop_px }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_band_at_a_time_gives_what_whole_passes_give_in_less_memory(
+            kernel in prop::sample::select(vec![Kernel::Box, Kernel::Bilinear, Kernel::Hamming, Kernel::Bicubic, Kernel::Lanczos]),
+            (geometry, width, height) in (geometry(), 1u32..120, 1u32..400),
+            turned: bool,
+            seed: u8,
+        ) {
+            let (width, height) = if turned { (height, width) } else { (width, height) };
+            let (x, y) = geometry.windows(width, height);
+            let (top, bottom) = Convolver::reach(kernel, y);
+            let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
+            let rgb: Vec<u8> = (0..(bottom - top) as usize * stride).map(|at| (at * at / 7 + usize::from(seed)) as u8).collect();
+            let mut convolver = Convolver::default();
+            let (mut whole, mut banded) = (vec![0; row * y.len as usize], vec![1; row * y.len as usize]);
+
+            let mut middle = vec![0; (bottom - top) as usize * row];
+            convolver.across(kernel, x, &rgb, &mut middle);
+            convolver.down(kernel, y, top, &middle, row, &mut whole);
+            convolver.across_down(kernel, x, y, top, &rgb, &mut banded);
+            prop_assert_eq!(&whole, &banded);
+
+            let mut middle = vec![0; y.len as usize * stride];
+            convolver.down(kernel, y, top, &rgb, stride, &mut middle);
+            convolver.across(kernel, x, &middle, &mut whole);
+            convolver.down_across(kernel, x, y, top, &rgb, &mut banded);
+            prop_assert_eq!(&whole, &banded);
+
+            let (held, side) = (convolver.middle.len() as u64, u64::from(geometry.output_px()));
+            prop_assert!(held <= Convolver::between_bytes(width.into(), height.into(), side), "{held} bytes");
+        }
+    }
 
     #[test]
     fn every_kernel_is_exactly_one_at_its_centre() {

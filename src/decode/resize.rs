@@ -4,8 +4,7 @@
 //! Rows come first unless the height shrinks by more than twice as many pixels as the width (in Pillow since 13.0;
 //! before, rows always came first). [`Convolver`] has the arithmetic of a pass.
 //!
-//! Memory: what lies between the passes is smaller than the source if columns come first; else it has as many rows
-//! as are looked at, at most twice the width and S more, and S columns.
+//! Memory: what lies between the passes is a band of rows, no more than are looked at.
 
 use serde::{Deserialize, Serialize};
 
@@ -70,32 +69,23 @@ pub(super) struct Squarer {
     geometry: Geometry,
     resample: Resample,
     convolver: Convolver,
-    intermediate: Vec<u8>,
     kept: Vec<u8>,
     part: Vec<u8>,
 }
 
 impl Squarer {
     pub(super) fn new(geometry: Geometry, resample: Resample) -> Self {
-        Self {
-            geometry,
-            resample,
-            convolver: Convolver::default(),
-            intermediate: Vec::new(),
-            kept: Vec::new(),
-            part: Vec::new(),
-        }
+        Self { geometry, resample, convolver: Convolver::default(), kept: Vec::new(), part: Vec::new() }
     }
 
     /// Bytes of its buffers.
     pub(super) fn held(&self) -> usize {
-        let own = [&self.intermediate, &self.kept, &self.part].into_iter().map(scratch::held).sum::<usize>();
+        let own = [&self.kept, &self.part].into_iter().map(scratch::held).sum::<usize>();
         own + self.convolver.held()
     }
 
     /// Lets go of what only an unusually large image needed.
     pub(super) fn trim(&mut self) {
-        scratch::trim(&mut self.intermediate);
         scratch::trim(&mut self.kept);
         scratch::trim(&mut self.part);
         self.convolver.trim();
@@ -144,24 +134,19 @@ impl Squarer {
             nearest(rgb, x, y, out);
             return;
         };
-        let (convolver, middle) = (&mut self.convolver, &mut self.intermediate);
+        let convolver = &mut self.convolver;
         let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
         // Only the rows that the second pass looks at.
         let (top, bottom) = Convolver::reach(kernel, y);
         let rgb = &rgb[top as usize * stride..bottom as usize * stride];
-        let rows = (bottom - top) as usize;
         if x.is_whole_copy() {
             convolver.down(kernel, y, top, rgb, row, out);
         } else if y.is_whole_copy() {
             convolver.across(kernel, x, rgb, out);
         } else if columns_first(x, y) {
-            let middle = scratch::grown(middle, stride * y.len as usize);
-            convolver.down(kernel, y, top, rgb, stride, middle);
-            convolver.across(kernel, x, middle, out);
+            convolver.down_across(kernel, x, y, top, rgb, out);
         } else {
-            let middle = scratch::grown(middle, row * rows);
-            convolver.across(kernel, x, rgb, middle);
-            convolver.down(kernel, y, top, middle, row, out);
+            convolver.across_down(kernel, x, y, top, rgb, out);
         }
     }
 }

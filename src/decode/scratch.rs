@@ -17,6 +17,16 @@ pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut buffer[..len]
 }
 
+/// As [`grown`], where the first `count` bytes are those that began at `from`.
+pub(super) fn kept(buffer: &mut Vec<u8>, len: usize, from: usize, count: usize) -> &mut [u8] {
+    buffer.copy_within(from..from + count, 0);
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
+
 /// Bytes that a buffer holds.
 pub(super) fn held<T>(buffer: &Vec<T>) -> usize {
     buffer.capacity().saturating_mul(size_of::<T>())
