@@ -206,9 +206,13 @@ impl Convolver {
     /// Bytes between the passes, at most, for an image of this size and a square of this side.
     pub(super) fn between_bytes(width: u64, height: u64, side: u64) -> u64 {
         let band = BAND_ROWS as u64;
-        // Under the widest kernel are 6 source pixels for each that an output pixel stands for, and 2 at its ends.
-        let rows = (6 * width.max(height) + (2 + band + ROWS as u64) * side).min(side * height);
-        CHANNELS as u64 * rows.max(band * width)
+        // Rows come first where the height shrinks by no more than twice as many pixels as the width. Under the widest kernel are 6
+        // source pixels for each that an output pixel stands for, and 2 at its ends.
+        let tall = height.min(2 * width + side);
+        let across_down = side * tall.min((6 * width.max(tall)).div_ceil(side.max(1)) + 2 + band + ROWS as u64);
+        // Columns come first only where it shrinks at all.
+        let down_across = width * band.min(height).min(side);
+        CHANNELS as u64 * across_down.max(down_across)
     }
 
     /// Bytes of its buffers.
@@ -498,6 +502,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::geometry::Geometry;
+    use super::super::resize;
     use super::*;
 
     fn geometry() -> impl Strategy<Value = Geometry> {
@@ -521,23 +526,32 @@ mod tests {
             let (top, bottom) = Convolver::reach(kernel, y);
             let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
             let rgb: Vec<u8> = (0..(bottom - top) as usize * stride).map(|at| (at * at / 7 + usize::from(seed)) as u8).collect();
-            let mut convolver = Convolver::default();
+            let [mut convolver, mut rows_first, mut columns_first] = [(); 3].map(|()| Convolver::default());
             let (mut whole, mut banded) = (vec![0; row * y.len as usize], vec![1; row * y.len as usize]);
 
             let mut middle = vec![0; (bottom - top) as usize * row];
             convolver.across(kernel, x, &rgb, &mut middle);
             convolver.down(kernel, y, top, &middle, row, &mut whole);
-            convolver.across_down(kernel, x, y, top, &rgb, &mut banded);
+            rows_first.across_down(kernel, x, y, top, &rgb, &mut banded);
             prop_assert_eq!(&whole, &banded);
 
             let mut middle = vec![0; y.len as usize * stride];
             convolver.down(kernel, y, top, &rgb, stride, &mut middle);
             convolver.across(kernel, x, &middle, &mut whole);
-            convolver.down_across(kernel, x, y, top, &rgb, &mut banded);
+            columns_first.down_across(kernel, x, y, top, &rgb, &mut banded);
             prop_assert_eq!(&whole, &banded);
 
-            let (held, side) = (convolver.middle.len() as u64, u64::from(geometry.output_px()));
+            let taken = if resize::columns_first(x, y) { columns_first } else { rows_first };
+            let (held, side) = (taken.middle.len() as u64, u64::from(geometry.output_px()));
             prop_assert!(held <= Convolver::between_bytes(width.into(), height.into(), side), "{held} bytes");
+        }
+
+        #[test]
+        fn slivers_need_no_more_than_whole_passes_would(short in 1u64..400, long in 1u64..100_000_000, side in 1u64..600) {
+            for (width, height) in [(short, long), (long, short)] {
+                let whole = 3 * (width * height.min(side)).max(side * height.min(2 * width + side));
+                prop_assert!(Convolver::between_bytes(width, height, side) <= whole, "{width} × {height}");
+            }
         }
     }
 

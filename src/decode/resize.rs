@@ -152,7 +152,7 @@ impl Squarer {
 }
 
 /// The order of `ImagingResampleInner` in Pillow 13. It goes by pixels and not by ratios.
-fn columns_first(x: Window, y: Window) -> bool {
+pub(super) fn columns_first(x: Window, y: Window) -> bool {
     let height = u64::from(y.source).saturating_sub(y.resized);
     let width = 2 * (i128::from(x.source) - i128::from(x.resized));
     height > 0 && i128::from(height) > width
