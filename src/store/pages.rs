@@ -13,17 +13,18 @@ pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Bytes from which on a buffer is in huge pages: below, most of one would lie idle.
 const HUGE_FROM_BYTES: usize = HUGE_PAGE_BYTES / 2;
 
-/// Memory that starts at a huge page's address, and is made of huge pages where the system has them: a device is told of each stretch
-/// of memory by itself, and 2 MiB are one of those or 512. Its bytes are 0 at first.
-pub(super) struct HugePages {
+/// Whole pages of memory; the bytes are 0 at first, and cost nothing before they are touched.
+pub(super) struct Pages {
     memory: MmapMut,
     /// Where in the memory they begin.
     pub(super) start: usize,
     bytes: usize,
 }
 
-impl HugePages {
-    pub(super) fn new(bytes: usize) -> Result<Self> {
+impl Pages {
+    /// Starts at a huge page's address, and is made of huge pages where the system has them: a device is told of each stretch of memory
+    /// by itself, and 2 MiB are one of those or 512.
+    pub(super) fn huge(bytes: usize) -> Result<Self> {
         let bytes = bytes.next_multiple_of(HUGE_PAGE_BYTES);
         let memory = MmapMut::map_anon(bytes + HUGE_PAGE_BYTES)?;
         // Advice: without them it works too.
@@ -32,9 +33,14 @@ impl HugePages {
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
         Ok(Self { memory, start, bytes })
     }
+
+    /// For few bytes: the first touch of a huge page clears all of it.
+    pub(super) fn small(bytes: usize) -> Result<Self> {
+        Ok(Self { memory: MmapMut::map_anon(bytes)?, start: 0, bytes })
+    }
 }
 
-impl Deref for HugePages {
+impl Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -42,7 +48,7 @@ impl Deref for HugePages {
     }
 }
 
-impl DerefMut for HugePages {
+impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.bytes]
     }
@@ -58,7 +64,7 @@ pub struct PageBuffer {
 
 enum Memory {
     Heap(Vec<u8>),
-    Huge(HugePages),
+    Huge(Pages),
 }
 
 impl Default for Memory {
@@ -72,7 +78,7 @@ impl PageBuffer {
     pub fn resize(&mut self, len: usize) {
         if len > self.capacity() {
             // Without such memory the heap's serves.
-            let huge = if len < HUGE_FROM_BYTES { None } else { HugePages::new(len).ok() };
+            let huge = if len < HUGE_FROM_BYTES { None } else { Pages::huge(len).ok() };
             self.memory = huge.map_or_else(|| Memory::Heap(vec![0; len]), Memory::Huge);
         }
         self.len = len;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Result, Write};
 use std::path::Path;
 
-use super::pages::{HUGE_PAGE_BYTES, HugePages};
+use super::pages::{HUGE_PAGE_BYTES, Pages};
 
 /// What places of large writes in a file should be multiples of. A device's blocks are smaller, but what is behind it (a disk's own
 /// pages, a RAID's stripes, the pages in which a host keeps an image) is not: on a virtual disk, places that were multiples of 4 KiB
@@ -19,6 +19,9 @@ pub const PLACE_BYTES: usize = 64 << 10;
 const TAKEN_AS_THEY_LIE_BYTES: usize = 512 << 10;
 /// Bytes that are handed to the device at once where they are gathered, which are one huge page: more is no faster.
 const GATHERED_BYTES: usize = HUGE_PAGE_BYTES;
+/// The same, as long as so much is never between two writes that are not gathered; a huge page would be cleared for it in every file,
+/// which takes up to 2 ms on a virtual machine.
+const FEW_GATHERED_BYTES: usize = 256 << 10;
 /// Bytes at the start of a file that go through the cache, so that small files cost no huge pages; whole blocks.
 const CACHED_BYTES: usize = 1 << 20;
 /// Bytes gathered at a time, so that whoever else looks at them finds them in the processor's cache.
@@ -54,7 +57,7 @@ pub struct SequentialWriter {
 
 /// Bytes for which the file waits.
 struct Gathered {
-    memory: HugePages,
+    memory: Pages,
     bytes: usize,
 }
 
@@ -107,7 +110,7 @@ impl Write for SequentialWriter {
                 && bytes.as_ptr().align_offset(PLACE_BYTES) == 0
                 && gathered.bytes.is_multiple_of(PLACE_BYTES);
             let taken = if lies_well { whole } else { gathered.add(bytes) };
-            if lies_well || gathered.bytes == GATHERED_BYTES {
+            if lies_well || gathered.is_full() {
                 let before = std::mem::take(&mut gathered.bytes);
                 let as_they_lie = if lies_well { &bytes[..whole] } else { &[] };
                 if !put(&mut self.file, [&gathered.memory[..before], as_they_lie])? {
@@ -135,12 +138,24 @@ impl Write for SequentialWriter {
 
 impl Gathered {
     fn new() -> Result<Self> {
-        Ok(Self { memory: HugePages::new(GATHERED_BYTES)?, bytes: 0 })
+        Ok(Self { memory: Pages::small(FEW_GATHERED_BYTES)?, bytes: 0 })
+    }
+
+    /// Whether there is no room, not even if it is made.
+    fn is_full(&mut self) -> bool {
+        if self.bytes == FEW_GATHERED_BYTES
+            && self.memory.len() == FEW_GATHERED_BYTES
+            && let Ok(mut memory) = Pages::huge(GATHERED_BYTES)
+        {
+            memory[..self.bytes].copy_from_slice(&self.memory);
+            self.memory = memory;
+        }
+        self.bytes == self.memory.len()
     }
 
     /// Takes some of the bytes, at least one; there is room.
     fn add(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(GATHERED_BYTES - self.bytes).min(COPIED_BYTES);
+        let taken = bytes.len().min(self.memory.len() - self.bytes).min(COPIED_BYTES);
         self.memory[self.bytes..self.bytes + taken].copy_from_slice(&bytes[..taken]);
         self.bytes += taken;
         taken
@@ -211,8 +226,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for cache in [PageCache::Through, PageCache::Past] {
             let edges = [0, 1, CACHED_BYTES - 1, CACHED_BYTES, CACHED_BYTES + 1, CACHED_BYTES + BLOCK_BYTES];
-            let behind =
-                [GATHERED_BYTES - 1, GATHERED_BYTES, GATHERED_BYTES + 1, 2 * GATHERED_BYTES + 5 * BLOCK_BYTES + 7];
+            let full = [FEW_GATHERED_BYTES, GATHERED_BYTES].map(|full| [full - 1, full, full + 1]);
+            let behind = full.into_iter().flatten().chain([2 * GATHERED_BYTES + 5 * BLOCK_BYTES + 7]);
             for len in edges.into_iter().chain(behind.map(|bytes| CACHED_BYTES + bytes)) {
                 let (path, content) = (dir.path().join("file"), bytes(len));
                 let mut file = SequentialWriter::create(&path, cache).unwrap();
@@ -229,7 +244,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn is_strict(dir: &Path) -> bool {
         let mut file = File::create(dir.join("probe")).unwrap();
-        let mut from_odd = HugePages::new(BLOCK_BYTES).unwrap();
+        let mut from_odd = Pages::huge(BLOCK_BYTES).unwrap();
         from_odd.start = 1;
         let refused = |error: std::io::Error| error.kind() == ErrorKind::InvalidInput;
         can_go_past_cache(&file)
@@ -250,6 +265,8 @@ mod tests {
             let (before, after) = content.split_at(CACHED_BYTES + parts * GATHERED_BYTES);
             file.write_all(before).unwrap();
             if let Some(gathered) = &mut file.gathered {
+                assert_eq!(gathered.bytes, 0);
+                gathered.memory = Pages::huge(GATHERED_BYTES).unwrap();
                 gathered.memory.start = 1;
             }
             file.write_all(after).unwrap();
@@ -278,9 +295,13 @@ mod tests {
         }
         // The place behind is no good one any more.
         file.write_all(&buffer[taken..]).unwrap();
-        let taken_before = file.gathered.as_ref().map_or(5, |gathered| gathered.bytes);
-        assert_eq!(taken_before, 5);
+        if let Some(gathered) = &file.gathered {
+            assert_eq!((gathered.bytes, gathered.memory.len()), (5, FEW_GATHERED_BYTES));
+        }
         file.write_all(&buffer).unwrap();
+        if let Some(gathered) = &file.gathered {
+            assert_eq!((gathered.bytes, gathered.memory.len()), (10, GATHERED_BYTES));
+        }
         file.finish().unwrap();
         assert!(std::fs::read(&path).unwrap() == [before, content.clone(), content].concat());
     }
@@ -292,7 +313,7 @@ mod tests {
         let strict = is_strict(dir.path());
         let path = dir.path().join("file");
         let (mut file, content) = (File::create(&path).unwrap(), bytes(4 * BLOCK_BYTES));
-        let (mut first, mut second) = (HugePages::new(1).unwrap(), HugePages::new(1).unwrap());
+        let (mut first, mut second) = (Pages::huge(1).unwrap(), Pages::huge(1).unwrap());
         second.start = 1;
         first[..BLOCK_BYTES].copy_from_slice(&content[..BLOCK_BYTES]);
         second[..3 * BLOCK_BYTES].copy_from_slice(&content[BLOCK_BYTES..]);
