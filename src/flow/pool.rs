@@ -1,13 +1,11 @@
 //! CPU work on threads of its own.
 //!
-//! A thread goes from job to job without asking anybody: jobs wait in the pool's queue, and whoever hands them in bounds how many.
+//! A thread goes from work to work without asking anybody: it waits in the pool's queue, and whoever hands it in bounds how much.
 //! tokio's blocking threads come and go by the dozen, and the system's allocator keeps what each of them once had: memory would grow for
 //! as long as new ones take part.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-use tokio::sync::oneshot;
 
 /// A fixed number of threads for work that is longer than a task may hold one.
 #[derive(Debug, Clone)]
@@ -45,80 +43,71 @@ impl CpuPool {
         self.width
     }
 
-    /// Runs `job` on one of the threads once one is free, in the order of the calls. Jobs cannot be stopped, so they must be short.
+    /// Runs `work` on all threads, or on as many as there are `items` for, and waits for them. It runs on each as soon as that one
+    /// is free, in the order of the calls, so it has to look for what is left to do.
+    ///
+    /// The caller must not be one of the threads.
     ///
     /// # Errors
-    /// When the job panics.
-    ///
-    /// # Cancel safety
-    /// The job of a caller that was dropped before a thread was free is not run.
-    pub async fn run<T, F>(&self, job: F) -> Result<T, JobPanicked>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> T + Send + 'static,
-    {
-        let (reply, answer) = oneshot::channel();
-        self.threads.spawn(move || {
-            if reply.is_closed() {
-                return;
-            }
-            let output = catch_unwind(AssertUnwindSafe(job));
-            // The caller may have been cancelled; then nobody wants the answer.
-            reply.send(output).ok();
-        });
-        answer.await.map_err(|_| JobPanicked)?.map_err(|_| JobPanicked)
+    /// When the work panics.
+    pub fn all(&self, items: usize, work: impl Fn() + Sync) -> Result<(), JobPanicked> {
+        let shared = || {
+            self.threads.in_place_scope_fifo(|scope| {
+                (0..self.width.min(items)).for_each(|_| scope.spawn_fifo(|_| work()));
+            });
+        };
+        catch_unwind(AssertUnwindSafe(shared)).map_err(|_| JobPanicked)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures::StreamExt as _;
+    use std::sync::{Barrier, Mutex};
 
     use super::*;
 
-    #[tokio::test]
-    async fn never_more_jobs_than_threads() {
+    #[test]
+    fn all_threads_take_part_and_no_more_than_there_is_work_for() {
+        let pool = CpuPool::new(3).unwrap();
+        for (items, expected) in [(0, 0), (1, 1), (2, 2), (3, 3), (100, 3)] {
+            let (barrier, count) = (Barrier::new(expected), AtomicUsize::new(0));
+            pool.all(items, || {
+                // Only threads that run at once get past it.
+                barrier.wait();
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+            .unwrap();
+            assert_eq!(count.into_inner(), expected, "{items} items");
+        }
+    }
+
+    #[test]
+    fn never_more_at_once_than_threads_whoever_calls() {
         let pool = CpuPool::new(2).unwrap();
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let jobs = (0..20).map(|_| {
-            let (pool, now, most) = (pool.clone(), Arc::clone(&now), Arc::clone(&most));
-            async move {
-                pool.run(move || {
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    std::thread::yield_now();
-                    now.fetch_sub(1, Ordering::SeqCst);
-                })
-                .await
+        let (now, most, left) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(0..200));
+        let work = || {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            while left.lock().unwrap().next().is_some() {
+                std::thread::yield_now();
+            }
+            now.fetch_sub(1, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| pool.all(100, work).unwrap());
             }
         });
-        futures::stream::iter(jobs).buffered(10).for_each(|done| async move { done.unwrap() }).await;
-        assert!(most.load(Ordering::SeqCst) <= 2);
+        assert!((1..=2).contains(&most.into_inner()));
+        assert_eq!(left.into_inner().unwrap().next(), None);
     }
 
-    #[tokio::test]
-    async fn the_job_of_a_caller_that_is_gone_is_not_run() {
+    #[test]
+    fn a_panic_is_an_error_and_the_next_work_is_done() {
         let pool = CpuPool::new(1).unwrap();
-        let (free, wait) = std::sync::mpsc::channel::<()>();
-        let first = tokio::spawn({
-            let pool = pool.clone();
-            async move { pool.run(move || wait.recv().is_ok()).await }
-        });
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        let ran = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&ran);
-        let second = pool.run(move || count.fetch_add(1, Ordering::SeqCst));
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), second).await.is_err());
-        free.send(()).unwrap();
-        assert_eq!(first.await.unwrap(), Ok(true));
-        assert_eq!((pool.run(|| 7).await, ran.load(Ordering::SeqCst)), (Ok(7), 0));
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_an_error_and_the_next_job_runs() {
-        let pool = CpuPool::new(1).unwrap();
-        assert_eq!(pool.run(|| std::panic::resume_unwind(Box::new(()))).await, Err(JobPanicked));
-        assert_eq!(pool.run(|| 7).await, Ok(7));
+        assert_eq!(pool.all(1, || std::panic::resume_unwind(Box::new(()))), Err(JobPanicked));
+        let done = AtomicUsize::new(0);
+        assert_eq!(pool.all(1, || done.store(7, Ordering::SeqCst)), Ok(()));
+        assert_eq!(done.into_inner(), 7);
     }
 }

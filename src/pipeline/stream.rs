@@ -5,6 +5,7 @@
 //! expensive part, is spread over the pool in blocks of rows whose boundaries depend on the input alone, and comes back in order, so the
 //! chunks are the same bytes for any number of workers.
 
+mod decoders;
 mod lanes;
 mod reader;
 #[cfg(test)]
@@ -60,7 +61,8 @@ const RESTING_LANE_BYTES: u64 = (12 << 20) + (128 << 10);
 /// once under the memory limit, and while they are idle they are beside it.
 const SPARE_BYTES: usize = 8 << 20;
 
-/// Blocks that are decoded or wait for their turn.
+/// Blocks that are being decoded, or were and wait for the writer: two for each thread, because a block takes them together as much less
+/// time as they are more.
 fn decoding_blocks(machine: &Machine) -> usize {
     machine.pool.width() * 2
 }

@@ -13,8 +13,8 @@ const LINK: u64 = 2;
 /// Rows of a block, and of a chunk here: each chunk is one block.
 const ROWS: u64 = BLOCK_IMAGES as u64;
 const WORKERS: usize = 2;
-/// Blocks that are decoded or wait for their turn.
-const IN_ORDER: u64 = 2 * WORKERS as u64;
+/// Blocks that are being decoded or were, and wait for the writer, beside the one in its hand.
+const IN_ORDER: u64 = 2 * WORKERS as u64 - 1;
 
 /// A stream over more rows than it will take in, into a ring whose consumer never reads.
 struct Stalled {
@@ -29,10 +29,15 @@ struct Stalled {
 
 /// An image in base64.
 fn image() -> String {
+    image_of(0)
+}
+
+/// As many different ones as there are bytes.
+fn image_of(row: usize) -> String {
     let mut png = Vec::new();
     let mut encoder = ::png::Encoder::new(&mut png, 20, 10);
     encoder.set_color(::png::ColorType::Grayscale);
-    let pixels: Vec<u8> = (0..200).collect();
+    let pixels: Vec<u8> = (0..200).map(|pixel: u8| pixel.wrapping_mul(7).wrapping_add(row as u8)).collect();
     encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
     base64_simd::STANDARD.encode_to_string(png)
 }
@@ -100,7 +105,8 @@ impl Stalled {
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
             let (pool, (free, wait)) = (machine.pool.clone(), std::sync::mpsc::channel::<()>());
-            tokio::spawn(async move { pool.run(move || wait.recv().ok()).await });
+            let wait = std::sync::Mutex::new(wait);
+            tokio::task::spawn_blocking(move || pool.all(1, || _ = wait.lock().unwrap().recv()));
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -132,12 +138,14 @@ impl Stalled {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_consumer_stops_the_reader_after_the_blocks_that_the_links_hold() {
     let mut stalled = Stalled::start(1000, 1 << 30).await;
-    // One chunk waits for the consumer, one for its place there; of the blocks behind, all but the one that became
-    // the second chunk wait in order; then the link, and the block that the reader has in hand.
-    let expected = 1 + 1 + (IN_ORDER - 1) + LINK + 1;
+    // One chunk waits for the consumer, one for its place there; then the blocks that wait in order, the link, and the block
+    // that the reader has in hand.
+    let expected = 1 + 1 + IN_ORDER + LINK + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
-    // Before the first chunk was done, everything that was taken in was held.
-    assert_eq!(stalled.block_bytes_at_once(), (IN_ORDER + LINK + 1) * block_bytes());
+    // Those that are no chunks yet are held; before the first chunk was done, one more was.
+    let held = stalled.machine.budget.in_flight_bytes() - stalled.own_bytes;
+    assert_eq!(held, (IN_ORDER + LINK + 1) * block_bytes());
+    assert_eq!(stalled.block_bytes_at_once(), held + block_bytes());
     // Each chunk that is taken lets one more block in.
     for taken in 1..4 {
         assert!(stalled.waiting.recv().await.is_some());
@@ -151,7 +159,7 @@ async fn a_stalled_consumer_stops_the_reader_after_the_blocks_that_the_links_hol
 async fn a_full_ring_stops_the_reader_as_a_stalled_consumer_does() {
     // Room for the fixed part of one chunk and its rows, so the second waits for room.
     let stalled = Stalled::start(1000, (256 << 10) + ByteBudget::rounded(ROWS * 400)).await;
-    let expected = 1 + 1 + (IN_ORDER - 1) + LINK + 1;
+    let expected = 1 + 1 + IN_ORDER + LINK + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
     stalled.running.abort();
 }
@@ -183,11 +191,11 @@ fn shards_with_duplicates() -> Vec<Vec<String>> {
 }
 
 /// Runs a stream over them into a directory; returns its files, and the most bytes that were held.
-async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u8>>, u64) {
+async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTreeMap<String, Vec<u8>>, u64) {
     let dir = tempfile::tempdir().unwrap();
-    let image = image();
     for (shard, urls) in shards_with_duplicates().iter().enumerate() {
-        let rows: Vec<String> = urls.iter().map(|url| format!("{url}\t{image}\tm\n")).collect();
+        let rows = urls.iter().enumerate();
+        let rows: Vec<String> = rows.map(|(row, url)| format!("{url}\t{}\tm\n", image_of(31 * shard + row))).collect();
         std::fs::write(dir.path().join(format!("{shard}.csv")), rows.concat()).unwrap();
     }
     let store = Store::new(StoreSettings::default());
@@ -198,7 +206,7 @@ async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u
         shards: Arc::new(shards),
         wanted: Wanted::Everything,
         spec: spec(),
-        views: None,
+        views,
         chunk_rows: 16,
         generation: "g".to_owned(),
         max_bad_fraction: 1.0,
@@ -222,10 +230,10 @@ async fn stream_of_shards(workers: usize, limit: u64) -> (BTreeMap<String, Vec<u
 async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
     let own = stream_bytes(&spec(), 2, 16);
     let least = ByteBudget::rounded(own.reader + own.decoders + own.writer + own.block);
-    let (alone, peak) = stream_of_shards(2, least).await;
+    let (alone, peak) = stream_of_shards(2, least, None).await;
     assert!(peak <= least);
     for (workers, limit) in [(2, 1 << 30), (4, 1 << 30), (4, 200 << 20)] {
-        let (ahead, peak) = stream_of_shards(workers, limit).await;
+        let (ahead, peak) = stream_of_shards(workers, limit, None).await;
         assert!(peak > least && peak <= limit, "{workers} workers held {peak} bytes of {limit}");
         assert!(alone == ahead, "{workers} workers and {limit} bytes");
     }
@@ -246,6 +254,18 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
     assert!(seen.len() < shards.iter().map(Vec::len).sum());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_threads_makes_the_same_bytes_of_a_block() {
+    let views = Views { count: 3, seed: 5, held_out: 0.4 };
+    for views in [None, Some(views)] {
+        let (alone, _) = stream_of_shards(1, 1 << 30, views).await;
+        for workers in [2, 5] {
+            let (shared, _) = stream_of_shards(workers, 1 << 30, views).await;
+            assert!(alone == shared, "{workers} workers, {views:?}");
+        }
+    }
+}
+
 #[test]
 fn a_block_takes_the_buffers_of_the_one_before() {
     let image = image();
@@ -263,7 +283,7 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     });
     let texts = Spares::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = writer::Decoders::new(&job, texts, 1, true);
+    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
     // What decoding an image allocates by itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -278,7 +298,11 @@ fn a_block_takes_the_buffers_of_the_one_before() {
         let taken = allocation_counter::measure(|| {
             rows.parser.feed(text);
             while let Some(block) = rows.next_block() {
-                decoders.reuse(decoders.decode(block));
+                let on_this_thread = |_, work: &(dyn Fn() + Sync)| {
+                    work();
+                    Ok(())
+                };
+                decoders.reuse(decoders.decode_by(block, on_this_thread).unwrap().pixels);
             }
         });
         counts.push(taken.count_total);
@@ -289,13 +313,14 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");
 }
 
-/// Rows whose squares are large, some of which are no images, as a product.
+/// Rows whose squares are large, some of which are no images and some duplicates, as a product.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() {
     const SIZE_PX: u32 = 224;
-    let (dir, image) = (tempfile::tempdir().unwrap(), image());
-    let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=" } else { image.as_str() };
-    let rows: Vec<String> = (0..70).map(|row| format!("https://x/{row}\t{}\tm\n", text(row))).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=".to_owned() } else { image_of(row) };
+    let url = |row: usize| format!("https://x/{}", if row % 10 == 8 { row - 1 } else { row });
+    let rows: Vec<String> = (0..70).map(|row| format!("{}\t{}\tm\n", url(row), text(row))).collect();
     let shard = dir.path().join("shard.csv");
     std::fs::write(&shard, rows.concat()).unwrap();
     let store = Store::new(StoreSettings::default());
@@ -318,22 +343,29 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
     let start = Start { schedule: Schedule::start(1), counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
     run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(directory, layout, None).unwrap();
-    assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (60, 10));
+    // Row 38 is a duplicate and no image.
+    assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
     let (id, entry) = journal.entries().iter().next().unwrap();
     let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
     assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
     crate::chunk::verify(&path, "chunk", checksum).unwrap();
     let mut decoder = crate::decode::Decoder::new(spec);
-    let mut square = vec![0; decoder.pixel_bytes()];
-    decoder.decode_base64_into(&mut image.into_bytes(), &mut square, |_| ()).unwrap();
+    let mut square = |row| {
+        let mut square = vec![0; decoder.pixel_bytes()];
+        decoder.decode_base64_into(&mut image_of(row).into_bytes(), &mut square, |_| ()).unwrap();
+        square
+    };
     let mut reader = crate::chunk::pixels::PixelReader::open(&path, 16).unwrap();
-    let (mut urls, mut pixels) = (Vec::new(), Vec::new());
+    let mut expected = (0..70).filter(|row| row % 7 != 3 && row % 10 != 8);
+    let mut pixels = Vec::new();
     while let Some(heads) = reader.next_batch(&mut pixels).unwrap() {
-        urls.extend((0..heads.len()).map(|row| heads.url(row).to_owned()));
-        assert!(pixels.chunks(square.len()).all(|pixels| pixels == square));
+        for (head, pixels) in pixels.chunks(image_bytes(SIZE_PX)).enumerate() {
+            let row = expected.next().unwrap();
+            assert_eq!(heads.url(head), url(row));
+            assert!(pixels == square(row), "row {row}");
+        }
     }
-    let expected: Vec<String> = (0..70).filter(|row| row % 7 != 3).map(|row| format!("https://x/{row}")).collect();
-    assert_eq!(urls, expected);
+    assert_eq!(expected.next(), None);
 }
 
 #[test]

@@ -5,121 +5,27 @@ use std::fs::File;
 use std::io::Seek as _;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::PipelineError;
 use super::super::events::Events;
-use super::{Block, Machine, SPARE_BYTES, Sink, StreamJob, THE_RUN, Views, commit, decoding_blocks};
+use super::decoders::{Decoded, Decoders, Decoding};
+use super::{Block, Machine, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
-use crate::chunk::{ChunkId, RowHeads, Tally, sum_segments};
+use crate::chunk::{ChunkId, Tally};
 use crate::config::value::Compression;
-use crate::decode::{Decoder, Spec};
-use crate::flow::{ByteBudget, Clock, Doing, Held, Spares};
+use crate::flow::{Clock, Doing, Spares, link};
 use crate::store::{Directory, PageBuffer, PageCache, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
-
-/// A block's images.
-pub(super) struct Decoded {
-    id: ChunkId,
-    closes: Option<bool>,
-    tally: Tally,
-    bad: Vec<Quarantined>,
-    heads: RowHeads,
-    pixels: PageBuffer,
-    /// Of the pixels' whole segments, where they will be of use.
-    sums: Vec<u64>,
-    held: Option<Held>,
-}
-
-impl Block {
-    /// Decodes the rows, in order.
-    fn decode(mut self, decoder: &mut Decoder, decoders: &Decoders) -> Decoded {
-        let image = decoder.pixel_bytes();
-        let most = self.heads.len() * Views::most(decoders.views);
-        let mut heads = RowHeads::with_capacity(most);
-        let mut pixels = decoders.pixels.take();
-        pixels.resize(image * most);
-        let (mut tally, mut bad, mut views, mut sums) = (self.tally, self.bad, Vec::new(), Vec::new());
-        for (index, text) in self.texts.iter().enumerate() {
-            let (url, kept) = (self.heads.url(index), heads.len() * image);
-            let first = Views::of(decoders.views, url, &mut views);
-            let (text, out) = (&mut self.data[text.clone()], &mut pixels[kept..kept + image * views.len()]);
-            match decoder.decode_base64_views(text, &views, out, |bytes| decoders.room.take_blocking(bytes)) {
-                Ok(_) => {
-                    for (number, _) in (first..).zip(&views) {
-                        heads.push_view(url, self.heads.labels(index).iter().copied(), number);
-                    }
-                    tally.kept += 1;
-                    if decoders.summed {
-                        sum_segments(&pixels[..heads.len() * image], &mut sums);
-                    }
-                }
-                Err(error) => {
-                    let reason = error.reason().as_str().to_owned();
-                    *tally.quarantined.entry(reason.clone()).or_default() += 1;
-                    bad.push(Quarantined {
-                        row: self.row_numbers[index],
-                        image_url: Some(self.heads.url(index).to_owned()),
-                        reason,
-                        detail: error.to_string(),
-                    });
-                }
-            }
-        }
-        pixels.truncate(heads.len() * image);
-        decoders.texts.give(self.data);
-        bad.sort_by_key(|row| row.row);
-        Decoded { id: self.id, closes: self.closes, tally, bad, heads, pixels, sums, held: self.held }
-    }
-}
-
-/// Decoders that wait for a job; each job borrows one, so their buffers are reused.
-#[derive(Clone)]
-pub(super) struct Decoders {
-    spec: Spec,
-    views: Option<Views>,
-    /// What images that are being decoded take, all together.
-    room: ByteBudget,
-    /// Buffers of blocks before and behind them.
-    texts: Spares,
-    pixels: Spares<PageBuffer>,
-    /// Whether what is made is summed.
-    summed: bool,
-    idle: Arc<Mutex<Vec<Decoder>>>,
-}
-
-impl Decoders {
-    /// For at most so many blocks at once, and the one that is written.
-    pub(super) fn new(job: &StreamJob, texts: Spares, blocks: usize, summed: bool) -> Self {
-        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks + 1, SPARE_BYTES));
-        Self { spec: job.spec.clone(), views: job.views, room, texts, pixels, summed, idle: Arc::default() }
-    }
-
-    /// Gives back what a block's squares were in.
-    #[cfg(test)]
-    pub(super) fn reuse(&self, decoded: Decoded) {
-        self.pixels.give(decoded.pixels);
-    }
-
-    pub(super) fn decode(&self, block: Block) -> Decoded {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
-        let decoded = block.decode(&mut decoder, self);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
-        decoded
-    }
-}
 
 /// Decodes the blocks in the pool and writes them, in order, as chunks.
 pub(super) async fn write_chunks(
@@ -131,32 +37,18 @@ pub(super) async fn write_chunks(
     sink: Sink,
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
-    let width = decoding_blocks(&machine);
-    let decoders = Decoders::new(&job, texts, width, matches!(sink, Out::Durable(_, Compression::None)));
-    let pool = machine.pool.clone();
-    let decoding = job.meter.part(Clock::pool("decode", pool.width() as u32));
+    let summed = matches!(sink, Out::Durable(_, Compression::None));
+    let decoders = Decoders::new(&job, machine.pool.clone(), texts, decoding_blocks(&machine), summed);
     let clock = Clock::serial("write chunks");
     let clock = job.meter.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
-    let mut decoded = futures::stream::unfold(blocks, |mut blocks| async { Some((blocks.recv().await?, blocks)) })
-        .map(|block| {
-            let (pool, decoders, decoding) = (pool.clone(), decoders.clone(), Arc::clone(&decoding));
-            let decode = move || {
-                let started = Instant::now();
-                let decoded = decoders.decode(block);
-                decoding.add(Doing::Busy, started.elapsed());
-                decoded
-            };
-            // Spawned, so that decoding goes on while the writer waits.
-            let task = tokio::spawn(async move { pool.run(decode).await });
-            async move { task.await.map_err(PipelineError::from)?.map_err(PipelineError::from) }
-        })
-        .buffered(width)
-        .boxed();
+    // One more is in the writer's hand.
+    let (handed_in, mut decoded) = link(decoding_blocks(&machine) - 1);
+    let decoding = AbortOnDropHandle::new(tokio::spawn(decoders.clone().decode_all(blocks, handed_in)));
     let judge = ShardJudge { shards: counted };
-    let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders.pixels, &machine.events).await;
+    let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders, &machine.events).await;
     // Giving memory back takes a while; the last chunk is being committed.
-    drop(decoded);
-    drop(decoders);
+    drop((decoding, decoded));
+    decoders.end();
     // Whatever happened, nothing works on the directory once this returns, but for a sync of a file that nobody will name.
     let settled = match &mut sink {
         Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
@@ -164,7 +56,6 @@ pub(super) async fn write_chunks(
     };
     written.and(settled)?;
     clock.end();
-    decoding.end();
     Ok(())
 }
 
@@ -172,22 +63,22 @@ pub(super) async fn write_chunks(
 async fn write_all(
     job: &Arc<StreamJob>,
     sink: &mut Out,
-    decoded: &mut BoxStream<'_, Result<Decoded, PipelineError>>,
+    decoded: &mut mpsc::Receiver<Decoding>,
     mut shard: ShardJudge,
     clock: &Clock,
-    pixels: &Spares<PageBuffer>,
+    decoders: &Decoders,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let mut open: Option<OpenChunk> = None;
-    while let Some(block) = clock.wait(Doing::Starved, decoded.next()).await {
-        let block = block?;
+    while let Some(block) = clock.wait(Doing::Starved, decoded.recv()).await {
+        let block = clock.wait(Doing::Starved, block).await??;
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
             None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, sink)).await?,
         };
         let closes = block.closes;
         let used = chunk.write(block, job, sink, clock).await?;
-        pixels.give(used);
+        decoders.reuse(used);
         match closes {
             None => open = Some(chunk),
             Some(last) => {
