@@ -61,10 +61,10 @@ const RESTING_LANE_BYTES: u64 = (12 << 20) + (128 << 10);
 /// once under the memory limit, and while they are idle they are beside it.
 const SPARE_BYTES: usize = 8 << 20;
 
-/// Blocks that are being decoded, or were and wait for the writer: two for each thread, because a block takes them together as much less
-/// time as they are more.
+/// Blocks that are being decoded, or were and wait for the writer: one for each thread, because a block takes them together as much
+/// less time as they are more, and one that is begun before it is needed.
 fn decoding_blocks(machine: &Machine) -> usize {
-    machine.pool.width() * 2
+    machine.pool.width() + 1
 }
 
 /// Everything that a stream of images is.

@@ -14,7 +14,7 @@ const LINK: u64 = 2;
 const ROWS: u64 = BLOCK_IMAGES as u64;
 const WORKERS: usize = 2;
 /// Blocks that are being decoded or were, and wait for the writer, beside the one in its hand.
-const IN_ORDER: u64 = 2 * WORKERS as u64 - 1;
+const IN_ORDER: u64 = WORKERS as u64;
 
 /// A stream over more rows than it will take in, into a ring whose consumer never reads.
 struct Stalled {
