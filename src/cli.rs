@@ -187,7 +187,8 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         }
         Command::Bench { config, machine, command: None } => {
             let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE`".to_owned()))?;
-            let report = runtime()?.block_on(pipeline::ingest::ingest(plan(&Files { config, machine })?))?;
+            let plan = plan(&Files { config, machine })?;
+            let report = runtime(pipeline::workers(&plan))?.block_on(pipeline::ingest::ingest(plan))?;
             give(json, &report, || show::ingest(&report))
         }
         Command::Config { command: ConfigCommand::Reference } => {
@@ -235,10 +236,11 @@ fn plan(files: &Files) -> Result<Plan, Failure> {
     Plan::check(pipeline, machine).map_err(|error| named(&both, &error))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// With threads for file I/O, and for each block of images that is decoded: as many as decoding threads work on, and some that wait.
+fn runtime(decoding_threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS + 2 * decoding_threads)
         .build()
         .map_err(|error| Failure::new(5, format!("the system gives no threads: {error}")))
 }
@@ -265,7 +267,7 @@ fn run(plan: Plan, request: Request, metrics: Option<&str>, screen: &progress::S
         }
     }
     let (board, stop) = (Board::default(), Stop::default());
-    let runtime = runtime()?;
+    let runtime = runtime(pipeline::workers(&plan))?;
     let outcome = runtime.block_on(async {
         let signals = tokio::spawn(listen(stop.clone()));
         if let Some(listener) = listener {
@@ -315,7 +317,7 @@ async fn listen(stop: Stop) {
 
 fn check(files: &Files, json: bool) -> Result<(), Failure> {
     let plan = plan(files)?;
-    let found = runtime()?.block_on(pipeline::check(&plan));
+    let found = runtime(0)?.block_on(pipeline::check(&plan));
     if json {
         print_json(&found)?;
     } else {

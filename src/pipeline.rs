@@ -87,7 +87,8 @@ use partial::Partial;
 use report::{StreamReport, peak_memory_bytes};
 #[cfg(feature = "model")]
 use resolve::enough_captions;
-use resolve::{Backbone, resolve, workers};
+pub(crate) use resolve::workers;
+use resolve::{Backbone, resolve};
 use status::{Reporter, State};
 use stream::{Machine, Sink, Start, StreamJob, seen_so_far};
 

@@ -41,7 +41,7 @@ pub(super) fn list(asked: &RawDevice, json: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn bench(command: BenchCommand, machine: &RawMachine, json: bool) -> Result<(), Failure> {
-    let runtime = runtime()?;
+    let runtime = runtime(0)?;
     match command {
         BenchCommand::Forward {
             checkpoint,
@@ -112,7 +112,7 @@ pub(super) fn bench(command: BenchCommand, machine: &RawMachine, json: bool) -> 
 }
 
 pub(super) fn ceiling_of(ids: &Path) -> Result<f64, Failure> {
-    Ok(runtime()?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
+    Ok(runtime(0)?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
 }
 
 pub(super) fn export(plan: &Plan, out: &Path, json: bool) -> Result<(), Failure> {

@@ -25,7 +25,7 @@ pub(super) const MAX_VIEWS: u32 = 32;
 pub const BLOCK_IMAGES: usize = MAX_VIEWS as usize;
 
 /// Images of `image_bytes` bytes of pixels that one decoding job makes, views counted: those that two huge pages have room for. Fewer
-/// are more handing on between threads and more writes; with more a run is no faster, and its end is left to one thread for longer.
+/// are more handing on between threads and more writes; with more a run is no faster.
 pub fn block_images(image_bytes: u64) -> usize {
     ((4 << 20) / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize
 }

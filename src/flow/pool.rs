@@ -43,10 +43,10 @@ impl CpuPool {
         self.width
     }
 
-    /// Runs `work` on all threads, or on as many as there are `items` for, and waits for them. It runs on each as soon as that one
-    /// is free, in the order of the calls, so it has to look for what is left to do.
+    /// Has `work` run as often as there are threads, or `items`, and waits for all of it. Each run begins as soon as a thread is
+    /// free, in the order of the calls, which may be when another one has done everything: it has to look for what is left to do.
     ///
-    /// The caller must not be one of the threads.
+    /// The caller must not be one of the threads, and blocks its own.
     ///
     /// # Errors
     /// When the work panics.

@@ -84,7 +84,7 @@ fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec,
 }
 
 /// Decoding threads that a plan asks for.
-pub(super) fn workers(plan: &Plan) -> usize {
+pub(crate) fn workers(plan: &Plan) -> usize {
     match plan.machine().limits.cpu_workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         count => count as usize,

@@ -26,12 +26,13 @@ use super::events::Events;
 use crate::catalog::{Seen, Wanted, url_hash};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
+use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::{self, Quarantined};
 use crate::chunk::ring::{Ring, RingChunk, RingEntry};
 use crate::chunk::schedule::{LANES, Schedule};
 use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
 use crate::config::Plan;
-use crate::config::bytes::StreamBytes;
+use crate::config::bytes::{StreamBytes, block_images};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
@@ -61,10 +62,17 @@ const RESTING_LANE_BYTES: u64 = (12 << 20) + (128 << 10);
 /// once under the memory limit, and while they are idle they are beside it.
 const SPARE_BYTES: usize = 8 << 20;
 
-/// Blocks that are being decoded, or were and wait for the writer: one for each thread, because a block takes them together as much
-/// less time as they are more, and one that is begun before it is needed.
-fn decoding_blocks(machine: &Machine) -> usize {
-    machine.pool.width() + 1
+/// Rows that fill a block.
+fn block_rows(job: &StreamJob) -> usize {
+    let images = block_images(image_bytes(job.spec.geometry.output_px()) as u64);
+    (images / Views::most(job.views)).max(1)
+}
+
+/// Blocks that are being decoded, or were and wait for the writer, one of them in its hand: as many as the threads work on at once, which
+/// is one where it has rows enough for all of them; and one more for each thread, because those take as much less time as they are more.
+fn decoding_blocks(job: &StreamJob, machine: &Machine) -> usize {
+    let threads = machine.pool.width();
+    threads + threads.div_ceil(block_rows(job))
 }
 
 /// Everything that a stream of images is.
@@ -242,7 +250,7 @@ pub(super) async fn run(job: StreamJob, machine: Machine, start: Start, sink: Si
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
     let Start { schedule, counted, seen } = start;
     // Those in the link, and the one in the reader's hand.
-    let blocks = decoding_blocks(&machine) + BLOCKS_WAITING + 1;
+    let blocks = decoding_blocks(&job, &machine) + BLOCKS_WAITING + 1;
     let ahead = Ahead::plan(&schedule, &machine, bytes, blocks).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));

@@ -9,12 +9,14 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::super::PipelineError;
 use super::{Block, SPARE_BYTES, StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally, sum_segments};
 use crate::decode::{DecodeError, Decoder, Spec, View};
-use crate::flow::{ByteBudget, Clock, CpuPool, Doing, Held, JobPanicked, Spares};
+use crate::flow::{ByteBudget, Clock, CpuPool, Doing, Held, JobPanicked, Spares, link};
 use crate::store::PageBuffer;
 
 /// A block's images.
@@ -30,8 +32,22 @@ pub(super) struct Decoded {
     pub(super) held: Option<Held>,
 }
 
-/// A block that is being decoded.
-pub(super) type Decoding = JoinHandle<Result<Decoded, JobPanicked>>;
+/// Blocks on their way through the decoders, in order.
+pub(super) struct Decoding {
+    blocks: mpsc::Receiver<JoinHandle<Result<Decoded, JobPanicked>>>,
+    handing_in: AbortOnDropHandle<()>,
+}
+
+impl Decoding {
+    /// The next block; `None` behind the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Decoded>, PipelineError> {
+        match self.blocks.recv().await {
+            Some(block) => Ok(Some(block.await??)),
+            // It may have ended because the system gives no thread.
+            None => Ok((&mut self.handing_in).await.map(|()| None)?),
+        }
+    }
+}
 
 /// Threads that decode; each borrows a decoder, so that the decoders' buffers are reused.
 #[derive(Clone)]
@@ -51,9 +67,9 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// For at most so many blocks at once, and the one that is written.
+    /// For at most so many blocks at once, the one that is written included.
     pub(super) fn new(job: &StreamJob, pool: CpuPool, texts: Spares, blocks: usize, summed: bool) -> Self {
-        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks + 1, SPARE_BYTES));
+        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks, SPARE_BYTES));
         let clock = job.meter.part(Clock::pool("decode", pool.width() as u32));
         Self {
             pool,
@@ -68,8 +84,19 @@ impl Decoders {
         }
     }
 
+    /// Has blocks decoded as they come, at most so many of them at once, the last one taken included.
+    pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, most: usize) -> Decoding {
+        let (handed_in, decoding) = link(most.saturating_sub(1).max(1));
+        let handing_in = tokio::spawn(self.clone().hand_in(blocks, handed_in));
+        Decoding { blocks: decoding, handing_in: AbortOnDropHandle::new(handing_in) }
+    }
+
     /// Hands one block after the other to the threads, as long as whoever waits for them has room for one more.
-    pub(super) async fn decode_all(self, mut blocks: mpsc::Receiver<Block>, decoding: mpsc::Sender<Decoding>) {
+    async fn hand_in(
+        self,
+        mut blocks: mpsc::Receiver<Block>,
+        decoding: mpsc::Sender<JoinHandle<Result<Decoded, JobPanicked>>>,
+    ) {
         while let Ok(room) = decoding.reserve().await {
             let Some(block) = blocks.recv().await else { break };
             let decoders = self.clone();
@@ -102,6 +129,10 @@ impl Decoders {
         });
         let failed = Mutex::new(Vec::new());
         run(block.heads.len(), &|| self.work(&rows, &failed))?;
+        let taken = rows.into_inner().unwrap_or_else(PoisonError::into_inner).next;
+        if taken < block.heads.len() {
+            return Err(JobPanicked);
+        }
         let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(self.gather(block, pixels, failed))
     }

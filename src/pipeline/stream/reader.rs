@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, Views, fill};
+use super::{Block, Machine, StreamJob, block_rows, fill};
 use crate::catalog::{Wanted, url_hash};
-use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowHeads, Tally};
-use crate::config::bytes::block_images;
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
 use crate::flow::Spares;
@@ -111,8 +109,7 @@ pub(super) struct ShardRows {
 impl ShardRows {
     pub(super) fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
         let parser = ImageRows::new(max_record_bytes(&job.spec));
-        let images = block_images(image_bytes(job.spec.geometry.output_px()) as u64);
-        let block_rows = (images / Views::most(job.views)).max(1);
+        let block_rows = block_rows(&job);
         Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block_rows, block: None }
     }
 

@@ -317,55 +317,64 @@ fn a_block_takes_the_buffers_of_the_one_before() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() {
     const SIZE_PX: u32 = 224;
-    let dir = tempfile::tempdir().unwrap();
     let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=".to_owned() } else { image_of(row) };
     let url = |row: usize| format!("https://x/{}", if row % 10 == 8 { row - 1 } else { row });
     let rows: Vec<String> = (0..70).map(|row| format!("{}\t{}\tm\n", url(row), text(row))).collect();
-    let shard = dir.path().join("shard.csv");
-    std::fs::write(&shard, rows.concat()).unwrap();
-    let store = Store::new(StoreSettings::default());
-    let shards = store.list(&[shard.display().to_string()]).await.unwrap();
-    let (machine, run_dir) = (machine(store, WORKERS, 1 << 30), dir.path().join("run"));
-    let spec = Spec { geometry: Geometry::Squash { size_px: SIZE_PX }, ..spec() };
-    let job = StreamJob {
-        shards: Arc::new(shards),
-        wanted: Wanted::Everything,
-        spec: spec.clone(),
-        views: None,
-        chunk_rows: 70,
-        generation: "g".to_owned(),
-        max_bad_fraction: 1.0,
-        meter: machine.board.stage("images", "rows", 0),
-    };
-    let layout = crate::chunk::journal::Layout::train("chunks");
-    let directory: crate::store::Directory = LocalDirectory::create(&run_dir).unwrap().into();
-    let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
-    let start = Start { schedule: Schedule::start(1), counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
-    run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
-    let journal = Journal::read(directory, layout, None).unwrap();
-    // Row 38 is a duplicate and no image.
-    assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
-    let (id, entry) = journal.entries().iter().next().unwrap();
-    let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
-    assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
-    crate::chunk::verify(&path, "chunk", checksum).unwrap();
-    let mut decoder = crate::decode::Decoder::new(spec);
-    let mut square = |row| {
-        let mut square = vec![0; decoder.pixel_bytes()];
-        decoder.decode_base64_into(&mut image_of(row).into_bytes(), &mut square, |_| ()).unwrap();
-        square
-    };
-    let mut reader = crate::chunk::pixels::PixelReader::open(&path, 16).unwrap();
-    let mut expected = (0..70).filter(|row| row % 7 != 3 && row % 10 != 8);
-    let mut pixels = Vec::new();
-    while let Some(heads) = reader.next_batch(&mut pixels).unwrap() {
-        for (head, pixels) in pixels.chunks(image_bytes(SIZE_PX)).enumerate() {
-            let row = expected.next().unwrap();
-            assert_eq!(heads.url(head), url(row));
-            assert!(pixels == square(row), "row {row}");
+    for views in [None, Some(Views { count: 3, seed: 5, held_out: 0.4 })] {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = dir.path().join("shard.csv");
+        std::fs::write(&shard, rows.concat()).unwrap();
+        let store = Store::new(StoreSettings::default());
+        let shards = store.list(&[shard.display().to_string()]).await.unwrap();
+        let (machine, run_dir) = (machine(store, WORKERS, 1 << 30), dir.path().join("run"));
+        let geometry = Geometry::Squash { size_px: SIZE_PX };
+        let spec = Spec { geometry, crops: views.is_some(), ..spec() };
+        let job = StreamJob {
+            shards: Arc::new(shards),
+            wanted: Wanted::Everything,
+            spec: spec.clone(),
+            views,
+            chunk_rows: 70,
+            generation: "g".to_owned(),
+            max_bad_fraction: 1.0,
+            meter: machine.board.stage("images", "rows", 0),
+        };
+        let layout = crate::chunk::journal::Layout::train("chunks");
+        let directory: crate::store::Directory = LocalDirectory::create(&run_dir).unwrap().into();
+        let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
+        let (schedule, seen) = (Schedule::start(1), Seen::new(Wanted::Everything));
+        let start = Start { schedule, counted: BTreeMap::new(), seen };
+        run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
+        let journal = Journal::read(directory, layout, None).unwrap();
+        // Row 38 is a duplicate and no image.
+        assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
+        let (id, entry) = journal.entries().iter().next().unwrap();
+        let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
+        assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
+        crate::chunk::verify(&path, "chunk", checksum).unwrap();
+        // What one decoder makes of each row by itself.
+        let mut decoder = crate::decode::Decoder::new(spec);
+        let mut expected = Vec::new();
+        for row in (0..70).filter(|row| row % 7 != 3 && row % 10 != 8) {
+            let mut of_image = Vec::new();
+            Views::of(views, &url(row), &mut of_image);
+            let mut pictures = vec![0; of_image.len() * image_bytes(SIZE_PX)];
+            let mut text = image_of(row).into_bytes();
+            decoder.decode_base64_views(&mut text, &of_image, &mut pictures, |_| ()).unwrap();
+            let pictures = pictures.chunks(image_bytes(SIZE_PX));
+            expected.extend(pictures.map(|pixels| (url(row), pixels.to_vec())));
         }
+        let (mut reader, mut pixels) = (crate::chunk::pixels::PixelReader::open(&path, 16).unwrap(), Vec::new());
+        let mut expected = expected.into_iter();
+        while let Some(heads) = reader.next_batch(&mut pixels).unwrap() {
+            for (head, pixels) in pixels.chunks(image_bytes(SIZE_PX)).enumerate() {
+                let (url, expected) = expected.next().unwrap();
+                assert_eq!(heads.url(head), url);
+                assert!(pixels == expected, "{url}, {views:?}");
+            }
+        }
+        assert_eq!(expected.len(), 0, "{views:?}");
     }
-    assert_eq!(expected.next(), None);
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::super::PipelineError;
 use super::super::events::Events;
@@ -21,7 +20,7 @@ use crate::chunk::quarantine::Quarantined;
 use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
 use crate::chunk::{ChunkId, Tally};
 use crate::config::value::Compression;
-use crate::flow::{Clock, Doing, Spares, link};
+use crate::flow::{Clock, Doing, Spares};
 use crate::store::{Directory, PageBuffer, PageCache, StoreError};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
@@ -38,16 +37,15 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
     let summed = matches!(sink, Out::Durable(_, Compression::None));
-    let decoders = Decoders::new(&job, machine.pool.clone(), texts, decoding_blocks(&machine), summed);
+    let most = decoding_blocks(&job, &machine);
+    let decoders = Decoders::new(&job, machine.pool.clone(), texts, most, summed);
     let clock = Clock::serial("write chunks");
     let clock = job.meter.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
-    // One more is in the writer's hand.
-    let (handed_in, mut decoded) = link(decoding_blocks(&machine) - 1);
-    let decoding = AbortOnDropHandle::new(tokio::spawn(decoders.clone().decode_all(blocks, handed_in)));
+    let mut decoding = decoders.start(blocks, most);
     let judge = ShardJudge { shards: counted };
-    let written = write_all(&job, &mut sink, &mut decoded, judge, &clock, &decoders, &machine.events).await;
+    let written = write_all(&job, &mut sink, &mut decoding, judge, &clock, &decoders, &machine.events).await;
     // Giving memory back takes a while; the last chunk is being committed.
-    drop((decoding, decoded));
+    drop(decoding);
     decoders.end();
     // Whatever happened, nothing works on the directory once this returns, but for a sync of a file that nobody will name.
     let settled = match &mut sink {
@@ -63,15 +61,14 @@ pub(super) async fn write_chunks(
 async fn write_all(
     job: &Arc<StreamJob>,
     sink: &mut Out,
-    decoded: &mut mpsc::Receiver<Decoding>,
+    decoding: &mut Decoding,
     mut shard: ShardJudge,
     clock: &Clock,
     decoders: &Decoders,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let mut open: Option<OpenChunk> = None;
-    while let Some(block) = clock.wait(Doing::Starved, decoded.recv()).await {
-        let block = clock.wait(Doing::Starved, block).await??;
+    while let Some(block) = clock.wait(Doing::Starved, decoding.next()).await? {
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
             None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, sink)).await?,
