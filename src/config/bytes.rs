@@ -20,11 +20,11 @@ pub const QUARANTINED_BYTES: u64 = 2560;
 /// Random parts that may be made of an image: a block of rows has room for so many.
 pub(super) const MAX_VIEWS: u32 = 32;
 
-/// Images that one decoding job makes and that are written together, at most: all views of one image, or as many as [`block_images`]
+/// Images of a block, which are decoded and written together, at most: all views of one image, or as many as [`block_images`]
 /// says.
 pub const BLOCK_IMAGES: usize = MAX_VIEWS as usize;
 
-/// Images of `image_bytes` bytes of pixels that one decoding job makes, views counted: those that two huge pages have room for. Fewer
+/// Images of `image_bytes` bytes of pixels that a block has, views counted: those that two huge pages have room for. Fewer
 /// are more handing on between threads and more writes; with more a run is no faster.
 pub fn block_images(image_bytes: u64) -> usize {
     ((4 << 20) / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize

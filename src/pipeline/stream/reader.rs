@@ -12,7 +12,7 @@ use crate::decode::Spec;
 use crate::flow::Spares;
 use crate::store::{Intake, Reader};
 
-/// Encoded bytes that one decoding job takes, about.
+/// Encoded bytes that fill a block, about.
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Largest record: an image of the largest size in base64, and its URLs.
