@@ -14,7 +14,7 @@ use image::{ExtendedColorType, ImageEncoder as _, ImageFormat, RgbImage};
 use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
-use wikicap_pipeline::chunk::{RowHeads, sum_segments};
+use wikicap_pipeline::chunk::{RowMeta, sum_segments};
 use wikicap_pipeline::config::bytes::block_images;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
@@ -181,8 +181,8 @@ fn resize(bencher: Bencher<'_, '_>, resample: Resample) {
         .bench_local_refs(|bytes| decoder.decode_into(bytes, &mut out, |_| ()).unwrap());
 }
 
-fn heads(images: usize) -> RowHeads {
-    let mut heads = RowHeads::default();
+fn heads(images: usize) -> RowMeta {
+    let mut heads = RowMeta::default();
     (0..images as u32).for_each(|row| heads.push(&format!("https://upload.wikimedia.org/x/{row}.jpg"), [row, row + 7]));
     heads
 }

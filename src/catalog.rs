@@ -15,21 +15,21 @@
 
 mod classes;
 mod coverage;
+mod dedup;
 mod error;
 mod file_name;
-mod forms;
 mod join;
 mod languages;
 mod matching;
-mod seen;
 mod table;
+mod url_variants;
 
 pub use classes::{ClassSource, Classes, Group, Groups};
 pub use coverage::{Coverage, HISTOGRAM_LABELS};
+pub use dedup::{ImageFilter, UrlDedup, UrlSet};
 pub use error::CatalogError;
 pub use file_name::file_name;
-pub use forms::{Merges, UrlForms};
 pub use join::{JoinIndex, JoinIndexBuilder, Labels, RowTally, url_hash};
 pub use languages::Languages;
 pub use matching::Match;
-pub use seen::{Seen, UrlSet, Wanted};
+pub use url_variants::{Merges, UrlVariants};

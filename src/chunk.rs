@@ -10,16 +10,16 @@
 
 mod checksum;
 pub mod features;
+mod fixed_width;
 #[cfg(test)]
 mod fuzz;
 pub mod journal;
 mod pages;
 pub mod pixels;
-mod plain;
 pub mod quarantine;
-pub mod ring;
-mod rows;
+mod row_meta;
 pub mod schedule;
+pub mod spool;
 mod table;
 pub mod tables;
 pub mod texts;
@@ -30,7 +30,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use checksum::{Checksum, sum_segments, verify};
-pub use rows::RowHeads;
+pub use row_meta::RowMeta;
 
 /// Which rows a chunk starts with, in the order of shards and rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub struct Entry {
 pub enum ChunkError {
     /// The store's answer.
     #[error(transparent)]
-    Store(#[from] crate::store::StoreError),
+    Store(#[from] crate::objects::StoreError),
     /// A single chunk does not fit the scratch ring.
     #[error(
         "the chunk at row {row} of shard {shard} takes more than `limits.disk` = {limit_bytes} bytes of scratch disk, because of its URLs, labels or quarantined rows: raise the limit, or lower `chunks.rows`"

@@ -6,10 +6,6 @@
 
 mod allocator;
 mod args;
-#[cfg(feature = "model")]
-mod device;
-#[cfg(not(feature = "model"))]
-#[path = "cli/no_device.rs"]
 mod device;
 mod metrics;
 mod progress;
@@ -24,11 +20,12 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::config::plan::Stage;
-use crate::config::{self, Plan};
-use crate::flow::{Board, Signal, Stop};
+use crate::config::{self, RunConfig};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
+use crate::runtime::{Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
+use crate::telemetry::ProgressRegistry;
 
 use args::{Args, Command, ConfigCommand, Files};
 
@@ -96,7 +93,6 @@ pub fn main() -> ExitCode {
         // The thread's owner turns the panic into one sentence; where it happened helps whoever gets the report.
         tracing::debug!(location = ?info.location(), "internal error");
         let said = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
-        #[cfg(feature = "model")]
         crate::device::note_panic(std::thread::current().name());
         FIRST_PANIC.get_or_init(|| said.unwrap_or("nothing").chars().take(PANIC_CHARS).collect());
     }));
@@ -226,14 +222,14 @@ fn machine(path: Option<&Path>) -> Result<config::raw::RawMachine, Failure> {
 }
 
 /// Reads and checks both files.
-fn plan(files: &Files) -> Result<Plan, Failure> {
+fn plan(files: &Files) -> Result<RunConfig, Failure> {
     let pipeline = config::pipeline(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
     let machine = machine(files.machine.as_deref())?;
     let both = files.machine.as_ref().map_or_else(
         || files.config.clone(),
         |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
     );
-    Plan::check(pipeline, machine).map_err(|error| named(&both, &error))
+    RunConfig::check(pipeline, machine).map_err(|error| named(&both, &error))
 }
 
 /// With threads for file I/O, and for each block of images that is decoded: as many as decoding threads work on, and some that wait.
@@ -255,7 +251,7 @@ fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Fai
     })
 }
 
-fn run(plan: Plan, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
+fn run(plan: RunConfig, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
     // An address that is taken should show before a corpus is drawn.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
     if let Some(wanted) = &plan.pipeline().sample {
@@ -266,16 +262,16 @@ fn run(plan: Plan, request: Request, metrics: Option<&str>, screen: &progress::S
             draw(out, &SampleOptions { train_images, test_images, seed: wanted.seed })?;
         }
     }
-    let (board, stop) = (Board::default(), Stop::default());
+    let (registry, stop) = (ProgressRegistry::default(), Shutdown::default());
     let runtime = runtime(pipeline::workers(&plan))?;
     let outcome = runtime.block_on(async {
         let signals = tokio::spawn(listen(stop.clone()));
         if let Some(listener) = listener {
-            tokio::spawn(metrics::serve(listener, board.clone(), stop.clone()));
+            tokio::spawn(metrics::serve(listener, registry.clone(), stop.clone()));
         }
-        let shown = screen.follow(&board);
+        let shown = screen.follow(&registry);
         // On a task of its own, so that a panic in it is an error here.
-        let run = Box::pin(pipeline::run(plan, request, board.clone(), stop.clone()));
+        let run = Box::pin(pipeline::run(plan, request, registry.clone(), stop.clone()));
         let outcome = tokio::spawn(run).await.unwrap_or_else(|error| Err(error.into()));
         shown.end();
         signals.abort();
@@ -288,7 +284,7 @@ fn run(plan: Plan, request: Request, metrics: Option<&str>, screen: &progress::S
 }
 
 /// The first signal asks the run to stop; a second one ends the process at once, which is as safe as a kill.
-async fn listen(stop: Stop) {
+async fn listen(stop: Shutdown) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {

@@ -1,4 +1,4 @@
-//! Configuration: two TOML files become one checked [`Plan`], or a list of everything that is wrong with them.
+//! Configuration: two TOML files become one checked [`RunConfig`], or a list of everything that is wrong with them.
 //!
 //! Pure: text in, values out; no disk, clock or environment. `raw` mirrors the files key by key, [`plan`] refuses
 //! what cannot work (never clamping it) and collects every refusal, [`bytes`] says what the work takes of memory and
@@ -14,7 +14,7 @@ pub mod value;
 
 pub use hub::HubName;
 pub use parse::{machine, pipeline};
-pub use plan::{Plan, StageKeys};
+pub use plan::{RunConfig, StageKeys};
 
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,6 @@
 mod augment;
 mod base64;
 mod colour;
-mod convolve;
 mod error;
 #[cfg(test)]
 mod fuzz;
@@ -30,10 +29,11 @@ mod gif;
 mod jpeg;
 mod other;
 mod png;
+mod resample;
 mod resize;
+mod row_group;
 mod scratch;
 mod sniff;
-mod stack;
 #[cfg(test)]
 mod tests;
 mod thumbnail;
@@ -51,8 +51,8 @@ pub use self::sniff::Format;
 pub use thumbnail::jpeg_thumbnail;
 
 use self::augment::Crop;
-use self::convolve::Convolver;
-use self::resize::{CHANNELS, Squarer};
+use self::resample::Resampler;
+use self::resize::{CHANNELS, Resizer};
 
 /// What to make of an image, and what to refuse.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ pub struct Source {
 pub struct Decoder {
     spec: Spec,
     buffers: Buffers,
-    squarer: Squarer,
+    squarer: Resizer,
 }
 
 /// What a decoder takes while it looks for an image's size, before it says what the image takes.
@@ -121,7 +121,7 @@ pub const KEPT_BYTES: u64 = scratch::KEEP_BYTES as u64;
 impl Decoder {
     /// A decoder without any buffers yet; the first image brings them.
     pub fn new(spec: Spec) -> Self {
-        let squarer = Squarer::new(spec.geometry, spec.resample);
+        let squarer = Resizer::new(spec.geometry, spec.resample);
         Self { spec, buffers: Buffers::default(), squarer }
     }
 
@@ -200,7 +200,7 @@ impl Decoder {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.square(encoded, views, out, &mut take)));
         let result = decoded.unwrap_or_else(|_| {
             self.buffers = Buffers::default();
-            self.squarer = Squarer::new(self.spec.geometry, self.spec.resample);
+            self.squarer = Resizer::new(self.spec.geometry, self.spec.resample);
             let format = sniff::sniff(encoded)?;
             Err(DecodeError::corrupt(format, "its decoder fails on it"))
         });
@@ -320,7 +320,7 @@ impl Limits<'_> {
     /// the image may be allocated before.
     fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
         let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
-        let between = Convolver::between_bytes(width, height, side);
+        let between = Resampler::between_bytes(width, height, side);
         let kernels = 64 * (width + height + 2 * side);
         let bytes = bytes + (3 + self.crop_bytes) * width * height + between + kernels;
         if bytes > self.max_bytes {

@@ -1,73 +1,74 @@
 //! `wikicap-pipeline` streams an image/caption corpus that is far larger than the machine through a frozen vision
-//! transformer, trains a caption head on the features and writes a ranked submission, in bounded memory and disk, and
-//! goes on exactly where it stopped.
+//! transformer, trains a caption head on the features and writes a ranked submission. It works within a memory limit and
+//! a disk limit, and resumes exactly after any interruption.
 //!
-//! This page is the map: read it, then the module that you came for.
+//! This page is the map of the code: read it first, then the module that you need.
 //!
-//! # The flow
+//! # Data flow
 //!
 //! ```text
 //!  caption list ─► classes ┐
-//!  pairs (TSV) ─► url → class ids (join index)            catalog stage: corpus, catalog, chunk::tables
+//!  pairs (TSV) ─► url → class ids (join index)            stage catalog: corpus, catalog, chunk::tables
 //!                                │
-//!  image shards ─► gunzip ─► rows ─► wanted? ─► blocks of rows        four shards side by side, taking turns by chunks
-//!     store          store    corpus   catalog        │               (chunk::schedule); a URL's first row in this order counts
-//!                                  base64 ─► decode ─► resize         a pool of workers, results in order; k random
-//!                                             decode  │              parts of an image with `train.views = k`
-//!                              pixel chunks in the scratch ring       chunk::ring (durable, where they are the product)
+//!  image shards ─► gunzip ─► rows ─► filter ─► blocks of rows          four shards interleaved, chunk by chunk (chunk::schedule);
+//!     objects       objects   corpus  catalog         │                the first row with a URL in this order is kept
+//!                                  base64 ─► decode ─► resize          CPU pool, results in input order; with `train.views = k`,
+//!                                             decode  │                k random crops of each training image
+//!                              pixel chunks in the scratch spool       chunk::spool (durable when they are the product)
 //!                                                     │
-//!                                   ViT forward, frozen               model, on the device thread; several batches on their way
+//!                                   ViT forward, frozen                model, on the device thread; several batches in flight
 //!                                                     │
-//!                              feature chunks + journal entry         chunk::features, chunk::journal
+//!                              feature chunks + journal entry          chunk::features, chunk::journal
 //!                                                     │
-//!  captions ─► tokens ─► text encoder, frozen ─► vectors              model::text, pipeline::texts, for a text head alone
+//!  captions ─► tokens ─► text encoder, frozen ─► vectors               model::text, for a text head only
 //!                                                     │
-//!     order of samples ─► SGD, or contrast with AdamW ─► checkpoints   train, one head or a sweep of them
+//!     sample order ─► SGD, or contrastive AdamW ─► checkpoints         train, one head or a sweep
 //!                                                     │
-//!     test images, by the same stream ─► evidence ─► top k ─► submission, examples      pipeline::evidence, predict
+//!     test images, through the same stream ─► top k ─► submission      predict
 //! ```
 //!
-//! The stages run one after the other, each as a small graph of bounded links; [`pipeline`] is the only place that
-//! wires them. Every artefact is committed by one journal entry, created if absent once its files are durable.
+//! Stages run one after the other. Each is a small graph of bounded channels, and [`pipeline`] is the only module that
+//! wires them. One journal entry commits an artefact; it is created, if absent, after the artefact's files are durable.
 //!
-//! A run is seen from outside through [`flow::Board`]: how far each stage is, where the time of its parts goes, what is in
-//! flight. The terminal, `status.json`, Prometheus and the report all read it; `events/` tells what happened.
+//! [`telemetry`] makes a run observable: stage progress, time by part and bytes in flight. The terminal, `status.json`,
+//! Prometheus and the report read the same snapshots; `events/` records what happened.
 //!
-//! # Who may name whom
+//! # Allowed imports
 //!
-//! | module | is | may name |
+//! | module | contains | may import |
 //! | --- | --- | --- |
-//! | [`config`] | two files → raw → checked; pure | – |
-//! | [`flow`] | bounded links, byte budget, CPU pool, device thread, stop token, meters and clocks | – |
-//! | [`store`] | inputs by name and glob, ranged reads, unpacking; durable directories; the model hub and its cache | `flow` |
-//! | [`corpus`] | the published files as typed rows; sans I/O | – |
-//! | [`catalog`] | captions → classes, URL → class ids, URLs already taken | – |
-//! | [`decode`] | bytes → pixels; synchronous and pure | – |
-//! | `device` | which devices there are, by a probe in a process of its own; where kernels are kept | `config` |
-//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch ring, quarantine, catalog tables | `config`, `flow`, `store` |
-//! | `model` | Hugging Face checkpoint → features; captions → vectors; burn | – |
+//! | [`config`] | two TOML files → one checked configuration; pure | – |
+//! | [`runtime`] | bounded channels, byte budget, CPU pool, device thread, buffer pool, shutdown | – |
+//! | [`telemetry`] | stage progress and timers | – |
+//! | [`objects`] | inputs by name and glob: listing, ranged reads, decompression, retries | `runtime` |
+//! | [`run_dir`] | the durable run directory, local or on S3: complete files, lease, event log | `objects`, `runtime` |
+//! | [`hf_hub`] | checkpoints of the Hugging Face hub and their cache | `objects`, `run_dir` |
+//! | [`corpus`] | the published files as typed rows; no I/O | – |
+//! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | – |
+//! | [`decode`] | image bytes → pixels; synchronous and pure | – |
+//! | [`device`] | available devices, probed in a process of their own; the kernel cache | `config` |
+//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch spool, quarantine, catalog tables | `config`, `objects`, `run_dir`, `runtime` |
+//! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
-//! | [`train`] | head, targets, schedule, order, optimiser, checkpoints; burn in the trainer, for a device | `predict` |
-//! | [`sample`] | draws a small corpus and a tiny checkpoint in the published layout | – |
-//! | [`pipeline`] | the wiring; supervision, generations, report | all but `cli` and `sample` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only printer | `config`, `device`, `flow`, `pipeline`, `predict`, `sample` |
+//! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict` |
+//! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
+//! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all but `cli` and `sample` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry` |
 //!
-//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device's desk in
-//! `pipeline`; without the `model` feature none of it is built and the tool preprocesses, checks and evaluates.
+//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
 //!
 //! # Promises
 //!
-//! 1. **Same bytes**: same inputs, configuration and seed give the same chunks in the same order and, on the CPU, the
-//!    same weights, for any number of workers and however often the run was killed. Blocks, batches and chunks are cut
-//!    by the input alone, and so is the order in which shards take turns; results of the pool come back in order; the order of training
-//!    is a function of seed and epoch.
+//! 1. **Same bytes**: equal inputs, configuration and seed give equal chunks in equal order and, on the CPU, equal
+//!    weights, for any number of workers and any number of kills. The input alone decides where blocks, batches and chunks
+//!    end and how shards interleave. The pool returns results in order. Seed and epoch determine the training order.
 //! 2. **Every row is accounted for**: rows read = kept + quarantined + skipped, per shard, checked at the end.
 //! 3. **A chunk exists if and only if its journal entry does** ([`chunk`]).
-//! 4. **Bounded**: bytes between stages by [`flow::ByteBudget`], scratch disk by [`chunk::ring`], links by their capacity.
-//! 5. **One generation**: artefacts carry a hash of what they were made from; a changed key is refused by name.
-//! 6. **One bad row never stops a run**, and too many do (`limits.max_bad_fraction`).
-//! 7. **Nothing outside `run.dir` and the scratch directory is written**, but for the hub's cache where the checkpoint is
-//!    one of the hub's.
+//! 4. **Bounded**: [`runtime::ByteBudget`] limits bytes between stages, [`chunk::spool`] limits scratch disk, and every
+//!    channel has a capacity.
+//! 5. **One generation**: artefacts carry a hash of everything they depend on; a changed key is refused by name.
+//! 6. **One bad row never stops a run**; too many do (`limits.max_bad_fraction`).
+//! 7. **Only `run.dir` and the scratch directory are written**, and the hub's cache when the checkpoint comes from the hub.
 
 pub mod catalog;
 pub mod chunk;
@@ -75,15 +76,16 @@ pub mod cli;
 pub mod config;
 pub mod corpus;
 pub mod decode;
-#[cfg(feature = "model")]
 pub mod device;
-pub mod flow;
 #[cfg(test)]
 mod fuzz;
-#[cfg(feature = "model")]
+pub mod hf_hub;
 pub mod model;
+pub mod objects;
 pub mod pipeline;
 pub mod predict;
+pub mod run_dir;
+pub mod runtime;
 pub mod sample;
-pub mod store;
+pub mod telemetry;
 pub mod train;

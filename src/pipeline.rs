@@ -2,95 +2,75 @@
 //!
 //! Stages run one after the other (catalog, images, captions, training, prediction), each a small graph of links inside. Every
 //! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
-//! prints: progress goes to the [`Board`], results into the [`Report`].
+//! prints: progress goes to the [`ProgressRegistry`], results into the [`Report`].
 
-#[cfg(feature = "model")]
 pub mod bench;
 mod catalog;
 mod check;
-#[cfg(feature = "model")]
 mod checkpoints;
-#[cfg(feature = "model")]
 mod curve;
-#[cfg(feature = "model")]
-mod desk;
 mod error;
 mod events;
-#[cfg(feature = "model")]
 mod evidence;
-#[cfg(feature = "model")]
 mod examples;
-#[cfg(feature = "model")]
 mod export;
-#[cfg(feature = "model")]
 mod feature_store;
-#[cfg(feature = "model")]
 mod features;
-#[cfg(feature = "model")]
 mod forward;
 mod generation;
-#[cfg(feature = "model")]
 mod hub;
 pub mod ingest;
 mod inspect;
-#[cfg(feature = "model")]
 mod model_stages;
 mod partial;
-#[cfg(feature = "model")]
 mod prediction;
 mod preprocess;
 pub mod report;
 mod resolve;
-#[cfg(feature = "model")]
 mod spill;
 pub mod status;
 mod stream;
-#[cfg(feature = "model")]
 mod text_prediction;
-#[cfg(feature = "model")]
 mod text_training;
-#[cfg(feature = "model")]
 mod texts;
-#[cfg(feature = "model")]
 mod training;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::catalog::Wanted;
+use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::LANES;
 use crate::config::bytes::product_disk_bytes;
 use crate::config::plan::Stage;
 use crate::config::raw::RawStore;
-use crate::config::{ConfigError, Plan};
+use crate::config::{ConfigError, RunConfig};
 use crate::decode::Spec;
-#[cfg(feature = "model")]
 use crate::device::Chosen;
-use crate::flow::{Board, ByteBudget, CpuPool, Stop};
-use crate::store::{Directory, Lock, Object, Store, StoreSettings, TrafficSnapshot};
+use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
+use crate::run_dir::{Directory, Lock};
+use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::telemetry::ProgressRegistry;
 
 pub use check::{Check, check};
 pub use error::PipelineError;
-#[cfg(feature = "model")]
 pub use export::export;
 pub use inspect::{Inspection, inspect};
-#[cfg(feature = "model")]
 pub use prediction::ceiling_of;
 pub use report::Report;
 pub use status::Status;
 
 use events::Events;
-use generation::{Generations, add_inputs};
+use generation::{Manifest, add_inputs};
 use partial::Partial;
 use report::{StreamReport, peak_memory_bytes};
-#[cfg(feature = "model")]
 use resolve::enough_captions;
 pub(crate) use resolve::workers;
 use resolve::{Backbone, resolve};
 use status::{Reporter, State};
-use stream::{Machine, Sink, Start, StreamJob, seen_so_far};
+use stream::{RunContext, Sink, Start, StreamJob, seen_so_far};
 
 /// Which stages a command runs, and what it throws away first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -120,7 +100,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 ///
 /// # Errors
 /// Why the run ended early; what was done is kept, and the same call goes on from there.
-pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Result<Report, PipelineError> {
+pub async fn run(
+    plan: RunConfig,
+    request: Request,
+    registry: ProgressRegistry,
+    stop: Shutdown,
+) -> Result<Report, PipelineError> {
     let store = store(&plan.machine().store);
     let opened = open(plan, store.clone());
     // A claim of a process that may still be alive is watched for a while.
@@ -128,8 +113,8 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
         opened = opened => opened?,
         () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
     };
-    let generations = Generations::open(directory.clone(), request.from)?;
-    let mut run = Run::open(plan, store, directory, generations, board, stop).await?;
+    let generations = Manifest::open(directory.clone(), request.from)?;
+    let mut run = Run::open(plan, store, directory, generations, registry, stop).await?;
     // Everything that can refuse the run does so before anything is made or removed.
     let prepared = run.prepare(request).await?;
     run.generations.accept(&run.plan)?;
@@ -139,7 +124,7 @@ pub async fn run(plan: Plan, request: Request, board: Board, stop: Stop) -> Resu
     }
     let events = Events::open(&run.directory);
     run.machine.events = events.clone();
-    let reporter = Reporter::start(run.directory.clone(), run.machine.board.clone(), events);
+    let reporter = Reporter::start(run.directory.clone(), run.machine.registry.clone(), events);
     let outcome = run.stages(prepared).await;
     let (state, detail) = match &outcome {
         Ok(_) => (State::Done, None),
@@ -157,7 +142,7 @@ fn store(machine: &RawStore) -> Store {
 }
 
 /// Opens the run's directory and claims it.
-async fn open(plan: Plan, store: Store) -> Result<(Plan, Directory, Lock), PipelineError> {
+async fn open(plan: RunConfig, store: Store) -> Result<(RunConfig, Directory, Lock), PipelineError> {
     tokio::task::spawn_blocking(move || {
         let dir = &plan.pipeline().run.dir;
         let directory = Directory::open(&store, dir, &scratch_path(&plan).join("staging"))?;
@@ -168,7 +153,7 @@ async fn open(plan: Plan, store: Store) -> Result<(Plan, Directory, Lock), Pipel
 }
 
 /// The folder of a run on scratch disk: its own for each run directory.
-fn scratch_path(plan: &Plan) -> PathBuf {
+fn scratch_path(plan: &RunConfig) -> PathBuf {
     let (run, scratch) = (&plan.pipeline().run.dir, &plan.machine().scratch.dir);
     let remote = Store::is_remote(run);
     if scratch.is_empty() && !remote {
@@ -200,32 +185,29 @@ struct Prepared {
     catalog: Option<Ready>,
     stream: Option<Ready>,
     train: Option<String>,
-    #[cfg(feature = "model")]
     predict: Option<model_stages::Asking>,
 }
 
 /// A run under way.
 struct Run {
-    plan: Plan,
+    plan: RunConfig,
     directory: Directory,
-    generations: Generations,
-    machine: Machine,
+    generations: Manifest,
+    machine: RunContext,
     spec: Spec,
     backbone: Option<Backbone>,
-    #[cfg(feature = "model")]
     encoder: Option<texts::Encoder>,
-    #[cfg(feature = "model")]
     chosen: Option<Chosen>,
     report: Report,
 }
 
 /// Readings of what all stages share.
-fn show_shared(board: &Board, budget: &ByteBudget, store: &Store) {
+fn show_shared(registry: &ProgressRegistry, budget: &ByteBudget, store: &Store) {
     let (bytes, limit) = (budget.clone(), Some(budget.limit_bytes()));
-    board.gauge("in_flight_bytes", "Bytes in flight between stages", limit, move || Some(bytes.in_flight_bytes()));
+    registry.gauge("in_flight_bytes", "Bytes in flight between stages", limit, move || Some(bytes.in_flight_bytes()));
     let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
         let traffic = store.traffic();
-        board.counter(name, help, move || pick(traffic.snapshot()));
+        registry.counter(name, help, move || pick(traffic.snapshot()));
     };
     counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
     counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
@@ -235,20 +217,17 @@ fn show_shared(board: &Board, budget: &ByteBudget, store: &Store) {
 
 impl Run {
     async fn open(
-        plan: Plan,
+        plan: RunConfig,
         store: Store,
         directory: Directory,
-        generations: Generations,
-        board: Board,
-        stop: Stop,
+        generations: Manifest,
+        registry: ProgressRegistry,
+        stop: Shutdown,
     ) -> Result<Self, PipelineError> {
-        #[cfg(feature = "model")]
         let (snapshot, encoder_dir) = (
-            hub::fetch(&plan, hub::Which::Backbone, &store, &board, &stop).await?,
-            hub::fetch(&plan, hub::Which::Encoder, &store, &board, &stop).await?,
+            hub::fetch(&plan, hub::Which::Backbone, &store, &registry, &stop).await?,
+            hub::fetch(&plan, hub::Which::Encoder, &store, &registry, &stop).await?,
         );
-        #[cfg(not(feature = "model"))]
-        let snapshot = None;
         let (plan, resolved) = tokio::task::spawn_blocking(move || {
             let resolved = resolve(&plan, snapshot);
             (plan, resolved)
@@ -256,11 +235,10 @@ impl Run {
         .await?;
         let (spec, backbone) = resolved?;
         let budget = ByteBudget::new(plan.machine().limits.memory.0);
-        show_shared(&board, &budget, &store);
+        show_shared(&registry, &budget, &store);
         let pool = CpuPool::new(workers(&plan))?;
-        let machine = Machine { store, pool, budget, stop, board, events: Events::default() };
+        let machine = RunContext { store, pool, budget, stop, registry, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
-        #[cfg(feature = "model")]
         let encoder = match &plan.pipeline().text {
             Some(text) => {
                 let text = text.clone();
@@ -268,21 +246,8 @@ impl Run {
             }
             None => None,
         };
-        #[cfg(feature = "model")]
-        let chosen = if backbone.is_some() { Some(desk::choose(&plan.machine().device).await?) } else { None };
-        Ok(Self {
-            plan,
-            directory,
-            generations,
-            machine,
-            spec,
-            backbone,
-            #[cfg(feature = "model")]
-            encoder,
-            #[cfg(feature = "model")]
-            chosen,
-            report,
-        })
+        let chosen = if backbone.is_some() { Some(worker::choose(&plan.machine().device).await?) } else { None };
+        Ok(Self { plan, directory, generations, machine, spec, backbone, encoder, chosen, report })
     }
 
     /// Looks at every input and generation that the stages of this start need.
@@ -310,7 +275,6 @@ impl Run {
                 prepared.stream = Some(Ready { shards, generation });
             }
             if let (true, Some(stream)) = (self.plan.runs(Stage::Train), &prepared.stream) {
-                #[cfg(feature = "model")]
                 let text = if self.plan.runs(Stage::Text) {
                     let (keys, catalog) = (self.text_keys()?, prepared.catalog.as_ref());
                     let upstream: Vec<&str> = catalog.map(|ready| ready.generation.as_str()).into_iter().collect();
@@ -318,14 +282,11 @@ impl Run {
                 } else {
                     None
                 };
-                #[cfg(not(feature = "model"))]
-                let text: Option<String> = None;
                 let upstream: Vec<&str> = std::iter::once(stream.generation.as_str()).chain(text.as_deref()).collect();
                 let keys = self.plan.keys(Stage::Train);
                 prepared.train = Some(self.propose(Stage::Train, keys, &upstream));
             }
         }
-        #[cfg(feature = "model")]
         if self.plan.runs(Stage::Predict) {
             prepared.predict = self.prepare_prediction(request.predict_only).await?;
         }
@@ -354,7 +315,7 @@ impl Run {
     }
 
     fn write_report(&mut self) -> Result<(), PipelineError> {
-        self.report.stages = self.machine.board.snapshots().iter().map(Into::into).collect();
+        self.report.stages = self.machine.registry.snapshots().iter().map(Into::into).collect();
         self.report.peak_memory_bytes = peak_memory_bytes();
         self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
         self.report.traffic = self.machine.store.traffic().snapshot();
@@ -365,16 +326,6 @@ impl Run {
         Ok(self.directory.write("report.json", &text)?)
     }
 
-    #[cfg(not(feature = "model"))]
-    async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
-        let catalog = self.catalog(prepared.catalog).await?;
-        if let Some(stream) = prepared.stream {
-            self.pixels(catalog.as_ref(), stream).await?;
-        }
-        Ok(())
-    }
-
-    #[cfg(feature = "model")]
     async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
         let device = self.open_device().await?;
         let catalog = self.catalog(prepared.catalog).await?;
@@ -387,7 +338,7 @@ impl Run {
             if let Some(device) = &device {
                 let journal = self.features(catalog.as_ref(), stream, device).await?;
                 if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
-                    device.tell(desk::Desk::unload_backbone).await?;
+                    device.tell(worker::DeviceWorker::unload_backbone).await?;
                     self.train(journal, generation, catalog, device).await?;
                 }
             } else {
@@ -410,14 +361,15 @@ impl Run {
         let found = if let Some(found) = catalog::load(&self.directory, captions, &ready.generation)? {
             found
         } else {
-            let meter = self.machine.board.stage("pairs", "rows", 0);
+            let stage_progress = self.machine.registry.stage("pairs", "rows", 0);
             let (partial, gathered) = Partial::open(self.directory.clone(), &ready.generation)?;
             let built =
-                catalog::build(&self.machine, captions, pairs, &ready.shards, &meter, partial, gathered).await?;
+                catalog::build(&self.machine, captions, pairs, &ready.shards, &stage_progress, partial, gathered)
+                    .await?;
             let Some(built) = built else { return Err(self.stopped()) };
             catalog::save(&self.directory, &built, &ready.generation)?;
             Partial::clear(&self.directory)?;
-            self.machine.events.finished(&meter);
+            self.machine.events.finished(&stage_progress);
             built
         };
         if found.report.labelled_rows == 0 {
@@ -460,7 +412,10 @@ impl Run {
         add_inputs(&self.machine.store, &mut keys, key, shards).await?;
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
         keys.insert("images (shards side by side)".to_owned(), LANES.to_string());
-        keys.insert("preprocess (resolved)".to_owned(), format!("{geometry} {:?}", self.spec.resample));
+        keys.insert(
+            "preprocess (resolved)".to_owned(),
+            format!("{geometry} {}", self.spec.resample.fingerprint_name()),
+        );
         if let Some(backbone) = &self.backbone {
             keys.insert(generation::CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
             keys.remove("model.checkpoint");
@@ -468,7 +423,7 @@ impl Run {
         Ok(keys)
     }
 
-    fn stream_job(&self, name: &str, shards: Vec<Object>, wanted: Wanted, generation: &str) -> StreamJob {
+    fn stream_job(&self, name: &str, shards: Vec<Object>, wanted: ImageFilter, generation: &str) -> StreamJob {
         StreamJob {
             shards: Arc::new(shards),
             wanted,
@@ -477,25 +432,25 @@ impl Run {
             chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
             generation: generation.to_owned(),
             max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
-            meter: self.machine.board.stage(name, "rows", 0),
+            stage_progress: self.machine.registry.stage(name, "rows", 0),
         }
     }
 
-    fn train_wanted(catalog: Option<&catalog::Catalog>) -> Wanted {
-        catalog.map_or(Wanted::Everything, |catalog| Wanted::Index(Arc::clone(&catalog.index)))
+    fn train_wanted(catalog: Option<&catalog::Catalog>) -> ImageFilter {
+        catalog.map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)))
     }
 
     /// Streams images to pixel chunks, which are the product.
     async fn pixels(&mut self, catalog: Option<&catalog::Catalog>, ready: Ready) -> Result<(), PipelineError> {
         let Ready { shards, generation } = ready;
         let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-        let (meter, shards) = (Arc::clone(&job.meter), Arc::clone(&job.shards));
+        let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
         let layout = Layout::train("chunks");
         let count = shards.len() as u32;
         let journal = Journal::open(self.directory.clone(), layout.clone(), &generation, count)?;
-        meter.add_resumed(journal.tally().rows);
+        stage_progress.add_resumed(journal.tally().rows);
         stream::show_shards(&job, &journal);
-        self.machine.events.started(&meter);
+        self.machine.events.started(&stage_progress);
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
         let start = Start { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
         if self.directory.is_remote() {
@@ -504,7 +459,7 @@ impl Run {
         }
         let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
         stream::run(job, self.machine.clone(), start, sink).await?;
-        self.machine.events.finished(&meter);
+        self.machine.events.finished(&stage_progress);
         let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
         let report = self.stream_report(&journal, &shards)?;
         self.report.images = Some(report);

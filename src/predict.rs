@@ -7,10 +7,8 @@
 pub mod evaluate;
 pub mod metrics;
 pub mod rank;
-#[cfg(feature = "model")]
 pub mod scorer;
 pub mod submission;
-#[cfg(feature = "model")]
 pub mod tiles;
 
 /// Why the head could not score features.

@@ -23,12 +23,12 @@
 
 mod checkpoint;
 mod concepts;
-mod dice;
-mod draw;
 mod encode;
 mod files;
 mod plan;
 mod png;
+mod render;
+mod rng;
 mod rows;
 mod urls;
 

@@ -13,9 +13,7 @@ pub mod order;
 pub mod plot;
 pub mod schedule;
 mod targets;
-#[cfg(feature = "model")]
 pub mod text;
-#[cfg(feature = "model")]
 mod trainer;
 pub mod validation;
 
@@ -23,14 +21,11 @@ pub use checkpoint::{CheckpointError, Progress};
 pub use head::HeadState;
 pub use schedule::{Schedule, ScheduleKind};
 pub use targets::Targets;
-#[cfg(feature = "model")]
 pub use trainer::{Features, Kept, Options, Place, Sgd, StepReport, Trainer};
 
-#[cfg(feature = "model")]
 use crate::predict::PredictError;
 
 /// Why the head could not be trained.
-#[cfg(feature = "model")]
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum TrainError {
     /// A length, a label or the device, as in prediction.

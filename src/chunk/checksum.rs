@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use super::ChunkError;
-use crate::store::{PLACE_BYTES, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::PLACE_BYTES;
 
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field};
 use half::bf16;
 
 use super::table::{TableReader, TableWriter};
-use super::{Checksum, ChunkError, RowHeads};
+use super::{Checksum, ChunkError, RowMeta};
 use crate::config::value::{Compression, Precision};
 
 /// Rows of one row group.
@@ -82,7 +82,7 @@ impl FeatureWriter {
         generation: &str,
         thumbnails: bool,
     ) -> Result<Self, ChunkError> {
-        let mut fields = RowHeads::fields().to_vec();
+        let mut fields = RowMeta::fields().to_vec();
         let bytes = (dim * value_bytes(precision)) as i32;
         fields.push(Field::new("feature", DataType::FixedSizeBinary(bytes), false));
         if thumbnails {
@@ -105,7 +105,7 @@ impl FeatureWriter {
     /// When the disk is full or refuses.
     pub fn write(
         &mut self,
-        rows: &RowHeads,
+        rows: &RowMeta,
         features: &[f32],
         thumbnails: &[Option<Vec<u8>>],
     ) -> Result<(), ChunkError> {
@@ -148,7 +148,7 @@ pub(super) fn format_of(table: &TableReader) -> Result<(Precision, usize), &'sta
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features {
     /// URLs and labels.
-    pub rows: RowHeads,
+    pub rows: RowMeta,
     /// `[rows, dim]`.
     pub values: Vec<f32>,
     /// Values of one row.
@@ -165,7 +165,7 @@ pub fn read(path: &Path) -> Result<Features, ChunkError> {
     let mut table = TableReader::open(path, GROUP_ROWS, &["image_url", "labels", "view", "feature"])?;
     let damaged = |reason: &str| ChunkError::damaged(path, "feature chunk", reason);
     let (precision, dim) = format_of(&table).map_err(damaged)?;
-    let mut features = Features { rows: RowHeads::default(), values: Vec::new(), dim, precision };
+    let mut features = Features { rows: RowMeta::default(), values: Vec::new(), dim, precision };
     while let Some(batch) = table.next()? {
         features.rows.append_batch(&batch).map_err(|reason| damaged(&reason))?;
         let column = batch
@@ -203,9 +203,9 @@ pub fn read_thumbnails(path: &Path, mut take: impl FnMut(&str, &[u8])) -> Result
 ///
 /// # Errors
 /// When it is not a chunk.
-pub fn read_heads(path: &Path) -> Result<RowHeads, ChunkError> {
+pub fn read_heads(path: &Path) -> Result<RowMeta, ChunkError> {
     let mut table = TableReader::open(path, GROUP_ROWS, &["image_url", "labels", "view"])?;
-    let mut rows = RowHeads::default();
+    let mut rows = RowMeta::default();
     while let Some(batch) = table.next()? {
         rows.append_batch(&batch).map_err(|reason| ChunkError::damaged(path, "chunk", reason))?;
     }
@@ -220,7 +220,7 @@ mod tests {
     fn features_come_back_to_the_precision_of_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let values: Vec<f32> = (0..30).map(|i| (i as f32 - 14.5) * 0.37).collect();
-        let mut rows = RowHeads::default();
+        let mut rows = RowMeta::default();
         for row in 0..10u32 {
             rows.push(&format!("https://x/{row}"), 0..row);
         }

@@ -10,19 +10,19 @@ use proptest::sample::Index;
 use super::journal::{Journal, Layout};
 use super::pixels::{PixelReader, PixelWriter, Purpose};
 use super::quarantine::{self, Quarantined};
-use super::ring::{Ring, RingEntry};
 use super::schedule::Schedule;
-use super::{ChunkError, ChunkId, Entry, RowHeads, Tally, features, tables};
+use super::spool::{RingEntry, Spool};
+use super::{ChunkError, ChunkId, Entry, RowMeta, Tally, features, tables};
 use crate::config::value::{Compression, Precision};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
-use crate::store::{Directory, LocalDirectory};
+use crate::run_dir::{Directory, LocalDirectory};
 
 /// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
 /// what a file says of itself, only with what it is.
 const LIMIT: u64 = 8 << 20;
 
-fn heads(rows: u32) -> RowHeads {
-    let mut heads = RowHeads::default();
+fn heads(rows: u32) -> RowMeta {
+    let mut heads = RowMeta::default();
     for row in 0..rows {
         heads.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
     }
@@ -163,7 +163,7 @@ proptest! {
                 quarantined: bad(4),
                 bytes: 6,
                 checksum: None,
-                boot: crate::store::boot(),
+                boot: crate::run_dir::boot(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
             directory.write(&format!("{id}.json"), &text).unwrap();
@@ -175,7 +175,7 @@ proptest! {
         let opened = bounded(&data, LIMIT, || {
             let mut start = Schedule::start(1);
             runtime.block_on(async {
-                let opening = Ring::open(directory.clone(), 1 << 20, "g", &mut start);
+                let opening = Spool::open(directory.clone(), 1 << 20, "g", &mut start);
                 tokio::time::timeout(std::time::Duration::from_secs(5), opening).await
             })
         })?;

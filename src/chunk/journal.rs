@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::schedule::Schedule;
 use super::{Checksum, ChunkError, ChunkId, Entry, Tally, verify};
-use crate::store::{Directory, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::Directory;
 
 /// Where a stream keeps its entries, its chunks and its quarantine, inside the run's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,7 +233,7 @@ mod tests {
 
     fn setup() -> (tempfile::TempDir, Directory, Layout) {
         let dir = tempfile::tempdir().unwrap();
-        let directory = crate::store::LocalDirectory::create(dir.path()).unwrap().into();
+        let directory = crate::run_dir::LocalDirectory::create(dir.path()).unwrap().into();
         (dir, directory, Layout::train("features"))
     }
 

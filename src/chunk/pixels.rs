@@ -9,11 +9,11 @@ use arrow::array::{ArrayRef, AsArray as _, FixedSizeBinaryArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
-use super::plain::{Pages, PlainWriter};
+use super::fixed_width::{FixedWidthParquetWriter, Pages};
 use super::table::{TableReader, TableWriter};
-use super::{Checksum, ChunkError, RowHeads};
+use super::{Checksum, ChunkError, RowMeta};
 use crate::config::value::Compression;
-use crate::store::PageCache;
+use crate::run_dir::PageCache;
 
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
@@ -27,7 +27,7 @@ pub fn image_bytes(size_px: u32) -> usize {
 }
 
 /// What rows that are appended together take in the file of a passing chunk beside themselves, at most.
-pub const GROUP_BYTES_BESIDE: u64 = super::plain::GROUP_BYTES;
+pub const GROUP_BYTES_BESIDE: u64 = super::fixed_width::GROUP_BYTES;
 
 /// What a chunk is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct PixelWriter {
 
 /// Pixels as they are go to the file as they come.
 enum Inner {
-    Plain(Box<PlainWriter>),
+    Plain(Box<FixedWidthParquetWriter>),
     Packed(Box<TableWriter>),
 }
 
@@ -64,7 +64,7 @@ impl PixelWriter {
         purpose: Purpose,
     ) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
-        let mut fields = RowHeads::fields().to_vec();
+        let mut fields = RowMeta::fields().to_vec();
         fields.push(Field::new("pixels", DataType::FixedSizeBinary(image_bytes as i32), false));
         let metadata = [
             ("kind", "pixels".to_owned()),
@@ -77,7 +77,7 @@ impl PixelWriter {
                 Purpose::Passing => (Pages::Small, PageCache::Through),
                 Purpose::Product(cache) => (Pages::Placed, cache),
             };
-            Inner::Plain(Box::new(PlainWriter::create(path, fields, image_bytes, &metadata, pages, cache)?))
+            Inner::Plain(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata, pages, cache)?))
         } else {
             Inner::Packed(Box::new(TableWriter::create(
                 path,
@@ -94,7 +94,7 @@ impl PixelWriter {
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn write(&mut self, rows: &RowHeads, pixels: &[u8], sums: &[u64]) -> Result<(), ChunkError> {
+    pub fn write(&mut self, rows: &RowMeta, pixels: &[u8], sums: &[u64]) -> Result<(), ChunkError> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -170,10 +170,10 @@ impl PixelReader {
     ///
     /// # Errors
     /// When the file is damaged.
-    pub fn next_batch(&mut self, pixels: &mut Vec<u8>) -> Result<Option<RowHeads>, ChunkError> {
+    pub fn next_batch(&mut self, pixels: &mut Vec<u8>) -> Result<Option<RowMeta>, ChunkError> {
         let Some(batch) = self.table.next()? else { return Ok(None) };
         let damaged = |reason: &str| ChunkError::damaged(self.table.path(), "pixel chunk", reason);
-        let mut rows = RowHeads::default();
+        let mut rows = RowMeta::default();
         rows.append_batch(&batch).map_err(|reason| damaged(&reason))?;
         let column = batch
             .column_by_name("pixels")
@@ -191,7 +191,7 @@ mod tests {
     use super::super::sum_segments;
     use super::*;
     use crate::config::bytes::product_disk_bytes;
-    use crate::store::{PLACE_BYTES, PageBuffer};
+    use crate::run_dir::{PLACE_BYTES, PageBuffer};
 
     #[test]
     fn pixels_come_back_across_row_groups_and_batches() {
@@ -201,7 +201,7 @@ mod tests {
             let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
-                let mut rows = RowHeads::default();
+                let mut rows = RowMeta::default();
                 let mut pixels = Vec::new();
                 for row in 0..7u32 {
                     rows.push(&format!("u{block}-{row}"), [block, row]);
@@ -213,7 +213,7 @@ mod tests {
             writer.finish().unwrap();
             let mut reader = PixelReader::open(&path, 4).unwrap();
             assert_eq!((reader.size_px(), reader.rows()), (8, 35));
-            let (mut rows, mut pixels, mut bytes) = (RowHeads::default(), Vec::new(), Vec::new());
+            let (mut rows, mut pixels, mut bytes) = (RowMeta::default(), Vec::new(), Vec::new());
             while let Some(heads) = reader.next_batch(&mut bytes).unwrap() {
                 assert!(heads.len() <= 4 && bytes.len() == heads.len() * 192);
                 rows.append(&heads);
@@ -225,8 +225,8 @@ mod tests {
     }
 
     /// 13 rows of pixels that differ from block to block, of which some go beyond the last whole segment.
-    fn block(block: u32, pixels: &mut PageBuffer) -> RowHeads {
-        let mut rows = RowHeads::default();
+    fn block(block: u32, pixels: &mut PageBuffer) -> RowMeta {
+        let mut rows = RowMeta::default();
         (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
         pixels.resize(13 * image_bytes(224));
         pixels.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at ^ (at >> 11) ^ block) as u8);
@@ -271,7 +271,7 @@ mod tests {
             writer.write(&rows, &pixels, &[]).unwrap();
         }
         // Little is not worth a place.
-        let mut few = RowHeads::default();
+        let mut few = RowMeta::default();
         few.push("few", [1]);
         writer.write(&few, &pixels[5..5 + image_bytes(224)], &[]).unwrap();
         writer.finish().unwrap();

@@ -22,7 +22,7 @@ use parquet::file::reader::{ChunkReader, Length};
 use super::ChunkError;
 use super::checksum::{Checksum, Summing};
 use super::pages;
-use crate::store::StoreError;
+use crate::objects::StoreError;
 
 /// Prefix of our keys in a file's metadata.
 const PREFIX: &str = "wikicap.";

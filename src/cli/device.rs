@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::args::BenchCommand;
 use super::{Failure, give, print, print_json, runtime, show};
-use crate::config::Plan;
+use crate::config::RunConfig;
 use crate::config::raw::{RawDevice, RawMachine};
 use crate::device::{self, Chosen, Cuda};
 use crate::pipeline;
@@ -115,7 +115,7 @@ pub(super) fn ceiling_of(ids: &Path) -> Result<f64, Failure> {
     Ok(runtime(0)?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
 }
 
-pub(super) fn export(plan: &Plan, out: &Path, json: bool) -> Result<(), Failure> {
+pub(super) fn export(plan: &RunConfig, out: &Path, json: bool) -> Result<(), Failure> {
     let step = pipeline::export(plan, out)?;
     if json {
         return print_json(&serde_json::json!({ "step": step, "out": out }));

@@ -19,7 +19,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::flow::{Board, Doing, Kind, Snapshot, Stop};
+use crate::runtime::Shutdown;
+use crate::telemetry::{Activity, Kind, ProgressRegistry, Snapshot};
 
 /// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -40,7 +41,7 @@ pub(super) fn bind(address: &str) -> Result<TcpListener, String> {
 }
 
 /// Answers until the runtime ends.
-pub(super) async fn serve(listener: TcpListener, board: Board, stop: Stop) {
+pub(super) async fn serve(listener: TcpListener, board: ProgressRegistry, stop: Shutdown) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -74,7 +75,7 @@ pub(super) async fn serve(listener: TcpListener, board: Board, stop: Stop) {
     }
 }
 
-fn answer<B>(request: &Request<B>, board: &Board, stop: &Stop) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, board: &ProgressRegistry, stop: &Shutdown) -> Response<Full<Bytes>> {
     let text = |status: StatusCode, kind: &'static str, body: String| {
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
@@ -94,7 +95,7 @@ fn answer<B>(request: &Request<B>, board: &Board, stop: &Stop) -> Response<Full<
 }
 
 /// The board as `OpenMetrics` text.
-fn metrics(board: &Board) -> String {
+fn metrics(board: &ProgressRegistry) -> String {
     let mut registry = Registry::with_prefix("wikicap");
     registry.register_collector(Box::new(Scrape(board.clone())));
     let mut text = String::new();
@@ -104,7 +105,7 @@ fn metrics(board: &Board) -> String {
 }
 
 #[derive(Debug)]
-struct Scrape(Board);
+struct Scrape(ProgressRegistry);
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -135,7 +136,9 @@ impl Collector for Scrape {
         let mut parts = encoder.encode_descriptor("part_seconds", help, None, MetricType::Gauge)?;
         for stage in &stages {
             for part in &stage.parts {
-                for (word, doing) in [("busy", Doing::Busy), ("starved", Doing::Starved), ("blocked", Doing::Blocked)] {
+                for (word, doing) in
+                    [("busy", Activity::Busy), ("starved", Activity::Starved), ("blocked", Activity::Blocked)]
+                {
                     let labels =
                         [("stage", stage.name.clone()), ("part", part.name.to_owned()), ("state", word.to_owned())];
                     let seconds = part.share(doing) * part.elapsed.as_secs_f64() * f64::from(part.lanes);
@@ -195,7 +198,7 @@ fn gauge(family: &mut MetricEncoder<'_>, labels: &[(&str, String)], value: f64) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Clock;
+    use crate::telemetry::StageTimer;
 
     #[test]
     fn a_port_alone_is_on_loopback() {
@@ -211,10 +214,10 @@ mod tests {
 
     #[test]
     fn a_scrape_has_every_stage_part_and_reading() {
-        let board = Board::default();
+        let board = ProgressRegistry::default();
         let meter = board.stage("test \"images\"", "rows", 10);
         meter.add(3);
-        meter.part(Clock::serial("read rows"));
+        meter.part(StageTimer::serial("read rows"));
         board.gauge("in_flight_bytes", "Bytes in flight", Some(9), || Some(5));
         board.counter("store_requests", "Requests", || 7);
         let text = metrics(&board);
@@ -233,13 +236,13 @@ mod tests {
 
     #[test]
     fn health_ends_with_the_wish_to_stop() {
-        let (board, stop) = (Board::default(), Stop::default());
+        let (board, stop) = (ProgressRegistry::default(), Shutdown::default());
         let ask = |path: &str| answer(&Request::get(path).body(()).unwrap(), &board, &stop).status();
         assert_eq!(
             (ask("/healthz"), ask("/metrics"), ask("/x")),
             (StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND)
         );
-        stop.raise(crate::flow::Signal::Terminate);
+        stop.raise(crate::runtime::Signal::Terminate);
         assert_eq!(ask("/healthz"), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

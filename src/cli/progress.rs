@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::flow::{Board, Snapshot};
+use crate::telemetry::{ProgressRegistry, Snapshot};
 
 /// Time between two looks at the stages on a terminal.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,7 +39,7 @@ impl Screen {
     }
 
     /// Shows the stages of a run until [`Following::end`].
-    pub(super) fn follow(&self, board: &Board) -> Following {
+    pub(super) fn follow(&self, board: &ProgressRegistry) -> Following {
         let (screen, board, over) = (self.clone(), board.clone(), Arc::new(AtomicBool::new(false)));
         let flag = Arc::clone(&over);
         let thread = std::thread::Builder::new()
@@ -49,7 +49,7 @@ impl Screen {
         Following { over, thread }
     }
 
-    fn draw(&self, board: &Board, over: &AtomicBool) {
+    fn draw(&self, board: &ProgressRegistry, over: &AtomicBool) {
         let mut bars: Vec<ProgressBar> = Vec::new();
         loop {
             let last = over.load(Ordering::SeqCst);
@@ -91,7 +91,7 @@ fn show(bar: &ProgressBar, stage: &Snapshot, last: bool) {
     }
 }
 
-fn log(board: &Board, over: &AtomicBool) {
+fn log(board: &ProgressRegistry, over: &AtomicBool) {
     let mut next = Instant::now() + LOG_EVERY;
     let mut reported: Vec<bool> = Vec::new();
     loop {

@@ -8,7 +8,6 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use crate::config::raw::Trial;
-#[cfg(feature = "model")]
 use crate::pipeline::bench;
 use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
 use crate::pipeline::report::{
@@ -396,7 +395,6 @@ pub(super) fn check(check: &Check) -> String {
 }
 
 /// What a model can run on.
-#[cfg(feature = "model")]
 pub(super) fn devices(found: &super::device::Devices) -> String {
     let mut table = Table::default();
     table.heading("A run would use");
@@ -419,7 +417,6 @@ pub(super) fn devices(found: &super::device::Devices) -> String {
 }
 
 /// Figures of a forward pass.
-#[cfg(feature = "model")]
 pub(super) fn forward(report: &bench::ForwardReport) -> String {
     let mut table = Table::default();
     table.heading(&format!("Forward pass on {}", report.device));
@@ -432,7 +429,6 @@ pub(super) fn forward(report: &bench::ForwardReport) -> String {
 }
 
 /// Figures of a head's training.
-#[cfg(feature = "model")]
 pub(super) fn head(report: &bench::HeadReport) -> String {
     let mut table = Table::default();
     table.heading(&format!("Training on {}", report.device));
@@ -449,7 +445,6 @@ pub(super) fn head(report: &bench::HeadReport) -> String {
 }
 
 /// Figures of ranking.
-#[cfg(feature = "model")]
 pub(super) fn rank(report: &bench::RankReport) -> String {
     let mut table = Table::default();
     table.heading(&format!("Ranking on {}", report.device));

@@ -57,14 +57,14 @@ pub type StageKeys = BTreeMap<String, String>;
 
 /// A configuration in which every value is known to be possible.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
+pub struct RunConfig {
     pipeline: RawPipeline,
     machine: RawMachine,
     /// Another file for the ranked captions than the one that features are named after.
     output: Option<String>,
 }
 
-impl Plan {
+impl RunConfig {
     /// Checks both files together.
     ///
     /// # Errors
@@ -533,7 +533,9 @@ mod tests {
     use crate::config;
 
     fn problems(pipeline: &str, machine: &str) -> String {
-        Plan::check(config::pipeline(pipeline).unwrap(), config::machine(machine).unwrap()).unwrap_err().to_string()
+        RunConfig::check(config::pipeline(pipeline).unwrap(), config::machine(machine).unwrap())
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -577,7 +579,7 @@ mod tests {
             |checkpoint: &str| format!("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='{checkpoint}'\n");
         for checkpoint in ["models/vit", "hf:google/vit-base@main", "hf:gpt2"] {
             let raw = config::pipeline(&pipeline(checkpoint)).unwrap();
-            Plan::check(raw, RawMachine::default()).unwrap();
+            RunConfig::check(raw, RawMachine::default()).unwrap();
         }
         for checkpoint in ["hf:a/b/c", "hf://google/vit", "s3://bucket/vit"] {
             let text = problems(&pipeline(checkpoint), "");
@@ -592,7 +594,7 @@ mod tests {
     fn a_disk_limit_under_two_chunks_is_refused() {
         let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n").unwrap();
         let machine = config::machine("[limits]\ndisk = '512 MiB'\n").unwrap();
-        let plan = Plan::check(raw, machine).unwrap();
+        let plan = RunConfig::check(raw, machine).unwrap();
         let bytes = StreamBytes::new(224, 32 << 20, 256 << 20, 2048);
         assert!(plan.check_bounds(224, bytes)[0].to_string().contains("`limits.disk`"));
         assert!(plan.check_bounds(64, bytes).is_empty());
@@ -601,7 +603,7 @@ mod tests {
     #[test]
     fn limits_and_workers_are_no_part_of_any_generation() {
         let raw = config::pipeline("[run]\ndir='r'\n[images]\nshards=['i']\n").unwrap();
-        let plan = Plan::check(raw, RawMachine::default()).unwrap();
+        let plan = RunConfig::check(raw, RawMachine::default()).unwrap();
         for stage in Stage::ALL {
             assert!(plan.keys(stage).keys().all(|key| !key.starts_with("limits") && key != "run.dir"));
         }

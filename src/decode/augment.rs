@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
     use crate::decode::geometry::Geometry;
-    use crate::decode::resize::{Resample, Squarer};
+    use crate::decode::resize::{Resample, Resizer};
 
     #[derive(serde::Deserialize)]
     struct Reference {
@@ -164,7 +164,7 @@ mod tests {
         let image: Vec<u8> = cells.map(|(y, x, c)| ((31 * y + 17 * x + 101 * c + x * y) % 256) as u8).collect();
         for Pixels { crop: [top, left, h, w], mirrored, rgb } in reference().pixels {
             let crop = Crop { left, top, width: w, height: h, mirrored };
-            let mut squarer = Squarer::new(Geometry::ShortestEdge { edge_px: 9, crop_px: size_px }, Resample::Bilinear);
+            let mut squarer = Resizer::new(Geometry::ShortestEdge { edge_px: 9, crop_px: size_px }, Resample::Bilinear);
             let mut out = vec![0; 3 * (size_px * size_px) as usize];
             squarer.run_part(&image, width as u32, crop, &mut out);
             let expected: Vec<u8> = rgb

@@ -2,15 +2,15 @@
 //!
 //! There are two passes with bytes in between, so their order shows, most where a kernel overshoots and is clipped.
 //! Rows come first unless the height shrinks by more than twice as many pixels as the width (in Pillow since 13.0;
-//! before, rows always came first). [`Convolver`] has the arithmetic of a pass.
+//! before, rows always came first). [`Resampler`] has the arithmetic of a pass.
 //!
 //! Memory: what lies between the passes is a band of rows, no more than are looked at.
 
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Crop, mirror};
-use super::convolve::{Convolver, Kernel};
 use super::geometry::{Geometry, Window};
+use super::resample::{Kernel, Resampler};
 use super::scratch;
 
 /// Bytes for each pixel.
@@ -38,6 +38,18 @@ pub enum Resample {
 }
 
 impl Resample {
+    /// Name in fingerprints of runs. It never changes, so that a renamed variant keeps existing runs valid.
+    pub fn fingerprint_name(self) -> &'static str {
+        match self {
+            Self::Nearest => "Nearest",
+            Self::Lanczos => "Lanczos",
+            Self::Bilinear => "Bilinear",
+            Self::Bicubic => "Bicubic",
+            Self::Box => "Box",
+            Self::Hamming => "Hamming",
+        }
+    }
+
     /// The kernel behind the integer in a `preprocessor_config.json` (`PIL.Image.Resampling`).
     pub const fn from_pillow(code: u64) -> Option<Self> {
         match code {
@@ -65,17 +77,17 @@ impl Resample {
 }
 
 /// The resampler and its buffers, reused from image to image.
-pub(super) struct Squarer {
+pub(super) struct Resizer {
     geometry: Geometry,
     resample: Resample,
-    convolver: Convolver,
+    convolver: Resampler,
     kept: Vec<u8>,
     part: Vec<u8>,
 }
 
-impl Squarer {
+impl Resizer {
     pub(super) fn new(geometry: Geometry, resample: Resample) -> Self {
-        Self { geometry, resample, convolver: Convolver::default(), kept: Vec::new(), part: Vec::new() }
+        Self { geometry, resample, convolver: Resampler::default(), kept: Vec::new(), part: Vec::new() }
     }
 
     /// Bytes of its buffers.
@@ -137,7 +149,7 @@ impl Squarer {
         let convolver = &mut self.convolver;
         let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
         // Only the rows that the second pass looks at.
-        let (top, bottom) = Convolver::reach(kernel, y);
+        let (top, bottom) = Resampler::reach(kernel, y);
         let rgb = &rgb[top as usize * stride..bottom as usize * stride];
         if x.is_whole_copy() {
             convolver.down(kernel, y, top, rgb, row, out);
@@ -247,7 +259,7 @@ mod tests {
 
     /// Largest difference to real arithmetic, for an image that is one pixel wide or high.
     fn off_by(resample: Resample, rgb: &[u8], upright: bool, size: u32) -> f64 {
-        let mut squarer = Squarer::new(Geometry::Squash { size_px: size }, resample);
+        let mut squarer = Resizer::new(Geometry::Squash { size_px: size }, resample);
         let mut out = vec![0; (size * size) as usize * CHANNELS];
         let long = (rgb.len() / CHANNELS) as u32;
         let (width, height) = if upright { (1, long) } else { (long, 1) };
@@ -332,9 +344,9 @@ mod tests {
         for long in [1_000_003, 39_999_983] {
             let (x, y) = geometry.windows(long, 1);
             for kernel in KERNELS.iter().filter_map(|resample| resample.kernel()) {
-                let (first, end) = Convolver::reach(kernel, x);
+                let (first, end) = Resampler::reach(kernel, x);
                 assert!(first < end && end <= long && end - first < 10);
-                assert_eq!(Convolver::reach(kernel, y), (0, 1));
+                assert_eq!(Resampler::reach(kernel, y), (0, 1));
             }
         }
     }
@@ -349,7 +361,7 @@ mod tests {
         ) {
             let rgb = colour.repeat((width * height) as usize);
             let mut out = vec![0; (size * size) as usize * CHANNELS];
-            Squarer::new(Geometry::Squash { size_px: size }, resample).run(&rgb, width, height, &mut out);
+            Resizer::new(Geometry::Squash { size_px: size }, resample).run(&rgb, width, height, &mut out);
             prop_assert!(out.chunks_exact(CHANNELS).all(|pixel| pixel == colour));
         }
     }

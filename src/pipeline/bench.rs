@@ -14,15 +14,15 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
-use super::desk::{self, Device, Load, Start, damaged, model_error};
 use super::feature_store;
 use super::report::peak_memory_bytes;
 use super::resolve::pool_of;
+use super::worker::{self, Device, Load, Start, damaged, model_error};
 use crate::config::raw::RawMachine;
 use crate::config::value::{Pool, Precision};
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions};
-use crate::store::StoreError;
+use crate::objects::StoreError;
 use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
 
 /// Seed of what is drawn.
@@ -118,7 +118,7 @@ pub async fn forward(bench: ForwardBench, machine: &RawMachine) -> Result<Forwar
         precision: bench.precision,
     };
     let (device, chosen) = open(machine, load, bench.batch_size).await?;
-    let attention = device.call(move |desk| desk.load_backbone(&checkpoint, &options)).await?;
+    let attention = device.call(move |worker| worker.load_backbone(&checkpoint, &options)).await?;
     let mut first_features_s = 0.0;
     let features = pass(&device, &pixels, image, &mut || {
         if first_features_s == 0.0 {
@@ -174,7 +174,7 @@ async fn pass(
         let buffer: &mut Vec<u8> = lent.borrow_mut();
         buffer.clear();
         buffer.extend_from_slice(batch);
-        let pending = device.call(move |desk| desk.submit(lent, rows)).await?;
+        let pending = device.call(move |worker| worker.submit(lent, rows)).await?;
         waiting.push_back(tokio::task::spawn_blocking(move || pending.wait()));
     }
     for batch in waiting {
@@ -258,7 +258,7 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
     let sgd = Sgd { momentum: bench.momentum, weight_decay: bench.weight_decay, clip_norm: 0.0, label_smoothing: 0.0 };
     let (step, loss) = (progress.step, (progress.loss_sum, progress.loss_count));
     let start = Start { state, sgd, loss };
-    device.call(move |desk| desk.load_trainers(vec![start], step)).await?;
+    device.call(move |worker| worker.load_trainers(vec![start], step)).await?;
     let (mut losses, mut first_step_s) = (Vec::new(), 0.0);
     let untimed = FIRST_STEPS.min(bench.steps / 2);
     let mut timed = Instant::now();
@@ -269,7 +269,7 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
         // The losses of the first steps are read, so that the clock starts on an idle device.
         let read = done == 1 || done == untimed || done == bench.steps;
         let read = read || progress.step.wrapping_add(1).is_multiple_of(bench.log_every.max(1));
-        let loss = device.call(move |desk| desk.train(&features, &targets, batch, &[rate], read)).await?;
+        let loss = device.call(move |worker| worker.train(&features, &targets, batch, &[rate], read)).await?;
         progress.step += 1;
         progress.position += batch as u64;
         if let Some((sum, count)) = loss.and_then(|losses| losses.first().copied()) {
@@ -285,7 +285,7 @@ pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, 
     let seconds = timed.elapsed().as_secs_f64();
     if let Some(dir) = &bench.save {
         let (dir, progress) = (dir.clone(), progress.clone());
-        device.call(move |desk| desk.save(0, &dir, progress)).await?.map_err(damaged)?;
+        device.call(move |worker| worker.save(0, &dir, progress)).await?.map_err(damaged)?;
     }
     Ok(HeadReport {
         device: chosen.to_string(),
@@ -366,12 +366,12 @@ pub async fn rank(
     machine: &RawMachine,
 ) -> Result<RankReport, PipelineError> {
     let (device, chosen) = open(machine, Load::of_head(Precision::F32), 0).await?;
-    device.call(move |desk| desk.load_scorer(&HeadState::init(classes, dim, SEED))).await?;
+    device.call(move |worker| worker.load_scorer(&HeadState::init(classes, dim, SEED))).await?;
     let chunk = rows.min(RANKED_ROWS);
     let values = uniform(chunk * dim);
     let call = |count: usize| {
         let values = values[..count * dim].to_vec();
-        device.call(move |desk| desk.top_k(&values, count, top_k))
+        device.call(move |worker| worker.top_k(&values, count, top_k))
     };
     call(chunk).await?;
     let started = Instant::now();
@@ -386,14 +386,14 @@ pub async fn rank(
 }
 
 async fn open(machine: &RawMachine, load: Load, batch_size: u32) -> Result<(Device, Chosen), PipelineError> {
-    let chosen = desk::choose(&machine.device).await?;
+    let chosen = worker::choose(&machine.device).await?;
     let scratch = if machine.scratch.dir.is_empty() {
         std::env::temp_dir().join("wikicap-bench")
     } else {
         PathBuf::from(&machine.scratch.dir)
     };
     let batch_size = if batch_size == 0 { machine.device.batch_size } else { batch_size };
-    Ok((desk::open(&chosen, load, batch_size, &scratch).await?, chosen))
+    Ok((worker::open(&chosen, load, batch_size, &scratch).await?, chosen))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PipelineError> {

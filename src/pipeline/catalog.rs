@@ -8,16 +8,19 @@ use serde::{Deserialize, Serialize};
 use super::PipelineError;
 use super::partial::{Gathered, Partial, Position};
 use super::report::CatalogReport;
-use super::stream::{Machine, THE_STORE, fill};
+use super::stream::{RunContext, THE_STORE, fill};
 use crate::catalog::{
-    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Match, RowTally, UrlForms, url_hash,
+    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Match, RowTally, UrlVariants,
+    url_hash,
 };
 use crate::chunk::{Checksum, tables, verify};
 use crate::config::raw::{RawCaptions, RawPairs};
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
-use crate::flow::{Clock, Meter, Shard, Stop};
-use crate::store::{Directory, Intake, LocalCopy, Object, Store};
+use crate::objects::{Object, ReadStats, Store};
+use crate::run_dir::{Directory, LocalCopy};
+use crate::runtime::Shutdown;
+use crate::telemetry::{Shard, StageProgress, StageTimer};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -114,7 +117,6 @@ pub(super) fn load(
 }
 
 /// A caption that is a class.
-#[cfg(feature = "model")]
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Caption {
     pub(super) text: Box<str>,
@@ -123,7 +125,6 @@ pub(super) struct Caption {
 }
 
 /// The classes of a run directory, as a text head needs them.
-#[cfg(feature = "model")]
 pub(super) struct Own {
     pub(super) classes: Arc<Classes>,
     pub(super) languages: Languages,
@@ -131,7 +132,6 @@ pub(super) struct Own {
     pub(super) images: Vec<u32>,
 }
 
-#[cfg(feature = "model")]
 impl Default for Own {
     fn default() -> Self {
         let classes = Arc::new(Classes::new(ClassSource::List, Match::Exact));
@@ -143,7 +143,6 @@ impl Default for Own {
 ///
 /// # Errors
 /// When the directory has no complete catalog.
-#[cfg(feature = "model")]
 pub(super) fn load_own(directory: &Directory) -> Result<Own, PipelineError> {
     let mut classes = Classes::new(ClassSource::List, Match::Exact);
     let (mut languages, mut images, mut failed) = (Languages::default(), Vec::new(), None);
@@ -165,14 +164,12 @@ pub(super) fn load_own(directory: &Directory) -> Result<Own, PipelineError> {
 ///
 /// # Errors
 /// When the directory has no complete catalog.
-#[cfg(feature = "model")]
 pub(super) fn load_captions(directory: &Directory) -> Result<Vec<Caption>, PipelineError> {
     let mut captions = Vec::new();
     each_class(directory, |row| captions.push(Caption { text: row.caption.into(), images: row.images }))?;
     Ok(captions)
 }
 
-#[cfg(feature = "model")]
 fn each_class(directory: &Directory, take: impl FnMut(tables::ClassRow<'_>)) -> Result<(), PipelineError> {
     let entry = directory.read(ENTRY)?.and_then(|content| serde_json::from_slice::<Entry>(&content).ok());
     let Some(entry) = entry else {
@@ -189,15 +186,15 @@ fn each_class(directory: &Directory, take: impl FnMut(tables::ClassRow<'_>)) -> 
 /// # Errors
 /// When a file cannot be read, or no caption is a class.
 pub(super) async fn build(
-    machine: &Machine,
+    machine: &RunContext,
     captions: &RawCaptions,
     pairs: &RawPairs,
     shards: &[Object],
-    meter: &Meter,
+    stage_progress: &StageProgress,
     partial: Partial,
     gathered: Option<Gathered>,
 ) -> Result<Option<Catalog>, PipelineError> {
-    let Machine { store, stop, events, .. } = machine;
+    let RunContext { store, stop, events, .. } = machine;
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     if captions.classes == ClassesWord::List {
         read_list(store, &captions.list, &mut classes).await?;
@@ -209,27 +206,27 @@ pub(super) async fn build(
         }
     }
     let duplicates = classes.duplicates();
-    let intake = Arc::new(Intake::default());
+    let intake = Arc::new(ReadStats::default());
     let waited = Arc::clone(&intake);
-    meter.part(Clock::serial("read pairs").starved_by(THE_STORE).starvation(move || waited.waited()));
+    stage_progress.part(StageTimer::serial("read pairs").starved_by(THE_STORE).starvation(move || waited.waited()));
     let known = |shard: &Object| Shard { name: shard.url.clone(), bytes: shard.size, ..Shard::default() };
-    meter.set_shards(shards.iter().map(known).collect());
+    stage_progress.set_shards(shards.iter().map(known).collect());
     let mut builder = JoinIndexBuilder::new();
-    let (mut forms, mut languages, mut start) = (UrlForms::new(), Languages::default(), None);
+    let (mut forms, mut languages, mut start) = (UrlVariants::new(), Languages::default(), None);
     if let Some(gathered) = gathered {
         for caption in &gathered.captions {
             classes.add(caption).map_err(refused)?;
         }
         builder = JoinIndexBuilder::resumed(gathered.entries, gathered.tally);
         (forms, languages) = (gathered.forms, gathered.languages);
-        meter.add_resumed(gathered.position.before.rows + gathered.position.of_shard.rows);
+        stage_progress.add_resumed(gathered.position.before.rows + gathered.position.of_shard.rows);
         start = Some(gathered.position);
     }
-    events.started(meter);
+    events.started(stage_progress);
     let mut reading = Reading {
         store,
         wanted: &pairs.languages,
-        meter,
+        stage_progress,
         stop,
         intake,
         all_bytes: shards.iter().map(|shard| shard.size).sum(),
@@ -242,7 +239,7 @@ pub(super) async fn build(
     };
     let first = start.map_or(0, |start| start.shard);
     for index in 0..first.min(shards.len()) {
-        meter.shard(index, |shard| shard.done = true);
+        stage_progress.shard(index, |shard| shard.done = true);
     }
     for (index, shard) in shards.iter().enumerate().skip(first) {
         let start = start.filter(|start| start.shard == index);
@@ -250,7 +247,7 @@ pub(super) async fn build(
             return Ok(None);
         }
     }
-    meter.set_total(meter.progress().0);
+    stage_progress.set_total(stage_progress.progress().0);
     if classes.is_empty() {
         return Err(PipelineError::Input(
             "no row of `pairs.shards` has a caption, so there is no class: check the files and `pairs.languages`"
@@ -337,14 +334,14 @@ struct Reading<'a> {
     store: &'a Store,
     /// Languages that are wanted; none: all.
     wanted: &'a [String],
-    meter: &'a Meter,
-    stop: &'a Stop,
-    intake: Arc<Intake>,
+    stage_progress: &'a StageProgress,
+    stop: &'a Shutdown,
+    intake: Arc<ReadStats>,
     all_bytes: u64,
     /// Stored bytes of the shards before the one at hand.
     before: u64,
     counts: PairCounts,
-    forms: UrlForms,
+    forms: UrlVariants,
     languages: Languages,
     builder: JoinIndexBuilder,
     partial: Partial,
@@ -386,15 +383,15 @@ impl Reading<'_> {
                 self.builder.add(url_hash(pair.image_url), group).map_err(refused)?;
                 self.forms.see(pair.image_url);
             }
-            self.meter.add(pairs.counts().rows - counted);
+            self.stage_progress.add(pairs.counts().rows - counted);
             counted = pairs.counts().rows;
             let of_shard = self.intake.bytes() - before;
             let read = self.before + of_shard;
             if read > 0 {
-                let done = self.meter.progress().0 as f64;
-                self.meter.set_total((done * self.all_bytes as f64 / read as f64).round() as u64);
+                let done = self.stage_progress.progress().0 as f64;
+                self.stage_progress.set_total((done * self.all_bytes as f64 / read as f64).round() as u64);
             }
-            self.meter.shard(index, |shard| {
+            self.stage_progress.shard(index, |shard| {
                 shard.read_bytes = of_shard;
                 (shard.rows, shard.kept, shard.done) = (counted, counted, !more);
             });
@@ -422,21 +419,22 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::flow::{Board, ByteBudget, CpuPool, Signal};
     use crate::pipeline::events::Events;
-    use crate::store::LocalDirectory;
+    use crate::run_dir::LocalDirectory;
+    use crate::runtime::{ByteBudget, CpuPool, Signal};
+    use crate::telemetry::ProgressRegistry;
 
-    fn machine(stopped: bool) -> Machine {
-        let stop = Stop::default();
+    fn machine(stopped: bool) -> RunContext {
+        let stop = Shutdown::default();
         if stopped {
             stop.raise(Signal::Terminate);
         }
-        Machine {
+        RunContext {
             store: Store::default(),
             pool: CpuPool::new(1).unwrap(),
             budget: ByteBudget::new(1 << 30),
             stop,
-            board: Board::default(),
+            registry: ProgressRegistry::default(),
             events: Events::default(),
         }
     }
@@ -464,16 +462,17 @@ mod tests {
         let directory: Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
         let build = async |stopped: bool| {
             let machine = machine(stopped);
-            let meter = machine.board.stage("pairs", "rows", 0);
+            let stage_progress = machine.registry.stage("pairs", "rows", 0);
             let (partial, gathered) = Partial::open(directory.clone(), "g").unwrap();
             let resumed = gathered.is_some();
-            let built = build(&machine, &captions, &RawPairs::default(), &shards, &meter, partial, gathered).await;
-            (built.unwrap(), resumed, meter.snapshot())
+            let built =
+                build(&machine, &captions, &RawPairs::default(), &shards, &stage_progress, partial, gathered).await;
+            (built.unwrap(), resumed, stage_progress.snapshot())
         };
         let (Some(expected), false, _) = build(false).await else { panic!("a new reading ends") };
         let mut stops = 0;
         loop {
-            let (built, resumed, meter) = build(true).await;
+            let (built, resumed, stage_progress) = build(true).await;
             assert_eq!(resumed, stops > 0);
             let Some(built) = built else {
                 stops += 1;
@@ -483,13 +482,13 @@ mod tests {
                 }
                 continue;
             };
-            assert_eq!(meter.done, built.report.pair_rows);
+            assert_eq!(stage_progress.done, built.report.pair_rows);
             break;
         }
         assert!(stops > 3, "{stops} stops");
-        let (Some(found), true, meter) = build(false).await else { panic!("the reading goes on and ends") };
-        assert_eq!(meter.done, 18_000);
-        assert!(meter.resumed > 0 && meter.shards.iter().all(|shard| shard.done));
+        let (Some(found), true, stage_progress) = build(false).await else { panic!("the reading goes on and ends") };
+        assert_eq!(stage_progress.done, 18_000);
+        assert!(stage_progress.resumed > 0 && stage_progress.shards.iter().all(|shard| shard.done));
         assert_eq!(found.index.entries(), expected.index.entries());
         assert_eq!(found.classes.texts().collect::<Vec<_>>(), expected.classes.texts().collect::<Vec<_>>());
         assert_eq!((found.report, found.languages), (expected.report, expected.languages));

@@ -8,13 +8,14 @@ use super::stream::{FEED_BYTES, fill};
 use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
-use crate::config::Plan;
+use crate::config::RunConfig;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::plan::Stage;
 use crate::config::value::{Classes as ClassesWord, MatchRule};
 use crate::corpus::{CaptionList, ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
 use crate::decode::Decoder;
-use crate::store::{Directory, Object, Reader, Store};
+use crate::objects::{Object, Reader, Store};
+use crate::run_dir::Directory;
 
 /// Unpacked bytes that are read of each input.
 const HEAD_BYTES: usize = 8 << 20;
@@ -53,7 +54,7 @@ impl Check {
 }
 
 /// The stages that would run, each with whether the run directory has something of it.
-fn stages(plan: &Plan, recorded: Option<&generation::RunFile>) -> Vec<String> {
+fn stages(plan: &RunConfig, recorded: Option<&generation::RunFile>) -> Vec<String> {
     let state = |stage: Stage| {
         let own = |name: &String| name.split(' ').next() == Some(stage.as_str());
         let known = recorded.is_some_and(|file| file.stages.keys().any(own));
@@ -64,7 +65,7 @@ fn stages(plan: &Plan, recorded: Option<&generation::RunFile>) -> Vec<String> {
 }
 
 /// Checks a plan against the heads of its inputs.
-pub async fn check(plan: &Plan) -> Check {
+pub async fn check(plan: &RunConfig) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
     let store = store(&plan.machine().store);
@@ -88,22 +89,16 @@ pub async fn check(plan: &Plan) -> Check {
     }
     let here = checkpoint(plan, &store, &mut check).await;
     let waits = here.is_none();
-    #[cfg(feature = "model")]
     let mut device = waits;
     let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
-        #[cfg(feature = "model")]
         if let Some(backbone) = &backbone {
             check.needs.insert("model".to_owned(), of_model(backbone));
             device = true;
         }
-        #[cfg(not(feature = "model"))]
-        drop(backbone);
         spec
     });
-    #[cfg(feature = "model")]
     encoder(plan, &store, &mut check).await;
-    #[cfg(feature = "model")]
-    if device && let Some(chosen) = check.keep(super::desk::choose(&plan.machine().device).await) {
+    if device && let Some(chosen) = check.keep(super::worker::choose(&plan.machine().device).await) {
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
     let limits = &plan.machine().limits;
@@ -154,14 +149,12 @@ pub async fn check(plan: &Plan) -> Check {
             check.sample.insert("predict.ids".to_owned(), text);
         }
         if !predict.truth.is_empty() {
-            #[cfg(feature = "model")]
             check.keep(super::prediction::check_truth(&store, &predict.truth).await);
         }
     }
     check
 }
 
-#[cfg(feature = "model")]
 fn of_model(backbone: &super::Backbone) -> String {
     let checkpoint = &backbone.checkpoint;
     format!(
@@ -174,8 +167,7 @@ fn of_model(backbone: &super::Backbone) -> String {
 }
 
 /// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.
-#[cfg(feature = "model")]
-async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
+async fn checkpoint(plan: &RunConfig, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
     match check.keep(super::hub::look(plan, super::hub::Which::Backbone, store).await)? {
         None => Some(None),
         Some(Ok(snapshot)) => Some(Some(snapshot)),
@@ -189,8 +181,7 @@ async fn checkpoint(plan: &Plan, store: &Store, check: &mut Check) -> Option<Opt
 }
 
 /// What the text encoder is, and the list that it is for.
-#[cfg(feature = "model")]
-async fn encoder(plan: &Plan, store: &Store, check: &mut Check) {
+async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
     use super::hub::Which;
     let Some(text) = plan.pipeline().text.clone() else { return };
     let snapshot = match check.keep(super::hub::look(plan, Which::Encoder, store).await) {
@@ -222,12 +213,6 @@ async fn encoder(plan: &Plan, store: &Store, check: &mut Check) {
     }
 }
 
-#[cfg(not(feature = "model"))]
-#[expect(clippy::unused_async, reason = "with a model it asks the hub")]
-async fn checkpoint(_: &Plan, _: &Store, _: &mut Check) -> Option<Option<std::path::PathBuf>> {
-    Some(None)
-}
-
 /// Feeds at most [`HEAD_BYTES`]; says whether more may follow.
 async fn feed(
     reader: &mut Reader,
@@ -244,7 +229,7 @@ async fn sample_images(
     shard: &Object,
     spec: crate::decode::Spec,
 ) -> Result<(String, f64), PipelineError> {
-    let intake = std::sync::Arc::<crate::store::Intake>::default();
+    let intake = std::sync::Arc::<crate::objects::ReadStats>::default();
     let mut reader = store.open(shard, std::sync::Arc::clone(&intake)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     let mut decoder = Decoder::new(spec);
@@ -286,7 +271,7 @@ async fn sample_images(
     Ok((format!("{usable} of the first {seen} rows are usable{bad}"), read / seen.max(1) as f64))
 }
 
-async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<String, PipelineError> {
+async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Result<String, PipelineError> {
     let (Some(captions), Some(pairs)) = (&plan.pipeline().captions, &plan.pipeline().pairs) else {
         return Ok(String::new());
     };
@@ -317,7 +302,6 @@ async fn sample_labels(store: &Store, plan: &Plan, shard: &Object) -> Result<Str
                 object.url
             )));
         }
-        #[cfg(feature = "model")]
         if let Some(predict) = &plan.pipeline().predict {
             super::enough_captions(classes.len(), predict.top_k)?;
         }

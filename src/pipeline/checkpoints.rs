@@ -5,10 +5,11 @@
 
 use super::PipelineError;
 use super::curve::Curve;
-use super::desk::damaged;
 use super::report::ValidationPoint;
+use super::worker::damaged;
 use crate::config::value::Pick;
-use crate::store::{Directory, LocalCopy, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::{Directory, LocalCopy};
 use crate::train::text::TextHead;
 use crate::train::{HeadState, checkpoint};
 

@@ -3,8 +3,8 @@
 use crate::chunk::ChunkError;
 use crate::config::ConfigError;
 use crate::corpus::CorpusError;
-use crate::flow::{DeviceGone, JobPanicked, NoThreads, Signal};
-use crate::store::StoreError;
+use crate::objects::StoreError;
+use crate::runtime::{DeviceGone, JobPanicked, NoThreads, Signal};
 
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]

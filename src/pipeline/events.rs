@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::chunk::ring::RingEntry;
-use crate::flow::Meter;
-use crate::store::{Directory, Log, Process};
+use crate::chunk::spool::RingEntry;
+use crate::run_dir::{Directory, Log, Process};
+use crate::telemetry::StageProgress;
 
 /// Folder of the files.
 const FOLDER: &str = "events";
@@ -37,10 +37,8 @@ pub(super) enum Event<'a> {
         ends_shard: bool,
     },
     /// A checkpoint is durable.
-    #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "only a model is trained"))]
     CheckpointSaved { step: u64, epoch: u32, seconds: f64 },
     /// The validation images were scored.
-    #[cfg_attr(not(feature = "model"), expect(dead_code, reason = "only a model is trained"))]
     Validated { step: u64, epoch: u32, trial: u32, loss: f64, ndcg5: f64 },
 }
 
@@ -84,24 +82,24 @@ impl Events {
     }
 
     /// Notes that a stage goes on from what its meter already counts.
-    pub(super) fn started(&self, meter: &Meter) {
-        let now = meter.snapshot();
+    pub(super) fn started(&self, stage_progress: &StageProgress) {
+        let now = stage_progress.snapshot();
         self.note(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
     }
 
     /// Ends a stage's clocks and notes it.
-    pub(super) fn finished(&self, meter: &Meter) {
-        meter.finish();
-        let now = meter.snapshot();
+    pub(super) fn finished(&self, stage_progress: &StageProgress) {
+        stage_progress.finish();
+        let now = stage_progress.snapshot();
         let (seconds, bottleneck) = (now.elapsed.as_secs_f64(), now.bottleneck().map(|(who, _)| who));
         self.note(&Event::StageFinished { stage: &now.name, unit: now.unit, done: now.done, seconds, bottleneck });
     }
 
     /// Counts a chunk that was just committed, and notes it.
-    pub(super) fn committed(&self, meter: &Meter, chunk: &RingEntry, shard: &str) {
+    pub(super) fn committed(&self, stage_progress: &StageProgress, chunk: &RingEntry, shard: &str) {
         let (tally, ends_shard) = (&chunk.tally, chunk.last);
         let (skipped, quarantined) = (tally.skipped_rows(), tally.quarantined_rows());
-        meter.shard(chunk.id.shard as usize, |shard| {
+        stage_progress.shard(chunk.id.shard as usize, |shard| {
             shard.rows += tally.rows;
             shard.kept += tally.kept;
             shard.skipped += skipped;
@@ -109,7 +107,7 @@ impl Events {
             shard.done = ends_shard;
         });
         self.note(&Event::ChunkCommitted {
-            stage: meter.name(),
+            stage: stage_progress.name(),
             shard,
             row: chunk.id.row,
             rows: tally.rows,

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::PipelineError;
-use super::desk::{Desk, Device};
 use super::report::{EvidenceGroup, EvidenceReport, EvidenceScores};
 use super::text_training::scorer_of;
+use super::worker::{Device, DeviceWorker};
 use crate::config::value::Correction;
 use crate::predict::metrics::{Tally, rank_of};
 use crate::train::HeadState;
@@ -30,6 +30,17 @@ pub(super) enum Kind {
     Names,
     /// Both.
     Both,
+}
+
+impl Kind {
+    /// Name in the fingerprint of a batch log. It never changes.
+    pub(super) fn fingerprint_name(self) -> &'static str {
+        match self {
+            Self::Pixels => "Pixels",
+            Self::Names => "Names",
+            Self::Both => "Both",
+        }
+    }
 }
 
 /// How much evidence beside the projected feature counts.
@@ -147,7 +158,7 @@ impl Closeness {
         match self {
             Self::None => {}
             Self::Softmax(sums) => {
-                let more = device.call(move |desk| desk.lse_by_class(&rows, images)).await?;
+                let more = device.call(move |worker| worker.lse_by_class(&rows, images)).await?;
                 for (sum, more) in sums.iter_mut().zip(more) {
                     let (low, high) = if *sum < more { (*sum, more) } else { (more, *sum) };
                     *sum = if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() };
@@ -155,7 +166,7 @@ impl Closeness {
             }
             Self::Csls(largest) => {
                 let lists = std::mem::take(largest);
-                *largest = device.call(move |desk| desk.largest_by_class(&rows, images, CLOSE, lists)).await?;
+                *largest = device.call(move |worker| worker.largest_by_class(&rows, images, CLOSE, lists)).await?;
             }
         }
         Ok(())
@@ -209,15 +220,15 @@ impl Images {
         let mut closeness = Closeness::new(correction, captions);
         if correction != Correction::None {
             let plain = head.clone();
-            device.call(move |desk| desk.load_scorer(&plain)).await?;
+            device.call(move |worker| worker.load_scorer(&plain)).await?;
             closeness.add(device, rows.clone(), images).await?;
         }
         if let Some(bias) = closeness.bias() {
             head.bias.iter_mut().zip(bias).for_each(|(bias, more)| *bias += more);
         }
-        device.call(move |desk| desk.load_scorer(&head)).await?;
-        let tops = device.call(move |desk| desk.top_k(&rows, images, LOOKED_AT)).await?;
-        device.tell(Desk::unload_scorer).await?;
+        device.call(move |worker| worker.load_scorer(&head)).await?;
+        let tops = device.call(move |worker| worker.top_k(&rows, images, LOOKED_AT)).await?;
+        device.tell(DeviceWorker::unload_scorer).await?;
         Ok(tops.into_iter().map(|top| top.classes).collect())
     }
 }

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use super::desk::model_error;
+use super::worker::model_error;
 use super::{PipelineError, catalog, checkpoints, generation, hub, store};
-use crate::config::Plan;
+use crate::config::RunConfig;
 use crate::config::plan::Stage;
 use crate::config::value::{HeadKind, Pick, Pool};
 use crate::model::{Checkpoint, Classifier, export_hf};
-use crate::store::Directory;
+use crate::run_dir::Directory;
 
 /// Writes the run's newest head with its backbone to `out`; returns the head's step.
 ///
 /// # Errors
 /// When the run has no head, or its features are not what the family's classifier sees.
-pub fn export(plan: &Plan, out: &Path) -> Result<u64, PipelineError> {
+pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };

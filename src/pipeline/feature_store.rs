@@ -13,7 +13,7 @@ use super::PipelineError;
 use crate::catalog::Languages;
 use crate::chunk::features::{self, Features};
 use crate::config::value::{Precision, Targets as Kind};
-use crate::store::Directory;
+use crate::run_dir::Directory;
 use crate::train::Targets;
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
@@ -71,7 +71,7 @@ pub(super) fn unit(parts: &[u64]) -> f64 {
 
 /// What of a chunk is a sample.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct SampleSpec {
     /// Whether a pair comes with all captions of its image behind its own, for what is told apart by contrast.
     pub(super) contrast: bool,
     /// How often each pair comes; once, where that is not said.
@@ -174,8 +174,8 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    fn new(chunk: Features, wanted: &Wanted) -> Self {
-        let Wanted { seed, fraction, dim, targets, .. } = *wanted;
+    fn new(chunk: Features, wanted: &SampleSpec) -> Self {
+        let SampleSpec { seed, fraction, dim, targets, .. } = *wanted;
         let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
         let (mut views, mut validation_urls) = (1, Vec::new());
         for row in 0..chunk.rows.len() {
@@ -243,7 +243,7 @@ pub(super) struct Loaded {
 
 /// Where features stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stay {
+pub(super) enum FeaturePlacement {
     /// On the device.
     Device,
     /// In memory.
@@ -256,8 +256,8 @@ pub(super) enum Stay {
 pub(super) struct FeatureStore {
     directory: Directory,
     names: Vec<String>,
-    wanted: Wanted,
-    stay: Stay,
+    wanted: SampleSpec,
+    stay: FeaturePlacement,
     /// What was read so far and stays in memory: whole chunks, or all but the values of those on the device.
     resident: Vec<OnceLock<Arc<Chunk>>>,
     /// Where on the device the rows of a chunk start.
@@ -265,14 +265,14 @@ pub(super) struct FeatureStore {
 }
 
 impl FeatureStore {
-    pub(super) fn new(directory: Directory, names: Vec<String>, wanted: Wanted, stay: Stay) -> Self {
+    pub(super) fn new(directory: Directory, names: Vec<String>, wanted: SampleSpec, stay: FeaturePlacement) -> Self {
         let resident = names.iter().map(|_| OnceLock::new()).collect();
         let first_rows = names.iter().map(|_| OnceLock::new()).collect();
         Self { directory, names, wanted, stay, resident, first_rows }
     }
 
     /// Where the features stay.
-    pub(super) fn stay(&self) -> Stay {
+    pub(super) fn stay(&self) -> FeaturePlacement {
         self.stay
     }
 
@@ -292,7 +292,7 @@ impl FeatureStore {
     /// # Errors
     /// When a chunk cannot be read, or is none of this run's.
     pub(super) fn chunks(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
-        let stays = self.stay == Stay::Memory;
+        let stays = self.stay == FeaturePlacement::Memory;
         let kept = |index: usize| self.resident[index].get().filter(|_| stays).cloned();
         let missing: Vec<usize> = indices.iter().copied().filter(|index| kept(*index).is_none()).collect();
         let mut read = std::collections::BTreeMap::new();
@@ -414,12 +414,12 @@ impl FeatureStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::RowHeads;
+    use crate::chunk::RowMeta;
     use crate::chunk::features::FeatureWriter;
-    use crate::store::LocalDirectory;
+    use crate::run_dir::LocalDirectory;
 
     fn write(path: &std::path::Path, first: u32, rows: u32, precision: Precision) {
-        let mut heads = RowHeads::default();
+        let mut heads = RowMeta::default();
         let mut values = Vec::new();
         for row in first..first + rows {
             heads.push(&format!("https://x/{row}"), (0..row % 4).map(|nth| row + nth));
@@ -439,9 +439,10 @@ mod tests {
                 write(&dir.path().join(name), 30 * chunk as u32, 30, precision);
             }
             let directory = Directory::from(LocalDirectory::create(dir.path().to_owned()).unwrap());
-            let wanted = Wanted { seed: 1, fraction: 0.2, dim: 3, targets, contrast: false, copies: None };
+            let wanted = SampleSpec { seed: 1, fraction: 0.2, dim: 3, targets, contrast: false, copies: None };
             let store = |stay| FeatureStore::new(directory.clone(), names.clone(), wanted.clone(), stay);
-            let (kept, read, away) = (store(Stay::Memory), store(Stay::Files), store(Stay::Device));
+            let (kept, read, away) =
+                (store(FeaturePlacement::Memory), store(FeaturePlacement::Files), store(FeaturePlacement::Device));
             let chunks = kept.chunks(&[0, 1, 2, 3, 4]).unwrap();
             assert!(chunks.iter().any(|chunk| !chunk.validation.is_empty()));
             // What a device has, in the order in which the chunks went there.

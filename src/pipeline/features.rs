@@ -5,17 +5,18 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::PipelineError;
-use super::desk::Device;
 use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
 use super::report::DEVICE;
-use super::stream::{self, Machine, Sink, Start, StreamJob, THE_RUN, seen_so_far};
+use super::stream::{self, RunContext, Sink, Start, StreamJob, THE_RUN, seen_so_far};
+use super::worker::Device;
 use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::ring::Ring;
+use crate::chunk::spool::Spool;
 use crate::chunk::{Checksum, verify};
 use crate::config::value::Precision;
-use crate::flow::{Clock, Meter, depth, link};
-use crate::store::{Directory, LocalDirectory};
+use crate::run_dir::{Directory, LocalDirectory};
+use crate::runtime::{depth, link};
+use crate::telemetry::{StageProgress, StageTimer};
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
 const CHUNKS_WAITING: usize = 4096;
@@ -43,22 +44,22 @@ pub(super) struct Places {
 /// When an input, the disk or the device fails; [`PipelineError::Stopped`] when asked to.
 pub(super) async fn run(
     job: StreamJob,
-    machine: Machine,
+    machine: RunContext,
     places: Places,
     shape: FeatureShape,
     device: &Arc<Device>,
-    meter: Arc<Meter>,
+    stage_progress: Arc<StageProgress>,
 ) -> Result<Journal, PipelineError> {
     let shards = job.shards.len() as u32;
     let journal = Journal::open(places.run, places.layout, &job.generation, shards)?;
     let mut schedule = journal.schedule(shards);
-    let (ring, waiting) = Ring::open(places.scratch, places.disk_bytes, &job.generation, &mut schedule).await?;
+    let (ring, waiting) = Spool::open(places.scratch, places.disk_bytes, &job.generation, &mut schedule).await?;
     let mut counted = journal.shard_tallies();
-    job.meter.add_resumed(journal.tally().rows);
-    meter.add_resumed(journal.tally().kept);
+    job.stage_progress.add_resumed(journal.tally().rows);
+    stage_progress.add_resumed(journal.tally().kept);
     stream::show_shards(&job, &journal);
     for chunk in &waiting {
-        job.meter.add_resumed(chunk.entry.tally.rows);
+        job.stage_progress.add_resumed(chunk.entry.tally.rows);
         counted.entry(chunk.entry.id.shard).or_default().merge(&chunk.entry.tally);
     }
     let start = Start { schedule, counted, seen: seen_so_far(&journal, &waiting, &job.wanted)? };
@@ -67,13 +68,13 @@ pub(super) async fn run(
     let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
     let held = machine.budget.take(job.spec.pixel_bytes() * batches as u64).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
-    let board = &machine.board;
-    board.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
+    let registry = &machine.registry;
+    registry.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
     let disk = ring.disk().clone();
     let limit = Some(disk.limit_bytes());
-    board.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
-    machine.events.started(&job.meter);
-    machine.events.started(&meter);
+    registry.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
+    machine.events.started(&job.stage_progress);
+    machine.events.started(&stage_progress);
     for chunk in waiting {
         if chunks_in.send(chunk).await.is_err() {
             return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
@@ -81,7 +82,7 @@ pub(super) async fn run(
     }
     let (pieces_in, pieces) = link(1);
     let (features_in, features) = link(device.in_flight + PIECES_WAITING);
-    let clock = job.meter.part(Clock::serial(DEVICE).blocked_by(THE_RUN));
+    let clock = job.stage_progress.part(StageTimer::serial(DEVICE).blocked_by(THE_RUN));
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
     let thumbnails = places.thumbnails;
     let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: machine.stop.clone() };
@@ -91,8 +92,8 @@ pub(super) async fn run(
         shards: Arc::clone(&job.shards),
         shape,
         thumbnails: thumbnails.is_some(),
-        meter,
-        rows: Arc::clone(&job.meter),
+        stage_progress,
+        rows: Arc::clone(&job.stage_progress),
         stop: machine.stop.clone(),
         events: machine.events.clone(),
     };
@@ -100,7 +101,7 @@ pub(super) async fn run(
     stages.spawn(async move { reading.run(chunks_out, pieces_in).await.map(|()| None) });
     stages.spawn(async move { feeding.run(pieces, features_in).await.map(|()| None) });
     stages.spawn(writing.run(features));
-    let sink = Sink::Ring(ring, chunks_in);
+    let sink = Sink::Spool(ring, chunks_in);
     stages.spawn(async move { stream::run(job, machine, start, sink).await.map(|()| None) });
     let mut finished = None;
     while let Some(done) = stages.join_next().await {

@@ -12,19 +12,20 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
-use super::desk::Device;
 use super::events::Events;
 use super::features::FeatureShape;
 use super::spill::{self, Spill};
 use super::stream::commit;
+use super::worker::Device;
 use crate::chunk::features::FeatureWriter;
 use crate::chunk::journal::Journal;
 use crate::chunk::pixels::PixelReader;
-use crate::chunk::ring::RingChunk;
-use crate::chunk::{RowHeads, Tally};
+use crate::chunk::spool::SpooledChunk;
+use crate::chunk::{RowMeta, Tally};
 use crate::decode::jpeg_thumbnail;
-use crate::flow::{Clock, Doing, Lent, Meter, Spares, Stop};
-use crate::store::Object;
+use crate::objects::Object;
+use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
+use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::validation::is_validation;
 
 /// Batches on the host before the device: one being read, one that waits, one being handed over.
@@ -36,16 +37,16 @@ pub(super) const PIECES_WAITING: usize = 4;
 /// What goes from task to task.
 pub(super) enum Piece<R> {
     /// A chunk begins; with what an earlier process kept of its features, where it has rows.
-    Begin(Box<RingChunk>, Option<Spill>),
+    Begin(Box<SpooledChunk>, Option<Spill>),
     /// Rows of it, and the thumbnails of the first of them.
-    Rows(RowHeads, Vec<Option<Vec<u8>>>, R),
+    Rows(RowMeta, Vec<Option<Vec<u8>>>, R),
     /// It ends.
     End,
 }
 
 /// Pixels of a batch, or its features where an earlier process computed them.
 pub(super) enum Input {
-    Pixels(Lent),
+    Pixels(PooledBuffer),
     Known(Vec<f32>),
 }
 
@@ -65,7 +66,7 @@ pub(super) struct Thumbnails {
 }
 
 impl Thumbnails {
-    fn of(self, heads: &RowHeads, pixels: &[u8]) -> Vec<Option<Vec<u8>>> {
+    fn of(self, heads: &RowMeta, pixels: &[u8]) -> Vec<Option<Vec<u8>>> {
         let image = pixels.len() / heads.len().max(1);
         let of_row = |(row, pixels): (usize, &[u8])| {
             let held_out = is_validation(heads.url(row), self.seed, self.fraction);
@@ -84,15 +85,15 @@ pub(super) struct Reading {
     pub(super) shape: FeatureShape,
     pub(super) batch_rows: usize,
     /// For the pixels of batches; the device gives them back.
-    pub(super) buffers: Spares,
+    pub(super) buffers: BufferPool,
     pub(super) thumbnails: Option<Thumbnails>,
-    pub(super) stop: Stop,
+    pub(super) stop: Shutdown,
 }
 
 impl Reading {
     pub(super) async fn run(
         self,
-        mut chunks: mpsc::Receiver<RingChunk>,
+        mut chunks: mpsc::Receiver<SpooledChunk>,
         pieces: mpsc::Sender<Piece<Input>>,
     ) -> Result<(), PipelineError> {
         while let Some(chunk) = chunks.recv().await {
@@ -122,7 +123,7 @@ impl Reading {
                     let Some(heads) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let values = heads.len() * dim;
                     let pixels_of =
-                        |lent: &Lent| thumbnails.map_or_else(Vec::new, |kept| kept.of(&heads, lent.as_ref()));
+                        |lent: &PooledBuffer| thumbnails.map_or_else(Vec::new, |kept| kept.of(&heads, lent.as_ref()));
                     let pictures = pixels_of(&pixels);
                     let input = known.take(values).map_or(Input::Pixels(pixels), Input::Known);
                     if pieces.blocking_send(Piece::Rows(heads, pictures, input)).is_err() {
@@ -142,8 +143,8 @@ impl Reading {
 pub(super) struct Feeding {
     pub(super) device: Arc<Device>,
     /// The device's: busy while a batch is on its way.
-    pub(super) clock: Arc<Clock>,
-    pub(super) stop: Stop,
+    pub(super) clock: Arc<StageTimer>,
+    pub(super) stop: Shutdown,
 }
 
 impl Feeding {
@@ -153,7 +154,7 @@ impl Feeding {
         output: mpsc::Sender<Piece<Output>>,
     ) -> Result<(), PipelineError> {
         let room = Arc::new(Semaphore::new(self.device.in_flight));
-        while let Some(piece) = self.unless_computing(&room, Doing::Starved, input.recv()).await {
+        while let Some(piece) = self.unless_computing(&room, Activity::Starved, input.recv()).await {
             if self.stop.is_raised() {
                 break;
             }
@@ -166,7 +167,7 @@ impl Feeding {
                 Piece::Rows(heads, pictures, Input::Pixels(pixels)) => {
                     let held = Arc::clone(&room).acquire_owned().await.map_err(|_| closed())?;
                     let rows = heads.len();
-                    let pending = self.device.call(move |desk| desk.submit(pixels, rows)).await?;
+                    let pending = self.device.call(move |worker| worker.submit(pixels, rows)).await?;
                     let waiting = tokio::task::spawn_blocking(move || {
                         let features = pending.wait();
                         drop(held);
@@ -175,7 +176,7 @@ impl Feeding {
                     Piece::Rows(heads, pictures, Output::Computed(waiting))
                 }
             };
-            if self.unless_computing(&room, Doing::Blocked, output.send(piece)).await.is_err() {
+            if self.unless_computing(&room, Activity::Blocked, output.send(piece)).await.is_err() {
                 break;
             }
         }
@@ -184,7 +185,7 @@ impl Feeding {
     }
 
     /// Waits; the time in which nothing is on the device meanwhile counts as `doing`.
-    async fn unless_computing<T>(&self, room: &Semaphore, doing: Doing, wait: impl Future<Output = T>) -> T {
+    async fn unless_computing<T>(&self, room: &Semaphore, doing: Activity, wait: impl Future<Output = T>) -> T {
         let mut wait = pin!(wait);
         tokio::select! {
             biased;
@@ -203,16 +204,16 @@ pub(super) struct Writing {
     /// Whether there are thumbnails.
     pub(super) thumbnails: bool,
     /// Counts the features.
-    pub(super) meter: Arc<Meter>,
+    pub(super) stage_progress: Arc<StageProgress>,
     /// Counts the rows that were read, and knows about how many there are.
-    pub(super) rows: Arc<Meter>,
-    pub(super) stop: Stop,
+    pub(super) rows: Arc<StageProgress>,
+    pub(super) stop: Shutdown,
     pub(super) events: Events,
 }
 
 /// The chunk in hand.
 struct InHand {
-    chunk: Box<RingChunk>,
+    chunk: Box<SpooledChunk>,
     features: Option<(FeatureWriter, Spill)>,
 }
 
@@ -233,7 +234,7 @@ impl Writing {
                         rows += chunk.entry.tally.rows;
                         kept += chunk.entry.tally.kept;
                         let all = (all_rows as f64 * kept as f64 / rows.max(1) as f64).round();
-                        self.meter.set_total(all as u64);
+                        self.stage_progress.set_total(all as u64);
                     }
                     *none = Some(self.begin(chunk, spill)?);
                 }
@@ -254,7 +255,7 @@ impl Writing {
         }
     }
 
-    fn begin(&self, chunk: Box<RingChunk>, spill: Option<Spill>) -> Result<InHand, PipelineError> {
+    fn begin(&self, chunk: Box<SpooledChunk>, spill: Option<Spill>) -> Result<InHand, PipelineError> {
         let Some(spill) = spill else { return Ok(InHand { chunk, features: None }) };
         let path = self.journal.directory().temporary(&self.journal.layout().chunk(chunk.entry.id))?;
         let FeatureShape { dim, precision } = self.shape;
@@ -265,7 +266,7 @@ impl Writing {
 
     async fn write(
         &self,
-        heads: &RowHeads,
+        heads: &RowMeta,
         pictures: &[Option<Vec<u8>>],
         output: Output,
         writer: &mut FeatureWriter,
@@ -286,7 +287,7 @@ impl Writing {
             )));
         }
         writer.write(heads, &features, pictures)?;
-        self.meter.add(heads.image_count() as u64);
+        self.stage_progress.add(heads.image_count() as u64);
         Ok(())
     }
 
@@ -302,18 +303,18 @@ impl Writing {
 mod tests {
     use super::*;
     use crate::chunk::ChunkId;
-    use crate::chunk::ring::{Ring, RingEntry};
     use crate::chunk::schedule::Schedule;
+    use crate::chunk::spool::{RingEntry, Spool};
     use crate::config::value::Precision;
-    use crate::flow::link;
-    use crate::store::LocalDirectory;
+    use crate::run_dir::LocalDirectory;
+    use crate::runtime::link;
 
     /// Why the writer ended, a stop or a full disk, must not be hidden by what the reader finds.
     #[tokio::test]
     async fn chunks_that_wait_when_the_writer_has_ended_are_no_error() {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
+        let (ring, _) = Spool::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
         let (chunks_in, chunks) = link(4);
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };
@@ -333,8 +334,13 @@ mod tests {
         }
         let (pieces_in, pieces) = link(1);
         let shape = FeatureShape { dim: 2, precision: Precision::F32 };
-        let reading =
-            Reading { shape, batch_rows: 4, buffers: Spares::new(0, 0), thumbnails: None, stop: Stop::default() };
+        let reading = Reading {
+            shape,
+            batch_rows: 4,
+            buffers: BufferPool::new(0, 0),
+            thumbnails: None,
+            stop: Shutdown::default(),
+        };
         drop(pieces);
         assert!(reading.run(chunks, pieces_in).await.is_ok());
     }

@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use super::PipelineError;
 use crate::config::plan::Stage;
 use crate::config::raw::{RawPipeline, RawPredict};
-use crate::config::{ConfigError, Plan, Problem, StageKeys};
-use crate::store::{Directory, Object, Store, StoreError};
+use crate::config::{ConfigError, Problem, RunConfig, StageKeys};
+use crate::objects::{Object, Store, StoreError};
+use crate::run_dir::Directory;
 
 /// Name of the file inside the run directory.
 const FILE: &str = "run.toml";
 /// The key that says what a checkpoint's files hold, wherever they are.
 pub(super) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
 /// The same of a text encoder's.
-#[cfg(feature = "model")]
 pub(super) const ENCODER_FILES: &str = "text.encoder (files)";
 /// Changes when the bytes of an artefact change for equal keys.
 const FORMAT: &str = "1";
@@ -41,7 +41,7 @@ pub(super) struct StageRecord {
 
 /// The stages of this start with their keys, compared with what the directory holds.
 #[derive(Debug)]
-pub(super) struct Generations {
+pub(super) struct Manifest {
     directory: Directory,
     file: RunFile,
     /// The stage from which everything is recomputed, if any.
@@ -100,7 +100,7 @@ fn without_secrets(mut config: RawPipeline) -> RawPipeline {
     config
 }
 
-impl Generations {
+impl Manifest {
     /// Reads the directory's record.
     ///
     /// # Errors
@@ -195,7 +195,7 @@ impl Generations {
     /// # Errors
     /// A table of the keys that differ from what the directory was made with; or the record cannot be written, or an artefact
     /// not be removed.
-    pub(super) fn accept(&mut self, plan: &Plan) -> Result<(), PipelineError> {
+    pub(super) fn accept(&mut self, plan: &RunConfig) -> Result<(), PipelineError> {
         if let Some(refusal) = self.refusal() {
             return Err(PipelineError::Generation(refusal));
         }

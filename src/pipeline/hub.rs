@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::{PipelineError, stopped_by_nobody};
-use crate::config::{ConfigError, HubName, Plan, Problem};
-use crate::flow::{Board, Meter, Stop};
-use crate::store::{Download, Hub, Missing, Repo, RepoKind, Store};
+use crate::config::{ConfigError, HubName, Problem, RunConfig};
+use crate::hf_hub::{Download, Hub, Missing, Repo, RepoKind};
+use crate::objects::Store;
+use crate::runtime::Shutdown;
+use crate::telemetry::{ProgressRegistry, StageProgress};
 
 /// Which of a plan's models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub(super) fn repo(checkpoint: &str, which: Which) -> Result<Option<Repo>, Pipel
     Ok(Some(Repo { name: repo, revision, kind }))
 }
 
-fn planned(plan: &Plan, which: Which) -> Result<Option<Repo>, PipelineError> {
+fn planned(plan: &RunConfig, which: Which) -> Result<Option<Repo>, PipelineError> {
     let pipeline = plan.pipeline();
     let name = match which {
         Which::Backbone => pipeline.model.as_ref().map(|model| &model.checkpoint),
@@ -45,21 +47,21 @@ fn planned(plan: &Plan, which: Which) -> Result<Option<Repo>, PipelineError> {
 /// # Errors
 /// When it cannot be had; or when the run is stopped, and goes on from there.
 pub(super) async fn fetch(
-    plan: &Plan,
+    plan: &RunConfig,
     which: Which,
     store: &Store,
-    board: &Board,
-    stop: &Stop,
+    registry: &ProgressRegistry,
+    stop: &Shutdown,
 ) -> Result<Option<PathBuf>, PipelineError> {
     let Some(repo) = planned(plan, which)? else { return Ok(None) };
     // A stage only where there is something to download.
-    let meter: OnceLock<Arc<Meter>> = OnceLock::new();
+    let stage_progress: OnceLock<Arc<StageProgress>> = OnceLock::new();
     let tell = |step| {
-        let meter = meter.get_or_init(|| board.stage("download", "bytes", 0));
+        let stage_progress = stage_progress.get_or_init(|| registry.stage("download", "bytes", 0));
         match step {
-            Download::Total(bytes) => meter.set_total(bytes),
-            Download::Resumed(bytes) => meter.add_resumed(bytes),
-            Download::Came(bytes) => meter.add(bytes),
+            Download::Total(bytes) => stage_progress.set_total(bytes),
+            Download::Resumed(bytes) => stage_progress.add_resumed(bytes),
+            Download::Came(bytes) => stage_progress.add(bytes),
         }
     };
     let hub = Hub::new(store);
@@ -67,8 +69,8 @@ pub(super) async fn fetch(
         fetched = hub.fetch(&repo, &tell) => fetched?,
         () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
     };
-    if let Some(meter) = meter.get() {
-        meter.finish();
+    if let Some(stage_progress) = stage_progress.get() {
+        stage_progress.finish();
     }
     Ok(Some(fetched))
 }
@@ -77,7 +79,7 @@ pub(super) async fn fetch(
 ///
 /// # Errors
 /// When the cache does not have all of it.
-pub(super) fn cached(plan: &Plan, which: Which, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
+pub(super) fn cached(plan: &RunConfig, which: Which, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
     Ok(planned(plan, which)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
 }
 
@@ -86,7 +88,7 @@ pub(super) fn cached(plan: &Plan, which: Which, store: &Store) -> Result<Option<
 /// # Errors
 /// When the hub has no such checkpoint or cannot be asked.
 pub(super) async fn look(
-    plan: &Plan,
+    plan: &RunConfig,
     which: Which,
     store: &Store,
 ) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {

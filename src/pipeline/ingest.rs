@@ -20,13 +20,14 @@ use super::stream::{FEED_BYTES, Views};
 use super::{PipelineError, preprocess, scratch_path, store};
 use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
-use crate::chunk::{RowHeads, sum_segments};
-use crate::config::Plan;
+use crate::chunk::{RowMeta, sum_segments};
+use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
-use crate::store::{Intake, Object, PageCache, StoreError, explain_read};
+use crate::objects::{Object, ReadStats, StoreError, explain_read};
+use crate::run_dir::PageCache;
 
 pub use whole::Whole;
 
@@ -124,11 +125,11 @@ struct Head {
     unpacking: Duration,
 }
 
-async fn head(plan: &Plan, key: &str, patterns: &[String]) -> Result<(Vec<Object>, Head), PipelineError> {
+async fn head(plan: &RunConfig, key: &str, patterns: &[String]) -> Result<(Vec<Object>, Head), PipelineError> {
     let store = store(&plan.machine().store);
     let shards = store.list(patterns).await?;
     let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
-    let intake = Arc::new(Intake::default());
+    let intake = Arc::new(ReadStats::default());
     let mut reader = store.open(shard, Arc::clone(&intake)).await?;
     let (mut text, started) = (Vec::new(), Instant::now());
     while text.len() < HELD_BYTES {
@@ -188,7 +189,7 @@ fn split(text: &[u8], mut take: impl FnMut(Option<(&str, &[u8])>)) {
 ///
 /// # Errors
 /// When the input cannot be read, or scratch disk refuses.
-pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
+pub async fn ingest(plan: RunConfig) -> Result<IngestReport, PipelineError> {
     let Some(images) = &plan.pipeline().images else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
@@ -206,8 +207,7 @@ pub async fn ingest(plan: Plan) -> Result<IngestReport, PipelineError> {
     Ok(IngestReport { whole: whole::measure(&plan, &shards, &spec, threads).await?, ..stages })
 }
 
-#[cfg(feature = "model")]
-fn spec(plan: &Plan) -> Spec {
+fn spec(plan: &RunConfig) -> Spec {
     // A checkpoint of the hub is not downloaded for this.
     let asked = plan.pipeline().model.as_ref().and_then(|model| {
         let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
@@ -216,12 +216,7 @@ fn spec(plan: &Plan) -> Spec {
     preprocess::resolve(plan, asked.unwrap_or_default())
 }
 
-#[cfg(not(feature = "model"))]
-fn spec(plan: &Plan) -> Spec {
-    preprocess::resolve(plan, preprocess::Asked::default())
-}
-
-async fn measure_pairs(plan: &Plan, patterns: &[String]) -> Result<(f64, f64), PipelineError> {
+async fn measure_pairs(plan: &RunConfig, patterns: &[String]) -> Result<(f64, f64), PipelineError> {
     let (shards, head) = head(plan, "pairs.shards", patterns).await?;
     let (mut pairs, mut rows, started) = (Pairs::new(&shards[0].url, &[], MAX_RECORD_BYTES), 0_u64, Instant::now());
     for block in head.text.chunks(FEED_BYTES) {
@@ -235,7 +230,7 @@ async fn measure_pairs(plan: &Plan, patterns: &[String]) -> Result<(f64, f64), P
 }
 
 fn measure(
-    plan: &Plan,
+    plan: &RunConfig,
     shards: &[Object],
     head: &Head,
     spec: &Spec,
@@ -348,7 +343,7 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn new(plan: &Plan, extension: &str) -> Result<Self, StoreError> {
+    fn new(plan: &RunConfig, extension: &str) -> Result<Self, StoreError> {
         let folder = scratch_path(plan);
         let made = folder.ancestors().take_while(|folder| !folder.exists()).map(Path::to_owned).collect();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, "created", error))?;
@@ -368,7 +363,12 @@ impl Drop for Temporary {
 
 /// Writes a chunk of squares to scratch disk, as many as the limits leave room for, and reads it back, where a model does; the times are
 /// those of `made`. Through the page cache in any case: what it takes a core, and not the disk.
-fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Duration, Option<Duration>), PipelineError> {
+fn chunk(
+    plan: &RunConfig,
+    spec: &Spec,
+    square: &[u8],
+    made: usize,
+) -> Result<(Duration, Option<Duration>), PipelineError> {
     let file = Temporary::new(plan, "parquet")?;
     let path = &file.path;
     let images = block_images(square.len() as u64);
@@ -378,7 +378,7 @@ fn chunk(plan: &Plan, spec: &Spec, square: &[u8], made: usize) -> Result<(Durati
     let chunks = &plan.pipeline().chunks;
     let consumed = plan.pipeline().model.is_some();
     let compression = if consumed { Compression::None } else { chunks.compression };
-    let mut heads = RowHeads::default();
+    let mut heads = RowMeta::default();
     (0..images).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
     let (mut pixels, mut sums) = (square.repeat(images), Vec::new());
     if !consumed && compression == Compression::None {

@@ -9,7 +9,8 @@ use crate::chunk::features;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::PixelReader;
 use crate::chunk::quarantine;
-use crate::store::{Directory, Store};
+use crate::objects::Store;
+use crate::run_dir::Directory;
 
 /// Lines of (what, value).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,21 +39,18 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     if let Some(url) = path.to_str().filter(|text| Store::is_remote(text)) {
         return run_directory(url);
     }
-    #[cfg(feature = "model")]
     if let Some(repo) =
         path.to_str().map(|path| super::hub::repo(path, super::hub::Which::Backbone)).transpose()?.flatten()
     {
-        return backbone(&crate::store::Hub::new(&Store::default()).cached(&repo)?);
+        return backbone(&crate::hf_hub::Hub::new(&Store::default()).cached(&repo)?);
     }
     if path.is_dir() {
         if path.join("run.toml").is_file() {
             return run_directory(&path.display().to_string());
         }
-        #[cfg(feature = "model")]
         if path.join("state.json").is_file() {
             return checkpoint(path);
         }
-        #[cfg(feature = "model")]
         if path.join("config.json").is_file() {
             return backbone(path);
         }
@@ -62,7 +60,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         )));
     }
     if !path.is_file() {
-        return Err(crate::store::StoreError::NotFound { url: path.display().to_string() }.into());
+        return Err(crate::objects::StoreError::NotFound { url: path.display().to_string() }.into());
     }
     if let Ok(mut pixels) = PixelReader::open(path, 64) {
         let mut found = Inspection::new("pixel chunk");
@@ -165,9 +163,8 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
     Ok(found)
 }
 
-#[cfg(feature = "model")]
 fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
-    use super::desk::model_error;
+    use super::worker::model_error;
     let loaded = crate::train::checkpoint::load(path);
     let (mut found, progress, tensors) = match loaded {
         Ok((state, progress)) => {
@@ -205,9 +202,8 @@ fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
     Ok(found)
 }
 
-#[cfg(feature = "model")]
 fn backbone(path: &Path) -> Result<Inspection, PipelineError> {
-    let checkpoint = crate::model::Checkpoint::open(path).map_err(super::desk::model_error)?;
+    let checkpoint = crate::model::Checkpoint::open(path).map_err(super::worker::model_error)?;
     let mut found = Inspection::new("backbone in Hugging Face layout");
     found.add("family", checkpoint.family().name());
     found.add("blocks", checkpoint.layers());

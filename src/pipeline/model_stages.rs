@@ -1,11 +1,11 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Backbone, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, Wanted, add_inputs, catalog,
-    checkpoints, desk, enough_captions, features, prediction, scratch_path, stream, training,
+    Arc, Backbone, ImageFilter, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, add_inputs, catalog,
+    checkpoints, enough_captions, features, prediction, scratch_path, stream, training, worker,
 };
 use crate::config::bytes::chunk_disk_bytes;
-use crate::store::LocalDirectory;
+use crate::run_dir::LocalDirectory;
 
 use super::forward::Thumbnails;
 use super::report::PredictionReport;
@@ -24,11 +24,11 @@ pub(super) struct Asking {
 
 impl Run {
     /// Opens the device, where a stage needs one, and says which it is.
-    pub(super) async fn open_device(&mut self) -> Result<Option<Arc<desk::Device>>, PipelineError> {
+    pub(super) async fn open_device(&mut self) -> Result<Option<Arc<worker::Device>>, PipelineError> {
         let (Some(chosen), Some(backbone)) = (&self.chosen, &self.backbone) else { return Ok(None) };
         let bytes =
             stream::stream_bytes(&self.spec, self.machine.pool.width(), u64::from(self.plan.pipeline().chunks.rows));
-        let load = desk::Load {
+        let load = worker::Load {
             parameters: backbone.checkpoint.parameters(),
             activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
             pixel_bytes: self.spec.pixel_bytes(),
@@ -36,7 +36,7 @@ impl Run {
             precision: backbone.shape.precision,
         };
         let batch_size = self.plan.machine().device.batch_size;
-        let device = desk::open(chosen, load, batch_size, &scratch_path(&self.plan)).await?;
+        let device = worker::open(chosen, load, batch_size, &scratch_path(&self.plan)).await?;
         tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
         self.report.device = Some(chosen.to_string());
         Ok(Some(Arc::new(device)))
@@ -65,12 +65,12 @@ impl Run {
         job: StreamJob,
         layout: Layout,
         name: &str,
-        device: &Arc<desk::Device>,
+        device: &Arc<worker::Device>,
         thumbnails: Option<Thumbnails>,
     ) -> Result<Journal, PipelineError> {
         let backbone = self.backbone()?;
         let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
-        device.call(move |desk| desk.load_backbone(&checkpoint, &options)).await?;
+        device.call(move |worker| worker.load_backbone(&checkpoint, &options)).await?;
         let rings = LocalDirectory::create(scratch_path(&self.plan))?;
         let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {
@@ -80,12 +80,13 @@ impl Run {
             disk_bytes: self.ring_bytes(backbone.shape)?,
             thumbnails,
         };
-        let rows = Arc::clone(&job.meter);
-        let meter = self.machine.board.stage(format!("features ({name})"), "images", 0);
+        let rows = Arc::clone(&job.stage_progress);
+        let stage_progress = self.machine.registry.stage(format!("features ({name})"), "images", 0);
         let journal =
-            features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&meter)).await?;
+            features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&stage_progress))
+                .await?;
         self.machine.events.finished(&rows);
-        self.machine.events.finished(&meter);
+        self.machine.events.finished(&stage_progress);
         // Empty now; another process of this run may have none to clean.
         rings.remove(name)?;
         Ok(journal)
@@ -96,7 +97,7 @@ impl Run {
         &mut self,
         catalog: Option<&catalog::Catalog>,
         ready: Ready,
-        device: &Arc<desk::Device>,
+        device: &Arc<worker::Device>,
     ) -> Result<Journal, PipelineError> {
         let Ready { shards, generation } = ready;
         let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
@@ -116,7 +117,7 @@ impl Run {
         journal: Journal,
         generation: String,
         catalog: &catalog::Catalog,
-        device: &Arc<desk::Device>,
+        device: &Arc<worker::Device>,
     ) -> Result<(), PipelineError> {
         let classes = catalog.classes.len();
         let text = self.text_goal(catalog, device).await?;
@@ -144,7 +145,7 @@ impl Run {
             memory_bytes: self.plan.machine().limits.memory.0,
             generation,
             device: Arc::clone(device),
-            meter: self.machine.board.stage("train", "samples", 0),
+            stage_progress: self.machine.registry.stage("train", "samples", 0),
             stop: self.machine.stop.clone(),
             events: self.machine.events.clone(),
         };
@@ -162,7 +163,7 @@ impl Run {
     async fn text_goal(
         &self,
         catalog: &catalog::Catalog,
-        device: &Arc<desk::Device>,
+        device: &Arc<worker::Device>,
     ) -> Result<Option<TextGoal>, PipelineError> {
         let head = &self.plan.pipeline().head;
         if head.kind != HeadKind::Text {
@@ -252,7 +253,7 @@ impl Run {
         settings.output.trim_end_matches(".csv").to_owned()
     }
 
-    pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<desk::Device>) -> Result<(), PipelineError> {
+    pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<worker::Device>) -> Result<(), PipelineError> {
         let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
         let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
@@ -280,23 +281,24 @@ impl Run {
             } else {
                 Some(picked.head()?)
             };
-            let wanted = Wanted::Urls(Arc::clone(&asked.urls));
+            let wanted = ImageFilter::Urls(Arc::clone(&asked.urls));
             let job = self.stream_job("test images", shards, wanted, &generation);
             let shards = Arc::clone(&job.shards);
             let journal = self.stream_features(job, Layout::predict(&stem), &stem, device, None).await?;
             tally = self.stream_report(&journal, &shards)?.tally;
-            device.tell(desk::Desk::unload_backbone).await?;
+            device.tell(worker::DeviceWorker::unload_backbone).await?;
             if let (None, Some(listed)) = (&head, &listed) {
                 let ranked = self.rank_text(&settings, picked, &journal, &asked, listed, &own, device).await?;
                 text = Some(ranked.1);
                 ranked.0
             } else if let Some(head) = head {
-                let meter = self.machine.board.stage("rank", "images", 0);
+                let stage_progress = self.machine.registry.stage("rank", "images", 0);
                 let (stop, queries) = (&self.machine.stop, prediction::Queries::Features);
                 let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
                 let ranking =
-                    prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &meter, stop, &queries).await?;
-                self.machine.events.finished(&meter);
+                    prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries)
+                        .await?;
+                self.machine.events.finished(&stage_progress);
                 ranking
             } else {
                 return Err(PipelineError::Internal("there are no captions to rank".to_owned()));

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, UrlForms};
+use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, UrlVariants};
 use crate::corpus::{Mark, PairCounts};
-use crate::store::{Directory, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::Directory;
 
 /// Folder of the segments.
 const FOLDER: &str = "catalog/partial";
@@ -55,7 +56,7 @@ pub(super) struct Gathered {
     pub(super) entries: Vec<[u32; 3]>,
     /// New classes, where the pairs make them.
     pub(super) captions: Vec<String>,
-    pub(super) forms: UrlForms,
+    pub(super) forms: UrlVariants,
     pub(super) languages: Languages,
 }
 
@@ -122,7 +123,7 @@ impl Partial {
         position: Position,
         builder: &JoinIndexBuilder,
         classes: Option<&Classes>,
-        forms: &UrlForms,
+        forms: &UrlVariants,
         languages: &Languages,
     ) -> Result<(), StoreError> {
         let started = Instant::now();
@@ -215,7 +216,10 @@ fn parse(content: &[u8], generation: &str) -> Option<(Gathered, usize)> {
         tally: head.tally,
         entries: words.as_chunks::<3>().0.to_vec(),
         captions,
-        forms: UrlForms::resumed(head.halvings, hashes.as_chunks::<2>().0.iter().map(|[normal, raw]| (*normal, *raw))),
+        forms: UrlVariants::resumed(
+            head.halvings,
+            hashes.as_chunks::<2>().0.iter().map(|[normal, raw]| (*normal, *raw)),
+        ),
     };
     Some((gathered, head.first_language))
 }
@@ -224,7 +228,7 @@ fn parse(content: &[u8], generation: &str) -> Option<(Gathered, usize)> {
 mod tests {
     use super::*;
     use crate::catalog::{ClassSource, Match, url_hash};
-    use crate::store::LocalDirectory;
+    use crate::run_dir::LocalDirectory;
 
     fn position(row: u64) -> Position {
         let (before, mut of_shard) = (PairCounts::default(), PairCounts::default());
@@ -239,7 +243,7 @@ mod tests {
         let (mut partial, none) = Partial::open(directory.clone(), "g").unwrap();
         assert!(none.is_none());
         let mut classes = Classes::new(ClassSource::Train, Match::Exact);
-        let (mut builder, mut forms) = (JoinIndexBuilder::new(), UrlForms::new());
+        let (mut builder, mut forms) = (JoinIndexBuilder::new(), UrlVariants::new());
         let mut languages = Languages::default();
         for row in 0..30u64 {
             let url = format!("http://x/{row}");

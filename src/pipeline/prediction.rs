@@ -11,25 +11,27 @@ use twox_hash::XxHash3_64;
 
 use super::PipelineError;
 use super::catalog::Caption;
-use super::desk::{Desk, Device};
 use super::evidence::{Closeness, Kind, Mix, queries};
 use super::features::read_features;
 use super::report::{DEVICE, ScoreReport};
 use super::spill::Spill;
-use super::stream::Machine;
+use super::stream::RunContext;
 use super::stream::fill;
 use super::text_prediction::NameVectors;
+use super::worker::{Device, DeviceWorker};
 use crate::catalog::{UrlSet, url_hash};
-use crate::chunk::RowHeads;
+use crate::chunk::RowMeta;
 use crate::chunk::journal::Journal;
 use crate::config::raw::RawPredict;
 use crate::config::value::Correction;
 use crate::corpus::{TestId, TestIds};
-use crate::flow::{Clock, Doing, Meter, Stop};
+use crate::objects::{Store, StoreError};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
-use crate::store::{Directory, Store, StoreError};
+use crate::run_dir::Directory;
+use crate::runtime::Shutdown;
+use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::HeadState;
 
 /// Longest row of the ids file.
@@ -134,16 +136,16 @@ impl Queries {
         match self {
             Self::Features => String::new(),
             Self::Text { kind, mix, key, .. } => {
-                format!("{kind:?} {} {} {key}", mix.names.to_bits(), mix.classes.to_bits())
+                format!("{} {} {} {key}", kind.fingerprint_name(), mix.names.to_bits(), mix.classes.to_bits())
             }
         }
     }
 
-    async fn of(&self, rows: &RowHeads, values: Vec<f32>, device: &Device) -> Result<Vec<f32>, PipelineError> {
+    async fn of(&self, rows: &RowMeta, values: Vec<f32>, device: &Device) -> Result<Vec<f32>, PipelineError> {
         let Self::Text { names, kind, mix, dim, .. } = self else { return Ok(values) };
         let count = rows.len();
         let features = (mix.classes != 0.0).then(|| values.clone());
-        let pixels = device.call(move |desk| desk.project(&values, count)).await?;
+        let pixels = device.call(move |worker| worker.project(&values, count)).await?;
         let names = match names.as_ref() {
             Some(names) => {
                 let urls: Vec<u64> = (0..count).map(|row| url_hash(rows.url(row))).collect();
@@ -165,16 +167,16 @@ pub(super) async fn correction(
     correction: Correction,
     queries: &Queries,
     device: &Device,
-    machine: &Machine,
+    machine: &RunContext,
 ) -> Result<(HeadState, Option<Vec<f32>>), PipelineError> {
     if correction == Correction::None {
         return Ok((head, None));
     }
-    let meter = machine.board.stage("closeness of captions", "images", journal.tally().kept);
+    let stage_progress = machine.registry.stage("closeness of captions", "images", journal.tally().kept);
     let mut closeness = Closeness::new(correction, head.classes);
     let head = Arc::new(head);
     let plain = Arc::clone(&head);
-    device.call(move |desk| desk.load_scorer(&plain)).await?;
+    device.call(move |worker| worker.load_scorer(&plain)).await?;
     for (id, entry) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
         if let Some(signal) = machine.stop.signal() {
             return Err(PipelineError::Stopped(signal));
@@ -184,10 +186,10 @@ pub(super) async fn correction(
         let count = chunk.rows.len();
         let rows = queries.of(&chunk.rows, chunk.values, device).await?;
         closeness.add(device, rows, count).await?;
-        meter.add(count as u64);
+        stage_progress.add(count as u64);
     }
-    device.tell(Desk::unload_scorer).await?;
-    machine.events.finished(&meter);
+    device.tell(DeviceWorker::unload_scorer).await?;
+    machine.events.finished(&stage_progress);
     Ok((Arc::unwrap_or_clone(head), closeness.bias()))
 }
 
@@ -212,8 +214,8 @@ pub(super) async fn rank(
     top_k: usize,
     kept: PathBuf,
     device: &Device,
-    meter: &Meter,
-    stop: &Stop,
+    stage_progress: &StageProgress,
+    stop: &Shutdown,
     queries: &Queries,
 ) -> Result<Ranking, PipelineError> {
     let mut ranking = Ranking::empty(urls.len(), top_k);
@@ -222,9 +224,9 @@ pub(super) async fn rank(
     let beside = queries.made_from();
     let made_from = format!("{generation} {:016x} {} {dim} {top_k} {beside}", fingerprint(&head), head.classes);
     let (mut known, mut spill) = Spill::open(kept.clone(), &made_from)?;
-    device.call(move |desk| desk.load_scorer(&head)).await?;
-    meter.set_total(journal.tally().kept);
-    let clock = meter.part(Clock::serial(DEVICE).starved_by("the features"));
+    device.call(move |worker| worker.load_scorer(&head)).await?;
+    stage_progress.set_total(journal.tally().kept);
+    let clock = stage_progress.part(StageTimer::serial(DEVICE).starved_by("the features"));
     for (id, entry) in journal.entries() {
         if entry.tally.kept == 0 {
             continue;
@@ -234,7 +236,7 @@ pub(super) async fn rank(
         }
         let name = journal.layout().chunk(*id);
         let reading = read_features(journal.directory(), &name, entry.checksums.get(&name).copied());
-        let chunk = clock.wait(Doing::Starved, reading).await?;
+        let chunk = clock.wait(Activity::Starved, reading).await?;
         if matches!(queries, Queries::Features) && chunk.dim != dim {
             return Err(PipelineError::Generation(
                 "the test features do not fit the head; recompute with --from predict".to_owned(),
@@ -243,11 +245,11 @@ pub(super) async fn rank(
         let (rows, values) = (chunk.rows, chunk.values);
         let count = rows.len();
         let ranked = if let Some(earlier) = known.take(count * top_k) {
-            meter.add_resumed(count as u64);
+            stage_progress.add_resumed(count as u64);
             earlier.into_iter().map(f32::to_bits).collect()
         } else {
             let values = queries.of(&rows, values, device).await?;
-            let tops = device.call(move |desk| desk.top_k(&values, count, top_k)).await?;
+            let tops = device.call(move |worker| worker.top_k(&values, count, top_k)).await?;
             let mut ranked = vec![NONE; count * top_k];
             for (own, top) in ranked.chunks_mut(top_k).zip(&tops) {
                 // A head with values that are not numbers ranks nothing; the image then counts as unusable.
@@ -255,7 +257,7 @@ pub(super) async fn rank(
                     own.copy_from_slice(&top.classes);
                 }
             }
-            meter.add(count as u64);
+            stage_progress.add(count as u64);
             // The bits of class numbers, in the format of features.
             spill.keep(&ranked.iter().copied().map(f32::from_bits).collect::<Vec<f32>>())?;
             ranked
@@ -266,7 +268,7 @@ pub(super) async fn rank(
             }
         }
     }
-    device.tell(Desk::unload_scorer).await?;
+    device.tell(DeviceWorker::unload_scorer).await?;
     drop(spill);
     match std::fs::remove_file(&kept) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,6 +1,6 @@
 //! What the preprocessing is, once configuration, checkpoint and defaults are put together.
 
-use crate::config::Plan;
+use crate::config::RunConfig;
 use crate::config::value as word;
 use crate::decode::{Alpha, Geometry, Resample, Spec};
 
@@ -15,7 +15,7 @@ pub(super) struct Asked {
 }
 
 /// What the configuration says goes first, then the checkpoint, then the defaults.
-pub(super) fn resolve(plan: &Plan, asked: Asked) -> Spec {
+pub(super) fn resolve(plan: &RunConfig, asked: Asked) -> Spec {
     let raw = &plan.pipeline().preprocess;
     let geometry = asked.geometry.unwrap_or(Geometry::Squash { size_px: DEFAULT_SIZE_PX });
     let resample = raw.resample.map(|resample| match resample {
@@ -58,7 +58,6 @@ fn scaled(geometry: Geometry, size_px: u32) -> Geometry {
 ///
 /// # Errors
 /// When it asks for an output that is no square, or for a filter that does not exist.
-#[cfg(feature = "model")]
 pub(super) fn asked_by(
     preprocessor: &crate::model::Preprocessor,
     image_size_px: u32,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
 use crate::config::raw::Trial;
-use crate::flow::{ClockSnapshot, Doing, Snapshot};
-use crate::store::TrafficSnapshot;
+use crate::objects::TrafficSnapshot;
+use crate::telemetry::{Activity, Snapshot, TimerSnapshot};
 
 /// The part of a stage that works on the device.
 pub(super) const DEVICE: &str = "device";
@@ -344,12 +344,12 @@ pub struct PartReport {
 
 impl From<&Snapshot> for StageReport {
     fn from(snapshot: &Snapshot) -> Self {
-        let part = |part: &ClockSnapshot| PartReport {
+        let part = |part: &TimerSnapshot| PartReport {
             name: part.name.to_owned(),
             lanes: part.lanes,
-            busy: part.share(Doing::Busy),
-            starved: part.share(Doing::Starved),
-            blocked: part.share(Doing::Blocked),
+            busy: part.share(Activity::Busy),
+            starved: part.share(Activity::Starved),
+            blocked: part.share(Activity::Blocked),
         };
         Self {
             name: snapshot.name.clone(),

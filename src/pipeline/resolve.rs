@@ -2,43 +2,29 @@
 
 use std::path::PathBuf;
 
-#[cfg(feature = "model")]
-use super::desk::model_error;
-#[cfg(feature = "model")]
 use super::features::FeatureShape;
+use super::worker::model_error;
 use super::{PipelineError, preprocess, stream};
-#[cfg(feature = "model")]
 use crate::config::value::Pool as Word;
-use crate::config::{ConfigError, Plan, Problem};
+use crate::config::{ConfigError, Problem, RunConfig};
 use crate::decode::Spec;
-#[cfg(feature = "model")]
 use crate::model::{Checkpoint, ExtractOptions, Pool};
 
 /// What a backbone is, as far as the wiring needs it.
 pub(super) struct Backbone {
-    #[cfg(feature = "model")]
     pub(super) checkpoint: Checkpoint,
-    #[cfg(feature = "model")]
     pub(super) options: ExtractOptions,
-    #[cfg(feature = "model")]
     pub(super) shape: FeatureShape,
     pub(super) fingerprint: String,
 }
 
 /// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
 /// is one of the hub's.
-pub(super) fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
+pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         let spec = preprocess::resolve(plan, preprocess::Asked::default());
         return bounded(plan, spec, None);
     };
-    #[cfg(not(feature = "model"))]
-    {
-        drop(snapshot);
-        let what = format!("`{}`: this build has no model stages; build with the `model` feature", model.checkpoint);
-        Err(refused("model.checkpoint", what))
-    }
-    #[cfg(feature = "model")]
     {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
         let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
@@ -68,7 +54,6 @@ pub(super) fn resolve(plan: &Plan, snapshot: Option<PathBuf>) -> Result<(Spec, O
 }
 
 /// A configuration's word as the model's.
-#[cfg(feature = "model")]
 pub(super) fn pool_of(word: Word) -> Pool {
     match word {
         Word::Default => Pool::Default,
@@ -77,14 +62,18 @@ pub(super) fn pool_of(word: Word) -> Pool {
     }
 }
 
-fn bounded(plan: &Plan, spec: Spec, backbone: Option<Backbone>) -> Result<(Spec, Option<Backbone>), PipelineError> {
+fn bounded(
+    plan: &RunConfig,
+    spec: Spec,
+    backbone: Option<Backbone>,
+) -> Result<(Spec, Option<Backbone>), PipelineError> {
     let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.pipeline().chunks.rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }
 
 /// Decoding threads that a plan asks for.
-pub(crate) fn workers(plan: &Plan) -> usize {
+pub(crate) fn workers(plan: &RunConfig) -> usize {
     match plan.machine().limits.cpu_workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         count => count as usize,
@@ -92,7 +81,6 @@ pub(crate) fn workers(plan: &Plan) -> usize {
 }
 
 /// Refuses to rank more captions than there are.
-#[cfg(feature = "model")]
 pub(super) fn enough_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
     if captions >= top_k as usize {
         return Ok(());

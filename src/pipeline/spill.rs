@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use twox_hash::XxHash3_64;
 
-use crate::store::StoreError;
+use crate::objects::StoreError;
 
 /// Time that a chunk may take before its features are kept.
 const KEPT_AFTER: Duration = Duration::from_secs(2);

@@ -13,8 +13,9 @@ use super::PipelineError;
 use super::events::{Event, Events};
 use super::report::{Bottleneck, PartReport, StageReport};
 use crate::config::raw::RawStore;
-use crate::flow::{Board, Snapshot};
-use crate::store::{Directory, Process, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::{Directory, Process};
+use crate::telemetry::{ProgressRegistry, Snapshot};
 
 /// Name of the file.
 const FILE: &str = "status.json";
@@ -206,11 +207,11 @@ impl Status {
         self.state == State::Running && !self.process.is_gone() && !silent
     }
 
-    fn take(&mut self, board: &Board) {
+    fn take(&mut self, registry: &ProgressRegistry) {
         self.updated = now();
-        self.stages = board.snapshots().iter().map(Into::into).collect();
+        self.stages = registry.snapshots().iter().map(Into::into).collect();
         self.memory_bytes = super::report::memory_bytes();
-        self.readings = board
+        self.readings = registry
             .readings()
             .into_iter()
             .map(|reading| (reading.name.to_owned(), ReadingStatus { value: reading.value, limit: reading.limit }))
@@ -226,7 +227,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn start(directory: Directory, board: Board, events: Events) -> Self {
+    pub(super) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
         let (end, ended) = sync_channel(1);
         let (done, over) = sync_channel(1);
         let every = if directory.is_remote() { REMOTE_EVERY } else { LOCAL_EVERY };
@@ -240,7 +241,7 @@ impl Reporter {
         let (version, host) = (&status.version, &status.process.host);
         events.note(&Event::RunStarted { version, process: status.process.process, host });
         let started = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
-            report(&directory, &board, &events, status, &ended);
+            report(&directory, &registry, &events, status, &ended);
             done.send(()).ok();
         });
         if let Err(error) = started {
@@ -258,14 +259,14 @@ impl Reporter {
 
 fn report(
     directory: &Directory,
-    board: &Board,
+    registry: &ProgressRegistry,
     events: &Events,
     mut status: Status,
     ended: &Receiver<(State, Option<String>)>,
 ) {
     let every = Duration::from_secs(status.every_s);
     loop {
-        status.take(board);
+        status.take(registry);
         // Numbers and text alone: this cannot fail.
         let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
         if let Err(error) = directory.post(FILE, &content) {
@@ -291,7 +292,7 @@ fn report(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::LocalDirectory;
+    use crate::run_dir::LocalDirectory;
 
     fn directory() -> (tempfile::TempDir, Directory, String) {
         let dir = tempfile::tempdir().unwrap();
@@ -305,16 +306,16 @@ mod tests {
         let (_guard, directory, name) = directory();
         let error = Status::read(&name, &RawStore::default()).unwrap_err().to_string();
         assert!(error.contains("run.toml` is not there"), "{error}");
-        let board = Board::default();
-        let meter = board.stage("images", "rows", 10);
-        meter.add(4);
-        meter.set_shards(vec![crate::flow::Shard {
+        let registry = ProgressRegistry::default();
+        let stage_progress = registry.stage("images", "rows", 10);
+        stage_progress.add(4);
+        stage_progress.set_shards(vec![crate::telemetry::Shard {
             name: "part-0".to_owned(),
             bytes: 8,
             read_bytes: 2,
             ..Default::default()
         }]);
-        let reporter = Reporter::start(directory.clone(), board, Events::open(&directory));
+        let reporter = Reporter::start(directory.clone(), registry, Events::open(&directory));
         while Status::read(&name, &RawStore::default()).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }

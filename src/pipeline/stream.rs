@@ -20,24 +20,25 @@ use tokio::io::AsyncBufReadExt as _;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::lanes::{Ahead, Lanes};
+use self::lanes::{Lanes, ReadAhead};
 use super::PipelineError;
 use super::events::Events;
-use crate::catalog::{Seen, Wanted, url_hash};
+use crate::catalog::{ImageFilter, UrlDedup, url_hash};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::{self, Quarantined};
-use crate::chunk::ring::{Ring, RingChunk, RingEntry};
 use crate::chunk::schedule::{LANES, Schedule};
-use crate::chunk::{Checksum, ChunkId, Entry, RowHeads, Tally};
-use crate::config::Plan;
+use crate::chunk::spool::{RingEntry, Spool, SpooledChunk};
+use crate::chunk::{Checksum, ChunkId, Entry, RowMeta, Tally};
+use crate::config::RunConfig;
 use crate::config::bytes::{StreamBytes, block_images};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
-use crate::flow::{Board, ByteBudget, CpuPool, Held, Meter, Shard, Spares, Stop, depth, link};
-use crate::store::{Object, Reader, Store, explain_read};
+use crate::objects::{Object, Reader, Store, explain_read};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, depth, link};
+use crate::telemetry::{ProgressRegistry, Shard, StageProgress};
 use crate::train::validation::is_validation;
 
 /// Files brought to local disk together, where the run is kept elsewhere.
@@ -70,7 +71,7 @@ fn block_rows(job: &StreamJob) -> usize {
 
 /// Blocks that are being decoded, or were and wait for the writer, one of them in its hand: as many as the threads work on at once, which
 /// is one where it has rows enough for all of them; and one more for each thread, because those take as much less time as they are more.
-fn decoding_blocks(job: &StreamJob, machine: &Machine) -> usize {
+fn decoding_blocks(job: &StreamJob, machine: &RunContext) -> usize {
     let threads = machine.pool.width();
     threads + threads.div_ceil(block_rows(job))
 }
@@ -80,7 +81,7 @@ pub(super) struct StreamJob {
     /// Shards in order.
     pub(super) shards: Arc<Vec<Object>>,
     /// Which images are wanted, and their labels.
-    pub(super) wanted: Wanted,
+    pub(super) wanted: ImageFilter,
     /// How they are decoded.
     pub(super) spec: Spec,
     /// Which pictures are made of an image; `None`: the whole of it.
@@ -92,7 +93,7 @@ pub(super) struct StreamJob {
     /// Share of a shard's wanted rows that may be unusable.
     pub(super) max_bad_fraction: f64,
     /// Counts rows.
-    pub(super) meter: Arc<Meter>,
+    pub(super) stage_progress: Arc<StageProgress>,
 }
 
 /// Random parts of the images that are trained on; those that are held out stay whole.
@@ -108,7 +109,7 @@ pub(super) struct Views {
 
 impl Views {
     /// Those that a plan asks for, where it does.
-    pub(super) fn of_plan(plan: &Plan) -> Option<Self> {
+    pub(super) fn of_plan(plan: &RunConfig) -> Option<Self> {
         let (count, pipeline) = (plan.views(), plan.pipeline());
         let held_out = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
         (count > 0).then_some(Self { count: count as u8, seed: pipeline.run.seed, held_out })
@@ -137,20 +138,19 @@ impl Views {
 
 /// What the stages of a stream share.
 #[derive(Clone)]
-pub(super) struct Machine {
+pub(super) struct RunContext {
     pub(super) store: Store,
     pub(super) pool: CpuPool,
     pub(super) budget: ByteBudget,
-    pub(super) stop: Stop,
-    pub(super) board: Board,
+    pub(super) stop: Shutdown,
+    pub(super) registry: ProgressRegistry,
     pub(super) events: Events,
 }
 
 /// Where complete chunks go.
 pub(super) enum Sink {
     /// Into the scratch ring, and on to whoever consumes them.
-    #[cfg_attr(not(any(feature = "model", test)), expect(dead_code, reason = "only a model consumes pixel chunks"))]
-    Ring(Ring, mpsc::Sender<RingChunk>),
+    Spool(Spool, mpsc::Sender<SpooledChunk>),
     /// Into the run's directory, as the product.
     Durable(Journal, Compression),
     /// Nowhere: a measure of everything before.
@@ -166,19 +166,23 @@ pub(super) struct Block {
     pub(super) read_bytes: u64,
     pub(super) tally: Tally,
     pub(super) bad: Vec<Quarantined>,
-    pub(super) heads: RowHeads,
+    pub(super) heads: RowMeta,
     pub(super) row_numbers: Vec<u64>,
     /// Base64 of the rows, one behind the other.
     pub(super) data: Vec<u8>,
     pub(super) texts: Vec<Range<usize>>,
     /// What its text takes of its lane's share until its turn comes.
-    pub(super) queued: Option<Held>,
-    pub(super) held: Option<Held>,
+    pub(super) queued: Option<BytePermit>,
+    pub(super) held: Option<BytePermit>,
 }
 
 /// The URLs that chunks of an earlier process have taken.
-pub(super) fn seen_so_far(journal: &Journal, ring: &[RingChunk], wanted: &Wanted) -> Result<Seen, PipelineError> {
-    let mut seen = Seen::new(wanted.clone());
+pub(super) fn seen_so_far(
+    journal: &Journal,
+    ring: &[SpooledChunk],
+    wanted: &ImageFilter,
+) -> Result<UrlDedup, PipelineError> {
+    let mut seen = UrlDedup::new(wanted.clone());
     let mut take = |path: &std::path::Path| -> Result<(), PipelineError> {
         let heads = read_heads(path)?;
         for row in 0..heads.len() {
@@ -240,24 +244,24 @@ pub(super) struct Start {
     /// What earlier processes counted in each shard.
     pub(super) counted: BTreeMap<u32, Tally>,
     /// URLs that they took.
-    pub(super) seen: Seen,
+    pub(super) seen: UrlDedup,
 }
 
 /// Runs the stream from `start` to the end of the last shard, or until the stop token is raised.
-pub(super) async fn run(job: StreamJob, machine: Machine, start: Start, sink: Sink) -> Result<(), PipelineError> {
+pub(super) async fn run(job: StreamJob, machine: RunContext, start: Start, sink: Sink) -> Result<(), PipelineError> {
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
     let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
     let Start { schedule, counted, seen } = start;
     // Those in the link, and the one in the reader's hand.
     let blocks = decoding_blocks(&job, &machine) + BLOCKS_WAITING + 1;
-    let ahead = Ahead::plan(&schedule, &machine, bytes, blocks).await;
+    let ahead = ReadAhead::plan(&schedule, &machine, bytes, blocks).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
-    machine.board.gauge("blocks_waiting", help, limit, depth(&blocks_in));
+    machine.registry.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     // Base64 goes from the decoders back to the reader.
-    let texts = Spares::new(blocks + ahead.buffers(), SPARE_BYTES);
+    let texts = BufferPool::new(blocks + ahead.buffers(), SPARE_BYTES);
     let lanes = Lanes { job: Arc::clone(&job), machine: machine.clone(), schedule, ahead, texts: texts.clone() };
     let mut reading = AbortOnDropHandle::new(tokio::spawn(lanes.run(seen, blocks_in)));
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(
@@ -317,7 +321,7 @@ pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
             done: schedule.is_past(index as u32),
         }
     };
-    job.meter.set_shards(job.shards.iter().enumerate().map(shard).collect());
+    job.stage_progress.set_shards(job.shards.iter().enumerate().map(shard).collect());
 }
 
 /// Makes a chunk's files, filled under their temporary names, durable, then enters it into the journal and tells of it. `sum` is
@@ -327,7 +331,7 @@ pub(super) fn commit(
     chunk: &RingEntry,
     sum: Option<Checksum>,
     shard: &str,
-    meter: &Meter,
+    stage_progress: &StageProgress,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
@@ -353,6 +357,6 @@ pub(super) fn commit(
         entry.files.insert(name, bytes);
     }
     journal.commit(chunk.id, entry)?;
-    events.committed(meter, chunk, shard);
+    events.committed(stage_progress, chunk, shard);
     Ok(())
 }

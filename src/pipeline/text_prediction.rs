@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use super::catalog::{self, Own};
 use super::checkpoints::Picked;
-use super::desk::{Desk, Device};
 use super::evidence::{Candidates, Images, Kind, Mix, Question, Rankings, Side, by_language, groups, queries};
-use super::feature_store::{FeatureStore, Stay, Wanted as Rows};
+use super::feature_store::{FeaturePlacement, FeatureStore, SampleSpec as Rows};
 use super::prediction::{self, Asked, Queries, Ranking};
 use super::report::{EvidenceReport, TextReport};
 use super::text_training::HeldOut;
 use super::texts::{self, TextSet, TextStore};
+use super::worker::{Device, DeviceWorker};
 use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation, scratch_path};
 use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
 use crate::chunk::features::read_heads;
 use crate::config::raw::RawPredict;
 use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
 use crate::config::{ConfigError, Problem};
+use crate::objects::Store;
 use crate::predict::evaluate::{Truth, read_truth};
-use crate::store::{Directory, Store};
+use crate::run_dir::Directory;
 use crate::train::text::{TextHead, centre};
 use crate::train::validation::is_validation;
 
@@ -318,7 +319,7 @@ impl Run {
                 }
             }
             let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
-            let store = FeatureStore::new(self.directory.clone(), names, wanted, Stay::Files);
+            let store = FeatureStore::new(self.directory.clone(), names, wanted, FeaturePlacement::Files);
             let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
             Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images, seen }))
         };
@@ -382,7 +383,7 @@ impl Run {
         let candidates =
             Candidates { vectors, dim, scale: head.scale(), classes: class_rows(&mut listed.captions.texts()) };
         let loaded = head.clone();
-        device.call(move |desk| desk.load_projector(&loaded)).await?;
+        device.call(move |worker| worker.load_projector(&loaded)).await?;
         let mut report = TextReport {
             source: listed.source.clone(),
             captions: listed.captions.len() as u64,
@@ -428,7 +429,7 @@ impl Run {
             let queries = Queries::Text { names, kind: *kind, mix, dim, key };
             rankings.push((*kind, self.rank_by(settings, journal, asked, &candidates, queries, device).await?));
         }
-        device.tell(Desk::unload_projector).await?;
+        device.tell(DeviceWorker::unload_projector).await?;
         if !settings.truth.is_empty() {
             report.test = Some(self.test_report(settings, asked, listed, own, held_out.as_ref(), &rankings).await?);
         }
@@ -436,7 +437,7 @@ impl Run {
         Ok((ranking, report))
     }
 
-    /// Held-out images with everything that ranks for them.
+    /// BytePermit-out images with everything that ranks for them.
     async fn held_out_side<'a>(
         &self,
         side: &HeldOutSide,
@@ -448,7 +449,7 @@ impl Run {
     ) -> Result<Side<'a>, PipelineError> {
         let images = &side.images;
         let (features, count) = (images.features.clone(), images.images());
-        let pixels = device.call(move |desk| desk.project(&features, count)).await?;
+        let pixels = device.call(move |worker| worker.project(&features, count)).await?;
         let urls: Vec<u64> = images.urls.iter().map(|url| url_hash(url)).collect();
         let names = match names {
             Some(names) => Some(tokio::task::block_in_place(|| names.of(&urls))?),
@@ -490,12 +491,12 @@ impl Run {
         let (mut head, bias) =
             prediction::correction(journal, plain, settings.correction, &queries, device, &self.machine).await?;
         add_to(&mut head.bias, bias.as_deref());
-        let meter = self.machine.board.stage(format!("rank by {word}"), "images", 0);
+        let stage_progress = self.machine.registry.stage(format!("rank by {word}"), "images", 0);
         let kept = scratch_path(&self.plan).join(format!("{}-{}.ranks", Self::stem(settings), word.replace(' ', "-")));
         let stop = &self.machine.stop;
         let mut ranking =
-            prediction::rank(journal, head, &asked.urls, top_k, kept, device, &meter, stop, &queries).await?;
-        self.machine.events.finished(&meter);
+            prediction::rank(journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries).await?;
+        self.machine.events.finished(&stage_progress);
         let Some(names) = names.as_ref().as_ref().filter(|_| kind != Kind::Pixels) else { return Ok(ranking) };
         // An image without features may have a name.
         let nameless = |image: &usize| ranking.of(*image).is_none() && names.knows(asked.urls.hash(*image));
@@ -503,7 +504,7 @@ impl Run {
         if !images.is_empty() {
             let mut head = candidates.head(kind, mix);
             add_to(&mut head.bias, bias.as_deref());
-            device.call(move |desk| desk.load_scorer(&head)).await?;
+            device.call(move |worker| worker.load_scorer(&head)).await?;
             for images in images.chunks(NAMED_AT_ONCE) {
                 let urls: Vec<u64> = images.iter().map(|image| asked.urls.hash(*image)).collect();
                 let vectors = tokio::task::block_in_place(|| names.of(&urls))?;
@@ -511,10 +512,10 @@ impl Run {
                 let features = width.map(|width| vec![0.0; images.len() * width]);
                 let rows = queries_of(kind, mix, candidates.dim, &vectors, features.as_deref());
                 let count = images.len();
-                let tops = device.call(move |desk| desk.top_k(&rows, count, top_k)).await?;
+                let tops = device.call(move |worker| worker.top_k(&rows, count, top_k)).await?;
                 images.iter().zip(tops).for_each(|(image, top)| ranking.set(*image, &top.classes));
             }
-            device.tell(Desk::unload_scorer).await?;
+            device.tell(DeviceWorker::unload_scorer).await?;
         }
         Ok(ranking)
     }

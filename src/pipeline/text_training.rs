@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::PipelineError;
-use super::desk::{Desk, Device, Losses, TextPart, TextStart, damaged};
 use super::feature_store::{FeatureStore, unit};
 use super::report::ValidationPoint;
 use super::texts::TextStore;
 use super::training::TrainJob;
+use super::worker::{Device, DeviceWorker, Losses, TextPart, TextStart, damaged};
 use crate::catalog::Languages;
 use crate::config::raw::Trial;
 use crate::predict::metrics::{self, rank_of};
 use crate::train::text::{AdamW, Running, TextHead, TextState};
 use crate::train::{HeadState, Progress, Targets, checkpoint};
 
-/// Held-out images that a map is validated on, at most: those whose turn it is by a hash.
+/// BytePermit-out images that a map is validated on, at most: those whose turn it is by a hash.
 const VALIDATED: u64 = 4096;
 /// Keeps this use of a seed apart from others.
 const VALIDATED_SEED: u64 = 0x7661_6c69_6461_7465;
@@ -163,10 +163,10 @@ impl HeldOut {
             (self.images(), self.captions.len(), self.vectors.len() / self.captions.len().max(1));
         if captions > 0 {
             let own = Arc::clone(self);
-            let queries = device.call(move |desk| desk.project(&own.features, images)).await?;
+            let queries = device.call(move |worker| worker.project(&own.features, images)).await?;
             let weight = self.vectors.iter().map(|value| value * scale).collect();
             let head = scorer_of(weight, vec![0.0; captions], dim);
-            device.call(move |desk| desk.load_scorer(&head)).await?;
+            device.call(move |worker| worker.load_scorer(&head)).await?;
             let (mut rows, mut labels) = (Vec::new(), Vec::new());
             for (image, places) in self.captions_of.iter() {
                 for place in places {
@@ -175,12 +175,12 @@ impl HeldOut {
                 }
             }
             let asked = labels.clone();
-            let scored = device.call(move |desk| desk.score(&rows, &labels, 5)).await?;
+            let scored = device.call(move |worker| worker.score(&rows, &labels, 5)).await?;
             for (label, row) in asked.iter().zip(&scored) {
                 tally.add(rank_of(*label, &row.top.classes));
                 loss += row.loss;
             }
-            device.tell(Desk::unload_scorer).await?;
+            device.tell(DeviceWorker::unload_scorer).await?;
         }
         Ok(ValidationPoint {
             step,

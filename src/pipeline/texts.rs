@@ -14,18 +14,19 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
-use super::desk::{Desk, Device, damaged, model_error};
 use super::report::DEVICE;
 use super::spill::Spill;
-use super::stream::Machine;
+use super::stream::RunContext;
+use super::worker::{Device, DeviceWorker, damaged, model_error};
 use crate::catalog::Classes;
 use crate::chunk::texts::{self, Vectors};
 use crate::chunk::{Checksum, verify};
 use crate::config::raw::RawText;
 use crate::config::value::Precision;
-use crate::flow::{Clock, Doing, Meter};
 use crate::model::text::{TextCheckpoint, Tokens, batches};
-use crate::store::{Directory, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::Directory;
+use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::text::{Running, centre};
 
 /// Folder of all sets.
@@ -119,7 +120,7 @@ pub(super) async fn embed(
     encoder: &Encoder,
     directory: &Directory,
     scratch: &Path,
-    machine: &Machine,
+    machine: &RunContext,
     device: &Device,
 ) -> Result<TextSet, PipelineError> {
     let (hashed, of) = (Arc::clone(&captions), encoder.clone());
@@ -134,13 +135,13 @@ pub(super) async fn embed(
     let (dim, precision) = (encoder.checkpoint.dim(), encoder.precision);
     let missing: Vec<usize> = (0..count).filter(|chunk| found[*chunk].is_none()).collect();
     if !missing.is_empty() {
-        let meter = machine.board.stage(name, "captions", captions.len() as u64);
+        let stage_progress = machine.registry.stage(name, "captions", captions.len() as u64);
         let rows = |chunk: usize| (captions.len() - chunk * CHUNK).min(CHUNK) as u64;
-        meter.add_resumed((0..count).filter(|chunk| found[*chunk].is_some()).map(rows).sum());
-        machine.events.started(&meter);
+        stage_progress.add_resumed((0..count).filter(|chunk| found[*chunk].is_some()).map(rows).sum());
+        machine.events.started(&stage_progress);
         let job = Job { captions, encoder, directory, scratch, machine, device, generation: &generation, set: &set };
-        job.run(&missing, &mut found, &meter).await?;
-        machine.events.finished(&meter);
+        job.run(&missing, &mut found, &stage_progress).await?;
+        machine.events.finished(&stage_progress);
     }
     let chunks = found.into_iter().enumerate().filter_map(|(chunk, sum)| Some((chunk_name(&set, chunk), sum?)));
     Ok(TextSet { directory: directory.clone(), chunks: chunks.collect(), captions: all, dim, precision })
@@ -172,32 +173,37 @@ struct Job<'a> {
     encoder: &'a Encoder,
     directory: &'a Directory,
     scratch: &'a Path,
-    machine: &'a Machine,
+    machine: &'a RunContext,
     device: &'a Device,
     generation: &'a str,
     set: &'a str,
 }
 
 impl Job<'_> {
-    async fn run(self, missing: &[usize], found: &mut [Option<Checksum>], meter: &Meter) -> Result<(), PipelineError> {
+    async fn run(
+        self,
+        missing: &[usize],
+        found: &mut [Option<Checksum>],
+        stage_progress: &StageProgress,
+    ) -> Result<(), PipelineError> {
         let (checkpoint, precision) = (self.encoder.checkpoint.clone(), self.encoder.precision);
-        self.device.call(move |desk| desk.load_text_encoder(&checkpoint, precision)).await?;
+        self.device.call(move |worker| worker.load_text_encoder(&checkpoint, precision)).await?;
         let (checkpoint, prefix) = (self.encoder.checkpoint.clone(), self.encoder.prefix.clone());
         let tokens = tokio::task::spawn_blocking(move || Tokens::load(&checkpoint, &prefix)).await?;
         let tokens = Arc::new(tokens.map_err(model_error)?);
-        let clock = meter.part(Clock::serial(DEVICE).starved_by("the tokenizer"));
+        let clock = stage_progress.part(StageTimer::serial(DEVICE).starved_by("the tokenizer"));
         // The captions of the next chunk become tokens while those of this one are computed.
         let mut waiting = missing.iter().copied();
         let mut next = waiting.next().map(|chunk| self.tokenise(&tokens, chunk));
         std::fs::create_dir_all(self.scratch).map_err(|error| StoreError::io(self.scratch, "created", error))?;
         while let Some(tokenised) = next.take() {
-            let tokenised = clock.wait(Doing::Starved, tokenised).await??;
+            let tokenised = clock.wait(Activity::Starved, tokenised).await??;
             next = waiting.next().map(|chunk| self.tokenise(&tokens, chunk));
             let chunk = tokenised.chunk;
-            let sum = self.chunk(tokenised, meter).await?;
+            let sum = self.chunk(tokenised, stage_progress).await?;
             found[chunk] = Some(sum);
         }
-        self.device.tell(Desk::unload_text_encoder).await
+        self.device.tell(DeviceWorker::unload_text_encoder).await
     }
 
     fn tokenise(
@@ -216,7 +222,7 @@ impl Job<'_> {
     async fn chunk(
         &self,
         Tokenised { chunk, mut numbers }: Tokenised,
-        meter: &Meter,
+        stage_progress: &StageProgress,
     ) -> Result<Checksum, PipelineError> {
         let dim = self.encoder.checkpoint.dim();
         let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
@@ -238,7 +244,7 @@ impl Job<'_> {
                 let tokens = batch.tokens.min(self.encoder.checkpoint.max_tokens());
                 // A device that likes one shape has empty captions for those that are missing.
                 let all = if fixed { (budget / tokens.max(1)).max(count) } else { count };
-                let vectors = self.device.call(move |desk| desk.embed(&rows, tokens, all)).await?;
+                let vectors = self.device.call(move |worker| worker.embed(&rows, tokens, all)).await?;
                 spill.keep(&vectors)?;
                 vectors
             };
@@ -251,7 +257,7 @@ impl Job<'_> {
             for (member, vector) in batch.members.iter().zip(vectors.chunks_exact(dim)) {
                 values[member * dim..(member + 1) * dim].copy_from_slice(vector);
             }
-            meter.add(count as u64);
+            stage_progress.add(count as u64);
         }
         let vectors = Vectors { values, dim, precision: self.encoder.precision };
         let (directory, captions, set) = (self.directory.clone(), Arc::clone(&self.captions), self.set.to_owned());

@@ -7,20 +7,24 @@ use std::time::{Duration, Instant};
 use super::PipelineError;
 use super::checkpoints::{self, CURVE, FOLDER, best};
 use super::curve::Curve;
-use super::desk::{Desk, Device, Losses, Start, TextStart, damaged, model_error};
 use super::events::{Event, Events};
-use super::feature_store::{Copies, FeatureStore, Loaded, Rows, Stay, Wanted, resident_bytes, samples_of};
+use super::feature_store::{
+    Copies, FeaturePlacement, FeatureStore, Loaded, Rows, SampleSpec, resident_bytes, samples_of,
+};
 use super::features::FeatureShape;
 use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use super::stream::THE_RUN;
 use super::text_training::{self, HeldOut, TextGoal};
+use super::worker::{Device, DeviceWorker, Losses, Start, TextStart, damaged, model_error};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
 use crate::config::raw::{RawTrain, Trial};
 use crate::config::value::{Balance, ScheduleKind as Kind};
-use crate::flow::{Clock, Doing, Meter, Stop};
+use crate::objects::StoreError;
 use crate::predict::metrics::{self, rank_of};
-use crate::store::{Directory, StoreError};
+use crate::run_dir::Directory;
+use crate::runtime::Shutdown;
+use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
 use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
@@ -50,8 +54,8 @@ pub(super) struct TrainJob {
     pub(super) memory_bytes: u64,
     pub(super) generation: String,
     pub(super) device: Arc<Device>,
-    pub(super) meter: Arc<Meter>,
-    pub(super) stop: Stop,
+    pub(super) stage_progress: Arc<StageProgress>,
+    pub(super) stop: Shutdown,
     pub(super) events: Events,
 }
 
@@ -114,15 +118,16 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     }
     let (starts, progress) = start(&job, &trials, &store).await?;
     let curve = checkpoints::read_curve(&job.directory, progress.step)?;
-    job.meter.set_total(all_samples);
-    job.meter.add_resumed((0..progress.epoch).map(|epoch| inventory.count(epoch)).sum::<u64>() + progress.position);
-    let clock = job.meter.part(Clock::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
-    job.events.started(&job.meter);
+    job.stage_progress.set_total(all_samples);
+    job.stage_progress
+        .add_resumed((0..progress.epoch).map(|epoch| inventory.count(epoch)).sum::<u64>() + progress.position);
+    let clock = job.stage_progress.part(StageTimer::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
+    job.events.started(&job.stage_progress);
     let step = progress.step;
     job.device
-        .call(move |desk| match starts {
-            Starts::Classes(starts) => desk.load_trainers(starts, step),
-            Starts::Text(starts) => desk.load_text_trainers(starts, step),
+        .call(move |worker| match starts {
+            Starts::Classes(starts) => worker.load_trainers(starts, step),
+            Starts::Text(starts) => worker.load_text_trainers(starts, step),
         })
         .await?;
     let held_out = match job.text.clone() {
@@ -133,7 +138,7 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
             Some(Arc::new(tokio::task::spawn_blocking(read).await??))
         }
     };
-    if store.stay() == Stay::Device {
+    if store.stay() == FeaturePlacement::Device {
         send(&job, &store).await?;
     }
     let mut session = Session {
@@ -152,8 +157,8 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     };
     session.train().await?;
     session.tidy()?;
-    job.device.tell(Desk::unload_trainers).await?;
-    job.events.finished(&job.meter);
+    job.device.tell(DeviceWorker::unload_trainers).await?;
+    job.events.finished(&job.stage_progress);
     let samples = inventory.count(0);
     Ok(Some(session.report(samples, mixing)))
 }
@@ -245,21 +250,21 @@ fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> Featur
     let mib = |bytes: u64| bytes >> 20;
     let stay = if on_device {
         tracing::info!("features stay on the device: {} MiB", mib(bytes));
-        Stay::Device
+        FeaturePlacement::Device
     } else if bytes <= job.memory_bytes / 2 {
         tracing::info!("features stay in memory: {} MiB", mib(bytes));
-        Stay::Memory
+        FeaturePlacement::Memory
     } else {
         let limit = mib(job.memory_bytes);
         tracing::info!(
             "features are read for each epoch: {} MiB are over half of `limits.memory`, {limit} MiB",
             mib(bytes)
         );
-        Stay::Files
+        FeaturePlacement::Files
     };
     let RawTrain { validation_fraction: fraction, targets, .. } = job.settings;
     let (contrast, copies) = (job.text.is_some(), inventory.copies.clone());
-    let wanted = Wanted { seed: job.seed, fraction, dim, targets, contrast, copies };
+    let wanted = SampleSpec { seed: job.seed, fraction, dim, targets, contrast, copies };
     FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stay)
 }
 
@@ -276,14 +281,14 @@ fn device_rows(job: &TrainJob) -> u64 {
 /// Sends all features to the device, chunk by chunk.
 async fn send(job: &TrainJob, store: &Arc<FeatureStore>) -> Result<(), PipelineError> {
     let (rows, FeatureShape { dim, precision }) = (device_rows(job) as usize, job.shape);
-    job.device.tell(move |desk| desk.keep(rows, dim, precision)).await?;
+    job.device.tell(move |worker| worker.keep(rows, dim, precision)).await?;
     let mut first = 0;
     for index in 0..store.len() {
         let reading = Arc::clone(store);
         for chunk in tokio::task::spawn_blocking(move || reading.chunks(&[index])).await?? {
             let values = chunk.features();
             let count = values.len() / dim.max(1);
-            job.device.call(move |desk| desk.put(first, &values)).await?;
+            job.device.call(move |worker| worker.put(first, &values)).await?;
             store.sent(index, &chunk, first as u32);
             first += count;
         }
@@ -346,7 +351,7 @@ struct Session<'a> {
     job: &'a TrainJob,
     inventory: &'a Inventory,
     store: Arc<FeatureStore>,
-    clock: Arc<Clock>,
+    clock: Arc<StageTimer>,
     trials: Vec<Trial>,
     /// The learning rate of each trial.
     schedules: Vec<Schedule>,
@@ -386,7 +391,7 @@ impl Session<'_> {
         let mut next = Some(self.load(&windows[first]));
         for index in first..windows.len() {
             let Some(loading) = next.take() else { break };
-            let loaded = self.clock.wait(Doing::Starved, loading).await??;
+            let loaded = self.clock.wait(Activity::Starved, loading).await??;
             // The next window is read while this one is trained on.
             next = windows.get(index + 1).map(|window| self.load(window));
             features.append_from(&loaded.rows, skip);
@@ -424,13 +429,13 @@ impl Session<'_> {
         let losses = if let Some(goal) = &self.job.text {
             let store = Arc::clone(&goal.store);
             let parts = tokio::task::spawn_blocking(move || text_training::parts(&store, &targets, batch)).await??;
-            self.job.device.call(move |desk| desk.train_text(&features, &parts, &rates, log)).await?
+            self.job.device.call(move |worker| worker.train_text(&features, &parts, &rates, log)).await?
         } else {
-            self.job.device.call(move |desk| desk.train(&features, &targets, batch, &rates, log)).await?
+            self.job.device.call(move |worker| worker.train(&features, &targets, batch, &rates, log)).await?
         };
         self.progress.step += 1;
         self.progress.position += samples as u64;
-        self.job.meter.add(samples as u64);
+        self.job.stage_progress.add(samples as u64);
         self.note_losses(&losses.unwrap_or_default());
         if let Some(signal) = self.job.stop.signal() {
             self.save().await?;
@@ -453,15 +458,15 @@ impl Session<'_> {
         }
         for trial in 0..self.trials.len() {
             let point = if let Some(held_out) = &self.held_out {
-                let scale = self.job.device.call(move |desk| desk.project_with_trainer(trial)).await?;
+                let scale = self.job.device.call(move |worker| worker.project_with_trainer(trial)).await?;
                 let place = (self.progress.step, self.progress.epoch, trial as u32);
                 let point = held_out.score(&self.job.device, scale, place).await?;
-                self.job.device.tell(Desk::unload_projector).await?;
+                self.job.device.tell(DeviceWorker::unload_projector).await?;
                 point
             } else {
-                self.job.device.call(move |desk| desk.score_with_trainer(trial)).await?;
+                self.job.device.call(move |worker| worker.score_with_trainer(trial)).await?;
                 let point = self.validation_point(trial as u32).await?;
-                self.job.device.tell(Desk::unload_scorer).await?;
+                self.job.device.tell(DeviceWorker::unload_scorer).await?;
                 point
             };
             tracing::info!(
@@ -491,7 +496,7 @@ impl Session<'_> {
             let store = Arc::clone(&self.store);
             let reading = tokio::task::spawn_blocking(move || store.chunks(&[index]));
             let (mut values, mut labels) = (Vec::new(), Vec::new());
-            for chunk in self.clock.wait(Doing::Starved, reading).await?? {
+            for chunk in self.clock.wait(Activity::Starved, reading).await?? {
                 for row in chunk.validation.iter().copied() {
                     labels_per_image.push(chunk.classes(row).len() as u64);
                     for label in chunk.classes(row) {
@@ -501,7 +506,7 @@ impl Session<'_> {
                 }
             }
             let asked = labels.clone();
-            let scored = self.job.device.call(move |desk| desk.score(&values, &labels, 5)).await?;
+            let scored = self.job.device.call(move |worker| worker.score(&values, &labels, 5)).await?;
             for (label, row) in asked.iter().zip(&scored) {
                 tally.add(rank_of(*label, &row.top.classes));
                 loss_sum += row.loss;
@@ -529,11 +534,11 @@ impl Session<'_> {
         for trial in (0..self.trials.len()).rev() {
             let (name, progress) = (checkpoints::name(step, trial), self.progress.clone());
             let path = self.job.directory.temporary(&name)?;
-            let saving = self.job.device.call(move |desk| desk.save(trial, &path, progress));
-            self.clock.wait(Doing::Blocked, saving).await?.map_err(checkpoint_error)?;
+            let saving = self.job.device.call(move |worker| worker.save(trial, &path, progress));
+            self.clock.wait(Activity::Blocked, saving).await?.map_err(checkpoint_error)?;
             let directory = self.job.directory.clone();
             let publishing = tokio::task::spawn_blocking(move || directory.publish_folder(&name));
-            self.clock.wait(Doing::Blocked, publishing).await??;
+            self.clock.wait(Activity::Blocked, publishing).await??;
         }
         self.tidy()?;
         (self.saved, self.save_took) = (Instant::now(), started.elapsed());
@@ -556,7 +561,7 @@ impl Session<'_> {
 
     /// Notes the losses since the last points at the end of an epoch, so that short runs have a curve too.
     async fn note_loss(&mut self) -> Result<(), PipelineError> {
-        let losses = self.job.device.call(Desk::take_losses).await?;
+        let losses = self.job.device.call(DeviceWorker::take_losses).await?;
         self.note_losses(&losses);
         Ok(())
     }

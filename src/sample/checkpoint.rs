@@ -5,8 +5,8 @@
 //! weights, so a linear head on the frozen feature tells the drawn concepts apart. The CLS token itself starts at zero and
 //! has no position, so what comes out of it is what it attends to.
 
-use super::dice::Dice;
-use super::dice::Purpose;
+use super::rng::Purpose;
+use super::rng::SampleRng;
 use safetensors::Dtype;
 use safetensors::SafeTensorError;
 use safetensors::tensor::TensorView;
@@ -80,21 +80,21 @@ struct Weight {
 }
 
 struct Builder {
-    dice: Dice,
+    rng: SampleRng,
     weights: Vec<Weight>,
 }
 
 impl Builder {
-    fn push(&mut self, name: String, shape: &[usize], mut value: impl FnMut(&mut Dice) -> f32) {
+    fn push(&mut self, name: String, shape: &[usize], mut value: impl FnMut(&mut SampleRng) -> f32) {
         let count: usize = shape.iter().product();
-        let bytes = (0..count).flat_map(|_| value(&mut self.dice).to_le_bytes()).collect();
+        let bytes = (0..count).flat_map(|_| value(&mut self.rng).to_le_bytes()).collect();
         self.weights.push(Weight { name, shape: shape.to_vec(), bytes });
     }
 
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize, scale: f32) {
         let scale = scale / (inputs as f32).sqrt();
-        self.push(format!("{name}.weight"), &[outputs, inputs], |dice| scale * dice.normal());
-        self.push(format!("{name}.bias"), &[outputs], |dice| scale::BIAS * dice.normal());
+        self.push(format!("{name}.weight"), &[outputs, inputs], |rng| scale * rng.normal());
+        self.push(format!("{name}.bias"), &[outputs], |rng| scale::BIAS * rng.normal());
     }
 
     fn norm(&mut self, name: &str) {
@@ -108,21 +108,19 @@ impl Builder {
 /// # Errors
 /// When the serialiser refuses the tensors.
 pub(super) fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
-    let mut builder = Builder { dice: Dice::new(seed, Purpose::Weights), weights: Vec::new() };
+    let mut builder = Builder { rng: SampleRng::new(seed, Purpose::Weights), weights: Vec::new() };
     builder.push("embeddings.cls_token".to_owned(), &[1, 1, HIDDEN], |_| 0.0);
     let mut place = 0;
-    builder.push("embeddings.position_embeddings".to_owned(), &[1, PATCHES + 1, HIDDEN], |dice| {
+    builder.push("embeddings.position_embeddings".to_owned(), &[1, PATCHES + 1, HIDDEN], |rng| {
         place += 1;
-        if place <= HIDDEN { 0.0 } else { scale::POSITION * dice.normal() }
+        if place <= HIDDEN { 0.0 } else { scale::POSITION * rng.normal() }
     });
     let patch_scale = scale::PATCH / ((3 * PATCH_PX * PATCH_PX) as f32).sqrt();
-    builder.push(
-        "embeddings.patch_embeddings.projection.weight".to_owned(),
-        &[HIDDEN, 3, PATCH_PX, PATCH_PX],
-        |dice| patch_scale * dice.normal(),
-    );
-    builder.push("embeddings.patch_embeddings.projection.bias".to_owned(), &[HIDDEN], |dice| {
-        scale::PATCH_BIAS * dice.normal()
+    builder.push("embeddings.patch_embeddings.projection.weight".to_owned(), &[HIDDEN, 3, PATCH_PX, PATCH_PX], |rng| {
+        patch_scale * rng.normal()
+    });
+    builder.push("embeddings.patch_embeddings.projection.bias".to_owned(), &[HIDDEN], |rng| {
+        scale::PATCH_BIAS * rng.normal()
     });
     for layer in 0..LAYERS {
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");

@@ -14,7 +14,7 @@ pub(super) enum Shape {
     Square,
     Triangle,
     Star,
-    Ring,
+    Spool,
     Cross,
     HorizontalStripes,
     VerticalStripes,
@@ -28,7 +28,7 @@ pub(super) const SHAPES: [Shape; 10] = [
     Shape::Square,
     Shape::Triangle,
     Shape::Star,
-    Shape::Ring,
+    Shape::Spool,
     Shape::Cross,
     Shape::HorizontalStripes,
     Shape::VerticalStripes,
@@ -187,13 +187,13 @@ pub(super) fn unlisted_languages(number: usize) -> impl Iterator<Item = usize> {
 pub(super) const LANGUAGES: [Language; 10] = [
     Language {
         code: "en",
-        shapes: ["Circle", "Square", "Triangle", "Star", "Ring", "Cross", "Horizontal stripes", "Vertical stripes", "Chequerboard", "Rhombus"],
+        shapes: ["Circle", "Square", "Triangle", "Star", "Spool", "Cross", "Horizontal stripes", "Vertical stripes", "Chequerboard", "Rhombus"],
         colours: ["red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "turquoise", "black", "white", "grey"],
         sentence: "{s} in {f}, on a background of {b}",
     },
     Language {
         code: "de",
-        shapes: ["Kreis", "Quadrat", "Dreieck", "Stern", "Ring", "Kreuz", "Waagerechte Streifen", "Senkrechte Streifen", "Schachbrettmuster", "Raute"],
+        shapes: ["Kreis", "Quadrat", "Dreieck", "Stern", "Spool", "Kreuz", "Waagerechte Streifen", "Senkrechte Streifen", "Schachbrettmuster", "Raute"],
         colours: ["Rot", "Grün", "Blau", "Gelb", "Orange", "Violett", "Rosa", "Braun", "Türkis", "Schwarz", "Weiß", "Grau"],
         sentence: "{s} in {f} auf {b}",
     },

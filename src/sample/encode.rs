@@ -3,12 +3,12 @@
 //! About 80 % JPEG, the rest PNG in seven modes, GIF, WebP and TIFF. Only pictures without hue become grey or one-bit
 //! files, so no format takes away what tells the classes apart.
 
-use super::dice::Dice;
-use super::draw::FULL;
-use super::draw::Picture;
-use super::draw::WIDTH_PX;
 use super::png::Png;
 use super::png::PngMode;
+use super::render::FULL;
+use super::render::Picture;
+use super::render::WIDTH_PX;
+use super::rng::SampleRng;
 use image::ExtendedColorType;
 use image::ImageEncoder;
 use image::ImageResult;
@@ -28,12 +28,12 @@ enum Form {
     Tiff,
 }
 
-fn form(picture: &Picture, dice: &mut Dice) -> Form {
+fn form(picture: &Picture, rng: &mut SampleRng) -> Form {
     let grey = picture.concept.is_grey();
-    match dice.below(1000) {
-        0..810 if grey && dice.percent(25) => Form::GreyJpeg,
+    match rng.below(1000) {
+        0..810 if grey && rng.percent(25) => Form::GreyJpeg,
         0..810 => Form::Jpeg,
-        810..940 if grey => match dice.below(4) {
+        810..940 if grey => match rng.below(4) {
             0 => Form::Png(PngMode::Grey),
             1 => Form::Png(PngMode::GreyAlpha),
             2 => Form::Png(PngMode::Grey16),
@@ -51,11 +51,11 @@ fn form(picture: &Picture, dice: &mut Dice) -> Form {
 }
 
 /// Encodes `picture` in the format that `dice` choose.
-pub(super) fn encode(picture: &Picture, dice: &mut Dice) -> ImageResult<Vec<u8>> {
+pub(super) fn encode(picture: &Picture, rng: &mut SampleRng) -> ImageResult<Vec<u8>> {
     let height_px = picture.height_px;
     let mut bytes = Vec::new();
-    match form(picture, dice) {
-        Form::Jpeg => return jpeg(picture, 75 + dice.below(18) as u8),
+    match form(picture, rng) {
+        Form::Jpeg => return jpeg(picture, 75 + rng.below(18) as u8),
         Form::GreyJpeg => JpegEncoder::new_with_quality(&mut bytes, 80).encode(
             &first_channel(&picture.rgb(true)),
             WIDTH_PX,
@@ -228,7 +228,7 @@ impl Unusable {
 mod tests {
     use super::super::concepts::CONCEPTS;
     use super::super::concepts::Concept;
-    use super::super::dice::Purpose;
+    use super::super::rng::Purpose;
     use super::*;
     use image::GenericImageView;
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn picture(number: usize) -> Picture {
-        Picture::draw(Concept::of(number), &mut Dice::new(7, Purpose::TrainImage(number as u32)))
+        Picture::draw(Concept::of(number), &mut SampleRng::new(7, Purpose::TrainImage(number as u32)))
     }
 
     fn all_forms(concept: Concept) -> Vec<PngMode> {
@@ -272,9 +272,9 @@ mod tests {
     fn four_of_five_files_are_jpeg_and_every_file_decodes() {
         let mut jpegs = 0;
         for number in 0..400 {
-            let mut dice = Dice::new(1, Purpose::TrainImage(number));
-            let picture = Picture::draw(Concept::of(number as usize), &mut dice);
-            let bytes = encode(&picture, &mut dice).unwrap();
+            let mut rng = SampleRng::new(1, Purpose::TrainImage(number));
+            let picture = Picture::draw(Concept::of(number as usize), &mut rng);
+            let bytes = encode(&picture, &mut rng).unwrap();
             jpegs += usize::from(bytes.starts_with(&[0xff, 0xd8]));
             let image = decoded(&bytes).unwrap();
             assert_eq!(image.dimensions(), (WIDTH_PX, picture.height_px));

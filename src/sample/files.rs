@@ -5,15 +5,15 @@
 
 use super::SampleError;
 use super::concepts::Concept;
-use super::dice::Dice;
-use super::dice::Purpose;
-use super::draw::Picture;
 use super::encode::Unusable;
 use super::encode::encode;
 use super::plan::Payload;
 use super::plan::Plan;
 use super::plan::ShardRow;
 use super::plan::TRAIN_FILES;
+use super::render::Picture;
+use super::rng::Purpose;
+use super::rng::SampleRng;
 use super::rows::COLUMNS;
 use flate2::Compression;
 use flate2::GzBuilder;
@@ -207,14 +207,14 @@ fn line(row: &ShardRow, seed: u64) -> Result<Vec<u8>, SampleError> {
     let mut fields = vec![format!("http://commons.wikimedia.org/wiki/File:{name}").into_bytes()];
     match row.payload {
         Payload::Good { purpose, concept } => {
-            let mut dice = Dice::new(seed, purpose);
-            let picture = Picture::draw(Concept::of(concept), &mut dice);
-            let bytes = encode(&picture, &mut dice).map_err(encoded)?;
+            let mut rng = SampleRng::new(seed, purpose);
+            let picture = Picture::draw(Concept::of(concept), &mut rng);
+            let bytes = encode(&picture, &mut rng).map_err(encoded)?;
             fields.insert(0, base64_simd::STANDARD.encode_to_string(&bytes).into_bytes());
         }
         Payload::Bad { kind, number } => {
-            let mut dice = Dice::new(seed, Purpose::Unusable(number));
-            let picture = Picture::draw(Concept::of(dice.below(super::concepts::CONCEPTS)), &mut dice);
+            let mut rng = SampleRng::new(seed, Purpose::Unusable(number));
+            let picture = Picture::draw(Concept::of(rng.below(super::concepts::CONCEPTS)), &mut rng);
             // Every kind comes once a round.
             let odd = (number / super::encode::UNUSABLE.len() as u32) % 2 == 1;
             fields.insert(0, kind.field(&picture, odd).map_err(encoded)?.into_bytes());

@@ -12,10 +12,10 @@ use super::concepts::LANGUAGES;
 use super::concepts::caption;
 use super::concepts::listed_languages;
 use super::concepts::unlisted_languages;
-use super::dice::Dice;
-use super::dice::Purpose;
 use super::encode::UNUSABLE;
 use super::encode::Unusable;
+use super::rng::Purpose;
+use super::rng::SampleRng;
 use super::urls::Urls;
 
 /// Train files, train image shards and test image shards.
@@ -67,47 +67,42 @@ pub(super) struct Plan {
 
 /// Plans the corpus for `options`, which are checked.
 pub(super) fn plan(options: &SampleOptions) -> Plan {
-    let mut dice = Dice::new(options.seed, Purpose::Plan);
+    let mut rng = SampleRng::new(options.seed, Purpose::Plan);
     let mut urls = Urls::default();
     let mut mentions = Vec::new();
-    let mut rows = train_images(options, &mut dice, &mut urls, &mut mentions);
-    let unusable_train_rows = unusable_images(options, &mut dice, &mut urls, &mut mentions, &mut rows);
-    images_without_pixels(options, &mut dice, &mut urls, &mut mentions);
-    dice.shuffle(&mut rows);
+    let mut rows = train_images(options, &mut rng, &mut urls, &mut mentions);
+    let unusable_train_rows = unusable_images(options, &mut rng, &mut urls, &mut mentions, &mut rows);
+    images_without_pixels(options, &mut rng, &mut urls, &mut mentions);
+    rng.shuffle(&mut rows);
     let train_shards = dealt(rows, TRAIN_SHARDS);
 
     let mut train_rows: Vec<TrainRow> =
-        mentions.iter().map(|mention| super::rows::train_row(mention, &mut dice)).collect();
-    train_rows.extend(super::rows::odd_rows(&mut urls, &mut dice));
-    dice.shuffle(&mut train_rows);
+        mentions.iter().map(|mention| super::rows::train_row(mention, &mut rng)).collect();
+    train_rows.extend(super::rows::odd_rows(&mut urls, &mut rng));
+    rng.shuffle(&mut train_rows);
     let train_rows = dealt(train_rows, TRAIN_FILES);
 
-    let (rows, asked) = test_images(options, &mut dice, &mut urls);
+    let (rows, asked) = test_images(options, &mut rng, &mut urls);
     let (ids, truth): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-    let list = caption_list(&truth, &mut dice);
+    let list = caption_list(&truth, &mut rng);
     let test_shards = dealt(rows, TEST_SHARDS);
     Plan { train_rows, train_shards, test_shards, ids, truth, list, unusable_train_rows }
 }
 
-fn train_images(
-    options: &SampleOptions,
-    dice: &mut Dice,
-    urls: &mut Urls,
-    mentions: &mut Vec<Mention>,
-) -> Vec<ShardRow> {
+fn train_images(options: &SampleOptions, rng: &mut SampleRng, urls: &mut Urls, mentions: &mut Vec<Mention>) -> Vec<ShardRow> {
     let mut rows = Vec::new();
     for number in 0..options.train_images {
         let concept = number as usize % CONCEPTS;
-        let url = urls.next(dice);
+        let url = urls.next(rng);
         rows.push(ShardRow {
             url: url.clone(),
             payload: Payload::Good { purpose: Purpose::TrainImage(number), concept },
         });
         // The first image of each concept carries all its captions; later ones a part, some none of the list, some none.
-        let fate = if (number as usize) < CONCEPTS { 0 } else { dice.below(100) };
+        let fate = if (number as usize) < CONCEPTS { 0 } else { rng.below(100) };
         match fate {
-            0..93 => mention_listed(&url, concept, (number as usize) < CONCEPTS, dice, mentions),
-            93..97 => mentions.push(unlisted(&url, concept, dice)),
+            0..93 => mention_listed(&url, concept, (number as usize) < CONCEPTS, rng, mentions),
+            93..97 => mentions.push(unlisted(&url, concept, rng)),
             _ => {}
         }
         // A second row with other bytes under a URL that occurred before.
@@ -120,48 +115,48 @@ fn train_images(
 }
 
 /// Adds one to three captions of the list, and what else a published image has rows for.
-fn mention_listed(url: &str, concept: usize, all: bool, dice: &mut Dice, mentions: &mut Vec<Mention>) {
+fn mention_listed(url: &str, concept: usize, all: bool, rng: &mut SampleRng, mentions: &mut Vec<Mention>) {
     let languages: Vec<usize> = listed_languages(concept).collect();
-    let sure = dice.below(languages.len());
+    let sure = rng.below(languages.len());
     for (place, &language) in languages.iter().enumerate() {
-        if !(all || place == sure || dice.percent(40)) {
+        if !(all || place == sure || rng.percent(40)) {
             continue;
         }
         // The same caption can stand on two pages.
-        for _ in 0..=usize::from(dice.percent(5)) {
+        for _ in 0..=usize::from(rng.percent(5)) {
             mentions.push(Mention {
                 url: url.to_owned(),
                 concept,
                 caption: Some(caption(concept, language)),
-                trailing_space: !all && dice.percent(2),
+                trailing_space: !all && rng.percent(2),
             });
         }
     }
-    if dice.percent(25) {
-        mentions.push(unlisted(url, concept, dice));
+    if rng.percent(25) {
+        mentions.push(unlisted(url, concept, rng));
     }
-    if dice.percent(45) {
+    if rng.percent(45) {
         // An empty caption leaves `Title [SEP] `.
-        let words = &LANGUAGES[dice.below(LANGUAGES.len())];
+        let words = &LANGUAGES[rng.below(LANGUAGES.len())];
         let title = words.title(Concept::of(concept)).to_owned();
         let caption = Some(Caption { language: words.code, title, text: String::new() });
         mentions.push(Mention { url: url.to_owned(), concept, caption, trailing_space: false });
     }
-    if dice.percent(5) {
+    if rng.percent(5) {
         mentions.push(Mention { url: url.to_owned(), concept, caption: None, trailing_space: false });
     }
 }
 
-fn unlisted(url: &str, concept: usize, dice: &mut Dice) -> Mention {
+fn unlisted(url: &str, concept: usize, rng: &mut SampleRng) -> Mention {
     let languages: Vec<usize> = unlisted_languages(concept).collect();
-    let caption = dice.pick(&languages).map(|&language| caption(concept, language));
+    let caption = rng.pick(&languages).map(|&language| caption(concept, language));
     Mention { url: url.to_owned(), concept, caption, trailing_space: false }
 }
 
 /// Each kind at least once, all but those without a usable URL wanted by a train row. Returns how many.
 fn unusable_images(
     options: &SampleOptions,
-    dice: &mut Dice,
+    rng: &mut SampleRng,
     urls: &mut Urls,
     mentions: &mut Vec<Mention>,
     rows: &mut Vec<ShardRow>,
@@ -170,9 +165,9 @@ fn unusable_images(
     let mut number = 0;
     for _ in 0..rounds {
         for kind in UNUSABLE {
-            let concept = dice.below(CONCEPTS);
-            let url = urls.next(dice);
-            mention_listed(&url, concept, false, dice, mentions);
+            let concept = rng.below(CONCEPTS);
+            let url = urls.next(rng);
+            mention_listed(&url, concept, false, rng, mentions);
             rows.push(ShardRow { url, payload: Payload::Bad { kind, number } });
             number += 1;
         }
@@ -181,14 +176,14 @@ fn unusable_images(
 }
 
 /// URLs of the train files that no shard holds: about 6 %, some of them the other scheme of a URL that has pixels.
-fn images_without_pixels(options: &SampleOptions, dice: &mut Dice, urls: &mut Urls, mentions: &mut Vec<Mention>) {
+fn images_without_pixels(options: &SampleOptions, rng: &mut SampleRng, urls: &mut Urls, mentions: &mut Vec<Mention>) {
     for number in 0..(options.train_images / 16).max(2) {
-        let twin = dice.below(mentions.len());
+        let twin = rng.below(mentions.len());
         let url = match mentions.get(twin) {
             Some(mention) if number % 8 == 0 => other_scheme(&mention.url),
-            _ => urls.next(dice),
+            _ => urls.next(rng),
         };
-        mention_listed(&url, dice.below(CONCEPTS), false, dice, mentions);
+        mention_listed(&url, rng.below(CONCEPTS), false, rng, mentions);
     }
 }
 
@@ -200,32 +195,32 @@ fn other_scheme(url: &str) -> String {
 }
 
 /// Rows of the test shards, and each id's URL and relevant caption.
-fn test_images(options: &SampleOptions, dice: &mut Dice, urls: &mut Urls) -> (Vec<ShardRow>, Vec<(String, String)>) {
+fn test_images(options: &SampleOptions, rng: &mut SampleRng, urls: &mut Urls) -> (Vec<ShardRow>, Vec<(String, String)>) {
     let mut rows = Vec::new();
     let mut asked = Vec::new();
     for number in 0..options.test_images {
         let concept = number as usize % CONCEPTS;
-        let url = urls.next(dice);
+        let url = urls.next(rng);
         for language in listed_languages(concept) {
             asked.push((url.clone(), caption(concept, language).target()));
         }
         rows.push(ShardRow { url, payload: Payload::Good { purpose: Purpose::TestImage(number), concept } });
     }
     // One id whose image is a drawing in vectors, and one whose image is nowhere.
-    let vectors = urls.next(dice);
+    let vectors = urls.next(rng);
     rows.push(ShardRow { url: vectors.clone(), payload: Payload::Bad { kind: Unusable::Svg, number: u32::MAX } });
-    for (url, concept) in [(vectors, 0), (urls.next(dice), 1)] {
+    for (url, concept) in [(vectors, 0), (urls.next(rng), 1)] {
         for language in listed_languages(concept).take(1) {
             asked.push((url.clone(), caption(concept, language).target()));
         }
     }
-    dice.shuffle(&mut rows);
-    dice.shuffle(&mut asked);
+    rng.shuffle(&mut rows);
+    rng.shuffle(&mut asked);
     (rows, asked)
 }
 
 /// The captions of the truth, as often as it names them; those of concepts that no test image has; some that nothing has.
-fn caption_list(truth: &[String], dice: &mut Dice) -> Vec<String> {
+fn caption_list(truth: &[String], rng: &mut SampleRng) -> Vec<String> {
     let mut list = truth.to_vec();
     for concept in 0..CONCEPTS {
         for language in listed_languages(concept) {
@@ -243,7 +238,7 @@ fn caption_list(truth: &[String], dice: &mut Dice) -> Vec<String> {
     // A title without a caption, and strings that stand twice however few test images there are.
     list.push("Geometry [SEP] ".to_owned());
     list.extend_from_within(list.len() - 2..);
-    dice.shuffle(&mut list);
+    rng.shuffle(&mut list);
     list
 }
 

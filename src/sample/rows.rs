@@ -1,9 +1,9 @@
 //! Rows of the train files: the 18 columns of a caption, and the rows that break careless readers.
 
 use super::concepts::LANGUAGES;
-use super::dice::Dice;
 use super::plan::Mention;
 use super::plan::TrainRow;
+use super::rng::SampleRng;
 use super::urls::Urls;
 
 /// The header of the train files.
@@ -29,7 +29,7 @@ pub(super) const COLUMNS: [&str; 18] = [
 ];
 
 /// The row for `mention`; what the join does not need is filled as the published rows are.
-pub(super) fn train_row(mention: &Mention, dice: &mut Dice) -> TrainRow {
+pub(super) fn train_row(mention: &Mention, rng: &mut SampleRng) -> TrainRow {
     let (language, title, text) = match &mention.caption {
         Some(caption) => (caption.language, caption.title.as_str(), caption.text.as_str()),
         None => (LANGUAGES[mention.concept % LANGUAGES.len()].code, "", ""),
@@ -38,7 +38,7 @@ pub(super) fn train_row(mention: &Mention, dice: &mut Dice) -> TrainRow {
     if mention.trailing_space {
         target.push_str(" \u{a0}");
     }
-    row(&Filled { language, url: &mention.url, title, text, target: &target }, dice)
+    row(&Filled { language, url: &mention.url, title, text, target: &target }, rng)
 }
 
 struct Filled<'a> {
@@ -49,21 +49,21 @@ struct Filled<'a> {
     target: &'a str,
 }
 
-fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
+fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
     let Filled { language, url, title, text, target } = filled;
-    let section = if dice.percent(30) { "Gallery" } else { "" };
-    let context = match dice.below(5) {
+    let section = if rng.percent(30) { "Gallery" } else { "" };
+    let context = match rng.below(5) {
         0 => format!("{title} is a \"figure\".\nIt has sides.\n\n{text}"),
         1 => format!("{title}\tand\tother figures"),
         2 => "\"".to_owned(),
         3 => String::new(),
         _ => format!("On {title}."),
     };
-    let height = 400 + dice.below(4000);
-    let width = 400 + dice.below(4000);
+    let height = 400 + rng.below(4000);
+    let width = 400 + rng.below(4000);
     // Numbers are not always numbers.
-    let height = if dice.percent(1) { format!("{height}px") } else { height.to_string() };
-    let width = if dice.percent(1) { "1.2e".to_owned() } else { width.to_string() };
+    let height = if rng.percent(1) { format!("{height}px") } else { height.to_string() };
+    let width = if rng.percent(1) { "1.2e".to_owned() } else { width.to_string() };
     let boolean = |value: bool| if value { "true" } else { "false" }.to_owned();
     let ending = url.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     let mime = match ending.as_str() {
@@ -73,7 +73,7 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
         _ => "image/jpeg",
     };
     let page = title.replace(' ', "_");
-    let attribution = if dice.percent(20) { "English: Own work\nDeutsch: Eigenes Werk" } else { "" };
+    let attribution = if rng.percent(20) { "English: Own work\nDeutsch: Eigenes Werk" } else { "" };
     let fields: [String; 18] = [
         (*language).to_owned(),
         format!("https://{language}.wikipedia.org/wiki/{page}"),
@@ -83,13 +83,13 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
         if section.is_empty() { (*title).to_owned() } else { format!("{title} / {section}") },
         (*text).to_owned(),
         attribution.to_owned(),
-        if dice.percent(10) { (*text).to_owned() } else { String::new() },
+        if rng.percent(10) { (*text).to_owned() } else { String::new() },
         mime.to_owned(),
         height,
         width,
-        boolean(dice.percent(40)),
-        boolean(dice.percent(60)),
-        boolean(dice.percent(98)),
+        boolean(rng.percent(40)),
+        boolean(rng.percent(60)),
+        boolean(rng.percent(98)),
         context,
         if section.is_empty() { String::new() } else { format!("See \"{title}\".") },
         (*target).to_owned(),
@@ -99,11 +99,11 @@ fn row(filled: &Filled<'_>, dice: &mut Dice) -> TrainRow {
 
 /// Rows that no image of the shards belongs to: without a URL, with too few or too many fields, not UTF-8, and one field
 /// longer than any usual buffer.
-pub(super) fn odd_rows(urls: &mut Urls, dice: &mut Dice) -> Vec<TrainRow> {
+pub(super) fn odd_rows(urls: &mut Urls, rng: &mut SampleRng) -> Vec<TrainRow> {
     let mut rows = Vec::new();
-    let long_url = urls.next(dice);
+    let long_url = urls.next(rng);
     let mut filled = |url: &str| {
-        row(&Filled { language: "en", url, title: "Odd", text: "Odd row", target: "Odd [SEP] Odd row" }, dice)
+        row(&Filled { language: "en", url, title: "Odd", text: "Odd row", target: "Odd [SEP] Odd row" }, rng)
     };
     for _ in 0..10 {
         rows.push(filled(""));

@@ -23,11 +23,9 @@ use serde::{Deserialize, Serialize};
 use super::HeadState;
 
 mod tensors;
-#[cfg(feature = "model")]
 mod text;
 
 use tensors::Part;
-#[cfg(feature = "model")]
 pub use text::{load_text, load_text_head, save_text};
 
 /// The version of `state.json` that this code writes and reads.

@@ -187,7 +187,7 @@ fn a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room() 
     );
     let Some(out) = out else {
         // Where the system gives no name spaces, the sentence alone: /dev/full refuses every byte.
-        let error = wikicap_pipeline::store::StoreError::io("x", "written", std::io::Error::from_raw_os_error(28));
+        let error = wikicap_pipeline::objects::StoreError::io("x", "written", std::io::Error::from_raw_os_error(28));
         assert!(error.to_string().contains("no space is left"));
         return;
     };

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::events::Events;
-use super::super::stream::{self, Machine, Sink, Start, StreamJob, Views, stream_bytes};
+use super::super::stream::{self, RunContext, Sink, Start, StreamJob, Views, stream_bytes};
 use super::super::{PipelineError, store};
 use super::Temporary;
-use crate::catalog::{Seen, Wanted};
+use crate::catalog::{ImageFilter, UrlDedup};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::Schedule;
 use crate::config::value::Compression;
-use crate::config::{ConfigError, Plan};
+use crate::config::{ConfigError, RunConfig};
 use crate::decode::Spec;
-use crate::flow::{Board, ByteBudget, CpuPool, Signal, Stop};
-use crate::store::{LocalDirectory, Object};
+use crate::objects::Object;
+use crate::run_dir::LocalDirectory;
+use crate::runtime::{ByteBudget, CpuPool, Shutdown, Signal};
+use crate::telemetry::ProgressRegistry;
 
 /// Rows after which it ends, where scratch disk has room for them.
 const ROWS: u64 = 8192;
@@ -36,7 +38,7 @@ pub struct Whole {
 }
 
 /// Refuses limits under which the stream cannot run.
-pub(super) fn check(plan: &Plan, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
+pub(super) fn check(plan: &RunConfig, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
     let bytes = stream_bytes(spec, threads, u64::from(plan.pipeline().chunks.rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
@@ -44,7 +46,7 @@ pub(super) fn check(plan: &Plan, spec: &Spec, threads: usize) -> Result<(), Pipe
 
 /// Runs the stream, and measures it the second and the third time.
 pub(super) async fn measure(
-    plan: &Plan,
+    plan: &RunConfig,
     shards: &[Object],
     spec: &Spec,
     threads: usize,
@@ -60,7 +62,7 @@ pub(super) async fn measure(
 }
 
 async fn once(
-    plan: &Plan,
+    plan: &RunConfig,
     shards: &[Object],
     spec: &Spec,
     threads: usize,
@@ -68,25 +70,25 @@ async fn once(
     folder: Option<&Temporary>,
 ) -> Result<f64, PipelineError> {
     let chunks = &plan.pipeline().chunks;
-    let stop = Stop::default();
-    let machine = Machine {
+    let stop = Shutdown::default();
+    let machine = RunContext {
         store: store(&plan.machine().store),
         pool: CpuPool::new(threads).map_err(|error| PipelineError::Input(error.to_string()))?,
         budget: ByteBudget::new(plan.machine().limits.memory.0),
         stop: stop.clone(),
-        board: Board::default(),
+        registry: ProgressRegistry::default(),
         events: Events::default(),
     };
-    let meter = machine.board.stage("images", "rows", 0);
+    let stage_progress = machine.registry.stage("images", "rows", 0);
     let job = StreamJob {
         shards: Arc::new(shards.to_vec()),
-        wanted: Wanted::Everything,
+        wanted: ImageFilter::Everything,
         spec: spec.clone(),
         views: Views::of_plan(plan),
         chunk_rows: u64::from(chunks.rows),
         generation: "bench".to_owned(),
         max_bad_fraction: 1.0,
-        meter: Arc::clone(&meter),
+        stage_progress: Arc::clone(&stage_progress),
     };
     let sink = match folder {
         Some(folder) => {
@@ -100,7 +102,7 @@ async fn once(
     let start = Start {
         schedule: Schedule::start(shards.len() as u32),
         counted: BTreeMap::new(),
-        seen: Seen::new(Wanted::Everything),
+        seen: UrlDedup::new(ImageFilter::Everything),
     };
     let started = Instant::now();
     let mut running = tokio::spawn(stream::run(job, machine, start, sink));
@@ -108,14 +110,16 @@ async fn once(
         tokio::select! {
             ended = &mut running => break ended?,
             () = tokio::time::sleep(LOOK) => {
-                if meter.progress().0 >= rows || started.elapsed() >= LONGEST {
+                if stage_progress.progress().0 >= rows || started.elapsed() >= LONGEST {
                     stop.raise(Signal::Interrupt);
                 }
             }
         }
     };
     match ended {
-        Ok(()) | Err(PipelineError::Stopped(_)) => Ok(meter.progress().0 as f64 / started.elapsed().as_secs_f64()),
+        Ok(()) | Err(PipelineError::Stopped(_)) => {
+            Ok(stage_progress.progress().0 as f64 / started.elapsed().as_secs_f64())
+        }
         Err(error) => Err(error),
     }
 }

@@ -14,10 +14,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::PipelineError;
 use super::{Block, SPARE_BYTES, StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::{ChunkId, RowHeads, Tally, sum_segments};
+use crate::chunk::{ChunkId, RowMeta, Tally, sum_segments};
 use crate::decode::{DecodeError, Decoder, Spec, View};
-use crate::flow::{ByteBudget, Clock, CpuPool, Doing, Held, JobPanicked, Spares, link};
-use crate::store::PageBuffer;
+use crate::run_dir::PageBuffer;
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
+use crate::telemetry::{Activity, StageTimer};
 
 /// A block's images.
 pub(super) struct Decoded {
@@ -25,11 +26,11 @@ pub(super) struct Decoded {
     pub(super) closes: Option<bool>,
     pub(super) tally: Tally,
     pub(super) bad: Vec<Quarantined>,
-    pub(super) heads: RowHeads,
+    pub(super) heads: RowMeta,
     pub(super) pixels: PageBuffer,
     /// Of the pixels' whole segments, where they will be of use.
     pub(super) sums: Vec<u64>,
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<BytePermit>,
 }
 
 /// Blocks on their way through the decoders, in order.
@@ -58,19 +59,19 @@ pub(super) struct Decoders {
     /// What images that are being decoded take, all together.
     room: ByteBudget,
     /// Buffers of blocks before and behind them.
-    texts: Spares,
-    pixels: Spares<PageBuffer>,
+    texts: BufferPool,
+    pixels: BufferPool<PageBuffer>,
     /// Whether what is made is summed.
     summed: bool,
     idle: Arc<Mutex<Vec<Decoder>>>,
-    clock: Arc<Clock>,
+    clock: Arc<StageTimer>,
 }
 
 impl Decoders {
     /// For at most so many blocks at once, the one that is written included.
-    pub(super) fn new(job: &StreamJob, pool: CpuPool, texts: Spares, blocks: usize, summed: bool) -> Self {
-        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), Spares::new(blocks, SPARE_BYTES));
-        let clock = job.meter.part(Clock::pool("decode", pool.width() as u32));
+    pub(super) fn new(job: &StreamJob, pool: CpuPool, texts: BufferPool, blocks: usize, summed: bool) -> Self {
+        let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), BufferPool::new(blocks, SPARE_BYTES));
+        let clock = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
         Self {
             pool,
             spec: job.spec.clone(),
@@ -153,7 +154,7 @@ impl Decoders {
             }
         }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
-        self.clock.add(Doing::Busy, started.elapsed());
+        self.clock.add(Activity::Busy, started.elapsed());
     }
 
     /// Leaves out the rows that are no images.
@@ -163,7 +164,7 @@ impl Decoders {
         self.texts.give(data);
         failed.sort_by_key(|(index, _)| *index);
         let mut failed = failed.into_iter().peekable();
-        let mut heads = RowHeads::with_capacity(rows.len() * Views::most(self.views));
+        let mut heads = RowMeta::with_capacity(rows.len() * Views::most(self.views));
         let (mut views, mut place) = (Vec::new(), 0);
         for (index, row) in row_numbers.into_iter().enumerate() {
             let url = rows.url(index);
@@ -209,7 +210,7 @@ struct Untaken<'a> {
     views: Option<Views>,
     /// Bytes of a picture.
     image: usize,
-    heads: &'a RowHeads,
+    heads: &'a RowMeta,
     texts: &'a [Range<usize>],
     next: usize,
     /// Base64 from the next row on, and room for its pictures.
@@ -228,7 +229,7 @@ struct Row<'a> {
 
 impl<'a> Untaken<'a> {
     /// The next row; fills in which pictures are made of it.
-    fn next(&mut self, views: &mut Vec<View>, buffers: &Spares<PageBuffer>) -> Option<Row<'a>> {
+    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool<PageBuffer>) -> Option<Row<'a>> {
         let index = self.next;
         let text = self.texts.get(index)?;
         self.next += 1;

@@ -12,14 +12,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::PipelineError;
 use super::reader::LaneReader;
-use super::{Block, Machine, StreamJob, THE_STORE, Views, stream_bytes, takes_its_url};
-use crate::catalog::{Seen, url_hash};
+use super::{Block, RunContext, StreamJob, THE_STORE, Views, stream_bytes, takes_its_url};
+use crate::catalog::{UrlDedup, url_hash};
 use crate::chunk::Tally;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
 use crate::config::bytes::{QUARANTINED_BYTES, StreamBytes, in_pages};
-use crate::flow::{ByteBudget, Clock, Doing, Held, Spares, link};
-use crate::store::{Intake, Object};
+use crate::objects::{Object, ReadStats};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, link};
+use crate::telemetry::{Activity, StageTimer};
 
 /// Blocks of a lane that wait for its turn; the bytes of its share are the bound, and blocks can be small.
 const BLOCKS_AHEAD: usize = 256;
@@ -37,18 +38,18 @@ const SLACK_BYTES: usize = 1 << 20;
 const USUAL_TEXT_BYTES: u64 = 64 << 10;
 
 /// How far lanes read ahead of their turn.
-pub(super) struct Ahead {
+pub(super) struct ReadAhead {
     /// Lanes that do beside the one in turn; 0: each reads in its turn.
     lanes: usize,
     /// Text that each of them holds, or one block of more.
     queue_bytes: u64,
     /// All that they take of `limits.memory`.
-    _held: Option<Held>,
+    _held: Option<BytePermit>,
 }
 
-impl Ahead {
+impl ReadAhead {
     /// As many lanes as have enough to do and as there is memory for beside the blocks that are decoded.
-    pub(super) async fn plan(schedule: &Schedule, machine: &Machine, bytes: StreamBytes, blocks: usize) -> Self {
+    pub(super) async fn plan(schedule: &Schedule, machine: &RunContext, bytes: StreamBytes, blocks: usize) -> Self {
         let workers = machine.pool.width() as u64;
         let free = machine.budget.limit_bytes().saturating_sub(machine.budget.in_flight_bytes());
         let left = free.saturating_sub(bytes.block + blocks as u64 * bytes.usual_block(USUAL_TEXT_BYTES));
@@ -76,24 +77,24 @@ impl Ahead {
 /// What the lanes share.
 pub(super) struct Lanes {
     pub(super) job: Arc<StreamJob>,
-    pub(super) machine: Machine,
+    pub(super) machine: RunContext,
     pub(super) schedule: Schedule,
-    pub(super) ahead: Ahead,
+    pub(super) ahead: ReadAhead,
     /// Buffers of base64, which come back from the decoders.
-    pub(super) texts: Spares,
+    pub(super) texts: BufferPool,
 }
 
 /// A lane as the reader of all has it.
 enum Source {
     Here(Box<LaneReader>),
-    Ahead(mpsc::Receiver<Block>, AbortOnDropHandle<Result<(), PipelineError>>),
+    ReadAhead(mpsc::Receiver<Block>, AbortOnDropHandle<Result<(), PipelineError>>),
 }
 
 impl Source {
     async fn next(&mut self) -> Result<Option<Block>, PipelineError> {
         match self {
             Self::Here(lane) => lane.next_block().await,
-            Self::Ahead(blocks, reading) => match blocks.recv().await {
+            Self::ReadAhead(blocks, reading) => match blocks.recv().await {
                 Some(block) => Ok(Some(block)),
                 None => reading.await?.map(|()| None),
             },
@@ -109,11 +110,11 @@ struct Starvation(Mutex<Waited>);
 struct Waited {
     before: Duration,
     /// And how long that lane had waited when its turn came.
-    since: Option<(Arc<Intake>, Duration)>,
+    since: Option<(Arc<ReadStats>, Duration)>,
 }
 
 impl Starvation {
-    fn begin(&self, intake: &Arc<Intake>) {
+    fn begin(&self, intake: &Arc<ReadStats>) {
         self.end();
         let before = intake.waited();
         self.state().since = Some((Arc::clone(intake), before));
@@ -160,22 +161,22 @@ impl Progress {
     fn note(&mut self, lane: usize, block: &Block, job: &StreamJob) {
         let (shard, read) = (block.id.shard as usize, block.read_bytes);
         self.open[lane] = Some(read);
-        job.meter.shard(shard, |shard| shard.read_bytes = read);
+        job.stage_progress.shard(shard, |shard| shard.read_bytes = read);
         if block.closes == Some(true) {
             self.open[lane] = Some(0);
             self.ended += job.shards[shard].size;
         }
         let Some(open) = self.open.iter().copied().sum::<Option<u64>>() else { return };
-        let (done, read) = (job.meter.progress().0, self.ended + open);
+        let (done, read) = (job.stage_progress.progress().0, self.ended + open);
         if read > 0 {
-            job.meter.set_total((done as f64 * self.all as f64 / read as f64).round() as u64);
+            job.stage_progress.set_total((done as f64 * self.all as f64 / read as f64).round() as u64);
         }
     }
 }
 
 impl Lanes {
     /// Opens each lane where the schedule has it; `turn` says which chunk is in turn.
-    fn sources(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<Intake>, Source)> {
+    fn sources(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<ReadStats>, Source)> {
         let (count, number) = (self.schedule.lanes().len(), self.schedule.number());
         let source = |(lane, at)| {
             let reader = LaneReader::new(Arc::clone(&self.job), self.machine.clone(), self.texts.clone(), at, count);
@@ -185,7 +186,7 @@ impl Lanes {
             }
             let first = number + ((lane + count - self.schedule.lane()) % count) as u64;
             let (blocks_in, blocks) = link(BLOCKS_AHEAD);
-            let ahead = ReadAhead {
+            let ahead = AheadReader {
                 turn: turn.clone(),
                 number: first,
                 step: count as u64,
@@ -193,18 +194,18 @@ impl Lanes {
                 room: ByteBudget::new(self.ahead.queue_bytes),
             };
             let task = AbortOnDropHandle::new(tokio::spawn(ahead.run(reader, blocks_in)));
-            (intake, Source::Ahead(blocks, task))
+            (intake, Source::ReadAhead(blocks, task))
         };
         self.schedule.lanes().iter().copied().enumerate().map(source).collect()
     }
 
     /// Reads the shards and sends their blocks on, in the order of the schedule.
-    pub(super) async fn run(mut self, mut seen: Seen, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
+    pub(super) async fn run(mut self, mut seen: UrlDedup, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
         let (job, machine) = (Arc::clone(&self.job), self.machine.clone());
         let starvation = Arc::new(Starvation::default());
         let so_far = Arc::clone(&starvation);
-        let clock = Clock::serial("read rows").starved_by(THE_STORE).starvation(move || so_far.so_far());
-        let clock = job.meter.part(clock);
+        let clock = StageTimer::serial("read rows").starved_by(THE_STORE).starvation(move || so_far.so_far());
+        let clock = job.stage_progress.part(clock);
         let (turn, turns) = watch::channel(self.schedule.number());
         let mut sources = self.sources(&turns);
         let mut progress = Progress::new(&job.shards, &self.schedule);
@@ -218,10 +219,10 @@ impl Lanes {
             let Some(mut block) = block else { return Ok(()) };
             block.drop_taken(&mut seen);
             rows += block.tally.rows;
-            job.meter.add(block.tally.rows);
+            job.stage_progress.add(block.tally.rows);
             progress.note(lane, &block, &job);
             let closes = block.closes;
-            if !clock.wait(Doing::Blocked, hand_on(block, &job, &machine, &blocks)).await {
+            if !clock.wait(Activity::Blocked, hand_on(block, &job, &machine, &blocks)).await {
                 return Ok(());
             }
             if let Some(last) = closes {
@@ -230,13 +231,13 @@ impl Lanes {
             }
         }
         clock.end();
-        job.meter.set_total(job.meter.progress().0);
+        job.stage_progress.set_total(job.stage_progress.progress().0);
         Ok(())
     }
 }
 
 /// A lane's reader on a task of its own.
-struct ReadAhead {
+struct AheadReader {
     turn: watch::Receiver<u64>,
     /// Number of the lane's next chunk, and what the one after has more.
     number: u64,
@@ -246,7 +247,7 @@ struct ReadAhead {
     room: ByteBudget,
 }
 
-impl ReadAhead {
+impl AheadReader {
     async fn run(mut self, mut lane: LaneReader, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
         // The turn is over for good once nobody says whose it is.
         while self.turn.wait_for(|turn| self.number <= turn + self.ahead).await.is_ok() {
@@ -273,7 +274,7 @@ impl ReadAhead {
 }
 
 /// Sends a block on once its bytes fit the budget; false when nobody takes it any more or the run stops.
-async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &mpsc::Sender<Block>) -> bool {
+async fn hand_on(mut block: Block, job: &StreamJob, machine: &RunContext, blocks: &mpsc::Sender<Block>) -> bool {
     let pixels = block.heads.len() * Views::most(job.views) * image_bytes(job.spec.geometry.output_px());
     // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
     let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
@@ -291,7 +292,7 @@ async fn hand_on(mut block: Block, job: &StreamJob, machine: &Machine, blocks: &
 
 impl Block {
     /// Takes the URLs of its rows, in their order; rows whose URL was taken before are duplicates.
-    fn drop_taken(&mut self, seen: &mut Seen) {
+    fn drop_taken(&mut self, seen: &mut UrlDedup) {
         let mut taken = BTreeSet::new();
         let mut take = |row: u64, url: u64| {
             if !seen.first(url) {
@@ -333,14 +334,14 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Wanted;
+    use crate::catalog::ImageFilter;
     use crate::chunk::quarantine::Quarantined;
-    use crate::chunk::{ChunkId, RowHeads};
+    use crate::chunk::{ChunkId, RowMeta};
     use crate::corpus::ImageRowProblem;
 
     #[test]
     fn rows_whose_url_was_taken_go_with_their_text_and_their_reason() {
-        let mut heads = RowHeads::default();
+        let mut heads = RowMeta::default();
         for url in ["a", "b", "a", "c"] {
             heads.push(url, [7]);
         }
@@ -367,7 +368,7 @@ mod tests {
             queued: None,
             held: None,
         };
-        let mut seen = Seen::new(Wanted::Everything);
+        let mut seen = UrlDedup::new(ImageFilter::Everything);
         block.drop_taken(&mut seen);
         let urls: Vec<&str> = (0..block.heads.len()).map(|row| block.heads.url(row)).collect();
         assert_eq!((urls, block.heads.labels(1)), (vec!["a", "b"], &[7][..]));

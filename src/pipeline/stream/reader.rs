@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::super::PipelineError;
-use super::{Block, Machine, StreamJob, block_rows, fill};
-use crate::catalog::{Wanted, url_hash};
+use super::{Block, RunContext, StreamJob, block_rows, fill};
+use crate::catalog::{ImageFilter, url_hash};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::{ChunkId, RowHeads, Tally};
+use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
 use crate::decode::Spec;
-use crate::flow::Spares;
-use crate::store::{Intake, Reader};
+use crate::objects::{ReadStats, Reader};
+use crate::runtime::BufferPool;
 
 /// Encoded bytes that fill a block, about.
 const BLOCK_BYTES: usize = 4 << 20;
@@ -23,9 +23,9 @@ fn max_record_bytes(spec: &Spec) -> usize {
 /// Reads the shards of a lane, one after the other.
 pub(super) struct LaneReader {
     job: Arc<StreamJob>,
-    machine: Machine,
-    spares: Spares,
-    intake: Arc<Intake>,
+    machine: RunContext,
+    spares: BufferPool,
+    intake: Arc<ReadStats>,
     /// Where the lane goes on: the open shard, or the one to open.
     at: ChunkId,
     /// From a shard of the lane to its next.
@@ -44,12 +44,12 @@ struct OpenShard {
 
 impl LaneReader {
     /// A lane that goes on at `at`, and has every `step`th shard from there.
-    pub(super) fn new(job: Arc<StreamJob>, machine: Machine, spares: Spares, at: ChunkId, step: usize) -> Self {
+    pub(super) fn new(job: Arc<StreamJob>, machine: RunContext, spares: BufferPool, at: ChunkId, step: usize) -> Self {
         Self { job, machine, spares, intake: Arc::default(), at, step: step as u32, open: None }
     }
 
     /// How long it waited for the store.
-    pub(super) fn intake(&self) -> &Arc<Intake> {
+    pub(super) fn intake(&self) -> &Arc<ReadStats> {
         &self.intake
     }
 
@@ -97,7 +97,7 @@ impl LaneReader {
 pub(super) struct ShardRows {
     job: Arc<StreamJob>,
     pub(super) parser: ImageRows,
-    spares: Spares,
+    spares: BufferPool,
     shard: u32,
     first_row: u64,
     next_row: u64,
@@ -107,7 +107,7 @@ pub(super) struct ShardRows {
 }
 
 impl ShardRows {
-    pub(super) fn new(job: Arc<StreamJob>, spares: Spares, at: ChunkId) -> Self {
+    pub(super) fn new(job: Arc<StreamJob>, spares: BufferPool, at: ChunkId) -> Self {
         let parser = ImageRows::new(max_record_bytes(&job.spec));
         let block_rows = block_rows(&job);
         Self { job, parser, spares, shard: at.shard, first_row: at.row, next_row: at.row, block_rows, block: None }
@@ -161,7 +161,7 @@ impl Block {
             read_bytes: 0,
             tally: Tally::default(),
             bad: Vec::new(),
-            heads: RowHeads::with_capacity(rows),
+            heads: RowMeta::with_capacity(rows),
             row_numbers: Vec::with_capacity(rows),
             data,
             texts: Vec::with_capacity(rows),
@@ -177,7 +177,7 @@ impl Block {
 
     /// Puts a row where it belongs: to be decoded, skipped or quarantined. Whether it is a duplicate is seen later, in the order of
     /// the corpus.
-    fn take(&mut self, row: ImageRow<'_>, wanted: &Wanted) {
+    fn take(&mut self, row: ImageRow<'_>, wanted: &ImageFilter) {
         self.tally.rows += 1;
         match row {
             ImageRow::Ok { row, image_url, base64 } => {
@@ -203,13 +203,13 @@ impl Block {
         }
     }
 
-    fn skip(&mut self, hash: u64, wanted: &Wanted) -> bool {
+    fn skip(&mut self, hash: u64, wanted: &ImageFilter) -> bool {
         if wanted.wants(hash) {
             return false;
         }
         let reason = match wanted {
-            Wanted::Urls(_) => "no_id",
-            Wanted::Everything | Wanted::Index(_) => "no_label",
+            ImageFilter::Urls(_) => "no_id",
+            ImageFilter::Everything | ImageFilter::Index(_) => "no_label",
         };
         *self.tally.skipped.entry(reason.to_owned()).or_default() += 1;
         true

@@ -6,7 +6,8 @@ use super::*;
 use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::BLOCK_IMAGES;
 use crate::decode::{Alpha, Geometry, Resample};
-use crate::store::{LocalDirectory, StoreSettings};
+use crate::objects::StoreSettings;
+use crate::run_dir::LocalDirectory;
 
 /// Blocks between reader and decoders.
 const LINK: u64 = 2;
@@ -18,10 +19,10 @@ const IN_ORDER: u64 = WORKERS as u64;
 
 /// A stream over more rows than it will take in, into a ring whose consumer never reads.
 struct Stalled {
-    meter: Arc<Meter>,
-    machine: Machine,
+    stage_progress: Arc<StageProgress>,
+    machine: RunContext,
     /// What waits for the consumer: one chunk and no more.
-    waiting: mpsc::Receiver<RingChunk>,
+    waiting: mpsc::Receiver<SpooledChunk>,
     running: tokio::task::JoinHandle<Result<(), PipelineError>>,
     own_bytes: u64,
     _dir: tempfile::TempDir,
@@ -48,13 +49,13 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
-fn machine(store: Store, workers: usize, limit: u64) -> Machine {
-    Machine {
+fn machine(store: Store, workers: usize, limit: u64) -> RunContext {
+    RunContext {
         store,
         pool: CpuPool::new(workers).unwrap(),
         budget: ByteBudget::new(limit),
-        stop: Stop::default(),
-        board: Board::default(),
+        stop: Shutdown::default(),
+        registry: ProgressRegistry::default(),
         events: Events::default(),
     }
 }
@@ -85,22 +86,22 @@ impl Stalled {
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
         let machine = machine(store, WORKERS, limit);
-        let meter = machine.board.stage("images", "rows", 0);
+        let stage_progress = machine.registry.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
-            wanted: Wanted::Everything,
+            wanted: ImageFilter::Everything,
             spec,
             views: None,
             chunk_rows: ROWS,
             generation: "g".to_owned(),
             max_bad_fraction: 1.0,
-            meter: Arc::clone(&meter),
+            stage_progress: Arc::clone(&stage_progress),
         };
         let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Ring::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
+        let (ring, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
         let (chunks_in, waiting) = link(1);
-        let start = Start { schedule, counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
+        let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
         // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
@@ -110,8 +111,8 @@ impl Stalled {
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let running = tokio::spawn(run(job, machine.clone(), start, Sink::Ring(ring, chunks_in)));
-        let stalled = Self { meter, machine, waiting, running, own_bytes, _dir: dir };
+        let running = tokio::spawn(run(job, machine.clone(), start, Sink::Spool(ring, chunks_in)));
+        let stalled = Self { stage_progress, machine, waiting, running, own_bytes, _dir: dir };
         stalled.settle().await;
         drop(busy);
         stalled
@@ -122,7 +123,7 @@ impl Stalled {
         let (mut rows, mut same) = (0, 0);
         while same < 15 {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let now = self.meter.snapshot().done;
+            let now = self.stage_progress.snapshot().done;
             same = if now == rows && now > 0 { same + 1 } else { 0 };
             rows = now;
         }
@@ -204,18 +205,18 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
     let schedule = Schedule::start(shards.len() as u32);
     let job = StreamJob {
         shards: Arc::new(shards),
-        wanted: Wanted::Everything,
+        wanted: ImageFilter::Everything,
         spec: spec(),
         views,
         chunk_rows: 16,
         generation: "g".to_owned(),
         max_bad_fraction: 1.0,
-        meter: machine.board.stage("images", "rows", 0),
+        stage_progress: machine.registry.stage("images", "rows", 0),
     };
-    let run_dir: crate::store::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
+    let run_dir: crate::run_dir::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
     let layout = crate::chunk::journal::Layout::train("chunks");
     let journal = Journal::open(run_dir.clone(), layout.clone(), "g", 7).unwrap();
-    let start = Start { schedule, counted: BTreeMap::new(), seen: Seen::new(Wanted::Everything) };
+    let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
     run(job, machine.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
@@ -273,15 +274,15 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     let text = rows.concat();
     let job = Arc::new(StreamJob {
         shards: Arc::default(),
-        wanted: Wanted::Everything,
+        wanted: ImageFilter::Everything,
         spec: spec(),
         views: None,
         chunk_rows: ROWS * 20,
         generation: "g".to_owned(),
         max_bad_fraction: 1.0,
-        meter: Board::default().stage("images", "rows", 0),
+        stage_progress: ProgressRegistry::default().stage("images", "rows", 0),
     });
-    let texts = Spares::new(2, SPARE_BYTES);
+    let texts = BufferPool::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
     let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
     // What decoding an image allocates by itself.
@@ -331,18 +332,18 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
         let spec = Spec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
             shards: Arc::new(shards),
-            wanted: Wanted::Everything,
+            wanted: ImageFilter::Everything,
             spec: spec.clone(),
             views,
             chunk_rows: 70,
             generation: "g".to_owned(),
             max_bad_fraction: 1.0,
-            meter: machine.board.stage("images", "rows", 0),
+            stage_progress: machine.registry.stage("images", "rows", 0),
         };
         let layout = crate::chunk::journal::Layout::train("chunks");
-        let directory: crate::store::Directory = LocalDirectory::create(&run_dir).unwrap().into();
+        let directory: crate::run_dir::Directory = LocalDirectory::create(&run_dir).unwrap().into();
         let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
-        let (schedule, seen) = (Schedule::start(1), Seen::new(Wanted::Everything));
+        let (schedule, seen) = (Schedule::start(1), UrlDedup::new(ImageFilter::Everything));
         let start = Start { schedule, counted: BTreeMap::new(), seen };
         run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
         let journal = Journal::read(directory, layout, None).unwrap();
@@ -380,9 +381,9 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
 #[test]
 fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
     use crate::config::bytes::in_pages;
-    use crate::flow::Spare as _;
+    use crate::runtime::Reusable as _;
     for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
-        let mut buffer = crate::store::PageBuffer::default();
+        let mut buffer = crate::run_dir::PageBuffer::default();
         buffer.resize(bytes);
         assert!(buffer.capacity() as u64 <= in_pages(bytes as u64), "{bytes}");
     }

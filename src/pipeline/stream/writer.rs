@@ -13,15 +13,17 @@ use tokio::task::JoinHandle;
 use super::super::PipelineError;
 use super::super::events::Events;
 use super::decoders::{Decoded, Decoders, Decoding};
-use super::{Block, Machine, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
+use super::{Block, RunContext, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::ring::{Ring, RingChunk, RingEntry, Slot};
+use crate::chunk::spool::{RingEntry, Slot, Spool, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
 use crate::config::value::Compression;
-use crate::flow::{Clock, Doing, Spares};
-use crate::store::{Directory, PageBuffer, PageCache, StoreError};
+use crate::objects::StoreError;
+use crate::run_dir::{Directory, PageBuffer, PageCache};
+use crate::runtime::BufferPool;
+use crate::telemetry::{Activity, StageTimer};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -29,9 +31,9 @@ const JUDGED_ROWS: u64 = 1000;
 /// Decodes the blocks in the pool and writes them, in order, as chunks.
 pub(super) async fn write_chunks(
     job: Arc<StreamJob>,
-    machine: Machine,
+    machine: RunContext,
     blocks: mpsc::Receiver<Block>,
-    texts: Spares,
+    texts: BufferPool,
     counted: BTreeMap<u32, Tally>,
     sink: Sink,
 ) -> Result<(), PipelineError> {
@@ -39,8 +41,9 @@ pub(super) async fn write_chunks(
     let summed = matches!(sink, Out::Durable(_, Compression::None));
     let most = decoding_blocks(&job, &machine);
     let decoders = Decoders::new(&job, machine.pool.clone(), texts, most, summed);
-    let clock = Clock::serial("write chunks");
-    let clock = job.meter.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
+    let clock = StageTimer::serial("write chunks");
+    let clock =
+        job.stage_progress.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
     let mut decoding = decoders.start(blocks, most);
     let judge = ShardJudge { shards: counted };
     let written = write_all(&job, &mut sink, &mut decoding, judge, &clock, &decoders, &machine.events).await;
@@ -49,8 +52,8 @@ pub(super) async fn write_chunks(
     decoders.end();
     // Whatever happened, nothing works on the directory once this returns, but for a sync of a file that nobody will name.
     let settled = match &mut sink {
-        Out::Durable(committer, _) => clock.wait(Doing::Blocked, committer.settle()).await,
-        Out::Ring(..) | Out::Counted => Ok(()),
+        Out::Durable(committer, _) => clock.wait(Activity::Blocked, committer.settle()).await,
+        Out::Spool(..) | Out::Counted => Ok(()),
     };
     written.and(settled)?;
     clock.end();
@@ -63,15 +66,15 @@ async fn write_all(
     sink: &mut Out,
     decoding: &mut Decoding,
     mut shard: ShardJudge,
-    clock: &Clock,
+    clock: &StageTimer,
     decoders: &Decoders,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let mut open: Option<OpenChunk> = None;
-    while let Some(block) = clock.wait(Doing::Starved, decoding.next()).await? {
+    while let Some(block) = clock.wait(Activity::Starved, decoding.next()).await? {
         let mut chunk = match open.take() {
             Some(chunk) => chunk,
-            None => clock.wait(Doing::Blocked, OpenChunk::start(block.id, sink)).await?,
+            None => clock.wait(Activity::Blocked, OpenChunk::start(block.id, sink)).await?,
         };
         let closes = block.closes;
         let used = chunk.write(block, job, sink, clock).await?;
@@ -92,7 +95,7 @@ async fn write_all(
 
 /// Where complete chunks go, as the writer has it.
 enum Out {
-    Ring(Ring, mpsc::Sender<RingChunk>),
+    Spool(Spool, mpsc::Sender<SpooledChunk>),
     Durable(Committer, Compression),
     Counted,
 }
@@ -100,7 +103,7 @@ enum Out {
 impl From<Sink> for Out {
     fn from(sink: Sink) -> Self {
         match sink {
-            Sink::Ring(ring, consumer) => Self::Ring(ring, consumer),
+            Sink::Spool(ring, consumer) => Self::Spool(ring, consumer),
             Sink::Durable(journal, compression) => Self::Durable(Committer::new(journal), compression),
             Sink::Counted => Self::Counted,
         }
@@ -143,7 +146,7 @@ impl Committer {
         self.committing = Some(tokio::task::spawn_blocking(move || {
             let written = futures::executor::block_on(writing_out.end(&path))?;
             let shard = &job.shards[chunk.id.shard as usize].name;
-            commit(&mut journal, &chunk, chunk.checksum, shard, &job.meter, &events)?;
+            commit(&mut journal, &chunk, chunk.checksum, shard, &job.stage_progress, &events)?;
             if let Some(file) = written {
                 forget(&file, None);
             }
@@ -235,7 +238,7 @@ struct Finished {
 impl OpenChunk {
     async fn start(id: ChunkId, sink: &Out) -> Result<Self, PipelineError> {
         let (slot, path) = match sink {
-            Out::Ring(ring, _) => {
+            Out::Spool(ring, _) => {
                 let (slot, path) = ring.start(id).await?;
                 (Some(slot), path)
             }
@@ -252,7 +255,7 @@ impl OpenChunk {
         block: Decoded,
         job: &StreamJob,
         sink: &Out,
-        clock: &Clock,
+        clock: &StageTimer,
     ) -> Result<PageBuffer, PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
@@ -260,19 +263,19 @@ impl OpenChunk {
         if block.heads.is_empty() || matches!(sink, Out::Counted) {
             return Ok(block.pixels);
         }
-        if let (Out::Ring(ring, _), Some(slot)) = (sink, &mut self.slot) {
+        if let (Out::Spool(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
             let bytes = block.pixels.len() as u64 + block.heads.stored_bytes() + GROUP_BYTES_BESIDE;
-            clock.wait(Doing::Blocked, ring.reserve(slot, bytes)).await?;
+            clock.wait(Activity::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
-            Out::Ring(..) | Out::Counted => Compression::None,
+            Out::Spool(..) | Out::Counted => Compression::None,
             Out::Durable(_, compression) => *compression,
         };
         let in_place = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
         let purpose = match sink {
             Out::Durable(..) => Purpose::Product(if in_place { PageCache::Past } else { PageCache::Through }),
-            Out::Ring(..) | Out::Counted => Purpose::Passing,
+            Out::Spool(..) | Out::Counted => Purpose::Passing,
         };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
@@ -327,17 +330,17 @@ async fn sink_chunk(
     chunk: Finished,
     job: &Arc<StreamJob>,
     sink: &mut Out,
-    clock: &Clock,
+    clock: &StageTimer,
     events: &Events,
 ) -> Result<bool, PipelineError> {
     match sink {
-        Out::Ring(ring, consumer) => {
+        Out::Spool(ring, consumer) => {
             let Some(slot) = chunk.slot else { return Ok(false) };
             let complete = ring.complete(slot, chunk.entry).await?;
-            Ok(clock.wait(Doing::Blocked, consumer.send(complete)).await.is_ok())
+            Ok(clock.wait(Activity::Blocked, consumer.send(complete)).await.is_ok())
         }
         Out::Durable(committer, _) => {
-            clock.wait(Doing::Blocked, committer.commit(chunk, job, events)).await?;
+            clock.wait(Activity::Blocked, committer.commit(chunk, job, events)).await?;
             Ok(true)
         }
         Out::Counted => Ok(true),

@@ -1,0 +1,401 @@
+//! A local directory in which a name holds a complete file or nothing, at every instant.
+//!
+//! Files are written under a name ending in `.tmp`, synced, and renamed or linked to their own name; then the directory is
+//! synced; what is of use to this boot of the machine alone is not. A crash leaves at most `.tmp` files, which
+//! [`LocalDirectory::sweep`] removes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{Process, failpoint};
+use crate::objects::StoreError;
+
+/// Ending of files that are being written.
+const TEMPORARY: &str = "tmp";
+
+/// The root of a tree of durable files on a disk of this machine. Names are relative and use `/`.
+#[derive(Debug, Clone)]
+pub struct LocalDirectory {
+    root: PathBuf,
+}
+
+/// A lock on a local directory, of the kernel's: it goes with the process.
+#[derive(Debug)]
+pub(super) struct FileLock {
+    _file: File,
+}
+
+impl LocalDirectory {
+    /// Opens a directory, creating it and its parents where absent.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(|error| StoreError::io(&root, "created", error))?;
+        Ok(Self { root })
+    }
+
+    /// A directory that may not exist; reading from it finds nothing then.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path behind a name.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Claims the directory for this process.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] names the process that has it. A dead holder's claim is void.
+    pub(super) fn lock(&self) -> Result<FileLock, StoreError> {
+        let path = self.path("lock");
+        let failed = |error| StoreError::io(&path, "locked", error);
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Unreadable words about the holder must not hide that there is one.
+                if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
+                    "another process".clone_into(&mut holder);
+                }
+                let path = self.root.display().to_string();
+                return Err(StoreError::InUse { path, holder: holder.trim().to_owned() });
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+        file.set_len(0).map_err(failed)?;
+        writeln!(file, "{} since {now}", Process::this()).map_err(failed)?;
+        Ok(FileLock { _file: file })
+    }
+
+    /// The temporary path under which a writer fills the file `name`; its directory exists afterwards.
+    ///
+    /// # Errors
+    /// When the directory cannot be created.
+    pub fn temporary(&self, name: &str) -> Result<PathBuf, StoreError> {
+        if let Some(parent) = self.path(name).parent() {
+            fs::create_dir_all(parent).map_err(|error| StoreError::io(parent, "created", error))?;
+        }
+        failpoint::point("fill", name);
+        Ok(self.temporary_path(name))
+    }
+
+    fn temporary_path(&self, name: &str) -> PathBuf {
+        let mut temporary = self.path(name).into_os_string();
+        temporary.push(".");
+        temporary.push(TEMPORARY);
+        temporary.into()
+    }
+
+    /// Makes the folder filled under [`Self::temporary`], whose files are synced, appear under its name, replacing an older one.
+    ///
+    /// # Errors
+    /// When the system refuses. A crash while an older one is replaced may leave neither.
+    pub fn publish_folder(&self, name: &str) -> Result<(), StoreError> {
+        let (temporary, path) = (self.temporary_path(name), self.path(name));
+        failpoint::point("filled", name);
+        if path.exists() {
+            // Aside under a temporary name of its own, and gone.
+            let aside = self.temporary_path(&format!("{name}.old"));
+            let failed = |error| StoreError::io(&path, "replaced", error);
+            fs::rename(&path, &aside).map_err(failed)?;
+            fs::remove_dir_all(&aside).map_err(failed)?;
+        }
+        failpoint::point("rename", name);
+        fs::rename(&temporary, &path).map_err(|error| StoreError::io(&path, "written", error))?;
+        failpoint::point("renamed", name);
+        sync_parent(&path)
+    }
+
+    /// Makes the file filled under [`Self::temporary`] appear under its name, durable and complete, replacing an older one.
+    ///
+    /// # Errors
+    /// When syncing or renaming fails; the name then holds what it held before.
+    pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
+        failpoint::point("filled", name);
+        let synced = File::open(self.temporary_path(name)).and_then(|file| file.sync_all());
+        synced.map_err(|error| StoreError::io(self.path(name), "written", error))?;
+        let bytes = self.rename(name)?;
+        sync_parent(&self.path(name))?;
+        Ok(bytes)
+    }
+
+    /// Makes the file filled under [`Self::temporary`] appear under its name, complete for as long as the machine runs, replacing an
+    /// older one: for what is removed before the system would have written it to the disk.
+    ///
+    /// # Errors
+    /// When renaming fails; the name then holds what it held before.
+    pub fn publish_passing(&self, name: &str) -> Result<u64, StoreError> {
+        failpoint::point("filled", name);
+        self.rename(name)
+    }
+
+    fn rename(&self, name: &str) -> Result<u64, StoreError> {
+        let (temporary, path) = (self.temporary_path(name), self.path(name));
+        let failed = |error| StoreError::io(&path, "written", error);
+        let bytes = temporary.metadata().map_err(failed)?.len();
+        failpoint::point("rename", name);
+        fs::rename(&temporary, &path).map_err(failed)?;
+        failpoint::point("renamed", name);
+        Ok(bytes)
+    }
+
+    /// Writes a small file in one step, replacing an older one.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.fill(name, content)?;
+        self.publish(name).map(|_| ())
+    }
+
+    /// Writes a small file in one step, complete for as long as the machine runs.
+    ///
+    /// # Errors
+    /// As [`Self::publish_passing`].
+    pub fn write_passing(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.fill(name, content)?;
+        self.publish_passing(name).map(|_| ())
+    }
+
+    /// Puts a small file in the place of an older one, whole but not durable.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let (temporary, path) = (self.temporary_path(name), self.path(name));
+        let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+        let posted = folder.and_then(|()| fs::write(&temporary, content)).and_then(|()| fs::rename(&temporary, &path));
+        posted.map_err(|error| StoreError::io(&path, "written", error))
+    }
+
+    /// Writes a small file if its name is free, durable once this returns; says whether it was.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
+        let temporary = self.fill(name, content)?;
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "written", error);
+        File::open(&temporary).and_then(|file| file.sync_all()).map_err(failed)?;
+        failpoint::point("link", name);
+        // A hard link fails where the name is taken; a rename would replace it.
+        let created = match fs::hard_link(&temporary, &path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        failpoint::point("linked", name);
+        fs::remove_file(&temporary).map_err(failed)?;
+        sync_parent(&path)?;
+        Ok(created)
+    }
+
+    fn fill(&self, name: &str, content: &[u8]) -> Result<PathBuf, StoreError> {
+        let temporary = self.temporary(name)?;
+        fs::write(&temporary, content).map_err(|error| StoreError::io(self.path(name), "written", error))?;
+        Ok(temporary)
+    }
+
+    /// Reads a small file; `None` where it is absent.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(name);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(path, "read", error)),
+        }
+    }
+
+    /// The names of the complete files and the folders in the folder `name`, sorted; none where it is absent.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "listed", error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if !is_temporary(&name) {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The complete files in the folder `name` and the folders in it, at any depth, with their sizes in bytes, by their names
+    /// relative to this directory; none where it is absent.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+        let mut found = BTreeMap::new();
+        let mut folders = vec![name.to_owned()];
+        while let Some(folder) = folders.pop() {
+            let path = self.path(&folder);
+            let failed = |error| StoreError::io(&path, "listed", error);
+            let entries = match fs::read_dir(&path) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                let own = entry.file_name().to_string_lossy().into_owned();
+                if is_temporary(&own) {
+                    continue;
+                }
+                let own = if folder.is_empty() { own } else { format!("{folder}/{own}") };
+                let metadata = fs::metadata(entry.path()).map_err(failed)?;
+                if metadata.is_dir() {
+                    folders.push(own);
+                } else {
+                    found.insert(own, metadata.len());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a file or a folder with all that is in it; an absent one is fine.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        if !path.exists() {
+            return Ok(());
+        }
+        failpoint::point("remove", name);
+        let removed = if path.is_dir() && !is_temporary(name) {
+            // Out of the way in one step first, so that a kill never leaves half a folder under its name.
+            let aside = self.temporary_path(name);
+            fs::remove_dir_all(&aside)
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })
+                .and_then(|()| fs::rename(&path, &aside))
+                .and_then(|()| fs::remove_dir_all(&aside))
+        } else if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        failpoint::point("removed", name);
+        match removed {
+            Ok(()) => sync_parent(&path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(StoreError::io(path, "removed", error)),
+        }
+    }
+
+    /// Removes the directory itself, with all that is in it; an absent one is fine.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn clear(&self) -> Result<(), StoreError> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io(&self.root, "removed", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let failed = |error| StoreError::io(&path, "swept", error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if is_temporary(&file) || !keep(&file) {
+                self.remove(&format!("{name}/{file}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_temporary(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending == TEMPORARY)
+}
+
+/// Makes a rename or a link durable.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temporary() -> (tempfile::TempDir, LocalDirectory) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path().join("run")).unwrap();
+        (dir, directory)
+    }
+
+    #[test]
+    fn a_name_is_created_once() {
+        let (_guard, directory) = temporary();
+        assert!(directory.create_new("journal/a.json", b"first").unwrap());
+        assert!(!directory.create_new("journal/a.json", b"second").unwrap());
+        assert_eq!(directory.read("journal/a.json").unwrap().unwrap(), b"first");
+        assert_eq!(directory.list("journal").unwrap(), ["a.json"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_never_listed() {
+        let (_guard, directory) = temporary();
+        directory.write("chunks/a", b"whole").unwrap();
+        directory.write("chunks/b", b"without entry").unwrap();
+        fs::write(directory.temporary("chunks/c").unwrap(), b"half").unwrap();
+        assert_eq!(directory.list("chunks").unwrap(), ["a", "b"]);
+        directory.sweep("chunks", |name| name == "a").unwrap();
+        assert_eq!(fs::read_dir(directory.path("chunks")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_holds_the_directory() {
+        let (_guard, directory) = temporary();
+        let lock = directory.lock().unwrap();
+        let error = directory.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(lock);
+        directory.lock().unwrap();
+    }
+}
