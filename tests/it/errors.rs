@@ -1,20 +1,20 @@
-//! What goes wrong is said in one sentence, with the file, row or key, and an exit code.
+//! Errors: one sentence that names the file, row or key, and an exit code.
 
 use std::io::Write as _;
 use std::path::Path;
 
-use crate::support::{complaint, corpus, pipeline, run, write};
+use crate::support::{corpus, pipeline, run, stderr_of, write};
 
-/// Runs a pipeline that must fail; returns its exit code and complaint.
+/// Runs a pipeline that must fail; returns its exit code and standard error.
 fn fails(dir: &Path, text: &str) -> (i32, String) {
     let out = run(&["run", "--config", &write(dir, text)]);
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert!(!text.contains("panicked"), "{text}");
     (out.status.code().unwrap(), text)
 }
 
 #[test]
-fn a_wrong_configuration_lists_every_problem_and_writes_nothing() {
+fn wrong_config_lists_every_problem_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let (code, text) = fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
@@ -30,7 +30,7 @@ fn a_wrong_configuration_lists_every_problem_and_writes_nothing() {
 }
 
 #[test]
-fn a_size_that_the_patch_does_not_divide_is_refused() {
+fn size_not_divisible_by_patch_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let text = pipeline(&dir.path().join("run"), &[("[chunks]", "[preprocess]\nsize_px = 65\n[chunks]")]);
     let (code, text) = fails(dir.path(), &text);
@@ -39,7 +39,7 @@ fn a_size_that_the_patch_does_not_divide_is_refused() {
 }
 
 #[test]
-fn inputs_that_are_not_there_are_named() {
+fn missing_inputs_are_named() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, word) in [
         ("data/train-*-of-00005.tsv", "data/none-*.tsv", "none-*.tsv` matches no file"),
@@ -57,7 +57,7 @@ fn inputs_that_are_not_there_are_named() {
 }
 
 #[test]
-fn a_truncated_shard_stops_the_run_and_a_whole_one_lets_it_go_on() {
+fn truncated_shard_stops_run_until_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let shards = dir.path().join("shards");
     std::fs::create_dir(&shards).unwrap();
@@ -70,20 +70,20 @@ fn a_truncated_shard_stops_the_run_and_a_whole_one_lets_it_go_on() {
         dir.path().join("run").display(),
         shards.display()
     );
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 3);
-    assert!(complaint.contains("part.csv.gz` ends in the middle of its compressed data"), "{complaint}");
-    // Another file is another generation; the run says so instead of mixing them.
+    assert!(stderr_of.contains("part.csv.gz` ends in the middle of its compressed data"), "{stderr_of}");
+    // A replaced file changes the fingerprint: the run refuses to mix the two.
     std::fs::write(&shard, &whole).unwrap();
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 2);
-    assert!(complaint.contains("images.shards (files)") && complaint.contains("--from stream"), "{complaint}");
+    assert!(stderr_of.contains("images.shards (files)") && stderr_of.contains("--from stream"), "{stderr_of}");
     let out = run(&["run", "--from", "stream", "--config", &write(dir.path(), &text)]);
     assert!(out.status.success());
 }
 
 #[test]
-fn a_shard_of_rubbish_stops_the_run_with_the_reasons() {
+fn unusable_shard_stops_run_with_reasons() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("rubbish.csv");
     let mut file = std::fs::File::create(&shard).unwrap();
@@ -95,13 +95,13 @@ fn a_shard_of_rubbish_stops_the_run_with_the_reasons() {
         dir.path().join("run").display(),
         shard.display()
     );
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 3);
-    assert!(complaint.contains("unsupported_svg") && complaint.contains("limits.max_bad_fraction"), "{complaint}");
+    assert!(stderr_of.contains("unsupported_svg") && stderr_of.contains("limits.max_bad_fraction"), "{stderr_of}");
 }
 
 #[test]
-fn a_directory_that_is_no_run_is_left_alone() {
+fn foreign_directory_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     std::fs::create_dir(&run_dir).unwrap();
@@ -110,17 +110,17 @@ fn a_directory_that_is_no_run_is_left_alone() {
         let config = write(dir.path(), &pipeline(&run_dir, &[]));
         let out = run(&[&["run", "--config", &config], extra].concat());
         assert_eq!(out.status.code(), Some(2));
-        assert!(complaint(&out).contains("thesis.tex"), "{}", complaint(&out));
+        assert!(stderr_of(&out).contains("thesis.tex"), "{}", stderr_of(&out));
     }
     assert_eq!(std::fs::read_dir(&run_dir).unwrap().filter(|e| e.as_ref().unwrap().file_name() != "lock").count(), 1);
 }
 
 #[test]
-fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
+fn hostile_rows_are_quarantined_once() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("hostile.csv");
     let good = {
-        // One usable image of the drawn corpus.
+        // One usable image of the synthetic corpus.
         let text =
             std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
         let end = text.iter().position(|byte| *byte == b'\n').unwrap();
@@ -149,7 +149,7 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
         shard.display()
     );
     let out = run(&["run", "--json", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let tally = &report["images"]["tally"];
     assert_eq!((tally["rows"].as_u64(), tally["kept"].as_u64()), (Some(11), Some(3)), "{tally}");
@@ -168,7 +168,7 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
 }
 
 #[test]
-fn a_refused_start_over_removes_nothing() {
+fn refused_restart_removes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let whole = pipeline(&run_dir, &[("epochs = 12", "epochs = 1")]);
@@ -181,22 +181,22 @@ fn a_refused_start_over_removes_nothing() {
         ("data/test.tsv", "data/none.tsv", &["--from", "train"], 3),
         ("[predict]", "[predict]\ntop_k = 900", &["--from", "predict"], 2),
     ] {
-        // A changed key of an earlier stage is refused however late the stage to recompute is.
+        // A changed key of an earlier stage is refused, however late the stage to recompute is.
         let edits = if from == "part" { [("learning_rate = 0.2", "learning_rate = 0.3")] } else { [(from, to)] };
         let text = pipeline(&run_dir, &[&[("epochs = 12", "epochs = 1")][..], &edits].concat());
         let out = run(&[&["run", "--config", &write(dir.path(), &text)], args].concat());
-        assert_eq!(out.status.code(), Some(code), "{}", complaint(&out));
+        assert_eq!(out.status.code(), Some(code), "{}", stderr_of(&out));
         assert_eq!(
             crate::support::differences(&before, &crate::support::artefacts(&run_dir)),
             Vec::<String>::new(),
             "{args:?}: {}",
-            complaint(&out)
+            stderr_of(&out)
         );
     }
 }
 
 #[test]
-fn what_prediction_needs_is_looked_at_before_anything_runs() {
+fn prediction_inputs_are_checked_before_the_run() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, code) in [
         ("data/test.tsv", "data/none.tsv", 3),
@@ -205,14 +205,14 @@ fn what_prediction_needs_is_looked_at_before_anything_runs() {
         ("[predict]", "[predict]\ntop_k = 900", 2),
     ] {
         let run_dir = dir.path().join("run");
-        let (found, complaint) = fails(dir.path(), &pipeline(&run_dir, &[(from, to)]));
-        assert_eq!(found, code, "{complaint}");
+        let (found, stderr_of) = fails(dir.path(), &pipeline(&run_dir, &[(from, to)]));
+        assert_eq!(found, code, "{stderr_of}");
         assert!(!run_dir.join("features").exists() && !run_dir.join("checkpoints").exists(), "{to}");
     }
 }
 
 #[test]
-fn a_path_may_climb_and_a_directory_is_no_file() {
+fn parent_paths_work_and_directories_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let climbing = "data/../data/image_data_train/../image_data_train/image_pixels/*.csv.gz";
     let text = format!(
@@ -221,14 +221,14 @@ fn a_path_may_climb_and_a_directory_is_no_file() {
         corpus().display()
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
-    let (code, complaint) = fails(dir.path(), &text.replace(climbing, "data"));
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let (code, stderr_of) = fails(dir.path(), &text.replace(climbing, "data"));
     assert_eq!(code, 2);
-    assert!(complaint.contains("it is a directory"), "{complaint}");
+    assert!(stderr_of.contains("it is a directory"), "{stderr_of}");
 }
 
 #[test]
-fn urls_that_differ_in_white_space_are_two() {
+fn urls_differing_in_white_space_are_distinct() {
     let dir = tempfile::tempdir().unwrap();
     let source =
         std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
