@@ -233,7 +233,7 @@ fn plan(files: &Files) -> Result<RunConfig, Failure> {
         || files.config.clone(),
         |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
     );
-    RunConfig::check(pipeline, machine).map_err(|error| named(&both, &error))
+    RunConfig::check(pipeline, &machine).map_err(|error| named(&both, &error))
 }
 
 /// With threads for file I/O, and for each block of images that is decoded: as many as decoding threads work on, and some that wait.
