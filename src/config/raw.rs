@@ -1,66 +1,76 @@
-//! The two files as they are written: every key, its meaning and its default.
+//! The two files as they are written: every key with its meaning and default.
 //!
-//! The doc comment of a field is what `wikicap-pipeline config reference` prints, so it is written for the
-//! person who fills the file in. Nothing here is checked beyond its type; [`super::plan`] does that.
+//! `wikicap-pipeline config reference` prints the doc comments of sections and keys, so they are written for the person
+//! who fills in a file. Here values are checked for their type alone; `validate` checks the rest.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{
-    Alpha, Balance, Bytes, Classes, Compression, Correction, DeviceKind, HeadKind, MatchRule, Numbers, Optimizer, Pick,
-    Pool, Precision, Resample, ScheduleKind, Span, Targets,
+use super::value::{Bytes, Numbers, Span};
+use crate::types::{
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool,
+    Precision, Resample, ScheduleKind, TargetKind,
 };
 
-/// A pipeline file: what to run. A section that is absent is a stage that does not run.
+/// A pipeline file: what to run. An absent section means a stage that does not run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPipeline {
-    /// A corpus to draw first, where it is absent: for demonstrations.
+pub(super) struct RawPipeline {
+    /// Synthetic corpus that is rendered first, if it is absent: for demonstrations.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample: Option<RawSample>,
-    /// Where the run keeps what it makes, and its seed.
-    pub run: RawRun,
-    /// The captions that become classes.
+    pub(super) sample: Option<RawSample>,
+    /// Directory of the run, and its seed.
+    pub(super) run: RawRun,
+    /// Captions that become classes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub captions: Option<RawCaptions>,
-    /// The rows that say which image has which caption (`train-*.tsv`).
+    pub(super) captions: Option<RawCaptions>,
+    /// Rows that say which image has which caption (`train-*.tsv`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pairs: Option<RawPairs>,
-    /// The image shards to stream.
+    pub(super) pairs: Option<RawPairs>,
+    /// Image shards to stream.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub images: Option<RawImages>,
-    /// From encoded image to the model's input square.
-    pub preprocess: RawPreprocess,
-    /// How the stream is cut into artefacts.
-    pub chunks: RawChunks,
-    /// The frozen backbone. Absent: the pixel chunks are the product.
+    pub(super) images: Option<RawImages>,
+    /// Decoding and resizing, from the encoded image to the model's input square.
+    ///
+    /// Pixels are those of Pillow's `Image.open(…).convert("RGB")`, so some images look different than in a browser:
+    /// - The format is found by content: JPEG, PNG, GIF, WebP, BMP or TIFF. SVG, AVIF, HEIF and others are quarantined.
+    /// - EXIF orientation is ignored, so a photo that is stored sideways stays sideways. Only a TIFF is turned upright.
+    /// - Colour profiles (ICC) and PNG gamma are ignored: all samples count as sRGB.
+    /// - 16-bit grey is clipped at 255, not scaled, so most such images turn white. Other 16-bit samples keep their high byte.
+    /// - CMYK becomes RGB without a profile, as white minus ink. A CMYK JPEG is taken for inverted, as Adobe writes it.
+    /// - Of an animated GIF or WebP the first frame is used; of a TIFF the first page.
+    /// - A file that ends early is quarantined. Damage inside a JPEG is tolerated; what cannot be decoded is grey.
+    pub(super) preprocess: RawPreprocess,
+    /// Size and format of the artefacts that the stream is cut into.
+    pub(super) chunks: RawChunks,
+    /// The frozen backbone. Without this section the pixel chunks are the product.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<RawModel>,
-    /// What is trained on the features.
-    pub head: RawHead,
+    pub(super) model: Option<RawModel>,
+    /// Kind of head that is trained on the features.
+    pub(super) head: RawHead,
     /// The frozen text encoder, for `head.kind = "text"`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<RawText>,
-    /// Training of the head. Absent: the run ends with the feature chunks.
+    pub(super) text: Option<RawText>,
+    /// Training of the head. Without this section the run ends with the feature chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub train: Option<RawTrain>,
+    pub(super) train: Option<RawTrain>,
     /// Ranking of captions for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub predict: Option<RawPredict>,
+    pub(super) predict: Option<RawPredict>,
 }
 
 /// `[sample]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawSample {
-    /// Directory that the corpus is drawn into. Required.
-    pub out: String,
-    /// Usable training images.
-    pub train_images: u32,
-    /// Usable test images.
-    pub test_images: u32,
-    /// Seed: the same seed draws the same bytes.
-    pub seed: u64,
+pub(super) struct RawSample {
+    /// Directory for the corpus. Required.
+    pub(super) out: String,
+    /// Usable training images, from 40 to 1,000,000.
+    pub(super) train_images: u32,
+    /// Usable test images, from 1 to 1,000,000.
+    pub(super) test_images: u32,
+    /// Seed of the generator: the same seed gives the same bytes.
+    pub(super) seed: u64,
 }
 
 impl Default for RawSample {
@@ -72,11 +82,11 @@ impl Default for RawSample {
 /// `[run]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawRun {
-    /// Directory for everything durable that the run writes: a path, or an `s3://` URL. Required.
-    pub dir: String,
-    /// Seed of the head's initial weights, the order of training and the validation split.
-    pub seed: u64,
+pub(super) struct RawRun {
+    /// Directory for everything durable that the run writes: a path or an `s3://` URL. Required.
+    pub(super) dir: String,
+    /// Seed of the head's initial weights, the training order and the validation split.
+    pub(super) seed: u64,
 }
 
 impl Default for RawRun {
@@ -88,51 +98,58 @@ impl Default for RawRun {
 /// `[captions]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawCaptions {
-    /// CSV file with a header and one column, one caption a row. Required with `classes = "list"`.
-    pub list: String,
-    /// `list`: the distinct strings of the list are the classes. `train`: the distinct captions of `[pairs]` are.
-    pub classes: Classes,
-    /// When a caption of `[pairs]` means a class: `exact`; `trimmed` (white space at both ends aside);
-    /// `casefold` (NFC, trimmed, case folded); `title` (the part before ` [SEP] `).
+pub(super) struct RawCaptions {
+    /// CSV file with a header and one column, one caption per row. Required with `classes = "list"`.
+    pub(super) list: String,
+    /// Origin of the classes: `list` for the distinct captions of `list`, `train` for the distinct captions of `[pairs]`.
+    pub(super) classes: ClassSource,
+    /// Rule by which a caption of `[pairs]` is found among the classes:
+    /// - `exact`: equal byte for byte;
+    /// - `trimmed`: equal without white space at both ends;
+    /// - `casefold`: trimmed, and equal without regard to upper and lower case and to Unicode composition;
+    /// - `title`: equal page titles, the part before ` [SEP] `.
     #[serde(rename = "match")]
-    pub match_rule: MatchRule,
+    pub(super) match_rule: MatchRule,
 }
 
 /// `[pairs]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPairs {
-    /// Globs of tab-separated files with a header (plain, gzip or zstd); columns are found by name. Required.
-    pub shards: Vec<String>,
-    /// Languages to keep, as the `language` column writes them. Empty: all.
-    pub languages: Vec<String>,
+pub(super) struct RawPairs {
+    /// Globs of tab-separated files with a header (plain, gzip or zstd). Columns are found by name. Required.
+    pub(super) shards: Vec<String>,
+    /// Languages to keep, as in the column `language`, for example `["en", "de"]`. Empty: all.
+    pub(super) languages: Vec<String>,
 }
 
 /// `[images]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawImages {
-    /// Globs of files with rows `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
-    pub shards: Vec<String>,
+pub(super) struct RawImages {
+    /// Globs of files with rows of `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
+    pub(super) shards: Vec<String>,
 }
 
 /// `[preprocess]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPreprocess {
-    /// Side of the square handed to the model, in pixels. Default: what the checkpoint's `preprocessor_config.json` says, or 224.
+pub(super) struct RawPreprocess {
+    /// Side of the square that the model sees, in pixels, from 8 to 4096. Default: that of the checkpoint's
+    /// `preprocessor_config.json`, or 224. Another size keeps the proportions of the checkpoint's resizing and cropping.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub size_px: Option<u32>,
-    /// `nearest`, `bilinear`, `bicubic` or `lanczos`, as Pillow computes them. Default: the checkpoint's, or `bilinear`.
+    pub(super) size_px: Option<u32>,
+    /// Resampling filter, as Pillow computes it: `nearest`, `bilinear`, `bicubic`, `lanczos`, `box` or `hamming`.
+    /// Default: the checkpoint's, or `bilinear`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resample: Option<Resample>,
-    /// Transparent pixels: `white` composites on white, as a reader sees the image; `drop` ignores alpha, as PIL's `convert("RGB")` does.
-    pub alpha: Alpha,
-    /// Largest encoded image that is decoded; a larger one is quarantined.
-    pub max_encoded: Bytes,
-    /// Largest image that is decoded, width × height, by its header; a larger one is quarantined before a buffer is allocated.
-    pub max_pixels: u64,
+    pub(super) resample: Option<Resample>,
+    /// Treatment of transparent pixels: `white` composites them on white, as a reader sees the image; `drop` ignores the alpha
+    /// channel, as Pillow's `convert("RGB")` does, and shows the colours hidden below.
+    pub(super) alpha: Alpha,
+    /// Largest encoded image, from 1 KiB to 1 GiB. A larger one is quarantined.
+    pub(super) max_encoded: Bytes,
+    /// Largest image in pixels (width × height). The header is compared before any memory is allocated; a larger image is
+    /// quarantined. `limits.memory` must have room for one image of this size.
+    pub(super) max_pixels: u64,
 }
 
 impl Default for RawPreprocess {
@@ -144,12 +161,12 @@ impl Default for RawPreprocess {
 /// `[chunks]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawChunks {
-    /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose, or twice that where the chunks
-    /// are the product: one is made durable while the next is decoded.
-    pub rows: u32,
-    /// Compression of pixel chunks: `none`, `lz4` or `zstd`.
-    pub compression: Compression,
+pub(super) struct RawChunks {
+    /// Source rows per chunk, from 1 to 1,000,000. A chunk is committed as a whole, so a kill loses at most the work on one
+    /// chunk, or on two where pixel chunks are the product.
+    pub(super) rows: u32,
+    /// Compression of pixel chunks that are the product: `none`, `lz4` or `zstd`. With `[model]` it has no effect.
+    pub(super) compression: Compression,
 }
 
 impl Default for RawChunks {
@@ -161,18 +178,22 @@ impl Default for RawChunks {
 /// `[model]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawModel {
-    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`.
-    /// Or `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, of which these files are downloaded into the usual
-    /// cache, or used from there. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean
-    /// everywhere. A branch may move: name the commit for a run that is to last. Required.
-    pub checkpoint: String,
-    /// `bf16` or `f32`: the precision of the stored features, and of the forward pass where the device computes in it (the CPU computes in f32).
-    pub precision: Precision,
-    /// Block whose output is the feature, counted from 0, or from the end when negative; the final `LayerNorm` follows. -1: the last.
-    pub layer: i32,
-    /// `default` (what the family's classifier sees), `cls`, or `cls+mean` (CLS ‖ mean of the patch tokens).
-    pub pool: Pool,
+pub(super) struct RawModel {
+    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index) and
+    /// `preprocessor_config.json`. Or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face hub: its files are taken from
+    /// the usual cache, or downloaded into it. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` have
+    /// their usual meaning. A branch may move, so name a commit for results that are to be reproduced. Required.
+    pub(super) checkpoint: String,
+    /// Precision of the stored features: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
+    pub(super) precision: Precision,
+    /// Transformer block whose output is the feature, with the model's final LayerNorm applied. Block 0 is the first and -1 the
+    /// last. In terms of transformers: -1 is `last_hidden_state`; block k is the final LayerNorm of `hidden_states[k + 1]`,
+    /// since `hidden_states[0]` is the embedding; and -k is that of `hidden_states[-k]`.
+    pub(super) layer: i32,
+    /// Tokens that make the feature: `cls` for the CLS token; `cls+mean` for the CLS token followed by the mean of the patch
+    /// tokens, twice as many values; `default` for the input of the family's classifier, which is `cls` for a `vit` and
+    /// `cls+mean` for a `dinov2`.
+    pub(super) pool: Pool,
 }
 
 impl Default for RawModel {
@@ -184,78 +205,83 @@ impl Default for RawModel {
 /// `[head]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawHead {
-    /// `classes`: one output for each caption class, which ranks those alone. `text`: a map into the space of the text encoder of
-    /// `[text]`, which ranks any captions.
-    pub kind: HeadKind,
-    /// With `text`: values of a hidden layer in the map. 0: none, the map is linear.
-    pub hidden: u32,
+pub(super) struct RawHead {
+    /// `classes`: a linear classifier, which ranks the captions it was trained on. `text`: a projection into the space of the
+    /// text encoder of `[text]`, which ranks any captions.
+    pub(super) kind: HeadKind,
+    /// With `text`: width of the projection's hidden layer. 0: a linear projection.
+    pub(super) hidden: u32,
 }
 
 /// `[text]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawText {
-    /// Directory of a text encoder in Hugging Face layout (BERT or XLM-RoBERTa: `config.json`, `model.safetensors`,
-    /// `tokenizer.json`, and the files of sentence-transformers, which are obeyed), or `hf:ORG/NAME[@REVISION]`. Required.
-    pub encoder: String,
-    /// What is put before every caption; what the encoder was trained with, such as `"query: "` for multilingual-e5.
-    pub prefix: String,
-    /// `bf16` or `f32`: the precision of the stored vectors, and of the encoder where the device computes in it.
-    pub precision: Precision,
+pub(super) struct RawText {
+    /// Directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
+    /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
+    /// configures are applied. Required.
+    pub(super) encoder: String,
+    /// Text that is put before every caption. Use the one that the encoder was trained with, such as `"query: "` for
+    /// multilingual-e5.
+    pub(super) prefix: String,
+    /// Precision of the stored vectors: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
+    pub(super) precision: Precision,
 }
 
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawTrain {
+pub(super) struct RawTrain {
     /// Passes over the training samples.
-    pub epochs: u32,
-    /// What a sample is where an image has several captions: `pairs` (each image and caption), or `soft` (the image, with equal
-    /// shares of all its captions).
-    pub targets: Targets,
-    /// Share of each target that is spread over all classes.
-    pub label_smoothing: f64,
-    /// Random parts of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` make them: each image is
-    /// decoded once, each part has a feature of its own, and the epochs take them in turn. Images that are held out stay
-    /// whole. 0: all images stay whole.
-    pub views: u32,
-    /// Samples in one forward pass of the head; with `head.kind = "text"` the captions that are told apart. Default: 128, or 1024
-    /// for a text head.
+    pub(super) epochs: u32,
+    /// Samples of an image with several captions: with `pairs` each of its captions is a sample; with `soft` the image is one
+    /// sample, with equal shares of all its captions. A text head needs `pairs`.
+    pub(super) targets: TargetKind,
+    /// Share of each target that is spread over all classes, from 0 to below 1. Must be 0 for a text head.
+    pub(super) label_smoothing: f64,
+    /// Random crops of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` with their defaults
+    /// make them; at most 32. An image is decoded once, each crop has its own feature, and the epochs use one crop after the
+    /// other. Images held out for validation stay whole. 0: all images stay whole.
+    pub(super) views: u32,
+    /// Samples in one forward pass of the head. A text head tells the captions of one batch apart, so a larger batch is a harder
+    /// task; at most 16,384. Default: 128, or 1024 for a text head.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub batch_size: Option<u32>,
+    pub(super) batch_size: Option<u32>,
     /// Batches whose gradients are averaged into one step.
-    pub accumulation: u32,
-    /// `sgd` for a head of classes, `adamw` for a text head, which are the defaults; with PyTorch's meaning of momentum and weight decay.
+    pub(super) accumulation: u32,
+    /// Optimiser, with PyTorch's meaning of momentum and weight decay. It follows from the kind of head: `sgd` for classes,
+    /// `adamw` for text.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub optimizer: Option<Optimizer>,
-    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is
-    /// trained for each combination, all of them side by side from one pass over the features, and the best by validation NDCG@5
-    /// predicts.
+    pub(super) optimizer: Option<Optimizer>,
+    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists, such as
+    /// `[1e-3, 1e-2]`: one head is trained for each combination, at most 64, side by side in one pass over the features. The one
+    /// with the best validation NDCG@5 predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<Numbers>,
-    /// Momentum, 0 to 1; with `adamw` the decay of the first moment.
-    pub momentum: Numbers,
-    /// L2 penalty added to the gradient; with `adamw` the share of the matrices that a step at rate 1 would take off them.
-    pub weight_decay: Numbers,
-    /// With `head.kind = "text"`: `none`, or `language`: pairs are repeated or left out, so that all languages have about equal
-    /// shares of an epoch; none is repeated more than ten times.
-    pub balance: Balance,
-    /// Gradients are scaled down to this global norm. 0: off.
-    pub clip_norm: f64,
-    /// Share of all steps over which the rate rises from 0 to its peak.
-    pub warmup_ratio: f64,
-    /// After the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
-    pub schedule: ScheduleKind,
-    /// Share of the images, by hash of their URL, held out for validation.
-    pub validation_fraction: f64,
-    /// Samples that are shuffled together: chunks are read in random order and mixed within a window of this many.
-    pub shuffle_rows: u64,
+    pub(super) learning_rate: Option<Numbers>,
+    /// Momentum, from 0 to below 1. With `adamw`: decay of the first moment (beta1).
+    pub(super) momentum: Numbers,
+    /// With `sgd`: L2 penalty, added to the gradient. With `adamw`: decoupled weight decay of the weight matrices.
+    pub(super) weight_decay: Numbers,
+    /// With `head.kind = "text"`: `none`, or `language` to give all languages about equal shares of an epoch. Pairs of rare
+    /// languages are repeated, up to ten times, and pairs of frequent ones are left out at random.
+    pub(super) balance: Balance,
+    /// Global norm that larger gradients are scaled down to. 0: off.
+    pub(super) clip_norm: f64,
+    /// Share of all steps over which the learning rate rises from 0 to its peak, from 0 to 1.
+    pub(super) warmup_ratio: f64,
+    /// Learning rate after the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
+    pub(super) schedule: ScheduleKind,
+    /// Share of the images held out for validation, from 0 to below 1. A hash of the URL and the seed decides, so the same images
+    /// are held out in every run with this seed, and a larger share includes a smaller one.
+    pub(super) validation_fraction: f64,
+    /// Samples that are shuffled together. Chunks are read in random order, and samples are mixed within a window of this size.
+    pub(super) shuffle_rows: u64,
     /// Steps between two loss values in the report.
-    pub log_every: u32,
-    /// Time between two checkpoints, the most that a kill can lose; a head that takes long to save is saved less often, so
-    /// that training has at least 50 times the time of saving. One is written at the end of each epoch too. It never changes the result.
-    pub checkpoint_every: Span,
+    pub(super) log_every: u32,
+    /// Time between two checkpoints, and so the most training time that a kill can lose. A checkpoint is also written at the end
+    /// of each epoch. A head that takes long to save is saved less often, so that saving takes at most 2 % of the time. The
+    /// result does not depend on this key.
+    pub(super) checkpoint_every: Span,
 }
 
 impl Default for RawTrain {
@@ -265,7 +291,7 @@ impl Default for RawTrain {
             batch_size: None,
             accumulation: 1,
             optimizer: None,
-            targets: Targets::default(),
+            targets: TargetKind::default(),
             views: 0,
             label_smoothing: 0.0,
             learning_rate: None,
@@ -283,79 +309,38 @@ impl Default for RawTrain {
     }
 }
 
-/// What a sweep varies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Trial {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Momentum.
-    pub momentum: f64,
-    /// L2 penalty.
-    pub weight_decay: f64,
-}
-
-impl RawTrain {
-    /// Fills in the defaults that depend on the kind of head.
-    pub fn settle(&mut self, kind: HeadKind) {
-        let (optimizer, batch_size, rate) = match kind {
-            HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
-            HeadKind::Text => (Optimizer::AdamW, 1024, 1e-3),
-        };
-        self.optimizer.get_or_insert(optimizer);
-        self.batch_size.get_or_insert(batch_size);
-        self.learning_rate.get_or_insert_with(|| rate.into());
-    }
-
-    /// Samples in one forward pass of the head.
-    pub fn batch_size(&self) -> u32 {
-        self.batch_size.unwrap_or_default()
-    }
-
-    /// The heads to train: every combination, the last key varying fastest. Without lists there is one.
-    pub fn trials(&self) -> Vec<Trial> {
-        let rates = self.learning_rate.as_ref().map_or(&[][..], |rates| &rates.0);
-        let (momenta, decays) = (&self.momentum.0, &self.weight_decay.0);
-        let of_rate = |learning_rate: f64| {
-            momenta.iter().flat_map(move |&momentum| {
-                decays.iter().map(move |&weight_decay| Trial { learning_rate, momentum, weight_decay })
-            })
-        };
-        rates.iter().flat_map(|&rate| of_rate(rate)).collect()
-    }
-}
-
 /// `[predict]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPredict {
-    /// Globs of image shards of the test images, in the format of `[images]`. Required.
-    pub images: Vec<String>,
+pub(super) struct RawPredict {
+    /// Globs of image shards with the test images, in the format of `[images]`. Required.
+    pub(super) images: Vec<String>,
     /// Tab-separated file with the columns `id` and `image_url`. Required.
-    pub ids: String,
-    /// File that the ranked captions are written to, inside `run.dir`.
-    pub output: String,
-    /// Captions for each id, best first.
-    pub top_k: u32,
+    pub(super) ids: String,
+    /// File name of the ranked captions, ending in `.csv`. It is written inside `run.dir`.
+    pub(super) output: String,
+    /// Captions for each id, best first, from 1 to 1000.
+    pub(super) top_k: u32,
     /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
-    pub checkpoint: Pick,
-    /// With a text head: CSV file with a header and one column of captions to rank, which may be any. Empty: `captions.list`, or the
-    /// classes where there is none.
+    pub(super) checkpoint: Pick,
+    /// With a text head: CSV file of captions to rank, with a header and one column. The run need not have been trained on them.
+    /// Empty: `captions.list`, or the classes where there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub captions: String,
-    /// With a text head: the name of an image's file, as its URL has it, is evidence beside its pixels; how much it counts is
-    /// chosen on the images held out.
-    pub file_names: bool,
-    /// With a text head: what is taken off captions that are close to every image: `none`, `softmax` (over the images, for each
-    /// caption) or `csls`.
-    pub correction: Correction,
-    /// With a text head: directory of another run with a head of classes on the same features, whose logits are added; how much
-    /// they count is chosen on the images held out.
+    pub(super) captions: String,
+    /// With a text head: rank by the file name in the image's URL as well as by its pixels. The weight of the name is chosen on
+    /// the images held out for validation.
+    pub(super) file_names: bool,
+    /// With a text head: hubness correction, which lowers captions that are close to every image. `none`, `softmax` (over the
+    /// images, for each caption) or `csls`.
+    pub(super) correction: Correction,
+    /// With a text head: directory of another run, with a head of kind `classes` on the same features, whose logits are added.
+    /// Their weight is chosen on the images held out for validation. Empty: none.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub blend: String,
-    /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores. With a
-    /// column `language` there are scores by language too.
+    pub(super) blend: String,
+    /// CSV file with the columns of the submission and the right caption of each id. The run then ends with scores; with a column
+    /// `language`, with scores by language too. Empty: none.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub truth: String,
+    pub(super) truth: String,
 }
 
 impl Default for RawPredict {
@@ -378,29 +363,29 @@ impl Default for RawPredict {
 /// A machine file: where to run it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawMachine {
-    /// What the run may use.
-    pub limits: RawLimits,
+pub(super) struct RawMachine {
+    /// Memory, disk and threads that the run may use.
+    pub(super) limits: RawLimits,
     /// Disk space that may be lost with the machine.
-    pub scratch: RawScratch,
-    /// Where the model runs.
-    pub device: RawDevice,
-    /// How object stores are reached.
-    pub store: RawStore,
+    pub(super) scratch: RawScratch,
+    /// Device of the model.
+    pub(super) device: RawDevice,
+    /// Access to object stores.
+    pub(super) store: RawStore,
 }
 
 /// `[limits]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawLimits {
-    /// Bytes in flight between stages, all together; the join index and the model come on top.
-    pub memory: Bytes,
-    /// Scratch disk that the ring of pixel chunks may take.
-    pub disk: Bytes,
-    /// Threads that decode images. 0: one for each core.
-    pub cpu_workers: u32,
-    /// Share of a shard's wanted rows that may be unusable before the run stops, judged after 1,000 rows.
-    pub max_bad_fraction: f64,
+pub(super) struct RawLimits {
+    /// Bytes in flight between stages, all together. The join index (12 bytes per labelled row) and the model come on top.
+    pub(super) memory: Bytes,
+    /// Scratch disk for decoded pixel chunks, which lets decoding run ahead of the model. At least two chunks.
+    pub(super) disk: Bytes,
+    /// Threads that decode images, at most 1024. 0: one per core.
+    pub(super) cpu_workers: u32,
+    /// Share of a shard's wanted rows that may be unusable before the run stops. It is judged after 1,000 rows.
+    pub(super) max_bad_fraction: f64,
 }
 
 impl Default for RawLimits {
@@ -412,39 +397,43 @@ impl Default for RawLimits {
 /// `[scratch]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawScratch {
-    /// Directory of the ring of pixel chunks, on a local disk; each run has a folder of its own in it. Empty: `scratch` inside
-    /// `run.dir`, or the system's temporary directory where `run.dir` is on S3.
-    pub dir: String,
+pub(super) struct RawScratch {
+    /// Directory for pixel chunks, on a local disk. Each run has its own folder in it. Empty: `scratch` inside `run.dir`, or the
+    /// system's temporary directory where `run.dir` is on S3.
+    pub(super) dir: String,
 }
 
 /// `[device]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawDevice {
-    /// `auto` (CUDA where a driver, NVRTC and the toolkit's headers are, else the CPU), `cpu` or `cuda`.
-    pub kind: DeviceKind,
-    /// Which card, where there are several.
-    pub index: u32,
-    /// Images in one forward pass. 0: chosen, on a card by its free memory. Features may differ in their last bits with it.
-    pub batch_size: u32,
+pub(super) struct RawDevice {
+    /// `auto`, `cpu` or `cuda`. `auto` uses CUDA where a driver, NVRTC and the toolkit's headers are found, else the CPU.
+    pub(super) kind: DeviceKind,
+    /// Index of the GPU, where there are several.
+    pub(super) index: u32,
+    /// Images in one forward pass, at most 65,536. 0: chosen, on a GPU by its free memory. Another batch size may change the last
+    /// bits of features.
+    pub(super) batch_size: u32,
 }
 
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawStore {
-    /// S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials come from
-    /// the environment, the AWS profile or the machine's metadata, never from a file here.
-    pub endpoint: String,
-    /// For how long a request may fail again and again before the run stops; what was done is kept.
-    pub patience: Span,
-    /// Time without a byte after which a request is given up and made again. An upload has a second more for each 64 KiB.
-    pub silence: Span,
+pub(super) struct RawStore {
+    /// URL of an S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials
+    /// come from the environment, the AWS profile or the machine's metadata, never from this file.
+    pub(super) endpoint: String,
+    /// Time for which a failing request is retried before the run stops. Finished work is kept. Earlier name: `patience`.
+    #[serde(alias = "patience")]
+    pub(super) retry_budget: Span,
+    /// Time without a byte after which a request is given up and made again. An upload has one more second for each 64 KiB.
+    /// Earlier name: `silence`.
+    #[serde(alias = "silence")]
+    pub(super) read_timeout: Span,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Span::seconds(300), silence: Span::seconds(20) }
+        Self { endpoint: String::new(), retry_budget: Span::seconds(300), read_timeout: Span::seconds(20) }
     }
 }

@@ -8,21 +8,22 @@ use std::path::{Path, PathBuf};
 
 /// Module → the modules of this crate that its production code may import. A module may only name modules above it.
 const MODULES: &[(&str, &[&str])] = &[
-    ("config", &[]),
+    ("types", &[]),
     ("runtime", &[]),
     ("telemetry", &[]),
     ("corpus", &[]),
-    ("catalog", &[]),
-    ("decode", &[]),
-    ("model", &[]),
     ("predict", &[]),
     ("sample", &[]),
-    ("train", &["predict"]),
-    ("device", &["config"]),
+    ("config", &["types"]),
+    ("catalog", &["types"]),
+    ("decode", &["types"]),
+    ("device", &["types"]),
+    ("model", &["types"]),
+    ("train", &["predict", "types"]),
     ("objects", &["runtime"]),
     ("run_dir", &["objects", "runtime"]),
     ("hf_hub", &["objects", "run_dir"]),
-    ("chunk", &["config", "objects", "run_dir", "runtime"]),
+    ("chunk", &["objects", "run_dir", "runtime", "types"]),
     (
         "pipeline",
         &[
@@ -40,13 +41,15 @@ const MODULES: &[(&str, &[&str])] = &[
             "runtime",
             "telemetry",
             "train",
+            "types",
         ],
     ),
-    ("cli", &["config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry"]),
+    ("cli", &["config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry", "types"]),
 ];
 
 /// Module → crates that it must not use.
 const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
+    ("types", &["tokio", "arrow", "burn", "image", "std::fs"]),
     ("config", &["tokio", "arrow", "burn", "std::fs"]),
     ("runtime", &["image", "arrow", "burn"]),
     ("telemetry", &["image", "arrow", "burn", "tokio"]),

@@ -189,7 +189,7 @@ fn incompatible_keys_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     for (edits, expected) in [
-        (vec![("kind = 'text'", "kind = 'classes'")], "`text`: has a meaning"),
+        (vec![("kind = 'text'", "kind = 'classes'")], "`text`: works only"),
         (vec![("[head]", "[head]\nhidden = 100000")], "head.hidden"),
         (vec![("learning_rate = 0.01\n", "optimizer = 'sgd'\n")], "train.optimizer"),
         (vec![("learning_rate = 0.01\n", "targets = 'soft'\n")], "train.targets"),
