@@ -211,7 +211,7 @@ class Tables:
         for script in scripts:
             words = SCRIPTS[script][0].split()
 
-            def text(characters):
+            def text(characters, words=words):
                 line = dice.choice(words)
                 while len(line) < characters:
                     line += " " + dice.choice(words)
@@ -252,7 +252,9 @@ class Tables:
 
         details = []
         for _ in range(1024):
-            attribution = field(dice.choice(["", "English: Own work", "English: Own work\nDeutsch: Eigenes Werk", 'from "Archive"', "Author"]))
+            attribution = field(
+                dice.choice(["", "English: Own work", "English: Own work\nDeutsch: Eigenes Werk", 'from "Archive"', "Author"])
+            )
             alt = dice.choice(["", "", "", "", "image"])
             mime = dice.choices(["image/jpeg", "image/png", "image/svg+xml", "image/tiff", "image/gif"], [80, 12, 5, 2, 1])[0]
             height, width = dice.randint(60, 6000), dice.randint(60, 6000)
@@ -265,8 +267,15 @@ class Tables:
         for number in range(URL_STEMS):
             project = dice.choice(["commons", "commons", "commons", "en", "de"])
             # 10 of 32 stems, 31 %, are percent-encoded.
-            name = "%D0%A6%D0%B5%D1%80%D0%BA%D0%BE%D0%B2%D1%8C_" if number < 10 else dice.choice(["View_of_the_bridge_", "IMG_", "Church_(west)_", "Map,_"])
-            heads += [f"{scheme}://upload.wikimedia.org/wikipedia/{project}/{number % 16:x}/{number % 16:x}{number // 2:x}/{name}" for scheme in ("http", "https")]
+            name = (
+                "%D0%A6%D0%B5%D1%80%D0%BA%D0%BE%D0%B2%D1%8C_"
+                if number < 10
+                else dice.choice(["View_of_the_bridge_", "IMG_", "Church_(west)_", "Map,_"])
+            )
+            heads += [
+                f"{scheme}://upload.wikimedia.org/wikipedia/{project}/{number % 16:x}/{number % 16:x}{number // 2:x}/{name}"
+                for scheme in ("http", "https")
+            ]
         self.url_heads = table([head.encode() for head in heads])
         self.url_ends = table([end.encode() for end in [".jpg"] * 11 + [".JPG"] * 3 + [".png"] * 3 + [".svg", ".tif", ".gif"]])
 
@@ -421,7 +430,7 @@ def write_list(sizes, path):
     _, title, phrase = tables.caption(rows, numbers)
     odd = (rows.choose(numbers, 13, 2000) == 0) & (numbers < rows.full)
     captions = []
-    for number, t, p, is_odd in zip(numbers.tolist(), title.tolist(), phrase.tolist(), odd.tolist()):
+    for number, t, p, is_odd in zip(numbers.tolist(), title.tolist(), phrase.tolist(), odd.tolist(), strict=True):
         head = tables.odd_titles[number % 3].decode() if is_odd else f"{tables.titles[t].decode()}{number:08}"
         captions.append(f"{head} [SEP] {tables.plain[p]}{number:08}")
     random.Random(sizes.seed).shuffle(captions)
@@ -459,16 +468,22 @@ def write_corpus(sizes, folder, jobs):
     in_list = set().union(*(urls for _, urls in results))
     truth = {
         "sizes": parameters,
-        "caption_bytes": counts["caption_bytes"],
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "list_bytes": (folder / "test_caption_list.csv").stat().st_size,
+        "caption_bytes": counts["caption_bytes"],
         "pair_rows": sizes.pair_rows,
-        "image_rows": sizes.image_rows,
         "missing_url": counts["missing_url"],
         "missing_caption": counts["missing_caption"],
-        "images": rows.images,
+        "image_rows": sizes.image_rows,
         "joined_rows": counts["joined"],
-        "duplicate_url": sizes.image_rows - rows.images,
-        "train": {"classes": sizes.captions, "labelled_rows": counts["labelled"], "labelled_images": sizes.urls, "kept": rows.images - sizes.bad_images, "bad": sizes.bad_images},
+        "joined_images": rows.images,
+        "train": {
+            "classes": sizes.captions,
+            "labelled_rows": counts["labelled"],
+            "labelled_images": sizes.urls,
+            "kept": rows.images - sizes.bad_images,
+            "bad": sizes.bad_images,
+        },
         "list": {
             "classes": rows.list_distinct,
             "labelled_rows": counts["in_list"],
@@ -476,8 +491,7 @@ def write_corpus(sizes, folder, jobs):
             "kept": sum(sizes.bad_images <= url < rows.images for url in in_list),
             "bad": sum(url < sizes.bad_images for url in in_list),
         },
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-    }  # fmt: skip
+    }
     temporary = truth_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(truth, indent=1))
     os.replace(temporary, truth_path)

@@ -8,7 +8,6 @@ Counts the pair rows that have a URL and a caption and whose image has pixels, a
 import json
 import pathlib
 import sys
-import time
 
 CAPTION = "caption_title_and_reference_description"
 
@@ -18,13 +17,14 @@ def duckdb_join(corpus, scratch):
 
     connection = duckdb.connect()
     connection.execute(f"set temp_directory = '{scratch}'")
+    dialect = "delim = '\t', quote = '\"', escape = '\"'"
     found = connection.execute(
         f"""
         with pairs as (
-            select image_url from read_csv('{corpus}/train-*.tsv', delim = '\t', quote = '"', escape = '"', header = true, all_varchar = true)
+            select image_url from read_csv('{corpus}/train-*.tsv', {dialect}, header = true, all_varchar = true)
             where image_url <> '' and trim({CAPTION}) <> ''
         ), images as (
-            select distinct image_url from read_csv('{corpus}/images/*.csv.gz', delim = '\t', quote = '"', escape = '"', header = false,
+            select distinct image_url from read_csv('{corpus}/images/*.csv.gz', {dialect}, header = false,
                 columns = {{'image_url': 'varchar', 'data': 'varchar', 'metadata_url': 'varchar'}})
         )
         select count(*), count(distinct image_url) from pairs join images using (image_url)
@@ -47,9 +47,10 @@ def polars_join(corpus, scratch):
 
 def main():
     name, corpus, scratch = sys.argv[1:]
-    started = time.perf_counter()
     version, (rows, images) = {"duckdb": duckdb_join, "polars": polars_join}[name](pathlib.Path(corpus), scratch)
-    print(json.dumps({"version": version, "rows": rows, "images": images, "seconds": time.perf_counter() - started}))
+    status = pathlib.Path("/proc/self/status").read_text()
+    peak_bytes = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    print(json.dumps({"version": version, "rows": rows, "images": images, "peak_bytes": peak_bytes}))
 
 
 if __name__ == "__main__":

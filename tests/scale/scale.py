@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,37 +57,44 @@ def peak_of(pid):
     return 0
 
 
-def measure(command, log_path, kill_when=None):
+def measure(command, log_path, timeout, kill_when=None):
     """Runs a command to its end, or kills it as soon as `kill_when(seconds)` holds.
 
     The memory is read from /proc while it runs: `ru_maxrss` of a child includes the memory of the process that started it.
     """
-    started, peak, killed = time.perf_counter(), 0, False
+    started, peak, killed, code = time.perf_counter(), 0, False, None
     with open(log_path, "wb") as log:
         child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        while True:
-            peak = max(peak, peak_of(child.pid))
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                child.returncode = os.waitstatus_to_exitcode(status)
-                break
-            seconds = time.perf_counter() - started
-            if kill_when and not killed and kill_when(seconds):
+        try:
+            while code is None:
+                peak = max(peak, peak_of(child.pid))
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                seconds = time.perf_counter() - started
+                if pid:
+                    code = child.returncode = os.waitstatus_to_exitcode(status)
+                elif seconds > timeout or (kill_when and not killed and kill_when(seconds)):
+                    child.kill()
+                    killed = True
+                else:
+                    time.sleep(0.005 if seconds < 60 else 0.05)
+        finally:
+            if code is None:
                 child.kill()
-                killed = True
-            time.sleep(0.005 if seconds < 60 else 0.05)
-    seconds = time.perf_counter() - started
+                child.wait()
     text = log_path.read_text(errors="replace")
-    if child.returncode != 0 and not (killed and child.returncode == -9):
-        raise Failed(f"`{' '.join(map(str, command))}` ended with {child.returncode}:\n{text[-2000:]}")
-    return Usage(seconds, usage.ru_utime + usage.ru_stime, peak, killed and child.returncode == -9, text)
+    command = " ".join(str(part) for part in command)
+    if seconds > timeout:
+        raise Failed(f"`{command}` did not end within {timeout:.0f} s (`--timeout`)")
+    if code != 0 and not (killed and code == -signal.SIGKILL):
+        raise Failed(f"`{command}` ended with {code}:\n{text[-2000:].strip()}")
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, peak, code != 0, text)
 
 
 class Benchmark:
     """The stages on one corpus, their table and what was wrong."""
 
-    def __init__(self, program, work, memory, keep):
-        self.program, self.work, self.memory, self.keep = program, work, memory, keep
+    def __init__(self, program, work, memory, timeout, keep):
+        self.program, self.work, self.memory, self.timeout, self.keep = program, work, memory, timeout, keep
         self.rows, self.problems = [], []
         self.corpus = work / "corpus"
 
@@ -148,7 +156,7 @@ class Benchmark:
     def stage(self, name, run, classes, images, truth, kill_when=None):
         """Runs one configuration and adds its line; returns the usage and, when it was not killed, the report."""
         command = self.config(run if images else f"{run}-catalog", run, classes, images)
-        usage = measure(command, self.work / "log", kill_when)
+        usage = measure(command, self.work / "log", self.timeout, kill_when)
         bound = self.bound(classes, truth)
         if usage.killed:
             self.note(f"{name} (killed)", None, usage, bound=bound)
@@ -189,7 +197,9 @@ class Benchmark:
             except FileNotFoundError:
                 return False
 
-        usage, _ = self.stage("resume: first start, stopped in the catalog", "resumed", "train", True, truth, lambda seconds: seconds >= catalog_seconds / 2)
+        usage, _ = self.stage(
+            "resume: first start, stopped in the catalog", "resumed", "train", True, truth, lambda seconds: seconds >= catalog_seconds / 2
+        )
         first = usage.killed
         usage, _ = self.stage("resume: second start, stopped in the images", "resumed", "train", True, truth, half_of_chunks)
         if not (first and usage.killed):
@@ -208,13 +218,15 @@ class Benchmark:
             scratch.mkdir(exist_ok=True)
             command = [sys.executable, pathlib.Path(__file__).with_name("peers.py"), name, self.corpus, scratch]
             try:
-                usage = measure(command, self.work / "log")
+                usage = measure(command, self.work / "log", self.timeout)
                 found = json.loads(usage.log.splitlines()[-1])
+                usage.peak_bytes = max(usage.peak_bytes, found["peak_bytes"])
             except (Failed, ValueError, IndexError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 self.rows.append((f"{name}: failed", None, None, None, None, None, None))
                 continue
-            wrong = "" if all(found[key] == count for key, count in expected.items()) else f", counts {found['rows']} rows where {expected['rows']} are right"
+            right = all(found[key] == count for key, count in expected.items())
+            wrong = "" if right else f", counts {found['rows']} rows where {expected['rows']} are right"
             self.note(f"{name} {found['version']}, join alone{wrong}", truth["pair_rows"], usage)
             shutil.rmtree(scratch)
 
@@ -230,7 +242,10 @@ class Benchmark:
             shutil.rmtree(self.work / run)
 
     def table(self):
-        lines = ["| stage | rows | process, s | rows/s | CPU, s | peak, MiB | bound, MiB |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines = [
+            "| stage | rows | process, s | rows/s | CPU, s | peak, MiB | bound, MiB |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
         for stage, rows, seconds, rate, cpu, peak, bound in self.rows:
             cells = [
                 "" if rows is None else f"{rows:,}",
@@ -266,15 +281,25 @@ def parse_bytes(text):
 
 def arguments():
     sizes = corpus.Sizes()
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("program", nargs="?", default="target/release/wikicap-pipeline", help="the executable (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of all row counts, such as 0.01 (%(default)s)")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/scale"), help="folder for the corpus and the runs; the full size needs about 35 GB (%(default)s)")
+    parser.add_argument(
+        "--work",
+        type=pathlib.Path,
+        default=pathlib.Path("target/scale"),
+        help="folder for the corpus and the runs; the full size needs about 35 GB (%(default)s)",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the corpus and the runs; a kept corpus of the same sizes is used again")
-    parser.add_argument("--no-peers", action="store_true", help="leave out DuckDB and Polars, and the comparison of pixels, which needs Polars")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="leave out DuckDB and Polars, and the comparison of pixels, which needs Polars"
+    )
     parser.add_argument("--corpus-only", action="store_true", help="write the corpus, and keep it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that write the corpus (%(default)s)")
     parser.add_argument("--memory", default="256 MiB", help="`limits.memory` of the runs (%(default)s)")
+    parser.add_argument("--timeout", type=float, help="seconds that one process may take (300 + 4 h × scale)")
     parser.add_argument("--seed", type=int, default=sizes.seed, help="the same seed writes the same corpus (%(default)s)")
     counts = parser.add_argument_group("sizes at scale 1; the defaults are the real corpus")
     for name, meaning in {
@@ -288,7 +313,9 @@ def arguments():
         "bad_images": "image rows that cannot be decoded",
         "context_bytes": "mean length of the context column, which the program skips; about 1,500 in the real corpus",
     }.items():
-        counts.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(sizes, name), metavar="N", help=f"{meaning} (%(default)s)")
+        counts.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=getattr(sizes, name), metavar="N", help=f"{meaning} (%(default)s)"
+        )
     shares = parser.add_argument_group("shares")
     for name, meaning in {
         "captioned": "pair rows with a caption after the title",
@@ -298,7 +325,9 @@ def arguments():
         "list_overlap": "captions of the list that occur in the pairs",
         "list_duplicates": "rows of the list that repeat another",
     }.items():
-        shares.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(sizes, name), metavar="SHARE", help=f"{meaning} (%(default)s)")
+        shares.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=getattr(sizes, name), metavar="SHARE", help=f"{meaning} (%(default)s)"
+        )
     args = parser.parse_args()
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(sizes)}
     args.sizes = corpus.Sizes(**fields).scaled(args.scale)
@@ -319,10 +348,12 @@ def main():
     needed, free = sizes.estimated_bytes(), shutil.disk_usage(work).free
     # Chunks of two runs and the peers' temporary files come on top.
     if not (work / "corpus/truth.json").exists() and free < needed * 1.4:
-        sys.exit(f"`{work}` has {free / 1e9:.1f} GB free, {needed * 1.4 / 1e9:.1f} GB are needed: choose another --work or a smaller --scale")
+        sys.exit(
+            f"`{work}` has {free / 1e9:.1f} GB free, {needed * 1.4 / 1e9:.1f} GB are needed: choose another --work or a smaller --scale"
+        )
     for name in ["list", "train", "resumed", "peer"]:
         shutil.rmtree(work / name, ignore_errors=True)
-    bench = Benchmark(os.path.abspath(program), work, args.memory, args.keep)
+    bench = Benchmark(os.path.abspath(program), work, args.memory, args.timeout or 300 + 4 * 3600 * args.scale, args.keep)
     started = time.perf_counter()
     truth = corpus.write_corpus(sizes, bench.corpus, args.jobs)
     print(f"corpus: {truth['bytes'] / 1e9:.2f} GB in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
@@ -340,7 +371,9 @@ def main():
         if not args.keep:
             for name in ["corpus", "list", "train", "resumed", "peer"]:
                 shutil.rmtree(work / name, ignore_errors=True)
-    print(f"{sizes.pair_rows:,} pair rows, {sizes.image_rows:,} images, {sizes.captions:,} distinct captions, seed {sizes.seed}; limits.memory {args.memory};")
+    print(
+        f"{sizes.pair_rows:,} pair rows, {sizes.image_rows:,} images, {sizes.captions:,} distinct captions, seed {sizes.seed}; limits.memory {args.memory};"
+    )
     print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the end\n")
     print(bench.table())
     if not args.no_peers:
