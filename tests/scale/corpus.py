@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -445,7 +446,8 @@ def write_list(sizes, path):
 def write_corpus(sizes, folder, jobs):
     """Writes all files below a folder, unless they are there; returns the counts that a correct reader finds."""
     truth_path = folder / "truth.json"
-    parameters = dataclasses.asdict(sizes)
+    source = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
+    parameters = {**dataclasses.asdict(sizes), "source": source}
     if truth_path.exists():
         truth = json.loads(truth_path.read_text())
         if truth["sizes"] == parameters:

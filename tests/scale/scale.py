@@ -86,7 +86,7 @@ def measure(command, log_path, timeout, kill_when=None):
     if seconds > timeout:
         raise Failed(f"`{command}` did not end within {timeout:.0f} s (`--timeout`)")
     if code != 0 and not (killed and code == -signal.SIGKILL):
-        raise Failed(f"`{command}` ended with {code}:\n{text[-2000:].strip()}")
+        raise Failed(f"`{command}` ended with {code}: {text[-2000:].strip()}")
     return Usage(seconds, usage.ru_utime + usage.ru_stime, peak, code != 0, text)
 
 
@@ -212,7 +212,7 @@ class Benchmark:
 
     def peers(self, truth):
         """The join of the same files in DuckDB and Polars. A peer that fails is a line in the table, not a failure."""
-        expected = {"rows": truth["joined_rows"], "images": truth["images"]}
+        expected = {"rows": truth["joined_rows"], "images": truth["joined_images"]}
         scratch = self.work / "peer"
         for name in ["duckdb", "polars"]:
             scratch.mkdir(exist_ok=True)
@@ -371,12 +371,11 @@ def main():
         if not args.keep:
             for name in ["corpus", "list", "train", "resumed", "peer"]:
                 shutil.rmtree(work / name, ignore_errors=True)
-    print(
-        f"{sizes.pair_rows:,} pair rows, {sizes.image_rows:,} images, {sizes.captions:,} distinct captions, seed {sizes.seed}; limits.memory {args.memory};"
-    )
-    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the end\n")
+    counts = f"{sizes.pair_rows:,} pair rows, {sizes.image_rows:,} images, {sizes.captions:,} distinct captions"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the end"
+    print(f"{counts}, seed {sizes.seed}; limits.memory {args.memory}; {machine}\n")
     print(bench.table())
-    if not args.no_peers:
+    if compared:
         print(f"\npixels compared: {compared:,} images")
     for problem in bench.problems:
         print(f"error: {problem}")
