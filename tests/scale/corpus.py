@@ -218,12 +218,13 @@ class Tables:
                     line += " " + dice.choice(words)
                 return line[:1].upper() + line[1:]
 
-            for _ in range(PHRASES):
+            for number in range(PHRASES):
                 title = text(dice.randint(3, 30))
                 titles.append((title + " ").encode())
                 page_names.append((title.replace(" ", "_") + "_").encode())
                 phrase = text(min(780, dice.lognormvariate(3.7, 0.75)))
-                kind = dice.random()
+                # Exact shares of each script's phrases.
+                kind = number / PHRASES
                 if kind < 0.17:
                     phrase = phrase.replace(" ", ", ", 1) if " " in phrase else phrase + ","
                 elif kind < 0.188:
