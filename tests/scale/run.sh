@@ -8,4 +8,4 @@ cd "$(dirname "$0")/../.."
 venv=${SCALE_VENV:-target/venv/scale}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check 'numpy==2.4.6' 'duckdb==2.0.1' 'polars==2.1.0'
-exec "$venv/bin/python" tests/scale/scale.py "$@"
+exec "$venv/bin/python" -B tests/scale/scale.py "$@"
