@@ -186,7 +186,7 @@ pub(super) fn seen_so_far(
     let mut take = |path: &std::path::Path| -> Result<(), PipelineError> {
         let heads = read_heads(path)?;
         for row in 0..heads.len() {
-            seen.first(url_hash(heads.url(row)));
+            seen.insert(url_hash(heads.url(row)));
         }
         Ok(())
     };
@@ -210,7 +210,7 @@ pub(super) fn seen_so_far(
     let mut note = |rows: &[Quarantined]| {
         for row in rows.iter().filter(|row| takes_its_url(&row.reason)) {
             if let Some(url) = &row.image_url {
-                seen.first(url_hash(url));
+                seen.insert(url_hash(url));
             }
         }
     };

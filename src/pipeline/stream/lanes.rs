@@ -295,7 +295,7 @@ impl Block {
     fn drop_taken(&mut self, seen: &mut UrlDedup) {
         let mut taken = BTreeSet::new();
         let mut take = |row: u64, url: u64| {
-            if !seen.first(url) {
+            if !seen.insert(url) {
                 taken.insert(row);
             }
         };
