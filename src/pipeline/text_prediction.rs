@@ -14,7 +14,7 @@ use super::texts::{self, TextSet, TextStore};
 use super::worker::{Device, DeviceWorker};
 use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation, scratch_path};
 use crate::catalog::{ClassSource, Classes, Match, file_name_words, url_hash};
-use crate::chunk::features::read_heads;
+use crate::chunk::features::read_row_meta;
 use crate::config::raw::RawPredict;
 use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
 use crate::config::{ConfigError, Problem};
@@ -306,7 +306,7 @@ impl Run {
             for names in names.chunks(32) {
                 for (name, copy) in names.iter().zip(self.directory.fetch_all(names)?) {
                     journal.verify(name, &copy)?;
-                    let heads = read_heads(&copy)?;
+                    let heads = read_row_meta(&copy)?;
                     let mut held_out = 0;
                     for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
                         if is_validation(heads.url(row), seed, fraction) {
