@@ -48,7 +48,7 @@ use crate::config::plan::Stage;
 use crate::config::raw::RawStore;
 use crate::config::{ConfigError, RunConfig};
 use crate::decode::Spec;
-use crate::device::Chosen;
+use crate::device::SelectedDevice;
 use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
 use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
@@ -197,7 +197,7 @@ struct Run {
     spec: Spec,
     backbone: Option<Backbone>,
     encoder: Option<texts::Encoder>,
-    chosen: Option<Chosen>,
+    chosen: Option<SelectedDevice>,
     report: Report,
 }
 

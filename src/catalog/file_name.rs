@@ -24,7 +24,7 @@ const CAMERA_PREFIXES: [&str; 17] = [
 ];
 
 /// Extracts the words of a URL's file name. Percent-decodes it, drops the extension, the thumbnail width (`300px-`) and
-/// is_camera numbering (`DSC_0123`), and turns separators into spaces. Returns an empty string if nothing is left.
+/// camera numbering (`DSC_0123`), and turns separators into spaces. Returns an empty string if nothing is left.
 pub fn file_name_words(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();

@@ -193,7 +193,7 @@ impl JoinIndex {
         !self.range(url_hash).is_empty()
     }
 
-    /// Returns the distinct classes of a URL in ascending order; empty if no row labels it.
+    /// Returns the distinct classes of a URL in ascending order; none if no row labels it.
     pub fn lookup(&self, url_hash: u64) -> Labels<'_> {
         let entries = self.entries.get(self.range(url_hash)).unwrap_or_default();
         if self.groups.is_trivial() || entries.iter().all(|&[_, _, first]| self.groups.members(first).is_none()) {

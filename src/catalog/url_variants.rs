@@ -17,7 +17,7 @@ const MAX_SAMPLED: usize = 1 << 16;
 pub struct UrlVariants {
     /// Hashes of the normal form and of the raw URL.
     sample: BTreeSet<(u64, u64)>,
-    /// Number of halvings: the sample holds normal variants whose hash ends in this many zero bits.
+    /// Number of halvings: the sample holds normal forms whose hash ends in this many zero bits.
     halvings: u32,
     max_sampled: usize,
     normal: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct UrlVariants {
 /// Number of URLs that normalisation would merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UrlMerges {
-    /// Number of distinct URLs minus number of distinct normal variants.
+    /// Number of distinct URLs minus number of distinct normal forms.
     pub urls: u64,
     /// Whether the number is exact instead of an estimate.
     pub exact: bool,

@@ -102,7 +102,7 @@ proptest! {
         let errors = bounded(&data, LIMIT, || read_all(&path))?;
         for error in errors {
             let text = error.to_string();
-            prop_assert!(text.contains("chunk.parquet") && text.contains("remove it and run reopened"), "{}", text);
+            prop_assert!(text.contains("chunk.parquet") && text.contains("remove it and run again"), "{}", text);
         }
     }
 }

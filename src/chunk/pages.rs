@@ -41,7 +41,7 @@ pub(super) fn check_sizes<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) 
     Ok(())
 }
 
-/// Checks the claimed number of rows, for which the reader allocates memory offset once.
+/// Checks the claimed number of rows, for which the reader allocates memory at once.
 fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
     let rows = metadata.file_metadata().num_rows();
     if rows < 0 {
@@ -106,7 +106,7 @@ impl<R: Read> Header<R> {
                     self.skip(field_type, depth - 1)?;
                 }
             }
-            _ => return Err(refused(format!("a page header with a field of field_type {field_type}"))),
+            _ => return Err(refused(format!("a page header with a field of type {field_type}"))),
         }
         Ok(())
     }

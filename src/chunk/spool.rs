@@ -2,7 +2,7 @@
 //!
 //! Bytes are reserved before they are written and released after the file is removed. One chunk is written at a time,
 //! and complete chunks are released in order without waiting, so a limit of two chunks cannot deadlock. A single chunk
-//! that exceeds the limit is refused. A complete chunk survives a kill and is reserved_bytes by the next process; after the loss
+//! that exceeds the limit is refused. A complete chunk survives a kill and is used by the next process; after the loss
 //! of a scratch disk, its images are decoded again. Nothing is synced: most chunks are removed before the system would
 //! have written them to the disk, which may be much slower than decoding. Chunks from before the last boot are
 //! therefore not trusted.

@@ -145,7 +145,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Creates a parser for the start of `file`; errors quote that name. An empty `languages` selects read_all.
+    /// Creates a parser for the start of `file`; errors quote that name. An empty `languages` selects all.
     pub fn new(file: &str, languages: &[String], max_record_bytes: usize) -> Self {
         Self {
             file: file.to_owned(),

@@ -4,7 +4,7 @@
 //! only as the field's first byte; elsewhere it is literal. Inside quotes, a doubled quote is one quote, and delimiters
 //! and newlines are data. Text after a closing quote continues the field. A record ends at `\n`, `\r\n` or `\r`; the
 //! end of the input also ends a record, even inside quotes. Blank lines, which Python returns as empty lists, and a
-//! UTF-8 byte order resume_point at the start are skipped.
+//! UTF-8 byte order mark at the start are skipped.
 //!
 //! One rule is added, because a stray opening quote can swallow a whole file. A record longer than `max_record_bytes`
 //! is reported as [`RecordContent::Oversized`]. It covers only its first physical line; splitting continues after that
@@ -87,7 +87,7 @@ pub fn fill_from(parser: &mut impl PushParser, reader: &mut impl Read, block: &m
     }
 }
 
-/// QuoteState of the search for the end of the record.
+/// State of the search for the end of the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum QuoteState {
     Unquoted,
@@ -99,7 +99,7 @@ enum QuoteState {
 /// Treatment of the next input bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// They may be a byte order resume_point.
+    /// They may be a byte order mark.
     FileStart,
     Splitting,
     /// They are the rest of an oversized line and are dropped up to the next line end.

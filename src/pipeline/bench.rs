@@ -20,7 +20,7 @@ use super::resolve::pool_of;
 use super::worker::{self, Device, Load, Start, damaged, model_error};
 use crate::config::raw::RawMachine;
 use crate::config::value::{Pool, Precision};
-use crate::device::Chosen;
+use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::objects::StoreError;
 use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
@@ -385,7 +385,7 @@ pub async fn rank(
     Ok(RankReport { device: chosen.to_string(), rows, seconds, rows_per_s: rows as f64 / seconds })
 }
 
-async fn open(machine: &RawMachine, load: Load, batch_size: u32) -> Result<(Device, Chosen), PipelineError> {
+async fn open(machine: &RawMachine, load: Load, batch_size: u32) -> Result<(Device, SelectedDevice), PipelineError> {
     let chosen = worker::choose(&machine.device).await?;
     let scratch = if machine.scratch.dir.is_empty() {
         std::env::temp_dir().join("wikicap-bench")
