@@ -140,7 +140,7 @@ pub enum ChunkError {
     /// A file is damaged or of another kind than expected.
     #[error("`{path}` is not a readable {expected}: {reason}; remove it and run again")]
     Damaged {
-        /// The file.
+        /// File path.
         path: String,
         /// Expected kind.
         expected: &'static str,

@@ -28,7 +28,7 @@ pub struct Quarantined {
 /// Writes the quarantined rows of one chunk.
 ///
 /// # Errors
-/// When the disk is full or refuses.
+/// Fails if the disk is full or cannot be written.
 pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<Checksum, ChunkError> {
     let fields = vec![
         Field::new("shard", DataType::Utf8, false),
