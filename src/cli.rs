@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         // The thread's owner turns the panic into one sentence; where it happened helps whoever gets the report.
         tracing::debug!(location = ?info.location(), "internal error");
         let said = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
-        crate::device::note_panic(std::thread::current().name());
+        crate::device::record_panic(std::thread::current().name());
         FIRST_PANIC.get_or_init(|| said.unwrap_or("nothing").chars().take(PANIC_CHARS).collect());
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));

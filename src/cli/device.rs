@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::BenchCommand;
 use super::{Failure, give, print, print_json, runtime, show};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
-use crate::device::{self, Chosen, Cuda};
+use crate::device::{self, SelectedDevice, CudaStatus};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 
@@ -16,8 +16,8 @@ use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 #[derive(Debug, Serialize)]
 pub(super) struct Devices {
     /// What a run would use.
-    pub(super) chosen: Chosen,
-    pub(super) cuda: Cuda,
+    pub(super) chosen: SelectedDevice,
+    pub(super) cuda: CudaStatus,
 }
 
 /// Probes for CUDA, where this process was started for that, and gives its exit code then.
@@ -26,14 +26,14 @@ pub(super) fn probe() -> Option<ExitCode> {
     if args.next()? != device::PROBE_COMMAND || args.next().is_some() {
         return None;
     }
-    let found = serde_json::to_string(&device::probe::here()).ok()?;
+    let found = serde_json::to_string(&device::probe::probe_in_process()).ok()?;
     print(&found);
     Some(ExitCode::SUCCESS)
 }
 
 pub(super) fn list(asked: &DeviceConfig, json: bool) -> Result<(), Failure> {
-    let cuda = device::cuda();
-    let chosen = device::decide(asked.kind, asked.index, cuda.clone());
+    let cuda = device::probe_cuda();
+    let chosen = device::select_from(asked.kind, asked.index, cuda.clone());
     let chosen = chosen.map_err(|error| Failure::new(5, error.to_string()))?;
     let found = Devices { chosen, cuda };
     give(json, &found, || show::devices(&found))
