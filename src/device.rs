@@ -22,7 +22,7 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use serde::Serialize;
 
 use crate::types::DeviceKind;
-pub use probe::{GpuInfo, CudaStatus};
+pub use probe::{CudaStatus, GpuInfo};
 
 /// Hidden command that runs the CUDA probe.
 pub const PROBE_COMMAND: &str = "probe-cuda";

@@ -12,7 +12,7 @@ use super::journal::{Journal, Layout};
 use super::pixels::{PixelReader, PixelWriter, Purpose};
 use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
-use super::spool::{SpoolEntry, Spool};
+use super::spool::{Spool, SpoolEntry};
 use super::{ChunkError, ChunkId, JournalEntry, RowMeta, Tally, features, tables};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 use crate::run_dir::{Directory, LocalDirectory};

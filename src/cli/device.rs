@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::BenchCommand;
 use super::{Failure, give, print, print_json, runtime, show};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
-use crate::device::{self, SelectedDevice, CudaStatus};
+use crate::device::{self, CudaStatus, SelectedDevice};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 

@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::chunk::ChunkId;
     use crate::chunk::schedule::Schedule;
-    use crate::chunk::spool::{SpoolEntry, Spool};
+    use crate::chunk::spool::{Spool, SpoolEntry};
     use crate::run_dir::LocalDirectory;
     use crate::runtime::link;
     use crate::types::Precision;
