@@ -6,9 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
+use super::context::RunContext;
 use super::partial::{Gathered, Partial, Position};
 use super::report::CatalogReport;
-use super::stream::{RunContext, THE_STORE, fill};
+use super::stream::{THE_STORE, fill};
 use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Match, RowTally, UrlVariants,
     url_hash,
@@ -186,7 +187,7 @@ fn each_class(directory: &Directory, take: impl FnMut(tables::ClassRow<'_>)) -> 
 /// # Errors
 /// When a file cannot be read, or no caption is a class.
 pub(super) async fn build(
-    machine: &RunContext,
+    ctx: &RunContext,
     captions: &RawCaptions,
     pairs: &RawPairs,
     shards: &[Object],
@@ -194,7 +195,7 @@ pub(super) async fn build(
     partial: Partial,
     gathered: Option<Gathered>,
 ) -> Result<Option<Catalog>, PipelineError> {
-    let RunContext { store, stop, events, .. } = machine;
+    let RunContext { store, shutdown: stop, events, .. } = ctx;
     let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
     if captions.classes == ClassesWord::List {
         read_list(store, &captions.list, &mut classes).await?;
@@ -419,24 +420,15 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::pipeline::events::Events;
     use crate::run_dir::LocalDirectory;
-    use crate::runtime::{ByteBudget, CpuPool, Signal};
-    use crate::telemetry::ProgressRegistry;
+    use crate::runtime::Signal;
 
-    fn machine(stopped: bool) -> RunContext {
-        let stop = Shutdown::default();
+    fn context(stopped: bool) -> RunContext {
+        let ctx = RunContext::for_test(1, 1 << 30);
         if stopped {
-            stop.raise(Signal::Terminate);
+            ctx.shutdown.raise(Signal::Terminate);
         }
-        RunContext {
-            store: Store::default(),
-            pool: CpuPool::new(1).unwrap(),
-            budget: ByteBudget::new(1 << 30),
-            stop,
-            registry: ProgressRegistry::default(),
-            events: Events::default(),
-        }
+        ctx
     }
 
     /// A pairs file of about 1.5 MB; its captions hold line ends.
@@ -461,12 +453,11 @@ mod tests {
         let captions = RawCaptions { classes: ClassesWord::Train, ..RawCaptions::default() };
         let directory: Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
         let build = async |stopped: bool| {
-            let machine = machine(stopped);
-            let stage_progress = machine.registry.stage("pairs", "rows", 0);
+            let ctx = context(stopped);
+            let stage_progress = ctx.progress.stage("pairs", "rows", 0);
             let (partial, gathered) = Partial::open(directory.clone(), "g").unwrap();
             let resumed = gathered.is_some();
-            let built =
-                build(&machine, &captions, &RawPairs::default(), &shards, &stage_progress, partial, gathered).await;
+            let built = build(&ctx, &captions, &RawPairs::default(), &shards, &stage_progress, partial, gathered).await;
             (built.unwrap(), resumed, stage_progress.snapshot())
         };
         let (Some(expected), false, _) = build(false).await else { panic!("a new reading ends") };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::stream::{FEED_BYTES, fill};
-use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
+use super::{PipelineError, chain, context::open_store, manifest, preprocess, resolve, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::RunConfig;
@@ -54,7 +54,7 @@ impl Check {
 }
 
 /// The stages that would run, each with whether the run directory has something of it.
-fn stages(plan: &RunConfig, recorded: Option<&generation::RunFile>) -> Vec<String> {
+fn stages(plan: &RunConfig, recorded: Option<&manifest::RunFile>) -> Vec<String> {
     let state = |stage: Stage| {
         let own = |name: &String| name.split(' ').next() == Some(stage.as_str());
         let known = recorded.is_some_and(|file| file.stages.keys().any(own));
@@ -68,9 +68,9 @@ fn stages(plan: &RunConfig, recorded: Option<&generation::RunFile>) -> Vec<Strin
 pub async fn check(plan: &RunConfig) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
-    let store = store(&plan.machine().store);
+    let store = open_store(&plan.machine().store);
     let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
-    let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
+    let recorded = check.keep(directory.and_then(|directory| manifest::read(&directory))).flatten();
     check.stages = stages(plan, recorded.as_ref());
     let mut lists = BTreeMap::new();
     let patterns = [
@@ -90,7 +90,7 @@ pub async fn check(plan: &RunConfig) -> Check {
     let here = checkpoint(plan, &store, &mut check).await;
     let waits = here.is_none();
     let mut device = waits;
-    let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
+    let spec = here.and_then(|snapshot| check.keep(resolve::resolve(plan, snapshot))).map(|(spec, backbone)| {
         if let Some(backbone) = &backbone {
             check.needs.insert("model".to_owned(), of_model(backbone));
             device = true;
@@ -155,7 +155,7 @@ pub async fn check(plan: &RunConfig) -> Check {
     check
 }
 
-fn of_model(backbone: &super::Backbone) -> String {
+fn of_model(backbone: &resolve::Backbone) -> String {
     let checkpoint = &backbone.checkpoint;
     format!(
         "{:?}, {} parameters, {} of weights, feature of {} values",
@@ -303,7 +303,7 @@ async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Resul
             )));
         }
         if let Some(predict) = &plan.pipeline().predict {
-            super::enough_captions(classes.len(), predict.top_k)?;
+            resolve::enough_captions(classes.len(), predict.top_k)?;
         }
     }
     let mut reader = store.open(shard, std::sync::Arc::default()).await?;

@@ -1,4 +1,4 @@
-//! Why a run ended early, sorted by exit code.
+//! [`PipelineError`]: the reasons for which a run ends early, and their exit codes.
 
 use crate::chunk::ChunkError;
 use crate::config::ConfigError;
@@ -87,4 +87,19 @@ impl From<tokio::task::JoinError> for PipelineError {
     fn from(_: tokio::task::JoinError) -> Self {
         Self::from(JobPanicked)
     }
+}
+
+/// Joins the messages of an error and its causes with colons. A cause that its parent already quotes is left out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -89,20 +89,20 @@ impl Run {
             }
         }
         page.push_str("</body></html>\n");
-        self.directory.write(PAGE, page.as_bytes())?;
+        self.ctx.dir.write(PAGE, page.as_bytes())?;
         self.output("examples", PAGE);
         Ok(())
     }
 
     /// Thumbnails by URL, out of the chunks of features.
     fn thumbnails(&self, urls: &[&str]) -> Result<HashMap<String, Vec<u8>>, PipelineError> {
-        let journal = Journal::read(self.directory.clone(), Layout::train("features"), None)?;
+        let journal = Journal::read(self.ctx.dir.clone(), Layout::train("features"), None)?;
         let mut found = HashMap::new();
         let layout = journal.layout();
         let kept = journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0);
         let names: Vec<String> = kept.map(|(id, _)| layout.chunk(*id)).collect();
         for names in names.chunks(32) {
-            for copy in self.directory.fetch_all(names)? {
+            for copy in self.ctx.dir.fetch_all(names)? {
                 read_thumbnails(&copy, |url, bytes| {
                     if urls.contains(&url) {
                         found.insert(url.to_owned(), bytes.to_vec());

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::context::open_store;
 use super::worker::model_error;
-use super::{PipelineError, catalog, checkpoints, generation, hub, store};
+use super::{PipelineError, catalog, checkpoints, hub, manifest};
 use crate::config::RunConfig;
 use crate::config::plan::Stage;
 use crate::config::value::{HeadKind, Pick, Pool};
@@ -29,7 +30,7 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
                 .to_owned(),
         ));
     }
-    let store = store(&plan.machine().store);
+    let store = open_store(&plan.machine().store);
     let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
     let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
         return Err(PipelineError::Input(format!(
@@ -50,8 +51,8 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
 
 /// A head belongs to the backbone whose features it was trained on, and a branch of the hub moves.
 fn check_backbone(directory: &Directory, backbone: &Checkpoint, name: &str) -> Result<(), PipelineError> {
-    let recorded = generation::read(directory)?
-        .and_then(|file| file.stages.get(Stage::Stream.as_str())?.keys.get(generation::CHECKPOINT_FILES).cloned());
+    let recorded = manifest::read(directory)?
+        .and_then(|file| file.stages.get(Stage::Stream.as_str())?.keys.get(manifest::CHECKPOINT_FILES).cloned());
     if recorded.is_none_or(|recorded| backbone.fingerprint().is_ok_and(|now| now == recorded)) {
         return Ok(());
     }

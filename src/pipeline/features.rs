@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::PipelineError;
+use super::context::RunContext;
 use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
 use super::report::DEVICE;
-use super::stream::{self, RunContext, Sink, Start, StreamJob, THE_RUN, seen_so_far};
+use super::stream::{self, Sink, Start, StreamJob, THE_RUN, seen_so_far};
 use super::worker::Device;
 use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
@@ -44,7 +45,7 @@ pub(super) struct Places {
 /// When an input, the disk or the device fails; [`PipelineError::Stopped`] when asked to.
 pub(super) async fn run(
     job: StreamJob,
-    machine: RunContext,
+    ctx: RunContext,
     places: Places,
     shape: FeatureShape,
     device: &Arc<Device>,
@@ -66,15 +67,15 @@ pub(super) async fn run(
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
     let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-    let held = machine.budget.take(job.spec.pixel_bytes() * batches as u64).await;
+    let held = ctx.budget.take(job.spec.pixel_bytes() * batches as u64).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
-    let registry = &machine.registry;
+    let registry = &ctx.progress;
     registry.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
     let disk = ring.disk().clone();
     let limit = Some(disk.limit_bytes());
     registry.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
-    machine.events.started(&job.stage_progress);
-    machine.events.started(&stage_progress);
+    ctx.events.started(&job.stage_progress);
+    ctx.events.started(&stage_progress);
     for chunk in waiting {
         if chunks_in.send(chunk).await.is_err() {
             return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
@@ -85,8 +86,8 @@ pub(super) async fn run(
     let clock = job.stage_progress.part(StageTimer::serial(DEVICE).blocked_by(THE_RUN));
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
     let thumbnails = places.thumbnails;
-    let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: machine.stop.clone() };
-    let feeding = Feeding { device: Arc::clone(device), clock, stop: machine.stop.clone() };
+    let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: ctx.shutdown.clone() };
+    let feeding = Feeding { device: Arc::clone(device), clock, stop: ctx.shutdown.clone() };
     let writing = Writing {
         journal,
         shards: Arc::clone(&job.shards),
@@ -94,15 +95,15 @@ pub(super) async fn run(
         thumbnails: thumbnails.is_some(),
         stage_progress,
         rows: Arc::clone(&job.stage_progress),
-        stop: machine.stop.clone(),
-        events: machine.events.clone(),
+        stop: ctx.shutdown.clone(),
+        events: ctx.events.clone(),
     };
     let mut stages: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
     stages.spawn(async move { reading.run(chunks_out, pieces_in).await.map(|()| None) });
     stages.spawn(async move { feeding.run(pieces, features_in).await.map(|()| None) });
     stages.spawn(writing.run(features));
     let sink = Sink::Spool(ring, chunks_in);
-    stages.spawn(async move { stream::run(job, machine, start, sink).await.map(|()| None) });
+    stages.spawn(async move { stream::run(job, ctx, start, sink).await.map(|()| None) });
     let mut finished = None;
     while let Some(done) = stages.join_next().await {
         finished = done??.or(finished);

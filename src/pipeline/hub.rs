@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use super::{PipelineError, stopped_by_nobody};
+use super::{PipelineError, context::stopped};
 use crate::config::{ConfigError, HubName, Problem, RunConfig};
 use crate::hf_hub::{Download, Hub, Missing, Repo, RepoKind};
 use crate::objects::Store;
@@ -67,7 +67,7 @@ pub(super) async fn fetch(
     let hub = Hub::new(store);
     let fetched = tokio::select! {
         fetched = hub.fetch(&repo, &tell) => fetched?,
-        () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
+        () = stop.raised() => return Err(stopped(stop)),
     };
     if let Some(stage_progress) = stage_progress.get() {
         stage_progress.finish();

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::io::AsyncBufReadExt as _;
 
+use super::context::{open_store, scratch_path};
 use super::resolve::workers;
 use super::stream::{FEED_BYTES, Views};
-use super::{PipelineError, preprocess, scratch_path, store};
+use super::{PipelineError, preprocess};
 use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
 use crate::chunk::schedule::LANES;
 use crate::chunk::{RowMeta, sum_segments};
@@ -126,7 +127,7 @@ struct Head {
 }
 
 async fn head(plan: &RunConfig, key: &str, patterns: &[String]) -> Result<(Vec<Object>, Head), PipelineError> {
-    let store = store(&plan.machine().store);
+    let store = open_store(&plan.machine().store);
     let shards = store.list(patterns).await?;
     let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
     let intake = Arc::new(ReadStats::default());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{PipelineError, generation, report::Report};
+use super::{PipelineError, manifest, report::Report};
 use crate::chunk::features;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::PixelReader;
@@ -118,7 +118,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
 fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
     let directory = Directory::at(&Store::default(), path)?;
     let mut found = Inspection::new("run directory");
-    if let Some(file) = generation::read(&directory)? {
+    if let Some(file) = manifest::read(&directory)? {
         for (name, record) in &file.stages {
             found.add(format!("stage {name}"), format!("generation {}", record.generation));
         }

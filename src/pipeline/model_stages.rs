@@ -1,14 +1,18 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Backbone, ImageFilter, Journal, Layout, PipelineError, Ready, Run, Stage, StreamJob, add_inputs, catalog,
-    checkpoints, enough_captions, features, prediction, scratch_path, stream, training, worker,
+    Arc, Journal, Layout, PipelineError, Ready, Run, Stage, catalog, checkpoints, features, prediction, stream,
+    training, worker,
 };
+use crate::catalog::ImageFilter;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::run_dir::LocalDirectory;
 
 use super::forward::Thumbnails;
+use super::manifest::add_inputs;
 use super::report::PredictionReport;
+use super::resolve::{Backbone, enough_captions};
+use super::stream::StreamJob;
 use super::text_prediction::Listed;
 use super::text_training::TextGoal;
 use crate::config::raw::RawPredict;
@@ -25,39 +29,40 @@ pub(super) struct Asking {
 impl Run {
     /// Opens the device, where a stage needs one, and says which it is.
     pub(super) async fn open_device(&mut self) -> Result<Option<Arc<worker::Device>>, PipelineError> {
-        let (Some(chosen), Some(backbone)) = (&self.chosen, &self.backbone) else { return Ok(None) };
-        let bytes =
-            stream::stream_bytes(&self.spec, self.machine.pool.width(), u64::from(self.plan.pipeline().chunks.rows));
+        let (Some(chosen), Some(backbone)) = (&self.model.device, &self.model.backbone) else { return Ok(None) };
+        let bytes = stream::stream_bytes(
+            &self.model.spec,
+            self.ctx.pool.width(),
+            u64::from(self.ctx.config.pipeline().chunks.rows),
+        );
         let load = worker::Load {
             parameters: backbone.checkpoint.parameters(),
             activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
-            pixel_bytes: self.spec.pixel_bytes(),
-            host_bytes: bytes.left_for_model(self.plan.machine().limits.memory.0),
+            pixel_bytes: self.model.spec.pixel_bytes(),
+            host_bytes: bytes.left_for_model(self.ctx.config.machine().limits.memory.0),
             precision: backbone.shape.precision,
         };
-        let batch_size = self.plan.machine().device.batch_size;
-        let device = worker::open(chosen, load, batch_size, &scratch_path(&self.plan)).await?;
+        let batch_size = self.ctx.config.machine().device.batch_size;
+        let device = worker::open(chosen, load, batch_size, &self.ctx.scratch_path()).await?;
         tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
         self.report.device = Some(chosen.to_string());
         Ok(Some(Arc::new(device)))
     }
 
     pub(super) fn backbone(&self) -> Result<&Backbone, PipelineError> {
-        self.backbone
-            .as_ref()
-            .ok_or_else(|| PipelineError::Internal("a stage needs a model that the plan has not".to_owned()))
+        self.model.backbone()
     }
 
     /// The ring's part of `limits.disk`: what is left beside the features of the chunk in hand, which are kept batch by batch
     /// where it takes long, and once more on their way to S3.
     fn ring_bytes(&self, shape: features::FeatureShape) -> Result<u64, PipelineError> {
-        let rows = self.plan.chunk_images();
+        let rows = self.ctx.config.chunk_images();
         let kept = u64::from(rows) * (4 * shape.dim as u64 + 24);
         let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
-        let beside = kept + if self.directory.is_remote() { staged } else { 0 };
-        let least = 2 * chunk_disk_bytes(rows, self.spec.geometry.output_px()) + beside;
-        self.enough_disk(least, "two chunks of pixels and the features of one")?;
-        Ok(self.plan.machine().limits.disk.0 - beside)
+        let beside = kept + if self.ctx.dir.is_remote() { staged } else { 0 };
+        let least = 2 * chunk_disk_bytes(rows, self.model.spec.geometry.output_px()) + beside;
+        self.ctx.require_disk(least, "two chunks of pixels and the features of one")?;
+        Ok(self.ctx.config.machine().limits.disk.0 - beside)
     }
 
     async fn stream_features(
@@ -71,22 +76,21 @@ impl Run {
         let backbone = self.backbone()?;
         let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
         device.call(move |worker| worker.load_backbone(&checkpoint, &options)).await?;
-        let rings = LocalDirectory::create(scratch_path(&self.plan))?;
+        let rings = LocalDirectory::create(self.ctx.scratch_path())?;
         let scratch = LocalDirectory::create(rings.path(name))?;
         let places = features::Places {
-            run: self.directory.clone(),
+            run: self.ctx.dir.clone(),
             layout,
             scratch,
             disk_bytes: self.ring_bytes(backbone.shape)?,
             thumbnails,
         };
         let rows = Arc::clone(&job.stage_progress);
-        let stage_progress = self.machine.registry.stage(format!("features ({name})"), "images", 0);
+        let stage_progress = self.ctx.progress.stage(format!("features ({name})"), "images", 0);
         let journal =
-            features::run(job, self.machine.clone(), places, backbone.shape, device, Arc::clone(&stage_progress))
-                .await?;
-        self.machine.events.finished(&rows);
-        self.machine.events.finished(&stage_progress);
+            features::run(job, self.ctx.clone(), places, backbone.shape, device, Arc::clone(&stage_progress)).await?;
+        self.ctx.events.finished(&rows);
+        self.ctx.events.finished(&stage_progress);
         // Empty now; another process of this run may have none to clean.
         rings.remove(name)?;
         Ok(journal)
@@ -101,9 +105,9 @@ impl Run {
     ) -> Result<Journal, PipelineError> {
         let Ready { shards, generation } = ready;
         let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-        job.views = stream::Views::of_plan(&self.plan);
-        let (seed, side_px) = (self.plan.pipeline().run.seed, self.spec.geometry.output_px());
-        let fraction = self.plan.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        job.views = stream::Views::of_plan(&self.ctx.config);
+        let (seed, side_px) = (self.ctx.config.pipeline().run.seed, self.model.spec.geometry.output_px());
+        let fraction = self.ctx.config.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
         let thumbnails = (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px });
         let shards = Arc::clone(&job.shards);
         let journal = self.stream_features(job, Layout::train("features"), "images", device, thumbnails).await?;
@@ -121,10 +125,10 @@ impl Run {
     ) -> Result<(), PipelineError> {
         let classes = catalog.classes.len();
         let text = self.text_goal(catalog, device).await?;
-        let pipeline = self.plan.pipeline();
+        let pipeline = self.ctx.config.pipeline();
         let Some(settings) = pipeline.train.clone() else { return Ok(()) };
         let seed = pipeline.run.seed;
-        if self.directory.is_remote() {
+        if self.ctx.dir.is_remote() {
             let dim = self.backbone()?.shape.dim as u64;
             let checkpoint = match &text {
                 // Three times the map, of which no layer is larger than this.
@@ -132,22 +136,25 @@ impl Run {
                 None => 8 * classes as u64 * (dim + 1),
             };
             let window = 2 * settings.shuffle_rows * (4 * dim + 1024);
-            self.enough_disk(checkpoint + window, "a checkpoint and the features on their way from the run directory")?;
+            self.ctx.require_disk(
+                checkpoint + window,
+                "a checkpoint and the features on their way from the run directory",
+            )?;
         }
         let job = training::TrainJob {
-            directory: self.directory.clone(),
+            directory: self.ctx.dir.clone(),
             journal,
             settings,
             seed,
             classes,
             text,
             shape: self.backbone()?.shape,
-            memory_bytes: self.plan.machine().limits.memory.0,
+            memory_bytes: self.ctx.config.machine().limits.memory.0,
             generation,
             device: Arc::clone(device),
-            stage_progress: self.machine.registry.stage("train", "samples", 0),
-            stop: self.machine.stop.clone(),
-            events: self.machine.events.clone(),
+            stage_progress: self.ctx.progress.stage("train", "samples", 0),
+            stop: self.ctx.shutdown.clone(),
+            events: self.ctx.events.clone(),
         };
         self.report.training = training::run(job).await?;
         if self.report.training.is_some() {
@@ -165,7 +172,7 @@ impl Run {
         catalog: &catalog::Catalog,
         device: &Arc<worker::Device>,
     ) -> Result<Option<TextGoal>, PipelineError> {
-        let head = &self.plan.pipeline().head;
+        let head = &self.ctx.config.pipeline().head;
         if head.kind != HeadKind::Text {
             return Ok(None);
         }
@@ -179,7 +186,7 @@ impl Run {
 
     /// Test images that make other features than the head was trained on are refused.
     async fn check_same_features(&self) -> Result<(), PipelineError> {
-        let Some(record) = self.generations.recorded(Stage::Stream.as_str()) else { return Ok(()) };
+        let Some(record) = self.manifest.recorded(Stage::Stream.as_str()) else { return Ok(()) };
         let now = self.stream_keys(Stage::Predict, "predict.images", &[]).await?;
         let differs: Vec<&String> = record
             .keys
@@ -200,24 +207,24 @@ impl Run {
             .collect();
         Err(PipelineError::Generation(format!(
             "the head in `{}` was trained on other features than these test images would get:\n{}\nset the keys back",
-            self.directory.display(""),
+            self.ctx.dir.display(""),
             list.join("\n")
         )))
     }
 
     /// Reads the ids and lists the test images, so that what is wrong with them shows before anything runs.
     pub(super) async fn prepare_prediction(&mut self, alone: bool) -> Result<Option<Asking>, PipelineError> {
-        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(None) };
-        let store = &self.machine.store;
+        let Some(settings) = self.ctx.config.pipeline().predict.clone() else { return Ok(None) };
+        let store = &self.ctx.store;
         let asked = prediction::read_ids(store, &settings.ids).await?;
         let shards = store.list(&settings.images).await?;
         let ids = store.find(&settings.ids).await?;
         if !settings.truth.is_empty() {
             prediction::check_truth(store, &settings.truth).await?;
         }
-        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.ctx.config.pipeline().head.kind == HeadKind::Text;
         let listed = if is_text { self.listed(&settings).await? } else { None };
-        if is_text && (alone || !self.plan.runs(Stage::Train)) {
+        if is_text && (alone || !self.ctx.config.runs(Stage::Train)) {
             self.check_same_encoder()?;
         }
         if is_text && !settings.blend.is_empty() {
@@ -227,24 +234,24 @@ impl Run {
         if let Some(listed) = &listed {
             enough_captions(listed.captions.len(), settings.top_k)?;
         }
-        if alone || !self.plan.runs(Stage::Stream) {
+        if alone || !self.ctx.config.runs(Stage::Stream) {
             self.check_same_features().await?;
-            let own = catalog::load_captions(&self.directory)?;
+            let own = catalog::load_captions(&self.ctx.dir)?;
             if listed.is_none() {
                 enough_captions(own.len(), settings.top_k)?;
             }
         } else if listed.is_some() {
             // The classes are not what is ranked.
-        } else if self.generations.recorded(Stage::Catalog.as_str()).is_some()
-            && let Ok(captions) = catalog::load_captions(&self.directory)
+        } else if self.manifest.recorded(Stage::Catalog.as_str()).is_some()
+            && let Ok(captions) = catalog::load_captions(&self.ctx.dir)
         {
             // Without a complete catalog the number is known, and looked at, as soon as it is built.
             enough_captions(captions.len(), settings.top_k)?;
         }
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
-        add_inputs(&self.machine.store, &mut keys, "predict.ids", &[ids]).await?;
+        add_inputs(&self.ctx.store, &mut keys, "predict.ids", &[ids]).await?;
         let record = format!("{} {}", Stage::Predict.as_str(), Self::stem(&settings));
-        let generation = self.generations.propose(&record, Stage::Predict, keys, &[]);
+        let generation = self.manifest.propose(&record, Stage::Predict, keys, &[]);
         Ok(Some(Asking { ready: Ready { shards, generation }, asked, listed }))
     }
 
@@ -254,15 +261,15 @@ impl Run {
     }
 
     pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<worker::Device>) -> Result<(), PipelineError> {
-        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
+        let Some(settings) = self.ctx.config.pipeline().predict.clone() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
         let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
-        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.ctx.config.pipeline().head.kind == HeadKind::Text;
         // Millions of captions need not be held twice.
         let (own, captions) = if is_text {
-            (catalog::load_own(&self.directory)?, Vec::new())
+            (catalog::load_own(&self.ctx.dir)?, Vec::new())
         } else {
-            (catalog::Own::default(), catalog::load_captions(&self.directory)?)
+            (catalog::Own::default(), catalog::load_captions(&self.ctx.dir)?)
         };
         let listed = match listed {
             None if is_text => Some(Self::own_listed(&own)),
@@ -271,7 +278,7 @@ impl Run {
         if let Some(listed) = &listed {
             self.enough_memory(listed.captions.len())?;
         }
-        let picked = checkpoints::pick(&self.directory, settings.checkpoint)?;
+        let picked = checkpoints::pick(&self.ctx.dir, settings.checkpoint)?;
         let (mut tally, mut text) = (crate::chunk::Tally::default(), None);
         let ranking = if let Some(picked) = &picked {
             // Another kind of head is refused before hours of features.
@@ -292,13 +299,13 @@ impl Run {
                 text = Some(ranked.1);
                 ranked.0
             } else if let Some(head) = head {
-                let stage_progress = self.machine.registry.stage("rank", "images", 0);
-                let (stop, queries) = (&self.machine.stop, prediction::Queries::Features);
-                let kept = scratch_path(&self.plan).join(format!("{stem}.ranks"));
+                let stage_progress = self.ctx.progress.stage("rank", "images", 0);
+                let (stop, queries) = (&self.ctx.shutdown, prediction::Queries::Features);
+                let kept = self.ctx.scratch_path().join(format!("{stem}.ranks"));
                 let ranking =
                     prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries)
                         .await?;
-                self.machine.events.finished(&stage_progress);
+                self.ctx.events.finished(&stage_progress);
                 ranking
             } else {
                 return Err(PipelineError::Internal("there are no captions to rank".to_owned()));
@@ -312,8 +319,8 @@ impl Run {
             self.report.notes.push(format!("the run has no trained head, so every id gets {instead}"));
             prediction::Ranking::empty(asked.urls.len(), top_k)
         };
-        let (store, directory) = (&self.machine.store, &self.directory);
-        let output = self.plan.output().to_owned();
+        let (store, directory) = (&self.ctx.store, &self.ctx.dir);
+        let output = self.ctx.config.output().to_owned();
         let (without, ranked) = if let Some(listed) = &listed {
             let text = |class| listed.captions.text(class).unwrap_or_default();
             let fallback: Vec<u32> = (0..top_k as u32).collect();

@@ -11,11 +11,11 @@ use twox_hash::XxHash3_64;
 
 use super::PipelineError;
 use super::catalog::Caption;
+use super::context::RunContext;
 use super::evidence::{Closeness, Kind, Mix, queries};
 use super::features::read_features;
 use super::report::{DEVICE, ScoreReport};
 use super::spill::Spill;
-use super::stream::RunContext;
 use super::stream::fill;
 use super::text_prediction::NameVectors;
 use super::worker::{Device, DeviceWorker};
@@ -172,13 +172,13 @@ pub(super) async fn correction(
     if correction == Correction::None {
         return Ok((head, None));
     }
-    let stage_progress = machine.registry.stage("closeness of captions", "images", journal.tally().kept);
+    let stage_progress = machine.progress.stage("closeness of captions", "images", journal.tally().kept);
     let mut closeness = Closeness::new(correction, head.classes);
     let head = Arc::new(head);
     let plain = Arc::clone(&head);
     device.call(move |worker| worker.load_scorer(&plain)).await?;
     for (id, entry) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
-        if let Some(signal) = machine.stop.signal() {
+        if let Some(signal) = machine.shutdown.signal() {
             return Err(PipelineError::Stopped(signal));
         }
         let name = journal.layout().chunk(*id);

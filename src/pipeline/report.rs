@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::Tally;
 use crate::config::raw::Trial;
 use crate::objects::TrafficSnapshot;
+use crate::run_dir::Directory;
 use crate::telemetry::{Activity, Snapshot, TimerSnapshot};
 
 /// The part of a stage that works on the device.
@@ -45,6 +46,33 @@ pub struct Report {
     pub notes: Vec<String>,
     /// What was written: name → path.
     pub outputs: BTreeMap<String, String>,
+}
+
+/// Remarks and artefacts of one stage. Stages return them; the orchestrator adds them to the report.
+#[derive(Debug, Default)]
+pub(crate) struct StageRemarks {
+    notes: Vec<String>,
+    outputs: Vec<(&'static str, String)>,
+}
+
+impl StageRemarks {
+    /// Adds a remark that a reader of the report should not miss.
+    pub(crate) fn add_note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Adds an artefact by its path relative to the run directory.
+    pub(crate) fn add_output(&mut self, name: &'static str, path: impl Into<String>) {
+        self.outputs.push((name, path.into()));
+    }
+}
+
+impl Report {
+    /// Adds the remarks of a stage that worked in `dir`.
+    pub(crate) fn add_remarks(&mut self, dir: &Directory, remarks: StageRemarks) {
+        self.notes.extend(remarks.notes);
+        self.outputs.extend(remarks.outputs.into_iter().map(|(name, path)| (name.to_owned(), dir.display(&path))));
+    }
 }
 
 /// Counts of the catalog.

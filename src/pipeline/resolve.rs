@@ -1,14 +1,89 @@
 //! What a plan comes to once its checkpoint is looked at: preprocessing, backbone, and whether both fit the limits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::features::FeatureShape;
-use super::worker::model_error;
-use super::{PipelineError, preprocess, stream};
+use crate::chunk::schedule::LANES;
+use crate::config::StageKeys;
+use crate::config::plan::Stage;
 use crate::config::value::Pool as Word;
 use crate::config::{ConfigError, Problem, RunConfig};
 use crate::decode::Spec;
+use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions, Pool};
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::features::FeatureShape;
+use crate::pipeline::manifest::CHECKPOINT_FILES;
+use crate::pipeline::texts::Encoder;
+use crate::pipeline::worker::{self, model_error};
+use crate::pipeline::{hub, preprocess, stream};
+
+/// The models that a run uses, opened, and the device chosen for them.
+pub(crate) struct ResolvedModel {
+    /// How images are decoded.
+    pub(crate) spec: Spec,
+    /// The frozen image model; `None` where pixel chunks are the product.
+    pub(crate) backbone: Option<Backbone>,
+    /// The frozen text encoder, for a text head.
+    pub(crate) text_encoder: Option<Encoder>,
+    /// The device on which they run; `None` without a backbone.
+    pub(crate) device: Option<Chosen>,
+}
+
+impl ResolvedModel {
+    /// Downloads what the hub's cache lacks, opens both models, checks the limits and chooses a device.
+    ///
+    /// # Errors
+    /// When a model, the device or a limit does not fit the configuration; or when the run has to stop.
+    pub(crate) async fn open(ctx: &RunContext) -> Result<Self, PipelineError> {
+        let RunContext { config, store, progress, shutdown, .. } = ctx;
+        let backbone_dir = hub::fetch(config, hub::Which::Backbone, store, progress, shutdown).await?;
+        let encoder_dir = hub::fetch(config, hub::Which::Encoder, store, progress, shutdown).await?;
+        let own = Arc::clone(config);
+        let (spec, backbone) = tokio::task::spawn_blocking(move || resolve(&own, backbone_dir)).await??;
+        let text_encoder = match config.pipeline().text.clone() {
+            Some(text) => Some(tokio::task::spawn_blocking(move || Encoder::open(&text, encoder_dir)).await??),
+            None => None,
+        };
+        let device = if backbone.is_some() { Some(worker::choose(&config.machine().device).await?) } else { None };
+        Ok(Self { spec, backbone, text_encoder, device })
+    }
+
+    /// Returns the backbone.
+    ///
+    /// # Errors
+    /// An internal error where the configuration has none: only stages that need one ask for it.
+    pub(crate) fn backbone(&self) -> Result<&Backbone, PipelineError> {
+        let absent = || PipelineError::Internal("a stage needs a model that the configuration lacks".to_owned());
+        self.backbone.as_ref().ok_or_else(absent)
+    }
+
+    /// Returns the text encoder.
+    ///
+    /// # Errors
+    /// As [`Self::backbone`].
+    pub(crate) fn text_encoder(&self) -> Result<&Encoder, PipelineError> {
+        let absent = || PipelineError::Internal("a stage needs a text encoder that the configuration lacks".to_owned());
+        self.text_encoder.as_ref().ok_or_else(absent)
+    }
+
+    /// Returns the keys that the chunks of an image stream depend on, apart from its input files.
+    pub(crate) fn stream_keys(&self, config: &RunConfig, stage: Stage) -> StageKeys {
+        let mut keys = config.keys(stage);
+        let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
+        keys.insert("images (shards side by side)".to_owned(), LANES.to_string());
+        keys.insert(
+            "preprocess (resolved)".to_owned(),
+            format!("{geometry} {}", self.spec.resample.fingerprint_name()),
+        );
+        if let Some(backbone) = &self.backbone {
+            keys.insert(CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
+            keys.remove("model.checkpoint");
+        }
+        keys
+    }
+}
 
 /// What a backbone is, as far as the wiring needs it.
 pub(super) struct Backbone {

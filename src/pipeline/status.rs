@@ -182,7 +182,7 @@ impl Status {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn read(run_dir: &str, store: &RawStore) -> Result<Self, PipelineError> {
-        let directory = Directory::at(&super::store(store), run_dir)?;
+        let directory = Directory::at(&super::context::open_store(store), run_dir)?;
         let Some(content) = directory.read(FILE)? else {
             return Err(if directory.read("run.toml")?.is_some() {
                 PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))

@@ -22,6 +22,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::lanes::{Lanes, ReadAhead};
 use super::PipelineError;
+use super::chunk_files::{fetch_files, quarantine_files, row_files};
+use super::context::RunContext;
 use super::events::Events;
 use crate::catalog::{ImageFilter, UrlDedup, url_hash};
 use crate::chunk::features::read_heads;
@@ -36,13 +38,11 @@ use crate::config::bytes::{StreamBytes, block_images};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
-use crate::objects::{Object, Reader, Store, explain_read};
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, depth, link};
-use crate::telemetry::{ProgressRegistry, Shard, StageProgress};
+use crate::objects::{Object, Reader, explain_read};
+use crate::runtime::{BufferPool, BytePermit, depth, link};
+use crate::telemetry::{Shard, StageProgress};
 use crate::train::validation::is_validation;
 
-/// Files brought to local disk together, where the run is kept elsewhere.
-const FETCHED_AT_ONCE: usize = 32;
 /// Size up to which a chunk is read whole when a stream goes on behind it, to compare its checksum.
 const VERIFIED_BYTES: u64 = 64 << 20;
 
@@ -71,8 +71,8 @@ fn block_rows(job: &StreamJob) -> usize {
 
 /// Blocks that are being decoded, or were and wait for the writer, one of them in its hand: as many as the threads work on at once, which
 /// is one where it has rows enough for all of them; and one more for each thread, because those take as much less time as they are more.
-fn decoding_blocks(job: &StreamJob, machine: &RunContext) -> usize {
-    let threads = machine.pool.width();
+fn decoding_blocks(job: &StreamJob, ctx: &RunContext) -> usize {
+    let threads = ctx.pool.width();
     threads + threads.div_ceil(block_rows(job))
 }
 
@@ -136,17 +136,6 @@ impl Views {
     }
 }
 
-/// What the stages of a stream share.
-#[derive(Clone)]
-pub(super) struct RunContext {
-    pub(super) store: Store,
-    pub(super) pool: CpuPool,
-    pub(super) budget: ByteBudget,
-    pub(super) stop: Shutdown,
-    pub(super) registry: ProgressRegistry,
-    pub(super) events: Events,
-}
-
 /// Where complete chunks go.
 pub(super) enum Sink {
     /// Into the scratch ring, and on to whoever consumes them.
@@ -183,45 +172,36 @@ pub(super) fn seen_so_far(
     wanted: &ImageFilter,
 ) -> Result<UrlDedup, PipelineError> {
     let mut seen = UrlDedup::new(wanted.clone());
-    let mut take = |path: &std::path::Path| -> Result<(), PipelineError> {
+    let mut add_rows = |path: &std::path::Path| -> Result<(), PipelineError> {
         let heads = read_heads(path)?;
         for row in 0..heads.len() {
             seen.first(url_hash(heads.url(row)));
         }
         Ok(())
     };
-    let (directory, layout) = (journal.directory(), journal.layout());
-    let files = |name: &dyn Fn(ChunkId) -> String| -> Vec<String> {
-        let names = journal.entries().iter().map(|(id, entry)| (name(*id), entry));
-        names.filter(|(name, entry)| entry.files.contains_key(name)).map(|(name, _)| name).collect()
-    };
-    for names in files(&|id| layout.chunk(id)).chunks(FETCHED_AT_ONCE) {
-        for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
-            // Pixel chunks that are the product are too large to be read whole for their URLs.
-            if copy.metadata().is_ok_and(|metadata| metadata.len() <= VERIFIED_BYTES) {
-                journal.verify(name, &copy)?;
-            }
-            take(&copy)?;
-        }
+    let mut files = row_files(journal);
+    // Pixel chunks that are the product are too large to be read whole for their URLs.
+    files.iter_mut().filter(|file| file.bytes > VERIFIED_BYTES).for_each(|file| file.sum = None);
+    for file in fetch_files(journal.directory(), &files) {
+        let (_, copy) = file?;
+        add_rows(&copy)?;
     }
     for chunk in ring {
-        chunk.pixels().as_deref().map_or(Ok(()), &mut take)?;
+        chunk.pixels().as_deref().map_or(Ok(()), &mut add_rows)?;
     }
-    let mut note = |rows: &[Quarantined]| {
+    let mut add_quarantined = |rows: &[Quarantined]| {
         for row in rows.iter().filter(|row| takes_its_url(&row.reason)) {
             if let Some(url) = &row.image_url {
                 seen.first(url_hash(url));
             }
         }
     };
-    for names in files(&|id| layout.quarantine(id)).chunks(FETCHED_AT_ONCE) {
-        for (name, copy) in names.iter().zip(directory.fetch_all(names)?) {
-            journal.verify(name, &copy)?;
-            note(&quarantine::read(&copy)?);
-        }
+    for file in fetch_files(journal.directory(), &quarantine_files(journal)) {
+        let (_, copy) = file?;
+        add_quarantined(&quarantine::read(&copy)?);
     }
     for chunk in ring {
-        note(&chunk.whole_entry()?.quarantined);
+        add_quarantined(&chunk.whole_entry()?.quarantined);
     }
     Ok(seen)
 }
@@ -248,30 +228,24 @@ pub(super) struct Start {
 }
 
 /// Runs the stream from `start` to the end of the last shard, or until the stop token is raised.
-pub(super) async fn run(job: StreamJob, machine: RunContext, start: Start, sink: Sink) -> Result<(), PipelineError> {
+pub(super) async fn run(job: StreamJob, ctx: RunContext, start: Start, sink: Sink) -> Result<(), PipelineError> {
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
-    let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
-    let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
+    let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
+    let own = ctx.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
     let Start { schedule, counted, seen } = start;
     // Those in the link, and the one in the reader's hand.
-    let blocks = decoding_blocks(&job, &machine) + BLOCKS_WAITING + 1;
-    let ahead = ReadAhead::plan(&schedule, &machine, bytes, blocks).await;
+    let blocks = decoding_blocks(&job, &ctx) + BLOCKS_WAITING + 1;
+    let ahead = ReadAhead::plan(&schedule, &ctx, bytes, blocks).await;
     let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
-    machine.registry.gauge("blocks_waiting", help, limit, depth(&blocks_in));
+    ctx.progress.gauge("blocks_waiting", help, limit, depth(&blocks_in));
     let job = Arc::new(job);
     // Base64 goes from the decoders back to the reader.
     let texts = BufferPool::new(blocks + ahead.buffers(), SPARE_BYTES);
-    let lanes = Lanes { job: Arc::clone(&job), machine: machine.clone(), schedule, ahead, texts: texts.clone() };
+    let lanes = Lanes { job: Arc::clone(&job), ctx: ctx.clone(), schedule, ahead, texts: texts.clone() };
     let mut reading = AbortOnDropHandle::new(tokio::spawn(lanes.run(seen, blocks_in)));
-    let mut writing = AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(
-        job,
-        machine.clone(),
-        blocks_out,
-        texts,
-        counted,
-        sink,
-    )));
+    let mut writing =
+        AbortOnDropHandle::new(tokio::spawn(writer::write_chunks(job, ctx.clone(), blocks_out, texts, counted, sink)));
     tokio::select! {
         read = &mut reading => {
             // What was read is written to the end, and committed; then it counts why reading ended.
@@ -285,7 +259,7 @@ pub(super) async fn run(job: StreamJob, machine: RunContext, start: Start, sink:
         }
     }
     drop(own);
-    match machine.stop.signal() {
+    match ctx.shutdown.signal() {
         Some(signal) => Err(PipelineError::Stopped(signal)),
         None => Ok(()),
     }

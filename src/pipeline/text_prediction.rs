@@ -12,7 +12,7 @@ use super::report::{EvidenceReport, TextReport};
 use super::text_training::HeldOut;
 use super::texts::{self, TextSet, TextStore};
 use super::worker::{Device, DeviceWorker};
-use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation, scratch_path};
+use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, manifest};
 use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
 use crate::chunk::features::read_heads;
 use crate::config::raw::RawPredict;
@@ -145,15 +145,14 @@ fn key_of(head: &TextHead, names: Option<&NameVectors>) -> Arc<str> {
 impl Run {
     /// The text encoder of a text head.
     pub(super) fn encoder(&self) -> Result<&texts::Encoder, PipelineError> {
-        let absent = || PipelineError::Internal("a stage needs a text encoder that the plan has not".to_owned());
-        self.encoder.as_ref().ok_or_else(absent)
+        self.model.text_encoder()
     }
 
     /// The keys of the text stage, with the encoder's files for its name.
     pub(super) fn text_keys(&self) -> Result<crate::config::StageKeys, PipelineError> {
-        let mut keys = self.plan.keys(Stage::Text);
+        let mut keys = self.ctx.config.keys(Stage::Text);
         keys.remove("text.encoder");
-        keys.insert(generation::ENCODER_FILES.to_owned(), self.encoder()?.fingerprint.clone());
+        keys.insert(manifest::ENCODER_FILES.to_owned(), self.encoder()?.fingerprint.clone());
         Ok(keys)
     }
 
@@ -164,24 +163,24 @@ impl Run {
         captions: Arc<Classes>,
         device: &Arc<Device>,
     ) -> Result<TextSet, PipelineError> {
-        let scratch = scratch_path(&self.plan);
-        texts::embed(name, captions, self.encoder()?, &self.directory, &scratch, &self.machine, device).await
+        let scratch = self.ctx.scratch_path();
+        texts::embed(name, captions, self.encoder()?, &self.ctx.dir, &scratch, &self.ctx, device).await
     }
 
     /// Refuses captions whose vectors fit neither memory nor scratch disk.
     pub(super) fn enough_for_vectors(&self, captions: usize) -> Result<(), PipelineError> {
         let width = if self.encoder()?.precision == Precision::Bf16 { 2 } else { 4 };
         let bytes = captions as u64 * self.encoder()?.checkpoint.dim() as u64 * width;
-        if bytes <= self.plan.machine().limits.memory.0 / 4 {
+        if bytes <= self.ctx.config.machine().limits.memory.0 / 4 {
             return Ok(());
         }
-        self.enough_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+        self.ctx.require_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
     }
 
     /// Refuses a list whose vectors are more than the memory limit: it is ranked in memory.
     pub(super) fn enough_memory(&self, captions: usize) -> Result<(), PipelineError> {
         let bytes = 4 * captions as u64 * self.encoder()?.checkpoint.dim() as u64;
-        let limit = self.plan.machine().limits.memory;
+        let limit = self.ctx.config.machine().limits.memory;
         if bytes <= limit.0 {
             return Ok(());
         }
@@ -205,20 +204,20 @@ impl Run {
 
     /// The vectors of a set by their numbers.
     pub(super) async fn text_store(&self, set: TextSet) -> Result<TextStore, PipelineError> {
-        let scratch = scratch_path(&self.plan);
-        let memory = self.plan.machine().limits.memory.0 / 4;
+        let scratch = self.ctx.scratch_path();
+        let memory = self.ctx.config.machine().limits.memory.0 / 4;
         tokio::task::spawn_blocking(move || TextStore::open(&set, memory, &scratch)).await?
     }
 
     /// A map goes with the encoder into whose space it leads.
     pub(super) fn check_same_encoder(&self) -> Result<(), PipelineError> {
-        let Some(record) = self.generations.recorded(Stage::Text.as_str()) else { return Ok(()) };
+        let Some(record) = self.manifest.recorded(Stage::Text.as_str()) else { return Ok(()) };
         let now = self.text_keys()?;
         let differs = |(key, value): &(&String, &String)| now.get(*key) != Some(value);
         match record.keys.iter().find(differs) {
             Some((key, value)) => Err(PipelineError::Generation(format!(
                 "the head in `{}` was trained with another text encoder: `{key}` was {value}, and is {} now; set it back",
-                self.directory.display(""),
+                self.ctx.dir.display(""),
                 now.get(key).map_or("absent", String::as_str)
             ))),
             None => Ok(()),
@@ -227,13 +226,13 @@ impl Run {
 
     /// Reads the list that is to be ranked; `None` where the run's classes are.
     pub(super) async fn listed(&self, settings: &RawPredict) -> Result<Option<Listed>, PipelineError> {
-        let of_run = self.plan.pipeline().captions.as_ref().map_or("", |captions| captions.list.as_str());
+        let of_run = self.ctx.config.pipeline().captions.as_ref().map_or("", |captions| captions.list.as_str());
         let name = if settings.captions.is_empty() { of_run } else { &settings.captions };
         if name.is_empty() {
             return Ok(None);
         }
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
-        catalog::read_list(&self.machine.store, name, &mut captions).await?;
+        catalog::read_list(&self.ctx.store, name, &mut captions).await?;
         captions.shrink();
         Ok(Some(Listed { captions: Arc::new(captions), source: Store::shown(name).to_owned() }))
     }
@@ -244,10 +243,10 @@ impl Run {
             return Ok(None);
         }
         let shown = Store::shown(&settings.blend).to_owned();
-        let (store, name) = (self.machine.store.clone(), settings.blend.clone());
+        let (store, name) = (self.ctx.store.clone(), settings.blend.clone());
         let other = tokio::task::spawn_blocking(move || Directory::at(&store, &name)).await??;
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
-        let file = generation::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
+        let file = manifest::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
         let keys = &file.stages.get(Stage::Stream.as_str()).ok_or_else(|| refused("it has no features"))?.keys;
         let own = self.stream_keys(Stage::Predict, "predict.images", &[]).await?;
         let of_features = |key: &&String| key.starts_with("model.") || key.starts_with("preprocess");
@@ -255,16 +254,16 @@ impl Run {
             return Err(refused(&format!("its head was trained on other features than this run's: `{key}` differs")));
         }
         // Else what is held out here was trained on there, and would be trusted too much.
-        let held_out = |record: Option<&generation::StageRecord>| {
+        let held_out = |record: Option<&manifest::StageRecord>| {
             let value = |key: &str| record.and_then(|record| record.keys.get(key).cloned());
             (
                 value("run.seed"),
                 value("train.validation_fraction").and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0),
             )
         };
-        let own_train = self.plan.runs(Stage::Train).then(|| self.plan.keys(Stage::Train));
-        let own_record = own_train.map(|keys| generation::StageRecord { keys, ..generation::StageRecord::default() });
-        let mine = held_out(own_record.as_ref().or(self.generations.recorded(Stage::Train.as_str())));
+        let own_train = self.ctx.config.runs(Stage::Train).then(|| self.ctx.config.keys(Stage::Train));
+        let own_record = own_train.map(|keys| manifest::StageRecord { keys, ..manifest::StageRecord::default() });
+        let mine = held_out(own_record.as_ref().or(self.manifest.recorded(Stage::Train.as_str())));
         let theirs = held_out(file.stages.get(Stage::Train.as_str()));
         if mine.1 > 0.0 && (mine.0 != theirs.0 || theirs.1 < mine.1) {
             return Err(refused(
@@ -287,12 +286,12 @@ impl Run {
         &self,
         vectors_of: impl FnOnce(&[u32]) -> Result<Vec<f32>, PipelineError>,
     ) -> Result<Option<HeldOutSide>, PipelineError> {
-        let Some(record) = self.generations.recorded(Stage::Train.as_str()) else { return Ok(None) };
+        let Some(record) = self.manifest.recorded(Stage::Train.as_str()) else { return Ok(None) };
         let value = |key: &str| record.keys.get(key).map(String::as_str).unwrap_or_default();
         let fraction: f64 = value("train.validation_fraction").parse().unwrap_or(0.0);
         let seed = value("run.seed").parse::<u64>().ok();
         let Some(seed) = seed.filter(|_| fraction > 0.0) else { return Ok(None) };
-        let journal = Journal::read(self.directory.clone(), Layout::train("features"), None)?;
+        let journal = Journal::read(self.ctx.dir.clone(), Layout::train("features"), None)?;
         let shape = self.backbone()?.shape;
         let read = || {
             let layout = journal.layout();
@@ -304,7 +303,7 @@ impl Run {
                 .collect();
             let (mut rows, mut seen) = (Vec::with_capacity(names.len()), HashSet::new());
             for names in names.chunks(32) {
-                for (name, copy) in names.iter().zip(self.directory.fetch_all(names)?) {
+                for (name, copy) in names.iter().zip(self.ctx.dir.fetch_all(names)?) {
                     journal.verify(name, &copy)?;
                     let heads = read_heads(&copy)?;
                     let mut held_out = 0;
@@ -319,7 +318,7 @@ impl Run {
                 }
             }
             let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
-            let store = FeatureStore::new(self.directory.clone(), names, wanted, FeaturePlacement::Files);
+            let store = FeatureStore::new(self.ctx.dir.clone(), names, wanted, FeaturePlacement::Files);
             let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
             Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images, seen }))
         };
@@ -341,7 +340,7 @@ impl Run {
         if let Some(side) = held_out {
             side.images.urls.iter().try_for_each(|url| names.add(url))?;
         }
-        prediction::each_id(&self.machine.store, &settings.ids, |id| names.add(id.image_url)).await?;
+        prediction::each_id(&self.ctx.store, &settings.ids, |id| names.add(id.image_url)).await?;
         let set = self.embed("file names", Arc::clone(&names.all), device).await?;
         let store = self.text_store(set).await?;
         let many = names.all.len() >= NAMES_WITH_A_MEAN;
@@ -489,14 +488,14 @@ impl Run {
         };
         let plain = candidates.head(kind, mix);
         let (mut head, bias) =
-            prediction::correction(journal, plain, settings.correction, &queries, device, &self.machine).await?;
+            prediction::correction(journal, plain, settings.correction, &queries, device, &self.ctx).await?;
         add_to(&mut head.bias, bias.as_deref());
-        let stage_progress = self.machine.registry.stage(format!("rank by {word}"), "images", 0);
-        let kept = scratch_path(&self.plan).join(format!("{}-{}.ranks", Self::stem(settings), word.replace(' ', "-")));
-        let stop = &self.machine.stop;
+        let stage_progress = self.ctx.progress.stage(format!("rank by {word}"), "images", 0);
+        let kept = self.ctx.scratch_path().join(format!("{}-{}.ranks", Self::stem(settings), word.replace(' ', "-")));
+        let stop = &self.ctx.shutdown;
         let mut ranking =
             prediction::rank(journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries).await?;
-        self.machine.events.finished(&stage_progress);
+        self.ctx.events.finished(&stage_progress);
         let Some(names) = names.as_ref().as_ref().filter(|_| kind != Kind::Pixels) else { return Ok(ranking) };
         // An image without features may have a name.
         let nameless = |image: &usize| ranking.of(*image).is_none() && names.knows(asked.urls.hash(*image));
@@ -530,14 +529,14 @@ impl Run {
         held_out: Option<&HeldOutSide>,
         rankings: &[(Kind, Ranking)],
     ) -> Result<EvidenceReport, PipelineError> {
-        let truth = self.machine.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
+        let truth = self.ctx.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
         let truth = read_truth(&*truth).map_err(|error| PipelineError::Input(super::chain(&error)))?;
         let by_id: HashMap<&str, Vec<&Truth>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
             by_id.entry(&*row.id).or_insert_with(Vec::new).push(row);
             by_id
         });
         let (mut questions, mut languages) = (Vec::new(), Vec::<String>::new());
-        prediction::each_id(&self.machine.store, &settings.ids, |id| {
+        prediction::each_id(&self.ctx.store, &settings.ids, |id| {
             let Some(image) = asked.urls.position(url_hash(id.image_url)) else { return Ok(()) };
             for row in by_id.get(id.id).into_iter().flatten() {
                 let class = own.classes.classes_of(&row.caption).next();

@@ -14,9 +14,9 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
+use super::context::RunContext;
 use super::report::DEVICE;
 use super::spill::Spill;
-use super::stream::RunContext;
 use super::worker::{Device, DeviceWorker, damaged, model_error};
 use crate::catalog::Classes;
 use crate::chunk::texts::{self, Vectors};
@@ -135,7 +135,7 @@ pub(super) async fn embed(
     let (dim, precision) = (encoder.checkpoint.dim(), encoder.precision);
     let missing: Vec<usize> = (0..count).filter(|chunk| found[*chunk].is_none()).collect();
     if !missing.is_empty() {
-        let stage_progress = machine.registry.stage(name, "captions", captions.len() as u64);
+        let stage_progress = machine.progress.stage(name, "captions", captions.len() as u64);
         let rows = |chunk: usize| (captions.len() - chunk * CHUNK).min(CHUNK) as u64;
         stage_progress.add_resumed((0..count).filter(|chunk| found[*chunk].is_some()).map(rows).sum());
         machine.events.started(&stage_progress);
@@ -232,7 +232,7 @@ impl Job<'_> {
         let (mut earlier, mut spill) = Spill::open(kept.clone(), &made_from)?;
         let mut values = vec![0.0_f32; numbers.len() * dim];
         for batch in batches(&lengths, budget, fixed) {
-            if let Some(signal) = self.machine.stop.signal() {
+            if let Some(signal) = self.machine.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
             }
             let count = batch.members.len();

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::super::PipelineError;
+use super::super::context::{RunContext, open_store};
 use super::super::events::Events;
-use super::super::stream::{self, RunContext, Sink, Start, StreamJob, Views, stream_bytes};
-use super::super::{PipelineError, store};
+use super::super::stream::{self, Sink, Start, StreamJob, Views, stream_bytes};
 use super::Temporary;
 use crate::catalog::{ImageFilter, UrlDedup};
 use crate::chunk::journal::{Journal, Layout};
@@ -17,7 +18,7 @@ use crate::config::value::Compression;
 use crate::config::{ConfigError, RunConfig};
 use crate::decode::Spec;
 use crate::objects::Object;
-use crate::run_dir::LocalDirectory;
+use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, Signal};
 use crate::telemetry::ProgressRegistry;
 
@@ -70,16 +71,19 @@ async fn once(
     folder: Option<&Temporary>,
 ) -> Result<f64, PipelineError> {
     let chunks = &plan.pipeline().chunks;
-    let stop = Shutdown::default();
-    let machine = RunContext {
-        store: store(&plan.machine().store),
+    let shutdown = Shutdown::default();
+    let store = open_store(&plan.machine().store);
+    let ctx = RunContext {
+        config: Arc::new(plan.clone()),
+        dir: Directory::at(&store, &plan.pipeline().run.dir)?,
+        store,
         pool: CpuPool::new(threads).map_err(|error| PipelineError::Input(error.to_string()))?,
         budget: ByteBudget::new(plan.machine().limits.memory.0),
-        stop: stop.clone(),
-        registry: ProgressRegistry::default(),
+        shutdown: shutdown.clone(),
+        progress: ProgressRegistry::default(),
         events: Events::default(),
     };
-    let stage_progress = machine.registry.stage("images", "rows", 0);
+    let stage_progress = ctx.progress.stage("images", "rows", 0);
     let job = StreamJob {
         shards: Arc::new(shards.to_vec()),
         wanted: ImageFilter::Everything,
@@ -105,13 +109,13 @@ async fn once(
         seen: UrlDedup::new(ImageFilter::Everything),
     };
     let started = Instant::now();
-    let mut running = tokio::spawn(stream::run(job, machine, start, sink));
+    let mut running = tokio::spawn(stream::run(job, ctx, start, sink));
     let ended = loop {
         tokio::select! {
             ended = &mut running => break ended?,
             () = tokio::time::sleep(LOOK) => {
                 if stage_progress.progress().0 >= rows || started.elapsed() >= LONGEST {
-                    stop.raise(Signal::Interrupt);
+                    shutdown.raise(Signal::Interrupt);
                 }
             }
         }

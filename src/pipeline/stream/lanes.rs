@@ -49,9 +49,9 @@ pub(super) struct ReadAhead {
 
 impl ReadAhead {
     /// As many lanes as have enough to do and as there is memory for beside the blocks that are decoded.
-    pub(super) async fn plan(schedule: &Schedule, machine: &RunContext, bytes: StreamBytes, blocks: usize) -> Self {
-        let workers = machine.pool.width() as u64;
-        let free = machine.budget.limit_bytes().saturating_sub(machine.budget.in_flight_bytes());
+    pub(super) async fn plan(schedule: &Schedule, ctx: &RunContext, bytes: StreamBytes, blocks: usize) -> Self {
+        let workers = ctx.pool.width() as u64;
+        let free = ctx.budget.limit_bytes().saturating_sub(ctx.budget.in_flight_bytes());
         let left = free.saturating_sub(bytes.block + blocks as u64 * bytes.usual_block(USUAL_TEXT_BYTES));
         let enough = if workers > FED_BY_ONE { workers * AHEAD_BYTES_PER_WORKER } else { AHEAD_BYTES };
         // A lane reads at the rate at which several threads decode; where few rows are wanted, at which one looks through them.
@@ -61,7 +61,7 @@ impl ReadAhead {
             // A block over the queue's bytes has it for itself, so there has to be room for the largest.
             if share >= bytes.text {
                 let queue_bytes = share.min(enough);
-                let held = machine.budget.take(own + queues * queue_bytes.max(bytes.text)).await;
+                let held = ctx.budget.take(own + queues * queue_bytes.max(bytes.text)).await;
                 return Self { lanes, queue_bytes, _held: Some(held) };
             }
         }
@@ -77,7 +77,7 @@ impl ReadAhead {
 /// What the lanes share.
 pub(super) struct Lanes {
     pub(super) job: Arc<StreamJob>,
-    pub(super) machine: RunContext,
+    pub(super) ctx: RunContext,
     pub(super) schedule: Schedule,
     pub(super) ahead: ReadAhead,
     /// Buffers of base64, which come back from the decoders.
@@ -179,7 +179,7 @@ impl Lanes {
     fn sources(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<ReadStats>, Source)> {
         let (count, number) = (self.schedule.lanes().len(), self.schedule.number());
         let source = |(lane, at)| {
-            let reader = LaneReader::new(Arc::clone(&self.job), self.machine.clone(), self.texts.clone(), at, count);
+            let reader = LaneReader::new(Arc::clone(&self.job), self.ctx.clone(), self.texts.clone(), at, count);
             let intake = Arc::clone(reader.intake());
             if self.ahead.lanes == 0 {
                 return (intake, Source::Here(Box::new(reader)));
@@ -201,7 +201,7 @@ impl Lanes {
 
     /// Reads the shards and sends their blocks on, in the order of the schedule.
     pub(super) async fn run(mut self, mut seen: UrlDedup, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
-        let (job, machine) = (Arc::clone(&self.job), self.machine.clone());
+        let (job, ctx) = (Arc::clone(&self.job), self.ctx.clone());
         let starvation = Arc::new(Starvation::default());
         let so_far = Arc::clone(&starvation);
         let clock = StageTimer::serial("read rows").starved_by(THE_STORE).starvation(move || so_far.so_far());
@@ -222,7 +222,7 @@ impl Lanes {
             job.stage_progress.add(block.tally.rows);
             progress.note(lane, &block, &job);
             let closes = block.closes;
-            if !clock.wait(Activity::Blocked, hand_on(block, &job, &machine, &blocks)).await {
+            if !clock.wait(Activity::Blocked, hand_on(block, &job, &ctx, &blocks)).await {
                 return Ok(());
             }
             if let Some(last) = closes {
@@ -274,19 +274,19 @@ impl AheadReader {
 }
 
 /// Sends a block on once its bytes fit the budget; false when nobody takes it any more or the run stops.
-async fn hand_on(mut block: Block, job: &StreamJob, machine: &RunContext, blocks: &mpsc::Sender<Block>) -> bool {
+async fn hand_on(mut block: Block, job: &StreamJob, ctx: &RunContext, blocks: &mpsc::Sender<Block>) -> bool {
     let pixels = block.heads.len() * Views::most(job.views) * image_bytes(job.spec.geometry.output_px());
     // A row with more labels than a block has room for takes all the room: its labels are those of the join index.
-    let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
+    let most = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows).block;
     let bytes = (block.bytes() as u64 + in_pages(pixels as u64)).min(most);
     let send = async {
-        block.held = Some(machine.budget.take(bytes).await);
+        block.held = Some(ctx.budget.take(bytes).await);
         block.queued = None;
         blocks.send(block).await.is_ok()
     };
     tokio::select! {
         sent = send => sent,
-        () = machine.stop.raised() => false,
+        () = ctx.shutdown.raised() => false,
     }
 }
 

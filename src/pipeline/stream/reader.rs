@@ -23,7 +23,7 @@ fn max_record_bytes(spec: &Spec) -> usize {
 /// Reads the shards of a lane, one after the other.
 pub(super) struct LaneReader {
     job: Arc<StreamJob>,
-    machine: RunContext,
+    ctx: RunContext,
     spares: BufferPool,
     intake: Arc<ReadStats>,
     /// Where the lane goes on: the open shard, or the one to open.
@@ -44,8 +44,8 @@ struct OpenShard {
 
 impl LaneReader {
     /// A lane that goes on at `at`, and has every `step`th shard from there.
-    pub(super) fn new(job: Arc<StreamJob>, machine: RunContext, spares: BufferPool, at: ChunkId, step: usize) -> Self {
-        Self { job, machine, spares, intake: Arc::default(), at, step: step as u32, open: None }
+    pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, spares: BufferPool, at: ChunkId, step: usize) -> Self {
+        Self { job, ctx, spares, intake: Arc::default(), at, step: step as u32, open: None }
     }
 
     /// How long it waited for the store.
@@ -56,7 +56,7 @@ impl LaneReader {
     /// The next block; `None` behind the last shard, or when the run stops.
     pub(super) async fn next_block(&mut self) -> Result<Option<Block>, PipelineError> {
         loop {
-            if self.machine.stop.is_raised() {
+            if self.ctx.shutdown.is_raised() {
                 return Ok(None);
             }
             let Some(shard) = self.job.shards.get(self.at.shard as usize) else { return Ok(None) };
@@ -64,7 +64,7 @@ impl LaneReader {
                 Some(open) => open,
                 closed => {
                     let before = self.intake.bytes();
-                    let reader = self.machine.store.open(shard, Arc::clone(&self.intake)).await?;
+                    let reader = self.ctx.store.open(shard, Arc::clone(&self.intake)).await?;
                     let rows = ShardRows::new(Arc::clone(&self.job), self.spares.clone(), self.at);
                     closed.insert(OpenShard { reader, rows, more: true, before })
                 }

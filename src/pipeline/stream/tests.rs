@@ -6,8 +6,10 @@ use super::*;
 use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::BLOCK_IMAGES;
 use crate::decode::{Alpha, Geometry, Resample};
-use crate::objects::StoreSettings;
+use crate::objects::{Store, StoreSettings};
 use crate::run_dir::LocalDirectory;
+use crate::runtime::{ByteBudget, CpuPool};
+use crate::telemetry::ProgressRegistry;
 
 /// Blocks between reader and decoders.
 const LINK: u64 = 2;
@@ -20,7 +22,7 @@ const IN_ORDER: u64 = WORKERS as u64;
 /// A stream over more rows than it will take in, into a ring whose consumer never reads.
 struct Stalled {
     stage_progress: Arc<StageProgress>,
-    machine: RunContext,
+    ctx: RunContext,
     /// What waits for the consumer: one chunk and no more.
     waiting: mpsc::Receiver<SpooledChunk>,
     running: tokio::task::JoinHandle<Result<(), PipelineError>>,
@@ -49,17 +51,6 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
-fn machine(store: Store, workers: usize, limit: u64) -> RunContext {
-    RunContext {
-        store,
-        pool: CpuPool::new(workers).unwrap(),
-        budget: ByteBudget::new(limit),
-        stop: Shutdown::default(),
-        registry: ProgressRegistry::default(),
-        events: Events::default(),
-    }
-}
-
 fn spec() -> Spec {
     Spec {
         geometry: Geometry::Squash { size_px: 8 },
@@ -85,8 +76,8 @@ impl Stalled {
         let own = stream_bytes(&spec, WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
-        let machine = machine(store, WORKERS, limit);
-        let stage_progress = machine.registry.stage("images", "rows", 0);
+        let ctx = RunContext { store, ..RunContext::for_test(WORKERS, limit) };
+        let stage_progress = ctx.progress.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
             wanted: ImageFilter::Everything,
@@ -105,14 +96,14 @@ impl Stalled {
         // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
-            let (pool, (free, wait)) = (machine.pool.clone(), std::sync::mpsc::channel::<()>());
+            let (pool, (free, wait)) = (ctx.pool.clone(), std::sync::mpsc::channel::<()>());
             let wait = std::sync::Mutex::new(wait);
             tokio::task::spawn_blocking(move || pool.all(1, || _ = wait.lock().unwrap().recv()));
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let running = tokio::spawn(run(job, machine.clone(), start, Sink::Spool(ring, chunks_in)));
-        let stalled = Self { stage_progress, machine, waiting, running, own_bytes, _dir: dir };
+        let running = tokio::spawn(run(job, ctx.clone(), start, Sink::Spool(ring, chunks_in)));
+        let stalled = Self { stage_progress, ctx, waiting, running, own_bytes, _dir: dir };
         stalled.settle().await;
         drop(busy);
         stalled
@@ -132,7 +123,7 @@ impl Stalled {
 
     /// Most bytes of blocks that were held at once.
     fn block_bytes_at_once(&self) -> u64 {
-        self.machine.budget.peak_bytes() - self.own_bytes
+        self.ctx.budget.peak_bytes() - self.own_bytes
     }
 }
 
@@ -144,7 +135,7 @@ async fn a_stalled_consumer_stops_the_reader_after_the_blocks_that_the_links_hol
     let expected = 1 + 1 + IN_ORDER + LINK + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
     // Those that are no chunks yet are held; before the first chunk was done, one more was.
-    let held = stalled.machine.budget.in_flight_bytes() - stalled.own_bytes;
+    let held = stalled.ctx.budget.in_flight_bytes() - stalled.own_bytes;
     assert_eq!(held, (IN_ORDER + LINK + 1) * block_bytes());
     assert_eq!(stalled.block_bytes_at_once(), held + block_bytes());
     // Each chunk that is taken lets one more block in.
@@ -201,7 +192,7 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
     }
     let store = Store::new(StoreSettings::default());
     let shards = store.list(&[format!("{}/*.csv", dir.path().display())]).await.unwrap();
-    let machine = machine(store, workers, limit);
+    let ctx = RunContext { store, ..RunContext::for_test(workers, limit) };
     let schedule = Schedule::start(shards.len() as u32);
     let job = StreamJob {
         shards: Arc::new(shards),
@@ -211,20 +202,20 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
         chunk_rows: 16,
         generation: "g".to_owned(),
         max_bad_fraction: 1.0,
-        stage_progress: machine.registry.stage("images", "rows", 0),
+        stage_progress: ctx.progress.stage("images", "rows", 0),
     };
     let run_dir: crate::run_dir::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
     let layout = crate::chunk::journal::Layout::train("chunks");
     let journal = Journal::open(run_dir.clone(), layout.clone(), "g", 7).unwrap();
     let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
-    run(job, machine.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
+    run(job, ctx.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
     let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
     let files = names.iter().flat_map(BTreeMap::keys);
     let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
-    assert_eq!(machine.budget.in_flight_bytes(), 0);
-    (files, machine.budget.peak_bytes())
+    assert_eq!(ctx.budget.in_flight_bytes(), 0);
+    (files, ctx.budget.peak_bytes())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -327,7 +318,8 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
         std::fs::write(&shard, rows.concat()).unwrap();
         let store = Store::new(StoreSettings::default());
         let shards = store.list(&[shard.display().to_string()]).await.unwrap();
-        let (machine, run_dir) = (machine(store, WORKERS, 1 << 30), dir.path().join("run"));
+        let ctx = RunContext { store, ..RunContext::for_test(WORKERS, 1 << 30) };
+        let run_dir = dir.path().join("run");
         let geometry = Geometry::Squash { size_px: SIZE_PX };
         let spec = Spec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
@@ -338,14 +330,14 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
             chunk_rows: 70,
             generation: "g".to_owned(),
             max_bad_fraction: 1.0,
-            stage_progress: machine.registry.stage("images", "rows", 0),
+            stage_progress: ctx.progress.stage("images", "rows", 0),
         };
         let layout = crate::chunk::journal::Layout::train("chunks");
         let directory: crate::run_dir::Directory = LocalDirectory::create(&run_dir).unwrap().into();
         let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
         let (schedule, seen) = (Schedule::start(1), UrlDedup::new(ImageFilter::Everything));
         let start = Start { schedule, counted: BTreeMap::new(), seen };
-        run(job, machine, start, Sink::Durable(journal, Compression::None)).await.unwrap();
+        run(job, ctx, start, Sink::Durable(journal, Compression::None)).await.unwrap();
         let journal = Journal::read(directory, layout, None).unwrap();
         // Row 38 is a duplicate and no image.
         assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));

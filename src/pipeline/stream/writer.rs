@@ -31,7 +31,7 @@ const JUDGED_ROWS: u64 = 1000;
 /// Decodes the blocks in the pool and writes them, in order, as chunks.
 pub(super) async fn write_chunks(
     job: Arc<StreamJob>,
-    machine: RunContext,
+    ctx: RunContext,
     blocks: mpsc::Receiver<Block>,
     texts: BufferPool,
     counted: BTreeMap<u32, Tally>,
@@ -39,14 +39,14 @@ pub(super) async fn write_chunks(
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
     let summed = matches!(sink, Out::Durable(_, Compression::None));
-    let most = decoding_blocks(&job, &machine);
-    let decoders = Decoders::new(&job, machine.pool.clone(), texts, most, summed);
+    let most = decoding_blocks(&job, &ctx);
+    let decoders = Decoders::new(&job, ctx.pool.clone(), texts, most, summed);
     let clock = StageTimer::serial("write chunks");
     let clock =
         job.stage_progress.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
     let mut decoding = decoders.start(blocks, most);
     let judge = ShardJudge { shards: counted };
-    let written = write_all(&job, &mut sink, &mut decoding, judge, &clock, &decoders, &machine.events).await;
+    let written = write_all(&job, &mut sink, &mut decoding, judge, &clock, &decoders, &ctx.events).await;
     // Giving memory back takes a while; the last chunk is being committed.
     drop(decoding);
     decoders.end();

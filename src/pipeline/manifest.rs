@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::PipelineError;
 use crate::config::plan::Stage;
 use crate::config::raw::{RawPipeline, RawPredict};
 use crate::config::{ConfigError, Problem, RunConfig, StageKeys};
 use crate::objects::{Object, Store, StoreError};
+use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 
 /// Name of the file inside the run directory.

@@ -1,0 +1,126 @@
+//! [`RunContext`]: the configuration, the run directory and the services that all stages share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::raw::RawStore;
+use crate::config::{ConfigError, Problem, RunConfig};
+use crate::objects::{Store, StoreSettings, TrafficSnapshot};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::events::Events;
+use crate::run_dir::Directory;
+use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::telemetry::ProgressRegistry;
+
+/// Everything that each stage of a run needs. Cheap to clone: all clones share the same services.
+#[derive(Debug, Clone)]
+pub(crate) struct RunContext {
+    /// The checked configuration.
+    pub(crate) config: Arc<RunConfig>,
+    /// The run directory, which this process has locked.
+    pub(crate) dir: Directory,
+    /// Client for all input objects.
+    pub(crate) store: Store,
+    /// Bytes that may be in flight between stages (`limits.memory`).
+    pub(crate) budget: ByteBudget,
+    /// Decoding threads.
+    pub(crate) pool: CpuPool,
+    /// Raised when the run has to stop.
+    pub(crate) shutdown: Shutdown,
+    /// Progress of each stage.
+    pub(crate) progress: ProgressRegistry,
+    /// The event log of this process.
+    pub(crate) events: Events,
+}
+
+impl RunContext {
+    /// Returns the scratch folder of this run.
+    pub(crate) fn scratch_path(&self) -> PathBuf {
+        scratch_path(&self.config)
+    }
+
+    /// Refuses a `limits.disk` that is less than the bytes that `what` takes.
+    ///
+    /// # Errors
+    /// A configuration error that names the key.
+    pub(crate) fn require_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
+        let limit = self.config.machine().limits.disk;
+        if bytes <= limit.0 {
+            return Ok(());
+        }
+        let what = format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
+        Err(ConfigError(vec![Problem { key: "limits.disk".to_owned(), what }]).into())
+    }
+
+    /// Returns the error of a stage that ended because the run has to stop.
+    pub(crate) fn stopped(&self) -> PipelineError {
+        stopped(&self.shutdown)
+    }
+
+    /// Registers the gauges and counters of the services that all stages share.
+    pub(crate) fn register_metrics(&self) {
+        let (bytes, limit) = (self.budget.clone(), Some(self.budget.limit_bytes()));
+        let in_flight = move || Some(bytes.in_flight_bytes());
+        self.progress.gauge("in_flight_bytes", "Bytes in flight between stages", limit, in_flight);
+        let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
+            let traffic = self.store.traffic();
+            self.progress.counter(name, help, move || pick(traffic.snapshot()));
+        };
+        counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
+        counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
+        counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
+        counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
+    }
+}
+
+/// Returns the error of work that ended because `shutdown` was raised.
+pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
+    shutdown.signal().map_or_else(
+        || PipelineError::Internal("a stage stopped without being asked to".to_owned()),
+        PipelineError::Stopped,
+    )
+}
+
+/// Opens the object store client of a machine.
+pub(crate) fn open_store(settings: &RawStore) -> Store {
+    let RawStore { endpoint, patience, silence } = settings.clone();
+    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
+}
+
+/// Returns the scratch folder of a run. Each run directory has its own, so that runs can share `scratch.dir`.
+pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
+    let (run, scratch) = (&config.pipeline().run.dir, &config.machine().scratch.dir);
+    let remote = Store::is_remote(run);
+    if scratch.is_empty() && !remote {
+        return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
+    }
+    let name = if remote {
+        run.clone().into()
+    } else {
+        std::path::absolute(run).map_or_else(|_| run.clone().into(), PathBuf::into_os_string)
+    };
+    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
+    let root = if scratch.is_empty() { std::env::temp_dir() } else { PathBuf::from(scratch) };
+    root.join(format!("wikicap-{}", &hash[..16]))
+}
+
+#[cfg(test)]
+impl RunContext {
+    /// A context for unit tests: its run directory is never written to.
+    pub(crate) fn for_test(threads: usize, memory_bytes: u64) -> Self {
+        const PIPELINE: &str = "[run]\ndir = \"run\"\n[images]\nshards = [\"images.csv\"]\n";
+        let config =
+            RunConfig::check(crate::config::pipeline(PIPELINE).unwrap(), crate::config::machine("").unwrap()).unwrap();
+        let store = Store::default();
+        Self {
+            dir: Directory::at(&store, "run").unwrap(),
+            config: Arc::new(config),
+            store,
+            budget: ByteBudget::new(memory_bytes),
+            pool: CpuPool::new(threads).unwrap(),
+            shutdown: Shutdown::default(),
+            progress: ProgressRegistry::default(),
+            events: Events::default(),
+        }
+    }
+}
