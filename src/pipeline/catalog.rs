@@ -9,7 +9,7 @@ use super::PipelineError;
 use super::context::RunContext;
 use super::partial::{Gathered, Partial, Position};
 use super::report::CatalogReport;
-use super::stream::{THE_STORE, fill};
+use super::stream::fill;
 use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Match, RowTally, UrlVariants,
     url_hash,
@@ -21,7 +21,7 @@ use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
 use crate::objects::{Object, ReadStats, Store};
 use crate::run_dir::{Directory, LocalCopy};
 use crate::runtime::Shutdown;
-use crate::telemetry::{Shard, StageProgress, StageTimer};
+use crate::telemetry::{Party, Shard, StageProgress, StageTimer};
 
 /// Longest row of a pairs file or caption list that is read; context columns hold whole paragraphs.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -209,7 +209,7 @@ pub(super) async fn build(
     let duplicates = classes.duplicates();
     let intake = Arc::new(ReadStats::default());
     let waited = Arc::clone(&intake);
-    stage_progress.part(StageTimer::serial("read pairs").starved_by(THE_STORE).starvation(move || waited.waited()));
+    stage_progress.part(StageTimer::serial("read pairs").starved_by(Party::Store).starvation(move || waited.waited()));
     let known = |shard: &Object| Shard { name: shard.url.clone(), bytes: shard.size, ..Shard::default() };
     stage_progress.set_shards(shards.iter().map(known).collect());
     let mut builder = JoinIndexBuilder::new();

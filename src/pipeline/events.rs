@@ -92,6 +92,7 @@ impl Events {
         stage_progress.finish();
         let now = stage_progress.snapshot();
         let (seconds, bottleneck) = (now.elapsed.as_secs_f64(), now.bottleneck().map(|(who, _)| who));
+        let bottleneck = bottleneck.as_ref().map(crate::telemetry::Party::as_str);
         self.note(&Event::StageFinished { stage: &now.name, unit: now.unit, done: now.done, seconds, bottleneck });
     }
 

@@ -7,8 +7,7 @@ use tokio::task::JoinSet;
 use super::PipelineError;
 use super::context::RunContext;
 use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
-use super::report::DEVICE;
-use super::stream::{self, Sink, Start, StreamJob, THE_RUN, seen_so_far};
+use super::stream::{self, Sink, Start, StreamJob, seen_so_far};
 use super::worker::Device;
 use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
@@ -17,7 +16,7 @@ use crate::chunk::{Checksum, verify};
 use crate::config::value::Precision;
 use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{depth, link};
-use crate::telemetry::{StageProgress, StageTimer};
+use crate::telemetry::{Party, StageProgress, StageTimer};
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
 const CHUNKS_WAITING: usize = 4096;
@@ -83,7 +82,7 @@ pub(super) async fn run(
     }
     let (pieces_in, pieces) = link(1);
     let (features_in, features) = link(device.in_flight + PIECES_WAITING);
-    let clock = job.stage_progress.part(StageTimer::serial(DEVICE).blocked_by(THE_RUN));
+    let clock = job.stage_progress.part(StageTimer::device().blocked_by(Party::RunDirectory));
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
     let thumbnails = places.thumbnails;
     let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: ctx.shutdown.clone() };

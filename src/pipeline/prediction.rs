@@ -14,7 +14,7 @@ use super::catalog::Caption;
 use super::context::RunContext;
 use super::evidence::{Closeness, Kind, Mix, queries};
 use super::features::read_features;
-use super::report::{DEVICE, ScoreReport};
+use super::report::ScoreReport;
 use super::spill::Spill;
 use super::stream::fill;
 use super::text_prediction::NameVectors;
@@ -31,7 +31,7 @@ use crate::predict::metrics;
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
 use crate::run_dir::Directory;
 use crate::runtime::Shutdown;
-use crate::telemetry::{Activity, StageProgress, StageTimer};
+use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::train::HeadState;
 
 /// Longest row of the ids file.
@@ -226,7 +226,7 @@ pub(super) async fn rank(
     let (mut known, mut spill) = Spill::open(kept.clone(), &made_from)?;
     device.call(move |worker| worker.load_scorer(&head)).await?;
     stage_progress.set_total(journal.tally().kept);
-    let clock = stage_progress.part(StageTimer::serial(DEVICE).starved_by("the features"));
+    let clock = stage_progress.part(StageTimer::device().starved_by(Party::Features));
     for (id, entry) in journal.entries() {
         if entry.tally.kept == 0 {
             continue;

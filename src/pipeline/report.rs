@@ -8,10 +8,7 @@ use crate::chunk::Tally;
 use crate::config::raw::Trial;
 use crate::objects::TrafficSnapshot;
 use crate::run_dir::Directory;
-use crate::telemetry::{Activity, Snapshot, TimerSnapshot};
-
-/// The part of a stage that works on the device.
-pub(super) const DEVICE: &str = "device";
+use crate::telemetry::{Activity, Party, Snapshot, TimerSnapshot};
 
 /// The report of a run directory. Parts that did not run are absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -347,10 +344,10 @@ pub struct StageReport {
 }
 
 /// The part of a stage that worked for the largest share of the time, or who outside was waited for longer than that.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bottleneck {
-    /// A part's name, `the store` or `the run directory`.
-    pub who: String,
+    /// Who.
+    pub who: Party,
     /// Share of the time, 0 to 1.
     pub share: f64,
 }
@@ -385,8 +382,8 @@ impl From<&Snapshot> for StageReport {
             done: snapshot.done - snapshot.resumed.min(snapshot.done),
             seconds: snapshot.elapsed.as_secs_f64(),
             per_second: snapshot.rate(),
-            bottleneck: snapshot.bottleneck().map(|(who, share)| Bottleneck { who: who.to_owned(), share }),
-            device_waited: snapshot.starved(DEVICE),
+            bottleneck: snapshot.bottleneck().map(|(who, share)| Bottleneck { who, share }),
+            device_waited: snapshot.device_starved(),
             parts: snapshot.parts.iter().map(part).collect(),
         }
     }

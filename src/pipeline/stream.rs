@@ -49,10 +49,6 @@ const VERIFIED_BYTES: u64 = 64 << 20;
 /// Bytes handed to a parser at a time, at most.
 pub(super) const FEED_BYTES: usize = 256 << 10;
 
-/// Whom a reader waits for.
-pub(super) const THE_STORE: &str = "the store";
-/// Whom the committing of chunks waits for.
-pub(super) const THE_RUN: &str = "the run directory";
 /// Blocks of rows between the reader and the pool of decoders, beside those in the pool.
 const BLOCKS_WAITING: usize = 2;
 

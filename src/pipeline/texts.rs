@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
 use super::context::RunContext;
-use super::report::DEVICE;
 use super::spill::Spill;
 use super::worker::{Device, DeviceWorker, damaged, model_error};
 use crate::catalog::Classes;
@@ -26,7 +25,7 @@ use crate::config::value::Precision;
 use crate::model::text::{TextCheckpoint, Tokens, batches};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
-use crate::telemetry::{Activity, StageProgress, StageTimer};
+use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::train::text::{Running, centre};
 
 /// Folder of all sets.
@@ -191,7 +190,7 @@ impl Job<'_> {
         let (checkpoint, prefix) = (self.encoder.checkpoint.clone(), self.encoder.prefix.clone());
         let tokens = tokio::task::spawn_blocking(move || Tokens::load(&checkpoint, &prefix)).await?;
         let tokens = Arc::new(tokens.map_err(model_error)?);
-        let clock = stage_progress.part(StageTimer::serial(DEVICE).starved_by("the tokenizer"));
+        let clock = stage_progress.part(StageTimer::device().starved_by(Party::Tokenizer));
         // The captions of the next chunk become tokens while those of this one are computed.
         let mut waiting = missing.iter().copied();
         let mut next = waiting.next().map(|chunk| self.tokenise(&tokens, chunk));

@@ -12,8 +12,7 @@ use super::feature_store::{
     Copies, FeaturePlacement, FeatureStore, Loaded, Rows, SampleSpec, resident_bytes, samples_of,
 };
 use super::features::FeatureShape;
-use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
-use super::stream::THE_RUN;
+use super::report::{LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use super::text_training::{self, HeldOut, TextGoal};
 use super::worker::{Device, DeviceWorker, Losses, Start, TextStart, damaged, model_error};
 use crate::chunk::features::read_heads;
@@ -24,7 +23,7 @@ use crate::objects::StoreError;
 use crate::predict::metrics::{self, rank_of};
 use crate::run_dir::Directory;
 use crate::runtime::Shutdown;
-use crate::telemetry::{Activity, StageProgress, StageTimer};
+use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::train::order::{self, Window};
 use crate::train::validation::is_validation;
 use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
@@ -121,7 +120,8 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     job.stage_progress.set_total(all_samples);
     job.stage_progress
         .add_resumed((0..progress.epoch).map(|epoch| inventory.count(epoch)).sum::<u64>() + progress.position);
-    let clock = job.stage_progress.part(StageTimer::serial(DEVICE).starved_by("the features").blocked_by(THE_RUN));
+    let clock =
+        job.stage_progress.part(StageTimer::device().starved_by(Party::Features).blocked_by(Party::RunDirectory));
     job.events.started(&job.stage_progress);
     let step = progress.step;
     job.device

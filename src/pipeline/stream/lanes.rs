@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::PipelineError;
 use super::reader::LaneReader;
-use super::{Block, RunContext, StreamJob, THE_STORE, Views, stream_bytes, takes_its_url};
+use super::{Block, RunContext, StreamJob, Views, stream_bytes, takes_its_url};
 use crate::catalog::{UrlDedup, url_hash};
 use crate::chunk::Tally;
 use crate::chunk::pixels::image_bytes;
@@ -20,7 +20,7 @@ use crate::chunk::schedule::Schedule;
 use crate::config::bytes::{QUARANTINED_BYTES, StreamBytes, in_pages};
 use crate::objects::{Object, ReadStats};
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, link};
-use crate::telemetry::{Activity, StageTimer};
+use crate::telemetry::{Activity, Party, StageTimer};
 
 /// Blocks of a lane that wait for its turn; the bytes of its share are the bound, and blocks can be small.
 const BLOCKS_AHEAD: usize = 256;
@@ -204,7 +204,7 @@ impl Lanes {
         let (job, ctx) = (Arc::clone(&self.job), self.ctx.clone());
         let starvation = Arc::new(Starvation::default());
         let so_far = Arc::clone(&starvation);
-        let clock = StageTimer::serial("read rows").starved_by(THE_STORE).starvation(move || so_far.so_far());
+        let clock = StageTimer::serial("read rows").starved_by(Party::Store).starvation(move || so_far.so_far());
         let clock = job.stage_progress.part(clock);
         let (turn, turns) = watch::channel(self.schedule.number());
         let mut sources = self.sources(&turns);

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::super::PipelineError;
 use super::super::events::Events;
 use super::decoders::{Decoded, Decoders, Decoding};
-use super::{Block, RunContext, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
+use super::{Block, RunContext, Sink, StreamJob, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
@@ -23,7 +23,7 @@ use crate::config::value::Compression;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, PageBuffer, PageCache};
 use crate::runtime::BufferPool;
-use crate::telemetry::{Activity, StageTimer};
+use crate::telemetry::{Activity, Party, StageTimer};
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;
@@ -42,8 +42,11 @@ pub(super) async fn write_chunks(
     let most = decoding_blocks(&job, &ctx);
     let decoders = Decoders::new(&job, ctx.pool.clone(), texts, most, summed);
     let clock = StageTimer::serial("write chunks");
-    let clock =
-        job.stage_progress.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
+    let clock = job.stage_progress.part(if matches!(sink, Out::Durable(..)) {
+        clock.blocked_by(Party::RunDirectory)
+    } else {
+        clock
+    });
     let mut decoding = decoders.start(blocks, most);
     let judge = ShardJudge { shards: counted };
     let written = write_all(&job, &mut sink, &mut decoding, judge, &clock, &decoders, &ctx.events).await;
