@@ -19,8 +19,7 @@ use std::sync::OnceLock;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::config::plan::Stage;
-use crate::config::{self, RunConfig};
+use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
 use crate::runtime::{Shutdown, Signal};
@@ -214,17 +213,22 @@ fn named(path: &Path, error: &config::ConfigError) -> Failure {
 }
 
 /// Reads a machine file; without one, the defaults.
-fn machine(path: Option<&Path>) -> Result<config::raw::RawMachine, Failure> {
+fn machine_file(path: Option<&Path>) -> Result<MachineFile, Failure> {
     path.map_or_else(
-        || Ok(config::raw::RawMachine::default()),
-        |path| config::machine(&read(path)?).map_err(|error| named(path, &error)),
+        || Ok(MachineFile::default()),
+        |path| MachineFile::parse(&read(path)?).map_err(|error| named(path, &error)),
     )
+}
+
+/// Reads and checks a machine file, for a command without a pipeline file.
+fn machine(path: Option<&Path>) -> Result<MachineConfig, Failure> {
+    MachineConfig::check(&machine_file(path)?).map_err(|error| named(path.unwrap_or(Path::new("")), &error))
 }
 
 /// Reads and checks both files.
 fn plan(files: &Files) -> Result<RunConfig, Failure> {
-    let pipeline = config::pipeline(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
-    let machine = machine(files.machine.as_deref())?;
+    let pipeline = PipelineFile::parse(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
+    let machine = machine_file(files.machine.as_deref())?;
     let both = files.machine.as_ref().map_or_else(
         || files.config.clone(),
         |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
@@ -254,7 +258,7 @@ fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Fai
 fn run(plan: RunConfig, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
     // An address that is taken should show before a corpus is drawn.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
-    if let Some(wanted) = &plan.pipeline().sample {
+    if let Some(wanted) = plan.sample() {
         let out = Path::new(&wanted.out);
         if !out.join("sample.json").is_file() {
             tracing::info!(out = wanted.out, images = wanted.train_images, "drawing the sample corpus");

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::config::plan::Stage;
-use crate::config::value::{Pool, Precision};
+use crate::config::Stage;
+use crate::types::{Pool, Precision};
 
 /// Streams the Wikipedia image/caption corpus through a frozen ViT, trains a caption head and writes a ranked submission.
 ///

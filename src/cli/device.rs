@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use super::args::BenchCommand;
 use super::{Failure, give, print, print_json, runtime, show};
-use crate::config::RunConfig;
-use crate::config::raw::{RawDevice, RawMachine};
+use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, Chosen, Cuda};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
@@ -32,7 +31,7 @@ pub(super) fn probe() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-pub(super) fn list(asked: &RawDevice, json: bool) -> Result<(), Failure> {
+pub(super) fn list(asked: &DeviceConfig, json: bool) -> Result<(), Failure> {
     let cuda = device::cuda();
     let chosen = device::decide(asked.kind, asked.index, cuda.clone());
     let chosen = chosen.map_err(|error| Failure::new(5, error.to_string()))?;
@@ -40,7 +39,7 @@ pub(super) fn list(asked: &RawDevice, json: bool) -> Result<(), Failure> {
     give(json, &found, || show::devices(&found))
 }
 
-pub(super) fn bench(command: BenchCommand, machine: &RawMachine, json: bool) -> Result<(), Failure> {
+pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) -> Result<(), Failure> {
     let runtime = runtime(0)?;
     match command {
         BenchCommand::Forward {

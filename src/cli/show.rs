@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::pipeline::bench;
 use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
 use crate::pipeline::report::{

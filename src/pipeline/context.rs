@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::raw::RawStore;
-use crate::config::{ConfigError, Problem, RunConfig};
+use crate::config::{ConfigError, Problem, RunConfig, StoreConfig};
 use crate::objects::{Store, StoreSettings, TrafficSnapshot};
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::events::Events;
+use crate::pipeline::observe::events::Events;
 use crate::run_dir::Directory;
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
 use crate::telemetry::ProgressRegistry;
@@ -44,7 +43,7 @@ impl RunContext {
     /// # Errors
     /// A configuration error that names the key.
     pub(crate) fn require_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
-        let limit = self.config.machine().limits.disk;
+        let limit = self.config.limits().disk;
         if bytes <= limit.0 {
             return Ok(());
         }
@@ -82,25 +81,22 @@ pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
 }
 
 /// Opens the object store client of a machine.
-pub(crate) fn open_store(settings: &RawStore) -> Store {
-    let RawStore { endpoint, patience, silence } = settings.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
+pub(crate) fn open_store(settings: &StoreConfig) -> Store {
+    let StoreConfig { endpoint, retry_budget, read_timeout } = settings.clone();
+    Store::new(StoreSettings { endpoint, patience: retry_budget, silence: read_timeout })
 }
 
 /// Returns the scratch folder of a run. Each run directory has its own, so that runs can share `scratch.dir`.
 pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
-    let (run, scratch) = (&config.pipeline().run.dir, &config.machine().scratch.dir);
+    let (run, scratch) = (config.run_dir(), &config.machine().scratch_dir);
     let remote = Store::is_remote(run);
-    if scratch.is_empty() && !remote {
+    if scratch.is_none() && !remote {
         return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
     }
-    let name = if remote {
-        run.clone().into()
-    } else {
-        std::path::absolute(run).map_or_else(|_| run.clone().into(), PathBuf::into_os_string)
-    };
+    let name =
+        if remote { run.into() } else { std::path::absolute(run).map_or_else(|_| run.into(), PathBuf::into_os_string) };
     let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
-    let root = if scratch.is_empty() { std::env::temp_dir() } else { PathBuf::from(scratch) };
+    let root = scratch.clone().unwrap_or_else(std::env::temp_dir);
     root.join(format!("wikicap-{}", &hash[..16]))
 }
 
@@ -108,9 +104,10 @@ pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
 impl RunContext {
     /// A context for unit tests: its run directory is never written to.
     pub(crate) fn for_test(threads: usize, memory_bytes: u64) -> Self {
+        use crate::config::{MachineFile, PipelineFile};
         const PIPELINE: &str = "[run]\ndir = \"run\"\n[images]\nshards = [\"images.csv\"]\n";
-        let config =
-            RunConfig::check(crate::config::pipeline(PIPELINE).unwrap(), crate::config::machine("").unwrap()).unwrap();
+        let (pipeline, machine) = (PipelineFile::parse(PIPELINE).unwrap(), MachineFile::parse("").unwrap());
+        let config = RunConfig::check(pipeline, machine).unwrap();
         let store = Store::default();
         Self {
             dir: Directory::at(&store, "run").unwrap(),

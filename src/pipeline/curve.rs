@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{LossPoint, ValidationPoint};
+use super::observe::report::{LossPoint, ValidationPoint};
 
 /// Points of the curve, kept beside the checkpoints.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use base64_simd::STANDARD;
 
-use super::catalog::Own;
+use super::catalog::RunCatalog;
 use super::evidence::{Kind, Mix, Rankings, Side};
 use super::text_training::HeldOut;
 use super::{Journal, Layout, PipelineError, Run};
@@ -33,7 +33,7 @@ impl Run {
         &mut self,
         side: &Side<'_>,
         images: &HeldOut,
-        own: &Own,
+        own: &RunCatalog,
         mix: Mix,
         rankings: &Rankings,
     ) -> Result<(), PipelineError> {
@@ -117,7 +117,14 @@ impl Run {
     }
 }
 
-fn entry(image: usize, score: f64, images: &HeldOut, own: &Own, ranked: &[u32], picture: Option<&Vec<u8>>) -> String {
+fn entry(
+    image: usize,
+    score: f64,
+    images: &HeldOut,
+    own: &RunCatalog,
+    ranked: &[u32],
+    picture: Option<&Vec<u8>>,
+) -> String {
     let right = images.captions_of.of(image);
     let caption = |place: u32, class: &str| {
         let number = images.captions[place as usize];
@@ -193,7 +200,7 @@ mod tests {
             classes.add(&format!("<b>{class}</b> & \"it's\"")).unwrap();
             languages.set(class, "ar");
         }
-        let own = Own { classes: Arc::new(classes), languages, images: vec![1; 7] };
+        let own = RunCatalog { classes: Arc::new(classes), languages, images: vec![1; 7] };
         let text = entry(0, 0.5, &images, &own, &[2, 0], Some(&vec![1, 2, 3]));
         assert!(text.contains("src=\"data:image/jpeg;base64,AQID\"") && text.contains("https://x/&lt;a&gt;.jpg"));
         assert!(text.contains(

@@ -6,20 +6,20 @@ use super::context::open_store;
 use super::worker::model_error;
 use super::{PipelineError, catalog, checkpoints, hub, manifest};
 use crate::config::RunConfig;
-use crate::config::plan::Stage;
-use crate::config::value::{HeadKind, Pick, Pool};
+use crate::config::Stage;
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::run_dir::Directory;
+use crate::types::{Pick, Pool};
 
 /// Writes the run's newest head with its backbone to `out`; returns the head's step.
 ///
 /// # Errors
 /// When the run has no head, or its features are not what the family's classifier sees.
 pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
-    let Some(model) = &plan.pipeline().model else {
+    let Some(model) = plan.model() else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };
-    if plan.pipeline().head.kind == HeadKind::Text {
+    if plan.head().is_text() {
         return Err(PipelineError::Input(
             "a text head is no classifier that transformers could open; its tensors are in `checkpoints/`".to_owned(),
         ));
@@ -31,17 +31,15 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
         ));
     }
     let store = open_store(&plan.machine().store);
-    let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
+    let directory = Directory::at(&store, plan.run_dir())?;
     let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
-        return Err(PipelineError::Input(format!(
-            "`{}` has no checkpoint: run the pipeline first",
-            plan.pipeline().run.dir
-        )));
+        return Err(PipelineError::Input(format!("`{}` has no checkpoint: run the pipeline first", plan.run_dir())));
     };
     let head = picked.head()?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|caption| caption.text.into_string()).collect();
-    let dir = hub::cached(plan, hub::Which::Backbone, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
+    let dir =
+        hub::find_cached(plan, hub::HubModel::Backbone, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
     let backbone = Checkpoint::open(&dir).map_err(model_error)?;
     check_backbone(&directory, &backbone, &model.checkpoint)?;
     let classifier = Classifier::new(head.weight, head.bias).map_err(model_error)?;
@@ -51,7 +49,7 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
 
 /// A head belongs to the backbone whose features it was trained on, and a branch of the hub moves.
 fn check_backbone(directory: &Directory, backbone: &Checkpoint, name: &str) -> Result<(), PipelineError> {
-    let recorded = manifest::read(directory)?
+    let recorded = manifest::RunFile::read(directory)?
         .and_then(|file| file.stages.get(Stage::Stream.as_str())?.keys.get(manifest::CHECKPOINT_FILES).cloned());
     if recorded.is_none_or(|recorded| backbone.fingerprint().is_ok_and(|now| now == recorded)) {
         return Ok(());

@@ -50,7 +50,6 @@ use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::product_disk_bytes;
-use crate::config::value::Compression;
 use crate::decode::Spec;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
@@ -58,6 +57,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StreamReport;
 use crate::runtime::{BufferPool, depth, link};
 use crate::telemetry::StageProgress;
+use crate::types::Compression;
 
 pub(crate) use committer::commit_chunk;
 pub(crate) use memory::stream_bytes;
@@ -107,9 +107,9 @@ impl StreamJob {
             filter,
             spec: spec.clone(),
             views: None,
-            chunk_rows: u64::from(ctx.config.pipeline().chunks.rows),
+            chunk_rows: u64::from(ctx.config.chunks().rows),
             generation: generation.to_owned(),
-            max_bad_fraction: ctx.config.machine().limits.max_bad_fraction,
+            max_bad_fraction: ctx.config.limits().max_bad_fraction,
             stage_progress: ctx.progress.stage(name, "rows", 0),
         }
     }
@@ -206,7 +206,7 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
     ctx.events.stage_started(&stage_progress);
     let seen = collect_seen_urls(&journal, &[], &job.filter)?;
     let start = StartPoint { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
-    let chunks = &ctx.config.pipeline().chunks;
+    let chunks = ctx.config.chunks();
     if ctx.dir.is_remote() {
         let chunk = product_disk_bytes(chunks.rows, spec.geometry.output_px());
         ctx.require_disk(chunk, "the chunk on its way to the run directory")?;

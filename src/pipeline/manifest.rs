@@ -1,61 +1,63 @@
-//! `run.toml`: the resolved configuration of a run directory and, for each stage, the keys that its artefacts were made
-//! with, so that a changed key is refused instead of mixing two generations.
+//! [`Manifest`] of a run directory: `run.toml` holds its configuration and, for each stage, the keys that the artefacts
+//! depend on.
+//!
+//! A *generation* is the hash of a stage's keys and of the generations upstream. Every artefact carries it, and a start with a
+//! changed key is refused by name, so that a directory never mixes two generations.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::plan::Stage;
-use crate::config::raw::{RawPipeline, RawPredict};
-use crate::config::{ConfigError, Problem, RunConfig, StageKeys};
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline};
 use crate::objects::{Object, Store, StoreError};
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 
-/// Name of the file inside the run directory.
+/// Name of the file in the run directory.
 const FILE: &str = "run.toml";
-/// The key that says what a checkpoint's files hold, wherever they are.
-pub(super) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
-/// The same of a text encoder's.
-pub(super) const ENCODER_FILES: &str = "text.encoder (files)";
-/// Changes when the bytes of an artefact change for equal keys.
+/// Key with the hash of the backbone's files, which stands for `model.checkpoint`.
+pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
+/// Key with the hash of the text encoder's files, which stands for `text.encoder`.
+pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
+/// Version of the artefacts. It changes when equal keys give other bytes.
 const FORMAT: &str = "1";
 
-/// What `run.toml` holds.
+/// Content of `run.toml`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct RunFile {
-    /// Each stage's keys; a submission's stage is named `predict NAME`.
-    pub(super) stages: BTreeMap<String, StageRecord>,
-    /// The whole configuration of the last start.
-    pub(super) config: RawPipeline,
+pub(crate) struct RunFile {
+    /// Records by stage. The stage of a submission is named `predict NAME`.
+    pub(crate) stages: BTreeMap<String, StageRecord>,
+    /// Configuration of the last start.
+    pub(crate) config: StoredPipeline,
 }
 
-/// What the artefacts of one stage depend on.
+/// Dependencies of the artefacts of one stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct StageRecord {
-    /// Hash of the keys, and of those of the stages before it.
-    pub(super) generation: String,
-    /// Key → value, as TOML.
-    pub(super) keys: StageKeys,
+pub(crate) struct StageRecord {
+    /// Hash of the keys and of the generations upstream.
+    pub(crate) generation: String,
+    /// Key → value as TOML.
+    pub(crate) keys: StageKeys,
 }
 
-/// The stages of this start with their keys, compared with what the directory holds.
+/// The stages of this start with their keys, compared with those of the run directory.
 #[derive(Debug)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     directory: Directory,
     file: RunFile,
-    /// The stage from which everything is recomputed, if any.
+    /// The first stage whose artefacts are discarded, if any.
     from: Option<Stage>,
+    /// Stages of this start with their new records.
     proposed: Vec<(String, StageRecord)>,
-    /// Stages that were made with other keys, in the order of the flow.
+    /// Stages with other keys than the directory has: (stage, old keys, new keys), upstream first.
     refused: Vec<(Stage, StageKeys, StageKeys)>,
 }
 
-/// Adds what a listing resolved to: the names of the files and the fingerprints of what they hold.
+/// Adds a key for input files: their number, size, and a hash of their names and contents.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(super) async fn add_inputs(
+pub(crate) async fn add_inputs(
     store: &Store,
     keys: &mut StageKeys,
     key: &str,
@@ -71,51 +73,46 @@ pub(super) async fn add_inputs(
     Ok(())
 }
 
-/// Reads `run.toml`; a directory without one is new.
-///
-/// # Errors
-/// When it is there and is not ours.
-pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineError> {
-    let Some(content) = directory.read(FILE)? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&content);
-    toml::from_str(&text).map(Some).map_err(|error| {
-        let path = directory.display(FILE);
-        PipelineError::Generation(format!(
-            "`{path}` is not a run file of this version ({}); choose another `run.dir`, or start over with --fresh",
-            error.message()
-        ))
-    })
+impl RunFile {
+    /// Reads `run.toml`; `None` in a new directory.
+    ///
+    /// # Errors
+    /// When the file was not written by this version of the program.
+    pub(crate) fn read(directory: &Directory) -> Result<Option<Self>, PipelineError> {
+        let Some(content) = directory.read(FILE)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&content);
+        toml::from_str(&text).map(Some).map_err(|error| {
+            let path = directory.display(FILE);
+            PipelineError::Generation(format!(
+                "`{path}` is not a run file of this version ({}); choose another `run.dir`, or start over with --fresh",
+                error.message()
+            ))
+        })
+    }
 }
 
-/// The configuration with its inputs' names as they may be kept.
-fn without_secrets(mut config: RawPipeline) -> RawPipeline {
-    let show = |name: &mut String| *name = Store::shown(name).to_owned();
-    config.captions.iter_mut().map(|captions| &mut captions.list).for_each(show);
-    config.pairs.iter_mut().flat_map(|pairs| &mut pairs.shards).for_each(show);
-    config.images.iter_mut().flat_map(|images| &mut images.shards).for_each(show);
-    if let Some(predict) = &mut config.predict {
-        let RawPredict { images, ids, truth, captions, blend, .. } = predict;
-        images.iter_mut().chain([ids, truth, captions, blend]).for_each(show);
-    }
+/// Removes credentials from the names of inputs.
+fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
+    config.edit_inputs(|name| *name = Store::shown(name).to_owned());
     config
 }
 
 impl Manifest {
-    /// Reads the directory's record.
+    /// Reads the manifest of a run directory. Artefacts of stage `from` and later are to be discarded.
     ///
     /// # Errors
-    /// As [`read`]; and when the directory holds files that no run wrote.
-    pub(super) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
-        let file = if let Some(file) = read(&directory)? {
+    /// As [`RunFile::read`]; and when the directory holds files but no manifest.
+    pub(crate) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
+        let file = if let Some(file) = RunFile::read(&directory)? {
             file
         } else {
-            let strangers: Vec<String> =
+            let foreign: Vec<String> =
                 directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
-            if let Some(stranger) = strangers.first() {
+            if let Some(foreign) = foreign.first() {
                 return Err(ConfigError(vec![Problem::new(
                     "run.dir",
                     format!(
-                        "`{}` holds `{stranger}` and is no run directory; name a new or empty one",
+                        "`{}` holds `{foreign}` and is no run directory; name a new or empty one",
                         directory.display("")
                     ),
                 )])
@@ -126,20 +123,19 @@ impl Manifest {
         Ok(Self { directory, file, from, proposed: Vec::new(), refused: Vec::new() })
     }
 
-    /// What an earlier start recorded of a stage, and this one keeps.
-    pub(super) fn recorded(&self, name: &str) -> Option<&StageRecord> {
+    /// Returns the record of a stage by an earlier start, unless this start discards it.
+    pub(crate) fn recorded(&self, name: &str) -> Option<&StageRecord> {
         self.file.stages.get(name).filter(|_| !self.discards(name))
     }
 
-    /// Whether this start throws away what the stage made. A submission's stage is named `predict NAME`.
+    /// Whether this start discards the artefacts of a stage.
     fn discards(&self, name: &str) -> bool {
         let first = name.split(' ').next();
         self.from.is_some_and(|from| Stage::ALL.iter().any(|stage| *stage >= from && first == Some(stage.as_str())))
     }
 
-    /// Says what a stage would be made with and returns its generation. Nothing is changed, and nothing refused, before
-    /// [`Self::accept`].
-    pub(super) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
+    /// Proposes the keys of a stage and returns its generation. [`Self::accept`] compares and records them.
+    pub(crate) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(FORMAT.as_bytes());
         for above in upstream {
@@ -157,7 +153,7 @@ impl Manifest {
         generation
     }
 
-    /// A table of the keys that differ, with what each invalidates; `None` where nothing is refused.
+    /// Formats a table of the keys that differ and the artefacts that each invalidates; `None` where none differs.
     fn refusal(&self) -> Option<String> {
         let (first, ..) = self.refused.first()?;
         let mut rows = vec![["key", "then", "now", "invalidates"].map(str::to_owned)];
@@ -167,7 +163,7 @@ impl Manifest {
             let invalid = later.collect::<Vec<_>>().join(", ");
             for name in names.into_iter().filter(|name| old.get(*name) != new.get(*name)) {
                 let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
-                // The stages of prediction share keys with those of training.
+                // Prediction shares keys with training.
                 if rows.iter().all(|row| row[0] != *name) {
                     rows.push([name.clone(), show(old.get(name)), show(new.get(name)), invalid.clone()]);
                 }
@@ -190,12 +186,11 @@ impl Manifest {
         ))
     }
 
-    /// Records what was proposed, once everything that could refuse the run has had its say; only now is anything removed.
+    /// Records the proposed stages and removes discarded artefacts. Call it when nothing else can refuse the run.
     ///
     /// # Errors
-    /// A table of the keys that differ from what the directory was made with; or the record cannot be written, or an artefact
-    /// not be removed.
-    pub(super) fn accept(&mut self, plan: &RunConfig) -> Result<(), PipelineError> {
+    /// A table of the keys that differ; or when the manifest cannot be written or an artefact not be removed.
+    pub(crate) fn accept(&mut self, config: &RunConfig) -> Result<(), PipelineError> {
         if let Some(refusal) = self.refusal() {
             return Err(PipelineError::Generation(refusal));
         }
@@ -203,9 +198,9 @@ impl Manifest {
         for name in discarded {
             self.file.stages.remove(&name);
         }
-        self.file.config = without_secrets(plan.pipeline().clone());
+        self.file.config = without_secrets(config.stored());
         if let Some(from) = self.from {
-            // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
+            // The records go first: a kill in between leaves artefacts without a record, which the stages remove.
             self.save()?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
                 self.remove_artefacts(later)?;

@@ -1,22 +1,20 @@
 //! The stages that need a model: features, training, prediction.
 
 use super::{
-    Arc, Journal, Layout, PipelineError, Ready, Run, Stage, catalog, checkpoints, features, prediction, stream,
-    training, worker,
+    Arc, Journal, Layout, PipelineError, Run, Stage, catalog, checkpoints, features, prediction, training, worker,
 };
 use crate::catalog::ImageFilter;
-use crate::config::bytes::chunk_disk_bytes;
-use crate::run_dir::LocalDirectory;
 
-use super::forward::Thumbnails;
+use super::features::Thumbnails;
+use super::images::{self, StreamJob, Views};
 use super::manifest::add_inputs;
-use super::report::PredictionReport;
-use super::resolve::{Backbone, enough_captions};
-use super::stream::StreamJob;
+use super::observe::report::PredictionReport;
+use super::plan::StageInput as Ready;
+use super::resolve::{Backbone, require_captions};
 use super::text_prediction::Listed;
 use super::text_training::TextGoal;
-use crate::config::raw::RawPredict;
-use crate::config::value::HeadKind;
+use crate::config::{HeadConfig, PredictConfig};
+use crate::objects::Object;
 
 /// What a prediction reads.
 pub(super) struct Asking {
@@ -30,11 +28,8 @@ impl Run {
     /// Opens the device, where a stage needs one, and says which it is.
     pub(super) async fn open_device(&mut self) -> Result<Option<Arc<worker::Device>>, PipelineError> {
         let (Some(chosen), Some(backbone)) = (&self.model.device, &self.model.backbone) else { return Ok(None) };
-        let bytes = stream::stream_bytes(
-            &self.model.spec,
-            self.ctx.pool.width(),
-            u64::from(self.ctx.config.pipeline().chunks.rows),
-        );
+        let bytes =
+            images::stream_bytes(&self.model.spec, self.ctx.pool.width(), u64::from(self.ctx.config.chunks().rows));
         let load = worker::Load {
             parameters: backbone.checkpoint.parameters(),
             activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
@@ -53,18 +48,6 @@ impl Run {
         self.model.backbone()
     }
 
-    /// The ring's part of `limits.disk`: what is left beside the features of the chunk in hand, which are kept batch by batch
-    /// where it takes long, and once more on their way to S3.
-    fn ring_bytes(&self, shape: features::FeatureShape) -> Result<u64, PipelineError> {
-        let rows = self.ctx.config.chunk_images();
-        let kept = u64::from(rows) * (4 * shape.dim as u64 + 24);
-        let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
-        let beside = kept + if self.ctx.dir.is_remote() { staged } else { 0 };
-        let least = 2 * chunk_disk_bytes(rows, self.model.spec.geometry.output_px()) + beside;
-        self.ctx.require_disk(least, "two chunks of pixels and the features of one")?;
-        Ok(self.ctx.config.machine().limits.disk.0 - beside)
-    }
-
     async fn stream_features(
         &self,
         job: StreamJob,
@@ -72,48 +55,27 @@ impl Run {
         name: &str,
         device: &Arc<worker::Device>,
         thumbnails: Option<Thumbnails>,
-    ) -> Result<Journal, PipelineError> {
+    ) -> Result<features::FeaturesOutput, PipelineError> {
         let backbone = self.backbone()?;
-        let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
-        device.call(move |worker| worker.load_backbone(&checkpoint, &options)).await?;
-        let rings = LocalDirectory::create(self.ctx.scratch_path())?;
-        let scratch = LocalDirectory::create(rings.path(name))?;
-        let places = features::Places {
-            run: self.ctx.dir.clone(),
-            layout,
-            scratch,
-            disk_bytes: self.ring_bytes(backbone.shape)?,
-            thumbnails,
-        };
-        let rows = Arc::clone(&job.stage_progress);
-        let stage_progress = self.ctx.progress.stage(format!("features ({name})"), "images", 0);
-        let journal =
-            features::run(job, self.ctx.clone(), places, backbone.shape, device, Arc::clone(&stage_progress)).await?;
-        self.ctx.events.finished(&rows);
-        self.ctx.events.finished(&stage_progress);
-        // Empty now; another process of this run may have none to clean.
-        rings.remove(name)?;
-        Ok(journal)
+        features::run(&self.ctx, features::FeaturesInput { job, layout, name, backbone, device, thumbnails }).await
     }
 
     /// Streams the training images to features.
     pub(super) async fn features(
         &mut self,
-        catalog: Option<&catalog::Catalog>,
-        ready: Ready,
+        shards: Vec<Object>,
+        filter: ImageFilter,
+        generation: &str,
         device: &Arc<worker::Device>,
     ) -> Result<Journal, PipelineError> {
-        let Ready { shards, generation } = ready;
-        let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-        job.views = stream::Views::of_plan(&self.ctx.config);
-        let (seed, side_px) = (self.ctx.config.pipeline().run.seed, self.model.spec.geometry.output_px());
-        let fraction = self.ctx.config.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
-        let thumbnails = (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px });
-        let shards = Arc::clone(&job.shards);
-        let journal = self.stream_features(job, Layout::train("features"), "images", device, thumbnails).await?;
-        self.report.images = Some(self.stream_report(&journal, &shards)?);
+        let mut job = StreamJob::new(&self.ctx, "images", &self.model.spec, shards, filter, generation);
+        job.views = Views::from_config(&self.ctx.config);
+        let (split, side_px) = (self.ctx.config.validation_split(), self.model.spec.geometry.output_px());
+        let thumbnails = (!split.is_empty()).then_some(Thumbnails { split, side_px });
+        let output = self.stream_features(job, Layout::train("features"), "images", device, thumbnails).await?;
+        self.report.images = Some(output.report);
         self.output("features", "features");
-        Ok(journal)
+        Ok(output.journal)
     }
 
     pub(super) async fn train(
@@ -125,9 +87,8 @@ impl Run {
     ) -> Result<(), PipelineError> {
         let classes = catalog.classes.len();
         let text = self.text_goal(catalog, device).await?;
-        let pipeline = self.ctx.config.pipeline();
-        let Some(settings) = pipeline.train.clone() else { return Ok(()) };
-        let seed = pipeline.run.seed;
+        let Some(settings) = self.ctx.config.train().cloned() else { return Ok(()) };
+        let seed = self.ctx.config.seed();
         if self.ctx.dir.is_remote() {
             let dim = self.backbone()?.shape.dim as u64;
             let checkpoint = match &text {
@@ -172,16 +133,13 @@ impl Run {
         catalog: &catalog::Catalog,
         device: &Arc<worker::Device>,
     ) -> Result<Option<TextGoal>, PipelineError> {
-        let head = &self.ctx.config.pipeline().head;
-        if head.kind != HeadKind::Text {
-            return Ok(None);
-        }
+        let HeadConfig::Text { hidden, .. } = *self.ctx.config.head() else { return Ok(None) };
         let dim = self.encoder()?.checkpoint.dim();
         // Before they are computed, which takes longest.
         self.enough_for_vectors(catalog.classes.len())?;
         let set = self.embed("captions", Arc::clone(&catalog.classes), device).await?;
         let store = Arc::new(self.text_store(set).await?);
-        Ok(Some(TextGoal { store, dim, languages: Arc::clone(&catalog.languages), hidden: head.hidden as usize }))
+        Ok(Some(TextGoal { store, dim, languages: Arc::clone(&catalog.languages), hidden: hidden as usize }))
     }
 
     /// Test images that make other features than the head was trained on are refused.
@@ -214,31 +172,31 @@ impl Run {
 
     /// Reads the ids and lists the test images, so that what is wrong with them shows before anything runs.
     pub(super) async fn prepare_prediction(&mut self, alone: bool) -> Result<Option<Asking>, PipelineError> {
-        let Some(settings) = self.ctx.config.pipeline().predict.clone() else { return Ok(None) };
+        let Some(settings) = self.ctx.config.predict().cloned() else { return Ok(None) };
         let store = &self.ctx.store;
         let asked = prediction::read_ids(store, &settings.ids).await?;
         let shards = store.list(&settings.images).await?;
         let ids = store.find(&settings.ids).await?;
-        if !settings.truth.is_empty() {
-            prediction::check_truth(store, &settings.truth).await?;
+        if let Some(truth) = &settings.truth {
+            prediction::check_truth(store, truth).await?;
         }
-        let is_text = self.ctx.config.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.ctx.config.head().is_text();
         let listed = if is_text { self.listed(&settings).await? } else { None };
         if is_text && (alone || !self.ctx.config.runs(Stage::Train)) {
             self.check_same_encoder()?;
         }
-        if is_text && !settings.blend.is_empty() {
+        if is_text && settings.blend.is_some() {
             // Looked at now, and read again when it is needed, which may be days later.
             self.blended(&settings).await?;
         }
         if let Some(listed) = &listed {
-            enough_captions(listed.captions.len(), settings.top_k)?;
+            require_captions(listed.captions.len(), settings.top_k)?;
         }
         if alone || !self.ctx.config.runs(Stage::Stream) {
             self.check_same_features().await?;
             let own = catalog::load_captions(&self.ctx.dir)?;
             if listed.is_none() {
-                enough_captions(own.len(), settings.top_k)?;
+                require_captions(own.len(), settings.top_k)?;
             }
         } else if listed.is_some() {
             // The classes are not what is ranked.
@@ -246,7 +204,7 @@ impl Run {
             && let Ok(captions) = catalog::load_captions(&self.ctx.dir)
         {
             // Without a complete catalog the number is known, and looked at, as soon as it is built.
-            enough_captions(captions.len(), settings.top_k)?;
+            require_captions(captions.len(), settings.top_k)?;
         }
         let mut keys = self.stream_keys(Stage::Predict, "predict.images", &shards).await?;
         add_inputs(&self.ctx.store, &mut keys, "predict.ids", &[ids]).await?;
@@ -256,20 +214,20 @@ impl Run {
     }
 
     /// What the files of a prediction are named after.
-    pub(super) fn stem(settings: &RawPredict) -> String {
+    pub(super) fn stem(settings: &PredictConfig) -> String {
         settings.output.trim_end_matches(".csv").to_owned()
     }
 
     pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<worker::Device>) -> Result<(), PipelineError> {
-        let Some(settings) = self.ctx.config.pipeline().predict.clone() else { return Ok(()) };
+        let Some(settings) = self.ctx.config.predict().cloned() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
         let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
-        let is_text = self.ctx.config.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.ctx.config.head().is_text();
         // Millions of captions need not be held twice.
         let (own, captions) = if is_text {
-            (catalog::load_own(&self.ctx.dir)?, Vec::new())
+            (catalog::RunCatalog::load(&self.ctx.dir)?, Vec::new())
         } else {
-            (catalog::Own::default(), catalog::load_captions(&self.ctx.dir)?)
+            (catalog::RunCatalog::default(), catalog::load_captions(&self.ctx.dir)?)
         };
         let listed = match listed {
             None if is_text => Some(Self::own_listed(&own)),
@@ -289,11 +247,10 @@ impl Run {
                 Some(picked.head()?)
             };
             let wanted = ImageFilter::Urls(Arc::clone(&asked.urls));
-            let job = self.stream_job("test images", shards, wanted, &generation);
-            let shards = Arc::clone(&job.shards);
-            let journal = self.stream_features(job, Layout::predict(&stem), &stem, device, None).await?;
-            tally = self.stream_report(&journal, &shards)?.tally;
-            device.tell(worker::DeviceWorker::unload_backbone).await?;
+            let job = StreamJob::new(&self.ctx, "test images", &self.model.spec, shards, wanted, &generation);
+            let output = self.stream_features(job, Layout::predict(&stem), &stem, device, None).await?;
+            let journal = output.journal;
+            tally = output.report.tally;
             if let (None, Some(listed)) = (&head, &listed) {
                 let ranked = self.rank_text(&settings, picked, &journal, &asked, listed, &own, device).await?;
                 text = Some(ranked.1);
@@ -305,7 +262,7 @@ impl Run {
                 let ranking =
                     prediction::rank(&journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries)
                         .await?;
-                self.ctx.events.finished(&stage_progress);
+                self.ctx.events.stage_finished(&stage_progress);
                 ranking
             } else {
                 return Err(PipelineError::Internal("there are no captions to rank".to_owned()));
@@ -332,10 +289,9 @@ impl Run {
             let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
             (write.await?, captions.len())
         };
-        let scores = if settings.truth.is_empty() {
-            None
-        } else {
-            Some(prediction::score(store, directory, &settings, &output, &asked, ranked as u64).await?)
+        let scores = match &settings.truth {
+            None => None,
+            Some(truth) => Some(prediction::score(store, directory, truth, &output, &asked, ranked as u64).await?),
         };
         self.report.prediction = Some(PredictionReport {
             ids: asked.ids,

@@ -3,26 +3,25 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::catalog::{self, Own};
+use super::catalog::{self, RunCatalog};
 use super::checkpoints::Picked;
 use super::evidence::{Candidates, Images, Kind, Mix, Question, Rankings, Side, by_language, groups, queries};
 use super::feature_store::{FeaturePlacement, FeatureStore, SampleSpec as Rows};
+use super::observe::report::{EvidenceReport, TextReport};
 use super::prediction::{self, Asked, Queries, Ranking};
-use super::report::{EvidenceReport, TextReport};
 use super::text_training::HeldOut;
 use super::texts::{self, TextSet, TextStore};
 use super::worker::{Device, DeviceWorker};
 use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, manifest};
 use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
 use crate::chunk::features::read_heads;
-use crate::config::raw::RawPredict;
-use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
+use crate::config::PredictConfig;
 use crate::config::{ConfigError, Problem};
 use crate::objects::Store;
 use crate::predict::evaluate::{Truth, read_truth};
 use crate::run_dir::Directory;
 use crate::train::text::{TextHead, centre};
-use crate::train::validation::is_validation;
+use crate::types::{Correction, Pick, Precision, TargetKind as Kinds, ValidationSplit};
 
 /// How much a name counts where no image is held out to choose it on.
 const NAMES_WEIGHT: f32 = 0.5;
@@ -225,28 +224,23 @@ impl Run {
     }
 
     /// Reads the list that is to be ranked; `None` where the run's classes are.
-    pub(super) async fn listed(&self, settings: &RawPredict) -> Result<Option<Listed>, PipelineError> {
-        let of_run = self.ctx.config.pipeline().captions.as_ref().map_or("", |captions| captions.list.as_str());
-        let name = if settings.captions.is_empty() { of_run } else { &settings.captions };
-        if name.is_empty() {
-            return Ok(None);
-        }
+    pub(super) async fn listed(&self, settings: &PredictConfig) -> Result<Option<Listed>, PipelineError> {
+        let of_run = || self.ctx.config.catalog().and_then(|catalog| catalog.captions.list.as_ref());
+        let Some(name) = settings.captions.as_ref().or_else(of_run) else { return Ok(None) };
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
-        catalog::read_list(&self.ctx.store, name, &mut captions).await?;
+        catalog::read_captions(&self.ctx.store, name, &mut captions).await?;
         captions.shrink();
         Ok(Some(Listed { captions: Arc::new(captions), source: Store::shown(name).to_owned() }))
     }
 
     /// Another run's head of classes, if its features are of the same kind.
-    pub(super) async fn blended(&self, settings: &RawPredict) -> Result<Option<Blended>, PipelineError> {
-        if settings.blend.is_empty() {
-            return Ok(None);
-        }
-        let shown = Store::shown(&settings.blend).to_owned();
-        let (store, name) = (self.ctx.store.clone(), settings.blend.clone());
+    pub(super) async fn blended(&self, settings: &PredictConfig) -> Result<Option<Blended>, PipelineError> {
+        let Some(name) = settings.blend.clone() else { return Ok(None) };
+        let shown = Store::shown(&name).to_owned();
+        let store = self.ctx.store.clone();
         let other = tokio::task::spawn_blocking(move || Directory::at(&store, &name)).await??;
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
-        let file = manifest::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
+        let file = manifest::RunFile::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
         let keys = &file.stages.get(Stage::Stream.as_str()).ok_or_else(|| refused("it has no features"))?.keys;
         let own = self.stream_keys(Stage::Predict, "predict.images", &[]).await?;
         let of_features = |key: &&String| key.starts_with("model.") || key.starts_with("preprocess");
@@ -291,6 +285,7 @@ impl Run {
         let fraction: f64 = value("train.validation_fraction").parse().unwrap_or(0.0);
         let seed = value("run.seed").parse::<u64>().ok();
         let Some(seed) = seed.filter(|_| fraction > 0.0) else { return Ok(None) };
+        let split = ValidationSplit { seed, fraction };
         let journal = Journal::read(self.ctx.dir.clone(), Layout::train("features"), None)?;
         let shape = self.backbone()?.shape;
         let read = || {
@@ -308,7 +303,7 @@ impl Run {
                     let heads = read_heads(&copy)?;
                     let mut held_out = 0;
                     for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
-                        if is_validation(heads.url(row), seed, fraction) {
+                        if split.contains(heads.url(row)) {
                             held_out += 1;
                         } else {
                             seen.extend(heads.labels(row).iter().copied());
@@ -317,7 +312,7 @@ impl Run {
                     rows.push(held_out);
                 }
             }
-            let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
+            let wanted = Rows { split, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
             let store = FeatureStore::new(self.ctx.dir.clone(), names, wanted, FeaturePlacement::Files);
             let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
             Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images, seen }))
@@ -328,7 +323,7 @@ impl Run {
     /// Names of the test images, by the ids file, and of the images held out.
     async fn names(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         head: &TextHead,
         held_out: Option<&HeldOutSide>,
         device: &Arc<Device>,
@@ -352,12 +347,12 @@ impl Run {
     #[expect(clippy::too_many_arguments, reason = "each is one thing that the ranking needs, from another owner")]
     pub(super) async fn rank_text(
         &mut self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         picked: &Picked,
         journal: &Journal,
         asked: &Asked,
         listed: &Listed,
-        own: &Own,
+        own: &RunCatalog,
         device: &Arc<Device>,
     ) -> Result<(Ranking, TextReport), PipelineError> {
         let head = picked.text_head()?;
@@ -417,7 +412,7 @@ impl Run {
         }
         report.names_weight = names.is_some().then_some(mix.names);
         report.classes_weight = blended.is_some().then_some(mix.classes);
-        let kinds: &[Kind] = match (names.is_some(), settings.truth.is_empty()) {
+        let kinds: &[Kind] = match (names.is_some(), settings.truth.is_none()) {
             (false, _) => &[Kind::Pixels],
             (true, true) => &[Kind::Both],
             (true, false) => &[Kind::Pixels, Kind::Names, Kind::Both],
@@ -429,9 +424,7 @@ impl Run {
             rankings.push((*kind, self.rank_by(settings, journal, asked, &candidates, queries, device).await?));
         }
         device.tell(DeviceWorker::unload_projector).await?;
-        if !settings.truth.is_empty() {
-            report.test = Some(self.test_report(settings, asked, listed, own, held_out.as_ref(), &rankings).await?);
-        }
+        report.test = self.test_report(settings, asked, listed, own, held_out.as_ref(), &rankings).await?;
         let (_, ranking) = rankings.pop().ok_or_else(|| PipelineError::Internal("nothing was ranked".to_owned()))?;
         Ok((ranking, report))
     }
@@ -442,7 +435,7 @@ impl Run {
         side: &HeldOutSide,
         candidates: &'a Candidates,
         names: Option<&NameVectors>,
-        own: &Own,
+        own: &RunCatalog,
         correction: Correction,
         device: &Arc<Device>,
     ) -> Result<Side<'a>, PipelineError> {
@@ -470,7 +463,7 @@ impl Run {
     /// Ranks for all test images by one kind of evidence.
     async fn rank_by(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         journal: &Journal,
         asked: &Asked,
         candidates: &Candidates,
@@ -495,7 +488,7 @@ impl Run {
         let stop = &self.ctx.shutdown;
         let mut ranking =
             prediction::rank(journal, head, &asked.urls, top_k, kept, device, &stage_progress, stop, &queries).await?;
-        self.ctx.events.finished(&stage_progress);
+        self.ctx.events.stage_finished(&stage_progress);
         let Some(names) = names.as_ref().as_ref().filter(|_| kind != Kind::Pixels) else { return Ok(ranking) };
         // An image without features may have a name.
         let nameless = |image: &usize| ranking.of(*image).is_none() && names.knows(asked.urls.hash(*image));
@@ -522,14 +515,15 @@ impl Run {
     /// Scores of the test images by evidence, and by language where the truth or the run's captions tell it.
     async fn test_report(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         asked: &Asked,
         listed: &Listed,
-        own: &Own,
+        own: &RunCatalog,
         held_out: Option<&HeldOutSide>,
         rankings: &[(Kind, Ranking)],
-    ) -> Result<EvidenceReport, PipelineError> {
-        let truth = self.ctx.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
+    ) -> Result<Option<EvidenceReport>, PipelineError> {
+        let Some(truth) = &settings.truth else { return Ok(None) };
+        let truth = self.ctx.store.read(truth, prediction::MAX_TRUTH_BYTES).await?;
         let truth = read_truth(&*truth).map_err(|error| PipelineError::Input(super::chain(&error)))?;
         let by_id: HashMap<&str, Vec<&Truth>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
             by_id.entry(&*row.id).or_insert_with(Vec::new).push(row);
@@ -567,16 +561,16 @@ impl Run {
         };
         let rankings: Rankings = rankings.iter().map(of_kind).collect();
         let captions = listed.captions.len();
-        Ok(EvidenceReport {
+        Ok(Some(EvidenceReport {
             images: asked.urls.len() as u64,
             captions: captions as u64,
             groups: groups(&questions, captions, &rankings),
             by_language: by_language(&questions, &languages, captions, &rankings),
-        })
+        }))
     }
 
     /// What is ranked where no list is.
-    pub(super) fn own_listed(own: &Own) -> Listed {
+    pub(super) fn own_listed(own: &RunCatalog) -> Listed {
         Listed { captions: Arc::clone(&own.classes), source: OWN_CLASSES.to_owned() }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::PipelineError;
 use super::feature_store::{FeatureStore, unit};
-use super::report::ValidationPoint;
+use super::observe::report::ValidationPoint;
 use super::texts::TextStore;
 use super::training::TrainJob;
 use super::worker::{Device, DeviceWorker, Losses, TextPart, TextStart, damaged};
 use crate::catalog::Languages;
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::predict::metrics::{self, rank_of};
 use crate::train::text::{AdamW, Running, TextHead, TextState};
 use crate::train::{HeadState, Progress, Targets, checkpoint};

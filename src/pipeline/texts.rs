@@ -20,13 +20,13 @@ use super::worker::{Device, DeviceWorker, damaged, model_error};
 use crate::catalog::Classes;
 use crate::chunk::texts::{self, Vectors};
 use crate::chunk::{Checksum, verify};
-use crate::config::raw::RawText;
-use crate::config::value::Precision;
+use crate::config::TextConfig;
 use crate::model::text::{TextCheckpoint, Tokens, batches};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
 use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::train::text::{Running, centre};
+use crate::types::Precision;
 
 /// Folder of all sets.
 const FOLDER: &str = "texts";
@@ -53,7 +53,7 @@ impl Encoder {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub(super) fn open(text: &RawText, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
+    pub(super) fn open(text: &TextConfig, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
         let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
         // Its tokenizer too, so that a damaged one shows before anything runs.
@@ -137,10 +137,10 @@ pub(super) async fn embed(
         let stage_progress = machine.progress.stage(name, "captions", captions.len() as u64);
         let rows = |chunk: usize| (captions.len() - chunk * CHUNK).min(CHUNK) as u64;
         stage_progress.add_resumed((0..count).filter(|chunk| found[*chunk].is_some()).map(rows).sum());
-        machine.events.started(&stage_progress);
+        machine.events.stage_started(&stage_progress);
         let job = Job { captions, encoder, directory, scratch, machine, device, generation: &generation, set: &set };
         job.run(&missing, &mut found, &stage_progress).await?;
-        machine.events.finished(&stage_progress);
+        machine.events.stage_finished(&stage_progress);
     }
     let chunks = found.into_iter().enumerate().filter_map(|(chunk, sum)| Some((chunk_name(&set, chunk), sum?)));
     Ok(TextSet { directory: directory.clone(), chunks: chunks.collect(), captions: all, dim, precision })

@@ -164,12 +164,7 @@ impl Decoders {
     }
 
     /// Quarantines the rows that could not be decoded and closes the gaps in the pixels.
-    fn drop_failed(
-        &self,
-        block: Block,
-        mut pixels: PageBuffer,
-        mut failed: Vec<(usize, DecodeError)>,
-    ) -> DecodedBlock {
+    fn drop_failed(&self, block: Block, mut pixels: PageBuffer, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
         let image = self.spec.pixel_bytes() as usize;
         let Block { id, boundary, mut tally, mut quarantined, rows, row_numbers, base64, memory_permit, .. } = block;
         self.base64_buffers.give(base64);

@@ -46,13 +46,7 @@ struct OpenShard {
 
 impl SlotReader {
     /// Creates a reader that goes on at `next` and then reads each `step`th shard.
-    pub(super) fn new(
-        job: Arc<StreamJob>,
-        ctx: RunContext,
-        buffers: BufferPool,
-        next: ChunkId,
-        step: usize,
-    ) -> Self {
+    pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, buffers: BufferPool, next: ChunkId, step: usize) -> Self {
         Self { job, ctx, buffers, stats: Arc::default(), next, step: step as u32, open: None }
     }
 

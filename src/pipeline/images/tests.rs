@@ -1,29 +1,34 @@
-//! Back pressure: how much a stream takes in when nobody takes anything from it, to the row and to the byte.
+//! Back pressure, to the row and to the byte, and equality of the chunks for any number of threads.
 
 use std::time::Duration;
 
 use super::*;
+use crate::catalog::UrlDedup;
 use crate::chunk::pixels::image_bytes;
+use crate::chunk::schedule::Schedule;
+use crate::chunk::{Checksum, ChunkId, Entry};
 use crate::config::bytes::BLOCK_IMAGES;
+use crate::corpus::PushParser as _;
 use crate::decode::{Alpha, Geometry, Resample};
 use crate::objects::{Store, StoreSettings};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, CpuPool};
 use crate::telemetry::ProgressRegistry;
+use crate::types::ValidationSplit;
 
-/// Blocks between reader and decoders.
-const LINK: u64 = 2;
-/// Rows of a block, and of a chunk here: each chunk is one block.
+/// Blocks in the channel between reader and decoders.
+const CHANNEL: u64 = 2;
+/// Rows of a block, which is a whole chunk here.
 const ROWS: u64 = BLOCK_IMAGES as u64;
 const WORKERS: usize = 2;
-/// Blocks that are being decoded or were, and wait for the writer, beside the one in its hand.
-const IN_ORDER: u64 = WORKERS as u64;
+/// Blocks between decoders and writer, without the one being written.
+const DECODED: u64 = WORKERS as u64;
 
-/// A stream over more rows than it will take in, into a ring whose consumer never reads.
+/// A stream over many rows into a spool whose consumer never reads.
 struct Stalled {
     stage_progress: Arc<StageProgress>,
     ctx: RunContext,
-    /// What waits for the consumer: one chunk and no more.
+    /// Chunks that wait for the consumer, at most one.
     waiting: mpsc::Receiver<SpooledChunk>,
     running: tokio::task::JoinHandle<Result<(), PipelineError>>,
     own_bytes: u64,
@@ -32,11 +37,11 @@ struct Stalled {
 
 /// An image in base64.
 fn image() -> String {
-    image_of(0)
+    image_of_row(0)
 }
 
-/// As many different ones as there are bytes.
-fn image_of(row: usize) -> String {
+/// An image in base64; one of 256 different ones.
+fn image_of_row(row: usize) -> String {
     let mut png = Vec::new();
     let mut encoder = ::png::Encoder::new(&mut png, 20, 10);
     encoder.set_color(::png::ColorType::Grayscale);
@@ -45,7 +50,7 @@ fn image_of(row: usize) -> String {
     base64_simd::STANDARD.encode_to_string(png)
 }
 
-/// Bytes that a block takes of the budget.
+/// Bytes of the budget that a block takes.
 fn block_bytes() -> u64 {
     // 64 bytes for each row beside its text, URL and pixels.
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
@@ -63,7 +68,7 @@ fn spec() -> Spec {
 }
 
 impl Stalled {
-    /// `budget`: whole blocks that fit beside what the stages take for themselves.
+    /// Starts a stream with a budget for `budget` blocks beside the fixed share of each part.
     async fn start(budget: u64, disk_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = image();
@@ -80,7 +85,7 @@ impl Stalled {
         let stage_progress = ctx.progress.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
-            wanted: ImageFilter::Everything,
+            filter: ImageFilter::Everything,
             spec,
             views: None,
             chunk_rows: ROWS,
@@ -89,11 +94,12 @@ impl Stalled {
             stage_progress: Arc::clone(&stage_progress),
         };
         let mut schedule = Schedule::start(1);
-        let scratch = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
+        let scratch = LocalDirectory::create(dir.path().join("spool")).unwrap();
+        let (spool, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
         let (chunks_in, waiting) = link(1);
-        let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
-        // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
+        let seen = UrlDedup::new(ImageFilter::Everything);
+        let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
+        // Keep the decoders busy at first, so that the reader reads all it can before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
             let (pool, (free, wait)) = (ctx.pool.clone(), std::sync::mpsc::channel::<()>());
@@ -102,14 +108,15 @@ impl Stalled {
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let running = tokio::spawn(run(job, ctx.clone(), start, Sink::Spool(ring, chunks_in)));
+        let (own, sink) = (ctx.clone(), Sink::Spool(spool, chunks_in));
+        let running = tokio::spawn(async move { stream_images(&own, job, start, sink).await });
         let stalled = Self { stage_progress, ctx, waiting, running, own_bytes, _dir: dir };
         stalled.settle().await;
         drop(busy);
         stalled
     }
 
-    /// Rows taken in, once they are no more.
+    /// Waits until no more rows are read; returns their number.
     async fn settle(&self) -> u64 {
         let (mut rows, mut same) = (0, 0);
         while same < 15 {
@@ -121,24 +128,24 @@ impl Stalled {
         rows
     }
 
-    /// Most bytes of blocks that were held at once.
+    /// Returns the largest number of bytes of blocks at once.
     fn block_bytes_at_once(&self) -> u64 {
         self.ctx.budget.peak_bytes() - self.own_bytes
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_consumer_stops_the_reader_after_the_blocks_that_the_links_hold() {
+async fn stalled_consumer_stops_the_reader() {
     let mut stalled = Stalled::start(1000, 1 << 30).await;
-    // One chunk waits for the consumer, one for its place there; then the blocks that wait in order, the link, and the block
-    // that the reader has in hand.
-    let expected = 1 + 1 + IN_ORDER + LINK + 1;
+    // One chunk waits for the consumer and one for room there; then come the decoded blocks, the channel, and the block in the
+    // reader's hand.
+    let expected = 1 + 1 + DECODED + CHANNEL + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
-    // Those that are no chunks yet are held; before the first chunk was done, one more was.
+    // Blocks that are no chunk yet hold memory; before the first chunk was done, one more did.
     let held = stalled.ctx.budget.in_flight_bytes() - stalled.own_bytes;
-    assert_eq!(held, (IN_ORDER + LINK + 1) * block_bytes());
+    assert_eq!(held, (DECODED + CHANNEL + 1) * block_bytes());
     assert_eq!(stalled.block_bytes_at_once(), held + block_bytes());
-    // Each chunk that is taken lets one more block in.
+    // Each chunk that is received lets one more block in.
     for taken in 1..4 {
         assert!(stalled.waiting.recv().await.is_some());
         assert_eq!(stalled.settle().await, (expected + taken) * ROWS);
@@ -148,19 +155,19 @@ async fn a_stalled_consumer_stops_the_reader_after_the_blocks_that_the_links_hol
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_ring_stops_the_reader_as_a_stalled_consumer_does() {
-    // Room for the fixed part of one chunk and its rows, so the second waits for room.
+async fn full_spool_stops_the_reader() {
+    // Room for one chunk, so the second waits.
     let stalled = Stalled::start(1000, (256 << 10) + ByteBudget::rounded(ROWS * 400)).await;
-    let expected = 1 + 1 + IN_ORDER + LINK + 1;
+    let expected = 1 + 1 + DECODED + CHANNEL + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
     stalled.running.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_small_budget_stops_the_reader_after_the_bytes_that_it_holds() {
+async fn small_budget_stops_the_reader() {
     for blocks in [1, 3] {
         let mut stalled = Stalled::start(blocks, 1 << 30).await;
-        // Two chunks are done and gave their bytes back; then the blocks that fit, and the one in hand, which holds nothing.
+        // Two chunks are done and hold no memory; then come the blocks that fit, and the one in the reader's hand.
         assert_eq!(stalled.settle().await, (2 + blocks + 1) * ROWS, "{blocks} blocks");
         assert_eq!(stalled.block_bytes_at_once(), blocks * block_bytes());
         assert!(stalled.waiting.recv().await.is_some());
@@ -169,7 +176,7 @@ async fn a_small_budget_stops_the_reader_after_the_bytes_that_it_holds() {
     }
 }
 
-/// Seven shards of up to 90 rows; every fifth row is of a URL that other shards have as well.
+/// URLs of seven shards of up to 90 rows. Other shards have the URL of every fifth row too.
 fn shards_with_duplicates() -> Vec<Vec<String>> {
     let rows = |shard: usize| match shard {
         2 => 0,
@@ -182,12 +189,13 @@ fn shards_with_duplicates() -> Vec<Vec<String>> {
     (0..7).map(|shard| (0..rows(shard)).map(|row| url(shard, row)).collect()).collect()
 }
 
-/// Runs a stream over them into a directory; returns its files, and the most bytes that were held.
-async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTreeMap<String, Vec<u8>>, u64) {
+/// Streams these shards into a directory; returns its files and the peak of the budget.
+async fn stream_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTreeMap<String, Vec<u8>>, u64) {
     let dir = tempfile::tempdir().unwrap();
     for (shard, urls) in shards_with_duplicates().iter().enumerate() {
         let rows = urls.iter().enumerate();
-        let rows: Vec<String> = rows.map(|(row, url)| format!("{url}\t{}\tm\n", image_of(31 * shard + row))).collect();
+        let rows: Vec<String> =
+            rows.map(|(row, url)| format!("{url}\t{}\tm\n", image_of_row(31 * shard + row))).collect();
         std::fs::write(dir.path().join(format!("{shard}.csv")), rows.concat()).unwrap();
     }
     let store = Store::new(StoreSettings::default());
@@ -196,7 +204,7 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
     let schedule = Schedule::start(shards.len() as u32);
     let job = StreamJob {
         shards: Arc::new(shards),
-        wanted: ImageFilter::Everything,
+        filter: ImageFilter::Everything,
         spec: spec(),
         views,
         chunk_rows: 16,
@@ -205,10 +213,11 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
         stage_progress: ctx.progress.stage("images", "rows", 0),
     };
     let run_dir: crate::run_dir::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
-    let layout = crate::chunk::journal::Layout::train("chunks");
+    let layout = Layout::train("chunks");
     let journal = Journal::open(run_dir.clone(), layout.clone(), "g", 7).unwrap();
-    let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
-    run(job, ctx.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
+    let seen = UrlDedup::new(ImageFilter::Everything);
+    let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
+    stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
     let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
@@ -219,17 +228,17 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
+async fn reading_ahead_gives_the_same_bytes() {
     let own = stream_bytes(&spec(), 2, 16);
     let least = ByteBudget::rounded(own.reader + own.decoders + own.writer + own.block);
-    let (alone, peak) = stream_of_shards(2, least, None).await;
+    let (alone, peak) = stream_shards(2, least, None).await;
     assert!(peak <= least);
     for (workers, limit) in [(2, 1 << 30), (4, 1 << 30), (4, 200 << 20)] {
-        let (ahead, peak) = stream_of_shards(workers, limit, None).await;
+        let (ahead, peak) = stream_shards(workers, limit, None).await;
         assert!(peak > least && peak <= limit, "{workers} workers held {peak} bytes of {limit}");
         assert!(alone == ahead, "{workers} workers and {limit} bytes");
     }
-    // Of rows with one URL the first in the order of the schedule was taken.
+    // Of the rows with one URL the first by the schedule is kept.
     let (shards, mut schedule, mut seen) =
         (shards_with_duplicates(), Schedule::start(7), std::collections::HashSet::new());
     let mut kept = BTreeMap::new();
@@ -247,25 +256,25 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_number_of_threads_makes_the_same_bytes_of_a_block() {
-    let views = Views { count: 3, seed: 5, held_out: 0.4 };
+async fn any_number_of_threads_gives_the_same_bytes() {
+    let views = Views { count: 3, split: ValidationSplit { seed: 5, fraction: 0.4 } };
     for views in [None, Some(views)] {
-        let (alone, _) = stream_of_shards(1, 1 << 30, views).await;
+        let (alone, _) = stream_shards(1, 1 << 30, views).await;
         for workers in [2, 5] {
-            let (shared, _) = stream_of_shards(workers, 1 << 30, views).await;
+            let (shared, _) = stream_shards(workers, 1 << 30, views).await;
             assert!(alone == shared, "{workers} workers, {views:?}");
         }
     }
 }
 
 #[test]
-fn a_block_takes_the_buffers_of_the_one_before() {
+fn blocks_reuse_buffers() {
     let image = image();
     let rows: Vec<String> = (0..ROWS * 20).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
     let text = rows.concat();
     let job = Arc::new(StreamJob {
         shards: Arc::default(),
-        wanted: ImageFilter::Everything,
+        filter: ImageFilter::Everything,
         spec: spec(),
         views: None,
         chunk_rows: ROWS * 20,
@@ -273,10 +282,10 @@ fn a_block_takes_the_buffers_of_the_one_before() {
         max_bad_fraction: 1.0,
         stage_progress: ProgressRegistry::default().stage("images", "rows", 0),
     });
-    let texts = BufferPool::new(2, SPARE_BYTES);
-    let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
-    // What decoding an image allocates by itself.
+    let texts = BufferPool::new(2, MAX_REUSED_BYTES);
+    let mut rows = shard_reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
+    let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
+    // Allocations of decoding itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
     let mut by_decoder = 0;
@@ -287,32 +296,31 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     }
     let mut counts = Vec::new();
     for text in text.as_bytes().chunks(text.len() / 20) {
-        let taken = allocation_counter::measure(|| {
+        let measured = allocation_counter::measure(|| {
             rows.parser.feed(text);
             while let Some(block) = rows.next_block() {
                 let on_this_thread = |_, work: &(dyn Fn() + Sync)| {
                     work();
                     Ok(())
                 };
-                decoders.reuse(decoders.decode_by(block, on_this_thread).unwrap().pixels);
+                decoders.recycle(decoders.decode_with(block, on_this_thread).unwrap().pixels);
             }
         });
-        counts.push(taken.count_total);
+        counts.push(measured.count_total);
     }
-    // A block's URLs, labels and places have buffers of their own.
+    // URLs, labels and spans of a block have buffers of their own.
     let (first, rest) = counts.split_at(4);
     let most = rest.iter().max().unwrap().saturating_sub(ROWS * by_decoder);
     assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");
 }
 
-/// Rows whose squares are large, some of which are no images and some duplicates, as a product.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() {
+async fn large_images_have_right_pixels_and_checksum() {
     const SIZE_PX: u32 = 224;
-    let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=".to_owned() } else { image_of(row) };
+    let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=".to_owned() } else { image_of_row(row) };
     let url = |row: usize| format!("https://x/{}", if row % 10 == 8 { row - 1 } else { row });
     let rows: Vec<String> = (0..70).map(|row| format!("{}\t{}\tm\n", url(row), text(row))).collect();
-    for views in [None, Some(Views { count: 3, seed: 5, held_out: 0.4 })] {
+    for views in [None, Some(Views { count: 3, split: ValidationSplit { seed: 5, fraction: 0.4 } })] {
         let dir = tempfile::tempdir().unwrap();
         let shard = dir.path().join("shard.csv");
         std::fs::write(&shard, rows.concat()).unwrap();
@@ -324,7 +332,7 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
         let spec = Spec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
             shards: Arc::new(shards),
-            wanted: ImageFilter::Everything,
+            filter: ImageFilter::Everything,
             spec: spec.clone(),
             views,
             chunk_rows: 70,
@@ -332,27 +340,27 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
             max_bad_fraction: 1.0,
             stage_progress: ctx.progress.stage("images", "rows", 0),
         };
-        let layout = crate::chunk::journal::Layout::train("chunks");
+        let layout = Layout::train("chunks");
         let directory: crate::run_dir::Directory = LocalDirectory::create(&run_dir).unwrap().into();
         let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
         let (schedule, seen) = (Schedule::start(1), UrlDedup::new(ImageFilter::Everything));
-        let start = Start { schedule, counted: BTreeMap::new(), seen };
-        run(job, ctx, start, Sink::Durable(journal, Compression::None)).await.unwrap();
+        let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
+        stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
         let journal = Journal::read(directory, layout, None).unwrap();
-        // Row 38 is a duplicate and no image.
+        // Row 38 is both a duplicate and no image.
         assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
         let (id, entry) = journal.entries().iter().next().unwrap();
         let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
         assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
         crate::chunk::verify(&path, "chunk", checksum).unwrap();
-        // What one decoder makes of each row by itself.
+        // Decode each row by itself.
         let mut decoder = crate::decode::Decoder::new(spec);
         let mut expected = Vec::new();
         for row in (0..70).filter(|row| row % 7 != 3 && row % 10 != 8) {
             let mut of_image = Vec::new();
-            Views::of(views, &url(row), &mut of_image);
+            Views::list(views, &url(row), &mut of_image);
             let mut pictures = vec![0; of_image.len() * image_bytes(SIZE_PX)];
-            let mut text = image_of(row).into_bytes();
+            let mut text = image_of_row(row).into_bytes();
             decoder.decode_base64_views(&mut text, &of_image, &mut pictures, |_| ()).unwrap();
             let pictures = pictures.chunks(image_bytes(SIZE_PX));
             expected.extend(pictures.map(|pixels| (url(row), pixels.to_vec())));
@@ -371,7 +379,7 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
 }
 
 #[test]
-fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
+fn page_buffer_fits_its_budget() {
     use crate::config::bytes::in_pages;
     use crate::runtime::Reusable as _;
     for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {

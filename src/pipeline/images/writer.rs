@@ -14,11 +14,11 @@ use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{RingEntry, Slot, Spool, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
-use crate::config::value::Compression;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Events;
 use crate::run_dir::{PageBuffer, PageCache};
 use crate::telemetry::{Activity, Party, StageTimer};
+use crate::types::Compression;
 
 /// Writes the blocks of a stream to its sink.
 pub(super) struct ChunkWriter {

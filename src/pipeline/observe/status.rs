@@ -1,7 +1,7 @@
-//! How far a run is, for other processes: `status.json` in the run directory, written every second (every 10 s on S3) by the
-//! process that works on it, and read by `status`.
+//! `status.json`: progress of a run for other processes.
 //!
-//! It is a report and no record: nobody goes on from it, and a run whose status cannot be written goes on all the same.
+//! The process that works on the run writes the file every second (every 10 s on S3); `status` reads it. Nothing resumes from
+//! it, and a failure to write it does not stop the run.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -9,36 +9,38 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::PipelineError;
 use super::events::{Event, Events};
 use super::report::{Bottleneck, PartReport, StageReport};
-use crate::config::raw::RawStore;
+use crate::config::StoreConfig;
 use crate::objects::StoreError;
+use crate::pipeline::context::open_store;
+use crate::pipeline::error::PipelineError;
 use crate::run_dir::{Directory, Process};
 use crate::telemetry::{ProgressRegistry, Snapshot};
 
-/// Name of the file.
+/// Name of the file in the run directory.
 const FILE: &str = "status.json";
-/// Time between two reports on a local disk.
-const LOCAL_EVERY: Duration = Duration::from_secs(1);
-/// Time between two reports on S3, where each is a request that costs.
-const REMOTE_EVERY: Duration = Duration::from_secs(10);
-/// Reports missed, and time beside, after which a process counts as silent.
-const MISSED: u32 = 3;
+/// Time between two updates on a local disk.
+const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two updates on S3, where each is a paid request.
+const REMOTE_INTERVAL: Duration = Duration::from_secs(10);
+/// Missed updates after which a process counts as dead, once [`GRACE`] is over as well.
+const MAX_MISSED: u32 = 3;
+/// Time on top of the missed updates, for clocks that differ.
 const GRACE: Duration = Duration::from_secs(10);
-/// Time that the last report may take: the process is about to end.
-const LAST_WITHIN: Duration = Duration::from_secs(3);
+/// Longest wait for the last update: the process is about to exit.
+const LAST_UPDATE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What became of a run's last process, by its own word.
+/// State of a run's last process, as the process itself reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It is at work.
+    /// It works on the run.
     #[default]
     Running,
-    /// Every stage is done.
+    /// It has completed every stage.
     Done,
-    /// It was asked to stop, and saved.
+    /// It was asked to stop and saved its work.
     Stopped,
     /// It failed.
     Failed,
@@ -55,91 +57,91 @@ impl State {
     }
 }
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// What became of the process, by its own word.
+    /// State of the process.
     pub state: State,
-    /// Why it failed or was stopped.
+    /// Reason for which it failed or was stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The process.
+    /// The process that works on the run.
     #[serde(flatten)]
     pub process: Process,
-    /// The program's version.
+    /// Version of the program.
     pub version: String,
-    /// When it started.
+    /// Time at which it started, as RFC 3339.
     pub started: String,
-    /// When it wrote this.
+    /// Time of this update, as RFC 3339.
     pub updated: String,
-    /// Seconds between two reports.
+    /// Seconds between two updates.
     pub every_s: u64,
-    /// The stages so far, in their order.
+    /// Stages that have started, in their order.
     pub stages: Vec<StageStatus>,
-    /// Resident memory, in bytes.
+    /// Resident memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// What the stages share.
+    /// Gauges and counters of what the stages share.
     pub readings: BTreeMap<String, ReadingStatus>,
 }
 
-/// How far a stage is.
+/// Progress of a stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageStatus {
-    /// Stage.
+    /// Name of the stage.
     pub name: String,
-    /// What it counts.
+    /// Unit that it counts.
     pub unit: String,
-    /// Units done, those of earlier processes included.
+    /// Units done, including those of earlier processes.
     pub done: u64,
-    /// Units in all, where that is known or can be estimated.
+    /// Units in all, where known or estimated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Units per second of this process.
+    /// Units per second, of this process.
     pub per_second: f64,
-    /// Seconds of this process.
+    /// Seconds since this process started the stage.
     pub seconds: f64,
-    /// Seconds to the end at that rate.
+    /// Seconds left at that rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_s: Option<u64>,
-    /// Whether it is over.
+    /// Whether the stage is complete.
     pub finished: bool,
-    /// Who holds it up.
+    /// Whoever limits its rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bottleneck: Option<Bottleneck>,
-    /// Where the time goes.
+    /// Time of its parts.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<PartReport>,
-    /// Its shards, in their order.
+    /// Its shards in order.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub shards: Vec<ShardStatus>,
 }
 
-/// How far a shard is.
+/// Progress of a shard.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ShardStatus {
-    /// Its name.
+    /// URL of the shard.
     pub name: String,
-    /// Rows whose fate is committed.
+    /// Rows that are committed.
     pub rows: u64,
     /// Of these, rows that were kept.
     pub kept: u64,
-    /// Of these, rows that nothing wants.
+    /// Of these, rows that were not wanted.
     pub skipped: u64,
     /// Of these, rows that could not be used.
     pub quarantined: u64,
-    /// Share of its bytes that was read, 0 to 1.
+    /// Share of its bytes that was read, from 0 to 1.
     pub read: f64,
     /// Whether all of its rows are committed.
     pub done: bool,
 }
 
-/// A reading and its limit.
+/// Value of a gauge or counter.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReadingStatus {
     /// The value.
     pub value: u64,
-    /// The most that it may be.
+    /// Upper limit of the value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -177,12 +179,12 @@ fn now() -> String {
 }
 
 impl Status {
-    /// Reads the status of a run directory, a path or URL.
+    /// Reads the status of a run directory, which is a path or URL.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
-    pub fn read(run_dir: &str, store: &RawStore) -> Result<Self, PipelineError> {
-        let directory = Directory::at(&super::context::open_store(store), run_dir)?;
+    /// When the directory has no status, or it cannot be read.
+    pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
+        let directory = Directory::at(&open_store(store), run_dir)?;
         let Some(content) = directory.read(FILE)? else {
             return Err(if directory.read("run.toml")?.is_some() {
                 PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
@@ -195,19 +197,20 @@ impl Status {
         })
     }
 
-    /// Time since it was written, by this machine's clock.
+    /// Returns the time since the last update, by the clock of this machine.
     pub fn age(&self) -> Duration {
         let written = humantime::parse_rfc3339(&self.updated).unwrap_or(SystemTime::UNIX_EPOCH);
         SystemTime::now().duration_since(written).unwrap_or_default()
     }
 
-    /// Whether the process seems to be at work.
+    /// Whether the process seems to be alive.
     pub fn is_live(&self) -> bool {
-        let silent = self.age() > Duration::from_secs(self.every_s) * MISSED + GRACE;
+        let silent = self.age() > Duration::from_secs(self.every_s) * MAX_MISSED + GRACE;
         self.state == State::Running && !self.process.is_gone() && !silent
     }
 
-    fn take(&mut self, registry: &ProgressRegistry) {
+    /// Replaces everything that changes by its current value.
+    fn refresh(&mut self, registry: &ProgressRegistry) {
         self.updated = now();
         self.stages = registry.snapshots().iter().map(Into::into).collect();
         self.memory_bytes = super::report::memory_bytes();
@@ -219,71 +222,72 @@ impl Status {
     }
 }
 
-/// Reports on a run until it ends, on a thread of its own: no stage waits for it.
+/// Writes `status.json` on a thread of its own until the run ends. No stage waits for it.
 #[derive(Debug)]
-pub(super) struct Reporter {
-    end: SyncSender<(State, Option<String>)>,
-    over: Receiver<()>,
+pub(crate) struct Reporter {
+    outcome: SyncSender<(State, Option<String>)>,
+    finished: Receiver<()>,
 }
 
 impl Reporter {
-    pub(super) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
-        let (end, ended) = sync_channel(1);
-        let (done, over) = sync_channel(1);
-        let every = if directory.is_remote() { REMOTE_EVERY } else { LOCAL_EVERY };
+    /// Writes the event that the run started and starts the thread.
+    pub(crate) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
+        let (outcome, ended) = sync_channel(1);
+        let (done, finished) = sync_channel(1);
+        let interval = if directory.is_remote() { REMOTE_INTERVAL } else { LOCAL_INTERVAL };
         let status = Status {
             process: Process::this(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: now(),
-            every_s: every.as_secs(),
+            every_s: interval.as_secs(),
             ..Status::default()
         };
         let (version, host) = (&status.version, &status.process.host);
-        events.note(&Event::RunStarted { version, process: status.process.process, host });
+        events.write(&Event::RunStarted { version, process: status.process.process, host });
         let started = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
-            report(&directory, &registry, &events, status, &ended);
+            write_updates(&directory, &registry, &events, status, &ended);
             done.send(()).ok();
         });
         if let Err(error) = started {
             tracing::warn!(%error, "the status is not written");
         }
-        Self { end, over }
+        Self { outcome, finished }
     }
 
-    /// Writes the last report. It is waited for as long as a process that is about to end can.
-    pub(super) fn end(self, state: State, detail: Option<String>) {
-        self.end.try_send((state, detail)).ok();
-        self.over.recv_timeout(LAST_WITHIN).ok();
+    /// Writes the last update and waits for it, but not for long. Blocks.
+    pub(crate) fn finish(self, state: State, detail: Option<String>) {
+        self.outcome.try_send((state, detail)).ok();
+        self.finished.recv_timeout(LAST_UPDATE_TIMEOUT).ok();
     }
 }
 
-fn report(
+fn write_updates(
     directory: &Directory,
     registry: &ProgressRegistry,
     events: &Events,
     mut status: Status,
     ended: &Receiver<(State, Option<String>)>,
 ) {
-    let every = Duration::from_secs(status.every_s);
+    let interval = Duration::from_secs(status.every_s);
     loop {
-        status.take(registry);
-        // Numbers and text alone: this cannot fail.
+        status.refresh(registry);
+        // Numbers and strings serialise without error.
         let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
         if let Err(error) = directory.post(FILE, &content) {
             tracing::debug!(%error, "the status was not written");
         }
-        let over = status.state != State::Running;
-        events.flush(over);
-        if over {
+        let is_last = status.state != State::Running;
+        events.flush(is_last);
+        if is_last {
             return;
         }
-        match ended.recv_timeout(every) {
+        match ended.recv_timeout(interval) {
             Ok((state, detail)) => {
-                events.note(&Event::RunEnded { state: state.as_str(), detail: detail.as_deref() });
+                events.write(&Event::RunEnded { state: state.as_str(), detail: detail.as_deref() });
                 (status.state, status.detail) = (state, detail);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            // The run is gone without a word; the last report stays as it is.
+            // The run panicked; leave the last update as it is.
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
@@ -302,9 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn another_process_reads_how_far_a_run_is() {
+    fn status_is_readable_by_another_process() {
         let (_guard, directory, name) = directory();
-        let error = Status::read(&name, &RawStore::default()).unwrap_err().to_string();
+        let error = Status::read(&name, &StoreConfig::default()).unwrap_err().to_string();
         assert!(error.contains("run.toml` is not there"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
@@ -316,14 +320,14 @@ mod tests {
             ..Default::default()
         }]);
         let reporter = Reporter::start(directory.clone(), registry, Events::open(&directory));
-        while Status::read(&name, &RawStore::default()).is_err() {
+        while Status::read(&name, &StoreConfig::default()).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let live = Status::read(&name, &RawStore::default()).unwrap();
+        let live = Status::read(&name, &StoreConfig::default()).unwrap();
         assert!(live.is_live());
         assert_eq!((live.stages[0].done, live.stages[0].total, live.stages[0].shards[0].read), (4, Some(10), 0.25));
-        reporter.end(State::Stopped, Some("asked to".to_owned()));
-        let last = Status::read(&name, &RawStore::default()).unwrap();
+        reporter.finish(State::Stopped, Some("asked to".to_owned()));
+        let last = Status::read(&name, &StoreConfig::default()).unwrap();
         assert_eq!((last.state, last.detail.as_deref(), last.is_live()), (State::Stopped, Some("asked to"), false));
         let events = directory.list("events").unwrap();
         let lines = String::from_utf8(directory.read(&format!("events/{}", events[0])).unwrap().unwrap()).unwrap();
@@ -333,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_or_silent_is_not_live() {
+    fn gone_or_silent_process_is_not_live() {
         let this = Status { process: Process::this(), updated: now(), every_s: 1, ..Status::default() };
         assert!(this.is_live());
         let mut gone = Process::this();

@@ -1,47 +1,52 @@
-//! `report.json`: what a run counted, measured and made.
+//! `report.json`: counts, measurements and artefacts of a run.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::objects::TrafficSnapshot;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 use crate::telemetry::{Activity, Party, Snapshot, TimerSnapshot};
 
-/// The report of a run directory. Parts that did not run are absent.
+/// Name of the file in the run directory.
+const FILE: &str = "report.json";
+
+/// Report of a run directory. A stage that never ran is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The run's directory.
+    /// The run directory.
     pub run_dir: String,
-    /// What the model ran on, and why.
+    /// Device of the model, and why it was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Captions and labels.
+    /// Counts of captions and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog: Option<CatalogReport>,
-    /// The training images' stream.
+    /// Counts of the training images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<StreamReport>,
-    /// The head's training.
+    /// Training of the heads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingReport>,
-    /// The submission.
+    /// Prediction for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionReport>,
-    /// Time and rate of each stage, of the process that wrote the report.
+    /// Time and rate of each stage, in the process that wrote the report.
     pub stages: Vec<StageReport>,
-    /// Largest resident memory of that process, in bytes; absent where the system does not tell.
+    /// Largest resident memory of that process in bytes; absent where the system does not tell it.
     pub peak_memory_bytes: Option<u64>,
-    /// Most bytes in flight between stages.
+    /// Largest number of bytes in flight between stages.
     pub peak_in_flight_bytes: u64,
-    /// What went over the wire.
+    /// Requests and bytes to and from remote stores.
     #[serde(default)]
     pub traffic: TrafficSnapshot,
     /// Remarks that a reader should not miss.
     pub notes: Vec<String>,
-    /// What was written: name → path.
+    /// Artefacts: name → path.
     pub outputs: BTreeMap<String, String>,
 }
 
@@ -65,6 +70,32 @@ impl StageRemarks {
 }
 
 impl Report {
+    /// Loads the report of an earlier process without its times and notes, or starts a new one.
+    ///
+    /// # Errors
+    /// When the run directory cannot be read.
+    pub(crate) fn load(dir: &Directory) -> Result<Self, PipelineError> {
+        let earlier = dir.read(FILE)?.and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        Ok(match earlier {
+            Some(earlier) => Self { stages: Vec::new(), notes: Vec::new(), ..earlier },
+            None => Self { run_dir: dir.display(""), ..Self::default() },
+        })
+    }
+
+    /// Adds the figures of this process and writes the report.
+    ///
+    /// # Errors
+    /// When the run directory cannot be written.
+    pub(crate) fn save(&mut self, ctx: &RunContext) -> Result<(), PipelineError> {
+        self.stages = ctx.progress.snapshots().iter().map(Into::into).collect();
+        self.peak_memory_bytes = peak_memory_bytes();
+        self.peak_in_flight_bytes = ctx.budget.peak_bytes();
+        self.traffic = ctx.store.traffic().snapshot();
+        self.outputs.insert("report".to_owned(), ctx.dir.display(FILE));
+        let text = serde_json::to_vec_pretty(self).map_err(|error| PipelineError::Internal(error.to_string()))?;
+        Ok(ctx.dir.write(FILE, &text)?)
+    }
+
     /// Adds the remarks of a stage that worked in `dir`.
     pub(crate) fn add_remarks(&mut self, dir: &Directory, remarks: StageRemarks) {
         self.notes.extend(remarks.notes);
@@ -75,17 +106,17 @@ impl Report {
 /// Counts of the catalog.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CatalogReport {
-    /// Where the classes come from.
+    /// Origin of the classes.
     pub source: String,
-    /// Match rule.
+    /// Rule by which a caption is found among the classes.
     pub match_rule: String,
-    /// Classes.
+    /// Number of classes.
     pub classes: u64,
-    /// Captions of the list that repeat an earlier one.
+    /// Captions of the list that repeat an earlier caption.
     pub duplicate_captions: u64,
     /// Rows of the pairs files.
     pub pair_rows: u64,
-    /// Of these, rows that could not be used or were not wanted, by reason.
+    /// Of these, rows that are unusable or not wanted, by reason.
     pub pair_rows_skipped: BTreeMap<String, u64>,
     /// Rows whose caption is a class.
     pub labelled_rows: u64,
@@ -93,11 +124,11 @@ pub struct CatalogReport {
     pub labelled_images: u64,
     /// Classes with at least one image URL.
     pub classes_with_images: u64,
-    /// Number of image URLs → classes with so many, ascending.
+    /// Histogram: range of image URLs → number of classes, ascending.
     pub images_per_class: Vec<(String, u64)>,
-    /// Distinct URLs that would be one after normalising scheme and percent-encoding; rows are joined on the raw URL.
+    /// Distinct URLs that normalising scheme and percent-encoding would merge. Rows are joined on the raw URL.
     pub urls_merged_by_normalising: u64,
-    /// Whether that is a count, and not an estimate from a sample.
+    /// Whether that number is exact, and not estimated from a sample.
     pub urls_merged_exact: bool,
 }
 
@@ -106,86 +137,86 @@ pub struct CatalogReport {
 pub struct StreamReport {
     /// Shards read.
     pub shards: u64,
-    /// What became of the rows.
+    /// Counts of all rows.
     pub tally: Tally,
-    /// Per shard: name → tally.
+    /// Counts by shard: URL → tally.
     pub by_shard: BTreeMap<String, Tally>,
-    /// (image, class) pairs in the chunks.
+    /// Pairs of an image and a class in the chunks.
     pub labels: u64,
-    /// Chunks that hold rows.
+    /// Chunks with at least one row.
     pub chunks: u64,
     /// Side of the images in pixels.
     pub size_px: u32,
 }
 
-/// Training of the head.
+/// Training of the heads.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainingReport {
-    /// Steps taken.
+    /// Steps done.
     pub steps: u64,
-    /// Samples of the training side.
+    /// Training samples.
     pub samples: u64,
-    /// Images of the validation side.
+    /// Validation images.
     pub validation_images: u64,
-    /// How well the first epoch's order is mixed.
+    /// Quality of the first epoch's shuffle.
     #[serde(default)]
     pub mixing: MixingReport,
-    /// The last mean training loss.
+    /// Last mean training loss.
     pub loss: Option<f64>,
-    /// The last validation figures.
+    /// Last validation.
     pub validation: Option<ValidationPoint>,
-    /// The best validation figures by NDCG@5.
+    /// Best validation by NDCG@5.
     pub best: Option<ValidationPoint>,
-    /// The curve.
+    /// Training losses.
     pub curve: Vec<LossPoint>,
-    /// Validation at each epoch's end.
+    /// Validation at the end of each epoch.
     pub validations: Vec<ValidationPoint>,
-    /// The heads of a sweep, in the order of their numbers; none where there is one head. What stands above this is the
-    /// winner's, but for the curve and the validations, which are all of theirs.
+    /// Heads of a sweep by number; empty for a single head. The figures above are those of the winner, except for the curve
+    /// and the validations, which hold all heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
 }
 
-/// How well an order of training is mixed; `train.shuffle_rows` and `chunks.rows` decide it.
+/// Quality of a shuffle. `train.shuffle_rows` and `chunks.rows` decide it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct MixingReport {
-    /// Mean distance between a sample's places in corpus and order, as a share of all samples; 1/3 at best.
+    /// Mean distance between the positions of a sample in the corpus and in the shuffle, as a share of all samples; ideally 1/3.
     pub moved: f64,
-    /// How much more often than by chance neighbours have the same class, as a share of what is possible; 0 at best.
+    /// Excess frequency with which neighbours have the same class, as a share of the possible excess; ideally 0.
     pub correlation: f64,
 }
 
-/// A head of a sweep.
+/// One head of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrialReport {
-    /// Its settings.
+    /// Settings of the head.
     #[serde(flatten)]
     pub settings: Trial,
-    /// Its last mean training loss.
+    /// Last mean training loss.
     pub loss: Option<f64>,
-    /// Its last validation figures.
+    /// Last validation.
     pub validation: Option<ValidationPoint>,
-    /// Its best validation figures by NDCG@5.
+    /// Best validation by NDCG@5.
     pub best: Option<ValidationPoint>,
-    /// Whether it is the one that predicts.
+    /// Whether this head won the sweep.
     pub wins: bool,
 }
 
-/// Mean training loss over the steps since the point before.
+/// Mean training loss over the steps since the previous point.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossPoint {
     /// Step.
     pub step: u64,
     /// Mean cross-entropy in nats.
     pub loss: f64,
-    /// Learning rate of the step.
+    /// Learning rate at the step.
     pub learning_rate: f64,
-    /// Which head of a sweep.
+    /// Number of the head in a sweep.
     #[serde(default)]
     pub trial: u32,
 }
 
-/// Figures on the validation side.
+/// Validation of a head.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ValidationPoint {
     /// Step.
@@ -196,98 +227,98 @@ pub struct ValidationPoint {
     pub loss: f64,
     /// NDCG@5 over (image, caption) pairs.
     pub ndcg5: f64,
-    /// Its ceiling: an image with several captions has one ranking.
+    /// Highest possible NDCG@5: an image with several captions has one ranking.
     pub ndcg5_ceiling: f64,
     /// Recall@1 over pairs.
     pub recall1: f64,
     /// Recall@5 over pairs.
     pub recall5: f64,
-    /// Which head of a sweep.
+    /// Number of the head in a sweep.
     #[serde(default)]
     pub trial: u32,
 }
 
-/// The submission.
+/// Prediction for the test images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PredictionReport {
-    /// Ids asked for.
+    /// Ids in the ids file.
     pub ids: u64,
     /// Distinct images among them.
     pub images: u64,
-    /// Ids that nothing ranks for, because their image is absent or unusable, and so is its file's name where that counts, or no
-    /// head was trained: they got the most frequent captions, or the first of the list that a text head ranks.
+    /// Ids without a ranking of their own: no head was trained, or both the image and (for a text head) its file name are
+    /// unusable. They get the most frequent captions, or with a text head the first captions of the list.
     pub ids_without_image: u64,
-    /// What became of the test images' rows.
+    /// Counts of the rows of the test images.
     pub tally: Tally,
-    /// Step of the checkpoint that predicted.
+    /// Step of the checkpoint used.
     pub checkpoint_step: Option<u64>,
-    /// Which head of a sweep that was.
+    /// Number of its head in a sweep.
     #[serde(default)]
     pub trial: u32,
     /// Scores against `predict.truth`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scores: Option<ScoreReport>,
-    /// With a text head: what was ranked, and by what.
+    /// Details of a text head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextReport>,
 }
 
-/// A prediction by a text head.
+/// Prediction by a text head.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TextReport {
-    /// Where the captions came from: a file, or `the classes of the run`.
+    /// Origin of the captions: a file, or `the classes of the run`.
     pub source: String,
     /// Distinct captions that were ranked.
     pub captions: u64,
-    /// What was taken off captions that are close to every image.
+    /// Hubness correction: the treatment of captions that are close to every image.
     pub correction: String,
-    /// How much a file's name counted, where pixels count 1; none where names were no evidence.
+    /// Weight of file names, where pixels have weight 1; absent where names were not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names_weight: Option<f32>,
-    /// How much the logits of a head of classes counted; none where there was none.
+    /// Weight of the logits of a class head; absent where none was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes_weight: Option<f32>,
-    /// Scores on images that were held out from training, among their own captions.
+    /// Scores on held-out images, ranked among their own captions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<EvidenceReport>,
-    /// Scores on the test images against `predict.truth`, among the captions ranked.
+    /// Scores on the test images against `predict.truth`, among all ranked captions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<EvidenceReport>,
 }
 
-/// Scores by evidence.
+/// Scores by signal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvidenceReport {
-    /// Images.
+    /// Number of images.
     pub images: u64,
-    /// Captions that were ranked.
+    /// Number of ranked captions.
     pub captions: u64,
-    /// All questions, those about captions seen in training, and the others.
+    /// Scores of all queries, of those whose caption was seen in training, and of the others.
     pub groups: Vec<EvidenceGroup>,
-    /// By language of the right caption. Of held-out images each language's captions are ranked by themselves.
+    /// Scores by language of the right caption. For held-out images each language is ranked by itself.
     pub by_language: Vec<EvidenceGroup>,
 }
 
-/// Scores of some questions, each an image and one of its right captions.
+/// Scores of a slice of the queries. A query is an image and one of its right captions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvidenceGroup {
-    /// Which.
+    /// Name of the slice.
     pub name: String,
-    /// Questions.
+    /// Number of queries.
     pub questions: u64,
-    /// Captions that were ranked.
+    /// Number of ranked captions.
     pub captions: u64,
-    /// By pixels alone.
+    /// Scores by pixels alone.
     pub pixels: EvidenceScores,
-    /// By file names alone.
+    /// Scores by file names alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names: Option<EvidenceScores>,
-    /// By both.
+    /// Scores by both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub both: Option<EvidenceScores>,
 }
 
-/// Scores by one evidence.
+/// Scores by one signal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvidenceScores {
     /// NDCG@5.
@@ -296,7 +327,7 @@ pub struct EvidenceScores {
     pub recall1: f64,
     /// Recall@5.
     pub recall5: f64,
-    /// Mean reciprocal rank within the captions looked at: 20 of each held-out image, `predict.top_k` of a test image.
+    /// Mean reciprocal rank within the top 20 of a held-out image, or the `predict.top_k` of a test image.
     pub mrr: f64,
 }
 
@@ -305,65 +336,65 @@ pub struct EvidenceScores {
 pub struct ScoreReport {
     /// NDCG@5, mean over ids.
     pub ndcg5: f64,
-    /// The best that one ranking an image can reach.
+    /// Highest possible NDCG@5 with one ranking an image.
     pub ndcg5_ceiling: f64,
-    /// A random ranking's.
+    /// NDCG@5 of a random ranking.
     pub ndcg5_chance: f64,
     /// Recall@1.
     pub recall1: f64,
     /// Recall@5.
     pub recall5: f64,
-    /// Mean reciprocal rank within the rows given.
+    /// Mean reciprocal rank within the submitted captions.
     pub mrr: f64,
-    /// Ids scored.
+    /// Number of scored ids.
     pub ids: u64,
 }
 
 /// Time and rate of one stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageReport {
-    /// Stage.
+    /// Name of the stage.
     pub name: String,
-    /// What it counts.
+    /// Unit that it counts.
     pub unit: String,
     /// Units done by this process.
     pub done: u64,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
     /// Units per second.
     pub per_second: f64,
-    /// Who held it up most.
+    /// Whoever limited its rate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bottleneck: Option<Bottleneck>,
-    /// Share of the time, 0 to 1, for which the device had no data to work on; absent where the stage has no device.
+    /// Share of the time, from 0 to 1, for which the device had no input; absent where the stage uses no device.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_waited: Option<f64>,
-    /// Where the time of its parts went.
+    /// Time of its parts.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<PartReport>,
 }
 
-/// The part of a stage that worked for the largest share of the time, or who outside was waited for longer than that.
+/// Whoever limited the rate of a stage: its busiest part, or somebody outside for whom a part waited even longer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bottleneck {
-    /// Who.
+    /// The part, or the party outside.
     pub who: Party,
-    /// Share of the time, 0 to 1.
+    /// Share of the time, from 0 to 1.
     pub share: f64,
 }
 
-/// Where the time of a part went, as shares of it, 0 to 1, which add up to 1.
+/// Time of one part of a stage. The shares, from 0 to 1, add up to 1.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PartReport {
-    /// The part.
+    /// Name of the part.
     pub name: String,
-    /// Units of it that work side by side.
+    /// Workers of the part.
     pub lanes: u32,
-    /// Its own work.
+    /// Share of its own work.
     pub busy: f64,
-    /// Waiting for input.
+    /// Share of waiting for input.
     pub starved: f64,
-    /// Waiting for room in its output.
+    /// Share of waiting for room in the output.
     pub blocked: f64,
 }
 
@@ -389,20 +420,20 @@ impl From<&Snapshot> for StageReport {
     }
 }
 
-/// A number of this process's memory by its name in `/proc/self/status`, in bytes.
-fn memory(field: &str) -> Option<u64> {
+/// Reads a memory figure of this process from `/proc/self/status`, in bytes.
+fn read_memory(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
 
-/// Resident memory of this process, in bytes.
+/// Returns the resident memory of this process in bytes.
 pub fn memory_bytes() -> Option<u64> {
-    memory("VmRSS")
+    read_memory("VmRSS")
 }
 
-/// Largest resident memory of this process so far, in bytes.
+/// Returns the largest resident memory of this process so far, in bytes.
 pub fn peak_memory_bytes() -> Option<u64> {
-    memory("VmHWM")
+    read_memory("VmHWM")
 }

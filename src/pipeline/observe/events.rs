@@ -1,6 +1,7 @@
-//! What happens in a run, as JSON lines in its directory: `events/TIME-PROCESS.jsonl`, one file for each process.
+//! Event log of a run: JSON lines in `events/TIME-PROCESS.jsonl` of the run directory, one file for each process.
 //!
-//! One event for what an operator would ask about later, none for each row. Nobody goes on from them.
+//! There is an event for everything that an operator may ask about later, and none for single rows. Nothing resumes from
+//! the log.
 
 use std::time::SystemTime;
 
@@ -8,22 +9,22 @@ use serde::Serialize;
 
 use crate::chunk::spool::RingEntry;
 use crate::run_dir::{Directory, Log, Process};
-use crate::telemetry::StageProgress;
+use crate::telemetry::{Party, StageProgress};
 
-/// Folder of the files.
+/// Folder of the log files.
 const FOLDER: &str = "events";
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub(super) enum Event<'a> {
-    /// A process began to work on the run.
+pub(crate) enum Event<'a> {
+    /// A process started to work on the run.
     RunStarted { version: &'a str, process: u32, host: &'a str },
-    /// It ended: `done`, `stopped` or `failed`.
+    /// The process ended; `state` is `done`, `stopped` or `failed`.
     RunEnded { state: &'a str, detail: Option<&'a str> },
-    /// A stage began; `resumed` units were done before.
+    /// A stage started, after earlier processes had done `resumed` units of it.
     StageStarted { stage: &'a str, unit: &'a str, resumed: u64 },
-    /// A stage came to its end.
+    /// A stage is complete.
     StageFinished { stage: &'a str, unit: &'a str, done: u64, seconds: f64, bottleneck: Option<&'a str> },
     /// A chunk is durable and in the journal.
     ChunkCommitted {
@@ -38,7 +39,7 @@ pub(super) enum Event<'a> {
     },
     /// A checkpoint is durable.
     CheckpointSaved { step: u64, epoch: u32, seconds: f64 },
-    /// The validation images were scored.
+    /// A head was scored on the validation images.
     Validated { step: u64, epoch: u32, trial: u32, loss: f64, ndcg5: f64 },
 }
 
@@ -49,55 +50,55 @@ struct Line<'a> {
     event: &'a Event<'a>,
 }
 
-/// Where events go; clones write to the same file.
+/// Writer of the event log. Clones write to the same file; the default writes nothing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     log: Option<Log>,
 }
 
 impl Events {
-    /// Starts this process's file. A run goes on without one where it cannot be made.
-    pub(super) fn open(directory: &Directory) -> Self {
+    /// Starts the log file of this process. If that fails, the run goes on without events.
+    pub(crate) fn open(directory: &Directory) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
         let name = format!("{FOLDER}/{now}-{}", Process::this().process);
         let log = directory.log(&name).inspect_err(|error| tracing::warn!(%error, "events are not written"));
         Self { log: log.ok() }
     }
 
-    /// Notes an event.
-    pub(super) fn note(&self, event: &Event<'_>) {
+    /// Writes an event.
+    pub(crate) fn write(&self, event: &Event<'_>) {
         let Some(log) = &self.log else { return };
         let line = Line { time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(), event };
-        // Numbers and text alone: this cannot fail.
+        // Numbers and strings serialise without error.
         if let Ok(text) = serde_json::to_string(&line) {
             log.line(&text);
         }
     }
 
-    /// Uploads what is due, or everything with `all`.
-    pub(super) fn flush(&self, all: bool) {
+    /// Uploads the part of the log that is due, or all of it.
+    pub(crate) fn flush(&self, all: bool) {
         if let Some(log) = &self.log {
             log.flush(all);
         }
     }
 
-    /// Notes that a stage goes on from what its meter already counts.
-    pub(super) fn started(&self, stage_progress: &StageProgress) {
+    /// Writes that a stage started, with the units it has resumed.
+    pub(crate) fn stage_started(&self, stage_progress: &StageProgress) {
         let now = stage_progress.snapshot();
-        self.note(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
+        self.write(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
     }
 
-    /// Ends a stage's clocks and notes it.
-    pub(super) fn finished(&self, stage_progress: &StageProgress) {
+    /// Stops the timers of a stage and writes that it is complete.
+    pub(crate) fn stage_finished(&self, stage_progress: &StageProgress) {
         stage_progress.finish();
         let now = stage_progress.snapshot();
         let (seconds, bottleneck) = (now.elapsed.as_secs_f64(), now.bottleneck().map(|(who, _)| who));
-        let bottleneck = bottleneck.as_ref().map(crate::telemetry::Party::as_str);
-        self.note(&Event::StageFinished { stage: &now.name, unit: now.unit, done: now.done, seconds, bottleneck });
+        let bottleneck = bottleneck.as_ref().map(Party::as_str);
+        self.write(&Event::StageFinished { stage: &now.name, unit: now.unit, done: now.done, seconds, bottleneck });
     }
 
-    /// Counts a chunk that was just committed, and notes it.
-    pub(super) fn committed(&self, stage_progress: &StageProgress, chunk: &RingEntry, shard: &str) {
+    /// Adds a committed chunk to the progress of its shard and writes an event.
+    pub(crate) fn chunk_committed(&self, stage_progress: &StageProgress, chunk: &RingEntry, shard: &str) {
         let (tally, ends_shard) = (&chunk.tally, chunk.last);
         let (skipped, quarantined) = (tally.skipped_rows(), tally.quarantined_rows());
         stage_progress.shard(chunk.id.shard as usize, |shard| {
@@ -107,7 +108,7 @@ impl Events {
             shard.quarantined += quarantined;
             shard.done = ends_shard;
         });
-        self.note(&Event::ChunkCommitted {
+        self.write(&Event::ChunkCommitted {
             stage: stage_progress.name(),
             shard,
             row: chunk.id.row,

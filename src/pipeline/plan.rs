@@ -1,0 +1,99 @@
+//! [`Plan`]: the stages of one start, with their inputs and fingerprints.
+
+use crate::config::{RunConfig, Stage, StageKeys};
+use crate::objects::Object;
+use crate::pipeline::Request;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::{ENCODER_FILES, Manifest, add_inputs};
+use crate::pipeline::model_stages::Asking;
+use crate::pipeline::resolve::ResolvedModel;
+use crate::pipeline::run::Run;
+
+/// Input of a stage that reads shards.
+pub(crate) struct StageInput {
+    /// Shards in order.
+    pub(crate) shards: Vec<Object>,
+    /// Hash of everything that the artefacts of the stage depend on.
+    pub(crate) generation: String,
+}
+
+/// The stages to run; `None` for those that do not.
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// Classes and join index.
+    pub(crate) catalog: Option<StageInput>,
+    /// Pixel or feature chunks of the training images.
+    pub(crate) images: Option<StageInput>,
+    /// Fingerprint of the heads to train.
+    pub(crate) train: Option<String>,
+    /// Ranking for the test images.
+    pub(crate) predict: Option<Asking>,
+}
+
+impl Plan {
+    /// Lists all inputs and proposes the fingerprint of each stage to the manifest. Changes nothing on disk.
+    ///
+    /// # Errors
+    /// When an input is missing or does not fit the configuration.
+    pub(crate) async fn new(run: &mut Run, request: Request) -> Result<Self, PipelineError> {
+        let (ctx, model) = (run.ctx.clone(), &run.model);
+        let mut plan = Self::default();
+        if !request.predict_only {
+            plan.plan_training(&ctx, &mut run.manifest, model).await?;
+        }
+        if ctx.config.runs(Stage::Predict) {
+            plan.predict = run.prepare_prediction(request.predict_only).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Plans all stages up to training.
+    async fn plan_training(
+        &mut self,
+        ctx: &RunContext,
+        manifest: &mut Manifest,
+        model: &ResolvedModel,
+    ) -> Result<(), PipelineError> {
+        let RunContext { config, store, .. } = ctx;
+        if let Some(catalog) = config.catalog() {
+            let shards = store.list(&catalog.pairs.shards).await?;
+            let mut keys = config.keys(Stage::Catalog);
+            add_inputs(store, &mut keys, "pairs.shards", &shards).await?;
+            if let Some(list) = &catalog.captions.list {
+                let list = store.find(list).await?;
+                add_inputs(store, &mut keys, "captions.list", &[list]).await?;
+            }
+            let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[]);
+            self.catalog = Some(StageInput { shards, generation });
+        }
+        let catalog = self.catalog.as_ref().map(|catalog| catalog.generation.as_str());
+        if let Some(images) = config.images() {
+            let shards = store.list(&images.shards).await?;
+            let mut keys = model.stream_keys(config, Stage::Stream);
+            add_inputs(store, &mut keys, "images.shards", &shards).await?;
+            let generation = manifest.propose(Stage::Stream.as_str(), Stage::Stream, keys, catalog.as_slice());
+            self.images = Some(StageInput { shards, generation });
+        }
+        if let (true, Some(images)) = (config.runs(Stage::Train), &self.images) {
+            let text = if config.runs(Stage::Text) {
+                let keys = text_keys(config, model)?;
+                Some(manifest.propose(Stage::Text.as_str(), Stage::Text, keys, catalog.as_slice()))
+            } else {
+                None
+            };
+            let upstream: Vec<&str> = std::iter::once(images.generation.as_str()).chain(text.as_deref()).collect();
+            let keys = config.keys(Stage::Train);
+            self.train = Some(manifest.propose(Stage::Train.as_str(), Stage::Train, keys, &upstream));
+        }
+        Ok(())
+    }
+}
+
+/// Returns the keys that the vectors of captions depend on.
+fn text_keys(config: &RunConfig, model: &ResolvedModel) -> Result<StageKeys, PipelineError> {
+    let mut keys = config.keys(Stage::Text);
+    keys.remove("text.encoder");
+    keys.insert(ENCODER_FILES.to_owned(), model.text_encoder()?.fingerprint.clone());
+    Ok(keys)
+}
