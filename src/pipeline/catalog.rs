@@ -58,18 +58,17 @@ pub(crate) struct CatalogOutput {
 /// When an input or the run directory fails, or there is no class; [`PipelineError::Stopped`] when the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: CatalogInput<'_>) -> Result<CatalogOutput, PipelineError> {
     let CatalogInput { config, shards, generation } = input;
-    let catalog = match files::load(&ctx.dir, &config.captions, &generation)? {
-        Some(catalog) => catalog,
-        None => {
-            let stage_progress = ctx.progress.stage("pairs", "rows", 0);
-            let (writer, checkpoint) = CheckpointWriter::open(ctx.dir.clone(), &generation)?;
-            let built = build::build(ctx, config, &shards, &stage_progress, writer, checkpoint).await?;
-            let Some(built) = built else { return Err(ctx.stopped()) };
-            files::save(&ctx.dir, &built, &generation)?;
-            CheckpointWriter::remove_all(&ctx.dir)?;
-            ctx.events.stage_finished(&stage_progress);
-            built
-        }
+    let catalog = if let Some(catalog) = files::load(&ctx.dir, &config.captions, &generation)? {
+        catalog
+    } else {
+        let stage_progress = ctx.progress.stage("pairs", "rows", 0);
+        let (writer, checkpoint) = CheckpointWriter::open(ctx.dir.clone(), &generation)?;
+        let built = build::build(ctx, config, &shards, &stage_progress, writer, checkpoint).await?;
+        let Some(built) = built else { return Err(ctx.stopped()) };
+        files::save(&ctx.dir, &built, &generation)?;
+        CheckpointWriter::remove_all(&ctx.dir)?;
+        ctx.events.stage_finished(&stage_progress);
+        built
     };
     let mut remarks = StageRemarks::default();
     if catalog.report.labelled_rows == 0 {

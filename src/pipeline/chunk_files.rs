@@ -62,15 +62,12 @@ pub(crate) struct FetchedFiles<'a> {
 impl<'a> FetchedFiles<'a> {
     fn fetch_next(&mut self, file: &'a ChunkFile) -> Result<(&'a ChunkFile, LocalCopy), PipelineError> {
         let missing = || StoreError::NotFound { url: self.dir.display(&file.name) };
-        let copy = match self.fetched.next() {
-            Some(copy) => copy,
-            None => {
-                let group = &self.files[..self.files.len().min(GROUP_FILES)];
-                let names: Vec<String> = group.iter().map(|file| file.name.clone()).collect();
-                self.fetched = self.dir.fetch_all(&names)?.into_iter();
-                self.fetched.next().ok_or_else(missing)?
-            }
-        };
+        if self.fetched.as_slice().is_empty() {
+            let group = &self.files[..self.files.len().min(GROUP_FILES)];
+            let names: Vec<String> = group.iter().map(|file| file.name.clone()).collect();
+            self.fetched = self.dir.fetch_all(&names)?.into_iter();
+        }
+        let copy = self.fetched.next().ok_or_else(missing)?;
         verify(&copy, &self.dir.display(&file.name), file.sum)?;
         self.files = &self.files[1..];
         Ok((file, copy))

@@ -188,36 +188,37 @@ impl Starvation {
 
 /// Estimates the number of rows in all from the share of the stored bytes that was read.
 struct ReadProgress {
-    total_bytes: u64,
-    /// Bytes of shards that have ended.
-    ended_bytes: u64,
+    /// Bytes of all shards.
+    total: u64,
+    /// Bytes of the shards that have ended.
+    ended: u64,
     /// Bytes read of the open shard of each slot. `None`: an earlier process read rows of it and this one none yet, so
     /// nobody knows how many bytes those were.
-    open_bytes: Vec<Option<u64>>,
+    open: Vec<Option<u64>>,
 }
 
 impl ReadProgress {
     fn new(shards: &[Object], schedule: &Schedule) -> Self {
         let ended = shards.iter().enumerate().filter(|(index, _)| schedule.is_past(*index as u32));
         Self {
-            total_bytes: shards.iter().map(|shard| shard.size).sum(),
-            ended_bytes: ended.map(|(_, shard)| shard.size).sum(),
-            open_bytes: schedule.lanes().iter().map(|next| (next.row == 0).then_some(0)).collect(),
+            total: shards.iter().map(|shard| shard.size).sum(),
+            ended: ended.map(|(_, shard)| shard.size).sum(),
+            open: schedule.lanes().iter().map(|next| (next.row == 0).then_some(0)).collect(),
         }
     }
 
     fn add_block(&mut self, slot: usize, block: &Block, job: &StreamJob) {
         let (shard, read) = (block.id.shard as usize, block.read_bytes);
-        self.open_bytes[slot] = Some(read);
+        self.open[slot] = Some(read);
         job.stage_progress.shard(shard, |shard| shard.read_bytes = read);
         if block.boundary == Boundary::Shard {
-            self.open_bytes[slot] = Some(0);
-            self.ended_bytes += job.shards[shard].size;
+            self.open[slot] = Some(0);
+            self.ended += job.shards[shard].size;
         }
-        let Some(open) = self.open_bytes.iter().copied().sum::<Option<u64>>() else { return };
-        let (rows, read) = (job.stage_progress.progress().0, self.ended_bytes + open);
+        let Some(open) = self.open.iter().copied().sum::<Option<u64>>() else { return };
+        let (rows, read) = (job.stage_progress.progress().0, self.ended + open);
         if read > 0 {
-            job.stage_progress.set_total((rows as f64 * self.total_bytes as f64 / read as f64).round() as u64);
+            job.stage_progress.set_total((rows as f64 * self.total as f64 / read as f64).round() as u64);
         }
     }
 }
