@@ -4,40 +4,31 @@
 //! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
 //! prints: progress goes to the [`ProgressRegistry`], results into the [`Report`].
 
+mod batch_log;
 pub mod bench;
+mod captions;
 mod catalog;
 mod check;
-mod checkpoints;
 mod chunk_files;
 mod context;
-mod curve;
+mod device;
 mod error;
 mod events;
-mod evidence;
-mod examples;
-mod export;
-mod feature_store;
 mod features;
 mod forward;
 mod hub;
 pub mod ingest;
 mod inspect;
 mod manifest;
-mod model_stages;
 mod partial;
-mod prediction;
+mod predict;
 mod preprocess;
 pub mod report;
 mod resolve;
 mod run;
-mod spill;
 pub mod status;
 mod stream;
-mod text_prediction;
-mod text_training;
-mod texts;
-mod training;
-mod worker;
+mod train;
 
 use std::sync::Arc;
 
@@ -51,15 +42,12 @@ use crate::telemetry::ProgressRegistry;
 pub use check::{Check, check};
 pub use error::PipelineError;
 pub(crate) use error::chain;
-pub use export::export;
 pub use inspect::{Inspection, inspect};
-pub use prediction::ceiling_of;
+pub use predict::{ceiling_of, export};
 pub use report::Report;
 pub(crate) use resolve::workers;
 pub use status::Status;
 
-// Names that stages still import from here.
-use crate::chunk::journal::{Journal, Layout};
 use context::{open_store, scratch_path, stopped};
 use events::Events;
 use manifest::Manifest;
@@ -137,5 +125,5 @@ struct Prepared {
     catalog: Option<Ready>,
     stream: Option<Ready>,
     train: Option<String>,
-    predict: Option<model_stages::Asking>,
+    predict: Option<predict::PreparedPrediction>,
 }

@@ -98,7 +98,7 @@ pub async fn check(plan: &RunConfig) -> Check {
         spec
     });
     encoder(plan, &store, &mut check).await;
-    if device && let Some(chosen) = check.keep(super::worker::choose(&plan.machine().device).await) {
+    if device && let Some(chosen) = check.keep(super::device::choose(&plan.machine().device).await) {
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
     let limits = &plan.machine().limits;
@@ -149,7 +149,7 @@ pub async fn check(plan: &RunConfig) -> Check {
             check.sample.insert("predict.ids".to_owned(), text);
         }
         if !predict.truth.is_empty() {
-            check.keep(super::prediction::check_truth(&store, &predict.truth).await);
+            check.keep(super::predict::check_truth(&store, &predict.truth).await);
         }
     }
     check
@@ -195,7 +195,7 @@ async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
             return;
         }
     };
-    if let Some(encoder) = check.keep(super::texts::Encoder::open(&text, snapshot)) {
+    if let Some(encoder) = check.keep(super::captions::Encoder::open(&text, snapshot)) {
         let checkpoint = &encoder.checkpoint;
         let what = format!(
             "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",

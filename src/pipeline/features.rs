@@ -1,15 +1,18 @@
 //! Pixel chunks of the ring → backbone → feature chunks, committed one by one.
 
+mod extract;
+
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
 use super::PipelineError;
 use super::context::RunContext;
-use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
+use super::device::BATCHES_AHEAD;
+use super::device::LoadedBackbone;
+use super::forward::{Feeding, PIECES_WAITING, Reading, Writing};
 use super::report::DEVICE;
 use super::stream::{self, Sink, Start, StreamJob, THE_RUN, seen_so_far};
-use super::worker::Device;
 use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::Spool;
@@ -19,14 +22,17 @@ use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{depth, link};
 use crate::telemetry::{StageProgress, StageTimer};
 
+pub(crate) use super::forward::Thumbnails;
+pub(crate) use extract::{FeatureTarget, extract};
+
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
 const CHUNKS_WAITING: usize = 4096;
 
 /// What the features are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FeatureShape {
-    pub(super) dim: usize,
-    pub(super) precision: Precision,
+pub(crate) struct FeatureShape {
+    pub(crate) dim: usize,
+    pub(crate) precision: Precision,
 }
 
 /// Where the stages keep things.
@@ -48,7 +54,7 @@ pub(super) async fn run(
     ctx: RunContext,
     places: Places,
     shape: FeatureShape,
-    device: &Arc<Device>,
+    backbone: LoadedBackbone,
     stage_progress: Arc<StageProgress>,
 ) -> Result<Journal, PipelineError> {
     let shards = job.shards.len() as u32;
@@ -66,6 +72,7 @@ pub(super) async fn run(
     let start = Start { schedule, counted, seen: seen_so_far(&journal, &waiting, &job.wanted)? };
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
+    let device = Arc::clone(backbone.device());
     let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
     let held = ctx.budget.take(job.spec.pixel_bytes() * batches as u64).await;
     let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
@@ -87,7 +94,7 @@ pub(super) async fn run(
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
     let thumbnails = places.thumbnails;
     let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: ctx.shutdown.clone() };
-    let feeding = Feeding { device: Arc::clone(device), clock, stop: ctx.shutdown.clone() };
+    let feeding = Feeding { backbone, clock, stop: ctx.shutdown.clone() };
     let writing = Writing {
         journal,
         shards: Arc::clone(&job.shards),

@@ -12,11 +12,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::PipelineError;
+use super::batch_log::{BatchLog, log_path};
+use super::device::LoadedBackbone;
 use super::events::Events;
 use super::features::FeatureShape;
-use super::spill::{self, Spill};
 use super::stream::commit;
-use super::worker::Device;
 use crate::chunk::features::FeatureWriter;
 use crate::chunk::journal::Journal;
 use crate::chunk::pixels::PixelReader;
@@ -28,16 +28,13 @@ use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::validation::is_validation;
 
-/// Batches on the host before the device: one being read, one that waits, one being handed over.
-pub(super) const BATCHES_AHEAD: usize = 3;
-
 /// Pieces that may wait for the task that writes: about a chunk's bookkeeping more than the device may have on its way.
 pub(super) const PIECES_WAITING: usize = 4;
 
 /// What goes from task to task.
 pub(super) enum Piece<R> {
     /// A chunk begins; with what an earlier process kept of its features, where it has rows.
-    Begin(Box<SpooledChunk>, Option<Spill>),
+    Begin(Box<SpooledChunk>, Option<BatchLog>),
     /// Rows of it, and the thumbnails of the first of them.
     Rows(RowMeta, Vec<Option<Vec<u8>>>, R),
     /// It ends.
@@ -58,11 +55,11 @@ pub(super) enum Output {
 
 /// Of which images thumbnails are kept: those that are held out from training.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Thumbnails {
-    pub(super) seed: u64,
-    pub(super) fraction: f64,
+pub(crate) struct Thumbnails {
+    pub(crate) seed: u64,
+    pub(crate) fraction: f64,
     /// Side of the images in pixels.
-    pub(super) side_px: u32,
+    pub(crate) side_px: u32,
 }
 
 impl Thumbnails {
@@ -113,7 +110,7 @@ impl Reading {
             let thumbnails = self.thumbnails;
             let reading = tokio::task::spawn_blocking(move || {
                 chunk.verify()?;
-                let (mut known, spill) = Spill::open(spill::beside(&path), &made_from)?;
+                let (mut known, spill) = BatchLog::open(log_path(&path), &made_from)?;
                 let mut reader = PixelReader::open(&path, batch_rows)?;
                 if pieces.blocking_send(Piece::Begin(Box::new(chunk), Some(spill))).is_err() {
                     return Ok(());
@@ -125,7 +122,7 @@ impl Reading {
                     let pixels_of =
                         |lent: &PooledBuffer| thumbnails.map_or_else(Vec::new, |kept| kept.of(&heads, lent.as_ref()));
                     let pictures = pixels_of(&pixels);
-                    let input = known.take(values).map_or(Input::Pixels(pixels), Input::Known);
+                    let input = known.next_batch(values).map_or(Input::Pixels(pixels), Input::Known);
                     if pieces.blocking_send(Piece::Rows(heads, pictures, input)).is_err() {
                         return Ok(());
                     }
@@ -141,7 +138,7 @@ impl Reading {
 
 /// Hands batches to the device, as many as may be on their way at once.
 pub(super) struct Feeding {
-    pub(super) device: Arc<Device>,
+    pub(super) backbone: LoadedBackbone,
     /// The device's: busy while a batch is on its way.
     pub(super) clock: Arc<StageTimer>,
     pub(super) stop: Shutdown,
@@ -153,7 +150,7 @@ impl Feeding {
         mut input: mpsc::Receiver<Piece<Input>>,
         output: mpsc::Sender<Piece<Output>>,
     ) -> Result<(), PipelineError> {
-        let room = Arc::new(Semaphore::new(self.device.in_flight));
+        let room = Arc::new(Semaphore::new(self.backbone.device().in_flight));
         while let Some(piece) = self.unless_computing(&room, Activity::Starved, input.recv()).await {
             if self.stop.is_raised() {
                 break;
@@ -167,7 +164,7 @@ impl Feeding {
                 Piece::Rows(heads, pictures, Input::Pixels(pixels)) => {
                     let held = Arc::clone(&room).acquire_owned().await.map_err(|_| closed())?;
                     let rows = heads.len();
-                    let pending = self.device.call(move |worker| worker.submit(pixels, rows)).await?;
+                    let pending = self.backbone.submit(pixels, rows).await?;
                     let waiting = tokio::task::spawn_blocking(move || {
                         let features = pending.wait();
                         drop(held);
@@ -190,7 +187,7 @@ impl Feeding {
         tokio::select! {
             biased;
             done = &mut wait => return done,
-            _ = room.acquire_many(self.device.in_flight as u32) => {}
+            _ = room.acquire_many(self.backbone.device().in_flight as u32) => {}
         }
         self.clock.wait(doing, wait).await
     }
@@ -214,7 +211,7 @@ pub(super) struct Writing {
 /// The chunk in hand.
 struct InHand {
     chunk: Box<SpooledChunk>,
-    features: Option<(FeatureWriter, Spill)>,
+    features: Option<(FeatureWriter, BatchLog)>,
 }
 
 impl Writing {
@@ -255,7 +252,7 @@ impl Writing {
         }
     }
 
-    fn begin(&self, chunk: Box<SpooledChunk>, spill: Option<Spill>) -> Result<InHand, PipelineError> {
+    fn begin(&self, chunk: Box<SpooledChunk>, spill: Option<BatchLog>) -> Result<InHand, PipelineError> {
         let Some(spill) = spill else { return Ok(InHand { chunk, features: None }) };
         let path = self.journal.directory().temporary(&self.journal.layout().chunk(chunk.entry.id))?;
         let FeatureShape { dim, precision } = self.shape;
@@ -270,13 +267,13 @@ impl Writing {
         pictures: &[Option<Vec<u8>>],
         output: Output,
         writer: &mut FeatureWriter,
-        spill: &mut Spill,
+        spill: &mut BatchLog,
     ) -> Result<(), PipelineError> {
         let features = match output {
             Output::Known(features) => features,
             Output::Computed(waiting) => {
                 let features = waiting.await??;
-                spill.keep(&features)?;
+                spill.append(&features)?;
                 features
             }
         };

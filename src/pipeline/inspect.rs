@@ -164,7 +164,7 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
 }
 
 fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
-    use super::worker::model_error;
+    use super::device::model_error;
     let loaded = crate::train::checkpoint::load(path);
     let (mut found, progress, tensors) = match loaded {
         Ok((state, progress)) => {
@@ -203,7 +203,7 @@ fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
 }
 
 fn backbone(path: &Path) -> Result<Inspection, PipelineError> {
-    let checkpoint = crate::model::Checkpoint::open(path).map_err(super::worker::model_error)?;
+    let checkpoint = crate::model::Checkpoint::open(path).map_err(super::device::model_error)?;
     let mut found = Inspection::new("backbone in Hugging Face layout");
     found.add("family", checkpoint.family().name());
     found.add("blocks", checkpoint.layers());

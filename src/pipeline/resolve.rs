@@ -11,12 +11,12 @@ use crate::config::{ConfigError, Problem, RunConfig};
 use crate::decode::Spec;
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions, Pool};
+use crate::pipeline::captions::Encoder;
 use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{self, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::features::FeatureShape;
 use crate::pipeline::manifest::CHECKPOINT_FILES;
-use crate::pipeline::texts::Encoder;
-use crate::pipeline::worker::{self, model_error};
 use crate::pipeline::{hub, preprocess, stream};
 
 /// The models that a run uses, opened, and the device chosen for them.
@@ -46,7 +46,7 @@ impl ResolvedModel {
             Some(text) => Some(tokio::task::spawn_blocking(move || Encoder::open(&text, encoder_dir)).await??),
             None => None,
         };
-        let device = if backbone.is_some() { Some(worker::choose(&config.machine().device).await?) } else { None };
+        let device = if backbone.is_some() { Some(device::choose(&config.machine().device).await?) } else { None };
         Ok(Self { spec, backbone, text_encoder, device })
     }
 

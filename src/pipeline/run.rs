@@ -11,14 +11,18 @@ use crate::config::plan::Stage;
 use crate::objects::{Object, Store};
 use crate::pipeline::catalog;
 use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{self, DeviceWorker, LoadedBackbone, MemoryNeeds};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::events::Events;
+use crate::pipeline::features::{FeatureTarget, Thumbnails, extract};
 use crate::pipeline::manifest::{Manifest, add_inputs};
 use crate::pipeline::partial::Partial;
+use crate::pipeline::predict::{self, PredictInput, PreparedPrediction, TestFeatures, file_stem};
 use crate::pipeline::report::{Report, StageRemarks, StreamReport, peak_memory_bytes};
 use crate::pipeline::resolve::{ResolvedModel, enough_captions, workers};
 use crate::pipeline::stream::{self, Sink, Start, StreamJob, seen_so_far};
-use crate::pipeline::{Prepared, Ready, Request, worker};
+use crate::pipeline::train::{self, TrainInput};
+use crate::pipeline::{Prepared, Ready, Request};
 use crate::run_dir::Directory;
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
 use crate::telemetry::ProgressRegistry;
@@ -75,7 +79,8 @@ impl Run {
             }
             if let (true, Some(stream)) = (self.ctx.config.runs(Stage::Train), &prepared.stream) {
                 let text = if self.ctx.config.runs(Stage::Text) {
-                    let (keys, catalog) = (self.text_keys()?, prepared.catalog.as_ref());
+                    let keys = self.model.text_encoder()?.stage_keys(&self.ctx.config);
+                    let catalog = prepared.catalog.as_ref();
                     let upstream: Vec<&str> = catalog.map(|ready| ready.generation.as_str()).into_iter().collect();
                     Some(self.propose(Stage::Text, keys, &upstream))
                 } else {
@@ -87,7 +92,8 @@ impl Run {
             }
         }
         if self.ctx.config.runs(Stage::Predict) {
-            prepared.predict = self.prepare_prediction(request.predict_only).await?;
+            let (ctx, model) = (&self.ctx, &self.model);
+            prepared.predict = predict::prepare(ctx, model, &mut self.manifest, request.predict_only).await?;
         }
         Ok(prepared)
     }
@@ -128,26 +134,115 @@ impl Run {
     async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
         let device = self.open_device().await?;
         let catalog = self.catalog(prepared.catalog).await?;
-        let ranks_classes = prepared.predict.as_ref().is_some_and(|asking| asking.listed.is_none());
+        let ranks_classes = prepared.predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
         if let (Some(catalog), Some(predict), true) = (&catalog, &self.ctx.config.pipeline().predict, ranks_classes) {
             // As soon as it is known, rather than after days of training.
             enough_captions(catalog.classes.len(), predict.top_k)?;
         }
+        let mut backbone = None;
         if let Some(stream) = prepared.stream {
             if let Some(device) = &device {
-                let journal = self.features(catalog.as_ref(), stream, device).await?;
+                let loaded = self.load_backbone(device).await?;
+                let journal = self.features(catalog.as_ref(), stream, &loaded).await?;
                 if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
-                    device.tell(worker::DeviceWorker::unload_backbone).await?;
-                    self.train(journal, generation, catalog, device).await?;
+                    loaded.unload().await?;
+                    let input = TrainInput { journal, generation, catalog, model: &self.model, device };
+                    let output = train::run(&self.ctx, input).await?;
+                    self.report.training = output.report;
+                    self.report.add_remarks(&self.ctx.dir, output.remarks);
+                } else {
+                    backbone = Some(loaded);
                 }
             } else {
                 self.pixels(catalog.as_ref(), stream).await?;
             }
         }
         drop(catalog);
-        if let (Some(asking), Some(device)) = (prepared.predict, &device) {
-            self.predict(asking, device).await?;
+        if let (Some(prepared), Some(device)) = (prepared.predict, &device) {
+            self.predict(prepared, device, backbone).await?;
         }
+        Ok(())
+    }
+
+    /// Opens the device, if a stage needs one.
+    async fn open_device(&mut self) -> Result<Option<Arc<DeviceWorker>>, PipelineError> {
+        let (Some(chosen), Some(backbone)) = (&self.model.device, &self.model.backbone) else { return Ok(None) };
+        let (spec, machine) = (&self.model.spec, self.ctx.config.machine());
+        let chunk_rows = u64::from(self.ctx.config.pipeline().chunks.rows);
+        let bytes = stream::stream_bytes(spec, self.ctx.pool.width(), chunk_rows);
+        let needs = MemoryNeeds {
+            parameters: backbone.checkpoint.parameters(),
+            activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
+            pixel_bytes: spec.pixel_bytes(),
+            host_bytes: bytes.left_for_model(machine.limits.memory.0),
+            precision: backbone.shape.precision,
+        };
+        let device = device::open(chosen, needs, machine.device.batch_size, &self.ctx.scratch_path()).await?;
+        tracing::info!(device = %chosen, batch = device.batch_rows, "the device is open");
+        self.report.device = Some(chosen.to_string());
+        Ok(Some(device))
+    }
+
+    async fn load_backbone(&self, device: &Arc<DeviceWorker>) -> Result<LoadedBackbone, PipelineError> {
+        let backbone = self.model.backbone()?;
+        device.load_backbone(backbone.checkpoint.clone(), backbone.options).await
+    }
+
+    /// Streams the training images to features.
+    async fn features(
+        &mut self,
+        catalog: Option<&catalog::Catalog>,
+        ready: Ready,
+        backbone: &LoadedBackbone,
+    ) -> Result<Journal, PipelineError> {
+        let Ready { shards, generation } = ready;
+        let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
+        job.views = stream::Views::of_plan(&self.ctx.config);
+        let pipeline = self.ctx.config.pipeline();
+        let (seed, side_px) = (pipeline.run.seed, self.model.spec.geometry.output_px());
+        let fraction = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        let target = FeatureTarget {
+            name: "images",
+            layout: Layout::train("features"),
+            shape: self.model.backbone()?.shape,
+            thumbnails: (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px }),
+        };
+        let shards = Arc::clone(&job.shards);
+        let journal = extract(&self.ctx, job, backbone, target).await?;
+        self.report.images = Some(self.stream_report(&journal, &shards)?);
+        self.output("features", "features");
+        Ok(journal)
+    }
+
+    /// Ranks captions for the test images; `backbone` is the one that is still loaded, if any.
+    async fn predict(
+        &mut self,
+        prepared: PreparedPrediction,
+        device: &Arc<DeviceWorker>,
+        backbone: Option<LoadedBackbone>,
+    ) -> Result<(), PipelineError> {
+        let this = &*self;
+        let (shards, generation) = (prepared.shards.clone(), prepared.generation.clone());
+        let wanted = ImageFilter::Urls(Arc::clone(prepared.test_set.urls()));
+        let stem = this.ctx.config.pipeline().predict.as_ref().map_or("", |predict| file_stem(&predict.output));
+        let extract_tests = async || {
+            let job = this.stream_job("test images", shards, wanted, &generation);
+            let shards = Arc::clone(&job.shards);
+            let backbone = match backbone {
+                Some(backbone) => backbone,
+                None => this.load_backbone(device).await?,
+            };
+            let shape = this.model.backbone()?.shape;
+            let target = FeatureTarget { name: stem, layout: Layout::predict(stem), shape, thumbnails: None };
+            let journal = extract(&this.ctx, job, &backbone, target).await?;
+            let tally = this.stream_report(&journal, &shards)?.tally;
+            backbone.unload().await?;
+            Ok(TestFeatures { journal, tally })
+        };
+        let input = PredictInput { model: &this.model, manifest: &this.manifest, prepared, device };
+        let Some(output) = predict::run(&this.ctx, input, extract_tests).await? else { return Ok(()) };
+        self.report.prediction = Some(output.report);
+        self.report.add_remarks(&self.ctx.dir, output.remarks);
         Ok(())
     }
 

@@ -1,33 +1,33 @@
-//! Backbone and trained head as a directory that transformers opens.
+//! Export of backbone and trained classifier to a directory that transformers can load.
 
 use std::path::Path;
 
-use super::context::open_store;
-use super::worker::model_error;
-use super::{PipelineError, catalog, checkpoints, hub, manifest};
 use crate::config::RunConfig;
 use crate::config::plan::Stage;
 use crate::config::value::{HeadKind, Pick, Pool};
 use crate::model::{Checkpoint, Classifier, export_hf};
+use crate::pipeline::context::open_store;
+use crate::pipeline::device::model_error;
+use crate::pipeline::train::checkpoints;
+use crate::pipeline::{PipelineError, catalog, hub, manifest};
 use crate::run_dir::Directory;
 
-/// Writes the run's newest head with its backbone to `out`; returns the head's step.
+/// Writes the run's newest classifier with its backbone to `out`. Returns the classifier's step.
 ///
 /// # Errors
-/// When the run has no head, or its features are not what the family's classifier sees.
+/// When the run has no classifier, or its features are not the input of the family's classifier in transformers.
 pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };
     if plan.pipeline().head.kind == HeadKind::Text {
         return Err(PipelineError::Input(
-            "a text head is no classifier that transformers could open; its tensors are in `checkpoints/`".to_owned(),
+            "transformers cannot load a text head: it is no classifier; its tensors are in `checkpoints/`".to_owned(),
         ));
     }
     if model.layer != -1 || model.pool != Pool::Default {
         return Err(PipelineError::Input(
-            "a head on `model.layer` or `model.pool` other than the default is no classifier of the family in transformers"
-                .to_owned(),
+            "transformers cannot load a head on another `model.layer` or `model.pool` than the default".to_owned(),
         ));
     }
     let store = open_store(&plan.machine().store);
@@ -38,7 +38,7 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
             plan.pipeline().run.dir
         )));
     };
-    let head = picked.head()?;
+    let head = picked.load_classifier()?;
     let labels: Vec<String> =
         catalog::load_captions(&directory)?.into_iter().map(|caption| caption.text.into_string()).collect();
     let dir = hub::cached(plan, hub::Which::Backbone, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
@@ -49,7 +49,7 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     Ok(picked.step)
 }
 
-/// A head belongs to the backbone whose features it was trained on, and a branch of the hub moves.
+/// Refuses a backbone other than the one whose features the head was trained on: a branch of the hub can change.
 fn check_backbone(directory: &Directory, backbone: &Checkpoint, name: &str) -> Result<(), PipelineError> {
     let recorded = manifest::read(directory)?
         .and_then(|file| file.stages.get(Stage::Stream.as_str())?.keys.get(manifest::CHECKPOINT_FILES).cloned());
@@ -57,7 +57,8 @@ fn check_backbone(directory: &Directory, backbone: &Checkpoint, name: &str) -> R
         return Ok(());
     }
     Err(PipelineError::Generation(format!(
-        "`model.checkpoint`: `{name}` has other files than the features of `{}` were made with; name those, with `@` and their commit if they are from the hub",
+        "`model.checkpoint`: the files of `{name}` are not those that made the features of `{}`; name those files, with `@` and \
+         their commit if they are from the hub",
         directory.display("")
     )))
 }
