@@ -5,6 +5,7 @@
 
 mod balance;
 pub(crate) mod checkpoints;
+pub(crate) mod chunk;
 mod curve;
 pub(crate) mod feature_store;
 mod head;
@@ -32,7 +33,8 @@ use crate::telemetry::{StageProgress, StageTimer};
 use crate::train::{Progress, Schedule, ScheduleKind, checkpoint, order};
 
 use checkpoints::{CheckpointList, best_point};
-use feature_store::{FeaturePlacement, FeatureStore, SampleSpec, resident_bytes};
+use chunk::SampleSpec;
+use feature_store::{FeaturePlacement, FeatureStore, resident_bytes};
 use head::{ClassifierHead, Head, ProjectionHead, TrainingData};
 use inventory::{Inventory, InventorySpec};
 use session::Session;

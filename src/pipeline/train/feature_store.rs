@@ -5,44 +5,18 @@
 
 use std::sync::{Arc, OnceLock};
 
-use half::bf16;
-
-use crate::chunk::features::{self, Features};
+use crate::chunk::features;
 use crate::config::value::{Precision, Targets as TargetKind};
 use crate::pipeline::PipelineError;
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
 use crate::pipeline::device::{DeviceFeatures, FeatureRows};
-use crate::pipeline::train::balance::LanguageBalance;
-use crate::pipeline::train::split::ValidationSplit;
+use crate::pipeline::train::chunk::{Chunk, ChunkRows, Sample, SampleSpec};
 use crate::run_dir::Directory;
 use crate::train::Targets;
 use crate::train::order::{self, Window};
 
 /// Memory that a row takes in addition to its feature and its classes, in bytes.
 const ROW_BYTES: u64 = 32;
-
-/// Samples that a chunk yields.
-#[derive(Debug, Clone)]
-pub(crate) struct SampleSpec {
-    /// Images held out from training.
-    pub(crate) split: ValidationSplit,
-    /// Values of a feature.
-    pub(crate) dim: usize,
-    /// Meaning of a sample for an image with several classes.
-    pub(crate) targets: TargetKind,
-    /// Whether the targets of a pair are its own caption, then all captions of its image: a contrastive loss masks those.
-    pub(crate) contrastive: bool,
-    /// Repetitions of the pairs; `None` where each comes once an epoch.
-    pub(crate) balance: Option<LanguageBalance>,
-}
-
-/// Number of samples that an image with these classes makes.
-pub(super) fn count_samples(targets: TargetKind, classes: &[u32]) -> usize {
-    match targets {
-        TargetKind::Pairs => classes.len(),
-        TargetKind::Soft => usize::from(!classes.is_empty()),
-    }
-}
 
 /// Memory that features take, in bytes.
 pub(super) fn resident_bytes(rows: u64, labels: u64, dim: usize, precision: Precision) -> u64 {
@@ -62,100 +36,6 @@ pub(crate) enum FeaturePlacement {
     Memory,
     /// Chunk files, read again in each epoch.
     Files,
-}
-
-enum Values {
-    Bf16(Vec<bf16>),
-    F32(Vec<f32>),
-}
-
-/// A training sample of a chunk.
-#[derive(Debug, Clone, Copy)]
-struct Sample {
-    /// Row of the image's first view.
-    row: u32,
-    /// Index into the row's classes, where each class makes a sample of its own.
-    nth: u32,
-}
-
-/// Rows of a chunk without their features.
-#[derive(Clone)]
-pub(crate) struct ChunkRows {
-    /// Classes of each row.
-    classes: Targets,
-    /// Views of each training image; 1 where images stay whole.
-    views: u32,
-    samples: Vec<Sample>,
-    /// Rows of the validation images.
-    pub(crate) validation: Vec<u32>,
-    /// URLs of the validation images.
-    pub(crate) validation_urls: Vec<Box<str>>,
-}
-
-impl ChunkRows {
-    /// Classes of a row.
-    pub(crate) fn classes(&self, row: u32) -> &[u32] {
-        self.classes.of(row as usize)
-    }
-
-    /// Rows of the training images, all views included.
-    pub(crate) fn training_rows(&self) -> impl Iterator<Item = u32> {
-        let mut held_out = self.validation.iter().copied().peekable();
-        (0..self.classes.rows() as u32).filter(move |row| held_out.next_if_eq(row).is_none())
-    }
-}
-
-/// A chunk with its features.
-pub(crate) struct Chunk {
-    values: Values,
-    dim: usize,
-    pub(crate) rows: ChunkRows,
-}
-
-impl Chunk {
-    fn new(chunk: Features, spec: &SampleSpec) -> Self {
-        let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
-        let (mut views, mut validation_urls) = (1, Vec::new());
-        for row in 0..chunk.rows.len() {
-            let row_classes = chunk.rows.labels(row);
-            classes.push(row_classes);
-            views = views.max(u32::from(chunk.rows.view(row)));
-            if chunk.rows.view(row) > 1 {
-                continue;
-            }
-            if spec.split.contains(chunk.rows.url(row)) {
-                validation.push(row as u32);
-                validation_urls.push(chunk.rows.url(row).into());
-            } else {
-                let count = count_samples(spec.targets, row_classes) as u32;
-                samples.extend((0..count).map(|nth| Sample { row: row as u32, nth }));
-            }
-        }
-        let values = match chunk.precision {
-            // Lossless: the values were bf16 in the file.
-            Precision::Bf16 => Values::Bf16(chunk.values.into_iter().map(bf16::from_f32).collect()),
-            Precision::F32 => Values::F32(chunk.values),
-        };
-        let rows = ChunkRows { classes, views, samples, validation, validation_urls };
-        Self { values, dim: spec.dim, rows }
-    }
-
-    /// Appends the feature of a row.
-    pub(crate) fn copy_feature(&self, row: u32, out: &mut Vec<f32>) {
-        let span = row as usize * self.dim..(row as usize + 1) * self.dim;
-        match &self.values {
-            Values::Bf16(values) => out.extend(values[span].iter().map(|value| value.to_f32())),
-            Values::F32(values) => out.extend_from_slice(&values[span]),
-        }
-    }
-
-    /// Features of all rows, `[rows, dim]`.
-    fn all_features(&self) -> Vec<f32> {
-        let count = self.rows.classes.rows();
-        let mut all = Vec::with_capacity(count * self.dim);
-        (0..count as u32).for_each(|row| self.copy_feature(row, &mut all));
-        all
-    }
 }
 
 /// Samples of one window, in the order of training.
@@ -211,7 +91,7 @@ impl FeatureStore {
             for chunk in tokio::task::spawn_blocking(move || store.load_chunks(&[index])).await?? {
                 features.write(first, chunk.all_features()).await?;
                 chunks.push(ResidentChunk { rows: chunk.rows.clone(), first_row: first as u32 });
-                first += chunk.rows.classes.rows();
+                first += chunk.rows.len();
             }
         }
         self.resident.set(Resident { features, chunks }).ok();
@@ -358,6 +238,7 @@ mod tests {
     use super::*;
     use crate::chunk::RowMeta;
     use crate::chunk::features::FeatureWriter;
+    use crate::pipeline::train::split::ValidationSplit;
     use crate::run_dir::LocalDirectory;
 
     fn write(path: &std::path::Path, first: u32, rows: u32, precision: Precision) {

@@ -9,7 +9,7 @@ use crate::config::value::Targets as TargetKind;
 use crate::pipeline::PipelineError;
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
 use crate::pipeline::train::balance::LanguageBalance;
-use crate::pipeline::train::feature_store::count_samples;
+use crate::pipeline::train::chunk::count_samples;
 use crate::pipeline::train::split::ValidationSplit;
 
 /// Sizes of the feature chunks with rows, in the order of the corpus.
