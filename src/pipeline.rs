@@ -20,40 +20,31 @@
 //! | `observe` | status, events, report | – |
 //! | `check`, `inspect`, `bench` | commands that run no stage | anything but `plan` |
 
+mod batch_log;
 pub mod bench;
+mod captions;
 mod catalog;
 mod check;
-mod checkpoints;
 mod chunk_files;
 mod context;
-mod curve;
+mod device;
 mod error;
-mod evidence;
-mod examples;
-mod export;
-mod feature_store;
 mod features;
 mod feed;
 mod hub;
 mod images;
 mod inspect;
 mod manifest;
-mod model_stages;
 mod observe;
 mod plan;
-mod prediction;
+mod predict;
 mod resolve;
-mod run;
-mod spill;
-mod text_prediction;
-mod text_training;
-mod texts;
-mod training;
-mod worker;
+mod train;
 
 use std::sync::Arc;
 
 use crate::catalog::ImageFilter;
+use crate::chunk::journal::Layout;
 use crate::config::{RunConfig, Stage};
 use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
@@ -63,24 +54,25 @@ pub use bench::ingest;
 pub use check::{Check, check};
 pub use error::PipelineError;
 pub(crate) use error::chain;
-pub use export::export;
 pub use inspect::{Inspection, inspect};
 pub use observe::report::Report;
 pub use observe::status::Status;
 pub use observe::{report, status};
-pub use prediction::ceiling_of;
+pub use predict::{ceiling_of, export};
 pub(crate) use resolve::workers;
 
-// Names that stages still import from here.
-use crate::chunk::journal::{Journal, Layout};
-use run::Run;
-
+use catalog::{Catalog, CatalogInput};
 use context::{RunContext, open_store, scratch_path, stopped};
+use device::DeviceWorker;
+use features::{FeaturesInput, Thumbnails};
+use images::{ImagesInput, StreamJob, Views};
 use manifest::Manifest;
 use observe::events::Events;
 use observe::status::{Reporter, State};
-use plan::Plan;
+use plan::{Plan, StageInput};
+use predict::{PredictInput, PreparedPrediction};
 use resolve::{ResolvedModel, require_captions};
+use train::TrainInput;
 
 /// Which stages a command runs, and what it discards first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -102,21 +94,19 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<Report, PipelineError> {
     let (mut ctx, _lock) = open(config, progress, shutdown).await?;
-    let manifest = Manifest::open(ctx.dir.clone(), request.from)?;
+    let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
     let model = ResolvedModel::open(&ctx).await?;
     ctx.register_metrics();
     // Everything that can refuse the run does so before anything is written or removed.
-    let mut run = Run { ctx: ctx.clone(), manifest, model, report: Report::default() };
-    let plan = Plan::new(&mut run, request).await?;
-    run.manifest.accept(&ctx.config)?;
+    let plan = Plan::new(&ctx, &model, &mut manifest, request).await?;
+    manifest.accept(&ctx.config)?;
     for folder in [".", "journal", "catalog"] {
         // Removes half-written files of a killed process. The stages sweep their own folders.
         ctx.dir.sweep(folder, |_| true)?;
     }
     ctx.events = Events::open(&ctx.dir);
-    run.ctx = ctx.clone();
     let reporter = Reporter::start(ctx.dir.clone(), ctx.progress.clone(), ctx.events.clone());
-    let outcome = execute_and_report(&ctx, run, plan).await;
+    let outcome = execute_and_report(Execution { ctx: &ctx, model: &model, manifest: &manifest }, plan).await;
     let (state, detail) = match &outcome {
         Ok(_) => (State::Done, None),
         Err(error @ PipelineError::Stopped(_)) => (State::Stopped, Some(chain(error))),
@@ -151,54 +141,121 @@ async fn open(
     Ok((RunContext { config, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
 }
 
+/// What the stages of one execution share.
+#[derive(Clone, Copy)]
+struct Execution<'a> {
+    ctx: &'a RunContext,
+    model: &'a ResolvedModel,
+    manifest: &'a Manifest,
+}
+
 /// Executes the plan and writes the report, also of a run that fails.
-async fn execute_and_report(ctx: &RunContext, mut run: Run, plan: Plan) -> Result<Report, PipelineError> {
+async fn execute_and_report(execution: Execution<'_>, plan: Plan) -> Result<Report, PipelineError> {
+    let ctx = execution.ctx;
     // The report keeps what an earlier process reported of stages that this one does not run.
-    run.report = Report::load(&ctx.dir)?;
-    let outcome = execute(ctx, &mut run, plan).await;
+    let mut report = Report::load(&ctx.dir)?;
+    let outcome = execution.run(plan, &mut report).await;
     // Do not wait once more for a store that was waited for in vain.
     let unreachable = ctx.dir.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
-    let written = if unreachable { Ok(()) } else { run.report.save(ctx) };
+    let written = if unreachable { Ok(()) } else { report.save(ctx) };
     // The error of a stage matters more than that of its report.
     outcome?;
     written?;
-    Ok(run.report)
+    Ok(report)
 }
 
-/// Executes the stages of the plan in their order.
-async fn execute(ctx: &RunContext, run: &mut Run, plan: Plan) -> Result<(), PipelineError> {
-    let device = run.open_device().await?;
-    let catalog = match (ctx.config.catalog(), plan.catalog) {
-        (Some(config), Some(plan::StageInput { shards, generation })) => {
-            let output = catalog::run(ctx, catalog::CatalogInput { config, shards, generation }).await?;
-            run.report.add_remarks(&ctx.dir, output.remarks);
-            run.report.catalog = Some(output.catalog.report.clone());
-            Some(output.catalog)
+impl Execution<'_> {
+    /// Runs the stages of the plan in their order. Each adds its part to the report once it is complete.
+    async fn run(self, plan: Plan, report: &mut Report) -> Result<(), PipelineError> {
+        let Plan { catalog, images, train, predict } = plan;
+        let device = self.model.open_device(self.ctx).await?;
+        if device.is_some() {
+            report.device = self.model.device.as_ref().map(ToString::to_string);
         }
-        _ => None,
-    };
-    let ranks_classes = plan.predict.as_ref().is_some_and(|asking| asking.listed.is_none());
-    if let (Some(catalog), Some(predict), true) = (&catalog, ctx.config.predict(), ranks_classes) {
-        // As soon as it is known, rather than after days of training.
-        require_captions(catalog.classes.len(), predict.top_k)?;
-    }
-    if let Some(plan::StageInput { shards, generation }) = plan.images {
-        let filter =
-            catalog.as_ref().map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)));
-        if let Some(device) = &device {
-            let journal = run.features(shards, filter, &generation, device).await?;
-            if let (Some(generation), Some(catalog)) = (plan.train, &catalog) {
-                run.train(journal, generation, catalog, device).await?;
+        let catalog = self.catalog(catalog, report).await?;
+        let ranks_classes = predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
+        if let (Some(catalog), Some(predict), true) = (&catalog, self.ctx.config.predict(), ranks_classes) {
+            // Checked as soon as it is known, rather than after days of training.
+            require_captions(catalog.classes.len(), predict.top_k)?;
+        }
+        match (images, &device) {
+            (Some(images), Some(device)) => {
+                self.features_and_heads(images, train, catalog.as_ref(), device, report).await?;
             }
-        } else {
-            let input = images::ImagesInput { shards, filter, spec: &run.model.spec, generation };
-            run.report.images = Some(images::run(ctx, input).await?);
-            run.output("pixel chunks", "chunks");
+            (Some(images), None) => self.pixels(images, catalog.as_ref(), report).await?,
+            (None, _) => {}
         }
+        drop(catalog);
+        if let (Some(prepared), Some(device)) = (predict, &device) {
+            let input = PredictInput { model: self.model, manifest: self.manifest, prepared, device };
+            if let Some(output) = predict::run(self.ctx, input).await? {
+                report.prediction = Some(output.report);
+                report.add_remarks(&self.ctx.dir, output.remarks);
+            }
+        }
+        Ok(())
     }
-    drop(catalog);
-    if let (Some(asking), Some(device)) = (plan.predict, &device) {
-        run.predict(asking, device).await?;
+
+    async fn catalog(self, input: Option<StageInput>, report: &mut Report) -> Result<Option<Catalog>, PipelineError> {
+        let (Some(config), Some(StageInput { shards, generation })) = (self.ctx.config.catalog(), input) else {
+            return Ok(None);
+        };
+        let output = catalog::run(self.ctx, CatalogInput { config, shards, generation }).await?;
+        report.add_remarks(&self.ctx.dir, output.remarks);
+        report.catalog = Some(output.catalog.report.clone());
+        Ok(Some(output.catalog))
     }
-    Ok(())
+
+    /// Runs the image stream whose product is pixel chunks.
+    async fn pixels(
+        self,
+        images: StageInput,
+        catalog: Option<&Catalog>,
+        report: &mut Report,
+    ) -> Result<(), PipelineError> {
+        let StageInput { shards, generation } = images;
+        let input = ImagesInput { shards, filter: image_filter(catalog), spec: &self.model.spec, generation };
+        report.images = Some(images::run(self.ctx, input).await?);
+        report.add_output(&self.ctx.dir, "pixel chunks", "chunks");
+        Ok(())
+    }
+
+    /// Computes the features of the training images and, if the plan says so, trains heads on them.
+    async fn features_and_heads(
+        self,
+        images: StageInput,
+        train: Option<String>,
+        catalog: Option<&Catalog>,
+        device: &Arc<DeviceWorker>,
+        report: &mut Report,
+    ) -> Result<(), PipelineError> {
+        let Self { ctx, model, .. } = self;
+        let StageInput { shards, generation } = images;
+        let mut job = StreamJob::new(ctx, "images", &model.spec, shards, image_filter(catalog), &generation);
+        job.views = Views::from_config(&ctx.config);
+        let (split, side_px) = (ctx.config.validation_split(), model.spec.geometry.output_px());
+        let input = FeaturesInput {
+            job,
+            layout: Layout::train("features"),
+            name: "images",
+            backbone: model.backbone()?,
+            device,
+            thumbnails: (!split.is_empty()).then_some(Thumbnails { split, side_px }),
+        };
+        let features = features::run(ctx, input).await?;
+        report.images = Some(features.report);
+        report.add_output(&ctx.dir, "features", "features");
+        if let (Some(generation), Some(catalog)) = (train, catalog) {
+            let input = TrainInput { journal: features.journal, generation, catalog, model, device };
+            let output = train::run(ctx, input).await?;
+            report.training = output.report;
+            report.add_remarks(&ctx.dir, output.remarks);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the filter of the training images: those with a label, or all where there is no catalog.
+fn image_filter(catalog: Option<&Catalog>) -> ImageFilter {
+    catalog.map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)))
 }

@@ -14,16 +14,16 @@ use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
 use crate::decode::Spec;
 use crate::objects::{Object, Store};
+use crate::pipeline::captions::Encoder;
 use crate::pipeline::catalog::read_captions;
 use crate::pipeline::context::open_store;
+use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
-use crate::pipeline::prediction::check_truth;
+use crate::pipeline::predict::check_truth;
 use crate::pipeline::resolve::{Backbone, resolve_backbone, workers};
-use crate::pipeline::texts::Encoder;
-use crate::pipeline::worker;
 use crate::run_dir::Directory;
 
 /// Outcome of a check.
@@ -132,7 +132,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
         needs_device = true;
     }
     check_encoder(config, store, check).await;
-    if needs_device && let Some(chosen) = check.ok(worker::choose(config.device()).await) {
+    if needs_device && let Some(chosen) = check.ok(device::choose(config.device()).await) {
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
     let limits = config.limits();

@@ -15,16 +15,16 @@ use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::chunk::{Checksum, verify};
 use crate::config::bytes::chunk_disk_bytes;
 use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::{self, Sink, StartPoint, StreamJob};
 use crate::pipeline::observe::report::StreamReport;
 use crate::pipeline::resolve::{Backbone, FeatureShape};
-use crate::pipeline::worker::{Device, DeviceWorker};
 use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{depth, link};
 use crate::telemetry::{Party, StageProgress, StageTimer};
 
-pub(crate) use forward::{BATCHES_AHEAD, Thumbnails};
+pub(crate) use forward::Thumbnails;
 
 use forward::{BatchReader, DeviceFeeder, FeatureCommitter, ITEMS_WAITING};
 
@@ -42,7 +42,7 @@ pub(crate) struct FeaturesInput<'a> {
     /// The model.
     pub(crate) backbone: &'a Backbone,
     /// The device of the model.
-    pub(crate) device: &'a Arc<Device>,
+    pub(crate) device: &'a Arc<DeviceWorker>,
     /// Thumbnails to store beside the features.
     pub(crate) thumbnails: Option<Thumbnails>,
 }
@@ -62,10 +62,10 @@ pub(crate) struct FeaturesOutput {
 /// stop.
 pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<FeaturesOutput, PipelineError> {
     let FeaturesInput { job, layout, name, backbone, device, thumbnails } = input;
-    let (checkpoint, options) = (backbone.checkpoint.clone(), backbone.options);
-    device.call(move |worker| worker.load_backbone(&checkpoint, &options)).await?;
+    let shape = backbone.shape;
+    let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options).await?;
     let spools = LocalDirectory::create(ctx.scratch_path())?;
-    let disk_bytes = spool_bytes(ctx, &job, backbone.shape)?;
+    let disk_bytes = spool_bytes(ctx, &job, shape)?;
     let journal = Journal::open(ctx.dir.clone(), layout, &job.generation, job.shards.len() as u32)?;
     let mut schedule = journal.schedule(job.shards.len() as u32);
     let directory = LocalDirectory::create(spools.path(name))?;
@@ -84,13 +84,13 @@ pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<Fe
     let seen = images::collect_seen_urls(&journal, &spooled, &job.filter)?;
     let start = StartPoint { schedule, counted, seen };
     let (shards, spec) = (Arc::clone(&job.shards), job.spec.clone());
-    let forward = Forward { shape: backbone.shape, device, thumbnails, images: Arc::clone(&images) };
+    let forward = Forward { shape, backbone: backbone.clone(), thumbnails, images: Arc::clone(&images) };
     let journal = forward.stream(ctx, job, start, journal, (spool, spooled)).await?;
     ctx.events.stage_finished(&rows);
     ctx.events.stage_finished(&images);
     // The spool is empty now, and no other process of this run may come to remove it.
     spools.remove(name)?;
-    device.tell(DeviceWorker::unload_backbone).await?;
+    backbone.unload().await?;
     let report = images::report_stream(&journal, &shards, &spec)?;
     Ok(FeaturesOutput { journal, report })
 }
@@ -108,15 +108,15 @@ fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result
 }
 
 /// The model's side of the stage.
-struct Forward<'a> {
+struct Forward {
     shape: FeatureShape,
-    device: &'a Arc<Device>,
+    backbone: LoadedBackbone,
     thumbnails: Option<Thumbnails>,
     /// Counts features.
     images: Arc<StageProgress>,
 }
 
-impl Forward<'_> {
+impl Forward {
     /// Starts the image stream and the three tasks of the model and waits for all of them.
     async fn stream(
         self,
@@ -126,7 +126,8 @@ impl Forward<'_> {
         journal: Journal,
         (spool, spooled): (Spool, Vec<SpooledChunk>),
     ) -> Result<Journal, PipelineError> {
-        let Self { shape, device, thumbnails, images } = self;
+        let Self { shape, backbone, thumbnails, images } = self;
+        let device = Arc::clone(backbone.device());
         // The model's memory is reserved first, so that decoders never hold what it needs to go on.
         let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
         let reserved = ctx.budget.take(job.spec.pixel_bytes() * batches as u64).await;
@@ -152,7 +153,7 @@ impl Forward<'_> {
             thumbnails,
             shutdown: ctx.shutdown.clone(),
         };
-        let feeder = DeviceFeeder { device: Arc::clone(device), timer, shutdown: ctx.shutdown.clone() };
+        let feeder = DeviceFeeder { backbone, timer, shutdown: ctx.shutdown.clone() };
         let committer = FeatureCommitter {
             journal,
             shards: Arc::clone(&job.shards),

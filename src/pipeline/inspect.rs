@@ -10,11 +10,11 @@ use crate::chunk::{features, quarantine, texts};
 use crate::hf_hub::Hub;
 use crate::model;
 use crate::objects::{Store, StoreError};
+use crate::pipeline::device::model_error;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::{HubModel, parse_repo};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::observe::report::Report;
-use crate::pipeline::worker::model_error;
 use crate::run_dir::Directory;
 use crate::train;
 

@@ -1,14 +1,13 @@
 //! [`Plan`]: the stages of one start, with their inputs and fingerprints.
 
-use crate::config::{RunConfig, Stage, StageKeys};
+use crate::config::Stage;
 use crate::objects::Object;
 use crate::pipeline::Request;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::manifest::{ENCODER_FILES, Manifest, add_inputs};
-use crate::pipeline::model_stages::Asking;
+use crate::pipeline::manifest::{Manifest, add_inputs};
+use crate::pipeline::predict::{self, PreparedPrediction};
 use crate::pipeline::resolve::ResolvedModel;
-use crate::pipeline::run::Run;
 
 /// Input of a stage that reads shards.
 pub(crate) struct StageInput {
@@ -28,7 +27,7 @@ pub(crate) struct Plan {
     /// Fingerprint of the heads to train.
     pub(crate) train: Option<String>,
     /// Ranking for the test images.
-    pub(crate) predict: Option<Asking>,
+    pub(crate) predict: Option<PreparedPrediction>,
 }
 
 impl Plan {
@@ -36,15 +35,17 @@ impl Plan {
     ///
     /// # Errors
     /// When an input is missing or does not fit the configuration.
-    pub(crate) async fn new(run: &mut Run, request: Request) -> Result<Self, PipelineError> {
-        let (ctx, model) = (run.ctx.clone(), &run.model);
+    pub(crate) async fn new(
+        ctx: &RunContext,
+        model: &ResolvedModel,
+        manifest: &mut Manifest,
+        request: Request,
+    ) -> Result<Self, PipelineError> {
         let mut plan = Self::default();
         if !request.predict_only {
-            plan.plan_training(&ctx, &mut run.manifest, model).await?;
+            plan.plan_training(ctx, model, manifest).await?;
         }
-        if ctx.config.runs(Stage::Predict) {
-            plan.predict = run.prepare_prediction(request.predict_only).await?;
-        }
+        plan.predict = predict::prepare(ctx, model, manifest, request.predict_only).await?;
         Ok(plan)
     }
 
@@ -52,8 +53,8 @@ impl Plan {
     async fn plan_training(
         &mut self,
         ctx: &RunContext,
-        manifest: &mut Manifest,
         model: &ResolvedModel,
+        manifest: &mut Manifest,
     ) -> Result<(), PipelineError> {
         let RunContext { config, store, .. } = ctx;
         if let Some(catalog) = config.catalog() {
@@ -77,7 +78,7 @@ impl Plan {
         }
         if let (true, Some(images)) = (config.runs(Stage::Train), &self.images) {
             let text = if config.runs(Stage::Text) {
-                let keys = text_keys(config, model)?;
+                let keys = model.text_encoder()?.stage_keys(config);
                 Some(manifest.propose(Stage::Text.as_str(), Stage::Text, keys, catalog.as_slice()))
             } else {
                 None
@@ -88,12 +89,4 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// Returns the keys that the vectors of captions depend on.
-fn text_keys(config: &RunConfig, model: &ResolvedModel) -> Result<StageKeys, PipelineError> {
-    let mut keys = config.keys(Stage::Text);
-    keys.remove("text.encoder");
-    keys.insert(ENCODER_FILES.to_owned(), model.text_encoder()?.fingerprint.clone());
-    Ok(keys)
 }

@@ -8,14 +8,14 @@ use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys};
 use crate::decode::Spec;
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions};
+use crate::pipeline::captions::Encoder;
 use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{self, DeviceWorker, MemoryNeeds, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::images::stream_bytes;
 use crate::pipeline::manifest::CHECKPOINT_FILES;
-use crate::pipeline::texts::Encoder;
-use crate::pipeline::worker::{self, model_error};
 use crate::types::Precision;
 
 /// Shape and storage format of a feature.
@@ -66,7 +66,7 @@ impl ResolvedModel {
             Some(text) => Some(tokio::task::spawn_blocking(move || Encoder::open(&text, encoder_dir)).await??),
             None => None,
         };
-        let device = if backbone.is_some() { Some(worker::choose(config.device()).await?) } else { None };
+        let device = if backbone.is_some() { Some(device::choose(config.device()).await?) } else { None };
         Ok(Self { spec, backbone, text_encoder, device })
     }
 
@@ -86,6 +86,25 @@ impl ResolvedModel {
     pub(crate) fn text_encoder(&self) -> Result<&Encoder, PipelineError> {
         let absent = || PipelineError::Internal("a stage needs a text encoder that the configuration lacks".to_owned());
         self.text_encoder.as_ref().ok_or_else(absent)
+    }
+
+    /// Opens the device; `None` where no stage needs one.
+    ///
+    /// # Errors
+    /// When host or GPU have too little memory.
+    pub(crate) async fn open_device(&self, ctx: &RunContext) -> Result<Option<Arc<DeviceWorker>>, PipelineError> {
+        let (Some(chosen), Some(backbone)) = (&self.device, &self.backbone) else { return Ok(None) };
+        let bytes = stream_bytes(&self.spec, ctx.pool.width(), u64::from(ctx.config.chunks().rows));
+        let needs = MemoryNeeds {
+            parameters: backbone.checkpoint.parameters(),
+            activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
+            pixel_bytes: self.spec.pixel_bytes(),
+            host_bytes: bytes.left_for_model(ctx.config.limits().memory.0),
+            precision: backbone.shape.precision,
+        };
+        let device = device::open(chosen, needs, ctx.config.device().batch_size, &ctx.scratch_path()).await?;
+        tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
+        Ok(Some(device))
     }
 
     /// Returns the keys that the chunks of an image stream depend on, without its input files.

@@ -17,18 +17,15 @@ use crate::chunk::spool::SpooledChunk;
 use crate::chunk::{RowMeta, Tally};
 use crate::decode::jpeg_thumbnail;
 use crate::objects::Object;
+use crate::pipeline::batch_log::{BatchLog, log_path};
+use crate::pipeline::device::LoadedBackbone;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::commit_chunk;
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::resolve::FeatureShape;
-use crate::pipeline::spill::{self, Spill};
-use crate::pipeline::worker::Device;
 use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::types::ValidationSplit;
-
-/// Batches on the host before the device: one being read, one waiting, one being handed over.
-pub(crate) const BATCHES_AHEAD: usize = 3;
 
 /// Items that may wait for the committer beyond the batches on the device: the begin and end of about one chunk.
 pub(super) const ITEMS_WAITING: usize = 4;
@@ -36,7 +33,7 @@ pub(super) const ITEMS_WAITING: usize = 4;
 /// What the tasks send each other. A chunk is a begin, its batches and an end.
 pub(super) enum Item<B> {
     /// A chunk begins. The log holds the batches that an earlier process computed; `None` where the chunk has no rows.
-    Begin(Box<SpooledChunk>, Option<Spill>),
+    Begin(Box<SpooledChunk>, Option<BatchLog>),
     /// Rows of the chunk, their thumbnails if there are any, and their pixels or features.
     Batch(RowMeta, Vec<Option<Vec<u8>>>, B),
     /// The chunk ends.
@@ -118,7 +115,7 @@ impl BatchReader {
             let thumbnails = self.thumbnails;
             let reading = tokio::task::spawn_blocking(move || {
                 chunk.verify()?;
-                let (mut logged, log) = Spill::open(spill::beside(&path), &inputs)?;
+                let (mut logged, log) = BatchLog::open(log_path(&path), &inputs)?;
                 let mut reader = PixelReader::open(&path, batch_rows)?;
                 if items.blocking_send(Item::Begin(Box::new(chunk), Some(log))).is_err() {
                     return Ok(());
@@ -128,7 +125,8 @@ impl BatchReader {
                     let Some(rows) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let encode = |settings: Thumbnails| settings.encode(&rows, pixels.as_ref());
                     let thumbnails = thumbnails.map(encode).unwrap_or_default();
-                    let input = logged.take(rows.len() * dim).map_or(BatchInput::Pixels(pixels), BatchInput::Logged);
+                    let input =
+                        logged.next_batch(rows.len() * dim).map_or(BatchInput::Pixels(pixels), BatchInput::Logged);
                     if items.blocking_send(Item::Batch(rows, thumbnails, input)).is_err() {
                         return Ok(());
                     }
@@ -144,7 +142,7 @@ impl BatchReader {
 
 /// Hands batches to the device, at most as many at once as it can hold.
 pub(super) struct DeviceFeeder {
-    pub(super) device: Arc<Device>,
+    pub(super) backbone: LoadedBackbone,
     /// Timer of the device: busy while a batch is on it.
     pub(super) timer: Arc<StageTimer>,
     pub(super) shutdown: Shutdown,
@@ -156,7 +154,7 @@ impl DeviceFeeder {
         mut input: mpsc::Receiver<Item<BatchInput>>,
         output: mpsc::Sender<Item<BatchOutput>>,
     ) -> Result<(), PipelineError> {
-        let room = Arc::new(Semaphore::new(self.device.in_flight));
+        let room = Arc::new(Semaphore::new(self.backbone.device().in_flight));
         while let Some(item) = self.wait(&room, Activity::Starved, input.recv()).await {
             if self.shutdown.is_raised() {
                 break;
@@ -170,7 +168,7 @@ impl DeviceFeeder {
                 Item::Batch(rows, thumbnails, BatchInput::Pixels(pixels)) => {
                     let permit = Arc::clone(&room).acquire_owned().await.map_err(|_| closed())?;
                     let count = rows.len();
-                    let pending = self.device.call(move |worker| worker.submit(pixels, count)).await?;
+                    let pending = self.backbone.submit(pixels, count).await?;
                     let waiting = tokio::task::spawn_blocking(move || {
                         let features = pending.wait();
                         drop(permit);
@@ -193,7 +191,7 @@ impl DeviceFeeder {
         tokio::select! {
             biased;
             done = &mut future => return done,
-            _ = room.acquire_many(self.device.in_flight as u32) => {}
+            _ = room.acquire_many(self.backbone.device().in_flight as u32) => {}
         }
         self.timer.wait(activity, future).await
     }
@@ -217,7 +215,7 @@ pub(super) struct FeatureCommitter {
 struct OpenChunk {
     chunk: Box<SpooledChunk>,
     /// `None` where the chunk has no rows.
-    features: Option<(FeatureWriter, Spill)>,
+    features: Option<(FeatureWriter, BatchLog)>,
 }
 
 impl FeatureCommitter {
@@ -258,7 +256,7 @@ impl FeatureCommitter {
         }
     }
 
-    fn begin(&self, chunk: Box<SpooledChunk>, log: Option<Spill>) -> Result<OpenChunk, PipelineError> {
+    fn begin(&self, chunk: Box<SpooledChunk>, log: Option<BatchLog>) -> Result<OpenChunk, PipelineError> {
         let Some(log) = log else { return Ok(OpenChunk { chunk, features: None }) };
         let path = self.journal.directory().temporary(&self.journal.layout().chunk(chunk.entry.id))?;
         let FeatureShape { dim, precision } = self.shape;
@@ -273,13 +271,13 @@ impl FeatureCommitter {
         thumbnails: &[Option<Vec<u8>>],
         output: BatchOutput,
         writer: &mut FeatureWriter,
-        log: &mut Spill,
+        log: &mut BatchLog,
     ) -> Result<(), PipelineError> {
         let features = match output {
             BatchOutput::Logged(features) => features,
             BatchOutput::Pending(waiting) => {
                 let features = waiting.await??;
-                log.keep(&features)?;
+                log.append(&features)?;
                 features
             }
         };

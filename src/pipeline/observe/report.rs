@@ -96,6 +96,11 @@ impl Report {
         Ok(ctx.dir.write(FILE, &text)?)
     }
 
+    /// Adds an artefact by its path relative to `dir`.
+    pub(crate) fn add_output(&mut self, dir: &Directory, name: &str, path: &str) {
+        self.outputs.insert(name.to_owned(), dir.display(path));
+    }
+
     /// Adds the remarks of a stage that worked in `dir`.
     pub(crate) fn add_remarks(&mut self, dir: &Directory, remarks: StageRemarks) {
         self.notes.extend(remarks.notes);

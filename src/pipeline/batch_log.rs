@@ -1,10 +1,9 @@
-//! What the device computes for an artefact that takes long, kept on scratch disk batch by batch, so that a kill costs seconds and
-//! not the artefact.
+//! [`BatchLog`]: results of the device, logged batch by batch on scratch disk, so that a kill costs seconds of work.
 //!
-//! A chunk of features is committed whole, and so is the ranking of all test images. On a GPU that is every second or so; on a
-//! laptop's CPU it may be every few minutes. From the second second on, each batch's values are appended to a file. Whoever goes
-//! on takes them from there, bit for bit what the device would compute again. A record that a crash left half written ends
-//! the file: each carries what it was made from and a checksum.
+//! A chunk of features is committed whole, and so is the ranking of all test images. That takes a second on a GPU, but minutes on the
+//! CPU of a laptop. Once an artefact has taken [`LOG_AFTER`], the values of each batch are appended to a file. A resumed run reads them
+//! back, bit for bit equal to what the device would compute again. Each record carries a hash of its inputs and a checksum, so
+//! a record that a crash cut short ends the file.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -16,63 +15,77 @@ use twox_hash::XxHash3_64;
 
 use crate::objects::StoreError;
 
-/// Time that a chunk may take before its features are kept.
-const KEPT_AFTER: Duration = Duration::from_secs(2);
-/// Bytes before the values of a record: a hash of what they were made from, their number, their checksum.
-const HEAD_BYTES: usize = 24;
+/// Time that an artefact takes before its batches are logged.
+const LOG_AFTER: Duration = Duration::from_secs(2);
+/// Size of a record's header: hash of the inputs, number of values, checksum of the values.
+const HEADER_BYTES: usize = 24;
 
-/// The values of an artefact that an earlier process computed, batch by batch.
+/// Batches of an artefact that an earlier process logged.
 #[derive(Debug)]
-pub(super) struct Known(VecDeque<Vec<f32>>);
+pub(crate) struct LoggedBatches(VecDeque<Vec<f32>>);
 
-impl Known {
-    /// The next batch's values, if they are known: `values` numbers.
-    pub(super) fn take(&mut self, values: usize) -> Option<Vec<f32>> {
+impl LoggedBatches {
+    /// Removes and returns the next batch, if it was logged and has `values` numbers.
+    pub(crate) fn next_batch(&mut self, values: usize) -> Option<Vec<f32>> {
         self.0.pop_front().filter(|batch| batch.len() == values)
     }
 }
 
-/// Keeps the values of one artefact.
+/// Log of the batches of one artefact.
 #[derive(Debug)]
-pub(super) struct Spill {
+pub(crate) struct BatchLog {
     path: PathBuf,
     key: u64,
-    /// Batches that are not in the file yet.
+    /// Batches that are not written yet.
     pending: Vec<Vec<f32>>,
-    /// Sound bytes of the file.
+    /// Length of the file without a damaged end.
     bytes: u64,
     file: Option<File>,
     started: Instant,
 }
 
-impl Spill {
-    /// Reads what an earlier process kept of the artefact; `made_from` names everything that the values depend on.
+impl BatchLog {
+    /// Opens the log of an artefact. Batches are returned if they were logged for equal `inputs`: a string that names everything that the
+    /// values depend on.
     ///
     /// # Errors
-    /// When the file is there and cannot be read.
-    pub(super) fn open(path: PathBuf, made_from: &str) -> Result<(Known, Self), StoreError> {
-        let key = XxHash3_64::oneshot(made_from.as_bytes());
+    /// When the file exists and cannot be read.
+    pub(crate) fn open(path: PathBuf, inputs: &str) -> Result<(LoggedBatches, Self), StoreError> {
+        let key = XxHash3_64::oneshot(inputs.as_bytes());
         let content = match std::fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(StoreError::io(&path, "read", error)),
         };
-        let (known, bytes) = parse(&content, key);
+        let (logged, bytes) = parse(&content, key);
         let (pending, started) = (Vec::new(), Instant::now());
-        Ok((Known(known), Self { path, key, pending, bytes, file: None, started }))
+        Ok((LoggedBatches(logged), Self { path, key, pending, bytes, file: None, started }))
     }
 
-    /// Keeps a batch's values, if the artefact takes long.
+    /// Appends a batch. Nothing is written before the artefact has taken [`LOG_AFTER`].
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub(super) fn keep(&mut self, features: &[f32]) -> Result<(), StoreError> {
-        self.pending.push(features.to_vec());
-        if self.started.elapsed() < KEPT_AFTER && self.bytes == 0 {
+    pub(crate) fn append(&mut self, values: &[f32]) -> Result<(), StoreError> {
+        self.pending.push(values.to_vec());
+        if self.started.elapsed() < LOG_AFTER && self.bytes == 0 {
             return Ok(());
         }
         let path = self.path.clone();
         self.write().map_err(|error| StoreError::io(&path, "written", error))
+    }
+
+    /// Removes the log of an artefact that is complete.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be removed.
+    pub(crate) fn remove(self) -> Result<(), StoreError> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io(&self.path, "removed", error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write(&mut self) -> std::io::Result<()> {
@@ -99,11 +112,11 @@ fn record(batch: &[f32], key: u64) -> Vec<u8> {
     head.into_iter().flat_map(u64::to_le_bytes).chain(values).collect()
 }
 
-/// The sound records at the start of the file, and the bytes that they take.
+/// Parses the undamaged records at the start of a file. Returns their values, and the bytes that they take.
 fn parse(content: &[u8], key: u64) -> (VecDeque<Vec<f32>>, u64) {
     let mut batches = VecDeque::new();
     let mut rest = content;
-    while let Some((head, tail)) = rest.split_at_checked(HEAD_BYTES) {
+    while let Some((head, tail)) = rest.split_at_checked(HEADER_BYTES) {
         let word = |index: usize| head[8 * index..].first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let bytes = usize::try_from(word(1)).ok().and_then(|values| values.checked_mul(4));
         let Some((values, after)) = bytes.and_then(|bytes| tail.split_at_checked(bytes)) else { break };
@@ -116,8 +129,8 @@ fn parse(content: &[u8], key: u64) -> (VecDeque<Vec<f32>>, u64) {
     (batches, (content.len() - rest.len()) as u64)
 }
 
-/// Name of the file beside a chunk's pixels.
-pub(super) fn beside(pixels: &Path) -> PathBuf {
+/// Path of the log of a feature chunk: next to its pixels.
+pub(crate) fn log_path(pixels: &Path) -> PathBuf {
     pixels.with_extension("features")
 }
 
@@ -131,7 +144,7 @@ mod tests {
         #![proptest_config(crate::fuzz::config(crate::fuzz::CHEAP_CASES))]
 
         #[test]
-        fn damaged_files_give_what_is_sound_of_them(which: prop::sample::Index, all in crate::fuzz::damage()) {
+        fn damaged_file_yields_its_undamaged_start(which: prop::sample::Index, all in crate::fuzz::damage()) {
             let batches: Vec<Vec<f32>> = (1..4).map(|size| vec![size as f32; size * 9]).collect();
             let file: Vec<u8> = batches.iter().flat_map(|batch| record(batch, 7)).collect();
             let other: Vec<u8> = batches.iter().flat_map(|batch| record(batch, 8)).collect();
@@ -142,17 +155,17 @@ mod tests {
         }
 
         #[test]
-        fn whatever_a_crash_leaves_gives_a_prefix_of_what_was_kept(
+        fn truncated_or_damaged_log_yields_a_prefix(
             sizes in prop::collection::vec(1usize..40, 1..8), cut in 0.0f64..1.0, flip: Option<prop::sample::Index>,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("0.features");
             let batches: Vec<Vec<f32>> =
                 sizes.iter().enumerate().map(|(batch, size)| (0..*size).map(|i| (batch * 100 + i) as f32 * 0.1).collect()).collect();
-            let (_, mut spill) = Spill::open(path.clone(), "g 3").unwrap();
-            spill.started -= KEPT_AFTER;
+            let (_, mut log) = BatchLog::open(path.clone(), "g 3").unwrap();
+            log.started -= LOG_AFTER;
             for batch in &batches {
-                spill.keep(batch).unwrap();
+                log.append(batch).unwrap();
             }
             let mut content = std::fs::read(&path).unwrap();
             let end = (content.len() as f64 * cut) as usize;
@@ -162,18 +175,18 @@ mod tests {
                 content[at] ^= 4;
             }
             std::fs::write(&path, &content).unwrap();
-            let (mut known, mut again) = Spill::open(path.clone(), "g 3").unwrap();
-            let count = known.0.len();
+            let (mut logged, mut again) = BatchLog::open(path.clone(), "g 3").unwrap();
+            let count = logged.0.len();
             for batch in &batches[..count] {
-                prop_assert_eq!(known.take(batch.len()), Some(batch.clone()));
+                prop_assert_eq!(logged.next_batch(batch.len()), Some(batch.clone()));
             }
             for batch in &batches[count..] {
-                prop_assert_eq!(known.take(batch.len()), None);
-                again.started -= KEPT_AFTER;
-                again.keep(batch).unwrap();
+                prop_assert_eq!(logged.next_batch(batch.len()), None);
+                again.started -= LOG_AFTER;
+                again.append(batch).unwrap();
             }
-            prop_assert_eq!(Vec::from(Spill::open(path.clone(), "g 3").unwrap().0.0), batches);
-            prop_assert!(Spill::open(path, "other").unwrap().0.0.is_empty());
+            prop_assert_eq!(Vec::from(BatchLog::open(path.clone(), "g 3").unwrap().0.0), batches);
+            prop_assert!(BatchLog::open(path, "other").unwrap().0.0.is_empty());
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The training curve as a file that comes back bit for bit.
+//! The training curve as a CSV file that round-trips exactly.
 
 use serde::{Deserialize, Serialize};
 
-use super::observe::report::{LossPoint, ValidationPoint};
+use crate::pipeline::observe::report::{LossPoint, ValidationPoint};
 
-/// Points of the curve, kept beside the checkpoints.
+/// Points of the training curve, of all heads of a sweep.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Curve {
-    pub(super) losses: Vec<LossPoint>,
-    pub(super) validations: Vec<ValidationPoint>,
+pub(crate) struct Curve {
+    pub(crate) losses: Vec<LossPoint>,
+    pub(crate) validations: Vec<ValidationPoint>,
 }
 
-/// A row of the curve's file: a loss, or the figures of a validation.
+/// A row of the file: a loss, or the scores of a validation.
 ///
-/// CSV, because its numbers come back bit for bit (`serde_json` reads floats to the last bit only under a feature), which
-/// a resumed run must rely on, and because spreadsheets open it.
+/// CSV because a resumed run needs every bit of a number (`serde_json` parses floats exactly only under a feature), and
+/// because spreadsheets open it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct CurveRow {
     step: u64,
@@ -31,11 +31,11 @@ struct CurveRow {
 }
 
 impl Curve {
-    /// The rows in the order of their steps, as CSV.
+    /// Serialises the points in the order of their steps.
     ///
     /// # Errors
-    /// Those of the writer, which has memory alone to write to.
-    pub(super) fn write(&self) -> Result<Vec<u8>, csv::Error> {
+    /// Those of the CSV writer.
+    pub(crate) fn to_csv(&self) -> Result<Vec<u8>, csv::Error> {
         let losses = self.losses.iter().map(|point| CurveRow {
             step: point.step,
             loss: Some(point.loss),
@@ -63,8 +63,8 @@ impl Curve {
         writer.into_inner().map_err(|error| error.into_error().into())
     }
 
-    /// Reads the rows up to a step; a row that cannot be read ends the curve.
-    pub(super) fn read(content: &[u8], up_to_step: u64) -> Self {
+    /// Parses the points up to a step. A row that cannot be parsed ends the curve.
+    pub(crate) fn from_csv(content: &[u8], up_to_step: u64) -> Self {
         let mut curve = Self::default();
         for row in csv::Reader::from_reader(content).deserialize::<CurveRow>().map_while(Result::ok) {
             if row.step > up_to_step {
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_curve_comes_back_bit_for_bit(
+        fn curve_round_trips_exactly(
             losses in prop::collection::vec((0.0f64..20.0, 0.0f64..1.0), 0..40),
             validations in prop::collection::vec((0.0f64..20.0, 0.0f64..1.0), 0..5),
         ) {
@@ -112,9 +112,9 @@ mod tests {
                     step: u64::from(epoch) * 70, epoch, loss: *loss, ndcg5: *ndcg5, ndcg5_ceiling: 0.7, recall1: 0.1, recall5: 0.3, trial: epoch % 2,
                 });
             }
-            let text = curve.write().unwrap();
-            prop_assert_eq!(&Curve::read(&text, u64::MAX), &curve);
-            prop_assert!(Curve::read(&text, 70).losses.iter().all(|point| point.step <= 70));
+            let text = curve.to_csv().unwrap();
+            prop_assert_eq!(&Curve::from_csv(&text, u64::MAX), &curve);
+            prop_assert!(Curve::from_csv(&text, 70).losses.iter().all(|point| point.step <= 70));
         }
     }
 }
