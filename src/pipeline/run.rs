@@ -178,7 +178,7 @@ impl Run {
             precision: backbone.shape.precision,
         };
         let device = device::open(chosen, needs, machine.device.batch_size, &self.ctx.scratch_path()).await?;
-        tracing::info!(device = %chosen, batch = device.batch_rows, "the device is open");
+        tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
         self.report.device = Some(chosen.to_string());
         Ok(Some(device))
     }
