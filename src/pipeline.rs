@@ -5,20 +5,25 @@
 //! resumes behind what the run directory holds and returns its part of the [`Report`]. Nothing here prints; progress goes to
 //! the [`ProgressRegistry`].
 //!
-//! | part | does | may import, beside `context`, `error`, `chunk_files`, `feed`, `observe` |
+//! | part | does | may name |
 //! | --- | --- | --- |
-//! | `plan` | inputs and fingerprints of the stages that run | `manifest`, `predict`, `resolve` |
-//! | `manifest` | `run.toml`: fingerprints of a run directory; a changed key is refused | – |
-//! | `resolve`, `hub` | models, preprocessing, limits | `device`, `images`, `manifest` |
-//! | `catalog` | captions and pairs → classes and join index | – |
-//! | `images` | image shards → decoded chunks | – |
-//! | `features` | decoded chunks → backbone → feature chunks | `device`, `images`, `resolve` |
-//! | `captions` | captions → text encoder → vectors | `device`, `resolve` |
-//! | `train` | feature chunks → trained heads | `captions`, `device`, `features`, `resolve` |
-//! | `predict` | test images → ranked captions | `captions`, `catalog`, `device`, `features`, `manifest`, `resolve`, `train` |
-//! | `device` | the thread that owns the device | – |
+//! | `context`, `error`, `store` | what all stages share | – |
+//! | `manifest` | `run.toml`: the keys that artefacts depend on; a changed key is refused | – |
 //! | `observe` | status, events, report | – |
-//! | `check`, `inspect`, `bench` | commands that run no stage | anything but `plan` |
+//! | `chunk_files`, `feed`, `batch_log` | reading chunk files, feeding parsers, batches computed so far | – |
+//! | `hub` | checkpoints of the hub | – |
+//! | `device` | the thread that owns the device | – |
+//! | `catalog` | captions and pairs → classes and join index | – |
+//! | `images` | image shards → pixel chunks | – |
+//! | `captions` | captions → text encoder → vectors | `device` |
+//! | `resolve` | models, preprocessing and limits | `captions`, `device`, `hub`, `images` |
+//! | `features` | pixel chunks → backbone → feature chunks | `device`, `images`, `resolve` |
+//! | `train` | feature chunks → trained heads | `captions`, `catalog`, `device`, `resolve` |
+//! | `predict` | test images → ranked captions | all of the above |
+//! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
+//! | `check`, `inspect`, `bench` | commands that run no stage | all but `plan` |
+//!
+//! Every part may name those of the first four rows. `tests/it/layering.rs` holds the table.
 
 mod batch_log;
 pub mod bench;
@@ -39,30 +44,31 @@ mod observe;
 mod plan;
 mod predict;
 mod resolve;
+mod store;
 mod train;
 
 use std::sync::Arc;
 
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
-use crate::config::{RunConfig, Stage};
-use crate::run_dir::{Directory, Lock};
-use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::config::RunConfig;
+use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
 
 pub use bench::ingest;
 pub use check::{Check, check};
+pub(crate) use context::workers;
 pub use error::PipelineError;
 pub(crate) use error::chain;
 pub use inspect::{Inspection, inspect};
 pub use observe::report::Report;
 pub use observe::status::Status;
 pub use observe::{report, status};
+pub use plan::Request;
 pub use predict::{ceiling_of, export};
-pub(crate) use resolve::workers;
 
 use catalog::{Catalog, CatalogInput};
-use context::{RunContext, open_store, scratch_path, stopped};
+use context::RunContext;
 use device::DeviceWorker;
 use features::{FeaturesInput, Thumbnails};
 use images::{ImagesInput, StreamJob, Views};
@@ -74,15 +80,6 @@ use predict::{PredictInput, PreparedPrediction};
 use resolve::{ResolvedModel, require_captions};
 use train::TrainInput;
 
-/// Which stages a command runs, and what it discards first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Request {
-    /// Only prediction, from the run's newest checkpoint.
-    pub predict_only: bool,
-    /// Discard the artefacts of this stage and of all later stages.
-    pub from: Option<Stage>,
-}
-
 /// Runs or resumes the stages that the configuration asks for.
 ///
 /// # Errors
@@ -93,7 +90,7 @@ pub async fn run(
     progress: ProgressRegistry,
     shutdown: Shutdown,
 ) -> Result<Report, PipelineError> {
-    let (mut ctx, _lock) = open(config, progress, shutdown).await?;
+    let (mut ctx, _lock) = RunContext::open(config, progress, shutdown).await?;
     let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
     let model = ResolvedModel::open(&ctx).await?;
     ctx.register_metrics();
@@ -116,31 +113,6 @@ pub async fn run(
     outcome
 }
 
-/// Opens and locks the run directory and starts the services that all stages share.
-///
-/// A lock of a process that may still be alive is watched for a while.
-async fn open(
-    config: RunConfig,
-    progress: ProgressRegistry,
-    shutdown: Shutdown,
-) -> Result<(RunContext, Lock), PipelineError> {
-    let config = Arc::new(config);
-    let store = open_store(config.store());
-    let (own, client) = (Arc::clone(&config), store.clone());
-    let locked = tokio::task::spawn_blocking(move || {
-        let dir = Directory::open(&client, own.run_dir(), &scratch_path(&own).join("staging"))?;
-        let lock = dir.lock()?;
-        Ok::<_, PipelineError>((dir, lock))
-    });
-    let (dir, lock) = tokio::select! {
-        locked = locked => locked??,
-        () = shutdown.raised() => return Err(stopped(&shutdown)),
-    };
-    let budget = ByteBudget::new(config.limits().memory.0);
-    let pool = CpuPool::new(workers(&config))?;
-    Ok((RunContext { config, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
-}
-
 /// What the stages of one execution share.
 #[derive(Clone, Copy)]
 struct Execution<'a> {
@@ -157,7 +129,8 @@ async fn execute_and_report(execution: Execution<'_>, plan: Plan) -> Result<Repo
     let outcome = execution.run(plan, &mut report).await;
     // Do not wait once more for a store that was waited for in vain.
     let unreachable = ctx.dir.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
-    let written = if unreachable { Ok(()) } else { report.save(ctx) };
+    report.add_measurements(&ctx.progress, &ctx.budget, &ctx.store);
+    let written = if unreachable { Ok(()) } else { report.save(&ctx.dir) };
     // The error of a stage matters more than that of its report.
     outcome?;
     written?;

@@ -16,14 +16,15 @@ use crate::decode::Spec;
 use crate::objects::{Object, Store};
 use crate::pipeline::captions::Encoder;
 use crate::pipeline::catalog::read_captions;
-use crate::pipeline::context::open_store;
+use crate::pipeline::context::workers;
 use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::predict::check_truth;
-use crate::pipeline::resolve::{Backbone, resolve_backbone, workers};
+use crate::pipeline::resolve::{Backbone, resolve_backbone};
+use crate::pipeline::store::open_store;
 use crate::run_dir::Directory;
 
 /// Outcome of a check.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{ConfigError, Problem, RunConfig, StoreConfig};
-use crate::objects::{Store, StoreSettings, TrafficSnapshot};
+use crate::config::{ConfigError, Problem, RunConfig};
+use crate::objects::{Store, TrafficSnapshot};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Events;
-use crate::run_dir::Directory;
+use crate::pipeline::store::open_store;
+use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
 use crate::telemetry::ProgressRegistry;
 
@@ -33,6 +34,34 @@ pub(crate) struct RunContext {
 }
 
 impl RunContext {
+    /// Opens and locks the run directory and starts the shared services. Events are not logged yet.
+    ///
+    /// A lock of a process that may still be alive is watched for a while.
+    ///
+    /// # Errors
+    /// When the directory is in use or cannot be opened; or when the run has to stop.
+    pub(crate) async fn open(
+        config: RunConfig,
+        progress: ProgressRegistry,
+        shutdown: Shutdown,
+    ) -> Result<(Self, Lock), PipelineError> {
+        let config = Arc::new(config);
+        let store = open_store(config.store());
+        let (own, client) = (Arc::clone(&config), store.clone());
+        let locked = tokio::task::spawn_blocking(move || {
+            let dir = Directory::open(&client, own.run_dir(), &scratch_path(&own).join("staging"))?;
+            let lock = dir.lock()?;
+            Ok::<_, PipelineError>((dir, lock))
+        });
+        let (dir, lock) = tokio::select! {
+            locked = locked => locked??,
+            () = shutdown.raised() => return Err(stopped(&shutdown)),
+        };
+        let budget = ByteBudget::new(config.limits().memory.0);
+        let pool = CpuPool::new(workers(&config))?;
+        Ok((Self { config, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
+    }
+
     /// Returns the scratch folder of this run.
     pub(crate) fn scratch_path(&self) -> PathBuf {
         scratch_path(&self.config)
@@ -80,10 +109,12 @@ pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
     )
 }
 
-/// Opens the object store client of a machine.
-pub(crate) fn open_store(settings: &StoreConfig) -> Store {
-    let StoreConfig { endpoint, retry_budget, read_timeout } = settings.clone();
-    Store::new(StoreSettings { endpoint, patience: retry_budget, silence: read_timeout })
+/// Returns the number of decoding threads of a configuration.
+pub(crate) fn workers(config: &RunConfig) -> usize {
+    match config.limits().cpu_workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        count => count as usize,
+    }
 }
 
 /// Returns the scratch folder of a run. Each run directory has its own, so that runs can share `scratch.dir`.

@@ -9,10 +9,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
-use crate::chunk::{Checksum, verify};
 use crate::config::bytes::chunk_disk_bytes;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
@@ -20,7 +18,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::{self, Sink, StartPoint, StreamJob};
 use crate::pipeline::observe::report::StreamReport;
 use crate::pipeline::resolve::{Backbone, FeatureShape};
-use crate::run_dir::{Directory, LocalDirectory};
+use crate::run_dir::LocalDirectory;
 use crate::runtime::{depth, link};
 use crate::telemetry::{Party, StageProgress, StageTimer};
 
@@ -177,22 +175,4 @@ impl Forward {
         drop(reserved);
         finished.ok_or_else(|| PipelineError::Internal("the model's stage ended without its journal".to_owned()))
     }
-}
-
-/// Reads a feature chunk of a run directory. `sum` is its checksum; `None` if that was compared already.
-///
-/// # Errors
-/// When the chunk cannot be fetched or is damaged.
-pub(crate) async fn read_features(
-    directory: &Directory,
-    name: &str,
-    sum: Option<Checksum>,
-) -> Result<Features, PipelineError> {
-    let (directory, name) = (directory.clone(), name.to_owned());
-    tokio::task::spawn_blocking(move || {
-        let copy = directory.fetch(&name)?;
-        verify(&copy, &directory.display(&name), sum)?;
-        Ok(features::read(&copy)?)
-    })
-    .await?
 }

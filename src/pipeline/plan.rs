@@ -2,12 +2,20 @@
 
 use crate::config::Stage;
 use crate::objects::Object;
-use crate::pipeline::Request;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::{Manifest, add_inputs};
 use crate::pipeline::predict::{self, PreparedPrediction};
 use crate::pipeline::resolve::ResolvedModel;
+
+/// Which stages a command runs, and what it discards first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Request {
+    /// Only prediction, from the run's newest checkpoint.
+    pub predict_only: bool,
+    /// Discard the artefacts of this stage and of all later stages.
+    pub from: Option<Stage>,
+}
 
 /// Input of a stage that reads shards.
 pub(crate) struct StageInput {

@@ -9,7 +9,7 @@ use crate::decode::Spec;
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::pipeline::captions::Encoder;
-use crate::pipeline::context::RunContext;
+use crate::pipeline::context::{RunContext, workers};
 use crate::pipeline::device::{self, DeviceWorker, MemoryNeeds, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::{self, HubModel};
@@ -170,14 +170,6 @@ fn check_bounds(config: &RunConfig, spec: &Spec) -> Result<(), PipelineError> {
     let bytes = stream_bytes(spec, workers(config), u64::from(config.chunks().rows));
     let problems = config.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
-}
-
-/// Returns the number of decoding threads of a configuration.
-pub(crate) fn workers(config: &RunConfig) -> usize {
-    match config.limits().cpu_workers {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        count => count as usize,
-    }
 }
 
 /// Refuses to rank more captions than there are.

@@ -20,11 +20,11 @@ use crate::config::RunConfig;
 use crate::corpus::{PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec};
 use crate::objects::Object;
+use crate::pipeline::context::workers;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::FEED_BYTES;
 use crate::pipeline::images::Views;
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
-use crate::pipeline::resolve::workers;
 
 pub use whole_stream::Whole;
 

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
 use crate::config::Trial;
-use crate::objects::TrafficSnapshot;
-use crate::pipeline::context::RunContext;
+use crate::objects::{Store, TrafficSnapshot};
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
-use crate::telemetry::{Activity, Party, Snapshot, TimerSnapshot};
+use crate::runtime::ByteBudget;
+use crate::telemetry::{Activity, Party, ProgressRegistry, Snapshot, TimerSnapshot};
 
 /// Name of the file in the run directory.
 const FILE: &str = "report.json";
@@ -82,18 +82,22 @@ impl Report {
         })
     }
 
-    /// Adds the figures of this process and writes the report.
+    /// Adds the figures of this process.
+    pub(crate) fn add_measurements(&mut self, progress: &ProgressRegistry, budget: &ByteBudget, store: &Store) {
+        self.stages = progress.snapshots().iter().map(Into::into).collect();
+        self.peak_memory_bytes = peak_memory_bytes();
+        self.peak_in_flight_bytes = budget.peak_bytes();
+        self.traffic = store.traffic().snapshot();
+    }
+
+    /// Writes the report to the run directory.
     ///
     /// # Errors
-    /// When the run directory cannot be written.
-    pub(crate) fn save(&mut self, ctx: &RunContext) -> Result<(), PipelineError> {
-        self.stages = ctx.progress.snapshots().iter().map(Into::into).collect();
-        self.peak_memory_bytes = peak_memory_bytes();
-        self.peak_in_flight_bytes = ctx.budget.peak_bytes();
-        self.traffic = ctx.store.traffic().snapshot();
-        self.outputs.insert("report".to_owned(), ctx.dir.display(FILE));
+    /// When the directory cannot be written.
+    pub(crate) fn save(&mut self, dir: &Directory) -> Result<(), PipelineError> {
+        self.add_output(dir, "report", FILE);
         let text = serde_json::to_vec_pretty(self).map_err(|error| PipelineError::Internal(error.to_string()))?;
-        Ok(ctx.dir.write(FILE, &text)?)
+        Ok(dir.write(FILE, &text)?)
     }
 
     /// Adds an artefact by its path relative to `dir`.

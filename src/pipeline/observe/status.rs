@@ -13,8 +13,8 @@ use super::events::{Event, Events};
 use super::report::{Bottleneck, PartReport, StageReport};
 use crate::config::StoreConfig;
 use crate::objects::StoreError;
-use crate::pipeline::context::open_store;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Process};
 use crate::telemetry::{ProgressRegistry, Snapshot};
 

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
 use crate::catalog::{UrlSet, url_hash};
-use crate::chunk::ChunkId;
-use crate::chunk::features::Features;
+use crate::chunk::features::{self, Features};
 use crate::chunk::journal::Journal;
+use crate::chunk::{ChunkId, verify};
 use crate::pipeline::batch_log::BatchLog;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::features::read_features;
 use crate::telemetry::{Activity, Party, StageTimer};
 use crate::train::HeadState;
 
@@ -136,7 +135,13 @@ impl RankJob<'_> {
 pub(super) async fn read_chunk(journal: &Journal, id: ChunkId) -> Result<Features, PipelineError> {
     let name = journal.layout().chunk(id);
     let sum = journal.entries().get(&id).and_then(|entry| entry.checksums.get(&name).copied());
-    read_features(journal.directory(), &name, sum).await
+    let directory = journal.directory().clone();
+    tokio::task::spawn_blocking(move || {
+        let copy = directory.fetch(&name)?;
+        verify(&copy, &directory.display(&name), sum)?;
+        Ok(features::read(&copy)?)
+    })
+    .await?
 }
 
 /// Hashes the weights of a layer.

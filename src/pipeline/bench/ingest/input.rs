@@ -9,10 +9,10 @@ use crate::config::RunConfig;
 use crate::corpus::{ImageRow, ImageRows, PushParser as _};
 use crate::decode::{Decoder, View};
 use crate::objects::{Object, ReadStats, explain_read};
-use crate::pipeline::context::open_store;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::FEED_BYTES;
 use crate::pipeline::images::Views;
+use crate::pipeline::store::open_store;
 
 /// Upper bound on the decompressed bytes.
 const MAX_BYTES: usize = 128 << 20;
