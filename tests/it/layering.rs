@@ -151,3 +151,78 @@ fn every_module_is_in_the_table_and_on_the_map() {
 fn the_check_sees_a_forbidden_import() {
     assert_eq!(named("use crate::chunk::Entry; super::x; mycrate::y"), ["chunk"]);
 }
+
+/// Parts of `pipeline` that all others may name.
+const PIPELINE_BASE: &[&str] =
+    &["context", "error", "store", "manifest", "observe", "chunk_files", "feed", "batch_log"];
+
+/// Part of `pipeline` → the parts that its production code may name, beside itself and the base. A part names only earlier
+/// parts, so there are no cycles.
+const PIPELINE_MAY_NAME: &[(&str, &[&str])] = &[
+    ("hub", &[]),
+    ("device", &[]),
+    ("catalog", &[]),
+    ("images", &[]),
+    ("captions", &["device"]),
+    ("resolve", &["captions", "device", "hub", "images"]),
+    ("features", &["device", "images", "resolve"]),
+    ("train", &["captions", "catalog", "device", "resolve"]),
+    ("predict", &["captions", "catalog", "device", "features", "hub", "images", "resolve", "train"]),
+    ("plan", &["predict", "resolve"]),
+    ("check", &["captions", "catalog", "device", "hub", "images", "predict", "resolve"]),
+    ("inspect", &["device", "hub"]),
+    ("bench", &["device", "images"]),
+];
+
+/// The files of a part of `pipeline`, each with its number of folders below `pipeline/`.
+fn part_sources(part: &str) -> Vec<(PathBuf, usize)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/pipeline");
+    let depth = |path: &PathBuf| path.strip_prefix(&root).unwrap().components().count() - 1;
+    let files = sources(&format!("pipeline/{part}")).into_iter().filter(|path| path.exists());
+    files.map(|path| (path.clone(), depth(&path))).collect()
+}
+
+#[test]
+fn parts_of_pipeline_name_only_what_the_table_allows() {
+    let mut wrong = Vec::new();
+    let base = PIPELINE_BASE.iter().map(|part| (*part, &[][..]));
+    for (part, allowed) in base.chain(PIPELINE_MAY_NAME.iter().copied()) {
+        for (file, depth) in part_sources(part) {
+            let code = production(&file);
+            for (at, name) in code.match_indices("crate::pipeline::") {
+                let rest = &code[at + name.len()..];
+                let other: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if other != part && !PIPELINE_BASE.contains(&&*other) && !allowed.contains(&&*other) {
+                    wrong.push(format!("{}: `{part}` may not name `{other}`", file.display()));
+                }
+            }
+            if code.contains(&"super::".repeat(depth + 1)) {
+                wrong.push(format!("{}: leaves `{part}` by `super`", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn parts_of_pipeline_have_no_cycle() {
+    for (index, (part, allowed)) in PIPELINE_MAY_NAME.iter().enumerate() {
+        for other in *allowed {
+            assert!(PIPELINE_MAY_NAME[..index].iter().any(|(earlier, _)| earlier == other), "`{part}` names `{other}`");
+        }
+    }
+}
+
+#[test]
+fn every_part_of_pipeline_is_in_the_table_and_on_its_page() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/pipeline.rs")).unwrap();
+    let parts = page.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    let parts: Vec<&str> = parts.collect();
+    assert!(parts.len() > 10);
+    let table: Vec<&str> = page.lines().filter(|line| line.starts_with("//! | `")).collect();
+    for part in parts {
+        let known = PIPELINE_BASE.contains(&part) || PIPELINE_MAY_NAME.iter().any(|(name, _)| *name == part);
+        assert!(known, "`{part}` is not in the table");
+        assert!(table.iter().any(|line| line.contains(&format!("`{part}`"))), "`{part}` is not on the page");
+    }
+}
