@@ -1,9 +1,9 @@
 //! The stages of a run and their order.
 //!
-//! [`run`] opens the run directory, plans (every input, model and fingerprint is checked before anything is written or removed)
-//! and executes the stages one after the other. Each stage is a folder with a function `run` over the [`RunContext`]: it
-//! resumes behind what the run directory holds and returns its part of the [`Report`]. Nothing here prints; progress goes to
-//! the [`ProgressRegistry`].
+//! [`run`] opens the run directory, plans (every input, model and fingerprint is checked before anything is written or
+//! removed) and executes the stages one after the other. Each stage is a folder with a function `run` over the
+//! [`RunContext`]: it resumes behind what the run directory holds and returns its part of the [`Report`]. Nothing here
+//! prints; progress goes to the [`ProgressRegistry`].
 //!
 //! | part | does | may name |
 //! | --- | --- | --- |

@@ -1,7 +1,8 @@
 //! Stage `catalog`: captions and pairs → classes and join index.
 //!
-//! The result is kept in `catalog/` of the run directory, so that the pairs are read once. Its journal entry exists if and
-//! only if the files are complete. While the pairs are being read, a [`checkpoint`] every few seconds bounds what a kill costs.
+//! The result is kept in `catalog/` of the run directory, so that the pairs are read once. Its journal entry exists if
+//! and only if the files are complete. While the pairs are being read, a [`checkpoint`] every few seconds bounds what a
+//! kill costs.
 
 mod build;
 mod checkpoint;

@@ -121,8 +121,8 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BT
     inputs
 }
 
-/// Opens the models as far as they are on this machine, and adds what the run needs. Returns the preprocessing; `None` where
-/// a model cannot be used.
+/// Opens the models as far as they are on this machine, and adds what the run needs. Returns the preprocessing; `None`
+/// where a model cannot be used.
 async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Spec> {
     let location = locate_backbone(config, store, check).await;
     let to_download = location.is_none();
@@ -147,7 +147,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
     let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
     let scratch = if config.model().is_some() {
-        format!("up to {} for the ring; a chunk of {rows} images takes up to {chunk}", limits.disk)
+        format!("up to {} for the spool; a chunk of {rows} images takes up to {chunk}", limits.disk)
     } else {
         "none: the chunks are the product".to_owned()
     };
@@ -187,8 +187,8 @@ fn describe_backbone(backbone: &Backbone) -> String {
     )
 }
 
-/// Locates the backbone: `Some(None)` where the configuration names a directory, `Some(Some(…))` in the hub's cache, `None`
-/// where it is yet to be downloaded or cannot be.
+/// Locates the backbone: `Some(None)` where the configuration names a directory, `Some(Some(…))` in the hub's cache,
+/// `None` where it is yet to be downloaded or cannot be.
 async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Option<PathBuf>> {
     match check.ok(hub::look_up(config, HubModel::Backbone, store).await)? {
         None => Some(None),

@@ -1,7 +1,7 @@
 //! Stage `features`: images → backbone → feature chunks, committed one by one.
 //!
-//! [`images`](crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them batch by
-//! batch, run the backbone and write the features. A chunk leaves the spool once its features are committed.
+//! [`images`](crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them
+//! batch by batch, run the backbone and write the features. A chunk leaves the spool once its features are committed.
 
 mod forward;
 
@@ -26,7 +26,8 @@ pub(crate) use forward::Thumbnails;
 
 use forward::{BatchReader, DeviceFeeder, FeatureCommitter, ITEMS_WAITING};
 
-/// Upper bound on the descriptions of complete chunks between decoder and model. The spool bounds the chunks themselves.
+/// Upper bound on the descriptions of complete chunks between decoder and model. The spool bounds the chunks
+/// themselves.
 const CHUNKS_WAITING: usize = 4096;
 
 /// Input of the stage.
@@ -56,8 +57,8 @@ pub(crate) struct FeaturesOutput {
 /// Streams images to feature chunks, or goes on where an earlier process stopped. The backbone is unloaded at the end.
 ///
 /// # Errors
-/// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run has to
-/// stop.
+/// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run
+/// has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<FeaturesOutput, PipelineError> {
     let FeaturesInput { job, layout, name, backbone, device, thumbnails } = input;
     let shape = backbone.shape;
@@ -93,8 +94,8 @@ pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<Fe
     Ok(FeaturesOutput { journal, report })
 }
 
-/// Returns the spool's part of `limits.disk`: the rest beside the features of the open chunk, which are kept batch by batch,
-/// and once more on their way to a remote run directory.
+/// Returns the spool's part of `limits.disk`: the rest beside the features of the open chunk, which are kept batch by
+/// batch, and once more on their way to a remote run directory.
 fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result<u64, PipelineError> {
     let rows = ctx.config.chunk_images();
     let log = u64::from(rows) * (4 * shape.dim as u64 + 24);
@@ -133,12 +134,12 @@ impl Forward {
         ctx.progress.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
         let disk = spool.disk().clone();
         let limit = Some(disk.limit_bytes());
-        ctx.progress.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
+        ctx.progress.gauge("ring_bytes", "Scratch disk of the spool", limit, move || Some(disk.in_flight_bytes()));
         ctx.events.stage_started(&job.stage_progress);
         ctx.events.stage_started(&images);
         for chunk in spooled {
             if chunks_in.send(chunk).await.is_err() {
-                return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
+                return Err(PipelineError::Internal("the channel to the model closed early".to_owned()));
             }
         }
         let (batches_in, batches) = link(1);

@@ -42,8 +42,8 @@ fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, 
     name.map_or(Ok(None), |name| parse_repo(name, model))
 }
 
-/// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` where the configuration names a
-/// directory.
+/// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` where the configuration
+/// names a directory.
 ///
 /// # Errors
 /// When a file cannot be downloaded; or when the run has to stop, after which another call resumes.

@@ -3,13 +3,13 @@
 //! [`stream_images`] runs three tasks that are linked by bounded channels:
 //!
 //! ```text
-//! SlotReader ×4 ─► Interleaver ─► Decoders ─► ChunkWriter ─► Sink
-//!  rows, blocks    schedule order,  all threads,   one chunk      spool, run directory
-//!                  no duplicates    in order       at a time      or nothing
+//! SlotReader ×4 ─► Interleaver ───► Decoders ─────► ChunkWriter ─► Sink
+//! rows, blocks     schedule order,  all threads,    one chunk      spool, run directory
+//!                  no duplicates    in order        at a time      or nothing
 //! ```
 //!
-//! The input alone decides where blocks and chunks end and in which order they come. Results leave the decoders in order,
-//! so the chunks are the same bytes for any number of threads.
+//! The input alone decides where blocks and chunks end and in which order they come. Results leave the decoders in
+//! order, so the chunks are the same bytes for any number of threads.
 //!
 //! | part | does |
 //! | --- | --- |
@@ -128,8 +128,8 @@ pub(crate) enum Sink {
 /// Streams images from `start` to the end of the last shard.
 ///
 /// # Errors
-/// When an input or the disk fails, or a shard is over `limits.max_bad_fraction`; [`PipelineError::Stopped`] when the run
-/// has to stop, after what was read is committed.
+/// When an input or the disk fails, or a shard is over `limits.max_bad_fraction`; [`PipelineError::Stopped`] when the
+/// run has to stop, after what was read is committed.
 pub(crate) async fn stream_images(
     ctx: &RunContext,
     job: StreamJob,

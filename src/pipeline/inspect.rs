@@ -105,7 +105,7 @@ fn inspect_file(path: &Path) -> Result<Inspection, PipelineError> {
         return Ok(inspection);
     }
     if let Ok(vectors) = texts::read(path) {
-        let mut inspection = Inspection::new("chunk of captions' vectors");
+        let mut inspection = Inspection::new("caption vector chunk");
         inspection.add("captions", vectors.values.len() / vectors.dim);
         inspection.add("vector", format!("{} values, {}", vectors.dim, vectors.precision));
         return Ok(inspection);
@@ -120,7 +120,7 @@ fn inspect_file(path: &Path) -> Result<Inspection, PipelineError> {
         return Ok(inspection);
     }
     Err(PipelineError::Input(format!(
-        "`{}` is no pixel, feature, caption or quarantine file of this tool",
+        "`{}` is not a pixel, feature, caption or quarantine file of this program",
         path.display()
     )))
 }
@@ -189,12 +189,12 @@ fn inspect_checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
             };
             let head = state.head;
             let mut inspection = Inspection::new("checkpoint of a text head");
-            inspection.add("map", format!("from {} values of a feature to {} of a caption", head.input, head.output));
+            inspection.add("projection", format!("{} → {} values", head.input, head.output));
             inspection.add(
                 "hidden layer",
                 if head.hidden == 0 { "none".to_owned() } else { format!("{} values", head.hidden) },
             );
-            inspection.add("similarities are multiplied by", format!("{:.3}", head.scale()));
+            inspection.add("logit scale", format!("{:.3}", head.scale()));
             (inspection, progress, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
         }
     };

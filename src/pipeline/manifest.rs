@@ -1,8 +1,8 @@
 //! [`Manifest`] of a run directory: `run.toml` holds its configuration and, for each stage, the keys that the artefacts
 //! depend on.
 //!
-//! A *generation* is the hash of a stage's keys and of the generations upstream. Every artefact carries it, and a start with a
-//! changed key is refused by name, so that a directory never mixes two generations.
+//! A *generation* is the hash of a stage's keys and of the generations upstream. Every artefact carries it, and a start
+//! with a changed key is refused by name, so that a directory never mixes two generations.
 
 use std::collections::BTreeMap;
 

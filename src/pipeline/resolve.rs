@@ -125,8 +125,8 @@ impl ResolvedModel {
     }
 }
 
-/// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint of the
-/// hub.
+/// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint of
+/// the hub.
 ///
 /// # Errors
 /// Lists every key that does not fit the checkpoint or the limits.

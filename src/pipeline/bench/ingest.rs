@@ -1,9 +1,9 @@
 //! Command `bench`: ingestion rates of a pipeline on its own input, to choose a machine.
 //!
-//! Each part runs by itself on one core, in memory, over the same images and with the code of a run. Then all decoding threads
-//! run together. The forecast for other machines assumes that all cores are alike: reading is serial for each of a few shards,
-//! decoding spreads over all cores, and the slowest part decides. Last the whole image stream runs, once with its chunks written
-//! and once without.
+//! Each part runs by itself on one core, in memory, over the same images and with the code of a run. Then all decoding
+//! threads run together. The forecast for other machines assumes that all cores are alike: reading is serial for each
+//! of a few shards, decoding spreads over all cores, and the slowest part decides. Last the whole image stream runs,
+//! once with its chunks written and once without.
 
 mod chunks;
 mod input;
@@ -255,7 +255,8 @@ fn measure_parts(
     })
 }
 
-/// Forecasts the rate of a machine. `seconds` is the time of one core for an image, `serial` that of parts that cannot spread.
+/// Forecasts the rate of a machine. `seconds` is the time of one core for an image, `serial` that of parts that cannot
+/// spread.
 fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
     let by_cores = cores as f64 / seconds;
     let slowest = serial.iter().max_by(|one, other| one.1.total_cmp(&other.1));

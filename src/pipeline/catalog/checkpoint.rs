@@ -89,8 +89,8 @@ fn segment_name(number: u32) -> String {
 }
 
 impl CheckpointWriter {
-    /// Opens the checkpoint of a run directory and returns what it holds for `generation`. Segments that do not continue
-    /// it are removed.
+    /// Opens the checkpoint of a run directory and returns what it holds for `generation`. Segments that do not
+    /// continue it are removed.
     ///
     /// # Errors
     /// When a segment cannot be read or removed.
@@ -123,8 +123,8 @@ impl CheckpointWriter {
         at.elapsed() >= INTERVAL.max(4 * took)
     }
 
-    /// Writes a segment with everything that is new since the last one. `new_classes` are the classes where the training
-    /// captions are the classes.
+    /// Writes a segment with everything that is new since the last one. `new_classes` are the classes where the
+    /// training captions are the classes.
     ///
     /// # Errors
     /// When the run directory cannot be written.

@@ -1,7 +1,7 @@
 //! Pixel chunks → batches → device → feature chunks, in order, by three tasks.
 //!
-//! The reader loads the next chunk while the device computes and the committer writes the chunk before, so the device always
-//! has its next batch. A batch never crosses a chunk: a feature depends on its chunk alone.
+//! The reader loads the next chunk while the device computes and the committer writes the chunk before, so the device
+//! always has its next batch. A batch never crosses a chunk: a feature depends on its chunk alone.
 
 use std::borrow::BorrowMut as _;
 use std::pin::pin;
@@ -78,11 +78,11 @@ impl Thumbnails {
 }
 
 fn closed() -> PipelineError {
-    PipelineError::Internal("a link around the model closed early".to_owned())
+    PipelineError::Internal("a channel of the model closed early".to_owned())
 }
 
-/// Reads pixel chunks one after the other, batch by batch. It ends without an error when nobody receives its items any more:
-/// the receiver knows why.
+/// Reads pixel chunks one after the other, batch by batch. It ends without an error when nobody receives its items any
+/// more: the receiver knows why.
 pub(super) struct BatchReader {
     pub(super) shape: FeatureShape,
     pub(super) batch_rows: usize,
@@ -312,7 +312,8 @@ mod tests {
     use crate::runtime::link;
     use crate::types::Precision;
 
-    /// The writer may have ended because of a stop or a full disk, and its error must not be hidden by one of the reader.
+    /// The writer may have ended because of a stop or a full disk, and its error must not be hidden by one of the
+    /// reader.
     #[tokio::test]
     async fn reader_ends_quietly_after_writer() {
         let dir = tempfile::tempdir().unwrap();

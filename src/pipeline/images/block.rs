@@ -68,8 +68,8 @@ impl Block {
         self.base64.len() + self.rows.stored_bytes() as usize
     }
 
-    /// Adds a row: to decode, skipped or quarantined. Duplicates are dropped later, by [`Self::drop_duplicates`], because
-    /// only the order of the corpus tells which row is the first.
+    /// Adds a row: to decode, skipped or quarantined. Duplicates are dropped later, by [`Self::drop_duplicates`],
+    /// because only the order of the corpus tells which row is the first.
     pub(super) fn add_row(&mut self, row: ImageRow<'_>, filter: &ImageFilter) {
         self.tally.rows += 1;
         match row {

@@ -61,8 +61,8 @@ pub(crate) fn commit_chunk(
     Ok(())
 }
 
-/// Commits one chunk at a time on a thread of its own. Making a few hundred megabytes durable takes a while in which the
-/// processor would be idle.
+/// Commits one chunk at a time on a thread of its own. Making a few hundred megabytes durable takes a while in which
+/// the processor would be idle.
 pub(super) struct Committer {
     directory: Directory,
     layout: Layout,
@@ -102,8 +102,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Starts to commit a chunk once the one before it is durable. For a remote run directory this waits until the chunk
-    /// is durable: scratch disk has room for one.
+    /// Starts to commit a chunk once the one before it is durable. For a remote run directory this waits until the
+    /// chunk is durable: scratch disk has room for one.
     pub(super) async fn commit(
         &mut self,
         chunk: CompleteChunk,
@@ -180,8 +180,8 @@ impl WriteBack {
     }
 }
 
-/// Asks the system to drop the pages of a file up to `end` (`None`: all) that are on the disk. Page cache counts as memory
-/// in a container, and reused memory stays in the processor's caches. A refusal costs nothing.
+/// Asks the system to drop the pages of a file up to `end` (`None`: all) that are on the disk. Page cache counts as
+/// memory in a container, and reused memory stays in the processor's caches. A refusal costs nothing.
 pub(super) fn drop_cached_pages(file: &File, end: Option<NonZeroU64>) {
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(file, 0, end, rustix::fs::Advice::DontNeed).ok();

@@ -1,7 +1,8 @@
 //! Blocks of base64 → blocks of decoded images. All threads of the pool work on one block at a time.
 //!
-//! Threads take the rows of a block one after the other and go on with the next block when none is left. A block is thus
-//! done soon after it was begun: few blocks lie between reader and writer, and no thread is left alone with the last one.
+//! Threads take the rows of a block one after the other and go on with the next block when none is left. A block is
+//! thus done soon after it was begun: few blocks lie between reader and writer, and no thread is left alone with the
+//! last one.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

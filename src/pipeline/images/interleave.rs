@@ -23,7 +23,8 @@ use crate::pipeline::error::PipelineError;
 use crate::runtime::{BufferPool, ByteBudget, link};
 use crate::telemetry::{Activity, Party, StageTimer};
 
-/// Upper bound on the blocks that a slot queues. The bytes of its queue are the bound that matters, but blocks can be small.
+/// Upper bound on the blocks that a slot queues. The bytes of its queue are the bound that matters, but blocks can be
+/// small.
 const MAX_QUEUED_BLOCKS: usize = 256;
 
 /// Reads the shards of a stream through its slots.
@@ -97,7 +98,8 @@ impl Interleaver {
         self.schedule.lanes().iter().copied().enumerate().map(open).collect()
     }
 
-    /// Sends the blocks of all shards on, in the order of the schedule, until the last shard ends or the run has to stop.
+    /// Sends the blocks of all shards on, in the order of the schedule, until the last shard ends or the run has to
+    /// stop.
     pub(super) async fn run(mut self, mut seen: UrlDedup, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
         let job = Arc::clone(&self.job);
         let (turn, turns) = watch::channel(self.schedule.number());

@@ -9,7 +9,8 @@ use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
 /// Blocks between reader and decoders, beside those in either.
 pub(super) const BLOCKS_WAITING: usize = 2;
 
-/// Memory of a shard slot that waits for its turn: ranges of its object, and the decompressor with its tables and output.
+/// Memory of a shard slot that waits for its turn: ranges of its object, and the decompressor with its tables and
+/// output.
 const IDLE_SLOT_BYTES: u64 = (12 << 20) + (128 << 10);
 
 /// Largest block buffer that is kept for reuse; one that held a huge image is freed. Idle buffers count on top of

@@ -17,8 +17,8 @@ const THREADS_PER_SLOT: u64 = 6;
 /// Base64 that each slot may queue for each decoding thread, where one slot does not keep all threads busy: enough for
 /// the slot's chunk to come from memory when its turn comes.
 const QUEUE_BYTES_PER_THREAD: u64 = 8 << 20;
-/// Base64 that each slot may queue where one slot keeps all threads busy. Reading ahead helps there only if few rows are
-/// wanted, and those need no more than this.
+/// Base64 that each slot may queue where one slot keeps all threads busy. Reading ahead helps there only if few rows
+/// are wanted, and those need no more than this.
 const SMALL_QUEUE_BYTES: u64 = 2 << 20;
 /// Base64 of a typical image of the corpus.
 const TYPICAL_IMAGE_BYTES: u64 = 64 << 10;

@@ -17,8 +17,8 @@ use crate::pipeline::chunk_files::{fetch_files, quarantine_files, row_files};
 use crate::pipeline::error::PipelineError;
 use crate::telemetry::Shard;
 
-/// Largest row file whose checksum is compared when its URLs are read. Pixel chunks that are the product are too large to
-/// be read whole for that.
+/// Largest row file whose checksum is compared when its URLs are read. Pixel chunks that are the product are too large
+/// to be read whole for that.
 const MAX_VERIFIED_BYTES: u64 = 64 << 20;
 
 /// State of a stream at its start.
@@ -38,7 +38,8 @@ impl StartPoint {
     }
 }
 
-/// Collects the URLs of all rows in committed and spooled chunks, so that later rows with one of them are duplicates. Blocks.
+/// Collects the URLs of all rows in committed and spooled chunks, so that later rows with one of them are duplicates.
+/// Blocks.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged.

@@ -137,8 +137,8 @@ impl Stalled {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_consumer_stops_the_reader() {
     let mut stalled = Stalled::start(1000, 1 << 30).await;
-    // One chunk waits for the consumer and one for room there; then come the decoded blocks, the channel, and the block in the
-    // reader's hand.
+    // One chunk waits for the consumer and one for room there; then come the decoded blocks, the channel, and the block
+    // in the reader's hand.
     let expected = 1 + 1 + DECODED + CHANNEL + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
     // Blocks that are no chunk yet hold memory; before the first chunk was done, one more did.

@@ -175,8 +175,8 @@ impl OpenChunk {
             drop(memory_permit);
             let mut file = if sync_is_due { writer.handle() } else { None };
             if syncing && let Some(file) = file.take() {
-                // The disk does not keep up. Dropping pages that are not on the disk yet starts to write them, so the disk
-                // is never idle; where it is saturated, this waits.
+                // The disk does not keep up. Dropping pages that are not on the disk yet starts to write them, so the
+                // disk is never idle; where it is saturated, this waits.
                 drop_cached_pages(&file, None);
             }
             Ok::<_, PipelineError>((writer, pixels, file))

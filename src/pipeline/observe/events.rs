@@ -1,7 +1,7 @@
 //! Event log of a run: JSON lines in `events/TIME-PROCESS.jsonl` of the run directory, one file for each process.
 //!
-//! There is an event for everything that an operator may ask about later, and none for single rows. Nothing resumes from
-//! the log.
+//! There is an event for everything that an operator may ask about later, and none for single rows. Nothing resumes
+//! from the log.
 
 use std::time::SystemTime;
 

@@ -180,8 +180,8 @@ pub struct TrainingReport {
     pub curve: Vec<LossPoint>,
     /// Validation at the end of each epoch.
     pub validations: Vec<ValidationPoint>,
-    /// Heads of a sweep by number; empty for a single head. The figures above are those of the winner, except for the curve
-    /// and the validations, which hold all heads.
+    /// Heads of a sweep by number; empty for a single head. The figures above are those of the winner, except for the
+    /// curve and the validations, which hold all heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
 }
@@ -189,7 +189,8 @@ pub struct TrainingReport {
 /// Quality of a shuffle. `train.shuffle_rows` and `chunks.rows` decide it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct MixingReport {
-    /// Mean distance between the positions of a sample in the corpus and in the shuffle, as a share of all samples; ideally 1/3.
+    /// Mean distance between the positions of a sample in the corpus and in the shuffle, as a share of all samples;
+    /// ideally 1/3.
     pub moved: f64,
     /// Excess frequency with which neighbours have the same class, as a share of the possible excess; ideally 0.
     pub correlation: f64,
@@ -254,8 +255,8 @@ pub struct PredictionReport {
     pub ids: u64,
     /// Distinct images among them.
     pub images: u64,
-    /// Ids without a ranking of their own: no head was trained, or both the image and (for a text head) its file name are
-    /// unusable. They get the most frequent captions, or with a text head the first captions of the list.
+    /// Ids without a ranking of their own: no head was trained, or both the image and (for a text head) its file name
+    /// are unusable. They get the most frequent captions, or with a text head the first captions of the list.
     pub ids_without_image: u64,
     /// Counts of the rows of the test images.
     pub tally: Tally,

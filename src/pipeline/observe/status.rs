@@ -1,7 +1,7 @@
 //! `status.json`: progress of a run for other processes.
 //!
-//! The process that works on the run writes the file every second (every 10 s on S3); `status` reads it. Nothing resumes from
-//! it, and a failure to write it does not stop the run.
+//! The process that works on the run writes the file every second (every 10 s on S3); `status` reads it. Nothing
+//! resumes from it, and a failure to write it does not stop the run.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};

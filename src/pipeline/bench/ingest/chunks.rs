@@ -44,8 +44,8 @@ impl Drop for TemporaryPath {
 
 /// Measures the time to write `images` images to a chunk and, where a model reads chunks, to read them.
 ///
-/// Fewer images are written where the limits leave no room, and the time is scaled. Everything goes through the page cache:
-/// what counts is the work of the processor, and not the disk.
+/// Fewer images are written where the limits leave no room, and the time is scaled. Everything goes through the page
+/// cache: what counts is the work of the processor, and not the disk.
 pub(super) fn measure_chunk(
     config: &RunConfig,
     spec: &Spec,
