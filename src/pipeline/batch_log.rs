@@ -1,9 +1,9 @@
 //! [`BatchLog`]: results of the device, logged batch by batch on scratch disk, so that a kill costs seconds of work.
 //!
-//! A chunk of features is committed whole, and so is the ranking of all test images. That takes a second on a GPU, but minutes on the
-//! CPU of a laptop. Once an artefact has taken [`LOG_AFTER`], the values of each batch are appended to a file. A resumed run reads them
-//! back, bit for bit equal to what the device would compute again. Each record carries a hash of its inputs and a checksum, so
-//! a record that a crash cut short ends the file.
+//! A chunk of features is committed whole, and so is the ranking of all test images. That takes a second on a GPU, but
+//! minutes on the CPU of a laptop. Once an artefact has taken [`LOG_AFTER`], the values of each batch are appended to a
+//! file. A resumed run reads them back, bit for bit equal to what the device would compute again. Each record carries a
+//! hash of its inputs and a checksum, so a record that a crash cut short ends the file.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -45,8 +45,8 @@ pub(crate) struct BatchLog {
 }
 
 impl BatchLog {
-    /// Opens the log of an artefact. Batches are returned if they were logged for equal `inputs`: a string that names everything that the
-    /// values depend on.
+    /// Opens the log of an artefact. Batches are returned if they were logged for equal `inputs`: a string that names
+    /// everything that the values depend on.
     ///
     /// # Errors
     /// When the file exists and cannot be read.

@@ -1,7 +1,7 @@
 //! Benchmarks of the device on random or given input: results and rates.
 //!
-//! They use the same worker and handles as a run. The clock starts after a first pass or first steps, which include compilation and
-//! auto-tuning and are reported separately.
+//! They use the same worker and handles as a run. The clock starts after a first pass or first steps, which include
+//! compilation and auto-tuning and are reported separately.
 
 mod forward;
 mod head;

@@ -1,8 +1,9 @@
 //! Captions → vectors: each distinct caption is embedded once by the frozen text encoder.
 //!
-//! Vectors are stored in chunks under `texts/`, in a folder for each set of captions. Its name is a hash of everything that the vectors
-//! depend on: the encoder's files, the prefix, the precision, and the captions in order. So a list is never embedded twice in a run
-//! directory, and two lists never mix. A chunk exists if and only if its entry under `journal/texts/` does.
+//! Vectors are stored in chunks under `texts/`, in a folder for each set of captions. Its name is a hash of everything
+//! that the vectors depend on: the encoder's files, the prefix, the precision, and the captions in order. So a list is
+//! never embedded twice in a run directory, and two lists never mix. A chunk exists if and only if its entry under
+//! `journal/texts/` does.
 
 mod vector_set;
 mod vector_store;

@@ -1,12 +1,14 @@
 //! The device, owned by one thread; loading something onto it returns a typed handle.
 //!
-//! Callers send host vectors and receive numbers, or a handle to features that are still being computed. A model is used through the
-//! handle that loading it returned ([`LoadedBackbone`], [`LoadedScorer`], …), so no call can ask for something that is not loaded.
-//! Unloading consumes the handle and frees the memory. Tensors are touched on the device's thread alone.
+//! Callers send host vectors and receive numbers, or a handle to features that are still being computed. A model is
+//! used through the handle that loading it returned ([`LoadedBackbone`], [`LoadedScorer`], …), so no call can ask for
+//! something that is not loaded. Unloading consumes the handle and frees the memory. Tensors are touched on the
+//! device's thread alone.
 //!
-//! A GPU works on several *streams*, each with a copy of the backbone and memory of its own; batches go to them in turn. The runtime
-//! copies pixels from memory that is not pinned, and such a copy waits for all earlier work on its stream; so does a read of results.
-//! With one stream a batch, both wait for that batch alone while the GPU computes the batches of the other streams.
+//! A GPU works on several *streams*, each with a copy of the backbone and memory of its own; batches go to them in
+//! turn. The runtime copies pixels from memory that is not pinned, and such a copy waits for all earlier work on its
+//! stream; so does a read of results. With one stream a batch, both wait for that batch alone while the GPU computes
+//! the batches of the other streams.
 
 mod backbone;
 mod encoder;

@@ -1,7 +1,7 @@
 //! Stage `train`: feature chunks → trained heads, with checkpoints that resume exactly.
 //!
-//! One pass over the features trains all heads of a sweep. The order of samples follows from seed, epoch and chunk sizes. What depends on
-//! the kind of head is in `head`; loop, checkpoints and curve are the same for both.
+//! One pass over the features trains all heads of a sweep. The order of samples follows from seed, epoch and chunk
+//! sizes. What depends on the kind of head is in `head`; loop, checkpoints and curve are the same for both.
 
 mod balance;
 pub(crate) mod checkpoints;
@@ -247,8 +247,8 @@ async fn start<H: Head>(
 ) -> Result<(Vec<H::Start>, Progress), PipelineError> {
     let dir = &job.ctx.dir;
     let newest = CheckpointList::read(dir)?.newest_complete(trials.len());
-    // Sweeps the rest of an interrupted save or removal, except the best head so far. A head that was saved after `newest` will be
-    // saved again.
+    // Sweeps the rest of an interrupted save or removal, except the best head so far. A head that was saved after
+    // `newest` will be saved again.
     let curve = checkpoints::read_curve(dir, newest.unwrap_or(0))?;
     let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
     let newest_folders = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::folder_name(step, trial)));

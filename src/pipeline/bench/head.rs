@@ -37,8 +37,8 @@ pub struct HeadBench {
     pub weight_decay: f64,
     /// Seed of a new head.
     pub seed: u64,
-    /// Files with features and labels: raw little-endian f32 `[n, dim]` and u32 `[n]`. Random if absent. Step i uses the rows from
-    /// i · `batch_size` on, modulo n.
+    /// Files with features and labels: raw little-endian f32 `[n, dim]` and u32 `[n]`. Random if absent. Step i uses
+    /// the rows from i · `batch_size` on, modulo n.
     pub data: Option<(PathBuf, PathBuf)>,
     /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,

@@ -40,8 +40,8 @@ impl DeviceWorker {
 }
 
 impl LoadedEncoder {
-    /// Computes the vectors of captions from their token numbers: `[captions, dim]`. The batch has `tokens` columns, and empty rows are
-    /// added up to `batch_rows`.
+    /// Computes the vectors of captions from their token numbers: `[captions, dim]`. The batch has `tokens` columns,
+    /// and empty rows are added up to `batch_rows`.
     ///
     /// # Errors
     /// When the device fails.

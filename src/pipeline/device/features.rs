@@ -89,8 +89,8 @@ impl FeatureRows {
         }
     }
 
-    /// Appends the rows of `other` from `first` on. Where the variants differ, `other` replaces these rows: a store of features yields
-    /// one variant only.
+    /// Appends the rows of `other` from `first` on. Where the variants differ, `other` replaces these rows: a store of
+    /// features yields one variant only.
     pub(crate) fn append_from(&mut self, other: &Self, first: usize) {
         match (self, other) {
             (Self::Host { values, dim }, Self::Host { values: more, .. }) => {

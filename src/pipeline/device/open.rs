@@ -25,7 +25,8 @@ pub(crate) const BATCHES_AHEAD: usize = 3;
 /// Images in one forward pass on the CPU: enough to fill the matrix product, and small enough for the cache.
 const CPU_BATCH_ROWS: usize = 32;
 
-/// Upper bound on the images in one forward pass on a GPU, unless the configuration sets the batch: more use it no better.
+/// Upper bound on the images in one forward pass on a GPU, unless the configuration sets the batch: more use it no
+/// better.
 const CUDA_BATCH_ROWS: usize = 128;
 
 /// Tokens in one pass of the text encoder on the CPU, padding included: what fits the cache.
@@ -40,7 +41,8 @@ const CUDA_RESERVE_BYTES: u64 = 1 << 30;
 /// Streams of a GPU: one computes, one waits behind it, one uploads or is read from.
 const CUDA_STREAMS: usize = 3;
 
-/// Rows and classes of a tile on a GPU: 64 MiB of f32 logits when ranking. Training holds the logits of all tiles at once.
+/// Rows and classes of a tile on a GPU: 64 MiB of f32 logits when ranking. Training holds the logits of all tiles at
+/// once.
 const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
 
 /// Memory that a run needs on device and host.
@@ -131,7 +133,8 @@ fn fit_batch(needs: MemoryNeeds, card: &Card) -> Result<u64, PipelineError> {
         Precision::Bf16 => 2,
         Precision::F32 => 4,
     };
-    // Each stream has weights and activations of its own. Activations count twice, because memory is allocated in pages.
+    // Each stream has weights and activations of its own. Activations count twice, because memory is allocated in
+    // pages.
     let streams = CUDA_STREAMS as u64;
     let image = 2 * streams * (needs.activation_bytes / 4 * width + needs.pixel_bytes);
     let fixed = CUDA_RESERVE_BYTES + streams * needs.parameters * width;

@@ -92,7 +92,8 @@ impl EvalSet<'_> {
         Ok(score(self.queries.iter(), &ranked).ndcg5)
     }
 
-    /// Chooses the weights with the best NDCG@5, first the classifier's, then that of names. Of equal weights the first wins.
+    /// Chooses the weights with the best NDCG@5, first the classifier's, then that of names. Of equal weights the first
+    /// wins.
     ///
     /// # Errors
     /// When the device fails.

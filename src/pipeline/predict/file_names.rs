@@ -8,7 +8,8 @@ use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::centre;
 
-/// Names from which on they are centred by their own mean. Names are mostly in one language, so the captions' mean is not theirs.
+/// Names from which on they are centred by their own mean. Names are mostly in one language, so the captions' mean is
+/// not theirs.
 const MIN_NAMES_FOR_MEAN: usize = 100;
 
 /// The distinct file names of images.
@@ -62,7 +63,8 @@ impl NameVectors {
         Self { names, name_of, vectors, mean }
     }
 
-    /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`: zeros where a name says nothing. Blocks.
+    /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`: zeros where a name says nothing.
+    /// Blocks.
     ///
     /// # Errors
     /// When scratch disk fails.

@@ -1,8 +1,8 @@
 //! Fusion of signals: pixels, file names and the logits of a classifier rank captions together.
 //!
-//! Every signal is an inner product, so one linear layer ranks by their weighted sum. A caption's row holds its scaled vector, then the
-//! weights that the classifier has for it. An image's row (its query) holds the weighted sum of its projected feature and its name's
-//! vector, then its feature. A hubness correction is added to the bias.
+//! Every signal is an inner product, so one linear layer ranks by their weighted sum. A caption's row holds its scaled
+//! vector, then the weights that the classifier has for it. An image's row (its query) holds the weighted sum of its
+//! projected feature and its name's vector, then its feature. A hubness correction is added to the bias.
 
 use crate::pipeline::device::linear_layer;
 use crate::train::HeadState;

@@ -29,8 +29,8 @@ pub(super) struct HeldOutImages {
 }
 
 impl HeldOutImages {
-    /// Reads the images from the run's feature chunks; `None` where training held out none. `read_vectors` returns the vectors of
-    /// classes. Blocks.
+    /// Reads the images from the run's feature chunks; `None` where training held out none. `read_vectors` returns the
+    /// vectors of classes. Blocks.
     ///
     /// # Errors
     /// Those of `read_vectors`; or when the record of training or a chunk cannot be read.

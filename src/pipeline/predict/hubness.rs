@@ -99,7 +99,8 @@ impl HubnessCorrection {
             Self::Softmax(sums) => {
                 Some(sums.iter().map(|sum| if sum.is_finite() { -*sum as f32 } else { 0.0 }).collect())
             }
-            // CSLS is twice the similarity minus both means. The image's own mean changes no order, and halving neither.
+            // CSLS is twice the similarity minus both means. The image's own mean changes no order, and halving
+            // neither.
             Self::Csls(largest) => {
                 let mean = |list: &Vec<f32>| list.iter().sum::<f32>() / list.len().max(1) as f32;
                 Some(largest.iter().map(|list| -0.5 * mean(list)).collect())

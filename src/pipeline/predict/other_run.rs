@@ -16,8 +16,7 @@ use crate::pipeline::resolve::ResolvedModel;
 use crate::pipeline::train::checkpoints;
 use crate::run_dir::Directory;
 use crate::train::HeadState;
-use crate::types::Pick;
-use crate::types::ValidationSplit;
+use crate::types::{Pick, ValidationSplit};
 
 /// A classifier by the captions of its classes.
 pub(super) struct OtherClassifier {

@@ -17,7 +17,7 @@ use crate::pipeline::observe::report::{StageRemarks, TextReport};
 use crate::pipeline::predict::candidates::Candidates;
 use crate::pipeline::predict::file_names::{FileNames, NameVectors};
 use crate::pipeline::predict::fusion::{
-    CandidateVectors, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
+    CandidateVectors, ClassifierRows, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
 };
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::hubness::HubnessCorrection;
@@ -306,7 +306,7 @@ impl ProjectionRanking<'_> {
         for images in images.chunks(NAME_BATCH_IMAGES) {
             let hashes: Vec<u64> = images.iter().map(|image| urls.hash(*image)).collect();
             let vectors = tokio::task::block_in_place(|| names.read(&hashes))?;
-            let width = self.candidates.classifier.as_ref().map(|rows| rows.width());
+            let width = self.candidates.classifier.as_ref().map(ClassifierRows::width);
             let features = width.map(|width| vec![0.0; images.len() * width]);
             let signals = ImageSignals {
                 pixels: &vec![0.0; vectors.len()],

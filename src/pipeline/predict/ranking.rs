@@ -49,7 +49,8 @@ impl Ranking {
 
 /// Turns the features of a chunk into the rows that a linear layer ranks captions for.
 pub(super) trait QueryEncoder {
-    /// Names everything that the queries depend on in addition to features and layer. Part of the inputs of a batch log.
+    /// Names everything that the queries depend on in addition to features and layer. Part of the inputs of a batch
+    /// log.
     fn log_key(&self) -> String;
 
     /// Encodes a chunk: one row for each image.

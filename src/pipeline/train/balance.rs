@@ -19,7 +19,8 @@ pub(crate) struct LanguageBalance {
 }
 
 impl LanguageBalance {
-    /// Gives all languages equal shares of an epoch. `pairs` counts the pairs of each language, last those without a language.
+    /// Gives all languages equal shares of an epoch. `pairs` counts the pairs of each language, last those without a
+    /// language.
     pub(crate) fn new(seed: u64, languages: Arc<Languages>, pairs: &[u64]) -> Self {
         let present = pairs.iter().filter(|count| **count > 0).count().max(1);
         let share = pairs.iter().sum::<u64>() as f64 / present as f64;
@@ -32,8 +33,8 @@ impl LanguageBalance {
         languages.code(class).unwrap_or(languages.names().len())
     }
 
-    /// Number of times that a sample comes in an epoch: its expectation, rounded up or down at random. A pure function of seed and
-    /// arguments.
+    /// Number of times that a sample comes in an epoch: its expectation, rounded up or down at random. A pure function
+    /// of seed and arguments.
     pub(super) fn repeats(&self, chunk: usize, sample: usize, class: u32, epoch: u32) -> usize {
         self.repeats_by_language(chunk, sample, Self::language_index(&self.languages, class), epoch)
     }

@@ -1,4 +1,5 @@
-//! The checkpoints of a run: names of their folders, the complete ones among them, and the choice of the one that predicts.
+//! The checkpoints of a run: names of their folders, the complete ones among them, and the choice of the one that
+//! predicts.
 //!
 //! The only head, or the first of a sweep, has the folder `checkpoints/step-N`. The other heads of a sweep have folders
 //! `step-N-trial-K` next to it, which are complete before it.

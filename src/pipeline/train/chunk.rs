@@ -17,7 +17,8 @@ pub(crate) struct SampleSpec {
     pub(crate) dim: usize,
     /// Meaning of a sample for an image with several classes.
     pub(crate) targets: TargetKind,
-    /// Whether the targets of a pair are its own caption, then all captions of its image: a contrastive loss masks those.
+    /// Whether the targets of a pair are its own caption, then all captions of its image: a contrastive loss masks
+    /// those.
     pub(crate) contrastive: bool,
     /// Repetitions of the pairs; `None` where each comes once an epoch.
     pub(crate) balance: Option<LanguageBalance>,

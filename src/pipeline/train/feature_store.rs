@@ -1,7 +1,8 @@
 //! Features of the training images as samples in the order of training.
 //!
-//! Features are read from their chunk files in each epoch, kept in memory, or resident on the device, as [`FeaturePlacement`] says. All
-//! placements yield the same samples in the same order. In memory, features keep the precision of their files.
+//! Features are read from their chunk files in each epoch, kept in memory, or resident on the device, as
+//! [`FeaturePlacement`] says. All placements yield the same samples in the same order. In memory, features keep the
+//! precision of their files.
 
 use std::sync::{Arc, OnceLock};
 
@@ -162,7 +163,9 @@ impl FeatureStore {
         let rows: Vec<&ChunkRows> = chunks.iter().map(|chunk| &chunk.rows).collect();
         let (selected, targets) = self.select(window, &rows, epoch);
         let mut values = Vec::with_capacity(selected.len() * self.spec.dim);
-        selected.into_iter().for_each(|(slot, row)| chunks[slot].copy_feature(row, &mut values));
+        for (slot, row) in selected {
+            chunks[slot].copy_feature(row, &mut values);
+        }
         Ok(WindowSamples { features: FeatureRows::Host { values, dim: self.spec.dim }, targets })
     }
 

@@ -25,7 +25,8 @@ pub(crate) struct HeldOut {
 }
 
 impl HeldOut {
-    /// Reads the images. `read_vectors` returns the vectors of classes; `validation_images` counts the images of each chunk. Blocks.
+    /// Reads the images. `read_vectors` returns the vectors of classes; `validation_images` counts the images of each
+    /// chunk. Blocks.
     ///
     /// # Errors
     /// When a chunk cannot be read, or `read_vectors` fails.

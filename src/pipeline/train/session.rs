@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Trial;
 use crate::objects::StoreError;
-use crate::pipeline::device::FeatureRows;
-use crate::pipeline::device::{LossSum, Update, model_error};
+use crate::pipeline::device::{FeatureRows, LossSum, Update, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Event;
 use crate::pipeline::observe::report::{LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};

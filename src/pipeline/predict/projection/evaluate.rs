@@ -1,4 +1,5 @@
-//! Scores of a projection head: on held-out images, where the fusion weights are chosen, and on a test set with a truth.
+//! Scores of a projection head: on held-out images, where the fusion weights are chosen, and on a test set with a
+//! truth.
 
 use std::collections::HashMap;
 

@@ -134,8 +134,7 @@ impl Trainers for TrainingProjections {
         let HeldOut { features, captions_of, captions, vectors, .. } = &*self.held_out;
         let (images, captions) = (captions_of.rows(), captions.len());
         let mut scores = ValidationScores::default();
-        if captions > 0 {
-            let dim = vectors.len() / captions;
+        if let Some(dim) = vectors.len().checked_div(captions) {
             let projector = self.trainers.projector(trial).await?;
             let queries = projector.project(features.clone(), images).await?;
             let weight = vectors.iter().map(|value| value * projector.scale).collect();
@@ -184,7 +183,8 @@ fn feature_statistics(store: &FeatureStore) -> Result<Running, PipelineError> {
     Ok(running)
 }
 
-/// Splits a step into micro-batches of `batch` pairs. Each row of `targets` is the pair's caption, then all captions of its image. Blocks.
+/// Splits a step into micro-batches of `batch` pairs. Each row of `targets` is the pair's caption, then all captions of
+/// its image. Blocks.
 fn split_micro_batches(
     vectors: &VectorStore,
     targets: &Targets,
