@@ -145,7 +145,7 @@ impl Execution<'_> {
         if device.is_some() {
             report.device = self.model.device.as_ref().map(ToString::to_string);
         }
-        let catalog = self.catalog(catalog, report).await?;
+        let catalog = self.run_catalog(catalog, report).await?;
         let ranks_classes = predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
         if let (Some(catalog), Some(predict), true) = (&catalog, self.ctx.config.predict(), ranks_classes) {
             // Checked as soon as it is known, rather than after days of training.
@@ -153,9 +153,9 @@ impl Execution<'_> {
         }
         match (images, &device) {
             (Some(images), Some(device)) => {
-                self.features_and_heads(images, train, catalog.as_ref(), device, report).await?;
+                self.run_features_and_training(images, train, catalog.as_ref(), device, report).await?;
             }
-            (Some(images), None) => self.pixels(images, catalog.as_ref(), report).await?,
+            (Some(images), None) => self.run_pixels(images, catalog.as_ref(), report).await?,
             (None, _) => {}
         }
         drop(catalog);
@@ -169,7 +169,12 @@ impl Execution<'_> {
         Ok(())
     }
 
-    async fn catalog(self, input: Option<StageInput>, report: &mut Report) -> Result<Option<Catalog>, PipelineError> {
+    /// Builds or loads the catalog, if the plan has one.
+    async fn run_catalog(
+        self,
+        input: Option<StageInput>,
+        report: &mut Report,
+    ) -> Result<Option<Catalog>, PipelineError> {
         let (Some(config), Some(StageInput { shards, generation })) = (self.ctx.config.catalog(), input) else {
             return Ok(None);
         };
@@ -180,7 +185,7 @@ impl Execution<'_> {
     }
 
     /// Runs the image stream whose product is pixel chunks.
-    async fn pixels(
+    async fn run_pixels(
         self,
         images: StageInput,
         catalog: Option<&Catalog>,
@@ -194,7 +199,7 @@ impl Execution<'_> {
     }
 
     /// Computes the features of the training images and, if the plan says so, trains heads on them.
-    async fn features_and_heads(
+    async fn run_features_and_training(
         self,
         images: StageInput,
         train: Option<String>,
