@@ -1,7 +1,7 @@
 //! Stage `predict`: features of the test images → ranked captions → submission.
 //!
-//! What depends on the kind of head is behind [`Ranker`]: a classifier ranks the classes of the run, a projection head
-//! any captions.
+//! [`Ranker`] has one implementation for each kind of head: a classifier ranks the classes of the run, a projection head
+//! ranks any captions.
 
 mod candidates;
 mod classifier;

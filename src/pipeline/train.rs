@@ -1,7 +1,7 @@
 //! Stage `train`: feature chunks → trained heads, with checkpoints that resume exactly.
 //!
 //! One pass over the features trains all heads of a sweep. The order of samples follows from seed, epoch and chunk
-//! sizes. What depends on the kind of head is in `head`; loop, checkpoints and curve are the same for both.
+//! sizes. Module `head` has one implementation for each kind of head; loop, checkpoints and curve are shared.
 
 mod balance;
 pub(crate) mod checkpoints;
@@ -24,8 +24,7 @@ use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{MixingReport, StageRemarks, TrainingReport};
-use crate::pipeline::resolve::FeatureShape;
-use crate::pipeline::resolve::ResolvedModel;
+use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
 use crate::telemetry::{Party, StageProgress, StageTimer};
 use crate::train::{Progress, Schedule, checkpoint, order};
 use crate::types::{Balance, ValidationSplit};

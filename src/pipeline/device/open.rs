@@ -8,8 +8,7 @@ use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
 
 use super::{DeviceState, DeviceWorker, TextBatches};
-use crate::config::DeviceConfig;
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, DeviceConfig, Problem};
 use crate::device::{self, Card, Chosen};
 use crate::model::{AnyDevice, Numerics};
 use crate::pipeline::error::PipelineError;

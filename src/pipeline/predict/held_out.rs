@@ -13,8 +13,7 @@ use crate::pipeline::train::chunk::SampleSpec;
 use crate::pipeline::train::feature_store::{FeaturePlacement, FeatureStore};
 use crate::pipeline::train::held_out::HeldOut;
 use crate::run_dir::Directory;
-use crate::types::TargetKind;
-use crate::types::ValidationSplit;
+use crate::types::{TargetKind, ValidationSplit};
 
 /// Key of the run's seed in the record of training.
 const SEED_KEY: &str = "run.seed";

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::Stage;
-use crate::config::StageKeys;
+use crate::config::{Stage, StageKeys};
 use crate::objects::Store;
 use crate::pipeline::catalog;
 use crate::pipeline::context::RunContext;

@@ -5,8 +5,7 @@ use half::bf16;
 use crate::chunk::features::Features;
 use crate::pipeline::train::balance::LanguageBalance;
 use crate::train::Targets;
-use crate::types::ValidationSplit;
-use crate::types::{Precision, TargetKind};
+use crate::types::{Precision, TargetKind, ValidationSplit};
 
 /// Samples that a chunk yields.
 #[derive(Debug, Clone)]

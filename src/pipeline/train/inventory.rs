@@ -9,8 +9,7 @@ use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::train::balance::LanguageBalance;
 use crate::pipeline::train::chunk::count_samples;
-use crate::types::TargetKind;
-use crate::types::ValidationSplit;
+use crate::types::{TargetKind, ValidationSplit};
 
 /// Sizes of the feature chunks with rows, in the order of the corpus.
 pub(super) struct Inventory {
