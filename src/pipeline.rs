@@ -1,502 +1,239 @@
-//! The wiring of the stages: which run, on what, in which order; supervision and shutdown.
+//! The stages of a run and their order.
 //!
-//! Stages run one after the other (catalog, images, captions, training, prediction), each a small graph of links inside. Every
-//! stage looks at what the run directory already holds, goes on behind it, and refuses to mix generations. Nothing here
-//! prints: progress goes to the [`ProgressRegistry`], results into the [`Report`].
+//! [`run`] opens the run directory, plans (every input, model and fingerprint is checked before anything is written or
+//! removed) and executes the stages one after the other. Each stage is a folder with a function `run` over the
+//! [`RunContext`]: it resumes behind what the run directory holds and returns its part of the [`Report`]. Nothing here
+//! prints; progress goes to the [`ProgressRegistry`].
+//!
+//! | part | does | may name |
+//! | --- | --- | --- |
+//! | `context`, `error`, `store` | what all stages share | – |
+//! | `manifest` | `run.toml`: the keys that artefacts depend on; a changed key is refused | – |
+//! | `observe` | status, events, report | – |
+//! | `chunk_files`, `feed`, `batch_log` | reading chunk files, feeding parsers, batches computed so far | – |
+//! | `hub` | checkpoints of the hub | – |
+//! | `device` | the thread that owns the device | – |
+//! | `catalog` | captions and pairs → classes and join index | – |
+//! | `images` | image shards → pixel chunks | – |
+//! | `captions` | captions → text encoder → vectors | `device` |
+//! | `resolve` | models, preprocessing and limits | `captions`, `device`, `hub`, `images` |
+//! | `features` | pixel chunks → backbone → feature chunks | `device`, `images`, `resolve` |
+//! | `train` | feature chunks → trained heads | `captions`, `catalog`, `device`, `resolve` |
+//! | `predict` | test images → ranked captions | all of the above |
+//! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
+//! | `check`, `inspect`, `bench` | commands that run no stage | all but `plan` |
+//!
+//! Every part may name those of the first four rows. `tests/it/layering.rs` holds the table.
 
+mod batch_log;
 pub mod bench;
+mod captions;
 mod catalog;
 mod check;
-mod checkpoints;
-mod curve;
+mod chunk_files;
+mod context;
+mod device;
 mod error;
-mod events;
-mod evidence;
-mod examples;
-mod export;
-mod feature_store;
 mod features;
-mod forward;
-mod generation;
+mod feed;
 mod hub;
-pub mod ingest;
+mod images;
 mod inspect;
-mod model_stages;
-mod partial;
-mod prediction;
-mod preprocess;
-pub mod report;
+mod manifest;
+mod observe;
+mod plan;
+mod predict;
 mod resolve;
-mod spill;
-pub mod status;
-mod stream;
-mod text_prediction;
-mod text_training;
-mod texts;
-mod training;
-mod worker;
+mod store;
+mod train;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::catalog::ImageFilter;
-use crate::chunk::Tally;
-use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::schedule::INTERLEAVED_SHARDS;
-use crate::config::bytes::product_disk_bytes;
-use crate::config::{ConfigError, RunConfig, Stage, StoreConfig};
-use crate::decode::Spec;
-use crate::device::SelectedDevice;
-use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
-use crate::run_dir::{Directory, Lock};
-use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::chunk::journal::Layout;
+use crate::config::RunConfig;
+use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
 
+pub use bench::ingest;
 pub use check::{Check, check};
+pub(crate) use context::workers;
 pub use error::PipelineError;
-pub use export::export;
+pub(crate) use error::chain;
 pub use inspect::{Inspection, inspect};
-pub use prediction::ceiling_of;
-pub use report::Report;
-pub use status::Status;
+pub use observe::report::Report;
+pub use observe::status::Status;
+pub use observe::{report, status};
+pub use plan::Request;
+pub use predict::{ceiling_of, export};
 
-use events::Events;
-use generation::{Manifest, add_inputs};
-use partial::Partial;
-use report::{StreamReport, peak_memory_bytes};
-use resolve::enough_captions;
-pub(crate) use resolve::workers;
-use resolve::{Backbone, resolve};
-use status::{Reporter, State};
-use stream::{RunContext, Sink, Start, StreamJob, seen_so_far};
+use catalog::{Catalog, CatalogInput};
+use context::RunContext;
+use device::DeviceWorker;
+use features::{FeaturesInput, Thumbnails};
+use images::{ImagesInput, StreamJob, Views};
+use manifest::Manifest;
+use observe::events::Events;
+use observe::status::{Reporter, State};
+use plan::{Plan, StageInput};
+use predict::{PredictInput, PreparedPrediction};
+use resolve::{ResolvedModel, require_captions};
+use train::TrainInput;
 
-/// Which stages a command runs, and what it throws away first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Request {
-    /// Only prediction, from the run's newest checkpoint.
-    pub predict_only: bool,
-    /// Throw away what this stage and those after it made.
-    pub from: Option<Stage>,
-}
-
-/// The error with its causes, as one clause.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// Runs, or resumes, every stage that the plan names.
+/// Runs or resumes the stages that the configuration asks for.
 ///
 /// # Errors
-/// Why the run ended early; what was done is kept, and the same call goes on from there.
+/// When the run ends early. Everything done so far is kept, and the same call resumes.
 pub async fn run(
-    plan: RunConfig,
+    config: RunConfig,
     request: Request,
-    registry: ProgressRegistry,
-    stop: Shutdown,
+    progress: ProgressRegistry,
+    shutdown: Shutdown,
 ) -> Result<Report, PipelineError> {
-    let store = store(&plan.machine().store);
-    let opened = open(plan, store.clone());
-    // A claim of a process that may still be alive is watched for a while.
-    let (plan, directory, _lock) = tokio::select! {
-        opened = opened => opened?,
-        () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
-    };
-    let generations = Manifest::open(directory.clone(), request.from)?;
-    let mut run = Run::open(plan, store, directory, generations, registry, stop).await?;
-    // Everything that can refuse the run does so before anything is made or removed.
-    let prepared = run.prepare(request).await?;
-    run.generations.accept(&run.plan)?;
+    let (mut ctx, _lock) = RunContext::open(config, progress, shutdown).await?;
+    let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
+    let model = ResolvedModel::open(&ctx).await?;
+    ctx.register_metrics();
+    // Everything that can refuse the run does so before anything is written or removed.
+    let plan = Plan::new(&ctx, &model, &mut manifest, request).await?;
+    manifest.accept(&ctx.config)?;
     for folder in [".", "journal", "catalog"] {
-        // The stages sweep their own folders; here are files alone that a killed process may have left half written.
-        run.directory.sweep(folder, |_| true)?;
+        // Removes half-written files of a killed process. The stages sweep their own folders.
+        ctx.dir.sweep(folder, |_| true)?;
     }
-    let events = Events::open(&run.directory);
-    run.machine.events = events.clone();
-    let reporter = Reporter::start(run.directory.clone(), run.machine.registry.clone(), events);
-    let outcome = run.stages(prepared).await;
+    ctx.events = Events::open(&ctx.dir);
+    let reporter = Reporter::start(ctx.dir.clone(), ctx.progress.clone(), ctx.events.clone());
+    let outcome = execute_and_report(Execution { ctx: &ctx, model: &model, manifest: &manifest }, plan).await;
     let (state, detail) = match &outcome {
         Ok(_) => (State::Done, None),
         Err(error @ PipelineError::Stopped(_)) => (State::Stopped, Some(chain(error))),
         Err(error) => (State::Failed, Some(chain(error))),
     };
-    tokio::task::spawn_blocking(move || reporter.end(state, detail)).await?;
+    tokio::task::spawn_blocking(move || reporter.finish(state, detail)).await?;
     outcome
 }
 
-/// The stores of a machine.
-fn store(machine: &StoreConfig) -> Store {
-    let StoreConfig { endpoint, retry_budget, read_timeout } = machine.clone();
-    Store::new(StoreSettings { endpoint, patience: retry_budget, silence: read_timeout })
+/// What the stages of one execution share.
+#[derive(Clone, Copy)]
+struct Execution<'a> {
+    ctx: &'a RunContext,
+    model: &'a ResolvedModel,
+    manifest: &'a Manifest,
 }
 
-/// Opens the run's directory and claims it.
-async fn open(plan: RunConfig, store: Store) -> Result<(RunConfig, Directory, Lock), PipelineError> {
-    tokio::task::spawn_blocking(move || {
-        let dir = plan.run_dir();
-        let directory = Directory::open(&store, dir, &scratch_path(&plan).join("staging"))?;
-        let lock = directory.lock()?;
-        Ok((plan, directory, lock))
-    })
-    .await?
+/// Executes the plan and writes the report, also of a run that fails.
+async fn execute_and_report(execution: Execution<'_>, plan: Plan) -> Result<Report, PipelineError> {
+    let ctx = execution.ctx;
+    // The report keeps what an earlier process reported of stages that this one does not run.
+    let mut report = Report::load(&ctx.dir)?;
+    let outcome = execution.run(plan, &mut report).await;
+    // Do not wait once more for a store that was waited for in vain.
+    let unreachable = ctx.dir.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
+    report.add_measurements(&ctx.progress, &ctx.budget, &ctx.store);
+    let written = if unreachable { Ok(()) } else { report.save(&ctx.dir) };
+    // The error of a stage matters more than that of its report.
+    outcome?;
+    written?;
+    Ok(report)
 }
 
-/// The folder of a run on scratch disk: its own for each run directory.
-fn scratch_path(plan: &RunConfig) -> PathBuf {
-    let (run, scratch) = (plan.run_dir(), &plan.machine().scratch_dir);
-    let remote = Store::is_remote(run);
-    if scratch.is_none() && !remote {
-        return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
-    }
-    let name =
-        if remote { run.into() } else { std::path::absolute(run).map_or_else(|_| run.into(), PathBuf::into_os_string) };
-    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
-    let root = scratch.clone().unwrap_or_else(std::env::temp_dir);
-    root.join(format!("wikicap-{}", &hash[..16]))
-}
-
-fn stopped_by_nobody() -> PipelineError {
-    PipelineError::Internal("a stage stopped without being asked to".to_owned())
-}
-
-/// Inputs and generation of one stage.
-struct Ready {
-    shards: Vec<Object>,
-    generation: String,
-}
-
-/// The stages of this start, each with what it reads.
-#[derive(Default)]
-struct Prepared {
-    catalog: Option<Ready>,
-    stream: Option<Ready>,
-    train: Option<String>,
-    predict: Option<model_stages::Asking>,
-}
-
-/// A run under way.
-struct Run {
-    plan: RunConfig,
-    directory: Directory,
-    generations: Manifest,
-    machine: RunContext,
-    spec: Spec,
-    backbone: Option<Backbone>,
-    encoder: Option<texts::Encoder>,
-    chosen: Option<SelectedDevice>,
-    report: Report,
-}
-
-/// Readings of what all stages share.
-fn show_shared(registry: &ProgressRegistry, budget: &ByteBudget, store: &Store) {
-    let (bytes, limit) = (budget.clone(), Some(budget.limit_bytes()));
-    registry.gauge("in_flight_bytes", "Bytes in flight between stages", limit, move || Some(bytes.in_flight_bytes()));
-    let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
-        let traffic = store.traffic();
-        registry.counter(name, help, move || pick(traffic.snapshot()));
-    };
-    counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
-    counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
-    counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
-    counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
-}
-
-impl Run {
-    async fn open(
-        plan: RunConfig,
-        store: Store,
-        directory: Directory,
-        generations: Manifest,
-        registry: ProgressRegistry,
-        stop: Shutdown,
-    ) -> Result<Self, PipelineError> {
-        let (snapshot, encoder_dir) = (
-            hub::fetch(&plan, hub::Which::Backbone, &store, &registry, &stop).await?,
-            hub::fetch(&plan, hub::Which::Encoder, &store, &registry, &stop).await?,
-        );
-        let (plan, resolved) = tokio::task::spawn_blocking(move || {
-            let resolved = resolve(&plan, snapshot);
-            (plan, resolved)
-        })
-        .await?;
-        let (spec, backbone) = resolved?;
-        let budget = ByteBudget::new(plan.machine().limits.memory.0);
-        show_shared(&registry, &budget, &store);
-        let pool = CpuPool::new(workers(&plan))?;
-        let machine = RunContext { store, pool, budget, stop, registry, events: Events::default() };
-        let report = Report { run_dir: directory.display(""), ..Report::default() };
-        let encoder = match plan.text() {
-            Some(text) => {
-                let text = text.clone();
-                Some(tokio::task::spawn_blocking(move || texts::Encoder::open(&text, encoder_dir)).await??)
-            }
-            None => None,
-        };
-        let chosen = if backbone.is_some() { Some(worker::choose(&plan.machine().device).await?) } else { None };
-        Ok(Self { plan, directory, generations, machine, spec, backbone, encoder, chosen, report })
-    }
-
-    /// Looks at every input and generation that the stages of this start need.
-    async fn prepare(&mut self, request: Request) -> Result<Prepared, PipelineError> {
-        let mut prepared = Prepared::default();
-        let plan = self.plan.clone();
-        if !request.predict_only {
-            if let Some(catalog) = plan.catalog() {
-                let shards = self.machine.store.list(&catalog.pairs.shards).await?;
-                let mut keys = self.plan.keys(Stage::Catalog);
-                add_inputs(&self.machine.store, &mut keys, "pairs.shards", &shards).await?;
-                if let Some(list) = &catalog.captions.list {
-                    let list = self.machine.store.find(list).await?;
-                    add_inputs(&self.machine.store, &mut keys, "captions.list", &[list]).await?;
-                }
-                let generation = self.propose(Stage::Catalog, keys, &[]);
-                prepared.catalog = Some(Ready { shards, generation });
-            }
-            if let Some(images) = plan.images() {
-                let shards = self.machine.store.list(&images.shards).await?;
-                let keys = self.stream_keys(Stage::Stream, "images.shards", &shards).await?;
-                let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
-                let upstream: Vec<&str> = upstream.into_iter().collect();
-                let generation = self.propose(Stage::Stream, keys, upstream.as_slice());
-                prepared.stream = Some(Ready { shards, generation });
-            }
-            if let (true, Some(stream)) = (self.plan.runs(Stage::Train), &prepared.stream) {
-                let text = if self.plan.runs(Stage::Text) {
-                    let (keys, catalog) = (self.text_keys()?, prepared.catalog.as_ref());
-                    let upstream: Vec<&str> = catalog.map(|ready| ready.generation.as_str()).into_iter().collect();
-                    Some(self.propose(Stage::Text, keys, &upstream))
-                } else {
-                    None
-                };
-                let upstream: Vec<&str> = std::iter::once(stream.generation.as_str()).chain(text.as_deref()).collect();
-                let keys = self.plan.keys(Stage::Train);
-                prepared.train = Some(self.propose(Stage::Train, keys, &upstream));
-            }
+impl Execution<'_> {
+    /// Runs the stages of the plan in their order. Each adds its part to the report once it is complete.
+    async fn run(self, plan: Plan, report: &mut Report) -> Result<(), PipelineError> {
+        let Plan { catalog, images, train, predict } = plan;
+        let device = self.model.open_device(self.ctx).await?;
+        if device.is_some() {
+            report.device = self.model.device.as_ref().map(ToString::to_string);
         }
-        if self.plan.runs(Stage::Predict) {
-            prepared.predict = self.prepare_prediction(request.predict_only).await?;
+        let catalog = self.run_catalog(catalog, report).await?;
+        let ranks_classes = predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
+        if let (Some(catalog), Some(predict), true) = (&catalog, self.ctx.config.predict(), ranks_classes) {
+            // Checked as soon as it is known, rather than after days of training.
+            require_captions(catalog.classes.len(), predict.top_k)?;
         }
-        Ok(prepared)
-    }
-
-    fn propose(&mut self, stage: Stage, keys: crate::config::StageKeys, upstream: &[&str]) -> String {
-        self.generations.propose(stage.as_str(), stage, keys, upstream)
-    }
-
-    async fn stages(mut self, prepared: Prepared) -> Result<Report, PipelineError> {
-        // What an earlier process reported of stages that this one does not run stays.
-        if let Some(earlier) =
-            self.directory.read("report.json")?.and_then(|text| serde_json::from_slice::<Report>(&text).ok())
-        {
-            self.report = Report { stages: Vec::new(), notes: Vec::new(), ..earlier };
-        }
-        let outcome = self.each_stage(prepared).await;
-        // A store that was waited for in vain is not waited for once more.
-        let out_of_reach = self.directory.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
-        let reported = if out_of_reach { Ok(()) } else { self.write_report() };
-        // Why a stage failed matters more than that its report could not be written either.
-        outcome?;
-        reported?;
-        Ok(self.report)
-    }
-
-    fn write_report(&mut self) -> Result<(), PipelineError> {
-        self.report.stages = self.machine.registry.snapshots().iter().map(Into::into).collect();
-        self.report.peak_memory_bytes = peak_memory_bytes();
-        self.report.peak_in_flight_bytes = self.machine.budget.peak_bytes();
-        self.report.traffic = self.machine.store.traffic().snapshot();
-        let path = self.directory.display("report.json");
-        self.report.outputs.insert("report".to_owned(), path);
-        let text =
-            serde_json::to_vec_pretty(&self.report).map_err(|error| PipelineError::Internal(error.to_string()))?;
-        Ok(self.directory.write("report.json", &text)?)
-    }
-
-    async fn each_stage(&mut self, prepared: Prepared) -> Result<(), PipelineError> {
-        let device = self.open_device().await?;
-        let catalog = self.catalog(prepared.catalog).await?;
-        let ranks_classes = prepared.predict.as_ref().is_some_and(|asking| asking.listed.is_none());
-        if let (Some(catalog), Some(predict), true) = (&catalog, self.plan.predict(), ranks_classes) {
-            // As soon as it is known, rather than after days of training.
-            enough_captions(catalog.classes.len(), predict.top_k)?;
-        }
-        if let Some(stream) = prepared.stream {
-            if let Some(device) = &device {
-                let journal = self.features(catalog.as_ref(), stream, device).await?;
-                if let (Some(generation), Some(catalog)) = (prepared.train, &catalog) {
-                    device.tell(worker::DeviceWorker::unload_backbone).await?;
-                    self.train(journal, generation, catalog, device).await?;
-                }
-            } else {
-                self.pixels(catalog.as_ref(), stream).await?;
+        match (images, &device) {
+            (Some(images), Some(device)) => {
+                self.run_features_and_training(images, train, catalog.as_ref(), device, report).await?;
             }
+            (Some(images), None) => self.run_pixels(images, catalog.as_ref(), report).await?,
+            (None, _) => {}
         }
         drop(catalog);
-        if let (Some(asking), Some(device)) = (prepared.predict, &device) {
-            self.predict(asking, device).await?;
+        if let (Some(prepared), Some(device)) = (predict, &device) {
+            let input = PredictInput { model: self.model, manifest: self.manifest, prepared, device };
+            if let Some(output) = predict::run(self.ctx, input).await? {
+                report.prediction = Some(output.report);
+                report.add_remarks(&self.ctx.dir, output.remarks);
+            }
         }
         Ok(())
     }
 
-    /// Builds or loads classes and join index; `None` without `[captions]`.
-    async fn catalog(&mut self, ready: Option<Ready>) -> Result<Option<catalog::Catalog>, PipelineError> {
-        let (Some(config), Some(ready)) = (self.plan.catalog(), ready) else { return Ok(None) };
-        let found = if let Some(found) = catalog::load(&self.directory, &config.captions, &ready.generation)? {
-            found
-        } else {
-            let stage_progress = self.machine.registry.stage("pairs", "rows", 0);
-            let (partial, gathered) = Partial::open(self.directory.clone(), &ready.generation)?;
-            let built =
-                catalog::build(&self.machine, config, &ready.shards, &stage_progress, partial, gathered).await?;
-            let Some(built) = built else { return Err(self.stopped()) };
-            catalog::save(&self.directory, &built, &ready.generation)?;
-            Partial::clear(&self.directory)?;
-            self.machine.events.finished(&stage_progress);
-            built
+    /// Builds or loads the catalog, if the plan has one.
+    async fn run_catalog(
+        self,
+        input: Option<StageInput>,
+        report: &mut Report,
+    ) -> Result<Option<Catalog>, PipelineError> {
+        let (Some(config), Some(StageInput { shards, generation })) = (self.ctx.config.catalog(), input) else {
+            return Ok(None);
         };
-        if found.report.labelled_rows == 0 {
-            self.report.notes.push(
-                "no row of the pairs has a caption that is a class, so no image has a label: the published test captions \
-                 hardly occur in the training rows; ways out: `captions.match = \"title\"` (compare page titles alone) or \
-                 `captions.classes = \"train\"` (the training captions are the classes)"
-                    .to_owned(),
-            );
-        }
-        self.report.catalog = Some(found.report.clone());
-        Ok(Some(found))
+        let output = catalog::run(self.ctx, CatalogInput { config, shards, generation }).await?;
+        report.add_remarks(&self.ctx.dir, output.remarks);
+        report.catalog = Some(output.catalog.report.clone());
+        Ok(Some(output.catalog))
     }
 
-    /// Refuses a limit of scratch disk under which a stage cannot go on.
-    fn enough_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
-        let limit = self.plan.machine().limits.disk;
-        if bytes <= limit.0 {
-            return Ok(());
-        }
-        let what = format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
-        Err(ConfigError(vec![crate::config::Problem { key: "limits.disk".to_owned(), what }]).into())
-    }
-
-    fn stopped(&self) -> PipelineError {
-        match self.machine.stop.signal() {
-            Some(signal) => PipelineError::Stopped(signal),
-            None => stopped_by_nobody(),
-        }
-    }
-
-    /// The stream's keys, with what they resolve to.
-    async fn stream_keys(
-        &self,
-        stage: Stage,
-        key: &str,
-        shards: &[Object],
-    ) -> Result<crate::config::StageKeys, PipelineError> {
-        let mut keys = self.plan.keys(stage);
-        add_inputs(&self.machine.store, &mut keys, key, shards).await?;
-        let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
-        keys.insert("images (shards side by side)".to_owned(), INTERLEAVED_SHARDS.to_string());
-        keys.insert(
-            "preprocess (resolved)".to_owned(),
-            format!("{geometry} {}", self.spec.resample.fingerprint_name()),
-        );
-        if let Some(backbone) = &self.backbone {
-            keys.insert(generation::CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
-            keys.remove("model.checkpoint");
-        }
-        Ok(keys)
-    }
-
-    fn stream_job(&self, name: &str, shards: Vec<Object>, wanted: ImageFilter, generation: &str) -> StreamJob {
-        StreamJob {
-            shards: Arc::new(shards),
-            wanted,
-            spec: self.spec.clone(),
-            views: None,
-            chunk_rows: u64::from(self.plan.chunks().rows),
-            generation: generation.to_owned(),
-            max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
-            stage_progress: self.machine.registry.stage(name, "rows", 0),
-        }
-    }
-
-    fn train_wanted(catalog: Option<&catalog::Catalog>) -> ImageFilter {
-        catalog.map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)))
-    }
-
-    /// Streams images to pixel chunks, which are the product.
-    async fn pixels(&mut self, catalog: Option<&catalog::Catalog>, ready: Ready) -> Result<(), PipelineError> {
-        let Ready { shards, generation } = ready;
-        let job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
-        let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
-        let layout = Layout::train("chunks");
-        let count = shards.len() as u32;
-        let journal = Journal::open(self.directory.clone(), layout.clone(), &generation, count)?;
-        stage_progress.add_resumed(journal.tally().rows);
-        stream::show_shards(&job, &journal);
-        self.machine.events.started(&stage_progress);
-        let seen = seen_so_far(&journal, &[], &job.wanted)?;
-        let start = Start { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
-        if self.directory.is_remote() {
-            let chunk = product_disk_bytes(self.plan.chunks().rows, self.spec.geometry.output_px());
-            self.enough_disk(chunk, "the chunk on its way to the run directory")?;
-        }
-        let sink = Sink::Durable(journal, self.plan.chunks().compression);
-        stream::run(job, self.machine.clone(), start, sink).await?;
-        self.machine.events.finished(&stage_progress);
-        let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;
-        let report = self.stream_report(&journal, &shards)?;
-        self.report.images = Some(report);
-        self.output("pixel chunks", "chunks");
+    /// Runs the image stream whose product is pixel chunks.
+    async fn run_pixels(
+        self,
+        images: StageInput,
+        catalog: Option<&Catalog>,
+        report: &mut Report,
+    ) -> Result<(), PipelineError> {
+        let StageInput { shards, generation } = images;
+        let input = ImagesInput { shards, filter: image_filter(catalog), spec: &self.model.spec, generation };
+        report.images = Some(images::run(self.ctx, input).await?);
+        report.add_output(&self.ctx.dir, "pixel chunks", "chunks");
         Ok(())
     }
 
-    fn output(&mut self, name: &str, path: &str) {
-        self.report.outputs.insert(name.to_owned(), self.directory.display(path));
+    /// Computes the features of the training images and, if the plan says so, trains heads on them.
+    async fn run_features_and_training(
+        self,
+        images: StageInput,
+        train: Option<String>,
+        catalog: Option<&Catalog>,
+        device: &Arc<DeviceWorker>,
+        report: &mut Report,
+    ) -> Result<(), PipelineError> {
+        let Self { ctx, model, .. } = self;
+        let StageInput { shards, generation } = images;
+        let mut job = StreamJob::new(ctx, "images", &model.spec, shards, image_filter(catalog), &generation);
+        job.views = Views::from_config(&ctx.config);
+        let (split, side_px) = (ctx.config.validation_split(), model.spec.geometry.output_px());
+        let input = FeaturesInput {
+            job,
+            layout: Layout::train("features"),
+            name: "images",
+            backbone: model.backbone()?,
+            device,
+            thumbnails: (!split.is_empty()).then_some(Thumbnails { split, side_px }),
+        };
+        let features = features::run(ctx, input).await?;
+        report.images = Some(features.report);
+        report.add_output(&ctx.dir, "features", "features");
+        if let (Some(generation), Some(catalog)) = (train, catalog) {
+            let input = TrainInput { journal: features.journal, generation, catalog, model, device };
+            let output = train::run(ctx, input).await?;
+            report.training = output.report;
+            report.add_remarks(&ctx.dir, output.remarks);
+        }
+        Ok(())
     }
+}
 
-    /// Counts of a finished stream, which must add up.
-    fn stream_report(&self, journal: &Journal, shards: &[Object]) -> Result<StreamReport, PipelineError> {
-        let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
-        let by_shard: std::collections::BTreeMap<String, Tally> =
-            journal.shard_tallies().into_iter().map(|(shard, tally)| (name(shard), tally)).collect();
-        if let Some((shard, tally)) = by_shard.iter().find(|(_, tally)| !tally.adds_up()) {
-            return Err(PipelineError::Internal(format!(
-                "the rows of `{shard}` do not add up: {} read, {} kept, {} skipped, {} quarantined",
-                tally.rows,
-                tally.kept,
-                tally.skipped_rows(),
-                tally.quarantined_rows()
-            )));
-        }
-        if journal.schedule(shards.len() as u32).next().is_some() {
-            return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
-        }
-        let tally = journal.tally();
-        if tally.rows > 0 && tally.quarantined_rows() == tally.rows {
-            let reasons: Vec<String> =
-                tally.quarantined.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-            return Err(PipelineError::Input(format!(
-                "none of the {} rows of {} shards can be used ({}): check the files",
-                tally.quarantined_rows(),
-                shards.len(),
-                reasons.join(", ")
-            )));
-        }
-        Ok(StreamReport {
-            shards: shards.len() as u64,
-            tally,
-            by_shard,
-            labels: journal.entries().values().map(|entry| entry.labels).sum(),
-            chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
-            size_px: self.spec.geometry.output_px(),
-        })
-    }
+/// Returns the filter of the training images: those with a label, or all where there is no catalog.
+fn image_filter(catalog: Option<&Catalog>) -> ImageFilter {
+    catalog.map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)))
 }

@@ -95,7 +95,7 @@ pub(super) fn report(report: &Report) -> String {
 }
 
 fn bottleneck(who: &Bottleneck, device_waited: Option<f64>) -> String {
-    let outside = who.who.starts_with("the ");
+    let outside = who.who.is_outside();
     let verb = if outside { "waited for" } else { "at work" };
     let waited =
         device_waited.map_or_else(String::new, |share| format!("; the device waited for data {:.1} %", 100.0 * share));

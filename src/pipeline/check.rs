@@ -1,158 +1,182 @@
-//! What would run, on what, and what it needs, from the configuration and the heads of the inputs; changes nothing.
+//! Command `check`: what a run would do and need, from its configuration and the first megabytes of its inputs. Changes
+//! nothing.
+
+mod sample;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::stream::{FEED_BYTES, fill};
-use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::chunk_disk_bytes;
-use crate::config::{CatalogConfig, RunConfig, Stage};
-use crate::corpus::{CaptionList, ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
-use crate::decode::Decoder;
-use crate::objects::{Object, Reader, Store};
+use crate::config::{RunConfig, Stage};
+use crate::decode::Spec;
+use crate::objects::{Object, Store};
+use crate::pipeline::captions::Encoder;
+use crate::pipeline::catalog::read_captions;
+use crate::pipeline::context::workers;
+use crate::pipeline::device;
+use crate::pipeline::error::{PipelineError, chain};
+use crate::pipeline::hub::{self, HubModel};
+use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
+use crate::pipeline::manifest::RunFile;
+use crate::pipeline::predict::check_truth;
+use crate::pipeline::resolve::{Backbone, resolve_backbone};
+use crate::pipeline::store::open_store;
 use crate::run_dir::Directory;
 
-/// Unpacked bytes that are read of each input.
-const HEAD_BYTES: usize = 8 << 20;
-/// Images of the first shard that are decoded.
-const SAMPLE_IMAGES: usize = 64;
-/// Longest row that is read.
-const MAX_RECORD_BYTES: usize = 64 << 20;
-
-/// The outcome of a check.
+/// Outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Check {
-    /// Stages that would run, with what the run directory already holds.
+    /// Stages that would run, and whether the run directory holds something of them.
     pub stages: Vec<String>,
-    /// Key → files and bytes.
+    /// Inputs: key → number of files and bytes.
     pub inputs: BTreeMap<String, String>,
-    /// What the run needs.
+    /// Needs of the run.
     pub needs: BTreeMap<String, String>,
-    /// What a sample of the inputs shows.
+    /// Findings in a sample of each input.
     pub sample: BTreeMap<String, String>,
-    /// Everything that is wrong.
+    /// All problems.
     pub problems: Vec<String>,
-    /// Exit code of the gravest problem; 0 where there is none.
+    /// Exit code of the gravest problem; 0 without problems.
     pub exit_code: u8,
 }
 
 impl Check {
-    fn problem(&mut self, error: &PipelineError) {
+    fn add_problem(&mut self, error: &PipelineError) {
         self.problems.push(chain(error));
         self.exit_code = self.exit_code.max(error.exit_code());
     }
 
-    /// Keeps a result, or its error.
-    fn keep<T>(&mut self, result: Result<T, PipelineError>) -> Option<T> {
-        result.map_err(|error| self.problem(&error)).ok()
+    /// Returns the value of a result, or adds its error to the problems.
+    fn ok<T>(&mut self, result: Result<T, PipelineError>) -> Option<T> {
+        result.map_err(|error| self.add_problem(&error)).ok()
     }
 }
 
-/// The stages that would run, each with whether the run directory has something of it.
-fn stages(plan: &RunConfig, recorded: Option<&generation::RunFile>) -> Vec<String> {
+/// Lists the stages that would run, and whether the run directory holds something of them.
+fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
     let state = |stage: Stage| {
-        let own = |name: &String| name.split(' ').next() == Some(stage.as_str());
-        let known = recorded.is_some_and(|file| file.stages.keys().any(own));
+        let is_record = |name: &String| name.split(' ').next() == Some(stage.as_str());
+        let known = recorded.is_some_and(|file| file.stages.keys().any(is_record));
         if known { "goes on with what the run directory holds" } else { "new" }
     };
-    let runs = Stage::ALL.into_iter().filter(|stage| plan.runs(*stage));
+    let runs = Stage::ALL.into_iter().filter(|stage| config.runs(*stage));
     runs.map(|stage| format!("{} ({})", stage.as_str(), state(stage))).collect()
 }
 
-/// Checks a plan against the heads of its inputs.
-pub async fn check(plan: &RunConfig) -> Check {
+/// Checks a configuration against the first megabytes of its inputs.
+pub async fn check(config: &RunConfig) -> Check {
     let mut check = Check::default();
-    let store = store(&plan.machine().store);
-    let directory = Directory::at(&store, plan.run_dir()).map_err(PipelineError::from);
-    let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
-    check.stages = stages(plan, recorded.as_ref());
-    let mut lists = BTreeMap::new();
-    let patterns = [
-        ("pairs.shards", plan.catalog().map(|catalog| catalog.pairs.shards.clone())),
-        ("images.shards", plan.images().map(|images| images.shards.clone())),
-        ("predict.images", plan.predict().map(|predict| predict.images.clone())),
-    ];
-    for (key, patterns) in patterns {
-        let Some(patterns) = patterns else { continue };
-        let listed = store.list(&patterns).await.map_err(PipelineError::from);
-        if let Some(objects) = check.keep(listed) {
-            let bytes = objects.iter().map(|object| object.size).sum();
-            check.inputs.insert(key.to_owned(), format!("{} files, {}", objects.len(), bytesize::ByteSize(bytes)));
-            lists.insert(key, objects);
-        }
-    }
-    let here = checkpoint(plan, &store, &mut check).await;
-    let waits = here.is_none();
-    let mut device = waits;
-    let spec = here.and_then(|snapshot| check.keep(resolve(plan, snapshot))).map(|(spec, backbone)| {
-        if let Some(backbone) = &backbone {
-            check.needs.insert("model".to_owned(), of_model(backbone));
-            device = true;
-        }
-        spec
-    });
-    encoder(plan, &store, &mut check).await;
-    if device && let Some(chosen) = check.keep(super::worker::choose(&plan.machine().device).await) {
-        check.needs.insert("device".to_owned(), chosen.to_string());
-    }
-    let limits = &plan.machine().limits;
-    check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
-    check.needs.insert("decoding threads".to_owned(), workers(plan).to_string());
+    let store = open_store(config.store());
+    let directory = Directory::at(&store, config.run_dir()).map_err(PipelineError::from);
+    let recorded = check.ok(directory.and_then(|directory| RunFile::read(&directory))).flatten();
+    check.stages = list_stages(config, recorded.as_ref());
+    let inputs = list_inputs(config, &store, &mut check).await;
+    let spec = resolve_models(config, &store, &mut check).await;
     if let Some(spec) = &spec {
-        let (size_px, rows) = (spec.geometry.output_px(), plan.chunk_images());
-        check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
-        let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
-        let scratch = if plan.model().is_some() {
-            format!("up to {} for the ring; a chunk of {rows} images takes up to {chunk}", limits.disk)
-        } else {
-            "none: the chunks are the product".to_owned()
-        };
-        check.needs.insert("scratch disk".to_owned(), scratch);
-    }
-    // The images can be looked at before it is known what the checkpoint asks for.
-    let spec = spec.or_else(|| waits.then(|| preprocess::resolve(plan, preprocess::Asked::default())));
-    if let Some(spec) = &spec {
-        let size_px = spec.geometry.output_px();
         for key in ["images.shards", "predict.images"] {
-            if let Some(shard) = lists.get(key).and_then(|objects: &Vec<Object>| objects.first()) {
-                let sampled = sample_images(&store, shard, spec.clone()).await;
-                if let Some((text, per_row)) = check.keep(sampled) {
-                    check.sample.insert(key.to_owned(), text);
-                    if plan.model().is_none() && key == "images.shards" {
-                        let bytes: u64 = lists[key].iter().map(|object| object.size).sum();
-                        let images = bytes as f64 / per_row.max(1.0);
-                        let disk = bytesize::ByteSize((images * image_bytes(size_px) as f64) as u64);
-                        check.needs.insert(
-                            "run directory".to_owned(),
-                            format!("about {disk} of pixels, if every image is wanted"),
-                        );
-                    }
-                }
+            if let Some(shards) = inputs.get(key) {
+                sample_shards(config, &store, (key, shards), spec, &mut check).await;
             }
         }
     }
-    if let Some(shard) = lists.get("pairs.shards").and_then(|objects| objects.first()) {
-        let sampled = sample_labels(&store, plan, shard).await;
-        if let Some(text) = check.keep(sampled) {
+    if let Some(shard) = inputs.get("pairs.shards").and_then(|shards| shards.first()) {
+        let sampled = sample::sample_labels(&store, config, shard).await;
+        if let Some(text) = check.ok(sampled) {
             check.sample.insert("pairs.shards".to_owned(), text);
         }
     }
-    if let Some(predict) = plan.predict() {
-        let sampled = sample_ids(&store, &predict.ids).await;
-        if let Some(text) = check.keep(sampled) {
+    if let Some(predict) = config.predict() {
+        let sampled = sample::sample_ids(&store, &predict.ids).await;
+        if let Some(text) = check.ok(sampled) {
             check.sample.insert("predict.ids".to_owned(), text);
         }
         if let Some(truth) = &predict.truth {
-            check.keep(super::prediction::check_truth(&store, truth).await);
+            check.ok(check_truth(&store, truth).await);
         }
     }
     check
 }
 
-fn of_model(backbone: &super::Backbone) -> String {
+/// Lists the shards of each input by its key.
+async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BTreeMap<&'static str, Vec<Object>> {
+    let patterns = [
+        ("pairs.shards", config.catalog().map(|catalog| catalog.pairs.shards.clone())),
+        ("images.shards", config.images().map(|images| images.shards.clone())),
+        ("predict.images", config.predict().map(|predict| predict.images.clone())),
+    ];
+    let mut inputs = BTreeMap::new();
+    for (key, patterns) in patterns {
+        let Some(patterns) = patterns else { continue };
+        let listed = store.list(&patterns).await.map_err(PipelineError::from);
+        if let Some(objects) = check.ok(listed) {
+            let bytes = objects.iter().map(|object| object.size).sum();
+            check.inputs.insert(key.to_owned(), format!("{} files, {}", objects.len(), bytesize::ByteSize(bytes)));
+            inputs.insert(key, objects);
+        }
+    }
+    inputs
+}
+
+/// Opens the models as far as they are on this machine, and adds what the run needs. Returns the preprocessing; `None`
+/// where a model cannot be used.
+async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Spec> {
+    let location = locate_backbone(config, store, check).await;
+    let to_download = location.is_none();
+    let mut needs_device = to_download;
+    let resolved = location.and_then(|snapshot| check.ok(resolve_backbone(config, snapshot)));
+    if let Some((_, Some(backbone))) = &resolved {
+        check.needs.insert("model".to_owned(), describe_backbone(backbone));
+        needs_device = true;
+    }
+    check_encoder(config, store, check).await;
+    if needs_device && let Some(chosen) = check.ok(device::choose(config.device()).await) {
+        check.needs.insert("device".to_owned(), chosen.to_string());
+    }
+    let limits = config.limits();
+    check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
+    check.needs.insert("decoding threads".to_owned(), workers(config).to_string());
+    let Some((spec, _)) = resolved else {
+        // Images can be sampled before the checkpoint is known.
+        return to_download.then(|| resolve_spec(config, CheckpointPreprocessing::default()));
+    };
+    let (size_px, rows) = (spec.geometry.output_px(), config.chunk_images());
+    check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
+    let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
+    let scratch = if config.model().is_some() {
+        format!("up to {} for the spool; a chunk of {rows} images takes up to {chunk}", limits.disk)
+    } else {
+        "none: the chunks are the product".to_owned()
+    };
+    check.needs.insert("scratch disk".to_owned(), scratch);
+    Some(spec)
+}
+
+/// Decodes a sample of the first shard.
+async fn sample_shards(
+    config: &RunConfig,
+    store: &Store,
+    (key, shards): (&str, &[Object]),
+    spec: &Spec,
+    check: &mut Check,
+) {
+    let Some(shard) = shards.first() else { return };
+    let sampled = sample::sample_images(store, shard, spec.clone()).await;
+    let Some((text, bytes_per_row)) = check.ok(sampled) else { return };
+    check.sample.insert(key.to_owned(), text);
+    if config.model().is_none() && key == "images.shards" {
+        let bytes: u64 = shards.iter().map(|object| object.size).sum();
+        let images = bytes as f64 / bytes_per_row.max(1.0);
+        let disk = bytesize::ByteSize((images * image_bytes(spec.geometry.output_px()) as f64) as u64);
+        let what = format!("about {disk} of pixels, if every image is wanted");
+        check.needs.insert("run directory".to_owned(), what);
+    }
+}
+
+fn describe_backbone(backbone: &Backbone) -> String {
     let checkpoint = &backbone.checkpoint;
     format!(
         "{:?}, {} parameters, {} of weights, feature of {} values",
@@ -163,9 +187,10 @@ fn of_model(backbone: &super::Backbone) -> String {
     )
 }
 
-/// Where the plan's checkpoint is if it is one of the hub's; `None` where it is not here yet.
-async fn checkpoint(plan: &RunConfig, store: &Store, check: &mut Check) -> Option<Option<std::path::PathBuf>> {
-    match check.keep(super::hub::look(plan, super::hub::Which::Backbone, store).await)? {
+/// Locates the backbone: `Some(None)` where the configuration names a directory, `Some(Some(…))` in the hub's cache,
+/// `None` where it is yet to be downloaded or cannot be.
+async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Option<PathBuf>> {
+    match check.ok(hub::look_up(config, HubModel::Backbone, store).await)? {
         None => Some(None),
         Some(Ok(snapshot)) => Some(Some(snapshot)),
         Some(Err(missing)) => {
@@ -177,11 +202,10 @@ async fn checkpoint(plan: &RunConfig, store: &Store, check: &mut Check) -> Optio
     }
 }
 
-/// What the text encoder is, and the list that it is for.
-async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
-    use super::hub::Which;
-    let Some(text) = plan.text() else { return };
-    let snapshot = match check.keep(super::hub::look(plan, Which::Encoder, store).await) {
+/// Checks the text encoder and the captions that it is to embed.
+async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
+    let Some(text) = config.text() else { return };
+    let snapshot = match check.ok(hub::look_up(config, HubModel::TextEncoder, store).await) {
         None => return,
         Some(None) => None,
         Some(Some(Ok(snapshot))) => Some(snapshot),
@@ -192,7 +216,7 @@ async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
             return;
         }
     };
-    if let Some(encoder) = check.keep(super::texts::Encoder::open(text, snapshot)) {
+    if let Some(encoder) = check.ok(Encoder::open(text, snapshot)) {
         let checkpoint = &encoder.checkpoint;
         let what = format!(
             "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",
@@ -203,138 +227,9 @@ async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
         );
         check.needs.insert("text encoder".to_owned(), what);
     }
-    let Some(name) = plan.predict().and_then(|predict| predict.captions.as_ref()) else { return };
+    let Some(name) = config.predict().and_then(|predict| predict.captions.as_ref()) else { return };
     let mut captions = Classes::new(ClassSource::List, Match::Exact);
-    if check.keep(super::catalog::read_list(store, name, &mut captions).await).is_some() {
+    if check.ok(read_captions(store, name, &mut captions).await).is_some() {
         check.sample.insert("predict.captions".to_owned(), format!("{} distinct captions", captions.len()));
-    }
-}
-
-/// Feeds at most [`HEAD_BYTES`]; says whether more may follow.
-async fn feed(
-    reader: &mut Reader,
-    parser: &mut impl PushParser,
-    fed: &mut usize,
-    url: &str,
-) -> Result<bool, PipelineError> {
-    *fed += FEED_BYTES;
-    Ok(fill(reader, parser, url).await? && *fed < HEAD_BYTES)
-}
-
-async fn sample_images(
-    store: &Store,
-    shard: &Object,
-    spec: crate::decode::Spec,
-) -> Result<(String, f64), PipelineError> {
-    let intake = std::sync::Arc::<crate::objects::ReadStats>::default();
-    let mut reader = store.open(shard, std::sync::Arc::clone(&intake)).await?;
-    let mut rows = ImageRows::new(MAX_RECORD_BYTES);
-    let mut decoder = Decoder::new(spec);
-    let mut out = vec![0; decoder.pixel_bytes()];
-    let (mut seen, mut usable, mut fed) = (0usize, 0usize, 0);
-    let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
-    loop {
-        let more = feed(&mut reader, &mut rows, &mut fed, &shard.url).await?;
-        while let Some(row) = rows.next() {
-            if seen == SAMPLE_IMAGES {
-                break;
-            }
-            seen += 1;
-            let reason = match row {
-                ImageRow::Ok { base64, .. } => decoder
-                    .decode_base64_into(&mut base64.to_vec(), &mut out, |_| ())
-                    .err()
-                    .map(|error| error.reason().as_str()),
-                ImageRow::Bad { reason, .. } => Some(reason.as_str()),
-            };
-            match reason {
-                None => usable += 1,
-                Some(reason) => *reasons.entry(reason).or_default() += 1,
-            }
-        }
-        if !more || seen == SAMPLE_IMAGES {
-            break;
-        }
-    }
-    let read = intake.bytes() as f64;
-    let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-    let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
-    if seen > 0 && usable == 0 {
-        return Err(PipelineError::Input(format!(
-            "none of the first {seen} rows of `{}` can be used{bad}: check that the file has rows of image_url, base64, metadata_url",
-            shard.url
-        )));
-    }
-    Ok((format!("{usable} of the first {seen} rows are usable{bad}"), read / seen.max(1) as f64))
-}
-
-async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Result<String, PipelineError> {
-    let Some(CatalogConfig { captions, pairs }) = plan.catalog() else { return Ok(String::new()) };
-    let refused = |error: crate::catalog::CatalogError| PipelineError::Input(error.to_string());
-    let mut classes = Classes::new(ClassSource::List, captions.match_rule);
-    if let Some(list) = captions.class_list() {
-        let object = store.find(list).await?;
-        let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-        let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
-        loop {
-            let more = fill(&mut reader, &mut list, &object.url).await?;
-            while let Some(row) = list.next()? {
-                classes.add(row.text).map_err(refused)?;
-            }
-            if !more {
-                break;
-            }
-        }
-        if classes.is_empty() {
-            return Err(PipelineError::Input(format!(
-                "`{}` (`captions.list`) holds no caption: check the file",
-                object.url
-            )));
-        }
-        if let Some(predict) = plan.predict() {
-            super::enough_captions(classes.len(), predict.top_k)?;
-        }
-    }
-    let mut reader = store.open(shard, std::sync::Arc::default()).await?;
-    let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
-    let (mut labelled, mut fed) = (0u64, 0);
-    loop {
-        let more = feed(&mut reader, &mut rows, &mut fed, &shard.url).await?;
-        while let Some(row) = rows.next()? {
-            let PairRow::Pair(pair) = row else { continue };
-            let has = captions.classes == ClassSource::Train || classes.group_of(pair.target).is_some();
-            labelled += u64::from(has);
-        }
-        if !more {
-            break;
-        }
-    }
-    let counts = rows.counts();
-    Ok(format!(
-        "{labelled} of the first {} rows have a label ({} classes)",
-        counts.rows,
-        match captions.classes {
-            ClassSource::List => classes.len().to_string(),
-            ClassSource::Train => "the captions themselves are the".to_owned(),
-        }
-    ))
-}
-
-async fn sample_ids(store: &Store, name: &str) -> Result<String, PipelineError> {
-    let object = store.find(name).await?;
-    let mut reader = store.open(&object, std::sync::Arc::default()).await?;
-    let mut ids = TestIds::new(&object.url, MAX_RECORD_BYTES);
-    let (mut count, mut fed) = (0u64, 0);
-    loop {
-        let more = feed(&mut reader, &mut ids, &mut fed, &object.url).await?;
-        while ids.next()?.is_some() {
-            count += 1;
-        }
-        if !more && count == 0 {
-            return Err(PipelineError::Input(format!("`{}` (`predict.ids`) holds no id: check the file", object.url)));
-        }
-        if !more {
-            return Ok(format!("the first {count} ids are sound"));
-        }
     }
 }

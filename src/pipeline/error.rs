@@ -1,12 +1,13 @@
-//! Why a run ended early, sorted by exit code.
+//! [`PipelineError`]: the reasons for which a run ends early, and their exit codes.
 
+use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
 use crate::config::ConfigError;
 use crate::corpus::CorpusError;
 use crate::objects::StoreError;
 use crate::runtime::{DeviceGone, JobPanicked, NoThreads, Signal};
 
-/// Why a run ended early.
+/// Reason for which a run ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The configuration cannot work.
@@ -18,45 +19,45 @@ pub enum PipelineError {
     /// An object cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A published file is not what it should be.
+    /// An input file does not have the published format.
     #[error(transparent)]
     Corpus(#[from] CorpusError),
     /// An artefact cannot be read or written.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
-    /// The input is readable but of no use.
+    /// An input can be read but not used.
     #[error("{0}")]
     Input(String),
     /// The device or the model fails.
     #[error("{0}")]
     Model(String),
-    /// The device's thread ended.
+    /// The thread of the device has ended.
     #[error(transparent)]
     Gone(#[from] DeviceGone),
-    /// The system gives no threads.
+    /// The system refuses to start threads.
     #[error(transparent)]
     Threads(#[from] NoThreads),
-    /// Asked to stop; everything done so far is saved.
+    /// The run was asked to stop; everything done so far is saved.
     #[error("stopped after saving; the same command goes on from here")]
     Stopped(Signal),
-    /// An error in this program.
+    /// A bug in this program.
     #[error("{0}; please report it with the command and the log")]
     Internal(String),
 }
 
 impl PipelineError {
-    /// Whether the run's own directory may be out of reach, so that nothing more can be written to it.
-    pub(super) fn is_out_of_reach(&self) -> bool {
+    /// Whether the run directory may be out of reach, so that nothing more can be written to it.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
         let (Self::Store(error) | Self::Chunk(ChunkError::Store(error))) = self else { return false };
         matches!(error, StoreError::Unreachable { .. } | StoreError::Lost { .. })
     }
 
-    /// Whether a panic ended the run.
+    /// Whether a panic or a bug ended the run.
     pub fn is_panic(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Internal(_))
     }
 
-    /// The process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_)
@@ -77,6 +78,12 @@ impl PipelineError {
     }
 }
 
+impl From<CatalogError> for PipelineError {
+    fn from(error: CatalogError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
 impl From<JobPanicked> for PipelineError {
     fn from(error: JobPanicked) -> Self {
         Self::Internal(error.to_string())
@@ -87,4 +94,19 @@ impl From<tokio::task::JoinError> for PipelineError {
     fn from(_: tokio::task::JoinError) -> Self {
         Self::from(JobPanicked)
     }
+}
+
+/// Joins the messages of an error and its causes with colons. A cause that its parent already quotes is left out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -1,130 +1,179 @@
-//! Pixel chunks of the ring → backbone → feature chunks, committed one by one.
+//! Stage `features`: images → backbone → feature chunks, committed one by one.
+//!
+//! [`images`](crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them
+//! batch by batch, run the backbone and write the features. A chunk leaves the spool once its features are committed.
+
+mod forward;
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::PipelineError;
-use super::forward::{BATCHES_AHEAD, Feeding, PIECES_WAITING, Reading, Thumbnails, Writing};
-use super::report::DEVICE;
-use super::stream::{self, RunContext, Sink, Start, StreamJob, THE_RUN, seen_so_far};
-use super::worker::Device;
-use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::spool::Spool;
-use crate::chunk::{Checksum, verify};
-use crate::run_dir::{Directory, LocalDirectory};
+use crate::chunk::spool::{Spool, SpooledChunk};
+use crate::config::bytes::chunk_disk_bytes;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::images::{self, Sink, StartPoint, StreamJob};
+use crate::pipeline::observe::report::StreamReport;
+use crate::pipeline::resolve::{Backbone, FeatureShape};
+use crate::run_dir::LocalDirectory;
 use crate::runtime::{depth, link};
-use crate::telemetry::{StageProgress, StageTimer};
-use crate::types::Precision;
+use crate::telemetry::{Party, StageProgress, StageTimer};
 
-/// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
+pub(crate) use forward::Thumbnails;
+
+use forward::{BatchReader, DeviceFeeder, FeatureCommitter, ITEMS_WAITING};
+
+/// Upper bound on the descriptions of complete chunks between decoder and model. The spool bounds the chunks
+/// themselves.
 const CHUNKS_WAITING: usize = 4096;
 
-/// What the features are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FeatureShape {
-    pub(super) dim: usize,
-    pub(super) precision: Precision,
+/// Input of the stage.
+pub(crate) struct FeaturesInput<'a> {
+    /// The images.
+    pub(crate) job: StreamJob,
+    /// Where the feature chunks go in the run directory.
+    pub(crate) layout: Layout,
+    /// Name of the spool, and of the stage in progress reports.
+    pub(crate) name: &'a str,
+    /// The model.
+    pub(crate) backbone: &'a Backbone,
+    /// The device of the model.
+    pub(crate) device: &'a Arc<DeviceWorker>,
+    /// Thumbnails to store beside the features.
+    pub(crate) thumbnails: Option<Thumbnails>,
 }
 
-/// Where the stages keep things.
-pub(super) struct Places {
-    pub(super) run: Directory,
-    pub(super) layout: Layout,
-    pub(super) scratch: LocalDirectory,
-    pub(super) disk_bytes: u64,
-    /// Whose thumbnails are kept beside their features.
-    pub(super) thumbnails: Option<Thumbnails>,
+/// Output of the stage.
+pub(crate) struct FeaturesOutput {
+    /// The committed feature chunks.
+    pub(crate) journal: Journal,
+    /// Counts of the rows.
+    pub(crate) report: StreamReport,
 }
 
-/// Streams images to feature chunks, or goes on where an earlier process stopped.
+/// Streams images to feature chunks, or goes on where an earlier process stopped. The backbone is unloaded at the end.
 ///
 /// # Errors
-/// When an input, the disk or the device fails; [`PipelineError::Stopped`] when asked to.
-pub(super) async fn run(
-    job: StreamJob,
-    machine: RunContext,
-    places: Places,
-    shape: FeatureShape,
-    device: &Arc<Device>,
-    stage_progress: Arc<StageProgress>,
-) -> Result<Journal, PipelineError> {
-    let shards = job.shards.len() as u32;
-    let journal = Journal::open(places.run, places.layout, &job.generation, shards)?;
-    let mut schedule = journal.schedule(shards);
-    let (ring, waiting) = Spool::open(places.scratch, places.disk_bytes, &job.generation, &mut schedule).await?;
+/// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run
+/// has to stop.
+pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<FeaturesOutput, PipelineError> {
+    let FeaturesInput { job, layout, name, backbone, device, thumbnails } = input;
+    let shape = backbone.shape;
+    let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options).await?;
+    let spools = LocalDirectory::create(ctx.scratch_path())?;
+    let disk_bytes = spool_bytes(ctx, &job, shape)?;
+    let journal = Journal::open(ctx.dir.clone(), layout, &job.generation, job.shards.len() as u32)?;
+    let mut schedule = journal.schedule(job.shards.len() as u32);
+    let directory = LocalDirectory::create(spools.path(name))?;
+    let (spool, spooled) = Spool::open(directory, disk_bytes, &job.generation, &mut schedule).await?;
+
+    let rows = Arc::clone(&job.stage_progress);
+    let images = ctx.progress.stage(format!("features ({name})"), "images", 0);
     let mut counted = journal.shard_tallies();
-    job.stage_progress.add_resumed(journal.tally().rows);
-    stage_progress.add_resumed(journal.tally().kept);
-    stream::show_shards(&job, &journal);
-    for chunk in &waiting {
-        job.stage_progress.add_resumed(chunk.entry.tally.rows);
+    rows.add_resumed(journal.tally().rows);
+    images.add_resumed(journal.tally().kept);
+    images::show_committed(&job, &journal);
+    for chunk in &spooled {
+        rows.add_resumed(chunk.entry.tally.rows);
         counted.entry(chunk.entry.id.shard).or_default().merge(&chunk.entry.tally);
     }
-    let start = Start { schedule, counted, seen: seen_so_far(&journal, &waiting, &job.wanted)? };
-
-    // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
-    let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-    let held = machine.budget.take(job.spec.pixel_bytes() * batches as u64).await;
-    let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
-    let registry = &machine.registry;
-    registry.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
-    let disk = ring.disk().clone();
-    let limit = Some(disk.limit_bytes());
-    registry.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
-    machine.events.started(&job.stage_progress);
-    machine.events.started(&stage_progress);
-    for chunk in waiting {
-        if chunks_in.send(chunk).await.is_err() {
-            return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
-        }
-    }
-    let (pieces_in, pieces) = link(1);
-    let (features_in, features) = link(device.in_flight + PIECES_WAITING);
-    let clock = job.stage_progress.part(StageTimer::serial(DEVICE).blocked_by(THE_RUN));
-    let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
-    let thumbnails = places.thumbnails;
-    let reading = Reading { shape, batch_rows, buffers, thumbnails, stop: machine.stop.clone() };
-    let feeding = Feeding { device: Arc::clone(device), clock, stop: machine.stop.clone() };
-    let writing = Writing {
-        journal,
-        shards: Arc::clone(&job.shards),
-        shape,
-        thumbnails: thumbnails.is_some(),
-        stage_progress,
-        rows: Arc::clone(&job.stage_progress),
-        stop: machine.stop.clone(),
-        events: machine.events.clone(),
-    };
-    let mut stages: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
-    stages.spawn(async move { reading.run(chunks_out, pieces_in).await.map(|()| None) });
-    stages.spawn(async move { feeding.run(pieces, features_in).await.map(|()| None) });
-    stages.spawn(writing.run(features));
-    let sink = Sink::Spool(ring, chunks_in);
-    stages.spawn(async move { stream::run(job, machine, start, sink).await.map(|()| None) });
-    let mut finished = None;
-    while let Some(done) = stages.join_next().await {
-        finished = done??.or(finished);
-    }
-    drop(held);
-    finished.ok_or_else(|| PipelineError::Internal("the model's stage ended without its journal".to_owned()))
+    let seen = images::collect_seen_urls(&journal, &spooled, &job.filter)?;
+    let start = StartPoint { schedule, counted, seen };
+    let (shards, spec) = (Arc::clone(&job.shards), job.spec.clone());
+    let forward = Forward { shape, backbone: backbone.clone(), thumbnails, images: Arc::clone(&images) };
+    let journal = forward.stream(ctx, job, start, journal, (spool, spooled)).await?;
+    ctx.events.stage_finished(&rows);
+    ctx.events.stage_finished(&images);
+    // The spool is empty now, and no other process of this run may come to remove it.
+    spools.remove(name)?;
+    backbone.unload().await?;
+    let report = images::report_stream(&journal, &shards, &spec)?;
+    Ok(FeaturesOutput { journal, report })
 }
 
-/// Reads a feature chunk of a run directory; `sum` is its checksum, unless that was compared already.
-///
-/// # Errors
-/// When it cannot be fetched, or is not what was written.
-pub(super) async fn read_features(
-    directory: &Directory,
-    name: &str,
-    sum: Option<Checksum>,
-) -> Result<Features, PipelineError> {
-    let (directory, name) = (directory.clone(), name.to_owned());
-    tokio::task::spawn_blocking(move || {
-        let copy = directory.fetch(&name)?;
-        verify(&copy, &directory.display(&name), sum)?;
-        Ok(features::read(&copy)?)
-    })
-    .await?
+/// Returns the spool's part of `limits.disk`: the rest beside the features of the open chunk, which are kept batch by
+/// batch, and once more on their way to a remote run directory.
+fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result<u64, PipelineError> {
+    let rows = ctx.config.chunk_images();
+    let log = u64::from(rows) * (4 * shape.dim as u64 + 24);
+    let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
+    let beside = log + if ctx.dir.is_remote() { staged } else { 0 };
+    let least = 2 * chunk_disk_bytes(rows, job.spec.geometry.output_px()) + beside;
+    ctx.require_disk(least, "two chunks of pixels and the features of one")?;
+    Ok(ctx.config.limits().disk.0 - beside)
+}
+
+/// The model's side of the stage.
+struct Forward {
+    shape: FeatureShape,
+    backbone: LoadedBackbone,
+    thumbnails: Option<Thumbnails>,
+    /// Counts features.
+    images: Arc<StageProgress>,
+}
+
+impl Forward {
+    /// Starts the image stream and the three tasks of the model and waits for all of them.
+    async fn stream(
+        self,
+        ctx: &RunContext,
+        job: StreamJob,
+        start: StartPoint,
+        journal: Journal,
+        (spool, spooled): (Spool, Vec<SpooledChunk>),
+    ) -> Result<Journal, PipelineError> {
+        let Self { shape, backbone, thumbnails, images } = self;
+        let device = Arc::clone(backbone.device());
+        // The model's memory is reserved first, so that decoders never hold what it needs to go on.
+        let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
+        let reserved = ctx.budget.take(job.spec.pixel_bytes() * batches as u64).await;
+        let (chunks_in, chunks) = link(CHUNKS_WAITING.max(spooled.len()));
+        ctx.progress.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
+        let disk = spool.disk().clone();
+        let limit = Some(disk.limit_bytes());
+        ctx.progress.gauge("ring_bytes", "Scratch disk of the spool", limit, move || Some(disk.in_flight_bytes()));
+        ctx.events.stage_started(&job.stage_progress);
+        ctx.events.stage_started(&images);
+        for chunk in spooled {
+            if chunks_in.send(chunk).await.is_err() {
+                return Err(PipelineError::Internal("the channel to the model closed early".to_owned()));
+            }
+        }
+        let (batches_in, batches) = link(1);
+        let (features_in, features) = link(device.in_flight + ITEMS_WAITING);
+        let timer = job.stage_progress.part(StageTimer::device().blocked_by(Party::RunDirectory));
+        let reader = BatchReader {
+            shape,
+            batch_rows: device.batch_rows,
+            buffers: device.buffers.clone(),
+            thumbnails,
+            shutdown: ctx.shutdown.clone(),
+        };
+        let feeder = DeviceFeeder { backbone, timer, shutdown: ctx.shutdown.clone() };
+        let committer = FeatureCommitter {
+            journal,
+            shards: Arc::clone(&job.shards),
+            shape,
+            with_thumbnails: thumbnails.is_some(),
+            images,
+            rows: Arc::clone(&job.stage_progress),
+            shutdown: ctx.shutdown.clone(),
+            events: ctx.events.clone(),
+        };
+        let mut tasks: JoinSet<Result<Option<Journal>, PipelineError>> = JoinSet::new();
+        tasks.spawn(async move { reader.run(chunks, batches_in).await.map(|()| None) });
+        tasks.spawn(async move { feeder.run(batches, features_in).await.map(|()| None) });
+        tasks.spawn(committer.run(features));
+        let (ctx, sink) = (ctx.clone(), Sink::Spool(spool, chunks_in));
+        tasks.spawn(async move { images::stream_images(&ctx, job, start, sink).await.map(|()| None) });
+        let mut finished = None;
+        while let Some(done) = tasks.join_next().await {
+            finished = done??.or(finished);
+        }
+        drop(reserved);
+        finished.ok_or_else(|| PipelineError::Internal("the model's stage ended without its journal".to_owned()))
+    }
 }

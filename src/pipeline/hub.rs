@@ -1,62 +1,64 @@
-//! `hf:` checkpoints as directories: from the hub's cache, or downloaded into it.
+//! `hf:` checkpoints: their directories in the hub's cache, and downloads into it.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use super::{PipelineError, stopped_by_nobody};
 use crate::config::{ConfigError, HubName, Problem, RunConfig};
 use crate::hf_hub::{Download, Hub, Missing, Repo, RepoKind};
 use crate::objects::Store;
+use crate::pipeline::context::stopped;
+use crate::pipeline::error::PipelineError;
 use crate::runtime::Shutdown;
 use crate::telemetry::{ProgressRegistry, StageProgress};
 
-/// Which of a plan's models.
+/// A model of the configuration that may be on the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
+pub(crate) enum HubModel {
     /// `model.checkpoint`.
     Backbone,
     /// `text.encoder`.
-    Encoder,
+    TextEncoder,
 }
 
-/// The repository that a checkpoint names; `None` where it names a directory.
+/// Parses the name of a checkpoint; `None` where it is a directory.
 ///
 /// # Errors
 /// When the name is malformed.
-pub(super) fn repo(checkpoint: &str, which: Which) -> Result<Option<Repo>, PipelineError> {
+pub(crate) fn parse_repo(checkpoint: &str, model: HubModel) -> Result<Option<Repo>, PipelineError> {
     let Some(name) = HubName::parse(checkpoint) else { return Ok(None) };
-    let (key, kind) = match which {
-        Which::Backbone => ("model.checkpoint", RepoKind::Images),
-        Which::Encoder => ("text.encoder", RepoKind::Text),
+    let (key, kind) = match model {
+        HubModel::Backbone => ("model.checkpoint", RepoKind::Images),
+        HubModel::TextEncoder => ("text.encoder", RepoKind::Text),
     };
     let HubName { repo, revision } = name.map_err(|what| ConfigError(vec![Problem { key: key.to_owned(), what }]))?;
     Ok(Some(Repo { name: repo, revision, kind }))
 }
 
-fn planned(plan: &RunConfig, which: Which) -> Result<Option<Repo>, PipelineError> {
-    let name = match which {
-        Which::Backbone => plan.model().map(|model| &model.checkpoint),
-        Which::Encoder => plan.text().map(|text| &text.encoder),
+fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, PipelineError> {
+    let name = match model {
+        HubModel::Backbone => config.model().map(|model| &model.checkpoint),
+        HubModel::TextEncoder => config.text().map(|text| &text.encoder),
     };
-    name.map_or(Ok(None), |name| repo(name, which))
+    name.map_or(Ok(None), |name| parse_repo(name, model))
 }
 
-/// The directory of the plan's checkpoint on the hub, after downloading what the cache lacks.
+/// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` where the configuration
+/// names a directory.
 ///
 /// # Errors
-/// When it cannot be had; or when the run is stopped, and goes on from there.
-pub(super) async fn fetch(
-    plan: &RunConfig,
-    which: Which,
+/// When a file cannot be downloaded; or when the run has to stop, after which another call resumes.
+pub(crate) async fn download(
+    config: &RunConfig,
+    model: HubModel,
     store: &Store,
-    registry: &ProgressRegistry,
-    stop: &Shutdown,
+    progress: &ProgressRegistry,
+    shutdown: &Shutdown,
 ) -> Result<Option<PathBuf>, PipelineError> {
-    let Some(repo) = planned(plan, which)? else { return Ok(None) };
-    // A stage only where there is something to download.
+    let Some(repo) = configured_repo(config, model)? else { return Ok(None) };
+    // There is a stage only if there is something to download.
     let stage_progress: OnceLock<Arc<StageProgress>> = OnceLock::new();
-    let tell = |step| {
-        let stage_progress = stage_progress.get_or_init(|| registry.stage("download", "bytes", 0));
+    let on_step = |step| {
+        let stage_progress = stage_progress.get_or_init(|| progress.stage("download", "bytes", 0));
         match step {
             Download::Total(bytes) => stage_progress.set_total(bytes),
             Download::Resumed(bytes) => stage_progress.add_resumed(bytes),
@@ -65,8 +67,8 @@ pub(super) async fn fetch(
     };
     let hub = Hub::new(store);
     let fetched = tokio::select! {
-        fetched = hub.fetch(&repo, &tell) => fetched?,
-        () = stop.raised() => return Err(stop.signal().map_or_else(stopped_by_nobody, PipelineError::Stopped)),
+        fetched = hub.fetch(&repo, &on_step) => fetched?,
+        () = shutdown.raised() => return Err(stopped(shutdown)),
     };
     if let Some(stage_progress) = stage_progress.get() {
         stage_progress.finish();
@@ -74,23 +76,28 @@ pub(super) async fn fetch(
     Ok(Some(fetched))
 }
 
-/// The directory of a plan's checkpoint on the hub, from the cache alone; `None` where the plan names a directory itself.
+/// Finds the checkpoint's directory in the cache; `None` where the configuration names a directory.
 ///
 /// # Errors
-/// When the cache does not have all of it.
-pub(super) fn cached(plan: &RunConfig, which: Which, store: &Store) -> Result<Option<PathBuf>, PipelineError> {
-    Ok(planned(plan, which)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
+/// When the cache lacks a file.
+pub(crate) fn find_cached(
+    config: &RunConfig,
+    model: HubModel,
+    store: &Store,
+) -> Result<Option<PathBuf>, PipelineError> {
+    Ok(configured_repo(config, model)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
 }
 
-/// What the cache lacks of the plan's checkpoint, or its directory; `None` where the plan names a directory itself.
+/// Looks for the checkpoint without downloading: its directory, or the files that the cache lacks. `None` where the
+/// configuration names a directory.
 ///
 /// # Errors
-/// When the hub has no such checkpoint or cannot be asked.
-pub(super) async fn look(
-    plan: &RunConfig,
-    which: Which,
+/// When the hub has no such checkpoint or cannot be reached.
+pub(crate) async fn look_up(
+    config: &RunConfig,
+    model: HubModel,
     store: &Store,
 ) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
-    let Some(repo) = planned(plan, which)? else { return Ok(None) };
+    let Some(repo) = configured_repo(config, model)? else { return Ok(None) };
     Ok(Some(Hub::new(store).look(&repo).await?))
 }

@@ -1,23 +1,29 @@
-//! What a chunk, a checkpoint or a run directory holds, in words and numbers.
+//! Command `inspect`: the contents of a chunk, a checkpoint or a run directory.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::{PipelineError, generation, report::Report};
-use crate::chunk::features;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::PixelReader;
-use crate::chunk::quarantine;
-use crate::objects::Store;
+use crate::chunk::{features, quarantine, texts};
+use crate::hf_hub::Hub;
+use crate::model;
+use crate::objects::{Store, StoreError};
+use crate::pipeline::device::model_error;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::hub::{HubModel, parse_repo};
+use crate::pipeline::manifest::RunFile;
+use crate::pipeline::observe::report::Report;
 use crate::run_dir::Directory;
+use crate::train;
 
-/// Lines of (what, value).
+/// Description of a path.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inspection {
-    /// What the path is.
+    /// Kind of the path.
     pub kind: &'static str,
-    /// Facts, in reading order.
+    /// Facts as (name, value), in reading order.
     pub facts: Vec<(String, String)>,
 }
 
@@ -34,25 +40,24 @@ impl Inspection {
 /// Inspects a path.
 ///
 /// # Errors
-/// When it is none of the things that a run writes.
+/// When a run writes nothing of the kind, or the path cannot be read.
 pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     if let Some(url) = path.to_str().filter(|text| Store::is_remote(text)) {
-        return run_directory(url);
+        return inspect_run(url);
     }
-    if let Some(repo) =
-        path.to_str().map(|path| super::hub::repo(path, super::hub::Which::Backbone)).transpose()?.flatten()
-    {
-        return backbone(&crate::hf_hub::Hub::new(&Store::default()).cached(&repo)?);
+    let repo = path.to_str().map(|path| parse_repo(path, HubModel::Backbone)).transpose()?.flatten();
+    if let Some(repo) = repo {
+        return inspect_backbone(&Hub::new(&Store::default()).cached(&repo)?);
     }
     if path.is_dir() {
         if path.join("run.toml").is_file() {
-            return run_directory(&path.display().to_string());
+            return inspect_run(&path.display().to_string());
         }
         if path.join("state.json").is_file() {
-            return checkpoint(path);
+            return inspect_checkpoint(path);
         }
         if path.join("config.json").is_file() {
-            return backbone(path);
+            return inspect_backbone(path);
         }
         return Err(PipelineError::Input(format!(
             "`{}` is neither a run directory, a checkpoint nor a model in Hugging Face layout",
@@ -60,12 +65,17 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         )));
     }
     if !path.is_file() {
-        return Err(crate::objects::StoreError::NotFound { url: path.display().to_string() }.into());
+        return Err(StoreError::NotFound { url: path.display().to_string() }.into());
     }
+    inspect_file(path)
+}
+
+/// Inspects a file that a run wrote. Its content tells its format.
+fn inspect_file(path: &Path) -> Result<Inspection, PipelineError> {
     if let Ok(mut pixels) = PixelReader::open(path, 64) {
-        let mut found = Inspection::new("pixel chunk");
-        found.add("rows", pixels.rows());
-        found.add("image", format!("{0} × {0} px, RGB, u8", pixels.size_px()));
+        let mut inspection = Inspection::new("pixel chunk");
+        inspection.add("rows", pixels.rows());
+        inspection.add("image", format!("{0} × {0} px, RGB, u8", pixels.size_px()));
         let (mut sums, mut values) = ([0u64; 3], 0u64);
         let (mut first, mut bytes) = (None, Vec::new());
         while let Some(rows) = pixels.next_batch(&mut bytes)? {
@@ -75,52 +85,52 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
             }
             values += bytes.len() as u64 / 3;
         }
-        found.add("mean of R, G, B", format!("{:.2?}", sums.map(|sum| sum as f64 / values.max(1) as f64)));
-        found.add("first image", first.unwrap_or_default());
-        return Ok(found);
+        inspection.add("mean of R, G, B", format!("{:.2?}", sums.map(|sum| sum as f64 / values.max(1) as f64)));
+        inspection.add("first image", first.unwrap_or_default());
+        return Ok(inspection);
     }
     if let Ok(chunk) = features::read(path) {
-        let mut found = Inspection::new("feature chunk");
-        found.add("rows", chunk.rows.len());
-        found.add("labels", chunk.rows.label_count());
-        found.add("feature", format!("{} values, {}", chunk.dim, chunk.precision));
+        let mut inspection = Inspection::new("feature chunk");
+        inspection.add("rows", chunk.rows.len());
+        inspection.add("labels", chunk.rows.label_count());
+        inspection.add("feature", format!("{} values, {}", chunk.dim, chunk.precision));
         let count = chunk.values.len().max(1) as f64;
         let mean = chunk.values.iter().map(|value| f64::from(*value)).sum::<f64>() / count;
         let square = chunk.values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / count;
-        found.add("mean", format!("{mean:.5}"));
-        found.add("standard deviation", format!("{:.5}", (square - mean * mean).max(0.0).sqrt()));
+        inspection.add("mean", format!("{mean:.5}"));
+        inspection.add("standard deviation", format!("{:.5}", (square - mean * mean).max(0.0).sqrt()));
         if !chunk.rows.is_empty() {
-            found.add("first image", chunk.rows.url(0));
+            inspection.add("first image", chunk.rows.url(0));
         }
-        return Ok(found);
+        return Ok(inspection);
     }
-    if let Ok(vectors) = crate::chunk::texts::read(path) {
-        let mut found = Inspection::new("chunk of captions' vectors");
-        found.add("captions", vectors.values.len() / vectors.dim);
-        found.add("vector", format!("{} values, {}", vectors.dim, vectors.precision));
-        return Ok(found);
+    if let Ok(vectors) = texts::read(path) {
+        let mut inspection = Inspection::new("caption vector chunk");
+        inspection.add("captions", vectors.values.len() / vectors.dim);
+        inspection.add("vector", format!("{} values, {}", vectors.dim, vectors.precision));
+        return Ok(inspection);
     }
     if let Ok(rows) = quarantine::read(path) {
-        let mut found = Inspection::new("quarantine file");
-        found.add("rows", rows.len());
+        let mut inspection = Inspection::new("quarantine file");
+        inspection.add("rows", rows.len());
         for row in rows.iter().take(10) {
             let url = row.image_url.as_deref().unwrap_or("(no URL)");
-            found.add(format!("row {}", row.row), format!("{}: {} — {url}", row.reason, row.detail));
+            inspection.add(format!("row {}", row.row), format!("{}: {} — {url}", row.reason, row.detail));
         }
-        return Ok(found);
+        return Ok(inspection);
     }
     Err(PipelineError::Input(format!(
-        "`{}` is no pixel, feature, caption or quarantine file of this tool",
+        "`{}` is not a pixel, feature, caption or quarantine file of this program",
         path.display()
     )))
 }
 
-fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
+fn inspect_run(path: &str) -> Result<Inspection, PipelineError> {
     let directory = Directory::at(&Store::default(), path)?;
-    let mut found = Inspection::new("run directory");
-    if let Some(file) = generation::read(&directory)? {
+    let mut inspection = Inspection::new("run directory");
+    if let Some(file) = RunFile::read(&directory)? {
         for (name, record) in &file.stages {
-            found.add(format!("stage {name}"), format!("generation {}", record.generation));
+            inspection.add(format!("stage {name}"), format!("generation {}", record.generation));
         }
     }
     for kind in ["features", "chunks"] {
@@ -130,7 +140,7 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
         }
         let (tally, shards) = (journal.tally(), journal.shard_tallies().len());
         let ended = journal.entries().values().filter(|entry| entry.last).count();
-        found.add(
+        inspection.add(
             kind,
             format!(
                 "{} chunks; rows {}: kept {}, skipped {}, quarantined {}; {ended} shards are done{}",
@@ -143,74 +153,74 @@ fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
             ),
         );
         for (reason, count) in tally.skipped.iter().chain(&tally.quarantined) {
-            found.add(format!("  {reason}"), count);
+            inspection.add(format!("  {reason}"), count);
         }
     }
     for name in directory.list("checkpoints")? {
-        found.add("checkpoint", name);
+        inspection.add("checkpoint", name);
     }
     if let Some(report) = directory.read("report.json")?.and_then(|text| serde_json::from_slice::<Report>(&text).ok()) {
         if let Some(training) = &report.training {
-            found.add("training steps", training.steps);
+            inspection.add("training steps", training.steps);
             if let Some(best) = &training.best {
-                found.add("best validation NDCG@5", format!("{:.4} at step {}", best.ndcg5, best.step));
+                inspection.add("best validation NDCG@5", format!("{:.4} at step {}", best.ndcg5, best.step));
             }
         }
         for (name, output) in &report.outputs {
-            found.add(format!("output: {name}"), output);
+            inspection.add(format!("output: {name}"), output);
         }
     }
-    Ok(found)
+    Ok(inspection)
 }
 
-fn checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
-    use super::worker::model_error;
-    let loaded = crate::train::checkpoint::load(path);
-    let (mut found, progress, tensors) = match loaded {
+fn inspect_checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
+    let loaded = train::checkpoint::load(path);
+    let (mut inspection, progress, tensors) = match loaded {
         Ok((state, progress)) => {
-            let mut found = Inspection::new("checkpoint of a head");
-            found.add("classes", state.classes);
-            found.add("dimensions", state.dim);
-            (found, progress, vec![("weight", state.weight), ("bias", state.bias)])
+            let mut inspection = Inspection::new("checkpoint of a head");
+            inspection.add("classes", state.classes);
+            inspection.add("dimensions", state.dim);
+            (inspection, progress, vec![("weight", state.weight), ("bias", state.bias)])
         }
         Err(error) => {
-            // Another kind of head, or a damaged one; then the first error says why.
-            let Ok((state, progress)) = crate::train::checkpoint::load_text(path) else {
+            // A text head, or a damaged file, which the first error describes.
+            let Ok((state, progress)) = train::checkpoint::load_text(path) else {
                 return Err(model_error(error));
             };
             let head = state.head;
-            let mut found = Inspection::new("checkpoint of a text head");
-            found.add("map", format!("from {} values of a feature to {} of a caption", head.input, head.output));
-            found.add(
+            let mut inspection = Inspection::new("checkpoint of a text head");
+            inspection.add("projection", format!("{} → {} values", head.input, head.output));
+            inspection.add(
                 "hidden layer",
                 if head.hidden == 0 { "none".to_owned() } else { format!("{} values", head.hidden) },
             );
-            found.add("similarities are multiplied by", format!("{:.3}", head.scale()));
-            (found, progress, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
+            inspection.add("logit scale", format!("{:.3}", head.scale()));
+            (inspection, progress, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
         }
     };
-    found.add("step", progress.step);
-    found.add("epoch", format!("{} done, {} samples into the next", progress.epoch, progress.position));
-    found.add("seed", progress.seed);
+    inspection.add("step", progress.step);
+    inspection.add("epoch", format!("{} done, {} samples into the next", progress.epoch, progress.position));
+    inspection.add("seed", progress.seed);
     if let Some(best) = progress.best {
-        found.add("best validation NDCG@5", format!("{best:.4}"));
+        inspection.add("best validation NDCG@5", format!("{best:.4}"));
     }
     let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
     for (name, values) in &tensors {
-        found.add(format!("norm of the {name}"), format!("{:.5}", norm(values)));
+        inspection.add(format!("norm of the {name}"), format!("{:.5}", norm(values)));
     }
-    Ok(found)
+    Ok(inspection)
 }
 
-fn backbone(path: &Path) -> Result<Inspection, PipelineError> {
-    let checkpoint = crate::model::Checkpoint::open(path).map_err(super::worker::model_error)?;
-    let mut found = Inspection::new("backbone in Hugging Face layout");
-    found.add("family", checkpoint.family().name());
-    found.add("blocks", checkpoint.layers());
-    found.add("hidden size", checkpoint.hidden_size());
-    found.add("image", format!("{0} × {0} px, patch {1} px", checkpoint.image_size_px(), checkpoint.patch_size_px()));
-    found.add("parameters", checkpoint.parameters());
-    found.add("weights", bytesize::ByteSize(checkpoint.weight_bytes()));
-    found.add("classifier", if checkpoint.has_classifier() { "in the file, not used" } else { "none" });
-    Ok(found)
+fn inspect_backbone(path: &Path) -> Result<Inspection, PipelineError> {
+    let checkpoint = model::Checkpoint::open(path).map_err(model_error)?;
+    let mut inspection = Inspection::new("backbone in Hugging Face layout");
+    inspection.add("family", checkpoint.family().name());
+    inspection.add("blocks", checkpoint.layers());
+    inspection.add("hidden size", checkpoint.hidden_size());
+    inspection
+        .add("image", format!("{0} × {0} px, patch {1} px", checkpoint.image_size_px(), checkpoint.patch_size_px()));
+    inspection.add("parameters", checkpoint.parameters());
+    inspection.add("weights", bytesize::ByteSize(checkpoint.weight_bytes()));
+    inspection.add("classifier", if checkpoint.has_classifier() { "in the file, not used" } else { "none" });
+    Ok(inspection)
 }

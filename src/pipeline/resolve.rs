@@ -1,85 +1,190 @@
-//! What a plan comes to once its checkpoint is looked at: preprocessing, backbone, and whether both fit the limits.
+//! [`ResolvedModel`]: preprocessing, models and device of a configuration, once its checkpoints are opened.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::features::FeatureShape;
-use super::worker::model_error;
-use super::{PipelineError, preprocess, stream};
-use crate::config::{ConfigError, Problem, RunConfig};
+use crate::chunk::schedule::INTERLEAVED_SHARDS;
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys};
 use crate::decode::Spec;
+use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
+use crate::pipeline::captions::Encoder;
+use crate::pipeline::context::{RunContext, workers};
+use crate::pipeline::device::{self, DeviceWorker, MemoryNeeds, model_error};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::hub::{self, HubModel};
+use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
+use crate::pipeline::images::stream_bytes;
+use crate::pipeline::manifest::CHECKPOINT_FILES;
+use crate::types::Precision;
 
-/// What a backbone is, as far as the wiring needs it.
-pub(super) struct Backbone {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) options: ExtractOptions,
-    pub(super) shape: FeatureShape,
-    pub(super) fingerprint: String,
+/// Shape and storage format of a feature.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FeatureShape {
+    /// Values of a feature.
+    pub(crate) dim: usize,
+    /// Format in which a value is stored.
+    pub(crate) precision: Precision,
 }
 
-/// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
-/// is one of the hub's.
-pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let Some(model) = plan.model() else {
-        let spec = preprocess::resolve(plan, preprocess::Asked::default());
-        return bounded(plan, spec, None);
-    };
-    {
-        let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
-        let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
-        let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
-        let spec = preprocess::resolve(plan, asked);
-        let pool = model.pool;
-        let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool };
-        let patch = checkpoint.patch_size_px();
-        if !options.size_px.is_multiple_of(patch) {
-            let what = format!(
-                "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
-                options.size_px,
-                options.size_px / patch.max(1) * patch
-            );
-            return Err(refused("preprocess.size_px", what));
+/// The frozen image model.
+pub(crate) struct Backbone {
+    /// Its files.
+    pub(crate) checkpoint: Checkpoint,
+    /// Which of its outputs is the feature.
+    pub(crate) options: ExtractOptions,
+    /// Shape of the feature.
+    pub(crate) shape: FeatureShape,
+    /// Hash of its files.
+    pub(crate) fingerprint: String,
+}
+
+/// The models that a run uses, opened, and the device chosen for them.
+pub(crate) struct ResolvedModel {
+    /// How images are decoded.
+    pub(crate) spec: Spec,
+    /// The frozen image model; `None` where pixel chunks are the product.
+    pub(crate) backbone: Option<Backbone>,
+    /// The frozen text encoder of a text head.
+    pub(crate) text_encoder: Option<Encoder>,
+    /// The device on which they run; `None` without a backbone.
+    pub(crate) device: Option<SelectedDevice>,
+}
+
+impl ResolvedModel {
+    /// Downloads what the hub's cache lacks, opens both models, checks the limits and chooses a device.
+    ///
+    /// # Errors
+    /// When a model, the device or a limit does not fit the configuration; or when the run has to stop.
+    pub(crate) async fn open(ctx: &RunContext) -> Result<Self, PipelineError> {
+        let RunContext { config, store, progress, shutdown, .. } = ctx;
+        let backbone_dir = hub::download(config, HubModel::Backbone, store, progress, shutdown).await?;
+        let encoder_dir = hub::download(config, HubModel::TextEncoder, store, progress, shutdown).await?;
+        let own = Arc::clone(config);
+        let (spec, backbone) = tokio::task::spawn_blocking(move || resolve_backbone(&own, backbone_dir)).await??;
+        let text_encoder = match config.text().cloned() {
+            Some(text) => Some(tokio::task::spawn_blocking(move || Encoder::open(&text, encoder_dir)).await??),
+            None => None,
+        };
+        let device = if backbone.is_some() { Some(device::choose(config.device()).await?) } else { None };
+        Ok(Self { spec, backbone, text_encoder, device })
+    }
+
+    /// Returns the backbone.
+    ///
+    /// # Errors
+    /// An internal error where the configuration has none: only stages that need one call this.
+    pub(crate) fn backbone(&self) -> Result<&Backbone, PipelineError> {
+        let absent = || PipelineError::Internal("a stage needs a model that the configuration lacks".to_owned());
+        self.backbone.as_ref().ok_or_else(absent)
+    }
+
+    /// Returns the text encoder.
+    ///
+    /// # Errors
+    /// As [`Self::backbone`].
+    pub(crate) fn text_encoder(&self) -> Result<&Encoder, PipelineError> {
+        let absent = || PipelineError::Internal("a stage needs a text encoder that the configuration lacks".to_owned());
+        self.text_encoder.as_ref().ok_or_else(absent)
+    }
+
+    /// Opens the device; `None` where no stage needs one.
+    ///
+    /// # Errors
+    /// When host or GPU have too little memory.
+    pub(crate) async fn open_device(&self, ctx: &RunContext) -> Result<Option<Arc<DeviceWorker>>, PipelineError> {
+        let (Some(chosen), Some(backbone)) = (&self.device, &self.backbone) else { return Ok(None) };
+        let bytes = stream_bytes(&self.spec, ctx.pool.width(), u64::from(ctx.config.chunks().rows));
+        let needs = MemoryNeeds {
+            parameters: backbone.checkpoint.parameters(),
+            activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
+            pixel_bytes: self.spec.pixel_bytes(),
+            host_bytes: bytes.left_for_model(ctx.config.limits().memory.0),
+            precision: backbone.shape.precision,
+        };
+        let device = device::open(chosen, needs, ctx.config.device().batch_size, &ctx.scratch_path()).await?;
+        tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
+        Ok(Some(device))
+    }
+
+    /// Returns the keys that the chunks of an image stream depend on, without its input files.
+    pub(crate) fn stream_keys(&self, config: &RunConfig, stage: Stage) -> StageKeys {
+        let mut keys = config.keys(stage);
+        let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
+        keys.insert("images (shards side by side)".to_owned(), INTERLEAVED_SHARDS.to_string());
+        keys.insert(
+            "preprocess (resolved)".to_owned(),
+            format!("{geometry} {}", self.spec.resample.fingerprint_name()),
+        );
+        if let Some(backbone) = &self.backbone {
+            // The files count, and not where they are.
+            keys.insert(CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
+            keys.remove("model.checkpoint");
         }
-        let layers = i64::from(checkpoint.layers());
-        if !(-layers..layers).contains(&i64::from(model.layer)) {
-            let what =
-                format!("`{}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards", model.layer);
-            return Err(refused("model.layer", what));
-        }
-        let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
-        let shape = FeatureShape { dim: checkpoint.feature_dim(pool), precision: model.precision };
-        bounded(plan, spec, Some(Backbone { checkpoint, options, shape, fingerprint }))
+        keys
     }
 }
 
-fn bounded(
-    plan: &RunConfig,
-    spec: Spec,
-    backbone: Option<Backbone>,
+/// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint of
+/// the hub.
+///
+/// # Errors
+/// Lists every key that does not fit the checkpoint or the limits.
+pub(crate) fn resolve_backbone(
+    config: &RunConfig,
+    snapshot: Option<PathBuf>,
 ) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.chunks().rows));
-    let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
-    if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
+    let Some(model) = config.model() else {
+        let spec = resolve_spec(config, CheckpointPreprocessing::default());
+        check_bounds(config, &spec)?;
+        return Ok((spec, None));
+    };
+    let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
+    let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
+    let preprocessing = CheckpointPreprocessing::read(checkpoint.preprocessor(), checkpoint.image_size_px())?;
+    let spec = resolve_spec(config, preprocessing);
+    let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool: model.pool };
+    let patch = checkpoint.patch_size_px();
+    if !options.size_px.is_multiple_of(patch) {
+        let what = format!(
+            "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
+            options.size_px,
+            options.size_px / patch.max(1) * patch
+        );
+        return Err(refuse_key("preprocess.size_px", what));
+    }
+    let layers = i64::from(checkpoint.layers());
+    if !(-layers..layers).contains(&i64::from(model.layer)) {
+        let what =
+            format!("`{}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards", model.layer);
+        return Err(refuse_key("model.layer", what));
+    }
+    let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
+    let shape = FeatureShape { dim: checkpoint.feature_dim(model.pool), precision: model.precision };
+    check_bounds(config, &spec)?;
+    Ok((spec, Some(Backbone { checkpoint, options, shape, fingerprint })))
 }
 
-/// Decoding threads that a plan asks for.
-pub(crate) fn workers(plan: &RunConfig) -> usize {
-    match plan.machine().limits.cpu_workers {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        count => count as usize,
-    }
+/// Refuses limits under which the image stream cannot work.
+fn check_bounds(config: &RunConfig, spec: &Spec) -> Result<(), PipelineError> {
+    let bytes = stream_bytes(spec, workers(config), u64::from(config.chunks().rows));
+    let problems = config.check_bounds(spec.geometry.output_px(), bytes);
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
 }
 
 /// Refuses to rank more captions than there are.
-pub(super) fn enough_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
+///
+/// # Errors
+/// A configuration error that names `predict.top_k`.
+pub(crate) fn require_captions(captions: usize, top_k: u32) -> Result<(), PipelineError> {
     if captions >= top_k as usize {
         return Ok(());
     }
     let what = format!("`{top_k}` is more than the number of distinct captions, {captions}: lower it");
-    Err(refused("predict.top_k", what))
+    Err(refuse_key("predict.top_k", what))
 }
 
-/// A key that does not fit what it names.
-fn refused(key: &str, what: String) -> PipelineError {
+/// Builds the error of a key that does not fit what it names.
+fn refuse_key(key: &str, what: String) -> PipelineError {
     ConfigError(vec![Problem { key: key.to_owned(), what }]).into()
 }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::stage_timer::{Activity, StageTimer, TimerSnapshot};
+use super::Party;
+use super::stage_timer::{Activity, DEVICE, StageTimer, TimerSnapshot};
 
 /// All meters of a run, in the order in which the stages started, and readings of what the stages share.
 #[derive(Debug, Clone, Default)]
@@ -91,10 +92,15 @@ impl Snapshot {
 
     /// Who held the stage up most, and for which share of the time: the part that worked most, or somebody outside for whom a
     /// part waited longest.
-    pub fn bottleneck(&self) -> Option<(&'static str, f64)> {
+    pub fn bottleneck(&self) -> Option<(Party, f64)> {
         // A part that ended early is idle for the rest of the stage.
         let (who, time) = self.parts.iter().flat_map(TimerSnapshot::suspects).max_by_key(|(_, time)| *time)?;
         Some((who, (time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0)))
+    }
+
+    /// The share of the time for which the device had no input; `None` where the stage has no device.
+    pub fn device_starved(&self) -> Option<f64> {
+        self.starved(DEVICE)
     }
 
     /// The share of the time that the part `name` had no input.
@@ -301,14 +307,14 @@ mod tests {
     fn the_bottleneck_is_who_worked_or_was_waited_for_most() {
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 0);
-        let read = stage_progress.part(StageTimer::serial("read rows").starved_by("the store"));
+        let read = stage_progress.part(StageTimer::serial("read rows").starved_by(Party::Store));
         let model = stage_progress.part(StageTimer::serial("model"));
         std::thread::sleep(Duration::from_millis(50));
         read.add(Activity::Starved, Duration::from_millis(49));
         model.add(Activity::Starved, Duration::from_millis(30));
         stage_progress.finish();
         let snapshot = stage_progress.snapshot();
-        assert_eq!(snapshot.bottleneck().map(|(who, _)| who), Some("the store"));
+        assert_eq!(snapshot.bottleneck().map(|(who, _)| who), Some(Party::Store));
         let starved = snapshot.starved("model").unwrap_or_default();
         assert!(starved > 0.0 && starved < 0.7, "{starved}");
     }

@@ -4,8 +4,14 @@
 //! measures work, and the rest is starvation. A wait that is going on counts up to now, so that a stalled store shows
 //! while it stalls.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::Party;
+
+/// Name of the part of a stage that is the accelerator.
+pub(super) const DEVICE: &str = "device";
 
 /// What a part is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +31,8 @@ pub struct StageTimer {
     name: &'static str,
     lanes: u32,
     rest: Activity,
-    starved_by: Option<&'static str>,
-    blocked_by: Option<&'static str>,
+    starved_by: Option<Party>,
+    blocked_by: Option<Party>,
     /// Starvation that somebody else measures.
     starvation: Option<Measured>,
     started: Instant,
@@ -62,9 +68,9 @@ pub struct TimerSnapshot {
     /// Time without room in the output.
     pub blocked: Duration,
     /// Whose slowness starvation is, where that is no part of the stage.
-    pub starved_by: Option<&'static str>,
+    pub starved_by: Option<Party>,
     /// Whose slowness blocking is, where that is no part of the stage.
-    pub blocked_by: Option<&'static str>,
+    pub blocked_by: Option<Party>,
 }
 
 impl TimerSnapshot {
@@ -80,10 +86,10 @@ impl TimerSnapshot {
     }
 
     /// What this part's time says of the stage's slowest link: (who, time, averaged over the lanes).
-    pub fn suspects(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
-        let outside = |who: Option<&'static str>, time| who.map(|who| (who, time));
-        let own = Some((self.name, self.busy / self.lanes));
-        [own, outside(self.starved_by, self.starved), outside(self.blocked_by, self.blocked)].into_iter().flatten()
+    pub fn suspects(&self) -> impl Iterator<Item = (Party, Duration)> + '_ {
+        let outside = |who: &Option<Party>, time| who.clone().map(|who| (who, time));
+        let own = Some((Party::Part(Cow::Borrowed(self.name)), self.busy / self.lanes));
+        [own, outside(&self.starved_by, self.starved), outside(&self.blocked_by, self.blocked)].into_iter().flatten()
     }
 }
 
@@ -106,6 +112,11 @@ impl StageTimer {
         Self::new(name, 1, Activity::Busy)
     }
 
+    /// The accelerator that a stage feeds, as one part.
+    pub fn device() -> Self {
+        Self::serial(DEVICE)
+    }
+
     /// A part of `lanes` workers, which report what they did by [`Self::add`].
     pub fn pool(name: &'static str, lanes: u32) -> Self {
         Self::new(name, lanes.max(1), Activity::Starved)
@@ -113,13 +124,13 @@ impl StageTimer {
 
     /// Names who is slow when this part starves, where that is no part of the stage.
     #[must_use]
-    pub fn starved_by(self, who: &'static str) -> Self {
+    pub fn starved_by(self, who: Party) -> Self {
         Self { starved_by: Some(who), ..self }
     }
 
     /// Names who is slow when this part is blocked, where that is no part of the stage.
     #[must_use]
-    pub fn blocked_by(self, who: &'static str) -> Self {
+    pub fn blocked_by(self, who: Party) -> Self {
         Self { blocked_by: Some(who), ..self }
     }
 
@@ -174,7 +185,7 @@ impl StageTimer {
         spent[self.rest as usize] = all.saturating_sub(known);
         let [busy, starved, blocked] = spent;
         let (name, lanes) = (self.name, self.lanes);
-        let (starved_by, blocked_by) = (self.starved_by, self.blocked_by);
+        let (starved_by, blocked_by) = (self.starved_by.clone(), self.blocked_by.clone());
         TimerSnapshot { name, lanes, elapsed, busy, starved, blocked, starved_by, blocked_by }
     }
 }
@@ -199,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_wait_is_work() {
-        let clock = StageTimer::serial("write").blocked_by("the run directory");
+        let clock = StageTimer::serial("write").blocked_by(Party::RunDirectory);
         clock.wait(Activity::Blocked, tokio::time::sleep(Duration::from_millis(60))).await;
         clock.add(Activity::Starved, Duration::from_millis(20));
         tokio::time::sleep(Duration::from_millis(40)).await;
@@ -207,7 +218,7 @@ mod tests {
         let now = clock.snapshot();
         assert!(now.blocked >= Duration::from_millis(60) && now.starved == Duration::from_millis(20));
         assert_eq!(now.busy + now.starved + now.blocked, now.elapsed);
-        let suspects: Vec<&str> = now.suspects().map(|(who, _)| who).collect();
+        let suspects: Vec<String> = now.suspects().map(|(who, _)| who.to_string()).collect();
         assert_eq!(suspects, ["write", "the run directory"]);
     }
 

@@ -16,8 +16,7 @@ mod card;
 mod host;
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -195,7 +194,7 @@ pub struct Trainer<B: Backend> {
     sgd: Sgd,
     options: Options,
     device: B::Device,
-    engine: Box<dyn Engine<B>>,
+    engine: Box<dyn Engine<B> + Send>,
     open: Option<OpenStep>,
     pending: Vec<PendingLoss>,
     loss_sum: f64,
@@ -210,7 +209,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When a dim or a block length is zero, a length does not fit, or a setting cannot work.
     pub fn new(state: HeadState, sgd: Sgd, options: Options, device: &B::Device) -> Result<Self, TrainError> {
-        Self::with_scratch(state, sgd, options, device, &Rc::default())
+        Self::with_scratch(state, sgd, options, device, &Arc::default())
     }
 
     /// Several heads that are trained in turn, each with whole steps: on the host they share the memory of gradient and logits.
@@ -222,7 +221,7 @@ impl<B: Backend> Trainer<B> {
         options: Options,
         device: &B::Device,
     ) -> Result<Vec<Self>, TrainError> {
-        let scratch = Rc::default();
+        let scratch = Arc::default();
         heads.into_iter().map(|(state, sgd)| Self::with_scratch(state, sgd, options, device, &scratch)).collect()
     }
 
@@ -231,7 +230,7 @@ impl<B: Backend> Trainer<B> {
         sgd: Sgd,
         options: Options,
         device: &B::Device,
-        scratch: &Rc<RefCell<host::Scratch>>,
+        scratch: &Arc<Mutex<host::Scratch>>,
     ) -> Result<Self, TrainError> {
         sgd.check()?;
         options.blocks.check()?;
@@ -244,8 +243,8 @@ impl<B: Backend> Trainer<B> {
             length(what, actual, expected)?;
         }
         let (classes, dim) = (state.classes, state.dim);
-        let engine: Box<dyn Engine<B>> = match options.place {
-            Place::Host => Box::new(host::Host::new(state, Rc::clone(scratch))),
+        let engine: Box<dyn Engine<B> + Send> = match options.place {
+            Place::Host => Box::new(host::Host::new(state, Arc::clone(scratch))),
             Place::Device => Box::new(card::Card::new(state, options, device)),
         };
         Ok(Self {

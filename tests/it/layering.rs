@@ -132,8 +132,7 @@ fn expand_group(tree: &str) -> Vec<String> {
 fn imported_paths(code: &str, own: &[String]) -> BTreeSet<Vec<String>> {
     let mut paths = Vec::new();
     let mut rest = String::new();
-    for (number, part) in code.split(';').enumerate() {
-        let _ = number;
+    for part in code.split(';') {
         let statement = part.rfind("use ").filter(|at| part[..*at].chars().next_back().is_none_or(char::is_whitespace));
         match statement {
             Some(at) if part[at..].matches('{').count() == part[at..].matches('}').count() => {
@@ -246,4 +245,73 @@ fn imports_are_found_in_every_form() {
         ["decode::Spec", "pipeline::images::block::size"]
     );
     assert_eq!(found("use std::fs; use mycrate::x; let y = $crate::z;"), Vec::<String>::new());
+}
+
+/// Parts of `pipeline` that every stage may import, lowest first. A part may only name parts above it.
+const PIPELINE_BASE: &[&str] =
+    &["error", "store", "observe", "context", "manifest", "chunk_files", "feed", "batch_log"];
+
+/// Stage → the stages that its production code may import, beside the base. A stage may only name stages above it.
+const PIPELINE_STAGES: &[(&str, &[&str])] = &[
+    ("hub", &[]),
+    ("device", &[]),
+    ("catalog", &[]),
+    ("images", &[]),
+    ("captions", &["device"]),
+    ("resolve", &["captions", "device", "hub", "images"]),
+    ("features", &["device", "images", "resolve"]),
+    ("train", &["captions", "catalog", "device", "resolve"]),
+    ("predict", &["captions", "catalog", "device", "features", "hub", "images", "resolve", "train"]),
+    ("plan", &["predict", "resolve"]),
+    ("check", &["captions", "catalog", "device", "hub", "images", "predict", "resolve"]),
+    ("inspect", &["device", "hub"]),
+    ("bench", &["device", "images"]),
+];
+
+#[test]
+fn pipeline_parts_import_only_what_the_table_allows() {
+    let mut violations = Vec::new();
+    let base = PIPELINE_BASE.iter().enumerate().map(|(at, part)| (*part, PIPELINE_BASE[..at].to_vec()));
+    let stages = PIPELINE_STAGES.iter().map(|(stage, allowed)| (*stage, [PIPELINE_BASE, *allowed].concat()));
+    for (part, allowed) in base.chain(stages) {
+        for file in files_of(&format!("pipeline/{part}")) {
+            for path in imported_paths(&production_code(&file), &module_path(&file)) {
+                if path.first().is_none_or(|module| module != "pipeline") {
+                    continue;
+                }
+                // The orchestrator itself, which nothing below it may name, has no second segment.
+                let other = path.get(1).map_or("pipeline", String::as_str);
+                if other != part && !allowed.contains(&other) {
+                    violations.push(format!("{}: `{part}` may not import `{other}`", file.display()));
+                }
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn pipeline_table_has_no_cycles() {
+    for (at, (stage, allowed)) in PIPELINE_STAGES.iter().enumerate() {
+        for other in *allowed {
+            assert!(
+                PIPELINE_STAGES[..at].iter().any(|(name, _)| name == other),
+                "`{other}` must stand above `{stage}`"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_part_of_pipeline_is_in_the_table_and_on_its_page() {
+    let page = std::fs::read_to_string(src().join("pipeline.rs")).unwrap();
+    let parts = page.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    let parts: Vec<&str> = parts.collect();
+    assert!(parts.len() > 10);
+    let table: Vec<&str> = page.lines().filter(|line| line.starts_with("//! | `")).collect();
+    for part in parts {
+        let is_listed = PIPELINE_BASE.contains(&part) || PIPELINE_STAGES.iter().any(|(name, _)| *name == part);
+        assert!(is_listed, "`{part}` is not in the table");
+        assert!(table.iter().any(|line| line.contains(&format!("`{part}`"))), "`{part}` is not on the page");
+    }
 }

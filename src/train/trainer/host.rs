@@ -9,8 +9,7 @@
 #![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use faer::linalg::matmul::matmul;
@@ -33,7 +32,7 @@ const LANES: usize = 16;
 /// The head in memory.
 pub(super) struct Host {
     state: HeadState,
-    scratch: Rc<RefCell<Scratch>>,
+    scratch: Arc<Mutex<Scratch>>,
     losses: Vec<f64>,
     norm: Option<f64>,
 }
@@ -48,7 +47,7 @@ pub(super) struct Scratch {
 }
 
 impl Host {
-    pub(super) fn new(state: HeadState, scratch: Rc<RefCell<Scratch>>) -> Self {
+    pub(super) fn new(state: HeadState, scratch: Arc<Mutex<Scratch>>) -> Self {
         Self { state, scratch, losses: Vec::new(), norm: None }
     }
 }
@@ -78,7 +77,7 @@ impl<B: Backend> Engine<B> for Host {
         };
         let HeadState { classes, dim, .. } = self.state;
         let rows = targets.rows();
-        let mut scratch = self.scratch.borrow_mut();
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { weight_gradient, bias_gradient, logits } = &mut *scratch;
         weight_gradient.resize(classes * dim, 0.0);
         bias_gradient.resize(classes, 0.0);
@@ -149,7 +148,7 @@ impl<B: Backend> Engine<B> for Host {
 
     fn update(&mut self, sgd: &Sgd, rate: f64) {
         let dim = self.state.dim;
-        let scratch = self.scratch.borrow();
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { weight_gradient, bias_gradient, .. } = &*scratch;
         let mut factor = 1.0;
         if sgd.clip_norm > 0.0 {

@@ -1,0 +1,169 @@
+//! Benchmark of the backbone's forward pass.
+
+use std::borrow::BorrowMut as _;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use super::{open, random_bytes, read_file, write_file};
+use crate::config::MachineConfig;
+use crate::model::{Checkpoint, ExtractOptions};
+use crate::pipeline::device::{LoadedBackbone, MemoryNeeds, model_error};
+use crate::pipeline::error::PipelineError;
+use crate::types::{Pool, Precision};
+
+/// Settings of the benchmark.
+#[derive(Debug, Clone)]
+pub struct ForwardBench {
+    /// Directory of the checkpoint.
+    pub checkpoint: PathBuf,
+    /// Format to compute in.
+    pub precision: Precision,
+    /// Tokens of the hidden state that make the feature.
+    pub pool: Pool,
+    /// Block whose output becomes the feature.
+    pub layer: i32,
+    /// Side of the images in pixels. Default: that of the checkpoint.
+    pub size_px: Option<u32>,
+    /// Images in a batch. 0 chooses the batch.
+    pub batch_size: u32,
+    /// Number of random images.
+    pub rows: usize,
+    /// File with images to use instead: raw u8 `[rows, size, size, 3]`.
+    pub pixels: Option<PathBuf>,
+    /// File for the features: raw little-endian f32 `[rows, dim]`, rounded to the stored precision.
+    pub features: Option<PathBuf>,
+    /// Number of timed passes.
+    pub passes: u32,
+}
+
+/// Result of the benchmark.
+#[derive(Debug, Clone, Serialize)]
+pub struct ForwardReport {
+    /// The device.
+    pub device: String,
+    /// Format of the features, and of the computation if the device supports it.
+    pub precision: &'static str,
+    /// Images in a batch.
+    pub batch_size: usize,
+    /// Images in a pass.
+    pub rows: usize,
+    /// Values of a feature.
+    pub feature_dim: usize,
+    /// Implementation of attention: `plain`, `fused` or `products`.
+    pub attention: &'static str,
+    /// Seconds to the features of the first batch: device check, loading, compilation and auto-tuning.
+    pub first_features_s: f64,
+    /// Seconds of the timed passes.
+    pub seconds: f64,
+    /// Images a second in the timed passes.
+    pub images_per_s: f64,
+    /// Floating-point operations in the forward pass of an image.
+    pub flop_per_image: u64,
+    /// Floating-point operations a second, in 10¹².
+    pub tflop_per_s: f64,
+}
+
+/// Runs a backbone over images in memory.
+///
+/// # Errors
+/// When a file, the checkpoint or the device cannot be used.
+pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<ForwardReport, PipelineError> {
+    let started = Instant::now();
+    let checkpoint = Checkpoint::open(&bench.checkpoint).map_err(model_error)?;
+    let size_px = bench.size_px.unwrap_or_else(|| checkpoint.image_size_px());
+    let options = ExtractOptions { size_px, layer: bench.layer, pool: bench.pool };
+    let flop_per_image = checkpoint.flop_per_image(size_px, bench.layer).map_err(model_error)?;
+    let feature_dim = checkpoint.feature_dim(options.pool);
+    let image = 3 * size_px as usize * size_px as usize;
+    let pixels = match &bench.pixels {
+        Some(path) => {
+            let pixels = read_file(path)?;
+            if image == 0 || pixels.is_empty() || pixels.len() % image != 0 {
+                let (path, found) = (path.display(), pixels.len());
+                return Err(PipelineError::Input(format!(
+                    "`{path}` has {found} bytes, which are no images of {size_px} × {size_px} × 3"
+                )));
+            }
+            pixels
+        }
+        None => random_bytes(bench.rows * image),
+    };
+    let rows = pixels.len() / image;
+    let needs = MemoryNeeds {
+        parameters: checkpoint.parameters(),
+        activation_bytes: checkpoint.activation_bytes(size_px),
+        pixel_bytes: image as u64,
+        host_bytes: machine.limits.memory.0,
+        precision: bench.precision,
+    };
+    let (device, chosen) = open(machine, needs, bench.batch_size).await?;
+    let backbone = device.load_backbone(checkpoint, options).await?;
+    let mut first_features_s = 0.0;
+    let features = pass(&backbone, &pixels, image, &mut || {
+        if first_features_s == 0.0 {
+            first_features_s = started.elapsed().as_secs_f64();
+        }
+    })
+    .await?;
+    if let Some(path) = &bench.features {
+        let stored = features.iter().map(|value| match bench.precision {
+            Precision::Bf16 => half::bf16::from_f32(*value).to_f32(),
+            Precision::F32 => *value,
+        });
+        write_file(path, &stored.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())?;
+    }
+    let timed = Instant::now();
+    for _ in 0..bench.passes {
+        pass(&backbone, &pixels, image, &mut || ()).await?;
+    }
+    let seconds = timed.elapsed().as_secs_f64();
+    let images_per_s = f64::from(bench.passes) * rows as f64 / seconds;
+    Ok(ForwardReport {
+        device: chosen.to_string(),
+        precision: bench.precision.as_str(),
+        batch_size: device.batch_rows,
+        rows,
+        feature_dim,
+        attention: backbone.attention.as_str(),
+        first_features_s,
+        seconds,
+        images_per_s,
+        flop_per_image,
+        tflop_per_s: images_per_s * flop_per_image as f64 / 1e12,
+    })
+}
+
+/// Computes all features, with as many batches in flight as in a run. `arrived` is called after each batch.
+async fn pass(
+    backbone: &LoadedBackbone,
+    pixels: &[u8],
+    image: usize,
+    arrived: &mut impl FnMut(),
+) -> Result<Vec<f32>, PipelineError> {
+    let device = backbone.device();
+    let mut features = Vec::new();
+    let mut waiting: VecDeque<JoinHandle<Result<Vec<f32>, PipelineError>>> = VecDeque::new();
+    for batch in pixels.chunks(device.batch_rows * image) {
+        if waiting.len() == device.in_flight
+            && let Some(oldest) = waiting.pop_front()
+        {
+            features.extend(oldest.await??);
+            arrived();
+        }
+        let (mut lent, rows) = (device.buffers.lend(), batch.len() / image);
+        let buffer: &mut Vec<u8> = lent.borrow_mut();
+        buffer.clear();
+        buffer.extend_from_slice(batch);
+        let pending = backbone.submit(lent, rows).await?;
+        waiting.push_back(tokio::task::spawn_blocking(move || pending.wait()));
+    }
+    for batch in waiting {
+        features.extend(batch.await??);
+        arrived();
+    }
+    Ok(features)
+}

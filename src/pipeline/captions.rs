@@ -1,0 +1,222 @@
+//! Captions → vectors: each distinct caption is embedded once by the frozen text encoder.
+//!
+//! Vectors are stored in chunks under `texts/`, in a folder for each set of captions. Its name is a hash of everything
+//! that the vectors depend on: the encoder's files, the prefix, the precision, and the captions in order. So a list is
+//! never embedded twice in a run directory, and two lists never mix. A chunk exists if and only if its entry under
+//! `journal/texts/` does.
+
+mod vector_set;
+mod vector_store;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::catalog::Classes;
+use crate::chunk::Checksum;
+use crate::chunk::texts::Vectors;
+use crate::config::{RunConfig, Stage, StageKeys, TextConfig};
+use crate::model::text::{TextCheckpoint, Tokens, batches};
+use crate::objects::StoreError;
+use crate::pipeline::batch_log::BatchLog;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{DeviceWorker, LoadedEncoder, TextBatches, model_error};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::ENCODER_FILES;
+use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
+use crate::types::Precision;
+
+use vector_set::{CHUNK_CAPTIONS, SetWriter, chunk_captions};
+
+pub(crate) use vector_set::VectorSet;
+pub(crate) use vector_store::VectorStore;
+
+/// The frozen text encoder of a run.
+#[derive(Clone)]
+pub(crate) struct Encoder {
+    pub(crate) checkpoint: TextCheckpoint,
+    /// Hash of the checkpoint's files.
+    pub(crate) fingerprint: String,
+    /// Text that is put before each caption.
+    pub(crate) prefix: String,
+    /// Format of the stored vectors.
+    pub(crate) precision: Precision,
+}
+
+impl Encoder {
+    /// Opens the encoder of a configuration. `snapshot` is its folder if it comes from the hub.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be used.
+    pub(crate) fn open(text: &TextConfig, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
+        let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
+        let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
+        // Loaded here so that a damaged tokenizer is reported before anything runs.
+        Tokens::load(&checkpoint, &text.prefix).map_err(model_error)?;
+        let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
+        Ok(Self { checkpoint, fingerprint, prefix: text.prefix.clone(), precision: text.precision })
+    }
+
+    /// Returns the keys that caption vectors depend on. The encoder is named by its files, not by its path.
+    pub(crate) fn stage_keys(&self, config: &RunConfig) -> StageKeys {
+        let mut keys = config.keys(Stage::Text);
+        keys.remove("text.encoder");
+        keys.insert(ENCODER_FILES.to_owned(), self.fingerprint.clone());
+        keys
+    }
+
+    /// Bytes of the vectors of captions as they are stored.
+    fn stored_bytes(&self, captions: usize) -> u64 {
+        let width = if self.precision == Precision::Bf16 { 2 } else { 4 };
+        captions as u64 * self.checkpoint.dim() as u64 * width
+    }
+}
+
+/// Memory that caption vectors may take, in bytes: a quarter of `limits.memory`. Larger sets go to scratch disk.
+fn resident_limit_bytes(config: &RunConfig) -> u64 {
+    config.machine().limits.memory.0 / 4
+}
+
+/// Refuses captions whose vectors fit neither in memory nor on scratch disk.
+///
+/// # Errors
+/// A configuration error that names `limits.disk`.
+pub(crate) fn require_vector_space(ctx: &RunContext, encoder: &Encoder, captions: usize) -> Result<(), PipelineError> {
+    let bytes = encoder.stored_bytes(captions);
+    if bytes <= resident_limit_bytes(&ctx.config) {
+        return Ok(());
+    }
+    ctx.require_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+}
+
+/// Embeds the captions whose vectors the run directory lacks. `stage` names the work in progress and report.
+///
+/// # Errors
+/// When tokenizer, device or disk fail; [`PipelineError::Stopped`] if the run has to stop.
+pub(crate) async fn embed(
+    ctx: &RunContext,
+    encoder: &Encoder,
+    device: &Arc<DeviceWorker>,
+    stage: &str,
+    captions: Arc<Classes>,
+) -> Result<VectorSet, PipelineError> {
+    let (own, hashed) = (encoder.clone(), Arc::clone(&captions));
+    let generation = tokio::task::spawn_blocking(move || vector_set::generation(&own, &hashed)).await?;
+    let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: Arc::clone(&captions) };
+    let mut chunks = writer.committed_chunks()?;
+    writer.sweep(&chunks)?;
+    let missing: Vec<usize> = (0..chunks.len()).filter(|chunk| chunks[*chunk].is_none()).collect();
+    if !missing.is_empty() {
+        let stage_progress = ctx.progress.stage(stage, "captions", captions.len() as u64);
+        let rows = |chunk: usize| (captions.len() - chunk * CHUNK_CAPTIONS).min(CHUNK_CAPTIONS) as u64;
+        let committed = (0..chunks.len()).filter(|chunk| chunks[*chunk].is_some());
+        stage_progress.add_resumed(committed.map(rows).sum());
+        ctx.events.stage_started(&stage_progress);
+        let loaded = device.load_encoder(encoder.checkpoint.clone(), encoder.precision).await?;
+        let embedding = Embedding {
+            ctx,
+            encoder,
+            loaded: &loaded,
+            text_batches: device.text_batches,
+            writer: &writer,
+            stage_progress: &stage_progress,
+        };
+        embedding.run(&missing, &mut chunks).await?;
+        loaded.unload().await?;
+        ctx.events.stage_finished(&stage_progress);
+    }
+    Ok(writer.finish(chunks, encoder))
+}
+
+/// Token numbers of a chunk's captions.
+struct TokenizedChunk {
+    chunk: usize,
+    tokens: Vec<Vec<u32>>,
+}
+
+/// Embedding under way.
+struct Embedding<'a> {
+    ctx: &'a RunContext,
+    encoder: &'a Encoder,
+    loaded: &'a LoadedEncoder,
+    text_batches: TextBatches,
+    writer: &'a SetWriter,
+    stage_progress: &'a StageProgress,
+}
+
+impl Embedding<'_> {
+    async fn run(&self, missing: &[usize], chunks: &mut [Option<Checksum>]) -> Result<(), PipelineError> {
+        let (checkpoint, prefix) = (self.encoder.checkpoint.clone(), self.encoder.prefix.clone());
+        let tokenizer = tokio::task::spawn_blocking(move || Tokens::load(&checkpoint, &prefix)).await?;
+        let tokenizer = Arc::new(tokenizer.map_err(model_error)?);
+        let timer = self.stage_progress.part(StageTimer::device().starved_by(Party::Tokenizer));
+        // The next chunk is tokenized while this one is embedded.
+        let mut waiting = missing.iter().copied();
+        let mut next = waiting.next().map(|chunk| self.tokenize(&tokenizer, chunk));
+        let scratch = self.ctx.scratch_path();
+        std::fs::create_dir_all(&scratch).map_err(|error| StoreError::io(&scratch, "created", error))?;
+        while let Some(tokenizing) = next.take() {
+            let tokenized = timer.wait(Activity::Starved, tokenizing).await??;
+            next = waiting.next().map(|chunk| self.tokenize(&tokenizer, chunk));
+            let chunk = tokenized.chunk;
+            chunks[chunk] = Some(self.embed_chunk(tokenized).await?);
+        }
+        Ok(())
+    }
+
+    fn tokenize(
+        &self,
+        tokenizer: &Arc<Tokens>,
+        chunk: usize,
+    ) -> tokio::task::JoinHandle<Result<TokenizedChunk, PipelineError>> {
+        let (tokenizer, captions) = (Arc::clone(tokenizer), Arc::clone(&self.writer.captions));
+        tokio::task::spawn_blocking(move || {
+            let tokens = tokenizer.encode(&chunk_captions(&captions, chunk)).map_err(model_error)?;
+            Ok(TokenizedChunk { chunk, tokens })
+        })
+    }
+
+    /// Embeds, writes and commits a chunk.
+    async fn embed_chunk(&self, tokenized: TokenizedChunk) -> Result<Checksum, PipelineError> {
+        let TokenizedChunk { chunk, tokens: mut numbers } = tokenized;
+        let dim = self.encoder.checkpoint.dim();
+        let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
+        let TextBatches { tokens: budget, fixed_shapes } = self.text_batches;
+        let path = self.ctx.scratch_path().join(format!("texts-{}-{chunk:06}", self.writer.set()));
+        let inputs = format!("{} {chunk} {budget} {fixed_shapes}", self.writer.generation);
+        let (mut logged, mut log) = BatchLog::open(path, &inputs)?;
+        let mut values = vec![0.0_f32; numbers.len() * dim];
+        for batch in batches(&lengths, budget, fixed_shapes) {
+            if let Some(signal) = self.ctx.shutdown.signal() {
+                return Err(PipelineError::Stopped(signal));
+            }
+            let count = batch.members.len();
+            let vectors = if let Some(vectors) = logged.next_batch(count * dim) {
+                vectors
+            } else {
+                let rows: Vec<Vec<u32>> =
+                    batch.members.iter().map(|member| std::mem::take(&mut numbers[*member])).collect();
+                let tokens = batch.tokens.min(self.encoder.checkpoint.max_tokens());
+                // Empty captions fill the batch up to its shape.
+                let batch_rows = if fixed_shapes { (budget / tokens.max(1)).max(count) } else { count };
+                let vectors = self.loaded.embed(rows, tokens, batch_rows).await?;
+                log.append(&vectors)?;
+                vectors
+            };
+            if vectors.iter().any(|value| !value.is_finite()) {
+                return Err(PipelineError::Model(
+                    "the vector of a caption is not a finite number: the text encoder's weights are unusable"
+                        .to_owned(),
+                ));
+            }
+            for (member, vector) in batch.members.iter().zip(vectors.chunks_exact(dim)) {
+                values[member * dim..(member + 1) * dim].copy_from_slice(vector);
+            }
+            self.stage_progress.add(count as u64);
+        }
+        let vectors = Vectors { values, dim, precision: self.encoder.precision };
+        let writer = self.writer.clone();
+        let sum = tokio::task::spawn_blocking(move || writer.commit(chunk, &vectors)).await??;
+        log.remove()?;
+        Ok(sum)
+    }
+}

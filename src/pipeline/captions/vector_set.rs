@@ -1,0 +1,227 @@
+//! The stored vectors of one set of captions: chunk files, their journal entries, and reading them back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Encoder;
+use crate::catalog::Classes;
+use crate::chunk::Checksum;
+use crate::chunk::texts::{self, Vectors};
+use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
+use crate::pipeline::device::damaged;
+use crate::pipeline::error::PipelineError;
+use crate::run_dir::Directory;
+use crate::types::Precision;
+
+/// Folder of all sets.
+const FOLDER: &str = "texts";
+/// Folder of the journal entries.
+const JOURNAL: &str = "journal/texts";
+/// Captions in a chunk.
+pub(super) const CHUNK_CAPTIONS: usize = 2048;
+/// Version of the vectors. It changes when equal inputs give other vectors.
+const FORMAT: &str = "1";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    generation: String,
+    checksum: Checksum,
+}
+
+/// Hash of everything that the vectors of a set depend on.
+pub(super) fn generation(encoder: &Encoder, captions: &Classes) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [FORMAT, &encoder.fingerprint, &encoder.prefix, encoder.precision.as_str()] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    for text in captions.texts() {
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// Captions of a chunk.
+pub(super) fn chunk_captions(captions: &Classes, chunk: usize) -> Vec<&str> {
+    let span = chunk * CHUNK_CAPTIONS..((chunk + 1) * CHUNK_CAPTIONS).min(captions.len());
+    span.map(|number| captions.text(number as u32).unwrap_or_default()).collect()
+}
+
+/// Writes the chunks of a set.
+#[derive(Clone)]
+pub(super) struct SetWriter {
+    pub(super) dir: Directory,
+    pub(super) generation: String,
+    pub(super) captions: Arc<Classes>,
+}
+
+impl SetWriter {
+    /// Name of the set's folders.
+    pub(super) fn set(&self) -> &str {
+        &self.generation[..16]
+    }
+
+    fn chunk_name(&self, chunk: usize) -> String {
+        format!("{FOLDER}/{}/{chunk:06}.parquet", self.set())
+    }
+
+    fn entry_name(&self, chunk: usize) -> String {
+        format!("{JOURNAL}/{}/{chunk:06}.json", self.set())
+    }
+
+    /// Lists the chunks of the set: the checksum of each that is committed, `None` for the others.
+    ///
+    /// # Errors
+    /// When a folder or an entry cannot be read.
+    pub(super) fn committed_chunks(&self) -> Result<Vec<Option<Checksum>>, PipelineError> {
+        let list = |folder: &str| self.dir.list(&format!("{folder}/{}", self.set()));
+        let entries: BTreeSet<String> = list(JOURNAL)?.into_iter().collect();
+        let files: BTreeSet<String> = list(FOLDER)?.into_iter().collect();
+        let count = self.captions.len().div_ceil(CHUNK_CAPTIONS);
+        let is_complete = |chunk: &usize| {
+            entries.contains(&format!("{chunk:06}.json")) && files.contains(&format!("{chunk:06}.parquet"))
+        };
+        let complete: Vec<usize> = (0..count).filter(is_complete).collect();
+        let names: Vec<String> = complete.iter().map(|chunk| self.entry_name(*chunk)).collect();
+        let mut chunks: Vec<Option<Checksum>> = (0..count).map(|_| None).collect();
+        for (chunk, text) in complete.into_iter().zip(self.dir.read_all(&names)?) {
+            let entry = text.and_then(|text| serde_json::from_slice::<Entry>(&text).ok());
+            let own = entry.filter(|entry| entry.generation == self.generation);
+            chunks[chunk] = own.map(|entry| entry.checksum);
+        }
+        Ok(chunks)
+    }
+
+    /// Removes the files of chunks that are not committed.
+    ///
+    /// # Errors
+    /// When the run directory refuses.
+    pub(super) fn sweep(&self, chunks: &[Option<Checksum>]) -> Result<(), PipelineError> {
+        self.dir.sweep(&format!("{FOLDER}/{}", self.set()), |file| {
+            let number = file.split('.').next().and_then(|stem| stem.parse::<usize>().ok());
+            number.is_some_and(|number| chunks.get(number).is_some_and(Option::is_some))
+        })?;
+        Ok(())
+    }
+
+    /// Writes the file of a chunk, then its entry. Blocks.
+    ///
+    /// # Errors
+    /// When the run directory refuses.
+    pub(super) fn commit(&self, chunk: usize, vectors: &Vectors) -> Result<Checksum, PipelineError> {
+        let name = self.chunk_name(chunk);
+        let captions = chunk_captions(&self.captions, chunk);
+        let checksum = texts::write(&self.dir.temporary(&name)?, &captions, vectors, &self.generation)?;
+        self.dir.publish(&name)?;
+        let entry = Entry { generation: self.generation.clone(), checksum };
+        let content = serde_json::to_vec(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
+        let entry_name = self.entry_name(chunk);
+        if !self.dir.create_new(&entry_name, &content)? {
+            // The chunk's file was removed by hand, and its old entry is left.
+            self.dir.write(&entry_name, &content)?;
+        }
+        Ok(entry.checksum)
+    }
+
+    /// Returns the set, whose chunks are all committed.
+    pub(super) fn finish(self, chunks: Vec<Option<Checksum>>, encoder: &Encoder) -> VectorSet {
+        let file = |(chunk, sum): (usize, Option<Checksum>)| ChunkFile { name: self.chunk_name(chunk), bytes: 0, sum };
+        let files = chunks.into_iter().enumerate().map(file).collect();
+        let (captions, dim, precision) = (self.captions.len(), encoder.checkpoint.dim(), encoder.precision);
+        VectorSet { files, dir: self.dir, captions, dim, precision }
+    }
+}
+
+/// The stored vectors of a set of captions.
+pub(crate) struct VectorSet {
+    dir: Directory,
+    files: Vec<ChunkFile>,
+    captions: usize,
+    dim: usize,
+    precision: Precision,
+}
+
+impl VectorSet {
+    /// Values of a vector.
+    pub(super) fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Whether the vectors are stored as bf16.
+    pub(super) fn is_bf16(&self) -> bool {
+        self.precision == Precision::Bf16
+    }
+
+    /// Bytes of all vectors as they are stored.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let width = if self.is_bf16() { 2 } else { 4 };
+        (self.captions * self.dim * width) as u64
+    }
+
+    /// Passes the vectors to `visit`, chunk by chunk in the order of the captions. Blocks.
+    ///
+    /// # Errors
+    /// Those of `visit`; or when a chunk cannot be read or is damaged.
+    pub(super) fn visit_chunks(
+        &self,
+        visit: impl FnMut(Vec<f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        self.visit_files(&self.files, visit)
+    }
+
+    fn visit_files(
+        &self,
+        files: &[ChunkFile],
+        mut visit: impl FnMut(Vec<f32>) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        for fetched in fetch_files(&self.dir, files) {
+            let (file, copy) = fetched?;
+            let vectors = texts::read(&copy).map_err(damaged)?;
+            if vectors.dim != self.dim {
+                let name = self.dir.display(&file.name);
+                return Err(PipelineError::Input(format!(
+                    "`{name}` holds vectors of {} values, not {}: remove the file",
+                    vectors.dim, self.dim
+                )));
+            }
+            visit(vectors.values)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the vectors of some captions by their numbers, which ascend: `[numbers, dim]`. Blocks.
+    ///
+    /// # Errors
+    /// When a chunk cannot be read or is damaged, or a number is no caption's.
+    pub(crate) fn read(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
+        let absent = || PipelineError::Internal("a caption has no vector".to_owned());
+        let chunk_of = |number: u32| number as usize / CHUNK_CAPTIONS;
+        let groups: Vec<&[u32]> = numbers.chunk_by(|one, other| chunk_of(*one) == chunk_of(*other)).collect();
+        let files: Option<Vec<ChunkFile>> =
+            groups.iter().map(|group| self.files.get(chunk_of(group[0])).cloned()).collect();
+        let mut all = Vec::with_capacity(numbers.len() * self.dim);
+        let mut groups = groups.into_iter();
+        self.visit_files(&files.ok_or_else(absent)?, |values| {
+            for number in groups.next().unwrap_or_default() {
+                let first = *number as usize % CHUNK_CAPTIONS * self.dim;
+                all.extend_from_slice(values.get(first..first + self.dim).ok_or_else(absent)?);
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Reads all vectors, `[captions, dim]`. Blocks.
+    ///
+    /// # Errors
+    /// When a chunk cannot be read or is damaged.
+    pub(crate) fn read_all(&self) -> Result<Vec<f32>, PipelineError> {
+        let mut all = Vec::with_capacity(self.captions * self.dim);
+        self.visit_chunks(|values| {
+            all.extend_from_slice(&values);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}

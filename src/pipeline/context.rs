@@ -1,0 +1,154 @@
+//! [`RunContext`]: the configuration, the run directory and the services that all stages share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::{ConfigError, Problem, RunConfig};
+use crate::objects::{Store, TrafficSnapshot};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::events::Events;
+use crate::pipeline::store::open_store;
+use crate::run_dir::{Directory, Lock};
+use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::telemetry::ProgressRegistry;
+
+/// Everything that each stage of a run needs. Cheap to clone: all clones share the same services.
+#[derive(Debug, Clone)]
+pub(crate) struct RunContext {
+    /// The checked configuration.
+    pub(crate) config: Arc<RunConfig>,
+    /// The run directory, which this process has locked.
+    pub(crate) dir: Directory,
+    /// Client for all input objects.
+    pub(crate) store: Store,
+    /// Bytes that may be in flight between stages (`limits.memory`).
+    pub(crate) budget: ByteBudget,
+    /// Decoding threads.
+    pub(crate) pool: CpuPool,
+    /// Raised when the run has to stop.
+    pub(crate) shutdown: Shutdown,
+    /// Progress of each stage.
+    pub(crate) progress: ProgressRegistry,
+    /// The event log of this process.
+    pub(crate) events: Events,
+}
+
+impl RunContext {
+    /// Opens and locks the run directory and starts the shared services. Events are not logged yet.
+    ///
+    /// A lock of a process that may still be alive is watched for a while.
+    ///
+    /// # Errors
+    /// When the directory is in use or cannot be opened; or when the run has to stop.
+    pub(crate) async fn open(
+        config: RunConfig,
+        progress: ProgressRegistry,
+        shutdown: Shutdown,
+    ) -> Result<(Self, Lock), PipelineError> {
+        let config = Arc::new(config);
+        let store = open_store(config.store());
+        let (own, client) = (Arc::clone(&config), store.clone());
+        let locked = tokio::task::spawn_blocking(move || {
+            let dir = Directory::open(&client, own.run_dir(), &scratch_path(&own).join("staging"))?;
+            let lock = dir.lock()?;
+            Ok::<_, PipelineError>((dir, lock))
+        });
+        let (dir, lock) = tokio::select! {
+            locked = locked => locked??,
+            () = shutdown.raised() => return Err(stopped(&shutdown)),
+        };
+        let budget = ByteBudget::new(config.limits().memory.0);
+        let pool = CpuPool::new(workers(&config))?;
+        Ok((Self { config, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
+    }
+
+    /// Returns the scratch folder of this run.
+    pub(crate) fn scratch_path(&self) -> PathBuf {
+        scratch_path(&self.config)
+    }
+
+    /// Refuses a `limits.disk` that is less than the bytes that `what` takes.
+    ///
+    /// # Errors
+    /// A configuration error that names the key.
+    pub(crate) fn require_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
+        let limit = self.config.limits().disk;
+        if bytes <= limit.0 {
+            return Ok(());
+        }
+        let what = format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
+        Err(ConfigError(vec![Problem { key: "limits.disk".to_owned(), what }]).into())
+    }
+
+    /// Returns the error of a stage that ended because the run has to stop.
+    pub(crate) fn stopped(&self) -> PipelineError {
+        stopped(&self.shutdown)
+    }
+
+    /// Registers the gauges and counters of the services that all stages share.
+    pub(crate) fn register_metrics(&self) {
+        let (bytes, limit) = (self.budget.clone(), Some(self.budget.limit_bytes()));
+        let in_flight = move || Some(bytes.in_flight_bytes());
+        self.progress.gauge("in_flight_bytes", "Bytes in flight between stages", limit, in_flight);
+        let counter = |name, help, pick: fn(TrafficSnapshot) -> u64| {
+            let traffic = self.store.traffic();
+            self.progress.counter(name, help, move || pick(traffic.snapshot()));
+        };
+        counter("store_requests", "Requests to remote stores, repeated ones included", |traffic| traffic.requests);
+        counter("store_retries", "Requests that repeated one that had failed", |traffic| traffic.retries);
+        counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
+        counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
+    }
+}
+
+/// Returns the error of work that ended because `shutdown` was raised.
+pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
+    shutdown.signal().map_or_else(
+        || PipelineError::Internal("a stage stopped without being asked to".to_owned()),
+        PipelineError::Stopped,
+    )
+}
+
+/// Returns the number of decoding threads of a configuration.
+pub(crate) fn workers(config: &RunConfig) -> usize {
+    match config.limits().cpu_workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        count => count as usize,
+    }
+}
+
+/// Returns the scratch folder of a run. Each run directory has its own, so that runs can share `scratch.dir`.
+pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
+    let (run, scratch) = (config.run_dir(), &config.machine().scratch_dir);
+    let remote = Store::is_remote(run);
+    if scratch.is_none() && !remote {
+        return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
+    }
+    let name =
+        if remote { run.into() } else { std::path::absolute(run).map_or_else(|_| run.into(), PathBuf::into_os_string) };
+    let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
+    let root = scratch.clone().unwrap_or_else(std::env::temp_dir);
+    root.join(format!("wikicap-{}", &hash[..16]))
+}
+
+#[cfg(test)]
+impl RunContext {
+    /// A context for unit tests: its run directory is never written to.
+    pub(crate) fn for_test(threads: usize, memory_bytes: u64) -> Self {
+        use crate::config::{MachineFile, PipelineFile};
+        const PIPELINE: &str = "[run]\ndir = \"run\"\n[images]\nshards = [\"images.csv\"]\n";
+        let (pipeline, machine) = (PipelineFile::parse(PIPELINE).unwrap(), MachineFile::parse("").unwrap());
+        let config = RunConfig::check(pipeline, &machine).unwrap();
+        let store = Store::default();
+        Self {
+            dir: Directory::at(&store, "run").unwrap(),
+            config: Arc::new(config),
+            store,
+            budget: ByteBudget::new(memory_bytes),
+            pool: CpuPool::new(threads).unwrap(),
+            shutdown: Shutdown::default(),
+            progress: ProgressRegistry::default(),
+            events: Events::default(),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The device, owned by one thread; loading something onto it returns a typed handle.
+//!
+//! Callers send host vectors and receive numbers, or a handle to features that are still being computed. A model is
+//! used through the handle that loading it returned ([`LoadedBackbone`], [`LoadedScorer`], …), so no call can ask for
+//! something that is not loaded. Unloading consumes the handle and frees the memory. Tensors are touched on the
+//! device's thread alone.
+//!
+//! A GPU works on several *streams*, each with a copy of the backbone and memory of its own; batches go to them in
+//! turn. The runtime copies pixels from memory that is not pinned, and such a copy waits for all earlier work on its
+//! stream; so does a read of results. With one stream a batch, both wait for that batch alone while the GPU computes
+//! the batches of the other streams.
+
+mod backbone;
+mod encoder;
+mod features;
+mod open;
+mod scorer;
+mod trainers;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::backend::Backend as _;
+use cubecl::Runtime as _;
+use cubecl::cuda::CudaRuntime;
+
+pub(crate) use backbone::LoadedBackbone;
+pub(crate) use encoder::LoadedEncoder;
+pub(crate) use features::{DeviceFeatures, FeatureRows};
+pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open};
+pub(crate) use scorer::{LoadedProjector, LoadedScorer, linear_layer};
+pub(crate) use trainers::{
+    ClassifierStart, ClassifierTrainers, LossSum, MicroBatch, ProjectionStart, ProjectionTrainers, Update,
+};
+
+use crate::device;
+use crate::model::{Any, AnyDevice, Numerics};
+use crate::pipeline::error::{PipelineError, chain};
+use crate::predict::scorer::Selection;
+use crate::runtime::{BufferPool, DeviceThread};
+use crate::train::Options;
+
+/// The device's thread, and the properties of the device that callers plan with.
+pub(crate) struct DeviceWorker {
+    thread: DeviceThread<DeviceState>,
+    /// Rows of a batch of images.
+    pub(crate) batch_rows: usize,
+    /// Largest number of batches on the device at once.
+    pub(crate) in_flight: usize,
+    /// Pixel buffers of all batches that the host may hold.
+    pub(crate) buffers: BufferPool,
+    /// Batches of captions that suit the device.
+    pub(crate) text_batches: TextBatches,
+    /// Free memory of a GPU when it was opened; `None` for the CPU, whose memory is the host's.
+    pub(crate) free_bytes: Option<u64>,
+}
+
+/// Batches of captions that suit a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TextBatches {
+    /// Tokens in a batch, padding included.
+    pub(crate) tokens: usize,
+    /// Whether batches should have few distinct shapes.
+    pub(crate) fixed_shapes: bool,
+}
+
+impl DeviceWorker {
+    /// Runs `job` on the device's thread and waits for its result.
+    ///
+    /// # Errors
+    /// The job's own error; or when a thread of the device's runtime panicked, or the device's thread is gone.
+    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut DeviceState) -> Result<T, PipelineError> + Send + 'static,
+    {
+        let checked = |state: &mut DeviceState| {
+            let result = job(state)?;
+            check_panics(state.panics)?;
+            Ok(result)
+        };
+        self.thread.call(checked).await?
+    }
+
+    /// Runs a job that cannot fail on the device's thread and waits for its end.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    async fn post(&self, job: impl FnOnce(&mut DeviceState) + Send + 'static) -> Result<(), PipelineError> {
+        Ok(self.thread.call(job).await?)
+    }
+}
+
+/// State of the device's thread. It lives as long as the run.
+struct DeviceState {
+    device: AnyDevice,
+    numerics: Numerics,
+    options: Options,
+    selection: Selection,
+    /// Streams with a copy of the backbone.
+    streams: usize,
+    /// Panics of the runtime's threads up to the end of the last warm-up, whose results are discarded.
+    panics: u64,
+}
+
+impl DeviceState {
+    fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, streams: usize) -> Self {
+        Self { device, numerics, options, selection, streams, panics: device::panic_count() }
+    }
+
+    /// Returns the memory of the current stream to the GPU. A failure of the GPU shows at its next use.
+    ///
+    /// burn's own cleanup does nothing through `Dispatch`.
+    fn release_memory(&self) {
+        if let AnyDevice::Cuda(cuda) = &self.device {
+            Any::sync(&self.device).ok();
+            CudaRuntime::client(cuda).memory_cleanup();
+        }
+    }
+}
+
+/// A value that jobs on the device's thread alone look into. Other threads hold and pass on the handle.
+struct OnDevice<T>(Arc<Mutex<T>>);
+
+impl<T> OnDevice<T> {
+    fn new(value: T) -> Self {
+        Self(Arc::new(Mutex::new(value)))
+    }
+
+    /// The value. Never waits: only the device's thread locks.
+    fn get(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The value, if this is the last handle to it.
+    fn into_inner(self) -> Option<T> {
+        Arc::into_inner(self.0).map(|value| value.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<T> Clone for OnDevice<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// Fails if the runtime's threads have panicked since `before` was counted: results after that cannot be trusted.
+fn check_panics(before: u64) -> Result<(), PipelineError> {
+    if device::panic_count() == before {
+        return Ok(());
+    }
+    Err(PipelineError::Internal(
+        "a thread of the device's runtime failed, and its results cannot be trusted".to_owned(),
+    ))
+}
+
+/// Reports a damaged artefact of the run, with its causes, as one sentence.
+pub(crate) fn damaged(error: impl std::error::Error) -> PipelineError {
+    PipelineError::Input(chain(&error))
+}
+
+/// Reports an error of the model, with its causes, as one sentence.
+pub(crate) fn model_error(error: impl std::error::Error) -> PipelineError {
+    PipelineError::Model(chain(&error))
+}

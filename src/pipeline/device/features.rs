@@ -1,0 +1,132 @@
+//! Feature rows as input of a training step: host values, or rows that are resident on the device.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::DType;
+
+use super::{DeviceState, DeviceWorker, OnDevice, model_error};
+use crate::model::Any;
+use crate::pipeline::error::PipelineError;
+use crate::train::{Features, Kept};
+use crate::types::Precision;
+
+/// Features of all training images, resident on the device for all epochs. Clones name the same rows.
+#[derive(Clone)]
+pub(crate) struct DeviceFeatures {
+    device: Arc<DeviceWorker>,
+    rows: OnDevice<Kept<Any>>,
+}
+
+impl DeviceWorker {
+    /// Allocates memory for `rows` features of `dim` values, all zero.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) async fn allocate_features(
+        self: &Arc<Self>,
+        rows: usize,
+        dim: usize,
+        precision: Precision,
+    ) -> Result<DeviceFeatures, PipelineError> {
+        let format = match precision {
+            Precision::Bf16 => DType::BF16,
+            Precision::F32 => DType::F32,
+        };
+        let allocate = move |state: &mut DeviceState| Ok(OnDevice::new(Kept::new(rows, dim, format, &state.device)));
+        let rows = self.run(allocate).await?;
+        Ok(DeviceFeatures { device: Arc::clone(self), rows })
+    }
+}
+
+impl DeviceFeatures {
+    /// Writes rows, `[n, dim]`, from row `first` on.
+    ///
+    /// # Errors
+    /// When the rows do not fit, or the device fails.
+    pub(crate) async fn write(&self, first: usize, values: Vec<f32>) -> Result<(), PipelineError> {
+        let rows = self.rows.clone();
+        self.device.run(move |_| rows.get().put(first, &values).map_err(model_error)).await
+    }
+
+    /// Frees the memory, unless a clone of the handle is left.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        let free = move |state: &mut DeviceState| {
+            drop(self.rows);
+            state.release_memory();
+        };
+        self.device.post(free).await
+    }
+}
+
+/// Rows of features in the order of training.
+#[derive(Clone)]
+pub(crate) enum FeatureRows {
+    /// `[rows, dim]` values in memory.
+    Host {
+        /// Row-major values.
+        values: Vec<f32>,
+        /// Values of a row.
+        dim: usize,
+    },
+    /// Row numbers of features on the device.
+    Device {
+        /// The features.
+        features: DeviceFeatures,
+        /// Row numbers.
+        rows: Vec<u32>,
+    },
+}
+
+impl FeatureRows {
+    fn empty_like(&self) -> Self {
+        match self {
+            Self::Host { dim, .. } => Self::Host { values: Vec::new(), dim: *dim },
+            Self::Device { features, .. } => Self::Device { features: features.clone(), rows: Vec::new() },
+        }
+    }
+
+    /// Appends the rows of `other` from `first` on. Where the variants differ, `other` replaces these rows: a store of
+    /// features yields one variant only.
+    pub(crate) fn append_from(&mut self, other: &Self, first: usize) {
+        match (self, other) {
+            (Self::Host { values, dim }, Self::Host { values: more, .. }) => {
+                values.extend_from_slice(&more[first * *dim..]);
+            }
+            (Self::Device { rows, .. }, Self::Device { rows: more, .. }) => rows.extend_from_slice(&more[first..]),
+            (this, other) => {
+                *this = other.empty_like();
+                this.append_from(other, first);
+            }
+        }
+    }
+
+    /// Copies a range of the rows.
+    pub(crate) fn slice(&self, span: Range<usize>) -> Self {
+        match self {
+            Self::Host { values, dim } => {
+                Self::Host { values: values[span.start * dim..span.end * dim].to_vec(), dim: *dim }
+            }
+            Self::Device { features, rows } => Self::Device { features: features.clone(), rows: rows[span].to_vec() },
+        }
+    }
+
+    /// Removes the first `count` rows.
+    pub(crate) fn drop_first(&mut self, count: usize) {
+        match self {
+            Self::Host { values, dim } => drop(values.drain(..count * *dim)),
+            Self::Device { rows, .. } => drop(rows.drain(..count)),
+        }
+    }
+
+    /// Passes a range of the rows to `job`, on the device's thread.
+    pub(super) fn with_slice<R>(&self, span: Range<usize>, job: impl FnOnce(&Features<'_, Any>) -> R) -> R {
+        match self {
+            Self::Host { values, dim } => job(&Features::Host(&values[span.start * dim..span.end * dim])),
+            Self::Device { features, rows } => job(&Features::Kept(&features.rows.get(), &rows[span])),
+        }
+    }
+}

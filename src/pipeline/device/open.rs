@@ -1,0 +1,257 @@
+//! Choosing and opening the device; batches that fit the memory of host and GPU.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::backend::cuda::CudaDevice;
+use burn::backend::flex::FlexDevice;
+use burn::tensor::DType;
+
+use super::{DeviceState, DeviceWorker, TextBatches};
+use crate::config::{ConfigError, DeviceConfig, Problem};
+use crate::device::{self, GpuInfo, SelectedDevice};
+use crate::model::{AnyDevice, Numerics};
+use crate::pipeline::error::PipelineError;
+use crate::predict::scorer::Selection;
+use crate::predict::tiles::{Blocks, Compute};
+use crate::runtime::{BufferPool, DeviceThread};
+use crate::train::{Options, Place};
+use crate::types::Precision;
+
+/// Batches of pixels on the host in front of the device: one being read, one waiting, one being handed over.
+pub(crate) const BATCHES_AHEAD: usize = 3;
+
+/// Images in one forward pass on the CPU: enough to fill the matrix product, and small enough for the cache.
+const CPU_BATCH_ROWS: usize = 32;
+
+/// Upper bound on the images in one forward pass on a GPU, unless the configuration sets the batch: more use it no
+/// better.
+const CUDA_BATCH_ROWS: usize = 128;
+
+/// Tokens in one pass of the text encoder on the CPU, padding included: what fits the cache.
+const CPU_TEXT_TOKENS: usize = 1024;
+
+/// Tokens in one pass of the text encoder on a GPU, padding included.
+const CUDA_TEXT_TOKENS: usize = 16_384;
+
+/// GPU memory left for the driver, compiled kernels and auto-tuning.
+const CUDA_RESERVE_BYTES: u64 = 1 << 30;
+
+/// Streams of a GPU: one computes, one waits behind it, one uploads or is read from.
+const CUDA_STREAMS: usize = 3;
+
+/// Rows and classes of a tile on a GPU: 64 MiB of f32 logits when ranking. Training holds the logits of all tiles at
+/// once.
+const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
+
+/// Memory that a run needs on device and host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MemoryNeeds {
+    /// Parameters of the backbone.
+    pub(crate) parameters: u64,
+    /// Activations of an image in f32, in bytes.
+    pub(crate) activation_bytes: u64,
+    /// Pixels of an image, in bytes.
+    pub(crate) pixel_bytes: u64,
+    /// Host memory for the pixels of all batches, in bytes.
+    pub(crate) host_bytes: u64,
+    /// Format of the computation.
+    pub(crate) precision: Precision,
+}
+
+impl MemoryNeeds {
+    /// Needs of a head without a backbone.
+    pub(crate) fn for_head(precision: Precision) -> Self {
+        Self { parameters: 0, activation_bytes: 0, pixel_bytes: 0, host_bytes: u64::MAX, precision }
+    }
+}
+
+/// Chooses the device that a machine file names.
+///
+/// # Errors
+/// When the device is not available.
+pub(crate) async fn choose(settings: &DeviceConfig) -> Result<SelectedDevice, PipelineError> {
+    let DeviceConfig { kind, index, .. } = *settings;
+    let chosen = tokio::task::spawn_blocking(move || device::select_device(kind, index)).await?;
+    chosen.map_err(|error| PipelineError::Model(error.to_string()))
+}
+
+/// Opens a device on a thread of its own. `batch_size` 0 chooses the batch; compiled kernels are cached in `scratch`.
+///
+/// # Errors
+/// When host or GPU have too little memory, or the system has no thread left.
+pub(crate) async fn open(
+    chosen: &SelectedDevice,
+    needs: MemoryNeeds,
+    batch_size: u32,
+    scratch: &Path,
+) -> Result<Arc<DeviceWorker>, PipelineError> {
+    let streams = if chosen.is_cuda() { CUDA_STREAMS } else { 1 };
+    let host_rows = needs.host_bytes / (needs.pixel_bytes * (BATCHES_AHEAD + streams) as u64).max(1);
+    if u64::from(batch_size.max(1)) > host_rows {
+        let key = if batch_size == 0 { "limits.memory" } else { "device.batch_size" };
+        let what = format!(
+            "it leaves room for batches of {host_rows} images of this size; raise `limits.memory`, or lower the batch"
+        );
+        return Err(ConfigError(vec![Problem { key: key.to_owned(), what }]).into());
+    }
+    let automatic = batch_size == 0;
+    let (batch_rows, text_batches, state) = if let Some(card) = &chosen.gpu {
+        let batch_rows = if automatic {
+            fit_batch(needs, card)?.min(CUDA_BATCH_ROWS as u64).min(host_rows) as usize
+        } else {
+            batch_size as usize
+        };
+        let (format, compute) = match needs.precision {
+            Precision::Bf16 => (DType::BF16, Compute::Bf16),
+            Precision::F32 => (DType::F32, Compute::F32),
+        };
+        device::configure_kernel_cache(scratch, chosen);
+        let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
+        let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
+        let options = Options { blocks: CUDA_BLOCKS, compute, place: Place::Device };
+        let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
+        (batch_rows, text_batches, (device, numerics, options, Selection::Device))
+    } else {
+        let batch_rows = if automatic { CPU_BATCH_ROWS.min(host_rows as usize) } else { batch_size as usize };
+        let state = (AnyDevice::Flex(FlexDevice), Numerics::default(), Options::default(), Selection::Host);
+        (batch_rows, TextBatches { tokens: CPU_TEXT_TOKENS, fixed_shapes: false }, state)
+    };
+    let (device, numerics, options, selection) = state;
+    let start =
+        move || Ok::<_, std::convert::Infallible>(DeviceState::new(device, numerics, options, selection, streams));
+    let thread = DeviceThread::start(start).await?.unwrap_or_else(|never| match never {});
+    let buffers = BufferPool::new(BATCHES_AHEAD + streams, batch_rows * needs.pixel_bytes as usize);
+    let free_bytes = chosen.gpu.as_ref().map(|card| card.free_bytes);
+    Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, text_batches, free_bytes }))
+}
+
+/// Computes the largest batch that fits the free memory of a GPU.
+fn fit_batch(needs: MemoryNeeds, card: &GpuInfo) -> Result<u64, PipelineError> {
+    let width = match needs.precision {
+        Precision::Bf16 => 2,
+        Precision::F32 => 4,
+    };
+    // Each stream has weights and activations of its own. Activations count twice, because memory is allocated in
+    // pages.
+    let streams = CUDA_STREAMS as u64;
+    let image = 2 * streams * (needs.activation_bytes / 4 * width + needs.pixel_bytes);
+    let fixed = CUDA_RESERVE_BYTES + streams * needs.parameters * width;
+    let rows = card.free_bytes.saturating_sub(fixed) / image.max(1);
+    if rows > 0 {
+        return Ok(rows);
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    Err(PipelineError::Model(format!(
+        "card {} has {} MiB of free memory, and the model needs {} MiB: free some, take another card by `device.index`, or set \
+         `device.kind` to `cpu`",
+        card.index,
+        mib(card.free_bytes),
+        mib(fixed + image)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::BorrowMut as _;
+
+    use super::*;
+    use crate::model::{Checkpoint, ExtractOptions};
+    use crate::pipeline::device::LoadedBackbone;
+    use crate::pipeline::device::backbone::PendingFeatures;
+    use crate::runtime::PooledBuffer;
+
+    fn needs(precision: Precision) -> MemoryNeeds {
+        let (activation_bytes, pixel_bytes) = (20 << 20, 150_528);
+        MemoryNeeds { parameters: 86_000_000, activation_bytes, pixel_bytes, host_bytes: 1 << 30, precision }
+    }
+
+    fn card(free_bytes: u64) -> GpuInfo {
+        GpuInfo {
+            index: 3,
+            name: "X".to_owned(),
+            compute_capability: "8.0".to_owned(),
+            memory_bytes: 80 << 30,
+            free_bytes,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn batch_fits_the_free_memory() {
+        let (large, small) = (card(70 << 30), card(3 << 30));
+        assert!(fit_batch(needs(Precision::Bf16), &large).unwrap() > 500);
+        let rows = fit_batch(needs(Precision::Bf16), &small).unwrap();
+        assert!((1..1000).contains(&rows) && rows > fit_batch(needs(Precision::F32), &small).unwrap());
+    }
+
+    #[test]
+    fn full_card_is_refused_with_both_sizes() {
+        let error = fit_batch(needs(Precision::F32), &card(1 << 30)).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        assert!(error.to_string().starts_with("card 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
+    }
+
+    /// A worker on the CPU with the streams, fixed batches and bf16 of a GPU.
+    async fn gpu_like_worker(streams: usize) -> Arc<DeviceWorker> {
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true };
+        let state = move || {
+            let device = AnyDevice::Flex(FlexDevice);
+            Ok::<_, std::convert::Infallible>(DeviceState::new(
+                device,
+                numerics,
+                Options::default(),
+                Selection::Device,
+                streams,
+            ))
+        };
+        let thread = DeviceThread::start(state).await.unwrap().unwrap();
+        let (buffers, text_batches) = (BufferPool::new(0, 0), TextBatches { tokens: 1024, fixed_shapes: false });
+        Arc::new(DeviceWorker { thread, batch_rows: 3, in_flight: streams, buffers, text_batches, free_bytes: None })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn batches_of_several_streams_can_be_awaited_in_any_order() {
+        let checkpoint = Checkpoint::open(Path::new("tests/reference/model/vit")).unwrap();
+        let size_px = checkpoint.image_size_px();
+        let options = ExtractOptions { size_px, layer: -1, pool: crate::model::Pool::Default };
+        let spares = BufferPool::new(1, 1 << 20);
+        let batch = |seed: usize, rows: usize| -> PooledBuffer {
+            let mut lent = spares.lend();
+            let pixels: &mut Vec<u8> = lent.borrow_mut();
+            pixels.clear();
+            pixels.extend((0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8));
+            lent
+        };
+        let load = async |streams| -> LoadedBackbone {
+            gpu_like_worker(streams).await.load_backbone(checkpoint.clone(), options).await.unwrap()
+        };
+        let (one, three) = (load(1).await, load(CUDA_STREAMS).await);
+        let (mut expected, mut pending) = (Vec::new(), Vec::<(usize, PendingFeatures)>::new());
+        for (seed, rows) in [3, 1, 2, 3, 3, 1, 0].into_iter().enumerate() {
+            let features = one.submit(batch(seed, rows), rows).await.unwrap();
+            expected.push(tokio::task::spawn_blocking(|| features.wait().unwrap()).await.unwrap());
+            pending.push((seed, three.submit(batch(seed, rows), rows).await.unwrap()));
+        }
+        let waiting: Vec<_> = pending
+            .into_iter()
+            .rev()
+            .map(|(seed, pending)| (seed, std::thread::spawn(move || pending.wait().unwrap())))
+            .collect();
+        for (seed, thread) in waiting {
+            assert_eq!(thread.join().unwrap(), expected[seed], "batch {seed}");
+        }
+        three.unload().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn batch_over_the_memory_limit_is_refused_by_key() {
+        let cpu = device::select_device(crate::types::DeviceKind::Cpu, 0).unwrap();
+        let scratch = Path::new("/nonexistent");
+        let error = open(&cpu, needs(Precision::F32), 60_000, scratch).await.err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("`device.batch_size`") && error.to_string().contains("1783"), "{error}");
+        let device = open(&cpu, needs(Precision::F32), 0, scratch).await.unwrap();
+        assert_eq!((device.batch_rows, device.in_flight), (CPU_BATCH_ROWS, 1));
+    }
+}

@@ -1,0 +1,146 @@
+//! Trained heads on the device: a linear layer that ranks classes, and a projection into the space of caption vectors.
+
+use std::sync::Arc;
+
+use super::{DeviceState, DeviceWorker, OnDevice, model_error};
+use crate::model::Any;
+use crate::pipeline::error::PipelineError;
+use crate::predict::rank::TopK;
+use crate::predict::scorer::{Scored, Scorer};
+use crate::predict::tiles::Compute;
+use crate::train::HeadState;
+use crate::train::text::{Projector, TextHead};
+
+/// A linear layer that ranks classes by their logits.
+pub(crate) struct LoadedScorer {
+    pub(super) device: Arc<DeviceWorker>,
+    pub(super) scorer: OnDevice<Scorer<Any>>,
+}
+
+impl DeviceWorker {
+    /// Loads a linear layer to rank with.
+    ///
+    /// # Errors
+    /// When the layer's lengths do not fit, or the device fails.
+    pub(crate) async fn load_scorer(self: &Arc<Self>, head: Arc<HeadState>) -> Result<LoadedScorer, PipelineError> {
+        let load = move |state: &mut DeviceState| {
+            // f32 on every device: bf16 would make distinct logits equal, and ranking is a single pass.
+            let HeadState { weight, bias, classes, dim, .. } = &*head;
+            let scorer = Scorer::new(weight, bias, *classes, *dim, state.options.blocks, Compute::F32, &state.device);
+            Ok(OnDevice::new(scorer.map_err(model_error)?.selecting(state.selection)))
+        };
+        let scorer = self.run(load).await?;
+        Ok(LoadedScorer { device: Arc::clone(self), scorer })
+    }
+
+    /// Loads a projection head.
+    ///
+    /// # Errors
+    /// When the head's lengths do not fit, or the device fails.
+    pub(crate) async fn load_projector(self: &Arc<Self>, head: &TextHead) -> Result<LoadedProjector, PipelineError> {
+        let (scale, head) = (head.scale(), head.clone());
+        let load = move |state: &mut DeviceState| {
+            Ok(OnDevice::new(Projector::new(&head, &state.device).map_err(model_error)?))
+        };
+        let projector = self.run(load).await?;
+        Ok(LoadedProjector { device: Arc::clone(self), projector, scale })
+    }
+}
+
+/// Builds a linear layer for [`DeviceWorker::load_scorer`]: row-major weights of `dim` values for each output.
+pub(crate) fn linear_layer(weight: Vec<f32>, bias: Vec<f32>, dim: usize) -> HeadState {
+    HeadState { classes: bias.len(), dim, weight, bias, weight_momentum: Vec::new(), bias_momentum: Vec::new() }
+}
+
+impl LoadedScorer {
+    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Scorer<Any>) -> Result<T, PipelineError> + Send + 'static,
+    {
+        let scorer = self.scorer.clone();
+        self.device.run(move |_| job(&scorer.get())).await
+    }
+
+    /// The `k` best classes of each row of features.
+    ///
+    /// # Errors
+    /// When a length does not fit, or the device fails.
+    pub(crate) async fn top_k(&self, features: Vec<f32>, rows: usize, k: usize) -> Result<Vec<TopK>, PipelineError> {
+        self.run(move |scorer| scorer.top_k(&features, rows, k).map_err(model_error)).await
+    }
+
+    /// `log Σ exp` over all rows of each class's logits.
+    ///
+    /// # Errors
+    /// As [`LoadedScorer::top_k`].
+    pub(crate) async fn lse_by_class(&self, features: Vec<f32>, rows: usize) -> Result<Vec<f64>, PipelineError> {
+        self.run(move |scorer| scorer.lse_by_class(&features, rows).map_err(model_error)).await
+    }
+
+    /// Merges the logits of these rows into each class's list of its `k` largest logits.
+    ///
+    /// # Errors
+    /// As [`LoadedScorer::top_k`].
+    pub(crate) async fn largest_by_class(
+        &self,
+        features: Vec<f32>,
+        rows: usize,
+        k: usize,
+        mut largest: Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>, PipelineError> {
+        let merge = move |scorer: &Scorer<Any>| {
+            scorer.largest_by_class(&features, rows, k, &mut largest).map_err(model_error)?;
+            Ok(largest)
+        };
+        self.run(merge).await
+    }
+
+    /// The `k` best classes of each row, and its loss for its label.
+    ///
+    /// # Errors
+    /// As [`LoadedScorer::top_k`]; or when a label is no class.
+    pub(crate) async fn score(
+        &self,
+        features: Vec<f32>,
+        labels: Vec<u32>,
+        k: usize,
+    ) -> Result<Vec<Scored>, PipelineError> {
+        self.run(move |scorer| scorer.score(&features, &labels, k).map_err(model_error)).await
+    }
+
+    /// Frees the layer.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        self.device.post(move |_| drop(self.scorer)).await
+    }
+}
+
+/// A projection from features into the space of caption vectors.
+pub(crate) struct LoadedProjector {
+    pub(super) device: Arc<DeviceWorker>,
+    pub(super) projector: OnDevice<Projector<Any>>,
+    /// Factor that turns cosine similarities into logits.
+    pub(crate) scale: f32,
+}
+
+impl LoadedProjector {
+    /// Projects features to vectors of length 1: `[rows, dim]`.
+    ///
+    /// # Errors
+    /// When a length does not fit, or the device fails.
+    pub(crate) async fn project(&self, features: Vec<f32>, rows: usize) -> Result<Vec<f32>, PipelineError> {
+        let projector = self.projector.clone();
+        self.device.run(move |_| projector.get().project(&features, rows).map_err(model_error)).await
+    }
+
+    /// Frees the projection.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        self.device.post(move |_| drop(self.projector)).await
+    }
+}

@@ -1,0 +1,301 @@
+//! Heads in training on the device, those of a sweep side by side.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{DeviceState, DeviceWorker, FeatureRows, LoadedProjector, LoadedScorer, OnDevice, model_error};
+use crate::model::Any;
+use crate::pipeline::error::PipelineError;
+use crate::train::text::{AdamW, Pairs, TextState, TextTrainer};
+use crate::train::{CheckpointError, HeadState, Progress, Sgd, Targets, Trainer, checkpoint};
+
+/// Sum of the training losses since they were last taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct LossSum {
+    /// Sum, in nats.
+    pub(crate) nats: f64,
+    /// Samples in the sum.
+    pub(crate) samples: u64,
+}
+
+impl From<(f64, u64)> for LossSum {
+    fn from((nats, samples): (f64, u64)) -> Self {
+        Self { nats, samples }
+    }
+}
+
+/// One update of every head of a sweep.
+#[derive(Debug, Clone)]
+pub(crate) struct Update {
+    /// Learning rate of each head.
+    pub(crate) rates: Vec<f64>,
+    /// Whether to take the losses, which waits for the device.
+    pub(crate) takes_losses: bool,
+}
+
+/// Start of a classifier's training.
+pub(crate) struct ClassifierStart {
+    pub(crate) state: HeadState,
+    pub(crate) sgd: Sgd,
+    /// Losses that were not taken before the checkpoint.
+    pub(crate) loss: LossSum,
+}
+
+/// Start of a projection head's training.
+pub(crate) struct ProjectionStart {
+    pub(crate) state: TextState,
+    pub(crate) adam: AdamW,
+    /// Losses that were not taken before the checkpoint.
+    pub(crate) loss: LossSum,
+}
+
+/// A part of a step, whose pairs are contrasted with each other only.
+pub(crate) struct MicroBatch {
+    /// Rows of the step.
+    pub(crate) span: Range<usize>,
+    /// Vectors of the rows' captions, `[rows, dim]`.
+    pub(crate) captions: Vec<f32>,
+    /// Masked negatives: (row, caption) pairs that do not count as negatives.
+    pub(crate) masked: Vec<(u32, u32)>,
+}
+
+/// Classifiers in training, with their optimisers.
+pub(crate) struct ClassifierTrainers {
+    device: Arc<DeviceWorker>,
+    trainers: OnDevice<Vec<Trainer<Any>>>,
+}
+
+/// Projection heads in training, with their optimisers.
+pub(crate) struct ProjectionTrainers {
+    device: Arc<DeviceWorker>,
+    trainers: OnDevice<Vec<TextTrainer<Any>>>,
+}
+
+impl DeviceWorker {
+    /// Loads the classifiers of a sweep, in order; `step` is the number of updates that they have seen.
+    ///
+    /// # Errors
+    /// When a setting or a length cannot work, or the device fails.
+    pub(crate) async fn load_classifier_trainers(
+        self: &Arc<Self>,
+        starts: Vec<ClassifierStart>,
+        step: u64,
+    ) -> Result<ClassifierTrainers, PipelineError> {
+        let load = move |state: &mut DeviceState| {
+            let (heads, losses): (Vec<_>, Vec<_>) =
+                starts.into_iter().map(|start| ((start.state, start.sgd), start.loss)).unzip();
+            let trainers = Trainer::several(heads, state.options, &state.device).map_err(model_error)?;
+            let resume = |(trainer, loss): (Trainer<Any>, LossSum)| trainer.resumed(step, loss.nats, loss.samples);
+            Ok(OnDevice::new(trainers.into_iter().zip(losses).map(resume).collect()))
+        };
+        let trainers = self.run(load).await?;
+        Ok(ClassifierTrainers { device: Arc::clone(self), trainers })
+    }
+
+    /// Loads the projection heads of a sweep, in order; `step` is the number of updates that they have seen.
+    ///
+    /// # Errors
+    /// As [`DeviceWorker::load_classifier_trainers`].
+    pub(crate) async fn load_projection_trainers(
+        self: &Arc<Self>,
+        starts: Vec<ProjectionStart>,
+        step: u64,
+    ) -> Result<ProjectionTrainers, PipelineError> {
+        let load = move |state: &mut DeviceState| {
+            let trainer = |ProjectionStart { state: head, adam, loss }: ProjectionStart| {
+                TextTrainer::new(head, adam, step, (loss.nats, loss.samples), &state.device).map_err(model_error)
+            };
+            Ok(OnDevice::new(starts.into_iter().map(trainer).collect::<Result<_, _>>()?))
+        };
+        let trainers = self.run(load).await?;
+        Ok(ProjectionTrainers { device: Arc::clone(self), trainers })
+    }
+}
+
+impl ClassifierTrainers {
+    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Vec<Trainer<Any>>, &DeviceState) -> Result<T, PipelineError> + Send + 'static,
+    {
+        let trainers = self.trainers.clone();
+        self.device.run(move |state| job(&mut trainers.get(), state)).await
+    }
+
+    /// Updates each head once, with micro-batches of `batch` rows. Returns the losses if the update takes them.
+    ///
+    /// # Errors
+    /// When a length does not fit, a loss is not finite, or the device fails.
+    pub(crate) async fn step(
+        &self,
+        features: FeatureRows,
+        targets: Targets,
+        batch: usize,
+        update: Update,
+    ) -> Result<Option<Vec<LossSum>>, PipelineError> {
+        let step = move |trainers: &mut Vec<Trainer<Any>>, _: &DeviceState| {
+            let rows = targets.rows();
+            for (trainer, rate) in trainers.iter_mut().zip(&update.rates) {
+                for first in (0..rows).step_by(batch.max(1)) {
+                    let span = first..(first + batch).min(rows);
+                    let targets = targets.part(span.clone());
+                    features
+                        .with_slice(span, |features| trainer.accumulate(features, &targets, rows))
+                        .map_err(model_error)?;
+                }
+                trainer.step(*rate).map_err(model_error)?;
+            }
+            update.takes_losses.then(|| take_losses(trainers, Trainer::take_loss)).transpose()
+        };
+        self.run(step).await
+    }
+
+    /// Takes the losses of each head, which then count from zero.
+    ///
+    /// # Errors
+    /// When a loss is not finite, or the device fails.
+    pub(crate) async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
+        self.run(|trainers, _| take_losses(trainers, Trainer::take_loss)).await
+    }
+
+    /// Saves a head and its optimiser as a checkpoint in `dir`, with the losses that were not taken yet.
+    ///
+    /// # Errors
+    /// The outer error is the device's, the inner one that of the checkpoint's files.
+    pub(crate) async fn save(
+        &self,
+        trial: usize,
+        dir: PathBuf,
+        mut progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError> {
+        // On the device's thread, so that a head in host memory is not copied.
+        let save = move |trainers: &mut Vec<Trainer<Any>>, _: &DeviceState| {
+            let trainer = &mut trainers[trial];
+            (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
+            let state = trainer.view().map_err(model_error)?;
+            Ok(checkpoint::save(&dir, &state, &progress))
+        };
+        self.run(save).await
+    }
+
+    /// A scorer over the current weights of a head. Unload it before the next update: on a GPU it shares the weights.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) async fn scorer(&self, trial: usize) -> Result<LoadedScorer, PipelineError> {
+        let scorer = move |trainers: &mut Vec<Trainer<Any>>, state: &DeviceState| {
+            Ok(OnDevice::new(trainers[trial].scorer().map_err(model_error)?.selecting(state.selection)))
+        };
+        Ok(LoadedScorer { device: Arc::clone(&self.device), scorer: self.run(scorer).await? })
+    }
+
+    /// Frees heads and optimisers.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        let free = move |state: &mut DeviceState| {
+            drop(self.trainers);
+            state.release_memory();
+        };
+        self.device.post(free).await
+    }
+}
+
+impl ProjectionTrainers {
+    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Vec<TextTrainer<Any>>) -> Result<T, PipelineError> + Send + 'static,
+    {
+        let trainers = self.trainers.clone();
+        self.device.run(move |_| job(&mut trainers.get())).await
+    }
+
+    /// Updates each head once. Returns the losses if the update takes them.
+    ///
+    /// # Errors
+    /// When a length does not fit, a loss is not finite, or the device fails.
+    pub(crate) async fn step(
+        &self,
+        features: FeatureRows,
+        micro_batches: Vec<MicroBatch>,
+        update: Update,
+    ) -> Result<Option<Vec<LossSum>>, PipelineError> {
+        let step = move |trainers: &mut Vec<TextTrainer<Any>>| {
+            let rows = micro_batches.iter().map(|batch| batch.span.len()).sum();
+            for (trainer, rate) in trainers.iter_mut().zip(&update.rates) {
+                for MicroBatch { span, captions, masked } in &micro_batches {
+                    let pairs = Pairs { captions, exempt: masked };
+                    features
+                        .with_slice(span.clone(), |features| trainer.accumulate(features, pairs, rows))
+                        .map_err(model_error)?;
+                }
+                trainer.step(*rate).map_err(model_error)?;
+            }
+            update.takes_losses.then(|| take_losses(trainers, TextTrainer::take_loss)).transpose()
+        };
+        self.run(step).await
+    }
+
+    /// As [`ClassifierTrainers::take_losses`].
+    ///
+    /// # Errors
+    /// As [`ClassifierTrainers::take_losses`].
+    pub(crate) async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
+        self.run(|trainers| take_losses(trainers, TextTrainer::take_loss)).await
+    }
+
+    /// As [`ClassifierTrainers::save`].
+    ///
+    /// # Errors
+    /// As [`ClassifierTrainers::save`].
+    pub(crate) async fn save(
+        &self,
+        trial: usize,
+        dir: PathBuf,
+        mut progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError> {
+        let save = move |trainers: &mut Vec<TextTrainer<Any>>| {
+            let trainer = &mut trainers[trial];
+            (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
+            let state = trainer.state().map_err(model_error)?;
+            Ok(checkpoint::save_text(&dir, &state, &progress))
+        };
+        self.run(save).await
+    }
+
+    /// The projection that a head has learned so far.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) async fn projector(&self, trial: usize) -> Result<LoadedProjector, PipelineError> {
+        let projector = move |trainers: &mut Vec<TextTrainer<Any>>| {
+            let trainer = &trainers[trial];
+            let scale = trainer.state().map_err(model_error)?.head.scale();
+            Ok((OnDevice::new(trainer.projector()), scale))
+        };
+        let (projector, scale) = self.run(projector).await?;
+        Ok(LoadedProjector { device: Arc::clone(&self.device), projector, scale })
+    }
+
+    /// Frees heads and optimisers.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        let free = move |state: &mut DeviceState| {
+            drop(self.trainers);
+            state.release_memory();
+        };
+        self.device.post(free).await
+    }
+}
+
+fn take_losses<T, E: std::error::Error>(
+    trainers: &mut [T],
+    take: impl Fn(&mut T) -> Result<(f64, u64), E>,
+) -> Result<Vec<LossSum>, PipelineError> {
+    trainers.iter_mut().map(|trainer| take(trainer).map(LossSum::from).map_err(model_error)).collect()
+}

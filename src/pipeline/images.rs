@@ -1,0 +1,259 @@
+//! Stage `images`: image shards → decoded square images → chunks.
+//!
+//! [`stream_images`] runs three tasks that are linked by bounded channels:
+//!
+//! ```text
+//! SlotReader ×4 ─► Interleaver ───► Decoders ─────► ChunkWriter ─► Sink
+//! rows, blocks     schedule order,  all threads,    one chunk      spool, run directory
+//!                  no duplicates    in order        at a time      or nothing
+//! ```
+//!
+//! The input alone decides where blocks and chunks end and in which order they come. Results leave the decoders in
+//! order, so the chunks are the same bytes for any number of threads.
+//!
+//! | part | does |
+//! | --- | --- |
+//! | `shard_reader` | rows of a shard → blocks |
+//! | `interleave`, `read_ahead` | blocks of several shards → one sequence; duplicate URLs are dropped |
+//! | `decoders` | base64 → pixels, on the CPU pool |
+//! | `writer`, `committer` | blocks → chunk files; chunks that are the product → journal |
+//! | `bad_rows` | `limits.max_bad_fraction` |
+//! | `resume` | state after an interruption |
+//! | `memory` | bytes and numbers of blocks |
+//! | `preprocess` | configuration and checkpoint → [`Spec`] |
+//!
+//! [`run`] is the stage whose product is pixels. Stage `features` streams into a scratch spool instead.
+
+mod bad_rows;
+mod block;
+mod committer;
+mod decoders;
+mod interleave;
+mod memory;
+pub(crate) mod preprocess;
+mod read_ahead;
+mod resume;
+mod shard_reader;
+#[cfg(test)]
+mod tests;
+mod views;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::catalog::ImageFilter;
+use crate::chunk::Tally;
+use crate::chunk::journal::{Journal, Layout};
+use crate::chunk::spool::{Spool, SpooledChunk};
+use crate::config::bytes::product_disk_bytes;
+use crate::decode::Spec;
+use crate::objects::Object;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::StreamReport;
+use crate::runtime::{BufferPool, depth, link};
+use crate::telemetry::StageProgress;
+use crate::types::Compression;
+
+pub(crate) use committer::commit_chunk;
+pub(crate) use memory::stream_bytes;
+pub(crate) use resume::{StartPoint, collect_seen_urls, show_committed};
+pub(crate) use views::Views;
+
+use bad_rows::BadRowLimit;
+use block::Block;
+use decoders::Decoders;
+use interleave::Interleaver;
+use memory::{BLOCKS_WAITING, MAX_REUSED_BYTES, max_decoded_blocks};
+use read_ahead::ReadAhead;
+use writer::ChunkWriter;
+
+/// Input and settings of one image stream.
+pub(crate) struct StreamJob {
+    /// Shards in order.
+    pub(crate) shards: Arc<Vec<Object>>,
+    /// Which images are wanted, and their labels.
+    pub(crate) filter: ImageFilter,
+    /// How images are decoded.
+    pub(crate) spec: Spec,
+    /// Random crops of each image; `None`: the whole image.
+    pub(crate) views: Option<Views>,
+    /// Source rows that a chunk covers.
+    pub(crate) chunk_rows: u64,
+    /// Hash of everything that the chunks depend on.
+    pub(crate) generation: String,
+    /// Share of a shard's wanted rows that may be unusable.
+    pub(crate) max_bad_fraction: f64,
+    /// Counts rows.
+    pub(crate) stage_progress: Arc<StageProgress>,
+}
+
+impl StreamJob {
+    /// Describes a stream of whole images and starts its progress under `name`.
+    pub(crate) fn new(
+        ctx: &RunContext,
+        name: &str,
+        spec: &Spec,
+        shards: Vec<Object>,
+        filter: ImageFilter,
+        generation: &str,
+    ) -> Self {
+        Self {
+            shards: Arc::new(shards),
+            filter,
+            spec: spec.clone(),
+            views: None,
+            chunk_rows: u64::from(ctx.config.chunks().rows),
+            generation: generation.to_owned(),
+            max_bad_fraction: ctx.config.limits().max_bad_fraction,
+            stage_progress: ctx.progress.stage(name, "rows", 0),
+        }
+    }
+}
+
+/// Where complete chunks go.
+pub(crate) enum Sink {
+    /// Into the scratch spool, and on to a consumer.
+    Spool(Spool, mpsc::Sender<SpooledChunk>),
+    /// Into the run directory, as the product of the run.
+    Product(Journal, Compression),
+    /// Nowhere, for measurements.
+    Discard,
+}
+
+/// Streams images from `start` to the end of the last shard.
+///
+/// # Errors
+/// When an input or the disk fails, or a shard is over `limits.max_bad_fraction`; [`PipelineError::Stopped`] when the
+/// run has to stop, after what was read is committed.
+pub(crate) async fn stream_images(
+    ctx: &RunContext,
+    job: StreamJob,
+    start: StartPoint,
+    sink: Sink,
+) -> Result<(), PipelineError> {
+    // The fixed share of each part is reserved first, so that blocks never hold what a part needs to go on.
+    let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
+    let reserved = ctx.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
+    let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
+    // On top come the blocks in the channel and the one in the reader's hand.
+    let blocks_at_once = decoded_blocks + BLOCKS_WAITING + 1;
+    let read_ahead = ReadAhead::plan(&start.schedule, ctx, bytes, blocks_at_once).await;
+    let buffers = BufferPool::new(blocks_at_once + read_ahead.max_buffers(), MAX_REUSED_BYTES);
+    let (blocks_in, blocks) = link::<Block>(BLOCKS_WAITING);
+    let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
+    ctx.progress.gauge("blocks_waiting", help, limit, depth(&blocks_in));
+
+    let (job, with_checksums) = (Arc::new(job), sink.needs_checksums());
+    let reader = Interleaver::new(Arc::clone(&job), ctx.clone(), start.schedule, read_ahead, buffers.clone());
+    let decoders = Decoders::new(&job, ctx.pool.clone(), buffers, decoded_blocks, with_checksums);
+    let writer = ChunkWriter::new(job, sink, BadRowLimit::new(start.counted), ctx.events.clone());
+
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(reader.run(start.seen, blocks_in)));
+    let decoded = decoders.start(blocks, decoded_blocks);
+    let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(decoded, decoders)));
+    tokio::select! {
+        read = &mut reading => {
+            // Whatever ended the reader, the rows before it are written and committed first.
+            let wrote = writing.await;
+            read??;
+            wrote??;
+        }
+        wrote = &mut writing => {
+            wrote??;
+            reading.await??;
+        }
+    }
+    drop(reserved);
+    if ctx.shutdown.is_raised() { Err(ctx.stopped()) } else { Ok(()) }
+}
+
+impl Sink {
+    /// Whether the decoders compute checksums of the pixels, which then need no pass of their own.
+    fn needs_checksums(&self) -> bool {
+        matches!(self, Self::Product(_, Compression::None))
+    }
+}
+
+/// Input of the stage whose product is pixel chunks.
+pub(crate) struct ImagesInput<'a> {
+    /// Image shards in order.
+    pub(crate) shards: Vec<Object>,
+    /// Which images are wanted.
+    pub(crate) filter: ImageFilter,
+    /// How images are decoded.
+    pub(crate) spec: &'a Spec,
+    /// Hash of everything that the chunks depend on.
+    pub(crate) generation: String,
+}
+
+/// Streams images to pixel chunks in the run directory, or goes on where an earlier process stopped.
+///
+/// # Errors
+/// As [`stream_images`]; and when the counts do not add up.
+pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<StreamReport, PipelineError> {
+    let ImagesInput { shards, filter, spec, generation } = input;
+    let job = StreamJob::new(ctx, "images", spec, shards, filter, &generation);
+    let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
+    let (layout, count) = (Layout::train("chunks"), shards.len() as u32);
+    let journal = Journal::open(ctx.dir.clone(), layout.clone(), &generation, count)?;
+    stage_progress.add_resumed(journal.tally().rows);
+    show_committed(&job, &journal);
+    ctx.events.stage_started(&stage_progress);
+    let seen = collect_seen_urls(&journal, &[], &job.filter)?;
+    let start = StartPoint { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
+    let chunks = ctx.config.chunks();
+    if ctx.dir.is_remote() {
+        let chunk = product_disk_bytes(chunks.rows, spec.geometry.output_px());
+        ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
+    }
+    stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;
+    ctx.events.stage_finished(&stage_progress);
+    let journal = Journal::read(ctx.dir.clone(), layout, Some(&generation))?;
+    report_stream(&journal, &shards, spec)
+}
+
+/// Sums up a finished stream and checks that its counts add up.
+///
+/// # Errors
+/// When they do not, a shard is missing, or no row at all can be used.
+pub(crate) fn report_stream(journal: &Journal, shards: &[Object], spec: &Spec) -> Result<StreamReport, PipelineError> {
+    let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
+    let by_shard: BTreeMap<String, Tally> =
+        journal.shard_tallies().into_iter().map(|(shard, tally)| (name(shard), tally)).collect();
+    if let Some((shard, tally)) = by_shard.iter().find(|(_, tally)| !tally.adds_up()) {
+        return Err(PipelineError::Internal(format!(
+            "the rows of `{shard}` do not add up: {} read, {} kept, {} skipped, {} quarantined",
+            tally.rows,
+            tally.kept,
+            tally.skipped_rows(),
+            tally.quarantined_rows()
+        )));
+    }
+    if journal.schedule(shards.len() as u32).next().is_some() {
+        return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
+    }
+    let tally = journal.tally();
+    if tally.rows > 0 && tally.quarantined_rows() == tally.rows {
+        let reasons: Vec<String> =
+            tally.quarantined.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        return Err(PipelineError::Input(format!(
+            "none of the {} rows of {} shards can be used ({}): check the files",
+            tally.quarantined_rows(),
+            shards.len(),
+            reasons.join(", ")
+        )));
+    }
+    Ok(StreamReport {
+        shards: shards.len() as u64,
+        tally,
+        by_shard,
+        labels: journal.entries().values().map(|entry| entry.labels).sum(),
+        chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
+        size_px: spec.geometry.output_px(),
+    })
+}

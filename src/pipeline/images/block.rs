@@ -1,0 +1,199 @@
+//! [`Block`]: rows of one chunk on their way from a shard to the decoders.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::catalog::{ImageFilter, UrlDedup, url_hash};
+use crate::chunk::quarantine::Quarantined;
+use crate::chunk::{ChunkId, RowMeta, Tally};
+use crate::corpus::{ImageRow, ImageRowProblem};
+use crate::runtime::BytePermit;
+
+/// What ends behind a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Boundary {
+    /// Nothing: more rows of the chunk follow.
+    None,
+    /// The chunk.
+    Chunk,
+    /// The chunk and its shard.
+    Shard,
+}
+
+/// A few rows of one chunk: those to decode with their base64, and counts of the others.
+pub(super) struct Block {
+    pub(super) id: ChunkId,
+    pub(super) boundary: Boundary,
+    /// Stored bytes of the shard up to the end of the block.
+    pub(super) read_bytes: u64,
+    /// What became of the rows so far.
+    pub(super) tally: Tally,
+    /// Rows that cannot be used.
+    pub(super) quarantined: Vec<Quarantined>,
+    /// URL and labels of the rows to decode.
+    pub(super) rows: RowMeta,
+    /// Numbers of these rows in their shard.
+    pub(super) row_numbers: Vec<u64>,
+    /// Their base64, one row behind the other.
+    pub(super) base64: Vec<u8>,
+    /// Where each row is in `base64`. Rows that were dropped leave gaps.
+    pub(super) spans: Vec<Range<usize>>,
+    /// Bytes of the slot's read-ahead queue that the block takes until its turn comes.
+    pub(super) queue_permit: Option<BytePermit>,
+    /// Bytes of `limits.memory` that the block takes until it is written.
+    pub(super) memory_permit: Option<BytePermit>,
+}
+
+impl Block {
+    /// Creates an empty block with room for `rows` rows, which reuses `buffer`.
+    pub(super) fn new(id: ChunkId, rows: usize, mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        Self {
+            id,
+            boundary: Boundary::None,
+            read_bytes: 0,
+            tally: Tally::default(),
+            quarantined: Vec::new(),
+            rows: RowMeta::with_capacity(rows),
+            row_numbers: Vec::with_capacity(rows),
+            base64: buffer,
+            spans: Vec::with_capacity(rows),
+            queue_permit: None,
+            memory_permit: None,
+        }
+    }
+
+    /// Returns the bytes of the rows to decode: base64, URLs and labels.
+    pub(super) fn bytes(&self) -> usize {
+        self.base64.len() + self.rows.stored_bytes() as usize
+    }
+
+    /// Adds a row: to decode, skipped or quarantined. Duplicates are dropped later, by [`Self::drop_duplicates`],
+    /// because only the order of the corpus tells which row is the first.
+    pub(super) fn add_row(&mut self, row: ImageRow<'_>, filter: &ImageFilter) {
+        self.tally.rows += 1;
+        match row {
+            ImageRow::Ok { row, image_url, base64 } => {
+                let hash = url_hash(image_url);
+                if self.skip_unwanted(hash, filter) {
+                    return;
+                }
+                let start = self.base64.len();
+                self.rows.push(image_url, filter.labels(hash));
+                self.row_numbers.push(row);
+                self.base64.extend_from_slice(base64);
+                self.spans.push(start..self.base64.len());
+            }
+            ImageRow::Bad { row, reason, detail, image_url } => {
+                // A row without data but with a sound URL is skipped like any other that nothing wants.
+                let hash = image_url.as_deref().filter(|_| reason == ImageRowProblem::MissingData).map(url_hash);
+                if hash.is_some_and(|hash| self.skip_unwanted(hash, filter)) {
+                    return;
+                }
+                *self.tally.quarantined.entry(reason.as_str().to_owned()).or_default() += 1;
+                self.quarantined.push(Quarantined { row, image_url, reason: reason.as_str().to_owned(), detail });
+            }
+        }
+    }
+
+    /// Counts a row as skipped if the filter does not want its URL; returns whether it did.
+    fn skip_unwanted(&mut self, hash: u64, filter: &ImageFilter) -> bool {
+        if filter.accepts(hash) {
+            return false;
+        }
+        let reason = match filter {
+            ImageFilter::Urls(_) => "no_id",
+            ImageFilter::Everything | ImageFilter::Index(_) => "no_label",
+        };
+        *self.tally.skipped.entry(reason.to_owned()).or_default() += 1;
+        true
+    }
+
+    /// Drops the rows whose URL an earlier row of the corpus has, and notes the URLs of the others in `seen`.
+    ///
+    /// Call it on the blocks in the order of the schedule.
+    pub(super) fn drop_duplicates(&mut self, seen: &mut UrlDedup) {
+        let mut duplicates = BTreeSet::new();
+        let mut check = |row: u64, url: u64| {
+            if !seen.insert(url) {
+                duplicates.insert(row);
+            }
+        };
+        // Both lists are in the order of the rows; merge them.
+        let claiming = self.quarantined.iter().filter(|row| claims_url(&row.reason));
+        let mut claiming = claiming.filter_map(|row| Some((row.row, url_hash(row.image_url.as_deref()?)))).peekable();
+        for (index, row) in self.row_numbers.iter().enumerate() {
+            while let Some((row, url)) = claiming.next_if(|(claiming, _)| claiming < row) {
+                check(row, url);
+            }
+            check(*row, url_hash(self.rows.url(index)));
+        }
+        claiming.for_each(|(row, url)| check(row, url));
+        if duplicates.is_empty() {
+            return;
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let kept: Vec<usize> =
+            (0..rows.len()).filter(|index| !duplicates.contains(&self.row_numbers[*index])).collect();
+        for index in &kept {
+            self.rows.push(rows.url(*index), rows.labels(*index).iter().copied());
+        }
+        self.spans = kept.iter().map(|index| self.spans[*index].clone()).collect();
+        self.row_numbers = kept.iter().map(|index| self.row_numbers[*index]).collect();
+        let Tally { skipped, quarantined, .. } = &mut self.tally;
+        self.quarantined.retain(|row| {
+            let duplicate = duplicates.contains(&row.row);
+            if let Some(count) = quarantined.get_mut(&row.reason).filter(|_| duplicate) {
+                *count -= 1;
+            }
+            !duplicate
+        });
+        quarantined.retain(|_, count| *count > 0);
+        *skipped.entry("duplicate_url".to_owned()).or_default() += duplicates.len() as u64;
+    }
+}
+
+/// Whether a row quarantined for `reason` counts as the first row of its URL: yes, if its URL was sound.
+pub(super) fn claims_url(reason: &str) -> bool {
+    ImageRowProblem::ALL.iter().all(|problem| *problem == ImageRowProblem::MissingData || problem.as_str() != reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_duplicates_keeps_first_row_of_each_url() {
+        let mut rows = RowMeta::default();
+        for url in ["a", "b", "a", "c"] {
+            rows.push(url, [7]);
+        }
+        let bad = |row, url: &str, reason: ImageRowProblem| Quarantined {
+            row,
+            image_url: Some(url.to_owned()),
+            reason: reason.as_str().to_owned(),
+            detail: String::new(),
+        };
+        let missing = ImageRowProblem::MissingData;
+        // The second bad row claims its URL before the last good one; the URL of the third does not count.
+        let bad = vec![bad(1, "a", missing), bad(4, "c", missing), bad(5, "b", ImageRowProblem::UrlTooLong)];
+        let quarantined = [("missing_data".to_owned(), 2), ("url_too_long".to_owned(), 1)].into();
+        let mut block = Block {
+            tally: Tally { rows: 7, quarantined, ..Tally::default() },
+            quarantined: bad,
+            rows,
+            row_numbers: vec![0, 2, 3, 6],
+            spans: vec![0..1, 1..2, 2..3, 3..4],
+            ..Block::new(ChunkId { shard: 0, row: 0 }, 4, Vec::new())
+        };
+        let mut seen = UrlDedup::new(ImageFilter::Everything);
+        block.drop_duplicates(&mut seen);
+        let urls: Vec<&str> = (0..block.rows.len()).map(|row| block.rows.url(row)).collect();
+        assert_eq!((urls, block.rows.labels(1)), (vec!["a", "b"], &[7][..]));
+        assert_eq!((&block.row_numbers[..], &block.spans[..]), (&[0, 2][..], &[0..1, 1..2][..]));
+        assert_eq!(block.quarantined.iter().map(|row| row.row).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(block.tally.skipped["duplicate_url"], 3);
+        assert_eq!(block.tally.quarantined, [("missing_data".to_owned(), 1), ("url_too_long".to_owned(), 1)].into());
+        assert_eq!(seen.len(), 3);
+    }
+}

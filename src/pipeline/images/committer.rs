@@ -1,0 +1,190 @@
+//! Commits pixel chunks that are the product of the run, each while the next one is decoded.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Seek as _;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::StreamJob;
+use crate::chunk::journal::{Journal, Layout};
+use crate::chunk::quarantine;
+use crate::chunk::spool::SpoolEntry;
+use crate::chunk::{Checksum, JournalEntry};
+use crate::objects::StoreError;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::events::Events;
+use crate::run_dir::Directory;
+use crate::telemetry::StageProgress;
+
+/// Makes the files of a chunk durable, adds the chunk to the journal, counts it and logs an event.
+///
+/// The row file, if the chunk has rows, is complete under its temporary name; `sum` is its checksum.
+///
+/// # Errors
+/// When the run directory cannot be written.
+pub(crate) fn commit_chunk(
+    journal: &mut Journal,
+    chunk: &SpoolEntry,
+    sum: Option<Checksum>,
+    shard: &str,
+    stage_progress: &StageProgress,
+    events: &Events,
+) -> Result<(), PipelineError> {
+    let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
+    let mut entry = JournalEntry {
+        generation: chunk.generation.clone(),
+        last: chunk.last,
+        tally: chunk.tally.clone(),
+        labels: chunk.labels,
+        files: BTreeMap::new(),
+        checksums: BTreeMap::new(),
+    };
+    if chunk.tally.kept > 0 {
+        let name = layout.chunk(chunk.id);
+        let bytes = directory.publish(&name)?;
+        entry.checksums.extend(sum.map(|sum| (name.clone(), sum)));
+        entry.files.insert(name, bytes);
+    }
+    if !chunk.quarantined.is_empty() {
+        let name = layout.quarantine(chunk.id);
+        let sum = quarantine::write(&directory.temporary(&name)?, shard, &chunk.quarantined)?;
+        let bytes = directory.publish(&name)?;
+        entry.checksums.insert(name.clone(), sum);
+        entry.files.insert(name, bytes);
+    }
+    journal.commit(chunk.id, entry)?;
+    events.chunk_committed(stage_progress, chunk, shard);
+    Ok(())
+}
+
+/// Commits one chunk at a time on a thread of its own. Making a few hundred megabytes durable takes a while in which
+/// the processor would be idle.
+pub(super) struct Committer {
+    directory: Directory,
+    layout: Layout,
+    /// `None` while a chunk is being committed.
+    journal: Option<Journal>,
+    committing: Option<JoinHandle<Result<Journal, PipelineError>>>,
+}
+
+/// A chunk whose row file is complete under its temporary name.
+pub(super) struct CompleteChunk {
+    pub(super) entry: SpoolEntry,
+    pub(super) path: PathBuf,
+    pub(super) write_back: WriteBack,
+}
+
+impl Committer {
+    pub(super) fn new(journal: Journal) -> Self {
+        let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
+        Self { directory, layout, journal: Some(journal), committing: None }
+    }
+
+    /// Returns the path under which the row file of a chunk is written.
+    pub(super) fn temporary_path(&self, id: crate::chunk::ChunkId) -> Result<PathBuf, PipelineError> {
+        Ok(self.directory.temporary(&self.layout.chunk(id))?)
+    }
+
+    /// Whether the run directory is on another machine, so that chunks are staged on scratch disk.
+    pub(super) fn is_remote(&self) -> bool {
+        self.directory.is_remote()
+    }
+
+    /// Waits until the chunk that is being committed is durable.
+    pub(super) async fn finish(&mut self) -> Result<(), PipelineError> {
+        if let Some(committing) = self.committing.take() {
+            self.journal = Some(committing.await??);
+        }
+        Ok(())
+    }
+
+    /// Starts to commit a chunk once the one before it is durable. For a remote run directory this waits until the
+    /// chunk is durable: scratch disk has room for one.
+    pub(super) async fn commit(
+        &mut self,
+        chunk: CompleteChunk,
+        job: &Arc<StreamJob>,
+        events: &Events,
+    ) -> Result<(), PipelineError> {
+        self.finish().await?;
+        let Some(mut journal) = self.journal.take() else {
+            return Err(PipelineError::Internal("a journal is in use".to_owned()));
+        };
+        let (job, events) = (Arc::clone(job), events.clone());
+        let CompleteChunk { entry: chunk, path, write_back } = chunk;
+        self.committing = Some(tokio::task::spawn_blocking(move || {
+            let written = futures::executor::block_on(write_back.finish(&path))?;
+            let shard = &job.shards[chunk.id.shard as usize].name;
+            commit_chunk(&mut journal, &chunk, chunk.checksum, shard, &job.stage_progress, &events)?;
+            if let Some(file) = written {
+                drop_cached_pages(&file, None);
+            }
+            Ok(journal)
+        }));
+        if self.is_remote() { self.finish().await } else { Ok(()) }
+    }
+}
+
+/// Bytes after which a chunk that is being written is synced up to there. Otherwise a disk would hold the chunk in its
+/// cache until the commit, and the page cache would fill with data that nobody reads.
+const SYNC_BYTES: usize = 4 << 20;
+
+/// Syncs a file in the background, one stretch after the other, while it is being written.
+#[derive(Default)]
+pub(super) struct WriteBack {
+    /// Bytes written since the last stretch began.
+    bytes: usize,
+    /// The sync of the current stretch.
+    syncing: Option<JoinHandle<std::io::Result<File>>>,
+}
+
+impl WriteBack {
+    /// Counts bytes that are about to be written; returns whether the next stretch is due behind them.
+    pub(super) fn add(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        let due = self.bytes >= SYNC_BYTES;
+        if due {
+            self.bytes = 0;
+        }
+        due
+    }
+
+    /// Whether a stretch is being synced.
+    pub(super) fn is_busy(&self) -> bool {
+        self.syncing.as_ref().is_some_and(|stretch| !stretch.is_finished())
+    }
+
+    /// Waits for the current stretch and begins the next one.
+    pub(super) async fn start_next(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
+        std::mem::take(self).finish(path).await?;
+        self.syncing = Some(tokio::task::spawn_blocking(move || {
+            // The writer's handle shares this position and goes on behind it.
+            let end = (&file).stream_position()?;
+            file.sync_data()?;
+            drop_cached_pages(&file, NonZeroU64::new(end));
+            Ok(file)
+        }));
+        Ok(())
+    }
+
+    /// Waits for the current stretch and returns the file, if there was a stretch.
+    ///
+    /// The system reports a write error once, to whoever syncs first, so the result must not be ignored.
+    pub(super) async fn finish(self, path: &Path) -> Result<Option<File>, PipelineError> {
+        let Some(stretch) = self.syncing else { return Ok(None) };
+        Ok(stretch.await?.map(Some).map_err(|error| StoreError::io(path, "written", error))?)
+    }
+}
+
+/// Asks the system to drop the pages of a file up to `end` (`None`: all) that are on the disk. Page cache counts as
+/// memory in a container, and reused memory stays in the processor's caches. A refusal costs nothing.
+pub(super) fn drop_cached_pages(file: &File, end: Option<NonZeroU64>) {
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(file, 0, end, rustix::fs::Advice::DontNeed).ok();
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, end);
+}

@@ -1,0 +1,273 @@
+//! Blocks of base64 → blocks of decoded images. All threads of the pool work on one block at a time.
+//!
+//! Threads take the rows of a block one after the other and go on with the next block when none is left. A block is
+//! thus done soon after it was begun: few blocks lie between reader and writer, and no thread is left alone with the
+//! last one.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::block::{Block, Boundary};
+use super::memory::MAX_REUSED_BYTES;
+use super::{StreamJob, Views};
+use crate::chunk::quarantine::Quarantined;
+use crate::chunk::{ChunkId, RowMeta, Tally, sum_segments};
+use crate::decode::{DecodeError, Decoder, Spec, View};
+use crate::pipeline::error::PipelineError;
+use crate::run_dir::PageBuffer;
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
+use crate::telemetry::{Activity, StageTimer};
+
+/// A block with the pixels of its images.
+pub(super) struct DecodedBlock {
+    pub(super) id: ChunkId,
+    pub(super) boundary: Boundary,
+    pub(super) tally: Tally,
+    pub(super) quarantined: Vec<Quarantined>,
+    /// URL, labels and view of each image.
+    pub(super) rows: RowMeta,
+    pub(super) pixels: PageBuffer,
+    /// Checksums of the whole segments of `pixels`; empty where they are not needed.
+    pub(super) sums: Vec<u64>,
+    pub(super) memory_permit: Option<BytePermit>,
+}
+
+/// Blocks that are being decoded, in order.
+pub(super) struct DecodedBlocks {
+    blocks: mpsc::Receiver<JoinHandle<Result<DecodedBlock, JobPanicked>>>,
+    submitting: AbortOnDropHandle<()>,
+}
+
+impl DecodedBlocks {
+    /// Waits for the next block; `None` behind the last one.
+    pub(super) async fn next(&mut self) -> Result<Option<DecodedBlock>, PipelineError> {
+        match self.blocks.recv().await {
+            Some(block) => Ok(Some(block.await??)),
+            // The task panics where the system refuses a thread.
+            None => Ok((&mut self.submitting).await.map(|()| None)?),
+        }
+    }
+}
+
+/// Decodes blocks on the pool. Threads borrow decoders from here, so that their buffers are reused.
+#[derive(Clone)]
+pub(super) struct Decoders {
+    pool: CpuPool,
+    spec: Spec,
+    views: Option<Views>,
+    /// Memory of images while they are decoded, all threads together.
+    decode_budget: ByteBudget,
+    /// Buffers for the base64 of blocks.
+    base64_buffers: BufferPool,
+    /// Buffers for the pixels of blocks.
+    pixel_buffers: BufferPool<PageBuffer>,
+    with_checksums: bool,
+    idle: Arc<Mutex<Vec<Decoder>>>,
+    timer: Arc<StageTimer>,
+}
+
+impl Decoders {
+    /// Creates decoders for at most `max_blocks` blocks at once, the one being written included.
+    pub(super) fn new(
+        job: &StreamJob,
+        pool: CpuPool,
+        base64_buffers: BufferPool,
+        max_blocks: usize,
+        with_checksums: bool,
+    ) -> Self {
+        let timer = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
+        Self {
+            pool,
+            spec: job.spec.clone(),
+            views: job.views,
+            decode_budget: ByteBudget::new(job.spec.decode_bytes()),
+            base64_buffers,
+            pixel_buffers: BufferPool::new(max_blocks, MAX_REUSED_BYTES),
+            with_checksums,
+            idle: Arc::default(),
+            timer,
+        }
+    }
+
+    /// Starts decoding: at most `max_blocks` blocks at once, the last one taken from the result included.
+    pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, max_blocks: usize) -> DecodedBlocks {
+        let (submitted, decoded) = link(max_blocks.saturating_sub(1).max(1));
+        let submitting = tokio::spawn(self.clone().submit_all(blocks, submitted));
+        DecodedBlocks { blocks: decoded, submitting: AbortOnDropHandle::new(submitting) }
+    }
+
+    /// Submits one block after the other to the pool, whenever the receiver has room for one more.
+    async fn submit_all(
+        self,
+        mut blocks: mpsc::Receiver<Block>,
+        submitted: mpsc::Sender<JoinHandle<Result<DecodedBlock, JobPanicked>>>,
+    ) {
+        while let Ok(room) = submitted.reserve().await {
+            let Some(block) = blocks.recv().await else { break };
+            let decoders = self.clone();
+            // A thread outside the pool waits for the block.
+            room.send(tokio::task::spawn_blocking(move || decoders.decode(block)));
+        }
+    }
+
+    /// Decodes the rows of a block on the pool. Blocks.
+    fn decode(&self, block: Block) -> Result<DecodedBlock, JobPanicked> {
+        self.decode_with(block, |rows, work| self.pool.all(rows, work))
+    }
+
+    /// Decodes the rows of a block on the threads on which `run` executes the work.
+    pub(super) fn decode_with(
+        &self,
+        mut block: Block,
+        run: impl FnOnce(usize, &(dyn Fn() + Sync)) -> Result<(), JobPanicked>,
+    ) -> Result<DecodedBlock, JobPanicked> {
+        let mut pixels = PageBuffer::default();
+        let rows = Mutex::new(PendingRows {
+            views: self.views,
+            image_bytes: self.spec.pixel_bytes() as usize,
+            rows: &block.rows,
+            spans: &block.spans,
+            next: 0,
+            base64: Remaining(&mut block.base64),
+            buffer: Some(&mut pixels),
+            pixels: Remaining(&mut []),
+        });
+        let failed = Mutex::new(Vec::new());
+        run(block.rows.len(), &|| self.decode_rows(&rows, &failed))?;
+        let done = rows.into_inner().unwrap_or_else(PoisonError::into_inner).next;
+        if done < block.rows.len() {
+            return Err(JobPanicked);
+        }
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.drop_failed(block, pixels, failed))
+    }
+
+    /// Decodes rows of a block until none is left.
+    fn decode_rows(&self, rows: &Mutex<PendingRows<'_>>, failed: &Mutex<Vec<(usize, DecodeError)>>) {
+        let started = Instant::now();
+        let idle = lock(&self.idle).pop();
+        let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
+        let mut views = Vec::new();
+        let next = |views: &mut Vec<View>| lock(rows).next(views, &self.pixel_buffers);
+        while let Some(PendingRow { index, base64, pixels }) = next(&mut views) {
+            let reserve = |bytes| self.decode_budget.take_blocking(bytes);
+            if let Err(error) = decoder.decode_base64_views(base64, &views, pixels, reserve) {
+                lock(failed).push((index, error));
+            }
+        }
+        lock(&self.idle).push(decoder);
+        self.timer.add(Activity::Busy, started.elapsed());
+    }
+
+    /// Quarantines the rows that could not be decoded and closes the gaps in the pixels.
+    fn drop_failed(&self, block: Block, mut pixels: PageBuffer, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
+        let image = self.spec.pixel_bytes() as usize;
+        let Block { id, boundary, mut tally, mut quarantined, rows, row_numbers, base64, memory_permit, .. } = block;
+        self.base64_buffers.give(base64);
+        failed.sort_by_key(|(index, _)| *index);
+        let mut failed = failed.into_iter().peekable();
+        let mut kept = RowMeta::with_capacity(rows.len() * Views::per_image(self.views));
+        let (mut views, mut offset) = (Vec::new(), 0);
+        for (index, row) in row_numbers.into_iter().enumerate() {
+            let url = rows.url(index);
+            let first = Views::list(self.views, url, &mut views);
+            let (from, to, bytes) = (offset, kept.len() * image, views.len() * image);
+            offset += bytes;
+            if let Some((_, error)) = failed.next_if(|(failed, _)| *failed == index) {
+                let reason = error.reason().as_str().to_owned();
+                *tally.quarantined.entry(reason.clone()).or_default() += 1;
+                let image_url = Some(url.to_owned());
+                quarantined.push(Quarantined { row, image_url, reason, detail: error.to_string() });
+                continue;
+            }
+            if to < from {
+                pixels.copy_within(from..from + bytes, to);
+            }
+            for (number, _) in (first..).zip(&views) {
+                kept.push_view(url, rows.labels(index).iter().copied(), number);
+            }
+            tally.kept += 1;
+        }
+        pixels.truncate(kept.len() * image);
+        quarantined.sort_by_key(|row| row.row);
+        let mut sums = Vec::new();
+        if self.with_checksums {
+            sum_segments(&pixels, &mut sums);
+        }
+        DecodedBlock { id, boundary, tally, quarantined, rows: kept, pixels, sums, memory_permit }
+    }
+
+    /// Takes the pixel buffer of a written block back.
+    pub(super) fn recycle(&self, pixels: PageBuffer) {
+        self.pixel_buffers.give(pixels);
+    }
+
+    /// Stops the timer: nothing more will be decoded.
+    pub(super) fn finish(self) {
+        self.timer.end();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Rows of a block that no thread has taken yet.
+struct PendingRows<'a> {
+    views: Option<Views>,
+    /// Bytes of one view.
+    image_bytes: usize,
+    rows: &'a RowMeta,
+    spans: &'a [Range<usize>],
+    next: usize,
+    /// Base64 from the next row on.
+    base64: Remaining<'a>,
+    /// Room for the pixels from the next row on.
+    pixels: Remaining<'a>,
+    /// The buffer behind `pixels`, made when the first row is taken: by then an earlier block has given its own back.
+    buffer: Option<&'a mut PageBuffer>,
+}
+
+/// A row for one thread to decode.
+struct PendingRow<'a> {
+    index: usize,
+    base64: &'a mut [u8],
+    pixels: &'a mut [u8],
+}
+
+impl<'a> PendingRows<'a> {
+    /// Takes the next row and lists its views.
+    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool<PageBuffer>) -> Option<PendingRow<'a>> {
+        let index = self.next;
+        let span = self.spans.get(index)?;
+        self.next += 1;
+        if let Some(buffer) = self.buffer.take() {
+            *buffer = buffers.take();
+            buffer.resize(self.image_bytes * self.spans.len() * Views::per_image(self.views));
+            self.pixels = Remaining(buffer);
+        }
+        // Dropped duplicates leave gaps.
+        let gap = span.start - index.checked_sub(1).map_or(0, |before| self.spans[before].end);
+        self.base64.split_front(gap);
+        Views::list(self.views, self.rows.url(index), views);
+        let pixels = self.pixels.split_front(self.image_bytes * views.len());
+        Some(PendingRow { index, base64: self.base64.split_front(span.len()), pixels })
+    }
+}
+
+/// The rest of a buffer.
+struct Remaining<'a>(&'a mut [u8]);
+
+impl<'a> Remaining<'a> {
+    /// Splits the first `bytes` bytes off; the buffer has them.
+    fn split_front(&mut self, bytes: usize) -> &'a mut [u8] {
+        let (front, rest) = std::mem::take(&mut self.0).split_at_mut(bytes);
+        self.0 = rest;
+        front
+    }
+}

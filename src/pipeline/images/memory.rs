@@ -1,0 +1,39 @@
+//! How much memory an image stream takes, and how many blocks are in it at once.
+
+use super::{StreamJob, Views};
+use crate::chunk::pixels::image_bytes;
+use crate::chunk::schedule::INTERLEAVED_SHARDS;
+use crate::config::bytes::{StreamBytes, block_images};
+use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
+
+/// Blocks between reader and decoders, beside those in either.
+pub(super) const BLOCKS_WAITING: usize = 2;
+
+/// Memory of a shard slot that waits for its turn: ranges of its object, and the decompressor with its tables and
+/// output.
+const IDLE_SLOT_BYTES: u64 = (12 << 20) + (128 << 10);
+
+/// Largest block buffer that is kept for reuse; one that held a huge image is freed. Idle buffers count on top of
+/// `limits.memory`: at most one for each block that was in flight at once.
+pub(super) const MAX_REUSED_BYTES: usize = 8 << 20;
+
+/// Returns the bytes of `limits.memory` that each part of a stream takes.
+pub(crate) fn stream_bytes(spec: &Spec, threads: usize, chunk_rows: u64) -> StreamBytes {
+    let decoders = spec.decode_bytes() + threads as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
+    let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
+    StreamBytes { reader: bytes.reader.saturating_add((INTERLEAVED_SHARDS as u64 - 1) * IDLE_SLOT_BYTES), ..bytes }
+}
+
+/// Returns the number of rows that fill a block.
+pub(super) fn block_rows(job: &StreamJob) -> usize {
+    let images = block_images(image_bytes(job.spec.geometry.output_px()) as u64);
+    (images / Views::per_image(job.views)).max(1)
+}
+
+/// Upper bound on the blocks between decoder and writer, the one being written included.
+///
+/// All threads work on one block where it has enough rows for them. One block a thread comes on top, so that no thread
+/// idles while the writer is busy.
+pub(super) fn max_decoded_blocks(job: &StreamJob, threads: usize) -> usize {
+    threads + threads.div_ceil(block_rows(job))
+}

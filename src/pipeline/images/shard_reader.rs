@@ -1,0 +1,158 @@
+//! Shards → rows → blocks. The input alone decides where blocks end.
+
+use std::sync::Arc;
+
+use super::StreamJob;
+use super::block::{Block, Boundary};
+use super::memory::block_rows;
+use crate::chunk::ChunkId;
+use crate::corpus::{ImageRow, ImageRows};
+use crate::decode::Spec;
+use crate::objects::{ReadStats, Reader};
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::feed::feed_parser;
+use crate::runtime::BufferPool;
+
+/// Encoded bytes after which a block is full, however few rows it has.
+const BLOCK_BYTES: usize = 4 << 20;
+
+/// Returns the size of the largest record: an image of the largest size in base64, and its URLs.
+fn max_record_bytes(spec: &Spec) -> usize {
+    usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
+}
+
+/// Reads the shards of one slot, one after the other.
+pub(super) struct SlotReader {
+    job: Arc<StreamJob>,
+    ctx: RunContext,
+    buffers: BufferPool,
+    stats: Arc<ReadStats>,
+    /// The next chunk: in the open shard, or at the start of the shard to open.
+    next: ChunkId,
+    /// Distance between two shards of the slot.
+    step: u32,
+    open: Option<OpenShard>,
+}
+
+struct OpenShard {
+    reader: Reader,
+    rows: ShardRows,
+    /// Whether more bytes may follow.
+    more: bool,
+    /// Bytes that the slot read before this shard.
+    bytes_before: u64,
+}
+
+impl SlotReader {
+    /// Creates a reader that goes on at `next` and then reads each `step`th shard.
+    pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, buffers: BufferPool, next: ChunkId, step: usize) -> Self {
+        Self { job, ctx, buffers, stats: Arc::default(), next, step: step as u32, open: None }
+    }
+
+    /// Returns the counters of bytes read and time waited.
+    pub(super) fn stats(&self) -> &Arc<ReadStats> {
+        &self.stats
+    }
+
+    /// Reads the next block; `None` behind the last shard, or when the run has to stop.
+    pub(super) async fn next_block(&mut self) -> Result<Option<Block>, PipelineError> {
+        loop {
+            if self.ctx.shutdown.is_raised() {
+                return Ok(None);
+            }
+            let Some(shard) = self.job.shards.get(self.next.shard as usize) else { return Ok(None) };
+            let open = match &mut self.open {
+                Some(open) => open,
+                closed => {
+                    let bytes_before = self.stats.bytes();
+                    let reader = self.ctx.store.open(shard, Arc::clone(&self.stats)).await?;
+                    let rows = ShardRows::new(Arc::clone(&self.job), self.buffers.clone(), self.next);
+                    closed.insert(OpenShard { reader, rows, more: true, bytes_before })
+                }
+            };
+            let mut block = open.rows.next_block();
+            if block.is_none() && !open.more {
+                block = Some(open.rows.last_block());
+            }
+            if let Some(mut block) = block {
+                block.read_bytes = self.stats.bytes() - open.bytes_before;
+                match block.boundary {
+                    // The slot may wait long for its next turn; do not keep the buffer of a huge image meanwhile.
+                    Boundary::Chunk => open.rows.parser.trim(),
+                    Boundary::Shard => {
+                        self.open = None;
+                        self.next = ChunkId { shard: self.next.shard.saturating_add(self.step), row: 0 };
+                    }
+                    Boundary::None => {}
+                }
+                return Ok(Some(block));
+            }
+            open.more = feed_parser(&mut open.reader, &mut open.rows.parser, &shard.url).await?;
+            // Decompression never waits by itself; let other tasks run.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Cuts the rows of a shard into blocks and chunks.
+pub(super) struct ShardRows {
+    job: Arc<StreamJob>,
+    pub(super) parser: ImageRows,
+    buffers: BufferPool,
+    shard: u32,
+    /// Rows before this one were read by an earlier process.
+    first_row: u64,
+    next_row: u64,
+    /// Rows that fill a block.
+    block_rows: usize,
+    block: Option<Block>,
+}
+
+impl ShardRows {
+    pub(super) fn new(job: Arc<StreamJob>, buffers: BufferPool, start: ChunkId) -> Self {
+        let parser = ImageRows::new(max_record_bytes(&job.spec));
+        let block_rows = block_rows(&job);
+        let ChunkId { shard, row } = start;
+        Self { job, parser, buffers, shard, first_row: row, next_row: row, block_rows, block: None }
+    }
+
+    /// Returns the chunk of a row. Chunks start at multiples of `chunks.rows`.
+    fn chunk_of(&self, row: u64) -> ChunkId {
+        ChunkId { shard: self.shard, row: row - row % self.job.chunk_rows }
+    }
+
+    /// Returns the next full block; `None` when the parser needs more bytes.
+    pub(super) fn next_block(&mut self) -> Option<Block> {
+        loop {
+            let (first_row, shard, chunk_rows) = (self.first_row, self.shard, self.job.chunk_rows);
+            let row = self.parser.next()?;
+            let number = match row {
+                ImageRow::Ok { row, .. } | ImageRow::Bad { row, .. } => row,
+            };
+            if number < first_row {
+                continue;
+            }
+            self.next_row = number + 1;
+            let id = ChunkId { shard, row: number - number % chunk_rows };
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.buffers.take()));
+            block.add_row(row, &self.job.filter);
+            let chunk_is_full = self.next_row.is_multiple_of(chunk_rows);
+            if chunk_is_full || block.rows.len() >= self.block_rows || block.bytes() >= BLOCK_BYTES {
+                let mut full = self.block.take()?;
+                if chunk_is_full {
+                    full.boundary = Boundary::Chunk;
+                }
+                return Some(full);
+            }
+        }
+    }
+
+    /// Returns the rest of the shard as a block, which may be empty: it ends the last chunk.
+    fn last_block(&mut self) -> Block {
+        let id = self.chunk_of(self.next_row);
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.buffers.take()));
+        block.boundary = Boundary::Shard;
+        block
+    }
+}

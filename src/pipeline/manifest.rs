@@ -1,0 +1,246 @@
+//! [`Manifest`] of a run directory: `run.toml` holds its configuration and, for each stage, the keys that the artefacts
+//! depend on.
+//!
+//! A *generation* is the hash of a stage's keys and of the generations upstream. Every artefact carries it, and a start
+//! with a changed key is refused by name, so that a directory never mixes two generations.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline};
+use crate::objects::{Object, Store, StoreError};
+use crate::pipeline::error::PipelineError;
+use crate::run_dir::Directory;
+
+/// Name of the file in the run directory.
+const FILE: &str = "run.toml";
+/// Key with the hash of the backbone's files, which stands for `model.checkpoint`.
+pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
+/// Key with the hash of the text encoder's files, which stands for `text.encoder`.
+pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
+/// Version of the artefacts. It changes when equal keys give other bytes.
+const FORMAT: &str = "1";
+
+/// Content of `run.toml`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct RunFile {
+    /// Records by stage. The stage of a submission is named `predict NAME`.
+    pub(crate) stages: BTreeMap<String, StageRecord>,
+    /// Configuration of the last start.
+    pub(crate) config: StoredPipeline,
+}
+
+/// Dependencies of the artefacts of one stage.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StageRecord {
+    /// Hash of the keys and of the generations upstream.
+    pub(crate) generation: String,
+    /// Key → value as TOML.
+    pub(crate) keys: StageKeys,
+}
+
+/// The stages of this start with their keys, compared with those of the run directory.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    directory: Directory,
+    file: RunFile,
+    /// The first stage whose artefacts are discarded, if any.
+    from: Option<Stage>,
+    /// Stages of this start with their new records.
+    proposed: Vec<(String, StageRecord)>,
+    /// Stages with other keys than the directory has: (stage, old keys, new keys), upstream first.
+    refused: Vec<(Stage, StageKeys, StageKeys)>,
+}
+
+/// Adds a key for input files: their number, size, and a hash of their names and contents.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(crate) async fn add_inputs(
+    store: &Store,
+    keys: &mut StageKeys,
+    key: &str,
+    objects: &[Object],
+) -> Result<(), StoreError> {
+    let mut hasher = blake3::Hasher::new();
+    for (object, fingerprint) in objects.iter().zip(store.fingerprints(objects).await?) {
+        hasher.update(format!("{}\t{fingerprint}\n", object.name).as_bytes());
+    }
+    let bytes: u64 = objects.iter().map(|object| object.size).sum();
+    let digest = &hasher.finalize().to_hex()[..16];
+    keys.insert(format!("{key} (files)"), format!("{} files, {bytes} bytes, {digest}", objects.len()));
+    Ok(())
+}
+
+impl RunFile {
+    /// Reads `run.toml`; `None` in a new directory.
+    ///
+    /// # Errors
+    /// When the file was not written by this version of the program.
+    pub(crate) fn read(directory: &Directory) -> Result<Option<Self>, PipelineError> {
+        let Some(content) = directory.read(FILE)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&content);
+        toml::from_str(&text).map(Some).map_err(|error| {
+            let path = directory.display(FILE);
+            PipelineError::Generation(format!(
+                "`{path}` is not a run file of this version ({}); choose another `run.dir`, or start over with --fresh",
+                error.message()
+            ))
+        })
+    }
+}
+
+/// Removes credentials from the names of inputs.
+fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
+    config.edit_inputs(|name| *name = Store::shown(name).to_owned());
+    config
+}
+
+impl Manifest {
+    /// Reads the manifest of a run directory. Artefacts of stage `from` and later are to be discarded.
+    ///
+    /// # Errors
+    /// As [`RunFile::read`]; and when the directory holds files but no manifest.
+    pub(crate) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
+        let file = if let Some(file) = RunFile::read(&directory)? {
+            file
+        } else {
+            let foreign: Vec<String> =
+                directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
+            if let Some(foreign) = foreign.first() {
+                return Err(ConfigError(vec![Problem::new(
+                    "run.dir",
+                    format!(
+                        "`{}` holds `{foreign}` and is no run directory; name a new or empty one",
+                        directory.display("")
+                    ),
+                )])
+                .into());
+            }
+            RunFile::default()
+        };
+        Ok(Self { directory, file, from, proposed: Vec::new(), refused: Vec::new() })
+    }
+
+    /// Returns the record of a stage by an earlier start, unless this start discards it.
+    pub(crate) fn recorded(&self, name: &str) -> Option<&StageRecord> {
+        self.file.stages.get(name).filter(|_| !self.discards(name))
+    }
+
+    /// Whether this start discards the artefacts of a stage.
+    fn discards(&self, name: &str) -> bool {
+        let first = name.split(' ').next();
+        self.from.is_some_and(|from| Stage::ALL.iter().any(|stage| *stage >= from && first == Some(stage.as_str())))
+    }
+
+    /// Proposes the keys of a stage and returns its generation. [`Self::accept`] compares and records them.
+    pub(crate) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(FORMAT.as_bytes());
+        for above in upstream {
+            hasher.update(above.as_bytes());
+        }
+        for (key, value) in &keys {
+            hasher.update(format!("{key}={value}\n").as_bytes());
+        }
+        let generation = hasher.finalize().to_hex()[..32].to_owned();
+        let recorded = self.recorded(name).filter(|record| record.generation != generation);
+        if let Some(old) = recorded.map(|record| record.keys.clone()) {
+            self.refused.push((stage, old, keys.clone()));
+        }
+        self.proposed.push((name.to_owned(), StageRecord { generation: generation.clone(), keys }));
+        generation
+    }
+
+    /// Formats a table of the keys that differ and the artefacts that each invalidates; `None` where none differs.
+    fn refusal(&self) -> Option<String> {
+        let (first, ..) = self.refused.first()?;
+        let mut rows = vec![["key", "then", "now", "invalidates"].map(str::to_owned)];
+        for (stage, old, new) in &self.refused {
+            let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            let later = Stage::ALL.iter().filter(|later| *later >= stage).map(|later| later.artefacts());
+            let invalid = later.collect::<Vec<_>>().join(", ");
+            for name in names.into_iter().filter(|name| old.get(*name) != new.get(*name)) {
+                let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
+                // Prediction shares keys with training.
+                if rows.iter().all(|row| row[0] != *name) {
+                    rows.push([name.clone(), show(old.get(name)), show(new.get(name)), invalid.clone()]);
+                }
+            }
+        }
+        let widths: Vec<usize> =
+            (0..3).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+        let line = |[key, then, now, invalid]: &[String; 4]| {
+            format!("  {key:<0$}  {then:<1$}  {now:<2$}  {invalid}\n", widths[0], widths[1], widths[2])
+        };
+        let table: String = if rows.len() > 1 {
+            rows.iter().map(line).collect()
+        } else {
+            "  no key differs, but this program's version does\n".to_owned()
+        };
+        let (dir, stage) = (self.directory.display(""), first.as_str());
+        Some(format!(
+            "`{dir}` was made with other settings, and going on would mix the two:\n{table}set the keys back, choose another \
+             `run.dir`, or recompute with --from {stage} (or all with --fresh)"
+        ))
+    }
+
+    /// Records the proposed stages and removes discarded artefacts. Call it when nothing else can refuse the run.
+    ///
+    /// # Errors
+    /// A table of the keys that differ; or when the manifest cannot be written or an artefact not be removed.
+    pub(crate) fn accept(&mut self, config: &RunConfig) -> Result<(), PipelineError> {
+        if let Some(refusal) = self.refusal() {
+            return Err(PipelineError::Generation(refusal));
+        }
+        let discarded: Vec<String> = self.file.stages.keys().filter(|name| self.discards(name)).cloned().collect();
+        for name in discarded {
+            self.file.stages.remove(&name);
+        }
+        self.file.config = without_secrets(config.stored());
+        if let Some(from) = self.from {
+            // The records go first: a kill in between leaves artefacts without a record, which the stages remove.
+            self.save()?;
+            for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
+                self.remove_artefacts(later)?;
+            }
+        }
+        self.file.stages.extend(self.proposed.drain(..));
+        self.save()
+    }
+
+    fn remove_artefacts(&self, stage: Stage) -> Result<(), StoreError> {
+        let remove = |names: &[&str]| names.iter().try_for_each(|name| self.directory.remove(name));
+        match stage {
+            Stage::Catalog => remove(&["journal/catalog.json", "catalog"]),
+            Stage::Stream => {
+                remove(&["journal/features", "journal/chunks", "features", "chunks", "quarantine", "scratch"])
+            }
+            Stage::Text => remove(&["journal/texts", "texts"]),
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "report.json"]),
+            Stage::Predict => {
+                for name in self.directory.list("journal")? {
+                    if name.starts_with("predict-") {
+                        self.directory.remove(&format!("journal/{name}"))?;
+                    }
+                }
+                for name in self.directory.list("")? {
+                    let csv = std::path::Path::new(&name).extension().is_some_and(|ending| ending == "csv");
+                    if csv && name != "training.csv" {
+                        self.directory.remove(&name)?;
+                    }
+                }
+                remove(&["predict", "examples.html"])
+            }
+        }
+    }
+
+    fn save(&self) -> Result<(), PipelineError> {
+        let text =
+            toml::to_string(&self.file).map_err(|error| PipelineError::Internal(format!("run.toml: {error}")))?;
+        let head =
+            "# Written by wikicap-pipeline: what the artefacts in this directory were made with. Do not edit.\n\n";
+        Ok(self.directory.write(FILE, format!("{head}{text}").as_bytes())?)
+    }
+}

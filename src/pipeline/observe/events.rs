@@ -1,0 +1,122 @@
+//! Event log of a run: JSON lines in `events/TIME-PROCESS.jsonl` of the run directory, one file for each process.
+//!
+//! There is an event for everything that an operator may ask about later, and none for single rows. Nothing resumes
+//! from the log.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::chunk::spool::SpoolEntry;
+use crate::run_dir::{Directory, Log, Process};
+use crate::telemetry::{Party, StageProgress};
+
+/// Folder of the log files.
+const FOLDER: &str = "events";
+
+/// An event.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event<'a> {
+    /// A process started to work on the run.
+    RunStarted { version: &'a str, process: u32, host: &'a str },
+    /// The process ended; `state` is `done`, `stopped` or `failed`.
+    RunEnded { state: &'a str, detail: Option<&'a str> },
+    /// A stage started, after earlier processes had done `resumed` units of it.
+    StageStarted { stage: &'a str, unit: &'a str, resumed: u64 },
+    /// A stage is complete.
+    StageFinished { stage: &'a str, unit: &'a str, done: u64, seconds: f64, bottleneck: Option<&'a str> },
+    /// A chunk is durable and in the journal.
+    ChunkCommitted {
+        stage: &'a str,
+        shard: &'a str,
+        row: u64,
+        rows: u64,
+        kept: u64,
+        skipped: u64,
+        quarantined: u64,
+        ends_shard: bool,
+    },
+    /// A checkpoint is durable.
+    CheckpointSaved { step: u64, epoch: u32, seconds: f64 },
+    /// A head was scored on the validation images.
+    Validated { step: u64, epoch: u32, trial: u32, loss: f64, ndcg5: f64 },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    event: &'a Event<'a>,
+}
+
+/// Writer of the event log. Clones write to the same file; the default writes nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Events {
+    log: Option<Log>,
+}
+
+impl Events {
+    /// Starts the log file of this process. If that fails, the run goes on without events.
+    pub(crate) fn open(directory: &Directory) -> Self {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
+        let name = format!("{FOLDER}/{now}-{}", Process::this().process);
+        let log = directory.log(&name).inspect_err(|error| tracing::warn!(%error, "events are not written"));
+        Self { log: log.ok() }
+    }
+
+    /// Writes an event.
+    pub(crate) fn write(&self, event: &Event<'_>) {
+        let Some(log) = &self.log else { return };
+        let line = Line { time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(), event };
+        // Numbers and strings serialise without error.
+        if let Ok(text) = serde_json::to_string(&line) {
+            log.line(&text);
+        }
+    }
+
+    /// Uploads the part of the log that is due, or all of it.
+    pub(crate) fn flush(&self, all: bool) {
+        if let Some(log) = &self.log {
+            log.flush(all);
+        }
+    }
+
+    /// Writes that a stage started, with the units it has resumed.
+    pub(crate) fn stage_started(&self, stage_progress: &StageProgress) {
+        let now = stage_progress.snapshot();
+        self.write(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
+    }
+
+    /// Stops the timers of a stage and writes that it is complete.
+    pub(crate) fn stage_finished(&self, stage_progress: &StageProgress) {
+        stage_progress.finish();
+        let now = stage_progress.snapshot();
+        let (seconds, bottleneck) = (now.elapsed.as_secs_f64(), now.bottleneck().map(|(who, _)| who));
+        let bottleneck = bottleneck.as_ref().map(Party::as_str);
+        self.write(&Event::StageFinished { stage: &now.name, unit: now.unit, done: now.done, seconds, bottleneck });
+    }
+
+    /// Adds a committed chunk to the progress of its shard and writes an event.
+    pub(crate) fn chunk_committed(&self, stage_progress: &StageProgress, chunk: &SpoolEntry, shard: &str) {
+        let (tally, ends_shard) = (&chunk.tally, chunk.last);
+        let (skipped, quarantined) = (tally.skipped_rows(), tally.quarantined_rows());
+        stage_progress.shard(chunk.id.shard as usize, |shard| {
+            shard.rows += tally.rows;
+            shard.kept += tally.kept;
+            shard.skipped += skipped;
+            shard.quarantined += quarantined;
+            shard.done = ends_shard;
+        });
+        self.write(&Event::ChunkCommitted {
+            stage: stage_progress.name(),
+            shard,
+            row: chunk.id.row,
+            rows: tally.rows,
+            kept: tally.kept,
+            skipped,
+            quarantined,
+            ends_shard,
+        });
+    }
+}

@@ -1,0 +1,348 @@
+//! `status.json`: progress of a run for other processes.
+//!
+//! The process that works on the run writes the file every second (every 10 s on S3); `status` reads it. Nothing
+//! resumes from it, and a failure to write it does not stop the run.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::events::{Event, Events};
+use super::report::{Bottleneck, PartReport, StageReport};
+use crate::config::StoreConfig;
+use crate::objects::StoreError;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::store::open_store;
+use crate::run_dir::{Directory, Process};
+use crate::telemetry::{ProgressRegistry, Snapshot};
+
+/// Name of the file in the run directory.
+const FILE: &str = "status.json";
+/// Time between two updates on a local disk.
+const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two updates on S3, where each is a paid request.
+const REMOTE_INTERVAL: Duration = Duration::from_secs(10);
+/// Missed updates after which a process counts as dead, once [`GRACE`] is over as well.
+const MAX_MISSED: u32 = 3;
+/// Time on top of the missed updates, for clocks that differ.
+const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait for the last update: the process is about to exit.
+const LAST_UPDATE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// State of a run's last process, as the process itself reports it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It works on the run.
+    #[default]
+    Running,
+    /// It has completed every stage.
+    Done,
+    /// It was asked to stop and saved its work.
+    Stopped,
+    /// It failed.
+    Failed,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Progress of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// State of the process.
+    pub state: State,
+    /// Reason for which it failed or was stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The process that works on the run.
+    #[serde(flatten)]
+    pub process: Process,
+    /// Version of the program.
+    pub version: String,
+    /// Time at which it started, as RFC 3339.
+    pub started: String,
+    /// Time of this update, as RFC 3339.
+    pub updated: String,
+    /// Seconds between two updates.
+    pub every_s: u64,
+    /// Stages that have started, in their order.
+    pub stages: Vec<StageStatus>,
+    /// Resident memory in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Gauges and counters of what the stages share.
+    pub readings: BTreeMap<String, ReadingStatus>,
+}
+
+/// Progress of a stage.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageStatus {
+    /// Name of the stage.
+    pub name: String,
+    /// Unit that it counts.
+    pub unit: String,
+    /// Units done, including those of earlier processes.
+    pub done: u64,
+    /// Units in all, where known or estimated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Units per second, of this process.
+    pub per_second: f64,
+    /// Seconds since this process started the stage.
+    pub seconds: f64,
+    /// Seconds left at that rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_s: Option<u64>,
+    /// Whether the stage is complete.
+    pub finished: bool,
+    /// Whoever limits its rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<Bottleneck>,
+    /// Time of its parts.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub parts: Vec<PartReport>,
+    /// Its shards in order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub shards: Vec<ShardStatus>,
+}
+
+/// Progress of a shard.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// URL of the shard.
+    pub name: String,
+    /// Rows that are committed.
+    pub rows: u64,
+    /// Of these, rows that were kept.
+    pub kept: u64,
+    /// Of these, rows that were not wanted.
+    pub skipped: u64,
+    /// Of these, rows that could not be used.
+    pub quarantined: u64,
+    /// Share of its bytes that was read, from 0 to 1.
+    pub read: f64,
+    /// Whether all of its rows are committed.
+    pub done: bool,
+}
+
+/// Value of a gauge or counter.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReadingStatus {
+    /// The value.
+    pub value: u64,
+    /// Upper limit of the value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+impl From<&Snapshot> for StageStatus {
+    fn from(stage: &Snapshot) -> Self {
+        let StageReport { bottleneck, parts, .. } = StageReport::from(stage);
+        let shards = stage.shards.iter().map(|shard| ShardStatus {
+            name: shard.name.clone(),
+            rows: shard.rows,
+            kept: shard.kept,
+            skipped: shard.skipped,
+            quarantined: shard.quarantined,
+            read: if shard.done || shard.bytes == 0 { 1.0 } else { shard.read_bytes as f64 / shard.bytes as f64 },
+            done: shard.done,
+        });
+        Self {
+            name: stage.name.clone(),
+            unit: stage.unit.to_owned(),
+            done: stage.done,
+            total: stage.total,
+            per_second: stage.rate(),
+            seconds: stage.elapsed.as_secs_f64(),
+            left_s: stage.eta().filter(|_| !stage.finished).map(|left| left.as_secs()),
+            finished: stage.finished,
+            bottleneck,
+            parts,
+            shards: shards.collect(),
+        }
+    }
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+impl Status {
+    /// Reads the status of a run directory, which is a path or URL.
+    ///
+    /// # Errors
+    /// When the directory has no status, or it cannot be read.
+    pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
+        let directory = Directory::at(&open_store(store), run_dir)?;
+        let Some(content) = directory.read(FILE)? else {
+            return Err(if directory.read("run.toml")?.is_some() {
+                PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
+            } else {
+                StoreError::NotFound { url: directory.display("run.toml") }.into()
+            });
+        };
+        serde_json::from_slice(&content).map_err(|error| {
+            PipelineError::Input(format!("`{}` is no status of this version ({error})", directory.display(FILE)))
+        })
+    }
+
+    /// Returns the time since the last update, by the clock of this machine.
+    pub fn age(&self) -> Duration {
+        let written = humantime::parse_rfc3339(&self.updated).unwrap_or(SystemTime::UNIX_EPOCH);
+        SystemTime::now().duration_since(written).unwrap_or_default()
+    }
+
+    /// Whether the process seems to be alive.
+    pub fn is_live(&self) -> bool {
+        let silent = self.age() > Duration::from_secs(self.every_s) * MAX_MISSED + GRACE;
+        self.state == State::Running && !self.process.is_gone() && !silent
+    }
+
+    /// Replaces everything that changes by its current value.
+    fn refresh(&mut self, registry: &ProgressRegistry) {
+        self.updated = now();
+        self.stages = registry.snapshots().iter().map(Into::into).collect();
+        self.memory_bytes = super::report::memory_bytes();
+        self.readings = registry
+            .readings()
+            .into_iter()
+            .map(|reading| (reading.name.to_owned(), ReadingStatus { value: reading.value, limit: reading.limit }))
+            .collect();
+    }
+}
+
+/// Writes `status.json` on a thread of its own until the run ends. No stage waits for it.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    outcome: SyncSender<(State, Option<String>)>,
+    finished: Receiver<()>,
+}
+
+impl Reporter {
+    /// Writes the event that the run started and starts the thread.
+    pub(crate) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
+        let (outcome, ended) = sync_channel(1);
+        let (done, finished) = sync_channel(1);
+        let interval = if directory.is_remote() { REMOTE_INTERVAL } else { LOCAL_INTERVAL };
+        let status = Status {
+            process: Process::this(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: now(),
+            every_s: interval.as_secs(),
+            ..Status::default()
+        };
+        let (version, host) = (&status.version, &status.process.host);
+        events.write(&Event::RunStarted { version, process: status.process.process, host });
+        let started = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
+            write_updates(&directory, &registry, &events, status, &ended);
+            done.send(()).ok();
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "the status is not written");
+        }
+        Self { outcome, finished }
+    }
+
+    /// Writes the last update and waits for it, but not for long. Blocks.
+    pub(crate) fn finish(self, state: State, detail: Option<String>) {
+        self.outcome.try_send((state, detail)).ok();
+        self.finished.recv_timeout(LAST_UPDATE_TIMEOUT).ok();
+    }
+}
+
+fn write_updates(
+    directory: &Directory,
+    registry: &ProgressRegistry,
+    events: &Events,
+    mut status: Status,
+    ended: &Receiver<(State, Option<String>)>,
+) {
+    let interval = Duration::from_secs(status.every_s);
+    loop {
+        status.refresh(registry);
+        // Numbers and strings serialise without error.
+        let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
+        if let Err(error) = directory.post(FILE, &content) {
+            tracing::debug!(%error, "the status was not written");
+        }
+        let is_last = status.state != State::Running;
+        events.flush(is_last);
+        if is_last {
+            return;
+        }
+        match ended.recv_timeout(interval) {
+            Ok((state, detail)) => {
+                events.write(&Event::RunEnded { state: state.as_str(), detail: detail.as_deref() });
+                (status.state, status.detail) = (state, detail);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            // The run panicked; leave the last update as it is.
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_dir::LocalDirectory;
+
+    fn directory() -> (tempfile::TempDir, Directory, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = LocalDirectory::create(dir.path()).unwrap().into();
+        let name = dir.path().display().to_string();
+        (dir, directory, name)
+    }
+
+    #[test]
+    fn status_is_readable_by_another_process() {
+        let (_guard, directory, name) = directory();
+        let error = Status::read(&name, &StoreConfig::default()).unwrap_err().to_string();
+        assert!(error.contains("run.toml` is not there"), "{error}");
+        let registry = ProgressRegistry::default();
+        let stage_progress = registry.stage("images", "rows", 10);
+        stage_progress.add(4);
+        stage_progress.set_shards(vec![crate::telemetry::Shard {
+            name: "part-0".to_owned(),
+            bytes: 8,
+            read_bytes: 2,
+            ..Default::default()
+        }]);
+        let reporter = Reporter::start(directory.clone(), registry, Events::open(&directory));
+        while Status::read(&name, &StoreConfig::default()).is_err() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let live = Status::read(&name, &StoreConfig::default()).unwrap();
+        assert!(live.is_live());
+        assert_eq!((live.stages[0].done, live.stages[0].total, live.stages[0].shards[0].read), (4, Some(10), 0.25));
+        reporter.finish(State::Stopped, Some("asked to".to_owned()));
+        let last = Status::read(&name, &StoreConfig::default()).unwrap();
+        assert_eq!((last.state, last.detail.as_deref(), last.is_live()), (State::Stopped, Some("asked to"), false));
+        let events = directory.list("events").unwrap();
+        let lines = String::from_utf8(directory.read(&format!("events/{}", events[0])).unwrap().unwrap()).unwrap();
+        let kinds: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(kinds[0]["event"], "run_started");
+        assert_eq!((&kinds[1]["event"], &kinds[1]["state"]), (&"run_ended".into(), &"stopped".into()));
+    }
+
+    #[test]
+    fn gone_or_silent_process_is_not_live() {
+        let this = Status { process: Process::this(), updated: now(), every_s: 1, ..Status::default() };
+        assert!(this.is_live());
+        let mut gone = Process::this();
+        gone.process = u32::MAX;
+        assert!(!Status { process: gone, ..this.clone() }.is_live());
+        assert!(!Status { updated: "2026-01-01T00:00:00Z".to_owned(), ..this }.is_live());
+    }
+}

@@ -1,0 +1,100 @@
+//! [`Plan`]: the stages of one start, with their inputs and fingerprints.
+
+use crate::config::Stage;
+use crate::objects::Object;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::{Manifest, add_inputs};
+use crate::pipeline::predict::{self, PreparedPrediction};
+use crate::pipeline::resolve::ResolvedModel;
+
+/// Which stages a command runs, and what it discards first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Request {
+    /// Only prediction, from the run's newest checkpoint.
+    pub predict_only: bool,
+    /// Discard the artefacts of this stage and of all later stages.
+    pub from: Option<Stage>,
+}
+
+/// Input of a stage that reads shards.
+pub(crate) struct StageInput {
+    /// Shards in order.
+    pub(crate) shards: Vec<Object>,
+    /// Hash of everything that the artefacts of the stage depend on.
+    pub(crate) generation: String,
+}
+
+/// The stages to run; `None` for those that do not.
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// Classes and join index.
+    pub(crate) catalog: Option<StageInput>,
+    /// Pixel or feature chunks of the training images.
+    pub(crate) images: Option<StageInput>,
+    /// Fingerprint of the heads to train.
+    pub(crate) train: Option<String>,
+    /// Ranking for the test images.
+    pub(crate) predict: Option<PreparedPrediction>,
+}
+
+impl Plan {
+    /// Lists all inputs and proposes the fingerprint of each stage to the manifest. Changes nothing on disk.
+    ///
+    /// # Errors
+    /// When an input is missing or does not fit the configuration.
+    pub(crate) async fn new(
+        ctx: &RunContext,
+        model: &ResolvedModel,
+        manifest: &mut Manifest,
+        request: Request,
+    ) -> Result<Self, PipelineError> {
+        let mut plan = Self::default();
+        if !request.predict_only {
+            plan.plan_training(ctx, model, manifest).await?;
+        }
+        plan.predict = predict::prepare(ctx, model, manifest, request.predict_only).await?;
+        Ok(plan)
+    }
+
+    /// Plans all stages up to training.
+    async fn plan_training(
+        &mut self,
+        ctx: &RunContext,
+        model: &ResolvedModel,
+        manifest: &mut Manifest,
+    ) -> Result<(), PipelineError> {
+        let RunContext { config, store, .. } = ctx;
+        if let Some(catalog) = config.catalog() {
+            let shards = store.list(&catalog.pairs.shards).await?;
+            let mut keys = config.keys(Stage::Catalog);
+            add_inputs(store, &mut keys, "pairs.shards", &shards).await?;
+            if let Some(list) = &catalog.captions.list {
+                let list = store.find(list).await?;
+                add_inputs(store, &mut keys, "captions.list", &[list]).await?;
+            }
+            let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[]);
+            self.catalog = Some(StageInput { shards, generation });
+        }
+        let catalog = self.catalog.as_ref().map(|catalog| catalog.generation.as_str());
+        if let Some(images) = config.images() {
+            let shards = store.list(&images.shards).await?;
+            let mut keys = model.stream_keys(config, Stage::Stream);
+            add_inputs(store, &mut keys, "images.shards", &shards).await?;
+            let generation = manifest.propose(Stage::Stream.as_str(), Stage::Stream, keys, catalog.as_slice());
+            self.images = Some(StageInput { shards, generation });
+        }
+        if let (true, Some(images)) = (config.runs(Stage::Train), &self.images) {
+            let text = if config.runs(Stage::Text) {
+                let keys = model.text_encoder()?.stage_keys(config);
+                Some(manifest.propose(Stage::Text.as_str(), Stage::Text, keys, catalog.as_slice()))
+            } else {
+                None
+            };
+            let upstream: Vec<&str> = std::iter::once(images.generation.as_str()).chain(text.as_deref()).collect();
+            let keys = config.keys(Stage::Train);
+            self.train = Some(manifest.propose(Stage::Train.as_str(), Stage::Train, keys, &upstream));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,205 @@
+//! Stage `predict`: features of the test images → ranked captions → submission.
+//!
+//! [`Ranker`] has one implementation for each kind of head: a classifier ranks the classes of the run, a projection head
+//! ranks any captions.
+
+mod candidates;
+mod classifier;
+mod eval_set;
+mod examples;
+mod export;
+mod file_names;
+mod fusion;
+mod held_out;
+mod hubness;
+mod other_run;
+mod prepare;
+mod projection;
+mod ranking;
+mod submission;
+mod test_set;
+
+use std::sync::Arc;
+
+use crate::catalog::ImageFilter;
+use crate::chunk::Tally;
+use crate::chunk::journal::{Journal, Layout};
+use crate::config::{HeadConfig, PredictConfig};
+use crate::objects::Object;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::DeviceWorker;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::features::{self, FeaturesInput, FeaturesOutput};
+use crate::pipeline::images::StreamJob;
+use crate::pipeline::manifest::Manifest;
+use crate::pipeline::observe::report::{PredictionReport, StageRemarks, TextReport};
+use crate::pipeline::resolve::ResolvedModel;
+use crate::pipeline::train::checkpoints::{self, PickedCheckpoint};
+
+use classifier::ClassifierRanker;
+use projection::ProjectionRanker;
+use ranking::Ranking;
+use submission::Submission;
+use test_set::TestSet;
+
+pub use export::export;
+pub use test_set::ceiling_of;
+
+pub(crate) use prepare::{PreparedPrediction, file_stem, prepare};
+pub(crate) use test_set::check_truth;
+
+/// Input of the stage.
+pub(crate) struct PredictInput<'a> {
+    pub(crate) model: &'a ResolvedModel,
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) prepared: PreparedPrediction,
+    pub(crate) device: &'a Arc<DeviceWorker>,
+}
+
+/// Result of the stage.
+pub(crate) struct PredictOutput {
+    pub(crate) report: PredictionReport,
+    pub(crate) remarks: StageRemarks,
+}
+
+/// Ranking of captions by one kind of head.
+trait Ranker {
+    /// Captions for ids that nothing ranks for, in a note of the report.
+    const FALLBACK: &'static str;
+    /// The head on the host.
+    type Head;
+
+    /// Number of captions that are ranked.
+    fn captions(&self) -> usize;
+
+    /// Text of a caption.
+    fn caption(&self, number: u32) -> &str;
+
+    /// Captions for ids that nothing ranks for.
+    fn fallback(&self, top_k: usize) -> Vec<u32>;
+
+    /// Loads the head, and checks that it fits the features.
+    ///
+    /// # Errors
+    /// When the checkpoint is damaged, or holds a head that does not fit.
+    fn load_head(&self, checkpoint: &PickedCheckpoint) -> Result<Self::Head, PipelineError>;
+
+    /// Ranks captions for the test images.
+    ///
+    /// # Errors
+    /// When an input, the disk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
+    async fn rank(&self, ctx: &RunContext, head: Self::Head, input: RankInput<'_>)
+    -> Result<RankOutput, PipelineError>;
+}
+
+/// Input of [`Ranker::rank`].
+struct RankInput<'a> {
+    settings: &'a PredictConfig,
+    /// Committed feature chunks of the test images.
+    journal: &'a Journal,
+    test_set: &'a TestSet,
+    device: &'a Arc<DeviceWorker>,
+    /// Captions to rank for each image.
+    top_k: usize,
+    /// Stem of the prediction's files.
+    stem: &'a str,
+}
+
+/// Result of [`Ranker::rank`].
+struct RankOutput {
+    ranking: Ranking,
+    report: Option<TextReport>,
+    remarks: StageRemarks,
+}
+
+/// Ranks captions for the test images and writes the submission. Without a trained head no features are computed.
+///
+/// # Errors
+/// When an input, the disk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
+pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Option<PredictOutput>, PipelineError> {
+    let PredictInput { model, manifest, prepared, device } = input;
+    let Some(settings) = ctx.config.predict() else { return Ok(None) };
+    let PreparedPrediction { shards, generation, test_set, candidates } = prepared;
+    let prediction = Prediction { settings, model, shards, generation, test_set, device };
+    let output = match ctx.config.head() {
+        HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx)?).await,
+        HeadConfig::Text { .. } => {
+            let ranker = ProjectionRanker::open(ctx, model, manifest, candidates)?;
+            prediction.run(ctx, ranker).await
+        }
+    };
+    output.map(Some)
+}
+
+/// A prediction, whatever the kind of head.
+struct Prediction<'a> {
+    settings: &'a PredictConfig,
+    model: &'a ResolvedModel,
+    /// Shards of the test images.
+    shards: Vec<Object>,
+    /// Hash of everything that the features of the test images depend on.
+    generation: String,
+    test_set: TestSet,
+    device: &'a Arc<DeviceWorker>,
+}
+
+impl Prediction<'_> {
+    /// Computes the features of the test images.
+    async fn extract_features(
+        &self,
+        ctx: &RunContext,
+        shards: Vec<Object>,
+        stem: &str,
+    ) -> Result<FeaturesOutput, PipelineError> {
+        let filter = ImageFilter::Urls(Arc::clone(self.test_set.urls()));
+        let job = StreamJob::new(ctx, "test images", &self.model.spec, shards, filter, &self.generation);
+        let (layout, backbone, device) = (Layout::predict(stem), self.model.backbone()?, self.device);
+        features::run(ctx, FeaturesInput { job, layout, name: stem, backbone, device, thumbnails: None }).await
+    }
+
+    async fn run<R: Ranker>(mut self, ctx: &RunContext, ranker: R) -> Result<PredictOutput, PipelineError> {
+        let shards = std::mem::take(&mut self.shards);
+        let Self { settings, test_set, device, .. } = &self;
+        let top_k = settings.top_k as usize;
+        let picked = checkpoints::pick(&ctx.dir, settings.checkpoint)?;
+        let mut remarks = StageRemarks::default();
+        let (mut tally, mut text) = (Tally::default(), None);
+        let ranking = if let Some(checkpoint) = &picked {
+            // Another kind of head is refused before the features are computed, which takes long.
+            let head = ranker.load_head(checkpoint)?;
+            let stem = file_stem(&settings.output);
+            let features = self.extract_features(ctx, shards, stem).await?;
+            tally = features.report.tally;
+            let input = RankInput { settings, journal: &features.journal, test_set, device, top_k, stem };
+            let ranked = ranker.rank(ctx, head, input).await?;
+            (text, remarks) = (ranked.report, ranked.remarks);
+            ranked.ranking
+        } else {
+            remarks.add_note(format!("the run has no trained head, so every id gets {}", R::FALLBACK));
+            Ranking::empty(test_set.urls.len(), top_k)
+        };
+        let output = ctx.config.output();
+        let fallback = ranker.fallback(top_k);
+        let submission = Submission { ids: &settings.ids, output, test_set, ranking: &ranking, fallback: &fallback };
+        let ids_without_image = submission.write(ctx, |number| ranker.caption(number)).await?;
+        let scores = match &settings.truth {
+            Some(truth) => {
+                let captions = ranker.captions() as u64;
+                Some(submission::score(ctx, truth, output, test_set, captions).await?)
+            }
+            None => None,
+        };
+        let report = PredictionReport {
+            ids: test_set.ids,
+            images: test_set.urls.len() as u64,
+            ids_without_image,
+            tally,
+            checkpoint_step: picked.as_ref().map(|picked| picked.step),
+            trial: picked.as_ref().map_or(0, |picked| picked.trial),
+            scores,
+            text,
+        };
+        remarks.add_output("submission", output);
+        Ok(PredictOutput { report, remarks })
+    }
+}

@@ -1,0 +1,45 @@
+//! The captions that a projection head ranks.
+
+use std::sync::Arc;
+
+use crate::catalog::{ClassSource, Classes, Match};
+use crate::objects::Store;
+use crate::pipeline::catalog::{self, RunCatalog};
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+
+/// Source of the captions in the report, where no file lists them.
+const RUN_CLASSES: &str = "the classes of the run";
+
+/// Captions to rank.
+pub(crate) struct Candidates {
+    pub(super) captions: Arc<Classes>,
+    /// Source of the captions in the report.
+    pub(super) source: String,
+}
+
+impl Candidates {
+    /// Reads the list of captions to rank: `predict.captions`, else `captions.list`. `None` where neither is set.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) async fn read_list(ctx: &RunContext) -> Result<Option<Self>, PipelineError> {
+        let listed = ctx.config.predict().and_then(|predict| predict.captions.as_deref());
+        let run_list = || ctx.config.catalog().and_then(|catalog| catalog.captions.list.as_deref());
+        let Some(name) = listed.or_else(run_list) else { return Ok(None) };
+        let mut captions = Classes::new(ClassSource::List, Match::Exact);
+        catalog::read_captions(&ctx.store, name, &mut captions).await?;
+        captions.shrink();
+        Ok(Some(Self { captions: Arc::new(captions), source: Store::shown(name).to_owned() }))
+    }
+
+    /// The classes of the run.
+    pub(super) fn from_classes(catalog: &RunCatalog) -> Self {
+        Self { captions: Arc::clone(&catalog.classes), source: RUN_CLASSES.to_owned() }
+    }
+
+    /// Number of captions.
+    pub(super) fn len(&self) -> usize {
+        self.captions.len()
+    }
+}

@@ -1,0 +1,112 @@
+//! Images that training held out, read back from the run directory for a projection head.
+
+use std::collections::HashSet;
+
+use crate::chunk::features::read_row_meta;
+use crate::chunk::journal::{Journal, Layout};
+use crate::config::Stage;
+use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::{Manifest, StageRecord};
+use crate::pipeline::train::chunk::SampleSpec;
+use crate::pipeline::train::feature_store::{FeaturePlacement, FeatureStore};
+use crate::pipeline::train::held_out::HeldOut;
+use crate::run_dir::Directory;
+use crate::types::{TargetKind, ValidationSplit};
+
+/// Key of the run's seed in the record of training.
+const SEED_KEY: &str = "run.seed";
+/// Key of the held-out fraction in the record of training.
+const FRACTION_KEY: &str = "train.validation_fraction";
+
+/// Images that the run's head was not trained on.
+pub(super) struct HeldOutImages {
+    pub(super) images: HeldOut,
+    /// Classes of training images.
+    pub(super) seen_classes: HashSet<u32>,
+}
+
+impl HeldOutImages {
+    /// Reads the images from the run's feature chunks; `None` where training held out none. `read_vectors` returns the
+    /// vectors of classes. Blocks.
+    ///
+    /// # Errors
+    /// Those of `read_vectors`; or when the record of training or a chunk cannot be read.
+    pub(super) fn read(
+        ctx: &RunContext,
+        manifest: &Manifest,
+        dim: usize,
+        read_vectors: impl FnOnce(&[u32]) -> Result<Vec<f32>, PipelineError>,
+    ) -> Result<Option<Self>, PipelineError> {
+        let Some(record) = manifest.recorded(Stage::Train.as_str()) else { return Ok(None) };
+        let split = recorded_split(&ctx.dir, record)?;
+        let Some(split) = split.filter(|split| !split.is_empty()) else { return Ok(None) };
+        let journal = Journal::read(ctx.dir.clone(), Layout::train("features"), None)?;
+        let files = row_files(&journal);
+        let (mut validation_images, mut seen_classes) = (Vec::with_capacity(files.len()), HashSet::new());
+        for fetched in fetch_files(&ctx.dir, &files) {
+            let (_, copy) = fetched?;
+            let rows = read_row_meta(&copy)?;
+            let mut count = 0;
+            for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1) {
+                if split.contains(rows.url(row)) {
+                    count += 1;
+                } else {
+                    seen_classes.extend(rows.labels(row).iter().copied());
+                }
+            }
+            validation_images.push(count);
+        }
+        let spec = SampleSpec { split, dim, targets: TargetKind::Pairs, contrastive: true, balance: None };
+        // The files were verified above.
+        let files = files.into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
+        let store = FeatureStore::new(ctx.dir.clone(), files, spec, FeaturePlacement::Files);
+        let images = HeldOut::read(&store, read_vectors, &validation_images, split.seed)?;
+        Ok((images.images() > 0).then_some(Self { images, seen_classes }))
+    }
+}
+
+/// Reads the images that a recorded training held out; `None` if the record names no seed or no fraction.
+///
+/// # Errors
+/// When a recorded value is not a number.
+pub(super) fn recorded_split(dir: &Directory, record: &StageRecord) -> Result<Option<ValidationSplit>, PipelineError> {
+    let (Some(seed), Some(fraction)) = (record.keys.get(SEED_KEY), record.keys.get(FRACTION_KEY)) else {
+        return Ok(None);
+    };
+    let malformed = |key: &str, value: &str| {
+        PipelineError::Generation(format!(
+            "`{}` records `{value}` for `{key}`, which is not a number; recompute with --from train",
+            dir.display("run.toml")
+        ))
+    };
+    let seed = seed.parse().map_err(|_| malformed(SEED_KEY, seed))?;
+    let fraction = fraction.parse().map_err(|_| malformed(FRACTION_KEY, fraction))?;
+    Ok(Some(ValidationSplit { seed, fraction }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::Store;
+
+    fn parse(keys: &[(&str, &str)]) -> Result<Option<ValidationSplit>, PipelineError> {
+        let dir = Directory::at(&Store::default(), "run").unwrap();
+        let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        recorded_split(&dir, &StageRecord { keys, ..StageRecord::default() })
+    }
+
+    #[test]
+    fn recorded_split_is_parsed() {
+        let split = parse(&[(SEED_KEY, "7"), (FRACTION_KEY, "0.02")]).unwrap();
+        assert_eq!(split, Some(ValidationSplit { seed: 7, fraction: 0.02 }));
+        assert_eq!(parse(&[(SEED_KEY, "7")]).unwrap(), None);
+    }
+
+    #[test]
+    fn malformed_fraction_is_named() {
+        let error = parse(&[(SEED_KEY, "7"), (FRACTION_KEY, "much")]).unwrap_err();
+        assert!(error.to_string().contains("records `much` for `train.validation_fraction`"), "{error}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Hubness correction: captions that are close to every image (hubs) are ranked lower.
+
+use std::sync::Arc;
+
+use crate::chunk::journal::Journal;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::{DeviceWorker, LoadedScorer};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::predict::ranking::{QueryEncoder, read_chunk};
+use crate::train::HeadState;
+use crate::types::Correction;
+
+/// Closest images of a caption whose mean similarity CSLS subtracts.
+const CSLS_NEIGHBOURS: usize = 10;
+
+/// Sums over images from which each caption's correction follows.
+pub(super) enum HubnessCorrection {
+    None,
+    /// `log Σ exp` of each caption's logits.
+    Softmax(Vec<f64>),
+    /// The largest logits of each caption.
+    Csls(Vec<Vec<f32>>),
+}
+
+impl HubnessCorrection {
+    /// Starts with no image.
+    pub(super) fn new(kind: Correction, captions: usize) -> Self {
+        match kind {
+            Correction::None => Self::None,
+            Correction::Softmax => Self::Softmax(vec![f64::NEG_INFINITY; captions]),
+            Correction::Csls => Self::Csls(vec![Vec::new(); captions]),
+        }
+    }
+
+    /// Measures the correction over all images of a journal, for the captions that `layer` ranks.
+    ///
+    /// # Errors
+    /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
+    pub(super) async fn measure(
+        ctx: &RunContext,
+        kind: Correction,
+        journal: &Journal,
+        layer: &Arc<HeadState>,
+        device: &Arc<DeviceWorker>,
+        encoder: &impl QueryEncoder,
+    ) -> Result<Option<Vec<f32>>, PipelineError> {
+        if kind == Correction::None {
+            return Ok(None);
+        }
+        let stage_progress = ctx.progress.stage("closeness of captions", "images", journal.tally().kept);
+        let mut correction = Self::new(kind, layer.classes);
+        let scorer = device.load_scorer(Arc::clone(layer)).await?;
+        for (id, _) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
+            if let Some(signal) = ctx.shutdown.signal() {
+                return Err(PipelineError::Stopped(signal));
+            }
+            let chunk = read_chunk(journal, *id).await?;
+            let count = chunk.rows.len();
+            let queries = encoder.encode(chunk).await?;
+            correction.add(&scorer, queries, count).await?;
+            stage_progress.add(count as u64);
+        }
+        scorer.unload().await?;
+        ctx.events.stage_finished(&stage_progress);
+        Ok(correction.bias())
+    }
+
+    /// Adds images by their queries. `scorer` ranks the captions without a correction.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) async fn add(
+        &mut self,
+        scorer: &LoadedScorer,
+        queries: Vec<f32>,
+        images: usize,
+    ) -> Result<(), PipelineError> {
+        match self {
+            Self::None => {}
+            Self::Softmax(sums) => {
+                let more = scorer.lse_by_class(queries, images).await?;
+                for (sum, more) in sums.iter_mut().zip(more) {
+                    let (low, high) = if *sum < more { (*sum, more) } else { (more, *sum) };
+                    *sum = if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() };
+                }
+            }
+            Self::Csls(largest) => {
+                let lists = std::mem::take(largest);
+                *largest = scorer.largest_by_class(queries, images, CSLS_NEIGHBOURS, lists).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Values to add to the logits of each caption.
+    pub(super) fn bias(&self) -> Option<Vec<f32>> {
+        match self {
+            Self::None => None,
+            Self::Softmax(sums) => {
+                Some(sums.iter().map(|sum| if sum.is_finite() { -*sum as f32 } else { 0.0 }).collect())
+            }
+            // CSLS is twice the similarity minus both means. The image's own mean changes no order, and halving
+            // neither.
+            Self::Csls(largest) => {
+                let mean = |list: &Vec<f32>| list.iter().sum::<f32>() / list.len().max(1) as f32;
+                Some(largest.iter().map(|list| -0.5 * mean(list)).collect())
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Checks before anything runs: inputs of the prediction, and whether head, features and encoder fit together.
+
+use crate::config::{HeadConfig, Stage};
+use crate::objects::Object;
+use crate::pipeline::catalog;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::{Manifest, add_inputs};
+use crate::pipeline::predict::candidates::Candidates;
+use crate::pipeline::predict::other_run::{OtherClassifier, is_feature_key};
+use crate::pipeline::predict::test_set::{TestSet, check_truth};
+use crate::pipeline::resolve::{ResolvedModel, require_captions};
+
+/// A prediction whose inputs were checked.
+pub(crate) struct PreparedPrediction {
+    /// Shards of the test images.
+    pub(crate) shards: Vec<Object>,
+    /// Hash of everything that the features of the test images depend on.
+    pub(crate) generation: String,
+    pub(crate) test_set: TestSet,
+    /// The list that a projection head ranks; `None` where the classes of the run are ranked.
+    pub(super) candidates: Option<Candidates>,
+}
+
+impl PreparedPrediction {
+    /// Whether the classes of the run are ranked, so that there must be enough of them.
+    pub(crate) fn ranks_classes(&self) -> bool {
+        self.candidates.is_none()
+    }
+}
+
+/// Reads the ids and lists the test images; `None` without `[predict]`. `predict_only`: no other stage runs.
+///
+/// # Errors
+/// When an input cannot be used, or does not fit what the run directory holds.
+pub(crate) async fn prepare(
+    ctx: &RunContext,
+    model: &ResolvedModel,
+    manifest: &mut Manifest,
+    predict_only: bool,
+) -> Result<Option<PreparedPrediction>, PipelineError> {
+    let Some(settings) = ctx.config.predict() else { return Ok(None) };
+    let store = &ctx.store;
+    let test_set = TestSet::read(store, &settings.ids).await?;
+    let shards = store.list(&settings.images).await?;
+    let ids = store.find(&settings.ids).await?;
+    if let Some(truth) = &settings.truth {
+        check_truth(store, truth).await?;
+    }
+    let candidates = match ctx.config.head() {
+        HeadConfig::Classes => None,
+        HeadConfig::Text { .. } => {
+            let candidates = Candidates::read_list(ctx).await?;
+            if predict_only || !ctx.config.runs(Stage::Train) {
+                require_same_encoder(ctx, model, manifest)?;
+            }
+            // Checked here, and read again when it is needed, which may be days later.
+            OtherClassifier::open(ctx, model, manifest).await?;
+            candidates
+        }
+    };
+    if let Some(candidates) = &candidates {
+        require_captions(candidates.len(), settings.top_k)?;
+    }
+    if predict_only || !ctx.config.runs(Stage::Stream) {
+        require_same_features(ctx, model, manifest)?;
+        let captions = catalog::load_captions(&ctx.dir)?;
+        if candidates.is_none() {
+            require_captions(captions.len(), settings.top_k)?;
+        }
+    } else if candidates.is_none()
+        && manifest.recorded(Stage::Catalog.as_str()).is_some()
+        && let Ok(captions) = catalog::load_captions(&ctx.dir)
+    {
+        // A catalog that is not complete yet is checked once it is built.
+        require_captions(captions.len(), settings.top_k)?;
+    }
+    let mut keys = model.stream_keys(&ctx.config, Stage::Predict);
+    add_inputs(store, &mut keys, "predict.images", &shards).await?;
+    add_inputs(store, &mut keys, "predict.ids", &[ids]).await?;
+    let record = format!("{} {}", Stage::Predict.as_str(), file_stem(&settings.output));
+    let generation = manifest.propose(&record, Stage::Predict, keys, &[]);
+    Ok(Some(PreparedPrediction { shards, generation, test_set, candidates }))
+}
+
+/// Stem of the prediction's files and folders.
+pub(crate) fn file_stem(output: &str) -> &str {
+    output.trim_end_matches(".csv")
+}
+
+/// Refuses test images whose features would differ from those that the head was trained on.
+fn require_same_features(ctx: &RunContext, model: &ResolvedModel, manifest: &Manifest) -> Result<(), PipelineError> {
+    let Some(record) = manifest.recorded(Stage::Stream.as_str()) else { return Ok(()) };
+    let now = model.stream_keys(&ctx.config, Stage::Predict);
+    let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
+    let differences: Vec<String> = record
+        .keys
+        .iter()
+        .filter(|(key, value)| is_feature_key(key) && now.get(*key) != Some(value))
+        .map(|(key, value)| format!("  `{key}`: {value} then, {} now", show(now.get(key))))
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(PipelineError::Generation(format!(
+        "the head in `{}` was trained on other features than these test images would get:\n{}\nset the keys back",
+        ctx.dir.display(""),
+        differences.join("\n")
+    )))
+}
+
+/// Refuses a text encoder other than the one whose space the head maps into.
+fn require_same_encoder(ctx: &RunContext, model: &ResolvedModel, manifest: &Manifest) -> Result<(), PipelineError> {
+    let Some(record) = manifest.recorded(Stage::Text.as_str()) else { return Ok(()) };
+    let now = model.text_encoder()?.stage_keys(&ctx.config);
+    match record.keys.iter().find(|(key, value)| now.get(*key) != Some(value)) {
+        Some((key, value)) => Err(PipelineError::Generation(format!(
+            "the head in `{}` was trained with another text encoder: `{key}` was {value}, and is {} now; set it back",
+            ctx.dir.display(""),
+            now.get(key).map_or("absent", String::as_str)
+        ))),
+        None => Ok(()),
+    }
+}

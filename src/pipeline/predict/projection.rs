@@ -1,0 +1,355 @@
+//! Prediction by a projection head: any captions, ranked by pixels, file names and another run's classifier.
+
+mod evaluate;
+
+use std::sync::Arc;
+
+use crate::catalog::url_hash;
+use crate::chunk::features::Features;
+use crate::config::{ConfigError, Problem};
+use crate::pipeline::captions::{self, Encoder, VectorStore};
+use crate::pipeline::catalog::RunCatalog;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::LoadedProjector;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::Manifest;
+use crate::pipeline::observe::report::{StageRemarks, TextReport};
+use crate::pipeline::predict::candidates::Candidates;
+use crate::pipeline::predict::file_names::{FileNames, NameVectors};
+use crate::pipeline::predict::fusion::{
+    CandidateVectors, ClassifierRows, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
+};
+use crate::pipeline::predict::held_out::HeldOutImages;
+use crate::pipeline::predict::hubness::HubnessCorrection;
+use crate::pipeline::predict::other_run::OtherClassifier;
+use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
+use crate::pipeline::predict::test_set::visit_ids;
+use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
+use crate::pipeline::resolve::ResolvedModel;
+use crate::pipeline::train::checkpoints::PickedCheckpoint;
+use crate::train::text::TextHead;
+
+/// Weight of names where no image is held out to choose it on.
+const DEFAULT_NAMES_WEIGHT: f32 = 0.5;
+/// Weight of a classifier where no image is held out to choose it on.
+const DEFAULT_CLASSIFIER_WEIGHT: f32 = 1.0;
+/// Images that are ranked at once by their names only.
+const NAME_BATCH_IMAGES: usize = 1024;
+
+/// Ranks a list of captions, or the classes of the run.
+pub(super) struct ProjectionRanker<'a> {
+    model: &'a ResolvedModel,
+    manifest: &'a Manifest,
+    encoder: &'a Encoder,
+    catalog: RunCatalog,
+    candidates: Candidates,
+}
+
+impl<'a> ProjectionRanker<'a> {
+    /// Loads the classes of the run. `candidates` are the captions to rank; the classes if absent.
+    ///
+    /// # Errors
+    /// When the run directory has no complete catalog, or the vectors of the captions exceed `limits.memory`.
+    pub(super) fn open(
+        ctx: &RunContext,
+        model: &'a ResolvedModel,
+        manifest: &'a Manifest,
+        candidates: Option<Candidates>,
+    ) -> Result<Self, PipelineError> {
+        let encoder = model.text_encoder()?;
+        let catalog = RunCatalog::load(&ctx.dir)?;
+        let candidates = candidates.unwrap_or_else(|| Candidates::from_classes(&catalog));
+        require_memory(ctx, encoder, candidates.len())?;
+        Ok(Self { model, manifest, encoder, catalog, candidates })
+    }
+}
+
+/// Refuses captions whose vectors take more than `limits.memory`, since all are ranked in memory.
+fn require_memory(ctx: &RunContext, encoder: &Encoder, captions: usize) -> Result<(), PipelineError> {
+    let bytes = 4 * captions as u64 * encoder.checkpoint.dim() as u64;
+    let limit = ctx.config.machine().limits.memory;
+    if bytes <= limit.0 {
+        return Ok(());
+    }
+    let what = format!(
+        "`{limit}` is less than the {} that the vectors of the {captions} captions to rank take: raise it, or rank a shorter list",
+        bytesize::ByteSize(bytes)
+    );
+    Err(ConfigError(vec![Problem { key: "limits.memory".to_owned(), what }]).into())
+}
+
+impl Ranker for ProjectionRanker<'_> {
+    const FALLBACK: &'static str = "the first captions of the list";
+    type Head = TextHead;
+
+    fn captions(&self) -> usize {
+        self.candidates.len()
+    }
+
+    fn caption(&self, number: u32) -> &str {
+        self.candidates.captions.text(number).unwrap_or_default()
+    }
+
+    fn fallback(&self, top_k: usize) -> Vec<u32> {
+        (0..top_k as u32).collect()
+    }
+
+    fn load_head(&self, checkpoint: &PickedCheckpoint) -> Result<TextHead, PipelineError> {
+        let head = checkpoint.load_projection()?;
+        if (head.input, head.output) == (self.model.backbone()?.shape.dim, self.encoder.checkpoint.dim()) {
+            return Ok(head);
+        }
+        Err(PipelineError::Generation(
+            "the projection head in the checkpoint does not map these features to vectors of this text encoder; recompute with \
+             --from train"
+                .to_owned(),
+        ))
+    }
+
+    async fn rank(&self, ctx: &RunContext, head: TextHead, input: RankInput<'_>) -> Result<RankOutput, PipelineError> {
+        let classifier = OtherClassifier::open(ctx, self.model, self.manifest).await?;
+        let held_out = self.read_held_out(ctx, &head, &input).await?;
+        let names = self.embed_names(ctx, &head, held_out.as_ref(), &input).await?;
+        let candidates = self.embed_candidates(ctx, &head, classifier.as_ref(), &input).await?;
+        let projector = input.device.load_projector(&head).await?;
+        let ranking = ProjectionRanking {
+            ctx,
+            input,
+            catalog: &self.catalog,
+            list: &self.candidates,
+            fingerprint: fingerprint(&head, names.as_ref()),
+            head,
+            projector: &projector,
+            classifier,
+            held_out,
+            names,
+            candidates,
+        };
+        let output = ranking.run().await?;
+        projector.unload().await?;
+        Ok(output)
+    }
+}
+
+impl ProjectionRanker<'_> {
+    /// Reads the images held out from training, with the vectors of their captions.
+    async fn read_held_out(
+        &self,
+        ctx: &RunContext,
+        head: &TextHead,
+        input: &RankInput<'_>,
+    ) -> Result<Option<HeldOutImages>, PipelineError> {
+        let classes = Arc::clone(&self.catalog.classes);
+        let set = captions::embed(ctx, self.encoder, input.device, "captions", classes).await?;
+        let read_vectors = |captions: &[u32]| {
+            let mut vectors = set.read(captions)?;
+            head.centre(&mut vectors);
+            Ok(vectors)
+        };
+        let dim = self.model.backbone()?.shape.dim;
+        tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, read_vectors))
+    }
+
+    /// Embeds the file names of the test images and of the held-out images; `None` where names are no signal.
+    async fn embed_names(
+        &self,
+        ctx: &RunContext,
+        head: &TextHead,
+        held_out: Option<&HeldOutImages>,
+        input: &RankInput<'_>,
+    ) -> Result<Option<NameVectors>, PipelineError> {
+        if !input.settings.file_names {
+            return Ok(None);
+        }
+        let mut names = FileNames::new();
+        if let Some(held_out) = held_out {
+            held_out.images.urls.iter().try_for_each(|url| names.add(url))?;
+        }
+        visit_ids(&ctx.store, &input.settings.ids, |id| names.add(id.image_url)).await?;
+        let (names, name_of) = names.finish();
+        let set = captions::embed(ctx, self.encoder, input.device, "file names", Arc::clone(&names)).await?;
+        let vectors = VectorStore::open(ctx, set).await?;
+        Ok(Some(NameVectors::new(names, name_of, vectors, &head.text_mean)))
+    }
+
+    /// Embeds the captions to rank.
+    async fn embed_candidates(
+        &self,
+        ctx: &RunContext,
+        head: &TextHead,
+        classifier: Option<&OtherClassifier>,
+        input: &RankInput<'_>,
+    ) -> Result<CandidateVectors, PipelineError> {
+        let captions = &self.candidates.captions;
+        let set = captions::embed(ctx, self.encoder, input.device, "captions to rank", Arc::clone(captions)).await?;
+        let mut vectors = tokio::task::spawn_blocking(move || set.read_all()).await??;
+        head.centre(&mut vectors);
+        let classifier = classifier.map(|classifier| classifier.rows(captions.texts()));
+        Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), classifier })
+    }
+}
+
+/// Hashes everything that the projection and the vectors of names depend on.
+fn fingerprint(head: &TextHead, names: Option<&NameVectors>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let parameters = head.parameters.iter().map(|parameter| &parameter.values);
+    let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
+    for value in parameters.chain(statistics).flatten() {
+        hasher.update(&value.to_le_bytes());
+    }
+    if let Some(names) = names {
+        names.hash_into(&mut hasher);
+    }
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// A ranking under way, with everything that takes part in it.
+struct ProjectionRanking<'a> {
+    ctx: &'a RunContext,
+    input: RankInput<'a>,
+    catalog: &'a RunCatalog,
+    list: &'a Candidates,
+    head: TextHead,
+    /// Hash of everything that projection and names depend on.
+    fingerprint: String,
+    projector: &'a LoadedProjector,
+    classifier: Option<OtherClassifier>,
+    held_out: Option<HeldOutImages>,
+    names: Option<NameVectors>,
+    candidates: CandidateVectors,
+}
+
+impl ProjectionRanking<'_> {
+    async fn run(self) -> Result<RankOutput, PipelineError> {
+        let settings = self.input.settings;
+        let (mut remarks, mut report) = (StageRemarks::default(), TextReport::default());
+        report.source.clone_from(&self.list.source);
+        report.captions = self.list.len() as u64;
+        report.correction = settings.correction.to_string();
+        let mut weights = FusionWeights {
+            names: if self.names.is_some() { DEFAULT_NAMES_WEIGHT } else { 0.0 },
+            classifier: if self.classifier.is_some() { DEFAULT_CLASSIFIER_WEIGHT } else { 0.0 },
+        };
+        if let Some(held_out) = &self.held_out {
+            (weights, report.held_out) = self.evaluate_held_out(held_out, &mut remarks).await?;
+        } else if self.names.is_some() || self.classifier.is_some() {
+            remarks.add_note(
+                "no image is held out from training, so the weights of file names and of the other run's head are not chosen \
+                 but fixed",
+            );
+        }
+        report.names_weight = self.names.is_some().then_some(weights.names);
+        report.classes_weight = self.classifier.is_some().then_some(weights.classifier);
+        // With a truth, each signal is ranked by itself too. The submission comes last.
+        let submitted = if self.names.is_some() { FusionSignal::Both } else { FusionSignal::Pixels };
+        let mut rankings = Vec::new();
+        if self.names.is_some() && settings.truth.is_some() {
+            for signal in [FusionSignal::Pixels, FusionSignal::Names] {
+                rankings.push((signal, self.rank_by(signal, weights).await?));
+            }
+        }
+        let ranking = self.rank_by(submitted, weights).await?;
+        if let Some(truth) = &settings.truth {
+            let shown: Vec<(FusionSignal, &Ranking)> = rankings
+                .iter()
+                .map(|(signal, ranking)| (*signal, ranking))
+                .chain(std::iter::once((submitted, &ranking)))
+                .collect();
+            report.test = Some(self.score_test_set(truth, &settings.ids, &shown).await?);
+        }
+        Ok(RankOutput { ranking, report: Some(report), remarks })
+    }
+
+    /// Ranks captions for all test images by one signal.
+    async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
+        let RankInput { settings, journal, test_set, device, top_k, stem } = &self.input;
+        let encoder = FusedQueries { ranking: self, signal, weights };
+        let layer = Arc::new(self.candidates.linear_layer(signal, weights));
+        let kind = settings.correction;
+        let correction = HubnessCorrection::measure(self.ctx, kind, journal, &layer, device, &encoder).await?;
+        let mut layer = Arc::unwrap_or_clone(layer);
+        add_bias(&mut layer, correction.as_deref());
+        let word = signal.as_str();
+        let job = RankJob {
+            journal,
+            layer,
+            urls: &test_set.urls,
+            top_k: *top_k,
+            stage: format!("rank by {word}"),
+            log: self.ctx.scratch_path().join(format!("{stem}-{}.ranks", word.replace(' ', "-"))),
+            device,
+        };
+        let mut ranking = job.run(self.ctx, &encoder).await?;
+        if let Some(names) = self.names.as_ref().filter(|_| signal != FusionSignal::Pixels) {
+            let mut layer = self.candidates.linear_layer(signal, weights);
+            add_bias(&mut layer, correction.as_deref());
+            self.rank_by_names_only(names, &encoder, layer, &mut ranking).await?;
+        }
+        Ok(ranking)
+    }
+
+    /// Ranks captions for the images that have a name but no features.
+    async fn rank_by_names_only(
+        &self,
+        names: &NameVectors,
+        encoder: &FusedQueries<'_>,
+        layer: crate::train::HeadState,
+        ranking: &mut Ranking,
+    ) -> Result<(), PipelineError> {
+        let urls = &self.input.test_set.urls;
+        let is_nameable = |image: &usize| ranking.captions(*image).is_none() && names.contains(urls.hash_at(*image));
+        let images: Vec<usize> = (0..urls.len()).filter(is_nameable).collect();
+        if images.is_empty() {
+            return Ok(());
+        }
+        let scorer = self.input.device.load_scorer(Arc::new(layer)).await?;
+        for images in images.chunks(NAME_BATCH_IMAGES) {
+            let hashes: Vec<u64> = images.iter().map(|image| urls.hash_at(*image)).collect();
+            let vectors = tokio::task::block_in_place(|| names.read(&hashes))?;
+            let width = self.candidates.classifier.as_ref().map(ClassifierRows::width);
+            let features = width.map(|width| vec![0.0; images.len() * width]);
+            let signals = ImageSignals {
+                pixels: &vec![0.0; vectors.len()],
+                names: Some(&vectors),
+                features: features.as_deref(),
+                dim: self.candidates.dim,
+            };
+            let rows = fuse_queries(encoder.signal, encoder.weights, signals);
+            let tops = scorer.top_k(rows, images.len(), self.input.top_k).await?;
+            images.iter().zip(tops).for_each(|(image, top)| ranking.set(*image, &top.classes));
+        }
+        scorer.unload().await
+    }
+}
+
+/// Queries of the test images: projected features, vectors of names and features, fused.
+struct FusedQueries<'a> {
+    ranking: &'a ProjectionRanking<'a>,
+    signal: FusionSignal,
+    weights: FusionWeights,
+}
+
+impl QueryEncoder for FusedQueries<'_> {
+    fn log_key(&self) -> String {
+        let FusionWeights { names, classifier } = self.weights;
+        let (signal, fingerprint) = (self.signal.fingerprint_name(), &self.ranking.fingerprint);
+        format!("{signal} {} {} {fingerprint}", names.to_bits(), classifier.to_bits())
+    }
+
+    async fn encode(&self, chunk: Features) -> Result<Vec<f32>, PipelineError> {
+        let Features { rows, values, .. } = chunk;
+        let count = rows.len();
+        let features = (self.weights.classifier != 0.0).then(|| values.clone());
+        let pixels = self.ranking.projector.project(values, count).await?;
+        let urls: Vec<u64> = (0..count).map(|row| url_hash(rows.url(row))).collect();
+        let names = read_names(self.ranking.names.as_ref(), &urls)?;
+        let (names, features) = (names.as_deref(), features.as_deref());
+        let signals = ImageSignals { pixels: &pixels, names, features, dim: self.ranking.head.output };
+        Ok(fuse_queries(self.signal, self.weights, signals))
+    }
+}
+
+/// Reads the vectors of the images' names; `None` where names are no signal.
+fn read_names(names: Option<&NameVectors>, urls: &[u64]) -> Result<Option<Vec<f32>>, PipelineError> {
+    names.map(|names| tokio::task::block_in_place(|| names.read(urls))).transpose()
+}

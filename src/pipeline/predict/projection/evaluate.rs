@@ -1,0 +1,127 @@
+//! Scores of a projection head: on held-out images, where the fusion weights are chosen, and on a test set with a
+//! truth.
+
+use std::collections::HashMap;
+
+use super::{ProjectionRanking, read_names};
+use crate::catalog::url_hash;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::{EvidenceReport, StageRemarks};
+use crate::pipeline::predict::eval_set::{EvalImages, EvalSet, Query, Rankings, score_by_language, score_slices};
+use crate::pipeline::predict::examples;
+use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWeights};
+use crate::pipeline::predict::held_out::HeldOutImages;
+use crate::pipeline::predict::ranking::Ranking;
+use crate::pipeline::predict::test_set::{read_truth_rows, visit_ids};
+use crate::predict::evaluate::Truth;
+
+impl ProjectionRanking<'_> {
+    /// Chooses the weights on the held-out images, scores them, and writes the page of examples.
+    pub(super) async fn evaluate_held_out(
+        &self,
+        held_out: &HeldOutImages,
+        remarks: &mut StageRemarks,
+    ) -> Result<(FusionWeights, Option<EvidenceReport>), PipelineError> {
+        let (images, classes) = (&held_out.images, &self.catalog.classes);
+        let text = |class: &u32| classes.text(*class).unwrap_or_default();
+        let candidates = CandidateVectors {
+            vectors: images.vectors.clone(),
+            dim: self.head.output,
+            scale: self.head.scale(),
+            classifier: self.classifier.as_ref().map(|other| other.rows(images.captions.iter().map(text))),
+        };
+        let eval_set = self.build_eval_set(held_out, &candidates).await?;
+        let weights = eval_set.choose_weights().await?;
+        let rankings = eval_set.rank_by_signal(weights).await?;
+        let report = eval_set.report(weights, &rankings).await?;
+        examples::write(self.ctx, images, self.catalog, weights, &rankings, remarks)?;
+        Ok((weights, Some(report)))
+    }
+
+    async fn build_eval_set<'c>(
+        &'c self,
+        held_out: &HeldOutImages,
+        candidates: &'c CandidateVectors,
+    ) -> Result<EvalSet<'c>, PipelineError> {
+        let images = &held_out.images;
+        let pixels = self.projector.project(images.features.clone(), images.images()).await?;
+        let urls: Vec<u64> = images.urls.iter().map(|url| url_hash(url)).collect();
+        let names = read_names(self.names.as_ref(), &urls)?;
+        let features = candidates.classifier.as_ref().map(|_| images.features.clone());
+        let languages = &self.catalog.languages;
+        let mut queries = Vec::new();
+        for (image, places) in images.captions_of.iter() {
+            for place in places {
+                let class = images.captions[*place as usize];
+                let (language, seen) = (languages.code(class), held_out.seen_classes.contains(&class));
+                queries.push(Query { image, caption: Some(*place), language, seen });
+            }
+        }
+        Ok(EvalSet {
+            images: EvalImages { pixels, names, features },
+            candidates,
+            queries,
+            languages: languages.names().to_vec(),
+            correction: self.input.settings.correction,
+            device: self.input.device,
+        })
+    }
+
+    /// Scores the test images by signal, and by language where truth or catalog name it.
+    pub(super) async fn score_test_set(
+        &self,
+        truth: &str,
+        ids: &str,
+        rankings: &[(FusionSignal, &Ranking)],
+    ) -> Result<EvidenceReport, PipelineError> {
+        let urls = &self.input.test_set.urls;
+        let truth = read_truth_rows(&self.ctx.store, truth).await?;
+        let mut by_id: HashMap<&str, Vec<&Truth>> = HashMap::new();
+        for row in &truth {
+            by_id.entry(&*row.id).or_default().push(row);
+        }
+        let (mut queries, mut languages) = (Vec::new(), Vec::<String>::new());
+        visit_ids(&self.ctx.store, ids, |id| {
+            let Some(image) = urls.position(url_hash(id.image_url)) else { return Ok(()) };
+            for row in by_id.get(id.id).into_iter().flatten() {
+                queries.push(self.test_query(image, row, &mut languages));
+            }
+            Ok(())
+        })
+        .await?;
+        let by_image = |(signal, ranking): &(FusionSignal, &Ranking)| {
+            let captions = |image: usize| ranking.captions(image).map_or_else(Vec::new, <[u32]>::to_vec);
+            (*signal, (0..urls.len()).map(captions).collect())
+        };
+        let rankings: Rankings = rankings.iter().map(by_image).collect();
+        let captions = self.list.len();
+        Ok(EvidenceReport {
+            images: urls.len() as u64,
+            captions: captions as u64,
+            groups: score_slices(&queries, captions, &rankings),
+            by_language: score_by_language(&queries, &languages, captions, &rankings),
+        })
+    }
+
+    /// The query of a row of the truth. A language that is new is added to `languages`.
+    fn test_query(&self, image: usize, row: &Truth, languages: &mut Vec<String>) -> Query {
+        let class = self.catalog.classes.classes_of(&row.caption).next();
+        let name = if row.language.is_empty() {
+            class.map_or("", |class| self.catalog.languages.language(class))
+        } else {
+            &row.language
+        };
+        let language = (!name.is_empty()).then(|| {
+            languages.iter().position(|known| known == name).unwrap_or_else(|| {
+                languages.push(name.to_owned());
+                languages.len() - 1
+            })
+        });
+        let seen = class.is_some_and(|class| match &self.held_out {
+            Some(held_out) => held_out.seen_classes.contains(&class),
+            None => self.catalog.images.get(class as usize).is_some_and(|images| *images > 0),
+        });
+        let caption = self.list.captions.classes_of(&row.caption).next();
+        Query { image, caption, language, seen }
+    }
+}

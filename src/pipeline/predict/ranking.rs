@@ -1,0 +1,155 @@
+//! Feature chunks → the best captions of each test image.
+
+use std::hash::Hasher as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use twox_hash::XxHash3_64;
+
+use crate::catalog::{UrlSet, url_hash};
+use crate::chunk::features::{self, Features};
+use crate::chunk::journal::Journal;
+use crate::chunk::{ChunkId, verify};
+use crate::pipeline::batch_log::BatchLog;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::DeviceWorker;
+use crate::pipeline::error::PipelineError;
+use crate::telemetry::{Activity, Party, StageTimer};
+use crate::train::HeadState;
+
+/// Marks a rank without a caption.
+const NONE: u32 = u32::MAX;
+
+/// The best captions of each image, by the image's position in the set of URLs.
+#[derive(Debug)]
+pub(super) struct Ranking {
+    captions: Vec<u32>,
+    top_k: usize,
+}
+
+impl Ranking {
+    /// A ranking in which no image has captions.
+    pub(super) fn empty(images: usize, top_k: usize) -> Self {
+        Self { captions: vec![NONE; images * top_k], top_k }
+    }
+
+    /// The best captions of an image; `None` where nothing ranks for it.
+    pub(super) fn captions(&self, image: usize) -> Option<&[u32]> {
+        let ranked = &self.captions[image * self.top_k..(image + 1) * self.top_k];
+        (ranked.first() != Some(&NONE)).then_some(ranked)
+    }
+
+    /// Sets the best captions of an image, unless there are too few.
+    pub(super) fn set(&mut self, image: usize, captions: &[u32]) {
+        if captions.len() == self.top_k {
+            self.captions[image * self.top_k..(image + 1) * self.top_k].copy_from_slice(captions);
+        }
+    }
+}
+
+/// Turns the features of a chunk into the rows that a linear layer ranks captions for.
+pub(super) trait QueryEncoder {
+    /// Names everything that the queries depend on in addition to features and layer. Part of the inputs of a batch
+    /// log.
+    fn log_key(&self) -> String;
+
+    /// Encodes a chunk: one row for each image.
+    ///
+    /// # Errors
+    /// When the features have another size, or the device fails.
+    async fn encode(&self, chunk: Features) -> Result<Vec<f32>, PipelineError>;
+}
+
+/// Ranking of all images of a journal.
+pub(super) struct RankJob<'a> {
+    pub(super) journal: &'a Journal,
+    /// Ranks the captions.
+    pub(super) layer: HeadState,
+    pub(super) urls: &'a UrlSet,
+    pub(super) top_k: usize,
+    /// Name of the stage in progress and report.
+    pub(super) stage: String,
+    /// Path of the batch log.
+    pub(super) log: PathBuf,
+    pub(super) device: &'a Arc<DeviceWorker>,
+}
+
+impl RankJob<'_> {
+    /// Ranks captions for every image with features, chunk by chunk.
+    ///
+    /// # Errors
+    /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
+    pub(super) async fn run(self, ctx: &RunContext, encoder: &impl QueryEncoder) -> Result<Ranking, PipelineError> {
+        let Self { journal, layer, urls, top_k, stage, log, device } = self;
+        let mut ranking = Ranking::empty(urls.len(), top_k);
+        let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
+        let (hash, classes, dim, key) = (hash_layer(&layer), layer.classes, layer.dim, encoder.log_key());
+        let inputs = format!("{generation} {hash:016x} {classes} {dim} {top_k} {key}");
+        let (mut logged, mut log) = BatchLog::open(log, &inputs)?;
+        let stage_progress = ctx.progress.stage(stage, "images", 0);
+        let scorer = device.load_scorer(Arc::new(layer)).await?;
+        stage_progress.set_total(journal.tally().kept);
+        let timer = stage_progress.part(StageTimer::device().starved_by(Party::Features));
+        for (id, _) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
+            if let Some(signal) = ctx.shutdown.signal() {
+                return Err(PipelineError::Stopped(signal));
+            }
+            let chunk = timer.wait(Activity::Starved, read_chunk(journal, *id)).await?;
+            let count = chunk.rows.len();
+            let images: Vec<Option<usize>> =
+                (0..count).map(|row| urls.position(url_hash(chunk.rows.url(row)))).collect();
+            let ranked: Vec<u32> = if let Some(earlier) = logged.next_batch(count * top_k) {
+                stage_progress.add_resumed(count as u64);
+                earlier.into_iter().map(f32::to_bits).collect()
+            } else {
+                let queries = encoder.encode(chunk).await?;
+                let tops = scorer.top_k(queries, count, top_k).await?;
+                let mut ranked = vec![NONE; count * top_k];
+                for (row, top) in ranked.chunks_mut(top_k).zip(&tops) {
+                    // A row with values that are not numbers has no ranking, and the image counts as unusable.
+                    if top.classes.len() == top_k {
+                        row.copy_from_slice(&top.classes);
+                    }
+                }
+                stage_progress.add(count as u64);
+                // The log stores f32: the bits are those of the captions' numbers.
+                log.append(&ranked.iter().copied().map(f32::from_bits).collect::<Vec<f32>>())?;
+                ranked
+            };
+            for (image, captions) in images.into_iter().zip(ranked.chunks(top_k)) {
+                if let Some(image) = image {
+                    ranking.set(image, captions);
+                }
+            }
+        }
+        scorer.unload().await?;
+        log.remove()?;
+        ctx.events.stage_finished(&stage_progress);
+        Ok(ranking)
+    }
+}
+
+/// Reads a chunk of features and verifies it.
+///
+/// # Errors
+/// When the chunk cannot be fetched or is damaged.
+pub(super) async fn read_chunk(journal: &Journal, id: ChunkId) -> Result<Features, PipelineError> {
+    let name = journal.layout().chunk(id);
+    let sum = journal.entries().get(&id).and_then(|entry| entry.checksums.get(&name).copied());
+    let directory = journal.directory().clone();
+    tokio::task::spawn_blocking(move || {
+        let copy = directory.fetch(&name)?;
+        verify(&copy, &directory.display(&name), sum)?;
+        Ok(features::read(&copy)?)
+    })
+    .await?
+}
+
+/// Hashes the weights of a layer.
+fn hash_layer(layer: &HeadState) -> u64 {
+    let mut hasher = XxHash3_64::new();
+    for values in layer.weight.chunks(4096).chain(layer.bias.chunks(4096)) {
+        hasher.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    hasher.finish()
+}

@@ -1,0 +1,95 @@
+//! The submission file and its scores.
+
+use std::fs::File;
+use std::io::BufWriter;
+
+use crate::catalog::url_hash;
+use crate::objects::{Store, StoreError};
+use crate::pipeline::catalog::Caption;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::error::chain;
+use crate::pipeline::observe::report::ScoreReport;
+use crate::pipeline::predict::ranking::Ranking;
+use crate::pipeline::predict::test_set::{TestSet, read_truth_bytes, visit_ids};
+use crate::predict::evaluate::evaluate;
+use crate::predict::metrics;
+use crate::predict::submission::{SubmissionError, SubmissionWriter};
+
+/// Rankings to write.
+pub(super) struct Submission<'a> {
+    /// The ids file, whose order the submission follows.
+    pub(super) ids: &'a str,
+    /// File name in the run directory.
+    pub(super) output: &'a str,
+    pub(super) test_set: &'a TestSet,
+    pub(super) ranking: &'a Ranking,
+    /// Captions for ids that nothing ranks for.
+    pub(super) fallback: &'a [u32],
+}
+
+impl Submission<'_> {
+    /// Writes the file; `caption` returns the text of a caption. Returns the number of ids with the fallback.
+    ///
+    /// # Errors
+    /// When the ids cannot be read again, or the disk refuses.
+    pub(super) async fn write<'c>(
+        &self,
+        ctx: &RunContext,
+        caption: impl Fn(u32) -> &'c str,
+    ) -> Result<u64, PipelineError> {
+        let path = ctx.dir.temporary(self.output)?;
+        let file = File::create(&path).map_err(|error| StoreError::io(&path, "created", error))?;
+        let failed = |error: SubmissionError| match error {
+            SubmissionError::Write { source, .. } => PipelineError::from(StoreError::io(&path, "written", source)),
+        };
+        let mut writer = SubmissionWriter::new(BufWriter::new(file)).map_err(failed)?;
+        let mut with_fallback = 0;
+        visit_ids(&ctx.store, self.ids, |id| {
+            let image = self.test_set.urls.position(url_hash(id.image_url));
+            let ranked = image.and_then(|image| self.ranking.captions(image));
+            with_fallback += u64::from(ranked.is_none());
+            let texts = ranked.unwrap_or(self.fallback).iter().map(|number| caption(*number));
+            writer.write(id.id, texts).map_err(failed)
+        })
+        .await?;
+        writer.finish().map_err(failed)?;
+        ctx.dir.publish(self.output)?;
+        Ok(with_fallback)
+    }
+}
+
+/// Returns the classes with the most images. Of equal classes, lower numbers come first.
+pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
+    let mut classes: Vec<u32> = (0..captions.len() as u32).collect();
+    classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].images), *class));
+    classes.truncate(k);
+    classes
+}
+
+/// Scores the submission in the run directory against the truth. `captions` counts the captions that were ranked.
+///
+/// # Errors
+/// When the truth or the submission cannot be read.
+pub(super) async fn score(
+    ctx: &RunContext,
+    truth: &str,
+    output: &str,
+    test_set: &TestSet,
+    captions: u64,
+) -> Result<ScoreReport, PipelineError> {
+    let submission = ctx.dir.fetch(output)?;
+    let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
+    let truth_rows = read_truth_bytes(&ctx.store, truth).await?;
+    let refused = |error| PipelineError::Input(format!("`{}`: {}", Store::shown(truth), chain(&error)));
+    let scores = evaluate(submission, &*truth_rows).map_err(refused)?;
+    Ok(ScoreReport {
+        ndcg5: scores.ndcg5,
+        ndcg5_ceiling: metrics::ceiling(test_set.ids_per_image.iter().copied()),
+        ndcg5_chance: metrics::chance(captions),
+        recall1: scores.recall1,
+        recall5: scores.recall5,
+        mrr: scores.mrr,
+        ids: scores.ids,
+    })
+}

@@ -1,0 +1,10 @@
+//! The client of the object stores, as a machine file configures it.
+
+use crate::config::StoreConfig;
+use crate::objects::{Store, StoreSettings};
+
+/// Opens the client.
+pub(crate) fn open_store(settings: &StoreConfig) -> Store {
+    let StoreConfig { endpoint, retry_budget, read_timeout } = settings.clone();
+    Store::new(StoreSettings { endpoint, patience: retry_budget, silence: read_timeout })
+}

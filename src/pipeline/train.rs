@@ -1,0 +1,297 @@
+//! Stage `train`: feature chunks → trained heads, with checkpoints that resume exactly.
+//!
+//! One pass over the features trains all heads of a sweep. The order of samples follows from seed, epoch and chunk
+//! sizes. Module `head` has one implementation for each kind of head; loop, checkpoints and curve are shared.
+
+mod balance;
+pub(crate) mod checkpoints;
+pub(crate) mod chunk;
+mod curve;
+pub(crate) mod feature_store;
+mod head;
+pub(crate) mod held_out;
+mod inventory;
+mod session;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::chunk::journal::Journal;
+use crate::config::{HeadConfig, TrainConfig, Trial};
+use crate::pipeline::captions::{self, VectorStore};
+use crate::pipeline::catalog::Catalog;
+use crate::pipeline::context::RunContext;
+use crate::pipeline::device::DeviceWorker;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::{MixingReport, StageRemarks, TrainingReport};
+use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
+use crate::telemetry::{Party, StageProgress, StageTimer};
+use crate::train::{Progress, Schedule, checkpoint, order};
+use crate::types::{Balance, ValidationSplit};
+
+use checkpoints::{CheckpointList, best_point};
+use chunk::SampleSpec;
+use feature_store::{FeaturePlacement, FeatureStore, resident_bytes};
+use head::{ClassifierHead, Head, ProjectionHead, TrainingData};
+use inventory::{Inventory, InventorySpec};
+use session::Session;
+
+/// GPU memory that resident features leave free in addition to the heads: logits of a block, kernels, auto-tuning.
+const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
+/// Upper bound on the values of a tensor: kernels index them with 32 bits.
+const MAX_DEVICE_VALUES: u64 = 1 << 31;
+/// Plot of the training curve.
+const PLOT_FILE: &str = "training.svg";
+
+/// Input of the stage.
+pub(crate) struct TrainInput<'a> {
+    /// Committed feature chunks of the training images.
+    pub(crate) journal: Journal,
+    /// Hash of everything that the heads depend on.
+    pub(crate) generation: String,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) model: &'a ResolvedModel,
+    pub(crate) device: &'a Arc<DeviceWorker>,
+}
+
+/// Result of the stage.
+#[derive(Default)]
+pub(crate) struct TrainOutput {
+    /// `None` if there is no sample to train on.
+    pub(crate) report: Option<TrainingReport>,
+    pub(crate) remarks: StageRemarks,
+}
+
+/// A training run, whatever the kind of head.
+struct TrainJob {
+    ctx: RunContext,
+    journal: Arc<Journal>,
+    settings: TrainConfig,
+    /// Images held out from training. Its seed is that of the run.
+    split: ValidationSplit,
+    shape: FeatureShape,
+    generation: String,
+    device: Arc<DeviceWorker>,
+    stage_progress: Arc<StageProgress>,
+}
+
+impl TrainJob {
+    /// Tells whether a checkpoint was made from the same features and settings.
+    fn made(&self, progress: &Progress) -> bool {
+        progress.hashes.get("train") == Some(&self.generation)
+    }
+
+    /// Upper bound on the views of an image.
+    fn views(&self) -> u64 {
+        u64::from(self.settings.views.max(1))
+    }
+
+    /// Upper bound on the rows of features: all views of all images.
+    fn feature_rows(&self) -> u64 {
+        self.journal.entries().values().map(|entry| entry.tally.kept).sum::<u64>() * self.views()
+    }
+}
+
+/// Trains the heads of the configuration, from the newest checkpoint if there is one.
+///
+/// # Errors
+/// When a chunk, the disk or the device fails; [`PipelineError::Stopped`] after saving, if the run has to stop.
+pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<TrainOutput, PipelineError> {
+    let TrainInput { journal, generation, catalog, model, device } = input;
+    let Some(settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
+    let split = ctx.config.validation_split();
+    let shape = model.backbone()?.shape;
+    let job = || TrainJob {
+        ctx: ctx.clone(),
+        journal: Arc::new(journal),
+        settings,
+        split,
+        shape,
+        generation,
+        device: Arc::clone(device),
+        stage_progress: ctx.progress.stage("train", "samples", 0),
+    };
+    let report = match ctx.config.head() {
+        HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes.len() }).await?,
+        HeadConfig::Text { hidden, .. } => {
+            let encoder = model.text_encoder()?;
+            // Refused before the vectors are computed, which takes long.
+            captions::require_vector_space(ctx, encoder, catalog.classes.len())?;
+            let set = captions::embed(ctx, encoder, device, "captions", Arc::clone(&catalog.classes)).await?;
+            let head = ProjectionHead {
+                vectors: Arc::new(VectorStore::open(ctx, set).await?),
+                languages: Arc::clone(&catalog.languages),
+                output: encoder.checkpoint.dim(),
+                hidden: *hidden as usize,
+            };
+            train(job(), head).await?
+        }
+    };
+    let mut remarks = StageRemarks::default();
+    if report.is_some() {
+        remarks.add_output("checkpoints", checkpoints::FOLDER);
+        remarks.add_output("training curve", PLOT_FILE);
+    } else {
+        remarks.add_note("no head was trained: no image has a label on the training side");
+    }
+    Ok(TrainOutput { report, remarks })
+}
+
+/// Trains heads of one kind; `None` if there is no sample to train on.
+async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>, PipelineError> {
+    require_disk(&job, &head)?;
+    let spec = InventorySpec {
+        split: job.split,
+        targets: job.settings.targets,
+        epochs: job.settings.epochs,
+        balanced: head.languages().filter(|_| job.settings.balance == Balance::Language).cloned(),
+    };
+    let journal = Arc::clone(&job.journal);
+    let inventory = tokio::task::spawn_blocking(move || Inventory::read(&journal, &spec)).await??;
+    let (inventory, settings, dim) = (Arc::new(inventory), &job.settings, job.shape.dim);
+    let epoch_samples: Vec<u64> = (0..settings.epochs).map(|epoch| inventory.epoch_samples(epoch)).collect();
+    let all_samples = epoch_samples.iter().sum();
+    if all_samples == 0 {
+        return Ok(None);
+    }
+    let step_samples = u64::from(settings.batch_size) * u64::from(settings.accumulation);
+    let total_steps = epoch_samples.iter().map(|samples| samples.div_ceil(step_samples)).sum();
+    let trials = settings.trials.clone();
+    let schedule = |trial: &Trial| {
+        Schedule::with_ratio(settings.schedule, trial.learning_rate, settings.warmup_ratio, total_steps)
+    };
+    let schedules = trials.iter().map(schedule).collect();
+    let placement = choose_placement(&job, head.device_bytes(dim, trials.len()));
+    let spec = SampleSpec {
+        split: job.split,
+        dim,
+        targets: settings.targets,
+        contrastive: H::CONTRASTIVE,
+        balance: inventory.balance.clone(),
+    };
+    let store = Arc::new(FeatureStore::new(job.ctx.dir.clone(), inventory.files.clone(), spec, placement));
+    let mixing = measure_mixing(&job, &store, &inventory).await?;
+    if let Some(bytes) = head.host_bytes(dim, trials.len()) {
+        tracing::info!(heads = trials.len(), "weights, momentum and gradient take {} MiB", bytes >> 20);
+    }
+    let (starts, progress) = start(&job, &head, &trials, &store).await?;
+    let curve = checkpoints::read_curve(&job.ctx.dir, progress.step)?;
+    job.stage_progress.set_total(all_samples);
+    job.stage_progress.add_resumed(epoch_samples.iter().take(progress.epoch as usize).sum::<u64>() + progress.position);
+    let timer =
+        job.stage_progress.part(StageTimer::device().starved_by(Party::Features).blocked_by(Party::RunDirectory));
+    job.ctx.events.stage_started(&job.stage_progress);
+    let data = TrainingData { store: Arc::clone(&store), inventory: Arc::clone(&inventory), timer: Arc::clone(&timer) };
+    let trainers = head.load(&job, starts, progress.step, data).await?;
+    if placement == FeaturePlacement::Device {
+        let (rows, precision) = (job.feature_rows() as usize, job.shape.precision);
+        store.upload(job.device.allocate_features(rows, dim, precision).await?).await?;
+    }
+    let mut session = Session {
+        job: &job,
+        trainers,
+        inventory,
+        store,
+        timer,
+        trials,
+        schedules,
+        step_samples,
+        progress,
+        curve,
+        saved: Instant::now(),
+        save_took: Duration::ZERO,
+    };
+    session.train().await?;
+    session.tidy()?;
+    let report = session.finish(mixing).await?;
+    job.ctx.events.stage_finished(&job.stage_progress);
+    Ok(Some(report))
+}
+
+/// Refuses a limit of scratch disk that is too small for training from a remote run directory.
+fn require_disk(job: &TrainJob, head: &impl Head) -> Result<(), PipelineError> {
+    if !job.ctx.dir.is_remote() {
+        return Ok(());
+    }
+    let dim = job.shape.dim;
+    let window = 2 * job.settings.shuffle_rows * (4 * dim as u64 + 1024);
+    let what = "a checkpoint and the features on their way from the run directory";
+    job.ctx.require_disk(head.checkpoint_bytes(dim) + window, what)
+}
+
+async fn measure_mixing(
+    job: &TrainJob,
+    store: &Arc<FeatureStore>,
+    inventory: &Arc<Inventory>,
+) -> Result<MixingReport, PipelineError> {
+    let windows = order::plan(inventory.chunk_samples(0), job.split.seed, 0, job.settings.shuffle_rows);
+    let (store, inventory) = (Arc::clone(store), Arc::clone(inventory));
+    let measure = move || store.measure_mixing(&windows, inventory.chunk_samples(0));
+    let mixing = tokio::task::spawn_blocking(measure).await??;
+    let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
+    tracing::info!(
+        "shuffle: mean displacement {:.3} (ideal 0.333), label autocorrelation {:.3} (ideal 0)",
+        mixing.moved,
+        mixing.correlation
+    );
+    Ok(mixing)
+}
+
+/// Loads the newest checkpoint of each trial, or initialises new heads.
+async fn start<H: Head>(
+    job: &TrainJob,
+    head: &H,
+    trials: &[Trial],
+    store: &Arc<FeatureStore>,
+) -> Result<(Vec<H::Start>, Progress), PipelineError> {
+    let dir = &job.ctx.dir;
+    let newest = CheckpointList::read(dir)?.newest_complete(trials.len());
+    // Sweeps the rest of an interrupted save or removal, except the best head so far. A head that was saved after
+    // `newest` will be saved again.
+    let curve = checkpoints::read_curve(dir, newest.unwrap_or(0))?;
+    let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
+    let newest_folders = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::folder_name(step, trial)));
+    let kept: Vec<String> = newest_folders.into_iter().flatten().chain(best).collect();
+    dir.sweep(checkpoints::FOLDER, |name| kept.contains(&format!("{}/{name}", checkpoints::FOLDER)))?;
+    let Some(step) = newest else {
+        let hashes = [("train".to_owned(), job.generation.clone())].into();
+        let progress = Progress { seed: job.split.seed, hashes, ..Progress::default() };
+        return Ok((head.init(job, trials, store).await?, progress));
+    };
+    let (mut starts, mut first) = (Vec::with_capacity(trials.len()), None);
+    for (number, trial) in trials.iter().enumerate() {
+        let copy = checkpoints::fetch(dir, (step, number), &checkpoint::FILES)?;
+        let Some((start, progress)) = head.resume(job, trial, &copy)? else {
+            return Err(PipelineError::Generation(format!(
+                "`{}` was made from other features or settings; recompute with --from train",
+                dir.display(&checkpoints::folder_name(step, number))
+            )));
+        };
+        starts.push(start);
+        first = first.or(Some(progress));
+    }
+    let progress = first.unwrap_or_default();
+    tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
+    Ok((starts, progress))
+}
+
+/// Chooses where the features stay, by the memory of device and host. `head_bytes` is what the heads take on a GPU.
+fn choose_placement(job: &TrainJob, head_bytes: u64) -> FeaturePlacement {
+    let (rows, FeatureShape { dim, precision }) = (job.feature_rows(), job.shape);
+    let labels = job.journal.entries().values().map(|entry| entry.labels).sum::<u64>() * job.views();
+    let bytes = resident_bytes(rows, labels, dim, precision);
+    let fits_device = job.device.free_bytes.is_some_and(|free| bytes + head_bytes + DEVICE_RESERVE_BYTES <= free)
+        && rows.saturating_mul(dim as u64) <= MAX_DEVICE_VALUES;
+    let (mib, memory_bytes) = (bytes >> 20, job.ctx.config.limits().memory.0);
+    if fits_device {
+        tracing::info!("features stay in device memory: {mib} MiB");
+        FeaturePlacement::Device
+    } else if bytes <= memory_bytes / 2 {
+        tracing::info!("features stay in memory: {mib} MiB");
+        FeaturePlacement::Memory
+    } else {
+        let limit = memory_bytes >> 20;
+        tracing::info!("features are read in each epoch: {mib} MiB are over half of `limits.memory`, {limit} MiB");
+        FeaturePlacement::Files
+    }
+}

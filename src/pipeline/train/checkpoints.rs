@@ -1,0 +1,151 @@
+//! The checkpoints of a run: names of their folders, the complete ones among them, and the choice of the one that
+//! predicts.
+//!
+//! The only head, or the first of a sweep, has the folder `checkpoints/step-N`. The other heads of a sweep have folders
+//! `step-N-trial-K` next to it, which are complete before it.
+
+use std::collections::BTreeSet;
+
+use super::curve::Curve;
+use crate::objects::StoreError;
+use crate::pipeline::device::damaged;
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::ValidationPoint;
+use crate::run_dir::{Directory, LocalCopy};
+use crate::train::text::TextHead;
+use crate::train::{HeadState, checkpoint};
+use crate::types::Pick;
+
+/// Folder of the checkpoints.
+pub(super) const FOLDER: &str = "checkpoints";
+
+/// The training curve so far. A run that resumes drops the points after its checkpoint.
+pub(super) const CURVE_FILE: &str = "training.csv";
+
+/// Name of a head's checkpoint folder, relative to the run directory.
+pub(super) fn folder_name(step: u64, trial: usize) -> String {
+    match trial {
+        0 => format!("{FOLDER}/step-{step}"),
+        _ => format!("{FOLDER}/step-{step}-trial-{trial}"),
+    }
+}
+
+/// Complete checkpoint folders of a run directory.
+pub(super) struct CheckpointList(BTreeSet<String>);
+
+impl CheckpointList {
+    /// Lists the complete checkpoints.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub(super) fn read(dir: &Directory) -> Result<Self, PipelineError> {
+        let files = dir.tree(FOLDER)?;
+        // On S3, the files of a checkpoint appear and disappear one by one.
+        let is_complete =
+            |folder: &&str| checkpoint::FILES.iter().all(|file| files.contains_key(&format!("{folder}/{file}")));
+        let folders = files.keys().filter_map(|file| Some(file.rsplit_once('/')?.0));
+        Ok(Self(folders.filter(is_complete).map(ToOwned::to_owned).collect()))
+    }
+
+    /// Whether a head has a checkpoint of a step.
+    pub(super) fn contains(&self, step: u64, trial: usize) -> bool {
+        self.0.contains(&folder_name(step, trial))
+    }
+
+    /// Steps of which any head has a checkpoint, ascending.
+    pub(super) fn steps(&self) -> Vec<u64> {
+        let prefix = format!("{FOLDER}/step-");
+        let number = |folder: &String| folder.strip_prefix(&prefix)?.split('-').next()?.parse().ok();
+        let mut steps: Vec<u64> = self.0.iter().filter_map(number).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        steps
+    }
+
+    /// The newest step of which all heads of a sweep have checkpoints.
+    pub(super) fn newest_complete(&self, trials: usize) -> Option<u64> {
+        self.steps().into_iter().rev().find(|step| (0..trials).all(|trial| self.contains(*step, trial)))
+    }
+}
+
+/// Fetches files of a checkpoint to local disk.
+///
+/// # Errors
+/// When a file cannot be fetched.
+pub(super) fn fetch(dir: &Directory, (step, trial): (u64, usize), files: &[&str]) -> Result<LocalCopy, StoreError> {
+    dir.fetch_folder(&folder_name(step, trial), files)
+}
+
+/// Reads the training curve up to a step.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn read_curve(dir: &Directory, up_to_step: u64) -> Result<Curve, PipelineError> {
+    Ok(dir.read(CURVE_FILE)?.map(|content| Curve::from_csv(&content, up_to_step)).unwrap_or_default())
+}
+
+/// Returns the point with the highest NDCG@5. Of equal points the first, so that later points never change the choice.
+pub(super) fn best_point(points: &[ValidationPoint]) -> Option<&ValidationPoint> {
+    points.iter().rev().max_by(|one, other| one.ndcg5.total_cmp(&other.ndcg5))
+}
+
+/// The checkpoint that predicts.
+pub(crate) struct PickedCheckpoint {
+    pub(crate) step: u64,
+    /// Number of the head in its sweep.
+    pub(crate) trial: u32,
+    /// Folder with its files, without those of the optimiser.
+    copy: LocalCopy,
+}
+
+impl PickedCheckpoint {
+    /// Loads a classifier.
+    ///
+    /// # Errors
+    /// When the files are damaged, or hold another kind of head.
+    pub(crate) fn load_classifier(&self) -> Result<HeadState, PipelineError> {
+        checkpoint::load_head(&self.copy).map_err(damaged)
+    }
+
+    /// Loads a projection head.
+    ///
+    /// # Errors
+    /// As [`PickedCheckpoint::load_classifier`].
+    pub(crate) fn load_projection(&self) -> Result<TextHead, PipelineError> {
+        checkpoint::load_text_head(&self.copy).map_err(damaged)
+    }
+}
+
+/// Picks the checkpoint that predicts; `None` where the run has none.
+///
+/// # Errors
+/// When the checkpoints cannot be listed or fetched.
+pub(crate) fn pick(dir: &Directory, pick: Pick) -> Result<Option<PickedCheckpoint>, PipelineError> {
+    let saved = CheckpointList::read(dir)?;
+    let curve = read_curve(dir, u64::MAX)?;
+    let best = best_point(&curve.validations).map(|point| (point.step, point.trial as usize));
+    let winner = best.map_or(0, |(_, trial)| trial);
+    let newest = saved.steps().into_iter().rev().find(|step| saved.contains(*step, winner)).map(|step| (step, winner));
+    let best = best.filter(|(step, trial)| pick == Pick::Best && saved.contains(*step, *trial));
+    let Some((step, trial)) = best.or(newest) else { return Ok(None) };
+    let copy = fetch(dir, (step, trial), &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
+    Ok(Some(PickedCheckpoint { step, trial: trial as u32, copy }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> CheckpointList {
+        CheckpointList(names.iter().map(|name| format!("{FOLDER}/{name}")).collect())
+    }
+
+    #[test]
+    fn sweep_resumes_from_newest_complete_step() {
+        let some = list(&["step-9", "step-9-trial-1", "step-20", "step-30-trial-1"]);
+        let newest = (some.newest_complete(1), some.newest_complete(2));
+        assert_eq!((some.steps(), newest), (vec![9, 20, 30], (Some(20), Some(9))));
+        assert!(some.contains(30, 1) && !some.contains(30, 0) && !some.contains(9, 2));
+        assert_eq!(list(&[]).newest_complete(1), None);
+    }
+}

@@ -1,0 +1,132 @@
+//! A feature chunk in memory: its samples, its validation images, and their features.
+
+use half::bf16;
+
+use crate::chunk::features::Features;
+use crate::pipeline::train::balance::LanguageBalance;
+use crate::train::Targets;
+use crate::types::{Precision, TargetKind, ValidationSplit};
+
+/// Samples that a chunk yields.
+#[derive(Debug, Clone)]
+pub(crate) struct SampleSpec {
+    /// Images held out from training.
+    pub(crate) split: ValidationSplit,
+    /// Values of a feature.
+    pub(crate) dim: usize,
+    /// Meaning of a sample for an image with several classes.
+    pub(crate) targets: TargetKind,
+    /// Whether the targets of a pair are its own caption, then all captions of its image: a contrastive loss masks
+    /// those.
+    pub(crate) contrastive: bool,
+    /// Repetitions of the pairs; `None` where each comes once an epoch.
+    pub(crate) balance: Option<LanguageBalance>,
+}
+
+/// Number of samples that an image with these classes makes.
+pub(super) fn count_samples(targets: TargetKind, classes: &[u32]) -> usize {
+    match targets {
+        TargetKind::Pairs => classes.len(),
+        TargetKind::Soft => usize::from(!classes.is_empty()),
+    }
+}
+
+enum Values {
+    Bf16(Vec<bf16>),
+    F32(Vec<f32>),
+}
+
+/// A training sample of a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sample {
+    /// Row of the image's first view.
+    pub(super) row: u32,
+    /// Index into the row's classes, where each class makes a sample of its own.
+    pub(super) nth: u32,
+}
+
+/// Rows of a chunk without their features.
+#[derive(Clone)]
+pub(crate) struct ChunkRows {
+    /// Classes of each row.
+    classes: Targets,
+    /// Views of each training image; 1 where images stay whole.
+    pub(super) views: u32,
+    pub(super) samples: Vec<Sample>,
+    /// Rows of the validation images.
+    pub(crate) validation: Vec<u32>,
+    /// URLs of the validation images.
+    pub(crate) validation_urls: Vec<Box<str>>,
+}
+
+impl ChunkRows {
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.classes.rows()
+    }
+
+    /// Classes of a row.
+    pub(crate) fn classes(&self, row: u32) -> &[u32] {
+        self.classes.of(row as usize)
+    }
+
+    /// Rows of the training images, all views included.
+    pub(crate) fn training_rows(&self) -> impl Iterator<Item = u32> {
+        let mut held_out = self.validation.iter().copied().peekable();
+        (0..self.len() as u32).filter(move |row| held_out.next_if_eq(row).is_none())
+    }
+}
+
+/// A chunk with its features.
+pub(crate) struct Chunk {
+    values: Values,
+    dim: usize,
+    pub(crate) rows: ChunkRows,
+}
+
+impl Chunk {
+    /// Finds the samples and the validation images of a chunk.
+    pub(super) fn new(chunk: Features, spec: &SampleSpec) -> Self {
+        let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
+        let (mut views, mut validation_urls) = (1, Vec::new());
+        for row in 0..chunk.rows.len() {
+            let row_classes = chunk.rows.labels(row);
+            classes.push(row_classes);
+            views = views.max(u32::from(chunk.rows.view(row)));
+            if chunk.rows.view(row) > 1 {
+                continue;
+            }
+            if spec.split.contains(chunk.rows.url(row)) {
+                validation.push(row as u32);
+                validation_urls.push(chunk.rows.url(row).into());
+            } else {
+                let count = count_samples(spec.targets, row_classes) as u32;
+                samples.extend((0..count).map(|nth| Sample { row: row as u32, nth }));
+            }
+        }
+        let values = match chunk.precision {
+            // Lossless: the values were bf16 in the file.
+            Precision::Bf16 => Values::Bf16(chunk.values.into_iter().map(bf16::from_f32).collect()),
+            Precision::F32 => Values::F32(chunk.values),
+        };
+        let rows = ChunkRows { classes, views, samples, validation, validation_urls };
+        Self { values, dim: spec.dim, rows }
+    }
+
+    /// Appends the feature of a row.
+    pub(crate) fn copy_feature(&self, row: u32, out: &mut Vec<f32>) {
+        let span = row as usize * self.dim..(row as usize + 1) * self.dim;
+        match &self.values {
+            Values::Bf16(values) => out.extend(values[span].iter().map(|value| value.to_f32())),
+            Values::F32(values) => out.extend_from_slice(&values[span]),
+        }
+    }
+
+    /// Features of all rows, `[rows, dim]`.
+    pub(super) fn all_features(&self) -> Vec<f32> {
+        let count = self.rows.len();
+        let mut all = Vec::with_capacity(count * self.dim);
+        (0..count as u32).for_each(|row| self.copy_feature(row, &mut all));
+        all
+    }
+}

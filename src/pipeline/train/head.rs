@@ -1,0 +1,173 @@
+//! The two kinds of caption head, as training sees them: [`Head`] starts and loads heads, [`Trainers`] trains them.
+
+mod classifier;
+mod projection;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::catalog::Languages;
+use crate::config::Trial;
+use crate::pipeline::device::{LossSum, Update};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::ValidationPoint;
+use crate::pipeline::train::TrainJob;
+use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
+use crate::pipeline::train::inventory::Inventory;
+use crate::predict::metrics::{self, rank_of};
+use crate::predict::scorer::Scored;
+use crate::telemetry::StageTimer;
+use crate::train::{CheckpointError, Progress};
+
+pub(super) use classifier::ClassifierHead;
+pub(super) use projection::ProjectionHead;
+
+/// Captions ranked for a validation image.
+const VALIDATION_TOP_K: usize = 5;
+
+/// A kind of head. The heads of a sweep differ in their [`Trial`].
+pub(super) trait Head {
+    /// Whether the loss is contrastive, and samples carry all captions of their image.
+    const CONTRASTIVE: bool;
+    /// A head and its optimiser on the host.
+    type Start;
+    /// The heads of a sweep on the device.
+    type Trainers: Trainers;
+
+    /// Languages that `train.balance` can balance; `None` where the kind of head has no use for it.
+    fn languages(&self) -> Option<&Arc<Languages>>;
+
+    /// Size of a checkpoint in bytes.
+    fn checkpoint_bytes(&self, dim: usize) -> u64;
+
+    /// Memory of a GPU that heads, optimisers and temporaries take, in bytes. 0 where it is small.
+    fn device_bytes(&self, dim: usize, trials: usize) -> u64;
+
+    /// Memory of weights, optimiser and gradient in bytes. `None` where it is small.
+    fn host_bytes(&self, dim: usize, trials: usize) -> Option<u64>;
+
+    /// Initialises new heads, one a trial.
+    ///
+    /// # Errors
+    /// When a feature chunk cannot be read.
+    async fn init(
+        &self,
+        job: &TrainJob,
+        trials: &[Trial],
+        store: &Arc<FeatureStore>,
+    ) -> Result<Vec<Self::Start>, PipelineError>;
+
+    /// Loads a trial's head from a checkpoint; `None` if it was made from other features or settings.
+    ///
+    /// # Errors
+    /// When the checkpoint is damaged.
+    fn resume(
+        &self,
+        job: &TrainJob,
+        trial: &Trial,
+        checkpoint: &Path,
+    ) -> Result<Option<(Self::Start, Progress)>, PipelineError>;
+
+    /// Loads the heads onto the device; `step` is the number of updates that they have seen.
+    ///
+    /// # Errors
+    /// When the device fails, or the validation images cannot be read.
+    async fn load(
+        self,
+        job: &TrainJob,
+        starts: Vec<Self::Start>,
+        step: u64,
+        data: TrainingData,
+    ) -> Result<Self::Trainers, PipelineError>;
+}
+
+/// Features that heads are trained and validated on.
+pub(super) struct TrainingData {
+    pub(super) store: Arc<FeatureStore>,
+    pub(super) inventory: Arc<Inventory>,
+    /// Time of the device, which waits while features are read.
+    pub(super) timer: Arc<StageTimer>,
+}
+
+/// The heads of a sweep in training.
+pub(super) trait Trainers {
+    /// Updates each head once with these samples. Returns the losses if the update takes them.
+    ///
+    /// # Errors
+    /// When a loss is not finite, or the device fails.
+    async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError>;
+
+    /// Takes the losses of each head, which then count from zero.
+    ///
+    /// # Errors
+    /// As [`Trainers::step`].
+    async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError>;
+
+    /// Scores the validation images with the current weights of a head.
+    ///
+    /// # Errors
+    /// When a feature chunk cannot be read, or the device fails.
+    async fn validate(&self, trial: usize, position: CurvePosition) -> Result<ValidationPoint, PipelineError>;
+
+    /// Saves a head and its optimiser as a checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// The outer error is the device's, the inner one that of the checkpoint's files.
+    async fn save(
+        &self,
+        trial: usize,
+        dir: PathBuf,
+        progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError>;
+
+    /// Frees heads and optimisers.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    async fn unload(self) -> Result<(), PipelineError>;
+}
+
+/// Position of a validation in the training curve.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CurvePosition {
+    /// Updates made.
+    pub(super) step: u64,
+    /// Epochs finished.
+    pub(super) epoch: u32,
+}
+
+/// Running scores of a validation.
+#[derive(Default)]
+struct ValidationScores {
+    tally: metrics::Tally,
+    loss_sum: f64,
+}
+
+impl ValidationScores {
+    /// Adds rows, each scored against its label.
+    fn add(&mut self, labels: &[u32], scored: &[Scored]) {
+        for (label, row) in labels.iter().zip(scored) {
+            self.tally.add(rank_of(*label, &row.top.classes));
+            self.loss_sum += row.loss;
+        }
+    }
+
+    fn finish(
+        self,
+        trial: usize,
+        position: CurvePosition,
+        captions_per_image: impl IntoIterator<Item = u64>,
+    ) -> ValidationPoint {
+        let Self { tally, loss_sum } = self;
+        ValidationPoint {
+            step: position.step,
+            epoch: position.epoch,
+            loss: loss_sum / tally.ids().max(1) as f64,
+            ndcg5: tally.ndcg5(),
+            ndcg5_ceiling: metrics::ceiling(captions_per_image),
+            recall1: tally.recall1(),
+            recall5: tally.recall5(),
+            trial: trial as u32,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The projection head: maps features into the space of caption vectors, trained by `AdamW` with a contrastive loss.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{CurvePosition, Head, Trainers, TrainingData, VALIDATION_TOP_K, ValidationScores};
+use crate::catalog::Languages;
+use crate::config::Trial;
+use crate::pipeline::captions::VectorStore;
+use crate::pipeline::device::{
+    DeviceWorker, LossSum, MicroBatch, ProjectionStart, ProjectionTrainers, Update, damaged, linear_layer,
+};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report::ValidationPoint;
+use crate::pipeline::train::TrainJob;
+use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
+use crate::pipeline::train::held_out::HeldOut;
+use crate::train::text::{AdamW, Running, TextHead, TextState};
+use crate::train::{CheckpointError, Progress, Targets, checkpoint};
+
+/// A projection into the space of the captions' vectors.
+pub(in crate::pipeline::train) struct ProjectionHead {
+    /// Vectors of the classes' captions.
+    pub(in crate::pipeline::train) vectors: Arc<VectorStore>,
+    /// Language of each class.
+    pub(in crate::pipeline::train) languages: Arc<Languages>,
+    /// Values of a caption's vector.
+    pub(in crate::pipeline::train) output: usize,
+    /// Values of the hidden layer; 0 for none.
+    pub(in crate::pipeline::train) hidden: usize,
+}
+
+/// Projection heads in training.
+pub(in crate::pipeline::train) struct TrainingProjections {
+    trainers: ProjectionTrainers,
+    device: Arc<DeviceWorker>,
+    vectors: Arc<VectorStore>,
+    /// Rows of a micro-batch.
+    batch: usize,
+    held_out: Arc<HeldOut>,
+}
+
+fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
+    AdamW { momentum: trial.momentum, weight_decay: trial.weight_decay, clip_norm: job.settings.clip_norm }
+}
+
+impl Head for ProjectionHead {
+    const CONTRASTIVE: bool = true;
+    type Start = ProjectionStart;
+    type Trainers = TrainingProjections;
+
+    fn languages(&self) -> Option<&Arc<Languages>> {
+        Some(&self.languages)
+    }
+
+    fn checkpoint_bytes(&self, dim: usize) -> u64 {
+        // The head and two moments of each parameter. No layer is larger than this product.
+        let (dim, hidden, output) = (dim as u64, self.hidden as u64, self.output as u64);
+        12 * (dim + 1 + hidden) * (hidden + output + 1)
+    }
+
+    fn device_bytes(&self, _dim: usize, _trials: usize) -> u64 {
+        0
+    }
+
+    fn host_bytes(&self, _dim: usize, _trials: usize) -> Option<u64> {
+        None
+    }
+
+    async fn init(
+        &self,
+        job: &TrainJob,
+        trials: &[Trial],
+        store: &Arc<FeatureStore>,
+    ) -> Result<Vec<ProjectionStart>, PipelineError> {
+        let store = Arc::clone(store);
+        let features = tokio::task::spawn_blocking(move || feature_statistics(&store)).await??;
+        let statistics = [features.mean(), features.std(), self.vectors.mean().to_vec()];
+        let start = |trial| {
+            let state = TextState::new(TextHead::init(statistics.clone(), self.hidden, job.split.seed));
+            ProjectionStart { state, adam: adam(job, trial), loss: LossSum::default() }
+        };
+        Ok(trials.iter().map(start).collect())
+    }
+
+    fn resume(
+        &self,
+        job: &TrainJob,
+        trial: &Trial,
+        checkpoint: &Path,
+    ) -> Result<Option<(ProjectionStart, Progress)>, PipelineError> {
+        let (state, progress) = checkpoint::load_text(checkpoint).map_err(damaged)?;
+        if !job.made(&progress) || state.head.input != job.shape.dim {
+            return Ok(None);
+        }
+        let loss = LossSum::from((progress.loss_sum, progress.loss_count));
+        Ok(Some((ProjectionStart { state, adam: adam(job, trial), loss }, progress)))
+    }
+
+    async fn load(
+        self,
+        job: &TrainJob,
+        starts: Vec<ProjectionStart>,
+        step: u64,
+        data: TrainingData,
+    ) -> Result<TrainingProjections, PipelineError> {
+        let trainers = job.device.load_projection_trainers(starts, step).await?;
+        let (vectors, seed) = (Arc::clone(&self.vectors), job.split.seed);
+        let read = move || {
+            let lookup = |captions: &[u32]| vectors.read_centred(captions);
+            HeldOut::read(&data.store, lookup, &data.inventory.validation_images, seed)
+        };
+        let held_out = Arc::new(tokio::task::spawn_blocking(read).await??);
+        let batch = job.settings.batch_size as usize;
+        Ok(TrainingProjections { trainers, device: Arc::clone(&job.device), vectors: self.vectors, batch, held_out })
+    }
+}
+
+impl Trainers for TrainingProjections {
+    async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError> {
+        let WindowSamples { features, targets } = samples;
+        let (vectors, batch) = (Arc::clone(&self.vectors), self.batch);
+        let micro_batches =
+            tokio::task::spawn_blocking(move || split_micro_batches(&vectors, &targets, batch)).await??;
+        self.trainers.step(features, micro_batches, update).await
+    }
+
+    async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
+        self.trainers.take_losses().await
+    }
+
+    async fn validate(&self, trial: usize, position: CurvePosition) -> Result<ValidationPoint, PipelineError> {
+        let HeldOut { features, captions_of, captions, vectors, .. } = &*self.held_out;
+        let (images, captions) = (captions_of.rows(), captions.len());
+        let mut scores = ValidationScores::default();
+        if let Some(dim) = vectors.len().checked_div(captions) {
+            let projector = self.trainers.projector(trial).await?;
+            let queries = projector.project(features.clone(), images).await?;
+            let weight = vectors.iter().map(|value| value * projector.scale).collect();
+            let scorer = self.device.load_scorer(Arc::new(linear_layer(weight, vec![0.0; captions], dim))).await?;
+            let (mut rows, mut labels) = (Vec::new(), Vec::new());
+            for (image, places) in captions_of.iter() {
+                for place in places {
+                    rows.extend_from_slice(&queries[image * dim..(image + 1) * dim]);
+                    labels.push(*place);
+                }
+            }
+            let scored = scorer.score(rows, labels.clone(), VALIDATION_TOP_K).await?;
+            scores.add(&labels, &scored);
+            scorer.unload().await?;
+            projector.unload().await?;
+        }
+        Ok(scores.finish(trial, position, captions_of.iter().map(|(_, places)| places.len() as u64)))
+    }
+
+    async fn save(
+        &self,
+        trial: usize,
+        dir: PathBuf,
+        progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError> {
+        self.trainers.save(trial, dir, progress).await
+    }
+
+    async fn unload(self) -> Result<(), PipelineError> {
+        self.trainers.unload().await
+    }
+}
+
+/// Computes mean and spread of the features of the training images. Blocks.
+fn feature_statistics(store: &FeatureStore) -> Result<Running, PipelineError> {
+    let (mut running, mut feature) = (Running::default(), Vec::new());
+    for index in 0..store.len() {
+        for chunk in store.load_chunks(&[index])? {
+            for row in chunk.rows.training_rows() {
+                feature.clear();
+                chunk.copy_feature(row, &mut feature);
+                running.add(&feature);
+            }
+        }
+    }
+    Ok(running)
+}
+
+/// Splits a step into micro-batches of `batch` pairs. Each row of `targets` is the pair's caption, then all captions of
+/// its image. Blocks.
+fn split_micro_batches(
+    vectors: &VectorStore,
+    targets: &Targets,
+    batch: usize,
+) -> Result<Vec<MicroBatch>, PipelineError> {
+    let rows = targets.rows();
+    let micro_batch = |first: usize| {
+        let span = first..(first + batch).min(rows);
+        let own: Vec<u32> = span.clone().filter_map(|row| targets.of(row).first().copied()).collect();
+        let mut columns: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (column, class) in own.iter().enumerate() {
+            columns.entry(*class).or_default().push(column as u32);
+        }
+        // Another caption of the same image is no negative, wherever in the batch it is.
+        let mut masked = Vec::new();
+        for (row, pair) in span.clone().enumerate() {
+            for class in &targets.of(pair)[1..] {
+                let same = columns.get(class).into_iter().flatten();
+                masked.extend(same.filter(|column| **column != row as u32).map(|column| (row as u32, *column)));
+            }
+        }
+        Ok(MicroBatch { span, captions: vectors.read_centred(&own)?, masked })
+    };
+    (0..rows).step_by(batch.max(1)).map(micro_batch).collect()
+}

@@ -1,0 +1,270 @@
+//! The training loop: epochs, steps, validation and checkpoints of all heads of a sweep.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::Trial;
+use crate::objects::StoreError;
+use crate::pipeline::device::{FeatureRows, LossSum, Update, model_error};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::events::Event;
+use crate::pipeline::observe::report::{LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
+use crate::pipeline::train::checkpoints::{self, CURVE_FILE, CheckpointList, best_point};
+use crate::pipeline::train::curve::Curve;
+use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
+use crate::pipeline::train::head::{CurvePosition, Trainers};
+use crate::pipeline::train::inventory::Inventory;
+use crate::pipeline::train::{PLOT_FILE, TrainJob};
+use crate::telemetry::{Activity, StageTimer};
+use crate::train::order::{self, Window};
+use crate::train::{CheckpointError, Progress, Schedule, Targets, plot};
+
+/// Lower bound on the ratio of training time to the time of saving: saving takes at most 2 % of the time.
+const MIN_TRAIN_TO_SAVE: u32 = 50;
+
+/// Training under way.
+pub(super) struct Session<'a, T> {
+    pub(super) job: &'a TrainJob,
+    pub(super) trainers: T,
+    pub(super) inventory: Arc<Inventory>,
+    pub(super) store: Arc<FeatureStore>,
+    pub(super) timer: Arc<StageTimer>,
+    pub(super) trials: Vec<Trial>,
+    /// Learning rate of each trial.
+    pub(super) schedules: Vec<Schedule>,
+    /// Samples of a step.
+    pub(super) step_samples: u64,
+    pub(super) progress: Progress,
+    pub(super) curve: Curve,
+    /// Time of the last checkpoint.
+    pub(super) saved: Instant,
+    /// Duration of the last save.
+    pub(super) save_took: Duration,
+}
+
+impl<T: Trainers> Session<'_, T> {
+    /// Trains from the current position to the end of the last epoch.
+    ///
+    /// # Errors
+    /// When a chunk, the disk or the device fails; [`PipelineError::Stopped`] after saving, if the run has to stop.
+    pub(super) async fn train(&mut self) -> Result<(), PipelineError> {
+        while self.progress.epoch < self.job.settings.epochs {
+            let epoch = self.progress.epoch;
+            let (seed, window) = (self.job.split.seed, self.job.settings.shuffle_rows);
+            let windows = order::plan(self.inventory.chunk_samples(epoch), seed, epoch, window);
+            self.train_epoch(&windows).await?;
+            // At the end of an epoch too, so that the curve of a short run has a point.
+            let losses = self.trainers.take_losses().await?;
+            self.record_losses(&losses);
+            self.progress.epoch += 1;
+            self.progress.position = 0;
+            self.validate().await?;
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    /// Trains from the position to the end of the epoch.
+    async fn train_epoch(&mut self, windows: &[Window]) -> Result<(), PipelineError> {
+        let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
+        let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
+        let mut skip = offset as usize;
+        // Samples that were read and not trained on yet: less than a step, and the current window.
+        let (mut features, mut targets) = (FeatureRows::Host { values: Vec::new(), dim: 0 }, Targets::default());
+        let mut next = Some(self.load_window(&windows[first]));
+        for index in first..windows.len() {
+            let Some(loading) = next.take() else { break };
+            let loaded = self.timer.wait(Activity::Starved, loading).await??;
+            // The next window is read while this one is trained on.
+            next = windows.get(index + 1).map(|window| self.load_window(window));
+            features.append_from(&loaded.features, skip);
+            targets.append_from(&loaded.targets, skip);
+            drop(loaded);
+            skip = 0;
+            let mut done = 0;
+            while done < targets.rows() {
+                let left = epoch_samples - self.progress.position;
+                let step = self.step_samples.min(left) as usize;
+                if targets.rows() - done < step {
+                    break;
+                }
+                let span = done..done + step;
+                let samples = WindowSamples { features: features.slice(span.clone()), targets: targets.part(span) };
+                self.step(samples).await?;
+                done += step;
+            }
+            features.drop_first(done);
+            targets.drop_first(done);
+        }
+        Ok(())
+    }
+
+    /// Starts to read the samples of a window, on a thread of its own.
+    fn load_window(&self, window: &Window) -> tokio::task::JoinHandle<Result<WindowSamples, PipelineError>> {
+        let (window, store, epoch) = (window.clone(), Arc::clone(&self.store), self.progress.epoch);
+        tokio::task::spawn_blocking(move || store.window(&window, epoch))
+    }
+
+    async fn step(&mut self, samples: WindowSamples) -> Result<(), PipelineError> {
+        let count = samples.targets.rows() as u64;
+        let rates = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();
+        let takes_losses = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
+        let losses = self.trainers.step(samples, Update { rates, takes_losses }).await?;
+        self.progress.step += 1;
+        self.progress.position += count;
+        self.job.stage_progress.add(count);
+        self.record_losses(&losses.unwrap_or_default());
+        if let Some(signal) = self.job.ctx.shutdown.signal() {
+            self.save().await?;
+            return Err(PipelineError::Stopped(signal));
+        }
+        // The end of an epoch saves by itself, and a step has one checkpoint only.
+        let ends_epoch = self.progress.position >= self.inventory.epoch_samples(self.progress.epoch);
+        // A large head on a slow disk is saved less often.
+        let pause = self.job.settings.checkpoint_every.max(self.save_took * MIN_TRAIN_TO_SAVE);
+        if self.saved.elapsed() >= pause && !ends_epoch {
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    /// Scores the validation images with the current weights of each head.
+    async fn validate(&mut self) -> Result<(), PipelineError> {
+        if self.inventory.all_validation_images() == 0 {
+            return Ok(());
+        }
+        let position = CurvePosition { step: self.progress.step, epoch: self.progress.epoch };
+        for trial in 0..self.trials.len() {
+            let point = self.trainers.validate(trial, position).await?;
+            let ValidationPoint { step, epoch, loss, ndcg5, .. } = point;
+            tracing::info!(epoch, step, trial, loss, ndcg5, "validated");
+            self.job.ctx.events.write(&Event::Validated { step, epoch, trial: point.trial, loss, ndcg5 });
+            self.curve.validations.push(point);
+        }
+        self.progress.best = best_point(&self.curve.validations).map(|point| point.ndcg5);
+        Ok(())
+    }
+
+    /// Writes a checkpoint of each head, and removes those that are neither the newest nor the best.
+    async fn save(&mut self) -> Result<(), PipelineError> {
+        let started = Instant::now();
+        let dir = &self.job.ctx.dir;
+        let content = self.curve.to_csv().map_err(|error| PipelineError::Internal(error.to_string()))?;
+        dir.write(CURVE_FILE, &content)?;
+        let step = self.progress.step;
+        // The first head comes last: its checkpoint exists only if those of the whole sweep do.
+        for trial in (0..self.trials.len()).rev() {
+            let name = checkpoints::folder_name(step, trial);
+            let saving = self.trainers.save(trial, dir.temporary(&name)?, self.progress.clone());
+            self.timer.wait(Activity::Blocked, saving).await?.map_err(save_error)?;
+            let dir = dir.clone();
+            let publishing = tokio::task::spawn_blocking(move || dir.publish_folder(&name));
+            self.timer.wait(Activity::Blocked, publishing).await??;
+        }
+        self.tidy()?;
+        (self.saved, self.save_took) = (Instant::now(), started.elapsed());
+        let (epoch, seconds) = (self.progress.epoch, self.save_took.as_secs_f64());
+        self.job.ctx.events.write(&Event::CheckpointSaved { step, epoch, seconds });
+        Ok(())
+    }
+
+    /// Removes all checkpoints but the newest and the best, and redraws the training curve.
+    ///
+    /// # Errors
+    /// When the run directory refuses.
+    pub(super) fn tidy(&self) -> Result<(), PipelineError> {
+        let best = best_point(&self.curve.validations).map(|point| (point.step, point.trial as usize));
+        let saved = CheckpointList::read(&self.job.ctx.dir)?;
+        for step in saved.steps().into_iter().filter(|step| *step != self.progress.step) {
+            let trials = (0..self.trials.len()).filter(|trial| saved.contains(step, *trial));
+            for trial in trials.filter(|trial| Some((step, *trial)) != best) {
+                self.job.ctx.dir.remove(&checkpoints::folder_name(step, trial))?;
+            }
+        }
+        self.draw_curve()
+    }
+
+    fn record_losses(&mut self, losses: &[LossSum]) {
+        let step = self.progress.step;
+        for (trial, (LossSum { nats, samples }, schedule)) in losses.iter().zip(&self.schedules).enumerate() {
+            if *samples > 0 {
+                let (loss, learning_rate) = (nats / *samples as f64, schedule.rate(step.saturating_sub(1)));
+                self.curve.losses.push(LossPoint { step, loss, learning_rate, trial: trial as u32 });
+                tracing::debug!(step, trial, loss, learning_rate, "trained");
+            }
+        }
+    }
+
+    fn draw_curve(&self) -> Result<(), PipelineError> {
+        let series =
+            |(number, trial): (usize, &Trial)| {
+                let is_own = |trial: u32| trial as usize == number;
+                let losses = self.curve.losses.iter().filter(|point| is_own(point.trial)).map(|point| {
+                    plot::CurvePoint { step: point.step, train_loss: Some(point.loss), ..plot::CurvePoint::default() }
+                });
+                let validations =
+                    self.curve.validations.iter().filter(|point| is_own(point.trial)).map(|point| plot::CurvePoint {
+                        step: point.step,
+                        val_loss: Some(point.loss),
+                        val_ndcg5: Some(point.ndcg5),
+                        ..plot::CurvePoint::default()
+                    });
+                let mut points: Vec<_> = losses.chain(validations).collect();
+                points.sort_by_key(|point| point.step);
+                let Trial { learning_rate, momentum, weight_decay } = trial;
+                plot::Series { name: format!("{number}: lr {learning_rate}, m {momentum}, wd {weight_decay}"), points }
+            };
+        let series: Vec<plot::Series> = self.trials.iter().enumerate().map(series).collect();
+        let dir = &self.job.ctx.dir;
+        plot::training_curve(&dir.temporary(PLOT_FILE)?, &series).map_err(model_error)?;
+        dir.publish(PLOT_FILE)?;
+        Ok(())
+    }
+
+    /// Frees the memory of the device, and summarises the training.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(super) async fn finish(self, mixing: MixingReport) -> Result<TrainingReport, PipelineError> {
+        self.trainers.unload().await?;
+        if let Some(store) = Arc::into_inner(self.store) {
+            store.unload().await?;
+        }
+        let Curve { losses, validations } = self.curve;
+        let winner = best_point(&validations).map_or(0, |point| point.trial);
+        let summarise = |trial: u32| {
+            let own: Vec<ValidationPoint> = validations.iter().filter(|point| point.trial == trial).copied().collect();
+            let loss = losses.iter().rev().find(|point| point.trial == trial).map(|point| point.loss);
+            (loss, own.last().copied(), best_point(&own).copied())
+        };
+        let trial_report = |(number, settings): (usize, &Trial)| {
+            let (loss, validation, best) = summarise(number as u32);
+            TrialReport { settings: *settings, loss, validation, best, wins: number as u32 == winner }
+        };
+        let trials = match self.trials.as_slice() {
+            [_] => Vec::new(),
+            several => several.iter().enumerate().map(trial_report).collect(),
+        };
+        let (loss, validation, best) = summarise(winner);
+        Ok(TrainingReport {
+            steps: self.progress.step,
+            samples: self.inventory.epoch_samples(0),
+            validation_images: self.inventory.all_validation_images(),
+            mixing,
+            loss,
+            validation,
+            best,
+            trials,
+            curve: losses,
+            validations,
+        })
+    }
+}
+
+/// Reports a failed write as an error of the run directory, and a bad head as one of the model.
+fn save_error(error: CheckpointError) -> PipelineError {
+    match error {
+        CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),
+        other => model_error(other),
+    }
+}
