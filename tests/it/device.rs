@@ -34,7 +34,7 @@ fn cuda_that_is_asked_for_and_not_there_is_one_sentence_about_all_that_is_missin
     let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'cuda'"));
     for command in ["run", "check"] {
         let out = without_cuda(&[command, "--config", &config, "--machine", &machine]);
-        let text = complaint(&out);
+        let text = complaint(&out) + &String::from_utf8_lossy(&out.stdout);
         assert_eq!(out.status.code(), Some(5), "{text}");
         let errors: Vec<&str> = text.lines().filter(|line| line.contains("`device.kind` is `cuda`")).collect();
         assert_eq!(errors.len(), 1, "{text}");
