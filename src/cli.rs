@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use crate::config::plan::Stage;
 use crate::config::{self, RunConfig};
@@ -167,11 +167,7 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             Ok(())
         }
         Command::Completions { shell } => {
-            let mut command = Args::command();
-            let name = command.get_name().to_owned();
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command, name, &mut script);
-            print_raw(&String::from_utf8_lossy(&script));
+            print_raw(&args::completion_script(shell));
             Ok(())
         }
     }

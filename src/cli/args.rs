@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::plan::Stage;
 use crate::config::value::{Pool, Precision};
@@ -321,10 +321,24 @@ impl From<StageName> for Stage {
     }
 }
 
+/// Generates a completion script.
+///
+/// `clap_complete` 4.6 writes a hyphen in the program's name in two ways into the script for bash, so that nothing after a
+/// subcommand would be completed. This function makes them equal.
+pub(super) fn completion_script(shell: clap_complete::Shell) -> String {
+    let mut command = Args::command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, &name, &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    if shell == clap_complete::Shell::Bash {
+        return script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"));
+    }
+    script
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -342,5 +356,15 @@ mod tests {
         }
         assert!(Args::try_parse_from(["x", "check"]).is_err());
         assert!(Args::try_parse_from(["x", "check", "a.toml", "--config", "a.toml"]).is_err());
+    }
+    #[test]
+    fn bash_completion_has_options_for_every_subcommand() {
+        let script = completion_script(clap_complete::Shell::Bash);
+        let commands: Vec<&str> =
+            script.lines().filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"')).collect();
+        assert!(commands.len() > 10, "{script}");
+        for command in commands.iter().filter(|command| !command.is_empty()) {
+            assert!(script.contains(&format!("\n        {command})\n")), "no options for {command}");
+        }
     }
 }

@@ -74,15 +74,15 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Returns whether a bottleneck lies outside the stage, which then waits for it. The record names these with an article.
-fn is_outside_stage(who: &str) -> bool {
-    who.starts_with("the ")
+/// Returns whether a bottleneck lies outside the stage, which then waits for it. Only the names of these have an article.
+fn is_outside_stage(bottleneck: &Bottleneck) -> bool {
+    bottleneck.who.to_string().starts_with("the ")
 }
 
 /// Says what slowed a stage down, and how long its device had no input.
 fn describe_bottleneck(bottleneck: &Bottleneck, device_waited: Option<f64>) -> String {
     let share = percent(bottleneck.share);
-    let mut text = if is_outside_stage(&bottleneck.who) {
+    let mut text = if is_outside_stage(bottleneck) {
         format!("waiting for {}, {share} of the time", bottleneck.who)
     } else {
         format!("`{}`, busy {share} of the time", bottleneck.who)
@@ -107,7 +107,10 @@ mod tests {
 
     #[test]
     fn bottleneck_inside_is_busy_and_outside_is_waited_for() {
-        let text = |who: &str| describe_bottleneck(&Bottleneck { who: who.to_owned(), share: 0.5 }, None);
+        let text = |who: &str| {
+            let bottleneck = serde_json::from_value(serde_json::json!({ "who": who, "share": 0.5 })).unwrap();
+            describe_bottleneck(&bottleneck, None)
+        };
         assert_eq!(text("decode"), "`decode`, busy 50.0 % of the time");
         assert_eq!(text("the store"), "waiting for the store, 50.0 % of the time");
     }

@@ -1,12 +1,12 @@
-//! What goes wrong is said in one sentence, with the file, row or key, and an exit code.
+//! Errors name the file, row or key in one sentence and set the exit code.
 
 use std::io::Write as _;
 use std::path::Path;
 
 use crate::support::{complaint, corpus, pipeline, run, write};
 
-/// Runs a pipeline that must fail; returns its exit code and complaint.
-fn fails(dir: &Path, text: &str) -> (i32, String) {
+/// Runs a pipeline that must fail; returns its exit code and message.
+fn expect_failure(dir: &Path, text: &str) -> (i32, String) {
     let out = run(&["run", "--config", &write(dir, text)]);
     let text = complaint(&out);
     assert!(!text.contains("panicked"), "{text}");
@@ -14,14 +14,14 @@ fn fails(dir: &Path, text: &str) -> (i32, String) {
 }
 
 #[test]
-fn a_wrong_configuration_lists_every_problem_and_writes_nothing() {
+fn wrong_configuration_lists_all_problems_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
-    let (code, text) = fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
+    let (code, text) = expect_failure(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.momentun`: unknown key, did you mean `train.momentum`?"), "{text}");
     let (code, text) =
-        fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
+        expect_failure(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.epochs`") && text.contains("`chunks.rows`"), "{text}");
     assert!(!run_dir.exists());
@@ -30,16 +30,16 @@ fn a_wrong_configuration_lists_every_problem_and_writes_nothing() {
 }
 
 #[test]
-fn a_size_that_the_patch_does_not_divide_is_refused() {
+fn size_not_divisible_by_patch_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let text = pipeline(&dir.path().join("run"), &[("[chunks]", "[preprocess]\nsize_px = 65\n[chunks]")]);
-    let (code, text) = fails(dir.path(), &text);
+    let (code, text) = expect_failure(dir.path(), &text);
     assert_eq!(code, 2);
     assert!(text.contains("`preprocess.size_px`: `65` is no multiple of the checkpoint's patch"), "{text}");
 }
 
 #[test]
-fn inputs_that_are_not_there_are_named() {
+fn missing_inputs_are_named() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, word) in [
         ("data/train-*-of-00005.tsv", "data/none-*.tsv", "none-*.tsv` matches no file"),
@@ -47,17 +47,18 @@ fn inputs_that_are_not_there_are_named() {
         ("data/test_caption_list.csv", "data/absent.csv", "absent.csv` is not there"),
     ] {
         let (code, text) =
-            fails(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
+            expect_failure(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
         assert_eq!(code, 3, "{text}");
         assert!(text.contains(word), "{text}");
     }
-    let (code, text) = fails(dir.path(), &pipeline(&dir.path().join("r"), &[("models/vit-tiny", "models/none")]));
+    let (code, text) =
+        expect_failure(dir.path(), &pipeline(&dir.path().join("r"), &[("models/vit-tiny", "models/none")]));
     assert_eq!(code, 5, "{text}");
     assert!(text.contains("models/none"), "{text}");
 }
 
 #[test]
-fn a_truncated_shard_stops_the_run_and_a_whole_one_lets_it_go_on() {
+fn truncated_shard_stops_run_and_complete_one_resumes_it() {
     let dir = tempfile::tempdir().unwrap();
     let shards = dir.path().join("shards");
     std::fs::create_dir(&shards).unwrap();
@@ -70,12 +71,12 @@ fn a_truncated_shard_stops_the_run_and_a_whole_one_lets_it_go_on() {
         dir.path().join("run").display(),
         shards.display()
     );
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, complaint) = expect_failure(dir.path(), &text);
     assert_eq!(code, 3);
     assert!(complaint.contains("part.csv.gz` ends in the middle of its compressed data"), "{complaint}");
-    // Another file is another generation; the run says so instead of mixing them.
+    // A changed file means another generation, which the run refuses to mix with the first.
     std::fs::write(&shard, &whole).unwrap();
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, complaint) = expect_failure(dir.path(), &text);
     assert_eq!(code, 2);
     assert!(complaint.contains("images.shards (files)") && complaint.contains("--from stream"), "{complaint}");
     let out = run(&["run", "--from", "stream", "--config", &write(dir.path(), &text)]);
@@ -83,7 +84,7 @@ fn a_truncated_shard_stops_the_run_and_a_whole_one_lets_it_go_on() {
 }
 
 #[test]
-fn a_shard_of_rubbish_stops_the_run_with_the_reasons() {
+fn shard_without_images_stops_run_with_reasons() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("rubbish.csv");
     let mut file = std::fs::File::create(&shard).unwrap();
@@ -95,13 +96,13 @@ fn a_shard_of_rubbish_stops_the_run_with_the_reasons() {
         dir.path().join("run").display(),
         shard.display()
     );
-    let (code, complaint) = fails(dir.path(), &text);
+    let (code, complaint) = expect_failure(dir.path(), &text);
     assert_eq!(code, 3);
     assert!(complaint.contains("unsupported_svg") && complaint.contains("limits.max_bad_fraction"), "{complaint}");
 }
 
 #[test]
-fn a_directory_that_is_no_run_is_left_alone() {
+fn foreign_directory_is_left_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     std::fs::create_dir(&run_dir).unwrap();
@@ -116,11 +117,11 @@ fn a_directory_that_is_no_run_is_left_alone() {
 }
 
 #[test]
-fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
+fn hostile_rows_are_quarantined_and_never_stop_run() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("hostile.csv");
     let good = {
-        // One usable image of the drawn corpus.
+        // A usable image of the sample corpus.
         let text =
             std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
         let end = text.iter().position(|byte| *byte == b'\n').unwrap();
@@ -132,7 +133,7 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
         bytes.extend([url, b"\t", data, tail].concat());
     };
     row(b"https://x/good", &good, b"\tm\n");
-    row(b"https://x/good", &good, b"\tm\r\n"); // a duplicate, and another line end
+    row(b"https://x/good", &good, b"\tm\r\n"); // a duplicate with another line end
     row(b"\xff\xfe", &good, b"\tm\n");
     row(b"", &good, b"\tm\n");
     row(b"https://x/empty", b"", b"\tm\n");
@@ -168,7 +169,7 @@ fn hostile_rows_are_quarantined_once_and_never_stop_the_run() {
 }
 
 #[test]
-fn a_refused_start_over_removes_nothing() {
+fn refused_restart_removes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let whole = pipeline(&run_dir, &[("epochs = 12", "epochs = 1")]);
@@ -181,7 +182,7 @@ fn a_refused_start_over_removes_nothing() {
         ("data/test.tsv", "data/none.tsv", &["--from", "train"], 3),
         ("[predict]", "[predict]\ntop_k = 900", &["--from", "predict"], 2),
     ] {
-        // A changed key of an earlier stage is refused however late the stage to recompute is.
+        // A changed key of an earlier stage is refused even if only a later stage is recomputed.
         let edits = if from == "part" { [("learning_rate = 0.2", "learning_rate = 0.3")] } else { [(from, to)] };
         let text = pipeline(&run_dir, &[&[("epochs = 12", "epochs = 1")][..], &edits].concat());
         let out = run(&[&["run", "--config", &write(dir.path(), &text)], args].concat());
@@ -196,7 +197,7 @@ fn a_refused_start_over_removes_nothing() {
 }
 
 #[test]
-fn what_prediction_needs_is_looked_at_before_anything_runs() {
+fn inputs_of_prediction_are_checked_before_any_stage() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, code) in [
         ("data/test.tsv", "data/none.tsv", 3),
@@ -205,14 +206,14 @@ fn what_prediction_needs_is_looked_at_before_anything_runs() {
         ("[predict]", "[predict]\ntop_k = 900", 2),
     ] {
         let run_dir = dir.path().join("run");
-        let (found, complaint) = fails(dir.path(), &pipeline(&run_dir, &[(from, to)]));
+        let (found, complaint) = expect_failure(dir.path(), &pipeline(&run_dir, &[(from, to)]));
         assert_eq!(found, code, "{complaint}");
         assert!(!run_dir.join("features").exists() && !run_dir.join("checkpoints").exists(), "{to}");
     }
 }
 
 #[test]
-fn a_path_may_climb_and_a_directory_is_no_file() {
+fn path_with_parent_folders_works_and_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let climbing = "data/../data/image_data_train/../image_data_train/image_pixels/*.csv.gz";
     let text = format!(
@@ -222,13 +223,13 @@ fn a_path_may_climb_and_a_directory_is_no_file() {
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
     assert!(out.status.success(), "{}", complaint(&out));
-    let (code, complaint) = fails(dir.path(), &text.replace(climbing, "data"));
+    let (code, complaint) = expect_failure(dir.path(), &text.replace(climbing, "data"));
     assert_eq!(code, 2);
     assert!(complaint.contains("it is a directory"), "{complaint}");
 }
 
 #[test]
-fn urls_that_differ_in_white_space_are_two() {
+fn urls_differing_in_white_space_are_distinct() {
     let dir = tempfile::tempdir().unwrap();
     let source =
         std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
@@ -243,4 +244,35 @@ fn urls_that_differ_in_white_space_are_two() {
     let out = run(&["run", "--json", "--config", &write(dir.path(), &text)]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(report["images"]["tally"]["kept"], 1, "{}", report["images"]["tally"]);
+}
+
+#[test]
+fn check_prints_problems_to_standard_output_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("data/test.tsv", "data/absent.tsv")]));
+    let out = run(&["check", &config]);
+    assert_eq!((out.status.code(), complaint(&out)), (Some(3), String::new()));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("1 problem:") && text.contains("absent.tsv` is not there"), "{text}");
+}
+
+#[test]
+fn control_characters_of_data_are_escaped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("\u{1b}[31mred");
+    for args in [&["inspect"][..], &["--json", "inspect"], &["run"]] {
+        let out = run(&[args, &[path.to_str().unwrap()]].concat());
+        assert!(!out.status.success() && complaint(&out).contains("\\x1b[31mred"), "{}", complaint(&out));
+        assert!(!complaint(&out).contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn quiet_run_prints_its_summary_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("epochs = 12", "epochs = 1")]));
+    let out = run(&["run", &config, "--quiet"]);
+    assert_eq!((out.status.code(), complaint(&out)), (Some(0), String::new()));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.starts_with("NDCG@5") && text.lines().count() <= 24, "{text}");
 }

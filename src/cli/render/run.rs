@@ -191,8 +191,7 @@ mod tests {
     use super::*;
     use crate::cli::render::WIDTH;
     use crate::pipeline::report::{
-        Bottleneck, EvidenceGroup, EvidenceReport, EvidenceScores, MixingReport, ScoreReport, TextReport,
-        ValidationPoint,
+        EvidenceGroup, EvidenceReport, EvidenceScores, MixingReport, ScoreReport, TextReport, ValidationPoint,
     };
 
     fn full_report() -> Report {
@@ -228,7 +227,8 @@ mod tests {
                 unit: "rows".to_owned(),
                 done: 1,
                 seconds: 3.0,
-                bottleneck: Some(Bottleneck { who: "the run directory".to_owned(), share: 0.7 }),
+                bottleneck: serde_json::from_value(serde_json::json!({ "who": "the run directory", "share": 0.7 }))
+                    .unwrap(),
                 device_waited: Some(0.5),
                 ..StageReport::default()
             }],
