@@ -16,10 +16,11 @@ use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, u
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
 use wikicap_pipeline::chunk::{RowMeta, sum_segments};
 use wikicap_pipeline::config::bytes::block_images;
-use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
-use wikicap_pipeline::store::{PageBuffer, PageCache, Store};
+use wikicap_pipeline::objects::Store;
+use wikicap_pipeline::run_dir::{PageBuffer, PageCache};
+use wikicap_pipeline::types::Compression;
 
 fn main() {
     divan::main();

@@ -21,8 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Parser as _;
 
-use crate::config::plan::Stage;
-use crate::config::{self, RunConfig};
+use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
 use crate::runtime::{Shutdown, Signal};
@@ -184,12 +183,18 @@ fn config_failure(path: &Path, error: &config::ConfigError) -> Failure {
     Failure::new(2, lines.join("\n"))
 }
 
-/// Reads a machine file; without one, returns the defaults.
-fn load_machine(path: Option<&Path>) -> Result<config::raw::RawMachine, Failure> {
+/// Reads a machine file without checking it; without one, returns the defaults.
+fn read_machine_file(path: Option<&Path>) -> Result<MachineFile, Failure> {
     path.map_or_else(
-        || Ok(config::raw::RawMachine::default()),
-        |path| config::machine(&read_text(path)?).map_err(|error| config_failure(path, &error)),
+        || Ok(MachineFile::default()),
+        |path| MachineFile::parse(&read_text(path)?).map_err(|error| config_failure(path, &error)),
     )
+}
+
+/// Reads and checks a machine file, for commands without a pipeline file.
+fn load_machine(path: Option<&Path>) -> Result<MachineConfig, Failure> {
+    MachineConfig::check(&read_machine_file(path)?)
+        .map_err(|error| config_failure(path.unwrap_or(Path::new("")), &error))
 }
 
 /// Reads and checks both configuration files.
@@ -198,11 +203,11 @@ fn load_config(files: &Files) -> Result<RunConfig, Failure> {
 }
 
 fn load_config_files(config: &Path, machine: Option<&Path>) -> Result<RunConfig, Failure> {
-    let pipeline = config::pipeline(&read_text(config)?).map_err(|error| config_failure(config, &error))?;
-    let machine_config = load_machine(machine)?;
+    let pipeline = PipelineFile::parse(&read_text(config)?).map_err(|error| config_failure(config, &error))?;
+    let machine_file = read_machine_file(machine)?;
     let both = machine
         .map_or_else(|| config.to_owned(), |machine| format!("{} and {}", config.display(), machine.display()).into());
-    RunConfig::check(pipeline, machine_config).map_err(|error| config_failure(&both, &error))
+    RunConfig::check(pipeline, machine_file).map_err(|error| config_failure(&both, &error))
 }
 
 /// Starts the async runtime, with threads for file I/O and for blocks of images that are decoded or wait for it.
@@ -241,7 +246,7 @@ fn run(
     let started = Instant::now();
     // A port that is in use is reported before a corpus is drawn.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
-    if let Some(sample) = &config.pipeline().sample {
+    if let Some(sample) = config.sample() {
         let out = Path::new(&sample.out);
         if !out.join("sample.json").is_file() {
             tracing::info!("drawing a corpus of {} training images into `{}`", sample.train_images, sample.out);

@@ -1,25 +1,45 @@
 //! Configuration: two TOML files become one checked [`RunConfig`], or a list of everything that is wrong with them.
 //!
-//! Pure: text in, values out; no disk, clock or environment. `raw` mirrors the files key by key, [`plan`] refuses
-//! what cannot work (never clamping it) and collects every refusal, [`bytes`] says what the work takes of memory and
-//! disk, [`mod@reference`] prints the keys with their meaning, unit and default from the same definitions.
+//! The module is pure: text in, values out; no disk, clock or environment. There are three steps:
+//!
+//! 1. [`PipelineFile::parse`] and [`MachineFile::parse`] accept known keys with values of the right type. The private
+//!    `raw` structs mirror the files key by key.
+//! 2. [`RunConfig::check`] refuses values that cannot work. It never clamps a value, and it collects every refusal.
+//! 3. [`RunConfig`] hands out checked sections. All defaults are filled in, so the rest of the program never sees a raw
+//!    value.
+//!
+//! [`bytes`] computes what the work takes of memory and disk. [`mod@reference`] prints every key with its meaning and
+//! default, from the definitions that parse the files.
 
 pub mod bytes;
 mod hub;
+mod limits;
 mod parse;
-pub mod plan;
-pub mod raw;
+mod raw;
 pub mod reference;
-pub mod value;
+mod run_config;
+mod stage;
+mod stored;
+mod validate;
+mod value;
 
 pub use hub::HubName;
-pub use parse::{machine, pipeline};
-pub use plan::{RunConfig, StageKeys};
+pub use parse::{MachineFile, PipelineFile};
+pub use run_config::RunConfig;
+pub use stage::{Stage, StageKeys};
+pub use stored::StoredPipeline;
+pub use validate::images::{
+    CaptionsConfig, CatalogConfig, ChunksConfig, ImagesConfig, ModelConfig, PairsConfig, PreprocessConfig, SampleConfig,
+};
+pub use validate::machine::{DeviceConfig, LimitsConfig, MachineConfig, StoreConfig};
+pub use validate::predict::PredictConfig;
+pub use validate::train::{HeadConfig, TextConfig, TrainConfig, Trial};
+pub use value::Bytes;
 
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Dotted path of the key, or empty where the file as a whole is meant.
+    /// Dotted path of the key; empty for a problem of the whole file.
     pub key: String,
     /// What is wrong and what to do, in one clause.
     pub what: String,
@@ -37,7 +57,7 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// A configuration was refused; every reason is listed.
+/// A refused configuration, with every reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError(pub Vec<Problem>);

@@ -19,7 +19,7 @@ use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use serde::Serialize;
 
-use crate::config::value::DeviceKind;
+use crate::types::DeviceKind;
 pub use probe::{Card, Cuda};
 
 /// The hidden command under which the program probes for CUDA.

@@ -37,23 +37,24 @@
 //!
 //! | module | contains | may import |
 //! | --- | --- | --- |
-//! | [`config`] | two TOML files → one checked configuration; pure | – |
+//! | [`types`] | settings and values that several modules share; a leaf | – |
+//! | [`config`] | two TOML files → one checked configuration; pure | `types` |
 //! | [`runtime`] | bounded channels, byte budget, CPU pool, device thread, buffer pool, shutdown | – |
 //! | [`telemetry`] | stage progress and timers | – |
 //! | [`objects`] | inputs by name and glob: listing, ranged reads, decompression, retries | `runtime` |
 //! | [`run_dir`] | the durable run directory, local or on S3: complete files, lease, event log | `objects`, `runtime` |
 //! | [`hf_hub`] | checkpoints of the Hugging Face hub and their cache | `objects`, `run_dir` |
 //! | [`corpus`] | the published files as typed rows; no I/O | – |
-//! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | – |
-//! | [`decode`] | image bytes → pixels; synchronous and pure | – |
-//! | [`device`] | available devices, probed in a process of their own; the kernel cache | `config` |
-//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch spool, quarantine, catalog tables | `config`, `objects`, `run_dir`, `runtime` |
-//! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | – |
+//! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | `types` |
+//! | [`decode`] | image bytes → pixels; synchronous and pure | `types` |
+//! | [`device`] | available devices, probed in a process of their own; the kernel cache | `types` |
+//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
+//! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
-//! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict` |
+//! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict`, `types` |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all but `cli` and `sample` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
 //!
@@ -89,3 +90,4 @@ pub mod runtime;
 pub mod sample;
 pub mod telemetry;
 pub mod train;
+pub mod types;

@@ -44,9 +44,7 @@ use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::LANES;
 use crate::config::bytes::product_disk_bytes;
-use crate::config::plan::Stage;
-use crate::config::raw::RawStore;
-use crate::config::{ConfigError, RunConfig};
+use crate::config::{ConfigError, RunConfig, Stage, StoreConfig};
 use crate::decode::Spec;
 use crate::device::Chosen;
 use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
@@ -136,15 +134,15 @@ pub async fn run(
 }
 
 /// The stores of a machine.
-fn store(machine: &RawStore) -> Store {
-    let RawStore { endpoint, patience, silence } = machine.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
+fn store(machine: &StoreConfig) -> Store {
+    let StoreConfig { endpoint, retry_budget, read_timeout } = machine.clone();
+    Store::new(StoreSettings { endpoint, patience: retry_budget, silence: read_timeout })
 }
 
 /// Opens the run's directory and claims it.
 async fn open(plan: RunConfig, store: Store) -> Result<(RunConfig, Directory, Lock), PipelineError> {
     tokio::task::spawn_blocking(move || {
-        let dir = &plan.pipeline().run.dir;
+        let dir = plan.run_dir();
         let directory = Directory::open(&store, dir, &scratch_path(&plan).join("staging"))?;
         let lock = directory.lock()?;
         Ok((plan, directory, lock))
@@ -154,18 +152,15 @@ async fn open(plan: RunConfig, store: Store) -> Result<(RunConfig, Directory, Lo
 
 /// The folder of a run on scratch disk: its own for each run directory.
 fn scratch_path(plan: &RunConfig) -> PathBuf {
-    let (run, scratch) = (&plan.pipeline().run.dir, &plan.machine().scratch.dir);
+    let (run, scratch) = (plan.run_dir(), &plan.machine().scratch_dir);
     let remote = Store::is_remote(run);
-    if scratch.is_empty() && !remote {
+    if scratch.is_none() && !remote {
         return Path::new(run.strip_prefix("file://").unwrap_or(run)).join("scratch");
     }
-    let name = if remote {
-        run.clone().into()
-    } else {
-        std::path::absolute(run).map_or_else(|_| run.clone().into(), PathBuf::into_os_string)
-    };
+    let name =
+        if remote { run.into() } else { std::path::absolute(run).map_or_else(|_| run.into(), PathBuf::into_os_string) };
     let hash = blake3::hash(name.as_encoded_bytes()).to_hex();
-    let root = if scratch.is_empty() { std::env::temp_dir() } else { PathBuf::from(scratch) };
+    let root = scratch.clone().unwrap_or_else(std::env::temp_dir);
     root.join(format!("wikicap-{}", &hash[..16]))
 }
 
@@ -239,7 +234,7 @@ impl Run {
         let pool = CpuPool::new(workers(&plan))?;
         let machine = RunContext { store, pool, budget, stop, registry, events: Events::default() };
         let report = Report { run_dir: directory.display(""), ..Report::default() };
-        let encoder = match &plan.pipeline().text {
+        let encoder = match plan.text() {
             Some(text) => {
                 let text = text.clone();
                 Some(tokio::task::spawn_blocking(move || texts::Encoder::open(&text, encoder_dir)).await??)
@@ -253,20 +248,20 @@ impl Run {
     /// Looks at every input and generation that the stages of this start need.
     async fn prepare(&mut self, request: Request) -> Result<Prepared, PipelineError> {
         let mut prepared = Prepared::default();
-        let pipeline = self.plan.pipeline().clone();
+        let plan = self.plan.clone();
         if !request.predict_only {
-            if let (Some(captions), Some(pairs)) = (&pipeline.captions, &pipeline.pairs) {
-                let shards = self.machine.store.list(&pairs.shards).await?;
+            if let Some(catalog) = plan.catalog() {
+                let shards = self.machine.store.list(&catalog.pairs.shards).await?;
                 let mut keys = self.plan.keys(Stage::Catalog);
                 add_inputs(&self.machine.store, &mut keys, "pairs.shards", &shards).await?;
-                if !captions.list.is_empty() {
-                    let list = self.machine.store.find(&captions.list).await?;
+                if let Some(list) = &catalog.captions.list {
+                    let list = self.machine.store.find(list).await?;
                     add_inputs(&self.machine.store, &mut keys, "captions.list", &[list]).await?;
                 }
                 let generation = self.propose(Stage::Catalog, keys, &[]);
                 prepared.catalog = Some(Ready { shards, generation });
             }
-            if let Some(images) = &pipeline.images {
+            if let Some(images) = plan.images() {
                 let shards = self.machine.store.list(&images.shards).await?;
                 let keys = self.stream_keys(Stage::Stream, "images.shards", &shards).await?;
                 let upstream = prepared.catalog.as_ref().map(|ready| ready.generation.as_str());
@@ -330,7 +325,7 @@ impl Run {
         let device = self.open_device().await?;
         let catalog = self.catalog(prepared.catalog).await?;
         let ranks_classes = prepared.predict.as_ref().is_some_and(|asking| asking.listed.is_none());
-        if let (Some(catalog), Some(predict), true) = (&catalog, &self.plan.pipeline().predict, ranks_classes) {
+        if let (Some(catalog), Some(predict), true) = (&catalog, self.plan.predict(), ranks_classes) {
             // As soon as it is known, rather than after days of training.
             enough_captions(catalog.classes.len(), predict.top_k)?;
         }
@@ -354,18 +349,14 @@ impl Run {
 
     /// Builds or loads classes and join index; `None` without `[captions]`.
     async fn catalog(&mut self, ready: Option<Ready>) -> Result<Option<catalog::Catalog>, PipelineError> {
-        let pipeline = self.plan.pipeline();
-        let (Some(captions), Some(pairs), Some(ready)) = (&pipeline.captions, &pipeline.pairs, ready) else {
-            return Ok(None);
-        };
-        let found = if let Some(found) = catalog::load(&self.directory, captions, &ready.generation)? {
+        let (Some(config), Some(ready)) = (self.plan.catalog(), ready) else { return Ok(None) };
+        let found = if let Some(found) = catalog::load(&self.directory, &config.captions, &ready.generation)? {
             found
         } else {
             let stage_progress = self.machine.registry.stage("pairs", "rows", 0);
             let (partial, gathered) = Partial::open(self.directory.clone(), &ready.generation)?;
             let built =
-                catalog::build(&self.machine, captions, pairs, &ready.shards, &stage_progress, partial, gathered)
-                    .await?;
+                catalog::build(&self.machine, config, &ready.shards, &stage_progress, partial, gathered).await?;
             let Some(built) = built else { return Err(self.stopped()) };
             catalog::save(&self.directory, &built, &ready.generation)?;
             Partial::clear(&self.directory)?;
@@ -429,7 +420,7 @@ impl Run {
             wanted,
             spec: self.spec.clone(),
             views: None,
-            chunk_rows: u64::from(self.plan.pipeline().chunks.rows),
+            chunk_rows: u64::from(self.plan.chunks().rows),
             generation: generation.to_owned(),
             max_bad_fraction: self.plan.machine().limits.max_bad_fraction,
             stage_progress: self.machine.registry.stage(name, "rows", 0),
@@ -454,10 +445,10 @@ impl Run {
         let seen = seen_so_far(&journal, &[], &job.wanted)?;
         let start = Start { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
         if self.directory.is_remote() {
-            let chunk = product_disk_bytes(self.plan.pipeline().chunks.rows, self.spec.geometry.output_px());
+            let chunk = product_disk_bytes(self.plan.chunks().rows, self.spec.geometry.output_px());
             self.enough_disk(chunk, "the chunk on its way to the run directory")?;
         }
-        let sink = Sink::Durable(journal, self.plan.pipeline().chunks.compression);
+        let sink = Sink::Durable(journal, self.plan.chunks().compression);
         stream::run(job, self.machine.clone(), start, sink).await?;
         self.machine.events.finished(&stage_progress);
         let journal = Journal::read(self.directory.clone(), layout, Some(&generation))?;

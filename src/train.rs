@@ -3,7 +3,7 @@
 //! Host vectors come in (`[rows, dim]` f32 features, class indices), a [`HeadState`] and numbers go out; no tensor
 //! crosses this boundary. What decides the result is pure: the order of samples is a function of seed, epoch and
 //! chunk sizes ([`order`]), the learning rate of the step ([`schedule`]), the split of the image URL
-//! ([`validation`]). On the CPU backend a run that goes through a checkpoint ends bit for bit where an
+//! ([`crate::types::ValidationSplit`]). On the CPU backend a run that goes through a checkpoint ends bit for bit where an
 //! uninterrupted one does. There are two kinds of head: classes ([`Trainer`]), and a map into the space of captions'
 //! vectors ([`text`]). Knows nothing of where features come from or where checkpoints are kept.
 
@@ -15,7 +15,6 @@ pub mod schedule;
 mod targets;
 pub mod text;
 mod trainer;
-pub mod validation;
 
 pub use checkpoint::{CheckpointError, Progress};
 pub use head::HeadState;

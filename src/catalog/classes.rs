@@ -9,19 +9,11 @@ use twox_hash::XxHash3_64;
 use crate::catalog::error::CatalogError;
 use crate::catalog::matching::Match;
 use crate::catalog::table::Table;
+pub use crate::types::ClassSource;
 
 /// Classes that can be numbered; `u32::MAX` itself means none.
 const MOST_CLASSES: u32 = u32::MAX - 1;
 const NONE: u32 = u32::MAX;
-
-/// What is a class of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClassSource {
-    /// Each distinct string of the caption list. Several can have one key.
-    List,
-    /// Each distinct key of the training captions, under the first caption with that key.
-    Train,
-}
 
 /// The classes that share one key, named by the first of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -38,10 +38,4 @@ pub enum CatalogError {
         /// How many classes there are.
         classes: usize,
     },
-    /// A name of a match rule that does not exist.
-    #[error("`{name}` is not a match rule: give one of `exact`, `trimmed`, `casefold`, `title`")]
-    UnknownRule {
-        /// The name.
-        name: String,
-    },
 }

@@ -5,40 +5,13 @@ use std::borrow::Cow;
 use caseless::Caseless;
 use unicode_normalization::UnicodeNormalization;
 
-use crate::catalog::error::CatalogError;
+pub use crate::types::MatchRule as Match;
 
 /// What stands between page title and caption, and in an empty caption ends the string.
 const SEPARATOR: &str = " [SEP] ";
 const OPEN_SEPARATOR: &str = " [SEP]";
 
-/// The rule by which a caption of a row is found among the classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Match {
-    /// Byte for byte.
-    Exact,
-    /// Without white space around it: Unicode's `White_Space`, which includes the no-break spaces.
-    #[default]
-    Trimmed,
-    /// Trimmed, and equal under Unicode's canonical caseless matching.
-    Casefold,
-    /// The page title: what is before the first ` [SEP] `, trimmed; the whole where there is none.
-    Title,
-}
-
 impl Match {
-    /// Every rule, from the strictest on.
-    pub const ALL: [Self; 4] = [Self::Exact, Self::Trimmed, Self::Casefold, Self::Title];
-
-    /// The name that configurations use.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Trimmed => "trimmed",
-            Self::Casefold => "casefold",
-            Self::Title => "title",
-        }
-    }
-
     /// What is compared in place of `caption`. Equal captions have equal keys; an empty key equals nothing.
     ///
     /// The key of [`Match::Casefold`] is NFC(toCasefold(NFD(X))), full folding: the canonical caseless match of
@@ -51,23 +24,6 @@ impl Match {
             Self::Casefold => casefold(caption.trim()),
             Self::Title => Cow::Borrowed(title(caption)),
         }
-    }
-}
-
-impl std::fmt::Display for Match {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
-impl std::str::FromStr for Match {
-    type Err = CatalogError;
-
-    fn from_str(name: &str) -> Result<Self, CatalogError> {
-        Self::ALL
-            .into_iter()
-            .find(|rule| rule.as_str() == name)
-            .ok_or_else(|| CatalogError::UnknownRule { name: name.to_owned() })
     }
 }
 
@@ -128,14 +84,6 @@ mod tests {
         assert_eq!(title(" Mont Blanc\u{a0}"), "Mont Blanc");
         assert_eq!(title(" [SEP] without a title"), "");
         assert_eq!(title("a[SEP]b"), "a[SEP]b");
-    }
-
-    #[test]
-    fn names_come_back() {
-        for rule in Match::ALL {
-            assert_eq!(rule.to_string().parse(), Ok(rule));
-        }
-        assert!("Exact".parse::<Match>().unwrap_err().to_string().contains("`casefold`"));
     }
 
     proptest! {

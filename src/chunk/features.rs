@@ -12,7 +12,7 @@ use half::bf16;
 
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowMeta};
-use crate::config::value::{Compression, Precision};
+use crate::types::{Compression, Precision};
 
 /// Rows of one row group.
 const GROUP_ROWS: usize = 8192;

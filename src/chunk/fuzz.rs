@@ -13,9 +13,9 @@ use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
 use super::spool::{RingEntry, Spool};
 use super::{ChunkError, ChunkId, Entry, RowMeta, Tally, features, tables};
-use crate::config::value::{Compression, Precision};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 use crate::run_dir::{Directory, LocalDirectory};
+use crate::types::{Compression, Precision};
 
 /// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
 /// what a file says of itself, only with what it is.

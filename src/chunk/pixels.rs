@@ -12,8 +12,8 @@ use arrow::datatypes::{DataType, Field};
 use super::fixed_width::{FixedWidthParquetWriter, Pages};
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowMeta};
-use crate::config::value::Compression;
 use crate::run_dir::PageCache;
+use crate::types::Compression;
 
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;

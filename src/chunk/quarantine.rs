@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError};
-use crate::config::value::Compression;
+use crate::types::Compression;
 
 /// A row that could not be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,11 +41,11 @@ impl TableWriter {
     pub(super) fn create(
         path: &Path,
         fields: Vec<Field>,
-        compression: crate::config::value::Compression,
+        compression: crate::types::Compression,
         group_rows: usize,
         metadata: &[(&str, String)],
     ) -> Result<Self, ChunkError> {
-        use crate::config::value::Compression as Word;
+        use crate::types::Compression as Word;
         let compression = match compression {
             Word::None => Compression::UNCOMPRESSED,
             Word::Lz4 => Compression::LZ4_RAW,

@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, UInt32Type, UInt64Type};
 
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError};
-use crate::config::value::Compression;
+use crate::types::Compression;
 
 /// Rows written or read at a time.
 const BLOCK_ROWS: usize = 65_536;

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field};
 use super::features::{format_of, from_bytes, to_bytes, value_bytes};
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError};
-use crate::config::value::{Compression, Precision};
+use crate::types::{Compression, Precision};
 
 /// Rows of one row group.
 const GROUP_ROWS: usize = 8192;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::config::plan::Stage;
-use crate::config::value::{Pool, Precision};
+use crate::config::Stage;
+use crate::types::{Pool, Precision};
 
 /// Ranks captions for images: streams a corpus through a frozen vision transformer, trains a caption head and writes a
 /// ranked submission.

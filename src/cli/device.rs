@@ -8,8 +8,7 @@ use serde::Serialize;
 use super::args::BenchCommand;
 use super::output::{emit, print, print_json, print_raw};
 use super::{Failure, render, start_runtime};
-use crate::config::RunConfig;
-use crate::config::raw::{RawDevice, RawMachine};
+use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, Chosen, Cuda};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
@@ -35,7 +34,7 @@ pub(super) fn run_probe() -> Option<ExitCode> {
 }
 
 /// Lists the devices, and the one that `settings` chooses.
-pub(super) fn list(settings: &RawDevice, json: bool) -> Result<(), Failure> {
+pub(super) fn list(settings: &DeviceConfig, json: bool) -> Result<(), Failure> {
     let cuda = device::cuda();
     let chosen = device::decide(settings.kind, settings.index, cuda.clone());
     let chosen = chosen.map_err(|error| Failure::new(5, error.to_string()))?;
@@ -44,7 +43,7 @@ pub(super) fn list(settings: &RawDevice, json: bool) -> Result<(), Failure> {
 }
 
 /// Measures one part of the model.
-pub(super) fn bench(command: BenchCommand, machine: &RawMachine, json: bool) -> Result<(), Failure> {
+pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) -> Result<(), Failure> {
     let runtime = start_runtime(0)?;
     match command {
         BenchCommand::Forward {

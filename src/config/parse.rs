@@ -1,4 +1,4 @@
-//! TOML text → raw structs, with every unknown key named beside the nearest valid one.
+//! TOML text → raw structs. An unknown key is reported with the nearest valid one.
 
 use documented::DocumentedFields;
 use serde::de::DeserializeOwned;
@@ -8,20 +8,37 @@ use super::raw::{RawMachine, RawPipeline};
 use super::reference::{Key, keys_of_machine, keys_of_pipeline};
 use super::{ConfigError, Problem};
 
-/// Reads a pipeline file's text.
-///
-/// # Errors
-/// Lists the syntax error, or every unknown key and the first value of a wrong type.
-pub fn pipeline(text: &str) -> Result<RawPipeline, ConfigError> {
-    read(text, &keys_of_pipeline(), RawPipeline::FIELD_NAMES)
+/// Earlier names of keys, still accepted: section, earlier name, name. The raw structs have them as aliases.
+const EARLIER_NAMES: [(&str, &str, &str); 2] =
+    [("store", "patience", "retry_budget"), ("store", "silence", "read_timeout")];
+
+/// A pipeline file with known keys and values of the right types, which [`super::RunConfig::check`] checks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PipelineFile(pub(super) RawPipeline);
+
+impl PipelineFile {
+    /// Reads the text of a pipeline file.
+    ///
+    /// # Errors
+    /// Lists the syntax error, or every unknown key and every value of a wrong type.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        read(text, &keys_of_pipeline(), RawPipeline::FIELD_NAMES).map(Self)
+    }
 }
 
-/// Reads a machine file's text.
-///
-/// # Errors
-/// As [`pipeline`].
-pub fn machine(text: &str) -> Result<RawMachine, ConfigError> {
-    read(text, &keys_of_machine(), RawMachine::FIELD_NAMES)
+/// A machine file with known keys and values of the right types, which [`super::RunConfig::check`] or
+/// [`super::MachineConfig::check`] checks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MachineFile(pub(super) RawMachine);
+
+impl MachineFile {
+    /// Reads the text of a machine file.
+    ///
+    /// # Errors
+    /// Lists the syntax error, or every unknown key and every value of a wrong type.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        read(text, &keys_of_machine(), RawMachine::FIELD_NAMES).map(Self)
+    }
 }
 
 fn read<T: DeserializeOwned>(text: &str, keys: &[Key], sections: &[&str]) -> Result<T, ConfigError> {
@@ -74,13 +91,17 @@ fn unknown(file: &toml::Table, keys: &[Key], sections: &[&str]) -> Vec<Problem> 
         let Some(table) = value.as_table() else { continue };
         let valid: Vec<&str> = keys.iter().filter(|key| key.section == *section).map(|key| key.name).collect();
         for name in table.keys() {
-            if !valid.contains(&name.as_str()) {
+            if !valid.contains(&name.as_str()) && !is_earlier_name(section, name) {
                 let path = format!("{section}.{name}");
                 problems.push(Problem::new(path, suggestion("key", name, valid.iter().copied(), section)));
             }
         }
     }
     problems
+}
+
+fn is_earlier_name(section: &str, name: &str) -> bool {
+    EARLIER_NAMES.iter().any(|(of_section, earlier, _)| (*of_section, *earlier) == (section, name))
 }
 
 /// `unknown key, did you mean …?`, or the valid names where none is near.
@@ -103,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_unknown_key_is_named_with_the_nearest_valid_one() {
-        let error = pipeline("[run]\ndir = 'x'\nsede = 1\n[trian]\n[train]\nepohcs = 3\n").unwrap_err();
+        let error = PipelineFile::parse("[run]\ndir = 'x'\nsede = 1\n[trian]\n[train]\nepohcs = 3\n").unwrap_err();
         let text = error.to_string();
         assert!(text.contains("`run.sede`: unknown key, did you mean `run.seed`?"), "{text}");
         assert!(text.contains("`trian`: unknown section, did you mean `train`?"), "{text}");
@@ -112,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_wrong_type_names_its_key() {
-        let error = pipeline("[train]\nepochs = 'three'\n").unwrap_err();
+        let error = PipelineFile::parse("[train]\nepochs = 'three'\n").unwrap_err();
         assert_eq!(error.0[0].key, "train.epochs");
         assert!(error.to_string().contains("invalid type"), "{error}");
     }
@@ -120,7 +141,7 @@ mod tests {
     #[test]
     fn every_wrong_type_is_named_at_once() {
         let text = "[run]\ndir = 3\nseed = 'x'\n[images]\nshards = ['a', 1]\n[preprocess]\nsize_px = '224'\nsise = 1\n";
-        let error = pipeline(text).unwrap_err();
+        let error = PipelineFile::parse(text).unwrap_err();
         let keys: Vec<&str> = error.0.iter().map(|problem| problem.key.as_str()).collect();
         for key in ["run.dir", "run.seed", "images.shards", "preprocess.size_px", "preprocess.sise"] {
             assert!(keys.iter().any(|found| found.starts_with(key)), "{key} is not in {error}");
@@ -129,19 +150,34 @@ mod tests {
 
     #[test]
     fn a_wrong_word_lists_the_valid_ones() {
-        let error = pipeline("[captions]\nmatch = 'fuzzy'\n").unwrap_err();
+        let error = PipelineFile::parse("[captions]\nmatch = 'fuzzy'\n").unwrap_err();
         assert!(error.to_string().contains("`captions.match`: unknown variant `fuzzy`, expected one of"), "{error}");
     }
 
     #[test]
     fn broken_toml_names_the_line() {
-        let error = pipeline("[run]\ndir = \n").unwrap_err();
+        let error = PipelineFile::parse("[run]\ndir = \n").unwrap_err();
         assert!(error.to_string().starts_with("line 2 is not TOML"), "{error}");
     }
 
     #[test]
     fn an_empty_file_is_a_file_of_defaults() {
-        assert_eq!(pipeline("").unwrap(), RawPipeline::default());
-        assert_eq!(machine("").unwrap(), RawMachine::default());
+        assert_eq!(PipelineFile::parse("").unwrap(), PipelineFile::default());
+        assert_eq!(MachineFile::parse("").unwrap(), MachineFile::default());
+    }
+
+    #[test]
+    fn earlier_names_are_accepted() {
+        for (section, earlier, name) in EARLIER_NAMES {
+            let parse = |key: &str| MachineFile::parse(&format!("[{section}]\n{key} = '7 s'\n")).unwrap();
+            assert_eq!(parse(earlier), parse(name), "{section}.{earlier}");
+            assert_ne!(parse(earlier), MachineFile::default());
+        }
+    }
+
+    #[test]
+    fn both_names_of_a_key_are_refused() {
+        let error = MachineFile::parse("[store]\npatience = '7 s'\nretry_budget = '8 s'\n").unwrap_err();
+        assert!(error.to_string().contains("retry_budget"), "{error}");
     }
 }

@@ -6,61 +6,62 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{
-    Alpha, Balance, Bytes, Classes, Compression, Correction, DeviceKind, HeadKind, MatchRule, Numbers, Optimizer, Pick,
-    Pool, Precision, Resample, ScheduleKind, Span, Targets,
+use super::value::{Bytes, Numbers, Span};
+use crate::types::{
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool,
+    Precision, Resample, ScheduleKind, TargetKind,
 };
 
 /// A pipeline file: what to run. A section that is absent is a stage that does not run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPipeline {
+pub(super) struct RawPipeline {
     /// A corpus to draw first, where it is absent: for demonstrations.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample: Option<RawSample>,
+    pub(super) sample: Option<RawSample>,
     /// Where the run keeps what it makes, and its seed.
-    pub run: RawRun,
+    pub(super) run: RawRun,
     /// The captions that become classes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub captions: Option<RawCaptions>,
+    pub(super) captions: Option<RawCaptions>,
     /// The rows that say which image has which caption (`train-*.tsv`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pairs: Option<RawPairs>,
+    pub(super) pairs: Option<RawPairs>,
     /// The image shards to stream.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub images: Option<RawImages>,
+    pub(super) images: Option<RawImages>,
     /// From encoded image to the model's input square.
-    pub preprocess: RawPreprocess,
+    pub(super) preprocess: RawPreprocess,
     /// How the stream is cut into artefacts.
-    pub chunks: RawChunks,
+    pub(super) chunks: RawChunks,
     /// The frozen backbone. Absent: the pixel chunks are the product.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<RawModel>,
+    pub(super) model: Option<RawModel>,
     /// What is trained on the features.
-    pub head: RawHead,
+    pub(super) head: RawHead,
     /// The frozen text encoder, for `head.kind = "text"`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<RawText>,
+    pub(super) text: Option<RawText>,
     /// Training of the head. Absent: the run ends with the feature chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub train: Option<RawTrain>,
+    pub(super) train: Option<RawTrain>,
     /// Ranking of captions for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub predict: Option<RawPredict>,
+    pub(super) predict: Option<RawPredict>,
 }
 
 /// `[sample]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawSample {
+pub(super) struct RawSample {
     /// Directory that the corpus is drawn into. Required.
-    pub out: String,
+    pub(super) out: String,
     /// Usable training images.
-    pub train_images: u32,
+    pub(super) train_images: u32,
     /// Usable test images.
-    pub test_images: u32,
+    pub(super) test_images: u32,
     /// Seed: the same seed draws the same bytes.
-    pub seed: u64,
+    pub(super) seed: u64,
 }
 
 impl Default for RawSample {
@@ -72,11 +73,11 @@ impl Default for RawSample {
 /// `[run]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawRun {
+pub(super) struct RawRun {
     /// Directory for everything durable that the run writes: a path, or an `s3://` URL. Required.
-    pub dir: String,
+    pub(super) dir: String,
     /// Seed of the head's initial weights, the order of training and the validation split.
-    pub seed: u64,
+    pub(super) seed: u64,
 }
 
 impl Default for RawRun {
@@ -88,51 +89,51 @@ impl Default for RawRun {
 /// `[captions]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawCaptions {
+pub(super) struct RawCaptions {
     /// CSV file with a header and one column, one caption a row. Required with `classes = "list"`.
-    pub list: String,
+    pub(super) list: String,
     /// `list`: the distinct strings of the list are the classes. `train`: the distinct captions of `[pairs]` are.
-    pub classes: Classes,
+    pub(super) classes: ClassSource,
     /// When a caption of `[pairs]` means a class: `exact`; `trimmed` (white space at both ends aside);
     /// `casefold` (NFC, trimmed, case folded); `title` (the part before ` [SEP] `).
     #[serde(rename = "match")]
-    pub match_rule: MatchRule,
+    pub(super) match_rule: MatchRule,
 }
 
 /// `[pairs]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPairs {
+pub(super) struct RawPairs {
     /// Globs of tab-separated files with a header (plain, gzip or zstd); columns are found by name. Required.
-    pub shards: Vec<String>,
+    pub(super) shards: Vec<String>,
     /// Languages to keep, as the `language` column writes them. Empty: all.
-    pub languages: Vec<String>,
+    pub(super) languages: Vec<String>,
 }
 
 /// `[images]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawImages {
+pub(super) struct RawImages {
     /// Globs of files with rows `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
-    pub shards: Vec<String>,
+    pub(super) shards: Vec<String>,
 }
 
 /// `[preprocess]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPreprocess {
+pub(super) struct RawPreprocess {
     /// Side of the square handed to the model, in pixels. Default: what the checkpoint's `preprocessor_config.json` says, or 224.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub size_px: Option<u32>,
+    pub(super) size_px: Option<u32>,
     /// `nearest`, `bilinear`, `bicubic` or `lanczos`, as Pillow computes them. Default: the checkpoint's, or `bilinear`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resample: Option<Resample>,
+    pub(super) resample: Option<Resample>,
     /// Transparent pixels: `white` composites on white, as a reader sees the image; `drop` ignores alpha, as PIL's `convert("RGB")` does.
-    pub alpha: Alpha,
+    pub(super) alpha: Alpha,
     /// Largest encoded image that is decoded; a larger one is quarantined.
-    pub max_encoded: Bytes,
+    pub(super) max_encoded: Bytes,
     /// Largest image that is decoded, width × height, by its header; a larger one is quarantined before a buffer is allocated.
-    pub max_pixels: u64,
+    pub(super) max_pixels: u64,
 }
 
 impl Default for RawPreprocess {
@@ -144,12 +145,12 @@ impl Default for RawPreprocess {
 /// `[chunks]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawChunks {
+pub(super) struct RawChunks {
     /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose, or twice that where the chunks
     /// are the product: one is made durable while the next is decoded.
-    pub rows: u32,
+    pub(super) rows: u32,
     /// Compression of pixel chunks: `none`, `lz4` or `zstd`.
-    pub compression: Compression,
+    pub(super) compression: Compression,
 }
 
 impl Default for RawChunks {
@@ -161,18 +162,18 @@ impl Default for RawChunks {
 /// `[model]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawModel {
+pub(super) struct RawModel {
     /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`.
     /// Or `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, of which these files are downloaded into the usual
     /// cache, or used from there. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean
     /// everywhere. A branch may move: name the commit for a run that is to last. Required.
-    pub checkpoint: String,
+    pub(super) checkpoint: String,
     /// `bf16` or `f32`: the precision of the stored features, and of the forward pass where the device computes in it (the CPU computes in f32).
-    pub precision: Precision,
+    pub(super) precision: Precision,
     /// Block whose output is the feature, counted from 0, or from the end when negative; the final `LayerNorm` follows. -1: the last.
-    pub layer: i32,
+    pub(super) layer: i32,
     /// `default` (what the family's classifier sees), `cls`, or `cls+mean` (CLS ‖ mean of the patch tokens).
-    pub pool: Pool,
+    pub(super) pool: Pool,
 }
 
 impl Default for RawModel {
@@ -184,78 +185,78 @@ impl Default for RawModel {
 /// `[head]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawHead {
+pub(super) struct RawHead {
     /// `classes`: one output for each caption class, which ranks those alone. `text`: a map into the space of the text encoder of
     /// `[text]`, which ranks any captions.
-    pub kind: HeadKind,
+    pub(super) kind: HeadKind,
     /// With `text`: values of a hidden layer in the map. 0: none, the map is linear.
-    pub hidden: u32,
+    pub(super) hidden: u32,
 }
 
 /// `[text]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawText {
+pub(super) struct RawText {
     /// Directory of a text encoder in Hugging Face layout (BERT or XLM-RoBERTa: `config.json`, `model.safetensors`,
     /// `tokenizer.json`, and the files of sentence-transformers, which are obeyed), or `hf:ORG/NAME[@REVISION]`. Required.
-    pub encoder: String,
+    pub(super) encoder: String,
     /// What is put before every caption; what the encoder was trained with, such as `"query: "` for multilingual-e5.
-    pub prefix: String,
+    pub(super) prefix: String,
     /// `bf16` or `f32`: the precision of the stored vectors, and of the encoder where the device computes in it.
-    pub precision: Precision,
+    pub(super) precision: Precision,
 }
 
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawTrain {
+pub(super) struct RawTrain {
     /// Passes over the training samples.
-    pub epochs: u32,
+    pub(super) epochs: u32,
     /// What a sample is where an image has several captions: `pairs` (each image and caption), or `soft` (the image, with equal
     /// shares of all its captions).
-    pub targets: Targets,
+    pub(super) targets: TargetKind,
     /// Share of each target that is spread over all classes.
-    pub label_smoothing: f64,
+    pub(super) label_smoothing: f64,
     /// Random parts of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` make them: each image is
     /// decoded once, each part has a feature of its own, and the epochs take them in turn. Images that are held out stay
     /// whole. 0: all images stay whole.
-    pub views: u32,
+    pub(super) views: u32,
     /// Samples in one forward pass of the head; with `head.kind = "text"` the captions that are told apart. Default: 128, or 1024
     /// for a text head.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub batch_size: Option<u32>,
+    pub(super) batch_size: Option<u32>,
     /// Batches whose gradients are averaged into one step.
-    pub accumulation: u32,
+    pub(super) accumulation: u32,
     /// `sgd` for a head of classes, `adamw` for a text head, which are the defaults; with PyTorch's meaning of momentum and weight decay.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub optimizer: Option<Optimizer>,
+    pub(super) optimizer: Option<Optimizer>,
     /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is
     /// trained for each combination, all of them side by side from one pass over the features, and the best by validation NDCG@5
     /// predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<Numbers>,
+    pub(super) learning_rate: Option<Numbers>,
     /// Momentum, 0 to 1; with `adamw` the decay of the first moment.
-    pub momentum: Numbers,
+    pub(super) momentum: Numbers,
     /// L2 penalty added to the gradient; with `adamw` the share of the matrices that a step at rate 1 would take off them.
-    pub weight_decay: Numbers,
+    pub(super) weight_decay: Numbers,
     /// With `head.kind = "text"`: `none`, or `language`: pairs are repeated or left out, so that all languages have about equal
     /// shares of an epoch; none is repeated more than ten times.
-    pub balance: Balance,
+    pub(super) balance: Balance,
     /// Gradients are scaled down to this global norm. 0: off.
-    pub clip_norm: f64,
+    pub(super) clip_norm: f64,
     /// Share of all steps over which the rate rises from 0 to its peak.
-    pub warmup_ratio: f64,
+    pub(super) warmup_ratio: f64,
     /// After the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
-    pub schedule: ScheduleKind,
+    pub(super) schedule: ScheduleKind,
     /// Share of the images, by hash of their URL, held out for validation.
-    pub validation_fraction: f64,
+    pub(super) validation_fraction: f64,
     /// Samples that are shuffled together: chunks are read in random order and mixed within a window of this many.
-    pub shuffle_rows: u64,
+    pub(super) shuffle_rows: u64,
     /// Steps between two loss values in the report.
-    pub log_every: u32,
+    pub(super) log_every: u32,
     /// Time between two checkpoints, the most that a kill can lose; a head that takes long to save is saved less often, so
     /// that training has at least 50 times the time of saving. One is written at the end of each epoch too. It never changes the result.
-    pub checkpoint_every: Span,
+    pub(super) checkpoint_every: Span,
 }
 
 impl Default for RawTrain {
@@ -265,7 +266,7 @@ impl Default for RawTrain {
             batch_size: None,
             accumulation: 1,
             optimizer: None,
-            targets: Targets::default(),
+            targets: TargetKind::default(),
             views: 0,
             label_smoothing: 0.0,
             learning_rate: None,
@@ -283,79 +284,38 @@ impl Default for RawTrain {
     }
 }
 
-/// What a sweep varies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Trial {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Momentum.
-    pub momentum: f64,
-    /// L2 penalty.
-    pub weight_decay: f64,
-}
-
-impl RawTrain {
-    /// Fills in the defaults that depend on the kind of head.
-    pub fn settle(&mut self, kind: HeadKind) {
-        let (optimizer, batch_size, rate) = match kind {
-            HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
-            HeadKind::Text => (Optimizer::AdamW, 1024, 1e-3),
-        };
-        self.optimizer.get_or_insert(optimizer);
-        self.batch_size.get_or_insert(batch_size);
-        self.learning_rate.get_or_insert_with(|| rate.into());
-    }
-
-    /// Samples in one forward pass of the head.
-    pub fn batch_size(&self) -> u32 {
-        self.batch_size.unwrap_or_default()
-    }
-
-    /// The heads to train: every combination, the last key varying fastest. Without lists there is one.
-    pub fn trials(&self) -> Vec<Trial> {
-        let rates = self.learning_rate.as_ref().map_or(&[][..], |rates| &rates.0);
-        let (momenta, decays) = (&self.momentum.0, &self.weight_decay.0);
-        let of_rate = |learning_rate: f64| {
-            momenta.iter().flat_map(move |&momentum| {
-                decays.iter().map(move |&weight_decay| Trial { learning_rate, momentum, weight_decay })
-            })
-        };
-        rates.iter().flat_map(|&rate| of_rate(rate)).collect()
-    }
-}
-
 /// `[predict]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawPredict {
+pub(super) struct RawPredict {
     /// Globs of image shards of the test images, in the format of `[images]`. Required.
-    pub images: Vec<String>,
+    pub(super) images: Vec<String>,
     /// Tab-separated file with the columns `id` and `image_url`. Required.
-    pub ids: String,
+    pub(super) ids: String,
     /// File that the ranked captions are written to, inside `run.dir`.
-    pub output: String,
+    pub(super) output: String,
     /// Captions for each id, best first.
-    pub top_k: u32,
+    pub(super) top_k: u32,
     /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
-    pub checkpoint: Pick,
+    pub(super) checkpoint: Pick,
     /// With a text head: CSV file with a header and one column of captions to rank, which may be any. Empty: `captions.list`, or the
     /// classes where there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub captions: String,
+    pub(super) captions: String,
     /// With a text head: the name of an image's file, as its URL has it, is evidence beside its pixels; how much it counts is
     /// chosen on the images held out.
-    pub file_names: bool,
+    pub(super) file_names: bool,
     /// With a text head: what is taken off captions that are close to every image: `none`, `softmax` (over the images, for each
     /// caption) or `csls`.
-    pub correction: Correction,
+    pub(super) correction: Correction,
     /// With a text head: directory of another run with a head of classes on the same features, whose logits are added; how much
     /// they count is chosen on the images held out.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub blend: String,
+    pub(super) blend: String,
     /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores. With a
     /// column `language` there are scores by language too.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub truth: String,
+    pub(super) truth: String,
 }
 
 impl Default for RawPredict {
@@ -378,29 +338,29 @@ impl Default for RawPredict {
 /// A machine file: where to run it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawMachine {
+pub(super) struct RawMachine {
     /// What the run may use.
-    pub limits: RawLimits,
+    pub(super) limits: RawLimits,
     /// Disk space that may be lost with the machine.
-    pub scratch: RawScratch,
+    pub(super) scratch: RawScratch,
     /// Where the model runs.
-    pub device: RawDevice,
+    pub(super) device: RawDevice,
     /// How object stores are reached.
-    pub store: RawStore,
+    pub(super) store: RawStore,
 }
 
 /// `[limits]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawLimits {
+pub(super) struct RawLimits {
     /// Bytes in flight between stages, all together; the join index and the model come on top.
-    pub memory: Bytes,
+    pub(super) memory: Bytes,
     /// Scratch disk that the ring of pixel chunks may take.
-    pub disk: Bytes,
+    pub(super) disk: Bytes,
     /// Threads that decode images. 0: one for each core.
-    pub cpu_workers: u32,
+    pub(super) cpu_workers: u32,
     /// Share of a shard's wanted rows that may be unusable before the run stops, judged after 1,000 rows.
-    pub max_bad_fraction: f64,
+    pub(super) max_bad_fraction: f64,
 }
 
 impl Default for RawLimits {
@@ -412,39 +372,41 @@ impl Default for RawLimits {
 /// `[scratch]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawScratch {
+pub(super) struct RawScratch {
     /// Directory of the ring of pixel chunks, on a local disk; each run has a folder of its own in it. Empty: `scratch` inside
     /// `run.dir`, or the system's temporary directory where `run.dir` is on S3.
-    pub dir: String,
+    pub(super) dir: String,
 }
 
 /// `[device]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawDevice {
+pub(super) struct RawDevice {
     /// `auto` (CUDA where a driver, NVRTC and the toolkit's headers are, else the CPU), `cpu` or `cuda`.
-    pub kind: DeviceKind,
+    pub(super) kind: DeviceKind,
     /// Which card, where there are several.
-    pub index: u32,
+    pub(super) index: u32,
     /// Images in one forward pass. 0: chosen, on a card by its free memory. Features may differ in their last bits with it.
-    pub batch_size: u32,
+    pub(super) batch_size: u32,
 }
 
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
-pub struct RawStore {
+pub(super) struct RawStore {
     /// S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials come from
     /// the environment, the AWS profile or the machine's metadata, never from a file here.
-    pub endpoint: String,
+    pub(super) endpoint: String,
     /// For how long a request may fail again and again before the run stops; what was done is kept.
-    pub patience: Span,
+    #[serde(alias = "patience")]
+    pub(super) retry_budget: Span,
     /// Time without a byte after which a request is given up and made again. An upload has a second more for each 64 KiB.
-    pub silence: Span,
+    #[serde(alias = "silence")]
+    pub(super) read_timeout: Span,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Span::seconds(300), silence: Span::seconds(20) }
+        Self { endpoint: String::new(), retry_budget: Span::seconds(300), read_timeout: Span::seconds(20) }
     }
 }

@@ -102,15 +102,16 @@ pub fn text() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{MachineFile, PipelineFile};
 
     #[test]
     fn the_reference_is_itself_a_valid_file_of_defaults() {
         let text = text();
         let split = text.find("# Machine file").unwrap();
-        let pipeline = crate::config::pipeline(&text[..split]).unwrap();
+        let pipeline = PipelineFile::parse(&text[..split]).unwrap().0;
         assert_eq!(pipeline.train, Some(RawTrain::default()));
         assert_eq!(pipeline.model, Some(RawModel::default()));
-        crate::config::machine(&text[split..]).unwrap();
+        MachineFile::parse(&text[split..]).unwrap();
     }
 
     #[test]

@@ -1,192 +1,10 @@
-//! Values that a key can have: closed sets of words, byte sizes, durations.
+//! Values with a notation of their own: byte sizes, durations, numbers to sweep.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-/// Defines a closed set of words; the first is the default.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
-
-        impl $name {
-            /// The word as the file writes it.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str(self.as_str())
-            }
-        }
-
-        impl Default for $name {
-            fn default() -> Self {
-                [$(Self::$variant),+][0]
-            }
-        }
-    };
-}
-
-words!(
-    /// Where the classes come from.
-    Classes {
-        /// The distinct strings of the caption list.
-        List = "list",
-        /// The distinct captions of the pairs.
-        Train = "train",
-    }
-);
-words!(
-    /// What a sample is where an image has several classes.
-    Targets {
-        /// Each pair of an image and one of its classes.
-        Pairs = "pairs",
-        /// The image, with equal shares of all its classes.
-        Soft = "soft",
-    }
-);
-words!(
-    /// When two captions mean the same.
-    MatchRule {
-        /// White space at both ends aside.
-        Trimmed = "trimmed",
-        /// Byte for byte.
-        Exact = "exact",
-        /// NFC, trimmed, case folded.
-        Casefold = "casefold",
-        /// The part before ` [SEP] `.
-        Title = "title",
-    }
-);
-words!(
-    /// How pixels are interpolated.
-    Resample {
-        /// Triangle filter.
-        Bilinear = "bilinear",
-        /// Nearest neighbour.
-        Nearest = "nearest",
-        /// Cubic with a = -0.5.
-        Bicubic = "bicubic",
-        /// Lanczos with three lobes.
-        Lanczos = "lanczos",
-    }
-);
-words!(
-    /// What becomes of transparency.
-    Alpha {
-        /// Composited on white.
-        White = "white",
-        /// Ignored.
-        Drop = "drop",
-    }
-);
-words!(
-    /// Compression of pixel chunks.
-    Compression {
-        /// As they are: pixels hardly compress.
-        None = "none",
-        /// LZ4.
-        Lz4 = "lz4",
-        /// Zstandard, level 1.
-        Zstd = "zstd",
-    }
-);
-words!(
-    /// Floating-point format of the features.
-    Precision {
-        /// bfloat16.
-        Bf16 = "bf16",
-        /// IEEE single.
-        F32 = "f32",
-    }
-);
-words!(
-    /// Which tokens become the feature.
-    Pool {
-        /// What the family's classifier sees.
-        Default = "default",
-        /// The CLS token.
-        Cls = "cls",
-        /// CLS followed by the mean of the patch tokens.
-        ClsMean = "cls+mean",
-    }
-);
-words!(
-    /// What is trained.
-    HeadKind {
-        /// A linear layer with one output for each class.
-        Classes = "classes",
-        /// A map into the space of a text encoder.
-        Text = "text",
-    }
-);
-words!(
-    /// Optimiser.
-    Optimizer {
-        /// Stochastic gradient descent.
-        Sgd = "sgd",
-        /// Adam with weight decay apart from the gradient.
-        AdamW = "adamw",
-    }
-);
-words!(
-    /// How often a pair of an image and a caption is trained on.
-    Balance {
-        /// Once an epoch.
-        None = "none",
-        /// By its language, so that languages have equal shares.
-        Language = "language",
-    }
-);
-words!(
-    /// What is taken off captions that are close to every image.
-    Correction {
-        /// Nothing.
-        None = "none",
-        /// The logarithm of their summed odds over all images: a softmax over images.
-        Softmax = "softmax",
-        /// Their mean similarity to the ten closest images (cross-domain similarity local scaling).
-        Csls = "csls",
-    }
-);
-words!(
-    /// Shape of the learning rate after the warm-up.
-    ScheduleKind {
-        /// Straight down to zero.
-        Linear = "linear",
-        /// Half a cosine down to zero.
-        Cosine = "cosine",
-        /// The peak, to the end.
-        Constant = "constant",
-    }
-);
-words!(
-    /// Which checkpoint predicts.
-    Pick {
-        /// The newest.
-        Last = "last",
-        /// The best by validation NDCG@5.
-        Best = "best",
-    }
-);
-words!(
-    /// Where the model runs.
-    DeviceKind {
-        /// The best that is there.
-        Auto = "auto",
-        /// The processor.
-        Cpu = "cpu",
-        /// An NVIDIA GPU.
-        Cuda = "cuda",
-    }
-);
 
 /// A number of bytes, written `"32 MiB"` or as a plain integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -245,11 +63,11 @@ impl<'de> Deserialize<'de> for Bytes {
 
 /// A length of time, written `"90 s"` or `"5 min"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub(super) struct Span(pub(super) Duration);
 
 impl Span {
     /// So many seconds.
-    pub const fn seconds(count: u64) -> Self {
+    pub(super) const fn seconds(count: u64) -> Self {
         Self(Duration::from_secs(count))
     }
 }
@@ -277,7 +95,7 @@ impl<'de> Deserialize<'de> for Span {
 
 /// One number, or a list of numbers to try one beside the other.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Numbers(pub Vec<f64>);
+pub(super) struct Numbers(pub(super) Vec<f64>);
 
 impl From<f64> for Numbers {
     fn from(number: f64) -> Self {
@@ -354,11 +172,5 @@ mod tests {
         }
         assert!(toml::from_str::<Holder>("size = -1").is_err());
         assert!(toml::from_str::<Holder>("size = \"many\"").is_err());
-    }
-
-    #[test]
-    fn the_first_word_is_the_default() {
-        assert_eq!(MatchRule::default(), MatchRule::Trimmed);
-        assert_eq!(Precision::default().as_str(), "bf16");
     }
 }

@@ -1,16 +1,6 @@
 //! Pixels of other layouts → RGB, with the integer arithmetic of Pillow and libjpeg.
 
-use serde::{Deserialize, Serialize};
-
-/// What becomes of transparency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Alpha {
-    /// Composited on white, as a reader sees it: Pillow's `alpha_composite` of `convert("RGBA")`.
-    White,
-    /// The alpha channel is left out and hidden colours come to light: Pillow's `convert("RGB")`.
-    Drop,
-}
+pub use crate::types::Alpha;
 
 impl Alpha {
     /// One pixel.

@@ -6,36 +6,17 @@
 //!
 //! Memory: what lies between the passes is a band of rows, no more than are looked at.
 
-use serde::{Deserialize, Serialize};
-
 use super::augment::{Crop, mirror};
 use super::geometry::{Geometry, Window};
 use super::resample::{Kernel, Resampler};
 use super::scratch;
+pub use crate::types::Resample;
 
 /// Bytes for each pixel.
 pub(super) const CHANNELS: usize = 3;
 
 /// Steps that are added up one by one as Pillow does; only a sliver has more of them before the part that is kept.
 const MAX_STEPS: u64 = 1 << 22;
-
-/// The kernel of the resampling, with the names and the integer codes of Pillow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Resample {
-    /// The pixel under the centre of the output pixel.
-    Nearest,
-    /// Windowed sinc of radius 3.
-    Lanczos,
-    /// Triangle of radius 1, widened when shrinking.
-    Bilinear,
-    /// Keys' cubic with a = -0.5 (Catmull-Rom).
-    Bicubic,
-    /// Mean of the pixels under the output pixel.
-    Box,
-    /// Windowed sinc of radius 1.
-    Hamming,
-}
 
 impl Resample {
     /// Name in fingerprints of runs. It never changes, so that a renamed variant keeps existing runs valid.

@@ -14,21 +14,10 @@ use crate::model::layout::Role;
 use crate::model::preprocessor::Preprocessor;
 use crate::model::weights::Entry;
 use crate::model::weights::Store;
+pub use crate::types::Pool;
 
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
-
-/// Which tokens of the last hidden state make the feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Pool {
-    /// What the family's classifier in transformers sees: `Cls` for `vit`, `ClsMean` for `dinov2`.
-    #[default]
-    Default,
-    /// The CLS token: `hidden_size` values.
-    Cls,
-    /// The CLS token, then the mean of the patch tokens: 2 · `hidden_size` values.
-    ClsMean,
-}
 
 impl Pool {
     /// Whether the mean of the patch tokens is a part.

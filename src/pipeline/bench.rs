@@ -16,14 +16,13 @@ use tokio::task::JoinHandle;
 use super::PipelineError;
 use super::feature_store;
 use super::report::peak_memory_bytes;
-use super::resolve::pool_of;
 use super::worker::{self, Device, Load, Start, damaged, model_error};
-use crate::config::raw::RawMachine;
-use crate::config::value::{Pool, Precision};
+use crate::config::MachineConfig;
 use crate::device::Chosen;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::objects::StoreError;
 use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
+use crate::types::{Pool, Precision};
 
 /// Seed of what is drawn.
 const SEED: u64 = 7;
@@ -88,11 +87,11 @@ pub struct ForwardReport {
 ///
 /// # Errors
 /// When a file, the checkpoint or the device cannot be used.
-pub async fn forward(bench: ForwardBench, machine: &RawMachine) -> Result<ForwardReport, PipelineError> {
+pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<ForwardReport, PipelineError> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&bench.checkpoint).map_err(model_error)?;
     let size_px = bench.size_px.unwrap_or_else(|| checkpoint.image_size_px());
-    let options = ExtractOptions { size_px, layer: bench.layer, pool: pool_of(bench.pool) };
+    let options = ExtractOptions { size_px, layer: bench.layer, pool: bench.pool };
     let flop_per_image = checkpoint.flop_per_image(size_px, bench.layer).map_err(model_error)?;
     let feature_dim = checkpoint.feature_dim(options.pool);
     let image = 3 * size_px as usize * size_px as usize;
@@ -240,7 +239,7 @@ pub struct HeadReport {
 ///
 /// # Errors
 /// When a file or the device cannot be used.
-pub async fn head(bench: HeadBench, machine: &RawMachine) -> Result<HeadReport, PipelineError> {
+pub async fn head(bench: HeadBench, machine: &MachineConfig) -> Result<HeadReport, PipelineError> {
     let (device, chosen) = open(machine, Load::of_head(bench.precision), 0).await?;
     let (state, mut progress) = if let Some(dir) = &bench.resume {
         checkpoint::load(dir).map_err(damaged)?
@@ -363,7 +362,7 @@ pub async fn rank(
     dim: usize,
     rows: usize,
     top_k: usize,
-    machine: &RawMachine,
+    machine: &MachineConfig,
 ) -> Result<RankReport, PipelineError> {
     let (device, chosen) = open(machine, Load::of_head(Precision::F32), 0).await?;
     device.call(move |worker| worker.load_scorer(&HeadState::init(classes, dim, SEED))).await?;
@@ -385,13 +384,9 @@ pub async fn rank(
     Ok(RankReport { device: chosen.to_string(), rows, seconds, rows_per_s: rows as f64 / seconds })
 }
 
-async fn open(machine: &RawMachine, load: Load, batch_size: u32) -> Result<(Device, Chosen), PipelineError> {
+async fn open(machine: &MachineConfig, load: Load, batch_size: u32) -> Result<(Device, Chosen), PipelineError> {
     let chosen = worker::choose(&machine.device).await?;
-    let scratch = if machine.scratch.dir.is_empty() {
-        std::env::temp_dir().join("wikicap-bench")
-    } else {
-        PathBuf::from(&machine.scratch.dir)
-    };
+    let scratch = machine.scratch_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("wikicap-bench"));
     let batch_size = if batch_size == 0 { machine.device.batch_size } else { batch_size };
     Ok((worker::open(&chosen, load, batch_size, &scratch).await?, chosen))
 }

@@ -14,8 +14,7 @@ use crate::catalog::{
     url_hash,
 };
 use crate::chunk::{Checksum, tables, verify};
-use crate::config::raw::{RawCaptions, RawPairs};
-use crate::config::value::{Classes as ClassesWord, MatchRule};
+use crate::config::{CaptionsConfig, CatalogConfig};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
 use crate::objects::{Object, ReadStats, Store};
 use crate::run_dir::{Directory, LocalCopy};
@@ -58,22 +57,6 @@ impl Entry {
     }
 }
 
-fn rule(word: MatchRule) -> Match {
-    match word {
-        MatchRule::Trimmed => Match::Trimmed,
-        MatchRule::Exact => Match::Exact,
-        MatchRule::Casefold => Match::Casefold,
-        MatchRule::Title => Match::Title,
-    }
-}
-
-fn source(word: ClassesWord) -> ClassSource {
-    match word {
-        ClassesWord::List => ClassSource::List,
-        ClassesWord::Train => ClassSource::Train,
-    }
-}
-
 fn refused(error: impl std::fmt::Display) -> PipelineError {
     PipelineError::Input(error.to_string())
 }
@@ -84,7 +67,7 @@ fn refused(error: impl std::fmt::Display) -> PipelineError {
 /// When the entry is there and its files are not readable.
 pub(super) fn load(
     directory: &Directory,
-    captions: &RawCaptions,
+    captions: &CaptionsConfig,
     generation: &str,
 ) -> Result<Option<Catalog>, PipelineError> {
     let Some(content) = directory.read(ENTRY)? else { return Ok(None) };
@@ -97,7 +80,7 @@ pub(super) fn load(
     if [CLASSES, LABELS].iter().any(|name| !there.iter().any(|file| name.ends_with(file.as_str()))) {
         return Ok(None);
     }
-    let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
+    let mut classes = Classes::new(captions.classes, captions.match_rule);
     let (mut failed, mut languages, mut class) = (None, Languages::default(), 0);
     tables::read_classes(&entry.fetch(directory, CLASSES)?, |row| {
         languages.set(class, row.language);
@@ -187,21 +170,21 @@ fn each_class(directory: &Directory, take: impl FnMut(tables::ClassRow<'_>)) -> 
 /// When a file cannot be read, or no caption is a class.
 pub(super) async fn build(
     machine: &RunContext,
-    captions: &RawCaptions,
-    pairs: &RawPairs,
+    config: &CatalogConfig,
     shards: &[Object],
     stage_progress: &StageProgress,
     partial: Partial,
     gathered: Option<Gathered>,
 ) -> Result<Option<Catalog>, PipelineError> {
     let RunContext { store, stop, events, .. } = machine;
-    let mut classes = Classes::new(source(captions.classes), rule(captions.match_rule));
-    if captions.classes == ClassesWord::List {
-        read_list(store, &captions.list, &mut classes).await?;
+    let CatalogConfig { captions, pairs } = config;
+    let mut classes = Classes::new(captions.classes, captions.match_rule);
+    if let Some(list) = captions.class_list() {
+        read_list(store, list, &mut classes).await?;
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                Store::shown(&captions.list)
+                Store::shown(list)
             )));
         }
     }
@@ -272,7 +255,7 @@ pub(super) async fn build(
         source: captions.classes.to_string(),
         match_rule: captions.match_rule.to_string(),
         classes: coverage.classes,
-        duplicate_captions: if captions.classes == ClassesWord::List { duplicates } else { 0 },
+        duplicate_captions: if captions.classes == ClassSource::List { duplicates } else { 0 },
         pair_rows: counts.rows,
         pair_rows_skipped: skipped,
         labelled_rows: coverage.labelled_rows,
@@ -355,7 +338,7 @@ impl Reading<'_> {
         shard: &Object,
         start: Option<Position>,
         classes: &mut Classes,
-        source: ClassesWord,
+        source: ClassSource,
     ) -> Result<bool, PipelineError> {
         let before = self.intake.bytes();
         let mut pairs = Pairs::new(&shard.url, self.wanted, MAX_RECORD_BYTES);
@@ -374,8 +357,8 @@ impl Reading<'_> {
             while let Some(row) = pairs.next()? {
                 let PairRow::Pair(pair) = row else { continue };
                 let group = match source {
-                    ClassesWord::List => classes.group_of(pair.target),
-                    ClassesWord::Train => classes.add(pair.target).map_err(refused)?,
+                    ClassSource::List => classes.group_of(pair.target),
+                    ClassSource::Train => classes.add(pair.target).map_err(refused)?,
                 };
                 if let Some(group) = group {
                     self.languages.see(group, pair.language);
@@ -399,7 +382,7 @@ impl Reading<'_> {
             if let (true, true, Some(mark)) = (stopped || self.partial.is_due(), more, pairs.mark()) {
                 let (before, of_shard) = (self.counts, *pairs.counts());
                 let position = Position { shard: index, mark, before, of_shard };
-                let made_here = (source == ClassesWord::Train).then_some(&*classes);
+                let made_here = (source == ClassSource::Train).then_some(&*classes);
                 self.partial.keep(position, &self.builder, made_here, &self.forms, &self.languages)?;
             }
             if stopped {
@@ -419,6 +402,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::config::PairsConfig;
     use crate::pipeline::events::Events;
     use crate::run_dir::LocalDirectory;
     use crate::runtime::{ByteBudget, CpuPool, Signal};
@@ -458,15 +442,15 @@ mod tests {
         packed.write_all(rows(2).as_bytes()).unwrap();
         std::fs::write(dir.path().join("b.tsv.gz"), packed.finish().unwrap()).unwrap();
         let shards = Store::default().list(&[format!("{}/*.tsv*", dir.path().display())]).await.unwrap();
-        let captions = RawCaptions { classes: ClassesWord::Train, ..RawCaptions::default() };
+        let captions = CaptionsConfig { classes: ClassSource::Train, ..CaptionsConfig::default() };
+        let config = CatalogConfig { captions, pairs: PairsConfig::default() };
         let directory: Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
         let build = async |stopped: bool| {
             let machine = machine(stopped);
             let stage_progress = machine.registry.stage("pairs", "rows", 0);
             let (partial, gathered) = Partial::open(directory.clone(), "g").unwrap();
             let resumed = gathered.is_some();
-            let built =
-                build(&machine, &captions, &RawPairs::default(), &shards, &stage_progress, partial, gathered).await;
+            let built = build(&machine, &config, &shards, &stage_progress, partial, gathered).await;
             (built.unwrap(), resumed, stage_progress.snapshot())
         };
         let (Some(expected), false, _) = build(false).await else { panic!("a new reading ends") };

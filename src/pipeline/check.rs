@@ -8,10 +8,8 @@ use super::stream::{FEED_BYTES, fill};
 use super::{PipelineError, chain, generation, preprocess, resolve, store, workers};
 use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
-use crate::config::RunConfig;
 use crate::config::bytes::chunk_disk_bytes;
-use crate::config::plan::Stage;
-use crate::config::value::{Classes as ClassesWord, MatchRule};
+use crate::config::{CatalogConfig, RunConfig, Stage};
 use crate::corpus::{CaptionList, ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
 use crate::decode::Decoder;
 use crate::objects::{Object, Reader, Store};
@@ -67,16 +65,15 @@ fn stages(plan: &RunConfig, recorded: Option<&generation::RunFile>) -> Vec<Strin
 /// Checks a plan against the heads of its inputs.
 pub async fn check(plan: &RunConfig) -> Check {
     let mut check = Check::default();
-    let pipeline = plan.pipeline();
     let store = store(&plan.machine().store);
-    let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
+    let directory = Directory::at(&store, plan.run_dir()).map_err(PipelineError::from);
     let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
     check.stages = stages(plan, recorded.as_ref());
     let mut lists = BTreeMap::new();
     let patterns = [
-        ("pairs.shards", pipeline.pairs.as_ref().map(|pairs| pairs.shards.clone())),
-        ("images.shards", pipeline.images.as_ref().map(|images| images.shards.clone())),
-        ("predict.images", pipeline.predict.as_ref().map(|predict| predict.images.clone())),
+        ("pairs.shards", plan.catalog().map(|catalog| catalog.pairs.shards.clone())),
+        ("images.shards", plan.images().map(|images| images.shards.clone())),
+        ("predict.images", plan.predict().map(|predict| predict.images.clone())),
     ];
     for (key, patterns) in patterns {
         let Some(patterns) = patterns else { continue };
@@ -108,7 +105,7 @@ pub async fn check(plan: &RunConfig) -> Check {
         let (size_px, rows) = (spec.geometry.output_px(), plan.chunk_images());
         check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
         let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
-        let scratch = if pipeline.model.is_some() {
+        let scratch = if plan.model().is_some() {
             format!("up to {} for the ring; a chunk of {rows} images takes up to {chunk}", limits.disk)
         } else {
             "none: the chunks are the product".to_owned()
@@ -124,7 +121,7 @@ pub async fn check(plan: &RunConfig) -> Check {
                 let sampled = sample_images(&store, shard, spec.clone()).await;
                 if let Some((text, per_row)) = check.keep(sampled) {
                     check.sample.insert(key.to_owned(), text);
-                    if pipeline.model.is_none() && key == "images.shards" {
+                    if plan.model().is_none() && key == "images.shards" {
                         let bytes: u64 = lists[key].iter().map(|object| object.size).sum();
                         let images = bytes as f64 / per_row.max(1.0);
                         let disk = bytesize::ByteSize((images * image_bytes(size_px) as f64) as u64);
@@ -143,13 +140,13 @@ pub async fn check(plan: &RunConfig) -> Check {
             check.sample.insert("pairs.shards".to_owned(), text);
         }
     }
-    if let Some(predict) = &pipeline.predict {
+    if let Some(predict) = plan.predict() {
         let sampled = sample_ids(&store, &predict.ids).await;
         if let Some(text) = check.keep(sampled) {
             check.sample.insert("predict.ids".to_owned(), text);
         }
-        if !predict.truth.is_empty() {
-            check.keep(super::prediction::check_truth(&store, &predict.truth).await);
+        if let Some(truth) = &predict.truth {
+            check.keep(super::prediction::check_truth(&store, truth).await);
         }
     }
     check
@@ -183,7 +180,7 @@ async fn checkpoint(plan: &RunConfig, store: &Store, check: &mut Check) -> Optio
 /// What the text encoder is, and the list that it is for.
 async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
     use super::hub::Which;
-    let Some(text) = plan.pipeline().text.clone() else { return };
+    let Some(text) = plan.text() else { return };
     let snapshot = match check.keep(super::hub::look(plan, Which::Encoder, store).await) {
         None => return,
         Some(None) => None,
@@ -195,7 +192,7 @@ async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
             return;
         }
     };
-    if let Some(encoder) = check.keep(super::texts::Encoder::open(&text, snapshot)) {
+    if let Some(encoder) = check.keep(super::texts::Encoder::open(text, snapshot)) {
         let checkpoint = &encoder.checkpoint;
         let what = format!(
             "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",
@@ -206,9 +203,9 @@ async fn encoder(plan: &RunConfig, store: &Store, check: &mut Check) {
         );
         check.needs.insert("text encoder".to_owned(), what);
     }
-    let Some(predict) = plan.pipeline().predict.as_ref().filter(|predict| !predict.captions.is_empty()) else { return };
+    let Some(name) = plan.predict().and_then(|predict| predict.captions.as_ref()) else { return };
     let mut captions = Classes::new(ClassSource::List, Match::Exact);
-    if check.keep(super::catalog::read_list(store, &predict.captions, &mut captions).await).is_some() {
+    if check.keep(super::catalog::read_list(store, name, &mut captions).await).is_some() {
         check.sample.insert("predict.captions".to_owned(), format!("{} distinct captions", captions.len()));
     }
 }
@@ -272,19 +269,11 @@ async fn sample_images(
 }
 
 async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Result<String, PipelineError> {
-    let (Some(captions), Some(pairs)) = (&plan.pipeline().captions, &plan.pipeline().pairs) else {
-        return Ok(String::new());
-    };
-    let rule = match captions.match_rule {
-        MatchRule::Trimmed => Match::Trimmed,
-        MatchRule::Exact => Match::Exact,
-        MatchRule::Casefold => Match::Casefold,
-        MatchRule::Title => Match::Title,
-    };
+    let Some(CatalogConfig { captions, pairs }) = plan.catalog() else { return Ok(String::new()) };
     let refused = |error: crate::catalog::CatalogError| PipelineError::Input(error.to_string());
-    let mut classes = Classes::new(ClassSource::List, rule);
-    if captions.classes == ClassesWord::List {
-        let object = store.find(&captions.list).await?;
+    let mut classes = Classes::new(ClassSource::List, captions.match_rule);
+    if let Some(list) = captions.class_list() {
+        let object = store.find(list).await?;
         let mut reader = store.open(&object, std::sync::Arc::default()).await?;
         let mut list = CaptionList::new(&object.url, MAX_RECORD_BYTES);
         loop {
@@ -302,7 +291,7 @@ async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Resul
                 object.url
             )));
         }
-        if let Some(predict) = &plan.pipeline().predict {
+        if let Some(predict) = plan.predict() {
             super::enough_captions(classes.len(), predict.top_k)?;
         }
     }
@@ -313,7 +302,7 @@ async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Resul
         let more = feed(&mut reader, &mut rows, &mut fed, &shard.url).await?;
         while let Some(row) = rows.next()? {
             let PairRow::Pair(pair) = row else { continue };
-            let has = captions.classes == ClassesWord::Train || classes.group_of(pair.target).is_some();
+            let has = captions.classes == ClassSource::Train || classes.group_of(pair.target).is_some();
             labelled += u64::from(has);
         }
         if !more {
@@ -325,8 +314,8 @@ async fn sample_labels(store: &Store, plan: &RunConfig, shard: &Object) -> Resul
         "{labelled} of the first {} rows have a label ({} classes)",
         counts.rows,
         match captions.classes {
-            ClassesWord::List => classes.len().to_string(),
-            ClassesWord::Train => "the captions themselves are the".to_owned(),
+            ClassSource::List => classes.len().to_string(),
+            ClassSource::Train => "the captions themselves are the".to_owned(),
         }
     ))
 }

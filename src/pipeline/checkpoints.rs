@@ -7,11 +7,11 @@ use super::PipelineError;
 use super::curve::Curve;
 use super::report::ValidationPoint;
 use super::worker::damaged;
-use crate::config::value::Pick;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, LocalCopy};
 use crate::train::text::TextHead;
 use crate::train::{HeadState, checkpoint};
+use crate::types::Pick;
 
 /// Folder of the checkpoints.
 pub(super) const FOLDER: &str = "checkpoints";

@@ -10,9 +10,9 @@ use super::PipelineError;
 use super::report::{EvidenceGroup, EvidenceReport, EvidenceScores};
 use super::text_training::scorer_of;
 use super::worker::{Device, DeviceWorker};
-use crate::config::value::Correction;
 use crate::predict::metrics::{Tally, rank_of};
 use crate::train::HeadState;
+use crate::types::Correction;
 
 /// Captions that are looked at for a reciprocal rank.
 const LOOKED_AT: usize = 20;

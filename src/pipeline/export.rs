@@ -5,20 +5,20 @@ use std::path::Path;
 use super::worker::model_error;
 use super::{PipelineError, catalog, checkpoints, generation, hub, store};
 use crate::config::RunConfig;
-use crate::config::plan::Stage;
-use crate::config::value::{HeadKind, Pick, Pool};
+use crate::config::Stage;
 use crate::model::{Checkpoint, Classifier, export_hf};
 use crate::run_dir::Directory;
+use crate::types::{Pick, Pool};
 
 /// Writes the run's newest head with its backbone to `out`; returns the head's step.
 ///
 /// # Errors
 /// When the run has no head, or its features are not what the family's classifier sees.
 pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
-    let Some(model) = &plan.pipeline().model else {
+    let Some(model) = plan.model() else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };
-    if plan.pipeline().head.kind == HeadKind::Text {
+    if plan.head().is_text() {
         return Err(PipelineError::Input(
             "a text head is no classifier that transformers could open; its tensors are in `checkpoints/`".to_owned(),
         ));
@@ -30,12 +30,9 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
         ));
     }
     let store = store(&plan.machine().store);
-    let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
+    let directory = Directory::at(&store, plan.run_dir())?;
     let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
-        return Err(PipelineError::Input(format!(
-            "`{}` has no checkpoint: run the pipeline first",
-            plan.pipeline().run.dir
-        )));
+        return Err(PipelineError::Input(format!("`{}` has no checkpoint: run the pipeline first", plan.run_dir())));
     };
     let head = picked.head()?;
     let labels: Vec<String> =

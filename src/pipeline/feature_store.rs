@@ -12,11 +12,10 @@ use twox_hash::XxHash3_64;
 use super::PipelineError;
 use crate::catalog::Languages;
 use crate::chunk::features::{self, Features};
-use crate::config::value::{Precision, Targets as Kind};
 use crate::run_dir::Directory;
 use crate::train::Targets;
 use crate::train::order::{self, Window};
-use crate::train::validation::is_validation;
+use crate::types::{Precision, TargetKind as Kind, ValidationSplit};
 
 /// Chunks brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
@@ -76,9 +75,8 @@ pub(super) struct SampleSpec {
     pub(super) contrast: bool,
     /// How often each pair comes; once, where that is not said.
     pub(super) copies: Option<Copies>,
-    pub(super) seed: u64,
-    /// Share of the images that is held out.
-    pub(super) fraction: f64,
+    /// Images that are held out.
+    pub(super) split: ValidationSplit,
     /// Values of a feature.
     pub(super) dim: usize,
     pub(super) targets: Kind,
@@ -175,7 +173,7 @@ pub(super) struct Chunk {
 
 impl Chunk {
     fn new(chunk: Features, wanted: &SampleSpec) -> Self {
-        let SampleSpec { seed, fraction, dim, targets, .. } = *wanted;
+        let SampleSpec { split, dim, targets, .. } = *wanted;
         let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
         let (mut views, mut validation_urls) = (1, Vec::new());
         for row in 0..chunk.rows.len() {
@@ -185,7 +183,7 @@ impl Chunk {
             if chunk.rows.view(row) > 1 {
                 continue;
             }
-            if is_validation(chunk.rows.url(row), seed, fraction) {
+            if split.contains(chunk.rows.url(row)) {
                 validation.push(row as u32);
                 validation_urls.push(chunk.rows.url(row).into());
             } else {
@@ -439,7 +437,8 @@ mod tests {
                 write(&dir.path().join(name), 30 * chunk as u32, 30, precision);
             }
             let directory = Directory::from(LocalDirectory::create(dir.path().to_owned()).unwrap());
-            let wanted = SampleSpec { seed: 1, fraction: 0.2, dim: 3, targets, contrast: false, copies: None };
+            let split = ValidationSplit { seed: 1, fraction: 0.2 };
+            let wanted = SampleSpec { split, dim: 3, targets, contrast: false, copies: None };
             let store = |stay| FeatureStore::new(directory.clone(), names.clone(), wanted.clone(), stay);
             let (kept, read, away) =
                 (store(FeaturePlacement::Memory), store(FeaturePlacement::Files), store(FeaturePlacement::Device));

@@ -13,10 +13,10 @@ use crate::chunk::features::{self, Features};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::Spool;
 use crate::chunk::{Checksum, verify};
-use crate::config::value::Precision;
 use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{depth, link};
 use crate::telemetry::{StageProgress, StageTimer};
+use crate::types::Precision;
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
 const CHUNKS_WAITING: usize = 4096;

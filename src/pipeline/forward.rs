@@ -26,7 +26,7 @@ use crate::decode::jpeg_thumbnail;
 use crate::objects::Object;
 use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
 use crate::telemetry::{Activity, StageProgress, StageTimer};
-use crate::train::validation::is_validation;
+use crate::types::ValidationSplit;
 
 /// Batches on the host before the device: one being read, one that waits, one being handed over.
 pub(super) const BATCHES_AHEAD: usize = 3;
@@ -59,8 +59,7 @@ pub(super) enum Output {
 /// Of which images thumbnails are kept: those that are held out from training.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Thumbnails {
-    pub(super) seed: u64,
-    pub(super) fraction: f64,
+    pub(super) split: ValidationSplit,
     /// Side of the images in pixels.
     pub(super) side_px: u32,
 }
@@ -69,7 +68,7 @@ impl Thumbnails {
     fn of(self, heads: &RowMeta, pixels: &[u8]) -> Vec<Option<Vec<u8>>> {
         let image = pixels.len() / heads.len().max(1);
         let of_row = |(row, pixels): (usize, &[u8])| {
-            let held_out = is_validation(heads.url(row), self.seed, self.fraction);
+            let held_out = self.split.contains(heads.url(row));
             if held_out { jpeg_thumbnail(pixels, self.side_px) } else { None }
         };
         pixels.chunks_exact(image.max(1)).enumerate().map(of_row).collect()
@@ -305,9 +304,9 @@ mod tests {
     use crate::chunk::ChunkId;
     use crate::chunk::schedule::Schedule;
     use crate::chunk::spool::{RingEntry, Spool};
-    use crate::config::value::Precision;
     use crate::run_dir::LocalDirectory;
     use crate::runtime::link;
+    use crate::types::Precision;
 
     /// Why the writer ended, a stop or a full disk, must not be hidden by what the reader finds.
     #[tokio::test]

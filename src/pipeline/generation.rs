@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::PipelineError;
-use crate::config::plan::Stage;
-use crate::config::raw::{RawPipeline, RawPredict};
-use crate::config::{ConfigError, Problem, RunConfig, StageKeys};
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline};
 use crate::objects::{Object, Store, StoreError};
 use crate::run_dir::Directory;
 
@@ -27,7 +25,7 @@ pub(super) struct RunFile {
     /// Each stage's keys; a submission's stage is named `predict NAME`.
     pub(super) stages: BTreeMap<String, StageRecord>,
     /// The whole configuration of the last start.
-    pub(super) config: RawPipeline,
+    pub(super) config: StoredPipeline,
 }
 
 /// What the artefacts of one stage depend on.
@@ -88,15 +86,8 @@ pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineErr
 }
 
 /// The configuration with its inputs' names as they may be kept.
-fn without_secrets(mut config: RawPipeline) -> RawPipeline {
-    let show = |name: &mut String| *name = Store::shown(name).to_owned();
-    config.captions.iter_mut().map(|captions| &mut captions.list).for_each(show);
-    config.pairs.iter_mut().flat_map(|pairs| &mut pairs.shards).for_each(show);
-    config.images.iter_mut().flat_map(|images| &mut images.shards).for_each(show);
-    if let Some(predict) = &mut config.predict {
-        let RawPredict { images, ids, truth, captions, blend, .. } = predict;
-        images.iter_mut().chain([ids, truth, captions, blend]).for_each(show);
-    }
+fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
+    config.edit_inputs(|name| *name = Store::shown(name).to_owned());
     config
 }
 
@@ -203,7 +194,7 @@ impl Manifest {
         for name in discarded {
             self.file.stages.remove(&name);
         }
-        self.file.config = without_secrets(plan.pipeline().clone());
+        self.file.config = without_secrets(plan.stored());
         if let Some(from) = self.from {
             // The old records go first: a kill in between leaves artefacts that no record names, which the stages remove.
             self.save()?;

@@ -34,10 +34,9 @@ pub(super) fn repo(checkpoint: &str, which: Which) -> Result<Option<Repo>, Pipel
 }
 
 fn planned(plan: &RunConfig, which: Which) -> Result<Option<Repo>, PipelineError> {
-    let pipeline = plan.pipeline();
     let name = match which {
-        Which::Backbone => pipeline.model.as_ref().map(|model| &model.checkpoint),
-        Which::Encoder => pipeline.text.as_ref().map(|text| &text.encoder),
+        Which::Backbone => plan.model().map(|model| &model.checkpoint),
+        Which::Encoder => plan.text().map(|text| &text.encoder),
     };
     name.map_or(Ok(None), |name| repo(name, which))
 }

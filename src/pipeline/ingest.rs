@@ -23,11 +23,11 @@ use crate::chunk::schedule::LANES;
 use crate::chunk::{RowMeta, sum_segments};
 use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
-use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
 use crate::objects::{Object, ReadStats, StoreError, explain_read};
 use crate::run_dir::PageCache;
+use crate::types::Compression;
 
 pub use whole::Whole;
 
@@ -190,14 +190,14 @@ fn split(text: &[u8], mut take: impl FnMut(Option<(&str, &[u8])>)) {
 /// # Errors
 /// When the input cannot be read, or scratch disk refuses.
 pub async fn ingest(plan: RunConfig) -> Result<IngestReport, PipelineError> {
-    let Some(images) = &plan.pipeline().images else {
+    let Some(images) = plan.images() else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
     let (spec, threads) = (spec(&plan), workers(&plan));
     whole::check(&plan, &spec, threads)?;
     let (shards, head) = head(&plan, "images.shards", &images.shards).await?;
-    let pairs = match &plan.pipeline().pairs {
-        Some(pairs) => Some(measure_pairs(&plan, &pairs.shards).await?),
+    let pairs = match plan.catalog() {
+        Some(catalog) => Some(measure_pairs(&plan, &catalog.pairs.shards).await?),
         None => None,
     };
     let stages = {
@@ -209,7 +209,7 @@ pub async fn ingest(plan: RunConfig) -> Result<IngestReport, PipelineError> {
 
 fn spec(plan: &RunConfig) -> Spec {
     // A checkpoint of the hub is not downloaded for this.
-    let asked = plan.pipeline().model.as_ref().and_then(|model| {
+    let asked = plan.model().and_then(|model| {
         let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
         preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px()).ok()
     });
@@ -375,8 +375,8 @@ fn chunk(
     let block = product_disk_bytes(images as u32, spec.geometry.output_px());
     let room = plan.machine().limits.disk.0.min(WRITTEN_BYTES) / block;
     let blocks = made.div_ceil(images).min(room.max(1) as usize);
-    let chunks = &plan.pipeline().chunks;
-    let consumed = plan.pipeline().model.is_some();
+    let chunks = plan.chunks();
+    let consumed = plan.model().is_some();
     let compression = if consumed { Compression::None } else { chunks.compression };
     let mut heads = RowMeta::default();
     (0..images).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));

@@ -11,8 +11,7 @@ use super::forward::Thumbnails;
 use super::report::PredictionReport;
 use super::text_prediction::Listed;
 use super::text_training::TextGoal;
-use crate::config::raw::RawPredict;
-use crate::config::value::HeadKind;
+use crate::config::{HeadConfig, PredictConfig};
 
 /// What a prediction reads.
 pub(super) struct Asking {
@@ -26,8 +25,7 @@ impl Run {
     /// Opens the device, where a stage needs one, and says which it is.
     pub(super) async fn open_device(&mut self) -> Result<Option<Arc<worker::Device>>, PipelineError> {
         let (Some(chosen), Some(backbone)) = (&self.chosen, &self.backbone) else { return Ok(None) };
-        let bytes =
-            stream::stream_bytes(&self.spec, self.machine.pool.width(), u64::from(self.plan.pipeline().chunks.rows));
+        let bytes = stream::stream_bytes(&self.spec, self.machine.pool.width(), u64::from(self.plan.chunks().rows));
         let load = worker::Load {
             parameters: backbone.checkpoint.parameters(),
             activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
@@ -102,9 +100,8 @@ impl Run {
         let Ready { shards, generation } = ready;
         let mut job = self.stream_job("images", shards, Self::train_wanted(catalog), &generation);
         job.views = stream::Views::of_plan(&self.plan);
-        let (seed, side_px) = (self.plan.pipeline().run.seed, self.spec.geometry.output_px());
-        let fraction = self.plan.pipeline().train.as_ref().map_or(0.0, |train| train.validation_fraction);
-        let thumbnails = (fraction > 0.0).then_some(Thumbnails { seed, fraction, side_px });
+        let (split, side_px) = (self.plan.validation_split(), self.spec.geometry.output_px());
+        let thumbnails = (!split.is_empty()).then_some(Thumbnails { split, side_px });
         let shards = Arc::clone(&job.shards);
         let journal = self.stream_features(job, Layout::train("features"), "images", device, thumbnails).await?;
         self.report.images = Some(self.stream_report(&journal, &shards)?);
@@ -121,9 +118,8 @@ impl Run {
     ) -> Result<(), PipelineError> {
         let classes = catalog.classes.len();
         let text = self.text_goal(catalog, device).await?;
-        let pipeline = self.plan.pipeline();
-        let Some(settings) = pipeline.train.clone() else { return Ok(()) };
-        let seed = pipeline.run.seed;
+        let Some(settings) = self.plan.train().cloned() else { return Ok(()) };
+        let seed = self.plan.seed();
         if self.directory.is_remote() {
             let dim = self.backbone()?.shape.dim as u64;
             let checkpoint = match &text {
@@ -165,16 +161,13 @@ impl Run {
         catalog: &catalog::Catalog,
         device: &Arc<worker::Device>,
     ) -> Result<Option<TextGoal>, PipelineError> {
-        let head = &self.plan.pipeline().head;
-        if head.kind != HeadKind::Text {
-            return Ok(None);
-        }
+        let HeadConfig::Text { hidden, .. } = *self.plan.head() else { return Ok(None) };
         let dim = self.encoder()?.checkpoint.dim();
         // Before they are computed, which takes longest.
         self.enough_for_vectors(catalog.classes.len())?;
         let set = self.embed("captions", Arc::clone(&catalog.classes), device).await?;
         let store = Arc::new(self.text_store(set).await?);
-        Ok(Some(TextGoal { store, dim, languages: Arc::clone(&catalog.languages), hidden: head.hidden as usize }))
+        Ok(Some(TextGoal { store, dim, languages: Arc::clone(&catalog.languages), hidden: hidden as usize }))
     }
 
     /// Test images that make other features than the head was trained on are refused.
@@ -207,20 +200,20 @@ impl Run {
 
     /// Reads the ids and lists the test images, so that what is wrong with them shows before anything runs.
     pub(super) async fn prepare_prediction(&mut self, alone: bool) -> Result<Option<Asking>, PipelineError> {
-        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(None) };
+        let Some(settings) = self.plan.predict().cloned() else { return Ok(None) };
         let store = &self.machine.store;
         let asked = prediction::read_ids(store, &settings.ids).await?;
         let shards = store.list(&settings.images).await?;
         let ids = store.find(&settings.ids).await?;
-        if !settings.truth.is_empty() {
-            prediction::check_truth(store, &settings.truth).await?;
+        if let Some(truth) = &settings.truth {
+            prediction::check_truth(store, truth).await?;
         }
-        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.plan.head().is_text();
         let listed = if is_text { self.listed(&settings).await? } else { None };
         if is_text && (alone || !self.plan.runs(Stage::Train)) {
             self.check_same_encoder()?;
         }
-        if is_text && !settings.blend.is_empty() {
+        if is_text && settings.blend.is_some() {
             // Looked at now, and read again when it is needed, which may be days later.
             self.blended(&settings).await?;
         }
@@ -249,15 +242,15 @@ impl Run {
     }
 
     /// What the files of a prediction are named after.
-    pub(super) fn stem(settings: &RawPredict) -> String {
+    pub(super) fn stem(settings: &PredictConfig) -> String {
         settings.output.trim_end_matches(".csv").to_owned()
     }
 
     pub(super) async fn predict(&mut self, asking: Asking, device: &Arc<worker::Device>) -> Result<(), PipelineError> {
-        let Some(settings) = self.plan.pipeline().predict.clone() else { return Ok(()) };
+        let Some(settings) = self.plan.predict().cloned() else { return Ok(()) };
         let Asking { ready: Ready { shards, generation }, asked, listed } = asking;
         let (stem, top_k) = (Self::stem(&settings), settings.top_k as usize);
-        let is_text = self.plan.pipeline().head.kind == HeadKind::Text;
+        let is_text = self.plan.head().is_text();
         // Millions of captions need not be held twice.
         let (own, captions) = if is_text {
             (catalog::load_own(&self.directory)?, Vec::new())
@@ -325,10 +318,9 @@ impl Run {
             let write = prediction::write(store, directory, &settings, &asked.urls, &ranking, &output, text, &fallback);
             (write.await?, captions.len())
         };
-        let scores = if settings.truth.is_empty() {
-            None
-        } else {
-            Some(prediction::score(store, directory, &settings, &output, &asked, ranked as u64).await?)
+        let scores = match &settings.truth {
+            None => None,
+            Some(truth) => Some(prediction::score(store, directory, truth, &output, &asked, ranked as u64).await?),
         };
         self.report.prediction = Some(PredictionReport {
             ids: asked.ids,

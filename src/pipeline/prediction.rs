@@ -22,8 +22,7 @@ use super::worker::{Device, DeviceWorker};
 use crate::catalog::{UrlSet, url_hash};
 use crate::chunk::RowMeta;
 use crate::chunk::journal::Journal;
-use crate::config::raw::RawPredict;
-use crate::config::value::Correction;
+use crate::config::PredictConfig;
 use crate::corpus::{TestId, TestIds};
 use crate::objects::{Store, StoreError};
 use crate::predict::evaluate::evaluate;
@@ -33,6 +32,7 @@ use crate::run_dir::Directory;
 use crate::runtime::Shutdown;
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::HeadState;
+use crate::types::Correction;
 
 /// Longest row of the ids file.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -294,7 +294,7 @@ pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
 pub(super) async fn write<'a>(
     store: &Store,
     directory: &Directory,
-    settings: &RawPredict,
+    settings: &PredictConfig,
     urls: &UrlSet,
     ranking: &Ranking,
     output: &str,
@@ -340,17 +340,16 @@ pub(super) async fn check_truth(store: &Store, path: &str) -> Result<(), Pipelin
 pub(super) async fn score(
     store: &Store,
     directory: &Directory,
-    settings: &RawPredict,
+    truth_path: &str,
     output: &str,
     asked: &Asked,
     classes: u64,
 ) -> Result<ScoreReport, PipelineError> {
     let submission = directory.fetch(output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
-    let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
-    let scores = evaluate(submission, &*truth).map_err(|error| {
-        PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error)))
-    })?;
+    let truth = store.read(truth_path, MAX_TRUTH_BYTES).await?;
+    let scores = evaluate(submission, &*truth)
+        .map_err(|error| PipelineError::Input(format!("`{}`: {}", Store::shown(truth_path), super::chain(&error))))?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,
         ndcg5_ceiling: metrics::ceiling(asked.ids_per_image.iter().copied()),

@@ -1,8 +1,7 @@
 //! What the preprocessing is, once configuration, checkpoint and defaults are put together.
 
 use crate::config::RunConfig;
-use crate::config::value as word;
-use crate::decode::{Alpha, Geometry, Resample, Spec};
+use crate::decode::{Geometry, Resample, Spec};
 
 /// Side of the square where neither configuration nor checkpoint says one.
 const DEFAULT_SIZE_PX: u32 = 224;
@@ -16,21 +15,12 @@ pub(super) struct Asked {
 
 /// What the configuration says goes first, then the checkpoint, then the defaults.
 pub(super) fn resolve(plan: &RunConfig, asked: Asked) -> Spec {
-    let raw = &plan.pipeline().preprocess;
+    let raw = plan.preprocess();
     let geometry = asked.geometry.unwrap_or(Geometry::Squash { size_px: DEFAULT_SIZE_PX });
-    let resample = raw.resample.map(|resample| match resample {
-        word::Resample::Bilinear => Resample::Bilinear,
-        word::Resample::Nearest => Resample::Nearest,
-        word::Resample::Bicubic => Resample::Bicubic,
-        word::Resample::Lanczos => Resample::Lanczos,
-    });
     Spec {
         geometry: raw.size_px.map_or(geometry, |size_px| scaled(geometry, size_px)),
-        resample: resample.or(asked.resample).unwrap_or(Resample::Bilinear),
-        alpha: match raw.alpha {
-            word::Alpha::White => Alpha::White,
-            word::Alpha::Drop => Alpha::Drop,
-        },
+        resample: raw.resample.or(asked.resample).unwrap_or(Resample::Bilinear),
+        alpha: raw.alpha,
         max_encoded_bytes: raw.max_encoded.0,
         max_pixels: raw.max_pixels,
         crops: plan.views() > 0,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::objects::TrafficSnapshot;
 use crate::telemetry::{Activity, Snapshot, TimerSnapshot};
 

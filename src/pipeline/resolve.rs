@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use super::features::FeatureShape;
 use super::worker::model_error;
 use super::{PipelineError, preprocess, stream};
-use crate::config::value::Pool as Word;
 use crate::config::{ConfigError, Problem, RunConfig};
 use crate::decode::Spec;
-use crate::model::{Checkpoint, ExtractOptions, Pool};
+use crate::model::{Checkpoint, ExtractOptions};
 
 /// What a backbone is, as far as the wiring needs it.
 pub(super) struct Backbone {
@@ -21,7 +20,7 @@ pub(super) struct Backbone {
 /// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
 /// is one of the hub's.
 pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let Some(model) = &plan.pipeline().model else {
+    let Some(model) = plan.model() else {
         let spec = preprocess::resolve(plan, preprocess::Asked::default());
         return bounded(plan, spec, None);
     };
@@ -30,7 +29,7 @@ pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Sp
         let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
         let asked = preprocess::asked_by(checkpoint.preprocessor(), checkpoint.image_size_px())?;
         let spec = preprocess::resolve(plan, asked);
-        let pool = pool_of(model.pool);
+        let pool = model.pool;
         let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool };
         let patch = checkpoint.patch_size_px();
         if !options.size_px.is_multiple_of(patch) {
@@ -53,21 +52,12 @@ pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Sp
     }
 }
 
-/// A configuration's word as the model's.
-pub(super) fn pool_of(word: Word) -> Pool {
-    match word {
-        Word::Default => Pool::Default,
-        Word::Cls => Pool::Cls,
-        Word::ClsMean => Pool::ClsMean,
-    }
-}
-
 fn bounded(
     plan: &RunConfig,
     spec: Spec,
     backbone: Option<Backbone>,
 ) -> Result<(Spec, Option<Backbone>), PipelineError> {
-    let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.pipeline().chunks.rows));
+    let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.chunks().rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::PipelineError;
 use super::events::{Event, Events};
 use super::report::{Bottleneck, PartReport, StageReport};
-use crate::config::raw::RawStore;
+use crate::config::StoreConfig;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, Process};
 use crate::telemetry::{ProgressRegistry, Snapshot};
@@ -181,7 +181,7 @@ impl Status {
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
-    pub fn read(run_dir: &str, store: &RawStore) -> Result<Self, PipelineError> {
+    pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
         let directory = Directory::at(&super::store(store), run_dir)?;
         let Some(content) = directory.read(FILE)? else {
             return Err(if directory.read("run.toml")?.is_some() {
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn another_process_reads_how_far_a_run_is() {
         let (_guard, directory, name) = directory();
-        let error = Status::read(&name, &RawStore::default()).unwrap_err().to_string();
+        let error = Status::read(&name, &StoreConfig::default()).unwrap_err().to_string();
         assert!(error.contains("run.toml` is not there"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
@@ -316,14 +316,14 @@ mod tests {
             ..Default::default()
         }]);
         let reporter = Reporter::start(directory.clone(), registry, Events::open(&directory));
-        while Status::read(&name, &RawStore::default()).is_err() {
+        while Status::read(&name, &StoreConfig::default()).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let live = Status::read(&name, &RawStore::default()).unwrap();
+        let live = Status::read(&name, &StoreConfig::default()).unwrap();
         assert!(live.is_live());
         assert_eq!((live.stages[0].done, live.stages[0].total, live.stages[0].shards[0].read), (4, Some(10), 0.25));
         reporter.end(State::Stopped, Some("asked to".to_owned()));
-        let last = Status::read(&name, &RawStore::default()).unwrap();
+        let last = Status::read(&name, &StoreConfig::default()).unwrap();
         assert_eq!((last.state, last.detail.as_deref(), last.is_live()), (State::Stopped, Some("asked to"), false));
         let events = directory.list("events").unwrap();
         let lines = String::from_utf8(directory.read(&format!("events/{}", events[0])).unwrap().unwrap()).unwrap();

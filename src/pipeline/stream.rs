@@ -33,13 +33,12 @@ use crate::chunk::spool::{RingEntry, Spool, SpooledChunk};
 use crate::chunk::{Checksum, ChunkId, Entry, RowMeta, Tally};
 use crate::config::RunConfig;
 use crate::config::bytes::{StreamBytes, block_images};
-use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
 use crate::objects::{Object, Reader, Store, explain_read};
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, depth, link};
 use crate::telemetry::{ProgressRegistry, Shard, StageProgress};
-use crate::train::validation::is_validation;
+use crate::types::{Compression, ValidationSplit};
 
 /// Files brought to local disk together, where the run is kept elsewhere.
 const FETCHED_AT_ONCE: usize = 32;
@@ -101,26 +100,23 @@ pub(super) struct StreamJob {
 pub(super) struct Views {
     /// Parts of each image.
     pub(super) count: u8,
-    /// Seed of the run.
-    pub(super) seed: u64,
-    /// Share of the images that is held out.
-    pub(super) held_out: f64,
+    /// Images that are held out; its seed is that of the run.
+    pub(super) split: ValidationSplit,
 }
 
 impl Views {
     /// Those that a plan asks for, where it does.
     pub(super) fn of_plan(plan: &RunConfig) -> Option<Self> {
-        let (count, pipeline) = (plan.views(), plan.pipeline());
-        let held_out = pipeline.train.as_ref().map_or(0.0, |train| train.validation_fraction);
-        (count > 0).then_some(Self { count: count as u8, seed: pipeline.run.seed, held_out })
+        let count = plan.views();
+        (count > 0).then(|| Self { count: count as u8, split: plan.validation_split() })
     }
 
     /// Fills in the views of an image; returns the number of the first, whose followers count on.
     pub(super) fn of(views: Option<Self>, url: &str, into: &mut Vec<View>) -> u8 {
         into.clear();
         match views {
-            Some(Self { count, seed, held_out }) if !is_validation(url, seed, held_out) => {
-                into.extend((1..=count).map(|number| View::random(seed, url_hash(url), number)));
+            Some(Self { count, split }) if !split.contains(url) => {
+                into.extend((1..=count).map(|number| View::random(split.seed, url_hash(url), number)));
                 1
             }
             _ => {

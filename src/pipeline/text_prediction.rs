@@ -15,14 +15,13 @@ use super::worker::{Device, DeviceWorker};
 use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation, scratch_path};
 use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
 use crate::chunk::features::read_heads;
-use crate::config::raw::RawPredict;
-use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
+use crate::config::PredictConfig;
 use crate::config::{ConfigError, Problem};
 use crate::objects::Store;
 use crate::predict::evaluate::{Truth, read_truth};
 use crate::run_dir::Directory;
 use crate::train::text::{TextHead, centre};
-use crate::train::validation::is_validation;
+use crate::types::{Correction, Pick, Precision, TargetKind as Kinds, ValidationSplit};
 
 /// How much a name counts where no image is held out to choose it on.
 const NAMES_WEIGHT: f32 = 0.5;
@@ -226,12 +225,9 @@ impl Run {
     }
 
     /// Reads the list that is to be ranked; `None` where the run's classes are.
-    pub(super) async fn listed(&self, settings: &RawPredict) -> Result<Option<Listed>, PipelineError> {
-        let of_run = self.plan.pipeline().captions.as_ref().map_or("", |captions| captions.list.as_str());
-        let name = if settings.captions.is_empty() { of_run } else { &settings.captions };
-        if name.is_empty() {
-            return Ok(None);
-        }
+    pub(super) async fn listed(&self, settings: &PredictConfig) -> Result<Option<Listed>, PipelineError> {
+        let of_run = || self.plan.catalog().and_then(|catalog| catalog.captions.list.as_ref());
+        let Some(name) = settings.captions.as_ref().or_else(of_run) else { return Ok(None) };
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
         catalog::read_list(&self.machine.store, name, &mut captions).await?;
         captions.shrink();
@@ -239,12 +235,10 @@ impl Run {
     }
 
     /// Another run's head of classes, if its features are of the same kind.
-    pub(super) async fn blended(&self, settings: &RawPredict) -> Result<Option<Blended>, PipelineError> {
-        if settings.blend.is_empty() {
-            return Ok(None);
-        }
-        let shown = Store::shown(&settings.blend).to_owned();
-        let (store, name) = (self.machine.store.clone(), settings.blend.clone());
+    pub(super) async fn blended(&self, settings: &PredictConfig) -> Result<Option<Blended>, PipelineError> {
+        let Some(name) = settings.blend.clone() else { return Ok(None) };
+        let shown = Store::shown(&name).to_owned();
+        let store = self.machine.store.clone();
         let other = tokio::task::spawn_blocking(move || Directory::at(&store, &name)).await??;
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
         let file = generation::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
@@ -292,6 +286,7 @@ impl Run {
         let fraction: f64 = value("train.validation_fraction").parse().unwrap_or(0.0);
         let seed = value("run.seed").parse::<u64>().ok();
         let Some(seed) = seed.filter(|_| fraction > 0.0) else { return Ok(None) };
+        let split = ValidationSplit { seed, fraction };
         let journal = Journal::read(self.directory.clone(), Layout::train("features"), None)?;
         let shape = self.backbone()?.shape;
         let read = || {
@@ -309,7 +304,7 @@ impl Run {
                     let heads = read_heads(&copy)?;
                     let mut held_out = 0;
                     for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
-                        if is_validation(heads.url(row), seed, fraction) {
+                        if split.contains(heads.url(row)) {
                             held_out += 1;
                         } else {
                             seen.extend(heads.labels(row).iter().copied());
@@ -318,7 +313,7 @@ impl Run {
                     rows.push(held_out);
                 }
             }
-            let wanted = Rows { seed, fraction, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
+            let wanted = Rows { split, dim: shape.dim, targets: Kinds::Pairs, contrast: true, copies: None };
             let store = FeatureStore::new(self.directory.clone(), names, wanted, FeaturePlacement::Files);
             let images = HeldOut::read(&store, vectors_of, &rows, seed)?;
             Ok::<_, PipelineError>((images.images() > 0).then(|| HeldOutSide { images, seen }))
@@ -329,7 +324,7 @@ impl Run {
     /// Names of the test images, by the ids file, and of the images held out.
     async fn names(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         head: &TextHead,
         held_out: Option<&HeldOutSide>,
         device: &Arc<Device>,
@@ -353,7 +348,7 @@ impl Run {
     #[expect(clippy::too_many_arguments, reason = "each is one thing that the ranking needs, from another owner")]
     pub(super) async fn rank_text(
         &mut self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         picked: &Picked,
         journal: &Journal,
         asked: &Asked,
@@ -418,7 +413,7 @@ impl Run {
         }
         report.names_weight = names.is_some().then_some(mix.names);
         report.classes_weight = blended.is_some().then_some(mix.classes);
-        let kinds: &[Kind] = match (names.is_some(), settings.truth.is_empty()) {
+        let kinds: &[Kind] = match (names.is_some(), settings.truth.is_none()) {
             (false, _) => &[Kind::Pixels],
             (true, true) => &[Kind::Both],
             (true, false) => &[Kind::Pixels, Kind::Names, Kind::Both],
@@ -430,9 +425,7 @@ impl Run {
             rankings.push((*kind, self.rank_by(settings, journal, asked, &candidates, queries, device).await?));
         }
         device.tell(DeviceWorker::unload_projector).await?;
-        if !settings.truth.is_empty() {
-            report.test = Some(self.test_report(settings, asked, listed, own, held_out.as_ref(), &rankings).await?);
-        }
+        report.test = self.test_report(settings, asked, listed, own, held_out.as_ref(), &rankings).await?;
         let (_, ranking) = rankings.pop().ok_or_else(|| PipelineError::Internal("nothing was ranked".to_owned()))?;
         Ok((ranking, report))
     }
@@ -471,7 +464,7 @@ impl Run {
     /// Ranks for all test images by one kind of evidence.
     async fn rank_by(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         journal: &Journal,
         asked: &Asked,
         candidates: &Candidates,
@@ -523,14 +516,15 @@ impl Run {
     /// Scores of the test images by evidence, and by language where the truth or the run's captions tell it.
     async fn test_report(
         &self,
-        settings: &RawPredict,
+        settings: &PredictConfig,
         asked: &Asked,
         listed: &Listed,
         own: &Own,
         held_out: Option<&HeldOutSide>,
         rankings: &[(Kind, Ranking)],
-    ) -> Result<EvidenceReport, PipelineError> {
-        let truth = self.machine.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
+    ) -> Result<Option<EvidenceReport>, PipelineError> {
+        let Some(truth) = &settings.truth else { return Ok(None) };
+        let truth = self.machine.store.read(truth, prediction::MAX_TRUTH_BYTES).await?;
         let truth = read_truth(&*truth).map_err(|error| PipelineError::Input(super::chain(&error)))?;
         let by_id: HashMap<&str, Vec<&Truth>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
             by_id.entry(&*row.id).or_insert_with(Vec::new).push(row);
@@ -568,12 +562,12 @@ impl Run {
         };
         let rankings: Rankings = rankings.iter().map(of_kind).collect();
         let captions = listed.captions.len();
-        Ok(EvidenceReport {
+        Ok(Some(EvidenceReport {
             images: asked.urls.len() as u64,
             captions: captions as u64,
             groups: groups(&questions, captions, &rankings),
             by_language: by_language(&questions, &languages, captions, &rankings),
-        })
+        }))
     }
 
     /// What is ranked where no list is.

@@ -10,7 +10,7 @@ use super::texts::TextStore;
 use super::training::TrainJob;
 use super::worker::{Device, DeviceWorker, Losses, TextPart, TextStart, damaged};
 use crate::catalog::Languages;
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::predict::metrics::{self, rank_of};
 use crate::train::text::{AdamW, Running, TextHead, TextState};
 use crate::train::{HeadState, Progress, Targets, checkpoint};

@@ -21,13 +21,13 @@ use super::worker::{Device, DeviceWorker, damaged, model_error};
 use crate::catalog::Classes;
 use crate::chunk::texts::{self, Vectors};
 use crate::chunk::{Checksum, verify};
-use crate::config::raw::RawText;
-use crate::config::value::Precision;
+use crate::config::TextConfig;
 use crate::model::text::{TextCheckpoint, Tokens, batches};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::text::{Running, centre};
+use crate::types::Precision;
 
 /// Folder of all sets.
 const FOLDER: &str = "texts";
@@ -54,7 +54,7 @@ impl Encoder {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub(super) fn open(text: &RawText, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
+    pub(super) fn open(text: &TextConfig, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
         let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
         // Its tokenizer too, so that a damaged one shows before anything runs.

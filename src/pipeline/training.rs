@@ -18,16 +18,15 @@ use super::text_training::{self, HeldOut, TextGoal};
 use super::worker::{Device, DeviceWorker, Losses, Start, TextStart, damaged, model_error};
 use crate::chunk::features::read_heads;
 use crate::chunk::journal::Journal;
-use crate::config::raw::{RawTrain, Trial};
-use crate::config::value::{Balance, ScheduleKind as Kind};
+use crate::config::{TrainConfig, Trial};
 use crate::objects::StoreError;
 use crate::predict::metrics::{self, rank_of};
 use crate::run_dir::Directory;
 use crate::runtime::Shutdown;
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::train::order::{self, Window};
-use crate::train::validation::is_validation;
-use crate::train::{HeadState, Progress, Schedule, ScheduleKind, Sgd, Targets, checkpoint, plot};
+use crate::train::{HeadState, Progress, Schedule, Sgd, Targets, checkpoint, plot};
+use crate::types::{Balance, ValidationSplit};
 
 /// Memory of a card that features leave free beside the heads: logits of a block, kernels, what tuning tries.
 const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
@@ -44,7 +43,7 @@ pub(super) const PICTURE: &str = "training.svg";
 pub(super) struct TrainJob {
     pub(super) directory: Directory,
     pub(super) journal: Journal,
-    pub(super) settings: RawTrain,
+    pub(super) settings: TrainConfig,
     pub(super) seed: u64,
     pub(super) classes: usize,
     /// Where the head is a map towards captions' vectors, these.
@@ -94,14 +93,10 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     if all_samples == 0 {
         return Ok(None);
     }
-    let effective = u64::from(settings.batch_size()) * u64::from(settings.accumulation);
+    let effective = u64::from(settings.batch_size) * u64::from(settings.accumulation);
     let total_steps = (0..settings.epochs).map(|epoch| inventory.count(epoch).div_ceil(effective)).sum();
-    let kind = match settings.schedule {
-        Kind::Linear => ScheduleKind::Linear,
-        Kind::Cosine => ScheduleKind::Cosine,
-        Kind::Constant => ScheduleKind::Constant,
-    };
-    let trials = settings.trials();
+    let kind = settings.schedule;
+    let trials = settings.trials.clone();
     let store = Arc::new(feature_store(&job, &inventory, trials.len()));
     let windows = order::plan(inventory.of_epoch(0), job.seed, 0, settings.shuffle_rows);
     let (mixed, chunk_samples) = (Arc::clone(&store), inventory.of_epoch(0).to_vec());
@@ -262,9 +257,10 @@ fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> Featur
         );
         FeaturePlacement::Files
     };
-    let RawTrain { validation_fraction: fraction, targets, .. } = job.settings;
+    let TrainConfig { validation_fraction: fraction, targets, .. } = job.settings;
     let (contrast, copies) = (job.text.is_some(), inventory.copies.clone());
-    let wanted = SampleSpec { seed: job.seed, fraction, dim, targets, contrast, copies };
+    let split = ValidationSplit { seed: job.seed, fraction };
+    let wanted = SampleSpec { split, dim, targets, contrast, copies };
     FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stay)
 }
 
@@ -298,6 +294,7 @@ async fn send(job: &TrainJob, store: &Arc<FeatureStore>) -> Result<(), PipelineE
 
 fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
     let mut found = Inventory { chunks: Vec::new(), samples: Vec::new(), validation_rows: Vec::new(), copies: None };
+    let split = ValidationSplit { seed: job.seed, fraction: job.settings.validation_fraction };
     let balanced = job.text.as_ref().filter(|_| job.settings.balance == Balance::Language);
     let (mut counts, mut languages) = (Vec::new(), Vec::new());
     let layout = job.journal.layout();
@@ -310,7 +307,7 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
             let (mut samples, mut validation, mut of_samples) = (0, 0, Vec::new());
             // The views of an image are one image.
             for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
-                if is_validation(heads.url(row), job.seed, job.settings.validation_fraction) {
+                if split.contains(heads.url(row)) {
                     validation += 1;
                 } else {
                     samples += samples_of(job.settings.targets, heads.labels(row)) as u64;
@@ -422,7 +419,7 @@ impl Session<'_> {
     }
 
     async fn step(&mut self, features: Rows, targets: Targets) -> Result<(), PipelineError> {
-        let batch = self.job.settings.batch_size() as usize;
+        let batch = self.job.settings.batch_size as usize;
         let samples = targets.rows();
         let rates: Vec<f64> = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();
         let log = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
@@ -444,7 +441,7 @@ impl Session<'_> {
         // The end of an epoch saves by itself, and never over a checkpoint of the same step.
         let ends_epoch = self.progress.position >= self.inventory.count(self.progress.epoch);
         // A large head on a slow disk is saved less often, so that saving takes no more than a share of the time.
-        let pause = self.job.settings.checkpoint_every.0.max(self.save_took * SAVE_SHARE);
+        let pause = self.job.settings.checkpoint_every.max(self.save_took * SAVE_SHARE);
         if self.saved.elapsed() >= pause && !ends_epoch {
             self.save().await?;
         }

@@ -16,8 +16,7 @@ use burn::tensor::{DType, StreamId};
 use cubecl::Runtime as _;
 use cubecl::cuda::CudaRuntime;
 
-use crate::config::raw::RawDevice;
-use crate::config::value::Precision;
+use crate::config::DeviceConfig;
 use crate::config::{ConfigError, Problem};
 use crate::device::{self, Card, Chosen};
 use crate::model::text::TextEncoder;
@@ -30,6 +29,7 @@ use crate::train::text::{Projector, TextTrainer};
 use crate::train::{
     CheckpointError, Features, HeadState, Kept, Options, Place, Progress, Sgd, Targets, Trainer, checkpoint,
 };
+use crate::types::Precision;
 
 pub(super) use text::{TextPart, TextStart};
 
@@ -419,8 +419,8 @@ impl Load {
 ///
 /// # Errors
 /// When it is not there.
-pub(super) async fn choose(asked: &RawDevice) -> Result<Chosen, PipelineError> {
-    let RawDevice { kind, index, .. } = *asked;
+pub(super) async fn choose(asked: &DeviceConfig) -> Result<Chosen, PipelineError> {
+    let DeviceConfig { kind, index, .. } = *asked;
     let chosen = tokio::task::spawn_blocking(move || device::choose(kind, index)).await?;
     chosen.map_err(|error| PipelineError::Model(error.to_string()))
 }
@@ -594,7 +594,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_the_host_cannot_hold_is_refused_by_its_key() {
-        let cpu = device::choose(crate::config::value::DeviceKind::Cpu, 0).unwrap();
+        let cpu = device::choose(crate::types::DeviceKind::Cpu, 0).unwrap();
         let scratch = Path::new("/nonexistent");
         let error = open(&cpu, load(Precision::F32), 60_000, scratch).await.err().unwrap();
         assert_eq!(error.exit_code(), 2);

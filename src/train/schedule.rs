@@ -5,18 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the rate does after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// Falls linearly to 0 at the last step.
-    #[default]
-    Linear,
-    /// Stays at the peak.
-    Constant,
-    /// Falls along half a cosine to 0 at the last step.
-    Cosine,
-}
+pub use crate::types::ScheduleKind;
 
 /// A warm-up from 0 to the peak, then a decay.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -4,20 +4,21 @@ use std::path::{Path, PathBuf};
 
 /// Module → the modules of this crate that its production code may name, beside itself.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    ("config", &[]),
+    ("types", &[]),
+    ("config", &["types"]),
     ("runtime", &[]),
     ("telemetry", &[]),
     ("objects", &["runtime"]),
     ("run_dir", &["objects", "runtime"]),
     ("hf_hub", &["objects", "run_dir"]),
     ("corpus", &[]),
-    ("catalog", &[]),
-    ("decode", &[]),
-    ("device", &["config"]),
-    ("chunk", &["config", "objects", "run_dir", "runtime"]),
-    ("model", &[]),
+    ("catalog", &["types"]),
+    ("decode", &["types"]),
+    ("device", &["types"]),
+    ("chunk", &["objects", "run_dir", "runtime", "types"]),
+    ("model", &["types"]),
     ("predict", &[]),
-    ("train", &["predict"]),
+    ("train", &["predict", "types"]),
     ("sample", &[]),
     (
         "pipeline",
@@ -36,13 +37,15 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "runtime",
             "telemetry",
             "train",
+            "types",
         ],
     ),
-    ("cli", &["config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry"]),
+    ("cli", &["config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry", "types"]),
 ];
 
 /// Module → crates that it must not know.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+    ("types", &["tokio", "arrow", "burn", "image", "std::fs"]),
     ("config", &["tokio", "arrow", "burn", "std::fs"]),
     ("runtime", &["image", "arrow", "burn"]),
     ("telemetry", &["image", "arrow", "burn", "tokio"]),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, part_of, percent, plural};
-use crate::config::raw::Trial;
+use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
     CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StageReport, StreamReport,

@@ -13,13 +13,13 @@ use super::Temporary;
 use crate::catalog::{ImageFilter, UrlDedup};
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::Schedule;
-use crate::config::value::Compression;
 use crate::config::{ConfigError, RunConfig};
 use crate::decode::Spec;
 use crate::objects::Object;
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, Signal};
 use crate::telemetry::ProgressRegistry;
+use crate::types::Compression;
 
 /// Rows after which it ends, where scratch disk has room for them.
 const ROWS: u64 = 8192;
@@ -39,7 +39,7 @@ pub struct Whole {
 
 /// Refuses limits under which the stream cannot run.
 pub(super) fn check(plan: &RunConfig, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
-    let bytes = stream_bytes(spec, threads, u64::from(plan.pipeline().chunks.rows));
+    let bytes = stream_bytes(spec, threads, u64::from(plan.chunks().rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
 }
@@ -69,7 +69,7 @@ async fn once(
     rows: u64,
     folder: Option<&Temporary>,
 ) -> Result<f64, PipelineError> {
-    let chunks = &plan.pipeline().chunks;
+    let chunks = plan.chunks();
     let stop = Shutdown::default();
     let machine = RunContext {
         store: store(&plan.machine().store),
@@ -94,7 +94,7 @@ async fn once(
         Some(folder) => {
             let directory = LocalDirectory::create(&folder.path)?.into();
             let journal = Journal::open(directory, Layout::train("chunks"), "bench", shards.len() as u32)?;
-            let compression = if plan.pipeline().model.is_some() { Compression::None } else { chunks.compression };
+            let compression = if plan.model().is_some() { Compression::None } else { chunks.compression };
             Sink::Durable(journal, compression)
         }
         None => Sink::Counted,

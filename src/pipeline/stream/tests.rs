@@ -8,6 +8,7 @@ use crate::config::bytes::BLOCK_IMAGES;
 use crate::decode::{Alpha, Geometry, Resample};
 use crate::objects::StoreSettings;
 use crate::run_dir::LocalDirectory;
+use crate::types::ValidationSplit;
 
 /// Blocks between reader and decoders.
 const LINK: u64 = 2;
@@ -257,7 +258,7 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_number_of_threads_makes_the_same_bytes_of_a_block() {
-    let views = Views { count: 3, seed: 5, held_out: 0.4 };
+    let views = Views { count: 3, split: ValidationSplit { seed: 5, fraction: 0.4 } };
     for views in [None, Some(views)] {
         let (alone, _) = stream_of_shards(1, 1 << 30, views).await;
         for workers in [2, 5] {
@@ -321,7 +322,7 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
     let text = |row: usize| if row % 7 == 3 { "bm8gaW1hZ2U=".to_owned() } else { image_of(row) };
     let url = |row: usize| format!("https://x/{}", if row % 10 == 8 { row - 1 } else { row });
     let rows: Vec<String> = (0..70).map(|row| format!("{}\t{}\tm\n", url(row), text(row))).collect();
-    for views in [None, Some(Views { count: 3, seed: 5, held_out: 0.4 })] {
+    for views in [None, Some(Views { count: 3, split: ValidationSplit { seed: 5, fraction: 0.4 } })] {
         let dir = tempfile::tempdir().unwrap();
         let shard = dir.path().join("shard.csv");
         std::fs::write(&shard, rows.concat()).unwrap();

@@ -19,11 +19,11 @@ use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{RingEntry, Slot, Spool, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
-use crate::config::value::Compression;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, PageBuffer, PageCache};
 use crate::runtime::BufferPool;
 use crate::telemetry::{Activity, StageTimer};
+use crate::types::Compression;
 
 /// Rows of a shard after which `limits.max_bad_fraction` is judged.
 const JUDGED_ROWS: u64 = 1000;

@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::tensor::DType;
 
 use super::{DeviceWorker, Losses, absent, give_back, model_error};
-use crate::config::value::Precision;
 use crate::model::text::{TextCheckpoint, TextEncoder, TextNumerics};
 use crate::pipeline::PipelineError;
 use crate::pipeline::feature_store::Rows;
 use crate::train::text::{AdamW, Pairs, Projector, TextHead, TextState, TextTrainer};
 use crate::train::{CheckpointError, Features, Progress, checkpoint};
+use crate::types::Precision;
 
 /// Where a map's training starts.
 pub(in crate::pipeline) struct TextStart {

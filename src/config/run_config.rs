@@ -1,0 +1,223 @@
+//! The checked configuration, which the rest of the program relies on.
+
+use super::raw::RawPipeline;
+use super::stage::stage_keys;
+use super::validate::images::check_images;
+use super::validate::machine::check_machine;
+use super::validate::predict::{check_output, check_predict};
+use super::validate::train::{check_head, check_train};
+use super::validate::{Problems, check_paths, check_stages};
+use super::{
+    CatalogConfig, ChunksConfig, ConfigError, DeviceConfig, HeadConfig, ImagesConfig, LimitsConfig, MachineConfig,
+    MachineFile, ModelConfig, PipelineFile, PredictConfig, PreprocessConfig, Problem, SampleConfig, Stage, StageKeys,
+    StoreConfig, StoredPipeline, TextConfig, TrainConfig,
+};
+use crate::types::ValidationSplit;
+
+/// A configuration in which every value can work and every default is filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunConfig {
+    sample: Option<SampleConfig>,
+    catalog: Option<CatalogConfig>,
+    images: Option<ImagesConfig>,
+    preprocess: PreprocessConfig,
+    chunks: ChunksConfig,
+    model: Option<ModelConfig>,
+    head: HeadConfig,
+    train: Option<TrainConfig>,
+    predict: Option<PredictConfig>,
+    machine: MachineConfig,
+    /// The pipeline file that the sections were made from, with defaults filled in. Fingerprints and `run.toml` come
+    /// from it.
+    source: RawPipeline,
+    /// File of the ranked captions, where it is not `predict.output`.
+    output: Option<String>,
+}
+
+impl RunConfig {
+    /// Checks both files together.
+    ///
+    /// # Errors
+    /// Lists every value that cannot work; nothing is clamped.
+    pub fn check(pipeline: PipelineFile, machine: MachineFile) -> Result<Self, ConfigError> {
+        let mut problems = Problems::default();
+        let checked = Self::check_pipeline(pipeline.0, &mut problems);
+        let machine = check_machine(&machine.0, &mut problems);
+        problems.into_result(Self { machine, ..checked })
+    }
+
+    /// Checks a pipeline file. The result is valid if no problem was added, once it has its machine.
+    fn check_pipeline(mut source: RawPipeline, problems: &mut Problems) -> Self {
+        check_stages(&source, problems);
+        check_paths(&source, problems);
+        let images = check_images(&source, problems);
+        let head = check_head(&source, problems);
+        let train = source.train.as_mut().map(|train| check_train(train, source.head.kind, problems));
+        let predict = source.predict.as_ref().map(|predict| check_predict(predict, problems));
+        Self {
+            sample: images.sample,
+            catalog: images.catalog,
+            images: images.images,
+            preprocess: images.preprocess,
+            chunks: images.chunks,
+            model: images.model,
+            head,
+            train,
+            predict,
+            machine: MachineConfig::default(),
+            source,
+            output: None,
+        }
+    }
+
+    /// Ranks another list of captions, or writes the ranking to another file of the run directory. The features are the
+    /// same.
+    ///
+    /// # Errors
+    /// When the pipeline has no `[predict]`, or a value cannot work.
+    pub fn rank(self, captions: Option<String>, output: Option<String>) -> Result<Self, ConfigError> {
+        let Self { mut source, machine, .. } = self;
+        let Some(predict) = &mut source.predict else {
+            return Err(ConfigError(vec![Problem::new("predict", "is required to rank captions")]));
+        };
+        let mut problems = Problems::default();
+        if let Some(captions) = captions {
+            predict.captions = captions;
+        }
+        if let Some(output) = &output {
+            check_output(output, &mut problems);
+        }
+        let checked = Self::check_pipeline(source, &mut problems);
+        problems.into_result(Self { machine, output, ..checked })
+    }
+
+    /// Tells whether the configuration includes the stage.
+    pub fn runs(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Catalog => self.catalog.is_some(),
+            Stage::Stream => self.images.is_some(),
+            Stage::Text => self.train.is_some() && self.head.is_text(),
+            Stage::Train => self.train.is_some(),
+            Stage::Predict => self.predict.is_some(),
+        }
+    }
+
+    /// Directory for everything durable that the run writes: a path or an `s3://` URL (`run.dir`).
+    pub fn run_dir(&self) -> &str {
+        &self.source.run.dir
+    }
+
+    /// Seed of initial weights, training order and validation split (`run.seed`).
+    pub fn seed(&self) -> u64 {
+        self.source.run.seed
+    }
+
+    /// Synthetic corpus to render first (`[sample]`).
+    pub fn sample(&self) -> Option<&SampleConfig> {
+        self.sample.as_ref()
+    }
+
+    /// Classes and labels (`[captions]` and `[pairs]`, which come together).
+    pub fn catalog(&self) -> Option<&CatalogConfig> {
+        self.catalog.as_ref()
+    }
+
+    /// Image shards to stream (`[images]`).
+    pub fn images(&self) -> Option<&ImagesConfig> {
+        self.images.as_ref()
+    }
+
+    /// Decoding of images (`[preprocess]`).
+    pub fn preprocess(&self) -> &PreprocessConfig {
+        &self.preprocess
+    }
+
+    /// Size and format of chunks (`[chunks]`).
+    pub fn chunks(&self) -> &ChunksConfig {
+        &self.chunks
+    }
+
+    /// The frozen backbone (`[model]`); without it the pixel chunks are the product.
+    pub fn model(&self) -> Option<&ModelConfig> {
+        self.model.as_ref()
+    }
+
+    /// Kind of head that is trained on the features, or predicts (`[head]` and `[text]`).
+    pub fn head(&self) -> &HeadConfig {
+        &self.head
+    }
+
+    /// Text encoder of a text head (`[text]`).
+    pub fn text(&self) -> Option<&TextConfig> {
+        match &self.head {
+            HeadConfig::Classes => None,
+            HeadConfig::Text { encoder, .. } => Some(encoder),
+        }
+    }
+
+    /// Training of the head (`[train]`). It comes with a model, images and a catalog.
+    pub fn train(&self) -> Option<&TrainConfig> {
+        self.train.as_ref()
+    }
+
+    /// Ranking of captions for the test images (`[predict]`). It comes with a model.
+    pub fn predict(&self) -> Option<&PredictConfig> {
+        self.predict.as_ref()
+    }
+
+    /// The machine file.
+    pub fn machine(&self) -> &MachineConfig {
+        &self.machine
+    }
+
+    /// Memory, disk and threads that the run may use (`[limits]`).
+    pub fn limits(&self) -> &LimitsConfig {
+        &self.machine.limits
+    }
+
+    /// Device of the model (`[device]`).
+    pub fn device(&self) -> &DeviceConfig {
+        &self.machine.device
+    }
+
+    /// Access to object stores (`[store]`).
+    pub fn store(&self) -> &StoreConfig {
+        &self.machine.store
+    }
+
+    /// File of the ranked captions, inside `run.dir`; empty without `[predict]`.
+    pub fn output(&self) -> &str {
+        let predict = self.predict.as_ref();
+        self.output.as_deref().or(predict.map(|predict| predict.output.as_str())).unwrap_or_default()
+    }
+
+    /// Random crops of each training image; 0 where images stay whole.
+    pub fn views(&self) -> u32 {
+        let train = self.train.as_ref().filter(|_| self.model.is_some());
+        train.map_or(0, |train| train.views)
+    }
+
+    /// Images held out from training; none without `[train]`.
+    pub fn validation_split(&self) -> ValidationSplit {
+        let fraction = self.train.as_ref().map_or(0.0, |train| train.validation_fraction);
+        ValidationSplit { seed: self.seed(), fraction }
+    }
+
+    /// Upper bound on the images of a chunk, all views counted.
+    pub fn chunk_images(&self) -> u32 {
+        self.chunks.rows.saturating_mul(self.views().max(1))
+    }
+
+    /// Returns the keys that the artefacts of `stage` itself depend on. Those of the stages upstream come on top.
+    ///
+    /// Names of inputs are left out: artefacts depend on the content of a file, which the caller adds, and not on its
+    /// path.
+    pub fn keys(&self, stage: Stage) -> StageKeys {
+        stage_keys(&self.source, stage)
+    }
+
+    /// Returns the pipeline with all defaults filled in, as `run.toml` stores it.
+    pub fn stored(&self) -> StoredPipeline {
+        StoredPipeline(self.source.clone())
+    }
+}

@@ -1,0 +1,189 @@
+//! From the corpus to chunks: `[sample]`, `[captions]`, `[pairs]`, `[images]`, `[preprocess]`, `[chunks]` and `[model]`.
+
+use super::super::raw::{RawCaptions, RawModel, RawPairs, RawPipeline, RawPreprocess, RawSample};
+use super::super::value::Bytes;
+use super::{Problems, check_checkpoint, non_empty};
+use crate::types::{Alpha, ClassSource, Compression, MatchRule, Pool, Precision, Resample};
+
+/// Checked `[sample]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleConfig {
+    /// Directory of the corpus.
+    pub out: String,
+    /// Usable training images.
+    pub train_images: u32,
+    /// Usable test images.
+    pub test_images: u32,
+    /// Seed of the generator.
+    pub seed: u64,
+}
+
+/// Checked `[captions]` and `[pairs]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogConfig {
+    /// Captions that become classes.
+    pub captions: CaptionsConfig,
+    /// Rows that label images.
+    pub pairs: PairsConfig,
+}
+
+/// Checked `[captions]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CaptionsConfig {
+    /// CSV file of captions. It is there with [`ClassSource::List`]; otherwise it only names captions to rank.
+    pub list: Option<String>,
+    /// Origin of the classes.
+    pub classes: ClassSource,
+    /// Rule by which a caption is found among the classes.
+    pub match_rule: MatchRule,
+}
+
+impl CaptionsConfig {
+    /// Returns the file whose captions are the classes; `None` where the training captions are.
+    pub fn class_list(&self) -> Option<&str> {
+        self.list.as_deref().filter(|_| self.classes == ClassSource::List)
+    }
+}
+
+/// Checked `[pairs]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PairsConfig {
+    /// Globs of the files; at least one.
+    pub shards: Vec<String>,
+    /// Languages to keep; all if empty.
+    pub languages: Vec<String>,
+}
+
+/// Checked `[images]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagesConfig {
+    /// Globs of the files; at least one.
+    pub shards: Vec<String>,
+}
+
+/// Checked `[preprocess]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreprocessConfig {
+    /// Side of the input square, from 8 to 4096; `None` for the checkpoint's.
+    pub size_px: Option<u32>,
+    /// Resampling filter; `None` for the checkpoint's.
+    pub resample: Option<Resample>,
+    /// Treatment of transparent pixels.
+    pub alpha: Alpha,
+    /// Upper bound on the encoded image, from 1 KiB to 1 GiB.
+    pub max_encoded: Bytes,
+    /// Upper bound on width × height, from 1 to 4,000,000,000.
+    pub max_pixels: u64,
+}
+
+/// Checked `[chunks]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunksConfig {
+    /// Source rows of a chunk, from 1 to 1,000,000.
+    pub rows: u32,
+    /// Compression of pixel chunks that are the product.
+    pub compression: Compression,
+}
+
+/// Checked `[model]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelConfig {
+    /// Directory in Hugging Face layout, or a valid `hf:ORG/NAME[@REVISION]`.
+    pub checkpoint: String,
+    /// Precision of the stored features.
+    pub precision: Precision,
+    /// Block whose output is the feature, from 0, or from -1 backwards.
+    pub layer: i32,
+    /// Tokens that make the feature.
+    pub pool: Pool,
+}
+
+/// The sections of this file.
+pub(in super::super) struct Images {
+    pub(in super::super) sample: Option<SampleConfig>,
+    pub(in super::super) catalog: Option<CatalogConfig>,
+    pub(in super::super) images: Option<ImagesConfig>,
+    pub(in super::super) preprocess: PreprocessConfig,
+    pub(in super::super) chunks: ChunksConfig,
+    pub(in super::super) model: Option<ModelConfig>,
+}
+
+/// Checks the sections from the corpus to the chunks.
+pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Problems) -> Images {
+    let captions = pipeline.captions.as_ref().map(|captions| check_captions(captions, problems));
+    let pairs = pipeline.pairs.as_ref().map(|pairs| check_pairs(pairs, problems));
+    let images = pipeline.images.as_ref().map(|images| {
+        problems.refuse_if(images.shards.is_empty(), "images.shards", "names no file");
+        ImagesConfig { shards: images.shards.clone() }
+    });
+    let rows = pipeline.chunks.rows;
+    problems.refuse_if(!(1..=1_000_000).contains(&rows), "chunks.rows", format!("`{rows}` must be from 1 to 1000000"));
+    Images {
+        sample: pipeline.sample.as_ref().map(|sample| check_sample(sample, problems)),
+        catalog: captions.zip(pairs).map(|(captions, pairs)| CatalogConfig { captions, pairs }),
+        images,
+        preprocess: check_preprocess(&pipeline.preprocess, problems),
+        chunks: ChunksConfig { rows, compression: pipeline.chunks.compression },
+        model: pipeline.model.as_ref().map(|model| check_model(model, problems)),
+    }
+}
+
+fn check_sample(sample: &RawSample, problems: &mut Problems) -> SampleConfig {
+    let RawSample { out, train_images, test_images, seed } = sample.clone();
+    problems.refuse_if(out.is_empty(), "sample.out", "is required: name the directory to draw the corpus into");
+    problems.refuse_if(
+        !(40..=1_000_000).contains(&train_images),
+        "sample.train_images",
+        format!("`{train_images}` must be from 40 to 1000000"),
+    );
+    problems.refuse_if(
+        !(1..=1_000_000).contains(&test_images),
+        "sample.test_images",
+        format!("`{test_images}` must be from 1 to 1000000"),
+    );
+    SampleConfig { out, train_images, test_images, seed }
+}
+
+fn check_captions(captions: &RawCaptions, problems: &mut Problems) -> CaptionsConfig {
+    let RawCaptions { list, classes, match_rule } = captions;
+    problems.refuse_if(
+        *classes == ClassSource::List && list.is_empty(),
+        "captions.list",
+        "is required with `classes = \"list\"`: name the CSV file of captions",
+    );
+    CaptionsConfig { list: non_empty(list), classes: *classes, match_rule: *match_rule }
+}
+
+fn check_pairs(pairs: &RawPairs, problems: &mut Problems) -> PairsConfig {
+    let RawPairs { shards, languages } = pairs.clone();
+    problems.refuse_if(shards.is_empty(), "pairs.shards", "names no file");
+    PairsConfig { shards, languages }
+}
+
+fn check_preprocess(preprocess: &RawPreprocess, problems: &mut Problems) -> PreprocessConfig {
+    let RawPreprocess { size_px, resample, alpha, max_encoded, max_pixels } = *preprocess;
+    if let Some(size) = size_px {
+        problems.refuse_if(
+            !(8..=4096).contains(&size),
+            "preprocess.size_px",
+            format!("`{size}` must be from 8 to 4096"),
+        );
+    }
+    problems.refuse_if(
+        !(1 << 10..=1 << 30).contains(&max_encoded.0),
+        "preprocess.max_encoded",
+        format!("`{max_encoded}` must be from 1 KiB to 1 GiB"),
+    );
+    problems.refuse_if(
+        !(1..=4_000_000_000).contains(&max_pixels),
+        "preprocess.max_pixels",
+        format!("`{max_pixels}` must be from 1 to 4000000000"),
+    );
+    PreprocessConfig { size_px, resample, alpha, max_encoded, max_pixels }
+}
+
+fn check_model(model: &RawModel, problems: &mut Problems) -> ModelConfig {
+    let RawModel { checkpoint, precision, layer, pool } = model.clone();
+    check_checkpoint("model.checkpoint", &checkpoint, problems);
+    ModelConfig { checkpoint, precision, layer, pool }
+}

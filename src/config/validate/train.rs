@@ -1,0 +1,271 @@
+//! The head and its training: `[head]`, `[text]` and `[train]`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::bytes::MAX_VIEWS;
+use super::super::raw::{RawPipeline, RawText, RawTrain};
+use super::{Problems, check_checkpoint};
+use crate::types::{Balance, Correction, HeadKind, Optimizer, Precision, ScheduleKind, TargetKind};
+
+/// Upper bound on the heads that a sweep trains side by side.
+const MAX_TRIALS: usize = 64;
+/// Upper bound on the captions that a text head tells apart in one batch.
+const MAX_CONTRASTED: u32 = 16_384;
+
+/// Checked `[head]` and `[text]`: the kind of head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadConfig {
+    /// Linear classifier with one output per class.
+    Classes,
+    /// Projection into the space of a text encoder.
+    Text {
+        /// Width of the hidden layer; 0 for a linear projection.
+        hidden: u32,
+        /// The text encoder.
+        encoder: TextConfig,
+    },
+}
+
+impl HeadConfig {
+    /// Tells whether the head is a projection into a text encoder's space.
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text { .. })
+    }
+}
+
+/// Checked `[text]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextConfig {
+    /// Directory in Hugging Face layout, or a valid `hf:ORG/NAME[@REVISION]`.
+    pub encoder: String,
+    /// Text before every caption.
+    pub prefix: String,
+    /// Precision of the stored vectors.
+    pub precision: Precision,
+}
+
+/// Checked `[train]`, with the defaults of the head's kind filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    /// Passes over the training samples; at least 1.
+    pub epochs: u32,
+    /// Meaning of a sample.
+    pub targets: TargetKind,
+    /// Share of each target that is spread over all classes, from 0 to below 1.
+    pub label_smoothing: f64,
+    /// Random crops of each training image; 0 where images stay whole.
+    pub views: u32,
+    /// Samples in one forward pass of the head; at least 1.
+    pub batch_size: u32,
+    /// Batches whose gradients are averaged into one step; at least 1.
+    pub accumulation: u32,
+    /// Heads to train side by side; at least one.
+    pub trials: Vec<Trial>,
+    /// Resampling of training pairs.
+    pub balance: Balance,
+    /// Global norm that gradients are scaled down to; 0 for off.
+    pub clip_norm: f64,
+    /// Share of all steps over which the rate rises to its peak, from 0 to 1.
+    pub warmup_ratio: f64,
+    /// Shape of the learning rate after the warm-up.
+    pub schedule: ScheduleKind,
+    /// Share of the images held out for validation, from 0 to below 1.
+    pub validation_fraction: f64,
+    /// Samples that are shuffled together; at least 1.
+    pub shuffle_rows: u64,
+    /// Steps between two loss values in the report; at least 1.
+    pub log_every: u32,
+    /// Time between two checkpoints; longer than zero.
+    pub checkpoint_every: Duration,
+}
+
+/// One combination of the values that a sweep varies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Momentum.
+    pub momentum: f64,
+    /// L2 penalty.
+    pub weight_decay: f64,
+}
+
+/// Checks the kind of head, and that no key of the other kind is set.
+pub(in super::super) fn check_head(pipeline: &RawPipeline, problems: &mut Problems) -> HeadConfig {
+    let is_text = pipeline.head.kind == HeadKind::Text;
+    problems.refuse_if(is_text && pipeline.text.is_none(), "text", "is required with `head.kind = \"text\"`");
+    let encoder = pipeline.text.as_ref().map(|text| check_text(text, problems));
+    let hidden = pipeline.head.hidden;
+    problems.refuse_if(hidden > 65_536, "head.hidden", format!("`{hidden}` must be at most 65536"));
+    let mut text_only = |used: bool, key: &str| {
+        problems.refuse_if(
+            used && !is_text,
+            key,
+            "has a meaning with `head.kind = \"text\"` alone: remove it, or set that",
+        );
+    };
+    text_only(pipeline.text.is_some(), "text");
+    text_only(hidden > 0, "head.hidden");
+    if let Some(predict) = &pipeline.predict {
+        text_only(!predict.captions.is_empty(), "predict.captions");
+        text_only(predict.file_names, "predict.file_names");
+        text_only(predict.correction != Correction::None, "predict.correction");
+        text_only(!predict.blend.is_empty(), "predict.blend");
+    }
+    if let Some(train) = &pipeline.train {
+        text_only(train.balance != Balance::None, "train.balance");
+    }
+    match encoder.filter(|_| is_text) {
+        Some(encoder) => HeadConfig::Text { hidden, encoder },
+        None => HeadConfig::Classes,
+    }
+}
+
+fn check_text(text: &RawText, problems: &mut Problems) -> TextConfig {
+    let RawText { encoder, prefix, precision } = text.clone();
+    check_checkpoint("text.encoder", &encoder, problems);
+    TextConfig { encoder, prefix, precision }
+}
+
+/// Checks `[train]`, and fills in the defaults that depend on the kind of head.
+pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, problems: &mut Problems) -> TrainConfig {
+    let (optimizer, batch_size, rate) = match kind {
+        HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
+        HeadKind::Text => (Optimizer::AdamW, 1024, 1e-3),
+    };
+    let batch_size = *train.batch_size.get_or_insert(batch_size);
+    problems.refuse_if(
+        *train.optimizer.get_or_insert(optimizer) != optimizer,
+        "train.optimizer",
+        format!("a head of kind `{kind}` is trained by `{optimizer}` alone"),
+    );
+    let rates = train.learning_rate.get_or_insert_with(|| rate.into()).0.clone();
+    if kind == HeadKind::Text {
+        check_contrastive(train, batch_size, problems);
+    }
+    for (key, value) in [
+        ("train.epochs", u64::from(train.epochs)),
+        ("train.batch_size", u64::from(batch_size)),
+        ("train.accumulation", u64::from(train.accumulation)),
+        ("train.shuffle_rows", train.shuffle_rows),
+        ("train.log_every", u64::from(train.log_every)),
+    ] {
+        problems.refuse_if(value == 0, key, "`0` must be at least 1");
+    }
+    check_numbers(train, &rates, problems);
+    let trials = trials(&rates, &train.momentum.0, &train.weight_decay.0);
+    problems.refuse_if(
+        trials.len() > MAX_TRIALS,
+        "train.learning_rate",
+        format!("the lists give {} combinations, more than {MAX_TRIALS}: shorten one", trials.len()),
+    );
+    problems.refuse_if(
+        trials.len() > 1 && train.validation_fraction == 0.0,
+        "train.validation_fraction",
+        "`0` leaves nothing to choose the best of several heads by: hold some images out",
+    );
+    TrainConfig {
+        epochs: train.epochs,
+        targets: train.targets,
+        label_smoothing: train.label_smoothing,
+        views: train.views,
+        batch_size,
+        accumulation: train.accumulation,
+        trials,
+        balance: train.balance,
+        clip_norm: train.clip_norm,
+        warmup_ratio: train.warmup_ratio,
+        schedule: train.schedule,
+        validation_fraction: train.validation_fraction,
+        shuffle_rows: train.shuffle_rows,
+        log_every: train.log_every,
+        checkpoint_every: train.checkpoint_every.0,
+    }
+}
+
+/// Checks what a text head alone restricts.
+fn check_contrastive(train: &RawTrain, batch_size: u32, problems: &mut Problems) {
+    problems.refuse_if(
+        batch_size > MAX_CONTRASTED,
+        "train.batch_size",
+        format!(
+            "`{batch_size}`: a text head takes 32 bytes for each pair of captions in a batch, so at most {MAX_CONTRASTED}; \
+             `train.accumulation` makes steps larger"
+        ),
+    );
+    problems.refuse_if(train.targets != TargetKind::Pairs, "train.targets", "a text head is trained on `pairs` alone");
+    problems.refuse_if(
+        train.label_smoothing != 0.0,
+        "train.label_smoothing",
+        "has no meaning for a text head: remove it",
+    );
+}
+
+fn check_numbers(train: &RawTrain, rates: &[f64], problems: &mut Problems) {
+    let mut number = |key: &str, value: f64, good: bool, range: &str| {
+        problems.refuse_if(!good, key, format!("`{value}` must be {range}"));
+    };
+    for rate in rates {
+        number("train.learning_rate", *rate, rate.is_finite() && *rate > 0.0, "a number over 0");
+    }
+    for momentum in &train.momentum.0 {
+        number("train.momentum", *momentum, (0.0..1.0).contains(momentum), "from 0 to below 1");
+    }
+    for decay in &train.weight_decay.0 {
+        number("train.weight_decay", *decay, decay.is_finite() && *decay >= 0.0, "0 or more");
+    }
+    let smoothing = train.label_smoothing;
+    number("train.label_smoothing", smoothing, (0.0..1.0).contains(&smoothing), "from 0 to below 1");
+    number("train.clip_norm", train.clip_norm, train.clip_norm.is_finite() && train.clip_norm >= 0.0, "0 or more");
+    number("train.warmup_ratio", train.warmup_ratio, (0.0..=1.0).contains(&train.warmup_ratio), "from 0 to 1");
+    let held_out = train.validation_fraction;
+    number("train.validation_fraction", held_out, (0.0..1.0).contains(&held_out), "from 0 to below 1");
+    problems.refuse_if(
+        train.views > MAX_VIEWS,
+        "train.views",
+        format!("`{}` must be at most {MAX_VIEWS}", train.views),
+    );
+    problems.refuse_if(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero");
+    for (key, list) in [
+        ("train.learning_rate", rates),
+        ("train.momentum", &train.momentum.0),
+        ("train.weight_decay", &train.weight_decay.0),
+    ] {
+        problems.refuse_if(list.is_empty(), key, "an empty list: give one number, or several to try");
+    }
+}
+
+/// Returns every combination, the last argument varying fastest.
+fn trials(rates: &[f64], momenta: &[f64], decays: &[f64]) -> Vec<Trial> {
+    let with_rate = |learning_rate: f64| {
+        momenta.iter().flat_map(move |&momentum| {
+            decays.iter().map(move |&weight_decay| Trial { learning_rate, momentum, weight_decay })
+        })
+    };
+    rates.iter().flat_map(|&rate| with_rate(rate)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_follow_the_kind_of_head() {
+        for (kind, batch_size, rate) in [(HeadKind::Classes, 128, 5e-5), (HeadKind::Text, 1024, 1e-3)] {
+            let (mut raw, mut problems) = (RawTrain::default(), Problems::default());
+            let train = check_train(&mut raw, kind, &mut problems);
+            assert!(problems.into_result(()).is_ok());
+            assert_eq!((train.batch_size, raw.batch_size), (batch_size, Some(batch_size)));
+            assert_eq!(train.trials, [Trial { learning_rate: rate, momentum: 0.9, weight_decay: 0.0 }]);
+        }
+    }
+
+    #[test]
+    fn last_list_of_a_sweep_varies_fastest() {
+        let trials = trials(&[1.0, 2.0], &[0.5], &[0.0, 0.1]);
+        let pairs: Vec<_> = trials.iter().map(|trial| (trial.learning_rate, trial.weight_decay)).collect();
+        assert_eq!(pairs, [(1.0, 0.0), (1.0, 0.1), (2.0, 0.0), (2.0, 0.1)]);
+    }
+}
