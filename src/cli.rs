@@ -40,6 +40,9 @@ const BLOCKING_THREADS: usize = 8;
 /// Time that blocking jobs of a stopped run get before the process ends without them.
 const ABANDON_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Exit code of `status --check` for a run that is neither alive nor complete; container health checks expect this one.
+const UNHEALTHY: u8 = 1;
+
 /// Message of the first panic in this process.
 static FIRST_PANIC: OnceLock<String> = OnceLock::new();
 
@@ -131,11 +134,13 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let config = config.map_err(|error| config_failure(files.config(), &error))?;
             run(config, request, None, screen, output)
         }
-        Command::Status { dir, run_dir, machine, shards } => {
+        Command::Status { dir, run_dir, machine, shards, check } => {
             let run_dir = dir.or(run_dir).unwrap_or_default();
             let store = load_machine(machine.as_deref())?.store;
             let status = pipeline::Status::read(&run_dir, &store)?;
-            emit(json, &render::LiveStatus::new(&status), || render::status(&run_dir, &status, shards, output.verbose))
+            emit(json, &render::LiveStatus::new(&status), || render::status(&run_dir, &status, shards, output.verbose))?;
+            let healthy = status.is_live() || status.state == pipeline::status::State::Done;
+            if check && !healthy { Err(Failure::new(UNHEALTHY, "")) } else { Ok(()) }
         }
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
@@ -207,7 +212,7 @@ fn load_config_files(config: &Path, machine: Option<&Path>) -> Result<RunConfig,
     let machine_file = read_machine_file(machine)?;
     let both = machine
         .map_or_else(|| config.to_owned(), |machine| format!("{} and {}", config.display(), machine.display()).into());
-    RunConfig::check(pipeline, machine_file).map_err(|error| config_failure(&both, &error))
+    RunConfig::check(pipeline, &machine_file).map_err(|error| config_failure(&both, &error))
 }
 
 /// Starts the async runtime, with threads for file I/O and for blocks of images that are decoded or wait for it.

@@ -88,6 +88,9 @@ pub(super) enum Command {
         /// Lists all shards, not only those being read.
         #[arg(long)]
         shards: bool,
+        /// Ends with exit code 1 unless the run is alive or complete; for health checks.
+        #[arg(long)]
+        check: bool,
     },
     /// Checks configuration and inputs without running anything, and lists every problem.
     Check {

@@ -1,70 +1,72 @@
-//! What the work takes of memory and of disk, in bytes.
+//! Memory and disk that the work takes, in bytes.
 
-/// Upper bound of a pixel chunk's file that passes through scratch disk, in bytes: pixels, and 1 KiB a row for URL, labels and the
-/// format's own.
+/// Upper bound on the file of a pixel chunk on scratch disk, in bytes: the pixels, and 1 KiB per row for URL, labels and
+/// the format's overhead.
 ///
-/// URLs beyond that are cut out of the corpus by the row reader's limits; the ring checks the real size too.
+/// The row reader's limits exclude longer URLs, and the spool checks the real size as well.
 pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
     let pixels = 3 * u64::from(size_px) * u64::from(size_px);
     u64::from(rows) * (pixels + 1024) + (1 << 20)
 }
 
-/// Upper bound of one that is the product, where up to 64 KiB of nothing may lie before each MiB of pixels.
+/// Upper bound on the file of a pixel chunk that is the product: up to 64 KiB of padding may precede each MiB of pixels.
 pub fn product_disk_bytes(rows: u32, size_px: u32) -> u64 {
     chunk_disk_bytes(rows, size_px) + u64::from(rows) * 3 * u64::from(size_px) * u64::from(size_px) / 16
 }
 
-/// A quarantined row, at most: its URL, reason and sentence.
+/// Upper bound on a quarantined row: its URL, reason and message.
 pub const QUARANTINED_BYTES: u64 = 2560;
 
-/// Random parts that may be made of an image: a block of rows has room for so many.
+/// Upper bound on the random crops of an image. A block of rows has room for all crops of one image.
 pub(super) const MAX_VIEWS: u32 = 32;
 
-/// Images of a block, which are decoded and written together, at most: all views of one image, or as many as [`block_images`]
-/// says.
+/// Upper bound on the images of a block, which are decoded and written together: all views of one image, or
+/// [`block_images`].
 pub const BLOCK_IMAGES: usize = MAX_VIEWS as usize;
 
-/// Images of `image_bytes` bytes of pixels that a block has, views counted: those that two huge pages have room for. Fewer
-/// are more handing on between threads and more writes; with more a run is no faster.
+/// Returns the number of images in a block, views counted, where an image has `image_bytes` bytes of pixels.
+///
+/// They fill two huge pages. Smaller blocks cost more hand-overs between threads and more writes; larger ones are no
+/// faster.
 pub fn block_images(image_bytes: u64) -> usize {
     ((4 << 20) / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize
 }
 
-/// What a block's pixels take in memory, in bytes: where they are many, they lie in huge pages.
+/// Returns the memory that `bytes` of a block's pixels take: from 1 MiB on, whole huge pages.
 pub fn in_pages(bytes: u64) -> u64 {
     if bytes < 1 << 20 { bytes } else { bytes.next_multiple_of(2 << 20) }
 }
 
-/// What the stages of a stream hold in memory, in bytes. All of it is taken from `limits.memory`.
+/// Memory that the stages of a stream hold, in bytes. All of it counts towards `limits.memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamBytes {
-    /// The reader's own for as long as it runs: ranges of the open objects, what is unpacked, and the row that is being put together.
+    /// Reader, for as long as it runs: ranges of the open objects, unpacked text, and the row in progress.
     pub reader: u64,
-    /// The decoders' own: the image that takes most, shared by all, and what each keeps.
+    /// Decoders: the image that takes most, shared by all of them, and the buffers that each keeps.
     pub decoders: u64,
-    /// The writer's own: a row group of the chunk and its pages or what it hands to the disk at once, and the chunk's quarantined rows.
+    /// Writer: a row group of the chunk with its pages or its disk buffer, and the chunk's quarantined rows.
     pub writer: u64,
-    /// The model's own: a page of the chunk, and batches being read, computed and waiting.
+    /// Model: a page of the chunk, and the batches that are read, computed or waiting.
     pub model: u64,
-    /// The largest block of rows: the base64 of what a job decodes, and its pixels.
+    /// The largest block of rows: base64 text and pixels.
     pub block: u64,
-    /// The base64 in it.
+    /// The base64 text of the largest block.
     pub text: u64,
-    /// An image's pixels.
+    /// Pixels of one image.
     pub pixels: u64,
 }
 
 impl StreamBytes {
-    /// For images of a side of `size_px` pixels, encoded in at most `max_encoded_bytes`, which `decoders` bytes are enough
-    /// to decode, in chunks of `chunk_rows`.
+    /// Computes the memory for squares of side `size_px`, encoded images of at most `max_encoded_bytes`, decoders that take
+    /// `decoders` bytes together, and chunks of `chunk_rows` rows.
     pub fn new(size_px: u32, max_encoded_bytes: u64, decoders: u64, chunk_rows: u64) -> Self {
         let pixels = 3 * u64::from(size_px) * u64::from(size_px);
-        // As text, with its URLs.
+        // The largest image as base64 text, with its URLs.
         let record = (max_encoded_bytes / 3).saturating_mul(4).saturating_add(64 << 10);
         Self {
             reader: record.saturating_mul(2).saturating_add(16 << 20),
             decoders,
-            // Of the chunk in hand, and of the one that is being committed meanwhile.
+            // Quarantined rows of the current chunk, and of the previous one, which is being committed.
             writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
@@ -74,18 +76,18 @@ impl StreamBytes {
         }
     }
 
-    /// A block of images that take `text` bytes each.
+    /// Returns the bytes of a full block of images that take `text` bytes of base64 each.
     pub fn usual_block(self, text: u64) -> u64 {
         let images = block_images(self.pixels) as u64;
         images * text + in_pages(images * self.pixels)
     }
 
-    /// What `limits.memory` leaves to the model.
+    /// Returns the part of `limits.memory` that the other stages leave to the model.
     pub fn left_for_model(self, memory: u64) -> u64 {
         memory.saturating_sub(self.floor().saturating_sub(self.model))
     }
 
-    /// Least `limits.memory`: each stage's own, and one block.
+    /// Returns the smallest `limits.memory` that works: what each stage needs, and one block.
     pub fn floor(self) -> u64 {
         [self.reader, self.decoders, self.writer, self.model, self.block].into_iter().fold(0, u64::saturating_add)
     }
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_fills_two_huge_pages_and_no_third() {
+    fn block_fills_at_most_two_huge_pages() {
         for size_px in [1_u64, 32, 208, 209, 224, 384, 512, 1182, 1183, 4096] {
             let image = 3 * size_px * size_px;
             let images = block_images(image);

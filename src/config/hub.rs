@@ -1,29 +1,29 @@
 //! `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, by name.
 //!
-//! What is accepted here becomes a part of URLs and of paths in the cache, so nothing that could lead elsewhere is: the
-//! rules are those of `huggingface_hub` for names and git's for references.
+//! An accepted name becomes a part of URLs and of paths in the cache, so a name that could lead elsewhere is refused. The
+//! rules are those of `huggingface_hub` for names, and git's for references.
 
-/// What names of hub repositories start with.
+/// Prefix of a hub repository's name.
 const PREFIX: &str = "hf:";
-/// What is meant where no revision is named.
+/// Revision where none is named.
 const DEFAULT_REVISION: &str = "main";
-/// Longest organisation or name.
-const LONGEST: usize = 96;
+/// Upper bound on the characters of an organisation or a name.
+const MAX_CHARS: usize = 96;
 
 /// A repository on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
-    /// `ORG/NAME`, or `NAME` alone for the few old ones.
+    /// `ORG/NAME`; for a few old repositories `NAME` alone.
     pub repo: String,
     /// Branch, tag or commit.
     pub revision: String,
 }
 
 impl HubName {
-    /// Reads a name; `None` where the text names no hub repository but a path.
+    /// Parses a name; `None` for a text without the prefix, which is a path.
     ///
     /// # Errors
-    /// Why it cannot be one, as a clause.
+    /// Says why it cannot be a name, in one clause.
     pub fn parse(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix(PREFIX)?;
         let (repo, revision) = rest.split_once('@').map_or((rest, None), |(repo, revision)| (repo, Some(revision)));
@@ -40,33 +40,33 @@ fn bad_repo(repo: &str) -> Option<&'static str> {
     let mut parts = repo.split('/');
     let (first, second, third) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     if third.is_some() {
-        return Some("names more than an organisation and a repository");
+        return Some("has more parts than an organisation and a repository");
     }
     for part in [Some(first), second].into_iter().flatten() {
         let plain = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
         if part.is_empty() {
-            return Some("names no repository");
+            return Some("lacks the name of a repository");
         }
-        if part.len() > LONGEST
+        if part.len() > MAX_CHARS
             || !part.chars().all(plain)
             || part.starts_with(['-', '.'])
             || part.ends_with(['-', '.'])
         {
             return Some(
-                "is no name on the hub: letters, digits, `-`, `_` and `.` make one, of at most 96, with `-` and `.` only inside",
+                "is not a valid hub name: use at most 96 letters, digits, `-`, `_` and `.`, with `-` and `.` only inside",
             );
         }
     }
     (repo.contains("--") || repo.contains("..") || repo.strip_suffix(".git").is_some())
-        .then_some("is no name on the hub: none has `--` or `..` in it or ends in `.git`")
+        .then_some("is not a valid hub name: it must not contain `--` or `..`, or end in `.git`")
 }
 
-/// git's own rules (`git check-ref-format`), as far as a name that breaks them could lead elsewhere.
+/// Applies those rules of `git check-ref-format` that keep a name from leading elsewhere.
 fn bad_revision(revision: &str) -> Option<&'static str> {
     let odd = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
     let bad_part = |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with('.');
     (revision.contains(odd) || revision.contains("..") || revision.contains("@{") || revision.split('/').any(bad_part))
-        .then_some("names no branch, tag or commit after `@`")
+        .then_some("has no valid branch, tag or commit after `@`")
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_with_and_without_organisation_and_revision() {
+    fn organisation_and_revision_are_optional() {
         for (text, repo, revision) in [
             ("hf:google/vit-base-patch16-224-in21k", "google/vit-base-patch16-224-in21k", "main"),
             ("hf:gpt2", "gpt2", "main"),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_lead_elsewhere_is_refused() {
+    fn names_that_could_lead_elsewhere_are_refused() {
         for text in [
             "hf:",
             "hf:/",

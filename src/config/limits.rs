@@ -16,7 +16,7 @@ impl RunConfig {
             problems.push(Problem::new(
                 "limits.disk",
                 format!(
-                    "`{}` is less than two chunks of {rows} rows at {size_px} px, which take {}; raise it, or lower `chunks.rows`",
+                    "`{}` is less than the {} that two chunks of {rows} rows at {size_px} px take: raise it, or lower `chunks.rows`",
                     limits.disk,
                     bytesize::ByteSize(2 * chunk)
                 ),
@@ -27,12 +27,12 @@ impl RunConfig {
             problems.push(Problem::new(
                 "limits.memory",
                 format!(
-                    "`{}` is less than the {floor} bytes ({}) that the stages need for one block of rows at {size_px} px with images of up to {} (`preprocess.max_encoded`) and {} pixels (`preprocess.max_pixels`), of which decoding takes {}; raise it, or lower those",
+                    "`{}` is less than the {} ({floor} bytes) that one block of rows at {size_px} px needs, {} of it for decoding: raise it, or lower `preprocess.max_encoded` (`{}`) or `preprocess.max_pixels` (`{}`)",
                     limits.memory,
                     bytesize::ByteSize(floor),
+                    bytesize::ByteSize(bytes.decoders),
                     preprocess.max_encoded,
                     preprocess.max_pixels,
-                    bytesize::ByteSize(bytes.decoders),
                 ),
             ));
         }
@@ -50,7 +50,7 @@ mod tests {
         let pipeline =
             PipelineFile::parse("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n").unwrap();
         let machine = MachineFile::parse("[limits]\ndisk = '512 MiB'\n").unwrap();
-        let config = RunConfig::check(pipeline, machine).unwrap();
+        let config = RunConfig::check(pipeline, &machine).unwrap();
         let bytes = StreamBytes::new(224, 32 << 20, 256 << 20, 2048);
         assert!(config.check_bounds(224, bytes)[0].to_string().contains("`limits.disk`"));
         assert!(config.check_bounds(64, bytes).is_empty());

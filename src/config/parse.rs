@@ -46,10 +46,10 @@ fn read<T: DeserializeOwned>(text: &str, keys: &[Key], sections: &[&str]) -> Res
         let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         ConfigError(vec![Problem::new("", format!("line {line} is not TOML: {}", one_line(error.message())))])
     })?;
-    let mut problems = unknown(&parsed, keys, sections);
+    let mut problems = find_unknown(&parsed, keys, sections);
     let mut value = parsed;
     loop {
-        // A value of a wrong type ends the parser's work, so it is noted and taken out, and the rest is tried again.
+        // The parser stops at a value of a wrong type. It is reported and removed, and the rest is parsed again.
         let error = match serde_path_to_error::deserialize(Value::Table(value.clone())) {
             Ok(raw) if problems.is_empty() => return Ok(raw),
             Ok(_) => return Err(ConfigError(problems)),
@@ -57,18 +57,18 @@ fn read<T: DeserializeOwned>(text: &str, keys: &[Key], sections: &[&str]) -> Res
         };
         let path = error.path().to_string();
         let reason = one_line(error.into_inner().message());
-        // An unknown key is listed already, with the nearest valid name, and taken out below like any other.
+        // `find_unknown` has reported an unknown key, with the nearest valid name. It is removed below like any other.
         if !reason.starts_with("unknown field") {
             problems.push(Problem::new(path.trim_start_matches('.'), reason));
         }
-        if !take_out(&mut value, &path) {
+        if !remove_key(&mut value, &path) {
             return Err(ConfigError(problems));
         }
     }
 }
 
-/// Removes the key at a path such as `train.epochs` or `images.shards[0]`, or its section; false when nothing is there.
-fn take_out(value: &mut toml::Table, path: &str) -> bool {
+/// Removes the key at a path such as `train.epochs` or `images.shards[0]`, or its section. Returns false if it is absent.
+fn remove_key(value: &mut toml::Table, path: &str) -> bool {
     let mut names = path.split(['.', '[']);
     let section = names.next().unwrap_or_default();
     match (value.get_mut(section), names.next()) {
@@ -81,7 +81,8 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn unknown(file: &toml::Table, keys: &[Key], sections: &[&str]) -> Vec<Problem> {
+/// Reports unknown sections and keys.
+fn find_unknown(file: &toml::Table, keys: &[Key], sections: &[&str]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (section, value) in file {
         if !sections.contains(&section.as_str()) {
@@ -104,7 +105,7 @@ fn is_earlier_name(section: &str, name: &str) -> bool {
     EARLIER_NAMES.iter().any(|(of_section, earlier, _)| (*of_section, *earlier) == (section, name))
 }
 
-/// `unknown key, did you mean …?`, or the valid names where none is near.
+/// Returns `unknown key, did you mean …?`, or the valid names where none is near.
 fn suggestion<'a>(kind: &str, name: &str, valid: impl Iterator<Item = &'a str> + Clone, section: &str) -> String {
     let prefix = if section.is_empty() { String::new() } else { format!("{section}.") };
     let nearest = valid
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_unknown_key_is_named_with_the_nearest_valid_one() {
+    fn unknown_key_gets_the_nearest_valid_name() {
         let error = PipelineFile::parse("[run]\ndir = 'x'\nsede = 1\n[trian]\n[train]\nepohcs = 3\n").unwrap_err();
         let text = error.to_string();
         assert!(text.contains("`run.sede`: unknown key, did you mean `run.seed`?"), "{text}");
@@ -132,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_names_its_key() {
+    fn wrong_type_names_its_key() {
         let error = PipelineFile::parse("[train]\nepochs = 'three'\n").unwrap_err();
         assert_eq!(error.0[0].key, "train.epochs");
         assert!(error.to_string().contains("invalid type"), "{error}");
     }
 
     #[test]
-    fn every_wrong_type_is_named_at_once() {
+    fn all_wrong_types_are_reported_at_once() {
         let text = "[run]\ndir = 3\nseed = 'x'\n[images]\nshards = ['a', 1]\n[preprocess]\nsize_px = '224'\nsise = 1\n";
         let error = PipelineFile::parse(text).unwrap_err();
         let keys: Vec<&str> = error.0.iter().map(|problem| problem.key.as_str()).collect();
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_word_lists_the_valid_ones() {
+    fn wrong_word_lists_the_valid_ones() {
         let error = PipelineFile::parse("[captions]\nmatch = 'fuzzy'\n").unwrap_err();
         assert!(error.to_string().contains("`captions.match`: unknown variant `fuzzy`, expected one of"), "{error}");
     }
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_a_file_of_defaults() {
+    fn empty_file_gives_defaults() {
         assert_eq!(PipelineFile::parse("").unwrap(), PipelineFile::default());
         assert_eq!(MachineFile::parse("").unwrap(), MachineFile::default());
     }

@@ -1,7 +1,7 @@
-//! The two files as they are written: every key, its meaning and its default.
+//! The two files as they are written: every key with its meaning and default.
 //!
-//! The doc comment of a field is what `wikicap-pipeline config reference` prints, so it is written for the
-//! person who fills the file in. Nothing here is checked beyond its type; [`super::plan`] does that.
+//! `wikicap-pipeline config reference` prints the doc comments of sections and keys, so they are written for the person
+//! who fills in a file. Here values are checked for their type alone; `validate` checks the rest.
 
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
@@ -12,37 +12,46 @@ use crate::types::{
     Precision, Resample, ScheduleKind, TargetKind,
 };
 
-/// A pipeline file: what to run. A section that is absent is a stage that does not run.
+/// A pipeline file: what to run. An absent section means a stage that does not run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPipeline {
-    /// A corpus to draw first, where it is absent: for demonstrations.
+    /// Synthetic corpus that is rendered first, if it is absent: for demonstrations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sample: Option<RawSample>,
-    /// Where the run keeps what it makes, and its seed.
+    /// Directory of the run, and its seed.
     pub(super) run: RawRun,
-    /// The captions that become classes.
+    /// Captions that become classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) captions: Option<RawCaptions>,
-    /// The rows that say which image has which caption (`train-*.tsv`).
+    /// Rows that say which image has which caption (`train-*.tsv`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pairs: Option<RawPairs>,
-    /// The image shards to stream.
+    /// Image shards to stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) images: Option<RawImages>,
-    /// From encoded image to the model's input square.
+    /// Decoding and resizing, from the encoded image to the model's input square.
+    ///
+    /// Pixels are those of Pillow's `Image.open(…).convert("RGB")`, so some images look different than in a browser:
+    /// - The format is found by content: JPEG, PNG, GIF, WebP, BMP or TIFF. SVG, AVIF, HEIF and others are quarantined.
+    /// - EXIF orientation is ignored, so a photo that is stored sideways stays sideways. Only a TIFF is turned upright.
+    /// - Colour profiles (ICC) and PNG gamma are ignored: all samples count as sRGB.
+    /// - 16-bit grey is clipped at 255, not scaled, so most such images turn white. Other 16-bit samples keep their high byte.
+    /// - CMYK becomes RGB without a profile, as white minus ink. A CMYK JPEG is taken for inverted, as Adobe writes it.
+    /// - Of an animated GIF or WebP the first frame is used; of a TIFF the first page.
+    /// - A file that ends early is quarantined. Damage inside a JPEG is tolerated; what cannot be decoded is grey.
     pub(super) preprocess: RawPreprocess,
-    /// How the stream is cut into artefacts.
+    /// Size and format of the artefacts that the stream is cut into.
     pub(super) chunks: RawChunks,
-    /// The frozen backbone. Absent: the pixel chunks are the product.
+    /// The frozen backbone. Without this section the pixel chunks are the product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<RawModel>,
-    /// What is trained on the features.
+    /// Kind of head that is trained on the features.
     pub(super) head: RawHead,
     /// The frozen text encoder, for `head.kind = "text"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) text: Option<RawText>,
-    /// Training of the head. Absent: the run ends with the feature chunks.
+    /// Training of the head. Without this section the run ends with the feature chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) train: Option<RawTrain>,
     /// Ranking of captions for the test images.
@@ -54,13 +63,13 @@ pub(super) struct RawPipeline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawSample {
-    /// Directory that the corpus is drawn into. Required.
+    /// Directory for the corpus. Required.
     pub(super) out: String,
-    /// Usable training images.
+    /// Usable training images, from 40 to 1,000,000.
     pub(super) train_images: u32,
-    /// Usable test images.
+    /// Usable test images, from 1 to 1,000,000.
     pub(super) test_images: u32,
-    /// Seed: the same seed draws the same bytes.
+    /// Seed of the generator: the same seed gives the same bytes.
     pub(super) seed: u64,
 }
 
@@ -74,9 +83,9 @@ impl Default for RawSample {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRun {
-    /// Directory for everything durable that the run writes: a path, or an `s3://` URL. Required.
+    /// Directory for everything durable that the run writes: a path or an `s3://` URL. Required.
     pub(super) dir: String,
-    /// Seed of the head's initial weights, the order of training and the validation split.
+    /// Seed of the head's initial weights, the training order and the validation split.
     pub(super) seed: u64,
 }
 
@@ -90,12 +99,15 @@ impl Default for RawRun {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawCaptions {
-    /// CSV file with a header and one column, one caption a row. Required with `classes = "list"`.
+    /// CSV file with a header and one column, one caption per row. Required with `classes = "list"`.
     pub(super) list: String,
-    /// `list`: the distinct strings of the list are the classes. `train`: the distinct captions of `[pairs]` are.
+    /// Origin of the classes: `list` for the distinct captions of `list`, `train` for the distinct captions of `[pairs]`.
     pub(super) classes: ClassSource,
-    /// When a caption of `[pairs]` means a class: `exact`; `trimmed` (white space at both ends aside);
-    /// `casefold` (NFC, trimmed, case folded); `title` (the part before ` [SEP] `).
+    /// Rule by which a caption of `[pairs]` is found among the classes:
+    /// - `exact`: equal byte for byte;
+    /// - `trimmed`: equal without white space at both ends;
+    /// - `casefold`: trimmed, and equal without regard to upper and lower case and to Unicode composition;
+    /// - `title`: equal page titles, the part before ` [SEP] `.
     #[serde(rename = "match")]
     pub(super) match_rule: MatchRule,
 }
@@ -104,9 +116,9 @@ pub(super) struct RawCaptions {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPairs {
-    /// Globs of tab-separated files with a header (plain, gzip or zstd); columns are found by name. Required.
+    /// Globs of tab-separated files with a header (plain, gzip or zstd). Columns are found by name. Required.
     pub(super) shards: Vec<String>,
-    /// Languages to keep, as the `language` column writes them. Empty: all.
+    /// Languages to keep, as in the column `language`, for example `["en", "de"]`. Empty: all.
     pub(super) languages: Vec<String>,
 }
 
@@ -114,7 +126,7 @@ pub(super) struct RawPairs {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawImages {
-    /// Globs of files with rows `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
+    /// Globs of files with rows of `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
     pub(super) shards: Vec<String>,
 }
 
@@ -122,17 +134,21 @@ pub(super) struct RawImages {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPreprocess {
-    /// Side of the square handed to the model, in pixels. Default: what the checkpoint's `preprocessor_config.json` says, or 224.
+    /// Side of the square that the model sees, in pixels, from 8 to 4096. Default: that of the checkpoint's
+    /// `preprocessor_config.json`, or 224. Another size keeps the proportions of the checkpoint's resizing and cropping.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) size_px: Option<u32>,
-    /// `nearest`, `bilinear`, `bicubic` or `lanczos`, as Pillow computes them. Default: the checkpoint's, or `bilinear`.
+    /// Resampling filter, as Pillow computes it: `nearest`, `bilinear`, `bicubic`, `lanczos`, `box` or `hamming`.
+    /// Default: the checkpoint's, or `bilinear`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) resample: Option<Resample>,
-    /// Transparent pixels: `white` composites on white, as a reader sees the image; `drop` ignores alpha, as PIL's `convert("RGB")` does.
+    /// Treatment of transparent pixels: `white` composites them on white, as a reader sees the image; `drop` ignores the alpha
+    /// channel, as Pillow's `convert("RGB")` does, and shows the colours hidden below.
     pub(super) alpha: Alpha,
-    /// Largest encoded image that is decoded; a larger one is quarantined.
+    /// Largest encoded image, from 1 KiB to 1 GiB. A larger one is quarantined.
     pub(super) max_encoded: Bytes,
-    /// Largest image that is decoded, width × height, by its header; a larger one is quarantined before a buffer is allocated.
+    /// Largest image in pixels (width × height). The header is compared before any memory is allocated; a larger image is
+    /// quarantined. `limits.memory` must have room for one image of this size.
     pub(super) max_pixels: u64,
 }
 
@@ -146,10 +162,10 @@ impl Default for RawPreprocess {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawChunks {
-    /// Source rows that one chunk covers: the unit that is committed, and the most that a kill can lose, or twice that where the chunks
-    /// are the product: one is made durable while the next is decoded.
+    /// Source rows per chunk, from 1 to 1,000,000. A chunk is committed as a whole, so a kill loses at most the work on one
+    /// chunk, or on two where pixel chunks are the product.
     pub(super) rows: u32,
-    /// Compression of pixel chunks: `none`, `lz4` or `zstd`.
+    /// Compression of pixel chunks that are the product: `none`, `lz4` or `zstd`. With `[model]` it has no effect.
     pub(super) compression: Compression,
 }
 
@@ -163,16 +179,20 @@ impl Default for RawChunks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModel {
-    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index), `preprocessor_config.json`.
-    /// Or `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, of which these files are downloaded into the usual
-    /// cache, or used from there. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean
-    /// everywhere. A branch may move: name the commit for a run that is to last. Required.
+    /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index) and
+    /// `preprocessor_config.json`. Or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face hub: its files are taken from
+    /// the usual cache, or downloaded into it. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` have
+    /// their usual meaning. A branch may move, so name a commit for results that are to be reproduced. Required.
     pub(super) checkpoint: String,
-    /// `bf16` or `f32`: the precision of the stored features, and of the forward pass where the device computes in it (the CPU computes in f32).
+    /// Precision of the stored features: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
     pub(super) precision: Precision,
-    /// Block whose output is the feature, counted from 0, or from the end when negative; the final `LayerNorm` follows. -1: the last.
+    /// Transformer block whose output is the feature, with the model's final LayerNorm applied. Block 0 is the first and -1 the
+    /// last. In terms of transformers: -1 is `last_hidden_state`; block k is the final LayerNorm of `hidden_states[k + 1]`,
+    /// since `hidden_states[0]` is the embedding; and -k is that of `hidden_states[-k]`.
     pub(super) layer: i32,
-    /// `default` (what the family's classifier sees), `cls`, or `cls+mean` (CLS ‖ mean of the patch tokens).
+    /// Tokens that make the feature: `cls` for the CLS token; `cls+mean` for the CLS token followed by the mean of the patch
+    /// tokens, twice as many values; `default` for the input of the family's classifier, which is `cls` for a `vit` and
+    /// `cls+mean` for a `dinov2`.
     pub(super) pool: Pool,
 }
 
@@ -186,10 +206,10 @@ impl Default for RawModel {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHead {
-    /// `classes`: one output for each caption class, which ranks those alone. `text`: a map into the space of the text encoder of
-    /// `[text]`, which ranks any captions.
+    /// `classes`: a linear classifier, which ranks the captions it was trained on. `text`: a projection into the space of the
+    /// text encoder of `[text]`, which ranks any captions.
     pub(super) kind: HeadKind,
-    /// With `text`: values of a hidden layer in the map. 0: none, the map is linear.
+    /// With `text`: width of the projection's hidden layer. 0: a linear projection.
     pub(super) hidden: u32,
 }
 
@@ -197,12 +217,14 @@ pub(super) struct RawHead {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawText {
-    /// Directory of a text encoder in Hugging Face layout (BERT or XLM-RoBERTa: `config.json`, `model.safetensors`,
-    /// `tokenizer.json`, and the files of sentence-transformers, which are obeyed), or `hf:ORG/NAME[@REVISION]`. Required.
+    /// Directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
+    /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
+    /// configures are applied. Required.
     pub(super) encoder: String,
-    /// What is put before every caption; what the encoder was trained with, such as `"query: "` for multilingual-e5.
+    /// Text that is put before every caption. Use the one that the encoder was trained with, such as `"query: "` for
+    /// multilingual-e5.
     pub(super) prefix: String,
-    /// `bf16` or `f32`: the precision of the stored vectors, and of the encoder where the device computes in it.
+    /// Precision of the stored vectors: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
     pub(super) precision: Precision,
 }
 
@@ -212,50 +234,53 @@ pub(super) struct RawText {
 pub(super) struct RawTrain {
     /// Passes over the training samples.
     pub(super) epochs: u32,
-    /// What a sample is where an image has several captions: `pairs` (each image and caption), or `soft` (the image, with equal
-    /// shares of all its captions).
+    /// Samples of an image with several captions: with `pairs` each of its captions is a sample; with `soft` the image is one
+    /// sample, with equal shares of all its captions. A text head needs `pairs`.
     pub(super) targets: TargetKind,
-    /// Share of each target that is spread over all classes.
+    /// Share of each target that is spread over all classes, from 0 to below 1. Must be 0 for a text head.
     pub(super) label_smoothing: f64,
-    /// Random parts of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` make them: each image is
-    /// decoded once, each part has a feature of its own, and the epochs take them in turn. Images that are held out stay
-    /// whole. 0: all images stay whole.
+    /// Random crops of each training image, as torchvision's `RandomResizedCrop` and `RandomHorizontalFlip` with their defaults
+    /// make them; at most 32. An image is decoded once, each crop has its own feature, and the epochs use one crop after the
+    /// other. Images held out for validation stay whole. 0: all images stay whole.
     pub(super) views: u32,
-    /// Samples in one forward pass of the head; with `head.kind = "text"` the captions that are told apart. Default: 128, or 1024
-    /// for a text head.
+    /// Samples in one forward pass of the head. A text head tells the captions of one batch apart, so a larger batch is a harder
+    /// task; at most 16,384. Default: 128, or 1024 for a text head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) batch_size: Option<u32>,
     /// Batches whose gradients are averaged into one step.
     pub(super) accumulation: u32,
-    /// `sgd` for a head of classes, `adamw` for a text head, which are the defaults; with PyTorch's meaning of momentum and weight decay.
+    /// Optimiser, with PyTorch's meaning of momentum and weight decay. It follows from the kind of head: `sgd` for classes,
+    /// `adamw` for text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) optimizer: Option<Optimizer>,
-    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists: a head is
-    /// trained for each combination, all of them side by side from one pass over the features, and the best by validation NDCG@5
-    /// predicts.
+    /// Peak learning rate. Default: 5e-5, or 1e-3 for a text head. This key, `momentum` and `weight_decay` may be lists, such as
+    /// `[1e-3, 1e-2]`: one head is trained for each combination, at most 64, side by side in one pass over the features. The one
+    /// with the best validation NDCG@5 predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) learning_rate: Option<Numbers>,
-    /// Momentum, 0 to 1; with `adamw` the decay of the first moment.
+    /// Momentum, from 0 to below 1. With `adamw`: decay of the first moment (beta1).
     pub(super) momentum: Numbers,
-    /// L2 penalty added to the gradient; with `adamw` the share of the matrices that a step at rate 1 would take off them.
+    /// With `sgd`: L2 penalty, added to the gradient. With `adamw`: decoupled weight decay of the weight matrices.
     pub(super) weight_decay: Numbers,
-    /// With `head.kind = "text"`: `none`, or `language`: pairs are repeated or left out, so that all languages have about equal
-    /// shares of an epoch; none is repeated more than ten times.
+    /// With `head.kind = "text"`: `none`, or `language` to give all languages about equal shares of an epoch. Pairs of rare
+    /// languages are repeated, up to ten times, and pairs of frequent ones are left out at random.
     pub(super) balance: Balance,
-    /// Gradients are scaled down to this global norm. 0: off.
+    /// Global norm that larger gradients are scaled down to. 0: off.
     pub(super) clip_norm: f64,
-    /// Share of all steps over which the rate rises from 0 to its peak.
+    /// Share of all steps over which the learning rate rises from 0 to its peak, from 0 to 1.
     pub(super) warmup_ratio: f64,
-    /// After the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
+    /// Learning rate after the warm-up: `linear` (down to 0), `cosine` (down to 0) or `constant`.
     pub(super) schedule: ScheduleKind,
-    /// Share of the images, by hash of their URL, held out for validation.
+    /// Share of the images held out for validation, from 0 to below 1. A hash of the URL and the seed decides, so the same images
+    /// are held out in every run with this seed, and a larger share includes a smaller one.
     pub(super) validation_fraction: f64,
-    /// Samples that are shuffled together: chunks are read in random order and mixed within a window of this many.
+    /// Samples that are shuffled together. Chunks are read in random order, and samples are mixed within a window of this size.
     pub(super) shuffle_rows: u64,
     /// Steps between two loss values in the report.
     pub(super) log_every: u32,
-    /// Time between two checkpoints, the most that a kill can lose; a head that takes long to save is saved less often, so
-    /// that training has at least 50 times the time of saving. One is written at the end of each epoch too. It never changes the result.
+    /// Time between two checkpoints, and so the most training time that a kill can lose. A checkpoint is also written at the end
+    /// of each epoch. A head that takes long to save is saved less often, so that saving takes at most 2 % of the time. The
+    /// result does not depend on this key.
     pub(super) checkpoint_every: Span,
 }
 
@@ -288,32 +313,32 @@ impl Default for RawTrain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPredict {
-    /// Globs of image shards of the test images, in the format of `[images]`. Required.
+    /// Globs of image shards with the test images, in the format of `[images]`. Required.
     pub(super) images: Vec<String>,
     /// Tab-separated file with the columns `id` and `image_url`. Required.
     pub(super) ids: String,
-    /// File that the ranked captions are written to, inside `run.dir`.
+    /// File name of the ranked captions, ending in `.csv`. It is written inside `run.dir`.
     pub(super) output: String,
-    /// Captions for each id, best first.
+    /// Captions for each id, best first, from 1 to 1000.
     pub(super) top_k: u32,
     /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
     pub(super) checkpoint: Pick,
-    /// With a text head: CSV file with a header and one column of captions to rank, which may be any. Empty: `captions.list`, or the
-    /// classes where there is none.
+    /// With a text head: CSV file of captions to rank, with a header and one column. The run need not have been trained on them.
+    /// Empty: `captions.list`, or the classes where there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) captions: String,
-    /// With a text head: the name of an image's file, as its URL has it, is evidence beside its pixels; how much it counts is
-    /// chosen on the images held out.
+    /// With a text head: rank by the file name in the image's URL as well as by its pixels. The weight of the name is chosen on
+    /// the images held out for validation.
     pub(super) file_names: bool,
-    /// With a text head: what is taken off captions that are close to every image: `none`, `softmax` (over the images, for each
-    /// caption) or `csls`.
+    /// With a text head: hubness correction, which lowers captions that are close to every image. `none`, `softmax` (over the
+    /// images, for each caption) or `csls`.
     pub(super) correction: Correction,
-    /// With a text head: directory of another run with a head of classes on the same features, whose logits are added; how much
-    /// they count is chosen on the images held out.
+    /// With a text head: directory of another run, with a head of kind `classes` on the same features, whose logits are added.
+    /// Their weight is chosen on the images held out for validation. Empty: none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) blend: String,
-    /// Optional CSV with the columns of the submission and the right caption of each id; the run then ends with the scores. With a
-    /// column `language` there are scores by language too.
+    /// CSV file with the columns of the submission and the right caption of each id. The run then ends with scores; with a column
+    /// `language`, with scores by language too. Empty: none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) truth: String,
 }
@@ -339,13 +364,13 @@ impl Default for RawPredict {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawMachine {
-    /// What the run may use.
+    /// Memory, disk and threads that the run may use.
     pub(super) limits: RawLimits,
     /// Disk space that may be lost with the machine.
     pub(super) scratch: RawScratch,
-    /// Where the model runs.
+    /// Device of the model.
     pub(super) device: RawDevice,
-    /// How object stores are reached.
+    /// Access to object stores.
     pub(super) store: RawStore,
 }
 
@@ -353,13 +378,13 @@ pub(super) struct RawMachine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
-    /// Bytes in flight between stages, all together; the join index and the model come on top.
+    /// Bytes in flight between stages, all together. The join index (12 bytes per labelled row) and the model come on top.
     pub(super) memory: Bytes,
-    /// Scratch disk that the ring of pixel chunks may take.
+    /// Scratch disk for decoded pixel chunks, which lets decoding run ahead of the model. At least two chunks.
     pub(super) disk: Bytes,
-    /// Threads that decode images. 0: one for each core.
+    /// Threads that decode images, at most 1024. 0: one per core.
     pub(super) cpu_workers: u32,
-    /// Share of a shard's wanted rows that may be unusable before the run stops, judged after 1,000 rows.
+    /// Share of a shard's wanted rows that may be unusable before the run stops. It is judged after 1,000 rows.
     pub(super) max_bad_fraction: f64,
 }
 
@@ -373,8 +398,8 @@ impl Default for RawLimits {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawScratch {
-    /// Directory of the ring of pixel chunks, on a local disk; each run has a folder of its own in it. Empty: `scratch` inside
-    /// `run.dir`, or the system's temporary directory where `run.dir` is on S3.
+    /// Directory for pixel chunks, on a local disk. Each run has its own folder in it. Empty: `scratch` inside `run.dir`, or the
+    /// system's temporary directory where `run.dir` is on S3.
     pub(super) dir: String,
 }
 
@@ -382,11 +407,12 @@ pub(super) struct RawScratch {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDevice {
-    /// `auto` (CUDA where a driver, NVRTC and the toolkit's headers are, else the CPU), `cpu` or `cuda`.
+    /// `auto`, `cpu` or `cuda`. `auto` uses CUDA where a driver, NVRTC and the toolkit's headers are found, else the CPU.
     pub(super) kind: DeviceKind,
-    /// Which card, where there are several.
+    /// Index of the GPU, where there are several.
     pub(super) index: u32,
-    /// Images in one forward pass. 0: chosen, on a card by its free memory. Features may differ in their last bits with it.
+    /// Images in one forward pass, at most 65,536. 0: chosen, on a GPU by its free memory. Another batch size may change the last
+    /// bits of features.
     pub(super) batch_size: u32,
 }
 
@@ -394,13 +420,14 @@ pub(super) struct RawDevice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
-    /// S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials come from
-    /// the environment, the AWS profile or the machine's metadata, never from a file here.
+    /// URL of an S3-compatible endpoint, for example `http://minio:9000`. Empty: `AWS_ENDPOINT_URL`, or AWS itself. Credentials
+    /// come from the environment, the AWS profile or the machine's metadata, never from this file.
     pub(super) endpoint: String,
-    /// For how long a request may fail again and again before the run stops; what was done is kept.
+    /// Time for which a failing request is retried before the run stops. Finished work is kept. Earlier name: `patience`.
     #[serde(alias = "patience")]
     pub(super) retry_budget: Span,
-    /// Time without a byte after which a request is given up and made again. An upload has a second more for each 64 KiB.
+    /// Time without a byte after which a request is given up and made again. An upload has one more second for each 64 KiB.
+    /// Earlier name: `silence`.
     #[serde(alias = "silence")]
     pub(super) read_timeout: Span,
 }

@@ -1,4 +1,4 @@
-//! Every key with its meaning and default, made from the definitions that parse the files, so it cannot drift.
+//! Every key with its meaning and default, generated from the definitions that parse the files.
 
 use documented::DocumentedFields;
 use serde::Serialize;
@@ -14,9 +14,9 @@ use super::raw::{
 pub struct Key {
     /// Section that holds it.
     pub section: &'static str,
-    /// Its name inside the section.
+    /// Name inside the section.
     pub name: &'static str,
-    /// What it means, with its unit.
+    /// Meaning, with the unit.
     pub meaning: &'static str,
     /// Default as TOML; `None` where the key has none.
     pub default: Option<String>,
@@ -31,7 +31,7 @@ fn section<T: DocumentedFields + Serialize + Default>(name: &'static str, keys: 
     }
 }
 
-/// The keys of a pipeline file, in the order of the flow.
+/// Returns the keys of a pipeline file, in the order of the data flow.
 pub fn keys_of_pipeline() -> Vec<Key> {
     let mut keys = Vec::new();
     section::<RawSample>("sample", &mut keys);
@@ -49,7 +49,7 @@ pub fn keys_of_pipeline() -> Vec<Key> {
     keys
 }
 
-/// The keys of a machine file.
+/// Returns the keys of a machine file.
 pub fn keys_of_machine() -> Vec<Key> {
     let mut keys = Vec::new();
     section::<RawLimits>("limits", &mut keys);
@@ -59,7 +59,7 @@ pub fn keys_of_machine() -> Vec<Key> {
     keys
 }
 
-/// The whole reference as text, in TOML's own syntax.
+/// Returns the whole reference as TOML with comments.
 pub fn text() -> String {
     let mut out = String::new();
     let files = [
@@ -79,11 +79,11 @@ pub fn text() -> String {
     for (title, keys, sections, docs) in files {
         out.push_str(&format!("# {title}\n"));
         for (section, doc) in sections.iter().zip(docs) {
-            out.push_str(&format!("\n# {doc}\n[{section}]\n"));
+            out.push('\n');
+            push_comment(&mut out, doc);
+            out.push_str(&format!("[{section}]\n"));
             for key in keys.iter().filter(|key| key.section == *section) {
-                for line in key.meaning.lines() {
-                    out.push_str(&format!("# {}\n", line.trim()));
-                }
+                push_comment(&mut out, key.meaning);
                 match &key.default {
                     Some(default) => {
                         out.push_str(&format!("{} = {default}\n", key.name));
@@ -99,13 +99,22 @@ pub fn text() -> String {
     out
 }
 
+/// Appends each line of `text` as a TOML comment.
+fn push_comment(out: &mut String, text: &str) {
+    for line in text.lines() {
+        let line = format!("# {}", line.trim());
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{MachineFile, PipelineFile};
 
     #[test]
-    fn the_reference_is_itself_a_valid_file_of_defaults() {
+    fn reference_parses_as_files_of_defaults() {
         let text = text();
         let split = text.find("# Machine file").unwrap();
         let pipeline = PipelineFile::parse(&text[..split]).unwrap().0;
@@ -115,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn every_section_has_keys() {
+    fn each_section_has_keys() {
         for name in RawPipeline::FIELD_NAMES {
             assert!(keys_of_pipeline().iter().any(|key| key.section == *name), "{name}");
         }

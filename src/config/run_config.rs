@@ -39,14 +39,14 @@ impl RunConfig {
     ///
     /// # Errors
     /// Lists every value that cannot work; nothing is clamped.
-    pub fn check(pipeline: PipelineFile, machine: MachineFile) -> Result<Self, ConfigError> {
+    pub fn check(pipeline: PipelineFile, machine: &MachineFile) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
         let checked = Self::check_pipeline(pipeline.0, &mut problems);
         let machine = check_machine(&machine.0, &mut problems);
         problems.into_result(Self { machine, ..checked })
     }
 
-    /// Checks a pipeline file. The result is valid if no problem was added, once it has its machine.
+    /// Checks a pipeline file. The result counts only if no problem was added; its machine is a placeholder.
     fn check_pipeline(mut source: RawPipeline, problems: &mut Problems) -> Self {
         check_stages(&source, problems);
         check_paths(&source, problems);

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn keys_leave_out_limits_and_input_paths() {
         let pipeline = PipelineFile::parse("[run]\ndir='r'\n[images]\nshards=['i']\n").unwrap();
-        let config = RunConfig::check(pipeline, MachineFile::default()).unwrap();
+        let config = RunConfig::check(pipeline, &MachineFile::default()).unwrap();
         for stage in Stage::ALL {
             assert!(config.keys(stage).keys().all(|key| !key.starts_with("limits") && key != "run.dir"));
         }

@@ -53,7 +53,7 @@ pub(super) fn check_stages(pipeline: &RawPipeline, problems: &mut Problems) {
     require(
         images.is_none() && captions.is_none() && predict.is_none(),
         "",
-        "the pipeline names no stage: give it `[images]`, `[captions]` or `[predict]`",
+        "the pipeline has nothing to run: add `[images]`, `[captions]` or `[predict]`",
     );
 }
 
@@ -71,7 +71,7 @@ pub(super) fn check_paths(pipeline: &RawPipeline, problems: &mut Problems) {
                     "a local path or a URL of s3, gs, az or https",
                 ),
             };
-            problems.refuse_if(!allowed.contains(&scheme), key, format!("`{path}`: it must be {what}"));
+            problems.refuse_if(!allowed.contains(&scheme), key, format!("`{path}` must be {what}"));
         }
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     use crate::config::{MachineFile, PipelineFile, RunConfig};
 
     fn problems(pipeline: &str, machine: &str) -> String {
-        RunConfig::check(PipelineFile::parse(pipeline).unwrap(), MachineFile::parse(machine).unwrap())
+        RunConfig::check(PipelineFile::parse(pipeline).unwrap(), &MachineFile::parse(machine).unwrap())
             .unwrap_err()
             .to_string()
     }
@@ -175,7 +175,7 @@ mod tests {
             |checkpoint: &str| format!("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='{checkpoint}'\n");
         for checkpoint in ["models/vit", "hf:google/vit-base@main", "hf:gpt2"] {
             let file = PipelineFile::parse(&pipeline(checkpoint)).unwrap();
-            RunConfig::check(file, MachineFile::default()).unwrap();
+            RunConfig::check(file, &MachineFile::default()).unwrap();
         }
         for checkpoint in ["hf:a/b/c", "hf://google/vit", "s3://bucket/vit"] {
             let text = problems(&pipeline(checkpoint), "");

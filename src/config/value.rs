@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// So many mebibytes.
+    /// Returns `count` mebibytes.
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }
@@ -61,12 +61,12 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// A length of time, written `"90 s"` or `"5 min"`.
+/// A duration, written `"90 s"` or `"5 min"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 
 impl Span {
-    /// So many seconds.
+    /// Returns `count` seconds.
     pub(super) const fn seconds(count: u64) -> Self {
         Self(Duration::from_secs(count))
     }
@@ -93,7 +93,7 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// One number, or a list of numbers to try one beside the other.
+/// One number, or a list of numbers for a sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Numbers(pub(super) Vec<f64>);
 
@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_size_survives_being_written_and_read(size in 0u64..=1 << 50) {
+        fn size_round_trips_through_text(size in 0u64..=1 << 50) {
             let holder = Holder { size: Bytes(size) };
             let text = toml::to_string(&holder).unwrap();
             prop_assert_eq!(toml::from_str::<Holder>(&text).unwrap(), holder);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn usual_notations_of_sizes_are_read() {
         for (text, bytes) in [("\"32 MiB\"", 32 << 20), ("\"1GiB\"", 1 << 30), ("4096", 4096), ("\"2 KB\"", 2000)] {
             let holder: Holder = toml::from_str(&format!("size = {text}")).unwrap();
             assert_eq!(holder.size, Bytes(bytes), "{text}");

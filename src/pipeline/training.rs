@@ -260,7 +260,7 @@ fn feature_store(job: &TrainJob, inventory: &Inventory, trials: usize) -> Featur
     let TrainConfig { validation_fraction: fraction, targets, .. } = job.settings;
     let (contrast, copies) = (job.text.is_some(), inventory.copies.clone());
     let split = ValidationSplit { seed: job.seed, fraction };
-    let wanted = SampleSpec { split, dim, targets, contrast, copies };
+    let wanted = SampleSpec { contrast, copies, split, dim, targets };
     FeatureStore::new(job.directory.clone(), inventory.chunks.clone(), wanted, stay)
 }
 

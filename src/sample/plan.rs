@@ -89,7 +89,12 @@ pub(super) fn plan(options: &SampleOptions) -> Plan {
     Plan { train_rows, train_shards, test_shards, ids, truth, list, unusable_train_rows }
 }
 
-fn train_images(options: &SampleOptions, rng: &mut SampleRng, urls: &mut Urls, mentions: &mut Vec<Mention>) -> Vec<ShardRow> {
+fn train_images(
+    options: &SampleOptions,
+    rng: &mut SampleRng,
+    urls: &mut Urls,
+    mentions: &mut Vec<Mention>,
+) -> Vec<ShardRow> {
     let mut rows = Vec::new();
     for number in 0..options.train_images {
         let concept = number as usize % CONCEPTS;
@@ -195,7 +200,11 @@ fn other_scheme(url: &str) -> String {
 }
 
 /// Rows of the test shards, and each id's URL and relevant caption.
-fn test_images(options: &SampleOptions, rng: &mut SampleRng, urls: &mut Urls) -> (Vec<ShardRow>, Vec<(String, String)>) {
+fn test_images(
+    options: &SampleOptions,
+    rng: &mut SampleRng,
+    urls: &mut Urls,
+) -> (Vec<ShardRow>, Vec<(String, String)>) {
     let mut rows = Vec::new();
     let mut asked = Vec::new();
     for number in 0..options.test_images {

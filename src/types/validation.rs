@@ -27,7 +27,7 @@ impl ValidationSplit {
 
     /// Tells whether any image can be held out.
     pub fn is_empty(self) -> bool {
-        !(self.fraction > 0.0)
+        self.fraction <= 0.0 || self.fraction.is_nan()
     }
 }
 

@@ -1,10 +1,10 @@
-//! Files of a run that changed behind its back, and shards that are rubbish.
+//! Damaged artefacts of a run, and shards of unusable rows.
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{artefacts, complaint, corpus, differences, pipeline, run, write};
+use crate::support::{artefacts, corpus, differences, pipeline, run, stderr_of, write};
 
-/// Changes one bit in the middle of a file, whose size stays.
+/// Flips one bit in the middle of a file; its size stays.
 fn flip(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
@@ -12,7 +12,7 @@ fn flip(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// The last file of a folder, by name.
+/// Returns the last file of a folder by name.
 fn last(folder: PathBuf) -> PathBuf {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -20,7 +20,7 @@ fn last(folder: PathBuf) -> PathBuf {
 }
 
 #[test]
-fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_removed() {
+fn damaged_artefact_is_named_and_recomputed_once_removed() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let shard = dir.path().join("bad.csv");
@@ -29,7 +29,7 @@ fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_
     let edits = [("epochs = 12", "epochs = 1"), ("image_pixels/*.csv.gz\"]", images.as_str())];
     let config = write(dir.path(), &pipeline(&run_dir, &edits));
     let whole = run(&["run", "--config", &config]);
-    assert!(whole.status.success(), "{}", complaint(&whole));
+    assert!(whole.status.success(), "{}", stderr_of(&whole));
     let expected = artefacts(&run_dir);
     for (folder, from) in [
         ("features", Some("train")),
@@ -45,11 +45,11 @@ fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_
         flip(&file);
         if folder == "checkpoints" {
             let out = run(&["predict", "--config", &config]);
-            assert_eq!(out.status.code(), Some(3), "{}", complaint(&out));
+            assert_eq!(out.status.code(), Some(3), "{}", stderr_of(&out));
         }
         let args = [&["run", "--config", &config][..], &from.map_or(vec![], |stage| vec!["--from", stage])].concat();
         let out = run(&args);
-        let text = complaint(&out);
+        let text = stderr_of(&out);
         assert_eq!(out.status.code(), Some(3), "{folder}: {text}");
         assert_eq!(text.matches("error:").count(), 1, "{text}");
         let name = file.file_name().unwrap().to_str().unwrap();
@@ -60,13 +60,13 @@ fn a_changed_file_of_the_same_size_is_named_in_one_sentence_and_made_again_once_
             std::fs::remove_file(&file).unwrap();
         }
         let out = run(&["run", "--config", &config]);
-        assert!(out.status.success(), "{folder}: {}", complaint(&out));
+        assert!(out.status.success(), "{folder}: {}", stderr_of(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new(), "{folder}");
     }
 }
 
 #[test]
-fn no_file_makes_inspect_panic() {
+fn inspect_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let text = format!(
@@ -75,21 +75,21 @@ fn no_file_makes_inspect_panic() {
         corpus().display()
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let sound = std::fs::read(last(run_dir.join("chunks"))).unwrap();
     let path = dir.path().join("chunk.parquet");
-    // The footer, byte by byte, where the lengths are.
+    // Flip each byte of the footer, which holds the lengths.
     for at in (sound.len() - 700..sound.len()).step_by(7) {
         let mut bytes = sound.clone();
         bytes[at] = 0xff;
         std::fs::write(&path, &bytes).unwrap();
         let out = run(&["inspect", path.to_str().unwrap()]);
-        let (code, text) = (out.status.code(), complaint(&out));
+        let (code, text) = (out.status.code(), stderr_of(&out));
         assert!(matches!(code, Some(0 | 3)) && !text.contains("internal"), "byte {at}: {code:?} {text}");
     }
 }
 
-/// A shard of which every second row is not an image.
+/// Writes a shard in which every second row is not an image.
 fn half_bad(path: &Path, rows: usize) {
     let text =
         std::fs::read_to_string(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv"))
@@ -108,7 +108,7 @@ fn half_bad(path: &Path, rows: usize) {
 }
 
 #[test]
-fn a_rubbish_shard_stops_the_run_which_goes_on_once_the_limit_is_raised() {
+fn bad_shard_stops_run_until_limit_is_raised() {
     let dir = tempfile::tempdir().unwrap();
     half_bad(&dir.path().join("shard.csv"), 3000);
     let text = |name: &str| {
@@ -122,16 +122,16 @@ fn a_rubbish_shard_stops_the_run_which_goes_on_once_the_limit_is_raised() {
     let machine = machine.to_str().unwrap();
     let config = write(dir.path(), &text("run"));
     let out = run(&["run", "--config", &config]);
-    let sentence = complaint(&out);
+    let sentence = stderr_of(&out);
     assert_eq!(out.status.code(), Some(3), "{sentence}");
-    // Judged at the end of the chunk with which 1,000 rows are reached, by the commonest reasons and an example.
+    // The shard is judged at the end of the chunk that reaches 1,000 rows; the error names the commonest reasons and an example.
     assert!(sentence.contains("600 of 1200 wanted rows of"), "{sentence}");
     assert!(sentence.contains("unsupported_svg 450, unsupported_format 150; row "), "{sentence}");
     assert!(sentence.contains("`limits.max_bad_fraction` = 0.05"), "{sentence}");
     let again = run(&["run", "--config", &config]);
-    assert_eq!(complaint(&again), sentence, "the same again, from what is committed");
+    assert_eq!(stderr_of(&again), sentence, "the same again, from what is committed");
     let out = run(&["run", "--config", &config, "--machine", machine]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let expected = write(dir.path(), &text("undisturbed"));
     assert!(run(&["run", "--config", &expected, "--machine", machine]).status.success());
     let both = [artefacts(&dir.path().join("run")), artefacts(&dir.path().join("undisturbed"))];
@@ -139,7 +139,7 @@ fn a_rubbish_shard_stops_the_run_which_goes_on_once_the_limit_is_raised() {
 }
 
 #[test]
-fn a_small_rubbish_shard_is_not_judged() {
+fn bad_fraction_ignores_small_shards() {
     let dir = tempfile::tempdir().unwrap();
     half_bad(&dir.path().join("shard.csv"), 990);
     let text = format!(
@@ -147,5 +147,5 @@ fn a_small_rubbish_shard_is_not_judged() {
         dir.path().display()
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
 }

@@ -1,11 +1,11 @@
-//! Which device a run uses and why, and the device's parts by themselves, through the real program.
+//! Device selection and its reasons, and the device benchmarks, through the real program.
 
 use std::path::Path;
 use std::process::Output;
 
-use crate::support::{complaint, corpus, program, run, write};
+use crate::support::{corpus, program, run, stderr_of, write};
 
-/// The program where CUDA is certainly not to be had: no card is visible, and the toolkit's folder is not there.
+/// Returns the program in an environment without CUDA: no visible card and no toolkit folder.
 fn without_cuda(args: &[&str]) -> Output {
     program().args(args).env("CUDA_VISIBLE_DEVICES", "").env("CUDA_PATH", "/nonexistent").output().unwrap()
 }
@@ -29,12 +29,12 @@ fn features_only(dir: &Path) -> String {
 }
 
 #[test]
-fn cuda_that_is_asked_for_and_not_there_is_one_sentence_about_all_that_is_missing() {
+fn missing_cuda_lists_everything_missing() {
     let dir = tempfile::tempdir().unwrap();
     let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'cuda'"));
     for command in ["run", "check"] {
         let out = without_cuda(&[command, "--config", &config, "--machine", &machine]);
-        let text = complaint(&out) + &String::from_utf8_lossy(&out.stdout);
+        let text = stderr_of(&out) + &String::from_utf8_lossy(&out.stdout);
         assert_eq!(out.status.code(), Some(5), "{text}");
         let errors: Vec<&str> = text.lines().filter(|line| line.contains("`device.kind` is `cuda`")).collect();
         assert_eq!(errors.len(), 1, "{text}");
@@ -45,11 +45,11 @@ fn cuda_that_is_asked_for_and_not_there_is_one_sentence_about_all_that_is_missin
         assert!(!dir.path().join("run/features").exists());
     }
     let out = without_cuda(&["bench", "rank", "--classes", "9", "--dim", "4", "--rows", "2", "--machine", &machine]);
-    assert_eq!(out.status.code(), Some(5), "{}", complaint(&out));
+    assert_eq!(out.status.code(), Some(5), "{}", stderr_of(&out));
 }
 
 #[test]
-fn auto_falls_back_to_the_cpu_and_says_why() {
+fn auto_falls_back_to_cpu_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'auto'"));
     let out = without_cuda(&["--json", "devices", "--machine", &machine]);
@@ -58,20 +58,20 @@ fn auto_falls_back_to_the_cpu_and_says_why() {
     assert_eq!(found["cuda"]["include"], "/nonexistent/include");
     let out = without_cuda(&["check", "--config", &config, "--machine", &machine]);
     let text = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && text.contains("(no CUDA: "), "{text}{}", complaint(&out));
+    assert!(out.status.success() && text.contains("(no CUDA: "), "{text}{}", stderr_of(&out));
     let out = without_cuda(&["--json", "run", "--config", &config, "--machine", &machine]);
-    let said = complaint(&out);
+    let said = stderr_of(&out);
     assert!(out.status.success() && said.contains("the model runs") && said.contains("no CUDA"), "{said}");
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert!(report["device"].as_str().unwrap().starts_with("CPU with "), "{}", report["device"]);
-    // The CPU that is asked for needs no reason.
+    // A CPU chosen by the config needs no reason.
     let machine = self::machine(dir.path(), "kind = 'cpu'");
     let out = without_cuda(&["devices", "--machine", &machine]);
     assert!(String::from_utf8_lossy(&out.stdout).contains("(`device.kind` is `cpu`)"));
 }
 
 #[test]
-fn a_batch_of_any_size_gives_the_same_features() {
+fn features_do_not_depend_on_batch_size() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = corpus().join("models/vit-tiny").display().to_string();
     let file = |name: &str| dir.path().join(name).display().to_string();
@@ -81,7 +81,7 @@ fn a_batch_of_any_size_gives_the_same_features() {
         args.extend(["--passes", "1", "--features", &features]);
         args.extend(more);
         let out = run(&args);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         for key in ["images_per_s", "first_features_s", "tflop_per_s", "flop_per_image"] {
             assert!(report[key].as_f64().unwrap() > 0.0, "{report}");
@@ -100,18 +100,18 @@ fn a_batch_of_any_size_gives_the_same_features() {
     }
     let out = run(&["bench", "forward", "--checkpoint", &checkpoint, "--pixels", &file("all"), "--size-px", "48"]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(complaint(&out).contains("are no images of 48 × 48 × 3"), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains("are no images of 48 × 48 × 3"), "{}", stderr_of(&out));
 }
 
 #[test]
-fn a_head_goes_on_from_its_checkpoint_bit_by_bit() {
+fn head_resumes_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name).display().to_string();
     let head = |more: &[&str]| -> serde_json::Value {
         let mut args = vec!["--json", "bench", "head", "--classes", "70", "--dim", "8", "--batch-size", "16"];
         args.extend(more);
         let out = run(&args);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         serde_json::from_slice(&out.stdout).unwrap()
     };
     let whole = head(&["--steps", "8", "--save", &file("whole"), "--log-every", "1", "--learning-rate", "0.5"]);
@@ -127,7 +127,7 @@ fn a_head_goes_on_from_its_checkpoint_bit_by_bit() {
     }
     let out = run(&["bench", "head", "--classes", "71", "--dim", "8", "--resume", &file("half"), "--steps", "1"]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(complaint(&out).contains("70 classes × 8 values, not 71 × 8"), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains("70 classes × 8 values, not 71 × 8"), "{}", stderr_of(&out));
     let out = run(&["bench", "rank", "--classes", "70", "--dim", "8", "--rows", "30"]);
-    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rows/s"), "{}", complaint(&out));
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rows/s"), "{}", stderr_of(&out));
 }

@@ -1,27 +1,27 @@
-//! Errors name the file, row or key in one sentence and set the exit code.
+//! Errors: one sentence that names the file, row or key, and an exit code.
 
 use std::io::Write as _;
 use std::path::Path;
 
-use crate::support::{complaint, corpus, pipeline, run, write};
+use crate::support::{corpus, pipeline, run, stderr_of, write};
 
-/// Runs a pipeline that must fail; returns its exit code and message.
-fn expect_failure(dir: &Path, text: &str) -> (i32, String) {
+/// Runs a pipeline that must fail; returns its exit code and standard error.
+fn fails(dir: &Path, text: &str) -> (i32, String) {
     let out = run(&["run", "--config", &write(dir, text)]);
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert!(!text.contains("panicked"), "{text}");
     (out.status.code().unwrap(), text)
 }
 
 #[test]
-fn wrong_configuration_lists_all_problems_and_writes_nothing() {
+fn wrong_config_lists_every_problem_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
-    let (code, text) = expect_failure(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
+    let (code, text) = fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 3\nmomentun = 1")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.momentun`: unknown key, did you mean `train.momentum`?"), "{text}");
     let (code, text) =
-        expect_failure(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
+        fails(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 0"), ("rows = 50", "rows = 0")]));
     assert_eq!(code, 2);
     assert!(text.contains("`train.epochs`") && text.contains("`chunks.rows`"), "{text}");
     assert!(!run_dir.exists());
@@ -33,7 +33,7 @@ fn wrong_configuration_lists_all_problems_and_writes_nothing() {
 fn size_not_divisible_by_patch_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let text = pipeline(&dir.path().join("run"), &[("[chunks]", "[preprocess]\nsize_px = 65\n[chunks]")]);
-    let (code, text) = expect_failure(dir.path(), &text);
+    let (code, text) = fails(dir.path(), &text);
     assert_eq!(code, 2);
     assert!(text.contains("`preprocess.size_px`: `65` is no multiple of the checkpoint's patch"), "{text}");
 }
@@ -47,18 +47,17 @@ fn missing_inputs_are_named() {
         ("data/test_caption_list.csv", "data/absent.csv", "absent.csv` is not there"),
     ] {
         let (code, text) =
-            expect_failure(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
+            fails(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));
         assert_eq!(code, 3, "{text}");
         assert!(text.contains(word), "{text}");
     }
-    let (code, text) =
-        expect_failure(dir.path(), &pipeline(&dir.path().join("r"), &[("models/vit-tiny", "models/none")]));
+    let (code, text) = fails(dir.path(), &pipeline(&dir.path().join("r"), &[("models/vit-tiny", "models/none")]));
     assert_eq!(code, 5, "{text}");
     assert!(text.contains("models/none"), "{text}");
 }
 
 #[test]
-fn truncated_shard_stops_run_and_complete_one_resumes_it() {
+fn truncated_shard_stops_run_until_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let shards = dir.path().join("shards");
     std::fs::create_dir(&shards).unwrap();
@@ -71,20 +70,20 @@ fn truncated_shard_stops_run_and_complete_one_resumes_it() {
         dir.path().join("run").display(),
         shards.display()
     );
-    let (code, complaint) = expect_failure(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 3);
-    assert!(complaint.contains("part.csv.gz` ends in the middle of its compressed data"), "{complaint}");
-    // A changed file means another generation, which the run refuses to mix with the first.
+    assert!(stderr_of.contains("part.csv.gz` ends in the middle of its compressed data"), "{stderr_of}");
+    // A replaced file changes the fingerprint: the run refuses to mix the two.
     std::fs::write(&shard, &whole).unwrap();
-    let (code, complaint) = expect_failure(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 2);
-    assert!(complaint.contains("images.shards (files)") && complaint.contains("--from stream"), "{complaint}");
+    assert!(stderr_of.contains("images.shards (files)") && stderr_of.contains("--from stream"), "{stderr_of}");
     let out = run(&["run", "--from", "stream", "--config", &write(dir.path(), &text)]);
     assert!(out.status.success());
 }
 
 #[test]
-fn shard_without_images_stops_run_with_reasons() {
+fn unusable_shard_stops_run_with_reasons() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("rubbish.csv");
     let mut file = std::fs::File::create(&shard).unwrap();
@@ -96,13 +95,13 @@ fn shard_without_images_stops_run_with_reasons() {
         dir.path().join("run").display(),
         shard.display()
     );
-    let (code, complaint) = expect_failure(dir.path(), &text);
+    let (code, stderr_of) = fails(dir.path(), &text);
     assert_eq!(code, 3);
-    assert!(complaint.contains("unsupported_svg") && complaint.contains("limits.max_bad_fraction"), "{complaint}");
+    assert!(stderr_of.contains("unsupported_svg") && stderr_of.contains("limits.max_bad_fraction"), "{stderr_of}");
 }
 
 #[test]
-fn foreign_directory_is_left_unchanged() {
+fn foreign_directory_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     std::fs::create_dir(&run_dir).unwrap();
@@ -111,17 +110,17 @@ fn foreign_directory_is_left_unchanged() {
         let config = write(dir.path(), &pipeline(&run_dir, &[]));
         let out = run(&[&["run", "--config", &config], extra].concat());
         assert_eq!(out.status.code(), Some(2));
-        assert!(complaint(&out).contains("thesis.tex"), "{}", complaint(&out));
+        assert!(stderr_of(&out).contains("thesis.tex"), "{}", stderr_of(&out));
     }
     assert_eq!(std::fs::read_dir(&run_dir).unwrap().filter(|e| e.as_ref().unwrap().file_name() != "lock").count(), 1);
 }
 
 #[test]
-fn hostile_rows_are_quarantined_and_never_stop_run() {
+fn hostile_rows_are_quarantined_once() {
     let dir = tempfile::tempdir().unwrap();
     let shard = dir.path().join("hostile.csv");
     let good = {
-        // A usable image of the sample corpus.
+        // One usable image of the synthetic corpus.
         let text =
             std::fs::read(corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv")).unwrap();
         let end = text.iter().position(|byte| *byte == b'\n').unwrap();
@@ -133,7 +132,7 @@ fn hostile_rows_are_quarantined_and_never_stop_run() {
         bytes.extend([url, b"\t", data, tail].concat());
     };
     row(b"https://x/good", &good, b"\tm\n");
-    row(b"https://x/good", &good, b"\tm\r\n"); // a duplicate with another line end
+    row(b"https://x/good", &good, b"\tm\r\n"); // a duplicate, and another line end
     row(b"\xff\xfe", &good, b"\tm\n");
     row(b"", &good, b"\tm\n");
     row(b"https://x/empty", b"", b"\tm\n");
@@ -150,7 +149,7 @@ fn hostile_rows_are_quarantined_and_never_stop_run() {
         shard.display()
     );
     let out = run(&["run", "--json", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let tally = &report["images"]["tally"];
     assert_eq!((tally["rows"].as_u64(), tally["kept"].as_u64()), (Some(11), Some(3)), "{tally}");
@@ -182,22 +181,22 @@ fn refused_restart_removes_nothing() {
         ("data/test.tsv", "data/none.tsv", &["--from", "train"], 3),
         ("[predict]", "[predict]\ntop_k = 900", &["--from", "predict"], 2),
     ] {
-        // A changed key of an earlier stage is refused even if only a later stage is recomputed.
+        // A changed key of an earlier stage is refused, however late the stage to recompute is.
         let edits = if from == "part" { [("learning_rate = 0.2", "learning_rate = 0.3")] } else { [(from, to)] };
         let text = pipeline(&run_dir, &[&[("epochs = 12", "epochs = 1")][..], &edits].concat());
         let out = run(&[&["run", "--config", &write(dir.path(), &text)], args].concat());
-        assert_eq!(out.status.code(), Some(code), "{}", complaint(&out));
+        assert_eq!(out.status.code(), Some(code), "{}", stderr_of(&out));
         assert_eq!(
             crate::support::differences(&before, &crate::support::artefacts(&run_dir)),
             Vec::<String>::new(),
             "{args:?}: {}",
-            complaint(&out)
+            stderr_of(&out)
         );
     }
 }
 
 #[test]
-fn inputs_of_prediction_are_checked_before_any_stage() {
+fn prediction_inputs_are_checked_before_the_run() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, code) in [
         ("data/test.tsv", "data/none.tsv", 3),
@@ -206,14 +205,14 @@ fn inputs_of_prediction_are_checked_before_any_stage() {
         ("[predict]", "[predict]\ntop_k = 900", 2),
     ] {
         let run_dir = dir.path().join("run");
-        let (found, complaint) = expect_failure(dir.path(), &pipeline(&run_dir, &[(from, to)]));
-        assert_eq!(found, code, "{complaint}");
+        let (found, stderr_of) = fails(dir.path(), &pipeline(&run_dir, &[(from, to)]));
+        assert_eq!(found, code, "{stderr_of}");
         assert!(!run_dir.join("features").exists() && !run_dir.join("checkpoints").exists(), "{to}");
     }
 }
 
 #[test]
-fn path_with_parent_folders_works_and_directory_is_refused() {
+fn parent_paths_work_and_directories_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let climbing = "data/../data/image_data_train/../image_data_train/image_pixels/*.csv.gz";
     let text = format!(
@@ -222,10 +221,10 @@ fn path_with_parent_folders_works_and_directory_is_refused() {
         corpus().display()
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
-    let (code, complaint) = expect_failure(dir.path(), &text.replace(climbing, "data"));
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let (code, stderr_of) = fails(dir.path(), &text.replace(climbing, "data"));
     assert_eq!(code, 2);
-    assert!(complaint.contains("it is a directory"), "{complaint}");
+    assert!(stderr_of.contains("it is a directory"), "{stderr_of}");
 }
 
 #[test]
@@ -251,7 +250,7 @@ fn check_prints_problems_to_standard_output_only() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("data/test.tsv", "data/absent.tsv")]));
     let out = run(&["check", &config]);
-    assert_eq!((out.status.code(), complaint(&out)), (Some(3), String::new()));
+    assert_eq!((out.status.code(), stderr_of(&out)), (Some(3), String::new()));
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.contains("1 problem:") && text.contains("absent.tsv` is not there"), "{text}");
 }
@@ -262,8 +261,8 @@ fn control_characters_of_data_are_escaped() {
     let path = dir.path().join("\u{1b}[31mred");
     for args in [&["inspect"][..], &["--json", "inspect"], &["run"]] {
         let out = run(&[args, &[path.to_str().unwrap()]].concat());
-        assert!(!out.status.success() && complaint(&out).contains("\\x1b[31mred"), "{}", complaint(&out));
-        assert!(!complaint(&out).contains('\u{1b}'));
+        assert!(!out.status.success() && stderr_of(&out).contains("\\x1b[31mred"), "{}", stderr_of(&out));
+        assert!(!stderr_of(&out).contains('\u{1b}'));
     }
 }
 
@@ -272,7 +271,7 @@ fn quiet_run_prints_its_summary_only() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("epochs = 12", "epochs = 1")]));
     let out = run(&["run", &config, "--quiet"]);
-    assert_eq!((out.status.code(), complaint(&out)), (Some(0), String::new()));
+    assert_eq!((out.status.code(), stderr_of(&out)), (Some(0), String::new()));
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.starts_with("NDCG@5") && text.lines().count() <= 24, "{text}");
 }

@@ -1,5 +1,5 @@
-//! Checkpoints of the hub, against a server that speaks its protocol: the same features, whatever the network does, and a
-//! cache that its other clients can use.
+//! Checkpoints of the Hugging Face hub, against a local server of its protocol: equal features under network faults, and
+//! a cache that other clients share.
 
 mod server;
 
@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bounds::on_a_full_disk;
-use crate::support::{artefacts, complaint, corpus, differences, pipeline, program, run, write};
+use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
 use server::{Faults, Seen, Server, etag};
 
 const REPO: &str = "lab/vit-tiny";
@@ -19,7 +19,7 @@ fn model() -> PathBuf {
     corpus().join("models/vit-tiny")
 }
 
-/// A server with the tiny model on it, and a cache and a configuration to use it.
+/// A hub server with the tiny model, and a cache and configuration that use it.
 struct Lab {
     dir: tempfile::TempDir,
     server: Server,
@@ -41,7 +41,7 @@ impl Lab {
         self.home().join("hub").join(FOLDER)
     }
 
-    /// The program with the hub of this lab and none of the environment's own.
+    /// Returns the program with this hub, without hub settings of the environment.
     fn program(&self) -> Command {
         let mut command = program();
         for (name, _) in
@@ -57,7 +57,7 @@ impl Lab {
         command
     }
 
-    /// The features of the test images alone, which take a moment.
+    /// Config that computes only the features of the test images, which is quick.
     fn config(&self, run: &str, checkpoint: &str) -> String {
         let text = format!(
             "[run]\ndir = '{}'\n[images]\nshards = ['{}/data/image_data_test/image_pixels/*.csv']\n[chunks]\nrows = 50\n[model]\ncheckpoint = '{checkpoint}'\n",
@@ -79,21 +79,21 @@ impl Lab {
 
     fn succeeds(&self, run: &str, checkpoint: &str) -> String {
         let out = self.run(run, checkpoint);
-        assert!(out.status.success(), "{}", complaint(&out));
-        complaint(&out)
+        assert!(out.status.success(), "{}", stderr_of(&out));
+        stderr_of(&out)
     }
 
-    /// Exit code and the sentence.
+    /// Runs a command that must fail; returns exit code and standard error.
     fn fails(&self, run: &str, checkpoint: &str) -> (i32, String) {
         let out = self.run(run, checkpoint);
-        let text = complaint(&out);
+        let text = stderr_of(&out);
         assert!(!out.status.success() && !text.contains("panicked"), "{text}");
         let sentence: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
         assert_eq!(sentence.len(), 1, "{text}");
         (out.status.code().unwrap(), sentence[0].to_owned())
     }
 
-    /// Names of everything in the repository's part of the cache.
+    /// Names of all files in the repository's cache folder.
     fn cached(&self) -> Vec<String> {
         let mut names: Vec<String> =
             if self.repo().is_dir() { artefacts(&self.repo()).into_keys().collect() } else { Vec::new() };
@@ -101,7 +101,7 @@ impl Lab {
         names
     }
 
-    /// Starts a run on a slow network and waits until a part of the weights is on disk.
+    /// Starts a run on a slow network and waits until part of the weights is on disk.
     fn start_slowly(&self, run: &str) -> std::process::Child {
         self.server.fail(Faults { throttle: Some(2 << 10), ..Faults::default() });
         let config = self.config(run, HUB);
@@ -138,7 +138,7 @@ fn bodies(seen: &[Seen]) -> usize {
 }
 
 #[test]
-fn a_checkpoint_of_the_hub_makes_the_same_run_as_its_directory() {
+fn hub_checkpoint_equals_local_directory() {
     let lab = Lab::new();
     lab.succeeds("directory", model().to_str().unwrap());
     lab.succeeds("hub", HUB);
@@ -164,7 +164,7 @@ fn a_checkpoint_of_the_hub_makes_the_same_run_as_its_directory() {
         ]
     );
 
-    // The layout of huggingface_hub.
+    // The cache has the layout of huggingface_hub.
     let snapshot = lab.repo().join("snapshots").join(&lab.commit);
     for name in ["config.json", "preprocessor_config.json", "model.safetensors"] {
         let content = std::fs::read(model().join(name)).unwrap();
@@ -176,7 +176,7 @@ fn a_checkpoint_of_the_hub_makes_the_same_run_as_its_directory() {
     assert_eq!(std::fs::read_to_string(lab.repo().join("refs/main")).unwrap(), lab.commit);
     assert_eq!(lab.cached().len(), 4, "{:?}", lab.cached());
 
-    // The report has the download, with its bytes.
+    // The report lists the download with its bytes.
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(lab.run_dir("hub").join("report.json")).unwrap()).unwrap();
     let sizes: u64 = ["config.json", "preprocessor_config.json", "model.safetensors"]
@@ -186,25 +186,25 @@ fn a_checkpoint_of_the_hub_makes_the_same_run_as_its_directory() {
     let text = report["stages"].to_string();
     assert!(text.contains("\"download\"") && text.contains(&sizes.to_string()), "{text}");
 
-    // Here, or on the hub: the same files are the same generation, and what is here is asked for once.
+    // The same files have the same fingerprint wherever they are, and cached files are requested once.
     lab.succeeds("hub", model().to_str().unwrap());
     assert_eq!(lab.server.seen(), []);
     lab.succeeds("directory", HUB);
     assert_eq!(lab.server.seen().len(), 1);
-    // A commit never moves.
+    // A commit is immutable.
     lab.succeeds("directory", &format!("{HUB}@{}", lab.commit));
     assert_eq!(lab.server.seen(), []);
 }
 
 #[test]
-fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
+fn token_goes_only_to_the_hub() {
     let lab = Lab::new();
     std::fs::create_dir_all(lab.home()).unwrap();
     std::fs::write(lab.home().join("token"), "hf_stored\n").unwrap();
     let config = lab.config("run", HUB);
     let out = lab.program().args(["-vv", "run", "--config", &config]).env("HF_TOKEN", "hf_secret").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
-    let shown = format!("{}{}", complaint(&out), String::from_utf8_lossy(&out.stdout));
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let shown = format!("{}{}", stderr_of(&out), String::from_utf8_lossy(&out.stdout));
     let seen = lab.server.seen();
     assert!(seen.iter().any(|seen| seen.port == "cdn"));
     for seen in seen {
@@ -218,7 +218,7 @@ fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
         assert!(!std::fs::read_to_string(lab.run_dir("run").join(name)).unwrap().contains("hf_secret"), "{name}");
     }
 
-    // Without a variable the stored one; refused, it is not shown either.
+    // Without the variable the stored token is used; when refused, it is not shown either.
     lab.server.fail(Faults { refuses: Some((401, "")), ..Faults::default() });
     std::fs::remove_dir_all(lab.home().join("hub")).unwrap();
     let (code, sentence) = lab.fails("run", HUB);
@@ -228,7 +228,7 @@ fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
 }
 
 #[test]
-fn what_the_hub_refuses_is_one_sentence() {
+fn hub_refusals_are_one_sentence() {
     let lab = Lab::new();
     for (faults, checkpoint, code, words) in [
         (None, "hf:lab/none", 3, &["`hf:lab/none`", "is not at http://"][..]),
@@ -259,7 +259,7 @@ fn what_the_hub_refuses_is_one_sentence() {
 }
 
 #[test]
-fn a_malformed_name_is_a_problem_of_the_configuration() {
+fn malformed_hub_name_is_a_config_error() {
     let lab = Lab::new();
     for name in ["hf:", "hf:a/b/c", "hf:../x", "hf:lab/vit@../x", "hf://lab/vit-tiny"] {
         let (code, sentence) = lab.fails("run", name);
@@ -267,18 +267,18 @@ fn a_malformed_name_is_a_problem_of_the_configuration() {
         assert!(sentence.contains("`model.checkpoint`") && sentence.contains(name), "{sentence}");
     }
     let out = lab.program().args(["inspect", "hf:a/b/c"]).output().unwrap();
-    assert_eq!(out.status.code(), Some(2), "{}", complaint(&out));
+    assert_eq!(out.status.code(), Some(2), "{}", stderr_of(&out));
     assert_eq!(lab.server.seen(), []);
     assert!(!lab.home().exists());
 }
 
 #[test]
-fn failures_that_pass_are_waited_out() {
+fn transient_hub_failures_are_retried() {
     let lab = Lab::new();
     lab.server.fail(Faults { unavailable: 3, resets: 3, signature_expired: 1, ..Faults::default() });
     lab.succeeds("run", HUB);
     let seen = lab.server.seen();
-    // Each went on where the one before broke off.
+    // Each attempt resumes where the previous one broke off.
     let ranges: Vec<&Seen> = seen.iter().filter(|seen| seen.port == "cdn" && seen.range.is_some()).collect();
     assert_eq!(ranges.len(), 3, "{seen:#?}");
     assert_eq!(bodies(&seen), weights().len());
@@ -286,19 +286,19 @@ fn failures_that_pass_are_waited_out() {
 }
 
 #[test]
-fn an_old_name_of_a_repository_leads_to_it() {
+fn renamed_repository_is_followed() {
     let lab = Lab::new();
     lab.server.rename("old/name", REPO);
     let config = lab.config("run", "hf:old/name");
     let out = lab.program().args(["run", "--config", &config]).env("HF_TOKEN", "hf_secret").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
-    // Within the hub the token goes along.
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    // A redirect within the hub keeps the token.
     assert!(lab.server.seen().iter().all(|seen| seen.port == "cdn" || seen.authorization.is_some()));
     assert!(lab.home().join("hub/models--old--name/refs/main").is_file());
 }
 
 #[test]
-fn without_ranges_a_broken_download_starts_over() {
+fn download_restarts_without_range_support() {
     let lab = Lab::new();
     lab.server.fail(Faults { resets: 1, no_ranges: true, ..Faults::default() });
     lab.succeeds("run", HUB);
@@ -306,7 +306,7 @@ fn without_ranges_a_broken_download_starts_over() {
 }
 
 #[test]
-fn what_is_not_what_the_hub_states_is_fetched_once_more_and_never_kept() {
+fn blob_with_wrong_hash_is_refetched_and_never_kept() {
     let lab = Lab::new();
     for (run, faults, words) in [
         ("corrupt", Faults { corrupt: 9, ..Faults::default() }, "the hash `"),
@@ -327,7 +327,7 @@ fn what_is_not_what_the_hub_states_is_fetched_once_more_and_never_kept() {
 }
 
 #[test]
-fn a_killed_download_goes_on_where_it_stopped() {
+fn killed_download_resumes() {
     let lab = Lab::new();
     let mut child = lab.start_slowly("run");
     child.kill().unwrap();
@@ -343,7 +343,7 @@ fn a_killed_download_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_part_that_is_not_of_this_file_is_thrown_away() {
+fn foreign_partial_download_is_discarded() {
     let lab = Lab::new();
     let mut child = lab.start_slowly("run");
     child.kill().unwrap();
@@ -358,7 +358,7 @@ fn a_part_that_is_not_of_this_file_is_thrown_away() {
 }
 
 #[test]
-fn a_full_disk_ends_a_download_and_it_goes_on_once_there_is_room() {
+fn download_resumes_after_full_disk() {
     let lab = Lab::new();
     let (volume, config) = (lab.dir.path().join("volume"), lab.config("run", HUB));
     std::fs::create_dir(&volume).unwrap();
@@ -366,9 +366,9 @@ fn a_full_disk_ends_a_download_and_it_goes_on_once_there_is_room() {
         mount -o remount,size=10m "$0" && "$1" run --config "$2"; echo "second $?" >&2"#;
     let program = env!("CARGO_BIN_EXE_wikicap-pipeline");
     let out = on_a_full_disk("256k", script, &[volume.to_str().unwrap(), program, &config, &lab.server.endpoint]);
-    // Where the system gives no name spaces, the test of the run's own disk stands for this one.
+    // Without user namespaces, the test of the run's own disk stands in for this one.
     let Some(out) = out else { return };
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert!(text.contains("first 4") && text.contains("second 0"), "{text}");
     assert!(text.contains(&format!("no space is left on the disk of `{}", volume.display())), "{text}");
     let ranges: Vec<Seen> = lab.server.seen().into_iter().filter(|seen| seen.range.is_some()).collect();
@@ -376,7 +376,7 @@ fn a_full_disk_ends_a_download_and_it_goes_on_once_there_is_room() {
 }
 
 #[test]
-fn a_signal_ends_a_download_at_once_and_it_goes_on() {
+fn download_resumes_after_signal() {
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let lab = Lab::new();
         let child = lab.start_slowly("run");
@@ -384,7 +384,7 @@ fn a_signal_ends_a_download_at_once_and_it_goes_on() {
         Command::new("kill").args([signal, &child.id().to_string()]).output().unwrap();
         let out = child.wait_with_output().unwrap();
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-        assert_eq!(out.status.code(), Some(code), "{}", complaint(&out));
+        assert_eq!(out.status.code(), Some(code), "{}", stderr_of(&out));
         let have = lab.part() as usize;
         assert!(have >= 10_000);
         lab.server.fail(Faults::default());
@@ -395,7 +395,7 @@ fn a_signal_ends_a_download_at_once_and_it_goes_on() {
 }
 
 #[test]
-fn two_processes_download_once() {
+fn concurrent_processes_download_once() {
     let lab = Lab::new();
     let mut first = lab.start_slowly("first");
     let log = lab.succeeds("second", HUB);
@@ -409,7 +409,7 @@ fn two_processes_download_once() {
 }
 
 #[test]
-fn offline_everything_comes_from_the_cache() {
+fn offline_mode_uses_the_cache() {
     let mut lab = Lab::new();
     let offline = |lab: &Lab, word: &str, arguments: &[&str]| {
         lab.program().args(arguments).env("HF_HUB_OFFLINE", word).output().unwrap()
@@ -417,7 +417,7 @@ fn offline_everything_comes_from_the_cache() {
     let config = lab.config("offline", HUB);
     let out = offline(&lab, "True", &["run", "--config", &config]);
     assert_eq!(out.status.code(), Some(4));
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert!(text.contains("nothing of this revision") && text.contains("HF_HUB_OFFLINE"), "{text}");
     assert_eq!(lab.server.seen(), []);
 
@@ -426,7 +426,7 @@ fn offline_everything_comes_from_the_cache() {
     assert!(offline(&lab, "yes", &["run", "--config", &config]).status.success());
     assert_eq!(lab.server.seen(), []);
 
-    // The hub is away, and the cache has it.
+    // The hub is unreachable and the cache is complete.
     lab.server.stop();
     let asked = Instant::now();
     let log = lab.succeeds("away", HUB);
@@ -435,7 +435,7 @@ fn offline_everything_comes_from_the_cache() {
     let (code, sentence) = lab.fails("v2", &format!("{HUB}@v2"));
     assert!(code == 4 && sentence.contains("no connection to http://127.0.0."), "{sentence}");
 
-    // Whether the repository has a preprocessor file matters, so it must be known.
+    // The absence of a preprocessor file changes the result, so it must be known.
     let snapshot = lab.repo().join("snapshots").join(&lab.commit);
     std::fs::remove_file(snapshot.join("preprocessor_config.json")).unwrap();
     for (name, words) in
@@ -443,12 +443,12 @@ fn offline_everything_comes_from_the_cache() {
     {
         std::fs::remove_file(snapshot.join(name)).ok();
         let out = offline(&lab, "1", &["inspect", HUB]);
-        assert!(out.status.code() == Some(4) && complaint(&out).contains(words), "{}", complaint(&out));
+        assert!(out.status.code() == Some(4) && stderr_of(&out).contains(words), "{}", stderr_of(&out));
     }
 }
 
 #[test]
-fn what_a_repository_has_not_is_known_offline() {
+fn absent_files_are_remembered_offline() {
     let lab = Lab::new();
     let files = ["config.json", "model.safetensors"].map(|name| (name, std::fs::read(model().join(name)).unwrap()));
     for (repo, revision) in [("vit", "main"), ("lab/v", "v1.0"), ("lab/v", "refs/pr/1")] {
@@ -458,7 +458,7 @@ fn what_a_repository_has_not_is_known_offline() {
         lab.succeeds(&run, &name);
         lab.server.seen();
         let out = lab.program().args(["inspect", &name]).env("HF_HUB_OFFLINE", "1").output().unwrap();
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
     }
     assert_eq!(lab.server.seen(), []);
     assert!(lab.home().join("hub/models--vit/refs/main").is_file());
@@ -466,7 +466,7 @@ fn what_a_repository_has_not_is_known_offline() {
 }
 
 #[test]
-fn check_says_what_would_be_downloaded_and_changes_nothing() {
+fn check_lists_downloads_and_changes_nothing() {
     let lab = Lab::new();
     let check = |checkpoint: &str| {
         let out = lab.program().args(["--json", "check", "--config", &lab.config("run", checkpoint)]).output().unwrap();
@@ -491,7 +491,7 @@ fn check_says_what_would_be_downloaded_and_changes_nothing() {
 }
 
 #[test]
-fn shards_are_found_by_their_index() {
+fn sharded_weights_are_found_by_index() {
     let lab = Lab::new();
     let content = weights();
     let whole = safetensors::SafeTensors::deserialize(&content).unwrap();
@@ -518,7 +518,7 @@ fn shards_are_found_by_their_index() {
     lab.succeeds("run", "hf:lab/sharded");
     let inspect = |name: &str| {
         let out = lab.program().args(["--json", "inspect", name]).output().unwrap();
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
     };
     let parameters = |value: &serde_json::Value| {
@@ -534,7 +534,7 @@ fn shards_are_found_by_their_index() {
 }
 
 #[test]
-fn training_prediction_and_export_take_the_backbone_from_the_cache() {
+fn all_commands_use_the_cached_backbone() {
     let lab = Lab::new();
     let run_dir = lab.run_dir("whole");
     let place = format!("checkpoint = \"{}\"", model().display());
@@ -542,7 +542,7 @@ fn training_prediction_and_export_take_the_backbone_from_the_cache() {
     let config = write(lab.dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2"), (&place, &hub)]));
     let succeed = |arguments: &[&str]| {
         let out = lab.program().args(arguments).output().unwrap();
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
     };
     succeed(&["run", "--config", &config]);
     succeed(&["predict", "--config", &config]);
@@ -552,10 +552,10 @@ fn training_prediction_and_export_take_the_backbone_from_the_cache() {
     assert_eq!(lab.server.seen(), []);
     let by_path = write(lab.dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
     let out = run(&["export", "--config", &by_path, "--out", from_directory.to_str().unwrap()]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(&artefacts(&from_hub), &artefacts(&from_directory)), Vec::<String>::new());
 
-    // The branch moves: the run says so by name, and so does the export once the cache has moved too.
+    // The branch moves: the run names it, and so does the export once the cache has moved too.
     let moved = lab.dir.path().join("moved");
     std::fs::create_dir(&moved).unwrap();
     for entry in std::fs::read_dir(model()).unwrap() {
@@ -571,19 +571,19 @@ fn training_prediction_and_export_take_the_backbone_from_the_cache() {
     {
         let out = lab.program().args(arguments).output().unwrap();
         assert_eq!(out.status.code(), Some(2));
-        assert!(complaint(&out).contains("model.checkpoint"), "{}", complaint(&out));
+        assert!(stderr_of(&out).contains("model.checkpoint"), "{}", stderr_of(&out));
     }
-    // Only what changed was fetched: the weights were here.
+    // Only changed files were fetched: the weights were cached.
     assert_eq!(bodies(&lab.server.seen()), 0);
     let pinned = format!("checkpoint = \"{HUB}@{}\"", lab.commit);
     let config = write(lab.dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2"), (&place, &pinned)]));
     succeed(&["run", "--config", &config]);
 }
 
-/// Needs `HUB_PYTHON`, a Python that has `huggingface_hub`; CI has none.
+/// Needs `HUB_PYTHON`, a Python with `huggingface_hub`; `.ci/run` provides it.
 #[test]
 #[ignore = "needs HUB_PYTHON, a Python with huggingface_hub"]
-fn python_and_this_program_share_one_cache() {
+fn cache_is_shared_with_huggingface_hub() {
     let python = std::env::var("HUB_PYTHON").unwrap();
     let lab = Lab::new();
     let ask = |offline: &str, code: &str| {
@@ -595,14 +595,14 @@ fn python_and_this_program_share_one_cache() {
             .env("HF_HUB_DISABLE_XET", "1")
             .output()
             .unwrap();
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
     };
     let snapshot = lab.repo().join("snapshots").join(&lab.commit);
     let whole = "from huggingface_hub import snapshot_download as f; print(f('lab/vit-tiny', allow_patterns=['*.json', '*.safetensors']))";
     let one = "from huggingface_hub import hf_hub_download as f; print(f('lab/vit-tiny', 'model.safetensors'))";
 
-    // Ours, read by Python.
+    // Python reads our download.
     lab.succeeds("ours", HUB);
     assert_eq!(ask("1", whole).canonicalize().unwrap(), snapshot.canonicalize().unwrap());
     assert_eq!(std::fs::read(ask("1", one)).unwrap(), weights());
@@ -611,7 +611,7 @@ fn python_and_this_program_share_one_cache() {
     let seen = lab.server.seen();
     assert!(!seen.iter().any(|seen| seen.line.starts_with("GET") && seen.line.contains("resolve")), "{seen:#?}");
 
-    // Python's, read by us: online with one request, offline with none.
+    // We read Python's download: online with one request, offline with none.
     std::fs::remove_dir_all(lab.home()).unwrap();
     ask("0", whole);
     lab.server.seen();
@@ -623,14 +623,14 @@ fn python_and_this_program_share_one_cache() {
         .env("HF_HUB_OFFLINE", "1")
         .output()
         .unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(lab.server.seen(), []);
     assert_eq!(
         differences(&artefacts(&lab.run_dir("ours")), &artefacts(&lab.run_dir("offline"))),
         Vec::<String>::new()
     );
 
-    // One file of Python's: the rest is fetched.
+    // With one file cached by Python, the rest is fetched.
     std::fs::remove_dir_all(lab.home()).unwrap();
     ask("0", one);
     lab.server.seen();
@@ -639,7 +639,7 @@ fn python_and_this_program_share_one_cache() {
 }
 
 #[test]
-fn a_text_encoder_comes_with_its_tokenizer_and_the_parts_behind_its_blocks() {
+fn text_encoder_includes_tokenizer_and_modules() {
     let lab = Lab::new();
     let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/bert");
     lab.server.publish_dir("lab/text", "main", &encoder);
@@ -660,7 +660,7 @@ fn a_text_encoder_comes_with_its_tokenizer_and_the_parts_behind_its_blocks() {
         command.args(["run", "--config", &config(name, encoder)]).output().unwrap()
     };
     let out = run("early", "hf:lab/text", true);
-    assert_eq!(out.status.code(), Some(4), "{}", complaint(&out));
+    assert_eq!(out.status.code(), Some(4), "{}", stderr_of(&out));
     let check = lab.program().args(["check", "--config", &config("hub", "hf:lab/text")]).output().unwrap();
     let said = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(check.status.success() && said.contains("2_Dense/model.safetensors"), "{said}");
@@ -670,7 +670,7 @@ fn a_text_encoder_comes_with_its_tokenizer_and_the_parts_behind_its_blocks() {
         ("directory", encoder.to_str().unwrap(), false),
     ] {
         let out = run(name, encoder, offline);
-        assert!(out.status.success(), "{name}: {}", complaint(&out));
+        assert!(out.status.success(), "{name}: {}", stderr_of(&out));
     }
     let one = artefacts(&lab.run_dir("directory"));
     for other in ["hub", "offline"] {

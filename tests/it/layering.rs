@@ -1,25 +1,29 @@
-//! Who may name whom: the table of `src/lib.rs`, held.
+//! Import rules between modules: the table of `src/lib.rs`, and the one for the stages of `pipeline`.
+//!
+//! Rust allows import cycles inside a crate; these tests do not. They read `use` statements (nested groups included) and
+//! paths in code, and resolve `super::` and `self::`. Test modules are exempt.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Module → the modules of this crate that its production code may name, beside itself.
-const MAY_NAME: &[(&str, &[&str])] = &[
+/// Module → the modules of this crate that its production code may import. A module may only name modules above it.
+const MODULES: &[(&str, &[&str])] = &[
     ("types", &[]),
-    ("config", &["types"]),
     ("runtime", &[]),
     ("telemetry", &[]),
-    ("objects", &["runtime"]),
-    ("run_dir", &["objects", "runtime"]),
-    ("hf_hub", &["objects", "run_dir"]),
     ("corpus", &[]),
+    ("predict", &[]),
+    ("sample", &[]),
+    ("config", &["types"]),
     ("catalog", &["types"]),
     ("decode", &["types"]),
     ("device", &["types"]),
-    ("chunk", &["objects", "run_dir", "runtime", "types"]),
     ("model", &["types"]),
-    ("predict", &[]),
     ("train", &["predict", "types"]),
-    ("sample", &[]),
+    ("objects", &["runtime"]),
+    ("run_dir", &["objects", "runtime"]),
+    ("hf_hub", &["objects", "run_dir"]),
+    ("chunk", &["objects", "run_dir", "runtime", "types"]),
     (
         "pipeline",
         &[
@@ -43,8 +47,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("cli", &["config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry", "types"]),
 ];
 
-/// Module → crates that it must not know.
-const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+/// Module → crates that it must not use.
+const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
     ("types", &["tokio", "arrow", "burn", "image", "std::fs"]),
     ("config", &["tokio", "arrow", "burn", "std::fs"]),
     ("runtime", &["image", "arrow", "burn"]),
@@ -63,16 +67,21 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("pipeline", &["clap", "indicatif"]),
 ];
 
-fn sources(module: &str) -> Vec<PathBuf> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = vec![src.join(format!("{module}.rs"))];
-    let mut folders = vec![src.join(module)];
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Production files of a module, given by its path below `src`.
+fn files_of(module: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        Some(src().join(format!("{module}.rs"))).into_iter().filter(|path| path.is_file()).collect();
+    let mut folders = vec![src().join(module)];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") && !is_test(&path) {
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test_file(&path) {
                 files.push(path);
             }
         }
@@ -80,74 +89,161 @@ fn sources(module: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Test modules that have a file of their own.
-fn is_test(path: &Path) -> bool {
+/// Whether a file holds a test module.
+fn is_test_file(path: &Path) -> bool {
     path.file_stem().is_some_and(|stem| stem == "tests" || stem == "fuzz") || path.ends_with("model/reference.rs")
 }
 
-/// The code of a file without comments and without its test modules, which stand at the end.
-fn production(path: &Path) -> String {
+/// Code of a file without comments and without its test modules, which stand at the end.
+fn production_code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The words that stand behind `crate::`.
-fn named(code: &str) -> Vec<String> {
-    code.match_indices("crate::")
-        .filter(|(at, _)| {
-            !code[..*at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '$')
-        })
-        .map(|(at, _)| code[at + "crate::".len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
-        .collect()
+/// Module path of a source file: `src/a/b.rs` → `[a, b]`.
+fn module_path(file: &Path) -> Vec<String> {
+    let relative = file.strip_prefix(src()).unwrap().with_extension("");
+    relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect()
+}
+
+/// Splits a `use` tree into its paths: `a::{b, c::{d, e}}` → `a::b`, `a::c::d`, `a::c::e`.
+fn expand_group(tree: &str) -> Vec<String> {
+    let Some(open) = tree.find('{') else { return vec![tree.trim().to_owned()] };
+    let (prefix, inner) = (&tree[..open], tree[open + 1..].trim_end().trim_end_matches('}'));
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, letter) in inner.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&inner[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&inner[start..]);
+    let parts = parts.into_iter().map(str::trim).filter(|part| !part.is_empty());
+    parts.flat_map(expand_group).map(|part| format!("{}{part}", prefix.trim())).collect()
+}
+
+/// Absolute paths (without `crate`) of this crate that `code`, in the module `own`, names.
+fn imported_paths(code: &str, own: &[String]) -> BTreeSet<Vec<String>> {
+    let mut paths = Vec::new();
+    let mut rest = String::new();
+    for (number, part) in code.split(';').enumerate() {
+        let _ = number;
+        let statement = part.rfind("use ").filter(|at| part[..*at].chars().next_back().is_none_or(char::is_whitespace));
+        match statement {
+            Some(at) if part[at..].matches('{').count() == part[at..].matches('}').count() => {
+                paths.extend(expand_group(&part[at + "use ".len()..]));
+                rest.push_str(&part[..at]);
+            }
+            _ => rest.push_str(part),
+        }
+        rest.push(';');
+    }
+    for root in ["crate::", "super::", "self::"] {
+        for (at, _) in rest.match_indices(root) {
+            let before = rest[..at].chars().next_back();
+            if before.is_some_and(|letter| letter.is_alphanumeric() || matches!(letter, '_' | '$' | ':')) {
+                continue;
+            }
+            let path = rest[at..].chars().take_while(|letter| letter.is_alphanumeric() || matches!(letter, '_' | ':'));
+            paths.push(path.collect());
+        }
+    }
+    paths.iter().filter_map(|path| absolute(path, own)).collect()
+}
+
+/// Resolves a path against the module it stands in; `None` for a path of another crate.
+fn absolute(path: &str, own: &[String]) -> Option<Vec<String>> {
+    let mut parts = path.split("::").map(|part| part.trim().split(' ').next().unwrap_or_default().to_owned());
+    let mut resolved = match parts.next()?.as_str() {
+        "crate" => Vec::new(),
+        "self" => own.to_vec(),
+        "super" => own[..own.len().saturating_sub(1)].to_vec(),
+        _ => return None,
+    };
+    for part in parts {
+        if part == "super" {
+            resolved.pop();
+        } else if !part.is_empty() && part != "self" {
+            resolved.push(part);
+        }
+    }
+    Some(resolved)
 }
 
 #[test]
-fn modules_name_only_what_the_table_allows() {
-    let mut wrong = Vec::new();
-    for (module, allowed) in MAY_NAME {
-        for file in sources(module) {
-            for other in named(&production(&file)) {
-                if other != *module && !allowed.contains(&other.as_str()) {
-                    wrong.push(format!("{}: `{module}` may not name `{other}`", file.display()));
+fn modules_import_only_what_the_table_allows() {
+    let mut violations = Vec::new();
+    for (module, allowed) in MODULES {
+        for file in files_of(module) {
+            for path in imported_paths(&production_code(&file), &module_path(&file)) {
+                let Some(other) = path.first() else { continue };
+                if other != module && !allowed.contains(&other.as_str()) {
+                    violations.push(format!("{}: `{module}` may not import `{other}`", file.display()));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn modules_do_not_know_what_they_must_not() {
-    let mut wrong = Vec::new();
-    for (module, forbidden) in MUST_NOT_KNOW {
-        for file in sources(module) {
-            let code = production(&file);
+fn table_has_no_cycles() {
+    for (at, (module, allowed)) in MODULES.iter().enumerate() {
+        for other in *allowed {
+            assert!(MODULES[..at].iter().any(|(name, _)| name == other), "`{other}` must stand above `{module}`");
+        }
+    }
+}
+
+#[test]
+fn modules_do_not_use_forbidden_crates() {
+    let mut violations = Vec::new();
+    for (module, forbidden) in FORBIDDEN_CRATES {
+        for file in files_of(module) {
+            let code = production_code(&file);
             for name in *forbidden {
-                let used = code.match_indices(&format!("{name}::")).any(|(at, _)| {
+                let is_used = code.match_indices(&format!("{name}::")).any(|(at, _)| {
                     !code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
                 });
-                if used {
-                    wrong.push(format!("{}: `{module}` must not know `{name}`", file.display()));
+                if is_used {
+                    violations.push(format!("{}: `{module}` must not use `{name}`", file.display()));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
 fn every_module_is_in_the_table_and_on_the_map() {
-    let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let lib = std::fs::read_to_string(src().join("lib.rs")).unwrap();
     let declared: Vec<&str> = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     assert!(declared.len() > 10);
     for module in declared {
-        assert!(MAY_NAME.iter().any(|(name, _)| *name == module), "`{module}` is not in the table");
-        assert!(lib.contains(&format!("//! | [`{module}`]")) || lib.contains(&format!("//! | `{module}`")), "{module}");
+        assert!(MODULES.iter().any(|(name, _)| *name == module), "`{module}` is not in the table");
+        assert!(lib.contains(&format!("//! | [`{module}`]")), "`{module}` is not on the map of src/lib.rs");
     }
 }
 
 #[test]
-fn the_check_sees_a_forbidden_import() {
-    assert_eq!(named("use crate::chunk::Entry; super::x; mycrate::y"), ["chunk"]);
+fn imports_are_found_in_every_form() {
+    let own = ["pipeline".to_owned(), "images".to_owned(), "reader".to_owned()];
+    let found = |code: &str| -> Vec<String> { imported_paths(code, &own).iter().map(|path| path.join("::")).collect() };
+    assert_eq!(found("use crate::chunk::Entry;"), ["chunk::Entry"]);
+    assert_eq!(
+        found("use crate::{chunk::{Entry, journal as j}, config};"),
+        ["chunk::Entry", "chunk::journal", "config"]
+    );
+    assert_eq!(found("pub(crate) use super::super::Run;"), ["pipeline::Run"]);
+    assert_eq!(
+        found("let a = super::block::size(crate::decode::Spec);"),
+        ["decode::Spec", "pipeline::images::block::size"]
+    );
+    assert_eq!(found("use std::fs; use mycrate::x; let y = $crate::z;"), Vec::<String>::new());
 }

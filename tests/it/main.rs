@@ -1,18 +1,19 @@
-//! The program from outside: one binary, the real executable, on corpora that it draws itself.
+//! Tests of the program from outside: one binary that runs the real executable on synthetic corpora.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod bounds;
+mod adversarial_limits;
 mod damage;
 mod device;
+mod end_to_end;
 mod errors;
-mod hostile;
+mod fingerprints;
 mod hub;
 mod layering;
+mod observability;
+mod resource_limits;
 mod resume;
 mod s3;
-mod seeing;
 mod support;
 mod sweep;
 mod text;
 mod views;
-mod whole;

@@ -1,4 +1,4 @@
-//! Killed at any instant, stopped by signals, started twice: the end is the same bytes.
+//! Kills at any instant, signals and second starts: the artefacts stay the same bytes.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -8,17 +8,17 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-use crate::support::{artefacts, complaint, differences, pipeline, program, run, write};
+use crate::support::{artefacts, differences, pipeline, program, run, stderr_of, write};
 
 fn undisturbed(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     let run_dir = dir.join("undisturbed");
     let config = write(dir, &pipeline(&run_dir, &[]));
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     artefacts(&run_dir)
 }
 
-/// Starts a run, waits, and sends a signal; returns the exit code, or `None` where the signal killed it.
+/// Starts a run, waits, and sends a signal; returns the exit code, or `None` if the signal killed it.
 fn disturb(config: &str, after: Duration, signal: &str) -> Option<i32> {
     let mut child =
         program().args(["run", "--config", config]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -28,7 +28,7 @@ fn disturb(config: &str, after: Duration, signal: &str) -> Option<i32> {
 }
 
 #[test]
-fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
+fn repeated_kills_change_no_byte() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());
     let mut random = ChaCha8Rng::seed_from_u64(7);
@@ -41,14 +41,14 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
             killed += u32::from(disturb(&config, wait, "-KILL").is_none());
         }
         let out = run(&["run", "--config", &config]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
     }
     assert!(killed >= 8, "only {killed} kills met a running process");
 }
 
-/// Where a run is killed: (point, subject, how often it is passed before), in the order in which it gets there. Each group
-/// starts with a run of its own.
+/// Failpoints in the order in which a run reaches them: (point, subject, occurrence). Each group starts with its own run
+/// directory.
 const POINTS: [&[(&str, &str, u32)]; 4] = [
     &[
         ("rename", "run.toml", 1),
@@ -93,7 +93,7 @@ const POINTS: [&[(&str, &str, u32)]; 4] = [
 ];
 
 #[test]
-fn killed_before_and_after_every_kind_of_step_it_ends_with_the_same_bytes() {
+fn kill_at_each_step_changes_no_byte() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());
     for (group, points) in POINTS.iter().enumerate() {
@@ -102,23 +102,23 @@ fn killed_before_and_after_every_kind_of_step_it_ends_with_the_same_bytes() {
         for (point, subject, times) in *points {
             let plan = format!("{point} {subject} {times}");
             let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
-            assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
+            assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
         }
         let out = run(&["run", "--config", &config]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
     }
 }
 
 #[test]
-fn killed_while_it_throws_away_what_was_made_it_ends_with_the_same_bytes() {
+fn kill_during_removal_changes_no_byte() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[]));
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let expected = artefacts(&run_dir);
-    // The record without what is thrown away, each thing, and the record of what will be made.
+    // The record before the removal, each removed artefact, and the record of the new stage.
     for plan in [
         "rename run.toml 1",
         "renamed run.toml 1",
@@ -129,15 +129,15 @@ fn killed_while_it_throws_away_what_was_made_it_ends_with_the_same_bytes() {
     ] {
         let again = ["run", "--from", "stream", "--config", &config];
         let out = program().args(again).env("WIKICAP_KILL_AT", plan).output().unwrap();
-        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
+        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
         let out = run(&["run", "--config", &config]);
-        assert!(out.status.success(), "`{plan}`: {}", complaint(&out));
+        assert!(out.status.success(), "`{plan}`: {}", stderr_of(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new(), "{plan}");
     }
 }
 
 #[test]
-fn a_stopped_run_says_so_by_its_exit_code_and_goes_on() {
+fn stopped_run_exits_with_signal_code_and_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
@@ -145,16 +145,16 @@ fn a_stopped_run_says_so_by_its_exit_code_and_goes_on() {
         let config = write(dir.path(), &pipeline(&run_dir, &[]));
         let stopped = disturb(&config, Duration::from_millis(250), signal);
         assert!(stopped == Some(code) || stopped == Some(0), "{stopped:?}");
-        // A host that lost its scratch disk goes on from the run directory alone.
+        // A host that lost its scratch disk resumes from the run directory alone.
         std::fs::remove_dir_all(run_dir.join("scratch")).ok();
         let out = run(&["run", "--config", &config]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
     }
 }
 
 #[test]
-fn two_runs_on_one_directory_are_one_too_many() {
+fn second_run_on_one_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2000")]));
@@ -168,11 +168,11 @@ fn two_runs_on_one_directory_are_one_too_many() {
     first.kill().unwrap();
     first.wait().unwrap();
     assert_eq!(out.status.code(), Some(4));
-    assert!(complaint(&out).contains(&format!("in use by process {holder}")), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains(&format!("in use by process {holder}")), "{}", stderr_of(&out));
 }
 
 #[test]
-fn changed_settings_are_refused_by_name_and_from_recomputes() {
+fn changed_keys_are_refused_and_from_recomputes() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
@@ -185,7 +185,7 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
     );
     let out = run(&["run", "--config", &changed]);
     assert_eq!(out.status.code(), Some(2));
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     let row = |text: &str, key: &str| -> Vec<String> {
         let line = text.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("{key} is not in {text}"));
         line.trim_start_matches("error:").split_whitespace().map(str::to_owned).collect()
@@ -194,7 +194,7 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
     assert!(text.contains("--from train"), "{text}");
     let both = [("epochs = 12", "epochs = 3"), ("[model]", "[preprocess]\nalpha = \"drop\"\n[model]")];
     let both = write(dir.path(), &pipeline(&run_dir, &both));
-    let text = complaint(&run(&["run", "--config", &both]));
+    let text = stderr_of(&run(&["run", "--config", &both]));
     assert_eq!(row(&text, "preprocess.alpha")[1..3], ["\"white\"", "\"drop\""]);
     assert_eq!(row(&text, "train.epochs")[1..3], ["2", "3"]);
     assert!(text.contains("--from stream"), "{text}");
@@ -204,10 +204,10 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
     );
 
     let out = run(&["run", "--config", &changed, "--from", "train"]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(std::fs::read(run_dir.join("features/00000-000000000000.parquet")).unwrap(), features);
 
-    // Neither limits nor the pace of checkpoints matter to anything made.
+    // Neither limits nor the checkpoint interval affect any artefact.
     let paced = write(
         dir.path(),
         &pipeline(
@@ -216,5 +216,5 @@ fn changed_settings_are_refused_by_name_and_from_recomputes() {
         ),
     );
     let out = run(&["run", "--config", &paced]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
 }

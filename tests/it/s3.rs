@@ -1,4 +1,4 @@
-//! Inputs and runs on S3: a real server of that protocol in the test process, with faults put between it and the program.
+//! Inputs and run directories on S3: a real S3 server in the test process, with faults injected in front of it.
 
 mod faults;
 mod kills;

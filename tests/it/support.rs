@@ -1,11 +1,11 @@
-//! A drawn corpus for all tests, and the executable.
+//! The synthetic corpus that all tests share, and the executable.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-/// The executable with a clean log setting.
+/// Returns the executable with default log settings.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wikicap-pipeline"));
     command.env_remove("RUST_LOG").stdin(Stdio::null());
@@ -17,25 +17,25 @@ pub(crate) fn run(args: &[&str]) -> Output {
     program().args(args).output().unwrap()
 }
 
-/// Standard error as text.
-pub(crate) fn complaint(output: &Output) -> String {
+/// Returns standard error as text.
+pub(crate) fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The corpus that all tests share; drawn once for each test process.
+/// Returns the shared corpus, rendered once per test process.
 pub(crate) fn corpus() -> &'static Path {
     static CORPUS: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = CORPUS.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("corpus");
         let out = run(&["sample", "--out", path.to_str().unwrap(), "--train-images", "600", "--test-images", "60"]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         (dir, path)
     });
     path
 }
 
-/// A pipeline file over the shared corpus. `edits` replaces text.
+/// Returns a pipeline file over the shared corpus; `edits` replaces text in it.
 pub(crate) fn pipeline(run_dir: &Path, edits: &[(&str, &str)]) -> String {
     let corpus = corpus().display();
     let mut text = format!(
@@ -82,17 +82,17 @@ truth = "{corpus}/data/truth.csv"
     text
 }
 
-/// Writes a pipeline file beside its run directory and returns the file's path.
+/// Writes a pipeline file beside its run directory and returns its path.
 pub(crate) fn write(dir: &Path, text: &str) -> String {
     let path = dir.join("pipeline.toml");
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
 }
 
-/// What a run writes of itself, and that differs from one process to the next.
+/// Files that describe a process and differ between runs.
 const OF_PROCESSES: [&str; 5] = ["lock", "report.json", "run.toml", "status.json", "events"];
 
-/// Name → content of every durable artefact that must be the same bytes after any interruption.
+/// Returns name → content of every durable artefact that must be the same bytes after any interruption.
 pub(crate) fn artefacts(run_dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![run_dir.to_owned()];
@@ -113,7 +113,7 @@ pub(crate) fn artefacts(run_dir: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Names of what differs between two sets of artefacts.
+/// Returns the names that differ between two sets of artefacts.
 pub(crate) fn differences(one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     names.into_iter().filter(|name| one.get(*name) != other.get(*name)).cloned().collect()

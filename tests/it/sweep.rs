@@ -1,12 +1,12 @@
-//! Several heads from one pass, and what a head is trained towards.
+//! Sweeps of several heads, and training targets.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{artefacts, complaint, differences, pipeline, program, run, write};
+use crate::support::{artefacts, differences, pipeline, program, run, stderr_of, write};
 
-/// The pipeline of a sweep: two rates, two momenta.
+/// Returns a pipeline that sweeps two learning rates and two momenta.
 fn sweep(run_dir: &Path) -> String {
     let lists = "learning_rate = [0.02, 0.2]\nmomentum = [0.9, 0.5]\n";
     pipeline(
@@ -21,11 +21,11 @@ fn report(run_dir: &Path) -> Value {
 
 fn finish(dir: &Path, text: &str) {
     let out = run(&["run", "--config", &write(dir, text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
 }
 
 #[test]
-fn the_heads_of_a_sweep_are_those_of_separate_runs_and_the_best_predicts() {
+fn sweep_heads_equal_separate_runs() {
     let dir = tempfile::tempdir().unwrap();
     let all = dir.path().join("all");
     finish(dir.path(), &sweep(&all));
@@ -68,27 +68,27 @@ fn the_heads_of_a_sweep_are_those_of_separate_runs_and_the_best_predicts() {
 }
 
 #[test]
-fn a_sweep_killed_while_it_saves_ends_with_the_same_bytes() {
+fn kill_while_sweep_saves_changes_no_byte() {
     let dir = tempfile::tempdir().unwrap();
     let undisturbed = dir.path().join("undisturbed");
     finish(dir.path(), &sweep(&undisturbed));
     let run_dir = dir.path().join("killed");
     let config = write(dir.path(), &sweep(&run_dir));
-    // The heads are saved from the last to the first, one after the other.
+    // Heads are saved one after the other, from the last to the first.
     for (point, times) in
         [("rename", 2), ("renamed", 1), ("renamed", 2), ("renamed", 3), ("removed", 1), ("renamed", 6), ("remove", 3)]
     {
         let plan = format!("{point} checkpoints/ {times}");
         let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
-        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", complaint(&out));
+        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", stderr_of(&out));
     }
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
 }
 
 #[test]
-fn an_image_with_all_its_captions_is_one_sample() {
+fn image_targets_make_one_sample_per_image() {
     let dir = tempfile::tempdir().unwrap();
     let mut samples = Vec::new();
     for targets in ["pairs", "soft"] {
@@ -105,7 +105,7 @@ fn an_image_with_all_its_captions_is_one_sample() {
 }
 
 #[test]
-fn lists_that_cannot_be_a_sweep_are_refused_by_their_key() {
+fn impossible_sweeps_are_refused_by_key() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     for (edits, expected) in [
@@ -125,6 +125,6 @@ fn lists_that_cannot_be_a_sweep_are_refused_by_their_key() {
     ] {
         let out = run(&["run", "--config", &write(dir.path(), &pipeline(&run_dir, &edits))]);
         assert_eq!(out.status.code(), Some(2), "{edits:?}");
-        assert!(complaint(&out).contains(expected), "{edits:?}: {}", complaint(&out));
+        assert!(stderr_of(&out).contains(expected), "{edits:?}: {}", stderr_of(&out));
     }
 }

@@ -1,17 +1,17 @@
-//! A head towards captions' vectors: any list, by pixels and file names, and the same bytes after any interruption.
+//! Text heads: any caption list, by pixels and file names, and the same bytes after any interruption.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{artefacts, complaint, corpus, differences, pipeline, program, run, write};
+use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
 
-/// A tiny text encoder with weights that mean nothing: words are as far from each other as can be.
+/// Writes a tiny text encoder with random weights.
 fn encoder() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/xlmr").display().to_string()
 }
 
-/// The shared corpus with a text head.
+/// Returns a pipeline over the shared corpus with a text head.
 fn text(run_dir: &Path, edits: &[(&str, &str)]) -> String {
     let sections = format!("[text]\nencoder = '{}'\nprefix = 'query: '\n\n[head]\nkind = 'text'\n\n[train]", encoder());
     let mut all = vec![
@@ -30,7 +30,7 @@ fn report(run_dir: &Path) -> Value {
 
 fn finish(dir: &Path, text: &str) {
     let out = run(&["run", "--config", &write(dir, text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
 }
 
 fn rows(path: &Path) -> Vec<Vec<String>> {
@@ -39,7 +39,7 @@ fn rows(path: &Path) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn a_text_head_ranks_its_classes_and_any_other_list() {
+fn text_head_ranks_any_caption_list() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = text(
@@ -65,13 +65,13 @@ fn a_text_head_ranks_its_classes_and_any_other_list() {
         assert_eq!(questions(all), groups[1..].iter().map(questions).sum::<u64>(), "{side}: {groups:?}");
         assert!(!text_report[side]["by_language"].as_array().unwrap().is_empty(), "{side}");
     }
-    // What the table says is what the submission scores.
+    // The printed score equals that of the submission.
     let both = text_report["test"]["groups"][0]["both"]["ndcg5"].as_f64().unwrap();
     assert!((both - ndcg5).abs() < 1e-9, "{both} for {ndcg5}");
     let page = std::fs::read_to_string(run_dir.join("examples.html")).unwrap();
     assert!(page.matches("data:image/jpeg;base64,").count() >= 20 && !page.contains("no thumbnail"));
 
-    // Captions that the run has never seen, some of them hard; features are not made again.
+    // Captions that the run has never seen, some of them hard to tokenise; features are reused.
     let list = dir.path().join("list.csv");
     let hard = [
         "ภาพถ่ายของวัด",
@@ -91,7 +91,7 @@ fn a_text_head_ranks_its_classes_and_any_other_list() {
     let path = dir.path().join("pipeline.toml");
     let (path, list) = (path.to_str().unwrap(), list.to_str().unwrap());
     let out = run(&["predict", "--config", path, "--captions", list, "--output", "hard.csv"]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let ranked = rows(&run_dir.join("hard.csv"));
     assert_eq!(ranked.len() % 5, 0);
     assert!(ranked.iter().any(|row| hard.contains(&row[1].as_str())));
@@ -113,12 +113,12 @@ fn a_text_head_ranks_its_classes_and_any_other_list() {
     assert!(changed.iter().all(|name| own(name) || name == "hard.csv" || name == "examples.html"), "{changed:?}");
     for args in [["--output", "../x.csv"], ["--captions", "/nowhere.csv"]] {
         let out = run(&["predict", "--config", path, args[0], args[1]]);
-        assert!([2, 3].contains(&out.status.code().unwrap()), "{args:?}: {}", complaint(&out));
+        assert!([2, 3].contains(&out.status.code().unwrap()), "{args:?}: {}", stderr_of(&out));
     }
 }
 
 #[test]
-fn a_run_killed_anywhere_ends_with_the_same_bytes() {
+fn kills_change_no_byte_of_text_run() {
     let dir = tempfile::tempdir().unwrap();
     let undisturbed = dir.path().join("undisturbed");
     let edits = [
@@ -140,32 +140,32 @@ fn a_run_killed_anywhere_ends_with_the_same_bytes() {
     ] {
         let plan = format!("{point} {times}");
         let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
-        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", complaint(&out));
+        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", stderr_of(&out));
     }
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
 
-    // Vectors that were lost are made again, and an encoder that changed is refused.
+    // Lost vectors are recomputed; a changed encoder is refused.
     let folder = std::fs::read_dir(run_dir.join("texts")).unwrap().next().unwrap().unwrap().path();
     std::fs::remove_file(folder.join("000000.parquet")).unwrap();
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
     let other = encoder().replace("xlmr", "mini");
     for command in ["run", "predict"] {
         let config = write(dir.path(), &text(&run_dir, &edits).replace(&encoder(), &other));
         let out = run(&[command, "--config", &config]);
-        assert_eq!(out.status.code(), Some(2), "{}", complaint(&out));
-        assert!(complaint(&out).contains("text.encoder (files)"), "{}", complaint(&out));
+        assert_eq!(out.status.code(), Some(2), "{}", stderr_of(&out));
+        assert!(stderr_of(&out).contains("text.encoder (files)"), "{}", stderr_of(&out));
     }
     let config = write(dir.path(), &text(&run_dir, &edits).replace("'query: '", "''"));
     let out = run(&["run", "--config", &config]);
-    assert!(complaint(&out).contains("text.prefix") && complaint(&out).contains("--from text"), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains("text.prefix") && stderr_of(&out).contains("--from text"), "{}", stderr_of(&out));
 }
 
 #[test]
-fn a_head_of_classes_of_another_run_is_blended_in() {
+fn classifier_of_another_run_is_blended_in() {
     let dir = tempfile::tempdir().unwrap();
     let (classes, both) = (dir.path().join("classes"), dir.path().join("both"));
     finish(dir.path(), &pipeline(&classes, &[("validation_fraction = 0.1", "validation_fraction = 0.2")]));
@@ -175,21 +175,21 @@ fn a_head_of_classes_of_another_run_is_blended_in() {
     let found = report(&both);
     let part = &found["prediction"];
     assert!(part["text"]["classes_weight"].as_f64().unwrap() > 0.0, "{part}");
-    // Two epochs of the text head know little; the head of classes has learned what there is.
+    // After two epochs the text head is weak; the classifier is fully trained.
     let alone = report(&classes)["prediction"]["scores"]["ndcg5"].as_f64().unwrap();
     assert!(part["scores"]["ndcg5"].as_f64().unwrap() > 0.7 * alone, "{part}");
     let nowhere = config.replace(&classes.display().to_string(), &corpus().display().to_string());
     let out = run(&["predict", "--config", &write(dir.path(), &nowhere)]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(complaint(&out).contains("`predict.blend`"), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains("`predict.blend`"), "{}", stderr_of(&out));
 }
 
 #[test]
-fn keys_that_do_not_go_together_are_refused_by_name() {
+fn incompatible_keys_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     for (edits, expected) in [
-        (vec![("kind = 'text'", "kind = 'classes'")], "`text`: has a meaning"),
+        (vec![("kind = 'text'", "kind = 'classes'")], "`text`: works only"),
         (vec![("[head]", "[head]\nhidden = 100000")], "head.hidden"),
         (vec![("learning_rate = 0.01\n", "optimizer = 'sgd'\n")], "train.optimizer"),
         (vec![("learning_rate = 0.01\n", "targets = 'soft'\n")], "train.targets"),
@@ -199,21 +199,21 @@ fn keys_that_do_not_go_together_are_refused_by_name() {
         (vec![("[predict]", "[predict]\ncorrection = 'hubs'")], "predict.correction"),
     ] {
         let out = run(&["run", "--config", &write(dir.path(), &text(&run_dir, &edits))]);
-        assert_eq!(out.status.code(), Some(2), "{edits:?}: {}", complaint(&out));
-        assert!(complaint(&out).contains(expected), "{edits:?}: {}", complaint(&out));
+        assert_eq!(out.status.code(), Some(2), "{edits:?}: {}", stderr_of(&out));
+        assert!(stderr_of(&out).contains(expected), "{edits:?}: {}", stderr_of(&out));
     }
     let no_encoder = text(&run_dir, &[]).replace(&encoder(), "/nowhere/encoder");
     let config = write(dir.path(), &no_encoder);
     for command in ["run", "check"] {
         let out = run(&[command, "--config", &config]);
-        assert_eq!(out.status.code(), Some(5), "{}", complaint(&out));
-        let said = complaint(&out) + &String::from_utf8_lossy(&out.stdout);
+        assert_eq!(out.status.code(), Some(5), "{}", stderr_of(&out));
+        let said = stderr_of(&out) + &String::from_utf8_lossy(&out.stdout);
         assert!(said.contains("/nowhere/encoder/config.json"), "{said}");
     }
-    // The class head has none of these keys.
+    // The classifier head has none of these keys.
     let keys = "[predict]\nfile_names = true\ncorrection = 'csls'\ncaptions = 'x.csv'\nblend = 'y'";
     let out = run(&["run", "--config", &write(dir.path(), &pipeline(&run_dir, &[("[predict]", keys)]))]);
     for key in ["predict.file_names", "predict.correction", "predict.captions", "predict.blend"] {
-        assert!(complaint(&out).contains(key), "{}", complaint(&out));
+        assert!(stderr_of(&out).contains(key), "{}", stderr_of(&out));
     }
 }

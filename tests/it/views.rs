@@ -1,4 +1,4 @@
-//! Random parts of the training images.
+//! Random crops (views) of the training images.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,14 +7,14 @@ use arrow::array::AsArray as _;
 use arrow::datatypes::UInt8Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use crate::support::{artefacts, complaint, corpus, differences, pipeline, program, run, write};
+use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
 
-/// Three views, four epochs.
+/// Returns a pipeline with three views and four epochs.
 fn with_views(run_dir: &Path) -> String {
     pipeline(run_dir, &[("[train]", "[train]\nviews = 3"), ("epochs = 12", "epochs = 4")])
 }
 
-/// The views of each image in the feature chunks, with their features.
+/// Returns the views of each image in the feature chunks, with their features.
 fn features(run_dir: &Path) -> BTreeMap<String, Vec<(u8, Vec<u8>)>> {
     let mut found: BTreeMap<String, Vec<(u8, Vec<u8>)>> = BTreeMap::new();
     for entry in std::fs::read_dir(run_dir.join("features")).unwrap() {
@@ -34,13 +34,13 @@ fn features(run_dir: &Path) -> BTreeMap<String, Vec<(u8, Vec<u8>)>> {
 }
 
 #[test]
-fn each_image_is_seen_in_its_parts_and_those_held_out_whole() {
+fn training_images_are_cropped_and_held_out_ones_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (parts, whole) = (dir.path().join("parts"), dir.path().join("whole"));
     let plain = pipeline(&whole, &[("epochs = 12", "epochs = 4")]);
     for text in [with_views(&parts), plain] {
         let out = run(&["run", "--config", &write(dir.path(), &text)]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
     }
     let (of_parts, of_whole) = (features(&parts), features(&whole));
     assert_eq!(of_parts.keys().collect::<Vec<_>>(), of_whole.keys().collect::<Vec<_>>());
@@ -52,7 +52,7 @@ fn each_image_is_seen_in_its_parts_and_those_held_out_whole() {
                 held_out += 1;
                 assert!(views == &of_whole[url], "{url}: another feature of the whole image");
             }
-            // A drawing of one colour looks the same in every part.
+            // Every crop of a one-colour drawing is equal.
             [1, 2, 3] => alike += u32::from(views[0].1 == views[1].1 || views[1].1 == views[2].1),
             other => panic!("{url}: views {other:?}"),
         }
@@ -66,24 +66,24 @@ fn each_image_is_seen_in_its_parts_and_those_held_out_whole() {
     for key in ["samples", "steps", "validation_images"] {
         assert_eq!(of_parts["training"][key], of_whole["training"][key], "{key}");
     }
-    // An image is one image, however many views it has.
+    // All views of an image count as one image.
     assert_eq!(of_parts["images"]["tally"], of_whole["images"]["tally"]);
     assert_eq!(of_parts["images"]["labels"], of_whole["images"]["labels"]);
     assert_ne!(of_parts["training"]["loss"], of_whole["training"]["loss"]);
 
-    // What a view is depends on the share that is held out, too.
+    // The views depend on the validation fraction too.
     let text = with_views(&parts).replace("validation_fraction = 0.1", "validation_fraction = 0.2");
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert_eq!(out.status.code(), Some(2), "{}", complaint(&out));
-    assert!(complaint(&out).contains("train.validation_fraction"), "{}", complaint(&out));
+    assert_eq!(out.status.code(), Some(2), "{}", stderr_of(&out));
+    assert!(stderr_of(&out).contains("train.validation_fraction"), "{}", stderr_of(&out));
 }
 
 #[test]
-fn views_are_the_same_for_any_number_of_workers_and_however_often_it_is_killed() {
+fn views_do_not_depend_on_workers_or_kills() {
     let dir = tempfile::tempdir().unwrap();
     let undisturbed = dir.path().join("undisturbed");
     let out = run(&["run", "--config", &write(dir.path(), &with_views(&undisturbed))]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let run_dir = dir.path().join("killed");
     let config = write(dir.path(), &with_views(&run_dir));
     let machine = dir.path().join("machine.toml");
@@ -92,15 +92,15 @@ fn views_are_the_same_for_any_number_of_workers_and_however_often_it_is_killed()
     for plan in ["fill 00000- 1", "renamed features/ 2", "renamed checkpoints/ 2", "removed checkpoints/ 1"] {
         let arguments = ["run", "--config", &config, "--machine", machine];
         let out = program().args(arguments).env("WIKICAP_KILL_AT", plan).output().unwrap();
-        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", complaint(&out));
+        assert_eq!(out.status.code(), None, "`{plan}` was not reached: {}", stderr_of(&out));
     }
     let out = run(&["run", "--config", &config, "--machine", machine]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(&artefacts(&undisturbed), &artefacts(&run_dir)), Vec::<String>::new());
 }
 
 #[test]
-fn a_benchmark_of_the_pipeline_makes_the_views_that_it_asks_for() {
+fn bench_config_renders_requested_views() {
     let dir = tempfile::tempdir().unwrap();
     let bench = |text: &str| -> serde_json::Value {
         let out = run(&["--json", "bench", "--config", &write(dir.path(), text)]);
@@ -113,9 +113,9 @@ fn a_benchmark_of_the_pipeline_makes_the_views_that_it_asks_for() {
     let alone = bench(&format!("[run]\ndir = '{run_shown}'\n[images]\n{images}"));
     let squares = |report: &serde_json::Value| report["squares_per_image"].as_f64().unwrap();
     assert!((squares(&plain) - 1.0).abs() < 1e-9, "{}", squares(&plain));
-    // A tenth of the images is held out, and stays whole.
+    // A tenth of the images is held out and stays whole.
     assert!((2.4..3.0).contains(&squares(&parts)), "{}", squares(&parts));
-    // Chunks that are the product are not read by the run that made them.
+    // Product chunks are not read by the run that wrote them.
     for (report, count) in [(&parts, 6), (&plain, 6), (&alone, 5)] {
         let stages = report["stages"].as_array().unwrap();
         let names: Vec<&str> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();

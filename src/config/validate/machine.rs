@@ -112,7 +112,7 @@ fn check_store(store: &RawStore, problems: &mut Problems) -> StoreConfig {
         "store.endpoint",
         format!("`{endpoint}` must be a URL that starts with `https://` or `http://`"),
     );
-    problems.refuse_if(retry_budget.0.is_zero(), "store.retry_budget", "must be longer than zero");
-    problems.refuse_if(read_timeout.0.is_zero(), "store.read_timeout", "must be longer than zero");
+    problems.refuse_if(retry_budget.0.is_zero(), "store.retry_budget", "`0s` must be longer than zero");
+    problems.refuse_if(read_timeout.0.is_zero(), "store.read_timeout", "`0s` must be longer than zero");
     StoreConfig { endpoint, retry_budget: retry_budget.0, read_timeout: read_timeout.0 }
 }

@@ -31,7 +31,7 @@ pub struct PredictConfig {
 
 /// Checks `[predict]`.
 pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Problems) -> PredictConfig {
-    problems.refuse_if(predict.images.is_empty(), "predict.images", "names no file");
+    problems.refuse_if(predict.images.is_empty(), "predict.images", "is required: name at least one file or glob");
     problems.refuse_if(
         predict.ids.is_empty(),
         "predict.ids",

@@ -100,11 +100,7 @@ pub(in super::super) fn check_head(pipeline: &RawPipeline, problems: &mut Proble
     let hidden = pipeline.head.hidden;
     problems.refuse_if(hidden > 65_536, "head.hidden", format!("`{hidden}` must be at most 65536"));
     let mut text_only = |used: bool, key: &str| {
-        problems.refuse_if(
-            used && !is_text,
-            key,
-            "has a meaning with `head.kind = \"text\"` alone: remove it, or set that",
-        );
+        problems.refuse_if(used && !is_text, key, "works only with `head.kind = \"text\"`: remove it, or set that");
     };
     text_only(pipeline.text.is_some(), "text");
     text_only(hidden > 0, "head.hidden");
@@ -136,10 +132,11 @@ pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, proble
         HeadKind::Text => (Optimizer::AdamW, 1024, 1e-3),
     };
     let batch_size = *train.batch_size.get_or_insert(batch_size);
+    let chosen = *train.optimizer.get_or_insert(optimizer);
     problems.refuse_if(
-        *train.optimizer.get_or_insert(optimizer) != optimizer,
+        chosen != optimizer,
         "train.optimizer",
-        format!("a head of kind `{kind}` is trained by `{optimizer}` alone"),
+        format!("`{chosen}` cannot train a head of kind `{kind}`: use `{optimizer}`, or remove the key"),
     );
     let rates = train.learning_rate.get_or_insert_with(|| rate.into()).0.clone();
     if kind == HeadKind::Text {
@@ -164,7 +161,7 @@ pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, proble
     problems.refuse_if(
         trials.len() > 1 && train.validation_fraction == 0.0,
         "train.validation_fraction",
-        "`0` leaves nothing to choose the best of several heads by: hold some images out",
+        "`0` holds out no image to choose the best of several heads by: set a share over 0",
     );
     TrainConfig {
         epochs: train.epochs,
@@ -191,15 +188,15 @@ fn check_contrastive(train: &RawTrain, batch_size: u32, problems: &mut Problems)
         batch_size > MAX_CONTRASTED,
         "train.batch_size",
         format!(
-            "`{batch_size}`: a text head takes 32 bytes for each pair of captions in a batch, so at most {MAX_CONTRASTED}; \
-             `train.accumulation` makes steps larger"
+            "`{batch_size}` must be at most {MAX_CONTRASTED} for a text head, which needs 32 bytes for each pair of captions in \
+             a batch; raise `train.accumulation` for larger steps"
         ),
     );
-    problems.refuse_if(train.targets != TargetKind::Pairs, "train.targets", "a text head is trained on `pairs` alone");
+    problems.refuse_if(train.targets != TargetKind::Pairs, "train.targets", "must be `pairs` for a text head");
     problems.refuse_if(
         train.label_smoothing != 0.0,
         "train.label_smoothing",
-        "has no meaning for a text head: remove it",
+        "does not work with a text head: remove it",
     );
 }
 
@@ -208,7 +205,7 @@ fn check_numbers(train: &RawTrain, rates: &[f64], problems: &mut Problems) {
         problems.refuse_if(!good, key, format!("`{value}` must be {range}"));
     };
     for rate in rates {
-        number("train.learning_rate", *rate, rate.is_finite() && *rate > 0.0, "a number over 0");
+        number("train.learning_rate", *rate, rate.is_finite() && *rate > 0.0, "over 0");
     }
     for momentum in &train.momentum.0 {
         number("train.momentum", *momentum, (0.0..1.0).contains(momentum), "from 0 to below 1");
@@ -227,13 +224,13 @@ fn check_numbers(train: &RawTrain, rates: &[f64], problems: &mut Problems) {
         "train.views",
         format!("`{}` must be at most {MAX_VIEWS}", train.views),
     );
-    problems.refuse_if(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "must be longer than zero");
+    problems.refuse_if(train.checkpoint_every.0.is_zero(), "train.checkpoint_every", "`0s` must be longer than zero");
     for (key, list) in [
         ("train.learning_rate", rates),
         ("train.momentum", &train.momentum.0),
         ("train.weight_decay", &train.weight_decay.0),
     ] {
-        problems.refuse_if(list.is_empty(), key, "an empty list: give one number, or several to try");
+        problems.refuse_if(list.is_empty(), key, "is an empty list: give one number, or several to try");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A server that speaks the hub's protocol, with a second port for the large files, and fails in the ways that one can set.
+//! A server of the hub's protocol, with a second port for large files and injectable failures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -21,27 +21,27 @@ use sha2::{Digest, Sha256};
 
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
 
-/// What goes wrong; each `u32` counts down.
+/// Injected failures; each `u32` counts down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
-    /// Answers 503.
+    /// Responses with status 503.
     pub(crate) unavailable: u32,
-    /// Breaks the connection in the middle of a large file.
+    /// Connections broken in the middle of a large file.
     pub(crate) resets: u32,
-    /// Turns a byte of a large file.
+    /// Large files with one byte changed.
     pub(crate) corrupt: u32,
-    /// Bytes that a large file has less, or more.
+    /// Bytes removed from, or added to, a large file.
     pub(crate) longer_by: i64,
-    /// Bytes of a large file every 20 ms.
+    /// Bytes of a large file sent every 20 ms.
     pub(crate) throttle: Option<usize>,
     pub(crate) no_ranges: bool,
-    /// The port of the large files refuses.
+    /// Whether the port of the large files refuses connections.
     pub(crate) signature_expired: u32,
-    /// Status and `X-Error-Code` of every answer of the hub itself.
+    /// Status and `X-Error-Code` of every response of the hub itself.
     pub(crate) refuses: Option<(u16, &'static str)>,
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) port: &'static str,
@@ -76,7 +76,7 @@ impl Drop for Server {
     }
 }
 
-/// Each server has an address of its own: the port of one that was stopped may be another's a moment later.
+/// Counter for loopback addresses: every server has its own, because a closed port may be reused at once.
 static SERVERS: AtomicU8 = AtomicU8::new(2);
 
 impl Server {
@@ -97,7 +97,7 @@ impl Server {
                             let answer = answer(&state, port, &request);
                             async move { Ok::<_, Infallible>(answer) }
                         });
-                        // A client that was killed is no failure of the server.
+                        // A killed client is no failure of the server.
                         hyper::server::conn::http1::Builder::new()
                             .serve_connection(TokioIo::new(stream), service)
                             .await
@@ -113,7 +113,7 @@ impl Server {
         Self { endpoint, state, runtime: Some(runtime) }
     }
 
-    /// Nobody answers any more.
+    /// Stops accepting connections.
     pub(crate) fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_millis(100));
@@ -140,7 +140,7 @@ impl Server {
         commit
     }
 
-    /// Publishes a directory's files, and some that nobody should ask for.
+    /// Publishes the files of a directory, and some that no client should request.
     pub(crate) fn publish_dir(&self, repo: &str, revision: &str, dir: &Path) -> String {
         let mut names: BTreeSet<String> = BTreeSet::new();
         let mut folders = vec![dir.to_owned()];
@@ -161,7 +161,7 @@ impl Server {
         self.publish(repo, revision, &files)
     }
 
-    /// Answers to an old name with a redirect.
+    /// Redirects an old repository name.
     pub(crate) fn rename(&self, old: &str, repo: &str) {
         self.state().renamed.insert(old.to_owned(), repo.to_owned());
     }
@@ -170,7 +170,7 @@ impl Server {
         self.state().faults = faults;
     }
 
-    /// The requests since the last call.
+    /// Returns the requests since the last call.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.state().seen)
     }
@@ -184,7 +184,7 @@ fn is_large(name: &str) -> bool {
     name.rsplit('.').next().is_some_and(|ending| ["safetensors", "bin"].contains(&ending))
 }
 
-/// The hash under which the hub knows a file.
+/// Returns the hash by which the hub identifies a file.
 pub(crate) fn etag(name: &str, content: &[u8]) -> String {
     if is_large(name) {
         hex(&Sha256::digest(content))
@@ -259,7 +259,7 @@ fn cdn(state: &mut State, path: &str, query: &str, from: usize) -> Option<Answer
         Ok(Frame::data(block))
     });
     let end = futures::stream::iter(reset.then_some(())).then(|()| async {
-        // What is still in a buffer would go with the connection.
+        // Closing the connection would discard buffered bytes.
         tokio::time::sleep(Duration::from_millis(50)).await;
         Err(std::io::Error::other("reset"))
     });

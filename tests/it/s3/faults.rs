@@ -1,73 +1,73 @@
-//! What goes wrong between a client and a server of HTTP, drawn from a seed.
+//! Faults between an HTTP client and a server, derived from a seed.
 //!
-//! Each request's fate is a function of the seed, of what it asks for, and of how often that was asked before, and of nothing
-//! else: neither the time nor the order of requests plays a part, so a seed that failed fails again.
+//! The fate of a request is a function of the seed, the request and the number of its earlier attempts. It depends on
+//! neither time nor order, so a seed that failed once fails again.
 
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-/// How often what goes wrong. Shares are of 1.
+/// Frequency of each fault, as a share of 1.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
     pub(crate) seed: u64,
-    /// An error of the server's (500, 503, 429), or a connection that ends without an answer; nothing was done.
+    /// A server error (500, 503, 429), or a connection closed without a response; nothing was done.
     pub(crate) fail: f64,
-    /// A write was done, and its answer never comes.
+    /// A write that was done and never acknowledged.
     pub(crate) lose: f64,
-    /// A conditional write meets another one (409); nothing was done.
+    /// A conditional write that conflicts with another one (409); nothing was done.
     pub(crate) conflict: f64,
-    /// A body breaks off: the connection is reset.
+    /// A body cut by a connection reset.
     pub(crate) reset: f64,
-    /// A body ends early, as if it were whole.
+    /// A body that ends early as if complete.
     pub(crate) truncate: f64,
-    /// No byte comes for `stall_for`, before the answer or in its body.
+    /// No byte for `stall_for`, before the response or inside its body.
     pub(crate) stall: f64,
     pub(crate) stall_for: Duration,
-    /// An answer is late by up to so much.
+    /// Largest delay of a response.
     pub(crate) latency: Duration,
-    /// Bodies come and go no faster than this; 0: as fast as they can.
+    /// Transfer rate of bodies; 0 is unlimited.
     pub(crate) bytes_per_second: u32,
 }
 
-/// What becomes of one request.
+/// The fate of one request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Fate {
-    /// It is served.
+    /// Served normally.
     Served,
-    /// An error of this status.
+    /// An error response with this status.
     Status(u16),
-    /// The connection ends without an answer, and nothing was done.
+    /// The connection closes without a response, and nothing was done.
     Unheard,
-    /// Done, and the connection ends without an answer.
+    /// Done, but the connection closes without a response.
     Lost,
-    /// The body ends after this share of it, with a reset.
+    /// The body ends after this share with a reset.
     Reset(f64),
-    /// The body ends after this share of it, under a `Content-Length` that fits.
+    /// The body ends after this share, under a matching `Content-Length`.
     Short(f64),
-    /// The body ends after this share of it, sent in chunks without a length.
+    /// The body ends after this share, in chunked encoding.
     Chunked(f64),
-    /// Nothing comes for a while, then the answer.
+    /// A pause before the response.
     Late,
-    /// The body stalls after this share of it, and goes on.
+    /// A pause inside the body after this share.
     Stalled(f64),
 }
 
-/// What is asked for, as far as its fate depends on it.
+/// The parts of a request that decide its fate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
-    /// Path and query without what differs from run to run.
+    /// Path and query without parts that differ between runs.
     pub(crate) path: &'a str,
     pub(crate) range: &'a str,
     pub(crate) conditional: bool,
-    /// How often it was asked before.
+    /// Number of earlier equal requests.
     pub(crate) attempt: u64,
 }
 
 impl Faults {
-    /// The figures of the promise: 10 % of requests fail, 5 % of bodies are reset, 1 % are truncated; and a few of the rest.
+    /// Returns the promised fault rates: 10 % of requests fail, 5 % of bodies are reset, 1 % are truncated, and a few others.
     pub(crate) fn promised(seed: u64) -> Self {
         Self {
             seed,
@@ -87,14 +87,14 @@ impl Faults {
         ChaCha8Rng::from_seed(*blake3::hash(text.as_bytes()).as_bytes())
     }
 
-    /// How late the answer is.
+    /// Returns the delay of the response.
     pub(crate) fn lateness(&self, asked: Asked<'_>) -> Duration {
         let mut dice = self.dice(asked);
         dice.set_stream(1);
         self.latency.mul_f64(share(&mut dice))
     }
 
-    /// Decides.
+    /// Decides the fate of a request.
     pub(crate) fn fate(&self, asked: Asked<'_>) -> Fate {
         let mut dice = self.dice(asked);
         let mut falls = |likelihood: f64| share(&mut dice) < likelihood;
@@ -133,7 +133,7 @@ fn share(dice: &mut ChaCha8Rng) -> f64 {
 }
 
 #[test]
-fn a_seed_draws_the_same_faults_again_and_as_many_as_were_asked_for() {
+fn faults_are_reproducible_and_as_frequent_as_asked() {
     let faults = Faults { truncate: 0.05, stall: 0.05, ..Faults::promised(3) };
     let fates = |method: &str| -> Vec<Fate> {
         (0..20_000u64)

@@ -1,4 +1,4 @@
-//! A run on S3 that is killed, before and after each kind of write and at random instants, ends with the same bytes.
+//! Runs on S3 that are killed before and after each kind of write and at random instants: the bytes stay the same.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
@@ -9,9 +9,9 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::faults::Faults;
 use super::runs::{command, local, remote, with_corpus};
-use crate::support::{artefacts, complaint, differences};
+use crate::support::{artefacts, differences, stderr_of};
 
-/// Where a run is killed, in the order in which it gets there: (point, subject, at which passing).
+/// Failpoints in the order in which a run reaches them: (point, subject, occurrence).
 const POINTS: &[(&str, &str, u32)] = &[
     ("put", "lock", 1),
     ("put-done", "lock", 1),
@@ -42,28 +42,28 @@ const POINTS: &[(&str, &str, u32)] = &[
 ];
 
 #[test]
-fn killed_before_and_after_every_kind_of_write_to_s3_it_ends_with_the_same_bytes() {
+fn kill_at_each_s3_write_changes_no_byte() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
     let text = remote("s3://runs/run", &[]);
     for (number, (point, subject, times)) in POINTS.iter().enumerate() {
         let plan = format!("{point} {subject} {times}");
         let out = command(&server, dir.path(), &text, "").env("WIKICAP_KILL_AT", &plan).output().unwrap();
-        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", complaint(&out));
-        // The claim of a process of this host that is gone is not waited for.
-        assert!(!complaint(&out).contains("waiting up to"), "{plan}: {}", complaint(&out));
+        assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
+        // The claim of a dead process on this host is void at once.
+        assert!(!stderr_of(&out).contains("waiting up to"), "{plan}: {}", stderr_of(&out));
         if number % 4 == 3 {
-            // Another host, which has the run directory alone.
+            // Another host, which has only the run directory.
             std::fs::remove_dir_all(dir.path().join("scratch")).ok();
         }
     }
     let out = command(&server, dir.path(), &text, "").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(local(), &artefacts(&server.bucket("runs").join("run"))), Vec::<String>::new());
 }
 
 #[test]
-fn killed_at_random_instants_while_a_tenth_of_requests_fail_it_ends_with_the_same_bytes() {
+fn random_kills_with_failing_requests_change_no_byte() {
     for seed in [1] {
         let dir = tempfile::tempdir().unwrap();
         let server = with_corpus(Faults::promised(seed));
@@ -81,7 +81,7 @@ fn killed_at_random_instants_while_a_tenth_of_requests_fail_it_ends_with_the_sam
             }
         }
         let out = command(&server, dir.path(), &text, "").output().unwrap();
-        assert!(out.status.success(), "seed {seed}: {}", complaint(&out));
+        assert!(out.status.success(), "seed {seed}: {}", stderr_of(&out));
         let made = artefacts(&server.bucket("runs").join("run"));
         assert_eq!(differences(local(), &made), Vec::<String>::new(), "seed {seed}");
         assert!(killed >= 5, "seed {seed}: only {killed} kills met a running process");
@@ -89,7 +89,7 @@ fn killed_at_random_instants_while_a_tenth_of_requests_fail_it_ends_with_the_sam
 }
 
 #[test]
-fn a_run_on_s3_that_is_asked_to_stop_does_so_in_time_even_where_the_store_is_gone() {
+fn stop_is_prompt_even_when_s3_is_unreachable() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
     let text = remote("s3://runs/run", &[]);
@@ -105,12 +105,12 @@ fn a_run_on_s3_that_is_asked_to_stop_does_so_in_time_even_where_the_store_is_gon
         let since = Instant::now();
         std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).output().unwrap();
         let out = child.wait_with_output().unwrap();
-        assert_eq!(out.status.code(), Some(143), "{}", complaint(&out));
+        assert_eq!(out.status.code(), Some(143), "{}", stderr_of(&out));
         assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
         server.set_away(false);
         assert_eq!(server.bucket("runs").join("run/lock").exists(), away, "a claim is given up where it can be");
     }
     let out = command(&server, dir.path(), &text, "").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(local(), &artefacts(&server.bucket("runs").join("run"))), Vec::<String>::new());
 }

@@ -1,11 +1,11 @@
-//! What is found, and what is said where nothing can be: each in one sentence, soon, and without a secret.
+//! Listing, and errors of unreachable or unreadable inputs: one sentence, soon, and without a secret.
 
 use std::time::{Duration, Instant};
 
 use super::faults::Faults;
 use super::runs::{command, machine, with_corpus};
 use super::server::{KEYS, Server};
-use crate::support::{complaint, program, write};
+use crate::support::{program, stderr_of, write};
 
 fn images(pattern: &str, run_dir: &str) -> String {
     format!(
@@ -16,7 +16,7 @@ fn images(pattern: &str, run_dir: &str) -> String {
 const TEST_IMAGES: &str = "s3://corpus/data/image_data_test/image_pixels/*.csv";
 
 #[test]
-fn a_listing_of_many_pages_goes_on_behind_the_page_that_failed() {
+fn listing_resumes_after_failed_page() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults { seed: 1, fail: 0.4, ..Faults::default() });
     let bucket = server.bucket("many");
@@ -26,19 +26,19 @@ fn a_listing_of_many_pages_goes_on_behind_the_page_that_failed() {
     let rows = crate::support::corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv");
     std::fs::copy(rows, bucket.join("3141.csv")).unwrap();
     let out = command(&server, dir.path(), &images("s3://many/*.csv", "s3://runs/run"), "").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let pages = server.log().iter().filter(|line| line.as_str() == "GET /many").count();
     assert!((4..40).contains(&pages), "{pages} requests for 4 pages");
 }
 
-/// Runs what must fail; gives exit code, complaint and time.
+/// Runs a command that must fail; returns exit code, standard error and time.
 fn fails(server: &Server, text: &str, store: &str, variables: &[(&str, &str)]) -> (i32, String, Duration) {
     let dir = tempfile::tempdir().unwrap();
     let mut command = command(server, dir.path(), text, store);
     command.envs(variables.iter().copied());
     let since = Instant::now();
     let out = command.output().unwrap();
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert!(!text.contains(KEYS.1) && !text.contains("panicked"), "{text}");
     let error = text.lines().filter(|line| line.starts_with("error: ")).count();
     assert_eq!(error, 1, "{text}");
@@ -46,7 +46,7 @@ fn fails(server: &Server, text: &str, store: &str, variables: &[(&str, &str)]) -
 }
 
 #[test]
-fn what_cannot_be_reached_or_read_is_said_in_one_sentence_and_soon() {
+fn unreachable_stores_fail_fast_in_one_sentence() {
     let server = with_corpus(Faults::default());
     let soon = Duration::from_secs(10);
     let run = "s3://runs/run";
@@ -74,7 +74,7 @@ fn what_cannot_be_reached_or_read_is_said_in_one_sentence_and_soon() {
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("`images.shards`") && text.contains("`ftp://host/*.csv`"), "{text}");
 
-    // A gzip file that was cut before it was stored.
+    // A gzip file that was truncated before its upload.
     let whole =
         crate::support::corpus().join("data/image_data_train/image_pixels/train_image_pixels_part-00000.csv.gz");
     let whole = std::fs::read(whole).unwrap();
@@ -85,9 +85,9 @@ fn what_cannot_be_reached_or_read_is_said_in_one_sentence_and_soon() {
 }
 
 #[test]
-fn a_store_that_only_refuses_is_given_up_when_patience_ends_and_a_silent_one_earlier() {
+fn retry_budget_bounds_refusals_and_silence() {
     std::thread::scope(|scope| {
-        // It answers, so the patience is that of the settings, though nothing ever worked.
+        // The server answers, so the configured retry budget applies although nothing ever succeeded.
         scope.spawn(|| {
             let server = with_corpus(Faults { fail: 1.0, ..Faults::default() });
             let text = images(TEST_IMAGES, "s3://runs/run");
@@ -97,7 +97,7 @@ fn a_store_that_only_refuses_is_given_up_when_patience_ends_and_a_silent_one_ear
             assert!(text.contains("the same command resumes"), "{text}");
             assert!((Duration::from_secs(18)..Duration::from_secs(40)).contains(&took), "{took:?}");
         });
-        // Nobody ever answered.
+        // No server ever answered.
         scope.spawn(|| {
             let server = with_corpus(Faults::default());
             let text = images(TEST_IMAGES, "s3://runs/run");
@@ -110,7 +110,7 @@ fn a_store_that_only_refuses_is_given_up_when_patience_ends_and_a_silent_one_ear
 }
 
 #[test]
-fn keys_region_and_endpoint_may_come_from_the_profile() {
+fn credentials_region_and_endpoint_come_from_profile() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
     let home = dir.path().join("home/.aws");
@@ -126,7 +126,7 @@ fn keys_region_and_endpoint_may_come_from_the_profile() {
         run.env_remove(name);
     }
     let out = run.env("HOME", dir.path().join("home")).env("AWS_PROFILE", "lab").output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
-    // Not even in the most talkative log.
-    assert!(!complaint(&out).contains(KEYS.1));
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    // The most verbose log shows no secret either.
+    assert!(!stderr_of(&out).contains(KEYS.1));
 }

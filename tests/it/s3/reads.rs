@@ -1,4 +1,4 @@
-//! Reading one version of an object over HTTP, whatever the connection does, with and without ranges.
+//! Reads of one object version over HTTP under connection faults, with and without range support.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use wikicap_pipeline::objects::{Object, Store, StoreError, StoreSettings, explai
 use super::faults::Faults;
 use super::server::Server;
 
-/// Bytes that no two places have in common.
+/// Returns pseudo-random bytes.
 fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
@@ -35,7 +35,7 @@ async fn read(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_object_arrives_whole_through_resets_truncations_and_stalls() {
+async fn object_survives_resets_truncations_and_stalls() {
     let all = [(1, false), (2, false), (3, true), (4, true)].map(|(seed, whole)| async move {
         let faults = Faults {
             reset: 0.3,
@@ -60,7 +60,7 @@ async fn an_object_arrives_whole_through_resets_truncations_and_stalls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_waits_loses_nothing_to_the_silence_limit() {
+async fn idle_reader_survives_the_read_timeout() {
     let all = [false, true].map(|whole| async move {
         let server = Server::open_to_all(Faults::default());
         server.set_whole(whole);
@@ -75,7 +75,7 @@ async fn a_reader_that_waits_loses_nothing_to_the_silence_limit() {
         let mut reader = store.open(&object, Arc::default()).await.unwrap();
         let mut first = vec![0; 1 << 20];
         reader.read_exact(&mut first).await.unwrap();
-        // Longer than patience or silence.
+        // Longer than the retry budget and the read timeout.
         tokio::time::sleep(Duration::from_secs(4)).await;
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_reader_that_waits_loses_nothing_to_the_silence_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_object_that_is_replaced_or_gone_is_noticed() {
+async fn replaced_or_deleted_object_is_noticed() {
     let server = Server::open_to_all(Faults::default());
     let store = Store::new(settings());
     let content = noise(18 << 20, 1);
@@ -98,7 +98,7 @@ async fn an_object_that_is_replaced_or_gone_is_noticed() {
         &|| std::fs::remove_file(&path).unwrap(),
     ];
     for (number, replace) in replacements.iter().enumerate() {
-        // Before it is opened, and while it is read.
+        // Replaced before it is opened, and while it is read.
         for read_bytes in [0, 1 << 20] {
             std::fs::write(&path, &content).unwrap();
             let object = store.find(&url).await.unwrap();
@@ -128,7 +128,7 @@ async fn an_object_that_is_replaced_or_gone_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_object_of_which_less_is_there_than_its_size_says_is_not_asked_for_forever() {
+async fn short_object_is_not_requested_forever() {
     let server = Server::open_to_all(Faults::default());
     put(&server, "object", &noise(9 << 20, 1));
     let store = Store::new(settings());
@@ -139,7 +139,7 @@ async fn an_object_of_which_less_is_there_than_its_size_says_is_not_asked_for_fo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_signs_a_url_is_never_told() {
+async fn url_signatures_are_never_shown() {
     let server = Server::open_to_all(Faults::default());
     put(&server, "object", b"content");
     let store = Store::new(settings());

@@ -1,4 +1,4 @@
-//! Whole runs whose inputs and run directory are on S3: whatever goes wrong on the way, the same bytes as on a local disk.
+//! Whole runs with inputs and run directory on S3: under any fault, the same bytes as on a local disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::faults::Faults;
 use super::server::Server;
-use crate::support::{artefacts, complaint, corpus, differences, pipeline, program, run, write};
+use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
 
-/// Seeds of faults: those that once broke a run, and a few more. `WIKICAP_FAULT_SEED=7` tries one alone.
+/// Fault seeds: those that once broke a run, and a few more. `WIKICAP_FAULT_SEED=7` tries one.
 const SEEDS: &[u64] = &[1, 2, 3];
 
 fn seeds(known: &[u64]) -> Vec<u64> {
@@ -20,25 +20,25 @@ fn seeds(known: &[u64]) -> Vec<u64> {
     }
 }
 
-/// What a run on local disk leaves.
+/// Returns the artefacts of a run on local disk.
 pub(super) fn local() -> &'static BTreeMap<String, Vec<u8>> {
     static MADE: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
     MADE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
         let out = run(&["run", "--config", &write(dir.path(), &pipeline(&run_dir, &[]))]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         artefacts(&run_dir)
     })
 }
 
-/// The same pipeline with its inputs and its run directory on S3.
+/// Returns the same pipeline with inputs and run directory on S3.
 pub(super) fn remote(run_dir: &str, edits: &[(&str, &str)]) -> String {
     let data = format!("{}/data", corpus().display());
     pipeline(Path::new(run_dir), edits).replace(&data, "s3://corpus/data")
 }
 
-/// A server that has the corpus, and a bucket for runs.
+/// Starts a server with the corpus and a bucket for runs.
 pub(super) fn with_corpus(faults: Faults) -> Server {
     let server = Server::start(faults);
     server.serve("corpus", corpus());
@@ -46,14 +46,14 @@ pub(super) fn with_corpus(faults: Faults) -> Server {
     server
 }
 
-/// A machine file with a scratch directory of its own; `store` is the text of its `[store]`.
+/// Writes a machine file with its own scratch directory; `store` is the text of its `[store]` section.
 pub(super) fn machine(dir: &Path, store: &str) -> String {
     let path = dir.join("machine.toml");
     std::fs::write(&path, format!("[scratch]\ndir = '{}/scratch'\n[store]\n{store}\n", dir.display())).unwrap();
     path.display().to_string()
 }
 
-/// `run` of a pipeline text against a server.
+/// Returns the `run` command of a pipeline against a server.
 pub(super) fn command(server: &Server, dir: &Path, text: &str, store: &str) -> Command {
     let mut command = program();
     command.args(["run", "--config", &write(dir, text), "--machine", &machine(dir, store)]);
@@ -63,17 +63,17 @@ pub(super) fn command(server: &Server, dir: &Path, text: &str, store: &str) -> C
 
 fn succeeds(mut command: Command, about: &str) -> Output {
     let out = command.output().unwrap();
-    assert!(out.status.success(), "{about}: {}", complaint(&out));
+    assert!(out.status.success(), "{about}: {}", stderr_of(&out));
     out
 }
 
-/// Files left on this machine by runs that ended.
+/// Lists files that finished runs left on this machine.
 fn left_behind(folder: &Path) -> Vec<String> {
     artefacts(folder).into_keys().collect()
 }
 
 #[test]
-fn a_tenth_of_requests_failing_changes_no_byte() {
+fn failing_requests_change_no_byte() {
     let one = |seed: u64| {
         let dir = tempfile::tempdir().unwrap();
         let server = with_corpus(Faults::promised(seed));
@@ -85,12 +85,12 @@ fn a_tenth_of_requests_failing_changes_no_byte() {
         assert_eq!(left_behind(&dir.path().join("scratch")), Vec::<String>::new(), "seed {seed}");
         assert!(!server.bucket("runs").join("a/b/lock").exists(), "the claim stays after the run");
     };
-    // Side by side: they wait most of the time.
+    // These run side by side, because they mostly wait.
     std::thread::scope(|scope| seeds(SEEDS).into_iter().for_each(|seed| drop(scope.spawn(move || one(seed)))));
 }
 
 #[test]
-fn silence_is_noticed_and_the_request_made_again() {
+fn silent_request_is_retried() {
     for seed in seeds(&[1]) {
         let faults = Faults { seed, stall: 0.04, stall_for: Duration::from_secs(30), ..Faults::default() };
         let dir = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ fn silence_is_noticed_and_the_request_made_again() {
     }
 }
 
-/// Pixel chunks of one shard, which are larger than one request takes.
+/// Returns a pipeline whose pixel chunks exceed one upload request.
 fn pixels(run_dir: &str, shards: &str, size_px: u32) -> String {
     format!(
         "[run]\ndir = '{run_dir}'\n[images]\nshards = ['{shards}/train_image_pixels_part-00000.csv.gz']\n\
@@ -114,7 +114,7 @@ fn pixels(run_dir: &str, shards: &str, size_px: u32) -> String {
 }
 
 #[test]
-fn a_file_of_several_parts_is_whole_whatever_became_of_its_requests() {
+fn multipart_upload_survives_request_failures() {
     let dir = tempfile::tempdir().unwrap();
     let images = "data/image_data_train/image_pixels";
     let run_dir = dir.path().join("run");
@@ -134,14 +134,14 @@ fn a_file_of_several_parts_is_whole_whatever_became_of_its_requests() {
 }
 
 #[test]
-fn a_slow_line_is_no_silent_one() {
+fn slow_transfer_does_not_time_out() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults { bytes_per_second: 1 << 20, ..Faults::default() });
     let images = "s3://corpus/data/image_data_train/image_pixels";
-    // Each chunk takes a second and a half on its way, five times what may be silent.
+    // Each chunk takes 1.5 s to upload, five times the read timeout.
     let text = pixels("s3://runs/run", images, 72).replace("part-00000", "part-0000[01]");
     let out = succeeds(command(&server, dir.path(), &text, "silence = '300 ms'\npatience = '3 s'"), "");
-    assert!(!complaint(&out).contains("claim"), "{}", complaint(&out));
+    assert!(!stderr_of(&out).contains("claim"), "{}", stderr_of(&out));
     let run_dir = dir.path().join("run");
     let images = format!("{}/data/image_data_train/image_pixels", corpus().display());
     let text = pixels(run_dir.to_str().unwrap(), &images, 72).replace("part-00000", "part-0000[01]");
@@ -151,7 +151,7 @@ fn a_slow_line_is_no_silent_one() {
 }
 
 #[test]
-fn a_store_without_conditional_writes_does_too() {
+fn store_without_conditional_writes_works() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults { fail: 0.05, lose: 0.05, ..Faults::promised(5) });
     server.set_plain(true);
@@ -160,7 +160,7 @@ fn a_store_without_conditional_writes_does_too() {
 }
 
 #[test]
-fn a_store_that_goes_away_for_a_while_is_waited_for() {
+fn outage_within_the_retry_budget_is_survived() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
     let mut run = command(&server, dir.path(), &remote("s3://runs/run", &[]), "")
@@ -179,6 +179,6 @@ fn a_store_that_goes_away_for_a_while_is_waited_for() {
     assert_eq!(differences(&before, &artefacts(&server.bucket("runs").join("run"))), Vec::<String>::new());
     server.set_away(false);
     let out = run.wait_with_output().unwrap();
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(differences(local(), &artefacts(&server.bucket("runs").join("run"))), Vec::<String>::new());
 }

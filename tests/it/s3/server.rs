@@ -1,7 +1,7 @@
-//! An S3 server in this process, on a port of its own, which keeps objects as files; and the faults in front of it.
+//! An S3 server in this process on its own port, which stores objects as files, and the faults in front of it.
 //!
-//! What happens happens on the wire: a connection is closed or reset under the client, a body is shorter than its object.
-//! Writes are served one at a time, so that a condition and what is written under it are one step, as S3 promises.
+//! Faults happen on the wire: a connection is closed or reset, a body is shorter than its object. Writes are served one at a
+//! time, so that a condition and its write are one step, as S3 promises.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -26,14 +26,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::faults::{Asked, Fate, Faults};
 
-/// Whoever knows these may do everything.
+/// Credentials with full access.
 pub(crate) const KEYS: (&str, &str) = ("test-key", "test-secret");
-/// Bytes that a slowed body carries at a time.
+/// Bytes of a throttled body sent at a time.
 const SLOW_BYTES: usize = 16 << 10;
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
 
-/// The server; it ends when this is dropped.
+/// The server; it stops when dropped.
 pub(crate) struct Server {
     folder: tempfile::TempDir,
     address: SocketAddr,
@@ -43,7 +43,7 @@ pub(crate) struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // May be inside another runtime, where nothing waits.
+        // Dropping may happen inside another runtime, where blocking is not allowed.
         self.runtime.take().expect("it is taken here alone").shutdown_background();
     }
 }
@@ -51,21 +51,21 @@ impl Drop for Server {
 struct Shared {
     root: PathBuf,
     s3: S3Service,
-    /// Held alone by who writes.
+    /// Held exclusively by writers.
     order: tokio::sync::RwLock<()>,
     faults: Faults,
     asked: Mutex<HashMap<String, u64>>,
-    /// Conditional writes are answered 501.
+    /// Whether conditional writes get status 501.
     plain: AtomicBool,
-    /// Nothing is answered: connections are taken and closed.
+    /// Whether connections are accepted and closed without a response.
     away: AtomicBool,
-    /// Ranges are not known: every answer is the whole object.
+    /// Whether ranges are ignored: every response is the whole object.
     whole: AtomicBool,
-    /// Bytes of an object beyond these are promised and never come.
+    /// Number of bytes of an object that are sent; the rest is promised and never comes.
     holds: AtomicU64,
     requests: AtomicU64,
     faulty: AtomicU64,
-    /// `METHOD /path`, in order.
+    /// Requests as `METHOD /path`, in order.
     log: Mutex<Vec<String>>,
 }
 
@@ -78,7 +78,7 @@ impl Server {
         Self::with_keys(faults, true)
     }
 
-    /// A server that asks for no keys: one of plain HTTP.
+    /// Starts a server without authentication, for plain HTTP.
     pub(crate) fn open_to_all(faults: Faults) -> Self {
         Self::with_keys(faults, false)
     }
@@ -116,49 +116,49 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// The folder behind a bucket, which is made.
+    /// Returns the folder of a bucket, creating it.
     pub(crate) fn bucket(&self, name: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::create_dir_all(&path).unwrap();
         path
     }
 
-    /// Serves a folder of this machine as a bucket.
+    /// Serves a local folder as a bucket.
     pub(crate) fn serve(&self, name: &str, folder: &Path) {
         std::os::unix::fs::symlink(folder, self.folder.path().join(name)).unwrap();
     }
 
-    /// Whether ranges are ignored.
+    /// Sets whether ranges are ignored.
     pub(crate) fn set_whole(&self, whole: bool) {
         self.shared.whole.store(whole, Ordering::SeqCst);
     }
 
-    /// Of how many bytes of each object there is anything to give.
+    /// Sets how many bytes of each object are sent.
     pub(crate) fn set_holds(&self, bytes: u64) {
         self.shared.holds.store(bytes, Ordering::SeqCst);
     }
 
-    /// Whether conditional writes are refused as not implemented.
+    /// Sets whether conditional writes are refused as not implemented.
     pub(crate) fn set_plain(&self, plain: bool) {
         self.shared.plain.store(plain, Ordering::SeqCst);
     }
 
-    /// Whether every connection is closed without an answer.
+    /// Sets whether every connection is closed without a response.
     pub(crate) fn set_away(&self, away: bool) {
         self.shared.away.store(away, Ordering::SeqCst);
     }
 
-    /// Requests so far, and those of them that went wrong.
+    /// Returns the number of requests and of injected faults.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.shared.requests.load(Ordering::SeqCst), self.shared.faulty.load(Ordering::SeqCst))
     }
 
-    /// The requests so far, as `METHOD /path`.
+    /// Returns the requests so far, as `METHOD /path`.
     pub(crate) fn log(&self) -> Vec<String> {
         locked(&self.shared.log).clone()
     }
 
-    /// Gives a command what it needs to reach this server, and nothing of this machine's own settings.
+    /// Sets the environment of a command: this server's address and credentials, and none of this machine's settings.
     pub(crate) fn reached_by<'a>(&self, command: &'a mut std::process::Command) -> &'a mut std::process::Command {
         for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"] {
             command.env_remove(name);
@@ -185,13 +185,13 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             let serving = hyper::server::conn::http1::Builder::new()
                 .serve_connection(hyper_util::rt::TokioIo::new(wire), service);
-            // That it ends with an error is what this is for.
+            // Injected faults end the connection with an error.
             serving.await.ok();
         });
     }
 }
 
-/// A connection that can end with a reset.
+/// A connection that can be closed by a reset.
 struct Wire {
     stream: TcpStream,
     cut: Arc<AtomicBool>,
@@ -200,7 +200,7 @@ struct Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.cut.load(Ordering::SeqCst) {
-            // Closing then sends RST and drops what was not sent yet.
+            // Closing sends RST and drops unsent bytes.
             self.stream.set_zero_linger().ok();
         }
     }
@@ -226,7 +226,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// Ends a connection: hyper closes it where a service or a body fails.
+/// Closes the connection: hyper does so when a service or a body fails.
 fn cut_off() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "cut by the test")
 }
@@ -242,7 +242,7 @@ impl Shared {
         };
         let (method, uri, range) = (request.method().clone(), request.uri().clone(), text("range"));
         let conditional = method == Method::PUT && !(text("if-match") + &text("if-none-match")).is_empty();
-        // An upload's id and a listing's token differ from run to run.
+        // Upload ids and listing tokens differ between runs.
         let query = uri
             .query()
             .unwrap_or_default()
@@ -330,7 +330,7 @@ enum Piece {
     Cut,
 }
 
-/// What is sent of a body, in order; a length that is not the object's is put into the head.
+/// Splits a body into the frames that are sent; a differing length goes into the header.
 fn pieces(fate: Fate, all: &Bytes, stall_for: Duration, headers: &mut hyper::HeaderMap) -> Vec<Piece> {
     let end = |share: f64| (all.len() as f64 * share) as usize;
     let mut pieces: Vec<Piece> = Vec::new();
@@ -376,7 +376,7 @@ fn sent(pieces: Vec<Piece>, bytes_per_second: u32, cut: Arc<AtomicBool>) -> Body
                     None
                 }
                 Piece::Cut => {
-                    // What was sent shall arrive: a reset may overtake it.
+                    // Let sent bytes arrive before a reset can overtake them.
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     cut.store(true, Ordering::SeqCst);
                     Some(Err(cut_off()))

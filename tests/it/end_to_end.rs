@@ -1,8 +1,8 @@
-//! The main job and the smaller commands.
+//! The main job and the smaller commands, from corpus to submission.
 
 use std::path::Path;
 
-use crate::support::{complaint, corpus, pipeline, run, write};
+use crate::support::{corpus, pipeline, run, stderr_of, write};
 
 fn json(output: &std::process::Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
@@ -13,12 +13,12 @@ fn count(path: &Path) -> usize {
 }
 
 #[test]
-fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
+fn run_scores_near_the_ceiling() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 40")]));
     let out = run(&["run", "--config", &config, "--json"]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let report = json(&out);
 
     // Every row is accounted for.
@@ -32,7 +32,7 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
     }
     assert!(tally["quarantined"].as_object().unwrap().len() >= 4, "{tally}");
 
-    // The submission answers every id with five different captions, in the order of the ids.
+    // The submission ranks five distinct captions for every id, in the order of the ids file.
     let submission = run_dir.join("submission.csv");
     let ids: Vec<String> = csv::ReaderBuilder::new()
         .delimiter(b'\t')
@@ -53,7 +53,7 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
         assert_eq!(distinct.len(), 5, "{id}");
     }
 
-    // The score is near what one ranking an image can reach, and `evaluate` agrees with the run.
+    // The score is close to its ceiling, and `evaluate` agrees with the report.
     let scores = &report["prediction"]["scores"];
     let (ndcg, ceiling) = (scores["ndcg5"].as_f64().unwrap(), scores["ndcg5_ceiling"].as_f64().unwrap());
     assert!(ndcg >= 0.85 * ceiling, "{ndcg} of {ceiling}");
@@ -72,13 +72,13 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
     assert!((json(&out)["ndcg5"].as_f64().unwrap() - ndcg).abs() < 1e-12);
     assert!((json(&out)["ndcg5_ceiling"].as_f64().unwrap() - ceiling).abs() < 1e-12);
 
-    // A second start finds everything done and changes nothing.
+    // A second start finds everything complete and changes nothing.
     let before = crate::support::artefacts(&run_dir);
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(crate::support::differences(&before, &crate::support::artefacts(&run_dir)), Vec::<String>::new());
 
-    // What was written can be inspected, by name and kind.
+    // `inspect` describes every kind of artefact.
     let step = report["training"]["steps"].as_u64().unwrap();
     for (path, kind) in [
         (String::new(), "run directory"),
@@ -86,7 +86,7 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
         ("features/00000-000000000000.parquet".to_owned(), "feature chunk"),
     ] {
         let out = run(&["inspect", run_dir.join(path).to_str().unwrap()]);
-        assert!(String::from_utf8_lossy(&out.stdout).contains(kind), "{}", complaint(&out));
+        assert!(String::from_utf8_lossy(&out.stdout).contains(kind), "{}", stderr_of(&out));
     }
     let quarantine = std::fs::read_dir(run_dir.join("quarantine")).unwrap().next().unwrap().unwrap().path();
     let out = run(&["inspect", quarantine.to_str().unwrap()]);
@@ -95,7 +95,7 @@ fn the_whole_job_ends_with_a_submission_near_its_ceiling() {
 }
 
 #[test]
-fn any_number_of_workers_gives_the_same_bytes() {
+fn artefacts_do_not_depend_on_worker_count() {
     let dir = tempfile::tempdir().unwrap();
     let mut found = Vec::new();
     for workers in [1, 5] {
@@ -104,14 +104,14 @@ fn any_number_of_workers_gives_the_same_bytes() {
         std::fs::write(&machine, format!("[limits]\ncpu_workers = {workers}\nmemory = '512 MiB'\n")).unwrap();
         let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
         let out = run(&["run", "--config", &config, "--machine", machine.to_str().unwrap()]);
-        assert!(out.status.success(), "{}", complaint(&out));
+        assert!(out.status.success(), "{}", stderr_of(&out));
         found.push(crate::support::artefacts(&run_dir));
     }
     assert_eq!(crate::support::differences(&found[0], &found[1]), Vec::<String>::new());
 }
 
 #[test]
-fn without_a_model_the_pixels_are_the_product() {
+fn pixel_chunks_are_the_product_without_model() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let text = format!(
@@ -120,7 +120,7 @@ fn without_a_model_the_pixels_are_the_product() {
         corpus().display()
     );
     let out = run(&["run", "--json", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let tally = &json(&out)["images"]["tally"];
     assert!(tally["kept"].as_u64().unwrap() > 600 && tally["skipped"].get("no_label").is_none(), "{tally}");
     let out = run(&["inspect", run_dir.join("chunks/00000-000000000000.parquet").to_str().unwrap()]);
@@ -129,7 +129,7 @@ fn without_a_model_the_pixels_are_the_product() {
 }
 
 #[test]
-fn a_list_that_shares_nothing_with_the_pairs_ends_well_and_says_so() {
+fn run_without_labels_succeeds_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let list = dir.path().join("list.csv");
@@ -137,7 +137,7 @@ fn a_list_that_shares_nothing_with_the_pairs_ends_well_and_says_so() {
     let original = format!("{}/data/test_caption_list.csv", corpus().display());
     let config = write(dir.path(), &pipeline(&run_dir, &[(&original, list.to_str().unwrap())]));
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     // The note is broken into lines.
     let text = String::from_utf8_lossy(&out.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
     for word in ["no row of the pairs has a caption that is a class", "match = \"title\"", "classes = \"train\""] {
@@ -147,20 +147,20 @@ fn a_list_that_shares_nothing_with_the_pairs_ends_well_and_says_so() {
 }
 
 #[test]
-fn prediction_alone_uses_the_newest_checkpoint() {
+fn predict_uses_newest_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let whole = pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]);
     let config = write(dir.path(), &whole);
     let out = run(&["run", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let first = std::fs::read(run_dir.join("submission.csv")).unwrap();
     std::fs::remove_file(run_dir.join("submission.csv")).unwrap();
     let out = run(&["predict", "--config", &config]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(std::fs::read(run_dir.join("submission.csv")).unwrap(), first);
 
-    // A pipeline that names nothing but the run, the model and the test images does the same under another name.
+    // A pipeline with only [run], [model] and [predict] gives the same result under another name.
     let start = whole.find("[model]").unwrap();
     let (train, predict) = (whole.find("[train]").unwrap(), whole.find("[predict]").unwrap());
     let text = format!(
@@ -170,24 +170,24 @@ fn prediction_alone_uses_the_newest_checkpoint() {
         &whole[predict..]
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     assert_eq!(std::fs::read(run_dir.join("other.csv")).unwrap(), first);
 
-    // The export is a whole model directory.
+    // The export is a complete model directory.
     let export = dir.path().join("export");
     let out = run(&["export", "--config", &write(dir.path(), &whole), "--out", export.to_str().unwrap()]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     for name in ["config.json", "model.safetensors", "preprocessor_config.json"] {
         assert!(export.join(name).is_file(), "{name}");
     }
 }
 
 #[test]
-fn check_changes_nothing_and_says_what_would_run() {
+fn check_describes_run_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let out = run(&["check", "--config", &write(dir.path(), &pipeline(&run_dir, &[]))]);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     for word in ["train (new)", "images.shards", "rows have a label", "64 × 64 px", "No problem found"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");

@@ -1,14 +1,14 @@
-//! Limits under input that was made to break them, watched from outside.
+//! Memory and disk limits under adversarial input, measured from outside.
 
 use std::path::Path;
 
 use crate::bounds::{machine, watched, watched_to_any_end};
-use crate::support::{artefacts, complaint, corpus, differences, run};
+use crate::support::{artefacts, corpus, differences, run, stderr_of};
 
-/// What the process takes beside `limits.memory`: code, threads, the tiny model and what the allocator keeps.
+/// Memory of the process beyond `limits.memory`: code, threads, the tiny model and allocator overhead.
 const BASE_BYTES: u64 = 64 << 20;
 
-/// An image of noise (which does not compress) or of one colour, in base64.
+/// Returns an image of noise (incompressible) or of one colour, in base64.
 fn image(width: u32, height: u32, noise: bool) -> String {
     let mut png = Vec::new();
     let mut encoder = png::Encoder::new(&mut png, width, height);
@@ -26,7 +26,7 @@ fn image(width: u32, height: u32, noise: bool) -> String {
     base64_simd::STANDARD.encode_to_string(png)
 }
 
-/// Writes a pipeline over `shard.csv` with a model, whose input is 64 pixels wide.
+/// Writes a pipeline over `shard.csv` with a model whose input is 64 px wide.
 fn pipeline(dir: &Path, run: &str, rows: u32, more: &str) -> String {
     let text = format!(
         "[run]\ndir = '{0}/{run}'\n[images]\nshards = ['{0}/shard*.csv']\n[chunks]\nrows = {rows}\n[model]\ncheckpoint = '{1}/models/vit-tiny'\n{more}",
@@ -38,22 +38,22 @@ fn pipeline(dir: &Path, run: &str, rows: u32, more: &str) -> String {
     path.display().to_string()
 }
 
-/// The least `limits.memory`, as the refusal of less names it.
+/// Returns the smallest accepted `limits.memory`, read from the refusal of a smaller one.
 fn floor(dir: &Path, config: &str, limits: &str) -> u64 {
     let out = run(&["run", "--config", config, "--machine", &machine(dir, &format!("memory = '1 MiB'\n{limits}"))]);
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert_eq!(out.status.code(), Some(2), "{text}");
     text.split("less than the ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
-/// The least scratch disk: two chunks of a ring, as the configuration's check computes them, and the features of one.
+/// Returns the smallest accepted `limits.disk`: two chunks in the spool, as the config check computes them, and the features of one.
 fn least_disk(rows: u32) -> u64 {
     const DIM: u64 = 64;
     2 * (u64::from(rows) * (3 * 64 * 64 + 1024) + (1 << 20)) + u64::from(rows) * (4 * DIM + 24)
 }
 
 #[test]
-fn at_their_floors_the_limits_hold_for_the_largest_images_and_many_workers() {
+fn minimum_limits_hold_for_largest_images_and_many_workers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (huge, heavy, small) = (image(6600, 6000, false), image(830, 820, true), image(40, 30, true));
@@ -87,7 +87,7 @@ fn at_their_floors_the_limits_hold_for_the_largest_images_and_many_workers() {
 }
 
 #[test]
-fn long_urls_are_kept_or_quarantined_and_pass_no_limit() {
+fn long_urls_stay_within_limits() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let small = image(40, 30, false);
@@ -101,7 +101,7 @@ fn long_urls_are_kept_or_quarantined_and_pass_no_limit() {
         };
         shard.push_str(&format!("{}\t{small}\tm\n", url(row, bytes)));
     }
-    // Rows that are quarantined for their data keep their URLs too.
+    // Quarantined rows keep their URLs in the tally too.
     for row in 3000..4000 {
         shard.push_str(&format!("{}\tbm90IGFuIGltYWdl\tm\n", url(row, 2048)));
     }
@@ -121,7 +121,7 @@ fn long_urls_are_kept_or_quarantined_and_pass_no_limit() {
     assert_eq!(tally["quarantined"]["unsupported_format"], 1000, "{tally}");
 }
 
-/// Pairs that give each of the images `labels` captions, all of them classes.
+/// Writes pairs that give each image `labels` captions, all of them classes.
 fn labelled(dir: &Path, images: usize, labels: usize) {
     let mut pairs = "language\timage_url\tcaption_title_and_reference_description\n".to_owned();
     for image in 0..images {
@@ -133,7 +133,7 @@ fn labelled(dir: &Path, images: usize, labels: usize) {
 }
 
 #[test]
-fn a_chunk_with_more_labels_than_the_ring_holds_is_refused_and_goes_on_with_more_room() {
+fn chunk_larger_than_spool_is_refused_until_limit_is_raised() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let small = image(40, 30, false);
@@ -145,7 +145,7 @@ fn a_chunk_with_more_labels_than_the_ring_holds_is_refused_and_goes_on_with_more
         dir.display()
     );
     let config = pipeline(dir, "run", 50, &more);
-    // 50 rows with 40 kB of labels each fit beside nothing else; 100 rows do not fit at all.
+    // 50 rows with 40 kB of labels each just fit; 100 rows do not.
     let small_disk = format!("memory = '300 MiB'\ncpu_workers = 4\ndisk = '{} B'", least_disk(50));
     let peak = watched(&["run", "--config", &config, "--machine", &machine(dir, &small_disk)], &dir.join("scratch"));
     assert!(peak.disk_bytes <= least_disk(50), "{} bytes of disk", peak.disk_bytes);
@@ -153,7 +153,7 @@ fn a_chunk_with_more_labels_than_the_ring_holds_is_refused_and_goes_on_with_more
     let small_disk = format!("memory = '300 MiB'\ncpu_workers = 4\ndisk = '{} B'", least_disk(100));
     let args = ["run", "--config", &config, "--machine", &machine(dir, &small_disk)];
     let (peak, out) = watched_to_any_end(&args, &dir.join("scratch"));
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     assert_eq!(out.status.code(), Some(2), "{text}");
     assert!(text.contains("`limits.disk`") && text.contains("row 0 of shard 0"), "{text}");
     assert!(peak.disk_bytes <= least_disk(100), "{} bytes of disk", peak.disk_bytes);

@@ -1,4 +1,4 @@
-//! What other processes see of a run: `status`, Prometheus, events and the report.
+//! Views of a run from other processes: `status`, Prometheus, events and the report.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{complaint, pipeline, program, run, write};
+use crate::support::{pipeline, program, run, stderr_of, write};
 
 fn status(run_dir: &Path) -> Option<Value> {
     let out = run(&["--json", "status", "--run-dir", run_dir.to_str().unwrap()]);
@@ -32,13 +32,13 @@ fn events(run_dir: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn a_run_is_seen_from_outside_while_it_runs_and_after_it_was_killed() {
+fn status_describes_running_and_killed_runs() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 20000")]));
     let out = run(&["status", "--run-dir", run_dir.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(complaint(&out).contains("is not there"), "{}", complaint(&out));
+    assert!(stderr_of(&out).contains("is not there"), "{}", stderr_of(&out));
 
     let mut child = program()
         .args(["run", "--config", &config, "--metrics", "0"])
@@ -101,6 +101,7 @@ fn a_run_is_seen_from_outside_while_it_runs_and_after_it_was_killed() {
     let text = String::from_utf8(out.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains("is not running") && text.contains("without a final report"), "{text}");
     assert_eq!(status(&run_dir).unwrap()["live"], false);
+    assert_eq!(run(&["status", "--check", run_dir.to_str().unwrap()]).status.code(), Some(1));
     let kinds: Vec<String> = events(&run_dir).iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
     assert_eq!(kinds[0], "run_started");
     let committed = events(&run_dir).into_iter().filter(|event| event["event"] == "chunk_committed");
@@ -110,7 +111,7 @@ fn a_run_is_seen_from_outside_while_it_runs_and_after_it_was_killed() {
 }
 
 #[test]
-fn a_finished_run_says_what_held_it_up() {
+fn finished_run_names_its_bottleneck() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
@@ -123,5 +124,6 @@ fn a_finished_run_says_what_held_it_up() {
     assert!((0.0..=1.0).contains(&waited) && images["bottleneck"]["share"].as_f64().unwrap() > 0.0);
     let now = status(&run_dir).unwrap();
     assert_eq!((&now["state"], &now["live"]), (&"done".into(), &false.into()));
+    assert_eq!(run(&["status", "--check", run_dir.to_str().unwrap()]).status.code(), Some(0));
     assert_eq!(events(&run_dir).last().unwrap()["state"], "done");
 }

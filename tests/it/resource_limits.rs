@@ -1,4 +1,4 @@
-//! Memory and disk, watched from outside while the real program runs.
+//! Memory and disk use, measured from outside while the real program runs.
 
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{artefacts, complaint, corpus, differences, program, run, write};
+use crate::support::{artefacts, corpus, differences, program, run, stderr_of, write};
 
-/// What a process took at most.
+/// Peak use of a process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Peak {
     pub(crate) resident_bytes: u64,
     pub(crate) disk_bytes: u64,
 }
 
-/// Bytes that the files below a folder take.
+/// Returns the size of all files below a folder.
 fn disk(folder: &Path) -> u64 {
     let mut total = 0;
     let mut folders = vec![folder.to_owned()];
@@ -39,14 +39,14 @@ fn resident(child: &Child) -> u64 {
     1024 * kib.unwrap_or(0u64)
 }
 
-/// Runs to the end, looking at the process and its scratch every 10 ms.
+/// Runs to the end, sampling memory and scratch disk every few milliseconds.
 pub(crate) fn watched(args: &[&str], scratch: &Path) -> Peak {
     let (peak, out) = watched_to_any_end(args, scratch);
-    assert!(out.status.success(), "{}", complaint(&out));
+    assert!(out.status.success(), "{}", stderr_of(&out));
     peak
 }
 
-/// As [`watched`], whatever the program says in the end. It may take two minutes.
+/// As [`watched`], for any exit code. The run may take two minutes.
 pub(crate) fn watched_to_any_end(args: &[&str], scratch: &Path) -> (Peak, Output) {
     let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let (over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -64,7 +64,7 @@ pub(crate) fn watched_to_any_end(args: &[&str], scratch: &Path) -> (Peak, Output
     while child.try_wait().unwrap().is_none() {
         if started.elapsed() > Duration::from_mins(2) {
             child.kill().unwrap();
-            panic!("it does not end: {}", complaint(&child.wait_with_output().unwrap()));
+            panic!("it does not end: {}", stderr_of(&child.wait_with_output().unwrap()));
         }
         peak.resident_bytes = peak.resident_bytes.max(resident(&child));
         std::thread::sleep(Duration::from_millis(10));
@@ -75,7 +75,7 @@ pub(crate) fn watched_to_any_end(args: &[&str], scratch: &Path) -> (Peak, Output
     (peak, child.wait_with_output().unwrap())
 }
 
-/// Writes `copies` shards of the drawn corpus's rows, each with URLs of its own.
+/// Writes `copies` shards with the rows of the synthetic corpus, each with its own URLs.
 fn multiplied(dir: &Path, copies: usize) {
     let source = corpus().join("data/image_data_test/image_pixels/test_image_pixels_part-00000.csv");
     let rows = std::fs::read(source).unwrap();
@@ -113,12 +113,12 @@ pub(crate) fn machine(dir: &Path, limits: &str) -> String {
     path.display().to_string()
 }
 
-/// Peaks scatter: which buffers are in use at once is chance, and the longer a run the more chances it has. So the same
-/// number of rows goes through either way, in ten short runs or in one.
+/// Peaks scatter, because the set of buffers in use at once is random and a longer run has more chances. So both sides read
+/// the same number of rows, in ten short runs or in one long run.
 #[test]
-fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
+fn memory_and_disk_do_not_grow_with_the_corpus() {
     let dir = tempfile::tempdir().unwrap();
-    // Small limits, which the small corpus fills already.
+    // Small limits, which even the small corpus fills.
     let limits = "memory = '256 MiB'\ndisk = '4 MiB'\ncpu_workers = 2";
     let machine = machine(dir.path(), limits);
     let peaks_of = |name: &str, copies, runs| -> Vec<Peak> {
@@ -140,7 +140,7 @@ fn ten_times_the_corpus_takes_the_same_memory_and_disk() {
     assert!(large.disk_bytes > 1 << 20, "the ring was hardly used: {} bytes", large.disk_bytes);
 }
 
-/// A file system of its own, in a name space of its own that ends with the process.
+/// Runs a script on its own file system, in a mount namespace that ends with the process.
 pub(crate) fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<Output> {
     let mount = format!("mount -t tmpfs -o size={size} none \"$0\" && {script}");
     let mut command = std::process::Command::new("unshare");
@@ -156,7 +156,7 @@ pub(crate) fn on_a_full_disk(size: &str, script: &str, args: &[&str]) -> Option<
 }
 
 #[test]
-fn a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room() {
+fn run_resumes_after_full_disk() {
     let dir = tempfile::tempdir().unwrap();
     multiplied(&dir.path().join("rows"), 6);
     let expected_config = pipeline(dir.path(), "rows", false);
@@ -172,7 +172,7 @@ fn a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room() 
             dir.path().display()
         ),
     );
-    // Twice on the full disk, then with room, then out of the name space, where what was made can be looked at.
+    // Twice on the full disk, then with room; the result is copied out of the namespace.
     let script = r#""$1" run --config "$2"; echo "first $?" >&2; "$1" run --config "$2"; echo "second $?" >&2
         mount -o remount,size=200m "$0" && "$1" run --config "$2"; echo "third $?" >&2; cp -a "$0/run" "$3""#;
     let out = on_a_full_disk(
@@ -186,12 +186,12 @@ fn a_full_disk_stops_with_one_sentence_and_the_run_goes_on_once_there_is_room() 
         ],
     );
     let Some(out) = out else {
-        // Where the system gives no name spaces, the sentence alone: /dev/full refuses every byte.
+        // Without user namespaces, check only the sentence.
         let error = wikicap_pipeline::objects::StoreError::io("x", "written", std::io::Error::from_raw_os_error(28));
         assert!(error.to_string().contains("no space is left"));
         return;
     };
-    let text = complaint(&out);
+    let text = stderr_of(&out);
     for word in ["first 4", "second 4", "third 0"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
