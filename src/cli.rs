@@ -138,7 +138,9 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let run_dir = dir.or(run_dir).unwrap_or_default();
             let store = load_machine(machine.as_deref())?.store;
             let status = pipeline::Status::read(&run_dir, &store)?;
-            emit(json, &render::LiveStatus::new(&status), || render::status(&run_dir, &status, shards, output.verbose))?;
+            emit(json, &render::LiveStatus::new(&status), || {
+                render::status(&run_dir, &status, shards, output.verbose)
+            })?;
             let healthy = status.is_live() || status.state == pipeline::status::State::Done;
             if check && !healthy { Err(Failure::new(UNHEALTHY, "")) } else { Ok(()) }
         }

@@ -76,7 +76,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 
 /// Returns whether a bottleneck lies outside the stage, which then waits for it. Only the names of these have an article.
 fn is_outside_stage(bottleneck: &Bottleneck) -> bool {
-    bottleneck.who.to_string().starts_with("the ")
+    bottleneck.who.as_str().starts_with("the ")
 }
 
 /// Says what slowed a stage down, and how long its device had no input.
