@@ -251,12 +251,12 @@ fn run(
     output: RunOutput,
 ) -> Result<(), Failure> {
     let started = Instant::now();
-    // A port that is in use is reported before a corpus is drawn.
+    // A port that is in use is reported before a corpus is rendered.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
     if let Some(sample) = config.sample() {
         let out = Path::new(&sample.out);
         if !out.join("sample.json").is_file() {
-            tracing::info!("drawing a corpus of {} training images into `{}`", sample.train_images, sample.out);
+            tracing::info!("rendering a corpus of {} training images into `{}`", sample.train_images, sample.out);
             let (train_images, test_images) = (sample.train_images, sample.test_images);
             write_sample(out, &SampleOptions { train_images, test_images, seed: sample.seed })?;
         }

@@ -14,7 +14,7 @@ use crate::types::{Pool, Precision};
 #[derive(Debug, Parser)]
 #[command(name = "wikicap-pipeline", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = "\
-Try it on a small corpus that the program draws itself:
+Try it on a small synthetic corpus:
   wikicap-pipeline run pipelines/demo.toml
 
 Exit codes: 0 done; 2 command line or configuration; 3 input; 4 storage; 5 device or model;
@@ -97,7 +97,7 @@ pub(super) enum Command {
         #[command(flatten)]
         files: Files,
     },
-    /// Draws a small corpus in the published file layout, with a tiny ViT checkpoint.
+    /// Renders a small synthetic corpus in the published file layout, with a tiny ViT checkpoint.
     Sample {
         /// Directory to write to; it must be empty or absent.
         #[arg(long, value_name = "DIR")]

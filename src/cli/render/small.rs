@@ -41,7 +41,7 @@ pub(in crate::cli) fn inspection(path: &Path, inspection: &Inspection) -> String
     table.text
 }
 
-/// Renders the counts of a corpus that was drawn.
+/// Renders the counts of a synthetic corpus.
 pub(in crate::cli) fn sample(out: &Path, report: &SampleReport) -> String {
     let mut table = Table::with_headings();
     let files = plural(u64::from(report.files), "files");
