@@ -1,17 +1,15 @@
-//! What the captions are as classes, and which classes each image URL has.
+//! Captions as numbered classes, and the classes of each image URL.
 //!
-//! Captions come in as text and leave as class ids, `u32` in order of first appearance ([`Classes`]); image
-//! URLs come in and leave as 64-bit hashes ([`url_hash`]), which the [`JoinIndex`] maps to class ids. Captions
-//! are compared as text, never by hash alone, so distinct captions are never merged; URLs are compared by
-//! hash, with odds that [`url_hash`] states.
+//! [`Classes`] maps captions to class ids, `u32` in order of first appearance. [`url_hash`] maps image URLs to 64-bit
+//! hashes, and [`JoinIndex`] maps these hashes to class ids. Captions are compared as text, so distinct captions are
+//! never merged by a hash collision. URLs are compared by hash; [`url_hash`] states the collision odds.
 //!
-//! Equal captions are those whose keys are equal under a [`Match`] rule. Under a lenient rule several distinct
-//! strings of a caption list can share a key; they form a [`Group`], and a row with that key gets all of them.
-//! The index stores the group and not its classes, so that it takes 12 bytes a labelled row whatever the rule.
+//! Two captions are equal if a [`Match`] rule gives them the same key. Under a lenient rule, distinct strings of a
+//! caption list can share a key. They form a [`Group`], and a row with that key gets all its classes. The index stores
+//! the group, not its classes, so it takes 12 bytes per labelled row under any rule.
 //!
-//! Nothing depends on the order of a hash table or on the clock: the same captions and rows in the same order
-//! give the same classes, and the same rows in any order give the same index. What is deliberately absent:
-//! files, pixels, tensors.
+//! Results are deterministic: the same captions and rows in the same order give the same classes, and the same rows in
+//! any order give the same index. Files, pixels and tensors belong to other modules.
 
 mod classes;
 mod coverage;
@@ -28,8 +26,8 @@ pub use classes::{ClassSource, Classes, Group, Groups};
 pub use coverage::{Coverage, HISTOGRAM_LABELS};
 pub use dedup::{ImageFilter, UrlDedup, UrlSet};
 pub use error::CatalogError;
-pub use file_name::file_name;
+pub use file_name::file_name_words;
 pub use join::{JoinIndex, JoinIndexBuilder, Labels, RowTally, url_hash};
 pub use languages::Languages;
 pub use matching::Match;
-pub use url_variants::{Merges, UrlVariants};
+pub use url_variants::{UrlMerges, UrlVariants};

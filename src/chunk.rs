@@ -1,12 +1,13 @@
-//! Durable chunks of the stream, and the promise that a killed run resumes exactly.
+//! Durable chunks of a row stream, which let a killed run resume exactly.
 //!
 //! A chunk covers `chunks.rows` consecutive rows of one shard. It exists if and only if its journal entry does: the
 //! entry is created, if absent, after the chunk's files are complete and durable. Chunks are committed in the order of
-//! a [`schedule`], so what is committed is always a prefix of it, and resuming means reading on behind that.
-//! Files without an entry are leftovers of a killed process: removed, never read.
+//! a [`schedule`], so the committed chunks are always a prefix of it and a resumed run continues after them. Files
+//! without an entry are leftovers of a killed process; they are removed and never read.
 //!
-//! Pixel chunks between decoder and model live in a [`ring`] on scratch disk under the same rule, with entries of their
-//! own. Every Parquet file opens in pyarrow, DuckDB and Polars as it is. Nothing here knows burn or HTTP.
+//! Pixel chunks between decoder and model live in a [`spool`] on scratch disk under the same rule, with entries of
+//! their own. Every Parquet file can be opened in pyarrow, DuckDB and Polars. This module knows nothing of burn or
+//! HTTP.
 
 mod checksum;
 pub mod features;
@@ -32,24 +33,24 @@ use serde::{Deserialize, Serialize};
 pub use checksum::{Checksum, sum_segments, verify};
 pub use row_meta::RowMeta;
 
-/// Which rows a chunk starts with, in the order of shards and rows.
+/// Identifies a chunk by its first row. Ids are ordered by shard, then row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChunkId {
     /// Index of the shard in the listing.
     pub shard: u32,
-    /// First row, counted from 0 within the shard.
+    /// First row, counted from 0 in the shard.
     pub row: u64,
 }
 
 impl fmt::Display for ChunkId {
-    /// The stem of the chunk's file names; their order as text is that of shards and rows.
+    /// Writes the stem of the chunk's file names. The stems sort like the ids.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:05}-{:012}", self.shard, self.row)
     }
 }
 
 impl ChunkId {
-    /// Reads back what [`fmt::Display`] wrote.
+    /// Parses the output of [`fmt::Display`].
     pub fn parse(stem: &str) -> Option<Self> {
         let (shard, row) = stem.split_once('-')?;
         let id = Self { shard: shard.parse().ok()?, row: row.parse().ok()? };
@@ -57,16 +58,16 @@ impl ChunkId {
     }
 }
 
-/// What became of the rows of a chunk, a shard or a corpus: every row read is in exactly one count.
+/// Row counts of a chunk, a shard or a corpus; each row read is in exactly one of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Rows read.
     pub rows: u64,
     /// Rows whose pixels or features are in the chunk.
     pub kept: u64,
-    /// Rows that nothing wants, before decoding, by reason.
+    /// Rows that were filtered out before decoding, by reason.
     pub skipped: BTreeMap<String, u64>,
-    /// Rows that could not be used, by reason.
+    /// Rows that are unusable, by reason.
     pub quarantined: BTreeMap<String, u64>,
 }
 
@@ -83,67 +84,67 @@ impl Tally {
         }
     }
 
-    /// Rows skipped for any reason.
+    /// Returns the number of rows skipped for any reason.
     pub fn skipped_rows(&self) -> u64 {
         self.skipped.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// Rows quarantined for any reason.
+    /// Returns the number of rows quarantined for any reason.
     pub fn quarantined_rows(&self) -> u64 {
         self.quarantined.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// Whether rows read = kept + quarantined + skipped.
+    /// Returns whether rows read = kept + quarantined + skipped.
     pub fn adds_up(&self) -> bool {
         let sum = self.kept.checked_add(self.quarantined_rows()).and_then(|sum| sum.checked_add(self.skipped_rows()));
         sum == Some(self.rows)
     }
 }
 
-/// A journal entry: the chunk it stands for is complete.
+/// Journal entry, which commits a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Hash of everything that the chunk's bytes depend on.
+pub struct JournalEntry {
+    /// Hash of all inputs and settings that the chunk's bytes depend on.
     pub generation: String,
-    /// Whether the shard ends with this chunk.
+    /// Whether this is the last chunk of its shard.
     pub last: bool,
-    /// What became of its rows.
+    /// Row counts.
     pub tally: Tally,
     /// (image, class) pairs among the kept rows.
     pub labels: u64,
-    /// Its files, relative to the journal's root, with their sizes in bytes.
+    /// Sizes of the chunk's files in bytes, by path relative to the journal's root.
     pub files: BTreeMap<String, u64>,
-    /// Their checksums.
+    /// Checksums of these files.
     #[serde(default)]
     pub checksums: BTreeMap<String, Checksum>,
 }
 
-/// A chunk or journal file cannot be read or written.
+/// Error of reading or writing a chunk or journal file.
 #[derive(Debug, thiserror::Error)]
 pub enum ChunkError {
-    /// The store's answer.
+    /// Error of the store.
     #[error(transparent)]
     Store(#[from] crate::objects::StoreError),
-    /// A single chunk does not fit the scratch ring.
+    /// A single chunk does not fit the scratch spool.
     #[error(
-        "the chunk at row {row} of shard {shard} takes more than `limits.disk` = {limit_bytes} bytes of scratch disk, because of its URLs, labels or quarantined rows: raise the limit, or lower `chunks.rows`"
+        "the chunk at row {row} of shard {shard} needs more scratch disk than `limits.disk` = {limit_bytes} bytes, because of its URLs, labels or quarantined rows: raise the limit or lower `chunks.rows`"
     )]
     NoRoom {
         /// Index of the shard.
         shard: u32,
         /// First row of the chunk.
         row: u64,
-        /// The limit.
+        /// Limit in bytes.
         limit_bytes: u64,
     },
-    /// A Parquet file is damaged or is not what its name says.
+    /// A file is damaged or of another kind than expected.
     #[error("`{path}` is not a readable {expected}: {reason}; remove it and run again")]
     Damaged {
-        /// The file.
+        /// File path.
         path: String,
-        /// What it should be.
+        /// Expected kind.
         expected: &'static str,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
 }
@@ -166,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_sort_as_the_corpus_does(one: (u16, u32), other: (u16, u32)) {
+        fn file_names_sort_like_ids(one: (u16, u32), other: (u16, u32)) {
             let id = |(shard, row): (u16, u32)| ChunkId { shard: shard.into(), row: row.into() };
             let (one, other) = (id(one), id(other));
             prop_assert_eq!(one.cmp(&other), one.to_string().cmp(&other.to_string()));

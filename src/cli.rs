@@ -106,7 +106,7 @@ pub fn main() -> ExitCode {
         // The owner of the thread reports the panic as one sentence; the location is for bug reports.
         tracing::debug!(location = ?info.location(), "internal error");
         let message = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
-        crate::device::note_panic(std::thread::current().name());
+        crate::device::record_panic(std::thread::current().name());
         FIRST_PANIC.get_or_init(|| message.unwrap_or("unknown").chars().take(PANIC_CHARS).collect());
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));

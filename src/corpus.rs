@@ -1,17 +1,16 @@
-//! The published files as typed rows: image shards, caption pairs, the caption list and the test ids.
+//! Parsers of the published files: image shards, caption pairs, the caption list and the test ids.
 //!
-//! Bytes come in (decompressed, in blocks of any size), rows go out; nothing here opens, reads or waits for
-//! anything, so that the same parsers serve blocking and async readers. Quoting follows Python's `csv.reader`
-//! with its default dialect, which is what the files were written for: quoted fields hold delimiters, quotes
-//! and newlines. Bytes are checked as UTF-8 only in the columns that are needed.
+//! Input is decompressed bytes in blocks of any size; output is typed rows. The parsers do no I/O, so blocking and
+//! async readers share them. Quoting follows the default dialect of Python's `csv.reader`, for which the files were
+//! written: a quoted field may contain delimiters, quotes and newlines. UTF-8 is checked only in the columns that are
+//! used.
 //!
-//! Rows are numbered from 0, header and blank lines not counted, so that a row has the same number however
-//! the file was cut into blocks. A row of an image shard or of a pairs file that cannot be used becomes a
-//! value with a reason; in the caption list and the test ids, on which every later number rests, it is a
-//! [`CorpusError`].
+//! Rows are numbered from 0, without header and blank lines. The numbers do not depend on where the blocks were cut. In
+//! an image shard or a pairs file, an unusable row becomes a value with a reason. In the caption list and the test ids
+//! it is a [`CorpusError`], because every later number depends on them.
 //!
-//! Memory: at most `max_record_bytes` plus one block for each parser (and the ids themselves for
-//! [`TestIds`], which refuses duplicates). What is deliberately absent: HTTP, decompression, base64, pixels.
+//! Memory is at most `max_record_bytes` plus one block for each parser. [`TestIds`] also holds all ids, to refuse
+//! duplicates. HTTP, decompression, base64 and pixels belong to other modules.
 
 mod captions;
 mod error;
@@ -28,4 +27,4 @@ pub use error::CorpusError;
 pub use ids::{TestId, TestIds};
 pub use images::{ImageRow, ImageRowProblem, ImageRows, MAX_URL_BYTES};
 pub use pairs::{Pair, PairCounts, PairProblem, PairRow, Pairs};
-pub use rows::{Delimiter, Fields, Kind, Mark, PushParser, Record, RowSplitter, fill_from};
+pub use rows::{Delimiter, Fields, PushParser, Record, RecordContent, ResumePoint, RowSplitter, fill_from};

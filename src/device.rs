@@ -1,11 +1,13 @@
-//! What the machine has to run a model on: the CPU always, CUDA where a driver, the toolkit's headers and NVRTC are.
+//! Detects the devices that can run a model: always the CPU, and CUDA if driver, toolkit headers and NVRTC are
+//! available.
 //!
-//! burn's CUDA backend panics on a thread of its own where something is missing, and a broken driver may do worse. So everything
-//! that it will need is tried first, in a process of its own ([`probe::here`] is what that process does): the driver is opened, the
-//! headers are looked for, a kernel that includes them is compiled by NVRTC and loaded on each card. What comes back is either
-//! a list of cards or one sentence about everything that is missing.
+//! burn's CUDA backend panics on its own thread if something is missing, and a broken driver can do worse. Therefore a
+//! separate process first tries everything that the backend needs ([`probe::probe_in_process`]). It opens the driver,
+//! searches the headers, compiles a kernel that includes them with NVRTC and loads it on each GPU. It returns a list of
+//! GPUs, or one message that names everything that is missing.
 //!
-//! [`choose`] takes a device by that; [`keep_kernels`] says where compiled kernels and what tuning found are kept.
+//! [`select_device`] selects a device from that result. [`configure_kernel_cache`] sets where compiled kernels and
+//! autotuning results are stored.
 
 mod headers;
 pub mod probe;
@@ -20,134 +22,134 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use serde::Serialize;
 
 use crate::types::DeviceKind;
-pub use probe::{Card, Cuda};
+pub use probe::{CudaStatus, GpuInfo};
 
-/// The hidden command under which the program probes for CUDA.
+/// Hidden command that runs the CUDA probe.
 pub const PROBE_COMMAND: &str = "probe-cuda";
 
-/// Time that a driver has to answer. A first call may start a card that sleeps.
-const PROBED_WITHIN: Duration = Duration::from_mins(1);
+/// Timeout of the probe. The first call may have to wake a GPU.
+const PROBE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Folder of compiled kernels inside the scratch directory.
-const KERNELS: &str = "kernels";
+/// Folder of the kernel cache inside the scratch directory.
+const KERNEL_FOLDER: &str = "kernels";
 
-/// The device that a run uses, and why it is that one.
+/// Device of a run, and the reason for its selection.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Chosen {
+pub struct SelectedDevice {
     /// `cpu` or `cuda`.
     pub kind: &'static str,
-    /// Which card; 0 for the CPU.
+    /// Index of the GPU; 0 for the CPU.
     pub index: u32,
-    /// What it is called.
+    /// Description for people.
     pub name: String,
-    /// Why it was chosen.
+    /// Reason for the selection.
     pub why: String,
-    /// The card, where it is one.
+    /// GPU, unless the device is the CPU.
     #[serde(skip)]
-    pub card: Option<Card>,
-    /// The driver's version, where the system tells.
+    pub gpu: Option<GpuInfo>,
+    /// Driver version, if known.
     #[serde(skip)]
     pub driver: Option<String>,
 }
 
-impl Chosen {
+impl SelectedDevice {
     fn cpu(why: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { kind: "cpu", index: 0, name: format!("CPU with {cores} cores"), why, card: None, driver: None }
+        Self { kind: "cpu", index: 0, name: format!("CPU with {cores} cores"), why, gpu: None, driver: None }
     }
 
-    /// The folder of its kernels: those of another card or driver do not run on it.
-    fn kernels(&self) -> String {
-        let card = self.card.as_ref().map_or("", |card| &card.name);
-        let generation = self.card.as_ref().map_or("", |card| &card.compute_capability);
-        let name = format!("{card} {generation} {}", self.driver.as_deref().unwrap_or_default());
+    /// Returns the folder name of the kernel cache. Kernels of another GPU or driver cannot be reused.
+    fn kernel_folder(&self) -> String {
+        let gpu_name = self.gpu.as_ref().map_or("", |gpu| &gpu.name);
+        let generation = self.gpu.as_ref().map_or("", |gpu| &gpu.compute_capability);
+        let name = format!("{gpu_name} {generation} {}", self.driver.as_deref().unwrap_or_default());
         name.trim().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
     }
 
-    /// Whether it is a CUDA card.
+    /// Returns whether the device is a CUDA GPU.
     pub fn is_cuda(&self) -> bool {
-        self.card.is_some()
+        self.gpu.is_some()
     }
 }
 
-impl std::fmt::Display for Chosen {
+impl std::fmt::Display for SelectedDevice {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "{} ({})", self.name, self.why)
     }
 }
 
-/// Why no device can be used.
+/// Error of selecting a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// CUDA was asked for and is not there.
+    /// CUDA was requested but is unavailable.
     #[error("`device.kind` is `cuda`, but CUDA cannot be used: {0}")]
     NoCuda(String),
-    /// There are fewer cards.
-    #[error("`device.index` is `{index}`, but there is no such card: the machine has {cards}")]
-    NoSuchCard {
-        /// The card asked for.
+    /// No GPU has the requested index.
+    #[error("`device.index` is `{index}`, but no GPU has this index: the machine has {gpus}")]
+    NoSuchGpu {
+        /// Requested index.
         index: u32,
-        /// How many there are.
-        cards: usize,
+        /// Number of GPUs.
+        gpus: usize,
     },
 }
 
-/// Chooses the device that a configuration asks for; looks for CUDA unless the CPU is asked for.
+/// Selects the device that a configuration requests. Probes for CUDA unless the CPU is requested.
 ///
 /// # Errors
-/// When CUDA is asked for and cannot be used, or there is no such card.
-pub fn choose(kind: DeviceKind, index: u32) -> Result<Chosen, DeviceError> {
-    let found = if kind == DeviceKind::Cpu { Cuda::unusable(String::new()) } else { cuda() };
-    decide(kind, index, found)
+/// Fails if CUDA is requested and unavailable, or no GPU has the index.
+pub fn select_device(kind: DeviceKind, index: u32) -> Result<SelectedDevice, DeviceError> {
+    let found = if kind == DeviceKind::Cpu { CudaStatus::unusable(String::new()) } else { probe_cuda() };
+    select_from(kind, index, found)
 }
 
-/// As [`choose`], by what was found.
+/// Selects a device from the result of a probe.
 ///
 /// # Errors
-/// As there.
-pub fn decide(kind: DeviceKind, index: u32, found: Cuda) -> Result<Chosen, DeviceError> {
+/// Same as [`select_device`].
+pub fn select_from(kind: DeviceKind, index: u32, found: CudaStatus) -> Result<SelectedDevice, DeviceError> {
     if kind == DeviceKind::Cpu {
-        return Ok(Chosen::cpu("`device.kind` is `cpu`".to_owned()));
+        return Ok(SelectedDevice::cpu("`device.kind` is `cpu`".to_owned()));
     }
     let unusable = |problem: String| match kind {
         DeviceKind::Cuda => Err(DeviceError::NoCuda(problem)),
-        // Whoever has no card wants no advice; what else is missing, `devices` tells.
-        _ => Ok(Chosen::cpu(format!("no CUDA: {}", probe::first_cause(&problem)))),
+        // A user without a GPU needs no advice; `devices` lists what else is missing.
+        _ => Ok(SelectedDevice::cpu(format!("no CUDA: {}", probe::first_cause(&problem)))),
     };
     if let Some(problem) = found.problem {
         return unusable(problem);
     }
-    let cards = found.devices.len();
-    let Some(card) = found.devices.into_iter().find(|card| card.index == index) else {
-        return Err(DeviceError::NoSuchCard { index, cards });
+    let gpus = found.devices.len();
+    let Some(gpu) = found.devices.into_iter().find(|gpu| gpu.index == index) else {
+        return Err(DeviceError::NoSuchGpu { index, gpus });
     };
-    if let Some(problem) = card.problem {
+    if let Some(problem) = gpu.problem {
         return unusable(problem);
     }
     let driver = found.driver.as_ref().map_or_else(String::new, |version| format!(", driver {version}"));
     let why = match kind {
         DeviceKind::Cuda => "`device.kind` is `cuda`",
-        _ => "driver, NVRTC and the toolkit's headers are there",
+        _ => "driver, NVRTC and the toolkit's headers are available",
     };
-    let (free, all) = (gib(card.free_bytes), gib(card.memory_bytes));
+    let (free, all) = (gib(gpu.free_bytes), gib(gpu.memory_bytes));
     let name = format!(
-        "{}, card {index}, compute capability {}, {free:.1} of {all:.1} GiB free{driver}",
-        card.name, card.compute_capability
+        "{}, GPU {index}, compute capability {}, {free:.1} of {all:.1} GiB free{driver}",
+        gpu.name, gpu.compute_capability
     );
-    Ok(Chosen { kind: "cuda", index, name, why: why.to_owned(), card: Some(card), driver: found.driver })
+    Ok(SelectedDevice { kind: "cuda", index, name, why: why.to_owned(), gpu: Some(gpu), driver: found.driver })
 }
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-/// What there is of CUDA, by a process of its own.
-pub fn cuda() -> Cuda {
-    ask().unwrap_or_else(Cuda::unusable)
+/// Probes for CUDA in a separate process.
+pub fn probe_cuda() -> CudaStatus {
+    run_probe().unwrap_or_else(CudaStatus::unusable)
 }
 
-fn ask() -> Result<Cuda, String> {
-    let program = std::env::current_exe().map_err(|error| format!("the program does not find itself: {error}"))?;
+fn run_probe() -> Result<CudaStatus, String> {
+    let program = std::env::current_exe().map_err(|error| format!("the program's own path is unknown: {error}"))?;
     let mut child = Command::new(program)
         .arg(PROBE_COMMAND)
         .stdin(Stdio::null())
@@ -155,43 +157,43 @@ fn ask() -> Result<Cuda, String> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("the probe cannot be started: {error}"))?;
-    // Its answer is a few hundred bytes, which the pipe takes whole.
+    // The result is a few hundred bytes, which fit the pipe's buffer.
     let started = Instant::now();
     loop {
         match child.try_wait() {
-            Ok(None) if started.elapsed() < PROBED_WITHIN => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) if started.elapsed() < PROBE_TIMEOUT => std::thread::sleep(Duration::from_millis(5)),
             Ok(None) => {
                 child.kill().ok();
                 child.wait().ok();
-                let seconds = PROBED_WITHIN.as_secs();
+                let seconds = PROBE_TIMEOUT.as_secs();
                 return Err(format!("the driver did not answer within {seconds} seconds"));
             }
             Ok(Some(_)) => break,
-            Err(error) => return Err(format!("the probe cannot be waited for: {error}")),
+            Err(error) => return Err(format!("the state of the probe is unknown: {error}")),
         }
     }
-    let out = child.wait_with_output().map_err(|error| format!("the probe's answer cannot be read: {error}"))?;
-    serde_json::from_slice(&out.stdout).map_err(|_| format!("the driver broke the probe ({})", out.status))
+    let out = child.wait_with_output().map_err(|error| format!("the result of the probe cannot be read: {error}"))?;
+    serde_json::from_slice(&out.stdout).map_err(|_| format!("the driver crashed the probe ({})", out.status))
 }
 
-/// Keeps compiled kernels, and what tuning found, in the scratch directory, and makes sure that no `cubecl.toml` that happens to lie
-/// near the working directory changes what runs. Once a process, before its first use of CUDA, and with the scratch directory
-/// its own.
-pub fn keep_kernels(scratch: &Path, chosen: &Chosen) {
+/// Stores compiled kernels and autotuning results in the scratch directory. Ignores any `cubecl.toml` near the working
+/// directory. Takes effect once per process; call it before the first use of CUDA, when the process owns the scratch
+/// directory.
+pub fn configure_kernel_cache(scratch: &Path, selected: &SelectedDevice) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let folder = scratch.join(KERNELS).join(chosen.kernels());
+        let folder = scratch.join(KERNEL_FOLDER).join(selected.kernel_folder());
         remove_locks(&folder);
         let folder = CacheConfig::File(folder);
         let mut config = CubeClRuntimeConfig::default();
         config.autotune.cache = folder.clone();
         config.compilation.cache = Some(folder);
-        // Its documented variables (CUBECL_DEBUG_LOG and others) still hold, for profiles.
+        // CubeCL's documented variables (`CUBECL_DEBUG_LOG` and others) still apply, for profiling.
         CubeClRuntimeConfig::set(config.override_from_env());
     });
 }
 
-/// Removes what a process that was killed left locked: each would delay this one by half a minute.
+/// Removes lock files of a killed process, each of which would delay this one by half a minute.
 fn remove_locks(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -203,26 +205,26 @@ fn remove_locks(folder: &Path) {
     }
 }
 
-/// Panics of threads that work for a device.
+/// Number of panics of device threads.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Takes note of a panic, from the process's hook; `thread` is the name of the one that panics.
+/// Counts a panic if `thread` is a device thread. The process's panic hook calls this.
 ///
-/// `CubeCL` goes on after a panic of its threads, without the kernel that was to be launched: what is computed then is not
-/// what it should be.
-pub fn note_panic(thread: Option<&str>) {
-    if thread.is_some_and(is_runner) {
+/// After a panic of its threads, `CubeCL` continues without the kernel that was being launched, so later results are
+/// wrong.
+pub fn record_panic(thread: Option<&str>) {
+    if thread.is_some_and(is_device_thread) {
         PANICS.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// Whether a thread of this name is one of the two that `CubeCL` has for each device.
-fn is_runner(thread: &str) -> bool {
+/// Returns whether this is one of the two threads that `CubeCL` starts for each device.
+fn is_device_thread(thread: &str) -> bool {
     thread.starts_with("DSU-") || thread.starts_with("DSD-")
 }
 
-/// Panics so far of threads that work for a device.
-pub fn panics() -> u64 {
+/// Returns the number of panics of device threads so far.
+pub fn panic_count() -> u64 {
     PANICS.load(Ordering::SeqCst)
 }
 
@@ -230,8 +232,8 @@ pub fn panics() -> u64 {
 mod tests {
     use super::*;
 
-    fn two_cards() -> Cuda {
-        let card = |index| Card {
+    fn two_gpus() -> CudaStatus {
+        let gpu = |index| GpuInfo {
             index,
             name: "NVIDIA X".to_owned(),
             compute_capability: "9.0".to_owned(),
@@ -239,50 +241,51 @@ mod tests {
             free_bytes: 79 << 30,
             problem: None,
         };
-        Cuda {
+        CudaStatus {
             usable: true,
             problem: None,
             driver: Some("580.1".to_owned()),
             include: None,
-            devices: vec![card(0), card(1)],
+            devices: vec![gpu(0), gpu(1)],
         }
     }
 
     #[test]
-    fn auto_takes_a_card_and_says_why() {
-        let chosen = decide(DeviceKind::Auto, 1, two_cards()).unwrap();
-        assert_eq!((chosen.kind, chosen.index), ("cuda", 1));
-        let text = chosen.to_string();
-        for part in ["NVIDIA X", "card 1", "9.0", "79.0 of 80.0 GiB", "driver 580.1", "are there"] {
+    fn auto_selects_gpu_with_reason() {
+        let selected = select_from(DeviceKind::Auto, 1, two_gpus()).unwrap();
+        assert_eq!((selected.kind, selected.index), ("cuda", 1));
+        let text = selected.to_string();
+        for part in ["NVIDIA X", "GPU 1", "9.0", "79.0 of 80.0 GiB", "driver 580.1", "are available"] {
             assert!(text.contains(part), "{text}");
         }
-        assert_eq!(chosen.kernels(), "NVIDIA-X-9.0-580.1");
+        assert_eq!(selected.kernel_folder(), "NVIDIA-X-9.0-580.1");
     }
 
     #[test]
-    fn what_is_missing_is_why_the_cpu_was_taken_and_an_error_where_cuda_was_asked_for() {
-        let found = Cuda::unusable("there is no driver: install it; headers are missing: install them".to_owned());
-        let chosen = decide(DeviceKind::Auto, 0, found.clone()).unwrap();
-        assert!(!chosen.is_cuda());
-        assert!(chosen.to_string().ends_with("(no CUDA: there is no driver)"), "{chosen}");
-        let refused = decide(DeviceKind::Cuda, 0, found).unwrap_err().to_string();
+    fn missing_cuda_selects_cpu_or_fails_if_requested() {
+        let found =
+            CudaStatus::unusable("there is no driver: install it; headers are missing: install them".to_owned());
+        let selected = select_from(DeviceKind::Auto, 0, found.clone()).unwrap();
+        assert!(!selected.is_cuda());
+        assert!(selected.to_string().ends_with("(no CUDA: there is no driver)"), "{selected}");
+        let refused = select_from(DeviceKind::Cuda, 0, found).unwrap_err().to_string();
         let expected =
             "`device.kind` is `cuda`, but CUDA cannot be used: there is no driver: install it; headers are missing";
         assert!(refused.starts_with(expected), "{refused}");
     }
 
     #[test]
-    fn one_card_that_does_not_open_leaves_the_others() {
-        let mut found = two_cards();
-        found.devices[0].problem = Some("card 0 does not open (X): look at nvidia-smi".to_owned());
-        assert!(decide(DeviceKind::Auto, 1, found.clone()).unwrap().is_cuda());
-        let chosen = decide(DeviceKind::Auto, 0, found.clone()).unwrap();
-        assert!(chosen.to_string().ends_with("(no CUDA: card 0 does not open (X))"), "{chosen}");
-        assert!(decide(DeviceKind::Cuda, 0, found).unwrap_err().to_string().contains("look at nvidia-smi"));
+    fn unusable_gpu_does_not_affect_the_others() {
+        let mut found = two_gpus();
+        found.devices[0].problem = Some("GPU 0 cannot be opened (X): check nvidia-smi".to_owned());
+        assert!(select_from(DeviceKind::Auto, 1, found.clone()).unwrap().is_cuda());
+        let selected = select_from(DeviceKind::Auto, 0, found.clone()).unwrap();
+        assert!(selected.to_string().ends_with("(no CUDA: GPU 0 cannot be opened (X))"), "{selected}");
+        assert!(select_from(DeviceKind::Cuda, 0, found).unwrap_err().to_string().contains("check nvidia-smi"));
     }
 
     #[test]
-    fn locks_that_a_killed_process_left_are_removed_and_nothing_else() {
+    fn stale_lock_files_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
@@ -295,18 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn panics_of_the_devices_threads_count_and_no_others() {
-        // The count is the process's, and other tests rely on it.
+    fn only_panics_of_device_threads_count() {
+        // The counter is global to the process, and other tests rely on it.
         for thread in [None, Some("main"), Some("tokio-runtime-worker")] {
-            note_panic(thread);
+            record_panic(thread);
         }
-        assert_eq!(panics(), 0);
-        assert!(is_runner("DSU-0-1") && is_runner("DSD-0-0") && !is_runner("device"));
+        assert_eq!(panic_count(), 0);
+        assert!(is_device_thread("DSU-0-1") && is_device_thread("DSD-0-0") && !is_device_thread("device"));
     }
 
     #[test]
-    fn a_card_that_is_not_there_is_refused() {
-        let refused = decide(DeviceKind::Auto, 2, two_cards()).unwrap_err();
+    fn missing_gpu_index_is_refused() {
+        let refused = select_from(DeviceKind::Auto, 2, two_gpus()).unwrap_err();
         assert!(refused.to_string().contains("`2`") && refused.to_string().ends_with("has 2"), "{refused}");
     }
 }

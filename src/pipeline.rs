@@ -42,11 +42,11 @@ use std::sync::Arc;
 use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::schedule::LANES;
+use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::bytes::product_disk_bytes;
 use crate::config::{ConfigError, RunConfig, Stage, StoreConfig};
 use crate::decode::Spec;
-use crate::device::Chosen;
+use crate::device::SelectedDevice;
 use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
 use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown};
@@ -192,7 +192,7 @@ struct Run {
     spec: Spec,
     backbone: Option<Backbone>,
     encoder: Option<texts::Encoder>,
-    chosen: Option<Chosen>,
+    chosen: Option<SelectedDevice>,
     report: Report,
 }
 
@@ -402,7 +402,7 @@ impl Run {
         let mut keys = self.plan.keys(stage);
         add_inputs(&self.machine.store, &mut keys, key, shards).await?;
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
-        keys.insert("images (shards side by side)".to_owned(), LANES.to_string());
+        keys.insert("images (shards side by side)".to_owned(), INTERLEAVED_SHARDS.to_string());
         keys.insert(
             "preprocess (resolved)".to_owned(),
             format!("{geometry} {}", self.spec.resample.fingerprint_name()),

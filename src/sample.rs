@@ -1,12 +1,12 @@
-//! Draws a small corpus in the published layout, and a tiny `ViT` checkpoint: a folder with everything that `run` needs, and
-//! every quirk of the real files, out of a seed.
+//! Generates a small synthetic corpus in the published layout and a tiny random `ViT` checkpoint. The folder contains
+//! everything that `run` needs and every quirk of the published files.
 //!
-//! The same options give the same bytes, on every machine and with any number of threads; no clock is read. The folder
-//! appears under its name when it is complete and not before: everything is written into a sibling (`.NAME.partial`) that
-//! is renamed at the end. `sample.json` lists the files with their sizes and BLAKE3 hashes; a later call replaces a folder
-//! that holds what its `sample.json` lists and nothing else, and refuses any other that is not empty.
+//! The same options give the same bytes on every machine and with any number of threads. The folder appears under its
+//! name only when it is complete: all files are written to a sibling (`.NAME.partial`), which is renamed at the end.
+//! `sample.json` lists the files with their sizes and BLAKE3 hashes. A later call replaces a folder that contains only
+//! what its `sample.json` lists; it refuses any other folder that is not empty.
 //!
-//! Layout below the folder:
+//! Layout of the folder:
 //!
 //! | path | content |
 //! | --- | --- |
@@ -18,21 +18,22 @@
 //! | `data/sample_submission.csv` | a submission in its published form, without merit |
 //! | `models/vit-tiny/` | a random `ViT` (64 px, patch 8, width 64, 2 blocks) in Hugging Face layout |
 //!
-//! Not here: anything that reads a corpus. What is drawn is forty pairs of colours in ten shapes, so a score on it says that
-//! the parts work together, and nothing about photographs.
+//! This module never reads a corpus. The images show forty scenes, each a shape in one colour on another. A score on
+//! them shows that the parts work together; it says nothing about photographs.
 
 mod checkpoint;
-mod concepts;
+mod contents;
 mod encode;
 mod files;
-mod plan;
 mod png;
 mod render;
 mod rng;
 mod rows;
+mod scenes;
 mod urls;
 
-use files::at;
+use contents::CorpusContents;
+use files::disk_error;
 use serde::Deserialize;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -42,23 +43,23 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// The list of files in the folder; its presence says that the folder is complete.
+/// File list of the folder. Its presence marks the folder as complete.
 const MANIFEST: &str = "sample.json";
-/// The first file of a folder in the making; its presence says that the folder may be removed.
-const IN_THE_MAKING: &str = "incomplete-sample";
-/// One image for each concept.
-const FEWEST_TRAIN_IMAGES: u32 = 40;
-/// Image numbers are 32 bits wide and a duplicate takes a second one.
-const MOST_IMAGES: u32 = 1_000_000;
+/// Marker of an incomplete folder, which may be removed.
+const INCOMPLETE_MARKER: &str = "incomplete-sample";
+/// Smallest number of training images: one per scene.
+const MIN_TRAIN_IMAGES: u32 = 40;
+/// Largest number of images: image numbers are 32 bits wide, and a duplicate takes a second one.
+const MAX_IMAGES: u32 = 1_000_000;
 
-/// How much to draw, and from which seed.
+/// Size and seed of a synthetic corpus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleOptions {
-    /// Images that can be used in the train shards, 40 to 1,000,000; about 1 % of unusable and duplicate rows come on top.
+    /// Usable images in the train shards, 40 to 1,000,000. About 1 % of unusable and duplicate rows are added.
     pub train_images: u32,
-    /// Images that can be used in the test shards, 1 to 1,000,000.
+    /// Usable images in the test shards, 1 to 1,000,000.
     pub test_images: u32,
-    /// Everything follows from it.
+    /// Seed, which determines all content.
     pub seed: u64,
 }
 
@@ -68,76 +69,76 @@ impl Default for SampleOptions {
     }
 }
 
-/// What was written.
+/// Counts of what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SampleReport {
-    /// Files, `sample.json` included.
+    /// Number of files, including `sample.json`.
     pub files: u32,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Rows of the five train files, rows that are broken on purpose included.
+    /// Rows of the five train files, including malformed ones.
     pub train_rows: u64,
-    /// Images of the train shards that can be used.
+    /// Usable images in the train shards.
     pub train_images: u32,
-    /// Rows of the train shards that cannot be used.
+    /// Unusable rows in the train shards.
     pub unusable_train_rows: u32,
-    /// Rows of the train shards whose URL occurs before.
+    /// Rows of the train shards with a repeated URL.
     pub duplicate_train_rows: u32,
-    /// Images of the test shards that can be used.
+    /// Usable images in the test shards.
     pub test_images: u32,
-    /// Ids of `test.tsv`; two of them ask for an image that is not there or cannot be used.
+    /// Ids in `test.tsv`. The image of one of them is missing, that of another is unusable.
     pub ids: u32,
-    /// Rows of the caption list.
+    /// Rows in the caption list.
     pub captions: u32,
-    /// Distinct strings of the caption list.
+    /// Distinct strings in the caption list.
     pub distinct_captions: u32,
 }
 
-/// Why no corpus was written.
+/// Error of writing a synthetic corpus.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
     /// A number of images is out of range.
-    #[error("cannot draw `{given}` {what} images: give {fewest} to {MOST_IMAGES}")]
+    #[error("cannot generate `{given}` {what} images: choose a number from {min} to {MAX_IMAGES}")]
     Count {
         /// `train` or `test`.
         what: &'static str,
-        /// What was asked for.
+        /// Requested number.
         given: u32,
-        /// The least that can be drawn.
-        fewest: u32,
+        /// Smallest possible number.
+        min: u32,
     },
-    /// The path ends in no name, so nothing can be made under it.
-    #[error("`{}` does not end in a name: give a folder that this command may create", out.display())]
+    /// The path does not end in a file name.
+    #[error("`{}` does not end in a file name: choose a folder that this command can create", out.display())]
     Nameless {
-        /// The path as given.
+        /// Path as given.
         out: PathBuf,
     },
-    /// The folder, or the one that it is prepared in, holds what this module did not write.
-    #[error("`{}` is not a drawn sample alone (it holds `{found}`): give another folder or move it away", folder.display())]
+    /// The folder or its sibling contains files that this module did not write.
+    #[error("`{}` contains `{found}`, which is not part of a sample: choose another folder or move it away", folder.display())]
     Occupied {
-        /// The folder.
+        /// Folder.
         folder: PathBuf,
-        /// One thing in it that keeps it from being replaced.
+        /// A file that prevents its replacement.
         found: String,
     },
     /// Reading or writing failed.
-    #[error("cannot write `{}`: free some space or give another folder", path.display())]
+    #[error("cannot write `{}`: free some space or choose another folder", path.display())]
     Disk {
-        /// The file or folder.
+        /// File or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A picture could not be encoded.
-    #[error("cannot encode a drawn picture")]
+    /// An image could not be encoded.
+    #[error("cannot encode a synthetic image")]
     Encode {
-        /// What the encoder said.
+        /// Error of the encoder.
         source: image::ImageError,
     },
     /// The checkpoint could not be serialised.
-    #[error("cannot serialise the drawn checkpoint")]
+    #[error("cannot serialise the random checkpoint")]
     Weights {
-        /// What the serialiser said.
+        /// Error of the serialiser.
         source: safetensors::SafeTensorError,
     },
 }
@@ -151,91 +152,89 @@ struct Manifest {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct ManifestFile {
-    /// Relative to the folder, with `/`.
+    /// Path relative to the folder, with `/` as separator.
     path: String,
     bytes: u64,
     blake3: String,
 }
 
-/// Draws a corpus and a checkpoint into `out`, which is created; a folder that an earlier call wrote is replaced.
+/// Writes a synthetic corpus and a checkpoint to the new folder `out`; a folder from an earlier call is replaced.
 ///
-/// Blocks, and uses all processors; about 30 KB of disk an image.
+/// Blocks and uses all processors. Each image takes about 30 KB of disk.
 ///
 /// # Errors
-/// [`SampleError::Count`] and [`SampleError::Nameless`] for what cannot work, [`SampleError::Occupied`] for a folder that is
-/// not this function's to replace, the others when writing fails. `out` is then as it was.
+/// Returns [`SampleError::Count`] or [`SampleError::Nameless`] for invalid arguments, [`SampleError::Occupied`] if the
+/// folder must not be replaced, and the other variants if writing fails. `out` is then unchanged.
 pub fn write(out: &Path, options: &SampleOptions) -> Result<SampleReport, SampleError> {
-    for (what, given, fewest) in
-        [("train", options.train_images, FEWEST_TRAIN_IMAGES), ("test", options.test_images, 1)]
-    {
-        if !(fewest..=MOST_IMAGES).contains(&given) {
-            return Err(SampleError::Count { what, given, fewest });
+    for (what, given, min) in [("train", options.train_images, MIN_TRAIN_IMAGES), ("test", options.test_images, 1)] {
+        if !(min..=MAX_IMAGES).contains(&given) {
+            return Err(SampleError::Count { what, given, min });
         }
     }
     let name = out.file_name().ok_or_else(|| SampleError::Nameless { out: out.to_owned() })?;
-    let beside = |ending: &str| {
+    let sibling = |ending: &str| {
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(ending);
         out.with_file_name(hidden)
     };
-    let partial = beside(".partial");
-    let replaced = beside(".replaced");
-    refuse_foreign(out)?;
-    remove_unfinished(&partial)?;
-    remove_unfinished(&replaced)?;
+    let partial = sibling(".partial");
+    let replaced = sibling(".replaced");
+    ensure_replaceable(out)?;
+    remove_incomplete(&partial)?;
+    remove_incomplete(&replaced)?;
 
-    fs::create_dir_all(&partial).map_err(at(&partial))?;
-    let marker = partial.join(IN_THE_MAKING);
-    fs::write(&marker, b"").map_err(at(&marker))?;
-    let plan = plan::plan(options);
-    files::write_all(&partial, &plan, options.seed)?;
-    let listed = listed_files(&partial)?;
-    let report = report(options, &plan, &listed);
-    let manifest = Manifest { made_by: "wikicap-pipeline sample".to_owned(), options: options.clone(), files: listed };
-    let text = serde_json::to_value(&manifest).map_err(|error| at(&partial)(error.into()))?;
+    fs::create_dir_all(&partial).map_err(disk_error(&partial))?;
+    let marker = partial.join(INCOMPLETE_MARKER);
+    fs::write(&marker, b"").map_err(disk_error(&marker))?;
+    let contents = contents::generate(options);
+    files::write_all(&partial, &contents, options.seed)?;
+    let files = hash_files(&partial)?;
+    let report = report(options, &contents, &files);
+    let manifest = Manifest { made_by: "wikicap-pipeline sample".to_owned(), options: options.clone(), files };
+    let text = serde_json::to_value(&manifest).map_err(|error| disk_error(&partial)(error.into()))?;
     files::write_json(&partial.join(MANIFEST), &text)?;
 
-    fs::remove_file(&marker).map_err(at(&marker))?;
+    fs::remove_file(&marker).map_err(disk_error(&marker))?;
 
-    let exists = fs::exists(out).map_err(at(out))?;
+    let exists = fs::exists(out).map_err(disk_error(out))?;
     if exists {
-        fs::rename(out, &replaced).map_err(at(out))?;
+        fs::rename(out, &replaced).map_err(disk_error(out))?;
     }
     if let Err(error) = fs::rename(&partial, out) {
         if exists {
-            fs::rename(&replaced, out).map_err(at(out))?;
+            fs::rename(&replaced, out).map_err(disk_error(out))?;
         }
-        return Err(at(out)(error));
+        return Err(disk_error(out)(error));
     }
-    remove_unfinished(&replaced)?;
+    remove_incomplete(&replaced)?;
     Ok(report)
 }
 
-fn report(options: &SampleOptions, plan: &plan::Plan, listed: &[ManifestFile]) -> SampleReport {
-    let rows: usize = plan.train_shards.iter().map(Vec::len).sum();
+fn report(options: &SampleOptions, contents: &CorpusContents, files: &[ManifestFile]) -> SampleReport {
+    let rows: usize = contents.train_shards.iter().map(Vec::len).sum();
     SampleReport {
-        files: listed.len() as u32 + 1,
-        bytes: listed.iter().map(|file| file.bytes).sum(),
-        train_rows: plan.train_rows.iter().map(|rows| rows.len() as u64).sum(),
+        files: files.len() as u32 + 1,
+        bytes: files.iter().map(|file| file.bytes).sum(),
+        train_rows: contents.train_rows.iter().map(|rows| rows.len() as u64).sum(),
         train_images: options.train_images,
-        unusable_train_rows: plan.unusable_train_rows,
-        duplicate_train_rows: rows as u32 - options.train_images - plan.unusable_train_rows,
+        unusable_train_rows: contents.unusable_train_rows,
+        duplicate_train_rows: rows as u32 - options.train_images - contents.unusable_train_rows,
         test_images: options.test_images,
-        ids: plan.ids.len() as u32,
-        captions: plan.list.len() as u32,
-        distinct_captions: plan.list.iter().collect::<BTreeSet<_>>().len() as u32,
+        ids: contents.ids.len() as u32,
+        captions: contents.list.len() as u32,
+        distinct_captions: contents.list.iter().collect::<BTreeSet<_>>().len() as u32,
     }
 }
 
-/// `Ok` where `folder` is absent, empty, or holds exactly what its manifest lists.
-fn refuse_foreign(folder: &Path) -> Result<(), SampleError> {
-    if !fs::exists(folder).map_err(at(folder))? {
+/// Succeeds if `folder` is absent, empty, or contains exactly what its manifest lists.
+fn ensure_replaceable(folder: &Path) -> Result<(), SampleError> {
+    if !fs::exists(folder).map_err(disk_error(folder))? {
         return Ok(());
     }
     let occupied = |found: String| SampleError::Occupied { folder: folder.to_owned(), found };
     let mut found = BTreeSet::new();
-    walk(folder, folder, &mut found)?;
+    collect_files(folder, folder, &mut found)?;
     if found.is_empty() {
         return Ok(());
     }
@@ -245,42 +244,42 @@ fn refuse_foreign(folder: &Path) -> Result<(), SampleError> {
         .unwrap_or_default();
     match found.into_iter().find(|path| path != MANIFEST && !known.contains(path)) {
         Some(foreign) => Err(occupied(foreign)),
-        // A manifest that cannot be read, and nothing else: not ours to judge.
+        // An unreadable manifest alone may belong to another program.
         None if known.is_empty() => Err(occupied(MANIFEST.to_owned())),
         None => Ok(()),
     }
 }
 
-/// Removes a folder that an earlier call prepared or replaced, and refuses any other.
-fn remove_unfinished(folder: &Path) -> Result<(), SampleError> {
-    if !fs::exists(folder).map_err(at(folder))? {
+/// Removes a folder that an earlier call prepared or replaced; refuses any other.
+fn remove_incomplete(folder: &Path) -> Result<(), SampleError> {
+    if !fs::exists(folder).map_err(disk_error(folder))? {
         return Ok(());
     }
-    let marker = folder.join(IN_THE_MAKING);
-    if !fs::exists(&marker).map_err(at(folder))? {
-        refuse_foreign(folder)?;
-        fs::write(&marker, b"").map_err(at(&marker))?;
+    let marker = folder.join(INCOMPLETE_MARKER);
+    if !fs::exists(&marker).map_err(disk_error(folder))? {
+        ensure_replaceable(folder)?;
+        fs::write(&marker, b"").map_err(disk_error(&marker))?;
     }
-    // The marker goes last, so that a removal that was cut short can be taken up again.
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
+    // The marker is removed last, so that an interrupted removal can be repeated.
+    for entry in fs::read_dir(folder).map_err(disk_error(folder))? {
+        let entry = entry.map_err(disk_error(folder))?;
         let path = entry.path();
-        if entry.file_type().map_err(at(&path))?.is_dir() {
-            fs::remove_dir_all(&path).map_err(at(&path))?;
+        if entry.file_type().map_err(disk_error(&path))?.is_dir() {
+            fs::remove_dir_all(&path).map_err(disk_error(&path))?;
         } else if path != marker {
-            fs::remove_file(&path).map_err(at(&path))?;
+            fs::remove_file(&path).map_err(disk_error(&path))?;
         }
     }
-    fs::remove_dir_all(folder).map_err(at(folder))
+    fs::remove_dir_all(folder).map_err(disk_error(folder))
 }
 
-/// Paths of everything below `folder` that is not a folder, relative to `root`, with `/`.
-fn walk(root: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<(), SampleError> {
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
+/// Collects the paths of all files below `folder`, relative to `root`, with `/` as separator.
+fn collect_files(root: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<(), SampleError> {
+    for entry in fs::read_dir(folder).map_err(disk_error(folder))? {
+        let entry = entry.map_err(disk_error(folder))?;
         let path = entry.path();
-        if entry.file_type().map_err(at(&path))?.is_dir() {
-            walk(root, &path, found)?;
+        if entry.file_type().map_err(disk_error(&path))?.is_dir() {
+            collect_files(root, &path, found)?;
         } else {
             let relative = path.strip_prefix(root).unwrap_or(&path);
             let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
@@ -290,17 +289,17 @@ fn walk(root: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<(), 
     Ok(())
 }
 
-fn listed_files(root: &Path) -> Result<Vec<ManifestFile>, SampleError> {
+fn hash_files(root: &Path) -> Result<Vec<ManifestFile>, SampleError> {
     let mut paths = BTreeSet::new();
-    walk(root, root, &mut paths)?;
-    paths.remove(IN_THE_MAKING);
+    collect_files(root, root, &mut paths)?;
+    paths.remove(INCOMPLETE_MARKER);
     paths
         .into_iter()
         .map(|relative| {
             let path = root.join(&relative);
             let mut hasher = blake3::Hasher::new();
-            let file = fs::File::open(&path).map_err(at(&path))?;
-            hasher.update_reader(file).map_err(at(&path))?;
+            let file = fs::File::open(&path).map_err(disk_error(&path))?;
+            hasher.update_reader(file).map_err(disk_error(&path))?;
             let bytes = hasher.count();
             Ok(ManifestFile { path: relative, bytes, blake3: hasher.finalize().to_hex().to_string() })
         })

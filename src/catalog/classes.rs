@@ -1,8 +1,8 @@
-//! Captions as numbered classes.
+//! Classes: distinct captions, numbered in order of first appearance.
 //!
-//! Texts lie end to end in one string; beside them a class costs 8 bytes of position and 10 to 15 bytes of
-//! hash table. A class of a caption list costs 8 bytes more to link strings with one key, and the same again
-//! for a second table unless the rule is [`Match::Exact`].
+//! All texts are stored in one string. In addition, a class costs 8 bytes of offset and 10 to 15 bytes of hash table. A
+//! class of a caption list costs another 8 bytes that link strings with the same key. Unless the rule is
+//! [`Match::Exact`], it also costs 10 to 15 bytes in a second table.
 
 use twox_hash::XxHash3_64;
 
@@ -11,34 +11,35 @@ use crate::catalog::matching::Match;
 use crate::catalog::table::Table;
 pub use crate::types::ClassSource;
 
-/// Classes that can be numbered; `u32::MAX` itself means none.
-const MOST_CLASSES: u32 = u32::MAX - 1;
-const NONE: u32 = u32::MAX;
+/// Upper bound on the number of classes; `u32::MAX` is reserved for [`NO_CLASS`].
+const MAX_CLASSES: u32 = u32::MAX - 1;
+/// End of a list of linked classes.
+const NO_CLASS: u32 = u32::MAX;
 
 /// The classes that share one key, named by the first of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group(u32);
 
 impl Group {
-    /// The smallest class id of the group. It belongs to no other group.
+    /// Returns the smallest class id of the group. Groups are disjoint.
     pub const fn first_class(self) -> u32 {
         self.0
     }
 }
 
-/// Classes, in order of first appearance.
+/// Classes in order of first appearance.
 #[derive(Debug)]
 pub struct Classes {
     source: ClassSource,
     rule: Match,
     texts: Texts,
-    /// From a key to the first class that has it.
+    /// Maps a key to the first class that has it.
     by_key: Table,
-    /// From a string to its class, where strings with one key are kept apart.
+    /// Maps a string to its class, where several strings can share a key.
     by_text: Table,
-    /// For each class, the next one with the same key.
+    /// Next class with the same key, by class id.
     next: Vec<u32>,
-    /// For the first class of a key, the last one; so that a class is linked in constant time.
+    /// Last class with the same key, by first class id; makes linking a class constant time.
     last: Vec<u32>,
     duplicates: u64,
     empties: u64,
@@ -46,7 +47,7 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// No classes yet.
+    /// Creates an empty set of classes.
     pub fn new(source: ClassSource, rule: Match) -> Self {
         Self {
             source,
@@ -62,21 +63,21 @@ impl Classes {
         }
     }
 
-    /// The rule by which captions are found.
+    /// Returns the rule that decides whether captions are equal.
     pub fn rule(&self) -> Match {
         self.rule
     }
 
-    /// What is a class of its own.
+    /// Returns the source of the classes.
     pub fn source(&self) -> ClassSource {
         self.source
     }
 
-    /// Makes `caption` a class unless it is one, and returns the group that a row with this caption has.
-    /// A caption of white space is no class, and one whose key is empty is in no group.
+    /// Adds `caption` unless it is a class already, and returns the group of a row with this caption. White space is
+    /// not a class, and a caption with an empty key has no group.
     ///
     /// # Errors
-    /// There are more classes than `u32` can number.
+    /// Fails if there are more classes than `u32` can number.
     pub fn add(&mut self, caption: &str) -> Result<Option<Group>, CatalogError> {
         if caption.trim().is_empty() {
             self.empties += 1;
@@ -111,7 +112,7 @@ impl Classes {
                     return Ok(group);
                 }
                 let class = self.texts.push(caption)?;
-                self.next.push(NONE);
+                self.next.push(NO_CLASS);
                 self.last.push(class);
                 if self.rule != Match::Exact {
                     self.by_text.insert(text_hash, class);
@@ -147,75 +148,76 @@ impl Classes {
         self.by_key.find(key_hash, same).map(Group)
     }
 
-    /// The group of a row with this caption, if any class has its key.
+    /// Returns the group of a row with this caption, if any class has its key.
     pub fn group_of(&self, caption: &str) -> Option<Group> {
         let key = self.rule.key(caption);
         self.find(&key, hash(&key))
     }
 
-    /// The classes of a row with this caption, ascending; none when no class has its key.
+    /// Returns the classes of a row with this caption in ascending order; none if no class has its key.
     pub fn classes_of(&self, caption: &str) -> impl Iterator<Item = u32> + use<'_> {
         std::iter::successors(self.group_of(caption).map(Group::first_class), |&class| self.following(class))
     }
 
     fn following(&self, class: u32) -> Option<u32> {
-        self.next.get(class as usize).copied().filter(|&next| next != NONE)
+        self.next.get(class as usize).copied().filter(|&next| next != NO_CLASS)
     }
 
-    /// The text of a class, as it first stood in a file.
+    /// Returns the text of a class, as it first occurred.
     pub fn text(&self, class: u32) -> Option<&str> {
         self.texts.get(class)
     }
 
-    /// The texts of all classes, by class id.
+    /// Returns the texts of all classes in order of class id.
     pub fn texts(&self) -> impl ExactSizeIterator<Item = &str> {
         (0..self.len()).map(|class| self.texts.get(class as u32).unwrap_or_default())
     }
 
-    /// How many classes there are.
+    /// Returns the number of classes.
     pub fn len(&self) -> usize {
         self.texts.ends.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no classes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Captions that were added and made no class, because they were one already.
+    /// Returns how many added captions were already a class.
     pub fn duplicates(&self) -> u64 {
         self.duplicates
     }
 
-    /// Captions of white space that were added.
+    /// Returns how many added captions were white space.
     pub fn empties(&self) -> u64 {
         self.empties
     }
 
-    /// Captions that were added and that no row can match, because their key is empty (` [SEP] …` under
+    /// Returns how many added captions have an empty key, so that no row can match them (` [SEP] …` under
     /// [`Match::Title`]).
     pub fn keyless(&self) -> u64 {
         self.keyless
     }
 
-    /// Gives back memory that was set aside for more classes.
+    /// Frees memory reserved for more classes.
     pub fn shrink(&mut self) {
-        self.texts.all.shrink_to_fit();
+        self.texts.joined.shrink_to_fit();
         self.texts.ends.shrink_to_fit();
         self.next.shrink_to_fit();
         self.last.shrink_to_fit();
     }
 
-    /// Memory that is held, in bytes.
+    /// Returns the memory in use, in bytes.
     pub fn bytes(&self) -> usize {
-        self.texts.all.capacity()
+        self.texts.joined.capacity()
             + self.texts.ends.capacity() * size_of::<u64>()
             + (self.next.capacity() + self.last.capacity()) * size_of::<u32>()
             + self.by_key.bytes()
             + self.by_text.bytes()
     }
 
-    /// BLAKE3 over the rule, the source and every text with its length: equal for equal classes alone.
+    /// Returns a BLAKE3 hash of the rule, the source and every text with its length. Only equal classes have equal
+    /// digests.
     pub fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         let source: &[u8] = match self.source {
@@ -226,11 +228,11 @@ impl Classes {
         for end in &self.texts.ends {
             hasher.update(&end.to_le_bytes());
         }
-        hasher.update(self.texts.all.as_bytes());
+        hasher.update(self.texts.joined.as_bytes());
         hasher.finalize()
     }
 
-    /// The members of every group of more than one class.
+    /// Returns the members of every group of more than one class.
     pub fn groups(&self) -> Groups {
         let mut groups = Groups { classes: self.len(), ..Groups::default() };
         for first in 0..self.next.len() as u32 {
@@ -246,28 +248,29 @@ impl Classes {
     }
 }
 
-/// Which classes share a key: what the join index needs to know of the classes.
+/// Groups of classes that share a key, as the join index needs them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Groups {
     classes: usize,
-    /// First classes of the groups of more than one, ascending, with where each one's members end.
+    /// First class of each group of more than one class, ascending.
     firsts: Vec<u32>,
+    /// End of each group in `members`.
     ends: Vec<usize>,
     members: Vec<u32>,
 }
 
 impl Groups {
-    /// How many classes there are, grouped or not.
+    /// Returns the number of classes, grouped or not.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// Whether each class is alone.
+    /// Returns whether no two classes share a key.
     pub fn is_trivial(&self) -> bool {
         self.firsts.is_empty()
     }
 
-    /// The classes of the group whose first class is `first`, ascending, if it has more than that one.
+    /// Returns the classes of the group that starts with class `first`, ascending, or `None` if it is alone.
     pub fn members(&self, first: u32) -> Option<&[u32]> {
         let position = self.firsts.binary_search(&first).ok()?;
         let start = position.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
@@ -275,7 +278,7 @@ impl Groups {
     }
 
     /// Copies the value of each group's first class to its other classes.
-    pub(super) fn spread(&self, values: &mut [u32]) {
+    pub(super) fn copy_from_first(&self, values: &mut [u32]) {
         for members in self.firsts.iter().filter_map(|&first| self.members(first)) {
             let Some(&value) = members.first().and_then(|&first| values.get(first as usize)) else {
                 continue;
@@ -289,19 +292,19 @@ impl Groups {
     }
 }
 
-/// All texts in one string.
+/// Texts, stored end to end in one string.
 #[derive(Debug, Default)]
 struct Texts {
-    all: String,
+    joined: String,
     ends: Vec<u64>,
 }
 
 impl Texts {
     fn push(&mut self, text: &str) -> Result<u32, CatalogError> {
-        let class = u32::try_from(self.ends.len()).ok().filter(|&class| class < MOST_CLASSES);
-        let class = class.ok_or(CatalogError::TooManyClasses { limit: MOST_CLASSES })?;
-        self.all.push_str(text);
-        self.ends.push(self.all.len() as u64);
+        let class = u32::try_from(self.ends.len()).ok().filter(|&class| class < MAX_CLASSES);
+        let class = class.ok_or(CatalogError::TooManyClasses { limit: MAX_CLASSES })?;
+        self.joined.push_str(text);
+        self.ends.push(self.joined.len() as u64);
         Ok(class)
     }
 
@@ -309,7 +312,7 @@ impl Texts {
         let class = class as usize;
         let end = *self.ends.get(class)? as usize;
         let start = class.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0) as usize;
-        self.all.get(start..end)
+        self.joined.get(start..end)
     }
 }
 
@@ -331,44 +334,44 @@ mod tests {
         classes
     }
 
-    fn of(classes: &Classes, caption: &str) -> Vec<u32> {
+    fn class_ids(classes: &Classes, caption: &str) -> Vec<u32> {
         classes.classes_of(caption).collect()
     }
 
     #[test]
-    fn a_list_keeps_distinct_strings_apart_and_joins_them_by_key() {
+    fn list_groups_distinct_strings_by_key() {
         let list = classes(ClassSource::List, Match::Trimmed, &["b", "a ", "b", "", "a", " \u{a0}", "NA", "a "]);
         assert_eq!(list.texts().collect::<Vec<_>>(), ["b", "a ", "a", "NA"]);
         assert_eq!((list.duplicates(), list.empties(), list.keyless()), (2, 2, 0));
-        assert_eq!(of(&list, "\u{a0}a"), [1, 2]);
-        assert_eq!(of(&list, "b"), [0]);
-        assert!(of(&list, "c").is_empty() && of(&list, "").is_empty());
+        assert_eq!(class_ids(&list, "\u{a0}a"), [1, 2]);
+        assert_eq!(class_ids(&list, "b"), [0]);
+        assert!(class_ids(&list, "c").is_empty() && class_ids(&list, "").is_empty());
         assert_eq!(list.groups().members(1), Some(&[1, 2][..]));
         assert_eq!(list.groups().members(0), None);
     }
 
     #[test]
-    fn a_title_has_all_its_captions() {
+    fn title_matches_all_its_captions() {
         let list =
             classes(ClassSource::List, Match::Title, &["T [SEP] one", "U [SEP] one", "T [SEP] ", " [SEP] none", "T"]);
         assert_eq!(list.len(), 5);
-        assert_eq!(of(&list, "T [SEP] another"), [0, 2, 4]);
-        assert!(of(&list, " [SEP] none").is_empty());
+        assert_eq!(class_ids(&list, "T [SEP] another"), [0, 2, 4]);
+        assert!(class_ids(&list, " [SEP] none").is_empty());
         assert_eq!(list.keyless(), 1);
     }
 
     #[test]
-    fn training_captions_are_classes_by_key() {
+    fn training_classes_are_distinct_keys() {
         let train = classes(ClassSource::Train, Match::Casefold, &["Straße", "x", "STRASSE", " strasse ", ""]);
         assert_eq!(train.texts().collect::<Vec<_>>(), ["Straße", "x"]);
         assert_eq!((train.duplicates(), train.empties()), (2, 1));
-        assert_eq!(of(&train, "strasse"), [0]);
+        assert_eq!(class_ids(&train, "strasse"), [0]);
         assert!(train.groups().is_trivial());
         assert_eq!(train.group_of("X").map(Group::first_class), Some(1));
     }
 
     #[test]
-    fn the_digest_tells_texts_rules_and_borders_apart() {
+    fn digest_depends_on_texts_rule_source_and_boundaries() {
         let digest = |source, rule, captions: &[&str]| classes(source, rule, captions).digest();
         let first = digest(ClassSource::List, Match::Exact, &["ab", "c"]);
         assert_eq!(first, digest(ClassSource::List, Match::Exact, &["ab", "c", "ab"]));
@@ -378,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_classes_take_little_beside_their_text() {
+    fn overhead_is_at_most_24_bytes_a_class() {
         let mut train = Classes::new(ClassSource::Train, Match::Trimmed);
         let mut text_bytes = 0;
         for number in 0..100_000 {
@@ -388,12 +391,12 @@ mod tests {
         }
         train.shrink();
         assert!(train.bytes() <= text_bytes + 24 * 100_000, "{}", train.bytes() - text_bytes);
-        assert_eq!(of(&train, " Title 77777 [SEP] caption\n"), [77_777]);
+        assert_eq!(class_ids(&train, " Title 77777 [SEP] caption\n"), [77_777]);
     }
 
     proptest! {
         #[test]
-        fn classes_are_those_of_a_plain_search(captions in prop::collection::vec("[aAé ]{0,3}( \\[SEP\\] [xX]?)?", 0..60)) {
+        fn classes_equal_a_linear_search(captions in prop::collection::vec("[aAé ]{0,3}( \\[SEP\\] [xX]?)?", 0..60)) {
             for rule in Match::ALL {
                 let mut texts: Vec<&str> = Vec::new();
                 for caption in captions.iter().filter(|caption| !caption.trim().is_empty()) {
@@ -412,7 +415,7 @@ mod tests {
                         .filter(|(_, text)| !key.is_empty() && rule.key(text) == key)
                         .map(|(class, _)| class)
                         .collect();
-                    prop_assert_eq!(&of(&list, caption), &expected);
+                    prop_assert_eq!(&class_ids(&list, caption), &expected);
                     if expected.len() > 1 {
                         prop_assert_eq!(groups.members(expected[0]), Some(&expected[..]));
                     }

@@ -1,16 +1,16 @@
-//! How well the labels cover images and classes: what a user must see before a run.
+//! Label coverage of images and classes, for the report before a run.
 
 use crate::catalog::join::JoinIndex;
 
-/// Images a class has, as the buckets of [`Coverage::histogram`] name them.
+/// Ranges of images per class, one for each bucket of [`Coverage::histogram`].
 pub const HISTOGRAM_LABELS: [&str; 6] = ["0", "1", "2-5", "6-20", "21-100", ">100"];
 
-/// What the rows gave.
+/// Counts of labelled rows, images and classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coverage {
     /// Rows with a URL and a caption.
     pub rows: u64,
-    /// Those of them whose caption is a class.
+    /// Rows whose caption is a class.
     pub labelled_rows: u64,
     /// Distinct URLs among the labelled rows.
     pub labelled_images: u64,
@@ -18,13 +18,13 @@ pub struct Coverage {
     pub classes: u64,
     /// Classes with at least one image.
     pub classes_with_images: u64,
-    /// Classes by how many images they have: 0, 1, 2 to 5, 6 to 20, 21 to 100, more.
+    /// Number of classes with 0, 1, 2 to 5, 6 to 20, 21 to 100, and more images.
     pub histogram: [u64; 6],
 }
 
 impl Coverage {
-    /// Counts over frequencies that [`JoinIndex::frequencies`] gave for the same index.
-    pub fn of(index: &JoinIndex, frequencies: &[u32]) -> Self {
+    /// Computes the coverage from the [`JoinIndex::frequencies`] of the same index.
+    pub fn measure(index: &JoinIndex, frequencies: &[u32]) -> Self {
         let mut histogram = [0; 6];
         for &images in frequencies {
             let bucket = match images {
@@ -53,22 +53,22 @@ impl Coverage {
 }
 
 impl JoinIndex {
-    /// How many distinct images each class has, by class id, in one pass over the entries.
+    /// Returns the number of distinct images per class, by class id, in one pass over the entries.
     pub fn frequencies(&self) -> Vec<u32> {
         let mut frequencies = vec![0_u32; self.classes()];
         for &[_, _, first] in self.entries() {
-            // An entry is one image with one group, so no image is counted twice for a class.
+            // Each entry is a distinct pair of image and group, so no image is counted twice for a class.
             if let Some(count) = frequencies.get_mut(first as usize) {
                 *count += 1;
             }
         }
-        self.groups().spread(&mut frequencies);
+        self.groups().copy_from_first(&mut frequencies);
         frequencies
     }
 
-    /// How well the labels cover images and classes.
+    /// Returns the label coverage.
     pub fn coverage(&self) -> Coverage {
-        Coverage::of(self, &self.frequencies())
+        Coverage::measure(self, &self.frequencies())
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use crate::catalog::matching::Match;
 
     #[test]
-    fn images_are_counted_once_for_each_class_of_a_group() {
+    fn each_image_counts_once_per_class() {
         let mut classes = Classes::new(ClassSource::List, Match::Trimmed);
         for caption in ["a", "b", "a ", "c", "d"] {
             classes.add(caption).unwrap();

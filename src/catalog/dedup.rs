@@ -1,4 +1,4 @@
-//! Which image URLs are wanted, and which were taken already.
+//! Filter of image URLs and detection of duplicate images.
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -8,34 +8,34 @@ use std::sync::Arc;
 use crate::catalog::join::JoinIndex;
 use crate::catalog::join::Labels;
 
-/// A set of URLs by [`url_hash`](crate::catalog::url_hash), 8 bytes each.
+/// Set of URLs by their [`url_hash`](crate::catalog::url_hash), 8 bytes each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UrlSet {
     sorted: Vec<u64>,
 }
 
 impl UrlSet {
-    /// How many distinct URLs there are.
+    /// Returns the number of distinct URLs.
     pub fn len(&self) -> usize {
         self.sorted.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.sorted.is_empty()
     }
 
-    /// Whether the URL is among them.
+    /// Returns whether the set contains the URL.
     pub fn contains(&self, url_hash: u64) -> bool {
         self.position(url_hash).is_some()
     }
 
-    /// The hash of the URL at a place.
-    pub fn hash(&self, place: usize) -> u64 {
-        self.sorted[place]
+    /// Returns the hash at `position` in ascending order.
+    pub fn hash_at(&self, position: usize) -> u64 {
+        self.sorted[position]
     }
 
-    /// The URL's place among all in ascending order of hash.
+    /// Returns the position of the URL in ascending order of hash.
     pub fn position(&self, url_hash: u64) -> Option<usize> {
         self.sorted.binary_search(&url_hash).ok()
     }
@@ -51,20 +51,20 @@ impl FromIterator<u64> for UrlSet {
     }
 }
 
-/// Which images are worth decoding.
+/// Selection of the images to decode.
 #[derive(Debug, Clone)]
 pub enum ImageFilter {
-    /// All of them; none has labels.
+    /// All images, without labels.
     Everything,
-    /// Those that a row labels.
+    /// Images that a row of the index labels.
     Index(Arc<JoinIndex>),
-    /// Those that an id asks for; none has labels.
+    /// Images of a set of URLs, without labels.
     Urls(Arc<UrlSet>),
 }
 
 impl ImageFilter {
-    /// Whether the image is wanted.
-    pub fn wants(&self, url_hash: u64) -> bool {
+    /// Returns whether the image is selected.
+    pub fn accepts(&self, url_hash: u64) -> bool {
         match self {
             Self::Everything => true,
             Self::Index(index) => index.contains(url_hash),
@@ -72,48 +72,49 @@ impl ImageFilter {
         }
     }
 
-    /// The labels of the image, ascending.
+    /// Returns the labels of the image in ascending order.
     pub fn labels(&self, url_hash: u64) -> Labels<'_> {
         match self {
             Self::Index(index) => index.lookup(url_hash),
-            Self::Everything | Self::Urls(_) => Labels::none(),
+            Self::Everything | Self::Urls(_) => Labels::empty(),
         }
     }
 }
 
-/// The wanted images that were taken already: the first row of a URL is used, later ones are duplicates.
+/// Set of the selected images that have occurred. The first row with a URL is used; later ones are duplicates.
 ///
-/// Where the wanted URLs are known it takes one bit for each; else 10 to 20 bytes for each URL seen.
+/// Memory: one bit per URL if the filter knows its URLs, otherwise 10 to 20 bytes per inserted URL.
 #[derive(Debug)]
 pub struct UrlDedup {
-    wanted: ImageFilter,
-    /// One bit for each entry of the index or URL of the set.
+    filter: ImageFilter,
+    /// One bit per entry of the index or URL of the set.
     bits: Vec<u64>,
-    hashes: HashSet<u64, BuildHasherDefault<AsIs>>,
+    hashes: HashSet<u64, BuildHasherDefault<IdentityHasher>>,
     count: u64,
 }
 
 impl UrlDedup {
-    /// Nothing taken yet.
-    pub fn new(wanted: ImageFilter) -> Self {
-        let known = match &wanted {
+    /// Creates an empty set.
+    pub fn new(filter: ImageFilter) -> Self {
+        let known = match &filter {
             ImageFilter::Everything => 0,
             ImageFilter::Index(index) => index.len(),
             ImageFilter::Urls(urls) => urls.len(),
         };
-        Self { wanted, bits: vec![0; known.div_ceil(64)], hashes: HashSet::default(), count: 0 }
+        Self { filter, bits: vec![0; known.div_ceil(64)], hashes: HashSet::default(), count: 0 }
     }
 
-    /// Whether the image is wanted and was not taken before; it is taken from now on.
-    pub fn first(&mut self, url_hash: u64) -> bool {
-        let position = match &self.wanted {
+    /// Inserts the image if the filter selects it. Returns whether it was inserted, that is, selected and not a
+    /// duplicate.
+    pub fn insert(&mut self, url_hash: u64) -> bool {
+        let position = match &self.filter {
             ImageFilter::Everything => None,
             ImageFilter::Index(index) => {
                 let range = index.range(url_hash);
                 if range.is_empty() {
                     return false;
                 }
-                // An image's first entry stands for it; the bits of its other entries stay unused.
+                // The first entry of an image represents it; the bits of its other entries stay unused.
                 Some(range.start)
             }
             ImageFilter::Urls(urls) => match urls.position(url_hash) {
@@ -121,7 +122,7 @@ impl UrlDedup {
                 None => return false,
             },
         };
-        let first = match position {
+        let inserted = match position {
             None => self.hashes.insert(url_hash),
             Some(position) => self.bits.get_mut(position / 64).is_some_and(|word| {
                 let bit = 1 << (position % 64);
@@ -130,32 +131,32 @@ impl UrlDedup {
                 unset
             }),
         };
-        self.count += u64::from(first);
-        first
+        self.count += u64::from(inserted);
+        inserted
     }
 
-    /// How many images were taken.
+    /// Returns the number of inserted images.
     pub fn len(&self) -> u64 {
         self.count
     }
 
-    /// Whether none was taken.
+    /// Returns whether no image was inserted.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// A hasher for values that are hashes.
+/// Hasher for keys that are already hashes.
 #[derive(Debug, Default, Clone, Copy)]
-struct AsIs(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for AsIs {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // Only `u64` is hashed here, which goes through `write_u64`; this is for completeness.
+        // The only key type is `u64`, which uses `write_u64`; this fallback completes the trait.
         for &byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(byte);
         }
@@ -176,7 +177,7 @@ mod tests {
     use crate::catalog::matching::Match;
 
     #[test]
-    fn an_image_is_first_once() {
+    fn each_image_is_inserted_once() {
         let mut classes = Classes::new(ClassSource::Train, Match::Exact);
         let mut builder = JoinIndexBuilder::new();
         for (hash, caption) in [(5, "a"), (5, "b"), (u64::MAX, "a"), (6, "c")] {
@@ -185,17 +186,18 @@ mod tests {
         }
         let index = ImageFilter::Index(Arc::new(builder.build(&classes).unwrap()));
         let urls = ImageFilter::Urls(Arc::new([6, 5, u64::MAX, 5].into_iter().collect()));
-        for (wanted, others) in [(index, false), (urls, false), (ImageFilter::Everything, true)] {
-            assert!(wanted.wants(5) && wanted.wants(7) == others);
-            let mut seen = UrlDedup::new(wanted);
-            let taken: Vec<_> = [5, 7, 5, u64::MAX, 6, 6, u64::MAX].into_iter().map(|hash| seen.first(hash)).collect();
-            assert_eq!(taken, [true, others, false, true, true, false, false]);
-            assert_eq!(seen.len(), 3 + u64::from(others));
+        for (filter, others) in [(index, false), (urls, false), (ImageFilter::Everything, true)] {
+            assert!(filter.accepts(5) && filter.accepts(7) == others);
+            let mut dedup = UrlDedup::new(filter);
+            let inserted: Vec<_> =
+                [5, 7, 5, u64::MAX, 6, 6, u64::MAX].into_iter().map(|hash| dedup.insert(hash)).collect();
+            assert_eq!(inserted, [true, others, false, true, true, false, false]);
+            assert_eq!(dedup.len(), 3 + u64::from(others));
         }
     }
 
     #[test]
-    fn a_url_set_holds_each_url_once() {
+    fn url_set_removes_duplicates() {
         let urls: UrlSet = [3, 1, 3].into_iter().collect();
         assert_eq!((urls.len(), urls.contains(3), urls.contains(2), urls.position(3)), (2, true, false, Some(1)));
     }

@@ -1,9 +1,9 @@
-//! What the name of an image's file says, as its URL has it.
+//! Words in the file name of an image URL.
 
 use percent_encoding::percent_decode_str;
 
-/// Words that cameras and scanners put before a number.
-const CAMERAS: [&str; 17] = [
+/// Prefixes that cameras and scanners put before a number.
+const CAMERA_PREFIXES: [&str; 17] = [
     "dsc",
     "dscn",
     "dscf",
@@ -23,17 +23,17 @@ const CAMERAS: [&str; 17] = [
     "screenshot",
 ];
 
-/// The name of a URL's file as words: percent-decoded, without its extension, the size of a thumbnail (`300px-`) and what a camera
-/// puts there (`DSC_0123`), separators as spaces. Empty where nothing is left.
-pub fn file_name(url: &str) -> String {
+/// Extracts the words of a URL's file name. Percent-decodes it, drops the extension, the thumbnail width (`300px-`) and
+/// camera numbering (`DSC_0123`), and turns separators into spaces. Returns an empty string if nothing is left.
+pub fn file_name_words(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let decoded = percent_decode_str(last).decode_utf8_lossy();
-    let name = without_size(&decoded);
-    // Names of scaled drawings have two: `Coat.svg.png`.
-    let name = without_extension(name);
+    let name = strip_thumbnail_width(&decoded);
+    // Renderings of vector drawings have two extensions: `Coat.svg.png`.
+    let name = strip_extension(name);
     let name = match name.rsplit_once('.') {
-        Some((stem, ending)) if !stem.is_empty() && is_format(ending) => stem,
+        Some((stem, ending)) if !stem.is_empty() && is_image_extension(ending) => stem,
         _ => name,
     };
     let spaced: String = name
@@ -47,23 +47,23 @@ pub fn file_name(url: &str) -> String {
         })
         .collect();
     let words: Vec<&str> = spaced.split_whitespace().collect();
-    words[camera_words(&words)..].join(" ")
+    words[camera_word_count(&words)..].join(" ")
 }
 
-/// Without the width that a thumbnail's name starts with.
-fn without_size(name: &str) -> &str {
+/// Strips the width prefix of a thumbnail.
+fn strip_thumbnail_width(name: &str) -> &str {
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     if digits == 0 { name } else { name[digits..].strip_prefix("px-").unwrap_or(name) }
 }
 
-/// Whether a second ending is one: most dots in names are not before an ending.
-fn is_format(ending: &str) -> bool {
+/// Returns whether a second extension is a known one. Most dots inside a name do not start an extension.
+fn is_image_extension(ending: &str) -> bool {
     const FORMATS: [&str; 14] =
         ["svg", "tif", "tiff", "pdf", "djvu", "xcf", "gif", "png", "jpg", "jpeg", "webp", "ogv", "webm", "stl"];
     FORMATS.contains(&ending.to_ascii_lowercase().as_str())
 }
 
-fn without_extension(name: &str) -> &str {
+fn strip_extension(name: &str) -> &str {
     match name.rsplit_once('.') {
         Some((stem, ending)) => {
             let is_ending = (2..=5).contains(&ending.len()) && ending.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -74,19 +74,20 @@ fn without_extension(name: &str) -> &str {
     }
 }
 
-/// How many words at the start are a camera's: its word and numbers, or one of both (`P1010023`, `IMG0042`).
-fn camera_words(words: &[&str]) -> usize {
+/// Returns how many leading words are camera numbering: a prefix and numbers, or both in one word (`P1010023`,
+/// `IMG0042`).
+fn camera_word_count(words: &[&str]) -> usize {
     let number = |word: &&&str| word.bytes().all(|byte| byte.is_ascii_digit());
     let Some(first) = words.first() else { return 0 };
     let letters: String = first.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
     let rest = &first[letters.len()..];
     let digits = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
-    let camera = CAMERAS.contains(&letters.as_str());
-    if (camera && digits) || (letters == "p" && digits && rest.len() >= 6) {
-        // What follows it may be a further number of its own.
+    let is_camera = CAMERA_PREFIXES.contains(&letters.as_str());
+    if (is_camera && digits) || (letters == "p" && digits && rest.len() >= 6) {
+        // Further numbers may follow.
         return 1 + words[1..].iter().take_while(number).count();
     }
-    if camera && rest.is_empty() {
+    if is_camera && rest.is_empty() {
         let numbers = words[1..].iter().take_while(number).count();
         return if numbers > 0 { 1 + numbers } else { 0 };
     }
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_what_a_person_wrote_into_it() {
+    fn file_name_words_drop_what_machines_add() {
         for (url, expected) in [
             (
                 "https://upload.wikimedia.org/wikipedia/commons/a/ab/Eiffel_Tower_from-below.jpg",
@@ -121,7 +122,7 @@ mod tests {
             ("", ""),
             ("%ff%fe_bad.gif", "\u{fffd}\u{fffd} bad"),
         ] {
-            assert_eq!(file_name(url), expected, "{url}");
+            assert_eq!(file_name_words(url), expected, "{url}");
         }
     }
 }

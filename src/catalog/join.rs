@@ -1,9 +1,9 @@
-//! From an image URL to the classes of its rows, at 12 bytes a labelled row and at most 512 KiB beside.
+//! Join index: maps an image URL to the classes of its rows, at 12 bytes per labelled row plus at most 512 KiB.
 //!
-//! Entries are collected in any order, then sorted once: `[hash >> 32, hash & 0xFFFF_FFFF, class]` with the
-//! first class of the row's [`Group`], strictly ascending, so each URL with each group once. A table over the
-//! hash's top bits leads to the few entries among which a lookup searches. (A hash map would take twice the
-//! memory; a minimal perfect hash would take less, and a second pass over the rows.)
+//! Entries are collected in any order and sorted once. An entry is `[hash >> 32, hash & 0xFFFF_FFFF, class]`, where the
+//! class is the first of the row's [`Group`]. Entries are strictly ascending, so each pair of URL and group occurs
+//! once. A lookup table over the top bits of the hash narrows the binary search to a few entries. A hash map would take
+//! twice the memory; a minimal perfect hash would take less, but a second pass over the rows.
 
 use std::ops::Range;
 
@@ -14,31 +14,32 @@ use crate::catalog::classes::Group;
 use crate::catalog::classes::Groups;
 use crate::catalog::error::CatalogError;
 
-/// Entries that the top-bits table can point at.
-const MOST_ENTRIES: u32 = u32::MAX;
-/// 2¹⁷ pointers of 4 bytes are 512 KiB; with 17 million entries each leads to 130.
-const MOST_RADIX_BITS: u32 = 17;
-/// The entry vector grows by an eighth and not to the double, which alone would break 16 bytes a row.
-const SMALLEST_GROWTH: usize = 1 << 12;
+/// Upper bound on entries: the lookup table stores `u32` positions.
+const MAX_ENTRIES: u32 = u32::MAX;
+/// Upper bound on the bits of the lookup table: 2¹⁷ positions take 512 KiB, and with 17 million entries each covers
+/// 130.
+const MAX_RADIX_BITS: u32 = 17;
+/// Smallest growth of the entry vector, which otherwise grows by an eighth: doubling would exceed 16 bytes per row.
+const MIN_GROWTH: usize = 1 << 12;
 
-/// The 64-bit xxh3 hash of a URL, seed 0, by which images are joined and told apart.
+/// Returns the 64-bit XXH3 hash of a URL with seed 0, which identifies an image.
 ///
-/// Any two of n distinct URLs collide with odds of n² / 2⁶⁵: 6 in a million for 15 million URLs. A collision
-/// would give one image the labels of another as well, or skip it as a duplicate.
+/// The odds that any two of n distinct URLs collide are n² / 2⁶⁵: 6 in a million for 15 million URLs. After a
+/// collision, an image also gets the labels of the other one or is skipped as a duplicate.
 pub fn url_hash(url: &str) -> u64 {
     XxHash3_64::oneshot(url.as_bytes())
 }
 
-/// How many rows went into an index.
+/// Row counts of an index.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RowTally {
     /// Rows with a URL and a caption.
     pub rows: u64,
-    /// Those of them whose caption is a class.
+    /// Rows whose caption is a class.
     pub labelled_rows: u64,
 }
 
-/// Collects rows for a [`JoinIndex`].
+/// Builder of a [`JoinIndex`].
 #[derive(Debug, Default)]
 pub struct JoinIndexBuilder {
     entries: Vec<[u32; 3]>,
@@ -46,53 +47,53 @@ pub struct JoinIndexBuilder {
 }
 
 impl JoinIndexBuilder {
-    /// No rows yet.
+    /// Creates an empty builder.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts a row, and keeps it if its caption is a class.
+    /// Counts a row and stores it if its caption is a class.
     ///
     /// # Errors
-    /// There are more labelled rows than `u32` can number.
+    /// Fails if there are more labelled rows than `u32` can number.
     pub fn add(&mut self, url_hash: u64, group: Option<Group>) -> Result<(), CatalogError> {
         self.tally.rows += 1;
         let Some(group) = group else { return Ok(()) };
-        if self.entries.len() >= MOST_ENTRIES as usize {
-            return Err(CatalogError::TooManyEntries { limit: MOST_ENTRIES });
+        if self.entries.len() >= MAX_ENTRIES as usize {
+            return Err(CatalogError::TooManyEntries { limit: MAX_ENTRIES });
         }
         self.tally.labelled_rows += 1;
         if self.entries.len() == self.entries.capacity() {
-            self.entries.reserve_exact((self.entries.len() / 8).max(SMALLEST_GROWTH));
+            self.entries.reserve_exact((self.entries.len() / 8).max(MIN_GROWTH));
         }
         self.entries.push([(url_hash >> 32) as u32, url_hash as u32, group.first_class()]);
         Ok(())
     }
 
-    /// Goes on behind the [`Self::entries`] of an earlier builder, which had counted `tally` by then.
-    pub fn resumed(entries: Vec<[u32; 3]>, tally: RowTally) -> Self {
+    /// Restores a builder from the [`Self::entries`] and [`Self::tally`] of an earlier one.
+    pub fn from_parts(entries: Vec<[u32; 3]>, tally: RowTally) -> Self {
         Self { entries, tally }
     }
 
-    /// The labelled rows so far, in the order in which they came.
+    /// Returns the labelled rows so far, in insertion order.
     pub fn entries(&self) -> &[[u32; 3]] {
         &self.entries
     }
 
-    /// How many rows were counted so far.
+    /// Returns the row counts so far.
     pub fn tally(&self) -> RowTally {
         self.tally
     }
 
-    /// Memory that is held, in bytes.
+    /// Returns the memory in use, in bytes.
     pub fn bytes(&self) -> usize {
         self.entries.capacity() * size_of::<[u32; 3]>()
     }
 
-    /// Sorts the rows into an index over `classes`, in place.
+    /// Sorts the rows in place into an index over `classes`.
     ///
     /// # Errors
-    /// A row was added with a group of other classes.
+    /// Fails if a row was added with a group that is not of `classes`.
     pub fn build(mut self, classes: &Classes) -> Result<JoinIndex, CatalogError> {
         self.entries.sort_unstable();
         self.entries.dedup();
@@ -101,12 +102,12 @@ impl JoinIndexBuilder {
     }
 }
 
-/// The classes of each labelled image, by URL hash.
+/// Classes of each labelled image, by URL hash.
 #[derive(Debug)]
 pub struct JoinIndex {
     entries: Vec<[u32; 3]>,
     groups: Groups,
-    /// For each value of the hash's top bits, and one more, the first entry that is not below it.
+    /// Position of the first entry with at least these top bits, for each value of the top bits and one more.
     radix: Vec<u32>,
     radix_bits: u32,
     images: usize,
@@ -114,65 +115,65 @@ pub struct JoinIndex {
 }
 
 impl JoinIndex {
-    /// Takes entries as [`JoinIndex::entries`] gave them, for the same classes ([`Classes::groups`]).
+    /// Restores an index from its [`JoinIndex::entries`] and the [`Classes::groups`] of the same classes.
     ///
     /// # Errors
-    /// They are not strictly ascending, too many, or name a class that does not exist.
+    /// Fails if the entries are not strictly ascending, are too many, or refer to a class that does not exist.
     pub fn from_sorted_entries(entries: Vec<[u32; 3]>, groups: Groups, tally: RowTally) -> Result<Self, CatalogError> {
-        if entries.len() > MOST_ENTRIES as usize {
-            return Err(CatalogError::TooManyEntries { limit: MOST_ENTRIES });
+        if entries.len() > MAX_ENTRIES as usize {
+            return Err(CatalogError::TooManyEntries { limit: MAX_ENTRIES });
         }
-        // A sixteenth of the entries, so that a small index has a small table.
-        let radix_bits = entries.len().max(16).ilog2().saturating_sub(4).min(MOST_RADIX_BITS);
+        // About a sixteenth of the entries, so that a small index has a small table.
+        let radix_bits = entries.len().max(16).ilog2().saturating_sub(4).min(MAX_RADIX_BITS);
         let mut radix = Vec::with_capacity((1 << radix_bits) + 1);
         let mut images = 0;
-        let mut before: Option<[u32; 3]> = None;
+        let mut previous: Option<[u32; 3]> = None;
         for (position, &entry) in entries.iter().enumerate() {
             let [high, low, class] = entry;
-            if before.is_some_and(|before| before >= entry) {
+            if previous.is_some_and(|previous| previous >= entry) {
                 return Err(CatalogError::Unsorted { position });
             }
             if class as usize >= groups.classes() {
                 return Err(CatalogError::UnknownClass { position, class, classes: groups.classes() });
             }
             images +=
-                usize::from(before.is_none_or(|[other_high, other_low, _]| (other_high, other_low) != (high, low)));
+                usize::from(previous.is_none_or(|[other_high, other_low, _]| (other_high, other_low) != (high, low)));
             let bucket = bucket(hash_of(entry), radix_bits);
             while radix.len() <= bucket {
                 radix.push(position as u32);
             }
-            before = Some(entry);
+            previous = Some(entry);
         }
         radix.resize((1 << radix_bits) + 1, entries.len() as u32);
         Ok(Self { entries, groups, radix, radix_bits, images, tally })
     }
 
-    /// The entries, `[hash >> 32, hash & 0xFFFF_FFFF, first class of the group]`, strictly ascending.
+    /// Returns the entries, `[hash >> 32, hash & 0xFFFF_FFFF, first class of the group]`, strictly ascending.
     pub fn entries(&self) -> &[[u32; 3]] {
         &self.entries
     }
 
-    /// How many rows went into it.
+    /// Returns the row counts.
     pub fn tally(&self) -> RowTally {
         self.tally
     }
 
-    /// How many entries there are: each URL with each group once.
+    /// Returns the number of entries, that is, distinct pairs of URL and group.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no row was labelled.
+    /// Returns whether no row was labelled.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many distinct URLs are labelled.
+    /// Returns the number of distinct labelled URLs.
     pub fn images(&self) -> usize {
         self.images
     }
 
-    /// How many classes there are, with images or without.
+    /// Returns the number of classes, with or without images.
     pub fn classes(&self) -> usize {
         self.groups.classes()
     }
@@ -181,25 +182,25 @@ impl JoinIndex {
         &self.groups
     }
 
-    /// Memory that is held by entries and table, in bytes; groups, which depend on the caption list alone,
-    /// are not counted.
+    /// Returns the memory of entries and lookup table, in bytes. Groups are not counted, since they depend on the
+    /// caption list alone.
     pub fn bytes(&self) -> usize {
         self.entries.capacity() * size_of::<[u32; 3]>() + self.radix.capacity() * size_of::<u32>()
     }
 
-    /// Whether any row labels this URL.
+    /// Returns whether any row labels this URL.
     pub fn contains(&self, url_hash: u64) -> bool {
         !self.range(url_hash).is_empty()
     }
 
-    /// The classes of a URL, ascending and distinct; none when no row labels it.
+    /// Returns the distinct classes of a URL in ascending order; none if no row labels it.
     pub fn lookup(&self, url_hash: u64) -> Labels<'_> {
-        let found = self.entries.get(self.range(url_hash)).unwrap_or_default();
-        if self.groups.is_trivial() || found.iter().all(|&[_, _, first]| self.groups.members(first).is_none()) {
-            return Labels(Inner::Entries(found.iter()));
+        let entries = self.entries.get(self.range(url_hash)).unwrap_or_default();
+        if self.groups.is_trivial() || entries.iter().all(|&[_, _, first]| self.groups.members(first).is_none()) {
+            return Labels(LabelIter::Entries(entries.iter()));
         }
         let mut classes = Vec::new();
-        for &[_, _, first] in found {
+        for &[_, _, first] in entries {
             match self.groups.members(first) {
                 Some(members) => classes.extend_from_slice(members),
                 None => classes.push(first),
@@ -207,10 +208,10 @@ impl JoinIndex {
         }
         // Groups are disjoint, but their members interleave.
         classes.sort_unstable();
-        Labels(Inner::Expanded(classes.into_iter()))
+        Labels(LabelIter::Expanded(classes.into_iter()))
     }
 
-    /// Where the entries of a URL are.
+    /// Returns the range of the entries of a URL.
     pub(super) fn range(&self, url_hash: u64) -> Range<usize> {
         let bucket = bucket(url_hash, self.radix_bits);
         let bound = |index| self.radix.get(index).map_or(self.entries.len(), |&bound| bound as usize);
@@ -221,7 +222,7 @@ impl JoinIndex {
         start + first..start + first + count
     }
 
-    /// BLAKE3 over the entries: equal for equal labels of the same classes alone.
+    /// Returns a BLAKE3 hash of the entries. With the same classes, only equal labels have equal digests.
     pub fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         let mut block = Vec::with_capacity(12 * 4096);
@@ -238,25 +239,25 @@ const fn hash_of([high, low, _]: [u32; 3]) -> u64 {
     (high as u64) << 32 | low as u64
 }
 
-/// The top `bits` of a hash, at most 17.
+/// Returns the top `bits` of a hash, at most 17.
 const fn bucket(hash: u64, bits: u32) -> usize {
     ((hash >> 32) >> (32 - bits)) as usize
 }
 
-/// The classes of one image, ascending.
+/// Iterator over the classes of one image in ascending order.
 #[derive(Debug, Clone)]
-pub struct Labels<'a>(Inner<'a>);
+pub struct Labels<'a>(LabelIter<'a>);
 
 #[derive(Debug, Clone)]
-enum Inner<'a> {
+enum LabelIter<'a> {
     Entries(std::slice::Iter<'a, [u32; 3]>),
     Expanded(std::vec::IntoIter<u32>),
 }
 
 impl Labels<'_> {
-    /// The labels of an image that no row labels.
-    pub fn none() -> Self {
-        Self(Inner::Entries([].iter()))
+    /// Returns the labels of an unlabelled image.
+    pub fn empty() -> Self {
+        Self(LabelIter::Entries([].iter()))
     }
 }
 
@@ -265,15 +266,15 @@ impl Iterator for Labels<'_> {
 
     fn next(&mut self) -> Option<u32> {
         match &mut self.0 {
-            Inner::Entries(entries) => entries.next().map(|&[_, _, class]| class),
-            Inner::Expanded(classes) => classes.next(),
+            LabelIter::Entries(entries) => entries.next().map(|&[_, _, class]| class),
+            LabelIter::Expanded(classes) => classes.next(),
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         match &self.0 {
-            Inner::Entries(entries) => entries.size_hint(),
-            Inner::Expanded(classes) => classes.size_hint(),
+            LabelIter::Entries(entries) => entries.size_hint(),
+            LabelIter::Expanded(classes) => classes.size_hint(),
         }
     }
 }
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_has_the_classes_of_all_its_rows_ascending() {
+    fn url_has_the_sorted_classes_of_all_its_rows() {
         let classes = titles();
         let mut builder = JoinIndexBuilder::new();
         for (url, caption) in [("u", "B [SEP] x"), ("u", "A"), ("u", "A [SEP] y"), ("v", "C"), ("w", "D")] {
@@ -316,14 +317,14 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_xxh3_with_seed_zero() {
-        // What the reference implementation, xxHash 0.8, gives for these inputs.
+    fn url_hash_is_xxh3_with_seed_0() {
+        // Values from the reference implementation, xxHash 0.8.
         assert_eq!(url_hash(""), 0x2D06_8005_38D3_94C2);
         assert_eq!(url_hash("a"), 0xE6C6_32B6_1E96_4E1F);
     }
 
     #[test]
-    fn stored_entries_are_checked() {
+    fn stored_entries_are_validated() {
         let groups = titles().groups();
         let from = |entries: &[[u32; 3]]| {
             JoinIndex::from_sorted_entries(entries.to_vec(), groups.clone(), RowTally::default())
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_takes_no_more_than_sixteen_bytes_a_row() {
+    fn index_takes_at_most_16_bytes_a_row() {
         let classes = titles();
         let mut builder = JoinIndexBuilder::new();
         let group = classes.group_of("C");
@@ -351,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lookups_are_those_of_a_map(
+        fn lookups_equal_those_of_a_map(
             rows in prop::collection::vec((prop_oneof![0_u64..20, any::<u64>(), (0_u64..9).prop_map(|low| u64::MAX - low)], 0_usize..4), 0..200),
             others in prop::collection::vec(any::<u64>(), 5),
         ) {
@@ -373,8 +374,8 @@ mod tests {
                 prop_assert_eq!(index.contains(hash), map.contains_key(&hash));
             }
             prop_assert_eq!(index.images(), map.len());
-            let again = JoinIndex::from_sorted_entries(index.entries().to_vec(), classes.groups(), index.tally()).unwrap();
-            prop_assert_eq!(again.digest(), index.digest());
+            let restored = JoinIndex::from_sorted_entries(index.entries().to_vec(), classes.groups(), index.tally()).unwrap();
+            prop_assert_eq!(restored.digest(), index.digest());
         }
     }
 }

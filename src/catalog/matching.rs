@@ -1,4 +1,4 @@
-//! When two captions count as equal.
+//! Rules for equality of captions.
 
 use std::borrow::Cow;
 
@@ -7,16 +7,17 @@ use unicode_normalization::UnicodeNormalization;
 
 pub use crate::types::MatchRule as Match;
 
-/// What stands between page title and caption, and in an empty caption ends the string.
+/// Separator between page title and caption.
 const SEPARATOR: &str = " [SEP] ";
+/// Separator at the end of a string whose caption is empty and trimmed.
 const OPEN_SEPARATOR: &str = " [SEP]";
 
 impl Match {
     /// What is compared in place of `caption`. Equal captions have equal keys; an empty key equals nothing.
     ///
-    /// The key of [`Match::Casefold`] is NFC(toCasefold(NFD(X))), full folding: the canonical caseless match of
-    /// the Unicode Standard, section 3.13, definition D145, which compares NFD in place of NFC. Folding NFD
-    /// rather than NFC matters for the Greek iota subscript alone.
+    /// The key of [`Match::Casefold`] is NFC(toCasefold(NFD(X))) with full folding. This is the canonical caseless
+    /// match of the Unicode Standard, section 3.13, definition D145, which compares NFD instead of NFC. Folding NFD
+    /// rather than NFC matters only for the Greek iota subscript.
     pub fn key(self, caption: &str) -> Cow<'_, str> {
         match self {
             Self::Exact => Cow::Borrowed(caption),
@@ -54,13 +55,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn trimming_takes_every_unicode_space() {
+    fn trimming_removes_every_unicode_space() {
         assert_eq!(Match::Trimmed.key("\u{a0}\u{2003}\u{3000} A\u{a0}b \r\n\t\u{2028}"), "A\u{a0}b");
         assert_eq!(Match::Exact.key(" a "), " a ");
     }
 
     #[test]
-    fn folding_is_full_and_ignores_composition() {
+    fn case_folding_is_full_and_ignores_composition() {
         let equal = |left, right| {
             assert_eq!(Match::Casefold.key(left), Match::Casefold.key(right), "{left} {right}");
         };
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_ends_at_the_first_separator() {
+    fn title_ends_at_the_first_separator() {
         let title = |caption| Match::Title.key(caption).into_owned();
         assert_eq!(title("Mont Blanc [SEP] seen from [SEP] the south"), "Mont Blanc");
         assert_eq!(title("Mont Blanc [SEP] "), "Mont Blanc");
@@ -88,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_its_own_key(caption in "\\PC{0,12}|[ A-Za-z\u{e9}\u{301}\u{345}ßΣςıİ\u{a0}]{0,12}") {
+        fn keys_are_idempotent(caption in "\\PC{0,12}|[ A-Za-z\u{e9}\u{301}\u{345}ßΣςıİ\u{a0}]{0,12}") {
             for rule in [Match::Exact, Match::Trimmed, Match::Casefold] {
                 let key = rule.key(&caption).into_owned();
                 prop_assert_eq!(&*rule.key(&key), &*key);
@@ -96,7 +97,7 @@ mod tests {
         }
 
         #[test]
-        fn the_ascii_path_folds_like_the_other(caption in "[ -~]{0,20}") {
+        fn ascii_fast_path_equals_full_folding(caption in "[ -~]{0,20}") {
             let slow: String = caption.trim().nfd().default_case_fold().nfc().collect();
             prop_assert_eq!(&*Match::Casefold.key(&caption), &*slow);
         }

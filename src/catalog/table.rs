@@ -1,26 +1,28 @@
-//! A hash table from text to ids that holds neither the text nor whole hashes.
+//! Hash table from texts to ids that stores neither the texts nor whole hashes.
 //!
-//! A slot is 8 bytes: 32 bits of the hash and the id. The caller, who has the texts, confirms each candidate.
-//! Slots are probed linearly and ordered by hash, so growing copies almost in sequence, by half and not by
-//! twice: at most 80 % and, once grown, at least 53 % of the slots are taken, 10 to 15 bytes an id. (A general
-//! map would store the key or a whole hash beside the id, and hash every text again to grow.)
+//! A slot is 8 bytes: 32 bits of the hash and the id. The caller owns the texts and confirms each candidate. Probing is
+//! linear, and slots are ordered by hash, so growing copies almost sequentially. The table grows by half instead of
+//! doubling: between 53 % and 80 % of the slots are occupied, 10 to 15 bytes per id. A general map would store the key
+//! or a whole hash beside the id, and would hash every text again to grow.
 
+/// Empty slot.
 const EMPTY: u64 = u64::MAX;
-const SMALLEST: usize = 16;
+/// Smallest number of slots.
+const MIN_SLOTS: usize = 16;
 
-/// Ids by the hash of their text. `u32::MAX` is no id.
+/// Ids by the hash of their text. `u32::MAX` is not an id.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     slots: Vec<u64>,
-    taken: usize,
+    occupied: usize,
 }
 
 impl Table {
-    /// The id whose hash agrees and which `confirms`.
+    /// Returns the id whose hash matches and that `confirms` accepts.
     pub(super) fn find(&self, hash: u64, confirms: impl Fn(u32) -> bool) -> Option<u32> {
         let tag = hash >> 32;
-        let (wrapped, direct) = self.slots.split_at(home(tag, self.slots.len()));
-        // There is always an empty slot, at which the probe ends.
+        let (wrapped, direct) = self.slots.split_at(preferred_slot(tag, self.slots.len()));
+        // The probe ends at an empty slot, of which there is always one.
         direct
             .iter()
             .chain(wrapped)
@@ -29,23 +31,23 @@ impl Table {
             .map(|&slot| slot as u32)
     }
 
-    /// Adds an id that was not found.
+    /// Inserts an id that is not in the table.
     pub(super) fn insert(&mut self, hash: u64, id: u32) {
-        if (self.taken + 1) * 5 > self.slots.len() * 4 {
-            let grown = (self.slots.len() + self.slots.len() / 2).max(SMALLEST);
+        if (self.occupied + 1) * 5 > self.slots.len() * 4 {
+            let grown = (self.slots.len() + self.slots.len() / 2).max(MIN_SLOTS);
             let old = std::mem::replace(&mut self.slots, vec![EMPTY; grown]);
             for slot in old.into_iter().filter(|&slot| slot != EMPTY) {
-                self.place(slot);
+                self.insert_slot(slot);
             }
         }
-        self.place((hash >> 32) << 32 | u64::from(id));
-        self.taken += 1;
+        self.insert_slot((hash >> 32) << 32 | u64::from(id));
+        self.occupied += 1;
     }
 
-    fn place(&mut self, new: u64) {
+    fn insert_slot(&mut self, new: u64) {
         let (wrapped, direct) = {
-            let home = home(new >> 32, self.slots.len());
-            self.slots.split_at_mut(home)
+            let preferred_slot = preferred_slot(new >> 32, self.slots.len());
+            self.slots.split_at_mut(preferred_slot)
         };
         if let Some(slot) = direct.iter_mut().chain(wrapped).find(|slot| **slot == EMPTY) {
             *slot = new;
@@ -57,9 +59,9 @@ impl Table {
     }
 }
 
-/// The tag's place when tags are spread over all slots in order; at most `slots`.
-fn home(tag: u64, slots: usize) -> usize {
-    // Below 2³² · 2³² for any table of ids, and `slots` itself only where there is none.
+/// Returns the preferred slot of a tag. Tags are spread over all slots in order; the result is at most `slots`.
+fn preferred_slot(tag: u64, slots: usize) -> usize {
+    // The product is below 2³² · 2³² for any table of ids. The result equals `slots` only in an empty table.
     ((tag * slots as u64) >> 32) as usize
 }
 
@@ -71,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_inserted_is_found(hashes in prop::collection::vec(prop_oneof![any::<u64>(), (0_u64..3).prop_map(|top| top << 62 | 0xFFFF_FFFF), Just(u64::MAX)], 0..300)) {
+        fn inserted_ids_are_found(hashes in prop::collection::vec(prop_oneof![any::<u64>(), (0_u64..3).prop_map(|top| top << 62 | 0xFFFF_FFFF), Just(u64::MAX)], 0..300)) {
             let mut table = Table::default();
             for (id, &hash) in hashes.iter().enumerate() {
                 table.insert(hash, id as u32);
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_finds_nothing() {
+    fn empty_table_finds_nothing() {
         assert_eq!(Table::default().find(7, |_| true), None);
     }
 }

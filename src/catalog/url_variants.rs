@@ -1,91 +1,92 @@
-//! How many URLs differ only in form: `http` or `https`, percent-encoded or not.
+//! Number of URLs that differ only in form: `http` or `https`, percent-encoded or not.
 //!
-//! Rows are joined on the raw URL; this says what normalising would change. Memory is bounded: URLs are
-//! sampled by the hash of their normal form, so that all forms of one URL are sampled or none is, and the
-//! sample is halved each time it grows beyond 65,536 URLs (3 MB). Below that the count is exact; above, with
-//! m merges among the sampled URLs, its relative standard error is about 1/√m.
+//! Rows are joined on the raw URL; this module reports the effect that normalisation would have. URLs are sampled by
+//! the hash of their normal form, so either all variants of a URL are in the sample or none. The sample is halved
+//! whenever it exceeds 65,536 URLs (3 MB). Without halving, the count is exact. Otherwise, with m merges in the sample,
+//! its relative standard error is about 1/√m.
 
 use std::collections::BTreeSet;
 
 use twox_hash::XxHash3_64;
 
-const MOST_SAMPLED: usize = 1 << 16;
+/// Upper bound on the URLs in the sample.
+const MAX_SAMPLED: usize = 1 << 16;
 
-/// Counts forms of URLs.
+/// Counter of URL variants.
 #[derive(Debug, Clone)]
 pub struct UrlVariants {
-    /// Hashes of the normal and of the raw form.
+    /// Hashes of the normal form and of the raw URL.
     sample: BTreeSet<(u64, u64)>,
-    /// How often the sample was halved: it holds normal forms whose hash ends in that many zero bits.
+    /// Number of halvings: the sample holds normal forms whose hash ends in this many zero bits.
     halvings: u32,
-    most_sampled: usize,
+    max_sampled: usize,
     normal: Vec<u8>,
 }
 
-/// What normalising would merge.
+/// Number of URLs that normalisation would merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Merges {
-    /// Distinct URLs minus distinct normal forms.
+pub struct UrlMerges {
+    /// Number of distinct URLs minus number of distinct normal forms.
     pub urls: u64,
-    /// Whether that is a count; else it is an estimate from a sample.
+    /// Whether the number is exact instead of an estimate.
     pub exact: bool,
 }
 
 impl Default for UrlVariants {
     fn default() -> Self {
-        Self::sampling(MOST_SAMPLED)
+        Self::with_max_sampled(MAX_SAMPLED)
     }
 }
 
 impl UrlVariants {
-    /// No URL seen.
+    /// Creates an empty counter.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn sampling(most_sampled: usize) -> Self {
-        Self { sample: BTreeSet::new(), halvings: 0, most_sampled, normal: Vec::new() }
+    fn with_max_sampled(max_sampled: usize) -> Self {
+        Self { sample: BTreeSet::new(), halvings: 0, max_sampled, normal: Vec::new() }
     }
 
-    /// What was seen, for [`Self::resumed`]: how often the sample was halved, and its hashes.
+    /// Returns the number of halvings and the sampled hashes, for [`Self::from_parts`].
     pub fn sample(&self) -> (u32, impl ExactSizeIterator<Item = (u64, u64)> + '_) {
         (self.halvings, self.sample.iter().copied())
     }
 
-    /// Goes on behind what [`Self::sample`] of an earlier one gave.
-    pub fn resumed(halvings: u32, sample: impl Iterator<Item = (u64, u64)>) -> Self {
+    /// Restores a counter from the [`Self::sample`] of an earlier one.
+    pub fn from_parts(halvings: u32, sample: impl Iterator<Item = (u64, u64)>) -> Self {
         Self { halvings, sample: sample.collect(), ..Self::default() }
     }
 
-    /// Looks at a URL; seeing it again changes nothing.
-    pub fn see(&mut self, url: &str) {
+    /// Adds a URL. Adding it again changes nothing.
+    pub fn add(&mut self, url: &str) {
         normalise(url, &mut self.normal);
         let normal = XxHash3_64::oneshot(&self.normal);
-        if !kept(normal, self.halvings) {
+        if !is_sampled(normal, self.halvings) {
             return;
         }
         self.sample.insert((normal, XxHash3_64::oneshot(url.as_bytes())));
-        while self.sample.len() > self.most_sampled && self.halvings < 63 {
+        while self.sample.len() > self.max_sampled && self.halvings < 63 {
             self.halvings += 1;
             let halvings = self.halvings;
-            self.sample.retain(|&(normal, _)| kept(normal, halvings));
+            self.sample.retain(|&(normal, _)| is_sampled(normal, halvings));
         }
     }
 
-    /// What normalising would merge among the URLs seen.
-    pub fn merges(&self) -> Merges {
+    /// Returns the number of added URLs that normalisation would merge.
+    pub fn merges(&self) -> UrlMerges {
         let mut normal_forms = 0_u64;
-        let mut before = None;
+        let mut previous = None;
         for &(normal, _) in &self.sample {
-            normal_forms += u64::from(before != Some(normal));
-            before = Some(normal);
+            normal_forms += u64::from(previous != Some(normal));
+            previous = Some(normal);
         }
         let merged = self.sample.len() as u64 - normal_forms;
-        Merges { urls: merged.saturating_mul(1 << self.halvings), exact: self.halvings == 0 }
+        UrlMerges { urls: merged.saturating_mul(1 << self.halvings), exact: self.halvings == 0 }
     }
 }
 
-const fn kept(normal: u64, halvings: u32) -> bool {
+const fn is_sampled(normal: u64, halvings: u32) -> bool {
     normal.trailing_zeros() >= halvings
 }
 
@@ -103,14 +104,14 @@ fn normalise(url: &str, normal: &mut Vec<u8>) {
         let (plain, encoded) = rest.split_at(at);
         normal.extend_from_slice(plain);
         let digit = |index: usize| encoded.get(index).and_then(|&digit| char::from(digit).to_digit(16));
-        let taken = if let (Some(high), Some(low)) = (digit(1), digit(2)) {
+        let consumed = if let (Some(high), Some(low)) = (digit(1), digit(2)) {
             normal.push((high * 16 + low) as u8);
             3
         } else {
             normal.push(b'%');
             1
         };
-        rest = encoded.get(taken..).unwrap_or_default();
+        rest = encoded.get(consumed..).unwrap_or_default();
     }
     normal.extend_from_slice(rest);
 }
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_of_one_url_have_one_normal_form() {
+    fn variants_of_a_url_share_a_normal_form() {
         assert_eq!(normal("http://x/%C3%a9%20%2"), "https://x/é %2");
         assert_eq!(normal("HTTPS://x/é %2"), "https://x/é %2");
         assert_eq!(normal("%%41%"), "%A%");
@@ -135,25 +136,25 @@ mod tests {
     }
 
     #[test]
-    fn few_urls_are_counted() {
-        let mut forms = UrlVariants::new();
+    fn small_sets_are_counted_exactly() {
+        let mut variants = UrlVariants::new();
         for url in ["http://a/é", "https://a/é", "https://a/%C3%A9", "http://a/é", "http://b"] {
-            forms.see(url);
+            variants.add(url);
         }
-        assert_eq!(forms.merges(), Merges { urls: 2, exact: true });
+        assert_eq!(variants.merges(), UrlMerges { urls: 2, exact: true });
     }
 
     #[test]
-    fn many_urls_are_estimated_in_bounded_memory() {
-        let mut forms = UrlVariants::sampling(4096);
+    fn large_sets_are_estimated_in_bounded_memory() {
+        let mut variants = UrlVariants::with_max_sampled(4096);
         for number in 0..200_000 {
-            forms.see(&format!("http://x/{number}"));
+            variants.add(&format!("http://x/{number}"));
             if number % 4 == 0 {
-                forms.see(&format!("https://x/{number}"));
+                variants.add(&format!("https://x/{number}"));
             }
-            assert!(forms.sample.len() <= 4096);
+            assert!(variants.sample.len() <= 4096);
         }
-        let merges = forms.merges();
+        let merges = variants.merges();
         assert!(!merges.exact && (45_000..55_000).contains(&merges.urls), "{merges:?}");
     }
 }

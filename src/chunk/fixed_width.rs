@@ -23,7 +23,7 @@ use parquet::file::metadata::{
 use parquet::file::properties::WriterProperties;
 
 use super::checksum::{Checksum, Summing};
-use super::table::{explain, properties};
+use super::table::{convert_write_error, properties};
 use super::{ChunkError, RowMeta};
 use crate::objects::StoreError;
 use crate::run_dir::{PLACE_BYTES, PageCache, SequentialWriter};
@@ -75,7 +75,7 @@ impl FixedWidthParquetWriter {
         let properties = properties(Compression::UNCOMPRESSED, usize::MAX, metadata);
         let schema = Arc::new(Schema::new(fields.clone()));
         let whole = ArrowWriter::try_new(Vec::new(), schema, Some(properties.clone())).and_then(ArrowWriter::close);
-        let whole = whole.map_err(|error| explain(path, error))?;
+        let whole = whole.map_err(|error| convert_write_error(path, error))?;
         fields.pop();
         let narrow = Arc::new(Schema::new(fields));
         let (path, file, groups) = (path.to_owned(), Summing::new(file), Vec::new());
@@ -100,7 +100,7 @@ impl FixedWidthParquetWriter {
     /// segments, as far as they are known.
     pub(super) fn write(&mut self, rows: &RowMeta, values: &[u8], sums: &[u64]) -> std::result::Result<(), ChunkError> {
         let path = self.path.clone();
-        let damaged = |error| explain(&path, error);
+        let damaged = |error| convert_write_error(&path, error);
         let (narrow, written) = self.narrow(rows).map_err(damaged)?;
         let mut columns = Vec::with_capacity(1 + self.narrow.fields().len());
         for column in written.row_groups().iter().flat_map(RowGroupMetaData::columns) {
@@ -143,7 +143,9 @@ impl FixedWidthParquetWriter {
         let metadata = ParquetMetaData::new(file, std::mem::take(&mut self.groups));
         let mut footer = Vec::new();
         let path = self.path.clone();
-        ParquetMetaDataWriter::new(&mut footer, &metadata).finish().map_err(|error| explain(&path, error))?;
+        ParquetMetaDataWriter::new(&mut footer, &metadata)
+            .finish()
+            .map_err(|error| convert_write_error(&path, error))?;
         self.put(&footer)?;
         let (file, sum) = self.file.end();
         file.finish().map_err(|error| StoreError::io(&path, "written", error))?;

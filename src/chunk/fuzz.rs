@@ -1,4 +1,5 @@
-//! What a run reads back, under damage: Parquet files of every kind, entries of the journal and of the ring.
+//! Fuzz tests of everything that a run reads back: Parquet files of every kind, entries of the journal and of the
+//! spool.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,14 +12,14 @@ use super::journal::{Journal, Layout};
 use super::pixels::{PixelReader, PixelWriter, Purpose};
 use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
-use super::spool::{RingEntry, Spool};
-use super::{ChunkError, ChunkId, Entry, RowMeta, Tally, features, tables};
+use super::spool::{Spool, SpoolEntry};
+use super::{ChunkError, ChunkId, JournalEntry, RowMeta, Tally, features, tables};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 use crate::run_dir::{Directory, LocalDirectory};
 use crate::types::{Compression, Precision};
 
-/// What a reader of a small file may take: the buffers of the file system and of Parquet's pages. It does not grow with
-/// what a file says of itself, only with what it is.
+/// Memory limit for reading a small file: buffers of the file system and of Parquet pages. It depends on the size of
+/// the file, not on what the file claims.
 const LIMIT: u64 = 8 << 20;
 
 fn heads(rows: u32) -> RowMeta {
@@ -29,7 +30,7 @@ fn heads(rows: u32) -> RowMeta {
     heads
 }
 
-fn bad(rows: u64) -> Vec<Quarantined> {
+fn quarantined_rows(rows: u64) -> Vec<Quarantined> {
     (0..rows)
         .map(|row| Quarantined {
             row,
@@ -40,8 +41,8 @@ fn bad(rows: u64) -> Vec<Quarantined> {
         .collect()
 }
 
-/// A sound file of every kind that a run writes.
-fn files() -> &'static Vec<Vec<u8>> {
+/// Returns a valid file of every kind that a run writes.
+fn seed_files() -> &'static Vec<Vec<u8>> {
     static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -60,7 +61,7 @@ fn files() -> &'static Vec<Vec<u8>> {
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
-        quarantine::write(&path, "shard", &bad(9)).unwrap();
+        quarantine::write(&path, "shard", &quarantined_rows(9)).unwrap();
         files.push(std::fs::read(&path).unwrap());
         let captions: Vec<String> = (0..50).map(|class| format!("Title {class} [SEP] caption")).collect();
         tables::write_classes(&path, captions.iter().map(String::as_str), &[1, 2, 3], |_| "de").unwrap();
@@ -71,7 +72,7 @@ fn files() -> &'static Vec<Vec<u8>> {
     })
 }
 
-/// Reads a file as everything that it could be taken for.
+/// Reads a file as each kind of chunk and returns the errors.
 fn read_all(path: &Path) -> Vec<ChunkError> {
     let mut errors = Vec::new();
     let pixels = || -> Result<(), ChunkError> {
@@ -82,7 +83,7 @@ fn read_all(path: &Path) -> Vec<ChunkError> {
     };
     errors.extend(pixels().err());
     errors.extend(features::read(path).err());
-    errors.extend(features::read_heads(path).err());
+    errors.extend(features::read_row_meta(path).err());
     errors.extend(quarantine::read(path).err());
     errors.extend(tables::read_classes(path, |_| ()).err());
     errors.extend(tables::read_labels(path).err());
@@ -93,8 +94,8 @@ proptest! {
     #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
-    fn damaged_parquet_is_read_or_refused_by_name(which: Index, all in damage()) {
-        let data = damaged(files(), which, &all);
+    fn damaged_parquet_is_read_or_named_in_the_error(which: Index, damages in damage()) {
+        let data = damaged(seed_files(), which, &damages);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chunk.parquet");
         std::fs::write(&path, &data).unwrap();
@@ -111,7 +112,7 @@ proptest! {
     #![proptest_config(config(150))]
 
     #[test]
-    fn damaged_entries_of_the_journal_end_what_is_committed(which: Index, all in damage(), at in 0usize..4) {
+    fn damaged_journal_entry_ends_the_prefix(which: Index, damages in damage(), at in 0usize..4) {
         let dir = tempfile::tempdir().unwrap();
         let directory: Directory = LocalDirectory::create(dir.path()).unwrap().into();
         let layout = Layout::train("features");
@@ -121,7 +122,7 @@ proptest! {
             let name = layout.chunk(id);
             directory.write(&name, b"chunk").unwrap();
             let skipped = BTreeMap::from([("no_label".to_owned(), 7)]);
-            let entry = Entry {
+            let entry = JournalEntry {
                 generation: "g".to_owned(),
                 last: row == 3,
                 tally: Tally { rows: 10, kept: 3, skipped, quarantined: BTreeMap::new() },
@@ -133,20 +134,20 @@ proptest! {
             directory.write(&format!("journal/features/{id}.json"), &text).unwrap();
             texts.push(text);
         }
-        let data = damaged(&texts, which, &all);
+        let data = damaged(&texts, which, &damages);
         directory.write(&format!("journal/features/{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
         let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g", 1))?.unwrap();
-        prop_assert!(journal.entries().len() >= at, "a sound entry before the damaged one is lost");
+        prop_assert!(journal.entries().len() >= at, "a valid entry before the damaged one is lost");
         prop_assert!(journal.tally().adds_up());
-        // What is left is consistent: the same again.
+        // Reopening gives the same result.
         let next = journal.schedule(1);
-        let again = Journal::open(directory.clone(), Layout::train("features"), "g", 1).unwrap();
-        prop_assert_eq!(again.schedule(1), next);
-        prop_assert_eq!(directory.list("features").unwrap().len(), again.entries().len());
+        let reopened = Journal::open(directory.clone(), Layout::train("features"), "g", 1).unwrap();
+        prop_assert_eq!(reopened.schedule(1), next);
+        prop_assert_eq!(directory.list("features").unwrap().len(), reopened.entries().len());
     }
 
     #[test]
-    fn damaged_entries_of_the_ring_end_what_is_taken_over(which: Index, all in damage(), at in 0usize..4) {
+    fn damaged_spool_entry_ends_the_prefix(which: Index, damages in damage(), at in 0usize..4) {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path()).unwrap();
         let mut texts = Vec::new();
@@ -154,13 +155,13 @@ proptest! {
             let id = ChunkId { shard: 0, row: row * 10 };
             directory.write(&format!("{id}.parquet"), b"pixels").unwrap();
             let quarantined = BTreeMap::from([("corrupt".to_owned(), 4)]);
-            let entry = RingEntry {
+            let entry = SpoolEntry {
                 id,
                 generation: "g".to_owned(),
                 last: row == 3,
                 tally: Tally { rows: 10, kept: 6, skipped: BTreeMap::new(), quarantined },
                 labels: 5,
-                quarantined: bad(4),
+                quarantined: quarantined_rows(4),
                 bytes: 6,
                 checksum: None,
                 boot: crate::run_dir::boot(),
@@ -169,7 +170,7 @@ proptest! {
             directory.write(&format!("{id}.json"), &text).unwrap();
             texts.push(text);
         }
-        let data = damaged(&texts, which, &all);
+        let data = damaged(&texts, which, &damages);
         directory.write(&format!("{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let opened = bounded(&data, LIMIT, || {
@@ -180,19 +181,19 @@ proptest! {
             })
         })?;
         let (_, chunks) = opened.unwrap().unwrap();
-        prop_assert!(chunks.len() >= at, "a sound chunk before the damaged one is lost");
+        prop_assert!(chunks.len() >= at, "a valid chunk before the damaged one is lost");
         for chunk in &chunks {
             prop_assert!(chunk.entry.tally.adds_up());
-            prop_assert!(chunk.whole_entry().is_ok());
+            prop_assert!(chunk.read_entry().is_ok());
         }
     }
 }
 
-/// What an earlier run found: a list of two thousand million numbers in a page header, none of which is there.
+/// Regression: a page header claims a list of two thousand million numbers, none of which exists.
 #[test]
-fn a_list_that_goes_on_behind_the_end_ends() {
-    let mut data = files()[1].clone();
-    // Kind and sizes of the page; then field 9, a list (9) of doubles (7), and its length.
+fn list_beyond_the_end_of_the_file_is_refused() {
+    let mut data = seed_files()[1].clone();
+    // Type and sizes of the page; then field 9, a list (9) of doubles (7), and its length.
     let header = [0x15, 0x00, 0x15, 0x02, 0x15, 0x02, 0x69, 0xf7, 0xff, 0xff, 0xff, 0xff, 0x07];
     data[4..4 + header.len()].copy_from_slice(&header);
     let dir = tempfile::tempdir().unwrap();
@@ -203,12 +204,12 @@ fn a_list_that_goes_on_behind_the_end_ends() {
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
 }
 
-/// What an earlier run found: memory for a page that says it is larger than its column.
+/// Regression: a page that claims to be larger than its column made the reader allocate its size.
 #[test]
-fn a_page_of_two_gibibytes_costs_nothing() {
+fn oversized_page_is_refused_without_allocation() {
     for which in 0..3 {
-        let mut data = files()[which].clone();
-        // Kind, and the size after decompression.
+        let mut data = seed_files()[which].clone();
+        // Type, and the size after decompression.
         data[4..12].copy_from_slice(&[0x15, 0x00, 0x15, 0xfe, 0xff, 0xff, 0xff, 0x0f]);
         data[12..14].copy_from_slice(&[0x15, 0x02]);
         data[14] = 0;
@@ -220,11 +221,11 @@ fn a_page_of_two_gibibytes_costs_nothing() {
     }
 }
 
-/// What an earlier run found: memory for a whole batch of rows, of which the file says that there are fewer than none.
+/// Regression: a negative number of rows made the reader allocate a whole batch.
 #[test]
-fn a_number_of_rows_below_zero_is_refused() {
-    let mut data = files()[2].clone();
-    // The footer's third field: 20 rows, in a number whose lowest bit is its sign.
+fn negative_row_count_is_refused() {
+    let mut data = seed_files()[2].clone();
+    // The footer's third field: 20 rows, as a zigzag varint.
     let rows = memchr::memmem::rfind(&data, b"pixels\x00\x16\x28\x19").unwrap() + 8;
     data[rows] = 0x2f;
     let dir = tempfile::tempdir().unwrap();

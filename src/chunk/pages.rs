@@ -1,8 +1,9 @@
-//! What the pages of a Parquet file say of themselves, held against what the footer says of their columns.
+//! Checks the page sizes of a Parquet file against its footer.
 //!
-//! The reader takes memory for rows and for a page's size before it looks whether there is so much, 2 GiB and more. Page headers are
-//! structs in Thrift's compact protocol (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>);
-//! those of our files hold numbers and structs of numbers alone.
+//! The Parquet reader allocates memory for the claimed rows and page sizes, 2 GiB and more, before it checks them. Page
+//! headers are structs in Thrift's compact protocol
+//! (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>). Those of this program's files
+//! contain only numbers and structs of numbers.
 
 use std::io::Read;
 
@@ -11,36 +12,36 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::ChunkReader;
 
-/// Structs in structs, at most; ours are two deep.
+/// Upper bound on the nesting of structs; valid headers nest two deep.
 const MAX_DEPTH: u32 = 8;
 
-fn refused(what: impl Into<String>) -> ParquetError {
-    ParquetError::General(what.into())
+fn refused(reason: impl Into<String>) -> ParquetError {
+    ParquetError::General(reason.into())
 }
 
-/// Refuses a file with rows that its columns have no bytes for, or a page that is larger than its column.
+/// Refuses a file that claims more rows than its columns have bytes for, or a page that is larger than its column.
 ///
 /// # Errors
-/// When the footer contradicts itself, or a page header cannot be read or contradicts the footer.
-pub(super) fn check<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Result<()> {
+/// Fails if the footer is inconsistent, or if a page header is unreadable or contradicts the footer.
+pub(super) fn check_sizes<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Result<()> {
     check_rows(metadata)?;
     for column in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
-        let (mut at, bytes) = column.byte_range();
-        let end = at.saturating_add(bytes);
-        while at < end {
-            let mut header = Header { input: file.get_read(at)?, bytes: 0 };
+        let (mut offset, bytes) = column.byte_range();
+        let end = offset.saturating_add(bytes);
+        while offset < end {
+            let mut header = Header { input: file.get_read(offset)?, bytes: 0 };
             let (plain, stored) = header.sizes()?;
             let column_bytes = u64::try_from(column.uncompressed_size()).unwrap_or(0);
             if plain > column_bytes {
                 return Err(refused(format!("a page of {plain} bytes in a column of {column_bytes}")));
             }
-            at = at.saturating_add(header.bytes).saturating_add(stored);
+            offset = offset.saturating_add(header.bytes).saturating_add(stored);
         }
     }
     Ok(())
 }
 
-/// The reader takes memory for a batch of rows at once, of as many as there are said to be.
+/// Checks the claimed number of rows, for which the reader allocates memory at once.
 fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
     let rows = metadata.file_metadata().num_rows();
     if rows < 0 {
@@ -57,29 +58,29 @@ fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
     Ok(())
 }
 
-/// A page header while it is read.
+/// Page header that is being parsed.
 struct Header<R> {
     input: R,
     bytes: u64,
 }
 
 impl<R: Read> Header<R> {
-    /// Bytes of the page after and before decompression: the second and third field.
+    /// Parses the bytes of the page after and before decompression, fields 2 and 3.
     fn sizes(&mut self) -> Result<(u64, u64)> {
         let (mut plain, mut stored) = (None, None);
         let mut id = 0;
-        while let Some(kind) = self.field(&mut id)? {
-            match (id, kind) {
+        while let Some(field_type) = self.field(&mut id)? {
+            match (id, field_type) {
                 (2, 5) => plain = Some(self.number()?),
                 (3, 5) => stored = Some(self.number()?),
-                _ => self.skip(kind, MAX_DEPTH)?,
+                _ => self.skip(field_type, MAX_DEPTH)?,
             }
         }
         let size = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
         size(plain).zip(size(stored)).ok_or_else(|| refused("a page header without sizes"))
     }
 
-    /// The kind of the next field, if there is one; `id` is that of the field before.
+    /// Parses the type of the next field, if there is one; `id` holds that of the previous field.
     fn field(&mut self, id: &mut i64) -> Result<Option<u8>> {
         let byte = self.byte()?;
         if byte == 0 {
@@ -89,9 +90,9 @@ impl<R: Read> Header<R> {
         Ok(Some(byte & 0x0f))
     }
 
-    fn skip(&mut self, kind: u8, depth: u32) -> Result<()> {
-        match kind {
-            // A boolean is its kind.
+    fn skip(&mut self, field_type: u8, depth: u32) -> Result<()> {
+        match field_type {
+            // The type encodes the value of a boolean.
             1 | 2 => {}
             3 => {
                 self.byte()?;
@@ -101,16 +102,16 @@ impl<R: Read> Header<R> {
             }
             12 if depth > 0 => {
                 let mut id = 0;
-                while let Some(kind) = self.field(&mut id)? {
-                    self.skip(kind, depth - 1)?;
+                while let Some(field_type) = self.field(&mut id)? {
+                    self.skip(field_type, depth - 1)?;
                 }
             }
-            _ => return Err(refused(format!("a page header with a field of kind {kind}"))),
+            _ => return Err(refused(format!("a page header with a field of type {field_type}"))),
         }
         Ok(())
     }
 
-    /// A signed number: seven bits a byte, the sign in the lowest.
+    /// Parses a zigzag varint.
     fn number(&mut self) -> Result<i64> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
@@ -120,7 +121,7 @@ impl<R: Read> Header<R> {
                 return Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
             }
         }
-        Err(refused("a number that does not end"))
+        Err(refused("a number without an end"))
     }
 
     fn byte(&mut self) -> Result<u8> {

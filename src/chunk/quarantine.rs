@@ -1,5 +1,5 @@
-//! Quarantine files: each row that could not be used, once. `shard` Utf8, `row` UInt64 (from 0), `image_url` Utf8 or null,
-//! `reason` Utf8 (a stable word), `detail` Utf8 (a clause for a person).
+//! Quarantine files, which list each unusable row once. Columns: `shard` Utf8, `row` UInt64 (from 0), `image_url` Utf8
+//! or null, `reason` Utf8 (a stable identifier), `detail` Utf8 (a description for people).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError};
 use crate::types::Compression;
 
-/// A row that could not be used.
+/// An unusable row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// Row within the shard, from 0.
+    /// Row number in the shard, from 0.
     pub row: u64,
-    /// Its image URL, where that could be read.
+    /// Image URL, if it could be parsed.
     pub image_url: Option<String>,
-    /// Stable word.
+    /// Stable identifier of the reason.
     pub reason: String,
-    /// What is wrong with it.
+    /// Description of the problem.
     pub detail: String,
 }
 
-/// Writes the rows of one chunk.
+/// Writes the quarantined rows of one chunk.
 ///
 /// # Errors
-/// When the disk is full or refuses.
+/// Fails if the disk is full or cannot be written.
 pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<Checksum, ChunkError> {
     let fields = vec![
         Field::new("shard", DataType::Utf8, false),
@@ -49,10 +49,10 @@ pub fn write(path: &Path, shard: &str, rows: &[Quarantined]) -> Result<Checksum,
     table.finish()
 }
 
-/// Reads the rows of one file.
+/// Reads a quarantine file.
 ///
 /// # Errors
-/// When it is not a quarantine file.
+/// Fails if it is not a quarantine file.
 pub fn read(path: &Path) -> Result<Vec<Quarantined>, ChunkError> {
     let mut table = TableReader::open(path, 65_536, &[])?;
     let mut rows = Vec::new();
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_back_as_they_went_in() {
+    fn rows_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("q.parquet");
         let rows = [Some("https://x/ü"), None].map(|url| Quarantined {

@@ -1,4 +1,4 @@
-//! URLs, labels and views of consecutive rows, in a buffer or two each instead of two allocations a row.
+//! Metadata of consecutive rows: URLs, labels and views, each in one or two buffers instead of two allocations per row.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use arrow::array::{Array as _, ArrayRef, AsArray as _, ListArray, RecordBatch, S
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, UInt8Type, UInt32Type};
 
-/// What a chunk says of its rows beside pixels or features.
+/// Metadata that a chunk stores for its rows beside pixels or features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowMeta {
     urls: String,
@@ -16,7 +16,7 @@ pub struct RowMeta {
     views: Vec<u8>,
 }
 
-/// Bytes of a URL, about.
+/// Typical length of a URL, in bytes; sizes the initial buffer.
 const URL_BYTES: usize = 128;
 
 impl Default for RowMeta {
@@ -26,7 +26,7 @@ impl Default for RowMeta {
 }
 
 impl RowMeta {
-    /// Without rows, and with room for so many of a label each.
+    /// Creates empty metadata with room for `rows` rows of one label each.
     pub fn with_capacity(rows: usize) -> Self {
         let ends = || {
             let mut ends = Vec::with_capacity(rows + 1);
@@ -42,12 +42,13 @@ impl RowMeta {
         }
     }
 
-    /// Appends a row that is a whole image.
+    /// Appends a row for a whole image.
     pub fn push(&mut self, image_url: &str, labels: impl IntoIterator<Item = u32>) {
         self.push_view(image_url, labels, 0);
     }
 
-    /// Appends a row that is a view of an image: 0 the whole of it, from 1 on a random part. The views of an image follow each other.
+    /// Appends a row for a view of an image: 0 is the whole image, 1 and up are random crops. The views of an image are
+    /// consecutive.
     pub fn push_view(&mut self, image_url: &str, labels: impl IntoIterator<Item = u32>, view: u8) {
         self.views.push(view);
         self.urls.push_str(image_url);
@@ -56,54 +57,54 @@ impl RowMeta {
         self.label_ends.push(self.labels.len() as i32);
     }
 
-    /// Rows held.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.url_ends.len() - 1
     }
 
-    /// Whether there is no row.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Which view of its image a row is.
+    /// Returns the view number of a row.
     pub fn view(&self, row: usize) -> u8 {
         self.views[row]
     }
 
-    /// Images held: rows, but for all views after an image's first.
+    /// Returns the number of images, that is, of rows that are the first view of an image.
     pub fn image_count(&self) -> usize {
         self.views.iter().filter(|view| **view <= 1).count()
     }
 
-    /// Labels of all images together.
+    /// Returns the number of labels of all images, each image counted once.
     pub fn label_count(&self) -> usize {
         (0..self.len()).filter(|row| self.view(*row) <= 1).map(|row| self.labels(row).len()).sum()
     }
 
-    /// Bytes that the rows take in a file, at most.
+    /// Returns an upper bound on the bytes of the rows in a file.
     pub fn stored_bytes(&self) -> u64 {
         (self.urls.len() + 4 * self.labels.len() + 64 * self.len()) as u64
     }
 
-    /// The image URL of a row.
+    /// Returns the image URL of a row.
     pub fn url(&self, row: usize) -> &str {
         &self.urls[self.url_ends[row] as usize..self.url_ends[row + 1] as usize]
     }
 
-    /// The class ids of a row, ascending.
+    /// Returns the class ids of a row in ascending order.
     pub fn labels(&self, row: usize) -> &[u32] {
         &self.labels[self.label_ends[row] as usize..self.label_ends[row + 1] as usize]
     }
 
-    /// Appends all rows of another.
+    /// Appends all rows of `other`.
     pub fn append(&mut self, other: &Self) {
         for row in 0..other.len() {
             self.push_view(other.url(row), other.labels(row).iter().copied(), other.view(row));
         }
     }
 
-    /// The schema's fields of the columns.
+    /// Returns the schema fields of the metadata columns.
     pub(super) fn fields() -> [Field; 3] {
         [
             Field::new("image_url", DataType::Utf8, false),
@@ -116,7 +117,7 @@ impl RowMeta {
         DataType::List(Arc::new(Field::new("item", DataType::UInt32, false)))
     }
 
-    /// The columns.
+    /// Returns the metadata columns.
     pub(super) fn columns(&self) -> [ArrayRef; 3] {
         let urls = StringArray::new(
             OffsetBuffer::new(ScalarBuffer::from(self.url_ends.clone())),
@@ -132,7 +133,8 @@ impl RowMeta {
         [Arc::new(urls), Arc::new(labels), Arc::new(UInt8Array::from(self.views.clone()))]
     }
 
-    /// Reads the columns of a batch back; without a column `labels` rows have none, without `view` they are whole images.
+    /// Appends the rows of a batch. Without a column `labels` the rows have no labels; without `view` they are whole
+    /// images.
     pub(super) fn append_batch(&mut self, batch: &RecordBatch) -> Result<(), String> {
         let urls = batch
             .column_by_name("image_url")
@@ -170,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_back_as_they_went_in() {
+    fn rows_round_trip() {
         let mut rows = RowMeta::default();
         rows.push("https://a/é.jpg", [3, 7]);
         rows.push("", []);

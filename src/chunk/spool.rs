@@ -1,10 +1,11 @@
-//! The scratch ring: pixel chunks between the decoder and the model, within a disk limit that holds at every instant.
+//! Scratch spool: pixel chunks between decoder and model, within a disk limit that holds at all times.
 //!
-//! Bytes are taken from the limit before they are written and given back after the file is removed. One chunk is
-//! written at a time and complete chunks are released in order without waiting for anything, so a limit of two chunks
-//! cannot deadlock; a chunk that does not fit the ring alone is refused. A complete chunk survives a kill and is used by the next process; a
-//! lost scratch disk costs only the decoding of what was on it. Nothing is synced: most chunks are gone before the system would have written
-//! them to the disk, which may be much slower than decoding. So those of an earlier boot of the machine are not trusted.
+//! Bytes are reserved before they are written and released after the file is removed. One chunk is written at a time,
+//! and complete chunks are released in order without waiting, so a limit of two chunks cannot deadlock. A single chunk
+//! that exceeds the limit is refused. A complete chunk survives a kill and is used by the next process; after the loss
+//! of a scratch disk, its images are decoded again. Nothing is synced: most chunks are removed before the system would
+//! have written them to the disk, which may be much slower than decoding. Chunks from before the last boot are
+//! therefore not trusted.
 
 use std::path::PathBuf;
 
@@ -16,81 +17,82 @@ use super::{Checksum, ChunkError, ChunkId, Tally, verify};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, BytePermit};
 
-/// Bytes of a chunk's two files beyond its rows, at most: Parquet's footer and page headers, and the entry's fixed part.
+/// Upper bound on the bytes of a chunk's two files beyond its rows: Parquet's footer and page headers, and the fixed
+/// part of the entry.
 const OVERHEAD_BYTES: u64 = 256 << 10;
 
-/// The ring of one stream.
+/// Spool of one stream.
 #[derive(Debug, Clone)]
 pub struct Spool {
     directory: LocalDirectory,
     disk: ByteBudget,
     limit_bytes: u64,
-    /// Which boot of the machine this is.
+    /// Id of the current boot of the machine.
     boot: String,
 }
 
-/// What the ring knows of a complete chunk beside its pixels.
+/// Metadata of a complete chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RingEntry {
-    /// Which rows it starts with.
+pub struct SpoolEntry {
+    /// Id of the chunk.
     pub id: ChunkId,
-    /// Hash of everything that its bytes depend on.
+    /// Hash of all inputs and settings that the chunk's bytes depend on.
     pub generation: String,
-    /// Whether the shard ends with it.
+    /// Whether this is the last chunk of its shard.
     pub last: bool,
-    /// What became of its rows.
+    /// Row counts.
     pub tally: Tally,
     /// (image, class) pairs among the kept rows.
     pub labels: u64,
-    /// Rows that could not be used.
+    /// Unusable rows.
     pub quarantined: Vec<Quarantined>,
-    /// Size of the pixel file; 0 where no row was kept and there is none.
+    /// Size of the pixel file; 0 if no row was kept, in which case there is no file.
     pub bytes: u64,
-    /// Its checksum.
+    /// Checksum of the pixel file.
     #[serde(default)]
     pub checksum: Option<Checksum>,
-    /// In which boot of the machine it was written; the ring notes it.
+    /// Id of the boot in which the chunk was written; set by the spool.
     #[serde(default)]
     pub boot: String,
 }
 
-/// A complete chunk on scratch disk.
+/// Complete chunk on scratch disk.
 #[derive(Debug)]
 pub struct SpooledChunk {
-    /// What is known of it, but for its quarantined rows: chunks can wait in great number.
-    pub entry: RingEntry,
+    /// Entry without its quarantined rows, because many chunks can wait.
+    pub entry: SpoolEntry,
     directory: LocalDirectory,
-    held: Vec<BytePermit>,
+    permits: Vec<BytePermit>,
 }
 
-/// A chunk that is being written.
+/// Chunk that is being written.
 #[derive(Debug)]
-pub struct Slot {
+pub struct PendingChunk {
     id: ChunkId,
-    held: Vec<BytePermit>,
-    /// Bytes that were asked for.
-    used: u64,
+    permits: Vec<BytePermit>,
+    /// Reserved bytes.
+    reserved_bytes: u64,
 }
 
-fn pixels_name(id: ChunkId) -> String {
+fn pixel_file_name(id: ChunkId) -> String {
     format!("{id}.parquet")
 }
 
-/// The files of a chunk in the order in which they go; the last is what its consumer kept of it so far.
-fn names(id: ChunkId) -> [String; 3] {
-    [entry_name(id), pixels_name(id), format!("{id}.features")]
+/// Returns the files of a chunk in the order of their removal. The last one holds the features computed so far.
+fn file_names(id: ChunkId) -> [String; 3] {
+    [entry_file_name(id), pixel_file_name(id), format!("{id}.features")]
 }
 
-fn entry_name(id: ChunkId) -> String {
+fn entry_file_name(id: ChunkId) -> String {
     format!("{id}.json")
 }
 
 impl Spool {
-    /// Opens the ring in `directory` and takes over the complete chunks of `generation` that are next by `schedule`, which goes on
-    /// behind them; everything else in the directory is removed.
+    /// Opens the spool in `directory`. Recovers the complete chunks of `generation` that come next in `schedule`,
+    /// advances it past them, and removes all other files.
     ///
     /// # Errors
-    /// When the directory cannot be read or cleaned.
+    /// Fails if the directory cannot be read or cleaned.
     pub async fn open(
         directory: LocalDirectory,
         limit_bytes: u64,
@@ -101,107 +103,112 @@ impl Spool {
         let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<SpooledChunk> = Vec::new();
         while let Some(id) = schedule.next() {
-            let Some(content) = directory.read(&entry_name(id))? else { break };
-            let Ok(mut entry) = serde_json::from_slice::<RingEntry>(&content) else { break };
-            let whole = entry.bytes == 0
-                || directory.path(&pixels_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
+            let Some(content) = directory.read(&entry_file_name(id))? else { break };
+            let Ok(mut entry) = serde_json::from_slice::<SpoolEntry>(&content) else { break };
+            let size_matches = entry.bytes == 0
+                || directory.path(&pixel_file_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
             let bytes = entry.bytes.saturating_add(content.len() as u64);
-            // Where nobody tells one boot from another, none is trusted.
-            let sound = !boot.is_empty()
+            // Without boot ids no chunk is trusted.
+            let consistent = !boot.is_empty()
                 && (entry.id, &entry.boot) == (id, &boot)
                 && entry.tally.adds_up()
                 && (entry.bytes > 0) == (entry.tally.kept > 0)
                 && entry.quarantined.len() as u64 == entry.tally.quarantined_rows();
-            let passed = chunks.iter().any(|chunk| chunk.entry.id == id);
-            if passed || !(whole && sound && entry.generation == generation && ByteBudget::rounded(bytes) <= room) {
+            let repeated = chunks.iter().any(|chunk| chunk.entry.id == id);
+            if repeated
+                || !(size_matches && consistent && entry.generation == generation && ByteBudget::rounded(bytes) <= room)
+            {
                 break;
             }
             room -= ByteBudget::rounded(bytes);
             schedule.advance(entry.tally.rows, entry.last);
             entry.quarantined = Vec::new();
-            let held = vec![disk.take(bytes).await];
-            chunks.push(SpooledChunk { entry, directory: directory.clone(), held });
+            let permits = vec![disk.take(bytes).await];
+            chunks.push(SpooledChunk { entry, directory: directory.clone(), permits });
         }
-        let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
+        let kept: Vec<String> = chunks.iter().flat_map(|chunk| file_names(chunk.entry.id)).collect();
         directory.sweep(".", |name| kept.iter().any(|kept| kept == name))?;
         Ok((Self { directory, disk, limit_bytes, boot }, chunks))
     }
 
-    /// The disk that the ring takes.
+    /// Returns the disk budget of the spool.
     pub fn disk(&self) -> &ByteBudget {
         &self.disk
     }
 
-    /// Starts a chunk: waits for room for its fixed part.
+    /// Starts a chunk once there is room for its fixed part. Returns the path to which its pixel file is to be written.
     ///
     /// # Errors
-    /// When the directory cannot be created.
-    pub async fn start(&self, id: ChunkId) -> Result<(Slot, PathBuf), ChunkError> {
-        let held = vec![self.disk.take(OVERHEAD_BYTES).await];
-        Ok((Slot { id, held, used: OVERHEAD_BYTES }, self.directory.temporary(&pixels_name(id))?))
+    /// Fails if the directory cannot be created.
+    pub async fn start(&self, id: ChunkId) -> Result<(PendingChunk, PathBuf), ChunkError> {
+        let permits = vec![self.disk.take(OVERHEAD_BYTES).await];
+        Ok((
+            PendingChunk { id, permits, reserved_bytes: OVERHEAD_BYTES },
+            self.directory.temporary(&pixel_file_name(id))?,
+        ))
     }
 
     /// Waits until `bytes` more may be written to the chunk.
     ///
     /// # Errors
-    /// When the chunk is then larger than the whole ring: no waiting would help.
-    pub async fn reserve(&self, slot: &mut Slot, bytes: u64) -> Result<(), ChunkError> {
-        let (have, used) = (ByteBudget::rounded(slot.used), slot.used.saturating_add(bytes));
-        let wanted = ByteBudget::rounded(used);
+    /// Fails if the chunk would exceed the whole spool, so that waiting could not help.
+    pub async fn reserve(&self, pending: &mut PendingChunk, bytes: u64) -> Result<(), ChunkError> {
+        let (have, reserved_bytes) =
+            (ByteBudget::rounded(pending.reserved_bytes), pending.reserved_bytes.saturating_add(bytes));
+        let wanted = ByteBudget::rounded(reserved_bytes);
         if wanted > ByteBudget::usable(self.limit_bytes) {
-            let ChunkId { shard, row } = slot.id;
+            let ChunkId { shard, row } = pending.id;
             return Err(ChunkError::NoRoom { shard, row, limit_bytes: self.limit_bytes });
         }
         if wanted > have {
-            slot.held.push(self.disk.take(wanted - have).await);
+            pending.permits.push(self.disk.take(wanted - have).await);
         }
-        slot.used = used;
+        pending.reserved_bytes = reserved_bytes;
         Ok(())
     }
 
-    /// Completes a chunk whose pixel file was written to the path that [`Self::start`] gave, or which has none.
+    /// Completes a chunk. Its pixel file, if any, was written to the path that [`Self::start`] returned.
     ///
     /// # Errors
-    /// When the disk is full or refuses.
-    pub async fn complete(&self, mut slot: Slot, mut entry: RingEntry) -> Result<SpooledChunk, ChunkError> {
+    /// Fails if the disk is full or cannot be written.
+    pub async fn complete(&self, mut pending: PendingChunk, mut entry: SpoolEntry) -> Result<SpooledChunk, ChunkError> {
         let id = entry.id;
         if entry.tally.kept > 0 {
-            entry.bytes = self.directory.publish_passing(&pixels_name(id))?;
+            entry.bytes = self.directory.publish_passing(&pixel_file_name(id))?;
         }
         entry.boot.clone_from(&self.boot);
-        let failed = |error| ChunkError::damaged(entry_name(id), "ring entry", error);
+        let failed = |error| ChunkError::damaged(entry_file_name(id), "spool entry", error);
         let content = serde_json::to_vec(&entry).map_err(failed)?;
         if content.len() as u64 > OVERHEAD_BYTES / 2 {
-            self.reserve(&mut slot, content.len() as u64).await?;
+            self.reserve(&mut pending, content.len() as u64).await?;
         }
-        self.directory.write_passing(&entry_name(id), &content)?;
+        self.directory.write_passing(&entry_file_name(id), &content)?;
         entry.quarantined = Vec::new();
-        Ok(SpooledChunk { entry, directory: self.directory.clone(), held: slot.held })
+        Ok(SpooledChunk { entry, directory: self.directory.clone(), permits: pending.permits })
     }
 }
 
 impl SpooledChunk {
-    /// Where its pixels are; `None` where no row was kept.
+    /// Returns the path of the pixels, or `None` if no row was kept.
     pub fn pixels(&self) -> Option<PathBuf> {
-        (self.entry.bytes > 0).then(|| self.directory.path(&pixels_name(self.entry.id)))
+        (self.entry.bytes > 0).then(|| self.directory.path(&pixel_file_name(self.entry.id)))
     }
 
-    /// Everything that is known of it.
+    /// Reads the whole entry, including the quarantined rows.
     ///
     /// # Errors
-    /// When its entry cannot be read any more.
-    pub fn whole_entry(&self) -> Result<RingEntry, ChunkError> {
-        let name = entry_name(self.entry.id);
+    /// Fails if the entry cannot be read any more.
+    pub fn read_entry(&self) -> Result<SpoolEntry, ChunkError> {
+        let name = entry_file_name(self.entry.id);
         let content = self.directory.read(&name)?.unwrap_or_default();
         serde_json::from_slice(&content)
-            .map_err(|error| ChunkError::damaged(self.directory.path(&name), "ring entry", error))
+            .map_err(|error| ChunkError::damaged(self.directory.path(&name), "spool entry", error))
     }
 
-    /// Refuses pixels that are not what was written: by an earlier process, or on a disk that failed meanwhile, which nothing that was
-    /// synced would have told.
+    /// Verifies the checksum of the pixels, which an earlier process may have written, or a disk may have damaged.
     ///
     /// # Errors
-    /// When they are damaged or cannot be read.
+    /// Fails if they are damaged or cannot be read.
     pub fn verify(&self) -> Result<(), ChunkError> {
         match self.pixels() {
             Some(path) => verify(&path, &path.display().to_string(), self.entry.checksum),
@@ -209,16 +216,16 @@ impl SpooledChunk {
         }
     }
 
-    /// Removes the chunk and gives its bytes back.
+    /// Removes the chunk and releases its bytes.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if a file cannot be removed.
     pub fn release(self) -> Result<(), ChunkError> {
-        // The entry first: a kill in between leaves a file without an entry, which the next process removes.
-        for name in names(self.entry.id) {
+        // The entry is removed first: after a kill in between, the next process removes the files without an entry.
+        for name in file_names(self.entry.id) {
             self.directory.remove(&name)?;
         }
-        drop(self.held);
+        drop(self.permits);
         Ok(())
     }
 }
@@ -229,8 +236,8 @@ mod tests {
 
     use super::*;
 
-    fn entry(row: u64, generation: &str) -> RingEntry {
-        RingEntry {
+    fn entry(row: u64, generation: &str) -> SpoolEntry {
+        SpoolEntry {
             id: ChunkId { shard: 0, row },
             generation: generation.to_owned(),
             last: false,
@@ -244,38 +251,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn chunks_of_another_boot_of_the_machine_are_not_taken_over() {
+    async fn chunks_of_an_earlier_boot_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = open(&directory, 8 << 20, "g").await;
-        let (first, second) = (put(&ring, 0, 1000).await.entry.id, put(&ring, 10, 1000).await.entry.id);
-        let text = String::from_utf8(directory.read(&entry_name(second)).unwrap().unwrap()).unwrap();
-        directory.write(&entry_name(second), text.replace(&crate::run_dir::boot(), "another").as_bytes()).unwrap();
+        let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
+        let (spool, _) = open(&directory, 8 << 20, "g").await;
+        let (first, second) =
+            (write_chunk(&spool, 0, 1000).await.entry.id, write_chunk(&spool, 10, 1000).await.entry.id);
+        let text = String::from_utf8(directory.read(&entry_file_name(second)).unwrap().unwrap()).unwrap();
+        directory.write(&entry_file_name(second), text.replace(&crate::run_dir::boot(), "another").as_bytes()).unwrap();
         let (_, chunks) = open(&directory, 8 << 20, "g").await;
         assert_eq!(chunks.iter().map(|chunk| chunk.entry.id).collect::<Vec<_>>(), [first]);
         assert_eq!(directory.list("").unwrap().len(), 2);
     }
 
     #[tokio::test]
-    async fn a_chunk_that_fills_the_ring_goes_on_and_one_that_does_not_fit_is_refused() {
+    async fn chunk_may_fill_the_spool_but_not_exceed_it() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
+        let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
         let limit = OVERHEAD_BYTES + (1 << 20);
-        let (ring, _) = open(&directory, limit, "g").await;
-        let (mut slot, _) = ring.start(ChunkId { shard: 3, row: 40 }).await.unwrap();
-        // In odd pieces, of which each would waste most of a unit if it were rounded by itself.
+        let (spool, _) = open(&directory, limit, "g").await;
+        let (mut pending, _) = spool.start(ChunkId { shard: 3, row: 40 }).await.unwrap();
+        // Small pieces, which would each waste most of a unit if rounded separately.
         for _ in 0..(1 << 20) / 64 {
-            ring.reserve(&mut slot, 64).await.unwrap();
+            spool.reserve(&mut pending, 64).await.unwrap();
         }
-        let text = ring.reserve(&mut slot, 1).await.unwrap_err().to_string();
+        let text = spool.reserve(&mut pending, 1).await.unwrap_err().to_string();
         assert!(text.contains("row 40 of shard 3") && text.contains("`limits.disk`"), "{text}");
     }
 
-    async fn put(ring: &Spool, row: u64, bytes: usize) -> SpooledChunk {
-        let (mut slot, path) = ring.start(ChunkId { shard: 0, row }).await.unwrap();
-        ring.reserve(&mut slot, bytes as u64).await.unwrap();
+    async fn write_chunk(spool: &Spool, row: u64, bytes: usize) -> SpooledChunk {
+        let (mut pending, path) = spool.start(ChunkId { shard: 0, row }).await.unwrap();
+        spool.reserve(&mut pending, bytes as u64).await.unwrap();
         std::fs::write(path, vec![1; bytes]).unwrap();
-        ring.complete(slot, entry(row, "g")).await.unwrap()
+        spool.complete(pending, entry(row, "g")).await.unwrap()
     }
 
     async fn open(directory: &LocalDirectory, limit: u64, generation: &str) -> (Spool, Vec<SpooledChunk>) {
@@ -283,35 +291,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_ring_blocks_until_a_chunk_is_released() {
+    async fn full_spool_blocks_until_a_chunk_is_released() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = open(&directory, 2 << 20, "g").await;
-        let first = put(&ring, 0, 1 << 20).await;
-        let waits = tokio::time::timeout(Duration::from_millis(100), put(&ring, 10, 1 << 20)).await;
+        let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
+        let (spool, _) = open(&directory, 2 << 20, "g").await;
+        let first = write_chunk(&spool, 0, 1 << 20).await;
+        let waits = tokio::time::timeout(Duration::from_millis(100), write_chunk(&spool, 10, 1 << 20)).await;
         assert!(waits.is_err(), "the second chunk does not fit beside the first");
         first.release().unwrap();
-        let second = put(&ring, 10, 1 << 20).await;
+        let second = write_chunk(&spool, 10, 1 << 20).await;
         assert_eq!(second.entry.bytes, 1 << 20);
     }
 
     #[tokio::test]
-    async fn complete_chunks_that_follow_without_a_gap_are_taken_over() {
+    async fn complete_chunks_without_a_gap_are_recovered() {
         let dir = tempfile::tempdir().unwrap();
-        let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
-        let (ring, _) = open(&directory, 8 << 20, "g").await;
+        let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
+        let (spool, _) = open(&directory, 8 << 20, "g").await;
         for row in [0, 10, 30] {
-            put(&ring, row, 1000).await;
+            write_chunk(&spool, row, 1000).await;
         }
         let (_, none) = open(&directory, 8 << 20, "other").await;
         assert!(none.is_empty());
-        let (ring, _) = open(&directory, 8 << 20, "g").await;
+        let (spool, _) = open(&directory, 8 << 20, "g").await;
         for row in [0, 10, 30] {
-            put(&ring, row, 1000).await;
+            write_chunk(&spool, row, 1000).await;
         }
         let (_, chunks) = open(&directory, 8 << 20, "g").await;
         assert_eq!(chunks.iter().map(|chunk| chunk.entry.id.row).collect::<Vec<_>>(), [0, 10]);
-        assert_eq!(directory.list("").unwrap().len(), 4, "the chunk behind the gap is removed");
+        assert_eq!(directory.list("").unwrap().len(), 4, "the chunk after the gap is removed");
         for chunk in chunks {
             chunk.release().unwrap();
         }

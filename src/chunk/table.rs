@@ -1,5 +1,5 @@
-//! Parquet files with the same settings everywhere: no statistics or dictionaries on payload, fixed row groups, so that
-//! equal rows give equal bytes.
+//! Reader and writer of Parquet files with uniform settings: no statistics or dictionaries, fixed row groups. Equal
+//! rows give equal bytes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,12 +24,12 @@ use super::checksum::{Checksum, Summing};
 use super::pages;
 use crate::objects::StoreError;
 
-/// Prefix of our keys in a file's metadata.
+/// Prefix of this program's keys in the file metadata.
 const PREFIX: &str = "wikicap.";
-/// Bytes over which a row group ends, however few its rows.
-const HELD_BYTES: usize = 20 << 20;
+/// Upper bound on the bytes of an unfinished row group; above it, the group ends whatever its number of rows.
+const MAX_GROUP_BYTES: usize = 20 << 20;
 
-/// Writes one Parquet file.
+/// Writer of one Parquet file.
 pub(super) struct TableWriter {
     path: PathBuf,
     schema: SchemaRef,
@@ -37,7 +37,7 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Creates the file. `group_rows`: rows of one row group, the most that is held in memory.
+    /// Creates the file. `group_rows` is the number of rows of a row group, which is held in memory.
     pub(super) fn create(
         path: &Path,
         fields: Vec<Field>,
@@ -55,30 +55,30 @@ impl TableWriter {
         let schema = Arc::new(Schema::new(fields));
         let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
         let inner = ArrowWriter::try_new(Summing::new(file), Arc::clone(&schema), Some(properties))
-            .map_err(|error| explain(path, error))?;
+            .map_err(|error| convert_write_error(path, error))?;
         Ok(Self { path: path.to_owned(), schema, inner })
     }
 
-    /// Appends rows, one array for each field.
+    /// Appends rows, one array per field.
     pub(super) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), ChunkError> {
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .map_err(|error| ChunkError::damaged(&self.path, "table", error))?;
-        self.inner.write(&batch).map_err(|error| explain(&self.path, error))?;
-        // Rows are counted by their payload; URLs and labels can be more than that.
-        if self.inner.in_progress_size() > HELD_BYTES {
-            self.inner.flush().map_err(|error| explain(&self.path, error))?;
+        self.inner.write(&batch).map_err(|error| convert_write_error(&self.path, error))?;
+        // `group_rows` is chosen for the payload; URLs and labels can exceed it.
+        if self.inner.in_progress_size() > MAX_GROUP_BYTES {
+            self.inner.flush().map_err(|error| convert_write_error(&self.path, error))?;
         }
         Ok(())
     }
 
-    /// Writes the footer. The file is complete afterwards, and not yet synced.
+    /// Writes the footer. The file is then complete, but not synced.
     pub(super) fn finish(self) -> Result<Checksum, ChunkError> {
         let path = self.path;
-        self.inner.into_inner().map(|file| file.end().1).map_err(|error| explain(&path, error))
+        self.inner.into_inner().map(|file| file.end().1).map_err(|error| convert_write_error(&path, error))
     }
 }
 
-/// The settings of all files.
+/// Returns the writer settings of all files.
 pub(super) fn properties(compression: Compression, group_rows: usize, metadata: &[(&str, String)]) -> WriterProperties {
     let pairs = metadata.iter().map(|(key, value)| KeyValue::new(format!("{PREFIX}{key}"), value.clone()));
     WriterProperties::builder()
@@ -93,8 +93,8 @@ pub(super) fn properties(compression: Compression, group_rows: usize, metadata: 
         .build()
 }
 
-/// A write that failed is the disk's fault unless Parquet itself objects.
-pub(super) fn explain(path: &Path, error: ParquetError) -> ChunkError {
+/// Converts a write error: it comes from the disk unless Parquet itself reports a problem.
+pub(super) fn convert_write_error(path: &Path, error: ParquetError) -> ChunkError {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(io) => StoreError::io(path, "written", *io).into(),
@@ -102,7 +102,7 @@ pub(super) fn explain(path: &Path, error: ParquetError) -> ChunkError {
         },
         other => {
             let text = other.to_string();
-            // parquet turns an I/O error into text; the one that a person can mend is worth recognising.
+            // Parquet converts I/O errors to text. A full disk is recognised, because the user can fix it.
             if text.contains("No space left on device") || text.contains("os error 28") {
                 StoreError::DiskFull { path: path.display().to_string() }.into()
             } else {
@@ -112,23 +112,23 @@ pub(super) fn explain(path: &Path, error: ParquetError) -> ChunkError {
     }
 }
 
-/// A file whose claims about itself are held against its size before memory is taken for them.
-struct Bounded {
+/// File whose claimed offsets and lengths are checked against its size before memory is allocated.
+struct BoundedFile {
     file: File,
     bytes: u64,
 }
 
-impl Length for Bounded {
+impl Length for BoundedFile {
     fn len(&self) -> u64 {
         self.bytes
     }
 }
 
-/// A file whose end is an error. What looks for a page header here never has to reach it, and the reader skips numbers
-/// that are not there one by one, as many as a list announces, for as long as the end is not an error.
-struct BeforeTheEnd(BufReader<File>);
+/// Reader that reports an error at the end of the file. A valid page header never extends to the end. In a damaged one,
+/// the Parquet reader skips a list element by element, up to the claimed length, unless the end is an error.
+struct FailAtEof(BufReader<File>);
 
-impl std::io::Read for BeforeTheEnd {
+impl std::io::Read for FailAtEof {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self.0.read(buffer)? {
             0 if !buffer.is_empty() => Err(std::io::ErrorKind::UnexpectedEof.into()),
@@ -137,51 +137,51 @@ impl std::io::Read for BeforeTheEnd {
     }
 }
 
-impl ChunkReader for Bounded {
-    type T = BeforeTheEnd;
+impl ChunkReader for BoundedFile {
+    type T = FailAtEof;
 
     fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
         if start > self.bytes {
-            return Err(ParquetError::EOF(format!("it names byte {start} of {}", self.bytes)));
+            return Err(ParquetError::EOF(format!("it refers to byte {start} of {}", self.bytes)));
         }
         let mut file = self.file.try_clone()?;
         file.seek(SeekFrom::Start(start))?;
-        Ok(BeforeTheEnd(BufReader::new(file)))
+        Ok(FailAtEof(BufReader::new(file)))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
         match start.checked_add(length as u64) {
             Some(end) if end <= self.bytes => self.file.get_bytes(start, length),
-            _ => Err(ParquetError::EOF(format!("it names {length} bytes from byte {start} of {}", self.bytes))),
+            _ => Err(ParquetError::EOF(format!("it refers to {length} bytes from byte {start} of {}", self.bytes))),
         }
     }
 }
 
-/// An open Parquet file. A damaged one is an error, whatever the reader below makes of it.
+/// Open Parquet file. Damage is always reported as an error, even if the Parquet library panics.
 pub(super) struct TableReader {
     path: PathBuf,
     metadata: HashMap<String, String>,
     rows: u64,
-    /// `None` once it failed.
+    /// `None` after an error.
     batches: Option<ParquetRecordBatchReader>,
 }
 
-/// Runs the Parquet reader, which may panic on what is no Parquet.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, ChunkError> {
+/// Runs the Parquet library, which may panic on damaged files.
+fn catch_panics<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, ChunkError> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|error| ChunkError::damaged(path, "Parquet file", error)),
-        Err(_) => Err(ChunkError::damaged(path, "Parquet file", "its structure contradicts itself")),
+        Err(_) => Err(ChunkError::damaged(path, "Parquet file", "its structure is inconsistent")),
     }
 }
 
 impl TableReader {
-    /// Opens a file for reading in batches of at most `batch_rows`; `columns` empty: all.
+    /// Opens a file for reading in batches of at most `batch_rows` rows. Empty `columns` selects all columns.
     pub(super) fn open(path: &Path, batch_rows: usize, columns: &[&str]) -> Result<Self, ChunkError> {
         let file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
         let bytes = file.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
-        guarded(path, || {
-            let mut builder = ParquetRecordBatchReaderBuilder::try_new(Bounded { file: file.try_clone()?, bytes })?;
-            pages::check(&Bounded { file, bytes }, builder.metadata())?;
+        catch_panics(path, || {
+            let mut builder = ParquetRecordBatchReaderBuilder::try_new(BoundedFile { file: file.try_clone()?, bytes })?;
+            pages::check_sizes(&BoundedFile { file, bytes }, builder.metadata())?;
             let file_metadata = builder.metadata().file_metadata();
             let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
             let metadata = file_metadata
@@ -199,26 +199,26 @@ impl TableReader {
         })
     }
 
-    /// A value of the file's metadata.
+    /// Returns a value of the file metadata.
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
 
-    /// Rows in the file, by its own account.
+    /// Returns the number of rows that the footer claims.
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// The file.
+    /// Returns the path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next batch.
+    /// Reads the next batch.
     pub(super) fn next(&mut self) -> Result<Option<RecordBatch>, ChunkError> {
-        // What failed once is not asked again.
+        // The reader is dropped after an error.
         let Some(mut batches) = self.batches.take() else { return Ok(None) };
-        let batch = guarded(&self.path, || batches.next().transpose().map_err(ParquetError::from))?;
+        let batch = catch_panics(&self.path, || batches.next().transpose().map_err(ParquetError::from))?;
         if batch.is_some() {
             self.batches = Some(batches);
         }

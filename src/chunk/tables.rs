@@ -1,5 +1,6 @@
-//! The catalog on disk: `classes.parquet` (`class` UInt32, `caption` Utf8, `images` UInt32, `language` Utf8) and `labels.parquet` (`url_hash` UInt64,
-//! `class` UInt32), which are what a resumed run and a prediction alone need instead of the pairs.
+//! Catalog tables on disk: `classes.parquet` (`class` UInt32, `caption` Utf8, `images` UInt32, `language` Utf8) and
+//! `labels.parquet` (`url_hash` UInt64, `class` UInt32). A resumed run and a separate prediction read these tables
+//! instead of the pairs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +12,13 @@ use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError};
 use crate::types::Compression;
 
-/// Rows written or read at a time.
+/// Number of rows written or read at a time.
 const BLOCK_ROWS: usize = 65_536;
 
-/// Writes the captions of the classes in the order of their ids, each with how many images it has and its language.
+/// Writes the class table in order of class ids: caption, number of images and language.
 ///
 /// # Errors
-/// When the disk is full or refuses.
+/// Fails if the disk is full or cannot be written.
 pub fn write_classes<'a>(
     path: &Path,
     captions: impl Iterator<Item = &'a str>,
@@ -49,22 +50,22 @@ pub fn write_classes<'a>(
     table.finish()
 }
 
-/// A class as the table has it.
+/// Row of the class table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassRow<'a> {
-    /// Its caption.
+    /// Caption.
     pub caption: &'a str,
-    /// Image URLs that have it.
+    /// Number of image URLs with this class.
     pub images: u32,
-    /// Language of the first row with its caption; empty where there is none.
+    /// Language of the first row with this caption; empty if unknown.
     pub language: &'a str,
 }
 
-/// Hands the classes to `take` in the order of their ids.
+/// Calls `visit` with each class in order of class ids.
 ///
 /// # Errors
-/// When the file is not the catalog's.
-pub fn read_classes(path: &Path, mut take: impl FnMut(ClassRow<'_>)) -> Result<(), ChunkError> {
+/// Fails if the file is not such a table.
+pub fn read_classes(path: &Path, mut visit: impl FnMut(ClassRow<'_>)) -> Result<(), ChunkError> {
     let mut table = TableReader::open(path, BLOCK_ROWS, &["caption", "images", "language"])?;
     while let Some(batch) = table.next()? {
         let captions = batch.column_by_name("caption").and_then(|column| column.as_string_opt::<i32>());
@@ -75,16 +76,16 @@ pub fn read_classes(path: &Path, mut take: impl FnMut(ClassRow<'_>)) -> Result<(
         };
         for ((caption, images), language) in captions.iter().zip(images.values()).zip(languages) {
             let (caption, language) = (caption.unwrap_or_default(), language.unwrap_or_default());
-            take(ClassRow { caption, images: *images, language });
+            visit(ClassRow { caption, images: *images, language });
         }
     }
     Ok(())
 }
 
-/// Writes the join index: entries of (hash's upper half, lower half, class).
+/// Writes the join index, whose entries are upper half of the hash, lower half of the hash, class.
 ///
 /// # Errors
-/// When the disk is full or refuses.
+/// Fails if the disk is full or cannot be written.
 pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<Checksum, ChunkError> {
     let fields = vec![Field::new("url_hash", DataType::UInt64, false), Field::new("class", DataType::UInt32, false)];
     let metadata = [("kind", "labels".to_owned()), ("url_hash", "xxh3_64 of image_url".to_owned())];
@@ -100,13 +101,13 @@ pub fn write_labels(path: &Path, entries: &[[u32; 3]]) -> Result<Checksum, Chunk
     table.finish()
 }
 
-/// Reads the join index back.
+/// Reads the join index.
 ///
 /// # Errors
-/// When the file is not the catalog's.
+/// Fails if the file is not such a table.
 pub fn read_labels(path: &Path) -> Result<Vec<[u32; 3]>, ChunkError> {
     let mut table = TableReader::open(path, BLOCK_ROWS, &[])?;
-    // No more than the file can hold, whatever it says.
+    // The file size bounds the capacity, whatever the footer claims.
     let file_bytes = path.metadata().map_or(0, |metadata| metadata.len());
     let mut entries = Vec::with_capacity(table.rows().min(file_bytes / 12) as usize);
     while let Some(batch) = table.next()? {
@@ -131,20 +132,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_and_labels_come_back() {
+    fn classes_and_labels_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("classes.parquet");
         let captions: Vec<String> = (0..70_000).map(|i| format!("Überschrift {i} [SEP] \n\"{i}\"")).collect();
         let language = |class| if class == 1 { "de" } else { "" };
         write_classes(&path, captions.iter().map(String::as_str), &[3, 1], language).unwrap();
-        let (mut back, mut rest) = (Vec::new(), Vec::new());
+        let (mut captions_read, mut rest) = (Vec::new(), Vec::new());
         read_classes(&path, |row| {
-            back.push(row.caption.to_owned());
+            captions_read.push(row.caption.to_owned());
             rest.push((row.images, row.language.to_owned()));
         })
         .unwrap();
         assert_eq!(rest[..3], [(3, String::new()), (1, "de".to_owned()), (0, String::new())]);
-        assert_eq!(back, captions);
+        assert_eq!(captions_read, captions);
         let path = dir.path().join("labels.parquet");
         let entries: Vec<[u32; 3]> = (0..70_000).map(|i| [i, u32::MAX - i, i / 3]).collect();
         write_labels(&path, &entries).unwrap();

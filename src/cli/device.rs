@@ -9,7 +9,7 @@ use super::args::BenchCommand;
 use super::output::{emit, print, print_json, print_raw};
 use super::{Failure, render, start_runtime};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
-use crate::device::{self, Chosen, Cuda};
+use crate::device::{self, CudaStatus, SelectedDevice};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 
@@ -17,9 +17,9 @@ use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 #[derive(Debug, Serialize)]
 pub(super) struct Devices {
     /// Device that a run would use.
-    pub(super) chosen: Chosen,
+    pub(super) chosen: SelectedDevice,
     /// CUDA driver, headers and GPUs.
-    pub(super) cuda: Cuda,
+    pub(super) cuda: CudaStatus,
 }
 
 /// Probes for CUDA if this process was started for that; returns its exit code in that case.
@@ -28,15 +28,15 @@ pub(super) fn run_probe() -> Option<ExitCode> {
     if args.next()? != device::PROBE_COMMAND || args.next().is_some() {
         return None;
     }
-    let answer = serde_json::to_string(&device::probe::here()).ok()?;
+    let answer = serde_json::to_string(&device::probe::probe_in_process()).ok()?;
     print_raw(&answer);
     Some(ExitCode::SUCCESS)
 }
 
 /// Lists the devices, and the one that `settings` chooses.
 pub(super) fn list(settings: &DeviceConfig, json: bool) -> Result<(), Failure> {
-    let cuda = device::cuda();
-    let chosen = device::decide(settings.kind, settings.index, cuda.clone());
+    let cuda = device::probe_cuda();
+    let chosen = device::select_from(settings.kind, settings.index, cuda.clone());
     let chosen = chosen.map_err(|error| Failure::new(5, error.to_string()))?;
     let devices = Devices { chosen, cuda };
     emit(json, &devices, || render::devices(&devices))

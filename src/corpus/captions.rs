@@ -1,44 +1,44 @@
-//! The caption list: comma-separated, a header with any name, one column.
+//! Parser of the caption list: comma-separated, one column, a header with any name.
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
-use crate::corpus::header::text;
+use crate::corpus::header::utf8_field;
 use crate::corpus::rows::Delimiter;
-use crate::corpus::rows::Kind;
 use crate::corpus::rows::PushParser;
+use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::RowSplitter;
 
-/// One row of the list.
+/// One row of the caption list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptionRow<'a> {
-    /// The row's number in the file.
+    /// Row number in the file.
     pub row: u64,
-    /// The caption as it stands in the file; it may be empty, and may have occurred before.
+    /// Caption exactly as in the file. It may be empty or repeat an earlier one.
     pub text: &'a str,
 }
 
-/// How many rows the list has.
+/// Row counts of the caption list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CaptionCounts {
-    /// Rows given out, header and blank lines not counted.
+    /// Rows returned, without header and blank lines.
     pub rows: u64,
-    /// Those of them whose caption is empty or white space.
+    /// Returned rows whose caption is empty or white space.
     pub empty: u64,
 }
 
-/// Reads the caption list. Every row must be sound, because classes are numbered by it.
+/// Parses the caption list. An invalid row is an error, because class ids follow the row order.
 #[derive(Debug)]
 pub struct CaptionList {
     file: String,
     rows: RowSplitter,
     finished: bool,
-    /// Name of the one column, once the header was read.
+    /// Name of the only column, once the header has been parsed.
     column: Option<String>,
     counts: CaptionCounts,
 }
 
 impl CaptionList {
-    /// A reader at the start of `file`, which is the name that errors give.
+    /// Creates a parser for the start of `file`; errors quote that name.
     pub fn new(file: &str, max_record_bytes: usize) -> Self {
         Self {
             file: file.to_owned(),
@@ -49,20 +49,21 @@ impl CaptionList {
         }
     }
 
-    /// The name of the column, once the header was read.
+    /// Returns the name of the column, once the header has been parsed.
     pub fn column(&self) -> Option<&str> {
         self.column.as_deref()
     }
 
-    /// How many rows were given out so far.
+    /// Returns the counts of the rows returned so far.
     pub fn counts(&self) -> &CaptionCounts {
         &self.counts
     }
 
-    /// The next row, or `None` when another block is needed or the list has ended.
+    /// Returns the next row, or `None` if another block is needed or the list has ended.
     ///
     /// # Errors
-    /// The header is absent or names several columns, or a row has several fields, is not UTF-8 or too long.
+    /// Fails if the header is absent or names several columns, or if a row has several fields, is not UTF-8 or exceeds
+    /// the length limit.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Result<Option<CaptionRow<'_>>, CorpusError> {
         let limit_bytes = self.rows.max_record_bytes();
@@ -74,7 +75,7 @@ impl CaptionList {
                 };
                 let header = Header::read(&self.file, &record, limit_bytes)?;
                 if header.len() > 1 {
-                    return Err(CorpusError::SeveralColumns { file: self.file.clone(), found: header.listed() });
+                    return Err(CorpusError::SeveralColumns { file: self.file.clone(), found: header.list_names() });
                 }
                 unread.insert(header.first().to_owned())
             }
@@ -85,9 +86,9 @@ impl CaptionList {
         // Record 0 is the header.
         let row = record.number.saturating_sub(1);
         let file = &self.file;
-        let fields = match record.kind {
-            Kind::Ok(fields) => fields,
-            Kind::Oversized { .. } => {
+        let fields = match record.content {
+            RecordContent::Fields(fields) => fields,
+            RecordContent::Oversized { .. } => {
                 let byte_offset = record.byte_offset;
                 return Err(CorpusError::RowTooLong { file: file.clone(), row, byte_offset, limit_bytes });
             }
@@ -96,7 +97,7 @@ impl CaptionList {
         if found > 1 {
             return Err(CorpusError::FieldCount { file: file.clone(), row, expected: 1, found, delimiter: "comma" });
         }
-        let text = text(&fields, 0, column, file, row)?;
+        let text = utf8_field(&fields, 0, column, file, row)?;
         self.counts.rows += 1;
         self.counts.empty += u64::from(text.trim().is_empty());
         Ok(Some(CaptionRow { row, text }))
@@ -118,25 +119,25 @@ impl PushParser for CaptionList {
 mod tests {
     use super::*;
 
-    fn all(text: &[u8]) -> Result<(Vec<(u64, String)>, CaptionCounts), CorpusError> {
+    fn read_all(text: &[u8]) -> Result<(Vec<(u64, String)>, CaptionCounts), CorpusError> {
         let mut list = CaptionList::new("list.csv", 100);
-        let mut seen = Vec::new();
+        let mut rows = Vec::new();
         for block in text.chunks(5) {
             list.feed(block);
             while let Some(row) = list.next()? {
-                seen.push((row.row, row.text.to_owned()));
+                rows.push((row.row, row.text.to_owned()));
             }
         }
         list.finish();
         while let Some(row) = list.next()? {
-            seen.push((row.row, row.text.to_owned()));
+            rows.push((row.row, row.text.to_owned()));
         }
-        Ok((seen, *list.counts()))
+        Ok((rows, *list.counts()))
     }
 
     #[test]
     fn captions_keep_commas_newlines_and_duplicates() {
-        let (rows, counts) = all(b"any name\r\n\"a, b\"\r\nNA\r\n\"two\nlines\"\r\n\"\"\r\n\r\nNA\r\n").unwrap();
+        let (rows, counts) = read_all(b"any name\r\n\"a, b\"\r\nNA\r\n\"two\nlines\"\r\n\"\"\r\n\r\nNA\r\n").unwrap();
         let expected = ["a, b", "NA", "two\nlines", "", "NA"];
         assert_eq!(
             rows,
@@ -151,23 +152,23 @@ mod tests {
     }
 
     #[test]
-    fn an_unquoted_comma_is_refused_with_its_row() {
-        let error = all(b"c\na\nb, c\n").unwrap_err();
+    fn unquoted_comma_error_names_the_row() {
+        let error = read_all(b"c\na\nb, c\n").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "row 1 of `list.csv` has 2 fields, the header has 1: correct the row, and put fields that hold a comma, a quote or a newline in double quotes"
+            "row 1 of `list.csv` has 2 fields, but the header has 1: correct the row; put fields that contain a comma, a quote or a newline in double quotes"
         );
     }
 
     #[test]
-    fn a_list_that_is_not_a_list_is_refused() {
-        assert!(matches!(all(b"id,caption\n1,a\n"), Err(CorpusError::SeveralColumns { .. })));
-        assert!(matches!(all(b"\n\n"), Err(CorpusError::Empty { .. })));
-        assert!(matches!(all(b"c\n\xFF\n"), Err(CorpusError::NotUtf8 { row: 0, valid_bytes: 0, .. })));
+    fn malformed_lists_are_refused() {
+        assert!(matches!(read_all(b"id,caption\n1,a\n"), Err(CorpusError::SeveralColumns { .. })));
+        assert!(matches!(read_all(b"\n\n"), Err(CorpusError::Empty { .. })));
+        assert!(matches!(read_all(b"c\n\xFF\n"), Err(CorpusError::NotUtf8 { row: 0, valid_bytes: 0, .. })));
         assert!(matches!(
-            all(format!("c\n\"{}", "a\n".repeat(90)).as_bytes()),
+            read_all(format!("c\n\"{}", "a\n".repeat(90)).as_bytes()),
             Err(CorpusError::RowTooLong { byte_offset: 2, .. })
         ));
-        assert!(matches!(all(b"c\n").unwrap().0.len(), 0));
+        assert!(matches!(read_all(b"c\n").unwrap().0.len(), 0));
     }
 }

@@ -1,105 +1,103 @@
-//! Why a file of the corpus cannot be used as a whole.
+//! Errors that make a corpus file unusable.
 
-/// A file of the corpus that cannot be used. Row numbers count from 0, header and blank lines not counted.
+/// Error that makes a corpus file unusable. Row numbers count from 0, without header and blank lines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CorpusError {
     /// The file ends before its first record.
-    #[error("`{file}` is empty: it must start with a header; download it again or correct the path")]
+    #[error("`{file}` is empty, but must start with a header: download it again or correct the path")]
     Empty {
-        /// The file.
+        /// File name.
         file: String,
     },
-    /// The first record is not text, or is too long to be a header.
+    /// The first record is not text, or is too long for a header.
     #[error(
-        "the header of `{file}` cannot be read ({detail}): check that the file is text, plain or named .gz or .zst after its compression"
+        "the header of `{file}` cannot be read ({detail}): check that the file is text; a compressed file must be named `.gz` or `.zst`"
     )]
     Header {
-        /// The file.
+        /// File name.
         file: String,
-        /// What is wrong with it.
+        /// Reason.
         detail: String,
     },
-    /// A column that is needed is not in the header.
-    #[error(
-        "`{file}` has no column `{column}`; its header names {found}: give the published file, or rename the column"
-    )]
+    /// The header lacks a required column.
+    #[error("`{file}` has no column `{column}`; its header names {found}: use the published file or rename the column")]
     MissingColumn {
-        /// The file.
+        /// File name.
         file: String,
-        /// The column that is needed.
+        /// Required column.
         column: &'static str,
-        /// The columns that are there, in backticks.
+        /// Columns of the header, in backticks.
         found: String,
     },
-    /// A column that is needed is in the header twice.
+    /// The header names a required column twice.
     #[error("`{file}` names the column `{column}` twice in its header: remove or rename one of them")]
     DuplicateColumn {
-        /// The file.
+        /// File name.
         file: String,
-        /// The column.
+        /// Column name.
         column: &'static str,
     },
     /// The caption list has several columns.
-    #[error("`{file}` must have one column of captions, its header names {found}: keep the caption column alone")]
+    #[error("`{file}` must have a single column of captions, but its header names {found}: remove the other columns")]
     SeveralColumns {
-        /// The file.
+        /// File name.
         file: String,
-        /// The columns that are there, in backticks.
+        /// Columns of the header, in backticks.
         found: String,
     },
     /// A row has more or fewer fields than the header.
     #[error(
-        "row {row} of `{file}` has {found} fields, the header has {expected}: correct the row, and put fields that hold a {delimiter}, a quote or a newline in double quotes"
+        "row {row} of `{file}` has {found} fields, but the header has {expected}: correct the row; put fields that contain a {delimiter}, a quote or a newline in double quotes"
     )]
     FieldCount {
-        /// The file.
+        /// File name.
         file: String,
-        /// The row.
+        /// Row number.
         row: u64,
-        /// Fields of the header.
+        /// Number of fields in the header.
         expected: usize,
-        /// Fields of the row.
+        /// Number of fields in the row.
         found: usize,
-        /// The delimiter in words.
+        /// Name of the delimiter.
         delimiter: &'static str,
     },
     /// A field is not UTF-8.
     #[error(
-        "row {row} of `{file}` is not UTF-8 in column `{column}`, from byte {valid_bytes} of the field on: convert the file to UTF-8"
+        "row {row} of `{file}` is not UTF-8 in column `{column}`, starting at byte {valid_bytes} of the field: convert the file to UTF-8"
     )]
     NotUtf8 {
-        /// The file.
+        /// File name.
         file: String,
-        /// The row.
+        /// Row number.
         row: u64,
-        /// The column.
+        /// Column name.
         column: String,
-        /// Bytes of the field before the first bad one.
+        /// Length of the valid prefix of the field, in bytes.
         valid_bytes: usize,
     },
-    /// A field that is needed is empty.
-    #[error("row {row} of `{file}` has nothing in column `{column}`: fill it in or remove the row")]
+    /// A required field is empty.
+    #[error("row {row} of `{file}` is empty in column `{column}`: fill it in or remove the row")]
     EmptyField {
-        /// The file.
+        /// File name.
         file: String,
-        /// The row.
+        /// Row number.
         row: u64,
-        /// The column.
+        /// Column name.
         column: String,
     },
     /// A row is longer than the limit.
     #[error(
-        "row {row} of `{file}`, at byte {byte_offset}, is longer than {limit_bytes} bytes: look there for a double quote that is opened and not closed"
+        "row {row} of `{file}`, at byte {byte_offset}, is longer than {limit_bytes} bytes: look there for a double quote that is never closed"
     )]
     RowTooLong {
-        /// The file.
+        /// File name.
         file: String,
-        /// The row.
+        /// Row number.
         row: u64,
-        /// Where the row starts in the decompressed file.
+        /// Byte offset of the row in the decompressed file.
         byte_offset: u64,
-        /// The limit.
+        /// Length limit.
         limit_bytes: usize,
     },
     /// An id occurs twice.
@@ -107,13 +105,13 @@ pub enum CorpusError {
         "rows {first_row} and {row} of `{file}` have the same id `{id}`: ids must be distinct, remove one of the rows"
     )]
     DuplicateId {
-        /// The file.
+        /// File name.
         file: String,
-        /// The later row.
+        /// Row of the repetition.
         row: u64,
-        /// The earlier row.
+        /// Row of the first occurrence.
         first_row: u64,
-        /// The id, shortened when long.
+        /// Id, truncated if long.
         id: String,
     },
 }

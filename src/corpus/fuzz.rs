@@ -1,4 +1,4 @@
-//! The row readers under damaged files, cut into blocks anyhow.
+//! Fuzz tests of the row parsers: damaged files, cut into random blocks.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -6,10 +6,10 @@ use proptest::sample::Index;
 use super::*;
 use crate::fuzz::{CHEAP_CASES, blocks, bounded, config, damage, damaged};
 
-/// Longest record, small so that damage reaches it.
+/// Record limit, small enough that damage exceeds it.
 const LIMIT: usize = 300;
 
-fn files() -> Vec<Vec<u8>> {
+fn seed_files() -> Vec<Vec<u8>> {
     let wide = "x".repeat(200);
     [
         "\u{FEFF}https://a/1.jpg\tQUJD\thttps://m/1\nhttps://a/2.jpg\tREVG\tm\r\n\nhttps://a/3.jpg\t\tm\r\"https://a/\"\"4\n\"\t\"QU\nJD\"x\"\tm\nlast\tQQ==".to_owned(),
@@ -24,88 +24,94 @@ fn files() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// File, sizes of the blocks, and whether what is read is wanted.
-type Read = fn(&[u8], &[usize], bool) -> Vec<String>;
+/// Parses a file in blocks of the given sizes. The flag says whether to collect the rows.
+type Driver = fn(&[u8], &[usize], bool) -> Vec<String>;
 
-/// The readers by what they make of a file: its rows as text, up to the error that ends it.
-const READERS: [Read; 4] = [
-    |data, sizes, keep| {
-        drive(ImageRows::new(LIMIT), data, sizes, keep, |rows, take| {
+/// One driver per parser. It returns the rows as text, up to the first error.
+const PARSERS: [Driver; 4] = [
+    |data, sizes, collect| {
+        run_parser(ImageRows::new(LIMIT), data, sizes, collect, |rows, emit| {
             while let Some(row) = rows.next() {
-                take(&row);
+                emit(&row);
             }
             Ok(())
         })
     },
-    |data, sizes, keep| {
-        drive(Pairs::new("f", &["en".to_owned()], LIMIT), data, sizes, keep, |rows, take| {
+    |data, sizes, collect| {
+        run_parser(Pairs::new("f", &["en".to_owned()], LIMIT), data, sizes, collect, |rows, emit| {
             while let Some(row) = rows.next()? {
-                take(&row);
+                emit(&row);
             }
             Ok(())
         })
     },
-    |data, sizes, keep| {
-        drive(CaptionList::new("f", LIMIT), data, sizes, keep, |rows, take| {
+    |data, sizes, collect| {
+        run_parser(CaptionList::new("f", LIMIT), data, sizes, collect, |rows, emit| {
             while let Some(row) = rows.next()? {
-                take(&row);
+                emit(&row);
             }
             Ok(())
         })
     },
-    |data, sizes, keep| {
-        drive(TestIds::new("f", LIMIT), data, sizes, keep, |rows, take| {
+    |data, sizes, collect| {
+        run_parser(TestIds::new("f", LIMIT), data, sizes, collect, |rows, emit| {
             while let Some(row) = rows.next()? {
-                take(&row);
+                emit(&row);
             }
             Ok(())
         })
     },
 ];
 
-/// Pulls what a reader has; hands on each row.
-type Pull<R> = fn(&mut R, &mut dyn FnMut(&dyn std::fmt::Debug)) -> Result<(), CorpusError>;
+/// Pulls all available rows from a parser and passes each to the callback.
+type PullRows<R> = fn(&mut R, &mut dyn FnMut(&dyn std::fmt::Debug)) -> Result<(), CorpusError>;
 
-fn drive<R: PushParser>(mut reader: R, data: &[u8], sizes: &[usize], keep: bool, pull: Pull<R>) -> Vec<String> {
-    let mut seen = Vec::new();
-    let mut take = |row: &dyn std::fmt::Debug| {
-        if keep {
-            seen.push(format!("{row:?}"));
+fn run_parser<R: PushParser>(
+    mut parser: R,
+    data: &[u8],
+    sizes: &[usize],
+    collect: bool,
+    pull_rows: PullRows<R>,
+) -> Vec<String> {
+    let mut rows_seen = Vec::new();
+    let mut emit = |row: &dyn std::fmt::Debug| {
+        if collect {
+            rows_seen.push(format!("{row:?}"));
         }
     };
     for block in blocks(data, sizes) {
-        reader.feed(block);
-        if let Err(error) = pull(&mut reader, &mut take) {
-            take(&error);
-            return seen;
+        parser.feed(block);
+        if let Err(error) = pull_rows(&mut parser, &mut emit) {
+            emit(&error);
+            return rows_seen;
         }
     }
-    reader.finish();
-    if let Err(error) = pull(&mut reader, &mut take) {
-        take(&error);
+    parser.finish();
+    if let Err(error) = pull_rows(&mut parser, &mut emit) {
+        emit(&error);
     }
-    seen
+    rows_seen
 }
 
 proptest! {
     #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
-    fn rows_do_not_depend_on_blocks_and_stay_within_the_record_limit(
+    fn rows_are_independent_of_blocks_and_memory_is_bounded(
         which: Index,
-        all in damage(),
-        reader in 0..READERS.len(),
+        damages in damage(),
+        parser in 0..PARSERS.len(),
         sizes in prop::collection::vec(prop_oneof![1usize..8, 1usize..400], 1..6),
     ) {
-        let data = damaged(&files(), which, &all);
-        let read = READERS[reader];
-        let whole = read(&data, &[usize::MAX], true);
-        prop_assert_eq!(&whole, &read(&data, &[1], true));
-        prop_assert_eq!(&whole, &read(&data, &sizes, true));
-        // The buffer while it grows, the table of fields, an error's texts; the ids are kept by their reader.
+        let data = damaged(&seed_files(), which, &damages);
+        let parse = PARSERS[parser];
+        let whole = parse(&data, &[usize::MAX], true);
+        prop_assert_eq!(&whole, &parse(&data, &[1], true));
+        prop_assert_eq!(&whole, &parse(&data, &sizes, true));
+        // Budget: the growing buffer, the field table and error texts; `TestIds` also keeps all ids.
         let block = sizes.iter().max().copied().unwrap_or(1);
         let table = 2 * 24 * 4096;
         let limit = 3 * (LIMIT + block) + table + 16 * 1024 + 16 * data.len();
-        bounded(&data, limit as u64, || read(&data, &sizes, false))?;
+        bounded(&data, limit as u64, || parse(&data, &sizes, false))?;
     }
 }

@@ -1,15 +1,16 @@
-//! Columns by name, and text from bytes: what the files with a header share.
+//! Column lookup by name and UTF-8 conversion, shared by the parsers of files with a header.
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::rows::Fields;
-use crate::corpus::rows::Kind;
 use crate::corpus::rows::Record;
+use crate::corpus::rows::RecordContent;
 
-/// Names and characters that a message shows of a header; a header can be megabytes of something else.
+/// Number of column names shown in a message, because a damaged header can be megabytes long.
 const SHOWN_COLUMNS: usize = 24;
+/// Number of characters shown of each name.
 const SHOWN_CHARS: usize = 80;
 
-/// The columns of a file, as its first record names them.
+/// Columns of a file, in the order of its header.
 #[derive(Debug)]
 pub(super) struct Header {
     names: Vec<String>,
@@ -17,20 +18,20 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads the names, without white space around them.
+    /// Parses the first record and trims the names.
     pub(super) fn read(file: &str, record: &Record<'_>, limit_bytes: usize) -> Result<Self, CorpusError> {
-        let refused = |detail: String| CorpusError::Header { file: file.to_owned(), detail };
-        let fields = match record.kind {
-            Kind::Ok(fields) => fields,
-            Kind::Oversized { .. } => {
-                return Err(refused(format!("it is longer than {limit_bytes} bytes")));
+        let unreadable = |detail: String| CorpusError::Header { file: file.to_owned(), detail };
+        let fields = match record.content {
+            RecordContent::Fields(fields) => fields,
+            RecordContent::Oversized { .. } => {
+                return Err(unreadable(format!("it is longer than {limit_bytes} bytes")));
             }
         };
         let names = fields
             .iter()
             .map(|name| std::str::from_utf8(name).map(|name| name.trim().to_owned()))
             .collect::<Result<_, _>>()
-            .map_err(|_| refused("it is not UTF-8".to_owned()))?;
+            .map_err(|_| unreadable("it is not UTF-8".to_owned()))?;
         Ok(Self { names, count: fields.len() })
     }
 
@@ -42,11 +43,11 @@ impl Header {
         self.names.first().map_or("", String::as_str)
     }
 
-    /// The one position of a column.
+    /// Returns the index of a column, which must occur exactly once.
     pub(super) fn column(&self, file: &str, column: &'static str) -> Result<usize, CorpusError> {
         let mut found = self.names.iter().enumerate().filter(|(_, name)| *name == column);
         let Some((index, _)) = found.next() else {
-            return Err(CorpusError::MissingColumn { file: file.to_owned(), column, found: self.listed() });
+            return Err(CorpusError::MissingColumn { file: file.to_owned(), column, found: self.list_names() });
         };
         if found.next().is_some() {
             return Err(CorpusError::DuplicateColumn { file: file.to_owned(), column });
@@ -54,25 +55,25 @@ impl Header {
         Ok(index)
     }
 
-    /// The names in backticks, for a message.
-    pub(super) fn listed(&self) -> String {
+    /// Lists the names in backticks, for a message.
+    pub(super) fn list_names(&self) -> String {
         let shown: Vec<_> =
-            self.names.iter().take(SHOWN_COLUMNS).map(|name| format!("`{}`", shortened(name))).collect();
+            self.names.iter().take(SHOWN_COLUMNS).map(|name| format!("`{}`", truncate_for_display(name))).collect();
         let rest = self.count - shown.len();
         if rest == 0 { shown.join(", ") } else { format!("{} and {rest} more", shown.join(", ")) }
     }
 }
 
-/// The first characters of a text that may be long.
-pub(super) fn shortened(text: &str) -> String {
+/// Truncates a text for display.
+pub(super) fn truncate_for_display(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }
 }
 
-/// Field `index` as text.
-pub(super) fn text<'a>(
+/// Returns field `index` as UTF-8 text.
+pub(super) fn utf8_field<'a>(
     fields: &Fields<'a>,
     index: usize,
     column: &str,

@@ -1,13 +1,13 @@
-//! Rows of the image shards: image URL, base64, metadata URL; tab-separated, without a header.
+//! Parser of the image shards: image URL, base64, metadata URL; tab-separated, without a header.
 
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::Fields;
-use crate::corpus::rows::Kind;
 use crate::corpus::rows::PushParser;
+use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::RowSplitter;
 
-/// Longest image URL, in bytes: a title of 255 bytes with every byte escaped, twice over, beside a path. What a chunk keeps of
-/// a row is bounded by it.
+/// Longest accepted image URL, in bytes. A title of 255 bytes, percent-encoded twice, still fits beside its path. This
+/// limit bounds the metadata that a chunk stores for a row.
 pub const MAX_URL_BYTES: usize = 2048;
 
 /// One row of an image shard.
@@ -15,31 +15,30 @@ pub const MAX_URL_BYTES: usize = 2048;
 pub enum ImageRow<'a> {
     /// A row with a URL and data.
     Ok {
-        /// The row's number in the shard.
+        /// Row number in the shard.
         row: u64,
-        /// The URL as it stands in the file; rows are joined on it unchanged.
+        /// URL exactly as in the file; it is the join key.
         image_url: &'a str,
-        /// The image in base64, not looked at; never empty.
+        /// Base64 of the image, not validated and never empty.
         base64: &'a [u8],
     },
-    /// A row that cannot be used.
+    /// An unusable row.
     Bad {
-        /// The row's number in the shard.
+        /// Row number in the shard.
         row: u64,
-        /// Why.
+        /// Reason.
         reason: ImageRowProblem,
-        /// The same in words, with the numbers.
+        /// Description with the numbers.
         detail: String,
-        /// The URL: unchanged for [`ImageRowProblem::MissingData`], whose URL is sound; else what of it can be shown,
-        /// 512 bytes of it at most.
+        /// URL. Exact for [`ImageRowProblem::MissingData`]; otherwise a displayable prefix of at most 512 bytes.
         image_url: Option<String>,
     },
 }
 
-/// Why a row of an image shard cannot be used.
+/// Reason why a row of an image shard is unusable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ImageRowProblem {
-    /// Not 3 fields; 2 are accepted too, as the metadata URL is not used.
+    /// The row has neither 2 nor 3 fields. The metadata URL is optional because it is not used.
     WrongFieldCount,
     /// The image URL is not UTF-8.
     InvalidUtf8,
@@ -49,12 +48,12 @@ pub enum ImageRowProblem {
     UrlTooLong,
     /// The base64 field is empty.
     MissingData,
-    /// The row is longer than the limit.
+    /// The row exceeds the length limit.
     RowTooLong,
 }
 
 impl ImageRowProblem {
-    /// Every problem, in the order of the declaration.
+    /// All problems in declaration order.
     pub const ALL: [Self; 6] = [
         Self::WrongFieldCount,
         Self::InvalidUtf8,
@@ -64,7 +63,7 @@ impl ImageRowProblem {
         Self::RowTooLong,
     ];
 
-    /// The name under which it is counted and stored.
+    /// Returns the name used in counts and quarantine files.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::WrongFieldCount => "wrong_field_count",
@@ -83,36 +82,39 @@ impl std::fmt::Display for ImageRowProblem {
     }
 }
 
-/// Reads an image shard.
+/// Parses an image shard.
 #[derive(Debug)]
 pub struct ImageRows {
     rows: RowSplitter,
 }
 
 impl ImageRows {
-    /// A reader at the start of a shard.
+    /// Creates a parser for the start of a shard.
     pub fn new(max_record_bytes: usize) -> Self {
         Self { rows: RowSplitter::new(Delimiter::Tab, max_record_bytes) }
     }
 
-    /// Gives back what unusually long rows have taken.
+    /// Frees the memory that unusually long rows needed.
     pub fn trim(&mut self) {
         self.rows.trim();
     }
 
-    /// The next row, or `None` when another block is needed or the shard has ended.
+    /// Returns the next row, or `None` if another block is needed or the shard has ended.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Option<ImageRow<'_>> {
         let limit_bytes = self.rows.max_record_bytes();
         let record = self.rows.next()?;
         let row = record.number;
-        Some(match record.kind {
-            Kind::Ok(fields) => read(row, &fields),
-            Kind::Oversized { head } => ImageRow::Bad {
+        Some(match record.content {
+            RecordContent::Fields(fields) => parse_row(row, &fields),
+            RecordContent::Oversized { prefix } => ImageRow::Bad {
                 row,
                 reason: ImageRowProblem::RowTooLong,
                 detail: format!("longer than {limit_bytes} bytes, at byte {} of the shard", record.byte_offset),
-                image_url: head.iter().position(|&byte| byte == b'\t').and_then(|end| url(head.get(..end)?)),
+                image_url: prefix
+                    .iter()
+                    .position(|&byte| byte == b'\t')
+                    .and_then(|end| displayable_url(prefix.get(..end)?)),
             },
         })
     }
@@ -128,10 +130,10 @@ impl PushParser for ImageRows {
     }
 }
 
-fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
+fn parse_row<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
     let image_url = fields.get(0).unwrap_or_default();
     let base64 = fields.get(1).unwrap_or_default();
-    let bad = |reason, detail: String| ImageRow::Bad { row, reason, detail, image_url: url(image_url) };
+    let bad = |reason, detail: String| ImageRow::Bad { row, reason, detail, image_url: displayable_url(image_url) };
     if !(2..=3).contains(&fields.len()) {
         return bad(ImageRowProblem::WrongFieldCount, format!("{} fields where 3 are expected", fields.len()));
     }
@@ -150,7 +152,7 @@ fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
         return bad(ImageRowProblem::UrlTooLong, detail);
     }
     if base64.is_empty() {
-        // The URL is sound and decides, unchanged, whether the row is wanted or a duplicate.
+        // The URL is valid and is needed unchanged, to filter the row and to find duplicates.
         return ImageRow::Bad {
             row,
             reason: ImageRowProblem::MissingData,
@@ -161,8 +163,8 @@ fn read<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
     ImageRow::Ok { row, image_url: text, base64 }
 }
 
-/// What to show of a URL field that may hold anything. A broken row can carry megabytes here, so it is cut.
-fn url(field: &[u8]) -> Option<String> {
+/// Returns a displayable prefix of a URL field. A malformed row can have megabytes here.
+fn displayable_url(field: &[u8]) -> Option<String> {
     let shown = field.get(..MAX_URL_BYTES / 4).unwrap_or(field);
     let shown = String::from_utf8_lossy(shown).trim().to_owned();
     (!shown.is_empty()).then_some(shown)
@@ -172,7 +174,7 @@ fn url(field: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn all(text: &[u8], limit: usize) -> Vec<String> {
+    fn read_all(text: &[u8], limit: usize) -> Vec<String> {
         let mut rows = ImageRows::new(limit);
         rows.feed(text);
         rows.finish();
@@ -190,11 +192,11 @@ mod tests {
 
     #[test]
     fn rows_with_two_or_three_fields_are_read() {
-        assert_eq!(all(b"http://a\tQUJD\thttp://m\nhttp://b\tRA==", 100), ["0 http://a QUJD", "1 http://b RA=="]);
+        assert_eq!(read_all(b"http://a\tQUJD\thttp://m\nhttp://b\tRA==", 100), ["0 http://a QUJD", "1 http://b RA=="]);
     }
 
     #[test]
-    fn each_bad_row_is_named_and_loses_no_other() {
+    fn each_bad_row_is_reported_and_affects_no_other() {
         let text = b"one\n\
             a\tb\tc\td\n\
             \tQUJD\tm\n\
@@ -203,7 +205,7 @@ mod tests {
             http://long\tAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\tm\n\
             http://g\tQUJD\tm\n";
         assert_eq!(
-            all(text, 40),
+            read_all(text, 40),
             [
                 "0 wrong_field_count Some(\"one\")",
                 "1 wrong_field_count Some(\"a\")",
@@ -217,10 +219,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_quote_costs_one_row() {
+    fn stray_quote_costs_one_row() {
         let text = b"\"http://a\tQUJD\tm\nhttp://b\tQUJD\tm\nhttp://c\tQUJD\tm\nhttp://d\tQUJD\tm\n";
         assert_eq!(
-            all(text, 30),
+            read_all(text, 30),
             ["0 row_too_long Some(\"\\\"http://a\")", "1 http://b QUJD", "2 http://c QUJD", "3 http://d QUJD"]
         );
     }

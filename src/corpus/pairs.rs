@@ -1,53 +1,53 @@
-//! Rows of `train-*.tsv`: language, image URL and caption, by column name.
+//! Parser of `train-*.tsv`: language, image URL and caption, with columns found by name.
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::Fields;
-use crate::corpus::rows::Kind;
-use crate::corpus::rows::Mark;
 use crate::corpus::rows::PushParser;
+use crate::corpus::rows::RecordContent;
+use crate::corpus::rows::ResumePoint;
 use crate::corpus::rows::RowSplitter;
 
 const LANGUAGE: &str = "language";
 const IMAGE_URL: &str = "image_url";
 const TARGET: &str = "caption_title_and_reference_description";
 
-/// One image with one of its captions.
+/// One image URL with one of its captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair<'a> {
-    /// The row's number in the file.
+    /// Row number in the file.
     pub row: u64,
     /// Language code, such as `en`.
     pub language: &'a str,
-    /// The URL as it stands in the file; rows are joined on it unchanged.
+    /// URL exactly as in the file; it is the join key.
     pub image_url: &'a str,
-    /// `caption_title_and_reference_description` as it stands in the file; more than white space.
+    /// `caption_title_and_reference_description` exactly as in the file; contains more than white space.
     pub target: &'a str,
 }
 
 /// One row of a pairs file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PairRow<'a> {
-    /// A row with a URL and a caption in a wanted language.
+    /// A row with a URL and a caption in a selected language.
     Pair(Pair<'a>),
-    /// A row that is passed over, and counted.
+    /// A row that is skipped and counted.
     Skipped {
-        /// The row's number in the file.
+        /// Row number in the file.
         row: u64,
-        /// Why.
+        /// Reason.
         reason: PairProblem,
     },
 }
 
-/// Why a row of a pairs file is passed over. The first that holds is the one that is counted.
+/// Reason why a row of a pairs file is skipped. If several apply, the first one in declaration order is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PairProblem {
-    /// The row is longer than the limit.
+    /// The row exceeds the length limit.
     RowTooLong,
-    /// Not as many fields as the header.
+    /// The number of fields differs from the header's.
     WrongFieldCount,
-    /// The language is not among those asked for.
+    /// The language is not selected.
     LanguageFiltered,
     /// The image URL is empty.
     MissingUrl,
@@ -58,7 +58,7 @@ pub enum PairProblem {
 }
 
 impl PairProblem {
-    /// Every problem, in the order in which they are looked for.
+    /// All reasons in the order in which they are checked.
     pub const ALL: [Self; 6] = [
         Self::RowTooLong,
         Self::WrongFieldCount,
@@ -68,7 +68,7 @@ impl PairProblem {
         Self::InvalidUtf8,
     ];
 
-    /// The name under which it is counted.
+    /// Returns the name used in counts.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::RowTooLong => "row_too_long",
@@ -87,18 +87,18 @@ impl std::fmt::Display for PairProblem {
     }
 }
 
-/// What became of the rows of a pairs file: `rows = pairs + Σ skipped`.
+/// Row counts of a pairs file: `rows = pairs + Σ skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PairCounts {
-    /// Rows read, header and blank lines not counted.
+    /// Rows read, without header and blank lines.
     pub rows: u64,
-    /// Rows given out as pairs.
+    /// Rows returned as pairs.
     pub pairs: u64,
     skipped: [u64; PairProblem::ALL.len()],
 }
 
 impl PairCounts {
-    /// Rows passed over for one reason.
+    /// Returns the number of rows skipped for `reason`.
     pub fn skipped(&self, reason: PairProblem) -> u64 {
         self.skipped.get(reason as usize).copied().unwrap_or_default()
     }
@@ -133,7 +133,7 @@ struct Columns {
     target: usize,
 }
 
-/// Reads a pairs file.
+/// Parses a pairs file.
 #[derive(Debug)]
 pub struct Pairs {
     file: String,
@@ -145,7 +145,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// A reader at the start of `file`, which is the name that errors give. No `languages` means all.
+    /// Creates a parser for the start of `file`; errors quote that name. An empty `languages` selects all.
     pub fn new(file: &str, languages: &[String], max_record_bytes: usize) -> Self {
         Self {
             file: file.to_owned(),
@@ -157,10 +157,10 @@ impl Pairs {
         }
     }
 
-    /// Whether the header was read; it may need another block.
+    /// Returns whether the header has been parsed; if not, another block is needed.
     ///
     /// # Errors
-    /// As [`Self::next`].
+    /// Same as [`Self::next`].
     pub fn has_header(&mut self) -> Result<bool, CorpusError> {
         if self.columns.is_none() {
             self.columns = self.read_header()?;
@@ -168,26 +168,27 @@ impl Pairs {
         Ok(self.columns.is_some())
     }
 
-    /// Where the next row begins, if the file can be read on from there.
-    pub fn mark(&self) -> Option<Mark> {
-        self.columns.and(self.rows.mark())
+    /// Returns where the next row begins, if parsing can resume there.
+    pub fn resume_point(&self) -> Option<ResumePoint> {
+        self.columns.and(self.rows.resume_point())
     }
 
-    /// Goes on at `mark`, where the next block starts, behind rows that were counted as `counts`. The header was read.
-    pub fn skip_to(&mut self, mark: Mark, counts: PairCounts) {
-        self.rows = RowSplitter::resumed(Delimiter::Tab, self.rows.max_record_bytes(), mark);
+    /// Resumes at `point`, where the next block must start, with the `counts` of the rows before it. The header must
+    /// have been parsed.
+    pub fn resume_at(&mut self, point: ResumePoint, counts: PairCounts) {
+        self.rows = RowSplitter::resume_at(Delimiter::Tab, self.rows.max_record_bytes(), point);
         self.counts = counts;
     }
 
-    /// What became of the rows so far.
+    /// Returns the counts of the rows so far.
     pub fn counts(&self) -> &PairCounts {
         &self.counts
     }
 
-    /// The next row, or `None` when another block is needed or the file has ended.
+    /// Returns the next row, or `None` if another block is needed or the file has ended.
     ///
     /// # Errors
-    /// The header is absent, unreadable, or lacks a column that is needed.
+    /// Fails if the header is absent, unreadable or lacks a required column.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Result<Option<PairRow<'_>>, CorpusError> {
         let (true, Some(columns)) = (self.has_header()?, self.columns) else { return Ok(None) };
@@ -196,12 +197,12 @@ impl Pairs {
         };
         // Record 0 is the header.
         let row = record.number.saturating_sub(1);
-        let read = match record.kind {
-            Kind::Ok(fields) => read(row, &fields, columns, &self.languages),
-            Kind::Oversized { .. } => PairRow::Skipped { row, reason: PairProblem::RowTooLong },
+        let parsed = match record.content {
+            RecordContent::Fields(fields) => parse_row(row, &fields, columns, &self.languages),
+            RecordContent::Oversized { .. } => PairRow::Skipped { row, reason: PairProblem::RowTooLong },
         };
-        self.counts.count(&read);
-        Ok(Some(read))
+        self.counts.count(&parsed);
+        Ok(Some(parsed))
     }
 
     fn read_header(&mut self) -> Result<Option<Columns>, CorpusError> {
@@ -230,13 +231,13 @@ impl PushParser for Pairs {
     }
 }
 
-fn read<'a>(row: u64, fields: &Fields<'a>, columns: Columns, languages: &[String]) -> PairRow<'a> {
+fn parse_row<'a>(row: u64, fields: &Fields<'a>, columns: Columns, languages: &[String]) -> PairRow<'a> {
     let skipped = |reason| PairRow::Skipped { row, reason };
     if fields.len() != columns.count {
         return skipped(PairProblem::WrongFieldCount);
     }
     let language = fields.get(columns.language).unwrap_or_default();
-    if !languages.is_empty() && !languages.iter().any(|wanted| wanted.as_bytes() == language) {
+    if !languages.is_empty() && !languages.iter().any(|selected| selected.as_bytes() == language) {
         return skipped(PairProblem::LanguageFiltered);
     }
     let image_url = fields.get(columns.image_url).unwrap_or_default();
@@ -261,24 +262,24 @@ fn read<'a>(row: u64, fields: &Fields<'a>, columns: Columns, languages: &[String
 mod tests {
     use super::*;
 
-    fn all(text: &[u8], languages: &[&str]) -> Result<(Vec<String>, PairCounts), CorpusError> {
+    fn read_all(text: &[u8], languages: &[&str]) -> Result<(Vec<String>, PairCounts), CorpusError> {
         let languages: Vec<_> = languages.iter().map(|&language| language.to_owned()).collect();
         let mut pairs = Pairs::new("train.tsv", &languages, 200);
-        let mut seen = Vec::new();
+        let mut rows = Vec::new();
         for block in text.chunks(7) {
             pairs.feed(block);
             while let Some(row) = pairs.next()? {
-                seen.push(format!("{row:?}"));
+                rows.push(format!("{row:?}"));
             }
         }
         pairs.finish();
         while let Some(row) = pairs.next()? {
-            seen.push(match row {
+            rows.push(match row {
                 PairRow::Pair(pair) => format!("{pair:?}"),
                 PairRow::Skipped { reason, .. } => reason.to_string(),
             });
         }
-        Ok((seen, *pairs.counts()))
+        Ok((rows, *pairs.counts()))
     }
 
     const HEADER: &str = "caption_title_and_reference_description\textra\timage_url\tlanguage\n";
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn each_skipped_row_is_counted_under_one_reason() {
+    fn each_skipped_row_has_one_reason() {
         let mut text = HEADER.as_bytes().to_vec();
         text.extend_from_slice(b"only\tthree\tfields\n");
         text.extend_from_slice(b"c\tx\thttp://a\tfr\n");
@@ -305,7 +306,7 @@ mod tests {
         text.extend_from_slice(b"\xFF\tx\thttp://a\ten\n");
         text.extend_from_slice(b"c\t\xFF\thttp://a\ten\n");
         text.extend_from_slice(format!("c\t{}\thttp://a\ten\n", "x".repeat(300)).as_bytes());
-        let (rows, counts) = all(&text, &["en", "de"]).unwrap();
+        let (rows, counts) = read_all(&text, &["en", "de"]).unwrap();
         assert_eq!(rows.len(), 8);
         assert_eq!((counts.rows, counts.pairs), (8, 1));
         let skipped = PairProblem::ALL.map(|reason| counts.skipped(reason));
@@ -314,17 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_column_is_named_with_those_found() {
-        let error = all(b"language\turl\nen\thttp://a\n", &[]).unwrap_err();
+    fn missing_column_error_lists_the_header() {
+        let error = read_all(b"language\turl\nen\thttp://a\n", &[]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`train.tsv` has no column `image_url`; its header names `language`, `url`: give the published file, or rename the column"
+            "`train.tsv` has no column `image_url`; its header names `language`, `url`: use the published file or rename the column"
         );
-        assert!(matches!(all(b"", &[]), Err(CorpusError::Empty { .. })));
+        assert!(matches!(read_all(b"", &[]), Err(CorpusError::Empty { .. })));
         assert!(matches!(
-            all(b"language\tlanguage\timage_url\tx\n", &[]),
+            read_all(b"language\tlanguage\timage_url\tx\n", &[]),
             Err(CorpusError::DuplicateColumn { column: "language", .. })
         ));
-        assert!(matches!(all("x".repeat(500).as_bytes(), &[]), Err(CorpusError::Header { .. })));
+        assert!(matches!(read_all("x".repeat(500).as_bytes(), &[]), Err(CorpusError::Header { .. })));
     }
 }

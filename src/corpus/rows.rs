@@ -1,22 +1,21 @@
-//! Bytes in blocks of any size to records of fields, with the quoting rules of Python's `csv.reader`.
+//! Splits blocks of bytes into records of fields, with the quoting rules of Python's `csv.reader`.
 //!
-//! The rules are those of the default dialect, read from a file opened with `newline=""`: a quote opens a
-//! quoted field only as the field's first byte and is literal elsewhere; inside quotes, a doubled quote is a
-//! quote, and delimiters and newlines are data; text after a closing quote continues the field; a record
-//! ends at `\n`, `\r\n` or `\r`; the end of the input inside quotes ends the record. Blank lines, which
-//! Python returns as empty lists, are skipped, and so is a UTF-8 byte order mark at the start.
+//! The rules are those of the default dialect, applied to a file opened with `newline=""`. A quote opens a quoted field
+//! only as the field's first byte; elsewhere it is literal. Inside quotes, a doubled quote is one quote, and delimiters
+//! and newlines are data. Text after a closing quote continues the field. A record ends at `\n`, `\r\n` or `\r`; the
+//! end of the input also ends a record, even inside quotes. Blank lines, which Python returns as empty lists, and a
+//! UTF-8 byte order mark at the start are skipped.
 //!
-//! One rule is added: a record longer than `max_record_bytes` (a stray opening quote can swallow a whole
-//! file) is reported as [`Kind::Oversized`], stands for its first physical line alone, and splitting goes on
-//! after that line. Records, numbers and offsets do not depend on where the blocks were cut.
+//! One rule is added, because a stray opening quote can swallow a whole file. A record longer than `max_record_bytes`
+//! is reported as [`RecordContent::Oversized`]. It covers only its first physical line; splitting continues after that
+//! line. Records, numbers and offsets do not depend on where the blocks were cut.
 //!
-//! How it is fast: the end of a record is found with one `memchr3` for quote, `\n` and `\r`. A quote opens a
-//! field only directly after a delimiter or a record start, so the search never looks at delimiters, and is
-//! resumed, never repeated, when a block ends inside a record. Fields are slices of the buffer; in a field with a
-//! doubled quote, or with text after its closing quote, what follows is moved up in the buffer.
+//! Speed comes from one `memchr3` search for quote, `\n` and `\r`. A quote opens a field only directly after a
+//! delimiter or a record start, so the search never looks at delimiters. When a block ends inside a record, the search
+//! resumes where it stopped. Fields are slices of the buffer. In a field with a doubled quote, or with text after its
+//! closing quote, the rest of the value is moved forward in the buffer.
 //!
-//! Time is linear in the input unless it was built to be hostile: each oversized record costs a scan of
-//! `max_record_bytes`.
+//! Time is linear in the input, except that each oversized record costs a scan of `max_record_bytes`.
 
 use std::io::Read;
 
@@ -27,18 +26,18 @@ use memchr::memchr3;
 mod record;
 
 use record::{FieldTable, Span};
-pub use record::{Fields, Kind, Record};
+pub use record::{Fields, Record, RecordContent};
 
 const QUOTE: u8 = b'"';
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Size up to which a buffer is kept when rows are short again.
-const KEEP_BYTES: usize = 1 << 20;
+/// Buffers up to this size are kept when rows are short again.
+const RETAINED_BUFFER_BYTES: usize = 1 << 20;
 
-/// Bytes of an oversized line that are shown, enough for an image URL.
-const HEAD_BYTES: usize = 4096;
+/// Number of bytes of an oversized line that are reported: enough for an image URL.
+const PREFIX_BYTES: usize = 4096;
 
-/// The byte between two fields.
+/// Byte between two fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delimiter {
     /// `,`
@@ -56,22 +55,21 @@ impl Delimiter {
     }
 }
 
-/// What takes a file's bytes block by block.
+/// Parser that is fed a file block by block.
 pub trait PushParser {
-    /// Takes the next block. Rows should be pulled until there are none before the next call: what is not
-    /// pulled stays in memory.
+    /// Appends the next block. Pull all rows before the next call, since unread input stays in memory.
     fn feed(&mut self, block: &[u8]);
 
-    /// Says that no further block follows, so that the last record may be given out.
+    /// Marks the end of the input, so that the last record can be returned.
     fn finish(&mut self);
 }
 
-/// Feeds at most one `block` from `reader`, or finishes the parser at the end of the input.
+/// Feeds one `block` from `reader`, or finishes the parser at the end of the input.
 ///
-/// Returns whether more may follow.
+/// Returns whether more input may follow.
 ///
 /// # Errors
-/// Those of the reader, interruptions excepted.
+/// Returns errors of the reader, except interruptions, which are retried.
 pub fn fill_from(parser: &mut impl PushParser, reader: &mut impl Read, block: &mut [u8]) -> std::io::Result<bool> {
     loop {
         match reader.read(block) {
@@ -89,41 +87,41 @@ pub fn fill_from(parser: &mut impl PushParser, reader: &mut impl Read, block: &m
     }
 }
 
-/// Where the search for the record's end stands.
+/// State of the search for the end of the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum QuoteState {
     Unquoted,
     Quoted,
-    /// Behind a quote in a quoted field: the next byte says whether it was doubled.
+    /// After a quote in a quoted field; the next byte tells whether it is a doubled quote.
     AfterQuote,
 }
 
-/// What is done with the next bytes.
+/// Treatment of the next input bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// They may be a byte order mark.
     FileStart,
     Splitting,
-    /// They are dropped up to the next line end, as the rest of a line that was too long.
+    /// They are the rest of an oversized line and are dropped up to the next line end.
     Discarding,
 }
 
 /// Splits the bytes of one file into records.
 ///
-/// `feed`, then `next` until it returns `None`, and so on; after `finish`, `next` gives out the rest. With
-/// that protocol the buffer holds at most `max_record_bytes` and one block.
+/// Call `feed`, then `next` until it returns `None`, and repeat. After `finish`, `next` returns the remaining records.
+/// With this protocol the buffer holds at most `max_record_bytes` and one block.
 #[derive(Debug)]
 pub struct RowSplitter {
     delimiter: u8,
     max_record_bytes: usize,
     buffer: Vec<u8>,
-    /// Offset in the file of the buffer's first byte.
+    /// File offset of the first byte in the buffer.
     base: u64,
-    /// Start of the current record in the buffer; what is before it was given out.
+    /// Start of the current record in the buffer; everything before it has been returned.
     start: usize,
-    /// How far the search for its end has come.
+    /// Position up to which the end of the record has been searched.
     scan: usize,
-    state: State,
+    state: QuoteState,
     /// Whether the current record has a quoted field.
     quoted: bool,
     phase: Phase,
@@ -132,25 +130,25 @@ pub struct RowSplitter {
     spans: Vec<Span>,
 }
 
-/// Where a file can be read on from: the start of a record.
+/// Start of a record, where parsing of a file can resume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Mark {
-    /// Offset of the record in the unpacked file.
+pub struct ResumePoint {
+    /// Byte offset of the record in the decompressed file.
     pub byte_offset: u64,
-    /// The record's number.
+    /// Record number.
     pub number: u64,
 }
 
-/// What the search found.
-enum Found {
-    /// A record up to here; behind it a line end or the end of the input.
-    Record(usize),
+/// Result of the search for the end of a record.
+enum RecordEnd {
+    /// The record ends here; a line end or the end of the input follows.
+    At(usize),
     Oversized,
 }
 
 impl RowSplitter {
-    /// A splitter at the start of a file. `max_record_bytes` counts a record as it stands in the file,
-    /// quotes included and line end excluded.
+    /// Creates a splitter for the start of a file. `max_record_bytes` limits a record as stored in the file, with its
+    /// quotes but without its line end.
     pub fn new(delimiter: Delimiter, max_record_bytes: usize) -> Self {
         Self {
             delimiter: delimiter.byte(),
@@ -159,7 +157,7 @@ impl RowSplitter {
             base: 0,
             start: 0,
             scan: 0,
-            state: State::Unquoted,
+            state: QuoteState::Unquoted,
             quoted: false,
             phase: Phase::FileStart,
             finished: false,
@@ -168,34 +166,34 @@ impl RowSplitter {
         }
     }
 
-    /// A splitter whose first block starts at `mark`, for the same records from there on.
-    pub fn resumed(delimiter: Delimiter, max_record_bytes: usize, mark: Mark) -> Self {
+    /// Creates a splitter whose first block starts at `point`; it returns the same records from there on.
+    pub fn resume_at(delimiter: Delimiter, max_record_bytes: usize, point: ResumePoint) -> Self {
         Self {
-            base: mark.byte_offset,
-            next_number: mark.number,
+            base: point.byte_offset,
+            next_number: point.number,
             phase: Phase::Splitting,
             ..Self::new(delimiter, max_record_bytes)
         }
     }
 
-    /// Where the record after the last one begins; `None` in the middle of a line that is dropped.
-    pub fn mark(&self) -> Option<Mark> {
+    /// Returns where the next record begins, or `None` inside a line that is being dropped.
+    pub fn resume_point(&self) -> Option<ResumePoint> {
         (self.phase == Phase::Splitting)
-            .then(|| Mark { byte_offset: self.base + self.start as u64, number: self.next_number })
+            .then(|| ResumePoint { byte_offset: self.base + self.start as u64, number: self.next_number })
     }
 
-    /// The longest record that is given out, in bytes.
+    /// Returns the length limit of a record, in bytes.
     pub fn max_record_bytes(&self) -> usize {
         self.max_record_bytes
     }
 
-    /// Bytes that are held and not given out yet.
+    /// Returns the number of buffered bytes that have not been returned in a record.
     pub fn buffered_bytes(&self) -> usize {
         self.buffer.len() - self.start
     }
 
-    /// The next record, or `None` when another block is needed or, after [`PushParser::finish`], when there
-    /// is none left.
+    /// Returns the next record, or `None` if another block is needed. After [`PushParser::finish`], `None` means that
+    /// all records have been returned.
     #[expect(
         clippy::should_implement_trait,
         reason = "the record borrows from the splitter, which `Iterator` cannot say"
@@ -204,22 +202,22 @@ impl RowSplitter {
         if !self.seek_record() {
             return None;
         }
-        let found = self.find_end()?;
+        let record_end = self.find_end()?;
         let number = self.next_number;
         self.next_number += 1;
         let byte_offset = self.base + self.start as u64;
         let first = self.start;
-        match found {
-            Found::Record(end) => {
+        match record_end {
+            RecordEnd::At(end) => {
                 let count = self.split(end);
                 self.begin_record(end);
                 Some(Record {
                     number,
                     byte_offset,
-                    kind: Kind::Ok(Fields { buffer: &self.buffer, spans: &self.spans, count }),
+                    content: RecordContent::Fields(Fields { buffer: &self.buffer, spans: &self.spans, count }),
                 })
             }
-            Found::Oversized => {
+            RecordEnd::Oversized => {
                 let line = self.buffer.get(first..).unwrap_or_default();
                 let line_end = memchr2(b'\n', b'\r', line);
                 if line_end.is_none() {
@@ -227,23 +225,24 @@ impl RowSplitter {
                 }
                 let end = first + line_end.unwrap_or(line.len());
                 self.begin_record(end);
-                // Not up to `end`: how much of an endless line is at hand depends on the blocks.
-                let shown = (end - first).min(HEAD_BYTES).min(self.max_record_bytes);
-                let head = self.buffer.get(first..first + shown).unwrap_or_default();
-                Some(Record { number, byte_offset, kind: Kind::Oversized { head } })
+                // The prefix does not extend to `end`, because the buffered part of an endless line depends on the
+                // blocks.
+                let shown = (end - first).min(PREFIX_BYTES).min(self.max_record_bytes);
+                let prefix = self.buffer.get(first..first + shown).unwrap_or_default();
+                Some(Record { number, byte_offset, content: RecordContent::Oversized { prefix } })
             }
         }
     }
 
-    /// Frees a buffer that is much larger than what it holds.
+    /// Shrinks a buffer that is much larger than its content.
     pub fn trim(&mut self) {
-        self.drop_given_out();
-        if self.buffer.capacity() > KEEP_BYTES.max(2 * self.buffer.len()) {
+        self.discard_returned();
+        if self.buffer.capacity() > RETAINED_BUFFER_BYTES.max(2 * self.buffer.len()) {
             self.buffer.shrink_to_fit();
         }
     }
 
-    fn drop_given_out(&mut self) {
+    fn discard_returned(&mut self) {
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.base += self.start as u64;
@@ -255,12 +254,12 @@ impl RowSplitter {
     fn begin_record(&mut self, at: usize) {
         self.start = at;
         self.scan = at;
-        self.state = State::Unquoted;
+        self.state = QuoteState::Unquoted;
         self.quoted = false;
     }
 
-    /// Moves to the first byte of a record, past a byte order mark and line ends. A `\r\n` needs no care of
-    /// its own: its `\n` is a blank line.
+    /// Moves to the first byte of a record, past a byte order mark and line ends. `\r\n` needs no special case, because
+    /// its `\n` counts as a blank line.
     fn seek_record(&mut self) -> bool {
         let rest = self.buffer.get(self.start..).unwrap_or_default();
         if self.scan > self.start {
@@ -280,66 +279,66 @@ impl RowSplitter {
         self.start < self.buffer.len()
     }
 
-    /// Looks on for the end of the current record, in at most one byte more than the limit.
-    fn find_end(&mut self) -> Option<Found> {
+    /// Continues the search for the end of the current record, in at most one byte more than the limit.
+    fn find_end(&mut self) -> Option<RecordEnd> {
         let limit = self.start.saturating_add(self.max_record_bytes).saturating_add(1);
         let window = self.buffer.get(..limit).unwrap_or(&self.buffer);
         loop {
             let ahead = window.get(self.scan..).unwrap_or_default();
             match self.state {
-                State::Unquoted => {
+                QuoteState::Unquoted => {
                     let Some(distance) = memchr3(QUOTE, b'\n', b'\r', ahead) else {
                         break;
                     };
                     let at = self.scan + distance;
                     if window.get(at) != Some(&QUOTE) {
-                        return Some(Found::Record(at));
+                        return Some(RecordEnd::At(at));
                     }
                     let opens = at == self.start || window.get(at - 1) == Some(&self.delimiter);
                     self.scan = at + 1;
                     if opens {
-                        self.state = State::Quoted;
+                        self.state = QuoteState::Quoted;
                         self.quoted = true;
                     }
                 }
-                State::Quoted => {
+                QuoteState::Quoted => {
                     let Some(distance) = memchr(QUOTE, ahead) else {
                         break;
                     };
                     self.scan += distance + 1;
-                    self.state = State::AfterQuote;
+                    self.state = QuoteState::AfterQuote;
                 }
-                State::AfterQuote => match ahead.first() {
+                QuoteState::AfterQuote => match ahead.first() {
                     None => break,
                     Some(&QUOTE) => {
                         self.scan += 1;
-                        self.state = State::Quoted;
+                        self.state = QuoteState::Quoted;
                     }
-                    Some(_) => self.state = State::Unquoted,
+                    Some(_) => self.state = QuoteState::Unquoted,
                 },
             }
         }
         self.scan = window.len();
         if window.len() == limit {
-            Some(Found::Oversized)
+            Some(RecordEnd::Oversized)
         } else if self.finished {
-            Some(Found::Record(window.len()))
+            Some(RecordEnd::At(window.len()))
         } else {
             None
         }
     }
 
-    /// Fills the field table for the record `start..end`; returns how many fields it has.
+    /// Splits the record `start..end` into fields and returns their number.
     fn split(&mut self, end: usize) -> usize {
         let record = self.buffer.get_mut(..end).unwrap_or_default();
         let table = FieldTable { spans: &mut self.spans, count: 0 };
-        table.fill(record, self.start, self.delimiter, self.quoted)
+        table.fill_from(record, self.start, self.delimiter, self.quoted)
     }
 }
 
 impl PushParser for RowSplitter {
     fn feed(&mut self, block: &[u8]) {
-        self.drop_given_out();
+        self.discard_returned();
         let mut block = block;
         if self.phase == Phase::Discarding {
             let dropped = memchr2(b'\n', b'\r', block);
@@ -352,10 +351,10 @@ impl PushParser for RowSplitter {
         }
         let needed = self.buffer.len() + block.len();
         if needed > self.buffer.capacity() {
-            // Doubling, as long as it stays within what the protocol needs at most.
-            let most = self.max_record_bytes.saturating_add(block.len());
-            let wanted = needed.max(self.buffer.capacity().saturating_mul(2).min(most));
-            self.buffer.reserve_exact(wanted - self.buffer.len());
+            // The buffer doubles, but never beyond the maximum that the protocol can need.
+            let max_capacity = self.max_record_bytes.saturating_add(block.len());
+            let new_capacity = needed.max(self.buffer.capacity().saturating_mul(2).min(max_capacity));
+            self.buffer.reserve_exact(new_capacity - self.buffer.len());
         }
         self.buffer.extend_from_slice(block);
     }

@@ -18,7 +18,7 @@ use super::feature_store;
 use super::report::peak_memory_bytes;
 use super::worker::{self, Device, Load, Start, damaged, model_error};
 use crate::config::MachineConfig;
-use crate::device::Chosen;
+use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::objects::StoreError;
 use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
@@ -384,7 +384,7 @@ pub async fn rank(
     Ok(RankReport { device: chosen.to_string(), rows, seconds, rows_per_s: rows as f64 / seconds })
 }
 
-async fn open(machine: &MachineConfig, load: Load, batch_size: u32) -> Result<(Device, Chosen), PipelineError> {
+async fn open(machine: &MachineConfig, load: Load, batch_size: u32) -> Result<(Device, SelectedDevice), PipelineError> {
     let chosen = worker::choose(&machine.device).await?;
     let scratch = machine.scratch_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("wikicap-bench"));
     let batch_size = if batch_size == 0 { machine.device.batch_size } else { batch_size };

@@ -200,7 +200,7 @@ pub(super) async fn build(
         for caption in &gathered.captions {
             classes.add(caption).map_err(refused)?;
         }
-        builder = JoinIndexBuilder::resumed(gathered.entries, gathered.tally);
+        builder = JoinIndexBuilder::from_parts(gathered.entries, gathered.tally);
         (forms, languages) = (gathered.forms, gathered.languages);
         stage_progress.add_resumed(gathered.position.before.rows + gathered.position.of_shard.rows);
         start = Some(gathered.position);
@@ -240,7 +240,7 @@ pub(super) async fn build(
     classes.shrink();
     let (counts, merges) = (reading.counts, reading.forms.merges());
     let mut languages = reading.languages;
-    languages.spread(&classes.groups());
+    languages.share_within_groups(&classes.groups());
     let index = reading.builder.build(&classes).map_err(refused)?;
     let coverage = index.coverage();
     let mut skipped: BTreeMap<String, u64> = PairProblem::ALL
@@ -280,7 +280,7 @@ pub(super) async fn build(
 pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -> Result<(), PipelineError> {
     directory.remove(ENTRY)?;
     let path = directory.temporary(CLASSES)?;
-    let language = |class| catalog.languages.of(class);
+    let language = |class| catalog.languages.language(class);
     let classes = tables::write_classes(&path, catalog.classes.texts(), &catalog.index.frequencies(), language)?;
     directory.publish(CLASSES)?;
     let labels = tables::write_labels(&directory.temporary(LABELS)?, catalog.index.entries())?;
@@ -347,7 +347,7 @@ impl Reading<'_> {
             while !pairs.has_header()? {
                 fill(&mut head, &mut pairs, &shard.url).await?;
             }
-            pairs.skip_to(start.mark, start.of_shard);
+            pairs.resume_at(start.mark, start.of_shard);
         }
         let from = start.map_or(0, |start| start.mark.byte_offset);
         let mut reader = self.store.open_at(shard, from, Arc::clone(&self.intake)).await?;
@@ -361,10 +361,10 @@ impl Reading<'_> {
                     ClassSource::Train => classes.add(pair.target).map_err(refused)?,
                 };
                 if let Some(group) = group {
-                    self.languages.see(group, pair.language);
+                    self.languages.record(group, pair.language);
                 }
                 self.builder.add(url_hash(pair.image_url), group).map_err(refused)?;
-                self.forms.see(pair.image_url);
+                self.forms.add(pair.image_url);
             }
             self.stage_progress.add(pairs.counts().rows - counted);
             counted = pairs.counts().rows;
@@ -379,7 +379,7 @@ impl Reading<'_> {
                 (shard.rows, shard.kept, shard.done) = (counted, counted, !more);
             });
             let stopped = self.stop.is_raised();
-            if let (true, true, Some(mark)) = (stopped || self.partial.is_due(), more, pairs.mark()) {
+            if let (true, true, Some(mark)) = (stopped || self.partial.is_due(), more, pairs.resume_point()) {
                 let (before, of_shard) = (self.counts, *pairs.counts());
                 let position = Position { shard: index, mark, before, of_shard };
                 let made_here = (source == ClassSource::Train).then_some(&*classes);

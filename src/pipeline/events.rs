@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::chunk::spool::RingEntry;
+use crate::chunk::spool::SpoolEntry;
 use crate::run_dir::{Directory, Log, Process};
 use crate::telemetry::StageProgress;
 
@@ -96,7 +96,7 @@ impl Events {
     }
 
     /// Counts a chunk that was just committed, and notes it.
-    pub(super) fn committed(&self, stage_progress: &StageProgress, chunk: &RingEntry, shard: &str) {
+    pub(super) fn committed(&self, stage_progress: &StageProgress, chunk: &SpoolEntry, shard: &str) {
         let (tally, ends_shard) = (&chunk.tally, chunk.last);
         let (skipped, quarantined) = (tally.skipped_rows(), tally.quarantined_rows());
         stage_progress.shard(chunk.id.shard as usize, |shard| {

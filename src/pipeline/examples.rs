@@ -121,7 +121,7 @@ fn entry(image: usize, score: f64, images: &HeldOut, own: &Own, ranked: &[u32], 
     let right = images.captions_of.of(image);
     let caption = |place: u32, class: &str| {
         let number = images.captions[place as usize];
-        let (text, language) = (own.classes.text(number).unwrap_or_default(), own.languages.of(number));
+        let (text, language) = (own.classes.text(number).unwrap_or_default(), own.languages.language(number));
         let language = if language.is_empty() { String::new() } else { format!("<i>{}</i> ", escape(language)) };
         format!("<li class=\"{class}\" dir=\"auto\">{language}{}</li>\n", escape(text))
     };

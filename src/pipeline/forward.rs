@@ -293,7 +293,7 @@ impl Writing {
     fn end(&mut self, InHand { chunk, features }: InHand) -> Result<(), PipelineError> {
         let sum = features.map(|(writer, _)| writer.finish()).transpose()?;
         let shard = &self.shards[chunk.entry.id.shard as usize].name;
-        commit(&mut self.journal, &chunk.whole_entry()?, sum, shard, &self.rows, &self.events)?;
+        commit(&mut self.journal, &chunk.read_entry()?, sum, shard, &self.rows, &self.events)?;
         Ok(chunk.release()?)
     }
 }
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::chunk::ChunkId;
     use crate::chunk::schedule::Schedule;
-    use crate::chunk::spool::{RingEntry, Spool};
+    use crate::chunk::spool::{Spool, SpoolEntry};
     use crate::run_dir::LocalDirectory;
     use crate::runtime::link;
     use crate::types::Precision;
@@ -318,7 +318,7 @@ mod tests {
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };
             let (slot, _) = ring.start(id).await.unwrap();
-            let entry = RingEntry {
+            let entry = SpoolEntry {
                 id,
                 generation: "g".to_owned(),
                 last: false,

@@ -19,7 +19,7 @@ use super::resolve::workers;
 use super::stream::{FEED_BYTES, Views};
 use super::{PipelineError, preprocess, scratch_path, store};
 use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
-use crate::chunk::schedule::LANES;
+use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::chunk::{RowMeta, sum_segments};
 use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
@@ -296,7 +296,7 @@ fn measure(
         mb_per_s: bytes / 1e6 / time,
         share: time / all,
     };
-    let side_by_side = shards.len().clamp(1, LANES) as f64;
+    let side_by_side = shards.len().clamp(1, INTERLEAVED_SHARDS) as f64;
     let reading = (seconds[0].1 + seconds[1].1) / side_by_side;
     let serial = [("reading shards side by side", reading), ("writing chunks", seconds[4].1)];
     let machines = MACHINES.map(|cores| forecast(cores, all, &serial)).to_vec();

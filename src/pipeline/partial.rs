@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, UrlVariants};
-use crate::corpus::{Mark, PairCounts};
+use crate::corpus::{PairCounts, ResumePoint};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
 
@@ -25,7 +25,7 @@ pub(super) struct Position {
     /// Shard.
     pub(super) shard: usize,
     /// Record in it.
-    pub(super) mark: Mark,
+    pub(super) mark: ResumePoint,
     /// Rows of the shards before it.
     pub(super) before: PairCounts,
     /// Rows of it so far.
@@ -216,7 +216,7 @@ fn parse(content: &[u8], generation: &str) -> Option<(Gathered, usize)> {
         tally: head.tally,
         entries: words.as_chunks::<3>().0.to_vec(),
         captions,
-        forms: UrlVariants::resumed(
+        forms: UrlVariants::from_parts(
             head.halvings,
             hashes.as_chunks::<2>().0.iter().map(|[normal, raw]| (*normal, *raw)),
         ),
@@ -233,7 +233,7 @@ mod tests {
     fn position(row: u64) -> Position {
         let (before, mut of_shard) = (PairCounts::default(), PairCounts::default());
         of_shard.rows = row;
-        Position { shard: 1, mark: Mark { byte_offset: 10 * row, number: row + 1 }, before, of_shard }
+        Position { shard: 1, mark: ResumePoint { byte_offset: 10 * row, number: row + 1 }, before, of_shard }
     }
 
     #[test]
@@ -249,8 +249,8 @@ mod tests {
             let url = format!("http://x/{row}");
             let group = classes.add(&format!("caption {}\n", row % 7)).unwrap();
             builder.add(url_hash(&url), group).unwrap();
-            forms.see(&url);
-            languages.see(group.unwrap(), ["de", "en", "fr"][row as usize % 3]);
+            forms.add(&url);
+            languages.record(group.unwrap(), ["de", "en", "fr"][row as usize % 3]);
             if row % 10 == 9 {
                 partial.keep(position(row), &builder, Some(&classes), &forms, &languages).unwrap();
             }

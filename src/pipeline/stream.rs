@@ -24,13 +24,13 @@ use self::lanes::{Lanes, ReadAhead};
 use super::PipelineError;
 use super::events::Events;
 use crate::catalog::{ImageFilter, UrlDedup, url_hash};
-use crate::chunk::features::read_heads;
+use crate::chunk::features::read_row_meta;
 use crate::chunk::journal::Journal;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::quarantine::{self, Quarantined};
-use crate::chunk::schedule::{LANES, Schedule};
-use crate::chunk::spool::{RingEntry, Spool, SpooledChunk};
-use crate::chunk::{Checksum, ChunkId, Entry, RowMeta, Tally};
+use crate::chunk::schedule::{INTERLEAVED_SHARDS, Schedule};
+use crate::chunk::spool::{Spool, SpoolEntry, SpooledChunk};
+use crate::chunk::{Checksum, ChunkId, JournalEntry, RowMeta, Tally};
 use crate::config::RunConfig;
 use crate::config::bytes::{StreamBytes, block_images};
 use crate::corpus::{ImageRowProblem, PushParser};
@@ -180,9 +180,9 @@ pub(super) fn seen_so_far(
 ) -> Result<UrlDedup, PipelineError> {
     let mut seen = UrlDedup::new(wanted.clone());
     let mut take = |path: &std::path::Path| -> Result<(), PipelineError> {
-        let heads = read_heads(path)?;
+        let heads = read_row_meta(path)?;
         for row in 0..heads.len() {
-            seen.first(url_hash(heads.url(row)));
+            seen.insert(url_hash(heads.url(row)));
         }
         Ok(())
     };
@@ -206,7 +206,7 @@ pub(super) fn seen_so_far(
     let mut note = |rows: &[Quarantined]| {
         for row in rows.iter().filter(|row| takes_its_url(&row.reason)) {
             if let Some(url) = &row.image_url {
-                seen.first(url_hash(url));
+                seen.insert(url_hash(url));
             }
         }
     };
@@ -217,7 +217,7 @@ pub(super) fn seen_so_far(
         }
     }
     for chunk in ring {
-        note(&chunk.whole_entry()?.quarantined);
+        note(&chunk.read_entry()?.quarantined);
     }
     Ok(seen)
 }
@@ -231,7 +231,7 @@ fn takes_its_url(reason: &str) -> bool {
 pub(super) fn stream_bytes(spec: &Spec, workers: usize, chunk_rows: u64) -> StreamBytes {
     let decoders = spec.decode_bytes() + workers as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
     let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
-    StreamBytes { reader: bytes.reader.saturating_add((LANES as u64 - 1) * RESTING_LANE_BYTES), ..bytes }
+    StreamBytes { reader: bytes.reader.saturating_add((INTERLEAVED_SHARDS as u64 - 1) * RESTING_LANE_BYTES), ..bytes }
 }
 
 /// Where a stream goes on.
@@ -324,14 +324,14 @@ pub(super) fn show_shards(job: &StreamJob, journal: &Journal) {
 /// the checksum of the file with its rows, if it has any.
 pub(super) fn commit(
     journal: &mut Journal,
-    chunk: &RingEntry,
+    chunk: &SpoolEntry,
     sum: Option<Checksum>,
     shard: &str,
     stage_progress: &StageProgress,
     events: &Events,
 ) -> Result<(), PipelineError> {
     let (directory, layout) = (journal.directory().clone(), journal.layout().clone());
-    let mut entry = Entry {
+    let mut entry = JournalEntry {
         generation: chunk.generation.clone(),
         last: chunk.last,
         tally: chunk.tally.clone(),

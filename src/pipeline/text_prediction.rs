@@ -13,8 +13,8 @@ use super::text_training::HeldOut;
 use super::texts::{self, TextSet, TextStore};
 use super::worker::{Device, DeviceWorker};
 use super::{Journal, Layout, PipelineError, Run, Stage, checkpoints, generation, scratch_path};
-use crate::catalog::{ClassSource, Classes, Match, file_name, url_hash};
-use crate::chunk::features::read_heads;
+use crate::catalog::{ClassSource, Classes, Match, file_name_words, url_hash};
+use crate::chunk::features::read_row_meta;
 use crate::config::PredictConfig;
 use crate::config::{ConfigError, Problem};
 use crate::objects::Store;
@@ -54,7 +54,7 @@ impl Names {
     }
 
     fn add(&mut self, url: &str) -> Result<(), PipelineError> {
-        let name = file_name(url);
+        let name = file_name_words(url);
         let all = Arc::get_mut(&mut self.all)
             .ok_or_else(|| PipelineError::Internal("names of files are in use".to_owned()))?;
         let refused = |error: crate::catalog::CatalogError| PipelineError::Input(error.to_string());
@@ -301,7 +301,7 @@ impl Run {
             for names in names.chunks(32) {
                 for (name, copy) in names.iter().zip(self.directory.fetch_all(names)?) {
                     journal.verify(name, &copy)?;
-                    let heads = read_heads(&copy)?;
+                    let heads = read_row_meta(&copy)?;
                     let mut held_out = 0;
                     for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {
                         if split.contains(heads.url(row)) {
@@ -492,14 +492,14 @@ impl Run {
         self.machine.events.finished(&stage_progress);
         let Some(names) = names.as_ref().as_ref().filter(|_| kind != Kind::Pixels) else { return Ok(ranking) };
         // An image without features may have a name.
-        let nameless = |image: &usize| ranking.of(*image).is_none() && names.knows(asked.urls.hash(*image));
+        let nameless = |image: &usize| ranking.of(*image).is_none() && names.knows(asked.urls.hash_at(*image));
         let images: Vec<usize> = (0..asked.urls.len()).filter(nameless).collect();
         if !images.is_empty() {
             let mut head = candidates.head(kind, mix);
             add_to(&mut head.bias, bias.as_deref());
             device.call(move |worker| worker.load_scorer(&head)).await?;
             for images in images.chunks(NAMED_AT_ONCE) {
-                let urls: Vec<u64> = images.iter().map(|image| asked.urls.hash(*image)).collect();
+                let urls: Vec<u64> = images.iter().map(|image| asked.urls.hash_at(*image)).collect();
                 let vectors = tokio::task::block_in_place(|| names.of(&urls))?;
                 let width = candidates.classes.as_ref().map(|both| both.0.len() / both.1.len().max(1));
                 let features = width.map(|width| vec![0.0; images.len() * width]);
@@ -536,7 +536,7 @@ impl Run {
             for row in by_id.get(id.id).into_iter().flatten() {
                 let class = own.classes.classes_of(&row.caption).next();
                 let told = if row.language.is_empty() {
-                    class.map_or("", |class| own.languages.of(class))
+                    class.map_or("", |class| own.languages.language(class))
                 } else {
                     &row.language
                 };

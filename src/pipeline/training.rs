@@ -16,7 +16,7 @@ use super::report::{DEVICE, LossPoint, MixingReport, TrainingReport, TrialReport
 use super::stream::THE_RUN;
 use super::text_training::{self, HeldOut, TextGoal};
 use super::worker::{Device, DeviceWorker, Losses, Start, TextStart, damaged, model_error};
-use crate::chunk::features::read_heads;
+use crate::chunk::features::read_row_meta;
 use crate::chunk::journal::Journal;
 use crate::config::{TrainConfig, Trial};
 use crate::objects::StoreError;
@@ -303,7 +303,7 @@ fn inventory(job: &TrainJob) -> Result<Inventory, PipelineError> {
     for names in names.chunks(FETCHED_AT_ONCE) {
         for (name, copy) in names.iter().zip(job.directory.fetch_all(names)?) {
             job.journal.verify(name, &copy)?;
-            let heads = read_heads(&copy)?;
+            let heads = read_row_meta(&copy)?;
             let (mut samples, mut validation, mut of_samples) = (0, 0, Vec::new());
             // The views of an image are one image.
             for row in (0..heads.len()).filter(|row| heads.view(*row) <= 1) {

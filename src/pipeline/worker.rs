@@ -18,7 +18,7 @@ use cubecl::cuda::CudaRuntime;
 
 use crate::config::DeviceConfig;
 use crate::config::{ConfigError, Problem};
-use crate::device::{self, Card, Chosen};
+use crate::device::{self, GpuInfo, SelectedDevice};
 use crate::model::text::TextEncoder;
 use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extractor, Numerics};
 use crate::predict::rank::TopK;
@@ -84,7 +84,7 @@ impl Pending {
 
 /// Whether the device's threads have panicked no more often than they had; what is computed after that is not to be trusted.
 fn sound(panics: u64) -> Result<(), PipelineError> {
-    if device::panics() == panics {
+    if device::panic_count() == panics {
         return Ok(());
     }
     Err(PipelineError::Internal(
@@ -138,14 +138,14 @@ fn give_back(device: &AnyDevice) {
 fn warm_up(backbone: &Extractor<Any>) -> Result<u64, PipelineError> {
     let mut last = Ok(());
     for _ in 0..WARM_UPS {
-        let before = device::panics();
+        let before = device::panic_count();
         backbone.warm_up().map_err(model_error)?;
         last = sound(before);
         if last.is_ok() {
             break;
         }
     }
-    last.map(|()| device::panics())
+    last.map(|()| device::panic_count())
 }
 
 fn absent(what: &str) -> PipelineError {
@@ -154,7 +154,7 @@ fn absent(what: &str) -> PipelineError {
 
 impl DeviceWorker {
     fn new(device: AnyDevice, numerics: Numerics, options: Options, selection: Selection, lanes: usize) -> Self {
-        let (backbone, next, panics) = (Vec::new(), 0, device::panics());
+        let (backbone, next, panics) = (Vec::new(), 0, device::panic_count());
         Self {
             device,
             numerics,
@@ -419,9 +419,9 @@ impl Load {
 ///
 /// # Errors
 /// When it is not there.
-pub(super) async fn choose(asked: &DeviceConfig) -> Result<Chosen, PipelineError> {
+pub(super) async fn choose(asked: &DeviceConfig) -> Result<SelectedDevice, PipelineError> {
     let DeviceConfig { kind, index, .. } = *asked;
-    let chosen = tokio::task::spawn_blocking(move || device::choose(kind, index)).await?;
+    let chosen = tokio::task::spawn_blocking(move || device::select_device(kind, index)).await?;
     chosen.map_err(|error| PipelineError::Model(error.to_string()))
 }
 
@@ -430,7 +430,7 @@ pub(super) async fn choose(asked: &DeviceConfig) -> Result<Chosen, PipelineError
 /// # Errors
 /// When host or card have too little memory, or the system has no thread left.
 pub(super) async fn open(
-    chosen: &Chosen,
+    chosen: &SelectedDevice,
     load: Load,
     batch_size: u32,
     scratch: &Path,
@@ -446,11 +446,11 @@ pub(super) async fn open(
     }
     let ready = |thread, batch_rows| {
         let buffers = BufferPool::new(BATCHES_AHEAD + lanes, batch_rows * load.pixel_bytes as usize);
-        let free_bytes = chosen.card.as_ref().map(|card| card.free_bytes);
+        let free_bytes = chosen.gpu.as_ref().map(|card| card.free_bytes);
         let text_batches = if chosen.is_cuda() { (CUDA_TEXT_TOKENS, true) } else { (CPU_TEXT_TOKENS, false) };
         Device { thread, batch_rows, in_flight: lanes, buffers, text_batches, free_bytes }
     };
-    let Some(card) = &chosen.card else {
+    let Some(card) = &chosen.gpu else {
         let device = AnyDevice::Flex(FlexDevice);
         let worker = move || DeviceWorker::new(device, Numerics::default(), Options::default(), Selection::Host, lanes);
         let batch_rows = if batch_size == 0 { CPU_BATCH_ROWS.min(most as usize) } else { batch_size as usize };
@@ -465,7 +465,7 @@ pub(super) async fn open(
         Precision::Bf16 => (DType::BF16, Compute::Bf16),
         Precision::F32 => (DType::F32, Compute::F32),
     };
-    device::keep_kernels(scratch, chosen);
+    device::configure_kernel_cache(scratch, chosen);
     let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
     let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
     let options = Options { blocks: CUDA_BLOCKS, compute, place: Place::Device };
@@ -481,7 +481,7 @@ async fn start(
 }
 
 /// Most rows of a batch that fit the free memory of a card.
-fn fitting(load: Load, card: &Card) -> Result<u64, PipelineError> {
+fn fitting(load: Load, card: &GpuInfo) -> Result<u64, PipelineError> {
     let width = match load.precision {
         Precision::Bf16 => 2,
         Precision::F32 => 4,
@@ -525,8 +525,8 @@ mod tests {
         Load { parameters: 86_000_000, activation_bytes, pixel_bytes, host_bytes: 1 << 30, precision }
     }
 
-    fn card(free_bytes: u64) -> Card {
-        Card {
+    fn card(free_bytes: u64) -> GpuInfo {
+        GpuInfo {
             index: 3,
             name: "X".to_owned(),
             compute_capability: "8.0".to_owned(),
@@ -594,7 +594,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_the_host_cannot_hold_is_refused_by_its_key() {
-        let cpu = device::choose(crate::types::DeviceKind::Cpu, 0).unwrap();
+        let cpu = device::select_device(crate::types::DeviceKind::Cpu, 0).unwrap();
         let scratch = Path::new("/nonexistent");
         let error = open(&cpu, load(Precision::F32), 60_000, scratch).await.err().unwrap();
         assert_eq!(error.exit_code(), 2);

@@ -1,19 +1,19 @@
-//! A Vision Transformer of 64 wide and two blocks with random weights, in the layout that `transformers` writes for
+//! Vision Transformer of width 64 with two blocks and random weights, in the layout that `transformers` writes for
 //! `ViTModel`: `config.json`, `preprocessor_config.json`, `model.safetensors` (f32).
 //!
-//! Untrained, yet of use: the scales below keep most of the CLS feature's variance with the picture rather than with the
-//! weights, so a linear head on the frozen feature tells the drawn concepts apart. The CLS token itself starts at zero and
-//! has no position, so what comes out of it is what it attends to.
+//! The scales below keep most of the variance of the CLS feature in the image rather than in the weights, so a linear
+//! head on the frozen feature can tell the scenes apart. The CLS token starts at zero and has no position, so its
+//! output depends only on what it attends to.
 
-use super::rng::Purpose;
 use super::rng::SampleRng;
+use super::rng::Stream;
 use safetensors::Dtype;
 use safetensors::SafeTensorError;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 use std::collections::HashMap;
 
-/// Side of the pictures that the model takes, in pixels.
+/// Side of the input image, in pixels.
 pub(super) const IMAGE_PX: usize = 64;
 const PATCH_PX: usize = 8;
 const HIDDEN: usize = 64;
@@ -22,9 +22,9 @@ const MLP: usize = 256;
 const LAYERS: usize = 2;
 const PATCHES: usize = (IMAGE_PX / PATCH_PX) * (IMAGE_PX / PATCH_PX);
 
-/// Standard deviations, each times `1 / sqrt(inputs)` for weights.
+/// Standard deviations; those of weights are multiplied by `1 / sqrt(inputs)`.
 mod scale {
-    /// Sharp enough that heads attend to some patches and not to their mean.
+    /// Large enough that heads attend to some patches instead of averaging all of them.
     pub(super) const QUERY_KEY: f32 = 2.0;
     pub(super) const VALUE_OUT: f32 = 2.0;
     pub(super) const MLP: f32 = 1.5;
@@ -34,7 +34,7 @@ mod scale {
     pub(super) const BIAS: f32 = 0.3;
 }
 
-/// `config.json`.
+/// Returns `config.json`.
 pub(super) fn config() -> serde_json::Value {
     json!({
         "architectures": ["ViTModel"],
@@ -57,7 +57,8 @@ pub(super) fn config() -> serde_json::Value {
     })
 }
 
-/// `preprocessor_config.json`: squashed to a square with bilinear interpolation (2 in Pillow's numbering), then −1 to 1.
+/// Returns `preprocessor_config.json`: resize to a square with bilinear interpolation (2 in Pillow's numbering), then
+/// scale to −1 to 1.
 pub(super) fn preprocessor() -> serde_json::Value {
     json!({
         "do_normalize": true,
@@ -91,29 +92,29 @@ impl Builder {
         self.weights.push(Weight { name, shape: shape.to_vec(), bytes });
     }
 
-    fn linear(&mut self, name: &str, inputs: usize, outputs: usize, scale: f32) {
+    fn add_linear(&mut self, name: &str, inputs: usize, outputs: usize, scale: f32) {
         let scale = scale / (inputs as f32).sqrt();
         self.push(format!("{name}.weight"), &[outputs, inputs], |rng| scale * rng.normal());
         self.push(format!("{name}.bias"), &[outputs], |rng| scale::BIAS * rng.normal());
     }
 
-    fn norm(&mut self, name: &str) {
+    fn add_norm(&mut self, name: &str) {
         self.push(format!("{name}.weight"), &[HIDDEN], |_| 1.0);
         self.push(format!("{name}.bias"), &[HIDDEN], |_| 0.0);
     }
 }
 
-/// The bytes of `model.safetensors` for this seed.
+/// Returns the bytes of `model.safetensors` for this seed.
 ///
 /// # Errors
-/// When the serialiser refuses the tensors.
+/// Fails if the serialiser refuses the tensors.
 pub(super) fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
-    let mut builder = Builder { rng: SampleRng::new(seed, Purpose::Weights), weights: Vec::new() };
+    let mut builder = Builder { rng: SampleRng::new(seed, Stream::Weights), weights: Vec::new() };
     builder.push("embeddings.cls_token".to_owned(), &[1, 1, HIDDEN], |_| 0.0);
-    let mut place = 0;
+    let mut index = 0;
     builder.push("embeddings.position_embeddings".to_owned(), &[1, PATCHES + 1, HIDDEN], |rng| {
-        place += 1;
-        if place <= HIDDEN { 0.0 } else { scale::POSITION * rng.normal() }
+        index += 1;
+        if index <= HIDDEN { 0.0 } else { scale::POSITION * rng.normal() }
     });
     let patch_scale = scale::PATCH / ((3 * PATCH_PX * PATCH_PX) as f32).sqrt();
     builder.push("embeddings.patch_embeddings.projection.weight".to_owned(), &[HIDDEN, 3, PATCH_PX, PATCH_PX], |rng| {
@@ -124,16 +125,16 @@ pub(super) fn weights(seed: u64) -> Result<Vec<u8>, SafeTensorError> {
     });
     for layer in 0..LAYERS {
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-        builder.norm(&name("layernorm_before"));
-        builder.linear(&name("attention.attention.query"), HIDDEN, HIDDEN, scale::QUERY_KEY);
-        builder.linear(&name("attention.attention.key"), HIDDEN, HIDDEN, scale::QUERY_KEY);
-        builder.linear(&name("attention.attention.value"), HIDDEN, HIDDEN, scale::VALUE_OUT);
-        builder.linear(&name("attention.output.dense"), HIDDEN, HIDDEN, scale::VALUE_OUT);
-        builder.norm(&name("layernorm_after"));
-        builder.linear(&name("intermediate.dense"), HIDDEN, MLP, scale::MLP);
-        builder.linear(&name("output.dense"), MLP, HIDDEN, scale::MLP);
+        builder.add_norm(&name("layernorm_before"));
+        builder.add_linear(&name("attention.attention.query"), HIDDEN, HIDDEN, scale::QUERY_KEY);
+        builder.add_linear(&name("attention.attention.key"), HIDDEN, HIDDEN, scale::QUERY_KEY);
+        builder.add_linear(&name("attention.attention.value"), HIDDEN, HIDDEN, scale::VALUE_OUT);
+        builder.add_linear(&name("attention.output.dense"), HIDDEN, HIDDEN, scale::VALUE_OUT);
+        builder.add_norm(&name("layernorm_after"));
+        builder.add_linear(&name("intermediate.dense"), HIDDEN, MLP, scale::MLP);
+        builder.add_linear(&name("output.dense"), MLP, HIDDEN, scale::MLP);
     }
-    builder.norm("layernorm");
+    builder.add_norm("layernorm");
     let views = builder
         .weights
         .iter()
@@ -149,7 +150,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     #[test]
-    fn the_same_seed_gives_the_same_weights_under_the_names_of_vit() {
+    fn equal_seeds_give_equal_weights() {
         let bytes = weights(42).unwrap();
         assert_eq!(bytes, weights(42).unwrap());
         assert_ne!(bytes, weights(43).unwrap());

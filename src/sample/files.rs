@@ -1,20 +1,21 @@
-//! The files of a drawn corpus: a plan in, bytes on disk out.
+//! Writes the files of a synthetic corpus.
 //!
-//! Shards are drawn by as many threads as there are processors, each shard by one of them and each picture from its own
-//! stream of dice, so that the bytes do not depend on the number of threads. Memory: one picture a thread.
+//! Shards are written by as many threads as there are processors. Each shard is written by one thread and each image
+//! uses its own random stream, so the bytes do not depend on the number of threads. Each thread holds one image in
+//! memory.
 
 use super::SampleError;
-use super::concepts::Concept;
+use super::contents::CorpusContents;
+use super::contents::Payload;
+use super::contents::ShardRow;
+use super::contents::TRAIN_FILES;
 use super::encode::Unusable;
 use super::encode::encode;
-use super::plan::Payload;
-use super::plan::Plan;
-use super::plan::ShardRow;
-use super::plan::TRAIN_FILES;
-use super::render::Picture;
-use super::rng::Purpose;
+use super::render::RenderedImage;
 use super::rng::SampleRng;
+use super::rng::Stream;
 use super::rows::COLUMNS;
+use super::scenes::Scene;
 use flate2::Compression;
 use flate2::GzBuilder;
 use flate2::write::GzEncoder;
@@ -29,57 +30,59 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 const TARGET: &str = "caption_title_and_reference_description";
-/// The train shard that is several gzip members one after the other, and how many rows a member ends after.
-const SPLIT_SHARD: usize = 1;
-const SPLIT_ROWS: usize = 100;
+/// Index of the train shard that consists of several gzip members.
+const MULTI_MEMBER_SHARD: usize = 1;
+/// Number of rows in each of its members.
+const MEMBER_ROWS: usize = 100;
 
-/// Writes everything below `root`, which exists and is empty but for what the caller put there.
-pub(super) fn write_all(root: &Path, plan: &Plan, seed: u64) -> Result<(), SampleError> {
+/// Writes all files to `root`, which must be empty except for the caller's own files.
+pub(super) fn write_all(root: &Path, contents: &CorpusContents, seed: u64) -> Result<(), SampleError> {
     let data = root.join("data");
     let train = data.join("image_data_train/image_pixels");
     let test = data.join("image_data_test/image_pixels");
     let model = root.join("models/vit-tiny");
     for folder in [&train, &test, &model] {
-        fs::create_dir_all(folder).map_err(at(folder))?;
+        fs::create_dir_all(folder).map_err(disk_error(folder))?;
     }
-    for (number, rows) in plan.train_rows.iter().enumerate() {
+    for (number, rows) in contents.train_rows.iter().enumerate() {
         let header = COLUMNS.map(str::as_bytes);
         let path = data.join(format!("train-{number:05}-of-{TRAIN_FILES:05}.tsv"));
         let rows = rows.iter().map(|row| row.iter().map(Vec::as_slice).collect());
         write_table(&path, b'\t', &header, rows)?;
     }
-    write_tables(&data, plan)?;
+    write_test_tables(&data, contents)?;
     write_json(&model.join("config.json"), &super::checkpoint::config())?;
     write_json(&model.join("preprocessor_config.json"), &super::checkpoint::preprocessor())?;
     let weights = super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
     write_file(&model.join("model.safetensors"), &weights)?;
 
-    let train_shards = plan.train_shards.iter().enumerate().map(|(number, rows)| Shard {
+    let train_shards = contents.train_shards.iter().enumerate().map(|(number, rows)| Shard {
         path: train.join(format!("train_image_pixels_part-{number:05}.csv.gz")),
         rows,
-        packing: if number == SPLIT_SHARD { Packing::Members } else { Packing::Gzip },
+        format: if number == MULTI_MEMBER_SHARD { ShardFormat::MultiMemberGzip } else { ShardFormat::Gzip },
     });
-    let test_shards = plan.test_shards.iter().enumerate().map(|(number, rows)| Shard {
+    let test_shards = contents.test_shards.iter().enumerate().map(|(number, rows)| Shard {
         path: test.join(format!("test_image_pixels_part-{number:05}.csv")),
         rows,
-        packing: Packing::Plain,
+        format: ShardFormat::Plain,
     });
-    draw_shards(&train_shards.chain(test_shards).collect::<Vec<_>>(), seed)
+    write_shards(&train_shards.chain(test_shards).collect::<Vec<_>>(), seed)
 }
 
-fn write_tables(data: &Path, plan: &Plan) -> Result<(), SampleError> {
-    let numbers: Vec<String> = (0..plan.ids.len()).map(|id| id.to_string()).collect();
-    let paired = |texts: &'_ [String]| -> Vec<Vec<u8>> { texts.iter().map(|text| text.as_bytes().to_vec()).collect() };
-    let (urls, truth) = (paired(&plan.ids), paired(&plan.truth));
+fn write_test_tables(data: &Path, contents: &CorpusContents) -> Result<(), SampleError> {
+    let numbers: Vec<String> = (0..contents.ids.len()).map(|id| id.to_string()).collect();
+    let to_fields =
+        |texts: &'_ [String]| -> Vec<Vec<u8>> { texts.iter().map(|text| text.as_bytes().to_vec()).collect() };
+    let (urls, truth) = (to_fields(&contents.ids), to_fields(&contents.truth));
     let with_ids = |fields: &[Vec<u8>]| -> Vec<Vec<Vec<u8>>> {
         numbers.iter().zip(fields).map(|(id, field)| vec![id.as_bytes().to_vec(), field.clone()]).collect()
     };
-    let list: Vec<Vec<Vec<u8>>> = plan.list.iter().map(|caption| vec![caption.as_bytes().to_vec()]).collect();
-    // The published example names five captions for each id without regard to the image.
-    let example: Vec<Vec<Vec<u8>>> = (0..plan.ids.len() * 5)
-        .map(|place| {
-            let caption = &plan.list[place % plan.list.len()];
-            vec![(place / 5).to_string().into_bytes(), caption.as_bytes().to_vec()]
+    let list: Vec<Vec<Vec<u8>>> = contents.list.iter().map(|caption| vec![caption.as_bytes().to_vec()]).collect();
+    // The published example lists five captions for each id, whatever the image.
+    let example: Vec<Vec<Vec<u8>>> = (0..contents.ids.len() * 5)
+        .map(|index| {
+            let caption = &contents.list[index % contents.list.len()];
+            vec![(index / 5).to_string().into_bytes(), caption.as_bytes().to_vec()]
         })
         .collect();
     for (name, delimiter, header, rows) in [
@@ -101,14 +104,14 @@ fn write_table<'a>(
     header: &[&[u8]],
     rows: impl Iterator<Item = Vec<&'a [u8]>>,
 ) -> Result<(), SampleError> {
-    let file = File::create_new(path).map_err(at(path))?;
+    let file = File::create_new(path).map_err(disk_error(path))?;
     let mut writer = csv::WriterBuilder::new().delimiter(delimiter).flexible(true).from_writer(file);
-    let failed = |error: csv::Error| at(path)(io::Error::other(error));
+    let failed = |error: csv::Error| disk_error(path)(io::Error::other(error));
     writer.write_record(header).map_err(failed)?;
     for row in rows {
         writer.write_record(row).map_err(failed)?;
     }
-    writer.flush().map_err(at(path))
+    writer.flush().map_err(disk_error(path))
 }
 
 pub(super) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), SampleError> {
@@ -116,41 +119,41 @@ pub(super) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), S
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SampleError> {
-    let mut file = File::create_new(path).map_err(at(path))?;
-    file.write_all(bytes).map_err(at(path))
+    let mut file = File::create_new(path).map_err(disk_error(path))?;
+    file.write_all(bytes).map_err(disk_error(path))
 }
 
-/// Turns the error of an operation on `path` into the module's.
-pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> SampleError {
+/// Converts an I/O error on `path` to a [`SampleError`].
+pub(super) fn disk_error(path: &Path) -> impl Fn(io::Error) -> SampleError {
     let path = path.to_owned();
     move |source| SampleError::Disk { path: path.clone(), source }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
+enum ShardFormat {
     Plain,
     Gzip,
-    Members,
+    MultiMemberGzip,
 }
 
 struct Shard<'a> {
     path: PathBuf,
     rows: &'a [ShardRow],
-    packing: Packing,
+    format: ShardFormat,
 }
 
-/// Draws all shards; the first error that a thread meets ends that thread and is returned.
-fn draw_shards(shards: &[Shard<'_>], seed: u64) -> Result<(), SampleError> {
+/// Writes all shards in parallel. A thread stops at its first error, which is returned.
+fn write_shards(shards: &[Shard<'_>], seed: u64) -> Result<(), SampleError> {
     let next = AtomicUsize::new(0);
-    let work = || {
+    let run_worker = || {
         while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
-            draw_shard(shard, seed)?;
+            write_shard(shard, seed)?;
         }
         Ok(())
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(shards.len());
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run_worker)).collect();
         let results: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         results.into_iter().try_for_each(|result| match result {
             Ok(result) => result,
@@ -159,32 +162,32 @@ fn draw_shards(shards: &[Shard<'_>], seed: u64) -> Result<(), SampleError> {
     })
 }
 
-fn draw_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
-    let failed = at(&shard.path);
+fn write_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
+    let failed = disk_error(&shard.path);
     let mut file = BufWriter::new(File::create_new(&shard.path).map_err(&failed)?);
-    match shard.packing {
-        Packing::Plain => {
+    match shard.format {
+        ShardFormat::Plain => {
             for row in shard.rows {
-                file.write_all(&line(row, seed)?).map_err(&failed)?;
+                file.write_all(&encode_row(row, seed)?).map_err(&failed)?;
             }
         }
-        Packing::Gzip => {
-            let mut member = gzip(&mut file);
+        ShardFormat::Gzip => {
+            let mut member = start_gzip(&mut file);
             for row in shard.rows {
-                member.write_all(&line(row, seed)?).map_err(&failed)?;
+                member.write_all(&encode_row(row, seed)?).map_err(&failed)?;
             }
             member.finish().map_err(&failed)?;
         }
-        Packing::Members => {
-            // A member ends in the middle of a row: joined members are one text, and rows know nothing of them.
-            let mut member = gzip(&mut file);
-            for (place, row) in shard.rows.iter().enumerate() {
-                let line = line(row, seed)?;
+        ShardFormat::MultiMemberGzip => {
+            // Members end in the middle of a row, because readers must treat the joined members as one text.
+            let mut member = start_gzip(&mut file);
+            for (index, row) in shard.rows.iter().enumerate() {
+                let line = encode_row(row, seed)?;
                 let (head, tail) = line.split_at(line.len() / 2);
                 member.write_all(head).map_err(&failed)?;
-                if place % SPLIT_ROWS == SPLIT_ROWS / 2 {
+                if index % MEMBER_ROWS == MEMBER_ROWS / 2 {
                     member.finish().map_err(&failed)?;
-                    member = gzip(&mut file);
+                    member = start_gzip(&mut file);
                 }
                 member.write_all(tail).map_err(&failed)?;
             }
@@ -194,30 +197,31 @@ fn draw_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
     file.flush().map_err(&failed)
 }
 
-/// No name, no time: the same rows give the same bytes. Base64 of compressed pictures has little left to find, so level 1.
-fn gzip<W: Write>(writer: W) -> GzEncoder<W> {
+/// Starts a gzip member without name and time, so that equal rows give equal bytes. Level 1, because base64 of
+/// compressed images hardly compresses.
+fn start_gzip<W: Write>(writer: W) -> GzEncoder<W> {
     GzBuilder::new().write(writer, Compression::new(1))
 }
 
-/// `url TAB base64 TAB metadata_url`, and what an unusable row makes of it.
-fn line(row: &ShardRow, seed: u64) -> Result<Vec<u8>, SampleError> {
+/// Returns the line `url TAB base64 TAB metadata_url` of a row, altered if the row is unusable.
+fn encode_row(row: &ShardRow, seed: u64) -> Result<Vec<u8>, SampleError> {
     let encoded = |source| SampleError::Encode { source };
     let mut url = row.url.clone().into_bytes();
     let name = row.url.rsplit('/').next().unwrap_or_default();
     let mut fields = vec![format!("http://commons.wikimedia.org/wiki/File:{name}").into_bytes()];
     match row.payload {
-        Payload::Good { purpose, concept } => {
-            let mut rng = SampleRng::new(seed, purpose);
-            let picture = Picture::draw(Concept::of(concept), &mut rng);
-            let bytes = encode(&picture, &mut rng).map_err(encoded)?;
+        Payload::Image { stream, scene } => {
+            let mut rng = SampleRng::new(seed, stream);
+            let image = RenderedImage::render(Scene::from_number(scene), &mut rng);
+            let bytes = encode(&image, &mut rng).map_err(encoded)?;
             fields.insert(0, base64_simd::STANDARD.encode_to_string(&bytes).into_bytes());
         }
-        Payload::Bad { kind, number } => {
-            let mut rng = SampleRng::new(seed, Purpose::Unusable(number));
-            let picture = Picture::draw(Concept::of(rng.below(super::concepts::CONCEPTS)), &mut rng);
-            // Every kind comes once a round.
-            let odd = (number / super::encode::UNUSABLE.len() as u32) % 2 == 1;
-            fields.insert(0, kind.field(&picture, odd).map_err(encoded)?.into_bytes());
+        Payload::Unusable { kind, number } => {
+            let mut rng = SampleRng::new(seed, Stream::Unusable(number));
+            let image = RenderedImage::render(Scene::from_number(rng.below(super::scenes::SCENE_COUNT)), &mut rng);
+            // Each round contains every kind once; odd rounds use the second variant.
+            let odd = (number / super::encode::UNUSABLE_KINDS.len() as u32) % 2 == 1;
+            fields.insert(0, kind.base64_field(&image, odd).map_err(encoded)?.into_bytes());
             match kind {
                 Unusable::Fields if odd => fields.push(b"a fourth field".to_vec()),
                 Unusable::Fields => fields.truncate(1),

@@ -1,7 +1,7 @@
-//! PNG files in the modes that the corpus holds and the `image` encoder does not write (palette, one bit), and with headers
-//! that lie. Format: PNG specification, third edition (W3C), chapters 5 and 11.
+//! PNG encoder for the modes of the corpus that the `image` crate does not write (palette, one bit), and for files with
+//! false headers. Format: PNG specification, third edition (W3C), chapters 5 and 11.
 //!
-//! Raw samples in, a whole file out; every chunk has its right CRC. Not a general encoder: one filter, no interlacing.
+//! The input is raw samples; every chunk has a valid CRC. Only one filter and no interlacing are supported.
 
 use flate2::Compression;
 use flate2::Crc;
@@ -9,7 +9,7 @@ use flate2::write::ZlibEncoder;
 use std::io;
 use std::io::Write;
 
-/// Samples of a pixel.
+/// Sample layout of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PngMode {
     /// Grey, one bit; rows padded to whole bytes.
@@ -20,7 +20,7 @@ pub(super) enum PngMode {
     Grey16,
     /// Grey and alpha, one byte each.
     GreyAlpha,
-    /// An index into the palette, one byte.
+    /// Palette index, one byte.
     Palette,
     /// Red, green and blue, one byte each.
     Rgb,
@@ -31,7 +31,7 @@ pub(super) enum PngMode {
 }
 
 impl PngMode {
-    /// Bit depth and colour type of the header, and bytes a pixel (for one bit: a byte, as the filters count).
+    /// Returns bit depth and colour type of the header, and the bytes per pixel for filtering (1 for one-bit images).
     fn header(self) -> (u8, u8, usize) {
         match self {
             Self::OneBit => (1, 0, 1),
@@ -46,7 +46,7 @@ impl PngMode {
     }
 }
 
-/// What the header of a file says.
+/// Header of a PNG file.
 pub(super) struct Png {
     pub(super) width_px: u32,
     pub(super) height_px: u32,
@@ -54,23 +54,23 @@ pub(super) struct Png {
 }
 
 impl Png {
-    /// The file with these samples, row by row without padding between rows (one bit: each row in whole bytes).
+    /// Encodes samples in row order without padding; one-bit rows are padded to whole bytes.
     ///
     /// # Errors
-    /// When the deflater fails, which it does not on memory.
+    /// Fails if compression fails, which does not happen in memory.
     pub(super) fn encode(&self, samples: &[u8], palette: &[[u8; 3]]) -> io::Result<Vec<u8>> {
         let (_, _, pixel_bytes) = self.mode.header();
         let row_bytes = match self.mode {
             PngMode::OneBit => self.width_px.div_ceil(8) as usize,
             _ => self.width_px as usize * pixel_bytes,
         };
-        // Filter 1 (the difference to the pixel on the left) makes slopes of brightness small numbers; indices and bits
-        // have no slopes.
-        let differences = !matches!(self.mode, PngMode::OneBit | PngMode::Palette);
+        // Filter 1 stores the difference to the pixel on the left, which is small in gradients. Indices and bits have
+        // no gradients.
+        let use_filter = !matches!(self.mode, PngMode::OneBit | PngMode::Palette);
         let mut scan = Vec::with_capacity(samples.len() + self.height_px as usize);
         for row in samples.chunks_exact(row_bytes.max(1)) {
-            scan.push(u8::from(differences));
-            if differences {
+            scan.push(u8::from(use_filter));
+            if use_filter {
                 let (first, rest) = row.split_at(pixel_bytes.min(row.len()));
                 scan.extend_from_slice(first);
                 scan.extend(rest.iter().zip(row).map(|(sample, left)| sample.wrapping_sub(*left)));
@@ -81,7 +81,7 @@ impl Png {
         self.with_scan(&scan, palette)
     }
 
-    /// The file with this scan (filtered rows), whether or not it holds as much as the header declares.
+    /// Encodes a file from filtered rows, whose size may differ from what the header claims.
     pub(super) fn with_scan(&self, scan: &[u8], palette: &[[u8; 3]]) -> io::Result<Vec<u8>> {
         let (depth, colour, _) = self.mode.header();
         let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
@@ -93,13 +93,13 @@ impl Png {
         if !palette.is_empty() {
             push_chunk(&mut file, *b"PLTE", palette.as_flattened());
         }
-        push_chunk(&mut file, *b"IDAT", &deflated(scan)?);
+        push_chunk(&mut file, *b"IDAT", &deflate(scan)?);
         push_chunk(&mut file, *b"IEND", &[]);
         Ok(file)
     }
 }
 
-fn deflated(bytes: &[u8]) -> io::Result<Vec<u8>> {
+fn deflate(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(6));
     encoder.write_all(bytes)?;
     encoder.finish()

@@ -1,110 +1,116 @@
-//! Pictures of a concept: numbers in, coverage and RGB rows out. Pure.
+//! Renders images of a scene as coverage and RGB rows.
 //!
-//! A picture is 300 px wide like the published thumbnails; its height, the place and size of the shape, the shades and the
-//! noise vary with the dice. Sizes are in pixels, colours in sRGB bytes.
+//! An image is 300 px wide, like the published thumbnails. Height, position and size of the shape, shades and noise are
+//! random. Sizes are in pixels, colours in sRGB bytes.
 
-use super::concepts::COLOURS;
-use super::concepts::Concept;
-use super::concepts::SHAPES;
-use super::concepts::Shape;
 use super::rng::SampleRng;
+use super::scenes::COLOURS;
+use super::scenes::SHAPES;
+use super::scenes::Scene;
+use super::scenes::Shape;
 
-/// Width of every picture, in pixels.
+/// Width of every image, in pixels.
 pub(super) const WIDTH_PX: u32 = 300;
 
-/// One picture before it is encoded.
-pub(super) struct Picture {
-    pub(super) concept: Concept,
+/// Rendered image before it is encoded.
+pub(super) struct RenderedImage {
+    pub(super) scene: Scene,
     pub(super) height_px: u32,
-    /// How much of each pixel the shape covers, row by row: 0 to [`FULL`].
+    /// Coverage of each pixel by the shape, row by row: 0 to [`FULL`].
     pub(super) coverage: Vec<u8>,
     /// Colour of the shape.
-    pub(super) front: [u8; 3],
-    /// Colour behind it.
-    pub(super) back: [u8; 3],
-    /// Change of brightness across and down the picture, in steps of a byte.
+    pub(super) foreground: [u8; 3],
+    /// Colour of the background.
+    pub(super) background: [u8; 3],
+    /// Change of brightness across and down the image, in byte values.
     slope: [f32; 2],
     noise_seed: u64,
 }
 
-/// Coverage of a pixel that lies in the shape altogether.
+/// Coverage of a pixel that lies entirely in the shape.
 pub(super) const FULL: u8 = 4;
 
-impl Picture {
-    /// Draws the next picture of `concept` that `dice` give.
-    pub(super) fn draw(concept: Concept, rng: &mut SampleRng) -> Self {
+impl RenderedImage {
+    /// Renders a random image of `scene`.
+    pub(super) fn render(scene: Scene, rng: &mut SampleRng) -> Self {
         let height_px = 180 + rng.below(221) as u32;
-        let outline = Outline::new(SHAPES[concept.shape], height_px, rng);
-        let coverage = covered(&outline, height_px);
+        let outline = Outline::new(SHAPES[scene.shape], height_px, rng);
+        let coverage = compute_coverage(&outline, height_px);
         Self {
-            concept,
+            scene,
             height_px,
             coverage,
-            front: shade(COLOURS[concept.front], concept, rng),
-            back: shade(COLOURS[concept.back], concept, rng),
+            foreground: vary_colour(COLOURS[scene.foreground], scene, rng),
+            background: vary_colour(COLOURS[scene.background], scene, rng),
             slope: [rng.between(-15.0, 15.0), rng.between(-15.0, 15.0)],
-            noise_seed: rng.bits() | 1,
+            noise_seed: rng.next_bits() | 1,
         }
     }
 
-    /// RGB bytes, row by row, with the change of brightness and, where `with_grain`, noise of ±7 in every byte.
+    /// Returns RGB bytes row by row, with the change of brightness and, if `with_grain`, noise of ±7 in every byte.
     pub(super) fn rgb(&self, with_grain: bool) -> Vec<u8> {
         let mut noise = self.noise_seed;
         let mut bytes = Vec::with_capacity(self.coverage.len() * 3);
         let across = self.slope[0] / (WIDTH_PX as f32 / 2.0);
         let down = self.slope[1] / (self.height_px as f32 / 2.0);
         let palette: [[i32; 3]; FULL as usize + 1] =
-            std::array::from_fn(|coverage| self.mixed(coverage as u8).map(i32::from));
+            std::array::from_fn(|coverage| self.blend(coverage as u8).map(i32::from));
         for (row, pixels) in self.coverage.chunks(WIDTH_PX as usize).enumerate() {
             let row_light = down * row as f32 - self.slope[1] - self.slope[0];
             for (column, &coverage) in pixels.iter().enumerate() {
                 let light = (row_light + across * column as f32) as i32;
-                // Marsaglia's xorshift: noise needs speed, not quality.
+                // Marsaglia's xorshift: fast, and good enough for noise.
                 noise ^= noise << 13;
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
                 let colour = palette[usize::from(coverage.min(FULL))];
-                let grains = if with_grain { [grain(noise), grain(noise >> 16), grain(noise >> 32)] } else { [0; 3] };
-                bytes.extend_from_slice(&[0, 1, 2].map(|channel| byte(colour[channel] + light + grains[channel])));
+                let noise_values = if with_grain {
+                    [noise_value(noise), noise_value(noise >> 16), noise_value(noise >> 32)]
+                } else {
+                    [0; 3]
+                };
+                bytes.extend_from_slice(
+                    &[0, 1, 2].map(|channel| clamp_to_byte(colour[channel] + light + noise_values[channel])),
+                );
             }
         }
         bytes
     }
 
-    /// The colour of a pixel with this coverage, before light and noise.
-    pub(super) fn mixed(&self, coverage: u8) -> [u8; 3] {
-        let mix = |front: u8, back: u8| {
-            let (front, back, coverage, full) =
-                (u32::from(front), u32::from(back), u32::from(coverage), u32::from(FULL));
-            ((front * coverage + back * full.saturating_sub(coverage)) / full) as u8
+    /// Returns the colour of a pixel with this coverage, before brightness and noise.
+    pub(super) fn blend(&self, coverage: u8) -> [u8; 3] {
+        let mix = |foreground: u8, background: u8| {
+            let (foreground, background, coverage, full) =
+                (u32::from(foreground), u32::from(background), u32::from(coverage), u32::from(FULL));
+            ((foreground * coverage + background * full.saturating_sub(coverage)) / full) as u8
         };
-        [0, 1, 2].map(|channel| mix(self.front[channel], self.back[channel]))
+        [0, 1, 2].map(|channel| mix(self.foreground[channel], self.background[channel]))
     }
 }
 
-/// The sum of two of the three-bit numbers in `bits`, centred: −7 to 7, small ones more often.
-fn grain(bits: u64) -> i32 {
-    (bits & 7) as i32 + ((bits >> 3) & 7) as i32 - 7
+/// Returns the centred sum of two three-bit numbers in `next_bits`: −7 to 7, small values being more frequent.
+fn noise_value(next_bits: u64) -> i32 {
+    (next_bits & 7) as i32 + ((next_bits >> 3) & 7) as i32 - 7
 }
 
-/// The nearest byte.
-fn byte(value: i32) -> u8 {
+/// Clamps a value to a byte.
+fn clamp_to_byte(value: i32) -> u8 {
     u8::try_from(value.clamp(0, 255)).unwrap_or(u8::MAX)
 }
 
-/// The colour, a little changed: all three channels alike where the concept has no hue.
-fn shade(colour: [u8; 3], concept: Concept, rng: &mut SampleRng) -> [u8; 3] {
+/// Varies a colour slightly. All three channels change alike if the scene has no hue.
+fn vary_colour(colour: [u8; 3], scene: Scene, rng: &mut SampleRng) -> [u8; 3] {
     let common = rng.between(-10.0, 10.0);
     colour.map(|value| {
-        let own = rng.between(-10.0, 10.0);
-        let change = if concept.is_grey() { common } else { own };
-        byte(i32::from(value) + change as i32)
+        let individual = rng.between(-10.0, 10.0);
+        let change = if scene.is_grey() { common } else { individual };
+        clamp_to_byte(i32::from(value) + change as i32)
     })
 }
 
-/// How much of each pixel lies in the outline. Where its four corners agree, so does all of it: only pixels on an edge are
-/// looked at in four more places, which is four times faster than looking so at all.
-fn covered(outline: &Outline, height_px: u32) -> Vec<u8> {
+/// Returns the coverage of each pixel. If all four corners of a pixel agree, so does the whole pixel. Only pixels on an
+/// edge are sampled at four more points, which is four times faster than sampling all.
+fn compute_coverage(outline: &Outline, height_px: u32) -> Vec<u8> {
     let corners =
         |row: u32| -> Vec<bool> { (0..=WIDTH_PX).map(|column| outline.contains(column as f32, row as f32)).collect() };
     let mut coverage = Vec::with_capacity((WIDTH_PX * height_px) as usize);
@@ -127,13 +133,14 @@ fn covered(outline: &Outline, height_px: u32) -> Vec<u8> {
     coverage
 }
 
-/// A shape at a place, in pixels.
+/// Shape with position and size, in pixels.
 struct Outline {
     shape: Shape,
     centre: [f32; 2],
     radius: f32,
-    /// Stripes across the picture, and where the first begins.
+    /// Period of the stripes along x and y.
     period: [f32; 2],
+    /// Phase of the first stripe along x and y.
     phase: [f32; 2],
 }
 
@@ -153,13 +160,13 @@ impl Outline {
     fn contains(&self, x_px: f32, y_px: f32) -> bool {
         let x = (x_px - self.centre[0]) / self.radius;
         let y = (y_px - self.centre[1]) / self.radius;
-        let in_stripe = |at: f32, axis: usize| (at / self.period[axis] + self.phase[axis]).fract() < 0.5;
+        let in_stripe = |position: f32, axis: usize| (position / self.period[axis] + self.phase[axis]).fract() < 0.5;
         match self.shape {
             Shape::Circle => x * x + y * y < 1.0,
             Shape::Square => x.abs().max(y.abs()) < 0.9,
             Shape::Triangle => y < 0.8 && y > -0.9 && x.abs() < (y + 0.9) * 0.62,
             Shape::Star => in_star(x / 1.2, y / 1.2),
-            Shape::Spool => (0.3..1.2).contains(&(x * x + y * y)),
+            Shape::Ring => (0.3..1.2).contains(&(x * x + y * y)),
             Shape::Cross => (x.abs() < 0.38 && y.abs() < 1.05) || (y.abs() < 0.38 && x.abs() < 1.05),
             Shape::HorizontalStripes => in_stripe(y_px, 1),
             Shape::VerticalStripes => in_stripe(x_px, 0),
@@ -169,12 +176,13 @@ impl Outline {
     }
 }
 
-/// Whether the point lies in the five-pointed star in the unit circle, one point up.
+/// Returns whether the point lies in a five-pointed star in the unit circle, with one point at the top.
 ///
-/// The five lines through its points bound a pentagon; a point lies in the star if and only if at most one of the lines
+/// The five lines through its points bound a pentagon. A point lies in the star if and only if at most one line
 /// separates it from the centre.
 fn in_star(x: f32, y: f32) -> bool {
-    // Each line faces a point of the star: its normal is (sin, −cos) of 0°, 72°, … with y downwards, its distance cos 72°.
+    // Each line is opposite a point of the star: its normal is (sin, −cos) of 0°, 72°, … with y downwards, and its
+    // distance is cos 72°.
     const NORMALS: [(f32, f32); 5] = [
         (0.0, -1.0),
         (0.951_056_5, -0.309_017),
@@ -187,27 +195,27 @@ fn in_star(x: f32, y: f32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::concepts::CONCEPTS;
-    use super::super::rng::Purpose;
+    use super::super::rng::Stream;
+    use super::super::scenes::SCENE_COUNT;
     use super::*;
 
-    fn drawn(number: usize, seed: u64) -> Picture {
-        Picture::draw(Concept::of(number), &mut SampleRng::new(seed, Purpose::TrainImage(number as u32)))
+    fn render_scene(number: usize, seed: u64) -> RenderedImage {
+        RenderedImage::render(Scene::from_number(number), &mut SampleRng::new(seed, Stream::TrainImage(number as u32)))
     }
 
     #[test]
-    fn every_shape_covers_a_good_part_of_the_picture_and_never_all() {
-        for number in 0..CONCEPTS {
-            let picture = drawn(number, 5);
-            let covered = picture.coverage.iter().map(|&hits| f64::from(hits)).sum::<f64>()
-                / (picture.coverage.len() as f64 * f64::from(FULL));
-            assert!((0.08..0.75).contains(&covered), "{:?} covers {covered}", SHAPES[picture.concept.shape]);
-            assert_eq!(picture.rgb(true).len(), (WIDTH_PX * picture.height_px * 3) as usize);
+    fn shapes_cover_part_of_the_image() {
+        for number in 0..SCENE_COUNT {
+            let image = render_scene(number, 5);
+            let covered = image.coverage.iter().map(|&hits| f64::from(hits)).sum::<f64>()
+                / (image.coverage.len() as f64 * f64::from(FULL));
+            assert!((0.08..0.75).contains(&covered), "{:?} covers {covered}", SHAPES[image.scene.shape]);
+            assert_eq!(image.rgb(true).len(), (WIDTH_PX * image.height_px * 3) as usize);
         }
     }
 
     #[test]
-    fn the_star_has_its_centre_and_points_and_not_the_gaps() {
+    fn star_contains_centre_and_points_but_not_gaps() {
         assert!(in_star(0.0, 0.0));
         assert!(in_star(0.0, -0.95));
         assert!(in_star(0.9, -0.29));
@@ -218,10 +226,10 @@ mod tests {
     }
 
     #[test]
-    fn grey_concepts_have_no_hue() {
-        for number in (0..CONCEPTS).filter(|&number| Concept::of(number).is_grey()) {
-            let picture = drawn(number, 9);
-            for colour in [picture.front, picture.back] {
+    fn grey_scenes_have_no_hue() {
+        for number in (0..SCENE_COUNT).filter(|&number| Scene::from_number(number).is_grey()) {
+            let image = render_scene(number, 9);
+            for colour in [image.foreground, image.background] {
                 assert!(colour[0] == colour[1] && colour[1] == colour[2], "{colour:?}");
             }
         }

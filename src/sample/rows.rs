@@ -1,12 +1,12 @@
-//! Rows of the train files: the 18 columns of a caption, and the rows that break careless readers.
+//! Rows of the train files: 18 columns per caption, and malformed rows.
 
-use super::concepts::LANGUAGES;
-use super::plan::Mention;
-use super::plan::TrainRow;
+use super::contents::TrainCaption;
+use super::contents::TrainRow;
 use super::rng::SampleRng;
-use super::urls::Urls;
+use super::scenes::LANGUAGES;
+use super::urls::UrlGenerator;
 
-/// The header of the train files.
+/// Header of the train files.
 pub(super) const COLUMNS: [&str; 18] = [
     "language",
     "page_url",
@@ -28,20 +28,20 @@ pub(super) const COLUMNS: [&str; 18] = [
     "caption_title_and_reference_description",
 ];
 
-/// The row for `mention`; what the join does not need is filled as the published rows are.
-pub(super) fn train_row(mention: &Mention, rng: &mut SampleRng) -> TrainRow {
-    let (language, title, text) = match &mention.caption {
+/// Returns the row for a caption. Columns that the join does not need are filled like those of published rows.
+pub(super) fn train_row(caption: &TrainCaption, rng: &mut SampleRng) -> TrainRow {
+    let (language, title, text) = match &caption.caption {
         Some(caption) => (caption.language, caption.title.as_str(), caption.text.as_str()),
-        None => (LANGUAGES[mention.concept % LANGUAGES.len()].code, "", ""),
+        None => (LANGUAGES[caption.scene % LANGUAGES.len()].code, "", ""),
     };
-    let mut target = mention.caption.as_ref().map(super::concepts::Caption::target).unwrap_or_default();
-    if mention.trailing_space {
+    let mut target = caption.caption.as_ref().map(super::scenes::Caption::target).unwrap_or_default();
+    if caption.trailing_space {
         target.push_str(" \u{a0}");
     }
-    row(&Filled { language, url: &mention.url, title, text, target: &target }, rng)
+    fill_row(&RowValues { language, url: &caption.url, title, text, target: &target }, rng)
 }
 
-struct Filled<'a> {
+struct RowValues<'a> {
     language: &'a str,
     url: &'a str,
     title: &'a str,
@@ -49,9 +49,9 @@ struct Filled<'a> {
     target: &'a str,
 }
 
-fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
-    let Filled { language, url, title, text, target } = filled;
-    let section = if rng.percent(30) { "Gallery" } else { "" };
+fn fill_row(values: &RowValues<'_>, rng: &mut SampleRng) -> TrainRow {
+    let RowValues { language, url, title, text, target } = values;
+    let section = if rng.chance_percent(30) { "Gallery" } else { "" };
     let context = match rng.below(5) {
         0 => format!("{title} is a \"figure\".\nIt has sides.\n\n{text}"),
         1 => format!("{title}\tand\tother figures"),
@@ -61,9 +61,9 @@ fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
     };
     let height = 400 + rng.below(4000);
     let width = 400 + rng.below(4000);
-    // Numbers are not always numbers.
-    let height = if rng.percent(1) { format!("{height}px") } else { height.to_string() };
-    let width = if rng.percent(1) { "1.2e".to_owned() } else { width.to_string() };
+    // Some numeric columns are malformed.
+    let height = if rng.chance_percent(1) { format!("{height}px") } else { height.to_string() };
+    let width = if rng.chance_percent(1) { "1.2e".to_owned() } else { width.to_string() };
     let boolean = |value: bool| if value { "true" } else { "false" }.to_owned();
     let ending = url.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     let mime = match ending.as_str() {
@@ -73,7 +73,7 @@ fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
         _ => "image/jpeg",
     };
     let page = title.replace(' ', "_");
-    let attribution = if rng.percent(20) { "English: Own work\nDeutsch: Eigenes Werk" } else { "" };
+    let attribution = if rng.chance_percent(20) { "English: Own work\nDeutsch: Eigenes Werk" } else { "" };
     let fields: [String; 18] = [
         (*language).to_owned(),
         format!("https://{language}.wikipedia.org/wiki/{page}"),
@@ -83,13 +83,13 @@ fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
         if section.is_empty() { (*title).to_owned() } else { format!("{title} / {section}") },
         (*text).to_owned(),
         attribution.to_owned(),
-        if rng.percent(10) { (*text).to_owned() } else { String::new() },
+        if rng.chance_percent(10) { (*text).to_owned() } else { String::new() },
         mime.to_owned(),
         height,
         width,
-        boolean(rng.percent(40)),
-        boolean(rng.percent(60)),
-        boolean(rng.percent(98)),
+        boolean(rng.chance_percent(40)),
+        boolean(rng.chance_percent(60)),
+        boolean(rng.chance_percent(98)),
         context,
         if section.is_empty() { String::new() } else { format!("See \"{title}\".") },
         (*target).to_owned(),
@@ -97,31 +97,31 @@ fn row(filled: &Filled<'_>, rng: &mut SampleRng) -> TrainRow {
     fields.into_iter().map(String::into_bytes).collect()
 }
 
-/// Rows that no image of the shards belongs to: without a URL, with too few or too many fields, not UTF-8, and one field
-/// longer than any usual buffer.
-pub(super) fn odd_rows(urls: &mut Urls, rng: &mut SampleRng) -> Vec<TrainRow> {
+/// Returns rows that match no image: without a URL, with too few or too many fields, not UTF-8, and with a field longer
+/// than common buffers.
+pub(super) fn malformed_rows(urls: &mut UrlGenerator, rng: &mut SampleRng) -> Vec<TrainRow> {
     let mut rows = Vec::new();
     let long_url = urls.next(rng);
-    let mut filled = |url: &str| {
-        row(&Filled { language: "en", url, title: "Odd", text: "Odd row", target: "Odd [SEP] Odd row" }, rng)
+    let mut values = |url: &str| {
+        fill_row(&RowValues { language: "en", url, title: "Odd", text: "Odd row", target: "Odd [SEP] Odd row" }, rng)
     };
     for _ in 0..10 {
-        rows.push(filled(""));
+        rows.push(values(""));
     }
-    for kept in [3, 17, 1] {
-        let mut few = filled("https://upload.wikimedia.org/wikipedia/commons/few.jpg");
-        few.truncate(kept);
+    for count in [3, 17, 1] {
+        let mut few = values("https://upload.wikimedia.org/wikipedia/commons/few.jpg");
+        few.truncate(count);
         rows.push(few);
     }
-    for added in [1, 2, 7] {
-        let mut many = filled("https://upload.wikimedia.org/wikipedia/commons/many.jpg");
-        many.extend(std::iter::repeat_n(b"more".to_vec(), added));
+    for count in [1, 2, 7] {
+        let mut many = values("https://upload.wikimedia.org/wikipedia/commons/many.jpg");
+        many.extend(std::iter::repeat_n(b"more".to_vec(), count));
         rows.push(many);
     }
-    let mut broken = filled("https://upload.wikimedia.org/wikipedia/commons/broken.jpg");
+    let mut broken = values("https://upload.wikimedia.org/wikipedia/commons/broken.jpg");
     broken[15] = b"caf\xe9 in Latin-1, \xff\xfe".to_vec();
     rows.push(broken);
-    let mut long = filled(&long_url);
+    let mut long = values(&long_url);
     long[15] = "A long \"context\"\twith a tab.\n".repeat(7_000).into_bytes();
     rows.push(long);
     rows

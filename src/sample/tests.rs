@@ -1,4 +1,4 @@
-//! Whole folders: what another reader finds in them, and which folders are replaced.
+//! Tests of whole folders: their content as another reader sees it, and which folders are replaced.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ fn small() -> SampleOptions {
     SampleOptions { train_images: 90, test_images: 45, seed: 7 }
 }
 
-fn drawn() -> (TempDir, PathBuf, SampleReport) {
+fn write_small() -> (TempDir, PathBuf, SampleReport) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
     let report = write(&out, &small()).unwrap();
@@ -19,7 +19,7 @@ fn drawn() -> (TempDir, PathBuf, SampleReport) {
 }
 
 fn hashes(out: &Path) -> Vec<(String, String)> {
-    listed_files(out).unwrap().into_iter().map(|file| (file.path, file.blake3)).collect()
+    hash_files(out).unwrap().into_iter().map(|file| (file.path, file.blake3)).collect()
 }
 
 fn records(path: &Path, delimiter: u8) -> (csv::ByteRecord, Vec<csv::ByteRecord>) {
@@ -28,7 +28,7 @@ fn records(path: &Path, delimiter: u8) -> (csv::ByteRecord, Vec<csv::ByteRecord>
     (header, reader.byte_records().map(Result::unwrap).collect())
 }
 
-/// Fields of the rows of an image shard.
+/// Returns the fields of each row of an image shard.
 fn shard(path: &Path) -> Vec<Vec<Vec<u8>>> {
     let mut bytes = Vec::new();
     let mut file = fs::File::open(path).unwrap();
@@ -55,10 +55,10 @@ fn test_shards(out: &Path) -> Vec<Vec<Vec<u8>>> {
 }
 
 #[test]
-fn the_same_options_write_the_same_bytes_and_another_seed_others() {
-    let (_first, one, report) = drawn();
-    let (_second, two, again) = drawn();
-    assert_eq!(report, again);
+fn bytes_depend_only_on_the_options() {
+    let (_first, one, report) = write_small();
+    let (_second, two, repeated) = write_small();
+    assert_eq!(report, repeated);
     assert_eq!(hashes(&one), hashes(&two));
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("sample");
@@ -68,15 +68,15 @@ fn the_same_options_write_the_same_bytes_and_another_seed_others() {
 }
 
 #[test]
-fn the_manifest_and_the_report_tell_what_is_there() {
-    let (_folder, out, report) = drawn();
+fn manifest_and_report_match_the_files() {
+    let (_folder, out, report) = write_small();
     let manifest: Manifest = serde_json::from_slice(&fs::read(out.join(MANIFEST)).unwrap()).unwrap();
     assert_eq!(manifest.options, small());
     let mut found = BTreeSet::new();
-    walk(&out, &out, &mut found).unwrap();
+    collect_files(&out, &out, &mut found).unwrap();
     assert_eq!(found.len(), report.files as usize);
     assert_eq!(found.len(), manifest.files.len() + 1);
-    assert!(!found.contains(IN_THE_MAKING));
+    assert!(!found.contains(INCOMPLETE_MARKER));
     let rows = train_shards(&out).len() as u32;
     assert_eq!(rows, report.train_images + report.unusable_train_rows + report.duplicate_train_rows);
     assert_eq!(test_shards(&out).len() as u32, report.test_images + 1);
@@ -84,8 +84,8 @@ fn the_manifest_and_the_report_tell_what_is_there() {
 }
 
 #[test]
-fn ids_truth_and_list_fit_together() {
-    let (_folder, out, report) = drawn();
+fn ids_truth_and_list_are_consistent() {
+    let (_folder, out, report) = write_small();
     let data = out.join("data");
     let (header, ids) = records(&data.join("test.tsv"), b'\t');
     assert_eq!(header, vec!["id", "image_url"]);
@@ -112,8 +112,8 @@ fn ids_truth_and_list_fit_together() {
 }
 
 #[test]
-fn the_train_files_hold_the_quirks_of_the_real_ones() {
-    let (_folder, out, report) = drawn();
+fn train_files_have_the_quirks_of_published_ones() {
+    let (_folder, out, report) = write_small();
     let mut rows = Vec::new();
     for part in 0..5 {
         let (header, records) = records(&out.join(format!("data/train-{part:05}-of-00005.tsv")), b'\t');
@@ -157,7 +157,7 @@ impl ParseNumber for [u8] {
     }
 }
 
-/// Decodes, of a size that a thumbnail has, and does not end early where the decoder would not mind.
+/// Returns whether a thumbnail decodes and is not truncated in a way that the decoder tolerates.
 fn is_whole_image(bytes: &[u8]) -> bool {
     let reader = || image::ImageReader::new(io::Cursor::new(bytes)).with_guessed_format().unwrap();
     let ends_early = bytes.starts_with(&[0xff, 0xd8]) && !bytes.ends_with(&[0xff, 0xd9]);
@@ -167,8 +167,8 @@ fn is_whole_image(bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn the_shards_hold_unusable_rows_and_urls_that_occur_twice() {
-    let (_folder, out, report) = drawn();
+fn shards_contain_unusable_and_duplicate_rows() {
+    let (_folder, out, report) = write_small();
     let rows = train_shards(&out);
     let decodes = |row: &Vec<Vec<u8>>| {
         row.len() == 3
@@ -187,7 +187,7 @@ fn the_shards_hold_unusable_rows_and_urls_that_occur_twice() {
 }
 
 #[test]
-fn one_shard_is_several_gzip_members_and_one_is_a_single_one() {
+fn one_shard_has_several_gzip_members() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
     write(&out, &SampleOptions { train_images: 260, test_images: 1, seed: 1 }).unwrap();
@@ -204,8 +204,8 @@ fn one_shard_is_several_gzip_members_and_one_is_a_single_one() {
 }
 
 #[test]
-fn a_drawn_folder_is_replaced_and_a_foreign_one_is_refused() {
-    let (_folder, out, _) = drawn();
+fn own_folder_is_replaced_and_foreign_one_refused() {
+    let (_folder, out, _) = write_small();
     let before = hashes(&out);
     write(&out, &SampleOptions { seed: 8, ..small() }).unwrap();
     assert_ne!(before, hashes(&out));
@@ -224,16 +224,16 @@ fn a_drawn_folder_is_replaced_and_a_foreign_one_is_refused() {
 }
 
 #[test]
-fn what_a_killed_call_left_is_removed_and_never_looks_complete() {
+fn leftovers_of_a_killed_call_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
     let partial = folder.path().join(".sample.partial");
     fs::create_dir_all(partial.join("data")).unwrap();
-    fs::write(partial.join(IN_THE_MAKING), "").unwrap();
+    fs::write(partial.join(INCOMPLETE_MARKER), "").unwrap();
     fs::write(partial.join("data/test.tsv"), "half").unwrap();
     let replaced = folder.path().join(".sample.replaced");
     fs::create_dir_all(replaced.join("models")).unwrap();
-    fs::write(replaced.join(IN_THE_MAKING), "").unwrap();
+    fs::write(replaced.join(INCOMPLETE_MARKER), "").unwrap();
     write(&out, &small()).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
@@ -244,13 +244,13 @@ fn what_a_killed_call_left_is_removed_and_never_looks_complete() {
 }
 
 #[test]
-fn what_cannot_be_drawn_is_refused_before_anything_is_written() {
+fn invalid_options_are_refused_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
     for (train_images, test_images, message) in [
-        (39, 1, "cannot draw `39` train images: give 40 to 1000000"),
-        (40, 0, "cannot draw `0` test images: give 1 to 1000000"),
-        (2_000_000, 1, "cannot draw `2000000` train images: give 40 to 1000000"),
+        (39, 1, "cannot generate `39` train images: choose a number from 40 to 1000000"),
+        (40, 0, "cannot generate `0` test images: choose a number from 1 to 1000000"),
+        (2_000_000, 1, "cannot generate `2000000` train images: choose a number from 40 to 1000000"),
     ] {
         let error = write(&out, &SampleOptions { train_images, test_images, seed: 1 }).unwrap_err();
         assert_eq!(error.to_string(), message);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::bounds::{machine, watched, watched_to_any_end};
+use crate::resource_limits::{machine, watched, watched_to_any_end};
 use crate::support::{artefacts, corpus, differences, run, stderr_of};
 
 /// Memory of the process beyond `limits.memory`: code, threads, the tiny model and allocator overhead.

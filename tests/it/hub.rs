@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::bounds::on_a_full_disk;
+use crate::resource_limits::on_a_full_disk;
 use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
 use server::{Faults, Seen, Server, etag};
 

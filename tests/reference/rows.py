@@ -1,10 +1,10 @@
-"""Nasty delimited files, and the records that Python's csv module reads from them: the reference for the row splitter.
+"""Writes the reference for the row splitter: malformed delimited files and the records that Python's csv module reads.
 
     python3 tests/reference/rows.py > tests/reference/rows.jsonl
 
-One JSON object a line: delimiter, bytes of the file and of each field as Latin-1 text (one character a byte), and the
-records, blank lines left out. Seeded: the same Python version or another gives the same file. Needs Python 3.11 or later
-(older versions refuse NUL bytes).
+Each line is a JSON object with the delimiter, the text of the file and its records without blank lines. Bytes are stored
+as Latin-1 text, one character per byte. The output is seeded and the same for every Python version from 3.11 on; older
+versions refuse NUL bytes.
 """
 import csv, io, json, random
 
@@ -34,7 +34,7 @@ PIECES = ["a", "b", "\t", "\t", ",", '"', '"', '""', "\n", "\r", "\r\n", '"\t"',
 for _ in range(420):
     emit("".join(random.choices(PIECES, k=random.randint(1, 24))), random.choice("\t,"))
 
-# What csv.writer makes of nasty fields, under each quoting rule that the reader takes back.
+# Output of csv.writer for random fields, under each quoting rule that the reader supports.
 for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
     for end in ("\n", "\r\n"):
         sink = io.StringIO(newline="")

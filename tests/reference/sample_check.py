@@ -1,11 +1,11 @@
-"""Checks a drawn sample from outside: transformers loads its checkpoint, Pillow its images, and a linear head learns it.
+"""Checks a synthetic corpus independently: transformers loads its checkpoint, Pillow its images, and a linear head learns it.
 
     python sample_check.py SAMPLE [--epochs 20] [--batch 64] [--rate 0.05] [--seeds 1 2 3]
 
-SAMPLE is a folder that `wikicap-pipeline sample --out SAMPLE` wrote. Prints what was read, and for each seed of the head
-NDCG@5 on the test ids beside its ceiling. The head is softmax regression on the frozen CLS feature after the final
-LayerNorm, trained by SGD with momentum 0.9, warm-up over a tenth of the steps and linear decay; one (image, caption) pair
-is one example. Exits with 1 where a score is under 0.95 of the ceiling.
+SAMPLE is a folder written by `wikicap-pipeline sample --out SAMPLE`. Prints counts of the input and, for each seed, NDCG@5
+on the test ids and its maximum. The head is softmax regression on the frozen CLS feature after the final LayerNorm. It is
+trained with SGD, momentum 0.9, warm-up over a tenth of the steps and linear decay; each (image, caption) pair is an
+example. Exits with 1 if a score is below 0.95 of the maximum.
 
 PyPI: torch transformers pillow numpy
 """
@@ -107,7 +107,7 @@ pairs = [(place, label) for place, url in enumerate(train) for label in sorted(l
 inputs = train_features[[place for place, _ in pairs]]
 wanted = torch.tensor([label for _, label in pairs])
 between = (inputs - inputs.mean(0)).pow(2).sum(1).mean() / inputs.pow(2).sum(1).mean()
-print(f"{len(pairs)} pairs; share of the feature's energy that varies: {between:.3f}; {time.time() - began:.1f} s so far")
+print(f"{len(pairs)} pairs; variance share of the feature energy: {between:.3f}; {time.time() - began:.1f} s so far")
 
 discount = [1 / math.log2(rank + 1) for rank in range(1, 6)]
 per_image = collections.Counter(url for _, url in ids if url in place_of)

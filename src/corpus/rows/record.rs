@@ -1,61 +1,61 @@
-//! The fields of one record: slices of the splitter's buffer, where doubled quotes are undone in place.
+//! Fields of one record, as slices of the splitter's buffer in which doubled quotes are resolved in place.
 
 use memchr::memchr;
 use memchr::memchr_iter;
 
 use super::QUOTE;
 
-/// Fields of one record that are kept. Later ones are counted only: a record of nothing but delimiters
-/// would otherwise take 24 bytes of field table for each of its bytes. The widest published file has 18.
-const KEPT_FIELDS: usize = 4096;
+/// Number of fields of a record that can be read; further ones are only counted. Otherwise a record of delimiters alone
+/// would need 24 bytes of field table for each of its bytes. The widest published file has 18 fields.
+const MAX_READABLE_FIELDS: usize = 4096;
 
-/// One record: where it stands in the file, and its fields.
+/// Record with its position in the file.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
-    /// Position among the records of the file, from 0; blank lines are not counted.
+    /// Index among the records of the file; blank lines are not counted.
     pub number: u64,
-    /// Where the record's first byte is in the (decompressed) file.
+    /// Offset of the first byte in the decompressed file.
     pub byte_offset: u64,
-    /// The fields, or that the record was too long.
-    pub kind: Kind<'a>,
+    /// Fields, or a prefix if the record was too long.
+    pub content: RecordContent<'a>,
 }
 
-/// What a record turned out to be.
+/// Content of a record.
 #[derive(Debug, Clone, Copy)]
-pub enum Kind<'a> {
-    /// A record within the limit.
-    Ok(Fields<'a>),
-    /// A record beyond the limit, of which one physical line was given up.
+pub enum RecordContent<'a> {
+    /// Fields of a record within the limit.
+    Fields(Fields<'a>),
+    /// The record exceeds the limit; it stands for one physical line, which was dropped.
     Oversized {
-        /// The first bytes of that line as they stand in the file, at most 4,096.
-        head: &'a [u8],
+        /// First bytes of that line as stored in the file, at most 4,096.
+        prefix: &'a [u8],
     },
 }
 
 impl<'a> Record<'a> {
-    /// The field at `index`, without its quotes; `None` past the last one and for an oversized record.
+    /// Returns the field at `index` without its quotes; `None` if the record is oversized or has fewer fields.
     pub fn field(&self, index: usize) -> Option<&'a [u8]> {
-        match self.kind {
-            Kind::Ok(fields) => fields.get(index),
-            Kind::Oversized { .. } => None,
+        match self.content {
+            RecordContent::Fields(fields) => fields.get(index),
+            RecordContent::Oversized { .. } => None,
         }
     }
 
-    /// How many fields the record has; 0 for an oversized one.
+    /// Returns the number of fields; 0 for an oversized record.
     pub fn len(&self) -> usize {
-        match self.kind {
-            Kind::Ok(fields) => fields.len(),
-            Kind::Oversized { .. } => 0,
+        match self.content {
+            RecordContent::Fields(fields) => fields.len(),
+            RecordContent::Oversized { .. } => 0,
         }
     }
 
-    /// Whether there is no field, which is so for oversized records alone.
+    /// Returns whether the record is oversized; all other records have at least one field.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// The fields of one record, as bytes.
+/// Fields of one record, as bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a> {
     pub(super) buffer: &'a [u8],
@@ -64,42 +64,42 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// How many fields there are; at least 1.
+    /// Returns the number of fields, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a record without a field is a blank line, which is skipped")]
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// The field at `index`. Of more than 4,096 fields the later ones are counted, not kept.
+    /// Returns the field at `index`, if it is among the first 4,096.
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
         let span = self.spans.get(index)?;
         self.buffer.get(span.start..span.end)
     }
 
-    /// The fields that are kept, in order.
+    /// Iterates over the readable fields in order.
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let fields = *self;
         (0..fields.spans.len()).filter_map(move |index| fields.get(index))
     }
 }
 
-/// Where a field is in the buffer.
+/// Position of a field in the buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
     start: usize,
     end: usize,
 }
 
-/// What is filled for each record.
+/// Field table that is filled for each record.
 pub(super) struct FieldTable<'a> {
     pub(super) spans: &'a mut Vec<Span>,
     pub(super) count: usize,
 }
 
 impl FieldTable<'_> {
-    /// Splits `buffer` from `at` on, where a record starts that ends with the buffer; returns how many fields
-    /// it has. A record without a `quoted` field is split by its delimiters alone.
-    pub(super) fn fill(mut self, buffer: &mut [u8], at: usize, delimiter: u8, quoted: bool) -> usize {
+    /// Splits the record `buffer[at..]` and returns its number of fields. A record without a `quoted` field is split at
+    /// its delimiters alone.
+    pub(super) fn fill_from(mut self, buffer: &mut [u8], at: usize, delimiter: u8, quoted: bool) -> usize {
         self.spans.clear();
         let start = at;
         let mut at = at;
@@ -113,7 +113,7 @@ impl FieldTable<'_> {
             return self.count;
         }
         loop {
-            let (span, end) = field(buffer, at, delimiter);
+            let (span, end) = parse_field(buffer, at, delimiter);
             self.push(span);
             if end >= buffer.len() {
                 return self.count;
@@ -122,19 +122,19 @@ impl FieldTable<'_> {
         }
     }
 
-    /// Keeps the field if the table has room for it.
+    /// Counts the field and stores it if the table has room.
     fn push(&mut self, span: Span) {
-        if self.count < KEPT_FIELDS {
+        if self.count < MAX_READABLE_FIELDS {
             self.spans.push(span);
         }
         self.count += 1;
     }
 }
 
-/// Reads the field at `at`; returns where its value is, and the position of the delimiter or end behind it.
+/// Parses the field at `at`. Returns the position of its value and the index of the delimiter or record end after it.
 ///
-/// A value is never longer than its text, so quotes that do not belong to it are undone where it stands.
-fn field(record: &mut [u8], at: usize, delimiter: u8) -> (Span, usize) {
+/// A value is never longer than its text, so its quotes are removed in place.
+fn parse_field(record: &mut [u8], at: usize, delimiter: u8) -> (Span, usize) {
     let delimiter_from = |record: &[u8], from: usize| {
         memchr(delimiter, record.get(from..).unwrap_or_default()).map_or(record.len(), |distance| from + distance)
     };
@@ -143,40 +143,40 @@ fn field(record: &mut [u8], at: usize, delimiter: u8) -> (Span, usize) {
         return (Span { start: at, end }, end);
     }
     let mut value = Value { start: at + 1, end: at + 1 };
-    // What is not taken yet starts here.
+    // First byte that is not part of the value yet.
     let mut from = at + 1;
     loop {
         let Some(distance) = memchr(QUOTE, record.get(from..).unwrap_or_default()) else {
-            // Only the last record of a file ends inside quotes.
+            // Only the last record of a file can end inside quotes.
             let end = record.len();
-            return (value.take(record, from, end).span(), end);
+            return (value.append(record, from, end).span(), end);
         };
         let quote = from + distance;
         match record.get(quote + 1) {
             Some(&QUOTE) => {
-                value = value.take(record, from, quote + 1);
+                value = value.append(record, from, quote + 1);
                 from = quote + 2;
             }
             Some(&byte) if byte != delimiter => {
                 let end = delimiter_from(record, quote + 1);
-                return (value.take(record, from, quote).take(record, quote + 1, end).span(), end);
+                return (value.append(record, from, quote).append(record, quote + 1, end).span(), end);
             }
             Some(_) | None => {
-                return (value.take(record, from, quote).span(), quote + 1);
+                return (value.append(record, from, quote).span(), quote + 1);
             }
         }
     }
 }
 
-/// What was taken of a field's value so far.
+/// Part of a field's value that is complete.
 struct Value {
     start: usize,
     end: usize,
 }
 
 impl Value {
-    /// Appends `from..to`, which does not lie before the value's end.
-    fn take(self, record: &mut [u8], from: usize, to: usize) -> Self {
+    /// Appends `from..to`, which must not start before the end of the value.
+    fn append(self, record: &mut [u8], from: usize, to: usize) -> Self {
         if from > self.end {
             record.copy_within(from..to, self.end);
         }

@@ -55,7 +55,7 @@ impl ReadAhead {
         let left = free.saturating_sub(bytes.block + blocks as u64 * bytes.usual_block(USUAL_TEXT_BYTES));
         let enough = if workers > FED_BY_ONE { workers * AHEAD_BYTES_PER_WORKER } else { AHEAD_BYTES };
         // A lane reads at the rate at which several threads decode; where few rows are wanted, at which one looks through them.
-        for lanes in (1..schedule.live().min(workers as usize)).rev() {
+        for lanes in (1..schedule.unfinished_slots().min(workers as usize)).rev() {
             let (own, queues) = (lanes as u64 * bytes.reader, lanes as u64 + 1);
             let share = left.saturating_sub(own) / queues;
             // A block over the queue's bytes has it for itself, so there has to be room for the largest.
@@ -154,7 +154,7 @@ impl Progress {
         Self {
             all: shards.iter().map(|shard| shard.size).sum(),
             ended: ended.map(|(_, shard)| shard.size).sum(),
-            open: schedule.lanes().iter().map(|at| (at.row == 0).then_some(0)).collect(),
+            open: schedule.slots().iter().map(|at| (at.row == 0).then_some(0)).collect(),
         }
     }
 
@@ -177,14 +177,14 @@ impl Progress {
 impl Lanes {
     /// Opens each lane where the schedule has it; `turn` says which chunk is in turn.
     fn sources(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<ReadStats>, Source)> {
-        let (count, number) = (self.schedule.lanes().len(), self.schedule.number());
+        let (count, number) = (self.schedule.slots().len(), self.schedule.number());
         let source = |(lane, at)| {
             let reader = LaneReader::new(Arc::clone(&self.job), self.machine.clone(), self.texts.clone(), at, count);
             let intake = Arc::clone(reader.intake());
             if self.ahead.lanes == 0 {
                 return (intake, Source::Here(Box::new(reader)));
             }
-            let first = number + ((lane + count - self.schedule.lane()) % count) as u64;
+            let first = number + ((lane + count - self.schedule.slot()) % count) as u64;
             let (blocks_in, blocks) = link(BLOCKS_AHEAD);
             let ahead = AheadReader {
                 turn: turn.clone(),
@@ -196,7 +196,7 @@ impl Lanes {
             let task = AbortOnDropHandle::new(tokio::spawn(ahead.run(reader, blocks_in)));
             (intake, Source::ReadAhead(blocks, task))
         };
-        self.schedule.lanes().iter().copied().enumerate().map(source).collect()
+        self.schedule.slots().iter().copied().enumerate().map(source).collect()
     }
 
     /// Reads the shards and sends their blocks on, in the order of the schedule.
@@ -211,7 +211,7 @@ impl Lanes {
         let mut progress = Progress::new(&job.shards, &self.schedule);
         let mut rows = 0;
         while self.schedule.next().is_some() {
-            let lane = self.schedule.lane();
+            let lane = self.schedule.slot();
             let Some((intake, source)) = sources.get_mut(lane) else { break };
             starvation.begin(intake);
             let block = source.next().await?;
@@ -295,7 +295,7 @@ impl Block {
     fn drop_taken(&mut self, seen: &mut UrlDedup) {
         let mut taken = BTreeSet::new();
         let mut take = |row: u64, url: u64| {
-            if !seen.first(url) {
+            if !seen.insert(url) {
                 taken.insert(row);
             }
         };

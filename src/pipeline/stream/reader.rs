@@ -204,7 +204,7 @@ impl Block {
     }
 
     fn skip(&mut self, hash: u64, wanted: &ImageFilter) -> bool {
-        if wanted.wants(hash) {
+        if wanted.accepts(hash) {
             return false;
         }
         let reason = match wanted {

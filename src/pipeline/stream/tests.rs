@@ -250,7 +250,7 @@ async fn lanes_that_read_ahead_give_the_same_bytes_as_lanes_that_do_not() {
         schedule.advance(rows.len() as u64, left.len() < 16);
     }
     for (id, kept) in kept {
-        let entry: Entry = serde_json::from_slice(&alone[&format!("journal/chunks/{id}.json")]).unwrap();
+        let entry: JournalEntry = serde_json::from_slice(&alone[&format!("journal/chunks/{id}.json")]).unwrap();
         assert_eq!(entry.tally.kept, kept as u64, "{id}");
     }
     assert!(seen.len() < shards.iter().map(Vec::len).sum());

@@ -17,7 +17,7 @@ use super::{Block, RunContext, Sink, StreamJob, THE_RUN, commit, decoding_blocks
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::spool::{RingEntry, Slot, Spool, SpooledChunk};
+use crate::chunk::spool::{PendingChunk, Spool, SpoolEntry, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, PageBuffer, PageCache};
@@ -224,15 +224,15 @@ struct OpenChunk {
     path: PathBuf,
     writer: Option<PixelWriter>,
     writing_out: WritingOut,
-    slot: Option<Slot>,
+    slot: Option<PendingChunk>,
 }
 
 /// A chunk whose pixel file has its footer and still its temporary name.
 struct Finished {
-    entry: RingEntry,
+    entry: SpoolEntry,
     path: PathBuf,
     writing_out: WritingOut,
-    slot: Option<Slot>,
+    slot: Option<PendingChunk>,
 }
 
 impl OpenChunk {
@@ -310,7 +310,7 @@ impl OpenChunk {
             Some(writer) => Some(tokio::task::spawn_blocking(move || writer.finish()).await??),
             None => None,
         };
-        let entry = RingEntry {
+        let entry = SpoolEntry {
             id: self.id,
             generation: job.generation.clone(),
             last,

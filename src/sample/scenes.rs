@@ -1,20 +1,20 @@
-//! What is drawn and how it is called: shapes and colours, their words in ten languages and eight scripts, and the forty
-//! pairs of them that make the classes.
+//! Scenes of the synthetic images and their captions: forty combinations of a shape and two colours, described in ten
+//! languages and eight scripts.
 //!
-//! No two concepts share their pair of colours, so that a linear head on the features of an untrained backbone can tell
-//! them apart. The last six hold black, white and grey only: they are what the grey and one-bit formats are used for.
+//! No two scenes share their pair of colours, so a linear head on the features of an untrained backbone can tell them
+//! apart. The last six contain only black, white and grey and are used for the grey and one-bit formats.
 
-/// How many concepts there are.
-pub(super) const CONCEPTS: usize = 40;
+/// Number of scenes.
+pub(super) const SCENE_COUNT: usize = 40;
 
-/// What stands in the picture.
+/// Shape in the foreground.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Circle,
     Square,
     Triangle,
     Star,
-    Spool,
+    Ring,
     Cross,
     HorizontalStripes,
     VerticalStripes,
@@ -28,7 +28,7 @@ pub(super) const SHAPES: [Shape; 10] = [
     Shape::Square,
     Shape::Triangle,
     Shape::Star,
-    Shape::Spool,
+    Shape::Ring,
     Shape::Cross,
     Shape::HorizontalStripes,
     Shape::VerticalStripes,
@@ -51,106 +51,110 @@ pub(super) const COLOURS: [[u8; 3]; 12] = [
     [245, 245, 245],
     [128, 128, 128],
 ];
-/// How many of [`COLOURS`] have a hue.
+/// Number of [`COLOURS`] that have a hue.
 const HUES: usize = 9;
 const BLACK: usize = 9;
-/// The place of white in [`COLOURS`].
+/// Index of white in [`COLOURS`].
 pub(super) const WHITE: usize = 10;
 const GREY: usize = 11;
 
-/// A class of pictures: indices into [`SHAPES`] and [`COLOURS`].
+/// Scene: a shape in one colour on a background of another, as indices into [`SHAPES`] and [`COLOURS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Concept {
+pub(super) struct Scene {
     pub(super) shape: usize,
-    pub(super) front: usize,
-    pub(super) back: usize,
+    pub(super) foreground: usize,
+    pub(super) background: usize,
 }
 
-impl Concept {
-    /// The concept with this number; numbers from [`CONCEPTS`] on begin again.
-    pub(super) fn of(number: usize) -> Self {
+impl Scene {
+    /// Returns the scene with this number; numbers from [`SCENE_COUNT`] on repeat.
+    pub(super) fn from_number(number: usize) -> Self {
         const GREYS: [(usize, usize); 6] =
             [(BLACK, WHITE), (WHITE, BLACK), (GREY, WHITE), (WHITE, GREY), (BLACK, GREY), (GREY, BLACK)];
-        let number = number % CONCEPTS;
-        // 27 pairs of two hues, 7 hues on white, 6 pairs without hue. Sevenths walk through all ten shapes.
+        let number = number % SCENE_COUNT;
+        // 27 pairs of two hues, 7 hues on white, 6 pairs without hue. Steps of 7 visit all ten shapes.
         let shape = (number * 7) % SHAPES.len();
-        let (front, back) = match number {
+        let (foreground, background) = match number {
             0..27 => (number % HUES, (number + 1 + number / HUES) % HUES),
             27..34 => (number - 27, WHITE),
             _ => GREYS[number - 34],
         };
-        Self { shape, front, back }
+        Self { shape, foreground, background }
     }
 
-    /// Concepts that nothing is drawn of: their captions are in the list and in no train row.
-    pub(super) fn undrawn(number: usize) -> Self {
-        Self { shape: number % SHAPES.len(), front: number % HUES, back: (number + 4 + number / HUES) % HUES }
+    /// Returns a scene of which no image is rendered: its captions are in the list and in no train row.
+    pub(super) fn unrendered(number: usize) -> Self {
+        Self {
+            shape: number % SHAPES.len(),
+            foreground: number % HUES,
+            background: (number + 4 + number / HUES) % HUES,
+        }
     }
 
-    /// Whether grey formats keep all of it.
+    /// Returns whether grey formats preserve the scene.
     pub(super) fn is_grey(self) -> bool {
-        self.front >= HUES && self.back >= HUES
+        self.foreground >= HUES && self.background >= HUES
     }
 
-    /// Whether one bit a pixel keeps all of it.
+    /// Returns whether one bit per pixel preserves the scene.
     pub(super) fn is_black_and_white(self) -> bool {
-        self.is_grey() && self.front != GREY && self.back != GREY
+        self.is_grey() && self.foreground != GREY && self.background != GREY
     }
 }
 
-/// The words of one language.
+/// Vocabulary of one language.
 pub(super) struct Language {
-    /// As in the column `language`.
+    /// Code in the column `language`.
     pub(super) code: &'static str,
     shapes: [&'static str; 10],
     colours: [&'static str; 12],
-    /// `{s}`, `{f}` and `{b}` stand for the shape, its colour and that of the background. The form is chosen so that the
-    /// words need no inflection.
+    /// Template: `{s}`, `{f}` and `{b}` stand for the shape, its colour and the colour of the background. It is chosen
+    /// so that the words need no inflection.
     sentence: &'static str,
 }
 
 impl Language {
-    /// The page title: the name of the shape.
-    pub(super) fn title(&self, concept: Concept) -> &'static str {
-        self.shapes[concept.shape]
+    /// Returns the page title, which is the name of the shape.
+    pub(super) fn title(&self, scene: Scene) -> &'static str {
+        self.shapes[scene.shape]
     }
 
-    /// The caption without a title.
-    pub(super) fn caption(&self, concept: Concept) -> String {
+    /// Returns the caption without a title.
+    pub(super) fn describe(&self, scene: Scene) -> String {
         self.sentence
-            .replace("{s}", self.shapes[concept.shape])
-            .replace("{f}", self.colours[concept.front])
-            .replace("{b}", self.colours[concept.back])
+            .replace("{s}", self.shapes[scene.shape])
+            .replace("{f}", self.colours[scene.foreground])
+            .replace("{b}", self.colours[scene.background])
     }
 }
 
-/// A string of the caption list, and the language and title of the page that it stands on.
+/// Caption with the language and title of its page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Caption {
     pub(super) language: &'static str,
     pub(super) title: String,
-    /// The part after `[SEP]`; may be empty.
+    /// Text after `[SEP]`; may be empty.
     pub(super) text: String,
 }
 
 impl Caption {
-    /// `title [SEP] text`: an empty text leaves the space behind the marker, as in the published files.
+    /// Returns `title [SEP] text`. With an empty text, the string ends in a space, as in the published files.
     pub(super) fn target(&self) -> String {
         format!("{} [SEP] {}", self.title, self.text)
     }
 }
 
-/// How many captions of the list the concept has: 1, 2 or 3.
+/// Returns how many captions of the scene are in the list: 1, 2 or 3.
 pub(super) fn caption_count(number: usize) -> usize {
     1 + number % 3
 }
 
-/// The caption of the concept `number` in the language with the place `language`, decorated with what published captions
-/// hold: commas, quotes, line ends, tabs, no-break spaces.
-pub(super) fn caption(number: usize, language: usize) -> Caption {
-    let concept = Concept::of(number);
+/// Returns the caption of scene `number` in the language with index `language`. Some captions contain commas, quotes,
+/// line ends, tabs or no-break spaces, as published ones do.
+pub(super) fn make_caption(number: usize, language: usize) -> Caption {
+    let scene = Scene::from_number(number);
     let words = &LANGUAGES[language % LANGUAGES.len()];
-    let mut text = words.caption(concept);
+    let mut text = words.describe(scene);
     match number % 8 {
         1 => text.push_str(" (\"No. 7\")"),
         3 => text.push_str("\n300 px, 2014"),
@@ -158,12 +162,12 @@ pub(super) fn caption(number: usize, language: usize) -> Caption {
         6 => text.push_str(", \"a\",\tb"),
         _ => {}
     }
-    // Three titles that a reader with a notion of missing values loses.
+    // Three titles that readers often take for missing values.
     let title = match (number, language == first_language(number)) {
         (3, true) => "NA",
         (11, true) => "null",
         (19, true) => "nan",
-        _ => words.title(concept),
+        _ => words.title(scene),
     };
     Caption { language: words.code, title: title.to_owned(), text }
 }
@@ -172,28 +176,28 @@ fn first_language(number: usize) -> usize {
     (number * 3) % LANGUAGES.len()
 }
 
-/// The places of the languages in which the concept's captions are in the list.
+/// Returns the indices of the languages in which the scene's captions are in the list.
 pub(super) fn listed_languages(number: usize) -> impl Iterator<Item = usize> {
     (0..caption_count(number)).map(move |step| (first_language(number) + step) % LANGUAGES.len())
 }
 
-/// The places of the languages in which the concept has captions that are not in the list.
+/// Returns the indices of the languages in which the scene's captions are not in the list.
 pub(super) fn unlisted_languages(number: usize) -> impl Iterator<Item = usize> {
     (caption_count(number)..LANGUAGES.len()).map(move |step| (first_language(number) + step) % LANGUAGES.len())
 }
 
-/// English, German, French, Russian, Arabic, Hindi, Japanese, Chinese, Greek, Hebrew.
+/// Languages: English, German, French, Russian, Arabic, Hindi, Japanese, Chinese, Greek, Hebrew.
 #[rustfmt::skip]
 pub(super) const LANGUAGES: [Language; 10] = [
     Language {
         code: "en",
-        shapes: ["Circle", "Square", "Triangle", "Star", "Spool", "Cross", "Horizontal stripes", "Vertical stripes", "Chequerboard", "Rhombus"],
+        shapes: ["Circle", "Square", "Triangle", "Star", "Ring", "Cross", "Horizontal stripes", "Vertical stripes", "Chequerboard", "Rhombus"],
         colours: ["red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "turquoise", "black", "white", "grey"],
         sentence: "{s} in {f}, on a background of {b}",
     },
     Language {
         code: "de",
-        shapes: ["Kreis", "Quadrat", "Dreieck", "Stern", "Spool", "Kreuz", "Waagerechte Streifen", "Senkrechte Streifen", "Schachbrettmuster", "Raute"],
+        shapes: ["Kreis", "Quadrat", "Dreieck", "Stern", "Ring", "Kreuz", "Waagerechte Streifen", "Senkrechte Streifen", "Schachbrettmuster", "Raute"],
         colours: ["Rot", "Grün", "Blau", "Gelb", "Orange", "Violett", "Rosa", "Braun", "Türkis", "Schwarz", "Weiß", "Grau"],
         sentence: "{s} in {f} auf {b}",
     },
@@ -253,23 +257,28 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn no_two_concepts_share_their_pair_of_colours() {
-        let pairs: BTreeSet<_> =
-            (0..CONCEPTS).map(|number| (Concept::of(number).front, Concept::of(number).back)).collect();
-        assert_eq!(pairs.len(), CONCEPTS);
-        assert!((0..CONCEPTS).all(|number| Concept::of(number).front != Concept::of(number).back));
+    fn scenes_have_distinct_colour_pairs() {
+        let pairs: BTreeSet<_> = (0..SCENE_COUNT)
+            .map(|number| (Scene::from_number(number).foreground, Scene::from_number(number).background))
+            .collect();
+        assert_eq!(pairs.len(), SCENE_COUNT);
+        assert!(
+            (0..SCENE_COUNT)
+                .all(|number| Scene::from_number(number).foreground != Scene::from_number(number).background)
+        );
         assert!((0..9).all(|number| {
-            let undrawn = Concept::undrawn(number);
-            undrawn.front != undrawn.back && !pairs.contains(&(undrawn.front, undrawn.back))
+            let unrendered = Scene::unrendered(number);
+            unrendered.foreground != unrendered.background
+                && !pairs.contains(&(unrendered.foreground, unrendered.background))
         }));
     }
 
     #[test]
-    fn every_caption_is_another_string_and_no_listed_one_is_unlisted() {
+    fn captions_are_distinct() {
         let strings = |languages: &dyn Fn(usize) -> Vec<usize>| -> Vec<String> {
-            (0..CONCEPTS)
+            (0..SCENE_COUNT)
                 .flat_map(|number| {
-                    languages(number).into_iter().map(move |language| caption(number, language).target())
+                    languages(number).into_iter().map(move |language| make_caption(number, language).target())
                 })
                 .collect()
         };
@@ -282,9 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn the_captions_hold_what_breaks_careless_readers() {
-        let all: Vec<Caption> = (0..CONCEPTS)
-            .flat_map(|number| listed_languages(number).map(move |language| caption(number, language)))
+    fn captions_contain_special_characters() {
+        let all: Vec<Caption> = (0..SCENE_COUNT)
+            .flat_map(|number| listed_languages(number).map(move |language| make_caption(number, language)))
             .collect();
         for needle in [",", "\"", "\n", "\t", "\u{a0}"] {
             assert!(all.iter().any(|caption| caption.text.contains(needle)), "{needle:?}");
