@@ -83,9 +83,9 @@ fn is_outside_stage(bottleneck: &Bottleneck) -> bool {
 fn describe_bottleneck(bottleneck: &Bottleneck, device_waited: Option<f64>) -> String {
     let share = percent(bottleneck.share);
     let mut text = if is_outside_stage(bottleneck) {
-        format!("waiting for {}, {share} of the time", bottleneck.who)
+        format!("waiting for {} {share} of the time", bottleneck.who)
     } else {
-        format!("`{}`, busy {share} of the time", bottleneck.who)
+        format!("`{}` busy {share} of the time", bottleneck.who)
     };
     if let Some(waited) = device_waited {
         text.push_str(&format!("; the device waited for data {}", percent(waited)));
@@ -111,7 +111,7 @@ mod tests {
             let bottleneck = serde_json::from_value(serde_json::json!({ "who": who, "share": 0.5 })).unwrap();
             describe_bottleneck(&bottleneck, None)
         };
-        assert_eq!(text("decode"), "`decode`, busy 50.0 % of the time");
-        assert_eq!(text("the store"), "waiting for the store, 50.0 % of the time");
+        assert_eq!(text("decode"), "`decode` busy 50.0 % of the time");
+        assert_eq!(text("the store"), "waiting for the store 50.0 % of the time");
     }
 }

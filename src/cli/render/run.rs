@@ -39,8 +39,9 @@ pub(in crate::cli) fn run(report: &Report, wall: Duration, verbose: bool) -> Str
     let run_dir = report.run_dir.trim_end_matches('/');
     let names: Vec<&str> = report
         .outputs
-        .values()
-        .map(|path| path.strip_prefix(run_dir).map_or(path.as_str(), |name| name.trim_start_matches('/')))
+        .iter()
+        .filter(|(name, _)| name.as_str() != "report")
+        .map(|(_, path)| path.strip_prefix(run_dir).map_or(path.as_str(), |name| name.trim_start_matches('/')))
         .collect();
     if !names.is_empty() {
         table.row("Outputs", format!("in {run_dir}: {}", names.join(", ")));
@@ -128,15 +129,11 @@ fn shuffle(training: &TrainingReport) -> String {
 }
 
 fn ids(prediction: &PredictionReport) -> String {
-    let mut text = format!("{} over {}", count(prediction.ids), plural(prediction.images, "images"));
-    if prediction.ids_without_image > 0 {
-        let instead = if prediction.text.is_some() { "the first captions" } else { "the most frequent captions" };
-        text.push_str(&format!("; {} without a usable image got {instead}", count(prediction.ids_without_image)));
-    }
-    text
+    let (ids, images) = (count(prediction.ids), plural(prediction.images, "images"));
+    format!("{ids} of {images}; {} without a usable image", count(prediction.ids_without_image))
 }
 
-/// Adds the time of this process, its slowest stage and what slowed that stage down.
+/// Adds time and memory of this process, its slowest stage and what slowed that stage down.
 fn time(table: &mut Table, report: &Report, wall: Duration) {
     let wall = duration(wall.as_secs_f64());
     let memory = report.peak_memory_bytes.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak)));
@@ -146,20 +143,11 @@ fn time(table: &mut Table, report: &Report, wall: Duration) {
         table.row("Time", format!("{wall}{memory}; every stage was already complete"));
         return;
     };
-    table.row(
-        "Time",
-        format!(
-            "{wall}{memory}; slowest stage `{}`: {} at {} {}/s",
-            stage.name,
-            duration(stage.seconds),
-            number(stage.per_second),
-            stage.unit
-        ),
-    );
-    if let Some(bottleneck) = &stage.bottleneck {
-        let device_waited = stage.device_waited;
-        table.row("Bottleneck", format!("of that stage: {}", describe_bottleneck(bottleneck, device_waited)));
-    }
+    table.row("Time", format!("{wall}{memory}"));
+    let (seconds, rate) = (duration(stage.seconds), number(stage.per_second));
+    let cause =
+        stage.bottleneck.as_ref().map_or_else(String::new, |who| format!(": {}", describe_bottleneck(who, None)));
+    table.row("Bottleneck", format!("`{}`, {seconds}, {rate} {}/s{cause}", stage.name, stage.unit));
 }
 
 /// Suggests one command or file to look at next.
@@ -172,18 +160,18 @@ fn next_step(report: &Report, run_dir: &str) -> String {
     let unlabelled = report.catalog.as_ref().is_some_and(|catalog| catalog.labelled_rows == 0);
     let output = |name: &str| report.outputs.get(name);
     let first = if unlabelled || near_chance {
-        "the score is no better than chance: see \"My score is 0\" in the README".to_owned()
+        "see \"My score is 0\" in the README".to_owned()
     } else if let Some(page) = output("examples") {
-        format!("open {page} in a browser: the best and worst held-out images")
+        format!("open {page} in a browser")
     } else if let Some(submission) = output("submission") {
         match report.prediction.as_ref().and_then(|prediction| prediction.scores.as_ref()) {
-            Some(_) => format!("look at {submission}: five captions per id, best first"),
-            None => format!("score it: wikicap-pipeline evaluate --submission {submission} --truth FILE"),
+            Some(_) => format!("read {submission}"),
+            None => format!("wikicap-pipeline evaluate --submission {submission} --truth FILE"),
         }
     } else {
-        format!("read the Parquet files in {run_dir}, for example with DuckDB")
+        format!("read the Parquet files in {run_dir}")
     };
-    format!("{first}. All figures: -v, or report.json")
+    format!("{first}; more figures: -v or report.json")
 }
 
 #[cfg(test)]
