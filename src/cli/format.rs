@@ -87,7 +87,7 @@ mod tests {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         let nouns = [(1, "rows"), (1, "classes"), (2000, "rows")].map(|(value, noun)| plural(value, noun));
         assert_eq!(nouns, ["1 row", "1 class", "2,000 rows"]);
-        assert_eq!([0, 1023, 54_945_382].map(bytes), ["0 B", "1.00 KiB", "52.4 MiB"]);
+        assert_eq!([0, 999, 1024, 54_945_382].map(bytes), ["0 B", "999 B", "1.00 KiB", "52.4 MiB"]);
         let durations = [0.0, 0.4231, 12.34, 312.0, 11_100.0, 190_000.0].map(duration);
         assert_eq!(durations, ["0 s", "0.420 s", "12.3 s", "5 min 12 s", "3 h 5 min", "2 d 4 h"]);
         assert_eq!([0.0, 0.123_45, 1.0].map(percent), ["0 %", "12.3 %", "100 %"]);

@@ -130,7 +130,7 @@ fn shuffle(training: &TrainingReport) -> String {
 
 fn ids(prediction: &PredictionReport) -> String {
     let (ids, images) = (count(prediction.ids), plural(prediction.images, "images"));
-    format!("{ids} of {images}; {} without a usable image", count(prediction.ids_without_image))
+    format!("{ids} for {images}; {} without a usable image", count(prediction.ids_without_image))
 }
 
 /// Adds time and memory of this process, its slowest stage and what slowed that stage down.
