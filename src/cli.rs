@@ -1,23 +1,25 @@
-//! The command line: arguments, progress, printing and exit codes. The only place that prints.
+//! Command line: arguments, progress, printing and exit codes. The only module that prints.
 //!
-//! Results go to standard output, as text or with `--json` as JSON; progress, logs and errors go to standard error. An
-//! error is one sentence. Exit codes: 0 done; 2 the command line or the configuration is wrong; 3 the input cannot be
-//! used; 4 a store cannot be reached or refuses; 5 the device or the model fails; 130 and 143 stopped after saving.
+//! Results go to standard output, as text or with `--json` as JSON. Progress, logs and errors go to standard error. An error
+//! is one sentence per problem. Exit codes: 0 done; 2 command line or configuration; 3 input; 4 storage; 5 device or model;
+//! 130 and 143 stopped by a signal after saving.
 
 mod allocator;
 mod args;
 mod device;
+mod format;
 mod metrics;
+mod output;
 mod progress;
-mod show;
+mod render;
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
@@ -27,21 +29,28 @@ use crate::sample::{self, SampleOptions};
 use crate::telemetry::ProgressRegistry;
 
 use args::{Args, Command, ConfigCommand, Files};
+use output::{emit, print, print_failure, print_json, print_raw};
 
-/// Time between a signal and the end of the process: clouds give little more before they take the machine.
-const STOP_WITHIN: std::time::Duration = std::time::Duration::from_secs(9);
+/// Longest time between a signal and the end of the process. Clouds stop a machine about 10 s after the signal.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// Threads for file I/O. Few of it goes on at once (two ranges of each open shard, a chunk being written and one being committed, one being
-/// read, a window of features), and the system's allocator keeps memory for each thread that ever took part.
+/// Threads for file I/O. A run has about eight file operations in flight, and the allocator keeps memory for every thread.
 const BLOCKING_THREADS: usize = 8;
 
-/// What the first panic of the process said.
+/// Time that blocking jobs of a stopped run get before the process ends without them.
+const ABANDON_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Exit code of `status --check` for a run that is neither alive nor complete; container health checks expect this one.
+const UNHEALTHY: u8 = 1;
+
+/// Message of the first panic in this process.
 static FIRST_PANIC: OnceLock<String> = OnceLock::new();
 
-/// Most of it that is shown.
+/// Longest part of a panic message that is shown, in characters.
 const PANIC_CHARS: usize = 200;
 
-/// Why a command failed.
+/// Message and exit code of a failed command. An empty message prints nothing.
+#[derive(Debug)]
 struct Failure {
     message: String,
     code: u8,
@@ -51,20 +60,25 @@ impl Failure {
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { message: message.into(), code }
     }
+
+    /// Returns whether a signal asked for the end.
+    fn is_stop(&self) -> bool {
+        [Signal::Interrupt, Signal::Terminate].iter().any(|signal| signal.exit_code() == self.code)
+    }
 }
 
 impl From<PipelineError> for Failure {
     fn from(error: PipelineError) -> Self {
         let mut message = pipeline::chain(&error);
-        // The device's libraries panic where they fail, often on threads of their own; the first one says why.
-        if let Some(said) = FIRST_PANIC.get().filter(|_| error.is_panic()) {
-            message.push_str(&format!(" (it said: {said})"));
+        // GPU libraries panic where they fail, often on their own threads; the first panic names the cause.
+        if let Some(panic) = FIRST_PANIC.get().filter(|_| error.is_panic()) {
+            message.push_str(&format!(" (cause: {panic})"));
         }
         Self::new(error.exit_code(), message)
     }
 }
 
-/// Errors of small commands, whose cause is always a file that was named on the command line.
+/// Converts errors of small commands; their cause is always a file named on the command line.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::new(3, format!("{error:#}"))
@@ -74,7 +88,7 @@ impl From<anyhow::Error> for Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     allocator::settle();
-    if let Some(code) = device::probe() {
+    if let Some(code) = device::run_probe() {
         return code;
     }
     let args = match Args::try_parse() {
@@ -86,166 +100,133 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let screen = progress::Screen::new(args.json);
-    progress::start_log(&screen, args.verbose);
+    let screen = progress::Screen::new(args.quiet);
+    progress::start_log(&screen, args.verbose, args.quiet);
     std::panic::set_hook(Box::new(|info| {
-        // The thread's owner turns the panic into one sentence; where it happened helps whoever gets the report.
+        // The owner of the thread reports the panic as one sentence; the location is for bug reports.
         tracing::debug!(location = ?info.location(), "internal error");
-        let said = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
+        let message = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
         crate::device::record_panic(std::thread::current().name());
-        FIRST_PANIC.get_or_init(|| said.unwrap_or("nothing").chars().take(PANIC_CHARS).collect());
+        FIRST_PANIC.get_or_init(|| message.unwrap_or("unknown").chars().take(PANIC_CHARS).collect());
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));
-    match outcome {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(failure)) => {
-            complain(&failure.message);
-            ExitCode::from(failure.code)
-        }
-        Err(_) => {
-            complain("an internal error ended the program; run it again with -vv and report what it logs");
-            ExitCode::from(5)
-        }
-    }
-}
-
-fn complain(message: &str) {
-    let mut lines = message.lines();
-    let mut out = std::io::stderr().lock();
-    if let Some(first) = lines.next() {
-        writeln!(out, "error: {first}").ok();
-    }
-    for line in lines {
-        writeln!(out, "       {line}").ok();
-    }
-}
-
-/// Writes to standard output; a reader that went away is no error of ours.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).ok();
-    if !text.ends_with('\n') {
-        out.write_all(b"\n").ok();
-    }
-    out.flush().ok();
-}
-
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(5, error.to_string()))?;
-    print(&text);
-    Ok(())
-}
-
-/// Prints a result as JSON or as text.
-fn give(json: bool, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
-    if json {
-        return print_json(value);
-    }
-    print(&text());
-    Ok(())
+    let failure = match outcome {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure,
+        Err(_) => Failure::new(5, "internal error; run the command again with -vv and report what it prints"),
+    };
+    print_failure(&failure);
+    ExitCode::from(failure.code)
 }
 
 fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let json = args.json;
+    let output = RunOutput { json, verbose: args.verbose > 0 };
     match args.command {
         Command::Run { files, from, fresh, metrics } => {
             let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
-            run(plan(&files)?, Request { predict_only: false, from }, metrics.as_deref(), screen)
+            let request = Request { predict_only: false, from };
+            run(load_config(&files)?, request, metrics.as_deref(), screen, output)
         }
-        Command::Predict { files, captions, output } => {
+        Command::Predict { files, captions, output: name } => {
             let request = Request { predict_only: true, from: None };
-            let plan = plan(&files)?.rank(captions, output).map_err(|error| named(&files.config, &error))?;
-            run(plan, request, None, screen)
+            let config = load_config(&files)?.rank(captions, name);
+            let config = config.map_err(|error| config_failure(files.config(), &error))?;
+            run(config, request, None, screen, output)
         }
-        Command::Status { run_dir, machine, shards } => {
-            let store = self::machine(machine.as_deref())?.store;
+        Command::Status { dir, run_dir, machine, shards, check } => {
+            let run_dir = dir.or(run_dir).unwrap_or_default();
+            let store = load_machine(machine.as_deref())?.store;
             let status = pipeline::Status::read(&run_dir, &store)?;
-            give(json, &show::LiveStatus::new(&status), || show::status(&run_dir, &status, shards))
+            emit(json, &render::LiveStatus::new(&status), || {
+                render::status(&run_dir, &status, shards, output.verbose)
+            })?;
+            let healthy = status.is_live() || status.state == pipeline::status::State::Done;
+            if check && !healthy { Err(Failure::new(UNHEALTHY, "")) } else { Ok(()) }
         }
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
-            let report = draw(&out, &SampleOptions { train_images, test_images, seed })?;
-            give(json, &report, || show::sample(&out, &report))
+            let report = write_sample(&out, &SampleOptions { train_images, test_images, seed })?;
+            emit(json, &report, || render::sample(&out, &report))
         }
         Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
         Command::Inspect { path } => {
-            let found = pipeline::inspect(&path)?;
-            give(json, &found, || show::inspection(&path, &found))
+            let inspection = pipeline::inspect(&path)?;
+            emit(json, &inspection, || render::inspection(&path, &inspection))
         }
-        Command::Export { files, out } => device::export(&plan(&files)?, &out, json),
-        Command::Devices { machine } => device::list(&self::machine(machine.as_deref())?.device, json),
+        Command::Export { files, out } => device::export(&load_config(&files)?, &out, json),
+        Command::Devices { machine } => device::list(&load_machine(machine.as_deref())?.device, json),
         Command::Bench { config: Some(_), command: Some(_), .. } => {
-            Err(Failure::new(2, "`bench` takes `--config` or a part of the device, not both".to_owned()))
+            Err(Failure::new(2, "`bench` takes either `--config FILE` or a subcommand, not both"))
         }
         Command::Bench { machine, command: Some(command), .. } => {
-            device::bench(command, &self::machine(machine.as_deref())?, json)
+            device::bench(command, &load_machine(machine.as_deref())?, json)
         }
         Command::Bench { config, machine, command: None } => {
-            let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE`".to_owned()))?;
-            let plan = plan(&Files { config, machine })?;
-            let report = runtime(pipeline::workers(&plan))?.block_on(pipeline::ingest::ingest(plan))?;
-            give(json, &report, || show::ingest(&report))
+            let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE` or a subcommand"))?;
+            let config = load_config_files(&config, machine.as_deref())?;
+            let report = start_runtime(pipeline::workers(&config))?.block_on(pipeline::ingest::ingest(config))?;
+            emit(json, &report, || render::ingest(&report))
         }
         Command::Config { command: ConfigCommand::Reference } => {
             print(&config::reference::text());
             Ok(())
         }
         Command::Completions { shell } => {
-            let mut command = Args::command();
-            let name = command.get_name().to_owned();
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command, name, &mut script);
-            print(&String::from_utf8_lossy(&script));
+            print_raw(&args::completion_script(shell));
             Ok(())
         }
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+fn read_text(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path)
         .map_err(|error| Failure::new(2, format!("`{}` cannot be read: {error}", path.display())))
 }
 
-/// What is wrong with a configuration file, a line each.
-fn named(path: &Path, error: &config::ConfigError) -> Failure {
+/// Lists the problems of a configuration file, one per line.
+fn config_failure(path: &Path, error: &config::ConfigError) -> Failure {
     let lines: Vec<String> = error.0.iter().map(|problem| format!("`{}`: {problem}", path.display())).collect();
     Failure::new(2, lines.join("\n"))
 }
 
-/// Reads a machine file; without one, the defaults.
-fn machine_file(path: Option<&Path>) -> Result<MachineFile, Failure> {
+/// Reads a machine file without checking it; without one, returns the defaults.
+fn read_machine_file(path: Option<&Path>) -> Result<MachineFile, Failure> {
     path.map_or_else(
         || Ok(MachineFile::default()),
-        |path| MachineFile::parse(&read(path)?).map_err(|error| named(path, &error)),
+        |path| MachineFile::parse(&read_text(path)?).map_err(|error| config_failure(path, &error)),
     )
 }
 
-/// Reads and checks a machine file, for a command without a pipeline file.
-fn machine(path: Option<&Path>) -> Result<MachineConfig, Failure> {
-    MachineConfig::check(&machine_file(path)?).map_err(|error| named(path.unwrap_or(Path::new("")), &error))
+/// Reads and checks a machine file, for commands without a pipeline file.
+fn load_machine(path: Option<&Path>) -> Result<MachineConfig, Failure> {
+    MachineConfig::check(&read_machine_file(path)?)
+        .map_err(|error| config_failure(path.unwrap_or(Path::new("")), &error))
 }
 
-/// Reads and checks both files.
-fn plan(files: &Files) -> Result<RunConfig, Failure> {
-    let pipeline = PipelineFile::parse(&read(&files.config)?).map_err(|error| named(&files.config, &error))?;
-    let machine = machine_file(files.machine.as_deref())?;
-    let both = files.machine.as_ref().map_or_else(
-        || files.config.clone(),
-        |machine| format!("{} and {}", files.config.display(), machine.display()).into(),
-    );
-    RunConfig::check(pipeline, &machine).map_err(|error| named(&both, &error))
+/// Reads and checks both configuration files.
+fn load_config(files: &Files) -> Result<RunConfig, Failure> {
+    load_config_files(files.config(), files.machine.as_deref())
 }
 
-/// With threads for file I/O, and for each block of images that is decoded: as many as decoding threads work on, and some that wait.
-fn runtime(decoding_threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
+fn load_config_files(config: &Path, machine: Option<&Path>) -> Result<RunConfig, Failure> {
+    let pipeline = PipelineFile::parse(&read_text(config)?).map_err(|error| config_failure(config, &error))?;
+    let machine_file = read_machine_file(machine)?;
+    let both = machine
+        .map_or_else(|| config.to_owned(), |machine| format!("{} and {}", config.display(), machine.display()).into());
+    RunConfig::check(pipeline, &machine_file).map_err(|error| config_failure(&both, &error))
+}
+
+/// Starts the async runtime, with threads for file I/O and for blocks of images that are decoded or wait for it.
+fn start_runtime(decoding_threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS + 2 * decoding_threads)
         .build()
-        .map_err(|error| Failure::new(5, format!("the system gives no threads: {error}")))
+        .map_err(|error| Failure::new(5, format!("cannot start threads: {error}")))
 }
 
-fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Failure> {
+fn write_sample(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Failure> {
     sample::write(out, options).map_err(|error| {
         let code = match error {
             sample::SampleError::Count { .. } | sample::SampleError::Nameless { .. } => 2,
@@ -255,78 +236,85 @@ fn draw(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Fai
     })
 }
 
-fn run(plan: RunConfig, request: Request, metrics: Option<&str>, screen: &progress::Screen) -> Result<(), Failure> {
-    // An address that is taken should show before a corpus is drawn.
+/// Form of a run's result.
+#[derive(Clone, Copy)]
+struct RunOutput {
+    json: bool,
+    verbose: bool,
+}
+
+fn run(
+    config: RunConfig,
+    request: Request,
+    metrics: Option<&str>,
+    screen: &progress::Screen,
+    output: RunOutput,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    // A port that is in use is reported before a corpus is rendered.
     let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
-    if let Some(wanted) = plan.sample() {
-        let out = Path::new(&wanted.out);
+    if let Some(sample) = config.sample() {
+        let out = Path::new(&sample.out);
         if !out.join("sample.json").is_file() {
-            tracing::info!(out = wanted.out, images = wanted.train_images, "drawing the sample corpus");
-            let (train_images, test_images) = (wanted.train_images, wanted.test_images);
-            draw(out, &SampleOptions { train_images, test_images, seed: wanted.seed })?;
+            tracing::info!("rendering a corpus of {} training images into `{}`", sample.train_images, sample.out);
+            let (train_images, test_images) = (sample.train_images, sample.test_images);
+            write_sample(out, &SampleOptions { train_images, test_images, seed: sample.seed })?;
         }
     }
-    let (registry, stop) = (ProgressRegistry::default(), Shutdown::default());
-    let runtime = runtime(pipeline::workers(&plan))?;
+    let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
+    let runtime = start_runtime(pipeline::workers(&config))?;
     let outcome = runtime.block_on(async {
-        let signals = tokio::spawn(listen(stop.clone()));
+        let signals = tokio::spawn(watch_signals(shutdown.clone()));
         if let Some(listener) = listener {
-            tokio::spawn(metrics::serve(listener, registry.clone(), stop.clone()));
+            tokio::spawn(metrics::serve(listener, registry.clone(), shutdown.clone()));
         }
-        let shown = screen.follow(&registry);
-        // On a task of its own, so that a panic in it is an error here.
-        let run = Box::pin(pipeline::run(plan, request, registry.clone(), stop.clone()));
+        let display = screen.follow(&registry);
+        // A task of its own turns a panic into an error.
+        let run = Box::pin(pipeline::run(config, request, registry.clone(), shutdown.clone()));
         let outcome = tokio::spawn(run).await.unwrap_or_else(|error| Err(error.into()));
-        shown.end();
+        display.end();
         signals.abort();
         outcome
     });
-    // Blocking jobs of a stopped run must not hold up the exit.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    runtime.shutdown_timeout(ABANDON_TIMEOUT);
     let report = outcome?;
-    give(screen.json(), &report, || show::report(&report))
+    emit(output.json, &report, || render::run(&report, started.elapsed(), output.verbose))
 }
 
-/// The first signal asks the run to stop; a second one ends the process at once, which is as safe as a kill.
-async fn listen(stop: Shutdown) {
+/// Asks the run to stop at the first signal and ends the process at the second, which is as safe as a kill.
+async fn watch_signals(shutdown: Shutdown) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
-        tracing::warn!("signals cannot be caught; a stopped run resumes all the same");
+        tracing::warn!("signals cannot be caught; a signal ends the run at once, and the same command resumes it");
         return;
     };
     loop {
-        let got = tokio::select! {
+        let signal = tokio::select! {
             _ = interrupt.recv() => Signal::Interrupt,
             _ = terminate.recv() => Signal::Terminate,
         };
-        if stop.is_raised() {
-            #[expect(clippy::exit, reason = "the user insists; what is committed is durable")]
-            std::process::exit(i32::from(got.exit_code()));
+        if shutdown.is_raised() {
+            #[expect(clippy::exit, reason = "the second signal asks for it; committed work is durable")]
+            std::process::exit(i32::from(signal.exit_code()));
         }
-        tracing::warn!("stopping after saving; once more to stop at once");
-        stop.raise(got);
+        tracing::warn!("stopping: saving finished work; a second signal stops at once");
+        shutdown.raise(signal);
         tokio::spawn(async move {
-            tokio::time::sleep(STOP_WITHIN).await;
-            tracing::warn!("what is in hand takes too long to save; it will be done again");
-            #[expect(clippy::exit, reason = "the machine may be gone any moment; what is committed is durable")]
-            std::process::exit(i32::from(got.exit_code()));
+            tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
+            tracing::warn!("stopping without the unfinished work, which takes too long to save");
+            #[expect(clippy::exit, reason = "the machine may go away any moment; committed work is durable")]
+            std::process::exit(i32::from(signal.exit_code()));
         });
     }
 }
 
+/// Prints what a run would do. Problems are part of that output, so that nothing is left to standard error.
 fn check(files: &Files, json: bool) -> Result<(), Failure> {
-    let plan = plan(files)?;
-    let found = runtime(0)?.block_on(pipeline::check(&plan));
-    if json {
-        print_json(&found)?;
-    } else {
-        print(&show::check(&found));
-    }
-    if found.problems.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::new(found.exit_code, found.problems.join("\n")))
+    let config = load_config(files)?;
+    let check = start_runtime(0)?.block_on(pipeline::check(&config));
+    emit(json, &check, || render::check(&check))?;
+    if check.problems.is_empty() { Ok(()) } else { Err(Failure::new(check.exit_code, "")) }
 }
 
 fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Result<(), Failure> {
@@ -334,7 +322,7 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
         |path: &Path| std::fs::File::open(path).with_context(|| format!("`{}` cannot be opened", path.display()));
     let scores = evaluate(open(submission)?, open(truth)?)
         .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
-    let ceiling = ids.map(device::ceiling_of).transpose()?;
+    let ceiling = ids.map(device::score_ceiling).transpose()?;
     if json {
         let mut value = serde_json::to_value(scores).map_err(|error| Failure::new(5, error.to_string()))?;
         if let (Some(ceiling), Some(map)) = (ceiling, value.as_object_mut()) {
@@ -342,6 +330,6 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
         }
         return print_json(&value);
     }
-    print(&show::scores(&scores, ceiling));
+    print(&render::scores(&scores, ceiling));
     Ok(())
 }

@@ -1,217 +1,239 @@
-//! Arguments.
+//! Command-line arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Stage;
 use crate::types::{Pool, Precision};
 
-/// Streams the Wikipedia image/caption corpus through a frozen ViT, trains a caption head and writes a ranked submission.
+/// Ranks captions for images: streams a corpus through a frozen vision transformer, trains a caption head and writes a
+/// ranked submission.
 ///
-/// Everything is resumable: run the same command again after any interruption and it goes on where it stopped.
+/// Every run can be resumed: repeat the same command after any interruption.
 #[derive(Debug, Parser)]
-#[command(name = "wikicap-pipeline", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(name = "wikicap-pipeline", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = "\
-Try it on a small corpus that the tool draws itself:
-  wikicap-pipeline run --config pipelines/demo.toml
+Try it on a small synthetic corpus:
+  wikicap-pipeline run pipelines/demo.toml
 
-Exit codes: 0 done; 2 command line or configuration; 3 input; 4 store or disk; 5 device or model;
-130 / 143 stopped by SIGINT / SIGTERM after saving.
-Logs: -v, -vv, or RUST_LOG=wikicap_pipeline=debug.")]
+Exit codes: 0 done; 2 command line or configuration; 3 input; 4 storage; 5 device or model;
+130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+Environment: NO_COLOR; RUST_LOG, for example RUST_LOG=wikicap_pipeline=debug.")]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,
-    /// Print results as JSON on standard output.
+    /// Prints results as JSON on standard output.
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// Log more; twice for debugging.
+    /// Prints more: all tables at the end of a run, and debug messages; -vv adds those of libraries.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
+    /// Prints results, warnings and errors, but no progress.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
 }
 
 /// The two configuration files.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Files {
-    /// What to run: a pipeline file.
+    /// Pipeline file: the inputs, the model and the stages to run.
+    #[arg(value_name = "FILE", required_unless_present = "config", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The same as FILE.
     #[arg(short, long, value_name = "FILE")]
-    pub(super) config: PathBuf,
-    /// Where to run it: a machine file. Without one: the defaults that `config reference` shows.
+    config: Option<PathBuf>,
+    /// Machine file: limits, scratch directory, device and storage. Default: see `config reference`.
     #[arg(short, long, value_name = "FILE")]
     pub(super) machine: Option<PathBuf>,
 }
 
+impl Files {
+    /// Returns the pipeline file, given as `FILE` or `--config FILE`; clap requires exactly one of them.
+    pub(super) fn config(&self) -> &Path {
+        self.file.as_deref().or(self.config.as_deref()).unwrap_or(Path::new(""))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Runs, or resumes, every stage that the configuration names.
+    /// Runs or resumes every stage that the pipeline file names.
     ///
-    /// Ends with a table of counts, scores, rates and outputs; the same is in `report.json` in the run directory.
+    /// Prints a summary at the end. `report.json` in the run directory has all counts, scores and timings.
     Run {
         #[command(flatten)]
         files: Files,
-        /// Throws away what this stage and those after it made, and recomputes it.
+        /// Deletes the results of this stage and of all later stages, and computes them again.
         #[arg(long, value_name = "STAGE", conflicts_with = "fresh")]
         from: Option<StageName>,
-        /// Throws away everything that the run made, and starts over.
+        /// Deletes all results of the run and starts over.
         #[arg(long)]
         fresh: bool,
-        /// Serves the run's counters to Prometheus under `/metrics`, and `/healthz`, until the run ends: `PORT` on loopback
-        /// alone, or `HOST:PORT`.
+        /// Serves Prometheus metrics at `/metrics` and a health check at `/healthz` during the run. ADDR is `PORT`, which listens on
+        /// localhost only, or `HOST:PORT`.
         #[arg(long, value_name = "ADDR")]
         metrics: Option<String>,
     },
-    /// Says how far a run is, while it runs or after: stages, shards, rates, time left, bottleneck.
+    /// Shows the progress of a run: stages, rates, time left, bottleneck. Works during the run and afterwards.
     Status {
-        /// The run's directory: a path, or an `s3://` URL.
+        /// Run directory: a path or an `s3://` URL.
+        #[arg(value_name = "DIR", required_unless_present = "run_dir", conflicts_with = "run_dir")]
+        dir: Option<String>,
+        /// The same as DIR.
         #[arg(long, value_name = "DIR")]
-        run_dir: String,
-        /// A machine file, for its `[store]`.
+        run_dir: Option<String>,
+        /// Machine file, for its `[store]` section.
         #[arg(short, long, value_name = "FILE")]
         machine: Option<PathBuf>,
-        /// Lists every shard, not only those in hand.
+        /// Lists all shards, not only those being read.
         #[arg(long)]
         shards: bool,
+        /// Ends with exit code 1 unless the run is alive or complete; for health checks.
+        #[arg(long)]
+        check: bool,
     },
-    /// Says what would run, on what, and what it needs; lists every problem and changes nothing.
+    /// Checks configuration and inputs without running anything, and lists every problem.
     Check {
         #[command(flatten)]
         files: Files,
     },
-    /// Draws a small corpus in the published layout and a tiny ViT checkpoint, for trying things out.
+    /// Renders a small synthetic corpus in the published file layout, with a tiny ViT checkpoint.
     Sample {
-        /// Directory to write; it must not hold anything else.
+        /// Directory to write to; it must be empty or absent.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Usable training images.
+        /// Number of usable training images.
         #[arg(long, default_value_t = 2400)]
         train_images: u32,
-        /// Usable test images.
+        /// Number of usable test images.
         #[arg(long, default_value_t = 300)]
         test_images: u32,
-        /// Seed: the same seed draws the same bytes.
+        /// Random seed; equal seeds give equal files.
         #[arg(long, default_value_t = 42)]
         seed: u64,
     },
-    /// Runs prediction alone, from the run's newest checkpoint.
+    /// Runs prediction only, with the trained head of an earlier run.
     Predict {
         #[command(flatten)]
         files: Files,
-        /// With a text head: CSV file with a header and one column of captions to rank, which the run need not have seen.
+        /// Captions to rank instead of the configured list: a CSV file with a header and one column. Needs a text head.
         #[arg(long, value_name = "FILE")]
         captions: Option<String>,
-        /// File in the run's directory for the ranked captions, instead of `predict.output`; features are made once for both.
+        /// Name of the ranked file in the run directory, instead of `predict.output`.
         #[arg(long, value_name = "NAME.csv")]
         output: Option<String>,
     },
-    /// Scores a submission against a truth file with the same columns: NDCG@5, recall@1 and @5, MRR.
+    /// Scores a submission against the right captions: NDCG@5, recall@1, recall@5, mean reciprocal rank.
     Evaluate {
-        /// CSV with the columns `id` and `caption_title_and_reference_description`, best first.
+        /// CSV file with the columns `id` and `caption_title_and_reference_description`, best caption first.
         #[arg(long, value_name = "FILE")]
         submission: PathBuf,
-        /// CSV with the same columns, the right caption of each id.
+        /// CSV file with the same columns and the right caption of each id.
         #[arg(long, value_name = "FILE")]
         truth: PathBuf,
-        /// `test.tsv` with the columns id and image URL: shows the ceiling that one ranking an image can reach.
+        /// `test.tsv`, with the columns `id` and `image_url`: adds the highest score that one ranking per image can reach.
         #[arg(long, value_name = "FILE")]
         ids: Option<PathBuf>,
     },
-    /// Says what a chunk, a quarantine file, a checkpoint, a model or a run directory holds.
+    /// Describes a chunk, a quarantine file, a checkpoint, a model or a run directory.
     Inspect {
-        /// File or directory, or `hf:ORG/NAME` for a model in the hub's cache.
+        /// File or directory, or `hf:ORG/NAME` for a model in the Hugging Face cache.
         path: PathBuf,
     },
-    /// Writes backbone and trained head as a directory that Hugging Face transformers opens.
+    /// Writes the backbone and the trained head as a model directory for Hugging Face transformers.
     Export {
         #[command(flatten)]
         files: Files,
-        /// Directory to write.
+        /// Directory to write to.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Says what a model can run on here: the CPU, and CUDA with its cards, or what CUDA lacks.
+    /// Lists the devices that can run the model, and says what CUDA lacks.
     Devices {
-        /// A machine file, for its `[device]`.
+        /// Machine file, for its `[device]` section.
         #[arg(short, long, value_name = "FILE")]
         machine: Option<PathBuf>,
     },
-    /// Measures a pipeline's own ingestion on the head of its own input, stage by stage, and says what larger machines would do:
-    /// `bench --config FILE`. Or the device's parts by themselves: forward pass, training of the head, ranking.
+    /// Measures how fast this machine reads and decodes a pipeline's images, or one part of the model.
+    ///
+    /// `bench --config FILE` measures each stage on the first images of the pipeline's own input and estimates the rates of
+    /// larger machines. The subcommands measure the forward pass, the training of a head, and ranking.
     #[command(subcommand_negates_reqs = true)]
     Bench {
-        /// A pipeline file whose ingestion is measured.
+        /// Pipeline file whose image stages are measured.
         #[arg(short, long, value_name = "FILE", required = true)]
         config: Option<PathBuf>,
-        /// A machine file, for `[limits]`, `[device]`, `[scratch]` and `[store]`.
+        /// Machine file, for `[limits]`, `[device]`, `[scratch]` and `[store]`.
         #[arg(short, long, value_name = "FILE", global = true)]
         machine: Option<PathBuf>,
         #[command(subcommand)]
         command: Option<BenchCommand>,
     },
-    /// About the configuration files.
+    /// Explains the configuration files.
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Writes a completion script for a shell.
+    /// Prints a completion script for a shell.
     Completions {
-        /// Shell.
+        /// Shell that the script is for.
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
-    /// A backbone over images that lie in memory.
+    /// Measures the backbone's forward pass on images in memory.
     Forward {
-        /// Directory of the checkpoint, in Hugging Face layout.
+        /// Checkpoint directory in Hugging Face layout.
         #[arg(long, value_name = "DIR")]
         checkpoint: PathBuf,
-        /// `bf16` or `f32`.
-        #[arg(long, default_value = "bf16", value_parser = word::<Precision>)]
+        /// Number format: `bf16` or `f32`.
+        #[arg(long, default_value = "bf16", value_parser = parse_config_value::<Precision>)]
         precision: Precision,
-        /// `default`, `cls` or `cls+mean`.
-        #[arg(long, default_value = "default", value_parser = word::<Pool>)]
+        /// Tokens that make the feature: `default`, `cls` or `cls+mean`.
+        #[arg(long, default_value = "default", value_parser = parse_config_value::<Pool>)]
         pool: Pool,
-        /// Block whose output is the feature.
+        /// Transformer block whose output is the feature; -1 is the last.
         #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
         layer: i32,
-        /// Side of the images in pixels; the checkpoint's, if absent.
+        /// Image side in pixels. Default: that of the checkpoint.
         #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u32).range(1..=4096))]
         size_px: Option<u32>,
-        /// Images in a batch. 0: chosen.
+        /// Images per batch; 0 chooses automatically.
         #[arg(long, default_value_t = 0)]
         batch_size: u32,
-        /// Images, of noise.
-        #[arg(long, default_value_t = 1024, conflicts_with = "pixels", value_parser = positive)]
+        /// Number of random images.
+        #[arg(long, default_value_t = 1024, conflicts_with = "pixels", value_parser = parse_positive)]
         rows: usize,
-        /// Images instead: raw u8, rows × size × size × 3.
+        /// Reads images from this file instead: raw u8, rows × size × size × 3.
         #[arg(long, value_name = "FILE")]
         pixels: Option<PathBuf>,
-        /// Where the features go: raw little-endian f32, rows × values, rounded as they are stored.
+        /// Writes the features to this file: raw little-endian f32, rows × values, rounded to the number format.
         #[arg(long, value_name = "FILE")]
         features: Option<PathBuf>,
-        /// Passes that are timed, after one that is not.
+        /// Number of timed passes, after one warm-up pass.
         #[arg(long, default_value_t = 3)]
         passes: u32,
     },
-    /// A head over rows that lie in memory.
+    /// Measures the training of a classification head on features in memory.
     Head {
-        /// Classes.
-        #[arg(long, default_value_t = 92_366, value_parser = positive)]
+        /// Number of classes.
+        #[arg(long, default_value_t = 92_366, value_parser = parse_positive)]
         classes: usize,
-        /// Values of a feature.
-        #[arg(long, default_value_t = 768, value_parser = positive)]
+        /// Values per feature.
+        #[arg(long, default_value_t = 768, value_parser = parse_positive)]
         dim: usize,
-        /// Rows of a step.
-        #[arg(long, default_value_t = 1024, value_parser = positive)]
+        /// Rows per step.
+        #[arg(long, default_value_t = 1024, value_parser = parse_positive)]
         batch_size: usize,
-        /// Steps.
+        /// Number of steps.
         #[arg(long, default_value_t = 100)]
         steps: u64,
-        /// Type of the matrix products on a card: `bf16` or `f32`.
-        #[arg(long, default_value = "bf16", value_parser = word::<Precision>)]
+        /// Number format of matrix products on a GPU: `bf16` or `f32`.
+        #[arg(long, default_value = "bf16", value_parser = parse_config_value::<Precision>)]
         precision: Precision,
-        /// Learning rate, constant.
+        /// Learning rate; constant.
         #[arg(long, default_value_t = 0.01)]
         learning_rate: f64,
         /// Momentum.
@@ -220,49 +242,49 @@ pub(super) enum BenchCommand {
         /// Weight decay.
         #[arg(long, default_value_t = 0.0)]
         weight_decay: f64,
-        /// Seed of a fresh head.
+        /// Random seed of the initial head.
         #[arg(long, default_value_t = 42)]
         seed: u64,
-        /// Features: raw little-endian f32, rows × values; noise, if absent.
+        /// Reads features from this file: raw little-endian f32, rows × values. Default: random values.
         #[arg(long, value_name = "FILE", requires = "labels")]
         features: Option<PathBuf>,
-        /// Labels: raw little-endian u32.
+        /// Reads labels from this file: raw little-endian u32.
         #[arg(long, value_name = "FILE", requires = "features")]
         labels: Option<PathBuf>,
-        /// Checkpoint to go on from.
+        /// Checkpoint to continue from.
         #[arg(long, value_name = "DIR")]
         resume: Option<PathBuf>,
-        /// Where the checkpoint after the last step goes.
+        /// Writes the final checkpoint to this directory.
         #[arg(long, value_name = "DIR")]
         save: Option<PathBuf>,
-        /// Steps between two losses.
+        /// Steps between two loss values.
         #[arg(long, default_value_t = 10)]
         log_every: u64,
     },
-    /// Ranking of classes for rows of noise.
+    /// Measures the ranking of classes for random features.
     Rank {
-        /// Classes.
-        #[arg(long, default_value_t = 92_366, value_parser = positive)]
+        /// Number of classes.
+        #[arg(long, default_value_t = 92_366, value_parser = parse_positive)]
         classes: usize,
-        /// Values of a feature.
-        #[arg(long, default_value_t = 768, value_parser = positive)]
+        /// Values per feature.
+        #[arg(long, default_value_t = 768, value_parser = parse_positive)]
         dim: usize,
-        /// Rows.
-        #[arg(long, default_value_t = 44_762, value_parser = positive)]
+        /// Number of rows.
+        #[arg(long, default_value_t = 44_762, value_parser = parse_positive)]
         rows: usize,
-        /// Classes that are ranked.
+        /// Number of best classes to return per row.
         #[arg(long, default_value_t = 5)]
         top_k: usize,
     },
 }
 
-/// A word of the configuration.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+/// Parses a value that the configuration spells the same way.
+fn parse_config_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }
 
-/// A count of at least one.
-fn positive(text: &str) -> Result<usize, String> {
+/// Parses a count of at least 1.
+fn parse_positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
         other => other.map_err(|error: std::num::ParseIntError| error.to_string()),
@@ -271,22 +293,22 @@ fn positive(text: &str) -> Result<usize, String> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Every key with its meaning, unit and default, as TOML.
+    /// Prints every key with its meaning, unit and default, as TOML.
     Reference,
 }
 
-/// A stage on the command line.
+/// Stage name on the command line.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum StageName {
-    /// Classes and join index.
+    /// Caption classes and the join index.
     Catalog,
-    /// Chunks of the training images.
+    /// Pixels or features of the training images.
     Stream,
-    /// Vectors of the captions, for a text head.
+    /// Caption vectors for a text head.
     Text,
-    /// Checkpoints of the head.
+    /// Head checkpoints.
     Train,
-    /// Test features and submission.
+    /// Test features and the submission.
     Predict,
 }
 
@@ -302,14 +324,50 @@ impl From<StageName> for Stage {
     }
 }
 
+/// Generates a completion script.
+///
+/// `clap_complete` 4.6 writes a hyphen in the program's name in two ways into the script for bash, so that nothing after a
+/// subcommand would be completed. This function makes them equal.
+pub(super) fn completion_script(shell: clap_complete::Shell) -> String {
+    let mut command = Args::command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, &name, &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    if shell == clap_complete::Shell::Bash {
+        return script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"));
+    }
+    script
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn pipeline_file_is_an_argument_or_a_flag() {
+        for line in
+            [&["x", "check", "a.toml"][..], &["x", "check", "--config", "a.toml"], &["x", "check", "-c", "a.toml"]]
+        {
+            let Command::Check { files } = Args::try_parse_from(line).unwrap().command else { panic!("{line:?}") };
+            assert_eq!(files.config(), Path::new("a.toml"));
+        }
+        assert!(Args::try_parse_from(["x", "check"]).is_err());
+        assert!(Args::try_parse_from(["x", "check", "a.toml", "--config", "a.toml"]).is_err());
+    }
+    #[test]
+    fn bash_completion_has_options_for_every_subcommand() {
+        let script = completion_script(clap_complete::Shell::Bash);
+        let commands: Vec<&str> =
+            script.lines().filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"')).collect();
+        assert!(commands.len() > 10, "{script}");
+        for command in commands.iter().filter(|command| !command.is_empty()) {
+            assert!(script.contains(&format!("\n        {command})\n")), "no options for {command}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The commands that need a model: devices, benchmarks, export.
+//! Commands that need a model: `devices`, `bench` with a part of the model, `export`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,41 +6,45 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::args::BenchCommand;
-use super::{Failure, give, print, print_json, runtime, show};
+use super::output::{emit, print, print_json, print_raw};
+use super::{Failure, render, start_runtime};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, CudaStatus, SelectedDevice};
 use crate::pipeline;
 use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 
-/// What a model can run on here.
+/// Devices of this machine that can run a model.
 #[derive(Debug, Serialize)]
 pub(super) struct Devices {
-    /// What a run would use.
+    /// Device that a run would use.
     pub(super) chosen: SelectedDevice,
+    /// CUDA driver, headers and GPUs.
     pub(super) cuda: CudaStatus,
 }
 
-/// Probes for CUDA, where this process was started for that, and gives its exit code then.
-pub(super) fn probe() -> Option<ExitCode> {
+/// Probes for CUDA if this process was started for that; returns its exit code in that case.
+pub(super) fn run_probe() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     if args.next()? != device::PROBE_COMMAND || args.next().is_some() {
         return None;
     }
-    let found = serde_json::to_string(&device::probe::probe_in_process()).ok()?;
-    print(&found);
+    let answer = serde_json::to_string(&device::probe::probe_in_process()).ok()?;
+    print_raw(&answer);
     Some(ExitCode::SUCCESS)
 }
 
-pub(super) fn list(asked: &DeviceConfig, json: bool) -> Result<(), Failure> {
+/// Lists the devices, and the one that `settings` chooses.
+pub(super) fn list(settings: &DeviceConfig, json: bool) -> Result<(), Failure> {
     let cuda = device::probe_cuda();
-    let chosen = device::select_from(asked.kind, asked.index, cuda.clone());
+    let chosen = device::select_from(settings.kind, settings.index, cuda.clone());
     let chosen = chosen.map_err(|error| Failure::new(5, error.to_string()))?;
-    let found = Devices { chosen, cuda };
-    give(json, &found, || show::devices(&found))
+    let devices = Devices { chosen, cuda };
+    emit(json, &devices, || render::devices(&devices))
 }
 
+/// Measures one part of the model.
 pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) -> Result<(), Failure> {
-    let runtime = runtime(0)?;
+    let runtime = start_runtime(0)?;
     match command {
         BenchCommand::Forward {
             checkpoint,
@@ -54,7 +58,7 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
             features,
             passes,
         } => {
-            let wanted = ForwardBench {
+            let settings = ForwardBench {
                 checkpoint,
                 precision,
                 pool,
@@ -66,8 +70,8 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
                 features,
                 passes,
             };
-            let report = runtime.block_on(bench::forward(wanted, machine))?;
-            give(json, &report, || show::forward(&report))
+            let report = runtime.block_on(bench::forward(settings, machine))?;
+            emit(json, &report, || render::forward(&report))
         }
         BenchCommand::Head {
             classes,
@@ -85,7 +89,7 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
             save,
             log_every,
         } => {
-            let wanted = HeadBench {
+            let settings = HeadBench {
                 classes,
                 dim,
                 batch_size,
@@ -100,25 +104,27 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
                 save,
                 log_every,
             };
-            let report = runtime.block_on(bench::head(wanted, machine))?;
-            give(json, &report, || show::head(&report))
+            let report = runtime.block_on(bench::head(settings, machine))?;
+            emit(json, &report, || render::head(&report))
         }
         BenchCommand::Rank { classes, dim, rows, top_k } => {
             let report = runtime.block_on(bench::rank(classes, dim, rows, top_k, machine))?;
-            give(json, &report, || show::rank(&report))
+            emit(json, &report, || render::rank(&report))
         }
     }
 }
 
-pub(super) fn ceiling_of(ids: &Path) -> Result<f64, Failure> {
-    Ok(runtime(0)?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
+/// Returns the highest NDCG@5 that one ranking per image can reach for a file of test ids.
+pub(super) fn score_ceiling(ids: &Path) -> Result<f64, Failure> {
+    Ok(start_runtime(0)?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
 }
 
-pub(super) fn export(plan: &RunConfig, out: &Path, json: bool) -> Result<(), Failure> {
-    let step = pipeline::export(plan, out)?;
+/// Writes backbone and head as a model directory.
+pub(super) fn export(config: &RunConfig, out: &Path, json: bool) -> Result<(), Failure> {
+    let step = pipeline::export(config, out)?;
     if json {
         return print_json(&serde_json::json!({ "step": step, "out": out }));
     }
-    print(&format!("the head of step {step} with its backbone is in `{}`", out.display()));
+    print(&format!("exported the backbone and the head of step {step} to `{}`", out.display()));
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The run's counters for Prometheus, over HTTP: `/metrics` in the `OpenMetrics` text format, and `/healthz`.
+//! Metrics of a run over HTTP: `/metrics` in the `OpenMetrics` text format, and the health check `/healthz`.
 //!
-//! On loopback unless told otherwise: the counters hold the names of shards and nothing secret, but nobody asked for them to be
-//! on the network. Every scrape reads the board as it is then.
+//! The server listens on localhost unless the address names another host. Every scrape reads the current state. Metrics that
+//! only grow are counters, whose exposed names end in `_total`; all others are gauges.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -13,22 +13,22 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeMetric as _, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::runtime::Shutdown;
-use crate::telemetry::{Activity, Kind, ProgressRegistry, Snapshot};
+use crate::telemetry::{Activity, Kind, ProgressRegistry, Reading, Snapshot};
 
 /// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Binds `PORT` (on loopback), `:PORT` or `HOST:PORT`.
+/// Binds `PORT` or `:PORT` on localhost, or `HOST:PORT`.
 ///
 /// # Errors
-/// Why not, as a sentence.
+/// When the address is malformed, not local or in use.
 pub(super) fn bind(address: &str) -> Result<TcpListener, String> {
     let full = match address.strip_prefix(':').unwrap_or(address) {
         port if port.parse::<u16>().is_ok() => format!("127.0.0.1:{port}"),
@@ -37,15 +37,15 @@ pub(super) fn bind(address: &str) -> Result<TcpListener, String> {
     let bound =
         full.to_socket_addrs().and_then(|found| TcpListener::bind(found.collect::<Vec<SocketAddr>>().as_slice()));
     let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    listener.map_err(|error| format!("`--metrics {address}`: {error}; give a free `PORT` or `HOST:PORT`"))
+    listener.map_err(|error| format!("`--metrics {address}`: {error}; use a free `PORT` or `HOST:PORT`"))
 }
 
-/// Answers until the runtime ends.
-pub(super) async fn serve(listener: TcpListener, board: ProgressRegistry, stop: Shutdown) {
+/// Answers requests until the runtime ends.
+pub(super) async fn serve(listener: TcpListener, registry: ProgressRegistry, shutdown: Shutdown) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(%error, "metrics are not served");
+            tracing::warn!(%error, "metrics are not available");
             return;
         }
     };
@@ -53,29 +53,29 @@ pub(super) async fn serve(listener: TcpListener, board: ProgressRegistry, stop: 
         tracing::info!("metrics at http://{address}/metrics");
     }
     loop {
-        // A connection that could not be accepted is gone; the next one may be.
+        // A failed accept loses one connection; the next may succeed.
         let Ok((connection, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let (board, stop) = (board.clone(), stop.clone());
+        let (registry, shutdown) = (registry.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let answering = service_fn(move |request| {
-                let response = answer(&request, &board, &stop);
+            let service = service_fn(move |request| {
+                let response = respond(&request, &registry, &shutdown);
                 async move { Ok::<_, std::convert::Infallible>(response) }
             });
-            // Who hangs up in the middle needs no answer. Who sends nothing is hung up on.
+            // Errors of one connection concern nobody else. The time limit closes connections that send nothing.
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(std::time::Duration::from_secs(10))
-                .serve_connection(TokioIo::new(connection), answering)
+                .serve_connection(TokioIo::new(connection), service)
                 .await
                 .ok();
         });
     }
 }
 
-fn answer<B>(request: &Request<B>, board: &ProgressRegistry, stop: &Shutdown) -> Response<Full<Bytes>> {
+fn respond<B>(request: &Request<B>, registry: &ProgressRegistry, shutdown: &Shutdown) -> Response<Full<Bytes>> {
     let text = |status: StatusCode, kind: &'static str, body: String| {
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
@@ -84,115 +84,140 @@ fn answer<B>(request: &Request<B>, board: &ProgressRegistry, stop: &Shutdown) ->
     };
     let plain = |status, body: &str| text(status, "text/plain; charset=utf-8", body.to_owned());
     if ![Method::GET, Method::HEAD].contains(request.method()) {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n");
     }
     match request.uri().path() {
-        "/metrics" => text(StatusCode::OK, OPEN_METRICS, metrics(board)),
-        "/healthz" if stop.is_raised() => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        "/metrics" => text(StatusCode::OK, OPEN_METRICS, encode_metrics(registry)),
+        "/healthz" if shutdown.is_raised() => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         "/healthz" => plain(StatusCode::OK, "ok\n"),
-        _ => plain(StatusCode::NOT_FOUND, "there are /metrics and /healthz\n"),
+        _ => plain(StatusCode::NOT_FOUND, "not found; see /metrics and /healthz\n"),
     }
 }
 
-/// The board as `OpenMetrics` text.
-fn metrics(board: &ProgressRegistry) -> String {
+/// Encodes all metrics as `OpenMetrics` text.
+fn encode_metrics(progress: &ProgressRegistry) -> String {
     let mut registry = Registry::with_prefix("wikicap");
-    registry.register_collector(Box::new(Scrape(board.clone())));
+    registry.register_collector(Box::new(Scrape(progress.clone())));
     let mut text = String::new();
-    // Writing into a string cannot fail.
+    // Writing to a string cannot fail.
     prometheus_client::encoding::text::encode(&mut text, &registry).ok();
     text
 }
 
+/// Collector of the current metrics.
 #[derive(Debug)]
 struct Scrape(ProgressRegistry);
+
+type Labels<'a> = Vec<(&'a str, String)>;
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let stages = self.0.snapshots();
-        let labels = |stage: &Snapshot| [("stage", stage.name.clone()), ("unit", stage.unit.to_owned())];
-        let mut done = encoder.encode_descriptor(
-            "stage_done",
-            "Units done, those of earlier processes included",
-            None,
-            MetricType::Gauge,
-        )?;
-        for stage in &stages {
-            gauge(&mut done, &labels(stage), stage.done as f64)?;
-        }
-        let help = "Units in all, where known; estimated while inputs are read";
-        let mut total = encoder.encode_descriptor("stage_total", help, None, MetricType::Gauge)?;
-        for stage in &stages {
-            if let Some(units) = stage.total {
-                gauge(&mut total, &labels(stage), units as f64)?;
-            }
-        }
-        let help = "Units per second of this process";
-        let mut rate = encoder.encode_descriptor("stage_rate", help, None, MetricType::Gauge)?;
-        for stage in &stages {
-            gauge(&mut rate, &labels(stage), stage.rate())?;
-        }
-        let help = "Seconds that the parts of a stage were busy, starved of input or blocked by their output";
-        let mut parts = encoder.encode_descriptor("part_seconds", help, None, MetricType::Gauge)?;
-        for stage in &stages {
-            for part in &stage.parts {
-                for (word, doing) in
-                    [("busy", Activity::Busy), ("starved", Activity::Starved), ("blocked", Activity::Blocked)]
-                {
-                    let labels =
-                        [("stage", stage.name.clone()), ("part", part.name.to_owned()), ("state", word.to_owned())];
-                    let seconds = part.share(doing) * part.elapsed.as_secs_f64() * f64::from(part.lanes);
-                    gauge(&mut parts, &labels, seconds)?;
-                }
-            }
-        }
-        let help = "Rows of a stage's shards by what became of them";
-        let mut rows = encoder.encode_descriptor("rows", help, None, MetricType::Gauge)?;
-        for stage in stages.iter().filter(|stage| !stage.shards.is_empty()) {
-            for (word, count) in [
-                ("kept", stage.shards.iter().map(|shard| shard.kept).sum::<u64>()),
-                ("skipped", stage.shards.iter().map(|shard| shard.skipped).sum()),
-                ("quarantined", stage.shards.iter().map(|shard| shard.quarantined).sum()),
-            ] {
-                gauge(&mut rows, &[("stage", stage.name.clone()), ("outcome", word.to_owned())], count as f64)?;
-            }
-        }
-        let help = "Shards of a stage, and how many of them are committed";
-        let mut shards = encoder.encode_descriptor("shards", help, None, MetricType::Gauge)?;
-        for stage in stages.iter().filter(|stage| !stage.shards.is_empty()) {
-            let done = stage.shards.iter().filter(|shard| shard.done).count();
-            for (word, count) in [("all", stage.shards.len()), ("done", done)] {
-                gauge(&mut shards, &[("stage", stage.name.clone()), ("state", word.to_owned())], count as f64)?;
-            }
-        }
+        encode_stages(&mut encoder, &stages)?;
+        encode_shards(&mut encoder, &stages)?;
         for reading in self.0.readings() {
-            match reading.kind {
-                Kind::Counter => {
-                    let counter = ConstCounter::new(reading.value);
-                    let metric = encoder.encode_descriptor(reading.name, reading.help, None, counter.metric_type())?;
-                    counter.encode(metric)?;
-                }
-                Kind::Gauge => {
-                    let value = ConstGauge::new(reading.value as f64);
-                    let metric = encoder.encode_descriptor(reading.name, reading.help, None, value.metric_type())?;
-                    value.encode(metric)?;
-                    if let Some(limit) = reading.limit {
-                        let (name, help) = (format!("{}_limit", reading.name), format!("{}: the most", reading.help));
-                        let value = ConstGauge::new(limit as f64);
-                        value.encode(encoder.encode_descriptor(&name, &help, None, value.metric_type())?)?;
-                    }
-                }
-            }
+            encode_reading(&mut encoder, &reading)?;
         }
         Ok(())
     }
 }
 
-fn gauge(family: &mut MetricEncoder<'_>, labels: &[(&str, String)], value: f64) -> fmt::Result {
-    // The encoder writes values as they are; a submission's name may hold anything.
-    let escaped = |text: &String| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-    let labels: Vec<(&str, String)> = labels.iter().map(|(name, value)| (*name, escaped(value))).collect();
-    ConstGauge::new(value).encode(family.encode_family(&labels)?)
+/// Encodes units, rates and times of all stages.
+fn encode_stages(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fmt::Result {
+    let labels =
+        |stage: &Snapshot| -> Labels<'_> { vec![("stage", stage.name.clone()), ("unit", stage.unit.to_owned())] };
+    let help = "Units done, including those of earlier processes of the run";
+    let mut done = encoder.encode_descriptor("stage_done", help, None, MetricType::Counter)?;
+    for stage in stages {
+        encode_counter(&mut done, labels(stage), stage.done)?;
+    }
+    let help = "Units in all, where known; an estimate while inputs are read";
+    let mut total = encoder.encode_descriptor("stage_total", help, None, MetricType::Gauge)?;
+    for stage in stages {
+        if let Some(units) = stage.total {
+            encode_gauge(&mut total, labels(stage), units as f64)?;
+        }
+    }
+    let help = "Units per second of this process, averaged over the stage";
+    let mut rate = encoder.encode_descriptor("stage_rate", help, None, MetricType::Gauge)?;
+    for stage in stages {
+        encode_gauge(&mut rate, labels(stage), stage.rate())?;
+    }
+    let help = "Seconds that the parts of a stage were busy, starved of input or blocked by their output";
+    let mut seconds = encoder.encode_descriptor("part_seconds", help, None, MetricType::Counter)?;
+    for stage in stages {
+        for part in &stage.parts {
+            for (state, activity) in
+                [("busy", Activity::Busy), ("starved", Activity::Starved), ("blocked", Activity::Blocked)]
+            {
+                let labels =
+                    vec![("stage", stage.name.clone()), ("part", part.name.to_owned()), ("state", state.to_owned())];
+                let value = part.share(activity) * part.elapsed.as_secs_f64() * f64::from(part.lanes);
+                encode_counter(&mut seconds, labels, value)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Encodes rows and shards of the stages that read shards.
+fn encode_shards(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fmt::Result {
+    let with_shards = || stages.iter().filter(|stage| !stage.shards.is_empty());
+    let help = "Saved rows of a stage's shards, by outcome";
+    let mut rows = encoder.encode_descriptor("rows", help, None, MetricType::Counter)?;
+    for stage in with_shards() {
+        for (outcome, value) in [
+            ("kept", stage.shards.iter().map(|shard| shard.kept).sum::<u64>()),
+            ("skipped", stage.shards.iter().map(|shard| shard.skipped).sum()),
+            ("quarantined", stage.shards.iter().map(|shard| shard.quarantined).sum()),
+        ] {
+            encode_counter(&mut rows, vec![("stage", stage.name.clone()), ("outcome", outcome.to_owned())], value)?;
+        }
+    }
+    let help = "Shards of a stage: all of them, and those that are done";
+    let mut shards = encoder.encode_descriptor("shards", help, None, MetricType::Gauge)?;
+    for stage in with_shards() {
+        let done = stage.shards.iter().filter(|shard| shard.done).count();
+        for (state, value) in [("all", stage.shards.len()), ("done", done)] {
+            let labels = vec![("stage", stage.name.clone()), ("state", state.to_owned())];
+            encode_gauge(&mut shards, labels, value as f64)?;
+        }
+    }
+    Ok(())
+}
+
+/// Encodes a value that the stages share, and its limit.
+fn encode_reading(encoder: &mut DescriptorEncoder<'_>, reading: &Reading) -> fmt::Result {
+    match reading.kind {
+        Kind::Counter => {
+            let counter = ConstCounter::new(reading.value);
+            counter.encode(encoder.encode_descriptor(reading.name, reading.help, None, counter.metric_type())?)
+        }
+        Kind::Gauge => {
+            let gauge = ConstGauge::new(reading.value as f64);
+            gauge.encode(encoder.encode_descriptor(reading.name, reading.help, None, gauge.metric_type())?)?;
+            let Some(limit) = reading.limit else { return Ok(()) };
+            let (name, help) = (format!("{}_limit", reading.name), format!("{}: upper limit", reading.help));
+            let gauge = ConstGauge::new(limit as f64);
+            gauge.encode(encoder.encode_descriptor(&name, &help, None, gauge.metric_type())?)
+        }
+    }
+}
+
+fn encode_gauge(family: &mut MetricEncoder<'_>, labels: Labels<'_>, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(family.encode_family(&escape_labels(labels))?)
+}
+
+fn encode_counter<N: EncodeCounterValue>(family: &mut MetricEncoder<'_>, labels: Labels<'_>, value: N) -> fmt::Result {
+    ConstCounter::new(value).encode(family.encode_family(&escape_labels(labels))?)
+}
+
+/// Escapes label values, which the encoder writes as they are; the name of a submission may hold any character.
+fn escape_labels(mut labels: Labels<'_>) -> Labels<'_> {
+    for (_, value) in &mut labels {
+        *value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    }
+    labels
 }
 
 #[cfg(test)]
@@ -201,7 +226,7 @@ mod tests {
     use crate::telemetry::StageTimer;
 
     #[test]
-    fn a_port_alone_is_on_loopback() {
+    fn port_without_host_is_on_localhost() {
         for address in ["0", ":0", "localhost:0"] {
             let listener = bind(address).unwrap();
             assert!(listener.local_addr().unwrap().ip().is_loopback(), "{address}");
@@ -213,17 +238,20 @@ mod tests {
     }
 
     #[test]
-    fn a_scrape_has_every_stage_part_and_reading() {
-        let board = ProgressRegistry::default();
-        let meter = board.stage("test \"images\"", "rows", 10);
-        meter.add(3);
-        meter.part(StageTimer::serial("read rows"));
-        board.gauge("in_flight_bytes", "Bytes in flight", Some(9), || Some(5));
-        board.counter("store_requests", "Requests", || 7);
-        let text = metrics(&board);
+    fn scrape_has_every_stage_part_and_reading() {
+        let registry = ProgressRegistry::default();
+        let stage = registry.stage("test \"images\"", "rows", 10);
+        stage.add(3);
+        stage.part(StageTimer::serial("read rows"));
+        registry.gauge("in_flight_bytes", "Bytes in flight", Some(9), || Some(5));
+        registry.counter("store_requests", "Requests", || 7);
+        let text = encode_metrics(&registry);
         for line in [
-            "wikicap_stage_done{stage=\"test \\\"images\\\"\",unit=\"rows\"} 3.0",
+            "# TYPE wikicap_stage_done counter",
+            "wikicap_stage_done_total{stage=\"test \\\"images\\\"\",unit=\"rows\"} 3",
             "wikicap_stage_total{stage=\"test \\\"images\\\"\",unit=\"rows\"} 10.0",
+            "# TYPE wikicap_part_seconds counter",
+            "# TYPE wikicap_rows counter",
             "wikicap_in_flight_bytes 5.0",
             "wikicap_in_flight_bytes_limit 9.0",
             "wikicap_store_requests_total 7",
@@ -235,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn health_ends_with_the_wish_to_stop() {
-        let (board, stop) = (ProgressRegistry::default(), Shutdown::default());
-        let ask = |path: &str| answer(&Request::get(path).body(()).unwrap(), &board, &stop).status();
+    fn health_check_fails_after_a_stop_request() {
+        let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
+        let get = |path: &str| respond(&Request::get(path).body(()).unwrap(), &registry, &shutdown).status();
         assert_eq!(
-            (ask("/healthz"), ask("/metrics"), ask("/x")),
+            (get("/healthz"), get("/metrics"), get("/x")),
             (StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND)
         );
-        stop.raise(crate::runtime::Signal::Terminate);
-        assert_eq!(ask("/healthz"), StatusCode::SERVICE_UNAVAILABLE);
+        shutdown.raise(crate::runtime::Signal::Terminate);
+        assert_eq!(get("/healthz"), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

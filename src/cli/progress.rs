@@ -1,63 +1,82 @@
-//! Progress: bars on a terminal, a log line now and then elsewhere.
+//! Progress on standard error: bars on a terminal, a log line every few seconds elsewhere.
 
 use std::io::{IsTerminal as _, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
+use super::format;
+use super::output::escape_controls;
 use crate::telemetry::{ProgressRegistry, Snapshot};
 
-/// Time between two looks at the stages on a terminal.
+/// Time between two updates of the bars.
 const TICK: Duration = Duration::from_millis(200);
-/// Time between two log lines elsewhere.
-const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Time between two log lines about a stage.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Where progress and logs go.
+/// Destination of progress and logs.
 #[derive(Debug, Clone)]
 pub(super) struct Screen {
     bars: MultiProgress,
-    terminal: bool,
-    json: bool,
+    style: Style,
+    color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Bars,
+    Lines,
+    Quiet,
+}
+
+/// Returns whether standard error is a terminal that can move the cursor.
+fn has_cursor() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 impl Screen {
-    /// Bars on standard error where that is a terminal.
-    pub(super) fn new(json: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { bars: MultiProgress::with_draw_target(target), terminal, json }
+    /// Chooses bars or lines by what standard error is, and colour by `NO_COLOR` (<https://no-color.org>).
+    pub(super) fn new(quiet: bool) -> Self {
+        let cursor = has_cursor();
+        let color = cursor && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let style = match (quiet, cursor) {
+            (true, _) => Style::Quiet,
+            (false, true) => Style::Bars,
+            (false, false) => Style::Lines,
+        };
+        let target = if style == Style::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { bars: MultiProgress::with_draw_target(target), style, color }
     }
 
-    /// Whether results are wanted as JSON.
-    pub(super) fn json(&self) -> bool {
-        self.json
+    /// Shows the stages of a run until [`Display::end`].
+    pub(super) fn follow(&self, registry: &ProgressRegistry) -> Display {
+        let (screen, registry, ended) = (self.clone(), registry.clone(), Arc::new(AtomicBool::new(false)));
+        let flag = Arc::clone(&ended);
+        let follow = move || match screen.style {
+            Style::Bars => screen.draw_bars(&registry, &flag),
+            Style::Lines => log_stages(&registry, &flag),
+            Style::Quiet => {}
+        };
+        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(follow).ok();
+        Display { ended, thread }
     }
 
-    /// Shows the stages of a run until [`Following::end`].
-    pub(super) fn follow(&self, board: &ProgressRegistry) -> Following {
-        let (screen, board, over) = (self.clone(), board.clone(), Arc::new(AtomicBool::new(false)));
-        let flag = Arc::clone(&over);
-        let thread = std::thread::Builder::new()
-            .name("progress".to_owned())
-            .spawn(move || if screen.terminal { screen.draw(&board, &flag) } else { log(&board, &flag) })
-            .ok();
-        Following { over, thread }
-    }
-
-    fn draw(&self, board: &ProgressRegistry, over: &AtomicBool) {
+    fn draw_bars(&self, registry: &ProgressRegistry, ended: &AtomicBool) {
         let mut bars: Vec<ProgressBar> = Vec::new();
         loop {
-            let last = over.load(Ordering::SeqCst);
-            for (index, stage) in board.snapshots().iter().enumerate() {
+            let last = ended.load(Ordering::SeqCst);
+            for (index, stage) in registry.snapshots().iter().enumerate() {
                 if index == bars.len() {
                     bars.push(self.bars.add(ProgressBar::new(0)));
                 }
-                show(&bars[index], stage, last);
+                update_bar(&bars[index], stage, last);
             }
             if last {
                 return;
@@ -67,57 +86,75 @@ impl Screen {
     }
 }
 
-fn show(bar: &ProgressBar, stage: &Snapshot, last: bool) {
+fn update_bar(bar: &ProgressBar, stage: &Snapshot, last: bool) {
     if bar.is_finished() {
         return;
     }
     let template = if stage.total.is_some() && !stage.finished {
-        "{prefix:22} {bar:30} {pos}/{len} {msg}"
+        "{prefix:22} {bar:24} {human_pos}/{human_len} {msg}"
     } else {
-        "{prefix:22} {pos} {msg}"
+        "{prefix:22} {human_pos} {msg}"
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.set_prefix(stage.name.clone());
+    bar.set_prefix(escape_controls(&stage.name).into_owned());
     bar.set_length(stage.total.unwrap_or(0).max(stage.done));
     bar.set_position(stage.done);
-    let eta = stage.eta().filter(|_| !stage.finished).map_or_else(String::new, |left| {
-        format!(", {} left", humantime::format_duration(Duration::from_secs(left.as_secs())))
+    let rate = format::number(stage.rate());
+    bar.set_message(match time_left(stage) {
+        Some(left) => format!("{}, {rate}/s, {left} left", stage.unit),
+        None => format!("{}, {rate}/s", stage.unit),
     });
-    bar.set_message(format!("{}, {:.0}/s{eta}", stage.unit, stage.rate()));
     if stage.finished || last {
         bar.abandon();
     }
 }
 
-fn log(board: &ProgressRegistry, over: &AtomicBool) {
-    let mut next = Instant::now() + LOG_EVERY;
+fn time_left(stage: &Snapshot) -> Option<String> {
+    let left = stage.eta().filter(|_| !stage.finished)?;
+    Some(format::duration(left.as_secs() as f64))
+}
+
+/// Describes the progress of a stage in one line: `images: 1,200 of 2,980 rows (40.3 %), 812 rows/s, 2 s left`.
+fn progress_line(stage: &Snapshot) -> String {
+    let Snapshot { name, unit, done, resumed, .. } = stage;
+    let rate = format::number(stage.rate());
+    if stage.finished {
+        let (units, time) = (format::plural(*done, unit), format::duration(stage.elapsed.as_secs_f64()));
+        return match done - resumed.min(done) {
+            0 => format!("{name}: done, {units}, all from an earlier run"),
+            _ => format!("{name}: done, {units} in {time}, {rate} {unit}/s"),
+        };
+    }
+    let units = match stage.total {
+        Some(total) if total > 0 => {
+            let share = format::percent((*done as f64 / total as f64).min(1.0));
+            format!("{} of {} ({share})", format::count(*done), format::plural(total, unit))
+        }
+        _ => format::plural(*done, unit),
+    };
+    let left = time_left(stage).map_or_else(String::new, |left| format!(", {left} left"));
+    format!("{name}: {units}, {rate} {unit}/s{left}")
+}
+
+fn log_stages(registry: &ProgressRegistry, ended: &AtomicBool) {
+    let mut next = Instant::now() + LOG_INTERVAL;
     let mut reported: Vec<bool> = Vec::new();
     loop {
-        let last = over.load(Ordering::SeqCst);
+        let last = ended.load(Ordering::SeqCst);
         let due = Instant::now() >= next;
-        for (index, stage) in board.snapshots().iter().enumerate() {
+        for (index, stage) in registry.snapshots().iter().enumerate() {
             if index == reported.len() {
                 reported.push(false);
             }
             if !reported[index] && (stage.finished || due) {
                 reported[index] = stage.finished;
-                let left = stage.eta().filter(|_| !stage.finished).map(|left| Duration::from_secs(left.as_secs()));
-                tracing::info!(
-                    stage = stage.name,
-                    done = stage.done,
-                    total = stage.total,
-                    unit = stage.unit,
-                    per_second = stage.rate().round(),
-                    left = left.map(|left| humantime::format_duration(left).to_string()),
-                    "{}",
-                    if stage.finished { "stage done" } else { "progress" }
-                );
+                tracing::info!("{}", progress_line(stage));
             }
         }
         if due {
-            next = Instant::now() + LOG_EVERY;
+            next = Instant::now() + LOG_INTERVAL;
         }
         if last {
             return;
@@ -126,27 +163,28 @@ fn log(board: &ProgressRegistry, over: &AtomicBool) {
     }
 }
 
-/// Progress that is being shown.
-pub(super) struct Following {
-    over: Arc<AtomicBool>,
+/// Progress display of a running pipeline.
+pub(super) struct Display {
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Following {
+impl Display {
     /// Shows the last state and ends.
     pub(super) fn end(self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.ended.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread {
             thread.thread().unpark();
-            // A panic in the drawing of bars must not cost the run.
+            // A panic while drawing must not fail the run.
             thread.join().ok();
         }
     }
 }
 
 /// Sends log lines to standard error, above the bars.
-pub(super) fn start_log(screen: &Screen, verbose: u8) {
+pub(super) fn start_log(screen: &Screen, verbose: u8, quiet: bool) {
     let default = match verbose {
+        0 if quiet => "warn",
         0 => "warn,wikicap_pipeline=info",
         1 => "info,wikicap_pipeline=debug",
         _ => "debug",
@@ -155,16 +193,26 @@ pub(super) fn start_log(screen: &Screen, verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(verbose > 0)
-        .with_ansi(screen.terminal)
-        .with_writer(Above(screen.bars.clone()))
+        .with_ansi(screen.color)
+        .with_timer(Seconds)
+        .with_writer(AboveBars(screen.bars.clone()))
         .init();
 }
 
-/// Writes whole lines while the bars are out of the way.
-#[derive(Clone)]
-struct Above(MultiProgress);
+/// Time of a log line: UTC, to the second.
+struct Seconds;
 
-impl Write for Above {
+impl FormatTime for Seconds {
+    fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+        write!(out, "{}", humantime::format_rfc3339_seconds(SystemTime::now()))
+    }
+}
+
+/// Writer of whole lines that hides the bars meanwhile.
+#[derive(Clone)]
+struct AboveBars(MultiProgress);
+
+impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.suspend(|| std::io::stderr().write(bytes))
     }
@@ -174,10 +222,25 @@ impl Write for Above {
     }
 }
 
-impl<'a> MakeWriter<'a> for Above {
+impl<'a> MakeWriter<'a> for AboveBars {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
         self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_line_says_how_much_is_done() {
+        let registry = ProgressRegistry::default();
+        let stage = registry.stage("images", "rows", 2000);
+        stage.add_resumed(500);
+        assert_eq!(progress_line(&stage.snapshot()), "images: 500 of 2,000 rows (25.0 %), 0 rows/s");
+        stage.finish();
+        assert_eq!(progress_line(&stage.snapshot()), "images: done, 500 rows, all from an earlier run");
     }
 }

@@ -34,7 +34,7 @@ fn missing_cuda_lists_everything_missing() {
     let (config, machine) = (features_only(dir.path()), machine(dir.path(), "kind = 'cuda'"));
     for command in ["run", "check"] {
         let out = without_cuda(&[command, "--config", &config, "--machine", &machine]);
-        let text = stderr_of(&out);
+        let text = stderr_of(&out) + &String::from_utf8_lossy(&out.stdout);
         assert_eq!(out.status.code(), Some(5), "{text}");
         let errors: Vec<&str> = text.lines().filter(|line| line.contains("`device.kind` is `cuda`")).collect();
         assert_eq!(errors.len(), 1, "{text}");

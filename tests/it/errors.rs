@@ -244,3 +244,34 @@ fn urls_differing_in_white_space_are_distinct() {
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(report["images"]["tally"]["kept"], 1, "{}", report["images"]["tally"]);
 }
+
+#[test]
+fn check_prints_problems_to_standard_output_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("data/test.tsv", "data/absent.tsv")]));
+    let out = run(&["check", &config]);
+    assert_eq!((out.status.code(), stderr_of(&out)), (Some(3), String::new()));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("1 problem:") && text.contains("absent.tsv` is not there"), "{text}");
+}
+
+#[test]
+fn control_characters_of_data_are_escaped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("\u{1b}[31mred");
+    for args in [&["inspect"][..], &["--json", "inspect"], &["run"]] {
+        let out = run(&[args, &[path.to_str().unwrap()]].concat());
+        assert!(!out.status.success() && stderr_of(&out).contains("\\x1b[31mred"), "{}", stderr_of(&out));
+        assert!(!stderr_of(&out).contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn quiet_run_prints_its_summary_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[("epochs = 12", "epochs = 1")]));
+    let out = run(&["run", &config, "--quiet"]);
+    assert_eq!((out.status.code(), stderr_of(&out)), (Some(0), String::new()));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.starts_with("NDCG@5") && text.lines().count() <= 24, "{text}");
+}

@@ -87,8 +87,8 @@ fn status_describes_running_and_killed_runs() {
 
     let scrape = get(&address, "/metrics");
     for line in [
-        format!("wikicap_stage_done{{stage=\"images\",unit=\"rows\"}} {rows}.0"),
-        "wikicap_part_seconds{stage=\"images\",part=\"decode\",state=\"busy\"}".to_owned(),
+        format!("wikicap_stage_done_total{{stage=\"images\",unit=\"rows\"}} {rows}\n"),
+        "wikicap_part_seconds_total{stage=\"images\",part=\"decode\",state=\"busy\"}".to_owned(),
         "wikicap_in_flight_bytes_limit".to_owned(),
         "# EOF".to_owned(),
     ] {
@@ -98,9 +98,10 @@ fn status_describes_running_and_killed_runs() {
     child.kill().unwrap();
     child.wait().unwrap();
     let out = run(&["status", "--run-dir", run_dir.to_str().unwrap()]);
-    let text = String::from_utf8(out.stdout).unwrap();
-    assert!(text.contains("is not running") && text.contains("ended without a word"), "{text}");
+    let text = String::from_utf8(out.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("is not running") && text.contains("without a final report"), "{text}");
     assert_eq!(status(&run_dir).unwrap()["live"], false);
+    assert_eq!(run(&["status", "--check", run_dir.to_str().unwrap()]).status.code(), Some(1));
     let kinds: Vec<String> = events(&run_dir).iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
     assert_eq!(kinds[0], "run_started");
     let committed = events(&run_dir).into_iter().filter(|event| event["event"] == "chunk_committed");
@@ -116,15 +117,13 @@ fn finished_run_names_its_bottleneck() {
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 2")]));
     let out = run(&["run", "--config", &config]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(
-        out.status.success() && text.contains("bottleneck") && text.contains("the device waited for data"),
-        "{text}"
-    );
+    assert!(out.status.success() && text.contains("Bottleneck") && text.contains("NDCG@5"), "{text}");
     let report: Value = serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap();
     let images = report["stages"].as_array().unwrap().iter().find(|stage| stage["name"] == "images").unwrap();
     let waited = images["device_waited"].as_f64().unwrap();
     assert!((0.0..=1.0).contains(&waited) && images["bottleneck"]["share"].as_f64().unwrap() > 0.0);
     let now = status(&run_dir).unwrap();
     assert_eq!((&now["state"], &now["live"]), (&"done".into(), &false.into()));
+    assert_eq!(run(&["status", "--check", run_dir.to_str().unwrap()]).status.code(), Some(0));
     assert_eq!(events(&run_dir).last().unwrap()["state"], "done");
 }

@@ -1,0 +1,207 @@
+//! Tables that `-v` adds to the summary of a run.
+
+use std::collections::BTreeMap;
+
+use super::{Table, describe_bottleneck};
+use crate::cli::format::{bytes, count, duration, number, part_of, percent, plural};
+use crate::config::Trial;
+use crate::pipeline::Report;
+use crate::pipeline::report::{
+    CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StageReport, StreamReport,
+    TrainingReport,
+};
+
+/// Languages with a line of their own; the report has all.
+const LANGUAGES: usize = 12;
+
+/// Appends the tables of all stages to `text`.
+pub(super) fn append_details(text: &mut String, report: &Report) {
+    let mut table = Table::with_headings();
+    table.text = std::mem::take(text);
+    if let Some(part) = &report.catalog {
+        catalog(&mut table, part);
+    }
+    if let Some(part) = &report.images {
+        images(&mut table, part, report.catalog.as_ref());
+    }
+    if let Some(part) = &report.training {
+        training(&mut table, part);
+    }
+    if let Some(part) = &report.prediction {
+        prediction(&mut table, part);
+    }
+    table.heading("Stages of this process");
+    for stage in &report.stages {
+        stage_rows(&mut table, stage);
+    }
+    table.heading("Resources of this process");
+    if let Some(device) = &report.device {
+        table.row("device", device);
+    }
+    if let Some(peak) = report.peak_memory_bytes {
+        table.row("peak memory", bytes(peak));
+    }
+    table.row("peak bytes in flight", bytes(report.peak_in_flight_bytes));
+    let traffic = &report.traffic;
+    if traffic.requests > 0 {
+        let (requests, retries) = (count(traffic.requests), count(traffic.retries));
+        table.row("storage requests", format!("{requests}, of which {retries} were retries"));
+        let (read, written) = (bytes(traffic.bytes_read), bytes(traffic.bytes_written));
+        table.row("storage traffic", format!("{read} read, {written} written"));
+    }
+    table.heading("Outputs");
+    for (name, path) in &report.outputs {
+        table.row(name, path);
+    }
+    *text = table.text;
+}
+
+fn add_counts(table: &mut Table, counts: &BTreeMap<String, u64>) {
+    for (name, rows) in counts {
+        table.row(&format!("  {name}"), count(*rows));
+    }
+}
+
+fn catalog(table: &mut Table, part: &CatalogReport) {
+    table.heading("Caption classes");
+    table.row(
+        "classes",
+        format!(
+            "{} (`captions.classes` = `{}`, `captions.match` = `{}`)",
+            count(part.classes),
+            part.source,
+            part.match_rule
+        ),
+    );
+    if part.duplicate_captions > 0 {
+        table.row("repeated captions", count(part.duplicate_captions));
+    }
+    table.row("rows with a label", part_of(part.labelled_rows, part.pair_rows));
+    if !part.pair_rows_skipped.is_empty() {
+        table.row("rows skipped", "");
+        add_counts(table, &part.pair_rows_skipped);
+    }
+    table.row("image URLs with a label", count(part.labelled_images));
+    table.row("classes with an image", part_of(part.classes_with_images, part.classes));
+    let histogram: Vec<String> = part
+        .images_per_class
+        .iter()
+        .map(|(images, classes)| format!("{images}: {}", plural(*classes, "classes")))
+        .collect();
+    table.row("images per class", histogram.join(", "));
+    let about = if part.urls_merged_exact { "" } else { "about " };
+    table.row("URLs equal but for form", format!("{about}{}", count(part.urls_merged_by_normalising)));
+}
+
+fn images(table: &mut Table, part: &StreamReport, catalog: Option<&CatalogReport>) {
+    table.heading("Training images");
+    table.row("rows read", format!("{} in {}", count(part.tally.rows), plural(part.shards, "shards")));
+    table.row("used", count(part.tally.kept));
+    if let Some(catalog) = catalog {
+        table.row("labelled URLs with pixels", part_of(part.tally.kept, catalog.labelled_images));
+        table.row("(image, class) pairs", count(part.labels));
+    }
+    table.row("skipped, not decoded", count(part.tally.skipped_rows()));
+    add_counts(table, &part.tally.skipped);
+    table.row("quarantined", count(part.tally.quarantined_rows()));
+    add_counts(table, &part.tally.quarantined);
+}
+
+fn training(table: &mut Table, part: &TrainingReport) {
+    table.heading("Training");
+    table.row("samples", format!("{}; {} held out", count(part.samples), plural(part.validation_images, "images")));
+    table.row("steps", count(part.steps));
+    if let Some(point) = &part.validation {
+        table.row("last validation loss", number(point.loss));
+        table.row(
+            "last validation NDCG@5",
+            format!("{} (ceiling {})", number(point.ndcg5), number(point.ndcg5_ceiling)),
+        );
+    }
+    if let Some(best) = &part.best {
+        table.row("best epoch", format!("{}, NDCG@5 {}", best.epoch, number(best.ndcg5)));
+    }
+    for (index, trial) in part.trials.iter().enumerate() {
+        let Trial { learning_rate, momentum, weight_decay } = trial.settings;
+        let best = trial.best.map_or_else(|| "no score".to_owned(), |best| format!("NDCG@5 {}", number(best.ndcg5)));
+        let settings = format!("learning rate {learning_rate}, momentum {momentum}, weight decay {weight_decay}");
+        let chosen = if trial.wins { ", used for prediction" } else { "" };
+        table.row(&format!("head {index} of the sweep"), format!("{settings}: {best}{chosen}"));
+    }
+}
+
+fn prediction(table: &mut Table, part: &PredictionReport) {
+    table.heading("Prediction");
+    table.row("ids", format!("{} over {}", count(part.ids), plural(part.images, "images")));
+    if let Some(step) = part.checkpoint_step {
+        table.row("checkpoint", format!("step {}", count(step)));
+    }
+    table.row("test images used", count(part.tally.kept));
+    table.row("skipped, not decoded", count(part.tally.skipped_rows()));
+    table.row("quarantined", count(part.tally.quarantined_rows()));
+    add_counts(table, &part.tally.quarantined);
+    table.row("ids without usable image", count(part.ids_without_image));
+    let Some(text) = &part.text else { return };
+    table.row("captions ranked", format!("{} of {}", count(text.captions), text.source));
+    table.row("hubness correction", &text.correction);
+    if let Some(weight) = text.names_weight {
+        table.row("weight of file names", format!("{}, pixels have 1", number(f64::from(weight))));
+    }
+    if let Some(weight) = text.classes_weight {
+        table.row("weight of `predict.blend`", number(f64::from(weight)));
+    }
+    if let Some(scores) = &text.held_out {
+        evidence(table, "NDCG@5 on held-out images", scores);
+    }
+    if let Some(scores) = &text.test {
+        evidence(table, "NDCG@5 on test images", scores);
+    }
+}
+
+/// Adds the scores of all groups, then of the languages with the most queries.
+fn evidence(table: &mut Table, title: &str, part: &EvidenceReport) {
+    let line = |group: &EvidenceGroup| {
+        let (queries, captions) = (count(group.questions), count(group.captions));
+        format!("{} ({queries} queries, {captions} captions)", evidence_scores(group))
+    };
+    table.heading(&format!("{title} ({} images)", count(part.images)));
+    for group in &part.groups {
+        table.row(&group.name, line(group));
+    }
+    let mut languages: Vec<&EvidenceGroup> = part.by_language.iter().collect();
+    languages.sort_by_key(|group| std::cmp::Reverse(group.questions));
+    for group in languages.iter().take(LANGUAGES) {
+        table.row(&format!("language {}", group.name), line(group));
+    }
+    if languages.len() > LANGUAGES {
+        table.row("other languages", format!("{} in report.json", languages.len() - LANGUAGES));
+    }
+}
+
+/// Formats the NDCG@5 of each kind of evidence: `pixels 0.210, file names 0.330, both 0.365`.
+pub(super) fn evidence_scores(group: &EvidenceGroup) -> String {
+    let mut text = format!("pixels {}", number(group.pixels.ndcg5));
+    let mut add = |name: &str, scores: Option<EvidenceScores>| {
+        if let Some(scores) = scores {
+            text.push_str(&format!(", {name} {}", number(scores.ndcg5)));
+        }
+    };
+    add("file names", group.names);
+    add("both", group.both);
+    text
+}
+
+fn stage_rows(table: &mut Table, stage: &StageReport) {
+    let StageReport { name, unit, done, seconds, per_second, .. } = stage;
+    let rate = number(*per_second);
+    table.row(name, format!("{} in {}, {rate} {unit}/s", plural(*done, unit), duration(*seconds)));
+    if let Some(bottleneck) = &stage.bottleneck {
+        table.row("  bottleneck", describe_bottleneck(bottleneck, stage.device_waited));
+    }
+    for part in &stage.parts {
+        let (busy, starved, blocked) = (percent(part.busy), percent(part.starved), percent(part.blocked));
+        let workers = if part.lanes > 1 { format!(" ({} threads)", part.lanes) } else { String::new() };
+        let shares = format!("busy {busy}, waiting for input {starved}, waiting to output {blocked}");
+        table.row(&format!("  {}{workers}", part.name), shares);
+    }
+}
