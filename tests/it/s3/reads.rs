@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
-use wikicap_pipeline::store::{Object, Store, StoreError, StoreSettings, explain_read};
+use wikicap_pipeline::objects::{Object, Store, StoreError, StoreSettings, explain_read};
 
 use super::faults::Faults;
 use super::server::Server;
