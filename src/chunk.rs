@@ -29,7 +29,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use checksum::{Checksum, sum_segments, verify};
+pub use checksum::{Checksum, verify};
 pub use row_meta::RowMeta;
 
 /// Which rows a chunk starts with, in the order of shards and rows.

@@ -6,7 +6,6 @@
 //! | part | does |
 //! | --- | --- |
 //! | [`Directory`] | complete files under names, local (`local`) or on S3 (`s3`, with its `lease`) |
-//! | [`SequentialWriter`] | large files, written past the page cache |
 //! | [`Log`] | append-only event files |
 //! | [`Process`] | identifies a process across hosts |
 //! | [`failpoint`] | named instants at which a test kills the process |
@@ -16,14 +15,10 @@ pub mod failpoint;
 mod lease;
 pub(crate) mod local;
 mod log;
-mod pages;
 mod process;
 mod s3;
-mod sequential;
 
 pub use directory::{Directory, LocalCopy, Lock};
 pub use local::LocalDirectory;
 pub use log::Log;
-pub use pages::PageBuffer;
 pub use process::{Process, boot};
-pub use sequential::{PLACE_BYTES, PageCache, SequentialWriter};

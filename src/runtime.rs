@@ -10,7 +10,7 @@ mod cpu_pool;
 mod device_thread;
 mod shutdown;
 
-pub use buffer_pool::{BufferPool, PooledBuffer, Reusable};
+pub use buffer_pool::{BufferPool, PooledBuffer};
 pub use byte_budget::{ByteBudget, BytePermit};
 pub use cpu_pool::{CpuPool, JobPanicked, NoThreads};
 pub use device_thread::{DeviceGone, DeviceThread};

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::journal::{Journal, Layout};
-use super::pixels::{PixelReader, PixelWriter, Purpose};
+use super::pixels::{PixelReader, PixelWriter};
 use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
 use super::spool::{RingEntry, Spool};
@@ -48,9 +48,9 @@ fn files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let pixels: Vec<u8> = (0..20 * 192u32).map(|at| (at / 50) as u8).collect();
-            writer.write(&heads(20), &pixels, &[]).unwrap();
+            writer.write(&heads(20), &pixels).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }

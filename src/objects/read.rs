@@ -167,7 +167,7 @@ impl OpenFile {
 
     /// Begins to read a range; `None` comes where the file is another one now, or cannot be read.
     fn read(self: &Arc<Self>, range: Range<u64>) -> JoinHandle<Option<PooledBuffer>> {
-        let (this, buffer) = (Arc::clone(self), self.buffers.lend());
+        let (this, buffer) = (Arc::clone(self), self.buffers.acquire_pooled());
         tokio::task::spawn_blocking(move || {
             let wanted = (range.end - range.start) as usize;
             let bytes = read_at(&this.file, range.start, wanted, buffer).ok()?;

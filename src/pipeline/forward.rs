@@ -119,7 +119,7 @@ impl Reading {
                     return Ok(());
                 }
                 loop {
-                    let mut pixels = buffers.lend();
+                    let mut pixels = buffers.acquire_pooled();
                     let Some(heads) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let values = heads.len() * dim;
                     let pixels_of =

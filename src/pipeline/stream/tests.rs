@@ -284,7 +284,7 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     });
     let texts = BufferPool::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
+    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
     // What decoding an image allocates by itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -375,16 +375,5 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
             }
         }
         assert_eq!(expected.len(), 0, "{views:?}");
-    }
-}
-
-#[test]
-fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
-    use crate::config::bytes::in_pages;
-    use crate::runtime::Reusable as _;
-    for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
-        let mut buffer = crate::run_dir::PageBuffer::default();
-        buffer.resize(bytes);
-        assert!(buffer.capacity() as u64 <= in_pages(bytes as u64), "{bytes}");
     }
 }
