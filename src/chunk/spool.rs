@@ -119,7 +119,7 @@ impl Spool {
             room -= ByteBudget::rounded(bytes);
             schedule.advance(entry.tally.rows, entry.last);
             entry.quarantined = Vec::new();
-            let held = vec![disk.take(bytes).await];
+            let held = vec![disk.acquire(bytes).await];
             chunks.push(SpooledChunk { entry, directory: directory.clone(), held });
         }
         let kept: Vec<String> = chunks.iter().flat_map(|chunk| names(chunk.entry.id)).collect();
@@ -137,7 +137,7 @@ impl Spool {
     /// # Errors
     /// When the directory cannot be created.
     pub async fn start(&self, id: ChunkId) -> Result<(Slot, PathBuf), ChunkError> {
-        let held = vec![self.disk.take(OVERHEAD_BYTES).await];
+        let held = vec![self.disk.acquire(OVERHEAD_BYTES).await];
         Ok((Slot { id, held, used: OVERHEAD_BYTES }, self.directory.temporary(&pixels_name(id))?))
     }
 
@@ -153,7 +153,7 @@ impl Spool {
             return Err(ChunkError::NoRoom { shard, row, limit_bytes: self.limit_bytes });
         }
         if wanted > have {
-            slot.held.push(self.disk.take(wanted - have).await);
+            slot.held.push(self.disk.acquire(wanted - have).await);
         }
         slot.used = used;
         Ok(())

@@ -15,7 +15,7 @@ use super::report::{Bottleneck, PartReport, StageReport};
 use crate::config::raw::RawStore;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, Process};
-use crate::telemetry::{ProgressRegistry, Snapshot};
+use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 /// Name of the file.
 const FILE: &str = "status.json";
@@ -144,8 +144,8 @@ pub struct ReadingStatus {
     pub limit: Option<u64>,
 }
 
-impl From<&Snapshot> for StageStatus {
-    fn from(stage: &Snapshot) -> Self {
+impl From<&StageSnapshot> for StageStatus {
+    fn from(stage: &StageSnapshot) -> Self {
         let StageReport { bottleneck, parts, .. } = StageReport::from(stage);
         let shards = stage.shards.iter().map(|shard| ShardStatus {
             name: shard.name.clone(),

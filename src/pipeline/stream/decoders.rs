@@ -16,7 +16,7 @@ use super::{Block, SPARE_BYTES, StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::decode::{DecodeError, Decoder, Spec, View};
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, channel};
 use crate::telemetry::{Activity, StageTimer};
 
 /// A block's images.
@@ -72,7 +72,7 @@ impl Decoders {
 
     /// Has blocks decoded as they come, at most so many of them at once, the last one taken included.
     pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, most: usize) -> Decoding {
-        let (handed_in, decoding) = link(most.saturating_sub(1).max(1));
+        let (handed_in, decoding) = channel(most.saturating_sub(1).max(1));
         let handing_in = tokio::spawn(self.clone().hand_in(blocks, handed_in));
         Decoding { blocks: decoding, handing_in: AbortOnDropHandle::new(handing_in) }
     }
@@ -93,7 +93,7 @@ impl Decoders {
 
     /// Decodes the rows of a block, in order, and waits for that.
     fn decode(&self, block: Block) -> Result<Decoded, JobPanicked> {
-        self.decode_by(block, |rows, work| self.pool.all(rows, work))
+        self.decode_by(block, |rows, work| self.pool.run_on_all(rows, work))
     }
 
     /// As [`Self::decode`], by whoever `run` has do the work on so many rows.
@@ -133,7 +133,7 @@ impl Decoders {
             |views: &mut Vec<View>| rows.lock().unwrap_or_else(PoisonError::into_inner).next(views, &self.pixels);
         while let Some(Row { index, text, pixels }) = next(&mut views) {
             if let Err(error) =
-                decoder.decode_base64_views(text, &views, pixels, |bytes| self.room.take_blocking(bytes))
+                decoder.decode_base64_views(text, &views, pixels, |bytes| self.room.acquire_blocking(bytes))
             {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).push((index, error));
             }

@@ -100,14 +100,14 @@ impl Stalled {
         let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
-        let (chunks_in, waiting) = link(1);
+        let (chunks_in, waiting) = channel(1);
         let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
         // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
             let (pool, (free, wait)) = (machine.pool.clone(), std::sync::mpsc::channel::<()>());
             let wait = std::sync::Mutex::new(wait);
-            tokio::task::spawn_blocking(move || pool.all(1, || _ = wait.lock().unwrap().recv()));
+            tokio::task::spawn_blocking(move || pool.run_on_all(1, || _ = wait.lock().unwrap().recv()));
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
