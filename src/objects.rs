@@ -23,6 +23,7 @@ mod error;
 mod fuzz;
 mod glob;
 mod gzip;
+pub(crate) mod http_error;
 pub(crate) mod http_retry;
 pub(crate) mod listing;
 mod profile;

@@ -1,7 +1,7 @@
 //! URL → client: local files, `s3://`, `gs://`, `az://`, `https://`, each bucket or host with one client.
 //!
 //! Credentials come from the environment, the AWS profile or the machine's metadata alone. Connections have a limit for
-//! being set up and one for silence, never one for a whole body: a reader that waits for its consumer is no failure.
+//! being set up and one for read_timeout, never one for a whole body: a reader that waits for its consumer is no failure.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +17,13 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::http_retry::{RetryBudget, Verdict, answered, brief, explain, judge, without_credentials};
+use super::http_error::{TypedConnector, Verdict, describe, explain, is_answer, is_without_credentials, judge};
+use super::http_retry::RetryBudget;
 use super::{StoreError, Traffic, profile};
 
 /// Time for a connection to be set up.
 pub(crate) const CONNECT: Duration = Duration::from_secs(10);
-/// A second of an upload's time for so many bytes, beside the silence that any request may take: the answer comes once all are
+/// A second of an upload's time for so many bytes, beside the read_timeout that any request may take: the answer comes once all are
 /// there, and a slow line is no silent one.
 const UPLOAD_BYTES_PER_SECOND: u64 = 64 << 10;
 
@@ -32,14 +33,14 @@ pub struct StoreSettings {
     /// S3-compatible endpoint; empty: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or AWS itself.
     pub endpoint: String,
     /// For how long a request may fail again and again before the run stops.
-    pub patience: Duration,
+    pub retry_budget: Duration,
     /// Time without a byte after which a request counts as lost.
-    pub silence: Duration,
+    pub read_timeout: Duration,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Duration::from_mins(5), silence: Duration::from_secs(20) }
+        Self { endpoint: String::new(), retry_budget: Duration::from_mins(5), read_timeout: Duration::from_secs(20) }
     }
 }
 
@@ -58,13 +59,13 @@ pub(crate) struct Client {
     pub(crate) inner: Arc<dyn ObjectStore>,
     /// Where it is S3: listings page by page, and uploads.
     pub(crate) s3: Option<S3>,
-    /// Where it is a web server: bodies that wait for their consumer, whose silence is told from its own by who reads them.
+    /// Where it is a web server: bodies that wait for their consumer, whose read_timeout is told from its own by who reads them.
     pub(crate) unhurried: Option<Arc<dyn ObjectStore>>,
     /// What its URLs start with, without the `/` behind it; empty for local files.
     pub(crate) root: String,
     pub(crate) traffic: Arc<Traffic>,
-    pub(crate) patience: Duration,
-    pub(crate) silence: Duration,
+    pub(crate) retry_budget: Duration,
+    pub(crate) read_timeout: Duration,
     reached: Arc<AtomicBool>,
 }
 
@@ -126,9 +127,9 @@ impl Clients {
     }
 
     fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<S3>, root: String) -> Client {
-        let StoreSettings { patience, silence, .. } = self.settings;
+        let StoreSettings { retry_budget, read_timeout, .. } = self.settings;
         let (traffic, reached) = (Arc::clone(&self.traffic), Arc::default());
-        Client { inner, s3, unhurried: None, root, traffic, patience, silence, reached }
+        Client { inner, s3, unhurried: None, root, traffic, retry_budget, read_timeout, reached }
     }
 
     /// The client behind a URL, and the part of the URL that names the object, not decoded.
@@ -151,8 +152,8 @@ impl Clients {
             return Ok((client.clone(), key));
         }
         tls();
-        let options = unlimited().with_read_timeout(self.settings.silence);
-        let failed = |error: Error| bad(&root, brief(&error));
+        let options = unlimited().with_read_timeout(self.settings.read_timeout);
+        let failed = |error: Error| bad(&root, describe(&error));
         let client = match scheme {
             "s3" | "s3a" => {
                 let store = Arc::new(self.s3(host, options.clone()).map_err(failed)?);
@@ -164,12 +165,14 @@ impl Clients {
                 let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host);
                 // Only the key file can name another endpoint than Google's.
                 let options = options.with_allow_http(true);
-                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
+                let store = builder.with_retry(no_retry()).with_client_options(options);
+                let store = store.with_http_connector(TypedConnector::default()).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "az" | "azure" => {
                 let builder = MicrosoftAzureBuilder::from_env().with_container_name(host);
-                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
+                let store = builder.with_retry(no_retry()).with_client_options(options);
+                let store = store.with_http_connector(TypedConnector::default()).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "http" | "https" => {
@@ -178,6 +181,7 @@ impl Clients {
                 let build = |options: ClientOptions| {
                     let options = options.with_allow_http(true);
                     let builder = HttpBuilder::new().with_url(base.clone()).with_retry(no_retry());
+                    let builder = builder.with_http_connector(TypedConnector::default());
                     builder.with_client_options(options).build().map_err(failed)
                 };
                 let (store, unhurried) = (build(options)?, build(unlimited())?);
@@ -217,10 +221,18 @@ impl Clients {
             .into_iter()
             .find_map(|key| builder.get_config_value(&key))
             .is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let imdsv1_fallback = builder
+            .get_config_value(&AmazonS3ConfigKey::ImdsV1Fallback)
+            .is_some_and(|value| ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str()));
         // An endpoint without TLS was asked for by name.
         let options = options.with_allow_http(plain);
         // Not every store that speaks S3 deletes in bulk, and one that refuses a single deletion says why by its status.
-        builder.with_retry(no_retry()).with_client_options(options).with_disable_bulk_delete(true).build()
+        builder
+            .with_retry(no_retry())
+            .with_client_options(options)
+            .with_disable_bulk_delete(true)
+            .with_http_connector(TypedConnector { imdsv1_fallback })
+            .build()
     }
 }
 
@@ -243,8 +255,8 @@ impl Client {
         format!("{}/{location}", self.root)
     }
 
-    pub(crate) fn patience(&self) -> RetryBudget {
-        RetryBudget::new(self.patience, Arc::clone(&self.reached))
+    pub(crate) fn retry_budget(&self) -> RetryBudget {
+        RetryBudget::new(self.retry_budget, Arc::clone(&self.reached))
     }
 
     /// The store answered, be it with an error.
@@ -254,14 +266,14 @@ impl Client {
 
     /// What a failure means here; notes whether it was an answer.
     pub(crate) fn judge(&self, error: &Error) -> Verdict {
-        if answered(error) {
+        if is_answer(error) {
             self.reach();
         }
         if self.is_local() {
-            Verdict::Final
-        } else if self.reached.load(Ordering::Relaxed) && without_credentials(error) {
+            Verdict::Permanent
+        } else if self.reached.load(Ordering::Relaxed) && is_without_credentials(error) {
             // They were there, so they will be again.
-            Verdict::Passing
+            Verdict::Transient
         } else {
             judge(error)
         }
@@ -274,14 +286,14 @@ impl Client {
         action: &'static str,
         mut request: impl FnMut() -> R,
     ) -> Result<object_store::Result<T>, StoreError> {
-        let mut patience = self.patience();
+        let mut retry_budget = self.retry_budget();
         loop {
             if !self.is_local() {
-                self.traffic.request(patience.attempts() > 0);
+                self.traffic.request(retry_budget.attempts() > 0);
             }
             match request().await {
-                Err(error) if self.judge(&error) == Verdict::Passing => {
-                    patience.wait(url, action, brief(&error)).await?;
+                Err(error) if self.judge(&error) == Verdict::Transient => {
+                    retry_budget.wait(url, action, describe(&error)).await?;
                 }
                 answer => {
                     if answer.is_ok() {
@@ -305,14 +317,14 @@ impl Client {
         R: Future<Output = object_store::Result<T>>,
         W: Future<Output = Result<(), StoreError>>,
     {
-        let limit = self.silence + Duration::from_secs(bytes as u64 / UPLOAD_BYTES_PER_SECOND);
-        let mut patience = self.patience();
+        let limit = self.read_timeout + Duration::from_secs(bytes as u64 / UPLOAD_BYTES_PER_SECOND);
+        let mut retry_budget = self.retry_budget();
         loop {
             may_write().await?;
-            self.traffic.request(patience.attempts() > 0);
+            self.traffic.request(retry_budget.attempts() > 0);
             let reason = match tokio::time::timeout(limit, request()).await {
                 Err(_) => "no answer came for too long".to_owned(),
-                Ok(Err(error)) if self.judge(&error) == Verdict::Passing => brief(&error),
+                Ok(Err(error)) if self.judge(&error) == Verdict::Transient => describe(&error),
                 Ok(answer) => {
                     if answer.is_ok() {
                         self.reach();
@@ -320,7 +332,7 @@ impl Client {
                     return Ok(answer);
                 }
             };
-            patience.wait(url, "written", reason).await?;
+            retry_budget.wait(url, "written", reason).await?;
         }
     }
 
@@ -331,6 +343,6 @@ impl Client {
         action: &'static str,
         request: impl FnMut() -> R,
     ) -> Result<T, StoreError> {
-        self.answer(url, action, request).await?.map_err(|error| explain(url, action, error))
+        self.answer(url, action, request).await?.map_err(|error| explain(url, action, &error))
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct Found {
 /// The objects and folders in a folder.
 ///
 /// # Errors
-/// When the listing is refused, or patience ends.
+/// When the listing is refused, or retry_budget ends.
 pub(crate) async fn folder(client: &Client, url: &str, location: &Path) -> Result<Found, StoreError> {
     if client.s3.is_some() {
         let mut found = pages(client, url, &prefix(location), Some("/")).await?;

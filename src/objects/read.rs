@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
-use super::http_retry::{RetryBudget, Verdict, brief, explain, out_of_range};
+use super::http_error::{Verdict, describe, explain, is_not_found, is_out_of_range};
+use super::http_retry::RetryBudget;
 use super::{Object, StoreError};
 use crate::runtime::{BufferPool, PooledBuffer};
 
@@ -89,20 +90,22 @@ impl ReadStats {
 }
 
 /// Why an attempt ended before its range did.
-enum Broken {
-    Passing(String),
+enum AttemptError {
+    Transient(String),
     /// The body ended as if it were whole.
-    Short,
-    Final(StoreError),
+    Truncated,
+    Permanent(StoreError),
 }
 
-impl Broken {
+impl AttemptError {
     fn from_store(object: &Object, error: Error) -> Self {
         match object.client.judge(&error) {
-            Verdict::Passing => Self::Passing(brief(&error)),
+            Verdict::Transient => Self::Transient(describe(&error)),
             // Bytes that were listed are not there any more.
-            Verdict::Final if out_of_range(&error) => Self::Final(StoreError::Changed { url: object.url.clone() }),
-            Verdict::Final => Self::Final(explain(&object.url, "read", error)),
+            Verdict::Permanent if is_out_of_range(&error) => {
+                Self::Permanent(StoreError::Changed { url: object.url.clone() })
+            }
+            Verdict::Permanent => Self::Permanent(explain(&object.url, "read", &error)),
         }
     }
 }
@@ -159,7 +162,7 @@ impl OpenFile {
         if !object.client.is_local() {
             return None;
         }
-        let answer = request(object, &object.client.inner, None, &object.client.patience()).await.ok()?;
+        let answer = request(object, &object.client.inner, None, &object.client.retry_budget()).await.ok()?;
         let version = (answer.meta.size, answer.meta.last_modified.into());
         let GetResultPayload::File(file, _) = answer.payload else { return None };
         Some(Self { file, version, buffers: BufferPool::new(RANGES_AHEAD + 1, LOCAL_RANGE_BYTES as usize) })
@@ -197,39 +200,39 @@ pub(crate) async fn ranges_work(object: &Object) -> Result<bool, StoreError> {
     match answer {
         Ok(_) => Ok(true),
         Err(Error::NotSupported { .. }) => Ok(false),
-        Err(error) => Err(explain(&object.url, "read", error)),
+        Err(error) => Err(explain(&object.url, "read", &error)),
     }
 }
 
 /// Reads a range of an object, whole.
 ///
 /// # Errors
-/// When the object changed or is gone, or patience ended.
+/// When the object changed or is gone, or retry_budget ended.
 pub(crate) async fn read_range(object: &Object, range: Range<u64>) -> Result<Bytes, StoreError> {
     let mut have = BytesMut::new();
-    let mut patience = object.client.patience();
+    let mut retry_budget = object.client.retry_budget();
     loop {
         let left = range.start + have.len() as u64..range.end;
         if object.client.is_local() {
-            match read_local(object, left, &patience).await {
+            match read_local(object, left, &retry_budget).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(broken) => again(object, &mut patience, broken, range.start).await?,
+                Err(error) => again(object, &mut retry_budget, error, range.start).await?,
             }
             continue;
         }
         have.reserve((left.end - left.start) as usize);
-        let Err(broken) = read_on(object, left, &mut have, &mut patience).await else { return Ok(have.freeze()) };
-        again(object, &mut patience, broken, range.start + have.len() as u64).await?;
+        let Err(error) = read_on(object, left, &mut have, &mut retry_budget).await else { return Ok(have.freeze()) };
+        again(object, &mut retry_budget, error, range.start + have.len() as u64).await?;
     }
 }
 
 /// Reads a range of a local file, in one go: its stream would change threads for every 8 KiB.
-async fn read_local(object: &Object, range: Range<u64>, patience: &RetryBudget) -> Result<Bytes, Broken> {
+async fn read_local(object: &Object, range: Range<u64>, retry_budget: &RetryBudget) -> Result<Bytes, AttemptError> {
     let wanted = (range.end - range.start) as usize;
-    let answer = request(object, &object.client.inner, Some(range), patience).await?;
-    let bytes = answer.bytes().await.map_err(|error| Broken::from_store(object, error))?;
+    let answer = request(object, &object.client.inner, Some(range), retry_budget).await?;
+    let bytes = answer.bytes().await.map_err(|error| AttemptError::from_store(object, error))?;
     object.client.traffic.read(bytes.len());
-    if bytes.len() == wanted { Ok(bytes) } else { Err(Broken::Short) }
+    if bytes.len() == wanted { Ok(bytes) } else { Err(AttemptError::Truncated) }
 }
 
 /// Reads so many bytes, or up to the end of the file, into a buffer that is not cleared before.
@@ -249,15 +252,20 @@ fn read_at(file: &File, start: u64, wanted: usize, mut buffer: PooledBuffer) -> 
     Ok(buffer)
 }
 
-async fn again(object: &Object, patience: &mut RetryBudget, broken: Broken, got: u64) -> Result<(), StoreError> {
-    match broken {
-        Broken::Final(error) => Err(error),
-        Broken::Short if object.client.is_local() => Err(StoreError::Changed { url: object.url.clone() }),
-        Broken::Short if patience.short() >= SHORT_ATTEMPTS => {
+async fn again(
+    object: &Object,
+    retry_budget: &mut RetryBudget,
+    error: AttemptError,
+    got: u64,
+) -> Result<(), StoreError> {
+    match error {
+        AttemptError::Permanent(error) => Err(error),
+        AttemptError::Truncated if object.client.is_local() => Err(StoreError::Changed { url: object.url.clone() }),
+        AttemptError::Truncated if retry_budget.count_truncated() >= SHORT_ATTEMPTS => {
             Err(StoreError::Short { url: object.url.clone(), got, size: object.size })
         }
-        Broken::Short => patience.wait(&object.url, "read", "the answer ended early".to_owned()).await,
-        Broken::Passing(reason) => patience.wait(&object.url, "read", reason).await,
+        AttemptError::Truncated => retry_budget.wait(&object.url, "read", "the answer ended early".to_owned()).await,
+        AttemptError::Transient(reason) => retry_budget.wait(&object.url, "read", reason).await,
     }
 }
 
@@ -266,23 +274,23 @@ async fn read_on(
     object: &Object,
     left: Range<u64>,
     have: &mut BytesMut,
-    patience: &mut RetryBudget,
-) -> Result<(), Broken> {
+    retry_budget: &mut RetryBudget,
+) -> Result<(), AttemptError> {
     let wanted = (left.end - left.start) as usize;
-    let answer = request(object, &object.client.inner, Some(left), patience).await?;
+    let answer = request(object, &object.client.inner, Some(left), retry_budget).await?;
     let mut body = answer.into_stream();
     let mut came = 0;
     while let Some(part) = body.next().await {
-        let part = part.map_err(|error| Broken::from_store(object, error))?;
+        let part = part.map_err(|error| AttemptError::from_store(object, error))?;
         let part = part.slice(..part.len().min(wanted - came));
         if !part.is_empty() {
-            patience.progress();
+            retry_budget.renew();
             object.client.traffic.read(part.len());
         }
         came += part.len();
         have.extend_from_slice(&part);
     }
-    if came == wanted { Ok(()) } else { Err(Broken::Short) }
+    if came == wanted { Ok(()) } else { Err(AttemptError::Truncated) }
 }
 
 /// Opens a body of the version that was listed.
@@ -290,19 +298,20 @@ async fn request(
     object: &Object,
     store: &Arc<dyn ObjectStore>,
     range: Option<Range<u64>>,
-    patience: &RetryBudget,
-) -> Result<GetResult, Broken> {
+    retry_budget: &RetryBudget,
+) -> Result<GetResult, AttemptError> {
     let client = &object.client;
     if !client.is_local() {
-        client.traffic.request(patience.attempts() > 0);
+        client.traffic.request(retry_budget.attempts() > 0);
     }
     // A weak tag never matches, by its definition (RFC 9110, 13.1.1).
     let if_match = object.e_tag.clone().filter(|tag| !tag.starts_with("W/"));
     let options = GetOptions { range: range.map(GetRange::Bounded), if_match, ..GetOptions::default() };
-    let answer = store.get_opts(&object.location, options).await.map_err(|error| Broken::from_store(object, error))?;
+    let answer =
+        store.get_opts(&object.location, options).await.map_err(|error| AttemptError::from_store(object, error))?;
     client.reach();
     if object.is_other_than(&answer.meta) {
-        return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
+        return Err(AttemptError::Permanent(StoreError::Changed { url: object.url.clone() }));
     }
     Ok(answer)
 }
@@ -323,11 +332,11 @@ pub(crate) async fn head(object: &Object, bytes: u64) -> Result<Bytes, StoreErro
 fn whole(object: Object) -> BoxStream<'static, std::io::Result<Bytes>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut patience = object.client.patience();
+        let mut retry_budget = object.client.retry_budget();
         let mut sent = 0;
         while sent < object.size {
-            let Err(broken) = read_whole(&object, &mut sent, &mut patience, &sender).await else { return };
-            if let Err(error) = again(&object, &mut patience, broken, sent).await {
+            let Err(error) = read_whole(&object, &mut sent, &mut retry_budget, &sender).await else { return };
+            if let Err(error) = again(&object, &mut retry_budget, error, sent).await {
                 sender.send(Err(std::io::Error::other(error))).await.ok();
                 return;
             }
@@ -341,23 +350,24 @@ fn whole(object: Object) -> BoxStream<'static, std::io::Result<Bytes>> {
 async fn read_whole(
     object: &Object,
     sent: &mut u64,
-    patience: &mut RetryBudget,
+    retry_budget: &mut RetryBudget,
     sender: &tokio::sync::mpsc::Sender<std::io::Result<Bytes>>,
-) -> Result<(), Broken> {
+) -> Result<(), AttemptError> {
     let client = &object.client;
     let store = client.unhurried.as_ref().unwrap_or(&client.inner);
     // The connection's own limit would count the time that the consumer takes.
-    let silent = |_| Broken::Passing("no byte came for too long".to_owned());
-    let answer = tokio::time::timeout(client.silence, request(object, store, None, patience)).await.map_err(silent)?;
+    let silent = |_| AttemptError::Transient("no byte came for too long".to_owned());
+    let answer =
+        tokio::time::timeout(client.read_timeout, request(object, store, None, retry_budget)).await.map_err(silent)?;
     let mut body = answer?.into_stream();
     let mut skip = *sent;
     let mut block = BytesMut::new();
     loop {
-        let part = tokio::time::timeout(client.silence, body.next())
+        let part = tokio::time::timeout(client.read_timeout, body.next())
             .await
             .map_err(silent)?
             .transpose()
-            .map_err(|error| Broken::from_store(object, error))?;
+            .map_err(|error| AttemptError::from_store(object, error))?;
         let over = part.is_none();
         let part = part.unwrap_or_default();
         let old = skip.min(part.len() as u64);
@@ -366,19 +376,19 @@ async fn read_whole(
         block.extend_from_slice(&part[old as usize..]);
         if block.len() >= WHOLE_BLOCK_BYTES || (over && !block.is_empty()) {
             let full = block.split().freeze();
-            patience.progress();
+            retry_budget.renew();
             *sent += full.len() as u64;
             if *sent > object.size {
-                return Err(Broken::Final(StoreError::Changed { url: object.url.clone() }));
+                return Err(AttemptError::Permanent(StoreError::Changed { url: object.url.clone() }));
             }
             if sender.send(Ok(full)).await.is_err() {
                 return Ok(());
             }
             // What the consumer took was no failure of the server's.
-            patience.progress();
+            retry_budget.renew();
         }
         if over {
-            return if *sent == object.size { Ok(()) } else { Err(Broken::Short) };
+            return if *sent == object.size { Ok(()) } else { Err(AttemptError::Truncated) };
         }
     }
 }
@@ -391,10 +401,10 @@ pub(crate) async fn small(
     location: &object_store::path::Path,
 ) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
     let url = client.url(location);
-    let mut patience = client.patience();
+    let mut retry_budget = client.retry_budget();
     let mut range = Some(GetRange::Offset(0));
     loop {
-        client.traffic.request(patience.attempts() > 0);
+        client.traffic.request(retry_budget.attempts() > 0);
         let attempt = async {
             let options = GetOptions { range: range.clone(), ..GetOptions::default() };
             let answer = client.inner.get_opts(location, options).await?;
@@ -409,13 +419,13 @@ pub(crate) async fn small(
             }
             Ok(_) => "the answer ended early".to_owned(),
             Err(error) => match client.judge(&error) {
-                Verdict::Passing => brief(&error),
-                Verdict::Final if matches!(error, Error::NotFound { .. }) => return Ok(None),
+                Verdict::Transient => describe(&error),
+                Verdict::Permanent if is_not_found(&error) => return Ok(None),
                 // No range of an empty object is in it.
-                Verdict::Final if out_of_range(&error) && range.take().is_some() => continue,
-                Verdict::Final => return Err(explain(&url, "read", error)),
+                Verdict::Permanent if is_out_of_range(&error) && range.take().is_some() => continue,
+                Verdict::Permanent => return Err(explain(&url, "read", &error)),
             },
         };
-        patience.wait(&url, "read", reason).await?;
+        retry_budget.wait(&url, "read", reason).await?;
     }
 }

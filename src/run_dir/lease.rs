@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use object_store::path::Path;
-use object_store::{Error, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
+use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::{Process, failpoint};
 use crate::objects::StoreError;
 use crate::objects::client::Client;
-use crate::objects::http_retry::{explain, unsupported};
+use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
 use crate::objects::read::small;
 
 /// Time between two renewals.
@@ -105,6 +105,7 @@ async fn write(client: &Client, location: &Path, record: &Record, mode: PutMode)
     let url = client.url(location);
     let content = serde_json::to_vec_pretty(record)
         .map_err(|error| StoreError::BadUrl { url: url.clone(), reason: error.to_string() })?;
+    let updates = matches!(mode, PutMode::Update(_));
     let answer = client
         .answer(&url, "written", || {
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
@@ -113,12 +114,12 @@ async fn write(client: &Client, location: &Path, record: &Record, mode: PutMode)
         .await?;
     match answer {
         Ok(_) => Ok(Written::Yes),
-        Err(error) if unsupported(&error) => unconditional(client, location, record, &mode, content).await,
+        Err(error) if is_unsupported(&error) => unconditional(client, location, record, &mode, content).await,
         // Also what a store says to the second attempt at our own write, whose first answer was lost.
-        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+        Err(error) if is_conflict(&error) || (updates && is_not_found(&error)) => {
             Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No })
         }
-        Err(error) => Err(explain(&url, "written", error)),
+        Err(error) => Err(explain(&url, "written", &error)),
     }
 }
 
@@ -171,7 +172,7 @@ impl Lease {
     /// [`StoreError::InUse`], or the store's refusal.
     pub(super) async fn acquire(client: Client, location: Path, directory: String) -> Result<Arc<Self>, StoreError> {
         let own = Record::new();
-        let (url, mut patience) = (client.url(&location), client.patience());
+        let (url, mut retry_budget) = (client.url(&location), client.retry_budget());
         loop {
             // Looked at before it is written to: a store that ignores the condition must not give away what another holds.
             let mode = match read(&client, &location).await? {
@@ -198,7 +199,7 @@ impl Lease {
             if let Written::Yes = written {
                 return Ok(Self::start(client, location, own, asked));
             }
-            patience.wait(&url, "claimed", "another write was going on".to_owned()).await?;
+            retry_budget.wait(&url, "claimed", "another write was going on".to_owned()).await?;
         }
     }
 
@@ -285,7 +286,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`StoreError::Lost`] where another process took over; [`StoreError::Unreachable`] where the claim cannot be renewed for
-    /// longer than the store's patience.
+    /// longer than the store's retry_budget.
     pub(super) async fn held(&self) -> Result<(), StoreError> {
         let since = Instant::now();
         let mut told = false;
@@ -300,7 +301,7 @@ impl Lease {
                     return Ok(());
                 }
                 let reason = state.trouble.clone().unwrap_or_else(|| "this process was halted".to_owned());
-                if since.elapsed() > self.client.patience {
+                if since.elapsed() > self.client.retry_budget {
                     let waited = Duration::from_secs(state.renewed.elapsed().as_secs());
                     return Err(StoreError::Unreachable {
                         url: path,

@@ -14,14 +14,14 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::multipart::MultipartStore as _;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use super::lease::Lease;
 use super::{LocalDirectory, failpoint};
 use crate::objects::client::{Client, S3};
-use crate::objects::http_retry::{explain, unsupported};
+use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
 use crate::objects::read::{RANGE_BYTES, read_range, small};
 use crate::objects::{Object, Store, StoreError, listing};
 
@@ -353,7 +353,7 @@ impl Writer {
         let url = self.client.url(location);
         let put = || self.s3.upload.put(location, PutPayload::from(content.clone()));
         let answer = self.client.upload(&url, content.len(), || self.may_write(), put).await?;
-        answer.map_err(|error| explain(&url, "written", error))?;
+        answer.map_err(|error| explain(&url, "written", &error))?;
         self.client.traffic.written(content.len());
         Ok(())
     }
@@ -361,7 +361,7 @@ impl Writer {
     /// Writes an object if there is none; one of the same content is ours, whose answer was lost.
     async fn create(&self, location: &Path, content: Bytes) -> Result<bool, StoreError> {
         let (client, url) = (&self.client, self.client.url(location));
-        let mut patience = client.patience();
+        let mut retry_budget = client.retry_budget();
         loop {
             let put = || {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -373,11 +373,11 @@ impl Writer {
                     return Ok(true);
                 }
                 // 409 too arrives as this, and stands for a write that was going on, perhaps our own.
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match small(client, location).await? {
+                Err(error) if is_conflict(&error) => match small(client, location).await? {
                     Some((there, _)) => return Ok(there == content),
-                    None => patience.wait(&url, "written", "another write was going on".to_owned()).await?,
+                    None => retry_budget.wait(&url, "written", "another write was going on".to_owned()).await?,
                 },
-                Err(error) if unsupported(&error) => {
+                Err(error) if is_unsupported(&error) => {
                     if let Some((there, _)) = small(client, location).await? {
                         return Ok(there == content);
                     }
@@ -385,7 +385,7 @@ impl Writer {
                     self.put(location, content).await?;
                     return Ok(true);
                 }
-                Err(error) => return Err(explain(&url, "written", error)),
+                Err(error) => return Err(explain(&url, "written", &error)),
             }
         }
     }
@@ -399,7 +399,7 @@ impl Writer {
         let before = head().await?.ok().and_then(|meta| meta.e_tag);
         let create = || s3.create_multipart(location);
         let id = client.upload(&url, 0, || self.may_write(), create).await?;
-        let id = id.map_err(|error| explain(&url, "written", error))?;
+        let id = id.map_err(|error| explain(&url, "written", &error))?;
         let part_bytes = PART_BYTES.max(bytes.div_ceil(PARTS));
         let upload = async {
             let starts = (0..bytes).step_by(part_bytes as usize).enumerate();
@@ -411,7 +411,7 @@ impl Writer {
                         let put = || s3.put_part(location, id, index, PutPayload::from(part.clone()));
                         let done = client.upload(url, part.len(), || self.may_write(), put).await?;
                         client.traffic.written(part.len());
-                        done.map_err(|error| explain(url, "written", error))
+                        done.map_err(|error| explain(url, "written", &error))
                     }
                 })
                 .buffered(PARTS_AT_ONCE)
@@ -424,7 +424,7 @@ impl Writer {
                 // The upload is gone when it was completed by a request whose answer was lost.
                 Err(error) => match head().await? {
                     Ok(meta) if meta.size == bytes && (before.is_none() || meta.e_tag != before) => Ok(()),
-                    _ => Err(explain(&url, "written", error)),
+                    _ => Err(explain(&url, "written", &error)),
                 },
             }
         };
@@ -446,8 +446,9 @@ impl Writer {
                     lease.held().await?;
                 }
                 match self.client.answer(&url, "removed", || self.client.inner.delete(&location)).await? {
-                    Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(explain(&url, "removed", error)),
+                    Ok(()) => Ok(()),
+                    Err(error) if is_not_found(&error) => Ok(()),
+                    Err(error) => Err(explain(&url, "removed", &error)),
                 }
             })
             .await
