@@ -282,7 +282,7 @@ async fn attempt(
     loop {
         let part = response.chunk().await;
         if let Ok(Some(part)) = &part {
-            http.traffic().read(part.len());
+            http.traffic().add_read(part.len());
             block.extend_from_slice(part);
         }
         let too_much = *have + block.len() as u64 > stated.size;

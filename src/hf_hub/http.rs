@@ -18,9 +18,9 @@ use url::Url;
 
 use super::cache::is_commit;
 use super::settings::Settings;
-use crate::objects::client::CONNECT;
+use crate::objects::client::CONNECT_TIMEOUT;
 use crate::objects::http_retry::RetryBudget;
-use crate::objects::{StoreError, Traffic, tls};
+use crate::objects::{StoreError, Traffic, install_tls_provider};
 
 /// Redirects in a row that are followed.
 const MOST_HOPS: usize = 10;
@@ -85,10 +85,10 @@ impl Http {
             .ok()
             .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
             .ok_or_else(|| bad("it must be a URL that starts with `https://` or `http://`".to_owned()))?;
-        tls();
+        install_tls_provider();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
+            .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(read_timeout)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -204,7 +204,7 @@ impl Http {
         let anywhere = method == Method::GET;
         let mut retry_budget = self.retry_budget();
         loop {
-            self.traffic.request(retry_budget.attempts() > 0);
+            self.traffic.add_request(retry_budget.attempts() > 0);
             match self.send(method.clone(), url.clone(), 0, anywhere).await {
                 Ok(response) if response.status().is_client_error() => {
                     return Err(self.explain(&response, repo, subject));
@@ -229,7 +229,7 @@ impl Http {
                         return Err(self.no_hub("its answer does not end"));
                     }
                     Ok(Some(part)) => {
-                        self.traffic.read(part.len());
+                        self.traffic.add_read(part.len());
                         body.extend_from_slice(&part);
                     }
                     Ok(None) => return Ok(body),
@@ -294,7 +294,7 @@ impl Http {
         from: u64,
         repeated: bool,
     ) -> Result<(Response, u64), Broken> {
-        self.traffic.request(repeated);
+        self.traffic.add_request(repeated);
         let response = self.send(Method::GET, self.file_url(repo, commit, file), from, true).await?;
         match response.status().as_u16() {
             206 if starts_at(response.headers()) == Some(from) => Ok((response, from)),
@@ -353,7 +353,7 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
 pub(super) fn brief(error: &reqwest::Error, url: &Url) -> String {
     let server = name(url);
     match (error.is_connect(), error.is_timeout()) {
-        (true, true) => format!("no connection to {server} in {} s", CONNECT.as_secs()),
+        (true, true) => format!("no connection to {server} in {} s", CONNECT_TIMEOUT.as_secs()),
         (true, false) => format!("no connection to {server} ({})", deepest(error)),
         (false, true) => format!("no byte came from {server} for too long"),
         (false, false) => format!("the connection to {server} broke ({})", deepest(error)),
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn an_endpoint_may_have_a_path_and_a_revision_a_slash() {
         let endpoint = Url::parse("https://mirror.example/api/hf").unwrap();
-        tls();
+        install_tls_provider();
         let http = Http {
             client: reqwest::Client::new(),
             endpoint,

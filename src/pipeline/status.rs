@@ -305,7 +305,7 @@ mod tests {
     fn another_process_reads_how_far_a_run_is() {
         let (_guard, directory, name) = directory();
         let error = Status::read(&name, &RawStore::default()).unwrap_err().to_string();
-        assert!(error.contains("run.toml` is not there"), "{error}");
+        assert!(error.contains("run.toml` does not exist"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
         stage_progress.add(4);

@@ -22,7 +22,7 @@ use super::{Process, failpoint};
 use crate::objects::StoreError;
 use crate::objects::client::Client;
 use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
-use crate::objects::read::small;
+use crate::objects::read::read_small;
 
 /// Time between two renewals.
 const RENEW: Duration = Duration::from_secs(3);
@@ -107,7 +107,7 @@ async fn write(client: &Client, location: &Path, record: &Record, mode: PutMode)
         .map_err(|error| StoreError::BadUrl { url: url.clone(), reason: error.to_string() })?;
     let updates = matches!(mode, PutMode::Update(_));
     let answer = client
-        .answer(&url, "written", || {
+        .retry(&url, "written", || {
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
             client.inner.put_opts(location, PutPayload::from(content.clone()), options)
         })
@@ -145,7 +145,7 @@ async fn unconditional(
     if !free {
         return Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No });
     }
-    client.ask(&url, "written", || client.inner.put(location, PutPayload::from(content.clone()))).await?;
+    client.request(&url, "written", || client.inner.put(location, PutPayload::from(content.clone()))).await?;
     if !known {
         // A claim that is new may have met another one.
         tokio::time::sleep(LOOK).await;
@@ -154,7 +154,7 @@ async fn unconditional(
 }
 
 async fn read(client: &Client, location: &Path) -> Result<Option<(Record, UpdateVersion)>, StoreError> {
-    let Some((content, e_tag)) = small(client, location).await? else { return Ok(None) };
+    let Some((content, e_tag)) = read_small(client, location).await? else { return Ok(None) };
     // An object that is no claim of this program's is somebody's all the same.
     let record = serde_json::from_slice(&content).unwrap_or_else(|_| Record {
         claim: blake3::hash(&content).to_hex().to_string(),
@@ -329,7 +329,7 @@ impl Lease {
         {
             let url = self.client.url(&self.location);
             // One that stays is void a little later.
-            self.client.answer(&url, "removed", || self.client.inner.delete(&self.location)).await.ok();
+            self.client.retry(&url, "removed", || self.client.inner.delete(&self.location)).await.ok();
         }
     }
 }

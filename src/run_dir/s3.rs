@@ -22,7 +22,7 @@ use super::lease::Lease;
 use super::{LocalDirectory, failpoint};
 use crate::objects::client::{Client, S3};
 use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
-use crate::objects::read::{RANGE_BYTES, read_range, small};
+use crate::objects::read::{RANGE_BYTES, read_range, read_small};
 use crate::objects::{Object, Store, StoreError, listing};
 
 /// Files up to this size are uploaded in one request.
@@ -97,7 +97,7 @@ fn wait<T: Send + 'static>(
 
 impl Remote {
     pub(super) fn open(store: &Store, url: &str, staging: &FilePath, visited: bool) -> Result<Self, StoreError> {
-        let (client, key) = store.clients.at(url)?;
+        let (client, key) = store.clients.client_for(url)?;
         let bad = |reason: String| StoreError::BadUrl { url: url.to_owned(), reason };
         let Some(s3) = client.s3.clone() else {
             return Err(bad("a run can be kept on local disk or on S3 alone".to_owned()));
@@ -217,7 +217,7 @@ impl Remote {
             stream::iter(locations)
                 .map(|location| {
                     let client = client.clone();
-                    async move { Ok(small(&client, &location).await?.map(|(content, _)| content.to_vec())) }
+                    async move { Ok(read_small(&client, &location).await?.map(|(content, _)| content.to_vec())) }
                 })
                 .buffered(4 * AT_ONCE)
                 .try_collect()
@@ -268,7 +268,7 @@ impl Remote {
     pub(super) fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
         wait(async move {
-            let found = listing::folder(&client, &client.url(&location), &location).await?;
+            let found = listing::list_folder(&client, &client.url(&location), &location).await?;
             let files = found.objects.iter().map(|meta| &meta.location);
             let mut names: Vec<String> =
                 files.chain(&found.folders).filter_map(|path| path.filename().map(str::to_owned)).collect();
@@ -279,7 +279,7 @@ impl Remote {
 
     pub(super) fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
-        let found = wait(async move { listing::below(&client, &client.url(&location), &location).await })?;
+        let found = wait(async move { listing::list_below(&client, &client.url(&location), &location).await })?;
         Ok(found.into_iter().map(|meta| (self.name(&meta.location), meta.size)).collect())
     }
 
@@ -288,7 +288,7 @@ impl Remote {
         let (writer, location) = (self.writer(), self.location(name));
         wait(async move {
             let url = writer.client.url(&location);
-            let all = listing::at_or_below(&writer.client, &url, &location).await?;
+            let all = listing::list_at_or_below(&writer.client, &url, &location).await?;
             writer.delete(all.into_iter().map(|meta| meta.location).collect()).await
         })?;
         failpoint::point("removed", name);
@@ -352,9 +352,9 @@ impl Writer {
     async fn put(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
         let url = self.client.url(location);
         let put = || self.s3.upload.put(location, PutPayload::from(content.clone()));
-        let answer = self.client.upload(&url, content.len(), || self.may_write(), put).await?;
+        let answer = self.client.retry_upload(&url, content.len(), || self.may_write(), put).await?;
         answer.map_err(|error| explain(&url, "written", &error))?;
-        self.client.traffic.written(content.len());
+        self.client.traffic.add_written(content.len());
         Ok(())
     }
 
@@ -367,18 +367,18 @@ impl Writer {
                 let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
                 self.s3.upload.put_opts(location, PutPayload::from(content.clone()), options)
             };
-            match client.upload(&url, content.len(), || self.may_write(), put).await? {
+            match client.retry_upload(&url, content.len(), || self.may_write(), put).await? {
                 Ok(_) => {
-                    client.traffic.written(content.len());
+                    client.traffic.add_written(content.len());
                     return Ok(true);
                 }
                 // 409 too arrives as this, and stands for a write that was going on, perhaps our own.
-                Err(error) if is_conflict(&error) => match small(client, location).await? {
+                Err(error) if is_conflict(&error) => match read_small(client, location).await? {
                     Some((there, _)) => return Ok(there == content),
                     None => retry_budget.wait(&url, "written", "another write was going on".to_owned()).await?,
                 },
                 Err(error) if is_unsupported(&error) => {
-                    if let Some((there, _)) = small(client, location).await? {
+                    if let Some((there, _)) = read_small(client, location).await? {
                         return Ok(there == content);
                     }
                     // The lease keeps everybody else away.
@@ -394,11 +394,11 @@ impl Writer {
     async fn put_parts(&self, location: &Path, path: &FilePath, bytes: u64) -> Result<(), StoreError> {
         let (client, s3) = (&self.client, &self.s3.upload);
         let url = client.url(location);
-        let head = || client.answer(&url, "read", || self.s3.store.head(location));
+        let head = || client.retry(&url, "read", || self.s3.store.head(location));
         // What is there may be as long as what is to come.
         let before = head().await?.ok().and_then(|meta| meta.e_tag);
         let create = || s3.create_multipart(location);
-        let id = client.upload(&url, 0, || self.may_write(), create).await?;
+        let id = client.retry_upload(&url, 0, || self.may_write(), create).await?;
         let id = id.map_err(|error| explain(&url, "written", &error))?;
         let part_bytes = PART_BYTES.max(bytes.div_ceil(PARTS));
         let upload = async {
@@ -409,8 +409,8 @@ impl Writer {
                     async move {
                         let part = read_part(path.to_owned(), start, part_bytes.min(bytes - start)).await?;
                         let put = || s3.put_part(location, id, index, PutPayload::from(part.clone()));
-                        let done = client.upload(url, part.len(), || self.may_write(), put).await?;
-                        client.traffic.written(part.len());
+                        let done = client.retry_upload(url, part.len(), || self.may_write(), put).await?;
+                        client.traffic.add_written(part.len());
                         done.map_err(|error| explain(url, "written", &error))
                     }
                 })
@@ -419,7 +419,7 @@ impl Writer {
                 .await?;
             let complete = || s3.complete_multipart(location, &id, parts.clone());
             // The store puts the parts together, which takes it a while.
-            match client.upload(&url, bytes as usize, || self.may_write(), complete).await? {
+            match client.retry_upload(&url, bytes as usize, || self.may_write(), complete).await? {
                 Ok(_) => Ok(()),
                 // The upload is gone when it was completed by a request whose answer was lost.
                 Err(error) => match head().await? {
@@ -445,7 +445,7 @@ impl Writer {
                 if let Some(lease) = &self.lease {
                     lease.held().await?;
                 }
-                match self.client.answer(&url, "removed", || self.client.inner.delete(&location)).await? {
+                match self.client.retry(&url, "removed", || self.client.inner.delete(&location)).await? {
                     Ok(()) => Ok(()),
                     Err(error) if is_not_found(&error) => Ok(()),
                     Err(error) => Err(explain(&url, "removed", &error)),
@@ -472,7 +472,7 @@ async fn read_part(path: PathBuf, start: u64, bytes: u64) -> Result<Bytes, Store
 /// Brings an object into a file, one range after the other.
 async fn download(client: &Client, location: &Path, path: &FilePath) -> Result<(), StoreError> {
     let url = client.url(location);
-    let meta = client.ask(&url, "read", || client.inner.head(location)).await?;
+    let meta = client.request(&url, "read", || client.inner.head(location)).await?;
     let object = Object::new(url, client, meta);
     let failed = |error| StoreError::io(path, "written", error);
     let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
