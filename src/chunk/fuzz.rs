@@ -163,7 +163,7 @@ proptest! {
                 quarantined: bad(4),
                 bytes: 6,
                 checksum: None,
-                boot: crate::run_dir::boot(),
+                boot: crate::run_dir::boot_id(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
             directory.write(&format!("{id}.json"), &text).unwrap();

@@ -85,8 +85,8 @@ impl Journal {
         }
         let names: Vec<String> = ids.iter().map(|id| layout.entry(*id)).collect();
         let contents = directory.read_all(&names)?;
-        let mut sizes = directory.tree(&layout.chunks)?;
-        sizes.append(&mut directory.tree(&layout.quarantine)?);
+        let mut sizes = directory.list_recursive(&layout.chunks)?;
+        sizes.append(&mut directory.list_recursive(&layout.quarantine)?);
         // In the order of shards and rows: where the rows of the shard at hand go on, or `None` where they do not.
         let mut at = (0, Some(0));
         for (id, content) in ids.into_iter().zip(contents) {

@@ -97,7 +97,7 @@ impl Spool {
         generation: &str,
         schedule: &mut Schedule,
     ) -> Result<(Self, Vec<SpooledChunk>), ChunkError> {
-        let (disk, boot) = (ByteBudget::new(limit_bytes), crate::run_dir::boot());
+        let (disk, boot) = (ByteBudget::new(limit_bytes), crate::run_dir::boot_id());
         let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<SpooledChunk> = Vec::new();
         while let Some(id) = schedule.next() {
@@ -166,7 +166,7 @@ impl Spool {
     pub async fn complete(&self, mut slot: Slot, mut entry: RingEntry) -> Result<SpooledChunk, ChunkError> {
         let id = entry.id;
         if entry.tally.kept > 0 {
-            entry.bytes = self.directory.publish_passing(&pixels_name(id))?;
+            entry.bytes = self.directory.publish_unsynced(&pixels_name(id))?;
         }
         entry.boot.clone_from(&self.boot);
         let failed = |error| ChunkError::damaged(entry_name(id), "ring entry", error);
@@ -174,7 +174,7 @@ impl Spool {
         if content.len() as u64 > OVERHEAD_BYTES / 2 {
             self.reserve(&mut slot, content.len() as u64).await?;
         }
-        self.directory.write_passing(&entry_name(id), &content)?;
+        self.directory.write_unsynced(&entry_name(id), &content)?;
         entry.quarantined = Vec::new();
         Ok(SpooledChunk { entry, directory: self.directory.clone(), held: slot.held })
     }
@@ -250,7 +250,7 @@ mod tests {
         let (ring, _) = open(&directory, 8 << 20, "g").await;
         let (first, second) = (put(&ring, 0, 1000).await.entry.id, put(&ring, 10, 1000).await.entry.id);
         let text = String::from_utf8(directory.read(&entry_name(second)).unwrap().unwrap()).unwrap();
-        directory.write(&entry_name(second), text.replace(&crate::run_dir::boot(), "another").as_bytes()).unwrap();
+        directory.write(&entry_name(second), text.replace(&crate::run_dir::boot_id(), "another").as_bytes()).unwrap();
         let (_, chunks) = open(&directory, 8 << 20, "g").await;
         assert_eq!(chunks.iter().map(|chunk| chunk.entry.id).collect::<Vec<_>>(), [first]);
         assert_eq!(directory.list("").unwrap().len(), 2);

@@ -245,7 +245,7 @@ impl Run {
         }
         let shown = Store::redact(&settings.blend).to_owned();
         let (store, name) = (self.machine.store.clone(), settings.blend.clone());
-        let other = tokio::task::spawn_blocking(move || Directory::at(&store, &name)).await??;
+        let other = tokio::task::spawn_blocking(move || Directory::read_only(&store, &name)).await??;
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
         let file = generation::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
         let keys = &file.stages.get(Stage::Stream.as_str()).ok_or_else(|| refused("it has no features"))?.keys;

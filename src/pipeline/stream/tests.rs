@@ -220,7 +220,7 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
     run(job, machine.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
-    let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
+    let names = [run_dir.list_recursive("chunks").unwrap(), run_dir.list_recursive("journal").unwrap()];
     let files = names.iter().flat_map(BTreeMap::keys);
     let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
     assert_eq!(machine.budget.in_flight_bytes(), 0);
