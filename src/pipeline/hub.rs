@@ -61,7 +61,7 @@ pub(super) async fn fetch(
         match step {
             Download::Total(bytes) => stage_progress.set_total(bytes),
             Download::Resumed(bytes) => stage_progress.add_resumed(bytes),
-            Download::Came(bytes) => stage_progress.add(bytes),
+            Download::Received(bytes) => stage_progress.add(bytes),
         }
     };
     let hub = Hub::new(store);
@@ -93,5 +93,5 @@ pub(super) async fn look(
     store: &Store,
 ) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
     let Some(repo) = planned(plan, which)? else { return Ok(None) };
-    Ok(Some(Hub::new(store).look(&repo).await?))
+    Ok(Some(Hub::new(store).find_missing(&repo).await?))
 }
