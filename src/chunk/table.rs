@@ -74,7 +74,7 @@ impl TableWriter {
     /// Writes the footer. The file is complete afterwards, and not yet synced.
     pub(super) fn finish(self) -> Result<Checksum, ChunkError> {
         let path = self.path;
-        self.inner.into_inner().map(|file| file.end()).map_err(|error| explain(&path, error))
+        self.inner.into_inner().map(Summing::end).map_err(|error| explain(&path, error))
     }
 }
 

@@ -366,7 +366,7 @@ pub(super) fn describe(error: &reqwest::Error, url: &Url) -> String {
     match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection to {server} in {} s", CONNECT_TIMEOUT.as_secs()),
         (true, false) => format!("no connection to {server} ({})", deepest(error)),
-        (false, true) => format!("no byte came from {server} for too long"),
+        (false, true) => format!("no byte arrived from {server} before the timeout"),
         (false, false) => format!("the connection to {server} broke ({})", deepest(error)),
     }
 }

@@ -328,7 +328,7 @@ impl Client {
             may_write().await?;
             self.traffic.add_request(retry_budget.attempts() > 0);
             let reason = match tokio::time::timeout(limit, request()).await {
-                Err(_) => "no answer came for too long".to_owned(),
+                Err(_) => "no answer arrived before the timeout".to_owned(),
                 Ok(Err(error)) if self.judge(&error) == Verdict::Transient => describe(&error),
                 Ok(answer) => {
                     if answer.is_ok() {

@@ -1,7 +1,7 @@
 //! Failed requests: their HTTP status by type, whether another attempt may succeed, and how they read to a person.
 //!
 //! `object_store` keeps the status of a failed request in a type that it does not export. [`TypedConnector`] sits between
-//! `object_store` and its HTTP client and turns every response without success into an [`HttpError`] whose source is a
+//! `object_store` and its HTTP client and turns each unsuccessful response into an [`HttpError`] whose source is a
 //! [`ServerError`]. `object_store` passes that source through inside its own errors.
 
 use std::error::Error as StdError;
@@ -17,7 +17,7 @@ use super::StoreError;
 /// Hosts that give a cloud machine its credentials: metadata of AWS, Azure and Google, containers of ECS and EKS.
 const METADATA_HOSTS: [&str; 4] = ["169.254.169.254", "169.254.170.2", "169.254.170.23", "metadata.google.internal"];
 
-/// Response without success.
+/// Unsuccessful response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server answers {status}{}", code.as_ref().map_or_else(String::new, |code| format!(" {code}")))]
 pub(crate) struct ServerError {
@@ -30,7 +30,7 @@ impl ServerError {
     /// Whether the same request may succeed later: 408, 425, 429 and 5xx except 501.
     fn is_transient(&self) -> bool {
         match self.status {
-            // S3 answers 400 to a body that came too slowly and asks for another attempt.
+            // S3 answers 400 to a body that arrives too slowly, and asks for another attempt.
             400 => self.code.as_ref().is_some_and(|code| code.starts_with("RequestTimeout")),
             501 => false,
             408 | 425 | 429 | 500.. => true,
@@ -44,7 +44,7 @@ impl ServerError {
 #[error("no credentials were found")]
 struct NoCredentials;
 
-/// Connects `object_store` to an HTTP client that reports responses without success as a [`ServerError`].
+/// Connects `object_store` to an HTTP client that reports unsuccessful responses as a [`ServerError`].
 #[derive(Debug, Default)]
 pub(super) struct TypedConnector {
     /// Whether `object_store` answers a 403 of the AWS metadata service with a request of its first version.
@@ -114,7 +114,7 @@ fn status(error: &Error) -> Option<u16> {
 
 /// Returns whether a request failed for lack of credentials.
 pub(crate) fn is_without_credentials(error: &Error) -> bool {
-    causes(error).any(|cause| cause.is::<NoCredentials>())
+    causes(error).any(<dyn StdError>::is::<NoCredentials>)
 }
 
 /// Returns whether the store itself answered, rather than the connection to it failing.
@@ -142,8 +142,8 @@ pub(crate) fn is_conflict(error: &Error) -> bool {
     matches!(status(error), Some(304 | 409 | 412))
 }
 
-/// Returns whether the bucket is in another region; S3 then redirects without a location.
-fn is_elsewhere(error: &Error) -> bool {
+/// Returns whether the server redirects; S3 does so, without a location, for a bucket in another region.
+fn is_redirect(error: &Error) -> bool {
     matches!(status(error), Some(300..400))
 }
 
@@ -160,8 +160,8 @@ pub(crate) fn judge(error: &Error) -> Verdict {
 
 /// Describes a failure in few words, without the request's URL and headers, which may hold secrets.
 pub(crate) fn describe(error: &Error) -> String {
-    if is_elsewhere(error) {
-        return "the server sends the request elsewhere: check the bucket's region (`AWS_REGION`) and the endpoint"
+    if is_redirect(error) {
+        return "the server redirects the request: check the bucket's region (`AWS_REGION`) and the endpoint"
             .to_owned();
     }
     if let Some(answer) = server_error(error) {
@@ -172,7 +172,7 @@ pub(crate) fn describe(error: &Error) -> String {
             let deepest = causes(http).last().map(ToString::to_string).unwrap_or_default();
             return match http.kind() {
                 HttpErrorKind::Connect => format!("no connection ({deepest})"),
-                HttpErrorKind::Timeout => "no byte came for too long".to_owned(),
+                HttpErrorKind::Timeout => "no byte arrived before the timeout".to_owned(),
                 _ => format!("the connection broke ({deepest})"),
             };
         }

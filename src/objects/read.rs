@@ -202,7 +202,7 @@ async fn open_body(
     Ok(answer)
 }
 
-/// Reads a small object of a run directory into memory, with its `ETag`; `None` where it is absent.
+/// Reads a small object of a run directory into memory, with its `ETag`; `None` if it is absent.
 ///
 /// The request asks for a range, because only the answer to a range states the size of the object.
 pub(crate) async fn read_small(

@@ -214,7 +214,7 @@ impl Directory {
         }
     }
 
-    /// Reads a small file; `None` where it is absent.
+    /// Reads a small file; `None` if it is absent.
     ///
     /// # Errors
     /// When it exists and cannot be read.

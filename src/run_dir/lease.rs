@@ -136,7 +136,7 @@ async fn is_stored(client: &Client, location: &Path, record: &Record) -> Result<
     Ok(read_record(client, location).await?.is_some_and(|(now, _)| now == *record))
 }
 
-/// Writes the record to a store without conditional writes: checks the condition first, and a second later who wrote last.
+/// Writes the record to a store without conditional writes: checks the condition first, and who wrote last a second later.
 async fn write_unconditionally(
     client: &Client,
     location: &Path,
@@ -256,7 +256,7 @@ impl Lease {
                     // Another process holds it.
                     Ok(Ok(false)) => return,
                     Ok(Err(error)) => Some(error.to_string()),
-                    Err(_) => Some("no answer came for too long".to_owned()),
+                    Err(_) => Some("no answer arrived before the timeout".to_owned()),
                 };
                 (pause, limit) = match last_error {
                     None => (RENEW_EVERY, FIRST_ATTEMPT),

@@ -211,7 +211,7 @@ impl LocalDirectory {
         Ok(temporary)
     }
 
-    /// Reads a small file; `None` where it is absent.
+    /// Reads a small file; `None` if it is absent.
     ///
     /// # Errors
     /// When it exists and cannot be read.

@@ -97,7 +97,7 @@ impl Log {
             parts.uploaded = Instant::now();
             (parts.directory.clone(), format!("{}-{:04}.jsonl", parts.stem, parts.number), parts.content.clone())
         };
-        // Without the lock, so that nobody who appends lines waits for the store.
+        // Without the lock: appending a line must not wait for the store.
         let posted = directory.write_volatile(&name, &content);
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         match (posted, &mut *output) {

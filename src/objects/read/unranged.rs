@@ -39,7 +39,7 @@ async fn read_from_start(
     let client = &object.client;
     // The HTTP client's own read timeout would include the time that the consumer takes.
     let store = client.without_read_timeout.as_ref().unwrap_or(&client.inner);
-    let timed_out = |_| AttemptError::Transient("no byte came for too long".to_owned());
+    let timed_out = |_| AttemptError::Transient("no byte arrived before the timeout".to_owned());
     let answer = tokio::time::timeout(client.read_timeout, open_body(object, store, None, retry_budget));
     let mut body = answer.await.map_err(timed_out)??.into_stream();
     let mut skip = *sent;
