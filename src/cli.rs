@@ -4,7 +4,6 @@
 //! error is one sentence. Exit codes: 0 done; 2 the command line or the configuration is wrong; 3 the input cannot be
 //! used; 4 a store cannot be reached or refuses; 5 the device or the model fails; 130 and 143 stopped after saving.
 
-mod allocator;
 mod args;
 mod device;
 mod metrics;
@@ -74,7 +73,6 @@ impl From<anyhow::Error> for Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    allocator::settle();
     if let Some(code) = device::probe() {
         return code;
     }
