@@ -4,7 +4,6 @@
 //! is one sentence per problem. Exit codes: 0 done; 2 command line or configuration; 3 input; 4 storage; 5 device or model;
 //! 130 and 143 stopped by a signal after saving.
 
-mod allocator;
 mod args;
 mod device;
 mod format;
@@ -87,7 +86,6 @@ impl From<anyhow::Error> for Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    allocator::settle();
     if let Some(code) = device::run_probe() {
         return code;
     }

@@ -14,15 +14,12 @@ use twox_hash::XxHash3_64;
 
 use super::ChunkError;
 use crate::objects::StoreError;
-use crate::run_dir::PLACE_BYTES;
 
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// Bytes of a segment; a file's last is shorter mostly.
 const SEGMENT_BYTES: usize = 64 << 10;
-// A product's pixels begin at a segment's start: their sums are those of the file's segments.
-const _: () = assert!(PLACE_BYTES.is_multiple_of(SEGMENT_BYTES));
 /// What tells sums of segments from those of whole files.
 const OF_SEGMENTS: &str = "segments:";
 
@@ -87,12 +84,6 @@ pub fn verify(path: &Path, named: &str, expected: Option<Checksum>) -> Result<()
     Err(ChunkError::damaged(named, "chunk", "its bytes are not those that were written"))
 }
 
-/// Sums the whole segments of `bytes` of which `sums` has nothing yet.
-pub fn sum_segments(bytes: &[u8], sums: &mut Vec<u64>) {
-    let done = (sums.len() * SEGMENT_BYTES).min(bytes.len());
-    sums.extend(bytes[done..].chunks_exact(SEGMENT_BYTES).map(XxHash3_64::oneshot));
-}
-
 /// Bytes so far.
 #[derive(Default)]
 struct Sum {
@@ -148,20 +139,9 @@ impl<W: Write> Summing<W> {
         &self.inner
     }
 
-    /// Writes bytes of whose first whole segments the sums are known; no segment may be open.
-    pub(super) fn write_summed(&mut self, bytes: &[u8], sums: &[u64]) -> std::io::Result<()> {
-        let (known, behind) = bytes.split_at(sums.len() * SEGMENT_BYTES);
-        debug_assert!(self.sum.rest.is_empty(), "sums of segments that begin elsewhere");
-        self.inner.write_all(known)?;
-        for sum in sums {
-            self.sum.add_sum(*sum);
-        }
-        self.write_all(behind)
-    }
-
-    /// Gives back the file, and the sum of what passed.
-    pub(super) fn end(self) -> (W, Checksum) {
-        (self.inner, self.sum.end())
+    /// The sum of what passed.
+    pub(super) fn end(self) -> Checksum {
+        self.sum.end()
     }
 }
 
@@ -187,7 +167,7 @@ mod tests {
         let path = dir.path().join("file");
         let mut file = Summing::new(File::create(&path).unwrap());
         file.write_all(&vec![7; 3 << 20]).unwrap();
-        let (_, sum) = file.end();
+        let sum = file.end();
         verify(&path, "file", Some(sum)).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[2 << 20] ^= 1;
@@ -222,14 +202,7 @@ mod tests {
             for piece in [1000, SEGMENT_BYTES, 3 * SEGMENT_BYTES - 1, bytes.len()] {
                 let mut file = Summing::new(Vec::new());
                 bytes[..len].chunks(piece).for_each(|piece| file.write_all(piece).unwrap());
-                assert_eq!(file.end().1, expected, "{len} bytes, {piece} at a time");
-            }
-            for known in 0..=len / SEGMENT_BYTES {
-                let (mut sums, mut file) = (Vec::new(), Summing::new(Vec::new()));
-                sum_segments(&bytes[..known * SEGMENT_BYTES], &mut sums);
-                file.write_summed(&bytes[..len], &sums).unwrap();
-                let (written, sum) = file.end();
-                assert!(written == bytes[..len] && sum == expected, "{len} bytes, {known} segments known");
+                assert_eq!(file.end(), expected, "{len} bytes, {piece} at a time");
             }
         }
     }

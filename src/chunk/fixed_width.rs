@@ -1,14 +1,13 @@
 //! A Parquet file whose last column is written as it comes: fixed bytes for each row, not compressed.
 //!
 //! The usual writer copies what it is given into pages, those into a row group, and that into the file: three times 150 KB an image.
-//! Here the pages of the wide column go from the caller's buffer to a [`SequentialWriter`]; before them go the other columns, a few bytes a
+//! Here the pages of the wide column go from the caller's buffer to the file; before them go the other columns, a few bytes a
 //! row, which the usual writer makes in memory. What is appended at a time is a row group: nothing is held but what the footer says of
-//! it. Between columns there may be 0s, which no reader looks at. A page is a header (a Thrift struct in the compact protocol,
+//! it. A page is a header (a Thrift struct in the compact protocol,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>) and its values.
 
 use std::fs::File;
 use std::io::Write as _;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,36 +25,22 @@ use super::checksum::{Checksum, Summing};
 use super::table::{convert_write_error, properties};
 use super::{ChunkError, RowMeta};
 use crate::objects::StoreError;
-use crate::run_dir::{PLACE_BYTES, PageCache, SequentialWriter};
 
 const MAGIC: &[u8] = b"PAR1";
 /// Bytes of a page, about.
 const PAGE_BYTES: usize = 1 << 20;
-/// What a row group takes beside its rows, at most, where its pages are small: headers of pages, and four columns in the footer.
+/// What a row group takes beside its rows, at most: headers of pages, and four columns in the footer.
 pub(super) const GROUP_BYTES: u64 = 1024;
-/// Bytes of a wide column that make up for having its place chosen, and that a reader can be asked to take at once.
-const PLACED_BYTES: RangeInclusive<usize> = 1 << 20..=64 << 20;
-
-/// How the wide column of a row group is laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pages {
-    /// For a reader that takes a few rows at a time: [`PAGE_BYTES`] each.
-    Small,
-    /// For the disk: where there is much of it, but not too much, one, whose values begin at a multiple of [`PLACE_BYTES`], behind 0s.
-    Placed,
-}
-
 /// Writes one file.
 pub(super) struct FixedWidthParquetWriter {
     path: PathBuf,
-    file: Summing<SequentialWriter>,
+    file: Summing<File>,
     /// Bytes written.
     at: u64,
     /// The columns before the wide one.
     narrow: SchemaRef,
     properties: WriterProperties,
     row_bytes: usize,
-    pages: Pages,
     /// How the whole schema is written down, by an empty file of it.
     whole: ParquetMetaData,
     groups: Vec<RowGroupMetaData>,
@@ -68,10 +53,8 @@ impl FixedWidthParquetWriter {
         mut fields: Vec<Field>,
         row_bytes: usize,
         metadata: &[(&str, String)],
-        pages: Pages,
-        cache: PageCache,
     ) -> std::result::Result<Self, ChunkError> {
-        let file = SequentialWriter::create(path, cache).map_err(|error| StoreError::io(path, "created", error))?;
+        let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
         let properties = properties(Compression::UNCOMPRESSED, usize::MAX, metadata);
         let schema = Arc::new(Schema::new(fields.clone()));
         let whole = ArrowWriter::try_new(Vec::new(), schema, Some(properties.clone())).and_then(ArrowWriter::close);
@@ -80,14 +63,14 @@ impl FixedWidthParquetWriter {
         let narrow = Arc::new(Schema::new(fields));
         let (path, file, groups) = (path.to_owned(), Summing::new(file), Vec::new());
         let row_bytes = row_bytes.max(1);
-        let mut this = Self { path, file, at: 0, narrow, properties, row_bytes, pages, whole, groups };
+        let mut this = Self { path, file, at: 0, narrow, properties, row_bytes, whole, groups };
         this.put(MAGIC)?;
         Ok(this)
     }
 
     /// The file under construction, for whoever has the system write it out meanwhile.
     pub(super) fn handle(&self) -> Option<File> {
-        self.file.get().handle().ok()
+        self.file.get().try_clone().ok()
     }
 
     fn put(&mut self, bytes: &[u8]) -> std::result::Result<(), ChunkError> {
@@ -96,9 +79,8 @@ impl FixedWidthParquetWriter {
         Ok(())
     }
 
-    /// Appends rows, of which there is at least one; `values` has the wide column's bytes of each, and `sums` those of its first whole
-    /// segments, as far as they are known.
-    pub(super) fn write(&mut self, rows: &RowMeta, values: &[u8], sums: &[u64]) -> std::result::Result<(), ChunkError> {
+    /// Appends rows, of which there is at least one; `values` has the wide column's bytes of each.
+    pub(super) fn write(&mut self, rows: &RowMeta, values: &[u8]) -> std::result::Result<(), ChunkError> {
         let path = self.path.clone();
         let damaged = |error| convert_write_error(&path, error);
         let (narrow, written) = self.narrow(rows).map_err(damaged)?;
@@ -108,26 +90,12 @@ impl FixedWidthParquetWriter {
             columns.push(self.column(columns.len(), self.at, column).map_err(damaged)?);
             self.put(&narrow[first as usize..(first + bytes) as usize])?;
         }
-        let placed = self.pages == Pages::Placed && PLACED_BYTES.contains(&values.len());
-        let start = if placed {
-            let header = page_header(values.len(), rows.len());
-            let place = (self.at + header.len() as u64).next_multiple_of(PLACE_BYTES as u64);
-            let start = place - header.len() as u64;
-            self.put(&vec![0; (start - self.at) as usize])?;
-            self.put(&header)?;
-            let written = self.file.write_summed(values, sums);
-            written.map_err(|error| StoreError::io(&self.path, "written", error))?;
-            self.at += values.len() as u64;
-            start
-        } else {
-            let start = self.at;
-            let page_rows = (PAGE_BYTES / self.row_bytes).max(1);
-            for page in values.chunks(page_rows * self.row_bytes) {
-                self.put(&page_header(page.len(), page.len() / self.row_bytes))?;
-                self.put(page)?;
-            }
-            start
-        };
+        let start = self.at;
+        let page_rows = (PAGE_BYTES / self.row_bytes).max(1);
+        for page in values.chunks(page_rows * self.row_bytes) {
+            self.put(&page_header(page.len(), page.len() / self.row_bytes))?;
+            self.put(page)?;
+        }
         let group = self.group(columns, rows.len(), start).map_err(damaged)?;
         self.groups.push(group);
         Ok(())
@@ -147,9 +115,7 @@ impl FixedWidthParquetWriter {
             .finish()
             .map_err(|error| convert_write_error(&path, error))?;
         self.put(&footer)?;
-        let (file, sum) = self.file.end();
-        file.finish().map_err(|error| StoreError::io(&path, "written", error))?;
-        Ok(sum)
+        Ok(self.file.end())
     }
 
     /// The columns before the wide one as a file in memory, and what it says of itself.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::journal::{Journal, Layout};
-use super::pixels::{PixelReader, PixelWriter, Purpose};
+use super::pixels::{PixelReader, PixelWriter};
 use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
 use super::spool::{Spool, SpoolEntry};
@@ -49,9 +49,9 @@ fn seed_files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let pixels: Vec<u8> = (0..20 * 192u32).map(|at| (at / 50) as u8).collect();
-            writer.write(&heads(20), &pixels, &[]).unwrap();
+            writer.write(&heads(20), &pixels).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
@@ -164,7 +164,7 @@ proptest! {
                 quarantined: quarantined_rows(4),
                 bytes: 6,
                 checksum: None,
-                boot: crate::run_dir::boot(),
+                boot: crate::run_dir::boot_id(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
             directory.write(&format!("{id}.json"), &text).unwrap();

@@ -9,10 +9,9 @@ use arrow::array::{ArrayRef, AsArray as _, FixedSizeBinaryArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
-use super::fixed_width::{FixedWidthParquetWriter, Pages};
+use super::fixed_width::FixedWidthParquetWriter;
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowMeta};
-use crate::run_dir::PageCache;
 use crate::types::Compression;
 
 /// Bytes of one row group of packed pixels, about: what a writer holds in memory.
@@ -26,17 +25,8 @@ pub fn image_bytes(size_px: u32) -> usize {
     3 * size_px as usize * size_px as usize
 }
 
-/// What rows that are appended together take in the file of a passing chunk beside themselves, at most.
+/// What rows that are appended together take in the file beside themselves, at most.
 pub const GROUP_BYTES_BESIDE: u64 = super::fixed_width::GROUP_BYTES;
-
-/// What a chunk is written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// It is read soon, a few rows at a time, and removed.
-    Passing,
-    /// It is the product: laid out for the disk, and on its way there as said.
-    Product(PageCache),
-}
 
 /// Writes one pixel chunk.
 pub struct PixelWriter {
@@ -51,18 +41,11 @@ enum Inner {
 }
 
 impl PixelWriter {
-    /// Creates the file at `path`. `generation` and the size go into its metadata. Packed pixels are the same for any purpose, and go
-    /// through the system's cache: packing takes longer than the disk does.
+    /// Creates the file at `path`. `generation` and the size go into its metadata.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn create(
-        path: &Path,
-        size_px: u32,
-        compression: Compression,
-        generation: &str,
-        purpose: Purpose,
-    ) -> Result<Self, ChunkError> {
+    pub fn create(path: &Path, size_px: u32, compression: Compression, generation: &str) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowMeta::fields().to_vec();
         fields.push(Field::new("pixels", DataType::FixedSizeBinary(image_bytes as i32), false));
@@ -73,11 +56,7 @@ impl PixelWriter {
             ("generation", generation.to_owned()),
         ];
         let inner = if compression == Compression::None {
-            let (pages, cache) = match purpose {
-                Purpose::Passing => (Pages::Small, PageCache::Through),
-                Purpose::Product(cache) => (Pages::Placed, cache),
-            };
-            Inner::Plain(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata, pages, cache)?))
+            Inner::Plain(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata)?))
         } else {
             Inner::Packed(Box::new(TableWriter::create(
                 path,
@@ -90,16 +69,16 @@ impl PixelWriter {
         Ok(Self { inner, image_bytes })
     }
 
-    /// Appends rows; `pixels` holds one image for each, and `sums` is what [`sum_segments`](super::sum_segments) says of it, or empty.
+    /// Appends rows; `pixels` holds one image for each.
     ///
     /// # Errors
     /// When the disk is full or refuses.
-    pub fn write(&mut self, rows: &RowMeta, pixels: &[u8], sums: &[u64]) -> Result<(), ChunkError> {
+    pub fn write(&mut self, rows: &RowMeta, pixels: &[u8]) -> Result<(), ChunkError> {
         if rows.is_empty() {
             return Ok(());
         }
         let table = match &mut self.inner {
-            Inner::Plain(file) => return file.write(rows, pixels, sums),
+            Inner::Plain(file) => return file.write(rows, pixels),
             Inner::Packed(table) => table,
         };
         let columns = rows.columns();
@@ -188,17 +167,15 @@ impl PixelReader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sum_segments;
     use super::*;
-    use crate::config::bytes::product_disk_bytes;
-    use crate::run_dir::{PLACE_BYTES, PageBuffer};
+    use crate::config::bytes::chunk_disk_bytes;
 
     #[test]
     fn pixels_come_back_across_row_groups_and_batches() {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowMeta::default();
@@ -208,7 +185,7 @@ mod tests {
                     pixels.extend((0..192u32).map(|i| (i * 7 + row * 31 + block) as u8));
                 }
                 all.extend_from_slice(&pixels);
-                writer.write(&rows, &pixels, &[]).unwrap();
+                writer.write(&rows, &pixels).unwrap();
             }
             writer.finish().unwrap();
             let mut reader = PixelReader::open(&path, 4).unwrap();
@@ -224,75 +201,33 @@ mod tests {
         }
     }
 
-    /// 13 rows of pixels that differ from block to block, of which some go beyond the last whole segment.
-    fn block(block: u32, pixels: &mut PageBuffer) -> RowMeta {
-        let mut rows = RowMeta::default();
-        (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
-        pixels.resize(13 * image_bytes(224));
-        pixels.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at ^ (at >> 11) ^ block) as u8);
-        rows
-    }
-
     #[test]
-    fn a_product_is_the_same_file_with_its_checksum_whichever_way_it_takes() {
+    fn file_has_its_checksum_and_fits_its_bound() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut files, mut pixels) = (Vec::new(), PageBuffer::default());
-        for cache in [PageCache::Through, PageCache::Past] {
-            // As they lie, from a place that no device takes, and without sums.
-            for (shift, summed) in [(0, true), (1, true), (0, false)] {
-                let path = dir.path().join(format!("{}.parquet", files.len()));
-                let mut writer =
-                    PixelWriter::create(&path, 224, Compression::None, "g", Purpose::Product(cache)).unwrap();
-                for number in 0..5 {
-                    let (rows, mut sums) = (block(number, &mut pixels), Vec::new());
-                    if summed {
-                        sum_segments(&pixels, &mut sums);
-                    }
-                    let shifted = [&vec![0; shift], &pixels[..]].concat();
-                    let values = if shift == 0 { &pixels[..] } else { &shifted[shift..] };
-                    writer.write(&rows, values, &sums).unwrap();
-                }
-                let sum = writer.finish().unwrap();
-                super::super::verify(&path, "chunk", Some(sum)).unwrap();
-                files.push(std::fs::read(&path).unwrap());
-            }
-        }
-        assert!(files[0].len() > 9 << 20 && files.iter().all(|file| *file == files[0]));
-    }
-
-    #[test]
-    fn the_pixels_of_a_product_begin_at_good_places_and_are_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, mut pixels) = (dir.path().join("x.parquet"), PageBuffer::default());
-        let purpose = Purpose::Product(PageCache::Past);
-        let mut writer = PixelWriter::create(&path, 224, Compression::None, "g", purpose).unwrap();
+        let path = dir.path().join("x.parquet");
+        let mut writer = PixelWriter::create(&path, 224, Compression::None, "g").unwrap();
+        let block = |block: u32| {
+            let mut rows = RowMeta::default();
+            (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
+            let bytes = 0..13 * image_bytes(224) as u32;
+            (rows, bytes.map(|at| (at ^ (at >> 11) ^ block) as u8).collect::<Vec<u8>>())
+        };
         for number in 0..3 {
-            let rows = block(number, &mut pixels);
-            writer.write(&rows, &pixels, &[]).unwrap();
+            let (rows, pixels) = block(number);
+            writer.write(&rows, &pixels).unwrap();
         }
-        // Little is not worth a place.
-        let mut few = RowMeta::default();
-        few.push("few", [1]);
-        writer.write(&few, &pixels[5..5 + image_bytes(224)], &[]).unwrap();
-        writer.finish().unwrap();
-        let file = std::fs::read(&path).unwrap();
-        for number in 0..3 {
-            block(number, &mut pixels);
-            let found = file.chunks(PLACE_BYTES).any(|place| place == &pixels[..PLACE_BYTES]);
-            assert!(found, "the pixels of block {number} begin elsewhere");
-        }
-        assert!(!file.chunks(PLACE_BYTES).any(|place| place.starts_with(&pixels[5..4096])), "one image has a place");
-        let bound = product_disk_bytes(40, 224) as usize;
-        assert!((40 * image_bytes(224) + PLACE_BYTES / 2..bound).contains(&file.len()));
+        let checksum = writer.finish().unwrap();
+        super::super::verify(&path, "chunk", Some(checksum)).unwrap();
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert!((39 * image_bytes(224) as u64..chunk_disk_bytes(39, 224)).contains(&bytes));
         let mut reader = PixelReader::open(&path, 13).unwrap();
         let mut read = Vec::new();
         for number in 0..3 {
-            let rows = block(number, &mut pixels);
+            let (rows, pixels) = block(number);
             assert_eq!(reader.next_batch(&mut read).unwrap(), Some(rows));
-            assert!(read == pixels[..], "block {number}");
+            assert!(read == pixels, "block {number}");
         }
-        assert_eq!(reader.next_batch(&mut read).unwrap(), Some(few));
-        assert!(read == pixels[5..5 + image_bytes(224)] && reader.next_batch(&mut read).unwrap().is_none());
+        assert!(reader.next_batch(&mut read).unwrap().is_none());
     }
 
     #[test]

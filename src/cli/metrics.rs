@@ -20,7 +20,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::runtime::Shutdown;
-use crate::telemetry::{Activity, Kind, ProgressRegistry, Reading, Snapshot};
+use crate::telemetry::{Activity, Metric, MetricKind, ProgressRegistry, StageSnapshot};
 
 /// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -123,9 +123,9 @@ impl Collector for Scrape {
 }
 
 /// Encodes units, rates and times of all stages.
-fn encode_stages(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fmt::Result {
+fn encode_stages(encoder: &mut DescriptorEncoder<'_>, stages: &[StageSnapshot]) -> fmt::Result {
     let labels =
-        |stage: &Snapshot| -> Labels<'_> { vec![("stage", stage.name.clone()), ("unit", stage.unit.to_owned())] };
+        |stage: &StageSnapshot| -> Labels<'_> { vec![("stage", stage.name.clone()), ("unit", stage.unit.to_owned())] };
     let help = "Units done, including those of earlier processes of the run";
     let mut done = encoder.encode_descriptor("stage_done", help, None, MetricType::Counter)?;
     for stage in stages {
@@ -152,7 +152,7 @@ fn encode_stages(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fm
             {
                 let labels =
                     vec![("stage", stage.name.clone()), ("part", part.name.to_owned()), ("state", state.to_owned())];
-                let value = part.share(activity) * part.elapsed.as_secs_f64() * f64::from(part.lanes);
+                let value = part.share(activity) * part.elapsed.as_secs_f64() * f64::from(part.workers);
                 encode_counter(&mut seconds, labels, value)?;
             }
         }
@@ -161,7 +161,7 @@ fn encode_stages(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fm
 }
 
 /// Encodes rows and shards of the stages that read shards.
-fn encode_shards(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fmt::Result {
+fn encode_shards(encoder: &mut DescriptorEncoder<'_>, stages: &[StageSnapshot]) -> fmt::Result {
     let with_shards = || stages.iter().filter(|stage| !stage.shards.is_empty());
     let help = "Saved rows of a stage's shards, by outcome";
     let mut rows = encoder.encode_descriptor("rows", help, None, MetricType::Counter)?;
@@ -187,13 +187,13 @@ fn encode_shards(encoder: &mut DescriptorEncoder<'_>, stages: &[Snapshot]) -> fm
 }
 
 /// Encodes a value that the stages share, and its limit.
-fn encode_reading(encoder: &mut DescriptorEncoder<'_>, reading: &Reading) -> fmt::Result {
+fn encode_reading(encoder: &mut DescriptorEncoder<'_>, reading: &Metric) -> fmt::Result {
     match reading.kind {
-        Kind::Counter => {
+        MetricKind::Counter => {
             let counter = ConstCounter::new(reading.value);
             counter.encode(encoder.encode_descriptor(reading.name, reading.help, None, counter.metric_type())?)
         }
-        Kind::Gauge => {
+        MetricKind::Gauge => {
             let gauge = ConstGauge::new(reading.value as f64);
             gauge.encode(encoder.encode_descriptor(reading.name, reading.help, None, gauge.metric_type())?)?;
             let Some(limit) = reading.limit else { return Ok(()) };

@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 use super::format;
 use super::output::escape_controls;
-use crate::telemetry::{ProgressRegistry, Snapshot};
+use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 /// Time between two updates of the bars.
 const TICK: Duration = Duration::from_millis(200);
@@ -86,7 +86,7 @@ impl Screen {
     }
 }
 
-fn update_bar(bar: &ProgressBar, stage: &Snapshot, last: bool) {
+fn update_bar(bar: &ProgressBar, stage: &StageSnapshot, last: bool) {
     if bar.is_finished() {
         return;
     }
@@ -111,14 +111,14 @@ fn update_bar(bar: &ProgressBar, stage: &Snapshot, last: bool) {
     }
 }
 
-fn time_left(stage: &Snapshot) -> Option<String> {
+fn time_left(stage: &StageSnapshot) -> Option<String> {
     let left = stage.eta().filter(|_| !stage.finished)?;
     Some(format::duration(left.as_secs() as f64))
 }
 
 /// Describes the progress of a stage in one line: `images: 1,200 of 2,980 rows (40.3 %), 812 rows/s, 2 s left`.
-fn progress_line(stage: &Snapshot) -> String {
-    let Snapshot { name, unit, done, resumed, .. } = stage;
+fn progress_line(stage: &StageSnapshot) -> String {
+    let StageSnapshot { name, unit, done, resumed, .. } = stage;
     let rate = format::number(stage.rate());
     if stage.finished {
         let (units, time) = (format::plural(*done, unit), format::duration(stage.elapsed.as_secs_f64()));

@@ -1,9 +1,9 @@
-//! Requests to the hub: who may see the token, which redirects are followed, what an answer means.
+//! Requests to the hub: where the token goes, which redirects are followed, how answers are read.
 //!
-//! The token goes to the scheme, host and port of the endpoint alone; large files lie elsewhere, behind a redirect to a
-//! URL that is signed for a short time, so each attempt asks the endpoint anew. Neither that URL nor a header is ever put
-//! into a message. Redirects are followed here and not by the client, since a file's size and hash stand in the answer
-//! that redirects.
+//! The token is sent only to the scheme, host and port of the endpoint. Large files are on other hosts, behind a redirect to
+//! a URL that is signed for a short time, so each attempt starts at the endpoint. Messages contain neither that URL nor
+//! headers. Redirects are followed here rather than by the client, because the redirecting answer states the file's size
+//! and hash.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +18,15 @@ use url::Url;
 
 use super::cache::is_commit;
 use super::settings::Settings;
-use crate::objects::client::CONNECT;
+use crate::objects::client::CONNECT_TIMEOUT;
 use crate::objects::http_retry::RetryBudget;
-use crate::objects::{StoreError, Traffic, tls};
+use crate::objects::{StoreError, Traffic, install_tls_provider};
 
-/// Redirects in a row that are followed.
-const MOST_HOPS: usize = 10;
-/// Largest answer that is read into memory: listings and indices.
-const MOST_BYTES: usize = 64 << 20;
-/// Hosts that state a file's size and hash as the endpoint does: mirrors may redirect to them.
+/// Upper bound on consecutive redirects.
+const MAX_REDIRECTS: usize = 10;
+/// Upper bound on an answer that is read into memory: a listing or an index.
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// Hosts that state a file's size and hash like the endpoint; mirrors may redirect to them.
 const HUBS: [&str; 2] = ["huggingface.co", "hf.co"];
 
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
@@ -34,92 +34,94 @@ const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
 const REPO_COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 
-/// Why a request brought nothing.
+/// Failure of a request.
 #[derive(Debug)]
-pub(super) enum Broken {
-    /// It may pass.
-    Passing(String),
-    /// It stays.
-    Final(StoreError),
-    /// The range lies behind the end of the file.
-    BehindTheEnd,
+pub(super) enum RequestError {
+    /// Another attempt may succeed.
+    Transient(String),
+    /// No further attempt can succeed.
+    Permanent(StoreError),
+    /// The range lies beyond the end of the file.
+    OutOfRange,
 }
 
-/// What the hub states about a file.
+/// Size and hash of a file as the hub states them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stated {
-    /// SHA-256 of a large file, git's name of a small one; the name of its blob.
+pub(super) struct FileMetadata {
+    /// SHA-256 of a large file, git's hash of a small one; names its blob.
     pub(super) etag: String,
     pub(super) size: u64,
 }
 
-/// The files of a repository at one commit.
+/// Files of a repository at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: Vec<String>,
 }
 
-/// A client of one hub.
+/// HTTP client of one hub.
 #[derive(Debug)]
 pub(super) struct Http {
     client: reqwest::Client,
     endpoint: Url,
     authorization: Option<HeaderValue>,
     traffic: Arc<Traffic>,
-    patience: Duration,
+    retry_budget: Duration,
     reached: Arc<AtomicBool>,
 }
 
 impl Http {
+    /// Creates a client of the endpoint.
+    ///
     /// # Errors
-    /// When the endpoint or the token makes no sense.
+    /// When the endpoint or the token is invalid.
     pub(super) fn open(
         settings: &Settings,
-        patience: Duration,
-        silence: Duration,
+        retry_budget: Duration,
+        read_timeout: Duration,
         traffic: Arc<Traffic>,
     ) -> Result<Self, StoreError> {
-        let bad = |reason: String| StoreError::BadUrl { url: "HF_ENDPOINT".to_owned(), reason };
+        let invalid = |reason: String| StoreError::BadUrl { url: "HF_ENDPOINT".to_owned(), reason };
         let endpoint = Url::parse(&settings.endpoint)
             .ok()
             .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
-            .ok_or_else(|| bad("it must be a URL that starts with `https://` or `http://`".to_owned()))?;
-        tls();
+            .ok_or_else(|| invalid("it must be a URL that starts with `https://` or `http://`".to_owned()))?;
+        install_tls_provider();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(silence)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(read_timeout)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| bad(deepest(&error)))?;
+            .map_err(|error| invalid(deepest(&error)))?;
         let authorization = settings.authorization()?;
-        Ok(Self { client, endpoint, authorization, traffic, patience, reached: Arc::default() })
+        Ok(Self { client, endpoint, authorization, traffic, retry_budget, reached: Arc::default() })
     }
 
-    pub(super) fn patience(&self) -> RetryBudget {
-        RetryBudget::new(self.patience, Arc::clone(&self.reached))
+    pub(super) fn retry_budget(&self) -> RetryBudget {
+        RetryBudget::new(self.retry_budget, Arc::clone(&self.reached))
     }
 
-    /// For how long a request may fail again and again.
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Sets the time for which a request may fail again and again.
+    pub(super) fn set_retry_budget(&mut self, retry_budget: Duration) {
+        self.retry_budget = retry_budget;
     }
 
     pub(super) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    /// The hub's name for a person: without credentials that its URL may hold.
+    /// Returns the hub's name for messages, without credentials that its URL may hold.
     pub(super) fn host(&self) -> String {
         self.endpoint.origin().ascii_serialization()
     }
 
-    /// The URL under the endpoint, which may have a path of its own, of these components.
+    /// Returns the URL of a path below the endpoint, which may have a path of its own.
     fn url(&self, components: &[&str]) -> Url {
         let mut url = self.endpoint.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            // A `/` inside a component is encoded, which is how a revision that has one must be written.
+            // A `/` inside a component is percent-encoded, as the hub requires for revisions.
             path.pop_if_empty().extend(components);
         }
         url
@@ -132,13 +134,13 @@ impl Http {
         self.url(&components)
     }
 
-    /// One request, with its redirects.
+    /// Sends one request and follows its redirects.
     ///
-    /// `anywhere`: follows redirects to other hosts too; else the answer that redirects there is handed back.
-    async fn send(&self, method: Method, mut url: Url, from: u64, anywhere: bool) -> Result<Response, Broken> {
-        for _ in 0..MOST_HOPS {
+    /// Without `follow_all`, an answer that redirects to another host is returned itself.
+    async fn send(&self, method: Method, mut url: Url, from: u64, follow_all: bool) -> Result<Response, RequestError> {
+        for _ in 0..MAX_REDIRECTS {
             let ours = url.origin() == self.endpoint.origin();
-            // Sizes and hashes are those of the bytes as they are.
+            // Sizes and hashes are those of the uncompressed bytes.
             let mut request = self.client.request(method.clone(), url.clone()).header(ACCEPT_ENCODING, "identity");
             if let Some(value) = self.authorization.as_ref().filter(|_| ours) {
                 request = request.header(AUTHORIZATION, value.clone());
@@ -146,37 +148,37 @@ impl Http {
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.send().await.map_err(|error| Broken::Passing(brief(&error, &url)))?;
+            let response = request.send().await.map_err(|error| RequestError::Transient(describe(&error, &url)))?;
             let status = response.status();
             if status.is_server_error() || [408, 425, 429].contains(&status.as_u16()) {
-                return Err(Broken::Passing(format!("{} answers {}", name(&url), status.as_u16())));
+                return Err(RequestError::Transient(format!("{} answers {}", name(&url), status.as_u16())));
             }
             self.reached.store(true, Ordering::Relaxed);
             if !status.is_redirection() {
                 if !ours && !status.is_success() && status.as_u16() != 416 {
-                    // A signature that ran out, say: the endpoint gives a new one to the next attempt.
-                    return Err(Broken::Passing(format!("{} answers {}", name(&url), status.as_u16())));
+                    // A signature may have expired; the next attempt gets a new one from the endpoint.
+                    return Err(RequestError::Transient(format!("{} answers {}", name(&url), status.as_u16())));
                 }
                 return Ok(response);
             }
             let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| url.join(to).ok());
-            let to = to.ok_or_else(|| self.no_hub("it redirects to nowhere"))?;
+            let to = to.ok_or_else(|| self.not_a_hub("it redirects to nowhere"))?;
             let stays = to.origin() == self.endpoint.origin() || to.host_str().is_some_and(|host| HUBS.contains(&host));
-            if !stays && !anywhere {
+            if !stays && !follow_all {
                 return Ok(response);
             }
             url = to;
         }
-        Err(self.no_hub("it redirects in circles").into())
+        Err(self.not_a_hub("it redirects in circles").into())
     }
 
-    /// The endpoint answers, but not as a hub does.
-    fn no_hub(&self, why: &str) -> StoreError {
+    /// Returns the error for an endpoint that does not answer like a hub.
+    fn not_a_hub(&self, why: &str) -> StoreError {
         let reason = format!("{why}, so it is no Hugging Face hub or a proxy answers for it: check HF_ENDPOINT");
         StoreError::BadUrl { url: self.host(), reason }
     }
 
-    /// Sorts an answer that is an error; `subject` is what was asked for, `file` its part inside the repository.
+    /// Converts an error answer; `subject` names the requested file or repository.
     fn explain(&self, response: &Response, repo: &str, subject: &str) -> StoreError {
         let code = response.headers().get(ERROR_CODE).and_then(|code| code.to_str().ok()).unwrap_or_default();
         let refused = |hint: &'static str| StoreError::Refused { url: repo.to_owned(), hint };
@@ -195,46 +197,48 @@ impl Http {
                 "is not at {}: check the name and revision, or set HF_TOKEN if the repository is private",
                 self.host()
             )),
-            (status, _) => self.no_hub(&format!("it answers {status}")),
+            (status, _) => self.not_a_hub(&format!("it answers {status}")),
         }
     }
 
-    /// Asks again and again until there is an answer that stays.
+    /// Repeats a request until it succeeds or fails permanently.
     async fn ask(&self, method: Method, url: &Url, repo: &str, subject: &str) -> Result<Response, StoreError> {
-        let anywhere = method == Method::GET;
-        let mut patience = self.patience();
+        let follow_all = method == Method::GET;
+        let mut retry_budget = self.retry_budget();
         loop {
-            self.traffic.request(patience.attempts() > 0);
-            match self.send(method.clone(), url.clone(), 0, anywhere).await {
+            self.traffic.add_request(retry_budget.attempts() > 0);
+            match self.send(method.clone(), url.clone(), 0, follow_all).await {
                 Ok(response) if response.status().is_client_error() => {
                     return Err(self.explain(&response, repo, subject));
                 }
                 Ok(response) => return Ok(response),
-                Err(Broken::Passing(reason)) => patience.wait(subject, "downloaded", reason).await?,
-                Err(Broken::Final(error)) => return Err(error),
-                Err(Broken::BehindTheEnd) => return Err(self.no_hub("it knows no file of any length")),
+                Err(RequestError::Transient(reason)) => retry_budget.wait(subject, "downloaded", reason).await?,
+                Err(RequestError::Permanent(error)) => return Err(error),
+                Err(RequestError::OutOfRange) => {
+                    return Err(self.not_a_hub("it answers 416 to a request without a range"));
+                }
             }
         }
     }
 
-    /// A small answer's body.
+    /// Reads the body of a small answer.
     async fn body(&self, url: &Url, repo: &str, subject: &str) -> Result<Vec<u8>, StoreError> {
-        let mut patience = self.patience();
+        let mut retry_budget = self.retry_budget();
         'attempt: loop {
             let mut response = self.ask(Method::GET, url, repo, subject).await?;
             let mut body = Vec::new();
             loop {
                 match response.chunk().await {
-                    Ok(Some(part)) if body.len() + part.len() > MOST_BYTES => {
-                        return Err(self.no_hub("its answer does not end"));
+                    Ok(Some(part)) if body.len() + part.len() > MAX_BODY_BYTES => {
+                        return Err(self.not_a_hub("its answer does not end"));
                     }
                     Ok(Some(part)) => {
-                        self.traffic.read(part.len());
+                        self.traffic.add_read(part.len());
                         body.extend_from_slice(&part);
                     }
                     Ok(None) => return Ok(body),
                     Err(error) => {
-                        patience.wait(subject, "downloaded", brief(&error, url)).await?;
+                        retry_budget.wait(subject, "downloaded", describe(&error, url)).await?;
                         continue 'attempt;
                     }
                 }
@@ -242,11 +246,11 @@ impl Http {
         }
     }
 
-    /// The files of a repository at a revision.
+    /// Lists the files of a repository at a revision.
     ///
     /// # Errors
-    /// When there is no such repository or revision, or it cannot be had.
-    pub(super) async fn list(&self, repo: &str, revision: &str, shown: &str) -> Result<Listing, StoreError> {
+    /// When the repository or the revision does not exist, or the hub cannot be asked.
+    pub(super) async fn list(&self, repo: &str, revision: &str, label: &str) -> Result<Listing, StoreError> {
         #[derive(Deserialize)]
         struct Raw {
             sha: String,
@@ -259,103 +263,110 @@ impl Http {
         let mut components = vec!["api", "models"];
         components.extend(repo.split('/'));
         components.extend(["revision", revision]);
-        let body = self.body(&self.url(&components), shown, shown).await?;
-        let raw: Raw = serde_json::from_slice(&body).map_err(|_| self.no_hub("its answer is no listing of files"))?;
+        let body = self.body(&self.url(&components), label, label).await?;
+        let raw: Raw =
+            serde_json::from_slice(&body).map_err(|_| self.not_a_hub("its answer is not a list of files"))?;
         if !is_commit(&raw.sha) {
-            return Err(self.no_hub("it names no commit"));
+            return Err(self.not_a_hub("it names no commit"));
         }
         Ok(Listing { commit: raw.sha, files: raw.siblings.into_iter().map(|file| file.rfilename).collect() })
     }
 
-    /// Size and hash of a file.
+    /// Returns the size and hash of a file.
     ///
     /// # Errors
-    /// When there is no such file, or the hub does not state both.
-    pub(super) async fn stated(&self, repo: &str, commit: &str, file: &str, shown: &str) -> Result<Stated, StoreError> {
-        let subject = format!("{shown}/{file}");
-        let response = self.ask(Method::HEAD, &self.file_url(repo, commit, file), shown, &subject).await?;
-        stated(response.headers(), response.status().is_redirection(), commit)
-            .map_err(|why| self.no_hub(&format!("{why} for `{file}`")))
+    /// When the file does not exist, or the hub does not state both.
+    pub(super) async fn file_metadata(
+        &self,
+        repo: &str,
+        commit: &str,
+        file: &str,
+        label: &str,
+    ) -> Result<FileMetadata, StoreError> {
+        let subject = format!("{label}/{file}");
+        let response = self.ask(Method::HEAD, &self.file_url(repo, commit, file), label, &subject).await?;
+        parse_metadata(response.headers(), response.status().is_redirection(), commit)
+            .map_err(|why| self.not_a_hub(&format!("{why} for `{file}`")))
     }
 
-    /// The content of a small file.
+    /// Reads the content of a small file.
     ///
     /// # Errors
-    /// When it cannot be had.
-    pub(super) async fn read(&self, repo: &str, commit: &str, file: &str, shown: &str) -> Result<Vec<u8>, StoreError> {
-        self.body(&self.file_url(repo, commit, file), shown, &format!("{shown}/{file}")).await
+    /// When it cannot be downloaded.
+    pub(super) async fn read(&self, repo: &str, commit: &str, file: &str, label: &str) -> Result<Vec<u8>, StoreError> {
+        self.body(&self.file_url(repo, commit, file), label, &format!("{label}/{file}")).await
     }
 
-    /// Opens a file's bytes from an offset on; says from which one they are.
+    /// Opens a file at an offset; returns the offset at which the answer starts.
     pub(super) async fn open_file(
         &self,
         (repo, commit, file): (&str, &str, &str),
-        shown: &str,
+        label: &str,
         from: u64,
         repeated: bool,
-    ) -> Result<(Response, u64), Broken> {
-        self.traffic.request(repeated);
+    ) -> Result<(Response, u64), RequestError> {
+        self.traffic.add_request(repeated);
         let response = self.send(Method::GET, self.file_url(repo, commit, file), from, true).await?;
         match response.status().as_u16() {
-            206 if starts_at(response.headers()) == Some(from) => Ok((response, from)),
-            206 => Err(self.no_hub("it answers another range than it was asked for").into()),
-            416 => Err(Broken::BehindTheEnd),
-            // A server that knows no ranges starts over.
+            206 if range_start(response.headers()) == Some(from) => Ok((response, from)),
+            206 => Err(self.not_a_hub("it answers with another range than the requested one").into()),
+            416 => Err(RequestError::OutOfRange),
+            // A server without ranges starts from the beginning.
             200..300 => Ok((response, 0)),
-            _ => Err(self.explain(&response, shown, &format!("{shown}/{file}")).into()),
+            _ => Err(self.explain(&response, label, &format!("{label}/{file}")).into()),
         }
     }
 }
 
-impl From<StoreError> for Broken {
+impl From<StoreError> for RequestError {
     fn from(error: StoreError) -> Self {
-        Self::Final(error)
+        Self::Permanent(error)
     }
 }
 
-/// What an answer to HEAD states.
-fn stated(headers: &HeaderMap, redirects: bool, commit: &str) -> Result<Stated, &'static str> {
+/// Parses the headers of an answer to HEAD.
+fn parse_metadata(headers: &HeaderMap, redirects: bool, commit: &str) -> Result<FileMetadata, &'static str> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if text(REPO_COMMIT).is_some_and(|other| other != commit) {
         return Err("it answers with another commit");
     }
     let etag = text(LINKED_ETAG).or_else(|| text(ETAG)).ok_or("it states no hash")?;
     let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"');
-    // It names a file in the cache.
+    // The tag becomes a file name in the cache.
     let plain = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     if etag.is_empty() || etag.len() > 128 || etag.starts_with('.') || !etag.chars().all(plain) {
         return Err("it states no usable hash");
     }
-    // The length of an answer that redirects is its own.
+    // An answer that redirects has a length of its own.
     let size = text(LINKED_SIZE).or_else(|| text(CONTENT_LENGTH).filter(|_| !redirects));
     let size = size.and_then(|size| size.parse().ok()).ok_or("it states no size")?;
-    Ok(Stated { etag: etag.to_owned(), size })
+    Ok(FileMetadata { etag: etag.to_owned(), size })
 }
 
-/// The first byte of a `Content-Range: bytes FIRST-LAST/SIZE`.
-fn starts_at(headers: &HeaderMap) -> Option<u64> {
+/// Returns the first byte of a header `Content-Range: bytes FIRST-LAST/SIZE`.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
     let value = headers.get(reqwest::header::CONTENT_RANGE)?.to_str().ok()?;
     value.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
-/// A server for a person: no path, no query.
+/// Returns a server's name for messages, without path and query.
 fn name(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// The innermost cause, which never holds the URL.
+/// Returns the innermost cause, which never contains the URL.
 fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// What went wrong, in few words that hold no secret.
-pub(super) fn brief(error: &reqwest::Error, url: &Url) -> String {
+/// Describes a failure in few words, without secrets.
+pub(super) fn describe(error: &reqwest::Error, url: &Url) -> String {
     let server = name(url);
     match (error.is_connect(), error.is_timeout()) {
-        (true, true) => format!("no connection to {server} in {} s", CONNECT.as_secs()),
+        (true, true) => format!("no connection to {server} in {} s", CONNECT_TIMEOUT.as_secs()),
         (true, false) => format!("no connection to {server} ({})", deepest(error)),
-        (false, true) => format!("no byte came from {server} for too long"),
+        (false, true) => format!("no byte arrived from {server} before the timeout"),
         (false, false) => format!("the connection to {server} broke ({})", deepest(error)),
     }
 }
@@ -371,40 +382,40 @@ mod tests {
     }
 
     #[test]
-    fn size_and_hash_are_those_of_the_file_and_not_of_the_answer() {
-        let stated = |list: &[(&'static str, &'static str)], redirects| {
-            stated(&headers(list), redirects, COMMIT).map(|found| (found.etag, found.size))
+    fn metadata_describes_the_file_not_the_answer() {
+        let metadata = |list: &[(&'static str, &'static str)], redirects| {
+            parse_metadata(&headers(list), redirects, COMMIT).map(|parsed| (parsed.etag, parsed.size))
         };
         let small = [("etag", "\"abc\""), ("content-length", "12"), ("x-repo-commit", COMMIT)];
-        assert_eq!(stated(&small, false), Ok(("abc".into(), 12)));
-        assert_eq!(stated(&[("etag", "W/\"abc\""), ("content-length", "12")], false), Ok(("abc".into(), 12)));
+        assert_eq!(metadata(&small, false), Ok(("abc".into(), 12)));
+        assert_eq!(metadata(&[("etag", "W/\"abc\""), ("content-length", "12")], false), Ok(("abc".into(), 12)));
         let large = [
             ("etag", "\"of-the-redirect\""),
             ("x-linked-etag", "\"f00\""),
             ("content-length", "99"),
             ("x-linked-size", "5000000000"),
         ];
-        assert_eq!(stated(&large, true), Ok(("f00".into(), 5_000_000_000)));
-        assert_eq!(stated(&[("etag", "\"abc\""), ("content-length", "99")], true), Err("it states no size"));
-        assert_eq!(stated(&[("content-length", "12")], false), Err("it states no hash"));
+        assert_eq!(metadata(&large, true), Ok(("f00".into(), 5_000_000_000)));
+        assert_eq!(metadata(&[("etag", "\"abc\""), ("content-length", "99")], true), Err("it states no size"));
+        assert_eq!(metadata(&[("content-length", "12")], false), Err("it states no hash"));
         for etag in ["\"../../x\"", "\"\"", "\"a/b\"", "\".a\""] {
             let list = [("etag", etag), ("content-length", "1")];
-            assert_eq!(super::stated(&headers(&list), false, COMMIT), Err("it states no usable hash"));
+            assert_eq!(parse_metadata(&headers(&list), false, COMMIT), Err("it states no usable hash"));
         }
         let other = [("etag", "\"abc\""), ("content-length", "12"), ("x-repo-commit", "f00")];
-        assert_eq!(stated(&other, false), Err("it answers with another commit"));
+        assert_eq!(metadata(&other, false), Err("it answers with another commit"));
     }
 
     #[test]
-    fn an_endpoint_may_have_a_path_and_a_revision_a_slash() {
+    fn url_joins_endpoint_path_and_encodes_revision() {
         let endpoint = Url::parse("https://mirror.example/api/hf").unwrap();
-        tls();
+        install_tls_provider();
         let http = Http {
             client: reqwest::Client::new(),
             endpoint,
             authorization: None,
             traffic: Arc::default(),
-            patience: Duration::ZERO,
+            retry_budget: Duration::ZERO,
             reached: Arc::default(),
         };
         assert_eq!(
@@ -418,8 +429,8 @@ mod tests {
     }
 
     #[test]
-    fn a_range_says_where_it_starts() {
-        assert_eq!(starts_at(&headers(&[("content-range", "bytes 100-199/200")])), Some(100));
-        assert_eq!(starts_at(&headers(&[("content-range", "items 1-2/3")])), None);
+    fn content_range_gives_its_start() {
+        assert_eq!(range_start(&headers(&[("content-range", "bytes 100-199/200")])), Some(100));
+        assert_eq!(range_start(&headers(&[("content-range", "items 1-2/3")])), None);
     }
 }

@@ -1,12 +1,12 @@
-//! Where the hub is, where its cache is and who asks: the environment variables of `huggingface_hub`, read as it reads them.
+//! Endpoint, cache, token and offline mode from the environment variables of `huggingface_hub`, read as it reads them.
 //!
-//! | variable | says |
-//! | --- | --- |
-//! | `HF_ENDPOINT` | the hub, or a mirror of it; `https://huggingface.co` |
-//! | `HF_HUB_CACHE`, else `HF_HOME`, else `XDG_CACHE_HOME` | the cache; `~/.cache/huggingface/hub` |
-//! | `HF_TOKEN`, else the file `HF_TOKEN_PATH`, else `token` in `HF_HOME` | who asks; nobody |
-//! | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | asks as nobody, whatever is stored |
-//! | `HF_HUB_OFFLINE`, else `TRANSFORMERS_OFFLINE` | takes everything from the cache |
+//! | variable | sets | default |
+//! | --- | --- | --- |
+//! | `HF_ENDPOINT` | the hub or a mirror | `https://huggingface.co` |
+//! | `HF_HUB_CACHE`, else `HF_HOME`, else `XDG_CACHE_HOME` | the cache | `~/.cache/huggingface/hub` |
+//! | `HF_TOKEN`, else the file `HF_TOKEN_PATH`, else `token` in `HF_HOME` | the token | none |
+//! | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | ignores stored tokens | off |
+//! | `HF_HUB_OFFLINE`, else `TRANSFORMERS_OFFLINE` | uses the cache only | off |
 //!
 //! The older names `HUGGINGFACE_HUB_CACHE` and `HUGGING_FACE_HUB_TOKEN` count too. An empty variable counts as absent.
 
@@ -16,24 +16,25 @@ use reqwest::header::HeaderValue;
 
 use crate::objects::StoreError;
 
+/// Endpoint without a setting.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// What the environment says about the hub.
+/// Settings of the hub.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// Without a `/` at its end.
+    /// Without a final `/`.
     pub(super) endpoint: String,
     pub(super) cache: PathBuf,
     pub(super) offline: bool,
     token: Token,
 }
 
-/// Where the token is.
+/// Source of the token.
 #[derive(Clone)]
 enum Token {
-    Nowhere,
-    Here(String),
-    In(PathBuf),
+    None,
+    Value(String),
+    File(PathBuf),
 }
 
 impl std::fmt::Debug for Token {
@@ -43,7 +44,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Settings {
-    /// As this process's environment says.
+    /// Reads the environment of this process.
     pub(super) fn from_env() -> Self {
         Self::read(|name| std::env::var(name).ok(), std::env::home_dir())
     }
@@ -56,11 +57,11 @@ impl Settings {
         let root = path(&["HF_HOME"])
             .unwrap_or_else(|| path(&["XDG_CACHE_HOME"]).unwrap_or_else(|| home.join(".cache")).join("huggingface"));
         let token = if truth(&["HF_HUB_DISABLE_IMPLICIT_TOKEN"]) {
-            Token::Nowhere
+            Token::None
         } else if let Some(token) = value(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]) {
-            Token::Here(token)
+            Token::Value(token)
         } else {
-            Token::In(path(&["HF_TOKEN_PATH"]).unwrap_or_else(|| root.join("token")))
+            Token::File(path(&["HF_TOKEN_PATH"]).unwrap_or_else(|| root.join("token")))
         };
         Self {
             endpoint: value(&["HF_ENDPOINT"])
@@ -74,15 +75,15 @@ impl Settings {
         }
     }
 
-    /// The header that says who asks; nothing that prints it shows the token.
+    /// Returns the `Authorization` header; its debug output hides the token.
     ///
     /// # Errors
-    /// When the token cannot be read or is none.
+    /// When the token cannot be read or is malformed.
     pub(super) fn authorization(&self) -> Result<Option<HeaderValue>, StoreError> {
         let text = match &self.token {
-            Token::Nowhere => return Ok(None),
-            Token::Here(token) => token.clone(),
-            Token::In(path) => match std::fs::read_to_string(path) {
+            Token::None => return Ok(None),
+            Token::Value(token) => token.clone(),
+            Token::File(path) => match std::fs::read_to_string(path) {
                 Ok(token) => token,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(StoreError::io(path, "read", error)),
@@ -95,7 +96,7 @@ impl Settings {
         }
         let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| StoreError::BadUrl {
             url: "HF_TOKEN".to_owned(),
-            reason: "it holds characters that no token has".to_owned(),
+            reason: "it contains characters that a token cannot have".to_owned(),
         })?;
         value.set_sensitive(true);
         Ok(Some(value))
@@ -106,7 +107,7 @@ fn is_true(value: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].iter().any(|word| value.trim().eq_ignore_ascii_case(word))
 }
 
-/// `~`, `$NAME` and `${NAME}` in a path, as a shell that did not set the variable would have left them.
+/// Expands `~`, `$NAME` and `${NAME}` in a path; unset variables stay as they are.
 fn expand(text: &str, get: &impl Fn(&str) -> Option<String>, home: &Path) -> PathBuf {
     let mut out = String::new();
     let mut rest = text;
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_huggingface_hub_has_it() {
+    fn cache_path_matches_huggingface_hub() {
         for (variables, cache) in [
             (&[][..], "/home/me/.cache/huggingface/hub"),
             (&[("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn offline_is_said_in_four_words() {
+    fn offline_accepts_four_words() {
         for word in ["1", "on", "YES", "True"] {
             assert!(settings(&[("HF_HUB_OFFLINE", word)]).offline, "{word}");
         }
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_comes_from_the_environment_then_from_the_file_and_is_never_shown() {
+    fn token_comes_from_environment_then_file_and_is_hidden() {
         let bearer = |settings: &Settings| settings.authorization().unwrap().map(|value| value.as_bytes().to_vec());
         let here = settings(&[("HF_TOKEN", " hf_secret\n"), ("HF_TOKEN_PATH", "/nowhere")]);
         assert_eq!(bearer(&here).unwrap(), b"Bearer hf_secret");
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_has_no_slash_at_its_end() {
+    fn endpoint_has_no_final_slash() {
         assert_eq!(settings(&[]).endpoint, "https://huggingface.co");
         assert_eq!(settings(&[("HF_ENDPOINT", "https://mirror/api/hf/")]).endpoint, "https://mirror/api/hf");
     }

@@ -71,7 +71,7 @@ fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
 pub async fn check(config: &RunConfig) -> Check {
     let mut check = Check::default();
     let store = open_store(config.store());
-    let directory = Directory::at(&store, config.run_dir()).map_err(PipelineError::from);
+    let directory = Directory::read_only(&store, config.run_dir()).map_err(PipelineError::from);
     let recorded = check.ok(directory.and_then(|directory| RunFile::read(&directory))).flatten();
     check.stages = list_stages(config, recorded.as_ref());
     let inputs = list_inputs(config, &store, &mut check).await;

@@ -141,7 +141,7 @@ impl RunContext {
         let config = RunConfig::check(pipeline, &machine).unwrap();
         let store = Store::default();
         Self {
-            dir: Directory::at(&store, "run").unwrap(),
+            dir: Directory::read_only(&store, "run").unwrap(),
             config: Arc::new(config),
             store,
             budget: ByteBudget::new(memory_bytes),

@@ -19,7 +19,7 @@ use crate::pipeline::images::{self, Sink, StartPoint, StreamJob};
 use crate::pipeline::observe::report::StreamReport;
 use crate::pipeline::resolve::{Backbone, FeatureShape};
 use crate::run_dir::LocalDirectory;
-use crate::runtime::{depth, link};
+use crate::runtime::{channel, queue_length};
 use crate::telemetry::{Party, StageProgress, StageTimer};
 
 pub(crate) use forward::Thumbnails;
@@ -129,9 +129,14 @@ impl Forward {
         let device = Arc::clone(backbone.device());
         // The model's memory is reserved first, so that decoders never hold what it needs to go on.
         let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-        let reserved = ctx.budget.take(job.spec.pixel_bytes() * batches as u64).await;
-        let (chunks_in, chunks) = link(CHUNKS_WAITING.max(spooled.len()));
-        ctx.progress.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
+        let reserved = ctx.budget.acquire(job.spec.pixel_bytes() * batches as u64).await;
+        let (chunks_in, chunks) = channel(CHUNKS_WAITING.max(spooled.len()));
+        ctx.progress.gauge(
+            "chunks_waiting",
+            "Chunks of pixels that wait for the model",
+            None,
+            queue_length(&chunks_in),
+        );
         let disk = spool.disk().clone();
         let limit = Some(disk.limit_bytes());
         ctx.progress.gauge("ring_bytes", "Scratch disk of the spool", limit, move || Some(disk.in_flight_bytes()));
@@ -142,8 +147,8 @@ impl Forward {
                 return Err(PipelineError::Internal("the channel to the model closed early".to_owned()));
             }
         }
-        let (batches_in, batches) = link(1);
-        let (features_in, features) = link(device.in_flight + ITEMS_WAITING);
+        let (batches_in, batches) = channel(1);
+        let (features_in, features) = channel(device.in_flight + ITEMS_WAITING);
         let timer = job.stage_progress.part(StageTimer::device().blocked_by(Party::RunDirectory));
         let reader = BatchReader {
             shape,

@@ -62,7 +62,7 @@ pub(crate) async fn download(
         match step {
             Download::Total(bytes) => stage_progress.set_total(bytes),
             Download::Resumed(bytes) => stage_progress.add_resumed(bytes),
-            Download::Came(bytes) => stage_progress.add(bytes),
+            Download::Received(bytes) => stage_progress.add(bytes),
         }
     };
     let hub = Hub::new(store);
@@ -99,5 +99,5 @@ pub(crate) async fn look_up(
     store: &Store,
 ) -> Result<Option<Result<PathBuf, Missing>>, PipelineError> {
     let Some(repo) = configured_repo(config, model)? else { return Ok(None) };
-    Ok(Some(Hub::new(store).look(&repo).await?))
+    Ok(Some(Hub::new(store).find_missing(&repo).await?))
 }

@@ -55,7 +55,7 @@ use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StreamReport;
-use crate::runtime::{BufferPool, depth, link};
+use crate::runtime::{BufferPool, channel, queue_length};
 use crate::telemetry::StageProgress;
 use crate::types::Compression;
 
@@ -138,19 +138,19 @@ pub(crate) async fn stream_images(
 ) -> Result<(), PipelineError> {
     // The fixed share of each part is reserved first, so that blocks never hold what a part needs to go on.
     let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
-    let reserved = ctx.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
+    let reserved = ctx.budget.acquire(bytes.reader + bytes.decoders + bytes.writer).await;
     let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
     // On top come the blocks in the channel and the one in the reader's hand.
     let blocks_at_once = decoded_blocks + BLOCKS_WAITING + 1;
     let read_ahead = ReadAhead::plan(&start.schedule, ctx, bytes, blocks_at_once).await;
     let buffers = BufferPool::new(blocks_at_once + read_ahead.max_buffers(), MAX_REUSED_BYTES);
-    let (blocks_in, blocks) = link::<Block>(BLOCKS_WAITING);
+    let (blocks_in, blocks) = channel::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
-    ctx.progress.gauge("blocks_waiting", help, limit, depth(&blocks_in));
+    ctx.progress.gauge("blocks_waiting", help, limit, queue_length(&blocks_in));
 
-    let (job, with_checksums) = (Arc::new(job), sink.needs_checksums());
+    let job = Arc::new(job);
     let reader = Interleaver::new(Arc::clone(&job), ctx.clone(), start.schedule, read_ahead, buffers.clone());
-    let decoders = Decoders::new(&job, ctx.pool.clone(), buffers, decoded_blocks, with_checksums);
+    let decoders = Decoders::new(&job, ctx.pool.clone(), buffers, decoded_blocks);
     let writer = ChunkWriter::new(job, sink, BadRowLimit::new(start.counted), ctx.events.clone());
 
     let mut reading = AbortOnDropHandle::new(tokio::spawn(reader.run(start.seen, blocks_in)));
@@ -170,13 +170,6 @@ pub(crate) async fn stream_images(
     }
     drop(reserved);
     if ctx.shutdown.is_raised() { Err(ctx.stopped()) } else { Ok(()) }
-}
-
-impl Sink {
-    /// Whether the decoders compute checksums of the pixels, which then need no pass of their own.
-    fn needs_checksums(&self) -> bool {
-        matches!(self, Self::Product(_, Compression::None))
-    }
 }
 
 /// Input of the stage whose product is pixel chunks.

@@ -126,7 +126,7 @@ fn inspect_file(path: &Path) -> Result<Inspection, PipelineError> {
 }
 
 fn inspect_run(path: &str) -> Result<Inspection, PipelineError> {
-    let directory = Directory::at(&Store::default(), path)?;
+    let directory = Directory::read_only(&Store::default(), path)?;
     let mut inspection = Inspection::new("run directory");
     if let Some(file) = RunFile::read(&directory)? {
         for (name, record) in &file.stages {

@@ -93,7 +93,7 @@ impl RunFile {
 
 /// Removes credentials from the names of inputs.
 fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
-    config.edit_inputs(|name| *name = Store::shown(name).to_owned());
+    config.edit_inputs(|name| *name = Store::redact(name).to_owned());
     config
 }
 

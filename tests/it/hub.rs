@@ -255,7 +255,7 @@ fn hub_refusals_are_one_sentence() {
     let index = br#"{"weight_map": {"a": "../../../x"}}"#.to_vec();
     lab.server.publish("lab/odd", "main", &[("config.json", b"{}".to_vec()), ("model.safetensors.index.json", index)]);
     let (code, sentence) = lab.fails("run", "hf:lab/odd");
-    assert!(code == 3 && sentence.contains("`../../../x` is no plain file name"), "{sentence}");
+    assert!(code == 3 && sentence.contains("`../../../x` is not a plain file name"), "{sentence}");
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn blob_with_wrong_hash_is_refetched_and_never_kept() {
     for (run, faults, words) in [
         ("corrupt", Faults { corrupt: 9, ..Faults::default() }, "the hash `"),
         ("longer", Faults { longer_by: 1, ..Faults::default() }, "more than the"),
-        ("shorter", Faults { longer_by: -1000, ..Faults::default() }, "bytes, not"),
+        ("shorter", Faults { longer_by: -1000, ..Faults::default() }, "bytes instead of"),
     ] {
         lab.server.fail(faults);
         let (code, sentence) = lab.fails(run, HUB);
@@ -399,7 +399,7 @@ fn concurrent_processes_download_once() {
     let lab = Lab::new();
     let mut first = lab.start_slowly("first");
     let log = lab.succeeds("second", HUB);
-    assert!(log.contains("another process downloads it"), "{log}");
+    assert!(log.contains("another process that downloads it"), "{log}");
     assert!(first.wait().unwrap().success());
     assert_eq!(bodies(&lab.server.seen()), weights().len());
     assert_eq!(
@@ -430,7 +430,7 @@ fn offline_mode_uses_the_cache() {
     lab.server.stop();
     let asked = Instant::now();
     let log = lab.succeeds("away", HUB);
-    assert!(log.contains("WARN") && log.contains("going on with what the cache has"), "{log}");
+    assert!(log.contains("WARN") && log.contains("using the cached commit"), "{log}");
     assert!(asked.elapsed() < Duration::from_secs(10));
     let (code, sentence) = lab.fails("v2", &format!("{HUB}@v2"));
     assert!(code == 4 && sentence.contains("no connection to http://127.0.0."), "{sentence}");
@@ -439,7 +439,7 @@ fn offline_mode_uses_the_cache() {
     let snapshot = lab.repo().join("snapshots").join(&lab.commit);
     std::fs::remove_file(snapshot.join("preprocessor_config.json")).unwrap();
     for (name, words) in
-        [("", "whether the repository has one is not known"), ("model.safetensors", "`model.safetensors` is missing")]
+        [("", "does not record that the repository has none"), ("model.safetensors", "`model.safetensors` is missing")]
     {
         std::fs::remove_file(snapshot.join(name)).ok();
         let out = offline(&lab, "1", &["inspect", HUB]);

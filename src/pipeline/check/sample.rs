@@ -82,7 +82,7 @@ pub(super) async fn sample_labels(store: &Store, config: &RunConfig, shard: &Obj
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                Store::shown(list)
+                Store::redact(list)
             )));
         }
         if let Some(predict) = config.predict() {

@@ -121,7 +121,7 @@ impl BatchReader {
                     return Ok(());
                 }
                 loop {
-                    let mut pixels = buffers.lend();
+                    let mut pixels = buffers.acquire_pooled();
                     let Some(rows) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let encode = |settings: Thumbnails| settings.encode(&rows, pixels.as_ref());
                     let thumbnails = thumbnails.map(encode).unwrap_or_default();
@@ -309,7 +309,7 @@ mod tests {
     use crate::chunk::schedule::Schedule;
     use crate::chunk::spool::{Spool, SpoolEntry};
     use crate::run_dir::LocalDirectory;
-    use crate::runtime::link;
+    use crate::runtime::channel;
     use crate::types::Precision;
 
     /// The writer may have ended because of a stop or a full disk, and its error must not be hidden by one of the
@@ -319,7 +319,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
         let (spool, _) = Spool::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
-        let (chunks_in, chunks) = link(4);
+        let (chunks_in, chunks) = channel(4);
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };
             let (slot, _) = spool.start(id).await.unwrap();
@@ -336,7 +336,7 @@ mod tests {
             };
             chunks_in.send(spool.complete(slot, entry).await.unwrap()).await.unwrap();
         }
-        let (items_in, items) = link(1);
+        let (items_in, items) = channel(1);
         let shape = FeatureShape { dim: 2, precision: Precision::F32 };
         let (buffers, shutdown) = (BufferPool::new(0, 0), Shutdown::default());
         let reader = BatchReader { shape, batch_rows: 4, buffers, thumbnails: None, shutdown };

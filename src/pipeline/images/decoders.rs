@@ -16,11 +16,10 @@ use super::block::{Block, Boundary};
 use super::memory::MAX_REUSED_BYTES;
 use super::{StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::{ChunkId, RowMeta, Tally, sum_segments};
+use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::decode::{DecodeError, Decoder, Spec, View};
 use crate::pipeline::error::PipelineError;
-use crate::run_dir::PageBuffer;
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, channel};
 use crate::telemetry::{Activity, StageTimer};
 
 /// A block with the pixels of its images.
@@ -31,9 +30,7 @@ pub(super) struct DecodedBlock {
     pub(super) quarantined: Vec<Quarantined>,
     /// URL, labels and view of each image.
     pub(super) rows: RowMeta,
-    pub(super) pixels: PageBuffer,
-    /// Checksums of the whole segments of `pixels`; empty where they are not needed.
-    pub(super) sums: Vec<u64>,
+    pub(super) pixels: Vec<u8>,
     pub(super) memory_permit: Option<BytePermit>,
 }
 
@@ -65,21 +62,14 @@ pub(super) struct Decoders {
     /// Buffers for the base64 of blocks.
     base64_buffers: BufferPool,
     /// Buffers for the pixels of blocks.
-    pixel_buffers: BufferPool<PageBuffer>,
-    with_checksums: bool,
+    pixel_buffers: BufferPool,
     idle: Arc<Mutex<Vec<Decoder>>>,
     timer: Arc<StageTimer>,
 }
 
 impl Decoders {
     /// Creates decoders for at most `max_blocks` blocks at once, the one being written included.
-    pub(super) fn new(
-        job: &StreamJob,
-        pool: CpuPool,
-        base64_buffers: BufferPool,
-        max_blocks: usize,
-        with_checksums: bool,
-    ) -> Self {
+    pub(super) fn new(job: &StreamJob, pool: CpuPool, base64_buffers: BufferPool, max_blocks: usize) -> Self {
         let timer = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
         Self {
             pool,
@@ -88,7 +78,6 @@ impl Decoders {
             decode_budget: ByteBudget::new(job.spec.decode_bytes()),
             base64_buffers,
             pixel_buffers: BufferPool::new(max_blocks, MAX_REUSED_BYTES),
-            with_checksums,
             idle: Arc::default(),
             timer,
         }
@@ -96,7 +85,7 @@ impl Decoders {
 
     /// Starts decoding: at most `max_blocks` blocks at once, the last one taken from the result included.
     pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, max_blocks: usize) -> DecodedBlocks {
-        let (submitted, decoded) = link(max_blocks.saturating_sub(1).max(1));
+        let (submitted, decoded) = channel(max_blocks.saturating_sub(1).max(1));
         let submitting = tokio::spawn(self.clone().submit_all(blocks, submitted));
         DecodedBlocks { blocks: decoded, submitting: AbortOnDropHandle::new(submitting) }
     }
@@ -117,7 +106,7 @@ impl Decoders {
 
     /// Decodes the rows of a block on the pool. Blocks.
     fn decode(&self, block: Block) -> Result<DecodedBlock, JobPanicked> {
-        self.decode_with(block, |rows, work| self.pool.all(rows, work))
+        self.decode_with(block, |rows, work| self.pool.run_on_all(rows, work))
     }
 
     /// Decodes the rows of a block on the threads on which `run` executes the work.
@@ -126,7 +115,7 @@ impl Decoders {
         mut block: Block,
         run: impl FnOnce(usize, &(dyn Fn() + Sync)) -> Result<(), JobPanicked>,
     ) -> Result<DecodedBlock, JobPanicked> {
-        let mut pixels = PageBuffer::default();
+        let mut pixels = Vec::new();
         let rows = Mutex::new(PendingRows {
             views: self.views,
             image_bytes: self.spec.pixel_bytes() as usize,
@@ -155,7 +144,7 @@ impl Decoders {
         let mut views = Vec::new();
         let next = |views: &mut Vec<View>| lock(rows).next(views, &self.pixel_buffers);
         while let Some(PendingRow { index, base64, pixels }) = next(&mut views) {
-            let reserve = |bytes| self.decode_budget.take_blocking(bytes);
+            let reserve = |bytes| self.decode_budget.acquire_blocking(bytes);
             if let Err(error) = decoder.decode_base64_views(base64, &views, pixels, reserve) {
                 lock(failed).push((index, error));
             }
@@ -165,10 +154,10 @@ impl Decoders {
     }
 
     /// Quarantines the rows that could not be decoded and closes the gaps in the pixels.
-    fn drop_failed(&self, block: Block, mut pixels: PageBuffer, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
+    fn drop_failed(&self, block: Block, mut pixels: Vec<u8>, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
         let image = self.spec.pixel_bytes() as usize;
         let Block { id, boundary, mut tally, mut quarantined, rows, row_numbers, base64, memory_permit, .. } = block;
-        self.base64_buffers.give(base64);
+        self.base64_buffers.release(base64);
         failed.sort_by_key(|(index, _)| *index);
         let mut failed = failed.into_iter().peekable();
         let mut kept = RowMeta::with_capacity(rows.len() * Views::per_image(self.views));
@@ -195,16 +184,12 @@ impl Decoders {
         }
         pixels.truncate(kept.len() * image);
         quarantined.sort_by_key(|row| row.row);
-        let mut sums = Vec::new();
-        if self.with_checksums {
-            sum_segments(&pixels, &mut sums);
-        }
-        DecodedBlock { id, boundary, tally, quarantined, rows: kept, pixels, sums, memory_permit }
+        DecodedBlock { id, boundary, tally, quarantined, rows: kept, pixels, memory_permit }
     }
 
     /// Takes the pixel buffer of a written block back.
-    pub(super) fn recycle(&self, pixels: PageBuffer) {
-        self.pixel_buffers.give(pixels);
+    pub(super) fn recycle(&self, pixels: Vec<u8>) {
+        self.pixel_buffers.release(pixels);
     }
 
     /// Stops the timer: nothing more will be decoded.
@@ -230,7 +215,7 @@ struct PendingRows<'a> {
     /// Room for the pixels from the next row on.
     pixels: Remaining<'a>,
     /// The buffer behind `pixels`, made when the first row is taken: by then an earlier block has given its own back.
-    buffer: Option<&'a mut PageBuffer>,
+    buffer: Option<&'a mut Vec<u8>>,
 }
 
 /// A row for one thread to decode.
@@ -242,13 +227,12 @@ struct PendingRow<'a> {
 
 impl<'a> PendingRows<'a> {
     /// Takes the next row and lists its views.
-    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool<PageBuffer>) -> Option<PendingRow<'a>> {
+    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool) -> Option<PendingRow<'a>> {
         let index = self.next;
         let span = self.spans.get(index)?;
         self.next += 1;
         if let Some(buffer) = self.buffer.take() {
-            *buffer = buffers.take();
-            buffer.resize(self.image_bytes * self.spans.len() * Views::per_image(self.views));
+            *buffer = buffers.acquire_sized(self.image_bytes * self.spans.len() * Views::per_image(self.views));
             self.pixels = Remaining(buffer);
         }
         // Dropped duplicates leave gaps.

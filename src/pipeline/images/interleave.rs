@@ -20,7 +20,7 @@ use crate::config::bytes::in_pages;
 use crate::objects::{Object, ReadStats};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::runtime::{BufferPool, ByteBudget, link};
+use crate::runtime::{BufferPool, ByteBudget, channel};
 use crate::telemetry::{Activity, Party, StageTimer};
 
 /// Upper bound on the blocks that a slot queues. The bytes of its queue are the bound that matters, but blocks can be
@@ -84,7 +84,7 @@ impl Interleaver {
                 return (stats, Slot::OnDemand(Box::new(reader)));
             }
             let first = number + ((slot + count - self.schedule.slot()) % count) as u64;
-            let (blocks_in, blocks) = link(MAX_QUEUED_BLOCKS);
+            let (blocks_in, blocks) = channel(MAX_QUEUED_BLOCKS);
             let ahead = AheadTask {
                 turn: turn.clone(),
                 number: first,
@@ -140,7 +140,7 @@ impl Interleaver {
         let most = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows).block;
         let bytes = (block.bytes() as u64 + in_pages(pixels as u64)).min(most);
         let send = async {
-            block.memory_permit = Some(ctx.budget.take(bytes).await);
+            block.memory_permit = Some(ctx.budget.acquire(bytes).await);
             block.queue_permit = None;
             blocks.send(block).await.is_ok()
         };

@@ -48,7 +48,7 @@ impl ReadAhead {
             // A block that is larger than the queue occupies it alone, so there must be room for the largest block.
             if share >= bytes.text {
                 let queue_bytes = share.min(enough);
-                let permit = ctx.budget.take(readers + queues * queue_bytes.max(bytes.text)).await;
+                let permit = ctx.budget.acquire(readers + queues * queue_bytes.max(bytes.text)).await;
                 return Self { slots, queue_bytes, _permit: Some(permit) };
             }
         }
@@ -88,7 +88,7 @@ impl AheadTask {
                     block.base64.shrink_to_fit();
                 }
                 let bytes = block.bytes() + block.quarantined.len() * QUARANTINED_BYTES as usize;
-                block.queue_permit = Some(self.queue.take(bytes as u64).await);
+                block.queue_permit = Some(self.queue.acquire(bytes as u64).await);
                 if blocks.send(block).await.is_err() {
                     return Ok(());
                 }

@@ -135,7 +135,7 @@ impl ShardRows {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.buffers.take()));
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.buffers.acquire()));
             block.add_row(row, &self.job.filter);
             let chunk_is_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_is_full || block.rows.len() >= self.block_rows || block.bytes() >= BLOCK_BYTES {
@@ -151,7 +151,7 @@ impl ShardRows {
     /// Returns the rest of the shard as a block, which may be empty: it ends the last chunk.
     fn last_block(&mut self) -> Block {
         let id = self.chunk_of(self.next_row);
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.buffers.take()));
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.buffers.acquire()));
         block.boundary = Boundary::Shard;
         block
     }

@@ -96,7 +96,7 @@ impl Stalled {
         let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("spool")).unwrap();
         let (spool, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
-        let (chunks_in, waiting) = link(1);
+        let (chunks_in, waiting) = channel(1);
         let seen = UrlDedup::new(ImageFilter::Everything);
         let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
         // Keep the decoders busy at first, so that the reader reads all it can before the first chunk is done.
@@ -104,7 +104,7 @@ impl Stalled {
         for _ in 0..WORKERS {
             let (pool, (free, wait)) = (ctx.pool.clone(), std::sync::mpsc::channel::<()>());
             let wait = std::sync::Mutex::new(wait);
-            tokio::task::spawn_blocking(move || pool.all(1, || _ = wait.lock().unwrap().recv()));
+            tokio::task::spawn_blocking(move || pool.run_on_all(1, || _ = wait.lock().unwrap().recv()));
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -220,7 +220,7 @@ async fn stream_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTr
     stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
-    let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
+    let names = [run_dir.list_recursive("chunks").unwrap(), run_dir.list_recursive("journal").unwrap()];
     let files = names.iter().flat_map(BTreeMap::keys);
     let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
     assert_eq!(ctx.budget.in_flight_bytes(), 0);
@@ -284,7 +284,7 @@ fn blocks_reuse_buffers() {
     });
     let texts = BufferPool::new(2, MAX_REUSED_BYTES);
     let mut rows = shard_reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
+    let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
     // Allocations of decoding itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -375,16 +375,5 @@ async fn large_images_have_right_pixels_and_checksum() {
             }
         }
         assert_eq!(expected.len(), 0, "{views:?}");
-    }
-}
-
-#[test]
-fn page_buffer_fits_its_budget() {
-    use crate::config::bytes::in_pages;
-    use crate::runtime::Reusable as _;
-    for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
-        let mut buffer = crate::run_dir::PageBuffer::default();
-        buffer.resize(bytes);
-        assert!(buffer.capacity() as u64 <= in_pages(bytes as u64), "{bytes}");
     }
 }

@@ -10,13 +10,12 @@ use super::block::Boundary;
 use super::committer::{Committer, CompleteChunk, WriteBack, drop_cached_pages};
 use super::decoders::{DecodedBlock, DecodedBlocks, Decoders};
 use super::{Sink, StreamJob};
-use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
+use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{PendingChunk, Spool, SpoolEntry, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Events;
-use crate::run_dir::{PageBuffer, PageCache};
 use crate::telemetry::{Activity, Party, StageTimer};
 use crate::types::Compression;
 
@@ -142,7 +141,7 @@ impl OpenChunk {
         job: &StreamJob,
         output: &Output,
         timer: &StageTimer,
-    ) -> Result<PageBuffer, PipelineError> {
+    ) -> Result<Vec<u8>, PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.rows.label_count() as u64;
         self.quarantined.extend(block.quarantined);
@@ -155,23 +154,19 @@ impl OpenChunk {
             timer.wait(Activity::Blocked, spool.reserve(slot, bytes)).await?;
         }
         let in_place = matches!(output, Output::Product(committer, _) if !committer.is_remote());
-        let (compression, purpose) = match output {
-            Output::Spool(..) | Output::Discard => (Compression::None, Purpose::Passing),
-            Output::Product(_, compression) => {
-                (*compression, Purpose::Product(if in_place { PageCache::Past } else { PageCache::Through }))
-            }
+        let compression = match output {
+            Output::Spool(..) | Output::Discard => Compression::None,
+            Output::Product(_, compression) => *compression,
         };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
-            None => {
-                PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation, purpose)?
-            }
+            None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
         };
         let sync_is_due = in_place && self.write_back.add(block.pixels.len());
         let syncing = self.write_back.is_busy();
-        let DecodedBlock { rows, pixels, sums, memory_permit, .. } = block;
+        let DecodedBlock { rows, pixels, memory_permit, .. } = block;
         let (writer, pixels, file) = tokio::task::spawn_blocking(move || {
-            writer.write(&rows, &pixels, &sums)?;
+            writer.write(&rows, &pixels)?;
             drop(memory_permit);
             let mut file = if sync_is_due { writer.handle() } else { None };
             if syncing && let Some(file) = file.take() {

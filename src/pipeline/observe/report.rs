@@ -10,7 +10,7 @@ use crate::objects::{Store, TrafficSnapshot};
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 use crate::runtime::ByteBudget;
-use crate::telemetry::{Activity, Party, ProgressRegistry, Snapshot, TimerSnapshot};
+use crate::telemetry::{Activity, Party, ProgressRegistry, StageSnapshot, TimerSnapshot};
 
 /// Name of the file in the run directory.
 const FILE: &str = "report.json";
@@ -408,11 +408,11 @@ pub struct PartReport {
     pub blocked: f64,
 }
 
-impl From<&Snapshot> for StageReport {
-    fn from(snapshot: &Snapshot) -> Self {
+impl From<&StageSnapshot> for StageReport {
+    fn from(snapshot: &StageSnapshot) -> Self {
         let part = |part: &TimerSnapshot| PartReport {
             name: part.name.to_owned(),
-            lanes: part.lanes,
+            lanes: part.workers,
             busy: part.share(Activity::Busy),
             starved: part.share(Activity::Starved),
             blocked: part.share(Activity::Blocked),

@@ -16,7 +16,7 @@ use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Process};
-use crate::telemetry::{ProgressRegistry, Snapshot};
+use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 /// Name of the file in the run directory.
 const FILE: &str = "status.json";
@@ -146,8 +146,8 @@ pub struct ReadingStatus {
     pub limit: Option<u64>,
 }
 
-impl From<&Snapshot> for StageStatus {
-    fn from(stage: &Snapshot) -> Self {
+impl From<&StageSnapshot> for StageStatus {
+    fn from(stage: &StageSnapshot) -> Self {
         let StageReport { bottleneck, parts, .. } = StageReport::from(stage);
         let shards = stage.shards.iter().map(|shard| ShardStatus {
             name: shard.name.clone(),
@@ -184,7 +184,7 @@ impl Status {
     /// # Errors
     /// When the directory has no status, or it cannot be read.
     pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
-        let directory = Directory::at(&open_store(store), run_dir)?;
+        let directory = Directory::read_only(&open_store(store), run_dir)?;
         let Some(content) = directory.read(FILE)? else {
             return Err(if directory.read("run.toml")?.is_some() {
                 PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
@@ -236,7 +236,7 @@ impl Reporter {
         let (done, finished) = sync_channel(1);
         let interval = if directory.is_remote() { REMOTE_INTERVAL } else { LOCAL_INTERVAL };
         let status = Status {
-            process: Process::this(),
+            process: Process::current(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: now(),
             every_s: interval.as_secs(),
@@ -273,7 +273,7 @@ fn write_updates(
         status.refresh(registry);
         // Numbers and strings serialise without error.
         let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        if let Err(error) = directory.post(FILE, &content) {
+        if let Err(error) = directory.write_volatile(FILE, &content) {
             tracing::debug!(%error, "the status was not written");
         }
         let is_last = status.state != State::Running;
@@ -338,9 +338,9 @@ mod tests {
 
     #[test]
     fn gone_or_silent_process_is_not_live() {
-        let this = Status { process: Process::this(), updated: now(), every_s: 1, ..Status::default() };
+        let this = Status { process: Process::current(), updated: now(), every_s: 1, ..Status::default() };
         assert!(this.is_live());
-        let mut gone = Process::this();
+        let mut gone = Process::current();
         gone.process = u32::MAX;
         assert!(!Status { process: gone, ..this.clone() }.is_live());
         assert!(!Status { updated: "2026-01-01T00:00:00Z".to_owned(), ..this }.is_live());

@@ -30,7 +30,7 @@ impl Candidates {
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
         catalog::read_captions(&ctx.store, name, &mut captions).await?;
         captions.shrink();
-        Ok(Some(Self { captions: Arc::new(captions), source: Store::shown(name).to_owned() }))
+        Ok(Some(Self { captions: Arc::new(captions), source: Store::redact(name).to_owned() }))
     }
 
     /// The classes of the run.

@@ -33,7 +33,7 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
         ));
     }
     let store = open_store(config.store());
-    let directory = Directory::at(&store, config.run_dir())?;
+    let directory = Directory::read_only(&store, config.run_dir())?;
     let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
         return Err(PipelineError::Input(format!("`{}` has no checkpoint: run the pipeline first", config.run_dir())));
     };

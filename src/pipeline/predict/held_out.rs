@@ -92,7 +92,7 @@ mod tests {
     use crate::objects::Store;
 
     fn parse(keys: &[(&str, &str)]) -> Result<Option<ValidationSplit>, PipelineError> {
-        let dir = Directory::at(&Store::default(), "run").unwrap();
+        let dir = Directory::read_only(&Store::default(), "run").unwrap();
         let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         recorded_split(&dir, &StageRecord { keys, ..StageRecord::default() })
     }

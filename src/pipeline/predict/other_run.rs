@@ -39,10 +39,10 @@ impl OtherClassifier {
         manifest: &Manifest,
     ) -> Result<Option<Self>, PipelineError> {
         let Some(name) = ctx.config.predict().and_then(|predict| predict.blend.as_deref()) else { return Ok(None) };
-        let shown = Store::shown(name).to_owned();
+        let shown = Store::redact(name).to_owned();
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
         let (store, own_name) = (ctx.store.clone(), name.to_owned());
-        let dir = tokio::task::spawn_blocking(move || Directory::at(&store, &own_name)).await??;
+        let dir = tokio::task::spawn_blocking(move || Directory::read_only(&store, &own_name)).await??;
         let file = RunFile::read(&dir)?.ok_or_else(|| refused("there is no run in it"))?;
         let features = file.stages.get(Stage::Stream.as_str()).ok_or_else(|| refused("it has no features"))?;
         require_same_features(&features.keys, &model.stream_keys(&ctx.config, Stage::Predict)).map_err(|key| {

@@ -81,7 +81,7 @@ pub(super) async fn score(
     let submission = ctx.dir.fetch(output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth_rows = read_truth_bytes(&ctx.store, truth).await?;
-    let refused = |error| PipelineError::Input(format!("`{}`: {}", Store::shown(truth), chain(&error)));
+    let refused = |error| PipelineError::Input(format!("`{}`: {}", Store::redact(truth), chain(&error)));
     let scores = evaluate(submission, &*truth_rows).map_err(refused)?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,

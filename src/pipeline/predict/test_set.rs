@@ -40,7 +40,7 @@ impl TestSet {
         })
         .await?;
         if hashes.is_empty() {
-            let name = Store::shown(ids);
+            let name = Store::redact(ids);
             return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
         }
         hashes.sort_unstable();
@@ -84,7 +84,7 @@ pub(super) async fn visit_ids(
 pub(crate) async fn check_truth(store: &Store, path: &str) -> Result<(), PipelineError> {
     let truth = read_truth_bytes(store, path).await?;
     let empty_submission = format!("{ID_COLUMN},{CAPTION_COLUMN}\n");
-    let path = Store::shown(path);
+    let path = Store::redact(path);
     evaluate(empty_submission.as_bytes(), &*truth)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", chain(&error))))

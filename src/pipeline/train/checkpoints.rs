@@ -39,7 +39,7 @@ impl CheckpointList {
     /// # Errors
     /// When the folder cannot be read.
     pub(super) fn read(dir: &Directory) -> Result<Self, PipelineError> {
-        let files = dir.tree(FOLDER)?;
+        let files = dir.list_recursive(FOLDER)?;
         // On S3, the files of a checkpoint appear and disappear one by one.
         let is_complete =
             |folder: &&str| checkpoint::FILES.iter().all(|file| files.contains_key(&format!("{folder}/{file}")));

@@ -24,7 +24,11 @@ fn put(server: &Server, name: &str, content: &[u8]) -> PathBuf {
 }
 
 fn settings() -> StoreSettings {
-    StoreSettings { silence: Duration::from_millis(500), patience: Duration::from_mins(1), ..StoreSettings::default() }
+    StoreSettings {
+        read_timeout: Duration::from_millis(500),
+        retry_budget: Duration::from_mins(1),
+        ..StoreSettings::default()
+    }
 }
 
 async fn read(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
@@ -67,8 +71,8 @@ async fn idle_reader_survives_the_read_timeout() {
         let content = noise(20 << 20, 9);
         put(&server, "object", &content);
         let store = Store::new(StoreSettings {
-            silence: Duration::from_secs(2),
-            patience: Duration::from_secs(3),
+            read_timeout: Duration::from_secs(2),
+            retry_budget: Duration::from_secs(3),
             ..settings()
         });
         let object = store.find(&format!("{}/bucket/object", server.endpoint())).await.unwrap();
@@ -153,7 +157,7 @@ async fn url_signatures_are_never_shown() {
         "{error:?}"
     );
     let nobody = format!("http://127.0.0.1:9/object?{secret}");
-    let store = Store::new(StoreSettings { patience: Duration::from_millis(300), ..settings() });
+    let store = Store::new(StoreSettings { retry_budget: Duration::from_millis(300), ..settings() });
     let error = store.find(&nobody).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Unreachable { .. }) && !format!("{error:?} {error}").contains("5ec2e7"),

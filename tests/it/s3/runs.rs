@@ -141,7 +141,7 @@ fn slow_transfer_does_not_time_out() {
     // Each chunk takes 1.5 s to upload, five times the read timeout.
     let text = pixels("s3://runs/run", images, 72).replace("part-00000", "part-0000[01]");
     let out = succeeds(command(&server, dir.path(), &text, "silence = '300 ms'\npatience = '3 s'"), "");
-    assert!(!stderr_of(&out).contains("claim"), "{}", stderr_of(&out));
+    assert!(!stderr_of(&out).contains("lease"), "{}", stderr_of(&out));
     let run_dir = dir.path().join("run");
     let images = format!("{}/data/image_data_train/image_pixels", corpus().display());
     let text = pixels(run_dir.to_str().unwrap(), &images, 72).replace("part-00000", "part-0000[01]");

@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
-use crate::chunk::{RowMeta, sum_segments};
+use crate::chunk::RowMeta;
+use crate::chunk::pixels::{PixelReader, PixelWriter};
 use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
 use crate::decode::Spec;
 use crate::objects::StoreError;
 use crate::pipeline::context::scratch_path;
 use crate::pipeline::error::PipelineError;
-use crate::run_dir::PageCache;
 use crate::types::Compression;
 
 /// Upper bound on the pixels that are written to scratch disk.
@@ -62,16 +61,11 @@ pub(super) fn measure_chunk(
     let compression = if is_consumed { Compression::None } else { config.chunks().compression };
     let mut rows = RowMeta::default();
     (0..block_rows).for_each(|row| rows.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
-    let (mut pixels, mut sums) = (pixels.repeat(block_rows), Vec::new());
-    if !is_consumed && compression == Compression::None {
-        // In a run the decoders compute the checksums, so this is not part of the writer's time.
-        sum_segments(&pixels, &mut sums);
-    }
+    let mut pixels = pixels.repeat(block_rows);
     let started = Instant::now();
-    let purpose = if is_consumed { Purpose::Passing } else { Purpose::Product(PageCache::Through) };
-    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", purpose)?;
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench")?;
     for _ in 0..blocks {
-        writer.write(&rows, &pixels, &sums)?;
+        writer.write(&rows, &pixels)?;
     }
     writer.finish()?;
     let scale = images as f64 / (blocks * block_rows) as f64;

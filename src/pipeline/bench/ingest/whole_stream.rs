@@ -75,7 +75,7 @@ async fn run_once(
     let store = open_store(config.store());
     let ctx = RunContext {
         config: Arc::new(config.clone()),
-        dir: Directory::at(&store, config.run_dir())?,
+        dir: Directory::read_only(&store, config.run_dir())?,
         store,
         pool: CpuPool::new(threads).map_err(|error| PipelineError::Input(error.to_string()))?,
         budget: ByteBudget::new(config.limits().memory.0),
