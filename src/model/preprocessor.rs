@@ -1,7 +1,7 @@
-//! `preprocessor_config.json`: what was done to images before the backbone saw them in training.
+//! Parses `preprocessor_config.json`, the image preprocessing of a checkpoint.
 //!
-//! Reads the layouts of transformers from 4.0 on: `size` and `crop_size` as a number or as an object,
-//! steps that are absent, which then take the family's default. Pure: text in, values out.
+//! Reads the layouts of transformers 4.0 and later: `size` and `crop_size` are a number or an object, and an absent key
+//! takes the default of the family. The module does no I/O.
 
 use std::path::Path;
 
@@ -12,45 +12,48 @@ use crate::model::config::Family;
 use crate::model::config::parse_json;
 use crate::model::error::ModelError;
 
+/// Upper bound on the side of an image, in pixels.
 const MAX_SIDE_PX: u64 = 1 << 16;
+/// Channel means of ImageNet in RGB order, scaled to [0, 1].
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Channel standard deviations of ImageNet in RGB order, scaled to [0, 1].
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// How an image is brought to size.
+/// Target size of the resize step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// To exactly this height and width, whatever the aspect.
+    /// Fixed height and width; the aspect ratio may change.
     Squash {
         /// Height in pixels.
         height_px: u32,
         /// Width in pixels.
         width_px: u32,
     },
-    /// So that the shorter side has this length, the aspect kept.
+    /// Fixed length of the shorter side; the aspect ratio is kept.
     ShortestEdge {
         /// Length of the shorter side, in pixels.
         px: u32,
     },
 }
 
-/// The preprocessing that a checkpoint asks for; a step that is switched off is neutral here.
+/// Image preprocessing of a checkpoint; a disabled step is `None` or has neutral values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
-    /// How to resize; none when `do_resize` is false.
+    /// Resize step; `None` if `do_resize` is false.
     pub resize: Option<Resize>,
-    /// Side of the square cut from the centre after resizing, in pixels; none when `do_center_crop` is false.
+    /// Side of the centre crop after resizing, in pixels; `None` if `do_center_crop` is false.
     pub crop_px: Option<u32>,
-    /// Pillow's code of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+    /// Resampling filter as Pillow's code: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
     pub resample: Option<u8>,
-    /// Factor from u8 to the scale of `mean` and `std`; 1 when `do_rescale` is false.
+    /// Factor that scales u8 values to the units of `mean` and `std`; 1 if `do_rescale` is false.
     pub rescale: f32,
-    /// Subtracted for each of R, G, B; 0 when `do_normalize` is false.
+    /// Mean of each channel in RGB order; 0 if `do_normalize` is false.
     pub mean: [f32; 3],
-    /// Divided by for each of R, G, B, never 0; 1 when `do_normalize` is false.
+    /// Standard deviation of each channel in RGB order, never 0; 1 if `do_normalize` is false.
     pub std: [f32; 3],
 }
 
-/// The file's keys that matter here.
+/// Keys of the file that define the preprocessing; all optional.
 #[derive(Debug, Deserialize)]
 struct RawPreprocessor {
     image_processor_type: Option<String>,
@@ -82,7 +85,7 @@ enum RawChannels {
 }
 
 impl Preprocessor {
-    /// What the family's published checkpoints use, for a checkpoint without the file.
+    /// Returns the preprocessing of the family's published checkpoints, for a checkpoint without the file.
     pub fn family_default(family: Family) -> Self {
         let rescale = 1.0 / 255.0;
         match family {
@@ -105,7 +108,7 @@ impl Preprocessor {
         }
     }
 
-    /// Checks the text of a `preprocessor_config.json`; `path` is for messages.
+    /// Parses and checks the text of a `preprocessor_config.json`; `path` appears in errors.
     pub(super) fn parse(text: &[u8], path: &Path, family: Family) -> Result<Self, ModelError> {
         let raw: RawPreprocessor = parse_json(text, path)?;
         let default = Self::family_default(family);
@@ -113,20 +116,20 @@ impl Preprocessor {
         let resize = if raw.do_resize == Some(false) {
             None
         } else if let Some(size) = raw.size {
-            // A bare number means a square to ViT's processors and the shorter side to those of BiT and CLIP, which DINOv2 uses.
+            // A number is the side of a square for ViT's processors and the shorter side for those of BiT and CLIP (DINOv2).
             let class = raw.image_processor_type.or(raw.feature_extractor_type);
             let squash = class.map_or(family == Family::Vit, |class| class.starts_with("ViT"));
-            Some(target(size, squash, path)?)
+            Some(parse_size(size, squash, path)?)
         } else {
             default.resize
         };
         let crop_px = if raw.do_center_crop.unwrap_or(default.crop_px.is_some()) {
             match raw.crop_size {
                 None => Some(default.crop_px.unwrap_or(224)),
-                Some(size) => match target(size, true, path)? {
+                Some(size) => match parse_size(size, true, path)? {
                     Resize::Squash { height_px, width_px } if height_px == width_px => Some(height_px),
                     other => {
-                        let problem = format!("is {other:?}; only a square can be cut");
+                        let problem = format!("is {other:?}; only a square is supported");
                         return Err(ModelError::value(path, "crop_size", problem));
                     }
                 },
@@ -149,7 +152,7 @@ impl Preprocessor {
         let (mean, std) = if raw.do_normalize == Some(false) {
             ([0.0; 3], [1.0; 3])
         } else {
-            (raw.image_mean.map_or(default.mean, each), raw.image_std.map_or(default.std, each))
+            (raw.image_mean.map_or(default.mean, expand_channels), raw.image_std.map_or(default.std, expand_channels))
         };
         if mean.iter().any(|value| !value.is_finite()) {
             return Err(ModelError::value(path, "image_mean", format!("is `{mean:?}`; it must be finite")));
@@ -161,7 +164,7 @@ impl Preprocessor {
         Ok(Self { resize, crop_px, resample, rescale, mean, std })
     }
 
-    /// The values as a `preprocessor_config.json` that transformers reads.
+    /// Returns the values as the content of a `preprocessor_config.json` for transformers.
     pub(super) fn to_json(&self, family: Family) -> serde_json::Value {
         let class = match family {
             Family::Vit => "ViTImageProcessor",
@@ -185,7 +188,7 @@ impl Preprocessor {
             Some(Resize::ShortestEdge { px }) => value["size"] = json!({"shortest_edge": px}),
             None => {}
         }
-        // ViT's processor has no crop.
+        // ViTImageProcessor has no crop step.
         if family == Family::Dinov2 {
             value["do_center_crop"] = json!(self.crop_px.is_some());
         }
@@ -196,14 +199,16 @@ impl Preprocessor {
     }
 }
 
-fn each(channels: RawChannels) -> [f32; 3] {
+/// Expands a value to all channels.
+fn expand_channels(channels: RawChannels) -> [f32; 3] {
     match channels {
         RawChannels::Same(value) => [value; 3],
         RawChannels::Each(values) => values,
     }
 }
 
-fn target(size: RawSize, squash: bool, path: &Path) -> Result<Resize, ModelError> {
+/// Parses a size; `squash` says that a bare number is the side of a square, not the shorter side.
+fn parse_size(size: RawSize, squash: bool, path: &Path) -> Result<Resize, ModelError> {
     let checked = |value: u64| {
         if (1..=MAX_SIDE_PX).contains(&value) {
             Ok(value as u32)
@@ -237,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn the_old_layout_of_vit_is_read() {
+    fn legacy_vit_layout_is_read() {
         let text = r#"{"do_normalize": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5], "resample": 2, "size": 224}"#;
         assert_eq!(parse(text, Family::Vit).unwrap(), Preprocessor::family_default(Family::Vit));
     }
 
     #[test]
-    fn the_new_layouts_are_read() {
+    fn current_layouts_are_read() {
         let text = r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 384, "width": 384},
             "do_rescale": false, "do_normalize": false, "resample": 3}"#;
         let vit = parse(text, Family::Vit).unwrap();
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_means_what_the_processor_takes_it_for() {
+    fn meaning_of_bare_number_follows_processor_class() {
         let edge = parse(r#"{"size": 256, "crop_size": 98}"#, Family::Dinov2).unwrap();
         assert_eq!((edge.resize, edge.crop_px), (Some(Resize::ShortestEdge { px: 256 }), Some(98)));
         let text = r#"{"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "do_center_crop": false}"#;
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_work_are_refused_by_key() {
+    fn invalid_values_name_their_key() {
         for (text, expected) in [
             (r#"{"size": 0}"#, "`size` gives `0` pixels"),
             (r#"{"size": {"longest_edge": 9}}"#, "`size` must be a number"),
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn exported_json_reads_back_unchanged() {
         for family in [Family::Vit, Family::Dinov2] {
             let value = Preprocessor::family_default(family);
             let text = value.to_json(family).to_string();

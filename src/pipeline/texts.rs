@@ -23,7 +23,7 @@ use crate::chunk::texts::{self, Vectors};
 use crate::chunk::{Checksum, verify};
 use crate::config::raw::RawText;
 use crate::config::value::Precision;
-use crate::model::text::{TextCheckpoint, Tokens, batches};
+use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
 use crate::telemetry::{Activity, StageProgress, StageTimer};
@@ -58,7 +58,7 @@ impl Encoder {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
         let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
         // Its tokenizer too, so that a damaged one shows before anything runs.
-        Tokens::load(&checkpoint, &text.prefix).map_err(model_error)?;
+        CaptionTokenizer::load(&checkpoint, &text.prefix).map_err(model_error)?;
         let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
         Ok(Self { checkpoint, fingerprint, prefix: text.prefix.clone(), precision: text.precision })
     }
@@ -189,7 +189,7 @@ impl Job<'_> {
         let (checkpoint, precision) = (self.encoder.checkpoint.clone(), self.encoder.precision);
         self.device.call(move |worker| worker.load_text_encoder(&checkpoint, precision)).await?;
         let (checkpoint, prefix) = (self.encoder.checkpoint.clone(), self.encoder.prefix.clone());
-        let tokens = tokio::task::spawn_blocking(move || Tokens::load(&checkpoint, &prefix)).await?;
+        let tokens = tokio::task::spawn_blocking(move || CaptionTokenizer::load(&checkpoint, &prefix)).await?;
         let tokens = Arc::new(tokens.map_err(model_error)?);
         let clock = stage_progress.part(StageTimer::serial(DEVICE).starved_by("the tokenizer"));
         // The captions of the next chunk become tokens while those of this one are computed.
@@ -208,7 +208,7 @@ impl Job<'_> {
 
     fn tokenise(
         &self,
-        tokens: &Arc<Tokens>,
+        tokens: &Arc<CaptionTokenizer>,
         chunk: usize,
     ) -> tokio::task::JoinHandle<Result<Tokenised, PipelineError>> {
         let (tokens, captions) = (Arc::clone(tokens), Arc::clone(&self.captions));
@@ -231,7 +231,7 @@ impl Job<'_> {
         let made_from = format!("{} {chunk} {budget} {fixed}", self.generation);
         let (mut earlier, mut spill) = Spill::open(kept.clone(), &made_from)?;
         let mut values = vec![0.0_f32; numbers.len() * dim];
-        for batch in batches(&lengths, budget, fixed) {
+        for batch in batch_by_length(&lengths, budget, fixed) {
             if let Some(signal) = self.machine.stop.signal() {
                 return Err(PipelineError::Stopped(signal));
             }
