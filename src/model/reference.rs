@@ -35,7 +35,7 @@ fn fixture(name: &str) -> PathBuf {
 struct Expected(Vec<u8>);
 
 impl Expected {
-    fn of(dir: &Path) -> Self {
+    fn read(dir: &Path) -> Self {
         Self(std::fs::read(dir.join("expected.safetensors")).unwrap())
     }
 

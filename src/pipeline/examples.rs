@@ -39,9 +39,9 @@ impl Run {
     ) -> Result<(), PipelineError> {
         let Some((kind, ranked)) = rankings.last() else { return Ok(()) };
         let mut examples: Vec<Example> = (0..images.images())
-            .filter(|image| !images.captions_of.of(*image).is_empty())
+            .filter(|image| !images.captions_of.row(*image).is_empty())
             .map(|image| {
-                let ranks = images.captions_of.of(image).iter().map(|place| rank_of(*place, &ranked[image]));
+                let ranks = images.captions_of.row(image).iter().map(|place| rank_of(*place, &ranked[image]));
                 let (mut gains, mut reciprocals, mut count) = (0.0, 0.0, 0.0);
                 for rank in ranks {
                     gains += rank.map_or(0.0, gain);
@@ -118,7 +118,7 @@ impl Run {
 }
 
 fn entry(image: usize, score: f64, images: &HeldOut, own: &Own, ranked: &[u32], picture: Option<&Vec<u8>>) -> String {
-    let right = images.captions_of.of(image);
+    let right = images.captions_of.row(image);
     let caption = |place: u32, class: &str| {
         let number = images.captions[place as usize];
         let (text, language) = (own.classes.text(number).unwrap_or_default(), own.languages.of(number));

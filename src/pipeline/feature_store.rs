@@ -202,7 +202,7 @@ impl Chunk {
 
     /// The classes of a row.
     pub(super) fn classes(&self, row: u32) -> &[u32] {
-        self.classes.of(row as usize)
+        self.classes.row(row as usize)
     }
 
     /// Appends the feature of a row.
@@ -382,7 +382,11 @@ impl FeatureStore {
     ///
     /// # Errors
     /// As [`FeatureStore::chunks`].
-    pub(super) fn mixing(&self, windows: &[Window], chunk_samples: &[u64]) -> Result<order::Mixing, PipelineError> {
+    pub(super) fn mixing(
+        &self,
+        windows: &[Window],
+        chunk_samples: &[u64],
+    ) -> Result<order::ShuffleQuality, PipelineError> {
         let starts: Vec<u64> = chunk_samples
             .iter()
             .scan(0, |before, samples| {
@@ -390,7 +394,7 @@ impl FeatureStore {
                 Some(*before - samples)
             })
             .collect();
-        let mut mixing = order::Mixing::of(chunk_samples.iter().sum());
+        let mut mixing = order::ShuffleQuality::new(chunk_samples.iter().sum());
         for window in windows {
             let chunks = self.chunks(&window.chunks)?;
             let repeated: Vec<Option<Vec<u32>>> =
@@ -403,7 +407,7 @@ impl FeatureStore {
                 let class = chunk.classes(row)[nth as usize];
                 mixing.add(starts[window.chunks[place.slot]] + place.sample, class);
             }
-            if mixing.is_enough() {
+            if mixing.is_complete() {
                 break;
             }
         }
@@ -453,7 +457,7 @@ mod tests {
                 device.extend(chunk.features());
             }
             let samples: Vec<u64> = chunks.iter().map(|chunk| chunk.samples.len() as u64).collect();
-            let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan(&samples, 1, epoch, 70)).collect();
+            let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan_epoch(&samples, 1, epoch, 70)).collect();
             assert!(windows.len() >= 4);
             for window in &windows {
                 let (one, other) = (kept.window(window, 1).unwrap(), read.window(window, 1).unwrap());
@@ -471,7 +475,9 @@ mod tests {
                 assert_eq!(several, targets == Kind::Soft);
             }
             let (one, other) = (kept.mixing(&windows, &samples).unwrap(), read.mixing(&windows, &samples).unwrap());
-            assert!(one.moved() > 0.1 && (one.moved() - other.moved()).abs() < 1e-12);
+            assert!(
+                one.mean_displacement() > 0.1 && (one.mean_displacement() - other.mean_displacement()).abs() < 1e-12
+            );
             for name in &names {
                 std::fs::remove_file(dir.path().join(name)).unwrap();
             }

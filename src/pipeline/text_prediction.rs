@@ -19,9 +19,9 @@ use crate::config::raw::RawPredict;
 use crate::config::value::{Correction, Pick, Precision, Targets as Kinds};
 use crate::config::{ConfigError, Problem};
 use crate::objects::Store;
-use crate::predict::evaluate::{Truth, read_truth};
+use crate::predict::evaluate::{TruthRow, read_truth};
 use crate::run_dir::Directory;
-use crate::train::text::{TextHead, centre};
+use crate::train::text::{TextHead, centre_and_normalise};
 use crate::train::validation::is_validation;
 
 /// How much a name counts where no image is held out to choose it on.
@@ -79,7 +79,7 @@ impl NameVectors {
         let dim = self.mean.len();
         let known: Vec<u32> = urls.iter().filter_map(|url| self.names.of.get(url).copied()).collect();
         let mut vectors = self.store.vectors(&known)?;
-        centre(&mut vectors, &self.mean);
+        centre_and_normalise(&mut vectors, &self.mean);
         let mut all = vec![0.0; urls.len() * dim];
         let places = urls.iter().enumerate().filter(|(_, url)| self.names.of.contains_key(url)).map(|(place, _)| place);
         for (place, vector) in places.zip(vectors.chunks_exact(dim.max(1))) {
@@ -532,7 +532,7 @@ impl Run {
     ) -> Result<EvidenceReport, PipelineError> {
         let truth = self.machine.store.read(&settings.truth, prediction::MAX_TRUTH_BYTES).await?;
         let truth = read_truth(&*truth).map_err(|error| PipelineError::Input(super::chain(&error)))?;
-        let by_id: HashMap<&str, Vec<&Truth>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
+        let by_id: HashMap<&str, Vec<&TruthRow>> = truth.iter().fold(HashMap::new(), |mut by_id, row| {
             by_id.entry(&*row.id).or_insert_with(Vec::new).push(row);
             by_id
         });

@@ -12,7 +12,7 @@ use super::worker::{Device, DeviceWorker, Losses, TextPart, TextStart, damaged};
 use crate::catalog::Languages;
 use crate::config::raw::Trial;
 use crate::predict::metrics::{self, rank_of};
-use crate::train::text::{AdamW, Running, TextHead, TextState};
+use crate::train::text::{AdamW, RunningMoments, TextHead, TextState};
 use crate::train::{HeadState, Progress, Targets, checkpoint};
 
 /// BytePermit-out images that a map is validated on, at most: those whose turn it is by a hash.
@@ -37,7 +37,7 @@ fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
 }
 
 /// New maps, one for each trial.
-pub(super) fn new(job: &TrainJob, goal: &TextGoal, trials: &[Trial], features: &Running) -> Vec<TextStart> {
+pub(super) fn new(job: &TrainJob, goal: &TextGoal, trials: &[Trial], features: &RunningMoments) -> Vec<TextStart> {
     let statistics = [features.mean(), features.std(), goal.store.mean().to_vec()];
     let start = |trial: &Trial| {
         let state = TextState::new(TextHead::init(statistics.clone(), goal.hidden, job.seed));
@@ -60,8 +60,8 @@ pub(super) fn resumed(
 }
 
 /// Mean and spread of the features of the training side.
-pub(super) fn statistics(store: &FeatureStore) -> Result<Running, PipelineError> {
-    let mut running = Running::default();
+pub(super) fn statistics(store: &FeatureStore) -> Result<RunningMoments, PipelineError> {
+    let mut running = RunningMoments::default();
     let mut row_values = Vec::new();
     for index in 0..store.len() {
         for chunk in store.chunks(&[index])? {
@@ -80,19 +80,20 @@ pub(super) fn parts(store: &TextStore, targets: &Targets, batch: usize) -> Resul
     let rows = targets.rows();
     let part = |first: usize| {
         let span = first..(first + batch).min(rows);
-        let own: Vec<u32> = span.clone().filter_map(|row| targets.of(row).first().copied()).collect();
+        let own: Vec<u32> = span.clone().filter_map(|row| targets.row(row).first().copied()).collect();
         let mut columns: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (column, class) in own.iter().enumerate() {
             columns.entry(*class).or_default().push(column as u32);
         }
-        let mut exempt = Vec::new();
+        let mut masked_negatives = Vec::new();
         for (row, at) in span.clone().enumerate() {
-            for class in &targets.of(at)[1..] {
+            for class in &targets.row(at)[1..] {
                 let same = columns.get(class).into_iter().flatten();
-                exempt.extend(same.filter(|column| **column != row as u32).map(|column| (row as u32, *column)));
+                masked_negatives
+                    .extend(same.filter(|column| **column != row as u32).map(|column| (row as u32, *column)));
             }
         }
-        Ok(TextPart { span, captions: store.centred(&own)?, exempt })
+        Ok(TextPart { span, captions: store.centred(&own)?, masked_negatives })
     };
     (0..rows).step_by(batch.max(1)).map(part).collect()
 }

@@ -27,7 +27,7 @@ use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
 use crate::telemetry::{Activity, StageProgress, StageTimer};
-use crate::train::text::{Running, centre};
+use crate::train::text::{RunningMoments, centre_and_normalise};
 
 /// Folder of all sets.
 const FOLDER: &str = "texts";
@@ -380,7 +380,7 @@ impl TextStore {
     /// As [`TextSet::each`], or when scratch disk refuses.
     pub(super) fn open(set: &TextSet, memory_bytes: u64, scratch: &Path) -> Result<Self, PipelineError> {
         let (dim, half) = (set.dim(), set.precision == Precision::Bf16);
-        let mut running = Running::default();
+        let mut running = RunningMoments::default();
         let resident = set.bytes() <= memory_bytes;
         let path = scratch.join("captions.vectors");
         let failed = |error| PipelineError::from(StoreError::io(&path, "written", error));
@@ -433,7 +433,7 @@ impl TextStore {
     /// When scratch disk fails, or there is no such caption.
     pub(super) fn centred(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
         let mut vectors = self.vectors(numbers)?;
-        centre(&mut vectors, &self.mean);
+        centre_and_normalise(&mut vectors, &self.mean);
         Ok(vectors)
     }
 

@@ -103,10 +103,10 @@ pub(super) async fn run(job: TrainJob) -> Result<Option<TrainingReport>, Pipelin
     };
     let trials = settings.trials();
     let store = Arc::new(feature_store(&job, &inventory, trials.len()));
-    let windows = order::plan(inventory.of_epoch(0), job.seed, 0, settings.shuffle_rows);
+    let windows = order::plan_epoch(inventory.of_epoch(0), job.seed, 0, settings.shuffle_rows);
     let (mixed, chunk_samples) = (Arc::clone(&store), inventory.of_epoch(0).to_vec());
     let mixing = tokio::task::spawn_blocking(move || mixed.mixing(&windows, &chunk_samples)).await??;
-    let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
+    let mixing = MixingReport { moved: mixing.mean_displacement(), correlation: mixing.label_autocorrelation() };
     tracing::info!(moved = mixing.moved, correlation = mixing.correlation, "the order of training");
     let schedule = |trial: &Trial| Schedule::with_ratio(kind, trial.learning_rate, settings.warmup_ratio, total_steps);
     let schedules = trials.iter().map(schedule).collect();
@@ -369,8 +369,12 @@ impl Session<'_> {
     async fn train(&mut self) -> Result<(), PipelineError> {
         while self.progress.epoch < self.job.settings.epochs {
             let window = self.job.settings.shuffle_rows;
-            let windows =
-                order::plan(self.inventory.of_epoch(self.progress.epoch), self.job.seed, self.progress.epoch, window);
+            let windows = order::plan_epoch(
+                self.inventory.of_epoch(self.progress.epoch),
+                self.job.seed,
+                self.progress.epoch,
+                window,
+            );
             self.epoch(&windows).await?;
             self.note_loss().await?;
             self.progress.epoch += 1;
@@ -406,7 +410,7 @@ impl Session<'_> {
                     break;
                 }
                 let end = done + step;
-                self.step(features.part(done..end), targets.part(done..end)).await?;
+                self.step(features.part(done..end), targets.slice(done..end)).await?;
                 done = end;
             }
             features.drop_first(done);
@@ -598,7 +602,7 @@ impl Session<'_> {
             plot::Series { name: format!("{number}: lr {learning_rate}, m {momentum}, wd {weight_decay}"), points }
         };
         let series: Vec<plot::Series> = self.trials.iter().enumerate().map(series).collect();
-        plot::training_curve(&self.job.directory.temporary(PICTURE)?, &series).map_err(model_error)?;
+        plot::write_training_curves(&self.job.directory.temporary(PICTURE)?, &series).map_err(model_error)?;
         self.job.directory.publish(PICTURE)?;
         Ok(())
     }

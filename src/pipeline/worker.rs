@@ -24,11 +24,12 @@ use crate::model::text::TextEncoder;
 use crate::model::{Any, AnyDevice, Attention, Checkpoint, ExtractOptions, Extractor, Numerics};
 use crate::predict::rank::TopK;
 use crate::predict::scorer::{Scored, Scorer, Selection};
-use crate::predict::tiles::{Blocks, Compute};
+use crate::predict::tiles::{Compute, Tiling};
 use crate::runtime::{BufferPool, DeviceThread, PooledBuffer};
 use crate::train::text::{Projector, TextTrainer};
 use crate::train::{
-    CheckpointError, Features, HeadState, Kept, Options, Place, Progress, Sgd, Targets, Trainer, checkpoint,
+    CheckpointError, DeviceFeatures, EngineKind, Features, HeadState, Options, Progress, Sgd, Targets, Trainer,
+    checkpoint,
 };
 
 pub(super) use text::{TextPart, TextStart};
@@ -62,7 +63,7 @@ fn lane_stream(lane: usize) -> StreamId {
 
 /// Rows of features and classes of a tile that a card works on at once: 64 MiB of f32 logits where it ranks; training has
 /// those of all tiles at once.
-const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
+const CUDA_TILING: Tiling = Tiling { rows: 1024, classes: 16_384 };
 
 /// Times that a backbone may be warmed up: kernels that tuning tries may fail, those that it keeps may not.
 const WARM_UPS: usize = 3;
@@ -116,7 +117,7 @@ pub(super) struct DeviceWorker {
     next: usize,
     trainers: Vec<Trainer<Any>>,
     /// The features of all epochs, where they fit.
-    kept: Option<Kept<Any>>,
+    kept: Option<DeviceFeatures<Any>>,
     scorer: Option<Scorer<Any>>,
     text_encoder: Option<TextEncoder<Any>>,
     text_trainers: Vec<TextTrainer<Any>>,
@@ -223,7 +224,7 @@ impl DeviceWorker {
     pub(super) fn load_trainers(&mut self, starts: Vec<Start>, step: u64) -> Result<(), PipelineError> {
         let (states, rest): (Vec<_>, Vec<_>) =
             starts.into_iter().map(|start| ((start.state, start.sgd), start.loss)).unzip();
-        let trainers = Trainer::several(states, self.options, &self.device).map_err(model_error)?;
+        let trainers = Trainer::new_group(states, self.options, &self.device).map_err(model_error)?;
         let resumed = |(trainer, (sum, count)): (Trainer<Any>, Losses)| trainer.resumed(step, sum, count);
         self.trainers = trainers.into_iter().zip(rest).map(resumed).collect();
         Ok(())
@@ -247,10 +248,10 @@ impl DeviceWorker {
                     Rows::Host { values, dim } => Features::Host(&values[span.start * dim..span.end * dim]),
                     Rows::Kept(indices) => {
                         let kept = self.kept.as_ref().ok_or_else(|| absent("set of features"))?;
-                        Features::Kept(kept, &indices[span.clone()])
+                        Features::Device(kept, &indices[span.clone()])
                     }
                 };
-                trainer.accumulate(&features, &targets.part(span), rows).map_err(model_error)?;
+                trainer.accumulate(&features, &targets.slice(span), rows).map_err(model_error)?;
             }
             trainer.step(*rate).map_err(model_error)?;
         }
@@ -263,12 +264,12 @@ impl DeviceWorker {
             Precision::Bf16 => DType::BF16,
             Precision::F32 => DType::F32,
         };
-        self.kept = Some(Kept::new(rows, dim, format, &self.device));
+        self.kept = Some(DeviceFeatures::new(rows, dim, format, &self.device));
     }
 
     /// Puts some of them there.
     pub(super) fn put(&mut self, first: usize, values: &[f32]) -> Result<(), PipelineError> {
-        self.kept.as_mut().ok_or_else(|| absent("set of features"))?.put(first, values).map_err(model_error)
+        self.kept.as_mut().ok_or_else(|| absent("set of features"))?.write_rows(first, values).map_err(model_error)
     }
 
     /// The losses of each head since they were last taken; they start anew.
@@ -309,15 +310,15 @@ impl DeviceWorker {
     pub(super) fn load_scorer(&mut self, head: &HeadState) -> Result<(), PipelineError> {
         // In f32 on any device: bf16 would make equals of logits that are not, and ranking is a single pass.
         let HeadState { weight, bias, classes, dim, .. } = head;
-        let scorer = Scorer::new(weight, bias, *classes, *dim, self.options.blocks, Compute::F32, &self.device);
-        self.scorer = Some(scorer.map_err(model_error)?.selecting(self.selection));
+        let scorer = Scorer::new(weight, bias, *classes, *dim, self.options.tiling, Compute::F32, &self.device);
+        self.scorer = Some(scorer.map_err(model_error)?.with_selection(self.selection));
         Ok(())
     }
 
     /// Ranks with a head that is being trained, as it is now.
     pub(super) fn score_with_trainer(&mut self, trial: usize) -> Result<(), PipelineError> {
         let selection = self.selection;
-        self.scorer = Some(self.trainer(trial)?.scorer().map_err(model_error)?.selecting(selection));
+        self.scorer = Some(self.trainer(trial)?.scorer().map_err(model_error)?.with_selection(selection));
         Ok(())
     }
 
@@ -468,7 +469,7 @@ pub(super) async fn open(
     device::keep_kernels(scratch, chosen);
     let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
     let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
-    let options = Options { blocks: CUDA_BLOCKS, compute, place: Place::Device };
+    let options = Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu };
     let worker = move || DeviceWorker::new(device, numerics, options, Selection::Device, lanes);
     Ok(ready(start(worker).await?, batch_rows))
 }

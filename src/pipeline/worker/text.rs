@@ -10,7 +10,7 @@ use crate::config::value::Precision;
 use crate::model::text::{TextCheckpoint, TextEncoder, TextNumerics};
 use crate::pipeline::PipelineError;
 use crate::pipeline::feature_store::Rows;
-use crate::train::text::{AdamW, Pairs, Projector, TextHead, TextState, TextTrainer};
+use crate::train::text::{AdamW, ContrastiveBatch, Projector, TextHead, TextState, TextTrainer};
 use crate::train::{CheckpointError, Features, Progress, checkpoint};
 
 /// Where a map's training starts.
@@ -28,7 +28,7 @@ pub(in crate::pipeline) struct TextPart {
     /// Vectors of their captions, `[rows, dim]`.
     pub(in crate::pipeline) captions: Vec<f32>,
     /// Rows and captions that are no negatives of each other.
-    pub(in crate::pipeline) exempt: Vec<(u32, u32)>,
+    pub(in crate::pipeline) masked_negatives: Vec<(u32, u32)>,
 }
 
 impl DeviceWorker {
@@ -93,15 +93,17 @@ impl DeviceWorker {
     ) -> Result<Option<Vec<Losses>>, PipelineError> {
         let rows = parts.iter().map(|part| part.span.len()).sum();
         for (trainer, rate) in self.text_trainers.iter_mut().zip(rates) {
-            for TextPart { span, captions, exempt } in parts {
+            for TextPart { span, captions, masked_negatives } in parts {
                 let features = match features {
                     Rows::Host { values, dim } => Features::Host(&values[span.start * dim..span.end * dim]),
                     Rows::Kept(indices) => {
                         let kept = self.kept.as_ref().ok_or_else(|| absent("set of features"))?;
-                        Features::Kept(kept, &indices[span.clone()])
+                        Features::Device(kept, &indices[span.clone()])
                     }
                 };
-                trainer.accumulate(&features, Pairs { captions, exempt }, rows).map_err(model_error)?;
+                trainer
+                    .accumulate(&features, ContrastiveBatch { captions, masked_negatives }, rows)
+                    .map_err(model_error)?;
             }
             trainer.step(*rate).map_err(model_error)?;
         }
