@@ -20,6 +20,7 @@ mod config;
 mod error;
 mod export;
 mod extractor;
+mod json;
 mod layout;
 mod pending;
 mod position;

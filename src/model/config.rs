@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
 /// Upper bound on the number of blocks. Far above published models; keeps the list of expected tensors small.
 const MAX_LAYERS: u64 = 1_000;
@@ -79,7 +80,7 @@ pub struct BackboneConfig {
     pub(super) image_px: u32,
     pub(super) patch_px: u32,
     pub(super) qkv_bias: bool,
-    /// Whether transformers expects the tensor `embeddings.mask_token` (DINOv2).
+    /// Whether transformers expects the tensor `embeddings.mask_token` (`DINOv2`).
     pub(super) mask_token: bool,
 }
 
@@ -183,16 +184,6 @@ impl BackboneConfig {
             .filter(|index| *index < self.layers)
             .ok_or(ModelError::Layer { layer, layers: self.layers })
     }
-}
-
-/// Parses JSON; an error about a wrong type names the key.
-pub(super) fn parse_json<'de, T: Deserialize<'de>>(text: &'de [u8], path: &Path) -> Result<T, ModelError> {
-    let mut parser = serde_json::Deserializer::from_slice(text);
-    serde_path_to_error::deserialize(&mut parser).map_err(|error| {
-        let key = error.path().to_string();
-        let reason = if key == "." { error.inner().to_string() } else { format!("`{key}`: {}", error.inner()) };
-        ModelError::Json { path: path.to_owned(), reason }
-    })
 }
 
 /// Parses `hidden_act`; the default in transformers is `gelu`.

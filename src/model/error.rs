@@ -25,6 +25,18 @@ pub enum ModelError {
         /// Key and defect.
         reason: String,
     },
+    /// A file holds something else, for example the pointer of a Git LFS file.
+    #[error("`{}` is {content}, not {expected}: {advice}", path.display())]
+    WrongContent {
+        /// The file.
+        path: PathBuf,
+        /// Content of the file.
+        content: &'static str,
+        /// Expected content.
+        expected: &'static str,
+        /// Advice to the user.
+        advice: &'static str,
+    },
     /// A value of a JSON file is not supported.
     #[error("`{}`: `{key}` {problem}", path.display())]
     Value {

@@ -10,8 +10,8 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::classifier;
 use crate::model::classifier::Classifier;
-use crate::model::config::parse_json;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json_object;
 use crate::model::layout;
 use crate::model::weights;
 use crate::model::weights::Format;
@@ -52,7 +52,7 @@ pub fn export_hf(
     }
     let config_path = checkpoint.config_path();
     let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
-    let config: Map<String, Value> = parse_json(&text, &config_path)?;
+    let config = parse_json_object(&text, &config_path)?;
 
     std::fs::create_dir_all(out_dir).map_err(ModelError::write(out_dir))?;
     write_weights(checkpoint, head, &out_dir.join("model.safetensors"))?;

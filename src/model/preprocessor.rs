@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::model::config::Family;
-use crate::model::config::parse_json;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
 /// Upper bound on the side of an image, in pixels.
 const MAX_SIDE_PX: u64 = 1 << 16;

@@ -145,4 +145,20 @@ mod tests {
         let error = WeightReader::open_dir(dir.path()).unwrap_err().to_string();
         assert!(error.ends_with("convert its pytorch_model.bin to safetensors first"), "{error}");
     }
+
+    #[test]
+    fn pointer_page_and_json_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let error = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            WeightReader::open_dir(dir.path()).unwrap_err().to_string()
+        };
+        let pointer = error("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 346293852\n");
+        assert!(pointer.ends_with("model.safetensors` is a Git LFS pointer, not the weights: run `git lfs pull`"));
+        assert!(error("<!doctype html>\n<title>Sign in</title>").contains("is an HTML page, not the weights"));
+        assert!(error(r#"{"error": "Access to model is restricted"}"#).contains("is a JSON document, not the weights"));
+        assert!(error("{}").contains("is a JSON document, not the weights"));
+        assert!(error("nothing of the kind").contains("truncated, or not safetensors"));
+    }
 }

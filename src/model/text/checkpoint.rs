@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 use super::layout;
 use super::modules::Modules;
-use crate::model::config::{Activation, check_heads, check_norm_epsilon, check_range, parse_activation, parse_json};
+use crate::model::config::{Activation, check_heads, check_norm_epsilon, check_range, parse_activation};
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 use crate::model::weights::{Format, StoredTensor, WeightReader};
 
 const CONFIG: &str = "config.json";

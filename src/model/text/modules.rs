@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::model::config::{check_range, parse_json};
+use crate::model::config::check_range;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
 const MODULES: &str = "modules.json";
 const SENTENCE: &str = "sentence_bert_config.json";

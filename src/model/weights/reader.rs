@@ -16,11 +16,15 @@ use serde::Deserialize;
 use super::BLOCK_BYTES;
 use super::Format;
 use super::LENGTH_BYTES;
-use crate::model::config::parse_json;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
+use crate::model::json::recognise_wrong_content;
 
 /// Upper bound on the length of a header, in bytes, from the format's specification.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes of a file that are read to recognise its content.
+const RECOGNISED_BYTES: usize = 1 << 10;
 
 /// Upper bound on the shape mismatches that one error lists.
 const LISTED: usize = 12;
@@ -240,12 +244,14 @@ fn read_header(path: &Path) -> Result<(Metadata, u64), ModelError> {
     let mut file = File::open(path).map_err(ModelError::read(path))?;
     let file_bytes = file.metadata().map_err(ModelError::read(path))?.len();
     if file_bytes < LENGTH_BYTES {
+        reject_wrong_content(path)?;
         return Err(ModelError::weights(path, format!("`{file_bytes}` bytes are too few for a safetensors file")));
     }
     let mut length = [0; LENGTH_BYTES as usize];
     file.read_exact(&mut length).map_err(ModelError::read(path))?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > MAX_HEADER_BYTES.min(file_bytes - LENGTH_BYTES) {
+        reject_wrong_content(path)?;
         let reason = format!(
             "its header claims `{header_bytes}` bytes, the file has `{file_bytes}`: truncated, or not safetensors"
         );
@@ -266,4 +272,21 @@ fn read_header(path: &Path) -> Result<(Metadata, u64), ModelError> {
         return Err(ModelError::weights(path, reason));
     }
     Ok((metadata, data_start))
+}
+
+/// Rejects a file that starts like a Git LFS pointer, an HTML page or a JSON document.
+fn reject_wrong_content(path: &Path) -> Result<(), ModelError> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(ModelError::read(path))?;
+    file.take(RECOGNISED_BYTES as u64).read_to_end(&mut start).map_err(ModelError::read(path))?;
+    // A safetensors file has zero bytes in its length field, text has none.
+    let is_text = !start.contains(&0);
+    let is_json = is_text && matches!(start.trim_ascii_start().first(), Some(b'{' | b'['));
+    let json = is_json.then_some(("a JSON document", "download the file again, and check its address and your access"));
+    match recognise_wrong_content(&start).or(json) {
+        Some((content, advice)) => {
+            Err(ModelError::WrongContent { path: path.to_owned(), content, expected: "the weights", advice })
+        }
+        None => Ok(()),
+    }
 }
