@@ -1,12 +1,23 @@
 //! Parses `preprocessor_config.json`, the image preprocessing of a checkpoint.
 //!
-//! Reads the layouts of transformers 4.0 and later: `size` and `crop_size` are a number or an object, and an absent key
-//! takes the default of the family. The module does no I/O.
+//! Reads the layouts of transformers 4.0 and later as transformers 5 does. An absent key takes the default of the image
+//! processor class that the file names; without a name, of the class of the model's family. An unknown class is rejected,
+//! because its defaults and steps are unknown. The module does no I/O.
+
+mod class;
 
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::Deserializer;
 use serde_json::json;
+
+use class::CLASSES;
+use class::IMAGENET_MEAN;
+use class::IMAGENET_STD;
+use class::ProcessorClass;
+use class::family_class;
+use class::find_class;
 
 use crate::model::config::Family;
 use crate::model::error::ModelError;
@@ -14,10 +25,8 @@ use crate::model::json::parse_json;
 
 /// Upper bound on the side of an image, in pixels.
 const MAX_SIDE_PX: u64 = 1 << 16;
-/// Channel means of ImageNet in RGB order, scaled to [0, 1].
-const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Channel standard deviations of ImageNet in RGB order, scaled to [0, 1].
-const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// Side below which `ConvNextImageProcessor` crops after resizing, in pixels.
+const CONVNEXT_CROP_BELOW_PX: u32 = 384;
 
 /// Target size of the resize step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,34 +63,122 @@ pub struct Preprocessor {
 }
 
 /// Keys of the file that define the preprocessing; all optional.
+///
+/// transformers treats null differently from an absent key: a step with null is off, and a value with null is an error if
+/// its step is on.
 #[derive(Debug, Deserialize)]
 struct RawPreprocessor {
     image_processor_type: Option<String>,
     feature_extractor_type: Option<String>,
-    do_resize: Option<bool>,
-    size: Option<RawSize>,
-    resample: Option<u8>,
-    do_center_crop: Option<bool>,
-    crop_size: Option<RawSize>,
-    do_rescale: Option<bool>,
-    rescale_factor: Option<f64>,
-    do_normalize: Option<bool>,
-    image_mean: Option<RawChannels>,
-    image_std: Option<RawChannels>,
+    #[serde(default)]
+    do_resize: RawKey<bool>,
+    #[serde(default)]
+    size: RawKey<RawSize>,
+    #[serde(default)]
+    resample: RawKey<RawResample>,
+    #[serde(default)]
+    do_center_crop: RawKey<bool>,
+    #[serde(default)]
+    crop_size: RawKey<RawSize>,
+    #[serde(default)]
+    do_rescale: RawKey<bool>,
+    #[serde(default)]
+    rescale_factor: RawKey<RawFloat>,
+    #[serde(default)]
+    do_normalize: RawKey<bool>,
+    #[serde(default)]
+    image_mean: RawKey<RawChannels>,
+    #[serde(default)]
+    image_std: RawKey<RawChannels>,
+    #[serde(default)]
+    crop_pct: RawKey<RawFloat>,
+}
+
+/// Value of a key that may be absent or null.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum RawKey<T> {
+    #[default]
+    Absent,
+    Null,
+    Value(T),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawKey<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Null, Self::Value))
+    }
+}
+
+impl RawKey<bool> {
+    /// Whether a step is on.
+    fn is_on(self, default: bool) -> bool {
+        match self {
+            Self::Absent => default,
+            Self::Null => false,
+            Self::Value(value) => value,
+        }
+    }
+}
+
+impl<T: Clone> RawKey<T> {
+    /// Returns the value for a step that is on; `None` for the class default.
+    fn value(&self, key: &'static str, step: &str, path: &Path) -> Result<Option<T>, ModelError> {
+        match self {
+            Self::Absent => Ok(None),
+            Self::Null => Err(ModelError::value(path, key, format!("is `null` although `{step}` is `true`"))),
+            Self::Value(value) => Ok(Some(value.clone())),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum RawSize {
     Side(u64),
+    HeightWidth([u64; 2]),
     Sides { height: Option<u64>, width: Option<u64>, shortest_edge: Option<u64>, longest_edge: Option<u64> },
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum RawChannels {
-    Same(f32),
-    Each([f32; 3]),
+    Same(RawFloat),
+    Each([RawFloat; 3]),
+}
+
+/// Filter as Pillow's code or as the name of torchvision's `InterpolationMode`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum RawResample {
+    Code(i64),
+    Name(String),
+}
+
+/// Number that may be NaN or infinite; `parse_json` hands such numbers over as strings.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum RawFloat {
+    Finite(f64),
+    NonFinite(NonFinite),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+enum NonFinite {
+    NaN,
+    Infinity,
+    #[serde(rename = "-Infinity")]
+    NegativeInfinity,
+}
+
+impl RawFloat {
+    fn value(self) -> f64 {
+        match self {
+            Self::Finite(value) => value,
+            Self::NonFinite(NonFinite::NaN) => f64::NAN,
+            Self::NonFinite(NonFinite::Infinity) => f64::INFINITY,
+            Self::NonFinite(NonFinite::NegativeInfinity) => f64::NEG_INFINITY,
+        }
+    }
 }
 
 impl Preprocessor {
@@ -111,48 +208,28 @@ impl Preprocessor {
     /// Parses and checks the text of a `preprocessor_config.json`; `path` appears in errors.
     pub(super) fn parse(text: &[u8], path: &Path, family: Family) -> Result<Self, ModelError> {
         let raw: RawPreprocessor = parse_json(text, path)?;
-        let default = Self::family_default(family);
-
-        let resize = if raw.do_resize == Some(false) {
-            None
-        } else if let Some(size) = raw.size {
-            // A number is the side of a square for ViT's processors and the shorter side for those of BiT and CLIP (DINOv2).
-            let class = raw.image_processor_type.or(raw.feature_extractor_type);
-            let squash = class.map_or(family == Family::Vit, |class| class.starts_with("ViT"));
-            Some(parse_size(size, squash, path)?)
-        } else {
-            default.resize
+        let class = raw.class(path, family)?;
+        let (resize, crop_px) = raw.geometry(&class, path)?;
+        let resample = match raw.resample.value("resample", "do_resize", path) {
+            Err(error) if resize.is_some() => return Err(error),
+            Ok(Some(resample)) => parse_resample(&resample, path)?,
+            _ => class.resample,
         };
-        let crop_px = if raw.do_center_crop.unwrap_or(default.crop_px.is_some()) {
-            match raw.crop_size {
-                None => Some(default.crop_px.unwrap_or(224)),
-                Some(size) => match parse_size(size, true, path)? {
-                    Resize::Squash { height_px, width_px } if height_px == width_px => Some(height_px),
-                    other => {
-                        let problem = format!("is {other:?}; only a square is supported");
-                        return Err(ModelError::value(path, "crop_size", problem));
-                    }
-                },
-            }
+        let rescale = if raw.do_rescale.is_on(true) {
+            let factor = raw.rescale_factor.value("rescale_factor", "do_rescale", path)?;
+            factor.map_or(1.0 / 255.0, |factor| factor.value() as f32)
         } else {
-            None
-        };
-        if let Some(code) = raw.resample.filter(|code| *code > 5) {
-            let problem = format!("is `{code}`; Pillow's filters are `0` to `5`");
-            return Err(ModelError::value(path, "resample", problem));
-        }
-        let rescale = if raw.do_rescale == Some(false) {
             1.0
-        } else {
-            raw.rescale_factor.map_or(default.rescale, |factor| factor as f32)
         };
         if !rescale.is_finite() {
             return Err(ModelError::value(path, "rescale_factor", format!("is `{rescale}`; it must be finite")));
         }
-        let (mean, std) = if raw.do_normalize == Some(false) {
-            ([0.0; 3], [1.0; 3])
+        let (mean, std) = if raw.do_normalize.is_on(true) {
+            let mean = raw.image_mean.value("image_mean", "do_normalize", path)?;
+            let std = raw.image_std.value("image_std", "do_normalize", path)?;
+            (mean.map_or(class.mean, expand_channels), std.map_or(class.std, expand_channels))
         } else {
-            (raw.image_mean.map_or(default.mean, expand_channels), raw.image_std.map_or(default.std, expand_channels))
+            ([0.0; 3], [1.0; 3])
         };
         if mean.iter().any(|value| !value.is_finite()) {
             return Err(ModelError::value(path, "image_mean", format!("is `{mean:?}`; it must be finite")));
@@ -160,8 +237,7 @@ impl Preprocessor {
         if std.iter().any(|value| !(value.is_finite() && *value != 0.0)) {
             return Err(ModelError::value(path, "image_std", format!("is `{std:?}`; it must be finite and not zero")));
         }
-        let resample = raw.resample.or(default.resample);
-        Ok(Self { resize, crop_px, resample, rescale, mean, std })
+        Ok(Self { resize, crop_px, resample: Some(resample), rescale, mean, std })
     }
 
     /// Returns the values as the content of a `preprocessor_config.json` for transformers.
@@ -199,36 +275,122 @@ impl Preprocessor {
     }
 }
 
-/// Expands a value to all channels.
-fn expand_channels(channels: RawChannels) -> [f32; 3] {
-    match channels {
-        RawChannels::Same(value) => [value; 3],
-        RawChannels::Each(values) => values,
+impl RawPreprocessor {
+    /// Returns the image processor class that the file names, or else the class of the family.
+    fn class(&self, path: &Path, family: Family) -> Result<ProcessorClass, ModelError> {
+        let (key, name) = match (&self.image_processor_type, &self.feature_extractor_type) {
+            (Some(name), _) => ("image_processor_type", name),
+            (None, Some(name)) => ("feature_extractor_type", name),
+            (None, None) => return Ok(family_class(family)),
+        };
+        find_class(name).ok_or_else(|| {
+            let supported = CLASSES.map(|class| format!("`{}`", class.name)).join(", ");
+            ModelError::value(path, key, format!("is `{name}`, which is not supported; supported are {supported}"))
+        })
+    }
+
+    /// Returns the resize step and the side of the centre crop.
+    fn geometry(&self, class: &ProcessorClass, path: &Path) -> Result<(Option<Resize>, Option<u32>), ModelError> {
+        let resize = if self.do_resize.is_on(true) {
+            let size = self.size.value("size", "do_resize", path)?;
+            Some(size.map_or(Ok(class.size), |size| parse_size(size, class.default_to_square, "size", path))?)
+        } else {
+            None
+        };
+        let crop_px =
+            if self.do_center_crop.is_on(class.do_center_crop) { Some(self.crop_size(class, path)?) } else { None };
+        let Some(default_pct) = class.crop_pct else { return Ok((resize, crop_px)) };
+        if crop_px.is_some() {
+            let problem = format!("is `true`, which is not supported for `{}`", class.name);
+            return Err(ModelError::value(path, "do_center_crop", problem));
+        }
+        // ConvNextImageProcessor.resize: a small size is cropped out of a larger image, a large one is a plain square.
+        match resize {
+            None => Ok((None, None)),
+            Some(Resize::ShortestEdge { px }) if px < CONVNEXT_CROP_BELOW_PX => {
+                let pct = self.crop_pct.value("crop_pct", "do_resize", path)?.map_or(default_pct, RawFloat::value);
+                // transformers truncates: int(shortest_edge / crop_pct). The cast maps NaN and negative numbers to 0.
+                let edge_px = (f64::from(px) / pct) as u64;
+                if edge_px < u64::from(px) || edge_px > MAX_SIDE_PX {
+                    let problem =
+                        format!("is `{pct}`; it must be at most 1, and `size` / `crop_pct` at most {MAX_SIDE_PX}");
+                    return Err(ModelError::value(path, "crop_pct", problem));
+                }
+                Ok((Some(Resize::ShortestEdge { px: edge_px as u32 }), Some(px)))
+            }
+            Some(Resize::ShortestEdge { px }) => Ok((Some(Resize::Squash { height_px: px, width_px: px }), None)),
+            Some(Resize::Squash { .. }) => {
+                let problem = format!("must be a number or `shortest_edge` for `{}`", class.name);
+                Err(ModelError::value(path, "size", problem))
+            }
+        }
+    }
+
+    /// Returns the side of the centre crop, which must be a square.
+    fn crop_size(&self, class: &ProcessorClass, path: &Path) -> Result<u32, ModelError> {
+        let Some(size) = self.crop_size.value("crop_size", "do_center_crop", path)? else {
+            let absent = || ModelError::value(path, "crop_size", "is absent although `do_center_crop` is `true`");
+            return class.crop_px.ok_or_else(absent);
+        };
+        match parse_size(size, true, "crop_size", path)? {
+            Resize::Squash { height_px, width_px } if height_px == width_px => Ok(height_px),
+            other => Err(ModelError::value(path, "crop_size", format!("is {other:?}; only a square is supported"))),
+        }
     }
 }
 
-/// Parses a size; `squash` says that a bare number is the side of a square, not the shorter side.
-fn parse_size(size: RawSize, squash: bool, path: &Path) -> Result<Resize, ModelError> {
-    let checked = |value: u64| {
+/// Parses a filter: Pillow's code, or a name of torchvision's `InterpolationMode`.
+///
+/// torchvision's `nearest` is not supported: it rounds positions down, unlike Pillow's nearest filter.
+fn parse_resample(resample: &RawResample, path: &Path) -> Result<u8, ModelError> {
+    const NAMES: [&str; 6] = ["nearest-exact", "lanczos", "bilinear", "bicubic", "box", "hamming"];
+    let problem = match resample {
+        RawResample::Code(code) => match u8::try_from(*code) {
+            Ok(code) if usize::from(code) < NAMES.len() => return Ok(code),
+            _ => format!("is `{code}`; Pillow's filters are `0` to `5`"),
+        },
+        RawResample::Name(name) => match (0..).zip(NAMES).find(|(_, known)| known == name) {
+            Some((code, _)) => return Ok(code),
+            None => format!("is `{name}`; supported are `{}`", NAMES.join("`, `")),
+        },
+    };
+    Err(ModelError::value(path, "resample", problem))
+}
+
+/// Expands a value to all channels.
+fn expand_channels(channels: RawChannels) -> [f32; 3] {
+    let values = match channels {
+        RawChannels::Same(value) => [value; 3],
+        RawChannels::Each(values) => values,
+    };
+    values.map(|value| value.value() as f32)
+}
+
+/// Parses a size; `default_to_square`: whether a bare number is the side of a square or the shorter side.
+fn parse_size(size: RawSize, default_to_square: bool, key: &'static str, path: &Path) -> Result<Resize, ModelError> {
+    let check_side = |value: u64| {
         if (1..=MAX_SIDE_PX).contains(&value) {
             Ok(value as u32)
         } else {
             let problem = format!("gives `{value}` pixels; a side must lie between 1 and {MAX_SIDE_PX}");
-            Err(ModelError::value(path, "size", problem))
+            Err(ModelError::value(path, key, problem))
         }
     };
     match size {
-        RawSize::Side(px) if squash => Ok(Resize::Squash { height_px: checked(px)?, width_px: checked(px)? }),
+        RawSize::Side(px) if default_to_square => {
+            Ok(Resize::Squash { height_px: check_side(px)?, width_px: check_side(px)? })
+        }
         RawSize::Side(px)
         | RawSize::Sides { height: None, width: None, shortest_edge: Some(px), longest_edge: None } => {
-            Ok(Resize::ShortestEdge { px: checked(px)? })
+            Ok(Resize::ShortestEdge { px: check_side(px)? })
         }
-        RawSize::Sides { height: Some(height), width: Some(width), shortest_edge: None, longest_edge: None } => {
-            Ok(Resize::Squash { height_px: checked(height)?, width_px: checked(width)? })
+        RawSize::HeightWidth([height, width])
+        | RawSize::Sides { height: Some(height), width: Some(width), shortest_edge: None, longest_edge: None } => {
+            Ok(Resize::Squash { height_px: check_side(height)?, width_px: check_side(width)? })
         }
         RawSize::Sides { .. } => {
-            let problem = "must be a number, `height` and `width`, or `shortest_edge`";
-            Err(ModelError::value(path, "size", problem))
+            let problem = "must be a number, `[height, width]`, `height` and `width`, or `shortest_edge`";
+            Err(ModelError::value(path, key, problem))
         }
     }
 }
@@ -293,6 +455,101 @@ mod tests {
             let value = Preprocessor::family_default(family);
             let text = value.to_json(family).to_string();
             assert_eq!(parse(&text, family).unwrap(), value);
+        }
+    }
+
+    /// Values of transformers 5.24, printed by `tests/reference/preprocessor.py`.
+    #[test]
+    fn absent_keys_take_class_defaults() {
+        let clip = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
+        let half = ([0.5; 3], [0.5; 3]);
+        let square = |px| Some(Resize::Squash { height_px: px, width_px: px });
+        let edge = |px| Some(Resize::ShortestEdge { px });
+        for (class, resize, crop_px, resample, (mean, std)) in [
+            ("ViTImageProcessor", square(224), None, 2, half),
+            ("ViTImageProcessorFast", square(224), None, 2, half),
+            ("ViTFeatureExtractor", square(224), None, 2, half),
+            ("BitImageProcessor", edge(224), Some(224), 3, clip),
+            ("CLIPImageProcessor", edge(224), Some(224), 3, clip),
+            ("DeiTImageProcessor", square(256), Some(224), 3, half),
+            ("BeitImageProcessor", square(224), None, 3, half),
+            ("SiglipImageProcessor", square(224), None, 3, half),
+            ("BlipImageProcessor", square(384), None, 3, clip),
+            ("PvtImageProcessor", square(224), None, 3, (IMAGENET_MEAN, IMAGENET_STD)),
+            ("MobileNetV1ImageProcessor", edge(256), Some(224), 2, half),
+            ("ConvNextImageProcessor", square(384), None, 3, half),
+        ] {
+            for family in [Family::Vit, Family::Dinov2] {
+                let text = format!(r#"{{"image_processor_type": "{class}"}}"#);
+                let expected =
+                    Preprocessor { resize, crop_px, resample: Some(resample), rescale: 1.0 / 255.0, mean, std };
+                assert_eq!(parse(&text, family).unwrap(), expected, "{class}");
+            }
+        }
+        let unnamed = parse("{}", Family::Dinov2).unwrap();
+        assert_eq!((unnamed.resize, unnamed.mean), (edge(224), clip.0));
+    }
+
+    #[test]
+    fn unknown_class_is_rejected_by_name() {
+        let error = parse(r#"{"image_processor_type": "LevitImageProcessor"}"#, Family::Vit).unwrap_err().to_string();
+        assert!(error.contains("`image_processor_type` is `LevitImageProcessor`, which is not supported"), "{error}");
+        let error = parse(r#"{"feature_extractor_type": "Foo"}"#, Family::Vit).unwrap_err().to_string();
+        assert!(error.contains("`feature_extractor_type` is `Foo`"), "{error}");
+    }
+
+    #[test]
+    fn convnext_crops_small_sizes() {
+        let geometry = |keys: &str| {
+            let text = format!(r#"{{"image_processor_type": "ConvNextImageProcessor", {keys}}}"#);
+            parse(&text, Family::Vit).map(|preprocessor| (preprocessor.resize, preprocessor.crop_px))
+        };
+        let edge = |px| Some(Resize::ShortestEdge { px });
+        // int(224 / 0.875) is 256, int(224 / 0.95) is 235.
+        assert_eq!(geometry(r#""size": 224"#).unwrap(), (edge(256), Some(224)));
+        assert_eq!(geometry(r#""size": {"shortest_edge": 224}, "crop_pct": 0.95"#).unwrap(), (edge(235), Some(224)));
+        let squash = Some(Resize::Squash { height_px: 384, width_px: 384 });
+        assert_eq!(geometry(r#""size": 384, "crop_pct": 0.5"#).unwrap(), (squash, None));
+        for (keys, expected) in [
+            (r#""size": 224, "crop_pct": NaN"#, "`crop_pct` is `NaN`"),
+            (r#""size": 224, "crop_pct": 0"#, "`crop_pct` is `0`"),
+            (r#""size": {"height": 224, "width": 224}"#, "`size` must be a number or `shortest_edge`"),
+            (r#""do_center_crop": true, "crop_size": 200"#, "`do_center_crop` is `true`"),
+        ] {
+            let error = geometry(keys).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_lists_and_nan_are_read_like_transformers() {
+        let parsed = parse(r#"{"resample": "bicubic", "size": [192, 256], "unused": NaN}"#, Family::Vit).unwrap();
+        assert_eq!(parsed.resample, Some(3));
+        assert_eq!(parsed.resize, Some(Resize::Squash { height_px: 192, width_px: 256 }));
+        for (text, expected) in [
+            (r#"{"resample": "nearest"}"#, "`resample` is `nearest`; supported are `nearest-exact`"),
+            (r#"{"resample": -1}"#, "`resample` is `-1`"),
+            (r#"{"rescale_factor": NaN}"#, "`rescale_factor` is `NaN`; it must be finite"),
+            (r#"{"image_mean": [0.5, -Infinity, 0.5]}"#, "`image_mean` is `[0.5, -inf, 0.5]`"),
+            (r#"{"image_std": NaN}"#, "`image_std` is `[NaN, NaN, NaN]`"),
+            (r#"{"do_center_crop": true}"#, "`crop_size` is absent although `do_center_crop` is `true`"),
+        ] {
+            let error = parse(text, Family::Vit).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// Cases of `tests/reference/preprocessor.py`, run with transformers 5.24.
+    #[test]
+    fn null_disables_a_step_and_is_rejected_as_a_value() {
+        let text = r#"{"do_resize": null, "size": null, "resample": null, "do_center_crop": null, "crop_size": null,
+            "do_rescale": null, "rescale_factor": null, "do_normalize": null, "image_mean": null, "image_std": null}"#;
+        let off = parse(text, Family::Dinov2).unwrap();
+        assert_eq!((off.resize, off.crop_px), (None, None));
+        assert_eq!((off.rescale, off.mean, off.std), (1.0, [0.0; 3], [1.0; 3]));
+        for key in ["size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std"] {
+            let error = parse(&format!(r#"{{"{key}": null}}"#), Family::Dinov2).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` is `null` although")), "{error}");
         }
     }
 }
