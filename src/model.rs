@@ -2,8 +2,9 @@
 //!
 //! [`Checkpoint::open`] reads `config.json`, `preprocessor_config.json` and the headers of the safetensors files. It
 //! compares every tensor name and shape with the configuration, so a partly loaded backbone cannot exist.
-//! [`Extractor::load`] reads the tensors one at a time and casts them. It maps u8 pixels to f32 features; on the CPU the
-//! same batch gives the same bits. [`export_hf`] writes backbone and trained head as a directory that transformers opens.
+//! [`Extractor::load`] reads the tensors one at a time and casts them. It maps u8 pixels to f32 features; on the CPU
+//! the same batch gives the same bits. [`export_hf`] writes backbone and trained head as a directory that transformers
+//! opens.
 //!
 //! Slices and vectors cross the boundary, tensors do not. Pixels are `[rows, size_px, size_px, 3]`, RGB, row-major;
 //! features are `[rows, feature_dim]`, row-major.

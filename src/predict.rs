@@ -1,8 +1,8 @@
 //! Ranks captions by features and a trained head, writes a submission and scores it.
 //!
-//! Host vectors come in, ranked classes and numbers go out; no tensor crosses the boundary. The ranking is a total order:
-//! higher logit first, then lower class index; NaN never ranks. The same logits therefore give the same ranks for every
-//! tiling. Image decoding and training are absent.
+//! Host vectors come in, ranked classes and numbers go out; no tensor crosses the boundary. The ranking is a total
+//! order: higher logit first, then lower class index; NaN never ranks. The same logits therefore give the same ranks
+//! for every tiling. Image decoding and training are absent.
 
 pub mod evaluate;
 pub mod metrics;

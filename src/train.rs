@@ -1,12 +1,13 @@
 //! Trains a head on features in a deterministic order, with checkpoints that resume exactly.
 //!
-//! There are two kinds of head: a linear classifier ([`Trainer`]) and a projection head into the embedding space of a text
-//! encoder ([`text`]). Host vectors come in (`[rows, dim]` f32 features, class indices); states and numbers go out. No
-//! tensor crosses the boundary.
+//! There are two kinds of head: a linear classifier ([`Trainer`]) and a projection head into the embedding space of a
+//! text encoder ([`text`]). Host vectors come in (`[rows, dim]` f32 features, class indices); states and numbers go
+//! out. No tensor crosses the boundary.
 //!
-//! Pure functions determine the result: the sample order depends on seed, epoch and chunk sizes ([`order`]), the learning
-//! rate on the step ([`schedule`]), the validation split on the image URL ([`validation`]). On the CPU a run that resumes
-//! from a checkpoint ends with the same bits as an uninterrupted run. Reading features and storing checkpoints are absent.
+//! Pure functions determine the result: the sample order depends on seed, epoch and chunk sizes ([`order`]), the
+//! learning rate on the step ([`schedule`]), the validation split on the image URL ([`validation`]). On the CPU a run
+//! that resumes from a checkpoint ends with the same bits as an uninterrupted run. Reading features and storing
+//! checkpoints are absent.
 
 pub mod checkpoint;
 mod features;

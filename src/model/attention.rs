@@ -42,7 +42,8 @@ impl Attention {
         }
     }
 
-    /// Runs fused kernels on one batch and chooses them if they agree with [`Attention::Products`]. The run also tunes them.
+    /// Runs fused kernels on one batch and chooses them if they agree with [`Attention::Products`]. The run also tunes
+    /// them.
     ///
     /// `shape` is `[images, heads, tokens, width of a head]`.
     ///

@@ -1,7 +1,7 @@
 //! Layers of a pre-norm vision transformer, for inference.
 //!
-//! burn's modules are not used: its attention module never selects a backend's fused kernels, and its norms compute in the
-//! format of the weights. Norms here compute in f32 for every weight format.
+//! burn's modules are not used: its attention module never selects a backend's fused kernels, and its norms compute in
+//! the format of the weights. Norms here compute in f32 for every weight format.
 
 use burn::tensor::DType;
 use burn::tensor::Int;

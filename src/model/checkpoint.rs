@@ -59,12 +59,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a directory in Hugging Face layout: reads its JSON files and the headers of its weight files.
     ///
-    /// Tensor names may carry the family's prefix. `pooler.*`, `classifier.*` and `embeddings.mask_token` are optional and
-    /// do not belong to the backbone. Any other unexpected tensor is an error, as is a missing one.
+    /// Tensor names may carry the family's prefix. `pooler.*`, `classifier.*` and `embeddings.mask_token` are optional
+    /// and do not belong to the backbone. Any other unexpected tensor is an error, as is a missing one.
     ///
     /// # Errors
-    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ from
-    /// those that `config.json` implies.
+    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ
+    /// from those that `config.json` implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config_path = dir.join(CONFIG);
         let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
@@ -129,10 +129,10 @@ impl Checkpoint {
     /// Returns an upper bound on the activation memory of one image in f32, in bytes. All blocks share this memory.
     pub fn activation_bytes(&self, size_px: u32) -> u64 {
         let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
-        // Twelve buffers of `[tokens, hidden]`: residual and sum, both norms in f32, query, key and value with copies by head,
-        // attention output. Then either the MLP before and after its activation, or the attention scores before and after the
-        // softmax, each in two formats. Before the first block: pixels as bytes and in two float formats. Scores are padded
-        // like queries.
+        // Twelve buffers of `[tokens, hidden]`: residual and sum, both norms in f32, query, key and value with copies
+        // by head, attention output. Then either the MLP before and after its activation, or the attention scores
+        // before and after the softmax, each in two formats. Before the first block: pixels as bytes and in two float
+        // formats. Scores are padded like queries.
         let scores = 4 * self.config.heads as u64 * tokens * tokens.next_multiple_of(64);
         let block = tokens * 12 * hidden + (tokens * 4 * inner).max(scores);
         4 * block + 9 * 3 * u64::from(size_px) * u64::from(size_px)
@@ -180,10 +180,11 @@ impl Checkpoint {
         if pool.has_mean(self.config.family) { 2 * self.config.hidden } else { self.config.hidden }
     }
 
-    /// Returns the BLAKE3 hash, in hex, of `config.json`, the weight files with their index, and `preprocessor_config.json`.
+    /// Returns the BLAKE3 hash, in hex, of `config.json`, the weight files with their index, and
+    /// `preprocessor_config.json`.
     ///
-    /// Each file contributes its role, its length and its bytes, so names of directories and shards do not matter. Streams
-    /// every file once.
+    /// Each file contributes its role, its length and its bytes, so names of directories and shards do not matter.
+    /// Streams every file once.
     ///
     /// # Errors
     /// When a file cannot be read.

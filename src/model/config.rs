@@ -142,7 +142,8 @@ impl BackboneConfig {
 
         let mlp_inner = if dinov2 {
             let ratio = raw.mlp_ratio.unwrap_or(4.0);
-            // transformers truncates: int(hidden_size * mlp_ratio). A negative or NaN product becomes 0 and is rejected.
+            // transformers truncates: int(hidden_size * mlp_ratio). A negative or NaN product becomes 0 and is
+            // rejected.
             let inner = (hidden as f64 * ratio) as u64;
             check_range(path, "mlp_ratio", inner, 64 * MAX_WIDTH)?
         } else {

@@ -165,7 +165,8 @@ impl ModelError {
     }
 }
 
-/// Joins key names for a message. Shows the first twelve and counts the rest: a wrong `num_hidden_layers` gives hundreds.
+/// Joins key names for a message. Shows the first twelve and counts the rest: a wrong `num_hidden_layers` gives
+/// hundreds.
 fn join_keys(keys: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut text = keys.iter().take(SHOWN).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");

@@ -18,18 +18,20 @@ use crate::model::weights::Format;
 use crate::model::weights::StoredTensor;
 use crate::model::weights::TensorSpec;
 
-/// Writes `model.safetensors`, `preprocessor_config.json` and `config.json` to `out_dir`; creates the directory if absent.
+/// Writes `model.safetensors`, `preprocessor_config.json` and `config.json` to `out_dir`; creates the directory if
+/// absent.
 ///
-/// `AutoModelForImageClassification` opens the result. The backbone keeps its number formats and gets the family's prefix,
-/// the head is f32, and `labels[i]` is the name of class `i`. Tensors are streamed. `config.json` is written last.
+/// `AutoModelForImageClassification` opens the result. The backbone keeps its number formats and gets the family's
+/// prefix, the head is f32, and `labels[i]` is the name of class `i`. Tensors are streamed. `config.json` is written
+/// last.
 ///
 /// The classifiers of transformers use the last block's output under [`Pool::Default`], so only a head trained on such
 /// features gives the same predictions there. For images of another size than the checkpoint's, `vit` needs
 /// `interpolate_pos_encoding=True`; `dinov2` interpolates without it.
 ///
 /// # Errors
-/// When the dimensions of the head do not match the labels or the backbone's default feature, or a file cannot be read or
-/// written.
+/// When the dimensions of the head do not match the labels or the backbone's default feature, or a file cannot be read
+/// or written.
 pub fn export_hf(
     checkpoint: &Checkpoint,
     head: &Classifier,

@@ -28,7 +28,8 @@ use crate::model::position;
 /// Definition of a feature; fixed for the life of an extractor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtractOptions {
-    /// Side of the input, in pixels, a multiple of the patch size. Positions are interpolated if it differs from the checkpoint's.
+    /// Side of the input, in pixels, a multiple of the patch size. Positions are interpolated if it differs from the
+    /// checkpoint's.
     pub size_px: u32,
     /// Block whose output is the feature, from 0; a negative number counts from the end, -1 is the last block.
     ///
@@ -43,7 +44,8 @@ pub struct ExtractOptions {
 /// Numerical settings of an extractor; features differ only by the rounding of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {
-    /// Format of weights, activations and features. Norms, softmax, activation functions and means always compute in f32.
+    /// Format of weights, activations and features. Norms, softmax, activation functions and means always compute in
+    /// f32.
     pub format: DType,
     /// Fixed number of rows of every batch, for devices that compile kernels by shape; shorter batches are padded.
     pub batch_rows: Option<usize>,
@@ -168,7 +170,8 @@ impl<B: Backend> Extractor<B> {
         Ok(features)
     }
 
-    /// Enqueues one batch on the current stream without waiting for its features. The buffer is dropped once it is copied.
+    /// Enqueues one batch on the current stream without waiting for its features. The buffer is dropped once it is
+    /// copied.
     ///
     /// # Errors
     /// When the length of `pixels` does not match `rows`, or `rows` exceeds the fixed batch size.

@@ -1,7 +1,7 @@
 //! Parses JSON files of a checkpoint and recognises files that are not what their names say.
 //!
-//! Python's `json` module, and so transformers, reads and writes the numbers `NaN`, `Infinity` and `-Infinity`, which JSON
-//! does not have. They are accepted here: an ignored key may hold one, and a key that is read rejects it by name.
+//! Python's `json` module, and so transformers, reads and writes the numbers `NaN`, `Infinity` and `-Infinity`, which
+//! JSON does not have. They are accepted here: an ignored key may hold one, and a key that is read rejects it by name.
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Interpolates position embeddings for image sizes that differ from the checkpoint's.
 //!
 //! Equals transformers' `interpolate_pos_encoding` for both families: bicubic interpolation of the grid of patch
-//! positions (`align_corners = false`, no antialiasing, a = −0.75); the CLS position is unchanged. It runs once, when the
-//! model is loaded, on the host.
+//! positions (`align_corners = false`, no antialiasing, a = −0.75); the CLS position is unchanged. It runs once, when
+//! the model is loaded, on the host.
 
 /// Parameter a of the cubic convolution kernel (Keys 1981), as in torch and `OpenCV`; Pillow uses −0.5.
 const A: f64 = -0.75;

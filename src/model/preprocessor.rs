@@ -1,8 +1,8 @@
 //! Parses `preprocessor_config.json`, the image preprocessing of a checkpoint.
 //!
 //! Reads the layouts of transformers 4.0 and later as transformers 5 does. An absent key takes the default of the image
-//! processor class that the file names; without a name, of the class of the model's family. An unknown class is rejected,
-//! because its defaults and steps are unknown. The module does no I/O.
+//! processor class that the file names; without a name, of the class of the model's family. An unknown class is
+//! rejected, because its defaults and steps are unknown. The module does no I/O.
 
 mod class;
 
@@ -64,8 +64,8 @@ pub struct Preprocessor {
 
 /// Keys of the file that define the preprocessing; all optional.
 ///
-/// transformers treats null differently from an absent key: a step with null is off, and a value with null is an error if
-/// its step is on.
+/// transformers treats null differently from an absent key: a step with null is off, and a value with null is an error
+/// if its step is on.
 #[derive(Debug, Deserialize)]
 struct RawPreprocessor {
     image_processor_type: Option<String>,

@@ -119,7 +119,8 @@ fn features_match_transformers() {
     }
 }
 
-/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture real_checkpoint`, after the script wrote `DIR/expected.safetensors`.
+/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture real_checkpoint`, after the script wrote
+/// `DIR/expected.safetensors`.
 #[test]
 #[ignore = "needs a checkpoint named by MODEL_CHECKPOINT"]
 fn real_checkpoint_matches_transformers() {

@@ -2,8 +2,8 @@
 //!
 //! The format (<https://huggingface.co/docs/safetensors>) is the length of the header (u64, little-endian), the header
 //! (JSON), then the tensors without gaps. Every length is compared with the length of the file before it is used, so
-//! opening allocates no more than the file is long. Tensors are read one at a time. Memory mapping, which needs `unsafe`,
-//! would gain nothing: each tensor is read once.
+//! opening allocates no more than the file is long. Tensors are read one at a time. Memory mapping, which needs
+//! `unsafe`, would gain nothing: each tensor is read once.
 
 mod reader;
 mod writer;

@@ -1,10 +1,10 @@
 //! Scores a submission file against a truth file.
 //!
 //! Both files are CSV with the columns `id` and `caption_title_and_reference_description`, in any order and among other
-//! columns. Captions are compared byte by byte. Every id of the truth counts once; an id without a row in the submission
-//! scores 0. The rows of an id need not be consecutive; their order is their rank, and only the first five count. An id with
-//! several rows in the truth has several relevant captions, of which the best rank counts. Memory is the truth plus 40 bytes
-//! for each id of the submission, independent of the length of the submission.
+//! columns. Captions are compared byte by byte. Every id of the truth counts once; an id without a row in the
+//! submission scores 0. The rows of an id need not be consecutive; their order is their rank, and only the first five
+//! count. An id with several rows in the truth has several relevant captions, of which the best rank counts. Memory is
+//! the truth plus 40 bytes for each id of the submission, independent of the length of the submission.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;

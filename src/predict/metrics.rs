@@ -73,8 +73,8 @@ pub fn rank_of(label: u32, ranking: &[u32]) -> Option<usize> {
 
 /// Returns the upper bound on mean NDCG@5 if all ids of an image get the same ranking; 0 without ids.
 ///
-/// `ids_per_image` yields the number of ids of each image. An image with m ids, each with its own caption, collects at most
-/// the gains of ranks 1 to min(m, 5). The mean is over ids.
+/// `ids_per_image` yields the number of ids of each image. An image with m ids, each with its own caption, collects at
+/// most the gains of ranks 1 to min(m, 5). The mean is over ids.
 pub fn ceiling(ids_per_image: impl IntoIterator<Item = u64>) -> f64 {
     let mut ids = 0;
     let mut gains = 0.0;

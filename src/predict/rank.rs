@@ -1,7 +1,7 @@
 //! Ranking order of classes, and a bounded list of the best classes.
 //!
-//! The higher logit ranks first; of equal logits the lower class index; NaN never ranks. The order is total, so any split
-//! of the classes into tiles gives the same list if tiles are offered in class order.
+//! The higher logit ranks first; of equal logits the lower class index; NaN never ranks. The order is total, so any
+//! split of the classes into tiles gives the same list if tiles are offered in class order.
 
 /// Best classes of one row, best first.
 #[derive(Debug, Clone, Default, PartialEq)]

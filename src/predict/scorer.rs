@@ -1,7 +1,7 @@
 //! Scores features against a head on the device and selects the best classes of each row.
 //!
-//! Besides the head, memory holds a few `[tile rows, tile classes]` matrices on the device; with [`Selection::Host`] also on
-//! the host. Labels are checked on the host before any work.
+//! Besides the head, memory holds a few `[tile rows, tile classes]` matrices on the device; with [`Selection::Host`]
+//! also on the host. Labels are checked on the host before any work.
 
 mod selection;
 

@@ -1,9 +1,9 @@
 //! Writes a submission file with the same bytes as Python's `csv` module.
 //!
-//! The header is `id,caption_title_and_reference_description`; one row a rank follows, best first. Rows end in `\n`, as with
-//! pandas' `to_csv` on Linux. Quoting follows `csv.QUOTE_MINIMAL`: a field with a comma, a quote, `\n` or `\r` is quoted, and
-//! inner quotes are doubled. A lone `\r` is quoted, as in Python 3.13 and later; older versions leave it unquoted, and their
-//! own reader then rejects the row.
+//! The header is `id,caption_title_and_reference_description`; one row a rank follows, best first. Rows end in `\n`, as
+//! with pandas' `to_csv` on Linux. Quoting follows `csv.QUOTE_MINIMAL`: a field with a comma, a quote, `\n` or `\r` is
+//! quoted, and inner quotes are doubled. A lone `\r` is quoted, as in Python 3.13 and later; older versions leave it
+//! unquoted, and their own reader then rejects the row.
 
 use std::io::Write;
 

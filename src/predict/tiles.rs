@@ -1,8 +1,8 @@
 //! Device representation of a head: tiles of classes.
 //!
-//! A tile is a `[tile classes, dim]` matrix. Temporaries of products and updates have the size of one tile instead of the
-//! whole head (284 MB at 768 × 92,366 in f32). On the CPU they are small enough for the allocator to reuse their pages.
-//! Logits are `features · weightᵀ + bias`, in f32 for every format of the product.
+//! A tile is a `[tile classes, dim]` matrix. Temporaries of products and updates have the size of one tile instead of
+//! the whole head (284 MB at 768 × 92,366 in f32). On the CPU they are small enough for the allocator to reuse their
+//! pages. Logits are `features · weightᵀ + bias`, in f32 for every format of the product.
 
 use std::ops::Range;
 

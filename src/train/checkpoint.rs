@@ -7,12 +7,12 @@
 //! | `state.json` | [`Progress`] |
 //!
 //! The head of a projection head holds `projection.weight` `[output, input]`, `projection.bias`, `logit_scale` (its
-//! logarithm), `features.mean`, `features.std`, `text.mean` and, with a hidden layer, `hidden.weight` and `hidden.bias`. Its
-//! optimiser holds `NAME.exp_avg` and `NAME.exp_avg_sq` for each trained tensor.
+//! logarithm), `features.mean`, `features.std`, `text.mean` and, with a hidden layer, `hidden.weight` and
+//! `hidden.bias`. Its optimiser holds `NAME.exp_avg` and `NAME.exp_avg_sq` for each trained tensor.
 //!
-//! The bytes depend on head and progress only. Tensors are streamed through a small buffer, so neither saving nor loading
-//! holds a second copy. Values that are not finite are rejected by both. The caller saves to a temporary directory and
-//! renames it.
+//! The bytes depend on head and progress only. Tensors are streamed through a small buffer, so neither saving nor
+//! loading holds a second copy. Values that are not finite are rejected by both. The caller saves to a temporary
+//! directory and renames it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -112,11 +112,12 @@ pub enum CheckpointError {
 
 /// Saves a checkpoint to directory `dir`; replaces the directory and creates its parents.
 ///
-/// The directory is written file by file, so save under a temporary name and rename it afterwards. When this returns, all
-/// files are durable.
+/// The directory is written file by file, so save under a temporary name and rename it afterwards. When this returns,
+/// all files are durable.
 ///
 /// # Errors
-/// When a length does not match, a value is not finite, or a file system operation fails. The directory is removed then.
+/// When a length does not match, a value is not finite, or a file system operation fails. The directory is removed
+/// then.
 pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
     if let Some((what, actual, expected)) = state.find_length_mismatch() {
         let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
@@ -171,8 +172,8 @@ fn write_all(
 /// Loads the checkpoint of a classifier head from directory `dir`.
 ///
 /// # Errors
-/// When a file is missing, truncated, of another version, or has unexpected tensors, types, shapes or values that are not
-/// finite. The error names the file.
+/// When a file is missing, truncated, of another version, or has unexpected tensors, types, shapes or values that are
+/// not finite. The error names the file.
 pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
     let (progress, checksums) = load_state(dir)?;
     verify_checksums(dir, checksums.iter())?;

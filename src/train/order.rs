@@ -1,9 +1,9 @@
 //! Sample order of an epoch, a pure function of seed, epoch, chunk sizes and window size.
 //!
-//! The chunks are permuted and joined in this order to windows that fit into memory; then the samples of each window are
-//! permuted. A sample is one (image, class) pair, so a chunk has as many samples as labels. Every sample occurs exactly once
-//! an epoch. Memory is one entry for each chunk and one for each sample of the current window. Permutations are computed
-//! here from the stream of `ChaCha8`, so they do not depend on the version of a library.
+//! The chunks are permuted and joined in this order to windows that fit into memory; then the samples of each window
+//! are permuted. A sample is one (image, class) pair, so a chunk has as many samples as labels. Every sample occurs
+//! exactly once an epoch. Memory is one entry for each chunk and one for each sample of the current window.
+//! Permutations are computed here from the stream of `ChaCha8`, so they do not depend on the version of a library.
 
 use std::collections::BTreeMap;
 
@@ -49,8 +49,8 @@ impl Window {
 
 /// Splits an epoch into windows; every chunk with samples is in exactly one window.
 ///
-/// A window holds at most `window_samples` samples but at least one chunk, so a larger chunk is a window by itself. Chunks
-/// without samples are omitted.
+/// A window holds at most `window_samples` samples but at least one chunk, so a larger chunk is a window by itself.
+/// Chunks without samples are omitted.
 pub fn plan_epoch(chunk_samples: &[u64], seed: u64, epoch: u32, window_samples: u64) -> Vec<Window> {
     let mut chunks: Vec<usize> = (0..chunk_samples.len()).filter(|&chunk| chunk_samples[chunk] > 0).collect();
     shuffle(&mut chunks, &mut ChaCha8Rng::from_seed(derive_seed(seed, epoch, 0)));
@@ -132,7 +132,8 @@ impl ShuffleQuality {
 
     /// Returns the label autocorrelation: Cohen's kappa between the classes of a sample and its predecessor.
     ///
-    /// It is 0 on average for a uniform permutation, 1 if all neighbours have the same class, and 0 with a single class.
+    /// It is 0 on average for a uniform permutation, 1 if all neighbours have the same class, and 0 with a single
+    /// class.
     pub fn label_autocorrelation(&self) -> f64 {
         let added = self.added.max(1) as f64;
         let chance: f64 = self.counts.values().map(|count| (*count as f64 / added).powi(2)).sum();
@@ -155,7 +156,8 @@ fn derive_seed(seed: u64, epoch: u32, number: u64) -> [u8; 32] {
 /// Shuffles with the algorithm of Fisher and Yates, from the end.
 fn shuffle<T>(items: &mut [T], random: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
-        // Multiply and shift (Lemire 2019) without rejection; the bias is below 2⁻³⁰ for any list that fits into memory.
+        // Multiply and shift (Lemire 2019) without rejection; the bias is below 2⁻³⁰ for any list that fits into
+        // memory.
         let choices = last as u128 + 1;
         let other = (u128::from(random.next_u64()) * choices) >> 64;
         items.swap(last, other as usize);

@@ -79,7 +79,8 @@ impl Line {
     }
 }
 
-/// Writes the training curves of one or several heads to an SVG file. With several heads, thin lines are training losses.
+/// Writes the training curves of one or several heads to an SVG file. With several heads, thin lines are training
+/// losses.
 ///
 /// # Errors
 /// When drawing fails or the file cannot be written.

@@ -1,17 +1,18 @@
 //! Trains a linear classifier with gradients in closed form.
 //!
-//! For features `X`, `[batch, dim]`, logits are `X · Wᵀ + b`. Each row of the targets `T`, `[batch, classes]`, sums to 1. The
-//! loss is the mean cross-entropy over the B samples of a step. The gradient of the logits is `D = (softmax − T) / B`, of the
-//! weight `Dᵀ · X`, and of the bias the column sums of `D`. Label smoothing ε replaces `T` by `(1 − ε) · T + ε / classes`, as
-//! in `torch.nn.CrossEntropyLoss` (Szegedy et al. 2016).
+//! For features `X`, `[batch, dim]`, logits are `X · Wᵀ + b`. Rows of the targets `T`, `[batch, classes]`, sum to one.
+//! The loss is the mean cross-entropy over the B samples of a step. The gradient of the logits is
+//! `D = (softmax − T) / B`, of the weight `Dᵀ · X`, and of the bias the column sums of `D`. Label smoothing ε replaces
+//! `T` by `(1 − ε) · T + ε / classes`, as in `torch.nn.CrossEntropyLoss` (Szegedy et al. 2016).
 //!
 //! The update equals `torch.optim.SGD` with dampening 0 and without Nesterov momentum. Clipping scales weight and bias
 //! together, `g ← g · min(1, c / (‖g‖ + 1e-6))`, as `clip_grad_norm_` does. Then `g ← g + λ · w`, `v ← μ · v + g` and
-//! `w ← w − rate · v`. Gradients are divided by the samples of the whole step. For micro-batches of equal size this equals the
-//! Hugging Face trainer, which divides each mean by their number; it stays a mean if the last micro-batch is shorter.
+//! `w ← w − rate · v`. Gradients are divided by the samples of the whole step. For micro-batches of equal size this
+//! equals the Hugging Face trainer, which divides each mean by their number; it stays a mean if the last micro-batch is
+//! shorter.
 //!
-//! There are two engines: [`cpu`] works on vectors, [`gpu`] on tensors of a device. Weights, momentum and gradient are f32,
-//! 12 bytes a weight in total; products in bf16 round the gradient to bf16.
+//! There are two engines: [`cpu`] works on vectors, [`gpu`] on tensors of a device. Weights, momentum and gradient are
+//! f32, 12 bytes a weight in total; products in bf16 round the gradient to bf16.
 
 mod cpu;
 mod engine;
@@ -204,8 +205,8 @@ impl<B: Backend> Trainer<B> {
     /// `effective_batch` is the number of samples of the whole step. Nothing is downloaded from the device.
     ///
     /// # Errors
-    /// When a length does not match, a row has no class or one that is not in the head, or the micro-batches of a step disagree
-    /// about its size; the gradient is unchanged then. Also when the device fails.
+    /// When a length does not match, a row has no class or one that is not in the head, or the micro-batches of a step
+    /// disagree about its size; the gradient is unchanged then. Also when the device fails.
     pub fn accumulate(
         &mut self,
         features: &Features<'_, B>,
@@ -258,7 +259,8 @@ impl<B: Backend> Trainer<B> {
     /// Updates the head with the accumulated gradient.
     ///
     /// # Errors
-    /// When the micro-batches do not add up to the announced samples of the step, or the rate is negative or not finite.
+    /// When the micro-batches do not add up to the announced samples of the step, or the rate is negative or not
+    /// finite.
     pub fn step(&mut self, rate: f64) -> Result<StepReport, TrainError> {
         check_not_negative("learning_rate", rate)?;
         let (accumulated, expected) = self.open.map_or((0, 1), |open| (open.accumulated, open.effective));
@@ -310,7 +312,8 @@ impl<B: Backend> Trainer<B> {
         Ok(loss)
     }
 
-    /// Returns a scorer with the current weights. On a device it shares their memory, so drop it before the next update.
+    /// Returns a scorer with the current weights. On a device it shares their memory, so drop it before the next
+    /// update.
     ///
     /// # Errors
     /// When the device fails.

@@ -120,8 +120,8 @@ impl TextCheckpoint {
     /// Opens a directory in Hugging Face layout.
     ///
     /// # Errors
-    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ from
-    /// those that `config.json` implies.
+    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ
+    /// from those that `config.json` implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::read(&path))?;

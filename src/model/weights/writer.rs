@@ -24,8 +24,8 @@ pub(in crate::model) struct TensorSpec {
 
 /// Writes a safetensors file. Calls `fill` for each tensor, in file order, to write the tensor's bytes.
 ///
-/// The file appears at `path` only when it is complete. Wider formats come first, so that every tensor is aligned; equal
-/// formats are sorted by name. The metadata is `{"format": "pt"}`, which transformers requires.
+/// The file appears at `path` only when it is complete. Wider formats come first, so that every tensor is aligned;
+/// equal formats are sorted by name. The metadata is `{"format": "pt"}`, which transformers requires.
 pub(in crate::model) fn write_file(
     path: &Path,
     mut tensors: Vec<TensorSpec>,

@@ -1,8 +1,8 @@
 //! Reads and writes f32 tensors as one safetensors file, as a stream.
 //!
 //! The format is the header's length (8 bytes, little-endian), a JSON header, then the values, row-major
-//! (<https://github.com/huggingface/safetensors#format>). The `safetensors` crate writes and checks the header. Values are
-//! streamed here, so that memory never holds a second copy.
+//! (<https://github.com/huggingface/safetensors#format>). The `safetensors` crate writes and checks the header. Values
+//! are streamed here, so that memory never holds a second copy.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -37,7 +37,8 @@ pub struct AdamW {
 pub struct ContrastiveBatch<'a> {
     /// Caption embeddings, centred and of unit length, `[rows, output]`.
     pub captions: &'a [f32],
-    /// Row and column of each logit to mask because the caption also belongs to the image of the row. The diagonal is ignored.
+    /// Row and column of each logit to mask because the caption also belongs to the image of the row. The diagonal is
+    /// ignored.
     pub masked_negatives: &'a [(u32, u32)],
 }
 

@@ -1,10 +1,10 @@
 //! Computes gradient and update of the head on the CPU, tile by tile.
 //!
-//! A tile has a few hundred classes and is processed by one thread, so its weights, logits and gradient stay in the cache.
-//! Logits are `[classes, rows]`, the layout that both products read without a copy. The exponential is computed once for each
-//! element, relative to the maximum of the tile; row sums are combined from the sums of the tiles (online softmax, Milakov
-//! and Gimelshein 2018). Tiles are independent and are joined in order, so the result does not depend on the number of
-//! threads.
+//! A tile has a few hundred classes and is processed by one thread, so its weights, logits and gradient stay in the
+//! cache. Logits are `[classes, rows]`, the layout that both products read without a copy. The exponential is computed
+//! once for each element, relative to the maximum of the tile; row sums are combined from the sums of the tiles (online
+//! softmax, Milakov and Gimelshein 2018). Tiles are independent and are joined in order, so the result does not depend
+//! on the number of threads.
 
 #![expect(
     clippy::inline_always,
@@ -312,7 +312,8 @@ impl WithSimd for Update<'_> {
 
 /// Computes `eˣ` for x ≤ 0 with an error of at most 2 units in the last place; 0 below −87, NaN for NaN.
 ///
-/// Algorithm and coefficients are from `expf` in Moshier's Cephes library (netlib.org/cephes), in a form that vectorises.
+/// Algorithm and coefficients are from `expf` in Moshier's Cephes library (netlib.org/cephes), in a form that
+/// vectorises.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// 1.5 · 2²³. Adding it rounds to an integer, which then occupies the lowest bits of the sum.

@@ -1,8 +1,9 @@
 //! Computes gradient and update of the head on a device, with burn's operations.
 //!
-//! Rows are processed in tiles, so only one `[tile rows, classes]` matrix of logits and one of probabilities exist at a time.
-//! The head is stored in tiles of classes, so every other temporary has the size of one tile. The last tile is padded with
-//! classes whose bias is [`PADDING_BIAS`](crate::predict::tiles::PADDING_BIAS): their probability and gradient are zero.
+//! Rows are processed in tiles, so only one `[tile rows, classes]` matrix of logits and one of probabilities exist at a
+//! time. The head is stored in tiles of classes, so every other temporary has the size of one tile. The last tile is
+//! padded with classes whose bias is [`PADDING_BIAS`](crate::predict::tiles::PADDING_BIAS): their probability and
+//! gradient are zero.
 
 use std::borrow::Cow;
 
