@@ -1,18 +1,17 @@
-//! A Hugging Face checkpoint directory as a frozen backbone: pixels in, one feature vector an image out.
+//! Loads a Hugging Face checkpoint as a frozen backbone that maps images to feature vectors.
 //!
-//! [`Checkpoint::open`] reads `config.json`, `preprocessor_config.json` and the headers of the
-//! safetensors files, and compares every key and shape with what the configuration asks for, so a
-//! partly loaded backbone cannot exist. [`Extractor::load`] then reads the tensors one at a time,
-//! casts them, and answers u8 pixels with f32 features, the same bits for the same batch on the CPU.
-//! [`export_hf`] goes the other way: backbone and trained head as a directory that transformers opens.
+//! [`Checkpoint::open`] reads `config.json`, `preprocessor_config.json` and the headers of the safetensors files. It
+//! compares every tensor name and shape with the configuration, so a partly loaded backbone cannot exist.
+//! [`Extractor::load`] reads the tensors one at a time and casts them. It maps u8 pixels to f32 features; on the CPU
+//! the same batch gives the same bits. [`export_hf`] writes backbone and trained head as a directory that transformers
+//! opens.
 //!
-//! Boundary: plain slices and vectors. Pixels are `[rows, size_px, size_px, 3]`, RGB, row-major;
-//! features are `[rows, feature_dim]`, row-major. No tensor leaves this module.
+//! Slices and vectors cross the boundary, tensors do not. Pixels are `[rows, size_px, size_px, 3]`, RGB, row-major;
+//! features are `[rows, feature_dim]`, row-major.
 //!
-//! Limits: the families `vit` and `dinov2`, square images and patches, three channels, safetensors
-//! weights in f32, f16 or bf16. Decoding, resizing, files other than a checkpoint's, threads and
-//! networks are deliberately absent; [`Preprocessor`] says what the checkpoint was trained with and
-//! leaves the doing to others, except for rescaling and normalising, which happen on the device.
+//! Supported are the families `vit` and `dinov2`, square images and patches, three channels, and safetensors weights in
+//! f32, f16 or bf16. [`Preprocessor`] describes the preprocessing of the training; this module only rescales and
+//! normalises, on the device. Image decoding, resizing, threads and network access are absent.
 
 mod attention;
 mod block;
@@ -22,6 +21,7 @@ mod config;
 mod error;
 mod export;
 mod extractor;
+mod json;
 mod layout;
 mod pending;
 mod position;
@@ -50,9 +50,11 @@ pub use pending::Pending;
 pub use preprocessor::Preprocessor;
 pub use preprocessor::Resize;
 
-/// The backend that runs on any device: burn's flex on a CPU, its fused CUDA kernels on a card. burn compiles its operations once, in
-/// a crate of its own; with a backend as a type parameter each build of this one would compile all kernels again.
+/// Backend that runs on every supported device: burn's `Flex` on a CPU, fused CUDA kernels on a GPU.
+///
+/// burn compiles the operations of this type once, in its own crate. With a concrete backend as a type parameter, every
+/// build of this crate would compile all kernels again.
 pub type Any = burn::Dispatch;
 
-/// A device of [`Any`].
+/// Device of the [`Any`] backend.
 pub type AnyDevice = burn::DispatchDevice;

@@ -1,8 +1,8 @@
-//! From features and a trained head to ranked captions, a submission, and its score.
+//! Ranks captions by features and a trained head, writes a submission and scores it.
 //!
-//! Host vectors come in, ranked classes and numbers go out; no tensor crosses this boundary. Ranking is a
-//! total order (higher logit first, then the lower class index; NaN never ranks), so the same logits give
-//! the same ranks whatever the blocks. Knows nothing of how pixels were decoded or how the head was trained.
+//! Host vectors come in, ranked classes and numbers go out; no tensor crosses the boundary. The ranking is a total
+//! order: higher logit first, then lower class index; NaN never ranks. The same logits therefore give the same ranks
+//! for every tiling. Image decoding and training are absent.
 
 pub mod evaluate;
 pub mod metrics;
@@ -11,36 +11,36 @@ pub mod scorer;
 pub mod submission;
 pub mod tiles;
 
-/// Why the head could not score features.
+/// Error of scoring features against a head.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PredictError {
-    /// A vector does not have the length that its dims ask for.
+    /// The length of a vector contradicts its dimensions.
     #[error("`{what}` holds `{actual}` values, expected `{expected}`")]
     Length {
-        /// The vector.
+        /// Name of the vector.
         what: &'static str,
-        /// Its length, in values.
+        /// Actual length, in values.
         actual: usize,
-        /// The length that the dims ask for, in values.
+        /// Length that the dimensions imply, in values.
         expected: usize,
     },
-    /// A dim or a block length is zero.
+    /// A dimension or a tile size is zero.
     #[error("`{what}` must be at least `1`")]
     Zero {
-        /// The dim or block length.
+        /// Name of the dimension or tile size.
         what: &'static str,
     },
-    /// A label names no class of the head.
+    /// A label is not a class of the head.
     #[error("label `{label}` of row `{row}` is outside the `{classes}` classes of the head")]
     Label {
-        /// Row within the batch, from zero.
+        /// Row within the batch, from 0.
         row: usize,
-        /// The label.
+        /// Label of the row.
         label: u32,
-        /// Classes of the head.
+        /// Number of classes of the head.
         classes: usize,
     },
-    /// The device did not give its numbers back.
+    /// The device failed.
     #[error("the device failed while scoring: {0}")]
     Device(String),
 }

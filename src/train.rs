@@ -1,13 +1,17 @@
-//! The head: from features and labels to trained weights, in a fixed order, with checkpoints that resume exactly.
+//! Trains a head on features in a deterministic order, with checkpoints that resume exactly.
 //!
-//! Host vectors come in (`[rows, dim]` f32 features, class indices), a [`HeadState`] and numbers go out; no tensor
-//! crosses this boundary. What decides the result is pure: the order of samples is a function of seed, epoch and
-//! chunk sizes ([`order`]), the learning rate of the step ([`schedule`]), the split of the image URL
-//! ([`crate::types::ValidationSplit`]). On the CPU backend a run that goes through a checkpoint ends bit for bit where an
-//! uninterrupted one does. There are two kinds of head: classes ([`Trainer`]), and a map into the space of captions'
-//! vectors ([`text`]). Knows nothing of where features come from or where checkpoints are kept.
+//! There are two kinds of head: a linear classifier ([`Trainer`]) and a projection head into the embedding space of a
+//! text encoder ([`text`]). Host vectors come in (`[rows, dim]` f32 features, class indices); states and numbers go
+//! out. No tensor crosses the boundary.
+//!
+//! Pure functions determine the result: the sample order depends on seed, epoch and chunk sizes ([`order`]), the
+//! learning rate on the step ([`schedule`]), the validation split on the image URL
+//! ([`crate::types::ValidationSplit`]). On the CPU a run
+//! that resumes from a checkpoint ends with the same bits as an uninterrupted run. Reading features and storing
+//! checkpoints are absent.
 
 pub mod checkpoint;
+mod features;
 pub mod head;
 pub mod order;
 pub mod plot;
@@ -17,57 +21,58 @@ pub mod text;
 mod trainer;
 
 pub use checkpoint::{CheckpointError, Progress};
+pub use features::{DeviceFeatures, Features};
 pub use head::HeadState;
 pub use schedule::{Schedule, ScheduleKind};
 pub use targets::Targets;
-pub use trainer::{Features, Kept, Options, Place, Sgd, StepReport, Trainer};
+pub use trainer::{EngineKind, Options, Sgd, StepReport, Trainer};
 
 use crate::predict::PredictError;
 
-/// Why the head could not be trained.
+/// Error of training a head.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum TrainError {
-    /// A length, a label or the device, as in prediction.
+    /// A length, a label or the device is wrong, as in prediction.
     #[error(transparent)]
     Head(#[from] PredictError),
-    /// A setting of the optimiser cannot work.
+    /// A setting of the optimiser is out of range.
     #[error("`{what}` must be a finite number in `{range}`, got `{value}`")]
     Setting {
-        /// The setting.
+        /// Name of the setting.
         what: &'static str,
-        /// What it may be.
+        /// Valid range.
         range: &'static str,
-        /// What it was.
+        /// Value found.
         value: f64,
     },
-    /// A row has no class.
+    /// A row has no target class.
     #[error("row `{row}` of a batch has no class to be trained on")]
     NoTarget {
-        /// The row.
+        /// Row within the batch, from 0.
         row: usize,
     },
-    /// Micro-batches of one step disagree about the step's size, or exceed it.
+    /// The micro-batches of a step disagree about its size, or exceed it.
     #[error(
         "`{accumulated}` samples were accumulated for a step of `{expected}`; \
          every micro-batch of a step names the samples of the whole step"
     )]
     Accumulation {
-        /// Samples accumulated, this micro-batch included.
+        /// Samples accumulated, including this micro-batch.
         accumulated: usize,
-        /// Samples that the step was announced with.
+        /// Announced samples of the step.
         expected: usize,
     },
-    /// The loss became infinite or not a number.
+    /// The loss is infinite or NaN.
     #[error(
         "the loss of step `{step}` is `{loss}` after a step at learning rate `{rate}`; \
          lower `train.learning_rate` or clip the gradient, and resume from the last checkpoint"
     )]
     Loss {
-        /// The step during which the loss was computed, from 1.
+        /// Step of the loss, from 1.
         step: u64,
-        /// The loss, summed over a block of samples.
+        /// Loss, summed over some samples of the step.
         loss: f64,
-        /// The learning rate of the step before it.
+        /// Learning rate of the step before.
         rate: f64,
     },
 }

@@ -1,7 +1,7 @@
-//! The layers of a pre-norm vision transformer, for inference.
+//! Layers of a pre-norm vision transformer, for inference.
 //!
-//! Written here because burn's own attention module never takes the fused path of a backend, and its
-//! norms compute in the backend's number format: here they are in f32 whatever the format of the matrix products.
+//! burn's modules are not used: its attention module never selects a backend's fused kernels, and its norms compute in
+//! the format of the weights. Norms here compute in f32 for every weight format.
 
 use burn::tensor::DType;
 use burn::tensor::Int;
@@ -15,7 +15,7 @@ use burn::tensor::module::linear;
 use crate::model::attention::Attention;
 use crate::model::config::Activation;
 
-/// `x · weight + bias`.
+/// Linear layer, `x · weight + bias`.
 #[derive(Debug)]
 pub(super) struct Linear<B: Backend> {
     /// `[in, out]`.
@@ -25,27 +25,27 @@ pub(super) struct Linear<B: Backend> {
 }
 
 impl<B: Backend> Linear<B> {
-    /// From values in torch's order, `[out, in]`; the device gets them as `[in, out]`.
+    /// Creates a layer from a weight in torch's layout, `[out, in]`; the device stores `[in, out]`.
     pub(super) fn new(
         values: &[f32],
         bias: Option<Vec<f32>>,
         input: usize,
         out: usize,
-        place: (&B::Device, DType),
+        target: (&B::Device, DType),
     ) -> Self {
         let transposed = transpose(values, out, input);
-        let weight = Tensor::from_data(TensorData::new(transposed, [input, out]), place);
-        let bias = bias.map(|bias| Tensor::from_data(TensorData::new(bias, [out]), place));
+        let weight = Tensor::from_data(TensorData::new(transposed, [input, out]), target);
+        let bias = bias.map(|bias| Tensor::from_data(TensorData::new(bias, [out]), target));
         Self { weight, bias }
     }
 
-    /// `[rows, in]` to `[rows, out]`.
+    /// Maps `[rows, in]` to `[rows, out]`.
     pub(super) fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         linear(input, self.weight.clone(), self.bias.clone())
     }
 }
 
-/// `[rows, columns]` to `[columns, rows]`, in tiles that stay in cache.
+/// Transposes `[rows, columns]` to `[columns, rows]` in tiles that fit into the cache.
 fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut out = vec![0.0; values.len()];
@@ -61,7 +61,7 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
-/// Layer normalisation over the last dimension, in f32.
+/// Layer normalisation over the last dimension, computed in f32.
 #[derive(Debug)]
 pub(super) struct Norm<B: Backend> {
     gamma: Tensor<B, 1>,
@@ -78,16 +78,16 @@ impl<B: Backend> Norm<B> {
         Self { gamma: vector(gamma), beta: vector(beta), epsilon }
     }
 
-    /// `[…, width]` to the same, in the same format.
+    /// Normalises `[…, width]`; the output has the format of the input.
     pub(super) fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let format = input.dtype();
-        in_format(self.forward_f32(input), format)
+        cast_to(self.forward_f32(input), format)
     }
 
-    /// `[…, width]` to the same, in f32.
+    /// Normalises `[…, width]`; the output is f32.
     pub(super) fn forward_f32<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let normed = B::layer_norm(
-            in_format(input, DType::F32).into_primitive().tensor(),
+            cast_to(input, DType::F32).into_primitive().tensor(),
             self.gamma.clone().into_primitive().tensor(),
             Some(self.beta.clone().into_primitive().tensor()),
             self.epsilon,
@@ -96,12 +96,12 @@ impl<B: Backend> Norm<B> {
     }
 }
 
-/// Casts, or hands the tensor back untouched where it is in that format already.
-pub(super) fn in_format<B: Backend, const D: usize>(tensor: Tensor<B, D>, format: DType) -> Tensor<B, D> {
+/// Casts a tensor to `format`; returns it unchanged if it has this format.
+pub(super) fn cast_to<B: Backend, const D: usize>(tensor: Tensor<B, D>, format: DType) -> Tensor<B, D> {
     if tensor.dtype() == format { tensor } else { tensor.cast(format) }
 }
 
-/// The feed-forward part.
+/// MLP of a transformer block.
 #[derive(Debug)]
 pub(super) enum Mlp<B: Backend> {
     Plain {
@@ -109,7 +109,7 @@ pub(super) enum Mlp<B: Backend> {
         activation: Activation,
         outer: Linear<B>,
     },
-    /// `inner` gives gate and up side by side, `width` each.
+    /// `inner` computes gate and up projections together, `[rows, 2 · width]`.
     SwiGlu {
         inner: Linear<B>,
         width: usize,
@@ -118,6 +118,7 @@ pub(super) enum Mlp<B: Backend> {
 }
 
 impl<B: Backend> Mlp<B> {
+    /// Maps `[rows, hidden]` to `[rows, hidden]`.
     fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Plain { inner, activation, outer } => outer.forward(activate(*activation, inner.forward(input))),
@@ -126,79 +127,82 @@ impl<B: Backend> Mlp<B> {
                 let gate = both.clone().narrow(1, 0, *width);
                 let up = both.narrow(1, *width, *width);
                 let format = gate.dtype();
-                let gated = activation::silu(in_format(gate, DType::F32)) * in_format(up, DType::F32);
-                outer.forward(in_format(gated, format))
+                let gated = activation::silu(cast_to(gate, DType::F32)) * cast_to(up, DType::F32);
+                outer.forward(cast_to(gated, format))
             }
         }
     }
 }
 
-/// Applies the nonlinearity to each value, in f32: each of its steps would round once more otherwise.
+/// Applies an activation function to each value, in f32: in a narrower format every intermediate step would round.
 pub(super) fn activate<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let format = x.dtype();
-    let x = in_format(x, DType::F32);
+    let x = cast_to(x, DType::F32);
     let x = match kind {
         Activation::Gelu => activation::gelu(x),
         Activation::GeluTanh => activation::gelu_approximate(x),
         Activation::Relu => activation::relu(x),
         Activation::QuickGelu => activation::sigmoid(x.clone() * 1.702) * x,
     };
-    in_format(x, format)
+    cast_to(x, format)
 }
 
-/// One block: attention and feed-forward, each after a norm and added to its input.
+/// Transformer block: attention and MLP, each with a norm before it and a residual connection around it.
 #[derive(Debug)]
 pub(super) struct Block<B: Backend> {
     pub(super) attention_norm: Norm<B>,
-    /// Query, key and value in one product: `[hidden, 3 · hidden]`.
+    /// Projection to query, key and value in one product, `[hidden, 3 · hidden]`.
     pub(super) query_key_value: Linear<B>,
     pub(super) attention_output: Linear<B>,
     /// `LayerScale` after attention, `[1, hidden]`.
     pub(super) attention_scale: Option<Tensor<B, 2>>,
     pub(super) mlp_norm: Norm<B>,
     pub(super) mlp: Mlp<B>,
-    /// `LayerScale` after the feed-forward part, `[1, hidden]`.
+    /// `LayerScale` after the MLP, `[1, hidden]`.
     pub(super) mlp_scale: Option<Tensor<B, 2>>,
     pub(super) heads: usize,
 }
 
 impl<B: Backend> Block<B> {
-    /// `[rows · tokens, hidden]` to the same; attention is among the tokens of one row.
+    /// Maps `[rows · tokens, hidden]` to the same shape; tokens attend to the tokens of their own row.
     pub(super) fn forward(&self, input: Tensor<B, 2>, rows: usize, attention: Attention) -> Tensor<B, 2> {
-        let all_three = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
-        let attended = self.attention_output.forward(attention.forward(&all_three, rows, self.heads));
-        let input = input + scaled(attended, self.attention_scale.as_ref());
-        let fed = self.mlp.forward(self.mlp_norm.forward(input.clone()));
-        input + scaled(fed, self.mlp_scale.as_ref())
+        let query_key_value = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
+        let attended = self.attention_output.forward(attention.forward(&query_key_value, rows, self.heads));
+        let input = input + apply_scale(attended, self.attention_scale.as_ref());
+        let mlp = self.mlp.forward(self.mlp_norm.forward(input.clone()));
+        input + apply_scale(mlp, self.mlp_scale.as_ref())
     }
 }
 
-fn scaled<B: Backend>(values: Tensor<B, 2>, scale: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
+fn apply_scale<B: Backend>(values: Tensor<B, 2>, scale: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
     match scale {
         Some(scale) => values * scale.clone(),
         None => values,
     }
 }
 
-/// Cuts images into patches and projects each: the convolution whose stride is its kernel, as one matrix product.
+/// Patch embedding: a convolution whose stride equals its kernel, computed as one matrix product.
 #[derive(Debug)]
-pub(super) struct Patches<B: Backend> {
-    /// Its input is a patch as it lies in the image: row, column, channel.
+pub(super) struct PatchEmbedding<B: Backend> {
+    /// Projection of a patch in the memory order of the image: row, column, channel.
     projection: Linear<B>,
-    /// `pixel · scale + shift`, `[1, 3 · patch²]`, f32.
+    /// Factor of each pixel value in `pixel · scale + shift`, `[1, 3 · patch²]`, f32.
     scale: Tensor<B, 2>,
+    /// Summand of each pixel value, `[1, 3 · patch²]`, f32.
     shift: Tensor<B, 2>,
     patch: usize,
 }
 
-impl<B: Backend> Patches<B> {
-    /// From the convolution's weight `[hidden, 3, patch, patch]`; a pixel is `(u8 · rescale − mean) / std`.
+impl<B: Backend> PatchEmbedding<B> {
+    /// Creates the embedding from the weight of the convolution, `[hidden, 3, patch, patch]`.
+    ///
+    /// `normalisation` is `(rescale, mean, std)`; a pixel becomes `(u8 · rescale − mean) / std`.
     pub(super) fn new(
         weight: &[f32],
         bias: Vec<f32>,
         patch: usize,
         normalisation: (f32, [f32; 3], [f32; 3]),
-        place: (&B::Device, DType),
+        target: (&B::Device, DType),
     ) -> Self {
         let (hidden, area) = (bias.len(), patch * patch);
         let mut reordered = Vec::with_capacity(weight.len());
@@ -208,24 +212,24 @@ impl<B: Backend> Patches<B> {
         let (rescale, mean, std) = normalisation;
         let tiled = |value: &dyn Fn(usize) -> f32| {
             let values: Vec<f32> = (0..3 * area).map(|index| value(index % 3)).collect();
-            Tensor::from_data(TensorData::new(values, [1, 3 * area]), (place.0, DType::F32))
+            Tensor::from_data(TensorData::new(values, [1, 3 * area]), (target.0, DType::F32))
         };
         Self {
-            projection: Linear::new(&reordered, Some(bias), 3 * area, hidden, place),
+            projection: Linear::new(&reordered, Some(bias), 3 * area, hidden, target),
             scale: tiled(&|channel| rescale / std[channel]),
             shift: tiled(&|channel| -mean[channel] / std[channel]),
             patch,
         }
     }
 
-    /// Pixels `[rows · side · side · 3]` to `[rows, (side / patch)², hidden]`, patches row by row.
+    /// Maps pixels, `[rows · side · side · 3]`, to tokens, `[rows, (side / patch)², hidden]`, in row-major order.
     pub(super) fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize, side: usize, format: DType) -> Tensor<B, 3> {
         let (patch, grid, line) = (self.patch, side / self.patch, self.patch * 3);
         let pixels = pixels.reshape([rows, grid, patch, grid, line]);
-        // Values up to 255 are exact in every float format; the normalisation is not, so it happens in f32.
+        // Integers up to 255 are exact in every float format. The normalisation rounds, so it computes in f32.
         let patches = pixels.swap_dims(2, 3).reshape([rows * grid * grid, patch * line]).float();
-        let patches = in_format(patches, DType::F32) * self.scale.clone() + self.shift.clone();
-        let tokens = self.projection.forward(in_format(patches, format));
+        let patches = cast_to(patches, DType::F32) * self.scale.clone() + self.shift.clone();
+        let tokens = self.projection.forward(cast_to(patches, format));
         let [_, hidden] = tokens.dims();
         tokens.reshape([rows, grid * grid, hidden])
     }

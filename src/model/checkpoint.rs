@@ -1,4 +1,4 @@
-//! A checkpoint directory whose configuration, keys and shapes have been compared, before any tensor is read.
+//! Opens a checkpoint directory and checks tensor names and shapes before any tensor is read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,17 +10,17 @@ use crate::model::config::Family;
 use crate::model::config::FeedForward;
 use crate::model::error::ModelError;
 use crate::model::layout;
-use crate::model::layout::Role;
+use crate::model::layout::TensorRole;
 use crate::model::preprocessor::Preprocessor;
-use crate::model::weights::Entry;
-use crate::model::weights::Store;
+use crate::model::weights::StoredTensor;
+use crate::model::weights::WeightReader;
 pub use crate::types::Pool;
 
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 
 impl Pool {
-    /// Whether the mean of the patch tokens is a part.
+    /// Whether the feature includes the mean of the patch tokens.
     pub(super) fn has_mean(self, family: Family) -> bool {
         match self {
             Self::Default => family == Family::Dinov2,
@@ -30,29 +30,30 @@ impl Pool {
     }
 }
 
-/// A checkpoint that can be loaded: every tensor is there, in the expected shape.
+/// Checkpoint in which every expected tensor exists with the expected shape.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     dir: PathBuf,
     config: BackboneConfig,
     preprocessor: Preprocessor,
-    store: Store,
-    /// Published name to the name in the file, for the backbone's tensors.
+    weights: WeightReader,
+    /// Maps the published name of each backbone tensor to its name in the file.
     names: BTreeMap<String, String>,
+    /// Name of the mask token in the file.
     mask: Option<String>,
     classifier: bool,
     split_swiglu: bool,
 }
 
 impl Checkpoint {
-    /// Opens a directory in Hugging Face layout; reads its JSON files and the headers of its weights.
+    /// Opens a directory in Hugging Face layout: reads its JSON files and the headers of its weight files.
     ///
-    /// The backbone's keys may carry the family's prefix. `pooler.*`, `classifier.*` and `embeddings.mask_token` are
-    /// not part of it; any other key that the configuration has no place for is an error, as is a missing one.
+    /// Tensor names may carry the family's prefix. `pooler.*`, `classifier.*` and `embeddings.mask_token` are optional
+    /// and do not belong to the backbone. Any other unexpected tensor is an error, as is a missing one.
     ///
     /// # Errors
-    /// When a file cannot be read or is damaged, the family or a value is not supported, or keys or shapes
-    /// are not those that `config.json` asks for.
+    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ
+    /// from those that `config.json` implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config_path = dir.join(CONFIG);
         let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
@@ -63,86 +64,89 @@ impl Checkpoint {
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Preprocessor::family_default(config.family),
             Err(cause) => return Err(ModelError::read(&preprocessor_path)(cause)),
         };
-        let store = Store::open_dir(dir)?;
+        let weights = WeightReader::open_dir(dir)?;
 
-        let split_swiglu = store.entries().keys().any(|name| name.contains(layout::SWIGLU_SPLIT[0]));
+        let split_swiglu = weights.tensors().keys().any(|name| name.contains(layout::SWIGLU_SPLIT[0]));
         let (mut keys, mut mask, mut classifier) = (Vec::new(), None, false);
-        for name in store.entries().keys() {
-            match layout::role(config.family, name) {
-                Role::Classifier => classifier = true,
-                Role::Pooler => {}
-                Role::Mask => mask = Some(name.clone()),
-                Role::Backbone(key) => keys.push((key, name)),
+        for name in weights.tensors().keys() {
+            match layout::classify_name(config.family, name) {
+                TensorRole::Classifier => classifier = true,
+                TensorRole::Pooler => {}
+                TensorRole::Mask => mask = Some(name.clone()),
+                TensorRole::Backbone(key) => keys.push((key, name)),
             }
         }
-        let names = store.matched(dir, layout::expected(&config, split_swiglu), keys)?;
-        Ok(Self { dir: dir.to_owned(), config, preprocessor, store, names, mask, classifier, split_swiglu })
+        let names = weights.match_names(dir, layout::expected_shapes(&config, split_swiglu), keys)?;
+        Ok(Self { dir: dir.to_owned(), config, preprocessor, weights, names, mask, classifier, split_swiglu })
     }
 
-    /// The model's family.
+    /// Returns the model family.
     pub fn family(&self) -> Family {
         self.config.family
     }
 
-    /// Values a token.
+    /// Returns the width of a token.
     pub fn hidden_size(&self) -> usize {
         self.config.hidden
     }
 
-    /// The number of blocks.
+    /// Returns the number of transformer blocks.
     pub fn layers(&self) -> u32 {
         self.config.layers
     }
 
-    /// The side of the images it was trained with, in pixels.
+    /// Returns the side of the training images, in pixels.
     pub fn image_size_px(&self) -> u32 {
         self.config.image_px
     }
 
-    /// The side of a patch, in pixels; an input's side must be a multiple of it.
+    /// Returns the side of a patch, in pixels; the side of an input must be a multiple of it.
     pub fn patch_size_px(&self) -> u32 {
         self.config.patch_px
     }
 
-    /// The number of values in the backbone, without pooler, classifier and mask token.
+    /// Returns the number of backbone parameters, without pooler, classifier and mask token.
     pub fn parameters(&self) -> u64 {
         self.entries().map(|entry| entry.elements() as u64).sum()
     }
 
-    /// The bytes of the backbone in the formats of the files.
+    /// Returns the size of the backbone's weights in their files, in bytes.
     pub fn weight_bytes(&self) -> u64 {
-        self.entries().map(Entry::bytes).sum()
+        self.entries().map(StoredTensor::bytes).sum()
     }
 
-    /// Bytes of the intermediate values of one image in f32, at most: those of a block, which the next uses again.
+    /// Returns an upper bound on the activation memory of one image in f32, in bytes. All blocks share this memory.
     pub fn activation_bytes(&self, size_px: u32) -> u64 {
         let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
-        // Residual and its sum, both norms in f32, query, key and value with their copies by head, and what attention gives; the
-        // feed-forward part before and after its activation, or the scores of attention before and after the softmax, in two formats.
-        // At the start, pixels as bytes and as two kinds of float. Rows of scores are padded, as queries are.
+        // Twelve buffers of `[tokens, hidden]`: residual and sum, both norms in f32, query, key and value with copies
+        // by head, attention output. Then either the MLP before and after its activation, or the attention scores
+        // before and after the softmax, each in two formats. Before the first block: pixels as bytes and in two float
+        // formats. Scores are padded like queries.
         let scores = 4 * self.config.heads as u64 * tokens * tokens.next_multiple_of(64);
         let block = tokens * 12 * hidden + (tokens * 4 * inner).max(scores);
         4 * block + 9 * 3 * u64::from(size_px) * u64::from(size_px)
     }
 
-    /// Floating-point operations of one image's forward pass through the blocks up to `layer`: two for each multiplication of the
-    /// matrix products and of attention.
+    /// Returns the floating-point operations of one image's forward pass up to block `layer`.
+    ///
+    /// Counts two operations for each multiplication of the matrix products and of attention.
     ///
     /// # Errors
-    /// When there is no such layer.
+    /// When the layer does not exist.
     pub fn flop_per_image(&self, size_px: u32, layer: i32) -> Result<u64, ModelError> {
         let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
-        let blocks = u64::from(self.config.block(layer)?) + 1;
+        let blocks = u64::from(self.config.resolve_layer(layer)?) + 1;
         let block = tokens * (8 * hidden * hidden + 4 * hidden * inner + 4 * tokens * hidden);
         let patches = (tokens - 1) * 2 * hidden * 3 * u64::from(self.config.patch_px).pow(2);
         Ok(blocks * block + patches)
     }
 
+    /// Returns the number of tokens: the patches and the CLS token.
     fn tokens(&self, size_px: u32) -> u64 {
         1 + u64::from(size_px / self.config.patch_px.max(1)).pow(2)
     }
 
-    /// Values of a token between the two halves of the feed-forward part; one and a half times as many with a gate.
+    /// Returns the inner width of the MLP; one and a half times the width of a `SwiGLU`, which has a third projection.
     fn inner(&self) -> u64 {
         match self.config.feed_forward {
             FeedForward::Mlp { inner } => inner as u64,
@@ -150,25 +154,26 @@ impl Checkpoint {
         }
     }
 
-    /// What was done to images before the backbone saw them in training.
+    /// Returns the preprocessing that the checkpoint was trained with.
     pub fn preprocessor(&self) -> &Preprocessor {
         &self.preprocessor
     }
 
-    /// Whether the files also hold a classifier, which is not used.
+    /// Whether the files also hold a classifier; it is not loaded.
     pub fn has_classifier(&self) -> bool {
         self.classifier
     }
 
-    /// Values in a feature under `pool`.
+    /// Returns the width of a feature under `pool`.
     pub fn feature_dim(&self, pool: Pool) -> usize {
         if pool.has_mean(self.config.family) { 2 * self.config.hidden } else { self.config.hidden }
     }
 
-    /// BLAKE3, in hex, over the content of `config.json`, the weight files and their index, and `preprocessor_config.json`.
+    /// Returns the BLAKE3 hash, in hex, of `config.json`, the weight files with their index, and
+    /// `preprocessor_config.json`.
     ///
-    /// Each file enters as its role, its length and its bytes, so that neither the directory's name nor the
-    /// shards' names matter. Reads every file once, as a stream.
+    /// Each file contributes its role, its length and its bytes, so names of directories and shards do not matter.
+    /// Streams every file once.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -182,7 +187,7 @@ impl Checkpoint {
             Ok(())
         };
         add(CONFIG, &self.dir.join(CONFIG))?;
-        for path in self.store.files(&self.dir) {
+        for path in self.weights.files(&self.dir) {
             add("weights", &path)?;
         }
         if let Some(path) = self.preprocessor_path() {
@@ -199,34 +204,35 @@ impl Checkpoint {
         self.dir.join(CONFIG)
     }
 
-    /// The preprocessor file, where there is one.
+    /// Returns the path of `preprocessor_config.json` if the file exists.
     pub(super) fn preprocessor_path(&self) -> Option<PathBuf> {
         Some(self.dir.join(PREPROCESSOR)).filter(|path| path.is_file())
     }
 
-    pub(super) fn store(&self) -> &Store {
-        &self.store
+    pub(super) fn weights(&self) -> &WeightReader {
+        &self.weights
     }
 
-    /// Published name and entry of each of the backbone's tensors, by name.
-    pub(super) fn backbone(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.names.iter().filter_map(|(key, name)| Some((key.as_str(), self.store.entries().get(name)?)))
+    /// Iterates over the backbone's tensors in the order of their published names.
+    pub(super) fn backbone_tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.names.iter().filter_map(|(key, name)| Some((key.as_str(), self.weights.tensors().get(name)?)))
     }
 
-    /// The mask token, where the files have one.
-    pub(super) fn mask(&self) -> Option<&Entry> {
-        self.mask.as_ref().and_then(|name| self.store.entries().get(name))
+    /// Returns the mask token if the files have one.
+    pub(super) fn mask_token(&self) -> Option<&StoredTensor> {
+        self.mask.as_ref().and_then(|name| self.weights.tensors().get(name))
     }
 
+    /// Whether the gate and up projections of a `SwiGLU` are two tensors.
     pub(super) fn split_swiglu(&self) -> bool {
         self.split_swiglu
     }
 
-    /// The tensors of these published names one after the other, as f32.
+    /// Reads tensors by their published names, as f32, and concatenates them.
     pub(super) fn read(&self, keys: &[String]) -> Result<Vec<f32>, ModelError> {
         let mut values = Vec::new();
         for key in keys {
-            let entry = self.names.get(key).and_then(|name| self.store.entries().get(name));
+            let entry = self.names.get(key).and_then(|name| self.weights.tensors().get(name));
             let Some(entry) = entry else {
                 return Err(ModelError::Keys {
                     dir: self.dir.clone(),
@@ -234,12 +240,12 @@ impl Checkpoint {
                     unexpected: Vec::new(),
                 });
             };
-            self.store.read_into(entry, &mut values)?;
+            self.weights.read_into(entry, &mut values)?;
         }
         Ok(values)
     }
 
-    fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.backbone().map(|(_, entry)| entry)
+    fn entries(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.backbone_tensors().map(|(_, entry)| entry)
     }
 }

@@ -1,22 +1,24 @@
-//! `config.json` as checked numbers.
+//! Parses and checks `config.json`.
 //!
-//! A key that is absent takes the default of the family's configuration class in transformers
-//! (`ViTConfig`, `Dinov2Config`), since transformers leaves out keys that equal it. Unknown keys are
-//! ignored: the file also describes training. Pure: text in, values out.
+//! transformers omits keys that equal the default of the family's configuration class (`ViTConfig`, `Dinov2Config`), so
+//! an absent key takes that default. Unknown keys are ignored, because the file also describes training. The module
+//! does no I/O.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
-/// Largest accepted sizes: far above published models, and low enough that no product of two overflows a u64
-/// and that the list of expected keys stays small.
+/// Upper bound on the number of blocks. Far above published models; keeps the list of expected tensors small.
 const MAX_LAYERS: u64 = 1_000;
+/// Upper bound on a layer's width. Far above published models; the product of two widths fits into a u64.
 const MAX_WIDTH: u64 = 1 << 20;
+/// Upper bound on the side of an image or a patch, in pixels.
 const MAX_SIDE_PX: u64 = 1 << 16;
 
-/// A kind of vision transformer, by the `model_type` of its `config.json`.
+/// Family of vision transformers, named by `model_type` in `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// `ViTModel` and `ViTForImageClassification`.
@@ -26,7 +28,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The name in `model_type`, which is also the prefix of the backbone's keys in a classifier's weights.
+    /// Returns the `model_type`, which also prefixes the backbone's tensors in a classifier's weights.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vit => "vit",
@@ -34,7 +36,7 @@ impl Family {
         }
     }
 
-    /// The class in transformers that puts a classifier on this backbone.
+    /// Returns the transformers class of this backbone with a classifier.
     pub fn classifier_class(self) -> &'static str {
         match self {
             Self::Vit => "ViTForImageClassification",
@@ -43,7 +45,7 @@ impl Family {
     }
 }
 
-/// The nonlinearity of the feed-forward part, by transformers' `hidden_act`.
+/// Activation function of the MLP, named by `hidden_act` in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `gelu`: x·Φ(x) with the exact error function.
@@ -56,16 +58,16 @@ pub enum Activation {
     QuickGelu,
 }
 
-/// The feed-forward part of a block.
+/// Kind and inner width of a block's MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FeedForward {
-    /// Linear, activation, linear; the inner width.
+    /// Linear, activation, linear. `inner` is the width of the hidden layer.
     Mlp { inner: usize },
-    /// `down(silu(gate(x)) · up(x))`; the width of gate and of up.
+    /// `down(silu(gate(x)) · up(x))` (Shazeer 2020). `inner` is the width of `gate` and of `up`.
     SwiGlu { inner: usize },
 }
 
-/// The architecture of a backbone.
+/// Architecture of a backbone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackboneConfig {
     pub(super) family: Family,
@@ -78,11 +80,11 @@ pub struct BackboneConfig {
     pub(super) image_px: u32,
     pub(super) patch_px: u32,
     pub(super) qkv_bias: bool,
-    /// Whether transformers expects `embeddings.mask_token` (dinov2).
+    /// Whether transformers expects the tensor `embeddings.mask_token` (`DINOv2`).
     pub(super) mask_token: bool,
 }
 
-/// `config.json` as it lies in the file: the keys that matter here, all optional.
+/// Keys of `config.json` that define the architecture; all optional.
 #[derive(Debug, Deserialize)]
 struct RawConfig {
     model_type: Option<String>,
@@ -109,7 +111,7 @@ enum RawSide {
 }
 
 impl BackboneConfig {
-    /// Checks the text of a `config.json`; `path` is for messages.
+    /// Parses and checks the text of a `config.json`; `path` appears in errors.
     pub(super) fn parse(text: &[u8], path: &Path) -> Result<Self, ModelError> {
         let raw: RawConfig = parse_json(text, path)?;
         let family = match raw.model_type.as_deref() {
@@ -120,39 +122,40 @@ impl BackboneConfig {
             }
         };
         let dinov2 = family == Family::Dinov2;
-        let count = |key, value: Option<u64>, default, limit| in_range(path, key, value.unwrap_or(default), limit);
+        let count = |key, value: Option<u64>, default, limit| check_range(path, key, value.unwrap_or(default), limit);
 
         let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
         let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
         let layers = count("num_hidden_layers", raw.num_hidden_layers, 12, MAX_LAYERS)?;
-        heads_divide(path, heads, hidden)?;
+        check_heads(path, heads, hidden)?;
         let channels = raw.num_channels.unwrap_or(3);
         if channels != 3 {
             return Err(ModelError::value(path, "num_channels", format!("is `{channels}`; only `3` is supported")));
         }
-        let image_px = square(path, "image_size", raw.image_size, 224)?;
-        let patch_px = square(path, "patch_size", raw.patch_size, if dinov2 { 14 } else { 16 })?;
+        let image_px = parse_square_side(path, "image_size", raw.image_size, 224)?;
+        let patch_px = parse_square_side(path, "patch_size", raw.patch_size, if dinov2 { 14 } else { 16 })?;
         if patch_px > image_px {
             let problem = format!("is `{patch_px}`, larger than `image_size`, `{image_px}`");
             return Err(ModelError::value(path, "patch_size", problem));
         }
-        let norm_epsilon = norm_epsilon(path, raw.layer_norm_eps.unwrap_or(if dinov2 { 1e-6 } else { 1e-12 }))?;
+        let norm_epsilon = check_norm_epsilon(path, raw.layer_norm_eps.unwrap_or(if dinov2 { 1e-6 } else { 1e-12 }))?;
 
         let mlp_inner = if dinov2 {
             let ratio = raw.mlp_ratio.unwrap_or(4.0);
-            // transformers truncates: int(hidden_size * mlp_ratio). A negative or NaN product becomes 0 and is refused.
+            // transformers truncates: int(hidden_size * mlp_ratio). A negative or NaN product becomes 0 and is
+            // rejected.
             let inner = (hidden as f64 * ratio) as u64;
-            in_range(path, "mlp_ratio", inner, 64 * MAX_WIDTH)?
+            check_range(path, "mlp_ratio", inner, 64 * MAX_WIDTH)?
         } else {
             count("intermediate_size", raw.intermediate_size, 3072, 64 * MAX_WIDTH)?
         };
         let feed_forward = if dinov2 && raw.use_swiglu_ffn.unwrap_or(false) {
-            // Dinov2SwiGLUFFN keeps two thirds of the width, rounded up to a multiple of 8.
+            // transformers' Dinov2SwiGLUFFN: two thirds of the width, rounded up to a multiple of 8.
             FeedForward::SwiGlu { inner: (mlp_inner * 2 / 3).div_ceil(8) as usize * 8 }
         } else {
             FeedForward::Mlp { inner: mlp_inner as usize }
         };
-        let activation = activation(raw.hidden_act.as_deref(), path)?;
+        let activation = parse_activation(raw.hidden_act.as_deref(), path)?;
         Ok(Self {
             family,
             hidden: hidden as usize,
@@ -168,13 +171,13 @@ impl BackboneConfig {
         })
     }
 
-    /// Patches along one side at the native size; the convolution drops a remainder.
+    /// Returns the number of patches along one side at the native image size; the convolution drops a remainder.
     pub(super) fn native_grid(&self) -> usize {
         (self.image_px / self.patch_px) as usize
     }
 
-    /// The block that `layer` names, from 0: itself, or counted from the end when negative.
-    pub(super) fn block(&self, layer: i32) -> Result<u32, ModelError> {
+    /// Returns the index of block `layer`; a negative `layer` counts from the end.
+    pub(super) fn resolve_layer(&self, layer: i32) -> Result<u32, ModelError> {
         let layers = i64::from(self.layers);
         let index = if layer < 0 { layers + i64::from(layer) } else { i64::from(layer) };
         u32::try_from(index)
@@ -184,18 +187,8 @@ impl BackboneConfig {
     }
 }
 
-/// Parses JSON, and names the key where a type is wrong.
-pub(super) fn parse_json<'de, T: Deserialize<'de>>(text: &'de [u8], path: &Path) -> Result<T, ModelError> {
-    let mut parser = serde_json::Deserializer::from_slice(text);
-    serde_path_to_error::deserialize(&mut parser).map_err(|error| {
-        let key = error.path().to_string();
-        let reason = if key == "." { error.inner().to_string() } else { format!("`{key}`: {}", error.inner()) };
-        ModelError::Json { path: path.to_owned(), reason }
-    })
-}
-
-/// The nonlinearity that `hidden_act` names; transformers' default is `gelu`.
-pub(super) fn activation(name: Option<&str>, path: &Path) -> Result<Activation, ModelError> {
+/// Parses `hidden_act`; the default in transformers is `gelu`.
+pub(super) fn parse_activation(name: Option<&str>, path: &Path) -> Result<Activation, ModelError> {
     match name.unwrap_or("gelu") {
         "gelu" => Ok(Activation::Gelu),
         "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
@@ -209,8 +202,8 @@ pub(super) fn activation(name: Option<&str>, path: &Path) -> Result<Activation, 
     }
 }
 
-/// Checks that every head gets as many values of a token.
-pub(super) fn heads_divide(path: &Path, heads: u64, hidden: u64) -> Result<(), ModelError> {
+/// Checks that the number of heads divides the width of a token.
+pub(super) fn check_heads(path: &Path, heads: u64, hidden: u64) -> Result<(), ModelError> {
     if hidden.is_multiple_of(heads) {
         return Ok(());
     }
@@ -218,8 +211,8 @@ pub(super) fn heads_divide(path: &Path, heads: u64, hidden: u64) -> Result<(), M
     Err(ModelError::value(path, "num_attention_heads", problem))
 }
 
-/// Checks `layer_norm_eps`.
-pub(super) fn norm_epsilon(path: &Path, value: f64) -> Result<f64, ModelError> {
+/// Checks that `layer_norm_eps` is finite and not negative.
+pub(super) fn check_norm_epsilon(path: &Path, value: f64) -> Result<f64, ModelError> {
     if value.is_finite() && value >= 0.0 {
         Ok(value)
     } else {
@@ -227,7 +220,8 @@ pub(super) fn norm_epsilon(path: &Path, value: f64) -> Result<f64, ModelError> {
     }
 }
 
-pub(super) fn in_range(path: &Path, key: &'static str, value: u64, limit: u64) -> Result<u64, ModelError> {
+/// Checks that a value is between 1 and `limit`.
+pub(super) fn check_range(path: &Path, key: &'static str, value: u64, limit: u64) -> Result<u64, ModelError> {
     if (1..=limit).contains(&value) {
         Ok(value)
     } else {
@@ -235,7 +229,8 @@ pub(super) fn in_range(path: &Path, key: &'static str, value: u64, limit: u64) -
     }
 }
 
-fn square(path: &Path, key: &'static str, side: Option<RawSide>, default: u64) -> Result<u32, ModelError> {
+/// Returns the side of a square given as a number or as `[height, width]`.
+fn parse_square_side(path: &Path, key: &'static str, side: Option<RawSide>, default: u64) -> Result<u32, ModelError> {
     let side = match side {
         None => default,
         Some(RawSide::Side(side)) => side,
@@ -244,7 +239,7 @@ fn square(path: &Path, key: &'static str, side: Option<RawSide>, default: u64) -
             return Err(ModelError::value(path, key, format!("is `[{height}, {width}]`; only squares are supported")));
         }
     };
-    Ok(in_range(path, key, side, MAX_SIDE_PX)? as u32)
+    Ok(check_range(path, key, side, MAX_SIDE_PX)? as u32)
 }
 
 #[cfg(test)]
@@ -256,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_keys_take_the_defaults_of_transformers() {
+    fn absent_keys_take_transformers_defaults() {
         let vit = parse(r#"{"model_type": "vit"}"#).unwrap();
         assert_eq!((vit.hidden, vit.layers, vit.heads, vit.image_px, vit.patch_px), (768, 12, 12, 224, 16));
         assert_eq!(vit.feed_forward, FeedForward::Mlp { inner: 3072 });
@@ -268,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn another_family_is_refused_with_the_supported_ones() {
+    fn unsupported_family_is_rejected() {
         let error = parse(r#"{"model_type": "swin"}"#).unwrap_err();
         assert_eq!(error.to_string(), "`config.json` has model_type `swin`; supported are `vit` and `dinov2`");
         assert!(matches!(parse("{}"), Err(ModelError::Family { .. })));
     }
 
     #[test]
-    fn values_that_cannot_work_are_refused_by_key() {
+    fn invalid_values_name_their_key() {
         for (text, expected) in [
             (r#""num_attention_heads": 5"#, "`num_attention_heads` is `5`, which does not divide `hidden_size`, `768`"),
             (r#""num_channels": 1"#, "`num_channels` is `1`; only `3` is supported"),
@@ -296,13 +291,13 @@ mod tests {
     }
 
     #[test]
-    fn layers_count_from_either_end() {
+    fn negative_layers_count_from_the_end() {
         let config = parse(r#"{"model_type": "vit"}"#).unwrap();
         for (layer, block) in [(-1, 11), (-2, 10), (-12, 0), (0, 0), (11, 11)] {
-            assert_eq!(config.block(layer).unwrap(), block);
+            assert_eq!(config.resolve_layer(layer).unwrap(), block);
         }
         for layer in [12, -13, i32::MIN, i32::MAX] {
-            let error = config.block(layer).unwrap_err().to_string();
+            let error = config.resolve_layer(layer).unwrap_err().to_string();
             assert!(error.contains("the model has `12` blocks"), "{error}");
         }
     }

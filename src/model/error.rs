@@ -1,19 +1,19 @@
-//! Why a checkpoint cannot be opened, loaded, used or written.
+//! Errors of opening, loading, running and exporting a checkpoint.
 
 use std::path::Path;
 use std::path::PathBuf;
 
-/// What can go wrong between a checkpoint directory and a feature.
+/// Error of a checkpoint, or of computing with it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file could not be read or written.
     #[error("cannot {action} `{}`", path.display())]
     Io {
-        /// What was tried: `read` or `write`.
+        /// The failed operation: `read` or `write`.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         #[source]
         cause: std::io::Error,
     },
@@ -22,20 +22,32 @@ pub enum ModelError {
     Json {
         /// The file.
         path: PathBuf,
-        /// The key and what is wrong with it.
+        /// Key and defect.
         reason: String,
     },
-    /// A value of `config.json` or `preprocessor_config.json` is outside what is supported.
+    /// A file holds something else, for example the pointer of a Git LFS file.
+    #[error("`{}` is {content}, not {expected}: {advice}", path.display())]
+    WrongContent {
+        /// The file.
+        path: PathBuf,
+        /// Content of the file.
+        content: &'static str,
+        /// Expected content.
+        expected: &'static str,
+        /// Advice to the user.
+        advice: &'static str,
+    },
+    /// A value of a JSON file is not supported.
     #[error("`{}`: `{key}` {problem}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
         /// The key.
         key: &'static str,
-        /// What is wrong, with the value found.
+        /// Defect, with the value found.
         problem: String,
     },
-    /// The configuration names a model that is not a supported family.
+    /// The configuration names an unsupported model family.
     #[error("`{}` has model_type `{found}`; supported are `vit` and `dinov2`", path.display())]
     Family {
         /// The file.
@@ -48,113 +60,114 @@ pub enum ModelError {
     NoWeights {
         /// The checkpoint directory.
         dir: PathBuf,
-        /// What to do when another format lies there, else empty.
+        /// Advice where the directory holds weights in another format, else empty.
         hint: &'static str,
     },
-    /// A weight file is damaged, or is not what its index says.
+    /// A weight file is damaged or contradicts its index.
     #[error("weight file `{}` cannot be used: {reason}", path.display())]
     Weights {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Defect of the file.
         reason: String,
     },
-    /// The tensors are not those that the configuration asks for.
-    #[error("the weights in `{}` do not match its config.json: missing [{}], unexpected [{}]", dir.display(), listed(missing), listed(unexpected))]
+    /// Tensor names differ from those that the configuration implies.
+    #[error("the weights in `{}` do not match its config.json: missing [{}], unexpected [{}]", dir.display(), join_keys(missing), join_keys(unexpected))]
     Keys {
         /// The checkpoint directory.
         dir: PathBuf,
-        /// Keys that the configuration asks for, without the family's prefix.
+        /// Absent tensors, without the family's prefix.
         missing: Vec<String>,
-        /// Keys, as in the file, that the configuration has no place for.
+        /// Tensors that the configuration does not imply, as named in the file.
         unexpected: Vec<String>,
     },
-    /// Tensors have other shapes than the configuration asks for.
+    /// Tensor shapes differ from those that the configuration implies.
     #[error("the weights in `{}` do not match its config.json: {}", dir.display(), mismatches.join(", "))]
     Shapes {
         /// The checkpoint directory.
         dir: PathBuf,
-        /// One entry a tensor: key, shape found, shape expected.
+        /// Key, found shape and expected shape of each tensor.
         mismatches: Vec<String>,
     },
-    /// The input size is not a whole number of patches.
+    /// The input size is not a multiple of the patch size.
     #[error("size_px `{size_px}` is not a positive multiple of the model's patch, `{patch_px}` pixels")]
     PatchSize {
-        /// The side of the input asked for, in pixels.
+        /// Side of the requested input, in pixels.
         size_px: u32,
-        /// The side of a patch, in pixels.
+        /// Side of a patch, in pixels.
         patch_px: u32,
     },
-    /// The block asked for does not exist.
+    /// The requested block does not exist.
     #[error("layer `{layer}` does not exist: the model has `{layers}` blocks, so it goes from `-{layers}` to `{}`", layers - 1)]
     Layer {
-        /// The layer asked for.
+        /// Requested layer.
         layer: i32,
-        /// The number of blocks, at least 1.
+        /// Number of blocks, at least 1.
         layers: u32,
     },
-    /// The pixel buffer has another length than rows × side × side × 3.
+    /// The length of the pixel buffer is not rows × side × side × 3.
     #[error("`{found}` bytes of pixels are not `{rows}` rows of `{size_px}` × `{size_px}` × 3")]
     Pixels {
         /// Bytes in the buffer.
         found: usize,
-        /// Rows that the caller named.
+        /// Rows according to the caller.
         rows: usize,
-        /// The side that the extractor was loaded for, in pixels.
+        /// Side of the extractor's input, in pixels.
         size_px: u32,
     },
-    /// A batch is larger than the one shape that the device was told of.
+    /// A batch is larger than the extractor's fixed batch size.
     #[error("a batch of `{rows}` rows does not fit the extractor's batches of `{batch_rows}`")]
     Batch {
-        /// Rows handed over.
+        /// Rows of the batch.
         rows: usize,
-        /// Rows of every batch.
+        /// Rows of a fixed-size batch.
         batch_rows: usize,
     },
-    /// A classifier's weight, bias and labels do not fit each other or the backbone.
+    /// Weight, bias and labels of a classifier do not match each other or the backbone.
     #[error("the classifier cannot be used: {reason}")]
     Classifier {
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
     },
-    /// A caption could not be made into tokens.
+    /// The tokenizer rejected a caption.
     #[error("the text encoder's tokenizer failed: {reason}")]
     Tokenizer {
-        /// What it said.
+        /// Error of the tokenizer.
         reason: String,
     },
-    /// The device failed while it computed.
+    /// The device failed during a computation.
     #[error("the device failed: {reason}")]
     Device {
-        /// What the backend said.
+        /// Error of the backend.
         reason: String,
     },
 }
 
 impl ModelError {
-    /// An error of reading `path`, for `map_err`.
+    /// Returns a constructor of read errors for `map_err`.
     pub(super) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |cause| Self::Io { action: "read", path: path.to_owned(), cause }
     }
 
-    /// An error of writing `path`, for `map_err`.
+    /// Returns a constructor of write errors for `map_err`.
     pub(super) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |cause| Self::Io { action: "write", path: path.to_owned(), cause }
     }
 
-    /// A damaged weight file.
+    /// Creates an error about a weight file.
     pub(super) fn weights(path: &Path, reason: impl Into<String>) -> Self {
         Self::Weights { path: path.to_owned(), reason: reason.into() }
     }
 
-    /// A value that is not supported.
+    /// Creates an error about an unsupported value.
     pub(super) fn value(path: &Path, key: &'static str, problem: impl Into<String>) -> Self {
         Self::Value { path: path.to_owned(), key, problem: problem.into() }
     }
 }
 
-/// Key names for a message: the first twelve, then how many more, since a wrong `num_hidden_layers` alone gives hundreds.
-fn listed(keys: &[String]) -> String {
+/// Joins key names for a message. Shows the first twelve and counts the rest: a wrong `num_hidden_layers` gives
+/// hundreds.
+fn join_keys(keys: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut text = keys.iter().take(SHOWN).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
     if keys.len() > SHOWN {

@@ -1,4 +1,4 @@
-//! Backbone and trained head as a directory that transformers opens.
+//! Exports backbone and trained classifier as a directory that transformers opens.
 
 use std::path::Path;
 
@@ -10,26 +10,28 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::classifier;
 use crate::model::classifier::Classifier;
-use crate::model::config::parse_json;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json_object;
 use crate::model::layout;
 use crate::model::weights;
-use crate::model::weights::Entry;
 use crate::model::weights::Format;
-use crate::model::weights::Planned;
+use crate::model::weights::StoredTensor;
+use crate::model::weights::TensorSpec;
 
-/// Writes `model.safetensors`, `preprocessor_config.json` and `config.json` to `out_dir`, which is created if absent.
+/// Writes `model.safetensors`, `preprocessor_config.json` and `config.json` to `out_dir`; creates the directory if
+/// absent.
 ///
-/// `AutoModelForImageClassification` opens the result: the backbone in its own number formats, under the family's prefix, the
-/// head in f32, `labels[i]` as the name of class `i`. Tensors are copied as a stream. `config.json` is written last.
+/// `AutoModelForImageClassification` opens the result. The backbone keeps its number formats and gets the family's
+/// prefix, the head is f32, and `labels[i]` is the name of class `i`. Tensors are streamed. `config.json` is written
+/// last.
 ///
-/// The family's classifier sees the last block's output under [`Pool::Default`], so only a head
-/// trained on such features is the same model there. At another size than the checkpoint's, transformers has to be called
-/// with `interpolate_pos_encoding=True` for `vit`; `dinov2` interpolates by itself.
+/// The classifiers of transformers use the last block's output under [`Pool::Default`], so only a head trained on such
+/// features gives the same predictions there. For images of another size than the checkpoint's, `vit` needs
+/// `interpolate_pos_encoding=True`; `dinov2` interpolates without it.
 ///
 /// # Errors
-/// When the head's dimensions are not those of the labels and of the backbone's default feature, or a file cannot be
-/// read or written.
+/// When the dimensions of the head do not match the labels or the backbone's default feature, or a file cannot be read
+/// or written.
 pub fn export_hf(
     checkpoint: &Checkpoint,
     head: &Classifier,
@@ -43,7 +45,7 @@ pub fn export_hf(
         && Some(head.weight.len()) == head.classes.checked_mul(head.dim);
     if !fits {
         let reason = format!(
-            "it has `{}` classes and features of `{}` values; `{}` labels and the backbone's default feature of `{dim}` values ask for others",
+            "it has `{}` classes and features of `{}` values; expected `{}` classes (one a label) and `{dim}` values (the backbone's default feature)",
             head.classes,
             head.dim,
             labels.len(),
@@ -52,7 +54,7 @@ pub fn export_hf(
     }
     let config_path = checkpoint.config_path();
     let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
-    let config: Map<String, Value> = parse_json(&text, &config_path)?;
+    let config = parse_json_object(&text, &config_path)?;
 
     std::fs::create_dir_all(out_dir).map_err(ModelError::write(out_dir))?;
     write_weights(checkpoint, head, &out_dir.join("model.safetensors"))?;
@@ -67,7 +69,7 @@ pub fn export_hf(
     write_json(&out_dir.join("config.json"), &classifier_config(config, checkpoint, labels))
 }
 
-/// The backbone's configuration with the classifier's keys.
+/// Returns the backbone's configuration with the keys of a classifier.
 fn classifier_config(mut config: Map<String, Value>, checkpoint: &Checkpoint, labels: &[String]) -> Value {
     let names: Map<String, Value> =
         labels.iter().enumerate().map(|(class, label)| (class.to_string(), json!(label))).collect();
@@ -82,32 +84,32 @@ fn classifier_config(mut config: Map<String, Value>, checkpoint: &Checkpoint, la
 
 fn write_weights(checkpoint: &Checkpoint, head: &Classifier, path: &Path) -> Result<(), ModelError> {
     let prefix = checkpoint.family().name();
-    let entries: Vec<(String, &Entry)> =
-        checkpoint.backbone().map(|(key, entry)| (format!("{prefix}.{key}"), entry)).collect();
-    let mut plan: Vec<Planned> = entries
+    let entries: Vec<(String, &StoredTensor)> =
+        checkpoint.backbone_tensors().map(|(key, entry)| (format!("{prefix}.{key}"), entry)).collect();
+    let mut specs: Vec<TensorSpec> = entries
         .iter()
-        .map(|(name, entry)| Planned { name: name.clone(), format: entry.format, shape: entry.shape.clone() })
+        .map(|(name, entry)| TensorSpec { name: name.clone(), format: entry.format, shape: entry.shape.clone() })
         .collect();
-    plan.extend(classifier::planned(head.classes, head.dim));
+    specs.extend(classifier::tensor_specs(head.classes, head.dim));
     let hidden = checkpoint.hidden_size();
     let mask = format!("{prefix}.{}", layout::MASK);
     if checkpoint.config().mask_token {
-        // transformers reports a mask token that is missing; zeros are what it starts with.
+        // transformers warns about a missing mask token; it initialises one with zeros.
         let (format, shape) =
-            checkpoint.mask().map_or((Format::F32, vec![1, hidden]), |entry| (entry.format, entry.shape.clone()));
-        plan.push(Planned { name: mask.clone(), format, shape });
+            checkpoint.mask_token().map_or((Format::F32, vec![1, hidden]), |entry| (entry.format, entry.shape.clone()));
+        specs.push(TensorSpec { name: mask.clone(), format, shape });
     }
-    let store = checkpoint.store();
-    weights::write(path, plan, |name, put| match name {
-        classifier::WEIGHT => weights::put_f32(&head.weight, put),
-        classifier::BIAS => weights::put_f32(&head.bias, put),
-        name if name == mask => match checkpoint.mask() {
-            Some(entry) => store.stream(entry, put),
-            None => weights::put_f32(&vec![0.0; hidden], put),
+    let reader = checkpoint.weights();
+    weights::write_file(path, specs, |name, sink| match name {
+        classifier::WEIGHT => weights::write_f32(&head.weight, sink),
+        classifier::BIAS => weights::write_f32(&head.bias, sink),
+        name if name == mask => match checkpoint.mask_token() {
+            Some(entry) => reader.stream(entry, sink),
+            None => weights::write_f32(&vec![0.0; hidden], sink),
         },
         name => match entries.binary_search_by(|(key, _)| key.as_str().cmp(name)) {
-            Ok(index) => store.stream(entries[index].1, put),
-            // Unreachable, as the plan was made from these entries; a short file is refused all the same.
+            Ok(index) => reader.stream(entries[index].1, sink),
+            // Unreachable: the specifications come from these tensors. `write_file` rejects a short file anyway.
             Err(_) => Ok(()),
         },
     })

@@ -1,4 +1,4 @@
-//! The frozen backbone on a device: pixels in, features out.
+//! Runs the frozen backbone on a device: maps pixels to features.
 
 use std::borrow::BorrowMut;
 
@@ -15,8 +15,8 @@ use crate::model::block::Block;
 use crate::model::block::Linear;
 use crate::model::block::Mlp;
 use crate::model::block::Norm;
-use crate::model::block::Patches;
-use crate::model::block::in_format;
+use crate::model::block::PatchEmbedding;
+use crate::model::block::cast_to;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::config::FeedForward;
@@ -25,46 +25,48 @@ use crate::model::layout;
 use crate::model::pending::Pending;
 use crate::model::position;
 
-/// What to extract. Fixed for an extractor's life.
+/// Definition of a feature; fixed for the life of an extractor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtractOptions {
-    /// Side of the input, in pixels: a multiple of the patch. Other sizes than the checkpoint's get interpolated positions.
+    /// Side of the input, in pixels, a multiple of the patch size. Positions are interpolated if it differs from the
+    /// checkpoint's.
     pub size_px: u32,
-    /// The block whose output is the feature: from 0, or from the end when negative; -1 is the last.
+    /// Block whose output is the feature, from 0; a negative number counts from the end, -1 is the last block.
     ///
-    /// The backbone's final `LayerNorm` is applied to it whichever block it is, as `DINOv2`'s
-    /// `get_intermediate_layers(norm=True)` does: without it the scale of inner blocks differs by orders of magnitude
-    /// among channels. Blocks after it are neither loaded nor computed.
+    /// The backbone's final `LayerNorm` is applied to the output of any block, as in `DINOv2`'s
+    /// `get_intermediate_layers(norm=True)`: without it the scales of an inner block's channels differ by orders of
+    /// magnitude. Later blocks are neither loaded nor computed.
     pub layer: i32,
-    /// Which tokens make the feature.
+    /// Pooling of tokens to a feature.
     pub pool: Pool,
 }
 
-/// How an extractor computes. Features agree beyond the rounding of their format.
+/// Numerical settings of an extractor; features differ only by the rounding of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {
-    /// Format of weights, activations and features. Normalisation, softmax, activation functions and means are f32 in any case.
+    /// Format of weights, activations and features. Norms, softmax, activation functions and means always compute in
+    /// f32.
     pub format: DType,
-    /// Rows of every batch, where the device should see one shape alone: shorter batches are padded. `None`: as they come.
+    /// Fixed number of rows of every batch, for devices that compile kernels by shape; shorter batches are padded.
     pub batch_rows: Option<usize>,
-    /// Whether fused kernels for attention may be there; they are tried before they are used.
+    /// Whether to use fused attention kernels if a trial accepts them.
     pub fused: bool,
 }
 
 impl Default for Numerics {
-    /// f32 and batches as they come: what a CPU is best at.
+    /// Returns the settings for a CPU: f32, batches of any size, no fused kernels.
     fn default() -> Self {
         Self { format: DType::F32, batch_rows: None, fused: false }
     }
 }
 
-/// A backbone on the device `B::Device`.
+/// Backbone on the device `B::Device`.
 #[derive(Debug)]
 pub struct Extractor<B: Backend> {
-    patches: Patches<B>,
-    /// CLS token plus its position, `[1, 1, hidden]`.
+    patches: PatchEmbedding<B>,
+    /// CLS token plus its position embedding, `[1, 1, hidden]`.
     cls: Tensor<B, 3>,
-    /// Positions of the patches, `[1, grid², hidden]`.
+    /// Position embeddings of the patches, `[1, grid², hidden]`.
     positions: Tensor<B, 3>,
     blocks: Vec<Block<B>>,
     final_norm: Norm<B>,
@@ -77,10 +79,10 @@ pub struct Extractor<B: Backend> {
 }
 
 impl<B: Backend> Extractor<B> {
-    /// Reads the tensors that `options` need, one at a time, and puts them on `device`.
+    /// Reads the tensors that `options` need, one at a time, and uploads them to `device`.
     ///
     /// # Errors
-    /// When `size_px` is not a multiple of the patch, the layer does not exist, or a file cannot be read any more.
+    /// When `size_px` is not a multiple of the patch size, the layer does not exist, or a file cannot be read.
     pub fn load(
         checkpoint: &Checkpoint,
         options: &ExtractOptions,
@@ -88,12 +90,12 @@ impl<B: Backend> Extractor<B> {
         device: &B::Device,
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config();
-        let place = (device, numerics.format);
+        let target = (device, numerics.format);
         let (size_px, patch_px) = (options.size_px, config.patch_px);
         if size_px == 0 || size_px % patch_px != 0 {
             return Err(ModelError::PatchSize { size_px, patch_px });
         }
-        let last = config.block(options.layer)?;
+        let last = config.resolve_layer(options.layer)?;
         let read = |key: &str| checkpoint.read(&[key.to_owned()]);
         let norm = |key: &str| -> Result<Norm<B>, ModelError> {
             let (gamma, beta) = (read(&format!("{key}.weight"))?, read(&format!("{key}.bias"))?);
@@ -101,12 +103,12 @@ impl<B: Backend> Extractor<B> {
         };
 
         let preprocessor = checkpoint.preprocessor();
-        let patches = Patches::new(
+        let patches = PatchEmbedding::new(
             &read(&format!("{}.weight", layout::PATCH))?,
             read(&format!("{}.bias", layout::PATCH))?,
             patch_px as usize,
             (preprocessor.rescale, preprocessor.mean, preprocessor.std),
-            place,
+            target,
         );
         let grid = (size_px / patch_px) as usize;
         let hidden = config.hidden;
@@ -114,19 +116,19 @@ impl<B: Backend> Extractor<B> {
         let positions = embeddings.split_off(hidden);
         embeddings.iter_mut().zip(read(layout::CLS)?).for_each(|(position, cls)| *position += cls);
         let tokens = |values: Vec<f32>, count: usize| {
-            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), place)
+            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), target)
         };
         let attention = if numerics.fused {
             let images = numerics.batch_rows.unwrap_or(2).max(1);
             let shape = [images, config.heads, 1 + grid * grid, hidden / config.heads];
-            Attention::by_trial::<B>(shape, numerics.format, device)?
+            Attention::choose_by_trial::<B>(shape, numerics.format, device)?
         } else if numerics.format == DType::F32 {
             Attention::Plain
         } else {
-            // The softmax of burn's is in the format of the products.
+            // The softmax of burn's operation computes in the format of its inputs.
             Attention::Products
         };
-        let blocks = (0..=last).map(|index| load_block(checkpoint, index, place)).collect::<Result<_, _>>()?;
+        let blocks = (0..=last).map(|index| load_block(checkpoint, index, target)).collect::<Result<_, _>>()?;
         Ok(Self {
             patches,
             cls: tokens(embeddings, 1),
@@ -142,22 +144,22 @@ impl<B: Backend> Extractor<B> {
         })
     }
 
-    /// Values in a feature.
+    /// Returns the width of a feature.
     pub fn feature_dim(&self) -> usize {
         self.feature_dim
     }
 
-    /// How its heads attend.
+    /// Returns the attention implementation in use.
     pub fn attention(&self) -> Attention {
         self.attention
     }
 
-    /// Features of `rows` images: pixels `[rows, size_px, size_px, 3]`, RGB, to `[rows, feature_dim]`, both row-major.
+    /// Maps pixels, `[rows, size_px, size_px, 3]`, RGB, to features, `[rows, feature_dim]`; both row-major.
     ///
-    /// On the CPU the same batch gives the same bits. No rows give no features.
+    /// On the CPU the same batch gives the same bits.
     ///
     /// # Errors
-    /// When the number of bytes is not that of `rows` images, or the device fails.
+    /// When the length of `pixels` does not match `rows`, or the device fails.
     pub fn features(&self, pixels: &[u8], rows: usize) -> Result<Vec<f32>, ModelError> {
         let image = self.image_bytes(pixels.len(), rows)?;
         let batch = self.numerics.batch_rows.unwrap_or(rows).max(1);
@@ -168,11 +170,11 @@ impl<B: Backend> Extractor<B> {
         Ok(features)
     }
 
-    /// Hands the device one batch on the stream at hand, and does not wait for its features. The buffer is dropped as soon as its
-    /// bytes are copied.
+    /// Enqueues one batch on the current stream without waiting for its features. The buffer is dropped once it is
+    /// copied.
     ///
     /// # Errors
-    /// When the number of bytes is not that of `rows` images, or there are more rows than the fixed batch has.
+    /// When the length of `pixels` does not match `rows`, or `rows` exceeds the fixed batch size.
     pub fn submit<P>(&self, mut pixels: P, rows: usize) -> Result<Pending<B>, ModelError>
     where
         P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
@@ -187,13 +189,13 @@ impl<B: Backend> Extractor<B> {
         }
         pixels.borrow_mut().resize(all * image, 0);
         let bytes = Bytes::from_shared(bytes::Bytes::from_owner(pixels), AllocationProperty::Native);
-        // Flat: rows of a patch's width would each be padded and copied by themselves.
+        // One-dimensional: the upload would pad and copy each row of a wider shape by itself.
         let data = TensorData::from_bytes(bytes, [all * image], DType::U8);
         let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
         Ok(Pending::new(Some(self.forward(uploaded, all)), rows))
     }
 
-    /// Computes a batch of black images, so that every kernel is compiled, and tuned where there are several.
+    /// Computes a batch of black images, so that all kernels are compiled and tuned.
     ///
     /// # Errors
     /// When the device fails.
@@ -203,7 +205,7 @@ impl<B: Backend> Extractor<B> {
         self.submit(vec![0; rows * 3 * side * side], rows)?.wait().map(drop)
     }
 
-    /// Bytes of an image, where `found` bytes are those of `rows` of them.
+    /// Returns the size of an image in bytes, after checking that `found` bytes are `rows` images.
     fn image_bytes(&self, found: usize, rows: usize) -> Result<usize, ModelError> {
         let side = self.size_px as usize;
         let image = side.saturating_mul(side).saturating_mul(3);
@@ -213,7 +215,7 @@ impl<B: Backend> Extractor<B> {
         Err(ModelError::Pixels { found, rows, size_px: self.size_px })
     }
 
-    /// `[rows, feature_dim]`, in the format of the features.
+    /// Maps pixels, `[rows · size_px · size_px · 3]`, to features, `[rows, feature_dim]`, in the configured format.
     fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Tensor<B, 2> {
         let format = self.numerics.format;
         let patches = self.patches.forward(pixels, rows, self.size_px as usize, format);
@@ -231,38 +233,39 @@ impl<B: Backend> Extractor<B> {
             let mean = states.narrow(1, 1, count).mean_dim(1).squeeze_dim(1);
             Tensor::cat(vec![cls, mean], 1)
         } else {
-            // The norm is token by token, so the others need none.
+            // The norm treats each token by itself, so only the CLS token needs it.
             self.final_norm.forward_f32(states.narrow(1, 0, 1).reshape([rows, hidden]))
         };
-        in_format(features, format)
+        cast_to(features, format)
     }
 }
 
+/// Reads and uploads the weights of one transformer block.
 fn load_block<B: Backend>(
     checkpoint: &Checkpoint,
     index: u32,
-    place: (&B::Device, DType),
+    target: (&B::Device, DType),
 ) -> Result<Block<B>, ModelError> {
-    let device = place.0;
+    let device = target.0;
     let config = checkpoint.config();
     let hidden = config.hidden;
-    let parts = layout::parts(config.family);
+    let parts = layout::module_names(config.family);
     let read = |part: &str| checkpoint.read(&[layout::block_key(index, part)]);
     let norm = |part: &str| -> Result<Norm<B>, ModelError> {
         let (gamma, beta) = (read(&format!("{part}.weight"))?, read(&format!("{part}.bias"))?);
         Ok(Norm::new(gamma, beta, config.norm_epsilon, device))
     };
-    // Several projections of the same input become one product.
+    // Projections of the same input are joined to one product.
     let linear = |parts: &[&str], input: usize, out: usize, bias: bool| -> Result<Linear<B>, ModelError> {
         let keys = |kind: &str| -> Vec<String> {
             parts.iter().map(|part| layout::block_key(index, &format!("{part}.{kind}"))).collect()
         };
         let bias = if bias { Some(checkpoint.read(&keys("bias"))?) } else { None };
-        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, place))
+        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, target))
     };
     let scale = |part: Option<&str>| -> Result<Option<Tensor<B, 2>>, ModelError> {
         let Some(part) = part else { return Ok(None) };
-        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), place)))
+        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), target)))
     };
     let mlp = match config.feed_forward {
         FeedForward::Mlp { inner } => Mlp::Plain {

@@ -1,8 +1,8 @@
-//! Names and shapes of a backbone's tensors in published files.
+//! Names and shapes of a backbone's tensors in published checkpoints.
 //!
-//! The names are those of the published checkpoints, without the family's prefix. Those that
-//! transformers uses in memory since version 5 (`q_proj`, `o_proj`, `layers`, …) are understood as well, since it can
-//! be told to save them. Linear weights are `[out, in]`, the patch convolution `[hidden, 3, patch, patch]`.
+//! Published names are written without the family's prefix. Names of the in-memory modules of transformers 5 (`q_proj`,
+//! `o_proj`, `layers`, …) are recognised too, because transformers can save them. Linear weights are `[out, in]`, the
+//! weight of the patch convolution is `[hidden, 3, patch, patch]`.
 
 use std::collections::BTreeMap;
 
@@ -16,26 +16,26 @@ pub(super) const MASK: &str = "embeddings.mask_token";
 pub(super) const PATCH: &str = "embeddings.patch_embeddings.projection";
 pub(super) const FINAL_NORM: &str = "layernorm";
 
-/// What a name in a weight file stands for.
+/// Role of a tensor in a weight file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// A tensor of the backbone, if the configuration has a place for this name.
+pub(super) enum TensorRole {
+    /// A tensor of the backbone, by its published name; the configuration may not expect it.
     Backbone(String),
     /// The mask token, which only pre-training uses.
     Mask,
-    /// The tanh pooler, which no classifier uses.
+    /// The tanh pooler, which the classifiers of transformers do not use.
     Pooler,
     /// A classifier from an earlier training.
     Classifier,
 }
 
-/// The name of a part of block `index`.
+/// Returns the name of a module or tensor of block `index`.
 pub(super) fn block_key(index: u32, part: &str) -> String {
     format!("encoder.layer.{index}.{part}")
 }
 
-/// How the parts of a block are called.
-pub(super) struct Parts {
+/// Names of a block's modules that differ between families.
+pub(super) struct ModuleNames {
     pub(super) attention_norm: &'static str,
     pub(super) attention_scale: Option<&'static str>,
     pub(super) mlp_norm: &'static str,
@@ -47,15 +47,16 @@ pub(super) struct Parts {
 pub(super) const QUERY_KEY_VALUE: [&str; 3] =
     ["attention.attention.query", "attention.attention.key", "attention.attention.value"];
 pub(super) const ATTENTION_OUTPUT: &str = "attention.output.dense";
-/// Gate and up projection of a `SwiGLU`, one above the other.
+/// Gate and up projections of a `SwiGLU` as one tensor, `[2 · inner, hidden]`.
 pub(super) const SWIGLU_IN: &str = "mlp.weights_in";
-/// The same as two tensors.
+/// Gate and up projections of a `SwiGLU` as two tensors, `[inner, hidden]` each.
 pub(super) const SWIGLU_SPLIT: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
 pub(super) const SWIGLU_OUT: &str = "mlp.weights_out";
 
-pub(super) fn parts(family: Family) -> Parts {
+/// Returns the module names of a family.
+pub(super) fn module_names(family: Family) -> ModuleNames {
     match family {
-        Family::Vit => Parts {
+        Family::Vit => ModuleNames {
             attention_norm: "layernorm_before",
             attention_scale: None,
             mlp_norm: "layernorm_after",
@@ -63,7 +64,7 @@ pub(super) fn parts(family: Family) -> Parts {
             inner: "intermediate.dense",
             outer: "output.dense",
         },
-        Family::Dinov2 => Parts {
+        Family::Dinov2 => ModuleNames {
             attention_norm: "norm1",
             attention_scale: Some("layer_scale1.lambda1"),
             mlp_norm: "norm2",
@@ -74,23 +75,23 @@ pub(super) fn parts(family: Family) -> Parts {
     }
 }
 
-/// What `name`, as found in a file, stands for.
-pub(super) fn role(family: Family, name: &str) -> Role {
+/// Returns the role of the tensor with this name in a file.
+pub(super) fn classify_name(family: Family, name: &str) -> TensorRole {
     if name.starts_with("classifier.") {
-        return Role::Classifier;
+        return TensorRole::Classifier;
     }
     let bare = name.strip_prefix(family.name()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name);
     if bare == MASK {
-        Role::Mask
+        TensorRole::Mask
     } else if bare.starts_with("pooler.") {
-        Role::Pooler
+        TensorRole::Pooler
     } else {
-        Role::Backbone(published(family, bare))
+        TensorRole::Backbone(published_name(family, bare))
     }
 }
 
-/// A name of transformers' modules since version 5 as the published one; any other name as it is.
-fn published(family: Family, name: &str) -> String {
+/// Translates a module name of transformers 5 to the published name; returns any other name unchanged.
+fn published_name(family: Family, name: &str) -> String {
     let Some(rest) = name.strip_prefix("encoder.layer.").or_else(|| name.strip_prefix("layers.")) else {
         return name.to_owned();
     };
@@ -111,14 +112,14 @@ fn published(family: Family, name: &str) -> String {
     format!("encoder.layer.{index}.{renamed}.{kind}")
 }
 
-/// Every tensor that the configuration asks for, with its shape.
+/// Returns name and shape of every tensor that the configuration implies.
 ///
-/// `split` says that a `SwiGLU`'s gate and up projection are two tensors.
-pub(super) fn expected(config: &BackboneConfig, split: bool) -> BTreeMap<String, Vec<usize>> {
+/// `split`: whether the gate and up projections of a `SwiGLU` are two tensors.
+pub(super) fn expected_shapes(config: &BackboneConfig, split: bool) -> BTreeMap<String, Vec<usize>> {
     let hidden = config.hidden;
     let patch = config.patch_px as usize;
     let positions = 1 + config.native_grid() * config.native_grid();
-    let parts = parts(config.family);
+    let parts = module_names(config.family);
     let mut shapes = BTreeMap::new();
     shapes.insert(CLS.to_owned(), vec![1, 1, hidden]);
     shapes.insert(POSITIONS.to_owned(), vec![1, positions, hidden]);
@@ -171,30 +172,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_either_layout_and_prefix_are_the_same_tensor() {
-        let query = Role::Backbone("encoder.layer.3.attention.attention.query.bias".to_owned());
+    fn name_variants_map_to_one_tensor() {
+        let query = TensorRole::Backbone("encoder.layer.3.attention.attention.query.bias".to_owned());
         for name in [
             "vit.encoder.layer.3.attention.attention.query.bias",
             "encoder.layer.3.attention.attention.query.bias",
             "vit.layers.3.attention.q_proj.bias",
         ] {
-            assert_eq!(role(Family::Vit, name), query);
+            assert_eq!(classify_name(Family::Vit, name), query);
         }
         assert_eq!(
-            role(Family::Vit, "layers.0.mlp.fc2.weight"),
-            Role::Backbone("encoder.layer.0.output.dense.weight".to_owned())
+            classify_name(Family::Vit, "layers.0.mlp.fc2.weight"),
+            TensorRole::Backbone("encoder.layer.0.output.dense.weight".to_owned())
         );
         assert_eq!(
-            role(Family::Dinov2, "dinov2.encoder.layer.0.layer_scale1.lambda1"),
-            Role::Backbone("encoder.layer.0.layer_scale1.lambda1".to_owned())
+            classify_name(Family::Dinov2, "dinov2.encoder.layer.0.layer_scale1.lambda1"),
+            TensorRole::Backbone("encoder.layer.0.layer_scale1.lambda1".to_owned())
         );
-        assert_eq!(role(Family::Dinov2, "dinov2.embeddings.mask_token"), Role::Mask);
-        assert_eq!(role(Family::Vit, "pooler.dense.bias"), Role::Pooler);
-        assert_eq!(role(Family::Vit, "classifier.bias"), Role::Classifier);
+        assert_eq!(classify_name(Family::Dinov2, "dinov2.embeddings.mask_token"), TensorRole::Mask);
+        assert_eq!(classify_name(Family::Vit, "pooler.dense.bias"), TensorRole::Pooler);
+        assert_eq!(classify_name(Family::Vit, "classifier.bias"), TensorRole::Classifier);
         assert_eq!(
-            role(Family::Vit, "dinov2.layernorm.bias"),
-            Role::Backbone("dinov2.layernorm.bias".to_owned()),
-            "the other family's prefix stays, and is then unexpected"
+            classify_name(Family::Vit, "dinov2.layernorm.bias"),
+            TensorRole::Backbone("dinov2.layernorm.bias".to_owned()),
+            "another family's prefix is not removed"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Features that the device may still be computing.
+//! Handle to features that the device may still be computing.
 
 use burn::tensor::StreamId;
 use burn::tensor::Tensor;
@@ -6,24 +6,24 @@ use burn::tensor::backend::Backend;
 
 use crate::model::error::ModelError;
 
-/// The features of one batch, waited for on any thread. Its operations are launched at the latest when somebody waits.
+/// Features of one batch; any thread may wait for them. [`Pending::wait`] launches operations that are still queued.
 #[derive(Debug)]
 #[must_use = "the features are lost unless they are waited for"]
 pub struct Pending<B: Backend> {
-    /// `[rows and padding, feature_dim]`, in the format in which they were computed; none without rows.
+    /// `[rows with padding, feature_dim]`, in the extractor's format; `None` without rows.
     features: Option<Tensor<B, 2>>,
     rows: usize,
-    /// Where they are computed: read from another, they would wait for what comes behind them.
+    /// Stream of the computation. A read from another stream would wait for later work of this one.
     stream: StreamId,
 }
 
 impl<B: Backend> Pending<B> {
-    /// Features that are computed on the stream at hand.
+    /// Wraps features that are computed on the current stream.
     pub(super) fn new(features: Option<Tensor<B, 2>>, rows: usize) -> Self {
         Self { features, rows, stream: StreamId::current() }
     }
 
-    /// Blocks until the features are there: `[rows, feature_dim]`, row-major, without the rows of padding.
+    /// Blocks until the features are computed and returns them, `[rows, feature_dim]`, row-major, without padding.
     ///
     /// # Errors
     /// When the device fails.

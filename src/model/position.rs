@@ -1,22 +1,22 @@
-//! Position embeddings for another image size than the checkpoint was trained with.
+//! Interpolates position embeddings for image sizes that differ from the checkpoint's.
 //!
-//! What transformers' `interpolate_pos_encoding` does for both families: the grid of patch positions
-//! is resized bicubically (`align_corners = false`, no antialiasing, a = -0.75), the CLS position is
-//! kept. Done once at load, on the host.
+//! Equals transformers' `interpolate_pos_encoding` for both families: bicubic interpolation of the grid of patch
+//! positions (`align_corners = false`, no antialiasing, a = −0.75); the CLS position is unchanged. It runs once, when
+//! the model is loaded, on the host.
 
-/// The constant of torch's cubic convolution, and of `OpenCV`'s. (Pillow's is -0.5.)
+/// Parameter a of the cubic convolution kernel (Keys 1981), as in torch and `OpenCV`; Pillow uses −0.5.
 const A: f64 = -0.75;
 
-/// Resizes `[1 + from², width]` position embeddings to `[1 + to², width]`, the first row untouched.
+/// Resizes position embeddings from `[1 + from², width]` to `[1 + to², width]`; the first row, CLS, is unchanged.
 ///
-/// `embeddings` holds `(1 + from * from) * width` values; equal grids give them back as they are.
+/// Equal grids return the input.
 pub(super) fn interpolate(embeddings: Vec<f32>, from: usize, to: usize, width: usize) -> Vec<f32> {
     if from == to {
         return embeddings;
     }
     let (cls, grid) = embeddings.split_at(width);
     let taps = taps(from, to);
-    // Rows first, then columns: the filter is separable, and the order only moves rounding, in f64 here.
+    // The filter is separable: rows first, then columns, in f64.
     let mut tall = vec![0.0_f64; to * from * width];
     for (row, out) in taps.iter().zip(tall.chunks_exact_mut(from * width)) {
         for (source, weight) in row {
@@ -40,7 +40,7 @@ pub(super) fn interpolate(embeddings: Vec<f32>, from: usize, to: usize, width: u
     result
 }
 
-/// For each of `to` output cells, the four input cells it draws from (repeated at the border) and their weights.
+/// Returns the four input cells of each output cell, clamped to the border, with their weights.
 fn taps(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
     let scale = from as f64 / to as f64;
     (0..to)
@@ -57,12 +57,12 @@ fn taps(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
         .collect()
 }
 
-/// The kernel at distance 0 to 1.
+/// Evaluates the kernel at a distance from 0 to 1.
 fn near(x: f64) -> f64 {
     ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
 }
 
-/// The kernel at distance 1 to 2.
+/// Evaluates the kernel at a distance from 1 to 2.
 fn far(x: f64) -> f64 {
     ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
 }
@@ -75,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_constant_grid_stays_constant_and_the_cls_position_stays(
+        fn constant_grid_stays_constant(
             from in 1_usize..9, to in 1_usize..12, value in -10.0_f32..10.0, cls in -10.0_f32..10.0,
         ) {
             let mut embeddings = vec![cls; 2];
@@ -87,7 +87,7 @@ mod tests {
         }
 
         #[test]
-        fn turning_the_grid_turns_the_result(from in 1_usize..7, to in 1_usize..9, seed in any::<u64>()) {
+        fn interpolation_commutes_with_transposition(from in 1_usize..7, to in 1_usize..9, seed in any::<u64>()) {
             let cell = |row: usize, column: usize| {
                 (seed.wrapping_mul((row * 31 + column * 7 + 1) as u64) >> 40) as f32 / 1e6
             };

@@ -1,88 +1,188 @@
-//! `preprocessor_config.json`: what was done to images before the backbone saw them in training.
+//! Parses `preprocessor_config.json`, the image preprocessing of a checkpoint.
 //!
-//! Reads the layouts of transformers from 4.0 on: `size` and `crop_size` as a number or as an object,
-//! steps that are absent, which then take the family's default. Pure: text in, values out.
+//! Reads the layouts of transformers 4.0 and later as transformers 5 does. An absent key takes the default of the image
+//! processor class that the file names; without a name, of the class of the model's family. An unknown class is
+//! rejected, because its defaults and steps are unknown. The module does no I/O.
+
+mod class;
 
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::Deserializer;
 use serde_json::json;
 
+use class::CLASSES;
+use class::IMAGENET_MEAN;
+use class::IMAGENET_STD;
+use class::ProcessorClass;
+use class::family_class;
+use class::find_class;
+
 use crate::model::config::Family;
-use crate::model::config::parse_json;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
+/// Upper bound on the side of an image, in pixels.
 const MAX_SIDE_PX: u64 = 1 << 16;
-const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// Side below which `ConvNextImageProcessor` crops after resizing, in pixels.
+const CONVNEXT_CROP_BELOW_PX: u32 = 384;
 
-/// How an image is brought to size.
+/// Target size of the resize step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// To exactly this height and width, whatever the aspect.
+    /// Fixed height and width; the aspect ratio may change.
     Squash {
         /// Height in pixels.
         height_px: u32,
         /// Width in pixels.
         width_px: u32,
     },
-    /// So that the shorter side has this length, the aspect kept.
+    /// Fixed length of the shorter side; the aspect ratio is kept.
     ShortestEdge {
         /// Length of the shorter side, in pixels.
         px: u32,
     },
 }
 
-/// The preprocessing that a checkpoint asks for; a step that is switched off is neutral here.
+/// Image preprocessing of a checkpoint; a disabled step is `None` or has neutral values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
-    /// How to resize; none when `do_resize` is false.
+    /// Resize step; `None` if `do_resize` is false.
     pub resize: Option<Resize>,
-    /// Side of the square cut from the centre after resizing, in pixels; none when `do_center_crop` is false.
+    /// Side of the centre crop after resizing, in pixels; `None` if `do_center_crop` is false.
     pub crop_px: Option<u32>,
-    /// Pillow's code of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+    /// Resampling filter as Pillow's code: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
     pub resample: Option<u8>,
-    /// Factor from u8 to the scale of `mean` and `std`; 1 when `do_rescale` is false.
+    /// Factor that scales u8 values to the units of `mean` and `std`; 1 if `do_rescale` is false.
     pub rescale: f32,
-    /// Subtracted for each of R, G, B; 0 when `do_normalize` is false.
+    /// Mean of each channel in RGB order; 0 if `do_normalize` is false.
     pub mean: [f32; 3],
-    /// Divided by for each of R, G, B, never 0; 1 when `do_normalize` is false.
+    /// Standard deviation of each channel in RGB order, never 0; 1 if `do_normalize` is false.
     pub std: [f32; 3],
 }
 
-/// The file's keys that matter here.
+/// Keys of the file that define the preprocessing; all optional.
+///
+/// transformers treats null differently from an absent key: a step with null is off, and a value with null is an error
+/// if its step is on.
 #[derive(Debug, Deserialize)]
 struct RawPreprocessor {
     image_processor_type: Option<String>,
     feature_extractor_type: Option<String>,
-    do_resize: Option<bool>,
-    size: Option<RawSize>,
-    resample: Option<u8>,
-    do_center_crop: Option<bool>,
-    crop_size: Option<RawSize>,
-    do_rescale: Option<bool>,
-    rescale_factor: Option<f64>,
-    do_normalize: Option<bool>,
-    image_mean: Option<RawChannels>,
-    image_std: Option<RawChannels>,
+    #[serde(default)]
+    do_resize: RawKey<bool>,
+    #[serde(default)]
+    size: RawKey<RawSize>,
+    #[serde(default)]
+    resample: RawKey<RawResample>,
+    #[serde(default)]
+    do_center_crop: RawKey<bool>,
+    #[serde(default)]
+    crop_size: RawKey<RawSize>,
+    #[serde(default)]
+    do_rescale: RawKey<bool>,
+    #[serde(default)]
+    rescale_factor: RawKey<RawFloat>,
+    #[serde(default)]
+    do_normalize: RawKey<bool>,
+    #[serde(default)]
+    image_mean: RawKey<RawChannels>,
+    #[serde(default)]
+    image_std: RawKey<RawChannels>,
+    #[serde(default)]
+    crop_pct: RawKey<RawFloat>,
+}
+
+/// Value of a key that may be absent or null.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum RawKey<T> {
+    #[default]
+    Absent,
+    Null,
+    Value(T),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawKey<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map_or(Self::Null, Self::Value))
+    }
+}
+
+impl RawKey<bool> {
+    /// Whether a step is on.
+    fn is_on(self, default: bool) -> bool {
+        match self {
+            Self::Absent => default,
+            Self::Null => false,
+            Self::Value(value) => value,
+        }
+    }
+}
+
+impl<T: Clone> RawKey<T> {
+    /// Returns the value for a step that is on; `None` for the class default.
+    fn value(&self, key: &'static str, step: &str, path: &Path) -> Result<Option<T>, ModelError> {
+        match self {
+            Self::Absent => Ok(None),
+            Self::Null => Err(ModelError::value(path, key, format!("is `null` although `{step}` is `true`"))),
+            Self::Value(value) => Ok(Some(value.clone())),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum RawSize {
     Side(u64),
+    HeightWidth([u64; 2]),
     Sides { height: Option<u64>, width: Option<u64>, shortest_edge: Option<u64>, longest_edge: Option<u64> },
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged)]
 enum RawChannels {
-    Same(f32),
-    Each([f32; 3]),
+    Same(RawFloat),
+    Each([RawFloat; 3]),
+}
+
+/// Filter as Pillow's code or as the name of torchvision's `InterpolationMode`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum RawResample {
+    Code(i64),
+    Name(String),
+}
+
+/// Number that may be NaN or infinite; `parse_json` hands such numbers over as strings.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum RawFloat {
+    Finite(f64),
+    NonFinite(NonFinite),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+enum NonFinite {
+    NaN,
+    Infinity,
+    #[serde(rename = "-Infinity")]
+    NegativeInfinity,
+}
+
+impl RawFloat {
+    fn value(self) -> f64 {
+        match self {
+            Self::Finite(value) => value,
+            Self::NonFinite(NonFinite::NaN) => f64::NAN,
+            Self::NonFinite(NonFinite::Infinity) => f64::INFINITY,
+            Self::NonFinite(NonFinite::NegativeInfinity) => f64::NEG_INFINITY,
+        }
+    }
 }
 
 impl Preprocessor {
-    /// What the family's published checkpoints use, for a checkpoint without the file.
+    /// Returns the preprocessing of the family's published checkpoints, for a checkpoint without the file.
     pub fn family_default(family: Family) -> Self {
         let rescale = 1.0 / 255.0;
         match family {
@@ -105,51 +205,31 @@ impl Preprocessor {
         }
     }
 
-    /// Checks the text of a `preprocessor_config.json`; `path` is for messages.
+    /// Parses and checks the text of a `preprocessor_config.json`; `path` appears in errors.
     pub(super) fn parse(text: &[u8], path: &Path, family: Family) -> Result<Self, ModelError> {
         let raw: RawPreprocessor = parse_json(text, path)?;
-        let default = Self::family_default(family);
-
-        let resize = if raw.do_resize == Some(false) {
-            None
-        } else if let Some(size) = raw.size {
-            // A bare number means a square to ViT's processors and the shorter side to those of BiT and CLIP, which DINOv2 uses.
-            let class = raw.image_processor_type.or(raw.feature_extractor_type);
-            let squash = class.map_or(family == Family::Vit, |class| class.starts_with("ViT"));
-            Some(target(size, squash, path)?)
-        } else {
-            default.resize
+        let class = raw.class(path, family)?;
+        let (resize, crop_px) = raw.geometry(&class, path)?;
+        let resample = match raw.resample.value("resample", "do_resize", path) {
+            Err(error) if resize.is_some() => return Err(error),
+            Ok(Some(resample)) => parse_resample(&resample, path)?,
+            _ => class.resample,
         };
-        let crop_px = if raw.do_center_crop.unwrap_or(default.crop_px.is_some()) {
-            match raw.crop_size {
-                None => Some(default.crop_px.unwrap_or(224)),
-                Some(size) => match target(size, true, path)? {
-                    Resize::Squash { height_px, width_px } if height_px == width_px => Some(height_px),
-                    other => {
-                        let problem = format!("is {other:?}; only a square can be cut");
-                        return Err(ModelError::value(path, "crop_size", problem));
-                    }
-                },
-            }
+        let rescale = if raw.do_rescale.is_on(true) {
+            let factor = raw.rescale_factor.value("rescale_factor", "do_rescale", path)?;
+            factor.map_or(1.0 / 255.0, |factor| factor.value() as f32)
         } else {
-            None
-        };
-        if let Some(code) = raw.resample.filter(|code| *code > 5) {
-            let problem = format!("is `{code}`; Pillow's filters are `0` to `5`");
-            return Err(ModelError::value(path, "resample", problem));
-        }
-        let rescale = if raw.do_rescale == Some(false) {
             1.0
-        } else {
-            raw.rescale_factor.map_or(default.rescale, |factor| factor as f32)
         };
         if !rescale.is_finite() {
             return Err(ModelError::value(path, "rescale_factor", format!("is `{rescale}`; it must be finite")));
         }
-        let (mean, std) = if raw.do_normalize == Some(false) {
-            ([0.0; 3], [1.0; 3])
+        let (mean, std) = if raw.do_normalize.is_on(true) {
+            let mean = raw.image_mean.value("image_mean", "do_normalize", path)?;
+            let std = raw.image_std.value("image_std", "do_normalize", path)?;
+            (mean.map_or(class.mean, expand_channels), std.map_or(class.std, expand_channels))
         } else {
-            (raw.image_mean.map_or(default.mean, each), raw.image_std.map_or(default.std, each))
+            ([0.0; 3], [1.0; 3])
         };
         if mean.iter().any(|value| !value.is_finite()) {
             return Err(ModelError::value(path, "image_mean", format!("is `{mean:?}`; it must be finite")));
@@ -157,11 +237,10 @@ impl Preprocessor {
         if std.iter().any(|value| !(value.is_finite() && *value != 0.0)) {
             return Err(ModelError::value(path, "image_std", format!("is `{std:?}`; it must be finite and not zero")));
         }
-        let resample = raw.resample.or(default.resample);
-        Ok(Self { resize, crop_px, resample, rescale, mean, std })
+        Ok(Self { resize, crop_px, resample: Some(resample), rescale, mean, std })
     }
 
-    /// The values as a `preprocessor_config.json` that transformers reads.
+    /// Returns the values as the content of a `preprocessor_config.json` for transformers.
     pub(super) fn to_json(&self, family: Family) -> serde_json::Value {
         let class = match family {
             Family::Vit => "ViTImageProcessor",
@@ -185,7 +264,7 @@ impl Preprocessor {
             Some(Resize::ShortestEdge { px }) => value["size"] = json!({"shortest_edge": px}),
             None => {}
         }
-        // ViT's processor has no crop.
+        // ViTImageProcessor has no crop step.
         if family == Family::Dinov2 {
             value["do_center_crop"] = json!(self.crop_px.is_some());
         }
@@ -196,34 +275,122 @@ impl Preprocessor {
     }
 }
 
-fn each(channels: RawChannels) -> [f32; 3] {
-    match channels {
-        RawChannels::Same(value) => [value; 3],
-        RawChannels::Each(values) => values,
+impl RawPreprocessor {
+    /// Returns the image processor class that the file names, or else the class of the family.
+    fn class(&self, path: &Path, family: Family) -> Result<ProcessorClass, ModelError> {
+        let (key, name) = match (&self.image_processor_type, &self.feature_extractor_type) {
+            (Some(name), _) => ("image_processor_type", name),
+            (None, Some(name)) => ("feature_extractor_type", name),
+            (None, None) => return Ok(family_class(family)),
+        };
+        find_class(name).ok_or_else(|| {
+            let supported = CLASSES.map(|class| format!("`{}`", class.name)).join(", ");
+            ModelError::value(path, key, format!("is `{name}`, which is not supported; supported are {supported}"))
+        })
+    }
+
+    /// Returns the resize step and the side of the centre crop.
+    fn geometry(&self, class: &ProcessorClass, path: &Path) -> Result<(Option<Resize>, Option<u32>), ModelError> {
+        let resize = if self.do_resize.is_on(true) {
+            let size = self.size.value("size", "do_resize", path)?;
+            Some(size.map_or(Ok(class.size), |size| parse_size(size, class.default_to_square, "size", path))?)
+        } else {
+            None
+        };
+        let crop_px =
+            if self.do_center_crop.is_on(class.do_center_crop) { Some(self.crop_size(class, path)?) } else { None };
+        let Some(default_pct) = class.crop_pct else { return Ok((resize, crop_px)) };
+        if crop_px.is_some() {
+            let problem = format!("is `true`, which is not supported for `{}`", class.name);
+            return Err(ModelError::value(path, "do_center_crop", problem));
+        }
+        // ConvNextImageProcessor.resize: a small size is cropped out of a larger image, a large one is a plain square.
+        match resize {
+            None => Ok((None, None)),
+            Some(Resize::ShortestEdge { px }) if px < CONVNEXT_CROP_BELOW_PX => {
+                let pct = self.crop_pct.value("crop_pct", "do_resize", path)?.map_or(default_pct, RawFloat::value);
+                // transformers truncates: int(shortest_edge / crop_pct). The cast maps NaN and negative numbers to 0.
+                let edge_px = (f64::from(px) / pct) as u64;
+                if edge_px < u64::from(px) || edge_px > MAX_SIDE_PX {
+                    let problem =
+                        format!("is `{pct}`; it must be at most 1, and `size` / `crop_pct` at most {MAX_SIDE_PX}");
+                    return Err(ModelError::value(path, "crop_pct", problem));
+                }
+                Ok((Some(Resize::ShortestEdge { px: edge_px as u32 }), Some(px)))
+            }
+            Some(Resize::ShortestEdge { px }) => Ok((Some(Resize::Squash { height_px: px, width_px: px }), None)),
+            Some(Resize::Squash { .. }) => {
+                let problem = format!("must be a number or `shortest_edge` for `{}`", class.name);
+                Err(ModelError::value(path, "size", problem))
+            }
+        }
+    }
+
+    /// Returns the side of the centre crop, which must be a square.
+    fn crop_size(&self, class: &ProcessorClass, path: &Path) -> Result<u32, ModelError> {
+        let Some(size) = self.crop_size.value("crop_size", "do_center_crop", path)? else {
+            let absent = || ModelError::value(path, "crop_size", "is absent although `do_center_crop` is `true`");
+            return class.crop_px.ok_or_else(absent);
+        };
+        match parse_size(size, true, "crop_size", path)? {
+            Resize::Squash { height_px, width_px } if height_px == width_px => Ok(height_px),
+            other => Err(ModelError::value(path, "crop_size", format!("is {other:?}; only a square is supported"))),
+        }
     }
 }
 
-fn target(size: RawSize, squash: bool, path: &Path) -> Result<Resize, ModelError> {
-    let checked = |value: u64| {
+/// Parses a filter: Pillow's code, or a name of torchvision's `InterpolationMode`.
+///
+/// torchvision's `nearest` is not supported: it rounds positions down, unlike Pillow's nearest filter.
+fn parse_resample(resample: &RawResample, path: &Path) -> Result<u8, ModelError> {
+    const NAMES: [&str; 6] = ["nearest-exact", "lanczos", "bilinear", "bicubic", "box", "hamming"];
+    let problem = match resample {
+        RawResample::Code(code) => match u8::try_from(*code) {
+            Ok(code) if usize::from(code) < NAMES.len() => return Ok(code),
+            _ => format!("is `{code}`; Pillow's filters are `0` to `5`"),
+        },
+        RawResample::Name(name) => match (0..).zip(NAMES).find(|(_, known)| known == name) {
+            Some((code, _)) => return Ok(code),
+            None => format!("is `{name}`; supported are `{}`", NAMES.join("`, `")),
+        },
+    };
+    Err(ModelError::value(path, "resample", problem))
+}
+
+/// Expands a value to all channels.
+fn expand_channels(channels: RawChannels) -> [f32; 3] {
+    let values = match channels {
+        RawChannels::Same(value) => [value; 3],
+        RawChannels::Each(values) => values,
+    };
+    values.map(|value| value.value() as f32)
+}
+
+/// Parses a size; `default_to_square`: whether a bare number is the side of a square or the shorter side.
+fn parse_size(size: RawSize, default_to_square: bool, key: &'static str, path: &Path) -> Result<Resize, ModelError> {
+    let check_side = |value: u64| {
         if (1..=MAX_SIDE_PX).contains(&value) {
             Ok(value as u32)
         } else {
             let problem = format!("gives `{value}` pixels; a side must lie between 1 and {MAX_SIDE_PX}");
-            Err(ModelError::value(path, "size", problem))
+            Err(ModelError::value(path, key, problem))
         }
     };
     match size {
-        RawSize::Side(px) if squash => Ok(Resize::Squash { height_px: checked(px)?, width_px: checked(px)? }),
+        RawSize::Side(px) if default_to_square => {
+            Ok(Resize::Squash { height_px: check_side(px)?, width_px: check_side(px)? })
+        }
         RawSize::Side(px)
         | RawSize::Sides { height: None, width: None, shortest_edge: Some(px), longest_edge: None } => {
-            Ok(Resize::ShortestEdge { px: checked(px)? })
+            Ok(Resize::ShortestEdge { px: check_side(px)? })
         }
-        RawSize::Sides { height: Some(height), width: Some(width), shortest_edge: None, longest_edge: None } => {
-            Ok(Resize::Squash { height_px: checked(height)?, width_px: checked(width)? })
+        RawSize::HeightWidth([height, width])
+        | RawSize::Sides { height: Some(height), width: Some(width), shortest_edge: None, longest_edge: None } => {
+            Ok(Resize::Squash { height_px: check_side(height)?, width_px: check_side(width)? })
         }
         RawSize::Sides { .. } => {
-            let problem = "must be a number, `height` and `width`, or `shortest_edge`";
-            Err(ModelError::value(path, "size", problem))
+            let problem = "must be a number, `[height, width]`, `height` and `width`, or `shortest_edge`";
+            Err(ModelError::value(path, key, problem))
         }
     }
 }
@@ -237,14 +404,14 @@ mod tests {
     }
 
     #[test]
-    fn the_old_layout_of_vit_is_read() {
+    fn legacy_vit_layout_is_read() {
         let text = r#"{"do_normalize": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5], "resample": 2, "size": 224}"#;
         assert_eq!(parse(text, Family::Vit).unwrap(), Preprocessor::family_default(Family::Vit));
     }
 
     #[test]
-    fn the_new_layouts_are_read() {
+    fn current_layouts_are_read() {
         let text = r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 384, "width": 384},
             "do_rescale": false, "do_normalize": false, "resample": 3}"#;
         let vit = parse(text, Family::Vit).unwrap();
@@ -258,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_means_what_the_processor_takes_it_for() {
+    fn meaning_of_bare_number_follows_processor_class() {
         let edge = parse(r#"{"size": 256, "crop_size": 98}"#, Family::Dinov2).unwrap();
         assert_eq!((edge.resize, edge.crop_px), (Some(Resize::ShortestEdge { px: 256 }), Some(98)));
         let text = r#"{"feature_extractor_type": "ViTFeatureExtractor", "size": 64, "do_center_crop": false}"#;
@@ -268,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_work_are_refused_by_key() {
+    fn invalid_values_name_their_key() {
         for (text, expected) in [
             (r#"{"size": 0}"#, "`size` gives `0` pixels"),
             (r#"{"size": {"longest_edge": 9}}"#, "`size` must be a number"),
@@ -283,11 +450,106 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn exported_json_reads_back_unchanged() {
         for family in [Family::Vit, Family::Dinov2] {
             let value = Preprocessor::family_default(family);
             let text = value.to_json(family).to_string();
             assert_eq!(parse(&text, family).unwrap(), value);
+        }
+    }
+
+    /// Values of transformers 5.24, printed by `tests/reference/preprocessor.py`.
+    #[test]
+    fn absent_keys_take_class_defaults() {
+        let clip = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
+        let half = ([0.5; 3], [0.5; 3]);
+        let square = |px| Some(Resize::Squash { height_px: px, width_px: px });
+        let edge = |px| Some(Resize::ShortestEdge { px });
+        for (class, resize, crop_px, resample, (mean, std)) in [
+            ("ViTImageProcessor", square(224), None, 2, half),
+            ("ViTImageProcessorFast", square(224), None, 2, half),
+            ("ViTFeatureExtractor", square(224), None, 2, half),
+            ("BitImageProcessor", edge(224), Some(224), 3, clip),
+            ("CLIPImageProcessor", edge(224), Some(224), 3, clip),
+            ("DeiTImageProcessor", square(256), Some(224), 3, half),
+            ("BeitImageProcessor", square(224), None, 3, half),
+            ("SiglipImageProcessor", square(224), None, 3, half),
+            ("BlipImageProcessor", square(384), None, 3, clip),
+            ("PvtImageProcessor", square(224), None, 3, (IMAGENET_MEAN, IMAGENET_STD)),
+            ("MobileNetV1ImageProcessor", edge(256), Some(224), 2, half),
+            ("ConvNextImageProcessor", square(384), None, 3, half),
+        ] {
+            for family in [Family::Vit, Family::Dinov2] {
+                let text = format!(r#"{{"image_processor_type": "{class}"}}"#);
+                let expected =
+                    Preprocessor { resize, crop_px, resample: Some(resample), rescale: 1.0 / 255.0, mean, std };
+                assert_eq!(parse(&text, family).unwrap(), expected, "{class}");
+            }
+        }
+        let unnamed = parse("{}", Family::Dinov2).unwrap();
+        assert_eq!((unnamed.resize, unnamed.mean), (edge(224), clip.0));
+    }
+
+    #[test]
+    fn unknown_class_is_rejected_by_name() {
+        let error = parse(r#"{"image_processor_type": "LevitImageProcessor"}"#, Family::Vit).unwrap_err().to_string();
+        assert!(error.contains("`image_processor_type` is `LevitImageProcessor`, which is not supported"), "{error}");
+        let error = parse(r#"{"feature_extractor_type": "Foo"}"#, Family::Vit).unwrap_err().to_string();
+        assert!(error.contains("`feature_extractor_type` is `Foo`"), "{error}");
+    }
+
+    #[test]
+    fn convnext_crops_small_sizes() {
+        let geometry = |keys: &str| {
+            let text = format!(r#"{{"image_processor_type": "ConvNextImageProcessor", {keys}}}"#);
+            parse(&text, Family::Vit).map(|preprocessor| (preprocessor.resize, preprocessor.crop_px))
+        };
+        let edge = |px| Some(Resize::ShortestEdge { px });
+        // int(224 / 0.875) is 256, int(224 / 0.95) is 235.
+        assert_eq!(geometry(r#""size": 224"#).unwrap(), (edge(256), Some(224)));
+        assert_eq!(geometry(r#""size": {"shortest_edge": 224}, "crop_pct": 0.95"#).unwrap(), (edge(235), Some(224)));
+        let squash = Some(Resize::Squash { height_px: 384, width_px: 384 });
+        assert_eq!(geometry(r#""size": 384, "crop_pct": 0.5"#).unwrap(), (squash, None));
+        for (keys, expected) in [
+            (r#""size": 224, "crop_pct": NaN"#, "`crop_pct` is `NaN`"),
+            (r#""size": 224, "crop_pct": 0"#, "`crop_pct` is `0`"),
+            (r#""size": {"height": 224, "width": 224}"#, "`size` must be a number or `shortest_edge`"),
+            (r#""do_center_crop": true, "crop_size": 200"#, "`do_center_crop` is `true`"),
+        ] {
+            let error = geometry(keys).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_lists_and_nan_are_read_like_transformers() {
+        let parsed = parse(r#"{"resample": "bicubic", "size": [192, 256], "unused": NaN}"#, Family::Vit).unwrap();
+        assert_eq!(parsed.resample, Some(3));
+        assert_eq!(parsed.resize, Some(Resize::Squash { height_px: 192, width_px: 256 }));
+        for (text, expected) in [
+            (r#"{"resample": "nearest"}"#, "`resample` is `nearest`; supported are `nearest-exact`"),
+            (r#"{"resample": -1}"#, "`resample` is `-1`"),
+            (r#"{"rescale_factor": NaN}"#, "`rescale_factor` is `NaN`; it must be finite"),
+            (r#"{"image_mean": [0.5, -Infinity, 0.5]}"#, "`image_mean` is `[0.5, -inf, 0.5]`"),
+            (r#"{"image_std": NaN}"#, "`image_std` is `[NaN, NaN, NaN]`"),
+            (r#"{"do_center_crop": true}"#, "`crop_size` is absent although `do_center_crop` is `true`"),
+        ] {
+            let error = parse(text, Family::Vit).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// Cases of `tests/reference/preprocessor.py`, run with transformers 5.24.
+    #[test]
+    fn null_disables_a_step_and_is_rejected_as_a_value() {
+        let text = r#"{"do_resize": null, "size": null, "resample": null, "do_center_crop": null, "crop_size": null,
+            "do_rescale": null, "rescale_factor": null, "do_normalize": null, "image_mean": null, "image_std": null}"#;
+        let off = parse(text, Family::Dinov2).unwrap();
+        assert_eq!((off.resize, off.crop_px), (None, None));
+        assert_eq!((off.rescale, off.mean, off.std), (1.0, [0.0; 3], [1.0; 3]));
+        for key in ["size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std"] {
+            let error = parse(&format!(r#"{{"{key}": null}}"#), Family::Dinov2).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` is `null` although")), "{error}");
         }
     }
 }

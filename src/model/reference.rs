@@ -1,4 +1,4 @@
-//! The whole module against numbers that transformers computed (`tests/reference/model.py`).
+//! Compares the module with features that transformers computed (`tests/reference/model.py`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::model::Pool;
 use crate::model::export_hf;
 use crate::model::load_classifier;
 
-/// A tensor's name and shape in a copy; none drops it.
+/// Name and shape of a tensor in an altered copy; `None` omits it.
 type Altered = Option<(String, Vec<usize>)>;
 
 const TOLERANCE: f32 = 1e-4;
@@ -31,11 +31,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/model")).join(name)
 }
 
-/// What the script computed for a checkpoint: size → name → tensor.
+/// Outputs of the script for one checkpoint, as tensors named `SIZE.NAME`.
 struct Expected(Vec<u8>);
 
 impl Expected {
-    fn of(dir: &Path) -> Self {
+    fn read(dir: &Path) -> Self {
         Self(std::fs::read(dir.join("expected.safetensors")).unwrap())
     }
 
@@ -63,7 +63,7 @@ impl Expected {
     }
 }
 
-/// The largest difference as a part of the largest expected magnitude; infinite for NaN or another length.
+/// Returns the largest difference relative to the largest expected magnitude; infinite for NaN or another length.
 fn distance(found: &[f32], expected: &[f32]) -> f32 {
     if found.len() != expected.len() {
         return f32::INFINITY;
@@ -86,11 +86,11 @@ fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extrac
     .unwrap()
 }
 
-/// The largest distance over sizes, layers and pools; `inner` is the block of the script's inner features.
-#[expect(clippy::print_stdout, reason = "a test's output, shown when it fails or is asked for")]
+/// Returns the largest distance over sizes, layers and pools; `inner` is the block of the script's inner features.
+#[expect(clippy::print_stdout, reason = "output of a test")]
 fn check(dir: &Path, inner: i32) -> f32 {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let expected = Expected::of(dir);
+    let expected = Expected::read(dir);
     let hidden = checkpoint.hidden_size();
     let mut worst = 0.0_f32;
     for size in expected.sizes() {
@@ -112,17 +112,18 @@ fn check(dir: &Path, inner: i32) -> f32 {
 }
 
 #[test]
-fn features_are_those_of_transformers() {
+fn features_match_transformers() {
     for name in ["vit", "vit_prefix", "vit_f16", "vit_bf16", "vit_sharded", "dinov2", "dinov2_swiglu"] {
         let worst = check(&fixture(name), 0);
         assert!(worst <= TOLERANCE, "{name}: {worst}");
     }
 }
 
-/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture real_checkpoint`, after the script wrote `DIR/expected.safetensors`.
+/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture real_checkpoint`, after the script wrote
+/// `DIR/expected.safetensors`.
 #[test]
 #[ignore = "needs a checkpoint named by MODEL_CHECKPOINT"]
-fn a_real_checkpoint_gives_the_features_of_transformers() {
+fn real_checkpoint_matches_transformers() {
     let dir = PathBuf::from(std::env::var_os("MODEL_CHECKPOINT").unwrap());
     let worst = check(&dir, -2);
     assert!(worst <= TOLERANCE, "{worst}");
@@ -150,13 +151,13 @@ fn images_per_second() {
 }
 
 #[test]
-fn the_default_pool_is_what_the_classifier_of_the_family_sees() {
+fn default_pool_matches_family_classifier() {
     for (name, family, dim) in [("vit_prefix", Family::Vit, 16), ("dinov2_swiglu", Family::Dinov2, 32)] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         assert!(checkpoint.has_classifier());
         assert_eq!((checkpoint.family(), checkpoint.feature_dim(Pool::Default)), (family, dim));
         let head = load_classifier(&fixture(name).join("model.safetensors")).unwrap();
-        let expected = Expected::of(&fixture(name));
+        let expected = Expected::read(&fixture(name));
         for size in expected.sizes() {
             let extractor = load(&checkpoint, size, -1, Pool::Default);
             let features = extractor.features(&expected.pixels(size), 2).unwrap();
@@ -175,9 +176,9 @@ fn logits(features: &[f32], head: &Classifier) -> Vec<f32> {
 }
 
 #[test]
-fn the_same_batch_gives_the_same_bits_and_rows_do_not_see_each_other() {
+fn features_are_deterministic_and_rows_independent() {
     let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
-    let pixels = Expected::of(&fixture("vit")).pixels(32);
+    let pixels = Expected::read(&fixture("vit")).pixels(32);
     let extractor = load(&checkpoint, 32, -1, Pool::ClsMean);
     let both = extractor.features(&pixels, 2).unwrap();
     assert_eq!(both, extractor.features(&pixels, 2).unwrap());
@@ -187,7 +188,7 @@ fn the_same_batch_gives_the_same_bits_and_rows_do_not_see_each_other() {
 }
 
 #[test]
-fn fixed_batches_are_padded_and_a_row_does_not_depend_on_its_neighbours() {
+fn fixed_batches_match_variable_batches() {
     for name in ["vit", "dinov2"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let size_px = 4 * checkpoint.patch_size_px();
@@ -207,9 +208,9 @@ fn fixed_batches_are_padded_and_a_row_does_not_depend_on_its_neighbours() {
     }
 }
 
-/// The path of a card, on the CPU: everything that computes in bf16 there does here too.
+/// Runs the configuration of a GPU, bf16 with fixed batches, on the CPU.
 #[test]
-fn bf16_features_are_those_of_f32_to_the_precision_of_bf16() {
+fn bf16_features_match_f32_within_precision() {
     for (name, fused) in [("vit", true), ("vit", false), ("dinov2", true), ("dinov2_swiglu", true)] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let size_px = 4 * checkpoint.patch_size_px();
@@ -228,24 +229,24 @@ fn bf16_features_are_those_of_f32_to_the_precision_of_bf16() {
 }
 
 #[test]
-fn options_and_pixels_that_do_not_fit_are_refused() {
+fn invalid_options_and_pixels_are_rejected() {
     let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
-    let refuse = |size_px, layer| {
+    let reject = |size_px, layer| {
         let options = ExtractOptions { size_px, layer, pool: Pool::Default };
         let (numerics, device) = (Numerics::default(), AnyDevice::Flex(FlexDevice));
         Extractor::<Any>::load(&checkpoint, &options, numerics, &device).unwrap_err().to_string()
     };
-    assert_eq!(refuse(30, -1), "size_px `30` is not a positive multiple of the model's patch, `8` pixels");
-    assert!(refuse(0, -1).contains("`0`"));
-    assert!(refuse(32, 2).contains("layer `2` does not exist: the model has `2` blocks"));
+    assert_eq!(reject(30, -1), "size_px `30` is not a positive multiple of the model's patch, `8` pixels");
+    assert!(reject(0, -1).contains("`0`"));
+    assert!(reject(32, 2).contains("layer `2` does not exist: the model has `2` blocks"));
     let extractor = load(&checkpoint, 32, 0, Pool::Cls);
     for (length, rows) in [(3071, 1), (3072, 2), (0, usize::MAX), (5, 0)] {
         assert!(matches!(extractor.features(&vec![0; length], rows), Err(ModelError::Pixels { .. })));
     }
 }
 
-/// Copies a checkpoint with its tensors renamed, dropped (`None`) or reshaped.
-fn altered(name: &str, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
+/// Copies a checkpoint with its tensors renamed, omitted (`None`) or reshaped.
+fn write_altered(name: &str, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
     for file in ["config.json", "preprocessor_config.json"] {
         std::fs::copy(fixture(name).join(file), dir.join(file)).unwrap();
     }
@@ -262,13 +263,13 @@ fn altered(name: &str, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
 }
 
 #[test]
-fn missing_unexpected_and_misshapen_tensors_are_refused_by_name() {
+fn wrong_tensors_are_rejected_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let refuse = |alter: &dyn Fn(&str, &[usize]) -> Altered| {
-        altered("vit", dir.path(), alter);
+    let reject = |alter: &dyn Fn(&str, &[usize]) -> Altered| {
+        write_altered("vit", dir.path(), alter);
         Checkpoint::open(dir.path()).unwrap_err().to_string()
     };
-    let error = refuse(&|key, shape| {
+    let error = reject(&|key, shape| {
         let key = key.replace("encoder.layer.1.output.dense.bias", "encoder.layer.2.output.dense.bias");
         (key != "layernorm.weight").then(|| (key, shape.to_vec()))
     });
@@ -278,7 +279,7 @@ fn missing_unexpected_and_misshapen_tensors_are_refused_by_name() {
         ),
         "{error}"
     );
-    let error = refuse(&|key, shape| {
+    let error = reject(&|key, shape| {
         let turned = key == "encoder.layer.0.intermediate.dense.weight";
         Some((key.to_owned(), if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() }))
     });
@@ -289,9 +290,9 @@ fn missing_unexpected_and_misshapen_tensors_are_refused_by_name() {
 }
 
 #[test]
-fn names_of_transformers_5_load_as_the_published_ones() {
+fn transformers_5_names_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
-    altered("vit", dir.path(), |key, shape| {
+    write_altered("vit", dir.path(), |key, shape| {
         let key = key
             .replace("encoder.layer.", "layers.")
             .replace("attention.attention.query", "attention.q_proj")
@@ -307,29 +308,29 @@ fn names_of_transformers_5_load_as_the_published_ones() {
 }
 
 #[test]
-fn the_fingerprint_follows_the_contents_and_not_the_place() {
+fn fingerprint_depends_on_contents_only() {
     let dir = tempfile::tempdir().unwrap();
     let same = |key: &str, shape: &[usize]| Some((key.to_owned(), shape.to_vec()));
-    altered("vit", dir.path(), same);
-    let print = |dir: &Path| Checkpoint::open(dir).unwrap().fingerprint().unwrap();
-    let first = print(dir.path());
+    write_altered("vit", dir.path(), same);
+    let fingerprint = |dir: &Path| Checkpoint::open(dir).unwrap().fingerprint().unwrap();
+    let first = fingerprint(dir.path());
     assert_eq!(first.len(), 64);
     let other = tempfile::tempdir().unwrap();
-    altered("vit", other.path(), same);
-    assert_eq!(first, print(other.path()));
+    write_altered("vit", other.path(), same);
+    assert_eq!(first, fingerprint(other.path()));
     let weights = other.path().join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, bytes).unwrap();
-    let second = print(other.path());
+    let second = fingerprint(other.path());
     assert_ne!(first, second);
     std::fs::remove_file(other.path().join("preprocessor_config.json")).unwrap();
-    assert_ne!(second, print(other.path()));
-    assert_ne!(print(&fixture("vit_sharded")), print(&fixture("vit_f16")));
+    assert_ne!(second, fingerprint(other.path()));
+    assert_ne!(fingerprint(&fixture("vit_sharded")), fingerprint(&fixture("vit_f16")));
 }
 
 #[test]
-fn sizes_are_those_of_the_backbone_alone() {
+fn sizes_exclude_everything_but_the_backbone() {
     let checkpoint = Checkpoint::open(&fixture("vit_f16")).unwrap();
     let block = 4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 4 * 16;
     let parameters = 2 * block + 16 * 48 + 16 + 17 * 16 + 16 + 2 * 16;
@@ -346,7 +347,7 @@ fn head(dim: usize) -> (Classifier, Vec<String>) {
 }
 
 #[test]
-fn an_exported_directory_opens_again_with_the_same_features_and_head() {
+fn exported_checkpoint_reopens_unchanged() {
     for name in ["vit", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
@@ -357,7 +358,7 @@ fn an_exported_directory_opens_again_with_the_same_features_and_head() {
         assert!(again.has_classifier());
         assert_eq!(load_classifier(&dir.join("model.safetensors")).unwrap(), head);
         assert_eq!((again.preprocessor(), again.parameters()), (checkpoint.preprocessor(), checkpoint.parameters()));
-        let expected = Expected::of(&fixture(name));
+        let expected = Expected::read(&fixture(name));
         let size = expected.sizes()[0];
         let features =
             |checkpoint| load(checkpoint, size, -1, Pool::Default).features(&expected.pixels(size), 2).unwrap();
@@ -370,18 +371,18 @@ fn an_exported_directory_opens_again_with_the_same_features_and_head() {
     }
 }
 
-/// `MODEL_EXPORT=DIR cargo test --release --lib -- --ignored for_transformers`, then
+/// `MODEL_EXPORT=DIR cargo test --release --lib -- --ignored export_for_transformers`, then
 /// `python tests/reference/open_in_transformers.py DIR/NAME DIR/NAME/logits.json` for each.
 #[test]
 #[ignore = "writes to MODEL_EXPORT, for a script to read"]
-fn exports_for_transformers_to_open() {
+fn export_for_transformers() {
     let out = PathBuf::from(std::env::var_os("MODEL_EXPORT").unwrap());
     for name in ["vit", "vit_f16", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
         export_hf(&checkpoint, &head, &labels, &out.join(name)).unwrap();
         let patch = checkpoint.patch_size_px();
-        // The script's image at the checkpoint's own size; a convolution ignores what is beyond the last whole patch.
+        // The script's image at the native size. The convolution ignores pixels beyond the last complete patch.
         let side = checkpoint.image_size_px() / patch * patch;
         let cell = |index: u32| {
             let (row, column, channel) = (index / 3 / side, index / 3 % side, index % 3);
@@ -395,7 +396,7 @@ fn exports_for_transformers_to_open() {
 }
 
 #[test]
-fn a_head_of_another_size_is_not_exported() {
+fn mismatched_head_is_not_exported() {
     let checkpoint = Checkpoint::open(&fixture("dinov2")).unwrap();
     let out = tempfile::tempdir().unwrap();
     let (narrow, labels) = head(32);

@@ -1,12 +1,13 @@
-//! A Hugging Face text encoder: captions in, one vector a caption out.
+//! Loads a Hugging Face text encoder that maps captions to embeddings.
 //!
-//! [`TextCheckpoint::open`] reads `config.json`, `tokenizer.json` and what sentence-transformers leaves beside them, and
-//! compares every key and shape. [`Tokens`] turns text into numbers, [`TextEncoder`] those into vectors, on any device.
-//! Families: `bert` and `xlm-roberta` (`roberta` alike). Without the files of sentence-transformers a vector is the mean of the
-//! last hidden states over the caption's tokens, scaled to length 1, which is what multilingual-e5 is made for.
+//! [`TextCheckpoint::open`] reads `config.json`, `tokenizer.json` and the files of sentence-transformers, and checks
+//! tensor names and shapes. [`CaptionTokenizer`] maps captions to token ids, [`TextEncoder`] maps token ids to
+//! embeddings, on any device. Supported families are `bert`, `xlm-roberta` and `roberta`. Without the files of
+//! sentence-transformers an embedding is the mean of the last hidden states over the caption's tokens, scaled to unit
+//! length, as multilingual-e5 expects.
 //!
-//! The table of word vectors stays on the host, in the format of its file, and the rows that a batch needs go up with it: it is
-//! by far the largest tensor of a multilingual encoder, and a batch needs little of it.
+//! The table of word embeddings stays on the host in the format of its file; each batch uploads only the rows it needs.
+//! The table is by far the largest tensor of a multilingual encoder.
 
 mod checkpoint;
 mod encoder;
@@ -18,4 +19,4 @@ mod tokens;
 
 pub use checkpoint::TextCheckpoint;
 pub use encoder::{TextEncoder, TextNumerics};
-pub use tokens::{Batch, Tokens, batches};
+pub use tokens::{CaptionTokenizer, TextBatch, batch_by_length};

@@ -15,7 +15,7 @@ use crate::catalog::Classes;
 use crate::chunk::Checksum;
 use crate::chunk::texts::Vectors;
 use crate::config::{RunConfig, Stage, StageKeys, TextConfig};
-use crate::model::text::{TextCheckpoint, Tokens, batches};
+use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
 use crate::pipeline::batch_log::BatchLog;
 use crate::pipeline::context::RunContext;
@@ -51,7 +51,7 @@ impl Encoder {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
         let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
         // Loaded here so that a damaged tokenizer is reported before anything runs.
-        Tokens::load(&checkpoint, &text.prefix).map_err(model_error)?;
+        CaptionTokenizer::load(&checkpoint, &text.prefix).map_err(model_error)?;
         let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
         Ok(Self { checkpoint, fingerprint, prefix: text.prefix.clone(), precision: text.precision })
     }
@@ -146,7 +146,7 @@ struct Embedding<'a> {
 impl Embedding<'_> {
     async fn run(&self, missing: &[usize], chunks: &mut [Option<Checksum>]) -> Result<(), PipelineError> {
         let (checkpoint, prefix) = (self.encoder.checkpoint.clone(), self.encoder.prefix.clone());
-        let tokenizer = tokio::task::spawn_blocking(move || Tokens::load(&checkpoint, &prefix)).await?;
+        let tokenizer = tokio::task::spawn_blocking(move || CaptionTokenizer::load(&checkpoint, &prefix)).await?;
         let tokenizer = Arc::new(tokenizer.map_err(model_error)?);
         let timer = self.stage_progress.part(StageTimer::device().starved_by(Party::Tokenizer));
         // The next chunk is tokenized while this one is embedded.
@@ -165,7 +165,7 @@ impl Embedding<'_> {
 
     fn tokenize(
         &self,
-        tokenizer: &Arc<Tokens>,
+        tokenizer: &Arc<CaptionTokenizer>,
         chunk: usize,
     ) -> tokio::task::JoinHandle<Result<TokenizedChunk, PipelineError>> {
         let (tokenizer, captions) = (Arc::clone(tokenizer), Arc::clone(&self.writer.captions));
@@ -185,7 +185,7 @@ impl Embedding<'_> {
         let inputs = format!("{} {chunk} {budget} {fixed_shapes}", self.writer.generation);
         let (mut logged, mut log) = BatchLog::open(path, &inputs)?;
         let mut values = vec![0.0_f32; numbers.len() * dim];
-        for batch in batches(&lengths, budget, fixed_shapes) {
+        for batch in batch_by_length(&lengths, budget, fixed_shapes) {
             if let Some(signal) = self.ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
             }

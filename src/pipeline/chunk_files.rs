@@ -42,7 +42,7 @@ fn list_files(journal: &Journal, name: impl Fn(ChunkId) -> String) -> Vec<ChunkF
     journal.entries().iter().filter_map(file).collect()
 }
 
-/// Fetches files group by group and yields each with its verified local copy, in the order of `files`. Blocks.
+/// Fetches files group by group and yields each with its verified local copy, in the order of `files`. Blocks the thread.
 ///
 /// A copy from a remote directory is removed when it is dropped. The iterator ends after its first error.
 pub(crate) fn fetch_files<'a>(dir: &'a Directory, files: &'a [ChunkFile]) -> FetchedFiles<'a> {

@@ -25,7 +25,7 @@ use cubecl::cuda::CudaRuntime;
 
 pub(crate) use backbone::LoadedBackbone;
 pub(crate) use encoder::LoadedEncoder;
-pub(crate) use features::{DeviceFeatures, FeatureRows};
+pub(crate) use features::{FeatureRows, FeaturesOnDevice};
 pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open};
 pub(crate) use scorer::{LoadedProjector, LoadedScorer, linear_layer};
 pub(crate) use trainers::{
@@ -57,7 +57,7 @@ pub(crate) struct DeviceWorker {
 /// Batches of captions that suit a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TextBatches {
-    /// Tokens in a batch, padding included.
+    /// CaptionTokenizer in a batch, padding included.
     pub(crate) tokens: usize,
     /// Whether batches should have few distinct shapes.
     pub(crate) fixed_shapes: bool,

@@ -224,11 +224,11 @@ async fn measure_mixing(
     store: &Arc<FeatureStore>,
     inventory: &Arc<Inventory>,
 ) -> Result<MixingReport, PipelineError> {
-    let windows = order::plan(inventory.chunk_samples(0), job.split.seed, 0, job.settings.shuffle_rows);
+    let windows = order::plan_epoch(inventory.chunk_samples(0), job.split.seed, 0, job.settings.shuffle_rows);
     let (store, inventory) = (Arc::clone(store), Arc::clone(inventory));
     let measure = move || store.measure_mixing(&windows, inventory.chunk_samples(0));
     let mixing = tokio::task::spawn_blocking(measure).await??;
-    let mixing = MixingReport { moved: mixing.moved(), correlation: mixing.correlation() };
+    let mixing = MixingReport { moved: mixing.mean_displacement(), correlation: mixing.label_autocorrelation() };
     tracing::info!(
         "shuffle: mean displacement {:.3} (ideal 0.333), label autocorrelation {:.3} (ideal 0)",
         mixing.moved,

@@ -1,10 +1,10 @@
-//! A submission file against a truth file, both CSV with the columns `id` and
-//! `caption_title_and_reference_description`, in any order and among others.
+//! Scores a submission file against a truth file.
 //!
-//! Captions are compared as they are, byte by byte. Every id of the truth counts once; one without a row in the
-//! submission scores 0. The submission's rows of an id need not be consecutive; their order is their rank, and only
-//! the first five count. An id with several rows in the truth has several relevant captions: the best rank of any of
-//! them is taken. Memory is the truth plus 40 bytes an id of the submission, whatever the submission's length.
+//! Both files are CSV with the columns `id` and `caption_title_and_reference_description`, in any order and among other
+//! columns. Captions are compared byte by byte. Every id of the truth counts once; an id without a row in the
+//! submission scores 0. The rows of an id need not be consecutive; their order is their rank, and only the first five
+//! count. An id with several rows in the truth has several relevant captions, of which the best rank counts. Memory is
+//! the truth plus 40 bytes for each id of the submission, independent of the length of the submission.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
@@ -15,16 +15,16 @@ use twox_hash::XxHash3_64;
 use super::metrics::{DEPTH, Tally};
 use super::submission::{CAPTION_COLUMN, ID_COLUMN};
 
-/// Which of the two files a message is about.
+/// Input file that an error refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The file that is scored.
+pub enum FileRole {
+    /// The scored file.
     Submission,
-    /// The file that it is scored against.
+    /// The file with the relevant captions.
     Truth,
 }
 
-impl std::fmt::Display for Role {
+impl std::fmt::Display for FileRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Submission => "submission",
@@ -33,24 +33,24 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// Why a submission could not be scored.
+/// Error of scoring a submission.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
     /// The header lacks a column.
     #[error("the {role} has no column `{column}`; its header is `{header}`")]
     Column {
         /// The file.
-        role: Role,
-        /// The column that is needed.
+        role: FileRole,
+        /// Missing column.
         column: &'static str,
-        /// The header as it was read.
+        /// Header of the file.
         header: String,
     },
     /// The header names a column twice.
     #[error("the header of the {role} names column `{column}` more than once")]
     Repeated {
         /// The file.
-        role: Role,
+        role: FileRole,
         /// The column.
         column: &'static str,
     },
@@ -58,10 +58,10 @@ pub enum EvaluateError {
     #[error("row `{row}` of the {role} cannot be read as CSV in UTF-8")]
     Row {
         /// The file.
-        role: Role,
+        role: FileRole,
         /// Data row, from 1; 0 is the header.
         row: u64,
-        /// What the reader said.
+        /// Error of the CSV reader.
         #[source]
         source: csv::Error,
     },
@@ -69,21 +69,21 @@ pub enum EvaluateError {
     #[error("row `{row}` of the {role} has an empty column `{column}`")]
     EmptyId {
         /// The file.
-        role: Role,
+        role: FileRole,
         /// Data row, from 1.
         row: u64,
-        /// The column of ids.
+        /// Name of the id column.
         column: &'static str,
     },
-    /// The truth holds a header and nothing else.
+    /// The truth has a header but no rows.
     #[error("the truth has no rows, so there is nothing to score against")]
     NoTruth,
 }
 
-/// What a submission scores, and what was odd about it.
+/// Metrics of a submission, and counts of its irregularities.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Scores {
-    /// Ids of the truth: what every mean is over.
+    /// Ids of the truth, over which every mean is taken.
     pub ids: u64,
     /// Mean NDCG@5.
     pub ndcg5: f64,
@@ -97,20 +97,24 @@ pub struct Scores {
     pub rows: u64,
     /// Ids of the truth without a row in the submission; they score 0.
     pub missing_ids: u64,
-    /// Distinct ids of the submission that the truth does not have; they count nowhere.
+    /// Distinct ids of the submission that the truth does not contain; they are ignored.
     pub unknown_ids: u64,
-    /// Rows beyond the fifth of an id of the truth; they count nowhere.
+    /// Rows beyond the fifth of an id of the truth; they are ignored.
     pub rows_beyond_five: u64,
-    /// Rows among the first five of an id that repeat a caption of that id; each takes up a rank all the same.
+    /// Rows among the first five of an id that repeat one of its captions; each still occupies a rank.
     pub repeated_rows: u64,
 }
 
+/// State of one id of the truth.
 #[derive(Default)]
-struct Id {
+struct IdState {
     relevant: Vec<Box<str>>,
-    best: Option<u8>,
+    /// Best rank of a relevant caption so far, from 1.
+    best_rank: Option<u8>,
+    /// Rows of the submission so far, at most [`DEPTH`].
     rows: u8,
-    seen: [u64; DEPTH],
+    /// Hashes of the captions of these rows.
+    hashes: [u64; DEPTH],
 }
 
 /// Scores a submission.
@@ -119,14 +123,14 @@ struct Id {
 /// When a file lacks a column, a row cannot be read or has no id, or the truth is empty.
 pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, EvaluateError> {
     let mut index: HashMap<Box<str>, usize> = HashMap::new();
-    // In the order of the truth, so that sums do not depend on the map's order.
-    let mut ids: Vec<Id> = Vec::new();
-    each_row(Role::Truth, truth, |id, caption| {
+    // In the order of the truth, so that sums do not depend on the order of the map.
+    let mut ids: Vec<IdState> = Vec::new();
+    for_each_row(FileRole::Truth, truth, |id, caption| {
         let at = if let Some(&at) = index.get(id) {
             at
         } else {
             index.insert(id.into(), ids.len());
-            ids.push(Id::default());
+            ids.push(IdState::default());
             ids.len() - 1
         };
         if !ids[at].relevant.iter().any(|known| **known == *caption) {
@@ -140,30 +144,30 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
     let mut unknown = HashSet::new();
     let mut rows_beyond_five = 0;
     let mut repeated_rows = 0;
-    let rows = each_row(Role::Submission, submission, |id, caption| {
+    let rows = for_each_row(FileRole::Submission, submission, |id, caption| {
         let Some(&at) = index.get(id) else {
             unknown.insert(XxHash3_64::oneshot(id.as_bytes()));
             return;
         };
-        let entry = &mut ids[at];
-        let filled = usize::from(entry.rows);
+        let state = &mut ids[at];
+        let filled = usize::from(state.rows);
         if filled == DEPTH {
             rows_beyond_five += 1;
             return;
         }
         let hash = XxHash3_64::oneshot(caption.as_bytes());
-        repeated_rows += u64::from(entry.seen[..filled].contains(&hash));
-        entry.seen[filled] = hash;
-        entry.rows += 1;
-        if entry.best.is_none() && entry.relevant.iter().any(|known| **known == *caption) {
-            entry.best = Some(entry.rows);
+        repeated_rows += u64::from(state.hashes[..filled].contains(&hash));
+        state.hashes[filled] = hash;
+        state.rows += 1;
+        if state.best_rank.is_none() && state.relevant.iter().any(|known| **known == *caption) {
+            state.best_rank = Some(state.rows);
         }
     })?;
 
     let mut tally = Tally::default();
     let mut missing_ids = 0;
     for id in &ids {
-        tally.add(id.best.map(usize::from));
+        tally.add(id.best_rank.map(usize::from));
         missing_ids += u64::from(id.rows == 0);
     }
     Ok(Scores {
@@ -180,51 +184,52 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
     })
 }
 
-/// A row of a truth file.
+/// Row of a truth file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Truth {
-    /// The id.
+pub struct TruthRow {
+    /// Id of the row.
     pub id: Box<str>,
-    /// Its right caption.
+    /// Relevant caption.
     pub caption: Box<str>,
-    /// Its language, where the file has a column `language`; else empty.
+    /// Language of the caption from the column `language`; empty without this column.
     pub language: Box<str>,
 }
 
-/// Reads a truth file, with its languages.
+/// Reads a truth file, including languages.
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn read_truth(input: impl Read) -> Result<Vec<Truth>, EvaluateError> {
+pub fn read_truth(input: impl Read) -> Result<Vec<TruthRow>, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);
-    let unreadable = |row| move |source| EvaluateError::Row { role: Role::Truth, row, source };
+    let unreadable = |row| move |source| EvaluateError::Row { role: FileRole::Truth, row, source };
     let header = reader.headers().map_err(unreadable(0))?.clone();
-    let places = [column(Role::Truth, &header, ID_COLUMN)?, column(Role::Truth, &header, CAPTION_COLUMN)?];
+    let columns =
+        [find_column(FileRole::Truth, &header, ID_COLUMN)?, find_column(FileRole::Truth, &header, CAPTION_COLUMN)?];
     let language = header.iter().position(|name| name == LANGUAGE_COLUMN);
     let mut rows = Vec::new();
     for (row, record) in (1..).zip(reader.records()) {
         let record = record.map_err(unreadable(row))?;
-        let [id, caption] = places.map(|place| record[place].into());
-        rows.push(Truth { id, caption, language: language.map_or("", |place| &record[place]).into() });
+        let [id, caption] = columns.map(|at| record[at].into());
+        rows.push(TruthRow { id, caption, language: language.map_or("", |at| &record[at]).into() });
     }
     Ok(rows)
 }
 
-/// The column of a truth file that may say in which language a caption is.
+/// Name of the optional language column of a truth file.
 const LANGUAGE_COLUMN: &str = "language";
 
-/// Calls `visit` with id and caption of each row; gives the number of rows.
-fn each_row(role: Role, input: impl Read, mut visit: impl FnMut(&str, &str)) -> Result<u64, EvaluateError> {
+/// Calls `visit` with id and caption of each row; returns the number of rows.
+fn for_each_row(role: FileRole, input: impl Read, mut visit: impl FnMut(&str, &str)) -> Result<u64, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);
     let unreadable = |row| move |source| EvaluateError::Row { role, row, source };
     let header = reader.headers().map_err(unreadable(0))?.clone();
-    let id_at = column(role, &header, ID_COLUMN)?;
-    let caption_at = column(role, &header, CAPTION_COLUMN)?;
+    let id_at = find_column(role, &header, ID_COLUMN)?;
+    let caption_at = find_column(role, &header, CAPTION_COLUMN)?;
     let mut record = csv::StringRecord::new();
     let mut row = 0;
     while reader.read_record(&mut record).map_err(unreadable(row + 1))? {
         row += 1;
-        // The reader refuses a row whose number of fields is not the header's.
+        // The reader rejects rows whose number of fields differs from the header's.
         let (id, caption) = (&record[id_at], &record[caption_at]);
         if id.is_empty() {
             return Err(EvaluateError::EmptyId { role, row, column: ID_COLUMN });
@@ -234,7 +239,8 @@ fn each_row(role: Role, input: impl Read, mut visit: impl FnMut(&str, &str)) -> 
     Ok(row)
 }
 
-fn column(role: Role, header: &csv::StringRecord, name: &'static str) -> Result<usize, EvaluateError> {
+/// Returns the position of a column that must occur exactly once; ignores a byte order mark.
+fn find_column(role: FileRole, header: &csv::StringRecord, name: &'static str) -> Result<usize, EvaluateError> {
     let mut found =
         header.iter().enumerate().filter(|(_, field)| field.trim_start_matches('\u{feff}') == name).map(|(at, _)| at);
     let first = found.next().ok_or_else(|| EvaluateError::Column {
@@ -264,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_agree_with_numpy() {
+    fn scores_match_numpy() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/");
         let open = |name: &str| std::fs::File::open(format!("{folder}{name}")).unwrap();
         let scores = evaluate(open("ranked.csv"), open("truth.csv")).unwrap();
@@ -285,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_id_scores_nothing_and_is_counted() {
+    fn missing_id_scores_zero() {
         let scores = scores("1,a\n", "1,a\n2,b\n").unwrap();
         assert_eq!((scores.ids, scores.missing_ids), (2, 1));
         assert!(close(scores.ndcg5, 0.5));
     }
 
     #[test]
-    fn an_unknown_id_is_counted_once() {
+    fn unknown_id_is_counted_once() {
         let scores = scores("9,a\n9,b\n1,a\n", "1,a\n").unwrap();
         assert_eq!((scores.unknown_ids, scores.rows), (1, 3));
         assert!(close(scores.recall1, 1.0));
@@ -306,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_caption_takes_a_rank_and_is_counted() {
+    fn repeated_caption_occupies_a_rank() {
         let scores = scores("1,x\n1,x\n1,a\n1,a\n", "1,a\n").unwrap();
         assert_eq!(scores.repeated_rows, 2);
         assert!(close(scores.mrr, 1.0 / 3.0));
     }
 
     #[test]
-    fn any_relevant_caption_of_an_id_counts_and_the_best_rank_is_taken() {
+    fn best_rank_of_several_relevant_captions_counts() {
         let scores = scores("1,x\n1,b\n1,a\n", "1,a\n1,b\n1,a\n").unwrap();
         assert_eq!(scores.ids, 1);
         assert!(close(scores.mrr, 0.5));
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_found_by_name_behind_a_byte_order_mark() {
+    fn byte_order_mark_is_ignored() {
         let truth = "\u{feff}id,other,caption_title_and_reference_description\n1,z,\"a, \"\"b\"\"\nc\"\n";
         let submission = "caption_title_and_reference_description,id\r\n\"a, \"\"b\"\"\nc\",1\r\n";
         let scores = evaluate(submission.as_bytes(), truth.as_bytes()).unwrap();
@@ -334,12 +340,12 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_column_names_file_and_column() {
+    fn missing_column_error_names_file_and_column() {
         let error = evaluate("id,caption\n".as_bytes(), HEADER.as_bytes());
         assert!(matches!(error, Err(EvaluateError::NoTruth)));
         let error = evaluate("id,caption\n".as_bytes(), format!("{HEADER}1,a\n").as_bytes());
         let error = error.unwrap_err();
-        assert!(matches!(error, EvaluateError::Column { role: Role::Submission, .. }));
+        assert!(matches!(error, EvaluateError::Column { role: FileRole::Submission, .. }));
         assert_eq!(
             error.to_string(),
             "the submission has no column `caption_title_and_reference_description`; its header is `id,caption`"
@@ -347,14 +353,14 @@ mod tests {
     }
 
     #[test]
-    fn a_short_row_names_file_and_row() {
+    fn short_row_error_names_file_and_row() {
         let error = scores("1,a\n2\n", "1,a\n").unwrap_err();
         assert!(matches!(error, EvaluateError::Row { row: 2, .. }));
         assert!(error.to_string().contains("row `2` of the submission"));
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_name_file_and_row() {
+    fn invalid_utf8_error_names_file_and_row() {
         let mut truth = format!("{HEADER}1,a\n2,").into_bytes();
         truth.extend([0xff, b'\n']);
         let error = evaluate(HEADER.as_bytes(), &truth[..]).unwrap_err();
@@ -362,14 +368,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_id_is_refused() {
+    fn empty_id_is_rejected() {
         let error = scores("1,a\n,b\n", "1,a\n").unwrap_err();
         assert!(error.to_string().contains("row `2` of the submission has an empty column `id`"));
     }
 
     #[test]
-    fn an_empty_file_is_refused() {
+    fn empty_file_is_rejected() {
         let error = evaluate("".as_bytes(), "".as_bytes()).unwrap_err();
-        assert!(matches!(error, EvaluateError::Column { role: Role::Truth, .. }));
+        assert!(matches!(error, EvaluateError::Column { role: FileRole::Truth, .. }));
     }
 }

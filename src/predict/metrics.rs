@@ -1,17 +1,17 @@
-//! Scores of rankings with one relevant caption for each id, and the two numbers to read them against.
+//! Ranking metrics with one relevant caption for each id, with their upper bound and their value by chance.
 //!
-//! A rank is 1-based; `None` means that the relevant caption was not ranked. NDCG@5 with one relevant item is
-//! `1 / log2(rank + 1)` up to rank 5 and 0 beyond (Järvelin and Kekäläinen 2002; the ideal gain is 1).
+//! Ranks are 1-based; `None` means that the relevant caption was not ranked. NDCG@5 with one relevant item is
+//! `1 / log2(rank + 1)` up to rank 5 and 0 beyond; the ideal gain is 1 (Järvelin and Kekäläinen 2002).
 
-/// Ranks that count.
+/// Cut-off rank of the metrics.
 pub const DEPTH: usize = 5;
 
-/// The gain of the relevant caption at a 1-based rank: `1 / log2(rank + 1)`, 0 beyond [`DEPTH`] and for rank 0.
+/// Returns the gain at a 1-based rank: `1 / log2(rank + 1)`; 0 beyond [`DEPTH`] and for rank 0.
 pub fn gain(rank: usize) -> f64 {
     if (1..=DEPTH).contains(&rank) { 1.0 / ((rank + 1) as f64).log2() } else { 0.0 }
 }
 
-/// Sums over ids; the means are read from it.
+/// Sums of the metrics over ids, from which the means are computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Tally {
     ids: u64,
@@ -22,9 +22,9 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one id by the rank of its relevant caption.
+    /// Adds one id by the rank of its relevant caption.
     ///
-    /// Of ranks beyond [`DEPTH`] only the reciprocal rank takes notice.
+    /// A rank beyond [`DEPTH`] counts for the reciprocal rank only.
     pub fn add(&mut self, rank: Option<usize>) {
         self.ids += 1;
         let Some(rank) = rank.filter(|&rank| rank > 0) else {
@@ -36,27 +36,27 @@ impl Tally {
         self.reciprocal += 1.0 / rank as f64;
     }
 
-    /// Ids counted.
+    /// Returns the number of ids.
     pub fn ids(&self) -> u64 {
         self.ids
     }
 
-    /// Mean NDCG@5; 0 without ids.
+    /// Returns the mean NDCG@5; 0 without ids.
     pub fn ndcg5(&self) -> f64 {
         self.mean(self.gain)
     }
 
-    /// Share of ids whose relevant caption is first; 0 without ids.
+    /// Returns the share of ids whose relevant caption is at rank 1; 0 without ids.
     pub fn recall1(&self) -> f64 {
         self.mean(self.first as f64)
     }
 
-    /// Share of ids whose relevant caption is among the first five; 0 without ids.
+    /// Returns the share of ids whose relevant caption is at ranks 1 to 5; 0 without ids.
     pub fn recall5(&self) -> f64 {
         self.mean(self.within as f64)
     }
 
-    /// Mean reciprocal rank over the ranks that were given; 0 without ids.
+    /// Returns the mean reciprocal rank over all ranks that were added; 0 without ids.
     pub fn mrr(&self) -> f64 {
         self.mean(self.reciprocal)
     }
@@ -66,15 +66,15 @@ impl Tally {
     }
 }
 
-/// The 1-based rank of `label` in a ranking, best first.
+/// Returns the 1-based rank of `label` in a ranking, best first.
 pub fn rank_of(label: u32, ranking: &[u32]) -> Option<usize> {
     ranking.iter().position(|&class| class == label).map(|at| at + 1)
 }
 
-/// The best mean NDCG@5 that any ranking can reach when all ids of an image get the same ranking.
+/// Returns the upper bound on mean NDCG@5 if all ids of an image get the same ranking; 0 without ids.
 ///
-/// `ids_per_image` gives the number of ids of each image. An image with m ids, each with a caption of its own,
-/// collects at most the gains of ranks 1 to min(m, 5); the mean is over ids. 0 without ids.
+/// `ids_per_image` yields the number of ids of each image. An image with m ids, each with its own caption, collects at
+/// most the gains of ranks 1 to min(m, 5). The mean is over ids.
 pub fn ceiling(ids_per_image: impl IntoIterator<Item = u64>) -> f64 {
     let mut ids = 0;
     let mut gains = 0.0;
@@ -86,7 +86,7 @@ pub fn ceiling(ids_per_image: impl IntoIterator<Item = u64>) -> f64 {
     if ids == 0 { 0.0 } else { gains / ids as f64 }
 }
 
-/// The expected NDCG@5 of a ranking drawn at random from `captions` distinct captions.
+/// Returns the expected NDCG@5 of a random ranking of `captions` distinct captions.
 ///
 /// Each rank holds the relevant caption with probability 1 / captions: `Σ_{r=1..min(5, captions)} gain(r) / captions`.
 pub fn chance(captions: u64) -> f64 {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn gains_follow_the_definition_and_end_at_rank_five() {
+    fn gain_is_zero_beyond_rank_five() {
         assert!(close(gain(1), 1.0));
         assert!(close(gain(3), 0.5));
         assert!(close(gain(5), 1.0 / 6.0_f64.log2()));
@@ -115,24 +115,24 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_of_one_image_is_the_published_row() {
+    fn ceiling_of_one_image_matches_published_values() {
         for (ids, expected) in [(1, 1.0), (2, 0.816), (3, 0.710), (4, 0.640), (5, 0.590)] {
-            // Published with three digits, the second one rounded up.
+            // Published with three digits; the second value is rounded up.
             assert!((ceiling([ids]) - expected).abs() < 6e-4, "{ids} ids");
         }
-        // Six ids: the sixth collects nothing.
+        // The sixth of six ids gains nothing.
         assert!(close(ceiling([6]), ceiling([5]) * 5.0 / 6.0));
         assert!(close(ceiling([0; 0]), 0.0));
     }
 
     #[test]
-    fn the_ceiling_weighs_images_by_their_ids() {
+    fn ceiling_weighs_images_by_their_ids() {
         let expected = (1.0 + 2.0 * ceiling([2])) / 3.0;
         assert!(close(ceiling([1, 2]), expected));
     }
 
     #[test]
-    fn chance_is_the_mean_over_all_positions() {
+    fn chance_is_mean_gain_over_all_ranks() {
         let all: f64 = (1..=7).map(gain).sum();
         assert!(close(chance(7), all / 7.0));
         assert!((chance(92_366) - 3.2e-5).abs() < 1e-6);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_without_ids_has_no_nan() {
+    fn empty_tally_has_no_nan() {
         let tally = Tally::default();
         assert!(close(tally.ndcg5() + tally.recall1() + tally.recall5() + tally.mrr(), 0.0));
     }

@@ -1,26 +1,26 @@
-//! The one order in which classes are ranked, and the bounded list that keeps the best of them.
+//! Ranking order of classes, and a bounded list of the best classes.
 //!
-//! Higher logit first; of equal logits the lower class index first; NaN never ranks. The order is total, so
-//! a list built from any split of the classes into blocks, offered in class order, is the same.
+//! The higher logit ranks first; of equal logits the lower class index; NaN never ranks. The order is total, so any
+//! split of the classes into tiles gives the same list if tiles are offered in class order.
 
-/// The best classes of one row, best first.
+/// Best classes of one row, best first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TopK {
-    /// Class indices, best first; fewer than asked for when fewer logits are numbers.
+    /// Class indices, best first; fewer than `k` if fewer logits are numbers.
     pub classes: Vec<u32>,
-    /// The logit of each class, not increasing.
+    /// Logit of each class, in descending order.
     pub logits: Vec<f32>,
 }
 
 impl TopK {
-    /// An empty list with room for `k` entries.
+    /// Creates an empty list with capacity for `k` classes.
     pub fn with_capacity(k: usize) -> Self {
         Self { classes: Vec::with_capacity(k), logits: Vec::with_capacity(k) }
     }
 
-    /// Offers the logits of the classes `first..first + logits.len()` and keeps the best `k` of all offered.
+    /// Offers the logits of the classes `first..first + logits.len()`; the list keeps the best `k` of all offers.
     ///
-    /// Blocks must be offered in class order: an equal logit of a later class never displaces an earlier one.
+    /// Offers must come in class order: a later class never displaces an earlier one with the same logit.
     pub fn offer(&mut self, first: u32, logits: &[f32], k: usize) {
         if k == 0 {
             return;
@@ -36,7 +36,7 @@ impl TopK {
         }
         let mut worst = self.logits.last().copied();
         for (&logit, class) in rest {
-            // False for NaN and for a tie, which the lower class has already won.
+            // False for NaN and for a tie, in which the lower class stays.
             if worst.is_some_and(|worst| logit > worst) {
                 self.classes.pop();
                 self.logits.pop();
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn by_sorting(logits: &[f32], k: usize) -> TopK {
+    fn rank_by_sorting(logits: &[f32], k: usize) -> TopK {
         let mut order: Vec<usize> = (0..logits.len()).filter(|&i| !logits[i].is_nan()).collect();
         order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap().then(a.cmp(&b)));
         order.truncate(k);
@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_list_is_the_head_of_a_full_sort_for_any_blocks(
+        fn list_equals_sorted_prefix_for_any_tiling(
             values in prop::collection::vec(prop_oneof![
                 8 => (-3i8..3).prop_map(f32::from),
                 1 => Just(f32::NAN),
@@ -81,19 +81,19 @@ mod tests {
             for (index, part) in values.chunks(block).enumerate() {
                 top.offer((index * block) as u32, part, k);
             }
-            prop_assert_eq!(top, by_sorting(&values, k));
+            prop_assert_eq!(top, rank_by_sorting(&values, k));
         }
     }
 
     #[test]
-    fn equal_logits_rank_the_lower_class_first() {
+    fn tie_ranks_the_lower_class_first() {
         let mut top = TopK::default();
         top.offer(0, &[1.0, 2.0, 2.0, 1.0, 2.0], 4);
         assert_eq!(top.classes, [1, 2, 4, 0]);
     }
 
     #[test]
-    fn a_row_of_nan_ranks_nothing() {
+    fn row_of_nan_ranks_nothing() {
         let mut top = TopK::default();
         top.offer(0, &[f32::NAN; 7], 5);
         assert_eq!(top, TopK::default());

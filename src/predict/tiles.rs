@@ -1,9 +1,8 @@
-//! The head on the device, cut into tiles of classes.
+//! Device representation of a head: tiles of classes.
 //!
-//! One tile is a `[classes of the tile, dim]` matrix. Every temporary of a product or an update is then one tile
-//! large, never the whole head (284 MB at 768 × 92,366 in f32), and on the CPU such temporaries are small
-//! enough for the allocator to reuse their pages. Logits are `features · weightᵀ + bias`, in f32 whatever
-//! the type of the product.
+//! A tile is a `[tile classes, dim]` matrix. Temporaries of products and updates have the size of one tile instead of
+//! the whole head (284 MB at 768 × 92,366 in f32). On the CPU they are small enough for the allocator to reuse their
+//! pages. Logits are `features · weightᵀ + bias`, in f32 for every format of the product.
 
 use std::ops::Range;
 
@@ -13,49 +12,49 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::PredictError;
 
-/// How far the work on the device is cut into blocks. Results do not depend on it beyond rounding.
+/// Tile sizes of the work on a device. Results depend on them only by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Blocks {
-    /// Rows (samples) a block of logits covers. Default: 128.
+pub struct Tiling {
+    /// Rows (samples) of a tile of logits. Default: 128.
     pub rows: usize,
-    /// Classes a tile of the head covers. Default: 8,192, 25 MB in f32 at 768 values a class.
+    /// Classes of a tile of the head. Default: 8,192, which is 25 MB in f32 at 768 values a class.
     pub classes: usize,
 }
 
-impl Default for Blocks {
+impl Default for Tiling {
     fn default() -> Self {
         Self { rows: 128, classes: 8192 }
     }
 }
 
-impl Blocks {
-    /// Refuses a block length of zero.
+impl Tiling {
+    /// Rejects a tile size of zero.
     ///
     /// # Errors
     /// [`PredictError::Zero`].
     pub fn check(self) -> Result<(), PredictError> {
         if self.rows == 0 {
-            return Err(PredictError::Zero { what: "blocks.rows" });
+            return Err(PredictError::Zero { what: "tiling.rows" });
         }
         if self.classes == 0 {
-            return Err(PredictError::Zero { what: "blocks.classes" });
+            return Err(PredictError::Zero { what: "tiling.classes" });
         }
         Ok(())
     }
 }
 
-/// The type in which the products of matrices are computed; everything else is f32.
+/// Number format of matrix products; everything else computes in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compute {
-    /// 32-bit products: the reference, and the only sensible choice on a CPU.
+    /// f32: the reference, and the faster format on a CPU.
     #[default]
     F32,
-    /// bfloat16 inputs of the products, for tensor cores. Logits are cast to f32 before softmax and loss.
+    /// bf16 inputs, for tensor cores. Logits are cast to f32 before softmax and loss.
     Bf16,
 }
 
 impl Compute {
-    /// The element type of a product's inputs.
+    /// Returns the element type of a product's inputs.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -64,47 +63,54 @@ impl Compute {
     }
 }
 
-/// `0..total` in steps of `block`; the last range may be shorter. `block` must not be zero.
-pub(crate) fn spans(total: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..total).step_by(block).map(move |start| start..(start + block).min(total))
+/// Splits `0..total` into ranges of `size`; the last one may be shorter.
+///
+/// # Panics
+/// When `size` is zero.
+pub(crate) fn tile_ranges(total: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..total).step_by(size).map(move |start| start..(start + size).min(total))
 }
 
-/// Uploads a row-major `[rows, columns]` matrix as f32, whatever the backend's default float is.
+/// Uploads a row-major `[rows, columns]` matrix as f32, independent of the backend's default float type.
 pub(crate) fn upload<B: Backend>(values: &[f32], rows: usize, columns: usize, device: &B::Device) -> Tensor<B, 2> {
     let data = TensorData::new(values.to_vec(), [rows, columns]);
     Tensor::from_data(data, (device, DType::F32))
 }
 
-/// The bias of a class that pads a tile: none is ever predicted. Far from −∞, so that no sum or product of it is.
-pub(crate) const NEVER: f32 = -1e30;
+/// Bias of a padding class, so low that the class is never predicted. Finite, so that sums and products stay finite.
+pub(crate) const PADDING_BIAS: f32 = -1e30;
 
-/// Classes that a tile is padded to a multiple of, where that is no more than a whole tile: what tensor cores like.
+/// Multiple to which the classes of the last tile are padded, for tensor cores.
 const PADDING: usize = 64;
 
-/// Classes of a tile with its padding.
-pub(crate) fn padded(classes: usize, tile: usize) -> usize {
+/// Returns the number of classes of a tile with padding; at most a full tile.
+pub(crate) fn padded_classes(classes: usize, tile: usize) -> usize {
     classes.next_multiple_of(PADDING).min(tile)
 }
 
-/// Uploads a head's matrix tile by tile, the last one padded with zeros.
+/// Uploads a weight matrix as tiles, `[tile classes, columns]` each; the last one is padded with zeros.
 pub(crate) fn upload_tiles<B: Backend>(
     values: &[f32],
     columns: usize,
     tile: usize,
     device: &B::Device,
 ) -> Vec<Tensor<B, 2>> {
-    let of_tile = |part: &[f32]| {
-        let classes = padded(part.len() / columns, tile);
-        upload_padded(part, classes, columns, 0.0, device)
+    let upload_tile = |values: &[f32]| {
+        let classes = padded_classes(values.len() / columns, tile);
+        upload_padded(values, classes, columns, 0.0, device)
     };
-    values.chunks(tile * columns).map(of_tile).collect()
+    values.chunks(tile * columns).map(upload_tile).collect()
 }
 
-/// Uploads a bias, one `[1, classes of the tile]` row a tile, the last one padded.
+/// Uploads a bias as tiles, `[1, tile classes]` each; the last one is padded with `pad`.
 pub(crate) fn upload_rows<B: Backend>(values: &[f32], tile: usize, pad: f32, device: &B::Device) -> Vec<Tensor<B, 2>> {
-    values.chunks(tile).map(|part| upload_padded(part, 1, padded(part.len(), tile), pad, device)).collect()
+    values
+        .chunks(tile)
+        .map(|values| upload_padded(values, 1, padded_classes(values.len(), tile), pad, device))
+        .collect()
 }
 
+/// Uploads values, extended with `pad`, as a `[rows, columns]` matrix.
 fn upload_padded<B: Backend>(
     values: &[f32],
     rows: usize,
@@ -118,33 +124,33 @@ fn upload_padded<B: Backend>(
     Tensor::from_data(TensorData::new(all, [rows, columns]), (device, DType::F32))
 }
 
-/// Reads an f32 tensor back to the host, row-major.
+/// Downloads an f32 tensor to the host, row-major.
 pub(crate) fn download<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>, PredictError> {
     let data = tensor.try_into_data().map_err(|error| PredictError::Device(error.to_string()))?;
     data.into_vec::<f32>().map_err(|error| PredictError::Device(format!("{error:?}")))
 }
 
-/// `[rows, dim]` features and one tile of the head to `[rows, classes of the tile]` logits in f32.
+/// Maps features, `[rows, dim]`, and one tile of the head to f32 logits, `[rows, tile classes]`.
 ///
-/// Features and weight are in the type of the product; the bias is f32.
+/// Features and weight have the format of the product; the bias is f32.
 pub(crate) fn tile_logits<B: Backend>(
     features: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
     bias: &Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     let product = features.clone().matmul(weight.clone().transpose());
-    as_type(product, DType::F32) + bias.clone()
+    cast_to(product, DType::F32) + bias.clone()
 }
 
-/// Casts, or hands the tensor back untouched where it has the type already.
-pub(crate) fn as_type<B: Backend>(tensor: Tensor<B, 2>, dtype: DType) -> Tensor<B, 2> {
+/// Casts a tensor; returns it unchanged if it has this type.
+pub(crate) fn cast_to<B: Backend>(tensor: Tensor<B, 2>, dtype: DType) -> Tensor<B, 2> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
-/// `[rows, classes]` logits to `(softmax [rows, classes], log Σ exp [rows, 1])`.
+/// Maps logits, `[rows, classes]`, to `(softmax, log Σ exp)` of shapes `[rows, classes]` and `[rows, 1]`.
 ///
-/// The softmax is one fused pass on the CPU, so the logarithm is taken from its largest entry:
-/// `log Σ exp(x) = max x − log max softmax(x)`, where that entry is at least 1 / classes and cannot underflow.
+/// The softmax is one fused pass on the CPU, so `log Σ exp` is computed from its largest entry:
+/// `log Σ exp(x) = max x − log max softmax(x)`. This entry is at least 1 / classes and cannot underflow.
 pub(crate) fn softmax_and_lse<B: Backend>(logits: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let largest = logits.clone().max_dim(1);
     let probabilities = softmax(logits, 1);

@@ -1,4 +1,4 @@
-//! A head and its progress as a directory on disk.
+//! Saves and loads a head, its optimiser and the progress of training as a directory.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -6,12 +6,13 @@
 //! | `optimizer.safetensors` | `classifier.weight.momentum`, `classifier.bias.momentum`, same shapes, f32 |
 //! | `state.json` | [`Progress`] |
 //!
-//! That of a map into the space of captions' vectors holds `projection.weight` `[output, input]`, `projection.bias`, where there is
-//! a hidden layer `hidden.weight` and `hidden.bias`, `logit_scale` (its logarithm), `features.mean`, `features.std` and `text.mean`;
-//! and for each that is trained `NAME.exp_avg` and `NAME.exp_avg_sq`.
+//! The head of a projection head holds `projection.weight` `[output, input]`, `projection.bias`, `logit_scale` (its
+//! logarithm), `features.mean`, `features.std`, `text.mean` and, with a hidden layer, `hidden.weight` and
+//! `hidden.bias`. Its optimiser holds `NAME.exp_avg` and `NAME.exp_avg_sq` for each trained tensor.
 //!
-//! The bytes are a function of head and progress alone. Tensors are streamed through a small buffer: neither saving nor
-//! loading holds a second copy. Every value must be finite, on both ways. Whoever saves gives the directory its name last.
+//! The bytes depend on head and progress only. Tensors are streamed through a small buffer, so neither saving nor
+//! loading holds a second copy. Values that are not finite are rejected by both. The caller saves to a temporary
+//! directory and renames it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,96 +26,100 @@ use super::HeadState;
 mod tensors;
 mod text;
 
-use tensors::Part;
+use tensors::NamedTensor;
 pub use text::{load_text, load_text_head, save_text};
 
-/// The version of `state.json` that this code writes and reads.
+/// Version of `state.json`.
 const FORMAT: u32 = 1;
 
-/// Name of the head's file.
+/// Name of the file with the head.
 pub const HEAD_FILE: &str = "head.safetensors";
-/// Name of the momentum buffers' file.
+/// Name of the file with the state of the optimiser.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-/// Name of the progress file.
+/// Name of the file with the progress.
 pub const STATE_FILE: &str = "state.json";
-/// All files of a checkpoint.
+/// Names of all files of a checkpoint.
 pub const FILES: [&str; 3] = [HEAD_FILE, OPTIMIZER_FILE, STATE_FILE];
 
+/// Tensors of a classifier head: bias, then weight.
 const HEAD_NAMES: [&str; 2] = ["classifier.bias", "classifier.weight"];
+/// Tensors of its optimiser: momentum of the bias, then of the weight.
 const MOMENTUM_NAMES: [&str; 2] = ["classifier.bias.momentum", "classifier.weight.momentum"];
 
-/// Where a run stands, beside its weights.
+/// Progress of a training run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// Updates made.
+    /// Number of updates.
     pub step: u64,
-    /// Epoch at work, from 0.
+    /// Current epoch, from 0.
     pub epoch: u32,
-    /// Samples of this epoch that the updates consumed.
+    /// Number of samples of this epoch that were used for updates.
     pub position: u64,
     /// Seed of the run.
     pub seed: u64,
     /// Best validation metric so far.
     #[serde(with = "exact_option")]
     pub best: Option<f64>,
-    /// Sum of the losses that were not reported yet, in nats.
+    /// Sum of the losses not yet reported, in nats.
     #[serde(with = "exact")]
     pub loss_sum: f64,
-    /// Samples of that sum.
+    /// Number of samples in this sum.
     pub loss_count: u64,
-    /// What the checkpoint was made from: name of the artefact or setting to its hash.
+    /// Hash of each input artefact and setting, by name.
     pub hashes: BTreeMap<String, String>,
 }
 
+/// Content of `state.json`.
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
     format: u32,
-    /// XXH3 of each of the other files, in hexadecimal: a changed weight would never be noticed otherwise.
+    /// XXH3 of each other file, in hex. A changed weight would go unnoticed without it.
     #[serde(default)]
     checksums: BTreeMap<String, String>,
     progress: T,
 }
 
-/// Why a checkpoint could not be saved or loaded.
+/// Error of saving or loading a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system refused.
+    /// A file system operation failed.
     #[error("cannot {action} `{path}`")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         action: &'static str,
         /// File or directory.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         #[source]
         source: io::Error,
     },
-    /// A file does not hold what its name promises.
+    /// A file is damaged or has unexpected content.
     #[error("checkpoint file `{path}` cannot be used: {reason}; resume from an earlier checkpoint")]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Defect of the file.
         reason: String,
     },
-    /// The head that was to be saved is not usable.
+    /// The head to save is invalid.
     #[error("the head cannot be saved: {reason}")]
     Head {
-        /// What is wrong with it.
+        /// Defect of the head.
         reason: String,
     },
 }
 
-/// Saves a checkpoint as directory `dir`, which is made anew; its parent is created if need be.
+/// Saves a checkpoint to directory `dir`; replaces the directory and creates its parents.
 ///
-/// The directory grows file by file: save under a temporary name, and give it its own once this returns, when everything in
-/// it outlives a crash of the machine.
+/// The directory is written file by file, so save under a temporary name and rename it afterwards. When this returns,
+/// all files are durable.
 ///
 /// # Errors
-/// When the head's lengths do not fit or a value is not finite, or the file system refuses; the directory is removed then.
+/// When a length does not match, a value is not finite, or a file system operation fails. The directory is removed
+/// then.
 pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
-    if let Some((what, actual, expected)) = state.misfit() {
+    if let Some((what, actual, expected)) = state.find_length_mismatch() {
         let reason = format!("`{what}` holds `{actual}` values, expected `{expected}`");
         return Err(CheckpointError::Head { reason });
     }
@@ -123,14 +128,14 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
         |names: [&'static str; 2], bias, weight| vec![(names[0], &row[..], bias), (names[1], &matrix[..], weight)];
     let head = file(HEAD_NAMES, state.bias.as_slice(), state.weight.as_slice());
     let optimizer = file(MOMENTUM_NAMES, state.bias_momentum.as_slice(), state.weight_momentum.as_slice());
-    save_parts(dir, &head, &optimizer, progress)
+    save_tensors(dir, &head, &optimizer, progress)
 }
 
-/// Saves what a head and its optimiser consist of.
-pub(super) fn save_parts(
+/// Saves the tensors of a head and its optimiser, and the progress.
+pub(super) fn save_tensors(
     dir: &Path,
-    head: &[Part<'_>],
-    optimizer: &[Part<'_>],
+    head: &[NamedTensor<'_>],
+    optimizer: &[NamedTensor<'_>],
     progress: &Progress,
 ) -> Result<(), CheckpointError> {
     if [progress.loss_sum, progress.best.unwrap_or(0.0)].iter().any(|value| !value.is_finite()) {
@@ -140,20 +145,20 @@ pub(super) fn save_parts(
     remove(dir)?;
     fs::create_dir_all(dir).map_err(io("create directory", dir))?;
     write_all(dir, head, optimizer, progress).and_then(|()| sync(dir)).inspect_err(|_| {
-        // What cannot be removed either has a temporary name, and is swept by the next process.
+        // A failure here is harmless: the name is temporary, and the next process removes it.
         remove(dir).ok();
     })
 }
 
 fn write_all(
     dir: &Path,
-    head: &[Part<'_>],
-    optimizer: &[Part<'_>],
+    head: &[NamedTensor<'_>],
+    optimizer: &[NamedTensor<'_>],
     progress: &Progress,
 ) -> Result<(), CheckpointError> {
     let mut checksums = BTreeMap::new();
-    for (file, parts) in [(HEAD_FILE, head), (OPTIMIZER_FILE, optimizer)] {
-        tensors::write(&dir.join(file), parts)?;
+    for (file, tensors) in [(HEAD_FILE, head), (OPTIMIZER_FILE, optimizer)] {
+        tensors::write(&dir.join(file), tensors)?;
         checksums.insert(file.to_owned(), checksum(&dir.join(file))?);
     }
     let path = dir.join(STATE_FILE);
@@ -164,125 +169,127 @@ fn write_all(
     sync(&path)
 }
 
-/// Loads the checkpoint in directory `dir`.
+/// Loads the checkpoint of a classifier head from directory `dir`.
 ///
 /// # Errors
-/// When a file is missing, cut short, of another version, has other tensors, types or shapes than it should, or holds
-/// a value that is not finite. The error names the file.
+/// When a file is missing, truncated, of another version, or has unexpected tensors, types, shapes or values that are
+/// not finite. The error names the file.
 pub fn load(dir: &Path) -> Result<(HeadState, Progress), CheckpointError> {
     let (progress, checksums) = load_state(dir)?;
-    verify(dir, checksums.iter())?;
-    let head = pair(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    verify_checksums(dir, checksums.iter())?;
+    let head = read_layer(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     let optimizer = dir.join(OPTIMIZER_FILE);
-    let momentum = pair(&optimizer, MOMENTUM_NAMES)?;
-    let (shape, own) = ([momentum.classes, momentum.dim], [head.classes, head.dim]);
-    if shape != own {
+    let momentum = read_layer(&optimizer, MOMENTUM_NAMES)?;
+    let (shape, expected) = ([momentum.classes, momentum.dim], [head.classes, head.dim]);
+    if shape != expected {
         return Err(CheckpointError::Content {
             path: optimizer,
-            reason: format!("its shape is `{shape:?}`, that of the head is `{own:?}`"),
+            reason: format!("its shape is `{shape:?}`, that of the head is `{expected:?}`"),
         });
     }
     let state = HeadState {
         classes: head.classes,
         dim: head.dim,
-        weight: head.matrix,
-        bias: head.row,
-        weight_momentum: momentum.matrix,
-        bias_momentum: momentum.row,
+        weight: head.weight,
+        bias: head.bias,
+        weight_momentum: momentum.weight,
+        bias_momentum: momentum.bias,
     };
     Ok((state, progress))
 }
 
-/// Loads the head alone, for prediction; the momentum buffers are left empty and are not read.
+/// Loads the head without its momentum, for prediction; the momentum buffers are empty.
 ///
 /// # Errors
-/// As [`load`], for the head's file and its checksum in `state.json` alone.
+/// As [`load`], but only for the head's file and `state.json`.
 pub fn load_head(dir: &Path) -> Result<HeadState, CheckpointError> {
     let (_, checksums) = load_state(dir)?;
-    verify(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
-    let head = pair(&dir.join(HEAD_FILE), HEAD_NAMES)?;
+    verify_checksums(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
+    let head = read_layer(&dir.join(HEAD_FILE), HEAD_NAMES)?;
     Ok(HeadState {
         classes: head.classes,
         dim: head.dim,
-        weight: head.matrix,
-        bias: head.row,
+        weight: head.weight,
+        bias: head.bias,
         weight_momentum: Vec::new(),
         bias_momentum: Vec::new(),
     })
 }
 
-/// A row and a matrix as they were read.
-struct Pair {
-    /// Length of the row, rows of the matrix.
+/// Tensors of a linear layer: its parameters, or their momentum.
+struct Layer {
     classes: usize,
-    /// Columns of the matrix.
     dim: usize,
     /// `[classes]`.
-    row: Vec<f32>,
+    bias: Vec<f32>,
     /// `[classes, dim]`, row-major.
-    matrix: Vec<f32>,
+    weight: Vec<f32>,
 }
 
-/// Reads a file that holds a row and a matrix under these names, the row's first.
-fn pair(path: &Path, names: [&str; 2]) -> Result<Pair, CheckpointError> {
-    let fits = |shapes: &[&[usize]]| {
+/// Reads a file with a linear layer; `names` are those of bias and weight.
+fn read_layer(path: &Path, names: [&str; 2]) -> Result<Layer, CheckpointError> {
+    let check = |shapes: &[&[usize]]| {
         let &[&[rows], &[classes, dim]] = shapes else {
             let shapes = shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join("` and `");
             return Err(format!("its shapes are `{shapes}`, expected `[classes]` and `[classes, dim]`"));
         };
         if rows != classes || classes == 0 || dim == 0 {
-            return Err(format!("its shapes `[{rows}]` and `[{classes}, {dim}]` do not fit together"));
+            return Err(format!("its shapes `[{rows}]` and `[{classes}, {dim}]` do not match"));
         }
         Ok(())
     };
-    let mut tensors = tensors::read(path, &names, fits)?.into_iter();
+    let mut tensors = tensors::read(path, &names, check)?.into_iter();
     match (tensors.next(), tensors.next()) {
-        (Some(row), Some(matrix)) if matrix.shape.len() == 2 => {
-            let (classes, dim) = (matrix.shape[0], matrix.shape[1]);
-            Ok(Pair { classes, dim, row: row.values, matrix: matrix.values })
+        (Some(bias), Some(weight)) if weight.shape.len() == 2 => {
+            let (classes, dim) = (weight.shape[0], weight.shape[1]);
+            Ok(Layer { classes, dim, bias: bias.values, weight: weight.values })
         }
         _ => Err(CheckpointError::Content { path: path.to_owned(), reason: "it lacks a tensor".to_owned() }),
     }
 }
 
-/// Loads the progress alone.
+/// Loads the progress only.
 ///
 /// # Errors
-/// When `state.json` is missing, of another version, or not what this code writes.
+/// When `state.json` is missing, damaged or of another version.
 pub fn load_progress(dir: &Path) -> Result<Progress, CheckpointError> {
     load_state(dir).map(|(progress, _)| progress)
 }
 
-/// The progress, and the checksums of the other files.
+/// Loads the progress and the checksums of the other files.
 fn load_state(dir: &Path) -> Result<(Progress, BTreeMap<String, String>), CheckpointError> {
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(io("read", &path))?;
-    let refused = |reason: String| CheckpointError::Content { path: path.clone(), reason };
-    // The version first: another version may have another shape.
+    let damaged = |reason: String| CheckpointError::Content { path: path.clone(), reason };
+    // Checks the version first, because another version may have other keys.
     let raw: Versioned<serde_json::Value> =
-        serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if raw.format != FORMAT {
         let reason = format!("it is of format `{}`, this program reads `{FORMAT}`", raw.format);
-        return Err(refused(reason));
+        return Err(damaged(reason));
     }
-    let progress = serde_json::from_value(raw.progress).map_err(|error| refused(error.to_string()))?;
+    let progress = serde_json::from_value(raw.progress).map_err(|error| damaged(error.to_string()))?;
     Ok((progress, raw.checksums))
 }
 
 /// Compares files with their checksums.
-fn verify<'a>(dir: &Path, checksums: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), CheckpointError> {
+fn verify_checksums<'a>(
+    dir: &Path,
+    checksums: impl Iterator<Item = (&'a String, &'a String)>,
+) -> Result<(), CheckpointError> {
     for (file, expected) in checksums.filter(|(file, _)| FILES.contains(&file.as_str())) {
         let path = dir.join(file);
         if checksum(&path)? != *expected {
             return Err(CheckpointError::Content {
                 path,
-                reason: "its bytes are not those that were saved".to_owned(),
+                reason: "its checksum differs from the one in `state.json`".to_owned(),
             });
         }
     }
     Ok(())
 }
 
+/// Computes the XXH3 of a file, in hex.
 fn checksum(path: &Path) -> Result<String, CheckpointError> {
     use std::hash::Hasher as _;
     use std::io::Read as _;
@@ -297,11 +304,13 @@ fn checksum(path: &Path) -> Result<String, CheckpointError> {
     }
 }
 
+/// Returns a constructor of I/O errors for `map_err`.
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
     let path = path.to_owned();
     move |source| CheckpointError::Io { action, path, source }
 }
 
+/// Removes a directory if it exists.
 fn remove(dir: &Path) -> Result<(), CheckpointError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove the leftover", dir)(error)),
@@ -309,12 +318,12 @@ fn remove(dir: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// Makes a file's bytes, or a directory's names, outlive a crash of the machine.
+/// Makes the bytes of a file or the entries of a directory durable.
 fn sync(path: &Path) -> Result<(), CheckpointError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(io("sync", path))
 }
 
-/// A double as text: Rust's shortest form reads back to the same bits, a JSON number parsed fast need not.
+/// Serialises a double as a string. Rust's shortest representation parses to the same bits; a JSON number may not.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -335,7 +344,7 @@ mod exact {
     }
 }
 
-/// As [`exact`], or null.
+/// Serialises an optional double like [`exact`], `None` as null.
 mod exact_option {
     use serde::{Deserialize, Deserializer, Serializer};
 

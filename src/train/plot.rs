@@ -1,6 +1,6 @@
-//! The course of a training run as one SVG: losses above, NDCG@5 below.
+//! Draws the training curves of a run as one SVG: losses in the upper panel, NDCG@5 in the lower.
 //!
-//! A panel without a finite value says so instead of showing axes. Values that are not finite break a line.
+//! A panel without a finite value shows a message instead of axes. Values that are not finite are skipped.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,30 @@ use std::path::{Path, PathBuf};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+/// Width and height of the picture, in pixels.
 const SIZE_PX: (u32, u32) = (900, 640);
+/// Colour of the training loss.
 const TRAIN: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
+/// Colour of validation metrics.
 const VALIDATION: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 
-/// What was measured at one step.
+/// Metrics of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CurvePoint {
-    /// Updates made.
+    /// Number of updates.
     pub step: u64,
     /// Mean training loss since the last point, in nats.
     pub train_loss: Option<f64>,
     /// Mean validation loss, in nats.
     pub val_loss: Option<f64>,
-    /// NDCG@5 on the validation part.
+    /// NDCG@5 on the validation split.
     pub val_ndcg5: Option<f64>,
 }
 
-/// Why the picture could not be made.
+/// Error of drawing training curves.
 #[derive(Debug, thiserror::Error)]
 pub enum PlotError {
-    /// The drawing library refused.
+    /// The drawing library failed.
     #[error("the training curve cannot be drawn: {0}")]
     Draw(String),
     /// The file cannot be written.
@@ -36,23 +39,24 @@ pub enum PlotError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// The points of one head, in the order of their steps.
+/// Training curve of one head.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Series {
-    /// What it is called where there are several.
+    /// Name in the legend if there are several heads.
     pub name: String,
-    /// Its points.
+    /// Points in the order of their steps.
     pub points: Vec<CurvePoint>,
 }
 
+/// Line of a panel.
 struct Line {
-    /// In the legend; none for a line whose colour is explained by another.
+    /// Name in the legend; `None` if another line has the same colour.
     name: Option<String>,
     colour: RGBColor,
     width: u32,
@@ -75,11 +79,12 @@ impl Line {
     }
 }
 
-/// Draws the course of one head, or of several in colours of their own, into an SVG file; the thin lines are training.
+/// Writes the training curves of one or several heads to an SVG file. With several heads, thin lines are training
+/// losses.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub fn training_curve(path: &Path, series: &[Series]) -> Result<(), PlotError> {
+/// When drawing fails or the file cannot be written.
+pub fn write_training_curves(path: &Path, series: &[Series]) -> Result<(), PlotError> {
     let picture = draw(series).map_err(PlotError::Draw)?;
     std::fs::write(path, picture).map_err(|source| PlotError::Write { path: path.to_owned(), source })
 }
@@ -88,7 +93,7 @@ fn draw(series: &[Series]) -> Result<String, String> {
     let mut picture = String::new();
     {
         let root = SVGBackend::with_string(&mut picture, SIZE_PX).into_drawing_area();
-        root.fill(&WHITE).map_err(text)?;
+        root.fill(&WHITE).map_err(to_message)?;
         let (mut losses, mut ranking) = (Vec::new(), Vec::new());
         for (number, Series { name, points }) in series.iter().enumerate() {
             let (r, g, b) = Palette99::pick(number).rgb();
@@ -97,32 +102,33 @@ fn draw(series: &[Series]) -> Result<String, String> {
                 [_] => ([Some("training".to_owned()), Some("validation".to_owned())], (TRAIN, 2), (VALIDATION, 2)),
                 _ => ([None, Some(name.clone())], (own, 1), (own, 2)),
             };
-            let [of_train, of_validation] = names;
-            losses.push(Line::new(of_train, train, points, |point| point.train_loss));
-            losses.push(Line::new(of_validation.clone(), validation, points, |point| point.val_loss));
-            ranking.push(Line::new(of_validation, validation, points, |point| point.val_ndcg5));
+            let [train_name, validation_name] = names;
+            losses.push(Line::new(train_name, train, points, |point| point.train_loss));
+            losses.push(Line::new(validation_name.clone(), validation, points, |point| point.val_loss));
+            ranking.push(Line::new(validation_name, validation, points, |point| point.val_ndcg5));
         }
         let steps = range(series.iter().flat_map(|one| &one.points).map(|point| point.step as f64), 0.0);
         let (upper, lower) = root.split_vertically(SIZE_PX.1 * 3 / 5);
-        panel(&upper, "Cross-entropy (nats)", &steps, &losses, SeriesLabelPosition::UpperRight)?;
-        panel(&lower, "NDCG@5", &steps, &ranking, SeriesLabelPosition::LowerRight)?;
-        root.present().map_err(text)?;
+        draw_panel(&upper, "Cross-entropy (nats)", &steps, &losses, SeriesLabelPosition::UpperRight)?;
+        draw_panel(&lower, "NDCG@5", &steps, &ranking, SeriesLabelPosition::LowerRight)?;
+        root.present().map_err(to_message)?;
     }
     Ok(picture)
 }
 
-fn panel(
+/// Draws one panel with axes and legend.
+fn draw_panel(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     title: &str,
     steps: &Range<f64>,
     lines: &[Line],
-    place: SeriesLabelPosition,
+    legend: SeriesLabelPosition,
 ) -> Result<(), String> {
     let mut values = lines.iter().flat_map(|line| &line.points).peekable();
     if values.peek().is_none() {
         let font = ("sans-serif", 18).into_font().color(&BLACK);
         let message = format!("{title}: no value yet");
-        return area.draw_text(&message, &font, (20, 20)).map_err(text);
+        return area.draw_text(&message, &font, (20, 20)).map_err(to_message);
     }
     let heights = range(values.map(|&(_, value)| value), 0.05);
     let mut chart = ChartBuilder::on(area)
@@ -132,7 +138,7 @@ fn panel(
         .x_label_area_size(42)
         .y_label_area_size(72)
         .build_cartesian_2d(steps.clone(), heights.clone())
-        .map_err(text)?;
+        .map_err(to_message)?;
     let digits = decimals(&heights);
     chart
         .configure_mesh()
@@ -146,37 +152,37 @@ fn panel(
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 14))
         .draw()
-        .map_err(text)?;
+        .map_err(to_message)?;
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
         let style = line.colour.stroke_width(line.width);
-        let drawn = chart.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(text)?;
+        let drawn = chart.draw_series(LineSeries::new(line.points.iter().copied(), style)).map_err(to_message)?;
         if let Some(name) = &line.name {
             drawn.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         }
-        // Dots show single points, and where few values were measured.
+        // Dots make single points visible.
         if line.points.len() <= 60 {
             let dots = line.points.iter().map(|&point| Circle::new(point, line.width + 1, line.colour.filled()));
-            chart.draw_series(dots).map_err(text)?;
+            chart.draw_series(dots).map_err(to_message)?;
         }
     }
     chart
         .configure_series_labels()
-        .position(place)
+        .position(legend)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 13))
         .draw()
-        .map_err(text)
+        .map_err(to_message)
 }
 
-/// The span of the values with a margin; never empty, as an axis of no length has no scale.
+/// Returns the range of the values with a margin; never empty, because an axis needs a length.
 fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {
         return 0.0..1.0;
     }
-    // Halves first: the difference of two large numbers may overflow.
+    // Halved first, because the difference of two large numbers may overflow.
     let half = (high / 2.0 - low / 2.0) * (1.0 + 2.0 * margin);
     let smallest = (low.abs().max(high.abs()) * 1e-6).max(1e-9);
     let half = if half > smallest { half } else { smallest.max(0.5 * f64::from(u8::from(margin == 0.0))) };
@@ -184,13 +190,14 @@ fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     (middle - half).max(f64::MIN / 4.0)..(middle + half).min(f64::MAX / 4.0)
 }
 
-/// Decimals that tell six labels of an axis apart.
+/// Returns the number of decimals that distinguish six labels of an axis.
 fn decimals(range: &Range<f64>) -> usize {
     let step = (range.end - range.start) / 6.0;
     (0..9_u8).find(|&digits| step * 10_f64.powi(i32::from(digits)) >= 10.0).map_or(9, usize::from)
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+/// Converts an error of the drawing library to text.
+fn to_message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -202,12 +209,12 @@ mod tests {
         CurvePoint { step, train_loss: Some(value), val_loss: Some(value + 0.1), val_ndcg5: Some(value / 20.0) }
     }
 
-    fn of(points: &[CurvePoint]) -> Series {
+    fn series(points: &[CurvePoint]) -> Series {
         Series { points: points.to_vec(), ..Series::default() }
     }
 
     #[test]
-    fn a_curve_names_its_lines_and_axes() {
+    fn picture_names_lines_and_axes() {
         let points: Vec<CurvePoint> = (0..200)
             .map(|i| CurvePoint {
                 step: i * 50,
@@ -218,7 +225,7 @@ mod tests {
             .collect();
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("curve.svg");
-        training_curve(&path, &[Series { name: "unused".to_owned(), points: points.clone() }]).unwrap();
+        write_training_curves(&path, &[Series { name: "unused".to_owned(), points: points.clone() }]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         for word in ["training", "validation", "Cross-entropy (nats)", "NDCG@5", "step", "</svg>"] {
             assert!(svg.contains(word), "{word}");
@@ -234,28 +241,28 @@ mod tests {
     }
 
     #[test]
-    fn odd_points_are_drawn_without_a_panic() {
+    fn extreme_values_do_not_panic() {
         let odd = [0.0, -1.0, 1e-300, 1e300, f64::MAX, f64::MIN, f64::NAN, f64::INFINITY];
         for first in odd {
-            assert!(draw(&[of(&[point(0, first)])]).unwrap().ends_with("</svg>\n"));
+            assert!(draw(&[series(&[point(0, first)])]).unwrap().ends_with("</svg>\n"));
             for second in odd {
-                draw(&[of(&[point(0, first), point(u64::MAX, second)])]).unwrap();
-                draw(&[of(&[point(5, first), point(5, second)])]).unwrap();
+                draw(&[series(&[point(0, first), point(u64::MAX, second)])]).unwrap();
+                draw(&[series(&[point(5, first), point(5, second)])]).unwrap();
             }
         }
     }
 
     #[test]
-    fn without_points_the_panels_say_so() {
+    fn empty_panels_show_a_message() {
         let svg = draw(&[]).unwrap();
         assert_eq!(svg.matches("no value yet").count(), 2);
-        let svg = draw(&[of(&[CurvePoint::default()])]).unwrap();
+        let svg = draw(&[series(&[CurvePoint::default()])]).unwrap();
         assert_eq!(svg.matches("no value yet").count(), 2);
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_is_named() {
-        let error = training_curve(Path::new("/nowhere/at/all.svg"), &[]).unwrap_err();
+    fn write_error_names_the_file() {
+        let error = write_training_curves(Path::new("/nowhere/at/all.svg"), &[]).unwrap_err();
         assert!(error.to_string().contains("/nowhere/at/all.svg"));
     }
 }

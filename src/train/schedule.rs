@@ -1,42 +1,42 @@
-//! The learning rate as a pure function of the step, so that a resumed run needs no scheduler state.
+//! Learning rate as a pure function of the step, so that a resumed run needs no scheduler state.
 //!
-//! The formulas are those of transformers: `get_linear_schedule_with_warmup`,
+//! The formulas equal those of transformers: `get_linear_schedule_with_warmup`,
 //! `get_constant_schedule_with_warmup` and `get_cosine_schedule_with_warmup` (half a cycle).
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::types::ScheduleKind;
 
-/// A warm-up from 0 to the peak, then a decay.
+/// Learning-rate schedule: linear warm-up from 0 to the peak, then a decay.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// What follows the warm-up.
+    /// Decay after the warm-up.
     pub kind: ScheduleKind,
-    /// The largest rate.
+    /// Largest rate.
     pub peak: f64,
-    /// Steps until the peak is reached; 0 starts there.
+    /// Steps of the warm-up; 0 starts at the peak.
     pub warmup_steps: u64,
     /// Steps of the whole run.
     pub total_steps: u64,
 }
 
 impl Schedule {
-    /// A schedule whose warm-up is a share of the run, rounded up as in transformers' `warmup_ratio`.
+    /// Creates a schedule whose warm-up is a share of the run, rounded up, as with transformers' `warmup_ratio`.
     #[expect(clippy::cast_sign_loss, reason = "the number is not negative")]
     pub fn with_ratio(kind: ScheduleKind, peak: f64, warmup_ratio: f64, total_steps: u64) -> Self {
         let warmup = (total_steps as f64 * warmup_ratio).ceil().max(0.0);
         Self {
             kind,
             peak,
-            // The cast saturates, and sends NaN to 0.
+            // The cast saturates and maps NaN to 0.
             warmup_steps: (warmup as u64).min(total_steps),
             total_steps,
         }
     }
 
-    /// The rate of a step, counted from 0; with a warm-up the first step's rate is 0, as in transformers.
+    /// Returns the rate of a step, counted from 0. With a warm-up the first rate is 0, as in transformers.
     ///
-    /// Steps at or beyond the total have rate 0, except with [`ScheduleKind::Constant`].
+    /// The rate at and beyond the last step is 0, except with [`ScheduleKind::Constant`].
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.peak * (step as f64 / self.warmup_steps as f64);
@@ -60,7 +60,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_rates_agree_with_transformers() {
+    fn rates_match_transformers() {
         let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/head.json"));
         let reference: serde_json::Value = serde_json::from_str(text).unwrap();
         for (name, kind) in
@@ -68,7 +68,7 @@ mod tests {
         {
             let rates = reference["schedules"][name].as_array().unwrap();
             let schedule = Schedule { kind, peak: 0.3, warmup_steps: 4, total_steps: 20 };
-            // Beyond the total, the cosine of transformers rises again; ours stays at 0.
+            // Beyond the last step, the cosine of transformers rises again; here the rate stays 0.
             for (step, rate) in rates.iter().enumerate().take(21) {
                 let difference = schedule.rate(step as u64) - rate.as_f64().unwrap();
                 assert!(difference.abs() < 1e-12, "{name}, step {step}");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ratio_is_rounded_up_and_capped() {
+    fn warmup_ratio_is_rounded_up_and_capped() {
         let steps = |ratio, total| Schedule::with_ratio(ScheduleKind::Linear, 1.0, ratio, total).warmup_steps;
         assert_eq!(steps(0.1, 11), 2);
         assert_eq!(steps(0.0, 11), 0);

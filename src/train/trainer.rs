@@ -1,44 +1,48 @@
-//! Training of the head in closed form.
+//! Trains a linear classifier with gradients in closed form.
 //!
-//! With logits `X · Wᵀ + b`, targets `T` whose rows sum to 1, and the mean cross-entropy over the B samples of a step, the
-//! gradient of the logits is `D = (softmax − T) / B`, that of the weight `Dᵀ · X`, that of the bias the column sums of `D`. Label smoothing
-//! ε makes `(1 − ε) · T + ε / classes` of the targets, as in `PyTorch`'s `CrossEntropyLoss`.
+//! For features `X`, `[batch, dim]`, logits are `X · Wᵀ + b`. Rows of the targets `T`, `[batch, classes]`, sum to one.
+//! The loss is the mean cross-entropy over the B samples of a step. The gradient of the logits is
+//! `D = (softmax − T) / B`, of the weight `Dᵀ · X`, and of the bias the column sums of `D`. Label smoothing ε replaces
+//! `T` by `(1 − ε) · T + ε / classes`, as in `torch.nn.CrossEntropyLoss` (Szegedy et al. 2016).
 //!
-//! The update is `PyTorch`'s SGD (dampening 0, no Nesterov): with clipping `g ← g · min(1, c / (‖g‖ + 1e-6))` over weight and
-//! bias together (`clip_grad_norm_`), `g ← g + λ · w` for both, `v ← μ · v + g`, `w ← w − rate · v`.
-//! Dividing by the samples of the whole step equals what the Hugging Face trainer does with equal
-//! micro-batches (each mean divided by their number), and stays a mean when the last one is shorter.
+//! The update equals `torch.optim.SGD` with dampening 0 and without Nesterov momentum. Clipping scales weight and bias
+//! together, `g ← g · min(1, c / (‖g‖ + 1e-6))`, as `clip_grad_norm_` does. Then `g ← g + λ · w`, `v ← μ · v + g` and
+//! `w ← w − rate · v`. Gradients are divided by the samples of the whole step. For micro-batches of equal size this
+//! equals the Hugging Face trainer, which divides each mean by their number; it stays a mean if the last micro-batch is
+//! shorter.
 //!
-//! Two engines do it: [`host`] on the CPU, over plain vectors, and [`card`] on a device, in tensors. Weights, momentum and
-//! gradient are f32, 12 bytes a weight in all; a bf16 product rounds the gradient to bf16 on its way.
+//! There are two engines: [`cpu`] works on vectors, [`gpu`] on tensors of a device. Weights, momentum and gradient are
+//! f32, 12 bytes a weight in total; products in bf16 round the gradient to bf16.
 
-mod card;
-mod host;
+mod cpu;
+mod engine;
+mod gpu;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{HeadState, Targets, TrainError};
+use engine::{Engine, RowTile, TileFeatures};
+
+use super::{Features, HeadState, Targets, TrainError};
 use crate::predict::PredictError;
-use crate::predict::scorer::{Scorer, length};
-use crate::predict::tiles::{Blocks, Compute, as_type, spans, upload};
+use crate::predict::scorer::{Scorer, check_length};
+use crate::predict::tiles::{Compute, Tiling, tile_ranges};
 
-/// What `PyTorch`'s `clip_grad_norm_` adds to the norm.
+/// Constant that `clip_grad_norm_` of `PyTorch` adds to the norm.
 const CLIP_EPSILON: f64 = 1e-6;
 
-/// Settings of the optimiser, and of the loss.
+/// Settings of optimiser and loss.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sgd {
-    /// Share of the velocity that is kept, in [0, 1); 0 is plain SGD.
+    /// Momentum μ, in [0, 1); 0 is plain SGD.
     pub momentum: f64,
-    /// Share of the weights (bias included, as in `torch.optim.SGD`) that is added to the gradient; 0 for none.
+    /// Weight decay λ of weight and bias, as in `torch.optim.SGD`; 0 disables it.
     pub weight_decay: f64,
-    /// Largest norm of the gradient; 0 does not clip.
+    /// Upper bound on the norm of the gradient; 0 disables clipping.
     pub clip_norm: f64,
-    /// Share of each target that is spread over all classes, in [0, 1); 0 for none.
+    /// Label smoothing ε, in [0, 1); 0 disables it.
     pub label_smoothing: f64,
 }
 
@@ -51,7 +55,7 @@ impl Sgd {
             ("clip_norm", clip_norm),
             ("label_smoothing", label_smoothing),
         ] {
-            not_negative(what, value)?;
+            check_not_negative(what, value)?;
         }
         for (what, value) in [("momentum", momentum), ("label_smoothing", label_smoothing)] {
             if value >= 1.0 {
@@ -62,132 +66,53 @@ impl Sgd {
     }
 }
 
-/// Where the work is done.
+/// Implementation of the training steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Place {
-    /// On the CPU, over plain vectors; products are in f32 whatever is asked for.
+pub enum EngineKind {
+    /// Vectors on the CPU; products are always in f32.
     #[default]
-    Host,
-    /// On the device, in the backend's tensors.
-    Device,
+    Cpu,
+    /// Tensors on the backend's device.
+    Gpu,
 }
 
-/// How the work is done; the result does not depend on it beyond rounding.
+/// Computational settings, which change the result only by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
-    /// Blocks of rows and tiles of classes.
-    pub blocks: Blocks,
-    /// Type of the matrix products.
+    /// Tile sizes.
+    pub tiling: Tiling,
+    /// Number format of matrix products.
     pub compute: Compute,
-    /// Where.
-    pub place: Place,
+    /// Implementation of the training steps.
+    pub engine: EngineKind,
 }
 
-/// One update.
+/// Summary of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
-    /// Updates so far, this one included.
+    /// Number of updates, including this one.
     pub step: u64,
-    /// The learning rate.
+    /// Learning rate of the update.
     pub rate: f64,
-    /// Samples that the gradient was the mean of.
+    /// Samples over which the gradient was averaged.
     pub samples: usize,
 }
 
-/// Rows of features that stay on a device, for all epochs.
-pub struct Kept<B: Backend> {
-    rows: Tensor<B, 2>,
-}
-
-impl<B: Backend> Kept<B> {
-    /// Room for rows, which are zero until they are put there.
-    pub fn new(rows: usize, dim: usize, format: DType, device: &B::Device) -> Self {
-        Self { rows: Tensor::zeros([rows, dim], (device, format)) }
-    }
-
-    /// Puts rows there, `[n, dim]` row-major, rounded to the format.
-    ///
-    /// # Errors
-    /// When they are not whole rows, or more than there is room for.
-    pub fn put(&mut self, first: usize, values: &[f32]) -> Result<(), TrainError> {
-        let [all, dim] = self.rows.dims();
-        let count = values.len() / dim.max(1);
-        length("features", values.len(), count * dim)?;
-        length("rows", (first + count).max(all), all)?;
-        let part = as_type(upload(values, count, dim, &self.rows.device()), self.rows.dtype());
-        self.rows.inplace(|rows| rows.slice_assign([first..first + count, 0..dim], part));
-        Ok(())
-    }
-
-    /// `[indices.len(), dim]`, in f32.
-    pub(super) fn select(&self, indices: &[u32]) -> Tensor<B, 2> {
-        let indices: Vec<i64> = indices.iter().map(|index| i64::from(*index)).collect();
-        let count = indices.len();
-        let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, [count]), &self.rows.device());
-        as_type(self.rows.clone().select(0, indices), DType::F32)
-    }
-}
-
-/// Features of a micro-batch.
-pub enum Features<'a, B: Backend> {
-    /// `[rows, dim]` row-major.
-    Host(&'a [f32]),
-    /// Some of the rows that stay on the device.
-    Kept(&'a Kept<B>, &'a [u32]),
-}
-
-/// Features of a block of rows.
-enum Block<'a, B: Backend> {
-    Host(&'a [f32]),
-    /// `[rows, dim]`, f32.
-    Device(Tensor<B, 2>),
-}
-
-/// A block of rows on its way to an engine; there is at least one, and each has a class.
-struct Part<'a, B: Backend> {
-    features: Block<'a, B>,
-    targets: &'a Targets,
-    /// Samples of the whole step.
-    effective: usize,
-    smoothing: f64,
-    /// Whether the gradient starts with it.
-    first: bool,
-}
-
-/// What holds the head and works on it.
-trait Engine<B: Backend> {
-    /// Adds a block to the gradient, and its loss to the losses.
-    ///
-    /// # Errors
-    /// When the device fails.
-    fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError>;
-    /// Updates the head with the gradient, which then starts anew.
-    fn update(&mut self, sgd: &Sgd, rate: f64);
-    /// The summed loss of each block since the last call, in their order.
-    fn take_losses(&mut self) -> Result<Vec<f64>, TrainError>;
-    /// The norm of the last update's gradient.
-    fn norm(&self) -> Result<Option<f64>, TrainError>;
-    /// Weights and momentum; borrowed where they are on the host.
-    fn state(&self) -> Result<Cow<'_, HeadState>, TrainError>;
-    /// A scorer over the head as it is now.
-    fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError>;
-}
-
-/// A block whose loss was not looked at yet.
+/// Row tile whose loss was not read yet.
 struct PendingLoss {
     samples: u64,
     step: u64,
     rate: f64,
 }
 
-/// Samples of the step at work, so far and in all.
+/// Progress of the current step: accumulated and announced samples.
 #[derive(Clone, Copy)]
 struct OpenStep {
     accumulated: usize,
     effective: usize,
 }
 
-/// The head and its optimiser.
+/// Trainer of a classifier head.
 pub struct Trainer<B: Backend> {
     classes: usize,
     dim: usize,
@@ -204,19 +129,21 @@ pub struct Trainer<B: Backend> {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Puts a head where `options` say.
+    /// Creates a trainer.
     ///
     /// # Errors
-    /// When a dim or a block length is zero, a length does not fit, or a setting cannot work.
+    /// When a dimension or tile size is zero, a length does not match, or a setting is out of range.
     pub fn new(state: HeadState, sgd: Sgd, options: Options, device: &B::Device) -> Result<Self, TrainError> {
         Self::with_scratch(state, sgd, options, device, &Arc::default())
     }
 
-    /// Several heads that are trained in turn, each with whole steps: on the host they share the memory of gradient and logits.
+    /// Creates trainers of several heads that train in turn, one complete step at a time.
+    ///
+    /// On the CPU they share the memory of gradients and logits.
     ///
     /// # Errors
     /// As [`Trainer::new`].
-    pub fn several(
+    pub fn new_group(
         heads: Vec<(HeadState, Sgd)>,
         options: Options,
         device: &B::Device,
@@ -230,22 +157,22 @@ impl<B: Backend> Trainer<B> {
         sgd: Sgd,
         options: Options,
         device: &B::Device,
-        scratch: &Arc<Mutex<host::Scratch>>,
+        scratch: &Arc<Mutex<cpu::Scratch>>,
     ) -> Result<Self, TrainError> {
         sgd.check()?;
-        options.blocks.check()?;
+        options.tiling.check()?;
         for (what, value) in [("classes", state.classes), ("dim", state.dim)] {
             if value == 0 {
                 return Err(PredictError::Zero { what }.into());
             }
         }
-        if let Some((what, actual, expected)) = state.misfit() {
-            length(what, actual, expected)?;
+        if let Some((what, actual, expected)) = state.find_length_mismatch() {
+            check_length(what, actual, expected)?;
         }
         let (classes, dim) = (state.classes, state.dim);
-        let engine: Box<dyn Engine<B> + Send> = match options.place {
-            Place::Host => Box::new(host::Host::new(state, Arc::clone(scratch))),
-            Place::Device => Box::new(card::Card::new(state, options, device)),
+        let engine: Box<dyn Engine<B> + Send> = match options.engine {
+            EngineKind::Cpu => Box::new(cpu::CpuEngine::new(state, Arc::clone(scratch))),
+            EngineKind::Gpu => Box::new(gpu::GpuEngine::new(state, options, device)),
         };
         Ok(Self {
             classes,
@@ -263,7 +190,7 @@ impl<B: Backend> Trainer<B> {
         })
     }
 
-    /// Continues the counts of an earlier run: updates made, and the losses that were not taken yet.
+    /// Restores the counters of an earlier run: updates, and the losses not yet taken.
     #[must_use]
     pub fn resumed(mut self, step: u64, loss_sum: f64, loss_count: u64) -> Self {
         self.step = step;
@@ -272,13 +199,13 @@ impl<B: Backend> Trainer<B> {
         self
     }
 
-    /// Adds a micro-batch to the gradient and to the loss.
+    /// Adds the gradient and the loss of a micro-batch.
     ///
-    /// `effective_batch` is the number of samples of the whole step. Nothing is read back from the device.
+    /// `effective_batch` is the number of samples of the whole step. Nothing is downloaded from the device.
     ///
     /// # Errors
-    /// When a length does not fit, a class is outside the head's, a row has none, or the micro-batches of a step disagree about its
-    /// size: the gradient is untouched then. Or when the device fails.
+    /// When a length does not match, a row has no class or one that is not in the head, or the micro-batches of a step
+    /// disagree about its size; the gradient is unchanged then. Also when the device fails.
     pub fn accumulate(
         &mut self,
         features: &Features<'_, B>,
@@ -287,20 +214,20 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<(), TrainError> {
         let rows = targets.rows();
         match features {
-            Features::Host(values) => length("features", values.len(), rows.saturating_mul(self.dim))?,
-            Features::Kept(kept, indices) => {
-                let [all, dim] = kept.rows.dims();
-                length("features", indices.len() * dim, rows.saturating_mul(self.dim))?;
-                // A device may read elsewhere instead.
+            Features::Host(values) => check_length("features", values.len(), rows.saturating_mul(self.dim))?,
+            Features::Device(resident, indices) => {
+                let [all, dim] = resident.dims();
+                check_length("features", indices.len() * dim, rows.saturating_mul(self.dim))?;
+                // Checked here: a device might read other memory instead of failing.
                 let last = indices.iter().max().map_or(0, |last| *last as usize + 1);
-                length("rows", last.max(all), all)?;
+                check_length("rows", last.max(all), all)?;
             }
         }
-        for (row, of_row) in targets.iter() {
-            if of_row.is_empty() {
+        for (row, classes) in targets.iter() {
+            if classes.is_empty() {
                 return Err(TrainError::NoTarget { row });
             }
-            if let Some(&label) = of_row.iter().find(|&&class| class as usize >= self.classes) {
+            if let Some(&label) = classes.iter().find(|&&class| class as usize >= self.classes) {
                 return Err(PredictError::Label { row, label, classes: self.classes }.into());
             }
         }
@@ -309,16 +236,16 @@ impl<B: Backend> Trainer<B> {
         if effective != effective_batch || accumulated + rows > effective {
             return Err(TrainError::Accumulation { accumulated: accumulated + rows, expected: effective });
         }
-        for span in spans(rows, self.options.blocks.rows) {
-            let first = accumulated + span.start == 0;
-            self.pending.push(PendingLoss { samples: span.len() as u64, step: self.step + 1, rate: self.rate });
+        for range in tile_ranges(rows, self.options.tiling.rows) {
+            let first = accumulated + range.start == 0;
+            self.pending.push(PendingLoss { samples: range.len() as u64, step: self.step + 1, rate: self.rate });
             let features = match features {
-                Features::Host(values) => Block::Host(&values[span.start * self.dim..span.end * self.dim]),
-                Features::Kept(kept, indices) => Block::Device(kept.select(&indices[span.clone()])),
+                Features::Host(values) => TileFeatures::Host(&values[range.start * self.dim..range.end * self.dim]),
+                Features::Device(resident, indices) => TileFeatures::Device(resident.gather(&indices[range.clone()])),
             };
-            self.engine.add(Part {
+            self.engine.add_tile(RowTile {
                 features,
-                targets: &targets.part(span),
+                targets: &targets.slice(range),
                 effective,
                 smoothing: self.sgd.label_smoothing,
                 first,
@@ -328,12 +255,13 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    /// Updates the head with what was accumulated since the last update.
+    /// Updates the head with the accumulated gradient.
     ///
     /// # Errors
-    /// When the micro-batches do not add up to the announced step, or the rate is negative or not finite.
+    /// When the micro-batches do not add up to the announced samples of the step, or the rate is negative or not
+    /// finite.
     pub fn step(&mut self, rate: f64) -> Result<StepReport, TrainError> {
-        not_negative("learning_rate", rate)?;
+        check_not_negative("learning_rate", rate)?;
         let (accumulated, expected) = self.open.map_or((0, 1), |open| (open.accumulated, open.effective));
         if accumulated != expected {
             return Err(TrainError::Accumulation { accumulated, expected });
@@ -345,34 +273,34 @@ impl<B: Backend> Trainer<B> {
         Ok(StepReport { step: self.step, rate, samples: accumulated })
     }
 
-    /// The norm of the last update's gradient before clipping; `None` without clipping.
+    /// Returns the gradient norm of the last update, before clipping; `None` without clipping.
     ///
     /// # Errors
     /// When the device fails.
     pub fn grad_norm(&self) -> Result<Option<f64>, TrainError> {
-        self.engine.norm()
+        self.engine.grad_norm()
     }
 
-    /// Sum of the losses since they were last taken, in nats, and the number of samples.
+    /// Returns the sum of the losses since [`Trainer::take_loss`], in nats, and the number of samples.
     ///
-    /// Reads from the device what was not read yet; ask every few steps, not each one.
+    /// Waits for the device, so call it every few steps only.
     ///
     /// # Errors
     /// When a loss is not finite, or the device fails.
     pub fn loss(&mut self) -> Result<(f64, u64), TrainError> {
         let sums = self.engine.take_losses()?;
-        for (loss, entry) in sums.into_iter().zip(self.pending.drain(..)) {
+        for (loss, tile) in sums.into_iter().zip(self.pending.drain(..)) {
             if !loss.is_finite() {
-                return Err(TrainError::Loss { step: entry.step, loss, rate: entry.rate });
+                return Err(TrainError::Loss { step: tile.step, loss, rate: tile.rate });
             }
-            // In the order of the samples, so that the sum does not depend on when it is read.
+            // In sample order, so that the sum does not depend on when it is read.
             self.loss_sum += loss;
-            self.loss_count += entry.samples;
+            self.loss_count += tile.samples;
         }
         Ok((self.loss_sum, self.loss_count))
     }
 
-    /// As [`Trainer::loss`], and starts anew.
+    /// Returns [`Trainer::loss`] and resets it.
     ///
     /// # Errors
     /// When a loss is not finite, or the device fails.
@@ -383,7 +311,8 @@ impl<B: Backend> Trainer<B> {
         Ok(loss)
     }
 
-    /// A scorer over the head as it is now; on a device it shares the tiles, so drop it before the next update.
+    /// Returns a scorer with the current weights. On a device it shares their memory, so drop it before the next
+    /// update.
     ///
     /// # Errors
     /// When the device fails.
@@ -391,9 +320,9 @@ impl<B: Backend> Trainer<B> {
         self.engine.scorer(self.options, &self.device)
     }
 
-    /// Weights and momentum, on the host; a copy only where they are on a device.
+    /// Returns weights and momentum; copies them only from a device.
     ///
-    /// A gradient that was accumulated but not applied is not part of it: save between steps.
+    /// An accumulated gradient is not included, so save between steps.
     ///
     /// # Errors
     /// When the device fails.
@@ -401,7 +330,7 @@ impl<B: Backend> Trainer<B> {
         self.engine.state()
     }
 
-    /// As [`Trainer::view`], a copy in any case.
+    /// Returns a copy of weights and momentum.
     ///
     /// # Errors
     /// When the device fails.
@@ -410,7 +339,8 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-fn not_negative(what: &'static str, value: f64) -> Result<(), TrainError> {
+/// Checks that a setting is finite and not negative.
+fn check_not_negative(what: &'static str, value: f64) -> Result<(), TrainError> {
     if value.is_finite() && value >= 0.0 {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-"""What every part of the kit shares: the settings, programs run under a time limit, and the rows of the table."""
+"""Code shared by all parts: settings, programs with a time limit, and the rows of the table."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ MIB = 1 << 20
 
 
 class Failed(Exception):
-    """A program that failed, gave no usable answer or ran out of time: one row of the table."""
+    """A program failed, gave no usable answer or exceeded its time limit; it becomes a row of the table."""
 
 
 class NoTime(Exception):
-    """The kit's own time is used up."""
+    """The time limit of the kit was reached."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass
 class Finished:
-    """A program that ended: how, for how long it ran, and the most memory that it held."""
+    """Exit code, output, duration and peak memory of a program."""
 
     code: int
     stdout: Path
@@ -46,66 +46,66 @@ class Finished:
     peak_bytes: int
 
     def last_words(self):
-        """The last line on standard error."""
+        """Returns the last line of standard error."""
         lines = self.stderr.read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "nothing on standard error"
 
 
 class Kit:
-    """Settings, the clock and the table."""
+    """Settings, time limit and table of the kit."""
 
     def __init__(self, binary, out, device, budget_s):
         self.binary, self.out, self.device = Path(binary), Path(out), device
         self.cuda = device == "cuda"
         self.deadline = time.monotonic() + budget_s
         self.rows, self.part = [], ""
-        self.images_per_s = 0.0  # of the forward pass, once it is measured
+        self.images_per_s = 0.0  # Rate of the forward pass, set by its part.
         self.scratch = self.folder("scratch")
-        # Of the driver's compiler (else cold caches are not cold), of PyTorch's, and of transformers.
+        # Private caches of the driver's compiler, PyTorch's compiler and transformers, so that cold caches are cold.
         variables = ("CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
         self.caches = {name: str(self.folder("caches") / name.lower()) for name in variables}
 
     def folder(self, name):
-        """A folder below OUT."""
+        """Creates a directory in OUT and returns its path."""
         path = self.out / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def pick(self, cuda, cpu):
-        """A size for the card, or the tiny one for the CPU."""
+        """Returns the size for a GPU, or the tiny one for the CPU."""
         return cuda if self.cuda else cpu
 
     def left(self):
-        """Seconds until the kit must end."""
+        """Returns the seconds until the time limit."""
         return self.deadline - time.monotonic()
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def add(self, name, figure, target, verdict, peak_bytes=None, data=None):
-        """Adds a row and shows it at once."""
+        """Adds a row and prints it."""
         row = Row(self.part, name, figure, target, verdict, peak_bytes, data or {})
         self.rows.append(row)
         print(f"[{self.left():4.0f} s left] {verdict:>14}  {self.part}: {name}: {figure}", flush=True)
 
     def check(self, name, passed, figure, target, peak_bytes=None, data=None):
-        """A row that must hold."""
+        """Adds a check."""
         self.add(name, figure, target, "ok" if passed else "FAILED", peak_bytes, data)
 
     def goal(self, name, met, figure, target, peak_bytes=None, data=None):
-        """A row that ought to hold on a card; it says nothing on a CPU."""
+        """Adds a performance goal, which does not apply on a CPU."""
         verdict = ("goal met" if met else "goal missed") if self.cuda else "not applicable"
         self.add(name, figure, target, verdict, peak_bytes, data)
 
     def measured(self, name, figure, peak_bytes=None, data=None):
-        """A row without a target."""
+        """Adds a figure without a target."""
         self.add(name, figure, "", "measured", peak_bytes, data)
 
     # -- programs --------------------------------------------------------------------------------------------------
 
     def run(self, name, argv, limit_s, env=None, stop_when=None):
-        """Runs a program to its end, or until `stop_when()` holds, which kills it; its output goes to OUT/logs.
+        """Runs a program until it ends, or kills it when `stop_when()` is true; its output goes to OUT/logs.
 
-        Raises `Failed` when it outlives its limit. The exit code is the caller's to judge.
+        Raises `Failed` if it exceeds its limit. The caller checks the exit code.
         """
         limit_s = min(limit_s, self.left())
         if limit_s < 1:
@@ -133,7 +133,7 @@ class Kit:
         return Finished(status, stdout, stderr, time.monotonic() - began, watch.peak)
 
     def _wait(self, process, until, watch, stop_when):
-        """Waits for a program; returns its exit code, or None when it was killed for its time."""
+        """Waits for a program; returns its exit code, or None if it exceeded its limit and was killed."""
         late = False
         while process.poll() is None:
             watch.look(process.pid)
@@ -144,7 +144,7 @@ class Kit:
         return None if late else process.returncode
 
     def binary_env(self):
-        """The environment of the binary: NVRTC is for it alone, torch has its own."""
+        """Returns the environment of the binary. Only the binary gets this NVRTC; torch has its own."""
         paths = [os.environ.get("KIT_LIBRARY_PATH"), os.environ.get("LD_LIBRARY_PATH")]
         joined = ":".join(filter(None, paths))
         return {"LD_LIBRARY_PATH": joined} if joined else {}
@@ -155,7 +155,7 @@ class Kit:
         return self.run(name, argv, limit_s, {**self.binary_env(), **(env or {})}, stop_when)
 
     def json(self, name, *arguments, **options):
-        """Runs the binary; returns its answer and how it ended."""
+        """Runs the binary; returns its JSON output and its `Finished`."""
         done = self.program(name, *arguments, **options)
         if done.code != 0:
             raise Failed(f"`{name}` ended with exit code {done.code}: {done.last_words()}")
@@ -165,11 +165,11 @@ class Kit:
             raise Failed(f"`{name}` gave no JSON: {error}") from None
 
     def bench(self, name, kind, *arguments, **options):
-        """Runs `bench KIND` on the kit's device."""
+        """Runs `bench KIND` on the device of the kit."""
         return self.json(name, "bench", kind, "--machine", self.machine(), *arguments, **options)
 
     def torch(self, name, module, job, limit_s=120):
-        """Runs a job of `module` in a Python of its own, so that its device memory is given back; returns its answer."""
+        """Runs a job of `module` in a new Python process, which frees its device memory; returns its answer."""
         folder = self.folder("logs")
         task, answer = folder / f"{name}.job.json", folder / f"{name}.answer.json"
         task.write_text(json.dumps({**job, "device": self.device}, default=str))
@@ -194,30 +194,30 @@ class Kit:
 
 
 class MemoryWatch:
-    """The most memory that a program held: on the card beyond what was in use before it, or resident without a card."""
+    """Peak memory of a program: GPU memory beyond what was in use before, or resident memory on a CPU."""
 
     def __init__(self, cuda):
         self.cuda, self.peak = cuda, 0
         self.start = used_device_bytes() if cuda else 0
 
     def look(self, pid):
-        """Looks once."""
+        """Takes one sample."""
         used = used_device_bytes() if self.cuda else peak_resident_bytes(pid)
         self.peak = max(self.peak, used - self.start)
 
 
 def used_device_bytes():
-    """Bytes in use on the card, by all programs."""
-    import torch  # only where there is a card: it holds a context on it
+    """Returns the bytes of GPU memory in use by all programs."""
+    import torch  # Only with a GPU: the import creates a context on it.
 
     free, total = torch.cuda.mem_get_info()
     return total - free
 
 
 def peak_resident_bytes(pid):
-    """The most memory that a process held so far; 0 when it is gone.
+    """Returns the peak resident memory of a process in bytes; 0 after it ended.
 
-    What `wait4` tells counts the memory of this process too, from before the other program was loaded.
+    `wait4` is not used: its figure includes the memory of this process before `exec`.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -227,17 +227,17 @@ def peak_resident_bytes(pid):
 
 
 def kill_group(process):
-    """Kills a program and what it started; none of them can refuse."""
-    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+    """Kills a program and its children with SIGKILL."""
+    with contextlib.suppress(ProcessLookupError):  # The program ended already.
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def gibi(count):
-    """Bytes for people."""
+    """Formats bytes as MiB or GiB."""
     return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / MIB:.0f} MiB"
 
 
 def job_main(jobs):
-    """The main function of a module with torch jobs: JOB.json in, ANSWER.json out."""
+    """Main function of a module with torch jobs: reads JOB.json, writes ANSWER.json."""
     job = json.loads(Path(sys.argv[1]).read_text())
     Path(sys.argv[2]).write_text(json.dumps(jobs[job.pop("job")](**job)))

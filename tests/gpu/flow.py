@@ -1,4 +1,4 @@
-"""The real program: killed and resumed, streaming images to the device, and reading alone."""
+"""Runs of the complete program: killed and resumed, streaming images to the device, and reading alone."""
 
 import base64
 import gzip
@@ -16,7 +16,7 @@ WAITED_GOAL = 0.02
 
 
 def toml(sections):
-    """A configuration file's text."""
+    """Returns the text of a configuration file."""
     lines = []
     for name, keys in sections.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
@@ -24,7 +24,7 @@ def toml(sections):
 
 
 def corpus(kit):
-    """The corpus that the binary draws; drawn once."""
+    """Renders the synthetic corpus once; returns its directory."""
     folder = kit.out / "corpus"
     if not folder.exists():
         sizes = ["--train-images", kit.pick(2400, 400), "--test-images", 20]
@@ -33,14 +33,14 @@ def corpus(kit):
 
 
 def work(kit, name, pipeline, machine, run_dir, limit_s, stop_when=None):
-    """Runs a pipeline in `run_dir`; returns how it ended."""
+    """Runs a pipeline in `run_dir`; returns its `Finished`."""
     path = kit.folder("config") / f"{name}.toml"
     path.write_text(toml({"run": {"dir": str(run_dir), "seed": 1}, **pipeline}))
     return kit.program(name, "run", "--config", path, "--machine", machine, limit_s=limit_s, stop_when=stop_when)
 
 
 def report(name, done, run_dir):
-    """The report of a run that must have ended well."""
+    """Returns the report of a run that must have succeeded."""
     if done.code != 0:
         raise Failed(f"`{name}` ended with exit code {done.code}: {done.last_words()}")
     return json.loads((run_dir / "report.json").read_text())
@@ -50,7 +50,7 @@ def report(name, done, run_dir):
 
 
 def training(kit):
-    """A whole training, long enough to be killed in the middle."""
+    """Returns a pipeline whose training is long enough to be killed in the middle."""
     data = corpus(kit) / "data"
     return {
         "captions": {"list": str(data / "test_caption_list.csv")},
@@ -68,7 +68,7 @@ def training(kit):
 
 
 def killed(kit):
-    """`kill -9` once a checkpoint of the second quarter is there; the same command goes on to the same loss."""
+    """Kills a run after its first quarter; the same command resumes and ends with the same loss."""
     pipeline, machine = training(kit), kit.machine()
     whole_dir, killed_dir = kit.folder("runs") / "whole", kit.folder("runs") / "killed"
     before = report("kill-whole", work(kit, "kill-whole", pipeline, machine, whole_dir, 90), whole_dir)
@@ -92,11 +92,11 @@ def killed(kit):
     after = report("kill-resumed", done, killed_dir)
     resumed = after["training"]
     own, total = (trained_rows(one) for one in (after, before))
-    kit.check("the same command again goes on, and not over", 0 < own < total, f"{own:,} rows of {total:,}", "some")
+    kit.check("the same command resumes", 0 < own < total, f"{own:,} rows of {total:,}", "some")
     gap = abs(resumed["loss"] - whole["loss"]) / whole["loss"]
     same = resumed["steps"] == whole["steps"] and len(resumed["curve"]) == len(whole["curve"])
     kit.check(
-        "it ends with exit code 0, all steps, and the last loss of an undisturbed run",
+        "exit code 0, all steps, last loss of an uninterrupted run",
         gap <= 0.01 and same,
         f"{resumed['loss']:.4f} and {whole['loss']:.4f} after {resumed['steps']} and {whole['steps']} steps",
         "within 1 %",
@@ -105,7 +105,7 @@ def killed(kit):
 
 
 def trained_rows(report_of_run):
-    """Rows that the process trained on."""
+    """Returns the number of rows on which the process trained."""
     return next(stage["done"] for stage in report_of_run["stages"] if stage["name"] == "train")
 
 
@@ -113,7 +113,7 @@ def trained_rows(report_of_run):
 
 
 def drawn_rows(kit):
-    """Some of the drawn training rows as (base64, page), only those that hold a whole JPEG or PNG."""
+    """Returns some synthetic training rows with a complete JPEG or PNG, as (base64, page)."""
     rows = []
     for shard in sorted((corpus(kit) / "data/image_data_train/image_pixels").glob("*.csv.gz")):
         with gzip.open(shard) as lines:
@@ -123,7 +123,7 @@ def drawn_rows(kit):
 
 
 def size_of(encoded):
-    """Width and height that the header of a JPEG or PNG names, or None."""
+    """Returns width and height of a JPEG or PNG from its header, or None."""
     try:
         data = base64.b64decode(encoded, validate=True)
     except ValueError:
@@ -133,13 +133,13 @@ def size_of(encoded):
 
 
 def png_size(data):
-    """Width and height of a PNG that has its end."""
+    """Returns width and height of a complete PNG, else None."""
     whole = data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
     return struct.unpack(">II", data[16:24]) if whole else None
 
 
 def jpeg_size(data):
-    """Width and height of a JPEG that has its end."""
+    """Returns width and height of a complete JPEG, else None."""
     at = 2
     while data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and at + 9 < len(data):
         marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
@@ -151,7 +151,7 @@ def jpeg_size(data):
 
 
 def write_shard(path, rows, first, count):
-    """One gzipped shard of drawn rows under URLs of their own."""
+    """Writes one gzipped shard of synthetic rows with distinct URLs."""
     with gzip.open(path, "wb", compresslevel=1) as out:
         for number in range(first, first + count):
             encoded, page = rows[number % len(rows)]
@@ -159,9 +159,9 @@ def write_shard(path, rows, first, count):
 
 
 def shards(kit):
-    """The folder of shards, how many images they hold and what these are, for people; written once.
+    """Writes shards once; returns their directory, the number of images and a description.
 
-    Enough for 20 seconds at the measured speed of the forward pass.
+    The images last for 20 seconds at the measured rate of the forward pass.
     """
     images = kit.pick(min(80_000, max(10_000, round(20 * kit.images_per_s, -3))), 400)
     rows, folder = drawn_rows(kit), kit.out / "stream"
@@ -172,17 +172,17 @@ def shards(kit):
             (folder / f"part-{first:09}.csv.gz", rows, first, min(share, images - first))
             for first in range(0, images, share)
         ]
-        # Fresh processes: a copy of this one, with its threads and its context on the card, would not be safe.
+        # Spawned processes: forking a process with threads and a GPU context is not safe.
         with ProcessPoolExecutor(min(os.cpu_count(), len(jobs)), get_context("spawn")) as pool:
             list(pool.map(write_shard, *zip(*jobs)))
     sizes = [size_of(encoded) for encoded, _ in rows]
     width, height = (sum(side) / len(sizes) for side in zip(*sizes))
     kib = sum(len(encoded) for encoded, _ in rows) / len(rows) * 3 / 4 / 1024
-    return folder, images, f"drawn images, on average {width:.0f} x {height:.0f} px and {kib:.1f} KiB"
+    return folder, images, f"synthetic images, on average {width:.0f} x {height:.0f} px and {kib:.1f} KiB"
 
 
 def end_to_end(kit):
-    """Every image of the shards through the ViT: gzip, base64, decode, resize, device, features on disk."""
+    """Maps every image of the shards to features on disk: gzip, base64, decode, resize, ViT."""
     folder, images, what = shards(kit)
     run_dir = kit.folder("runs") / "end-to-end"
     pipeline = {
@@ -196,7 +196,7 @@ def end_to_end(kit):
     kit.check(what, features["done"] == images, f"{features['done']:,} features", f"{images:,}")
     kit.measured("images to features", f"{features['per_second']:,.0f} images/s", done.peak_bytes, {"stages": stages})
     kit.goal(
-        "share of the time that the device waited for data",
+        "share of time the device waits for data",
         waited < WAITED_GOAL,
         f"{waited:.1%}",
         f"< {WAITED_GOAL:.0%}",
@@ -204,7 +204,7 @@ def end_to_end(kit):
 
 
 def ingest(kit):
-    """Reading alone at 224 px, to Parquet: images per second by threads that decode."""
+    """Measures reading at 224 px to Parquet: images per second by number of decoder threads."""
     parts = sorted(shards(kit)[0].glob("*.csv.gz"))
     for workers in (count for count in (1, 2, 4, 8, 16) if count <= os.cpu_count()):
         run_dir = kit.folder("runs") / f"ingest-{workers}"

@@ -1,4 +1,4 @@
-"""The kit's driver: runs every part, writes the table. Called by run.sh, which finds the CUDA toolkit first."""
+"""Driver of the kit: runs all parts and writes the table. run.sh calls it after finding the CUDA toolkit."""
 
 import argparse
 import datetime
@@ -14,8 +14,8 @@ import parity
 import speed
 from common import HERE, Failed, Kit, NoTime, gibi
 
-# Checks first, then what matters most: a part that the time does not reach is shown as such.
-# `start` comes before all others, as it needs cold caches.
+# In order of importance, checks first: the time limit may cut off the last parts.
+# `start` precedes everything that uses the device, because it needs cold caches.
 PARTS = [
     ("toolkit", lambda kit: toolkit(kit)),
     ("device", lambda kit: device(kit)),
@@ -31,13 +31,13 @@ PARTS = [
     ("kernels", speed.kernels),
     ("ingest", flow.ingest),
 ]
-# Folders that the results do not need.
+# Directories that are not part of the results.
 WORK = ["caches", "corpus", "cuda", "head", "parity", "resume", "runs", "scratch", "speed", "stream"]
 CHECKS = {"toolkit", "device", "features", "head", "resume", "kill -9", "end to end"}
 
 
 def device(kit):
-    """What the device is, by the binary and by PyTorch."""
+    """Compares the device of the binary with that of PyTorch."""
     ours, _ = kit.json("devices", "devices", "--machine", kit.machine(), limit_s=60)
     chosen = ours["chosen"]
     kit.check(
@@ -49,12 +49,12 @@ def device(kit):
     )
     if not kit.cuda:
         return
-    import torch  # a run on the CPU needs it in other processes alone
+    import torch  # On a CPU only other processes need it.
 
     card, theirs = torch.cuda.get_device_properties(0), ours["cuda"]["devices"][0]
     capability = f"{card.major}.{card.minor}"
     kit.check(
-        "the binary's card beside PyTorch's",
+        "GPU of the binary and of PyTorch",
         (theirs["name"], theirs["compute_capability"]) == (card.name, capability),
         f"{theirs['name']} {theirs['compute_capability']}, {gibi(theirs['memory_bytes'])}",
         f"{card.name} {capability}",
@@ -62,15 +62,15 @@ def device(kit):
 
 
 def toolkit(kit):
-    """Whether the binary's kernels can be compiled, and the driver takes them; nothing on a CPU."""
+    """Checks on a GPU that NVRTC compiles kernels and that the driver accepts them."""
     if not kit.cuda:
         return
     if "CUDA_PATH" not in os.environ:
-        raise Failed("neither CUDA_PATH, nor /usr/local/cuda, nor the packages beside torch have the toolkit's headers")
+        raise Failed("no CUDA headers in CUDA_PATH, /usr/local/cuda or the packages installed with torch")
     answer = kit.out / "toolkit.json"
     done = kit.run("toolkit", [sys.executable, HERE / "toolkit.py", "probe", answer], 60, kit.binary_env())
     if done.code != 0:
-        raise Failed(f"the toolkit cannot be tried: {done.last_words()}")
+        raise Failed(f"the toolkit check failed: {done.last_words()}")
     found = json.loads(answer.read_text())
     dotted = {name: ".".join(map(str, found[name] or ["none"])) for name in ("nvrtc", "driver")}
     kit.check(
@@ -79,7 +79,7 @@ def toolkit(kit):
         found["message"][:300] or found["cuda_path"],
         "no message",
     )
-    # A driver refuses code of a newer toolkit than itself.
+    # A driver rejects code of a newer toolkit.
     kit.check(
         "NVRTC is not newer than the driver",
         (found["driver"] or []) >= found["nvrtc"],
@@ -89,27 +89,27 @@ def toolkit(kit):
 
 
 def run_part(kit, name, part):
-    """Runs one part; whatever goes wrong in it is a row, and the kit goes on."""
+    """Runs one part; an error becomes a row, and the kit continues."""
     kit.part = name
     try:
         part(kit)
     except NoTime:
-        kit.add("not reached", "the kit's time was used up", "", "FAILED" if name in CHECKS else "not run")
+        kit.add("not reached", "the time limit of the kit was reached", "", "FAILED" if name in CHECKS else "not run")
     except Failed as error:
         kit.check("ended early", False, str(error), "an answer")
-    except Exception as error:  # an answer of another form than agreed on, a missing file
+    except Exception as error:  # For example an unexpected answer or a missing file.
         kit.check("ended early", False, f"{type(error).__name__}: {error}", "an answer")
 
 
 def sees_card():
-    """Whether PyTorch could compute on a card."""
+    """Whether PyTorch finds a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def versions(kit):
-    """What was measured, on what, when."""
+    """Returns device, date and versions."""
     import torch
     import transformers
 
@@ -126,7 +126,7 @@ def versions(kit):
 
 
 def table(head, rows):
-    """The table in Markdown."""
+    """Returns the table as Markdown."""
     lines = [f"- {key}: {value}" for key, value in head.items()]
     lines += ["", "| part | what | figure | target | verdict | peak memory |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
@@ -137,23 +137,23 @@ def table(head, rows):
 
 
 def main():
-    """Runs the kit; exit code 1 where a check failed."""
+    """Runs the kit; returns exit code 1 if a check failed."""
     arguments = argparse.ArgumentParser(prog="run.sh", description="Checks and measures a release binary on a device.")
     arguments.add_argument("binary", help="the release binary")
-    arguments.add_argument("out", help="a new folder for everything that is written")
+    arguments.add_argument("out", help="new directory for all output")
     arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    arguments.add_argument("--budget", type=float, default=465, help="seconds after which nothing new starts (465)")
+    arguments.add_argument("--budget", type=float, default=465, help="seconds after which no program starts (465)")
     arguments.add_argument(
-        "--keep", action="store_true", help="leave the work folders, gigabytes of models, images and runs"
+        "--keep", action="store_true", help="keep models, images and runs, which take gigabytes"
     )
-    arguments.add_argument("--only", default="", help="parts, separated by commas; all without it")
+    arguments.add_argument("--only", default="", help="parts to run, separated by commas (all)")
     options = arguments.parse_args()
     wanted = [name for name in options.only.split(",") if name] or [name for name, _ in PARTS]
     if unknown := set(wanted) - {name for name, _ in PARTS}:
-        arguments.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(name for name, _ in PARTS)}")
+        arguments.error(f"unknown part: {', '.join(sorted(unknown))}; known are {', '.join(name for name, _ in PARTS)}")
     kit = Kit(options.binary, options.out, options.device, options.budget)
     if kit.cuda and not sees_card():
-        arguments.exit(2, "PyTorch sees no card; --device cpu tries the kit without one\n")
+        arguments.exit(2, "PyTorch finds no GPU; test the kit without one with --device cpu\n")
     head = versions(kit)
     for name, part in PARTS:
         if name in wanted:

@@ -1,4 +1,4 @@
-"""Checks: features and head against transformers and PyTorch, and a head that goes on from its checkpoint on the device."""
+"""Checks features against transformers, the head against PyTorch, and resuming a head from its checkpoint."""
 
 import filecmp
 import json
@@ -8,16 +8,16 @@ from safetensors.numpy import load_file
 
 from common import Failed
 
-# Ours may be this much worse than PyTorch's own bf16, which rounds in other places.
+# Tolerated ratio between our bf16 error and that of PyTorch, which rounds at other places.
 BF16_FACTOR = 1.5
-# On a card f32 may be computed in TF32, 10 bits of mantissa: well below bf16's 7, not as exact as f32.
+# A GPU may compute f32 in TF32, whose mantissa has 10 bits; bf16 has 7.
 TF32_FACTOR = 0.25
 CPU_F32_ERROR = 1e-4
 STATE_FILES = ["head.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def relative(ours, reference):
-    """||ours - reference|| / ||reference||; infinite where ours is not finite."""
+    """Returns ||ours - reference|| / ||reference||; infinite if ours is not finite."""
     if ours.shape != reference.shape or not np.isfinite(ours).all():
         return float("inf")
     return float(np.linalg.norm((ours - reference).astype(np.float64)) / np.linalg.norm(reference.astype(np.float64)))
@@ -27,7 +27,7 @@ def relative(ours, reference):
 
 
 def vit(kit):
-    """A ViT-B/16 with the configuration of google/vit-base-patch16-224-in21k, or a tiny one."""
+    """Returns the configuration of google/vit-base-patch16-224-in21k, or a tiny one."""
     return kit.pick(
         dict(family="vit", size_px=224, patch_px=16, hidden=768, layers=12, heads=12),
         dict(family="vit", size_px=64, patch_px=16, hidden=64, layers=2, heads=4),
@@ -35,7 +35,7 @@ def vit(kit):
 
 
 def dinov2(kit):
-    """A DINOv2-small, at a size that needs no interpolated positions."""
+    """Returns the configuration of a DINOv2-small whose positions need no interpolation."""
     return kit.pick(
         dict(family="dinov2", size_px=224, patch_px=14, hidden=384, layers=12, heads=6),
         dict(family="dinov2", size_px=56, patch_px=14, hidden=64, layers=2, heads=4),
@@ -43,13 +43,13 @@ def dinov2(kit):
 
 
 def features(kit):
-    """Both families, both precisions, and counts of images around the batch size."""
+    """Checks both families in both precisions, with image counts around the batch size."""
     for config in (vit(kit), dinov2(kit)):
         features_of(kit, config)
 
 
 def features_of(kit, config):
-    """One family's rows."""
+    """Checks one family."""
     family, batch_size = config["family"], kit.pick(64, 4)
     rows = 2 * batch_size + 1
     folder = kit.folder(f"parity/{family}")
@@ -59,7 +59,7 @@ def features_of(kit, config):
     torch_error = relative(np.load(folder / "bf16.npy"), reference)
     bounds = {"bf16": BF16_FACTOR * torch_error, "f32": TF32_FACTOR * torch_error if kit.cuda else CPU_F32_ERROR}
     spread = relative(reference, np.broadcast_to(reference.mean(0), reference.shape))
-    # Else a program that ignores the image would pass.
+    # Detects a program that ignores the image.
     kit.check(
         f"{family}: the images' features differ",
         spread > 5 * bounds["bf16"],
@@ -80,7 +80,7 @@ def features_of(kit, config):
             part, _ = ours(kit, folder, config, precision, count, batch_size, reference.shape[1])
             error = relative(part, whole[:count])
             kit.check(
-                f"{family} {precision}: {count} image{'s' * (count > 1)} beside the same of {rows}",
+                f"{family} {precision}: {count} image{'s' * (count > 1)} against the run with {rows}",
                 error <= bound,
                 f"{error:.2e}",
                 f"<= {bound:.1e}",
@@ -88,7 +88,7 @@ def features_of(kit, config):
 
 
 def ours(kit, folder, config, precision, rows, batch_size, dim):
-    """The binary's features of the first `rows` images, and how it ended."""
+    """Returns the binary's features of the first `rows` images and its `Finished`."""
     name = f"parity-{config['family']}-{precision}-{rows}"
     size_px = config["size_px"]
     pixels, out = folder / f"pixels-{rows}.u8", folder / f"{precision}-{rows}.f32"
@@ -121,27 +121,27 @@ def ours(kit, folder, config, precision, rows, batch_size, dim):
 
 
 class Head:
-    """One set of features and labels, and the commands on it."""
+    """Features and labels, and the commands that train on them."""
 
     def __init__(self, kit, name):
         self.kit, self.name, self.folder = kit, name, kit.folder(name)
         self.classes, self.dim, self.batch_size = kit.pick((5000, 768, 128), (200, 64, 16))
         self.draw(10 * self.batch_size)
-        # High enough that 50 steps learn something, with every term of the optimiser at work.
+        # High enough to learn in 50 steps; momentum and decay are active.
         self.sgd = dict(learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
 
     def draw(self, rows):
-        """Writes features around one centre for each class, and their labels, in the form that `bench head` reads."""
+        """Writes labels, and features around one centre for each class, as `bench head` reads them."""
         random = np.random.default_rng(11)
         labels = random.integers(0, self.classes, rows, dtype=np.uint32)
         centres = random.standard_normal((self.classes, self.dim), dtype=np.float32)
         values = centres[labels] + 0.5 * random.standard_normal((rows, self.dim), dtype=np.float32)
-        # Cut to bf16, as features are stored: then both sides read the same numbers, whatever they compute in.
+        # Truncated to bf16, the storage format of features, so that both sides read the same numbers in every precision.
         (values.view(np.uint32) & 0xFFFF0000).tofile(self.folder / "features.f32")
         labels.tofile(self.folder / "labels.u32")
 
     def bench(self, name, steps, precision, save, resume=None):
-        """Runs `bench head`; returns the losses by step, and how it ended."""
+        """Runs `bench head`; returns the losses by step and its `Finished`."""
         options = ["--classes", self.classes, "--dim", self.dim, "--batch-size", self.batch_size, "--steps", steps]
         options += ["--precision", precision, "--seed", 3, "--log-every", 1, "--save", self.folder / save]
         options += ["--features", self.folder / "features.f32", "--labels", self.folder / "labels.u32"]
@@ -157,32 +157,31 @@ class Head:
 
 
 def moved(folder, start):
-    """How far the weights are from the start, as one vector."""
+    """Returns the change of the weights since the start, as one vector."""
     trained, first = load_file(folder / "head.safetensors"), load_file(start / "head.safetensors")
     return np.concatenate([(trained[name] - first[name]).ravel() for name in ("classifier.weight", "classifier.bias")])
 
 
 def moved_torch(path, start):
-    """The same of PyTorch's weights."""
+    """Returns the change of PyTorch's weights since the start."""
     trained, first = np.load(path), load_file(start / "head.safetensors")
     return np.concatenate([(trained[name] - first[f"classifier.{name}"]).ravel() for name in ("weight", "bias")])
 
 
 def worst(ours_by_step, theirs):
-    """The largest relative difference between two curves."""
+    """Returns the largest relative difference between two loss curves."""
     pairs = zip((ours_by_step[step] for step in sorted(ours_by_step)), theirs, strict=True)
     gaps = [abs(ours - their) / abs(their) for ours, their in pairs]
     return max(gaps) if np.isfinite(gaps).all() else float("inf")
 
 
 def head(kit):
-    """50 steps from the same weights on the same data, beside PyTorch.
+    """Compares 50 steps with PyTorch, from the same weights on the same data.
 
-    In f32 the two differ on the CPU in the order of sums alone: 1e-4 is allowed. On a card ours may multiply in TF32, which
-    moves the loss by 2e-4 and the weights by 4e-5 (TF32 emulated at the kit's sizes): 1e-3. Rounding logits and gradients
-    to bf16 moves the loss by 4e-3, relative to losses near the end that are a hundredth of the first, and the weights by
-    1.3e-3 (as emulated), and the two sides round in different places: 2e-2 and 1e-2. Weights are compared by how far
-    they moved: the start is common.
+    Tolerances: In f32 on the CPU only the order of sums differs, so 1e-4. A GPU may multiply in TF32, which changes the loss
+    by 2e-4 and the weights by 4e-5 (emulated at these sizes), so 1e-3. Rounding logits and gradients to bf16 changes the loss
+    by 4e-3, relative to losses near the end that are a hundredth of the first, and the weights by 1.3e-3 (emulated). The two
+    sides round at different places, so 2e-2 and 1e-2. Weights are compared by their change, because the start is the same.
     """
     steps, data = 50, Head(kit, "head")
     data.bench("start", 0, "f32", "start")
@@ -195,7 +194,7 @@ def head(kit):
         gap = worst(losses, theirs[precision])
         against = "PyTorch f32" if precision == "f32" else "PyTorch autocast bf16"
         kit.check(
-            f"{precision}: loss of each of {steps} steps beside {against}",
+            f"{precision}: loss of each of {steps} steps against {against}",
             gap <= loss_bound,
             f"{gap:.1e}",
             f"<= {loss_bound:.0e}",
@@ -204,7 +203,7 @@ def head(kit):
         )
         gap = relative(moved(data.folder / precision, start), moved_torch(data.folder / f"torch-{precision}.npz", start))
         kit.check(
-            f"{precision}: weights after {steps} steps, of the way they moved",
+            f"{precision}: change of the weights after {steps} steps",
             gap <= weight_bound,
             f"{gap:.1e}",
             f"<= {weight_bound:.0e}",
@@ -214,7 +213,7 @@ def head(kit):
 
 
 def resume(kit):
-    """A head saved after 25 steps: loaded and saved again, and trained on."""
+    """Saves a head after 25 steps, loads and saves it again, and continues training."""
     data = Head(kit, "resume")
     whole, _ = data.bench("whole", 75, "bf16", "whole")
     data.bench("saved", 25, "bf16", "saved")
@@ -231,4 +230,4 @@ def resume(kit):
     )
     on, _ = data.bench("on", 50, "bf16", "on", resume="saved")
     gap = worst(on, [whole[step] for step in sorted(whole)[25:]])
-    kit.check("losses of steps 26 to 75 after resuming beside an undisturbed run", gap <= 0.01, f"{gap:.1e}", "<= 1e-02")
+    kit.check("losses of steps 26 to 75 after resuming, against an uninterrupted run", gap <= 0.01, f"{gap:.1e}", "<= 1e-02")

@@ -3,10 +3,10 @@
 import re
 from collections import defaultdict
 
-# `| 12.3µs     | name`, one line for each launch; the tables of sums have the name first.
+# One line for each launch: `| 12.3µs     | name`. Lines of the summary tables start with the name.
 LAUNCH = re.compile(r"^\| ([\d.]+)(ns|µs|ms|s) +\| (.+)$")
 SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-# The first that fits counts: a fused product is a product.
+# The first match counts, so a fused product belongs to GEMM.
 FAMILIES = [
     ("attention", re.compile("attention|flash", re.I)),
     ("GEMM", re.compile("matmul|gemm|gemv|conv", re.I)),
@@ -17,12 +17,12 @@ FAMILIES = [
 
 
 def family(kernel):
-    """The family of a kernel by its name."""
+    """Returns the family of a kernel by its name."""
     return next((name for name, pattern in FAMILIES if pattern.search(kernel)), "other")
 
 
 def families(log):
-    """Family → seconds, share and launches and the three longest kernels, the longest first; empty where none is logged."""
+    """Returns seconds, share, launches and the three longest kernels by family, longest first; empty without a log."""
     kernels = defaultdict(lambda: [0.0, 0])
     if log.exists():
         for line in log.read_text(errors="replace").splitlines():

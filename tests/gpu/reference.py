@@ -1,4 +1,4 @@
-"""What transformers and PyTorch compute: checkpoints, reference features, a reference head.
+"""Creates checkpoints, and reference features and heads with transformers and PyTorch.
 
 Run as `reference.py JOB ANSWER`.
 """
@@ -17,14 +17,14 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def exact_f32():
-    """Keeps TF32 out of whatever is called f32."""
+    """Disables TF32."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 def randomise(model, seed):
-    """Fills every parameter, so that leaving out any one of them shows; activations stay of the size of trained ones."""
+    """Randomises every parameter, so that an omitted one is detected, with activations as large as in trained models."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -41,7 +41,7 @@ def randomise(model, seed):
 
 
 def checkpoint(folder, family, size_px, patch_px, hidden, layers, heads):
-    """Saves a seeded random checkpoint in Hugging Face layout, with what the binary reads of the image processor."""
+    """Saves a random checkpoint in Hugging Face layout with the image processor keys that the binary reads."""
     sizes = dict(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, image_size=size_px, patch_size=patch_px
     )
@@ -64,7 +64,7 @@ def checkpoint(folder, family, size_px, patch_px, hidden, layers, heads):
 
 
 def load(folder, device, dtype=torch.float32):
-    """A checkpoint as a model with PyTorch's fused attention."""
+    """Loads a checkpoint with PyTorch's fused attention."""
     family = json.loads((Path(folder) / "config.json").read_text())["model_type"]
     model = ViTModel if family == "vit" else Dinov2Model
     extra = {"add_pooling_layer": False} if family == "vit" else {}
@@ -72,20 +72,20 @@ def load(folder, device, dtype=torch.float32):
 
 
 def normalise(pixels, dtype):
-    """u8 `[rows, size, size, 3]` on the device to what the model takes."""
+    """Normalises u8 pixels `[rows, size, size, 3]` to the model's input `[rows, 3, size, size]`."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).to(dtype)
 
 
 def pooled(model, states):
-    """What the family's classifier sees of the last hidden states."""
+    """Pools the last hidden states as the family's classifier does."""
     if model.config.model_type == "vit":
         return states[:, 0]
     return torch.cat([states[:, 0], states[:, 1:].mean(1)], 1)
 
 
 def draw_pixels(rows, size_px):
-    """Images that differ: coarse random patches under fine noise, as u8 RGB."""
+    """Returns distinct images, coarse random patches with fine noise, as u8 RGB."""
     random = np.random.default_rng(7)
     coarse = random.integers(0, 216, (rows, 4, 4, 3))
     side = -(-size_px // 4)
@@ -96,7 +96,7 @@ def draw_pixels(rows, size_px):
 
 
 def features_of(model, pixels, batch_size, device, dtype):
-    """Features of all images, f32 on the host."""
+    """Returns the features of all images as f32 on the host."""
     parts = []
     with torch.inference_mode():
         for batch in torch.from_numpy(pixels).split(batch_size):
@@ -106,7 +106,7 @@ def features_of(model, pixels, batch_size, device, dtype):
 
 
 def features(folder, config, rows, batch_size, device):
-    """Makes a checkpoint and pixels; saves the features in f32 and, for its error, in bf16."""
+    """Creates a checkpoint and pixels; saves their features in f32 and in bf16, which gives PyTorch's bf16 error."""
     exact_f32()
     folder = Path(folder)
     checkpoint(folder / "model", **config)
@@ -119,7 +119,7 @@ def features(folder, config, rows, batch_size, device):
 
 
 def head(folder, start, steps, batch_size, learning_rate, momentum, weight_decay, device):
-    """Trains the head that `start` holds, in f32 and under bf16 autocast; saves weights, returns the losses."""
+    """Trains the head in `start` in f32 and with bf16 autocast; saves the weights, returns the losses."""
     exact_f32()
     folder = Path(folder)
     first = load_file(Path(start) / "head.safetensors")

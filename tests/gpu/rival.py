@@ -1,4 +1,4 @@
-"""How fast PyTorch is on the same card. Run as `rival.py JOB ANSWER`."""
+"""Measures the speed of PyTorch on the same device. Run as `rival.py JOB ANSWER`."""
 
 import time
 
@@ -15,7 +15,7 @@ def finish(device):
 
 
 def timed(device, passes, work, *arguments):
-    """Seconds that `passes` calls take, after one that does not count."""
+    """Returns the seconds of `passes` calls after one warm-up call."""
     work(*arguments)
     finish(device)
     began = time.perf_counter()
@@ -26,7 +26,7 @@ def timed(device, passes, work, *arguments):
 
 
 def dense(side, device):
-    """The rate of a large bf16 matrix product, in TFLOP/s; f32 on the CPU."""
+    """Returns the rate of a large matrix product in TFLOP/s, bf16 on a GPU, f32 on the CPU."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     passes = 50 if device == "cuda" else 2
@@ -34,13 +34,13 @@ def dense(side, device):
 
 
 def save(folder, config, device):
-    """Makes the checkpoint that both sides measure."""
+    """Creates the checkpoint that both sides measure."""
     checkpoint(folder, **config)
     return {}
 
 
 def one_pass(model, pixels, features, batch_size, device, dtype):
-    """Features of all images: u8 up from pinned memory, normalised on the device, features down to pinned memory."""
+    """Computes features: uploads u8 from pinned memory, normalises on the device, downloads to pinned memory."""
     for first in range(0, len(pixels), batch_size):
         batch = pixels[first : first + batch_size].to(device, non_blocking=True)
         states = model(normalise(batch, dtype)).last_hidden_state
@@ -48,7 +48,7 @@ def one_pass(model, pixels, features, batch_size, device, dtype):
 
 
 def forward(folder, size_px, batch_sizes, rows, passes, compiled, device):
-    """Images per second of a checkpoint by batch size: eager or compiled, fused attention, bf16 (f32 on a CPU)."""
+    """Returns images per second by batch size: eager or compiled, fused attention, bf16 (f32 on a CPU)."""
     cuda = device == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     model = load(folder, device, dtype)
@@ -67,7 +67,7 @@ def forward(folder, size_px, batch_sizes, rows, passes, compiled, device):
 
 
 def head(classes, dim, batch_size, steps, device):
-    """Rows per second of training a linear head: f32 weights, bf16 autocast, whole logits, SGD with momentum."""
+    """Returns rows per second of training a linear head: f32 weights, bf16 autocast, unsplit logits, momentum SGD."""
     layer = torch.nn.Linear(dim, classes, device=device)
     sgd = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9, fused=True)
     features = torch.randn(batch_size, dim, device=device)

@@ -1,4 +1,4 @@
-"""Measures: the forward pass, the first features, the head and the ranking, beside PyTorch on the same card."""
+"""Measures first features, forward pass, head and ranking, and compares them with PyTorch on the same device."""
 
 from common import Failed
 from parity import vit
@@ -9,7 +9,7 @@ FORWARD_GOAL, HEAD_GOAL, FIRST_GOAL_S = 0.40, 500_000, 60
 
 
 def bench_checkpoint(kit):
-    """The checkpoint that everything here measures; made once."""
+    """Creates the checkpoint of all measurements once; returns its directory."""
     folder = kit.out / "speed/model"
     if not folder.exists():
         kit.torch("speed-checkpoint", "rival.py", dict(job="save", folder=folder, config=vit(kit)))
@@ -17,7 +17,7 @@ def bench_checkpoint(kit):
 
 
 def forward_arguments(kit, batch_size, rows, passes):
-    """The arguments of `bench forward` in the precision of the comparison."""
+    """Returns the arguments of `bench forward` in the precision of the comparison."""
     precision = kit.pick("bf16", "f32")
     return [
         "--checkpoint",
@@ -34,9 +34,9 @@ def forward_arguments(kit, batch_size, rows, passes):
 
 
 def start(kit):
-    """Time to the first features without and with caches: the kit's own scratch folder, so the later parts find it warm."""
+    """Measures the time to the first features with cold and with warm caches; later parts find them warm."""
     if any(kit.scratch.iterdir()):
-        raise Failed("the scratch folder is not new: this part must come first")
+        raise Failed("the scratch directory is not empty; this part must run first")
     batch_size = kit.pick(256, 4)
     arguments = forward_arguments(kit, batch_size, batch_size, 1)
     cold, done = kit.bench("start-cold", "forward", *arguments, limit_s=150)
@@ -54,7 +54,7 @@ def start(kit):
 
 
 def forward(kit):
-    """Images per second at several batch sizes, and what share of the card's dense rate that is."""
+    """Measures images per second by batch size, and the share of the device's dense rate."""
     rows, passes = kit.pick((2048, 3), (8, 2))
     best = {}
     for batch_size in kit.pick((32, 64, 128, 256, 512), (2, 4)):
@@ -74,15 +74,15 @@ def forward(kit):
     against_dense(kit, best)
     theirs, own = max(torch_rates(kit, rows, passes), default=0), best["images_per_s"]
     kit.goal(
-        "best batch size beside PyTorch's best",
+        "best batch size against PyTorch's best",
         own >= theirs > 0,
-        f"{own / theirs:.2f} times" if theirs else "PyTorch gave none",
+        f"{own / theirs:.2f} times" if theirs else "no figure of PyTorch",
         ">= 1 times",
     )
 
 
 def against_dense(kit, best):
-    """The row with the share of the dense rate."""
+    """Adds the share of the dense rate."""
     dense, _ = kit.torch("dense", "rival.py", dict(job="dense", side=kit.pick(8192, 512)))
     share = best["images_per_s"] * best["flop_per_image"] / 1e12 / dense["tflop_per_s"]
     kit.measured("dense matrix product, PyTorch", f"{dense['tflop_per_s']:,.3g} TFLOP/s", data=dense)
@@ -95,7 +95,7 @@ def against_dense(kit, best):
 
 
 def torch_rates(kit, rows, passes):
-    """PyTorch's rows, and its rates. Each compilation is a job of its own, as it may take longer than there is time."""
+    """Adds PyTorch's rows and returns its rates. Each compilation is a separate job, because it may exceed its limit."""
     rates, job = (
         [],
         dict(job="forward", folder=bench_checkpoint(kit), size_px=vit(kit)["size_px"], rows=rows, passes=passes),
@@ -119,7 +119,7 @@ def torch_rates(kit, rows, passes):
 
 
 def head(kit):
-    """Rows per second of the head's training at the size of the published task."""
+    """Measures the training of the head at the size of the published task."""
     classes, dim = kit.pick((CLASSES, DIM), (2000, 64))
     rates = []
     for batch_size, steps in kit.pick(((128, 300), (1024, 100)), ((16, 20),)):
@@ -145,7 +145,7 @@ def head(kit):
 
 
 def rank(kit):
-    """Top five of all classes for the published test images."""
+    """Measures ranking the top five of all classes for the published test images."""
     classes, dim, rows = kit.pick((CLASSES, DIM, IDS), (500, 64, 200))
     answer, done = kit.bench("rank", "rank", "--classes", classes, "--dim", dim, "--rows", rows, "--top-k", 5, limit_s=60)
     kit.measured(
@@ -157,13 +157,13 @@ def rank(kit):
 
 
 def kernels(kit):
-    """Where the time of the forward pass goes, by kernel family; the log stays in OUT."""
+    """Measures the time of the forward pass by kernel family; the log stays in OUT."""
     log, batch_size = kit.out / "kernels.log", kit.pick(256, 4)
     env = {"CUBECL_DEBUG_OPTION": "profile-medium", "CUBECL_DEBUG_LOG": str(log)}
     kit.bench("kernels", "forward", *forward_arguments(kit, batch_size, 2 * batch_size, 1), env=env, limit_s=90)
     shares = families(log)
     if not shares:
-        kit.add("shares by family", f"`{log.name}` holds no kernel times", "", "not measured")
+        kit.add("shares by family", f"`{log.name}` has no kernel times", "", "not measured")
     for family, share in shares.items():
         kit.measured(
             f"{family}", f"{share['share']:.1%} of {share['seconds']:.3f} s, {share['launches']} launches", data=share

@@ -1,7 +1,7 @@
-"""The CUDA toolkit that the binary compiles its kernels with: where it is, and whether it works with this driver.
+"""Finds the CUDA toolkit for the binary's kernels and checks it against the driver.
 
-toolkit.py find FOLDER   prints CUDA_PATH and the library path, or nothing; makes folders of links below FOLDER
-toolkit.py probe FILE    writes to FILE as JSON what NVRTC makes of the headers in CUDA_PATH
+toolkit.py find DIR      prints CUDA_PATH and the library path, or nothing; creates directories of links in DIR
+toolkit.py probe FILE    compiles the headers in CUDA_PATH with NVRTC and writes the result to FILE as JSON
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 SYSTEM = Path("/usr/local/cuda")
-# What generated kernels include, and a kernel.
+# Headers of generated kernels, and a kernel that includes them.
 HEADERS = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "mma.h", "cooperative_groups.h", "cuda/barrier", "cuda/ptx"]
 PROBE = "".join(f"#include <{header}>\n" for header in HEADERS) + (
     'extern "C" __global__ void probe(float* out, __nv_bfloat16 value) { out[0] = __bfloat162float(value); }\n'
@@ -20,16 +20,16 @@ PROBE = "".join(f"#include <{header}>\n" for header in HEADERS) + (
 
 
 def package_folder(name):
-    """The folder of an installed package, which is not imported."""
+    """Returns the directories of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     return [Path(folder) for folder in spec.submodule_search_locations] if spec else []
 
 
 def include_folders():
-    """Folders of headers in the packages beside torch, the ones with the most of a toolkit first.
+    """Returns the header directories of the packages installed with torch, the most complete first.
 
-    CUDA 13's packages share one folder, CUDA 12's have one each. `crt/` is no package that torch brings from CUDA 13 on;
-    triton, which it does bring, has a copy.
+    The packages of CUDA 13 share one directory, those of CUDA 12 have one each. torch for CUDA 13 does not install the `crt/`
+    headers; triton, which it installs, has a copy.
     """
     folders = []
     for nvidia in package_folder("nvidia"):
@@ -40,13 +40,13 @@ def include_folders():
 
 
 def nvrtc_in(folder):
-    """NVRTC's library in a folder, or None."""
+    """Returns the NVRTC library in a directory, or None."""
     found = sorted(path for path in folder.glob("libnvrtc.so*") if path.is_file())
     return found[0] if found else None
 
 
 def nvrtc_beside_torch():
-    """NVRTC's library in the packages beside torch, or None."""
+    """Returns the NVRTC library of the packages installed with torch, or None."""
     for nvidia in package_folder("nvidia"):
         for folder in [*sorted(nvidia.glob("cu[0-9]*/lib"), reverse=True), nvidia / "cuda_nvrtc/lib"]:
             if library := nvrtc_in(folder):
@@ -55,7 +55,7 @@ def nvrtc_beside_torch():
 
 
 def merge(folders, into):
-    """One folder of links to all the headers; the first folder that has a name wins."""
+    """Links all headers into one directory; of equal names the first directory wins."""
     into.mkdir(parents=True)
     for folder in folders:
         for entry in sorted(folder.iterdir()):
@@ -65,7 +65,7 @@ def merge(folders, into):
 
 
 def find(folder):
-    """CUDA_PATH and the library path for the binary, or None."""
+    """Returns CUDA_PATH and the library path for the binary, or None."""
     root = Path(os.environ.get("CUDA_PATH") or SYSTEM)
     library = next(filter(None, map(nvrtc_in, (root / "lib64", root / "lib"))), None)
     if not (root / "include/cuda_fp16.h").exists():
@@ -78,7 +78,7 @@ def find(folder):
     library = library or nvrtc_beside_torch()
     if library is None:
         return root, ""
-    # The name without a version is the one that every loader tries; what the library itself loads lies beside the original.
+    # Loaders try the name without a version. Libraries that NVRTC loads are in the directory of the original.
     link = folder / "lib" / "libnvrtc.so"
     link.parent.mkdir(parents=True)
     link.symlink_to(library)
@@ -86,7 +86,7 @@ def find(folder):
 
 
 def driver_version():
-    """The newest CUDA version that the driver takes code of, or None without a driver."""
+    """Returns the newest CUDA version that the driver supports, or None without a driver."""
     try:
         driver, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
     except OSError:
@@ -96,7 +96,7 @@ def driver_version():
 
 
 def compile_probe(nvrtc, root):
-    """Compiles one kernel with all the headers; returns what NVRTC said, empty when all is well."""
+    """Compiles one kernel with all headers; returns the messages of NVRTC, empty on success."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     options = [b"--gpu-architecture=sm_90a"]
     options += [f"--include-path={root / part}".encode() for part in ("include", "include/cccl") if (root / part).exists()]
@@ -110,7 +110,7 @@ def compile_probe(nvrtc, root):
 
 
 def probe():
-    """The versions of NVRTC and driver, and what the compiler said."""
+    """Returns the versions of NVRTC and driver and the messages of the compiler."""
     nvrtc, major, minor = ctypes.CDLL("libnvrtc.so"), ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     root = Path(os.environ["CUDA_PATH"])

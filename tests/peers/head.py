@@ -1,8 +1,8 @@
-"""The head's training in PyTorch: the peer of `wikicap-pipeline bench head --precision f32` on a CPU.
+"""Trains the head in PyTorch, to compare with `wikicap-pipeline bench head --precision f32` on a CPU.
 
 Run:  python tests/peers/head.py [BATCH_SIZE [STEPS]]
-Needs torch. A linear layer of 768 values and 92,366 classes, f32, whole logits, cross-entropy, SGD with momentum 0.9. Prints rows a second
-after two steps, and the peak memory of the process.
+Needs torch. Trains a linear layer with 768 inputs and 92,366 classes in f32: unsplit logits, cross-entropy, SGD with momentum
+0.9. Prints the rows per second after two warm-up steps and the peak memory of the process.
 """
 
 import resource

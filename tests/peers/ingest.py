@@ -1,12 +1,12 @@
-"""What users would run instead to preprocess images, on the same files, for a ratio on the same machine.
+"""Preprocesses the same shards with torchvision or Pillow, to compare the rates on one machine.
 
     pip install torch torchvision pillow numpy pyarrow
     python tests/peers/ingest.py torchvision 'SHARDS/*.csv.gz'
     python tests/peers/ingest.py pillow 'SHARDS/*.csv.gz' OUT.parquet
 
-`torchvision` decodes with libjpeg-turbo and resizes tensors with antialiasing, and writes nothing. `pillow` decodes and resizes as
-transformers' image processors do and writes a Parquet file of pixels. Both read gzipped TSV in the two workers of a DataLoader, shards
-dealt between them, and end with images/s.
+`torchvision` decodes with libjpeg-turbo, resizes tensors with antialiasing and writes nothing. `pillow` decodes and resizes like
+transformers' image processors and writes pixels to a Parquet file. Both read gzipped TSV in a DataLoader whose two workers share
+the shards, and print images/s.
 """
 
 import base64

@@ -1,11 +1,12 @@
-"""Shards of pieces of real photos, 300 px wide as the corpus has them, to measure on.
+"""Creates shards of crops of real photos, 300 px wide like the images of the corpus, for measurements.
 
     pip install pillow
     python tests/peers/photos.py 'PHOTOS/**/*.jpg' OUT_DIR [COUNT [QUALITY]]
 
-Takes photos of at least 900 px, cuts out pieces at random, without the flat ones, and writes four gzipped shards of COUNT
-images in all (8,000). The same photos give the same pieces. README's are of the 39 such photos in Debian 12's packages gnome-backgrounds,
-mate-backgrounds, plasma-workspace-wallpapers, ukui-wallpapers, and lomiri-wallpapers, at quality 93, which makes 22 kB each.
+Uses photos of at least 900 px, crops them at random, skips crops without detail, and writes four gzipped shards with COUNT images
+in total (8,000). The same photos give the same crops. The figures in README.md use the 39 such photos of Debian 12's packages
+gnome-backgrounds, mate-backgrounds, plasma-workspace-wallpapers, ukui-wallpapers and lomiri-wallpapers at quality 93, which gives
+22 kB an image.
 """
 
 import base64
@@ -25,7 +26,7 @@ ASPECTS = [3 / 2, 3 / 2, 4 / 3, 4 / 3, 3 / 4, 2 / 3, 1, 16 / 9]
 
 
 def photos():
-    """The largest of each picture that comes in several sizes."""
+    """Opens the photos; of a picture in several sizes only the largest."""
     largest = {}
     for path in sorted(glob.glob(PATTERN, recursive=True)):
         with Image.open(path) as image:
@@ -36,7 +37,8 @@ def photos():
     return [Image.open(path).convert("RGB") for _, path in sorted(largest.values())]
 
 
-def piece(photos):
+def crop(photos):
+    """Returns a random crop with detail."""
     while True:
         photo, aspect = random.choice(photos), random.choice(ASPECTS)
         width = random.randint(400, min(photo.width, int(photo.height * aspect), 2400))
@@ -57,10 +59,10 @@ os.makedirs(OUT, exist_ok=True)
 shards = [gzip.open(f"{OUT}/part-{number:05}.csv.gz", "wt", compresslevel=6) for number in range(SHARDS)]
 for number in range(COUNT):
     data = io.BytesIO()
-    piece(sources).save(data, "JPEG", quality=QUALITY)
+    crop(sources).save(data, "JPEG", quality=QUALITY)
     total += len(data.getvalue())
     text = base64.b64encode(data.getvalue()).decode()
     shards[number % SHARDS].write(f"http://x/{number}.jpg\t{text}\thttp://x/m/{number}\n")
 for shard in shards:
     shard.close()
-print(f"{len(sources)} photos, {COUNT} pieces of {total / COUNT:.0f} bytes")
+print(f"{len(sources)} photos, {COUNT} crops of {total / COUNT:.0f} bytes")

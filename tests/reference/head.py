@@ -1,7 +1,7 @@
-"""Reference numbers for `train`: 20 steps of SGD on a linear head in torch, and the schedules of transformers.
+"""Creates the reference of `train`: 20 SGD steps of a linear head in torch, and the schedules of transformers.
 
 Run:  python tests/reference/head.py
-Needs torch, transformers and safetensors. Writes head.safetensors and head.json beside itself.
+Needs torch, transformers and safetensors. Writes head.safetensors and head.json to its own directory.
 """
 
 import json
@@ -37,7 +37,7 @@ start = {"start.weight": head.weight.detach().clone(), "start.bias": head.bias.d
 
 
 def train(loss_of):
-    """20 steps from the start; the head afterwards and what each step said."""
+    """Trains 20 steps; returns the final state, and the loss, rate and gradient norm of each step."""
     head = torch.nn.Linear(DIM, CLASSES)
     with torch.no_grad():
         head.weight.copy_(start["start.weight"])
@@ -69,7 +69,7 @@ def train(loss_of):
 cross_entropy = torch.nn.functional.cross_entropy
 state, losses, rates, norms = train(lambda logits, step, micro: cross_entropy(logits, labels[step, micro]))
 
-# One to three classes a row, each with the same share, and smoothing; -1 where a row has fewer.
+# One to three classes a row with equal shares, and label smoothing; -1 fills rows with fewer classes.
 several = torch.stack([torch.randperm(CLASSES, generator=generator)[:3] for _ in range(STEPS * MICRO * ROWS)])
 counts = torch.randint(1, 4, (STEPS * MICRO * ROWS, 1), generator=generator)
 several = torch.where(torch.arange(3) < counts, several, -1).reshape(STEPS, MICRO, ROWS, 3)

@@ -1,12 +1,12 @@
-"""Makes the tiny checkpoints and the reference features that the tests of `model` read.
+"""Creates tiny checkpoints and reference features for the tests of `model`.
 
 Run from the repository root, with torch, torchvision, transformers (5.x), safetensors and numpy from PyPI:
 
     python tests/reference/model.py            # writes tests/reference/model/
     python tests/reference/model.py DIR SIZE…  # writes DIR/expected.safetensors for a checkpoint of any size
 
-Weights are random and wide, norms, biases and layer scales too, so that leaving out any one of them shows. Features are
-computed in f32 on the CPU, from the files as saved, with the normalisation of the checkpoint's own image processor.
+All parameters, including norms, biases and layer scales, are random with a large variance, so that an omitted one is detected.
+Features are computed in f32 on the CPU from the saved files, with the normalisation of the checkpoint's image processor.
 """
 
 import json
@@ -45,15 +45,15 @@ def randomise(model, seed):
 
 
 def tokens(model, inputs, block):
-    """Output of `block`, or of the last one for None, after the final LayerNorm."""
+    """Returns the output of `block` (None: the last one) after the final LayerNorm."""
     blocks = model.layers if hasattr(model, "layers") else model.encoder.layer
-    kept = []
-    hook = blocks[block if block is not None else -1].register_forward_hook(lambda _m, _i, out: kept.append(out))
+    outputs = []
+    hook = blocks[block if block is not None else -1].register_forward_hook(lambda _m, _i, out: outputs.append(out))
     extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
     with torch.no_grad():
         last = model(inputs, **extra).last_hidden_state
         hook.remove()
-        result = model.layernorm(kept[0] if torch.is_tensor(kept[0]) else kept[0][0])
+        result = model.layernorm(outputs[0] if torch.is_tensor(outputs[0]) else outputs[0][0])
     if block is None:
         assert torch.equal(result, last)
     return result
@@ -66,7 +66,7 @@ def reference(folder, sizes, rows, inner_layer=0):
     tensors = {}
     for size in sizes:
         pixels = random.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
-        # Not plain noise alone: its patch means are all alike.
+        # The first image gets a gradient, because all patches of noise have similar means.
         pixels[0] = (pixels[0] // 4 + np.linspace(0, 190, size).astype(np.uint8)[:, None, None]).astype(np.uint8)
         inputs = processor(list(pixels), do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
         states = tokens(model, inputs, None)

@@ -1,8 +1,8 @@
-"""Reference numbers for `predict`: torch.topk, NDCG@5 in NumPy, and csv.writer's bytes.
+"""Creates the reference of `predict`: torch.topk, NDCG@5 in NumPy, and the bytes of csv.writer.
 
 Run:  python tests/reference/predict.py
 Needs torch, numpy and safetensors. Writes topk.safetensors, ranked.csv, truth.csv, scores.json, submission.csv and
-submission.json beside itself.
+submission.json to its own directory.
 """
 
 import csv
@@ -45,7 +45,7 @@ def ndcg():
     ids, depth, captions = 60, 5, 40
     truth = rng.integers(0, captions, ids)
     ranked = np.stack([rng.permutation(captions)[:depth] for _ in range(ids)])
-    # Half of the ids get their caption somewhere among the five.
+    # Every second id gets its caption at one of the five ranks.
     for row in range(0, ids, 2):
         if truth[row] not in ranked[row]:
             ranked[row, rng.integers(0, depth)] = truth[row]

@@ -1,16 +1,16 @@
-"""Text encoders as small as they get, with what transformers makes of captions that tokenizers find hard.
+"""Creates tiny text encoders, and reference embeddings of captions that are difficult to tokenize.
 
     pip install torch==2.15.0 transformers==5.24.0 tokenizers
     python3 tests/reference/text.py [MODEL_DIRECTORY]
 
 Without an argument it writes tests/reference/text/{bert,xlmr,mini}, each a directory in Hugging Face layout:
 
-    bert    BERT in f32, WordPiece in lower case; as LaBSE: the prefix `bert.`, a pooler, CLS, a dense layer with tanh, length 1
-    xlmr    XLM-RoBERTa in f16, Unigram; no files of sentence-transformers, and `position_ids` as older versions saved them
-    mini    BERT in f32 with the tokenizer of `xlmr`; as MiniLM: the mean, not scaled, at most 16 tokens
+    bert    BERT in f32, lower-case WordPiece; like LaBSE: prefix `bert.`, a pooler, CLS pooling, a dense layer with tanh, unit length
+    xlmr    XLM-RoBERTa in f16, Unigram; no files of sentence-transformers, and `position_ids` as saved by older versions
+    mini    BERT in f32 with the tokenizer of `xlmr`; like MiniLM: mean pooling, not normalised, at most 16 tokens
 
-each with `expected.safetensors`, one row for each of the captions in tests/reference/text/captions.json. With an argument it
-writes that `expected.safetensors` into a directory that is there, pooled by the mean and scaled to length 1.
+Each directory has an `expected.safetensors` with one row for each caption in tests/reference/text/captions.json. With an argument
+the script writes `expected.safetensors` to that directory, with mean pooling and unit length.
 """
 
 import json
@@ -76,8 +76,8 @@ def unigram() -> Tokenizer:
     return tokenizer
 
 
-def scatter(model: torch.nn.Module) -> None:
-    """Larger than a fresh model's weights, so that every part shows in the result."""
+def randomise(model: torch.nn.Module) -> None:
+    """Randomises all weights with a larger variance than at initialisation, so that each one affects the result."""
     for name, value in model.named_parameters():
         norm = "LayerNorm.weight" in name
         value.data = torch.randn_like(value) * (0.3 if norm or value.dim() == 1 else 0.25) + (1.0 if norm else 0.0)
@@ -100,7 +100,7 @@ def write(directory: pathlib.Path, tensors: dict, rows: list, config, tokenizer:
     save_file({"embeddings": torch.stack(rows).contiguous()}, directory / "expected.safetensors")
 
 
-def say(path: pathlib.Path, value) -> None:
+def write_json(path: pathlib.Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n")
 
@@ -111,14 +111,14 @@ def bert(vocabulary: int, most: int) -> BertModel:
         max_position_embeddings=most, pad_token_id=0,
     )
     model = BertModel(config).eval()
-    scatter(model)
+    randomise(model)
     return model
 
 
 def main() -> None:
     torch.manual_seed(11)
     HERE.mkdir(exist_ok=True)
-    say(HERE / "captions.json", CAPTIONS)
+    write_json(HERE / "captions.json", CAPTIONS)
     kind = "sentence_transformers.models."
 
     tokenizer, directory = wordpiece(), HERE / "bert"
@@ -129,11 +129,11 @@ def main() -> None:
     tensors = {f"bert.{name}": value for name, value in model.state_dict().items()}
     write(directory, tensors, rows, model.config, tokenizer)
     parts = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
-    say(directory / "modules.json", [
+    write_json(directory / "modules.json", [
         {"idx": i, "name": str(i), "path": path, "type": f"{kind}{name}"} for i, (path, name) in enumerate(parts)
     ])
-    say(directory / "1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
-    say(directory / "2_Dense/config.json", {"in_features": 32, "out_features": 24, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"})
+    write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    write_json(directory / "2_Dense/config.json", {"in_features": 32, "out_features": 24, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"})
     save_file({f"linear.{name}": value.detach() for name, value in dense.named_parameters()}, directory / "2_Dense/model.safetensors")
 
     tokenizer, directory = unigram(), HERE / "xlmr"
@@ -143,7 +143,7 @@ def main() -> None:
         eos_token_id=2, layer_norm_eps=1e-5,
     )
     model = XLMRobertaModel(config, add_pooling_layer=False).eval()
-    scatter(model)
+    randomise(model)
     model = model.half().float()
     rows = [torch.nn.functional.normalize(states(model, tokenizer, caption, 78).mean(0), dim=0) for caption in CAPTIONS]
     tensors = {name: value.half() for name, value in model.state_dict().items() if "position_ids" not in name}
@@ -154,14 +154,14 @@ def main() -> None:
     model = bert(tokenizer.get_vocab_size(), 40)
     rows = [states(model, tokenizer, caption, 16).mean(0) for caption in CAPTIONS]
     write(directory, dict(model.state_dict()), rows, model.config, tokenizer)
-    say(directory / "modules.json", [
+    write_json(directory / "modules.json", [
         {"idx": i, "name": str(i), "path": path, "type": f"{kind}{name}"} for i, (path, name) in enumerate(parts[:2])
     ])
-    say(directory / "1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
-    say(directory / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
+    write_json(directory / "1_Pooling/config.json", {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
 
 
-def real(directory: pathlib.Path) -> None:
+def write_expected(directory: pathlib.Path) -> None:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
     rows = [torch.nn.functional.normalize(states(model, tokenizer, caption, 512).mean(0), dim=0) for caption in CAPTIONS]
@@ -169,4 +169,4 @@ def real(directory: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    real(pathlib.Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    write_expected(pathlib.Path(sys.argv[1])) if len(sys.argv) > 1 else main()

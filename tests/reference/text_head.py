@@ -1,10 +1,10 @@
-"""Fifty steps of contrastive training in PyTorch, for a linear map and for one with a hidden layer.
+"""Runs fifty steps of contrastive training in PyTorch, for a linear projection head and one with a hidden layer.
 
     pip install torch==2.15.0
     python3 tests/reference/text_head.py
 
-Writes tests/reference/text_head.safetensors: features, captions' vectors, which image has which captions, the pairs of each
-step, and for both maps the first weights, every loss and the last weights. Steps have two micro-batches of 24 pairs each.
+Writes tests/reference/text_head.safetensors: features, caption embeddings, the captions of each image and the pairs of each step;
+for both heads the initial weights, all losses and the final weights. A step has two micro-batches of 24 pairs.
 """
 
 import math
@@ -21,20 +21,20 @@ def unit(values):
     return values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def loss_of(map_, log_scale, features, vectors, has, images, captions):
-    logits = log_scale.exp() * unit(map_(features[images])) @ vectors[captions].T
-    exempt = has[images][:, captions].clone()
-    exempt.fill_diagonal_(False)
-    logits = logits.masked_fill(exempt, -math.inf)
-    own = torch.arange(len(images))
+def loss_of(head, log_scale, features, vectors, has, images, captions):
+    logits = log_scale.exp() * unit(head(features[images])) @ vectors[captions].T
+    masked = has[images][:, captions].clone()
+    masked.fill_diagonal_(False)
+    logits = logits.masked_fill(masked, -math.inf)
+    diagonal = torch.arange(len(images))
     cross = torch.nn.functional.cross_entropy
-    return (cross(logits, own) + cross(logits.T, own)) / 2
+    return (cross(logits, diagonal) + cross(logits.T, diagonal)) / 2
 
 
-def train(map_, features, vectors, has, pairs):
+def train(head, features, vectors, has, pairs):
     log_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-    matrices = [value for value in map_.parameters() if value.dim() == 2]
-    others = [value for value in map_.parameters() if value.dim() < 2] + [log_scale]
+    matrices = [value for value in head.parameters() if value.dim() == 2]
+    others = [value for value in head.parameters() if value.dim() < 2] + [log_scale]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=1e-8)
     losses = []
@@ -42,7 +42,7 @@ def train(map_, features, vectors, has, pairs):
         optimizer.zero_grad()
         total = 0.0
         for part in step.split(MICRO):
-            loss = loss_of(map_, log_scale, features, vectors, has, part[:, 0], part[:, 1])
+            loss = loss_of(head, log_scale, features, vectors, has, part[:, 0], part[:, 1])
             (loss * len(part) / len(step)).backward()
             total += loss.item() * len(part) / len(step)
         torch.nn.utils.clip_grad_norm_(matrices + others, CLIP)
@@ -63,13 +63,13 @@ def main():
     out = {"features": features, "vectors": vectors, "has": has.to(torch.float32), "mean": mean, "std": std}
     out["pairs"] = pairs.to(torch.float32)
     standard = (features - mean) / std
-    for name, map_ in {
+    for name, head in {
         "linear": torch.nn.Sequential(torch.nn.Linear(INPUT, OUTPUT)),
         "hidden": torch.nn.Sequential(torch.nn.Linear(INPUT, HIDDEN), torch.nn.GELU(), torch.nn.Linear(HIDDEN, OUTPUT)),
     }.items():
-        first = [value.detach().clone() for value in map_.parameters()]
-        losses, log_scale = train(map_, standard, vectors, has, pairs)
-        last = [value.detach() for value in map_.parameters()]
+        first = [value.detach().clone() for value in head.parameters()]
+        losses, log_scale = train(head, standard, vectors, has, pairs)
+        last = [value.detach() for value in head.parameters()]
         for number, (one, other) in enumerate(zip(first, last)):
             out[f"{name}.first.{number}"], out[f"{name}.last.{number}"] = one, other
         out[f"{name}.losses"], out[f"{name}.log_scale"] = losses, log_scale

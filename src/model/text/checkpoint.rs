@@ -1,4 +1,4 @@
-//! The directory of a text encoder, with everything compared before any tensor is read.
+//! Opens the directory of a text encoder and checks tensor names and shapes before any tensor is read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,16 +8,19 @@ use serde::Deserialize;
 
 use super::layout;
 use super::modules::Modules;
-use crate::model::config::{Activation, activation, heads_divide, in_range, norm_epsilon, parse_json};
+use crate::model::config::{Activation, check_heads, check_norm_epsilon, check_range, parse_activation};
 use crate::model::error::ModelError;
-use crate::model::weights::{Entry, Store};
+use crate::model::json::parse_json;
+use crate::model::weights::{Format, StoredTensor, WeightReader};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// Upper bound on the width of a token.
 const MAX_WIDTH: u64 = 1 << 16;
+/// Upper bound on vocabulary and positions.
 const MAX_VOCABULARY: u64 = 1 << 24;
 
-/// The architecture of a text encoder.
+/// Architecture of a text encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TextConfig {
     pub(super) hidden: usize,
@@ -29,12 +32,13 @@ pub(super) struct TextConfig {
     pub(super) vocabulary: usize,
     pub(super) positions: usize,
     pub(super) types: usize,
-    /// Position of the first token: `RoBERTa` counts from behind the padding's number.
+    /// Position of the first token: 0 in BERT, `pad_token_id + 1` in `RoBERTa`.
     pub(super) first_position: usize,
 }
 
-/// `config.json`: the keys that matter here, with the defaults of `BertConfig` and `XLMRobertaConfig`, which are the same but for
-/// the last.
+/// Keys of `config.json` that define the architecture.
+///
+/// An absent key takes the default of `BertConfig` or `XLMRobertaConfig`; they differ in `pad_token_id`.
 #[derive(Deserialize)]
 struct RawConfig {
     model_type: Option<String>,
@@ -52,6 +56,7 @@ struct RawConfig {
 }
 
 impl TextConfig {
+    /// Parses and checks the text of a `config.json`.
     fn parse(text: &[u8], path: &Path) -> Result<Self, ModelError> {
         let raw: RawConfig = parse_json(text, path)?;
         let roberta = match raw.model_type.as_deref() {
@@ -71,17 +76,17 @@ impl TextConfig {
             ));
         }
         let count = |key, value: Option<u64>, default, limit| {
-            in_range(path, key, value.unwrap_or(default), limit).map(|value| value as usize)
+            check_range(path, key, value.unwrap_or(default), limit).map(|value| value as usize)
         };
         let hidden = count("hidden_size", raw.hidden_size, 768, MAX_WIDTH)?;
         let heads = count("num_attention_heads", raw.num_attention_heads, 12, MAX_WIDTH)?;
-        heads_divide(path, heads as u64, hidden as u64)?;
-        let norm_epsilon = norm_epsilon(path, raw.layer_norm_eps.unwrap_or(1e-12))?;
+        check_heads(path, heads as u64, hidden as u64)?;
+        let norm_epsilon = check_norm_epsilon(path, raw.layer_norm_eps.unwrap_or(1e-12))?;
         let pad = raw.pad_token_id.unwrap_or(u64::from(roberta));
         let positions = count("max_position_embeddings", raw.max_position_embeddings, 512, MAX_VOCABULARY)?;
         let first_position = if roberta { pad as usize + 1 } else { 0 };
         if first_position >= positions {
-            let problem = format!("is `{positions}`, which leaves no position behind the padding's, `{pad}`");
+            let problem = format!("is `{positions}`, which leaves no position after that of the padding, `{pad}`");
             return Err(ModelError::value(path, "max_position_embeddings", problem));
         }
         Ok(Self {
@@ -92,22 +97,22 @@ impl TextConfig {
             first_position,
             layers: count("num_hidden_layers", raw.num_hidden_layers, 12, 1000)?,
             inner: count("intermediate_size", raw.intermediate_size, 3072, 4 * MAX_WIDTH)?,
-            activation: activation(raw.hidden_act.as_deref(), path)?,
+            activation: parse_activation(raw.hidden_act.as_deref(), path)?,
             vocabulary: count("vocab_size", raw.vocab_size, 30_522, MAX_VOCABULARY)?,
             types: count("type_vocab_size", raw.type_vocab_size, 2, MAX_WIDTH)?,
         })
     }
 }
 
-/// A text encoder that can be loaded: every tensor is there, in the expected shape.
+/// Text encoder in which every expected tensor exists with the expected shape.
 #[derive(Debug, Clone)]
 pub struct TextCheckpoint {
     dir: PathBuf,
     pub(super) config: TextConfig,
     pub(super) modules: Modules,
-    pub(super) store: Store,
+    pub(super) weights: WeightReader,
     names: BTreeMap<String, String>,
-    /// Tokens of a caption, at most.
+    /// Upper bound on the tokens of a caption.
     max_tokens: usize,
 }
 
@@ -115,8 +120,8 @@ impl TextCheckpoint {
     /// Opens a directory in Hugging Face layout.
     ///
     /// # Errors
-    /// When a file cannot be read or is damaged, the family or a value is not supported, or keys or shapes are not those that
-    /// `config.json` asks for.
+    /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ
+    /// from those that `config.json` implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
@@ -126,28 +131,28 @@ impl TextCheckpoint {
             return Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into()));
         }
         let modules = Modules::read(dir, config.hidden)?;
-        let store = Store::open_dir(dir)?;
-        let keys = store.entries().keys().filter_map(|name| Some((layout::published(name)?, name)));
-        let names = store.matched(dir, layout::expected(&config), keys)?;
+        let weights = WeightReader::open_dir(dir)?;
+        let keys = weights.tensors().keys().filter_map(|name| Some((layout::published_name(name)?, name)));
+        let names = weights.match_names(dir, layout::expected_shapes(&config), keys)?;
         let room = (config.positions - config.first_position) as u64;
         let max_tokens = modules.max_tokens.unwrap_or(room).min(room) as usize;
-        Ok(Self { dir: dir.to_owned(), config, modules, store, names, max_tokens })
+        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens })
     }
 
-    /// Values of a caption's vector.
+    /// Returns the width of an embedding.
     pub fn dim(&self) -> usize {
-        self.modules.width(self.config.hidden)
+        self.modules.output_width(self.config.hidden)
     }
 
-    /// Tokens of a caption, at most; those beyond are cut off.
+    /// Returns the upper bound on the tokens of a caption; longer captions are truncated.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// Parameters that are computed with; the table of word vectors is looked up alone.
+    /// Returns the number of parameters without the table of word embeddings, which takes no part in matrix products.
     pub fn parameters(&self) -> u64 {
         let all: u64 =
-            self.names.values().filter_map(|name| self.store.entries().get(name)).map(|e| e.elements() as u64).sum();
+            self.names.values().filter_map(|name| self.weights.tensors().get(name)).map(|e| e.elements() as u64).sum();
         all - (self.config.vocabulary * self.config.hidden) as u64
     }
 
@@ -155,7 +160,7 @@ impl TextCheckpoint {
         self.dir.join(TOKENIZER)
     }
 
-    /// BLAKE3, in hex, over the configuration, the tokenizer, the weights and what sentence-transformers left.
+    /// Returns the BLAKE3 hash, in hex, of configuration, tokenizer, weights and the files of sentence-transformers.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -163,7 +168,7 @@ impl TextCheckpoint {
         let mut hasher = blake3::Hasher::new();
         let own = [self.dir.join(CONFIG), self.tokenizer_path()];
         let dense = self.modules.dense.iter().map(|dense| dense.dir.join("model.safetensors"));
-        let files = own.into_iter().chain(self.store.files(&self.dir)).chain(self.modules.files.clone()).chain(dense);
+        let files = own.into_iter().chain(self.weights.files(&self.dir)).chain(self.modules.files.clone()).chain(dense);
         for path in files {
             let file = File::open(&path).map_err(ModelError::read(&path))?;
             let length = file.metadata().map_err(ModelError::read(&path))?.len();
@@ -174,8 +179,8 @@ impl TextCheckpoint {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    fn entry(&self, key: &str) -> Result<&Entry, ModelError> {
-        let found = self.names.get(key).and_then(|name| self.store.entries().get(name));
+    fn tensor(&self, key: &str) -> Result<&StoredTensor, ModelError> {
+        let found = self.names.get(key).and_then(|name| self.weights.tensors().get(name));
         found.ok_or_else(|| ModelError::Keys {
             dir: self.dir.clone(),
             missing: vec![key.to_owned()],
@@ -183,23 +188,23 @@ impl TextCheckpoint {
         })
     }
 
-    /// The tensors of these published names one after the other, as f32.
+    /// Reads tensors by their published names, as f32, and concatenates them.
     pub(super) fn read(&self, keys: &[String]) -> Result<Vec<f32>, ModelError> {
         let mut values = Vec::new();
         for key in keys {
-            self.store.read_into(self.entry(key)?, &mut values)?;
+            self.weights.read_into(self.tensor(key)?, &mut values)?;
         }
         Ok(values)
     }
 
-    /// A tensor as it lies in its file.
-    pub(super) fn raw(&self, key: &str) -> Result<(Vec<u8>, crate::model::weights::Format), ModelError> {
-        let entry = self.entry(key)?;
-        let mut bytes = Vec::with_capacity(entry.bytes() as usize);
-        self.store.stream(entry, |block| {
+    /// Reads the bytes of a tensor without conversion.
+    pub(super) fn read_raw(&self, key: &str) -> Result<(Vec<u8>, Format), ModelError> {
+        let tensor = self.tensor(key)?;
+        let mut bytes = Vec::with_capacity(tensor.bytes() as usize);
+        self.weights.stream(tensor, |block| {
             bytes.extend_from_slice(block);
             Ok(())
         })?;
-        Ok((bytes, entry.format))
+        Ok((bytes, tensor.format))
     }
 }

@@ -1,4 +1,4 @@
-//! The blocks of a text encoder on a device, and what makes one vector of their last states.
+//! Runs a text encoder on a device and pools its last hidden states to embeddings.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData, activation};
@@ -6,18 +6,18 @@ use burn::tensor::{DType, Tensor, TensorData, activation};
 use super::checkpoint::TextCheckpoint;
 use super::layout;
 use super::modules::Pooling;
-use crate::model::block::{Linear, Norm, activate, in_format};
+use crate::model::block::{Linear, Norm, activate, cast_to};
 use crate::model::config::Activation;
 use crate::model::error::ModelError;
-use crate::model::weights::{Format, Store};
+use crate::model::weights::{Format, WeightReader};
 
-/// Stands for the score of a token that is none: far below any score, and no infinity, whose difference with itself is no number.
-const NOWHERE: f32 = -1e30;
+/// Attention score of a padding token. Far below any real score, but finite: the difference of two infinities is NaN.
+const MASKED_SCORE: f32 = -1e30;
 
-/// How an encoder computes.
+/// Numerical settings of an encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextNumerics {
-    /// Format of weights and activations. Norms, softmax, activation functions and pooling are f32 in any case.
+    /// Format of weights and activations. Norms, softmax, activation functions and pooling always compute in f32.
     pub format: DType,
 }
 
@@ -27,17 +27,17 @@ impl Default for TextNumerics {
     }
 }
 
-/// Word vectors, `[vocabulary, hidden]`, as they lie in their file.
+/// Table of word embeddings, `[vocabulary, hidden]`, in the format of its file.
 #[derive(Debug)]
-struct Words {
+struct WordEmbeddings {
     bytes: Vec<u8>,
     format: Format,
     hidden: usize,
 }
 
-impl Words {
-    /// Adds a word's vector.
-    fn add(&self, word: u32, to: &mut [f32]) {
+impl WordEmbeddings {
+    /// Adds the embedding of a word to `to`.
+    fn add_row(&self, word: u32, to: &mut [f32]) {
         let width = self.hidden * self.format.bytes();
         let row = &self.bytes[word as usize * width..(word as usize + 1) * width];
         match self.format {
@@ -52,8 +52,9 @@ impl Words {
     }
 }
 
+/// Transformer block with its norms after the residual connections.
 #[derive(Debug)]
-struct Block<B: Backend> {
+struct PostNormBlock<B: Backend> {
     query_key_value: Linear<B>,
     attention_output: Linear<B>,
     attention_norm: Norm<B>,
@@ -62,15 +63,16 @@ struct Block<B: Backend> {
     output_norm: Norm<B>,
 }
 
-/// An encoder on the device `B::Device`.
+/// Text encoder on the device `B::Device`.
 #[derive(Debug)]
 pub struct TextEncoder<B: Backend> {
-    words: Words,
-    /// Vectors of the positions and of the first token type, added up, `[positions, hidden]`.
+    words: WordEmbeddings,
+    /// Sum of the position embeddings and the embedding of token type 0, `[positions, hidden]`.
     positions: Vec<f32>,
     first_position: usize,
     first_norm: Norm<B>,
-    blocks: Vec<Block<B>>,
+    blocks: Vec<PostNormBlock<B>>,
+    /// Layers after the pooling; the flag says whether tanh follows.
     dense: Vec<(Linear<B>, bool)>,
     activation: Activation,
     pooling: Pooling,
@@ -83,27 +85,27 @@ pub struct TextEncoder<B: Backend> {
 }
 
 impl<B: Backend> TextEncoder<B> {
-    /// Reads the tensors one at a time and puts them on `device`.
+    /// Reads the tensors one at a time and uploads them to `device`.
     ///
     /// # Errors
-    /// When a file cannot be read any more.
+    /// When a file cannot be read.
     pub fn load(checkpoint: &TextCheckpoint, numerics: TextNumerics, device: &B::Device) -> Result<Self, ModelError> {
         let (config, modules) = (&checkpoint.config, &checkpoint.modules);
-        let (hidden, place) = (config.hidden, (device, numerics.format));
+        let (hidden, target) = (config.hidden, (device, numerics.format));
         let norm = |name: &str| -> Result<Norm<B>, ModelError> {
             let read = |kind: &str| checkpoint.read(&[format!("{name}.{kind}")]);
             Ok(Norm::new(read("weight")?, read("bias")?, config.norm_epsilon, device))
         };
-        // Several projections of the same input become one product.
+        // Projections of the same input are joined to one product.
         let linear = |index: usize, parts: &[&str], input: usize, out: usize| -> Result<Linear<B>, ModelError> {
             let keys = |kind: &str| -> Vec<String> {
                 parts.iter().map(|part| format!("{}.{kind}", layout::block_key(index, part))).collect()
             };
             let (weight, bias) = (checkpoint.read(&keys("weight"))?, checkpoint.read(&keys("bias"))?);
-            Ok(Linear::new(&weight, Some(bias), input, out, place))
+            Ok(Linear::new(&weight, Some(bias), input, out, target))
         };
-        let block = |index: usize| -> Result<Block<B>, ModelError> {
-            Ok(Block {
+        let block = |index: usize| -> Result<PostNormBlock<B>, ModelError> {
+            Ok(PostNormBlock {
                 query_key_value: linear(index, &layout::QUERY_KEY_VALUE, hidden, 3 * hidden)?,
                 attention_output: linear(index, &[layout::ATTENTION_OUTPUT], hidden, hidden)?,
                 attention_norm: norm(&layout::block_key(index, layout::ATTENTION_NORM))?,
@@ -112,7 +114,7 @@ impl<B: Backend> TextEncoder<B> {
                 output_norm: norm(&layout::block_key(index, layout::OUTPUT_NORM))?,
             })
         };
-        let (bytes, format) = checkpoint.raw(layout::WORDS)?;
+        let (bytes, format) = checkpoint.read_raw(layout::WORDS)?;
         let mut positions = checkpoint.read(&[layout::POSITIONS.to_owned()])?;
         let types = checkpoint.read(&[layout::TYPES.to_owned()])?;
         for position in positions.chunks_mut(hidden) {
@@ -121,18 +123,18 @@ impl<B: Backend> TextEncoder<B> {
         let mut dense = Vec::with_capacity(modules.dense.len());
         for layer in &modules.dense {
             let path = layer.dir.join("model.safetensors");
-            let store = Store::open(&path)?;
-            let read = |name: &str, shape: &[usize]| match store.entries().get(name) {
-                Some(entry) if entry.shape == shape => store.read(entry),
+            let reader = WeightReader::open(&path)?;
+            let read = |name: &str, shape: &[usize]| match reader.tensors().get(name) {
+                Some(tensor) if tensor.shape == shape => reader.read(tensor),
                 _ => Err(ModelError::weights(&path, format!("it has no `{name}` of shape `{shape:?}`"))),
             };
             let weight = read("linear.weight", &[layer.output, layer.input])?;
             let bias = if layer.bias { Some(read("linear.bias", &[layer.output])?) } else { None };
-            // Few and small, and the last thing that is done to a vector: in f32.
+            // f32: these layers are small, and nothing after them would hide a rounding.
             dense.push((Linear::new(&weight, bias, layer.input, layer.output, (device, DType::F32)), layer.tanh));
         }
         Ok(Self {
-            words: Words { bytes, format, hidden },
+            words: WordEmbeddings { bytes, format, hidden },
             positions,
             first_position: config.first_position,
             first_norm: norm(layout::FIRST_NORM)?,
@@ -149,21 +151,23 @@ impl<B: Backend> TextEncoder<B> {
         })
     }
 
-    /// Values of a caption's vector.
+    /// Returns the width of an embedding.
     pub fn dim(&self) -> usize {
         self.dim
     }
 
-    /// The vectors of captions by their token numbers, each filled up to `tokens`: `[captions, dim]`, row-major. A caption
-    /// without a token has a vector of zeros.
+    /// Maps token ids to embeddings, `[captions, dim]`, row-major. Each caption is padded to `tokens` tokens.
+    ///
+    /// The embedding of a caption without tokens is zero.
     ///
     /// # Errors
-    /// When one has more tokens than `tokens` or than there are positions, or the device fails.
+    /// When a caption has more than `tokens` tokens, `tokens` exceeds the number of positions, or the device fails.
     pub fn embed(&self, captions: &[&[u32]], tokens: usize) -> Result<Vec<f32>, ModelError> {
         let room = self.positions.len() / self.hidden - self.first_position;
         let longest = captions.iter().map(|caption| caption.len()).max().unwrap_or(0);
         if longest > tokens || tokens > room {
-            let reason = format!("a caption of `{longest}` tokens does not fit `{tokens}` places of `{room}`");
+            let reason =
+                format!("a caption of `{longest}` tokens exceeds a batch of `{tokens}` tokens, at most `{room}`");
             return Err(ModelError::Tokenizer { reason });
         }
         if captions.is_empty() || tokens == 0 {
@@ -171,14 +175,14 @@ impl<B: Backend> TextEncoder<B> {
         }
         let rows = captions.len();
         let mut inputs = vec![0.0_f32; rows * tokens * self.hidden];
-        let (mut mask, mut counts) = (vec![NOWHERE; rows * tokens], Vec::with_capacity(rows));
+        let (mut mask, mut counts) = (vec![MASKED_SCORE; rows * tokens], Vec::with_capacity(rows));
         for (row, caption) in captions.iter().enumerate() {
             counts.push(caption.len() as f32);
-            for (place, word) in caption.iter().enumerate() {
-                mask[row * tokens + place] = 0.0;
-                let to = &mut inputs[(row * tokens + place) * self.hidden..][..self.hidden];
-                to.copy_from_slice(&self.positions[(self.first_position + place) * self.hidden..][..self.hidden]);
-                self.words.add(*word, to);
+            for (position, word) in caption.iter().enumerate() {
+                mask[row * tokens + position] = 0.0;
+                let to = &mut inputs[(row * tokens + position) * self.hidden..][..self.hidden];
+                to.copy_from_slice(&self.positions[(self.first_position + position) * self.hidden..][..self.hidden]);
+                self.words.add_row(*word, to);
             }
         }
         let padded = mask.iter().any(|value| *value != 0.0);
@@ -188,6 +192,9 @@ impl<B: Backend> TextEncoder<B> {
         data.convert::<f32>().into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))
     }
 
+    /// Maps summed embeddings, `[rows · tokens, hidden]`, to caption embeddings, `[rows, dim]`.
+    ///
+    /// `mask`: 0 for a token, [`MASKED_SCORE`] for padding, `[rows, tokens]`. `counts`: tokens of each row.
     fn forward(
         &self,
         inputs: Vec<f32>,
@@ -203,28 +210,28 @@ impl<B: Backend> TextEncoder<B> {
         let mask = mask.map(|mask| upload(mask, [rows, tokens]));
         let scores_mask = mask.clone().map(|mask| mask.reshape([rows, 1, 1, tokens]));
         let states = self.first_norm.forward_f32(upload(inputs, [rows * tokens, hidden]));
-        let mut states = in_format(states, format);
+        let mut states = cast_to(states, format);
         for block in &self.blocks {
-            let all_three = block.query_key_value.forward(states.clone());
-            let part = |index: usize| {
-                let values = all_three.clone().narrow(1, index * hidden, hidden);
+            let query_key_value = block.query_key_value.forward(states.clone());
+            let split = |index: usize| {
+                let values = query_key_value.clone().narrow(1, index * hidden, hidden);
                 values.reshape([rows, tokens, heads, hidden / heads]).swap_dims(1, 2)
             };
-            let scores = in_format(part(0).matmul(part(1).transpose()), DType::F32) / ((hidden / heads) as f64).sqrt();
+            let scores = cast_to(split(0).matmul(split(1).transpose()), DType::F32) / ((hidden / heads) as f64).sqrt();
             let scores = match &scores_mask {
                 Some(mask) => scores + mask.clone(),
                 None => scores,
             };
-            let attended = in_format(activation::softmax(scores, 3), format).matmul(part(2));
+            let attended = cast_to(activation::softmax(scores, 3), format).matmul(split(2));
             let attended = attended.swap_dims(1, 2).reshape([rows * tokens, hidden]);
             states = block.attention_norm.forward(states + block.attention_output.forward(attended));
-            let fed = block.outer.forward(activate(self.activation, block.inner.forward(states.clone())));
-            states = block.output_norm.forward(states + fed);
+            let mlp = block.outer.forward(activate(self.activation, block.inner.forward(states.clone())));
+            states = block.output_norm.forward(states + mlp);
         }
-        let states = in_format(states, DType::F32).reshape([rows, tokens, hidden]);
+        let states = cast_to(states, DType::F32).reshape([rows, tokens, hidden]);
         let counts = upload(counts, [rows, 1]);
         // 1 for a token, 0 for padding.
-        let present = mask.map(|mask| (mask / -f64::from(NOWHERE) + 1.0).reshape([rows, tokens, 1]));
+        let present = mask.map(|mask| (mask / -f64::from(MASKED_SCORE) + 1.0).reshape([rows, tokens, 1]));
         let sum = |states: Tensor<B, 3>| {
             let states = match &present {
                 Some(present) => states * present.clone(),
@@ -238,7 +245,7 @@ impl<B: Backend> TextEncoder<B> {
             Pooling::Cls => states.narrow(1, 0, 1).squeeze_dim(1),
             Pooling::Max => {
                 let states = match &present {
-                    Some(present) => states + (present.clone() - 1.0) * -f64::from(NOWHERE),
+                    Some(present) => states + (present.clone() - 1.0) * -f64::from(MASKED_SCORE),
                     None => states,
                 };
                 states.max_dim(1).squeeze_dim(1)

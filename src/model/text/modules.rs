@@ -1,35 +1,37 @@
-//! What sentence-transformers leaves beside an encoder: how hidden states become one vector.
+//! Reads the files of sentence-transformers, which define how hidden states become one embedding.
 //!
-//! Source: `modules.json` names the parts in their order; each has a folder with a `config.json`. The first is the encoder itself.
+//! `modules.json` lists the modules in order; the first is the encoder. Each other module has a directory with a
+//! `config.json`.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::model::config::{in_range, parse_json};
+use crate::model::config::check_range;
 use crate::model::error::ModelError;
+use crate::model::json::parse_json;
 
 const MODULES: &str = "modules.json";
 const SENTENCE: &str = "sentence_bert_config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// A `model_max_length` above this stands for none.
+/// Values of `model_max_length` from here on mean "no limit": transformers writes 1e30.
 const NO_LIMIT: f64 = 1e6;
 
-/// How the vectors of a caption's tokens become one.
+/// Pooling of the last hidden states to one embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Pooling {
-    /// Their mean.
+    /// Mean over the tokens.
     #[default]
     Mean,
-    /// Their sum over the square root of their number.
+    /// Sum over the tokens, divided by the square root of their number.
     MeanSqrt,
-    /// The first.
+    /// First token.
     Cls,
-    /// The largest of each value.
+    /// Maximum over the tokens, for each component.
     Max,
 }
 
-/// A layer behind the pooling.
+/// Linear layer after the pooling.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Dense {
     pub(super) dir: PathBuf,
@@ -39,16 +41,16 @@ pub(super) struct Dense {
     pub(super) tanh: bool,
 }
 
-/// Everything behind the encoder's last block, and in front of its tokenizer.
+/// Settings of sentence-transformers: preprocessing of captions and layers after the encoder's last block.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Modules {
     pub(super) pooling: Pooling,
     pub(super) dense: Vec<Dense>,
     pub(super) normalise: bool,
     pub(super) lower_case: bool,
-    /// Tokens of a caption, at most, where a file says so.
+    /// Upper bound on the tokens of a caption, if a file sets one.
     pub(super) max_tokens: Option<u64>,
-    /// The files that said so, which are part of what the encoder is.
+    /// Files that were read; the fingerprint of the encoder includes them.
     pub(super) files: Vec<PathBuf>,
 }
 
@@ -60,7 +62,7 @@ struct RawModule {
 }
 
 #[derive(Deserialize, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "as the file has it")]
+#[expect(clippy::struct_excessive_bools, reason = "keys of the file")]
 struct RawPooling {
     pooling_mode: Option<String>,
     #[serde(default)]
@@ -99,43 +101,47 @@ struct RawTokenizer {
 }
 
 impl Modules {
-    /// Reads what is there; `hidden`: values of a token.
+    /// Reads the files that exist in `dir`; `hidden` is the width of a token.
     pub(super) fn read(dir: &Path, hidden: usize) -> Result<Self, ModelError> {
-        let mut found = Self { normalise: true, ..Self::default() };
-        if let Some(raw) = found.file::<RawSentence>(&dir.join(SENTENCE))? {
-            found.lower_case = raw.do_lower_case;
-            found.max_tokens = raw.max_seq_length;
+        let mut settings = Self { normalise: true, ..Self::default() };
+        if let Some(raw) = settings.read_optional::<RawSentence>(&dir.join(SENTENCE))? {
+            settings.lower_case = raw.do_lower_case;
+            settings.max_tokens = raw.max_seq_length;
         }
-        if found.max_tokens.is_none()
-            && let Some(raw) = found.file::<RawTokenizer>(&dir.join(TOKENIZER_CONFIG))?
+        if settings.max_tokens.is_none()
+            && let Some(raw) = settings.read_optional::<RawTokenizer>(&dir.join(TOKENIZER_CONFIG))?
         {
-            found.max_tokens =
+            settings.max_tokens =
                 raw.model_max_length.filter(|most| (1.0..NO_LIMIT).contains(most)).map(|most| most as u64);
         }
         let path = dir.join(MODULES);
-        let Some(modules) = found.file::<Vec<RawModule>>(&path)? else { return Ok(found) };
-        found.normalise = false;
+        let Some(modules) = settings.read_optional::<Vec<RawModule>>(&path)? else { return Ok(settings) };
+        settings.normalise = false;
         let mut width = hidden;
         for (number, module) in modules.iter().enumerate() {
             let kind = module.kind.rsplit('.').next().unwrap_or_default();
             let inside =
                 !module.path.starts_with(['/', '\\']) && !module.path.split(['/', '\\']).any(|part| part == "..");
             if !inside {
-                return Err(ModelError::value(&path, "path", format!("is `{}`, which leads elsewhere", module.path)));
+                return Err(ModelError::value(
+                    &path,
+                    "path",
+                    format!("is `{}`, which is outside the checkpoint", module.path),
+                ));
             }
             let folder = dir.join(&module.path);
             match kind {
                 "Transformer" if number == 0 && module.path.is_empty() => {}
-                "Pooling" if number == 1 => found.pooling = found.pooling(&folder.join("config.json"))?,
-                "Dense" if number > 1 && !found.normalise => {
-                    let dense = found.dense(&folder, width)?;
+                "Pooling" if number == 1 => settings.pooling = settings.read_pooling(&folder.join("config.json"))?,
+                "Dense" if number > 1 && !settings.normalise => {
+                    let dense = settings.read_dense(&folder, width)?;
                     width = dense.output;
-                    found.dense.push(dense);
+                    settings.dense.push(dense);
                 }
-                "Normalize" if number > 1 => found.normalise = true,
+                "Normalize" if number > 1 => settings.normalise = true,
                 other => {
                     let problem = format!(
-                        "is `{other}` at place {number}; supported are a `Transformer` in the directory itself, then `Pooling`, \
+                        "is `{other}` at position {number}; supported are a `Transformer` in the directory itself, then `Pooling`, \
                          then `Dense` and at last `Normalize`"
                     );
                     return Err(ModelError::value(&path, "type", problem));
@@ -145,11 +151,11 @@ impl Modules {
         if modules.len() < 2 {
             return Err(ModelError::value(&path, "type", "names no `Pooling`"));
         }
-        Ok(found)
+        Ok(settings)
     }
 
-    /// A file's content; `None` where there is no such file.
-    fn file<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<Option<T>, ModelError> {
+    /// Parses a file; returns `None` if it does not exist.
+    fn read_optional<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<Option<T>, ModelError> {
         match std::fs::read(path) {
             Ok(text) => {
                 self.files.push(path.to_owned());
@@ -160,14 +166,16 @@ impl Modules {
         }
     }
 
-    fn needed<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<T, ModelError> {
+    /// Parses a file that must exist.
+    fn read_required<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<T, ModelError> {
         let absent = || ModelError::read(path)(std::io::ErrorKind::NotFound.into());
-        self.file(path)?.ok_or_else(absent)
+        self.read_optional(path)?.ok_or_else(absent)
     }
 
-    fn pooling(&mut self, path: &Path) -> Result<Pooling, ModelError> {
-        let raw: RawPooling = self.needed(path)?;
-        let refused = |problem: &str| Err(ModelError::value(path, "pooling_mode", problem));
+    /// Parses the configuration of a `Pooling` module.
+    fn read_pooling(&mut self, path: &Path) -> Result<Pooling, ModelError> {
+        let raw: RawPooling = self.read_required(path)?;
+        let reject = |problem: &str| Err(ModelError::value(path, "pooling_mode", problem));
         if raw.include_prompt == Some(false) {
             return Err(ModelError::value(
                 path,
@@ -176,7 +184,7 @@ impl Modules {
             ));
         }
         if raw.pooling_mode_weightedmean_tokens || raw.pooling_mode_lasttoken {
-            return refused(
+            return reject(
                 "is a weighted mean or the last token; supported are `cls`, `mean`, `max` and `mean_sqrt_len_tokens`",
             );
         }
@@ -191,20 +199,21 @@ impl Modules {
             modes.into_iter().filter(|(_, on, name)| *on || named == Some(name)).map(|(mode, ..)| mode).collect();
         match chosen.as_slice() {
             [one] => Ok(*one),
-            _ => refused("must be one of `cls`, `mean`, `max` and `mean_sqrt_len_tokens`"),
+            _ => reject("must be one of `cls`, `mean`, `max` and `mean_sqrt_len_tokens`"),
         }
     }
 
-    fn dense(&mut self, folder: &Path, width: usize) -> Result<Dense, ModelError> {
+    /// Parses the configuration of a `Dense` module whose input has `width` values.
+    fn read_dense(&mut self, folder: &Path, width: usize) -> Result<Dense, ModelError> {
         let path = folder.join("config.json");
-        let raw: RawDense = self.needed(&path)?;
-        let side = |key, value| in_range(&path, key, value, 1 << 20);
+        let raw: RawDense = self.read_required(&path)?;
+        let side = |key, value| check_range(&path, key, value, 1 << 20);
         let (input, output) = (side("in_features", raw.in_features)?, side("out_features", raw.out_features)?);
         if input as usize != width {
             return Err(ModelError::value(
                 &path,
                 "in_features",
-                format!("is `{input}`; what comes in has {width} values"),
+                format!("is `{input}`; its input has `{width}` values"),
             ));
         }
         let activation = raw.activation_function.as_deref().unwrap_or("torch.nn.modules.activation.Tanh");
@@ -220,8 +229,8 @@ impl Modules {
         Ok(Dense { dir: folder.to_owned(), input, output, bias: raw.bias.unwrap_or(true), tanh })
     }
 
-    /// Values of the vector that comes out.
-    pub(super) fn width(&self, hidden: usize) -> usize {
+    /// Returns the width of an embedding; `hidden` is the width of a token.
+    pub(super) fn output_width(&self, hidden: usize) -> usize {
         self.dense.last().map_or(hidden, |dense| dense.output)
     }
 }

@@ -1,4 +1,4 @@
-//! The vectors of transformers: small encoders made by `tests/reference/text.py`, and a real one where there is one.
+//! Compares embeddings with transformers: small encoders of `tests/reference/text.py`, and a real encoder if available.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
 use safetensors::SafeTensors;
 
-use super::{TextCheckpoint, TextEncoder, TextNumerics, Tokens, batches};
+use super::{CaptionTokenizer, TextCheckpoint, TextEncoder, TextNumerics, batch_by_length};
 use crate::model::{Any, AnyDevice};
 
 fn fixture(name: &str) -> PathBuf {
@@ -27,18 +27,18 @@ fn encoder(checkpoint: &TextCheckpoint, format: DType) -> TextEncoder<Any> {
     TextEncoder::load(checkpoint, TextNumerics { format }, &AnyDevice::Flex(FlexDevice)).unwrap()
 }
 
-/// Vectors of the captions in batches of a budget of tokens.
+/// Embeds the captions of the fixture in batches of at most `budget` tokens.
 fn embed(dir: &Path, prefix: &str, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
     let checkpoint = TextCheckpoint::open(dir).unwrap();
     let captions = captions();
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-    let numbers = Tokens::load(&checkpoint, prefix).unwrap().encode(&texts).unwrap();
+    let ids = CaptionTokenizer::load(&checkpoint, prefix).unwrap().encode(&texts).unwrap();
     let encoder = encoder(&checkpoint, format);
-    let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
+    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
     let dim = encoder.dim();
     let mut found = vec![f32::NAN; texts.len() * dim];
-    for batch in batches(&lengths, budget, fixed) {
-        let rows: Vec<&[u32]> = batch.members.iter().map(|member| numbers[*member].as_slice()).collect();
+    for batch in batch_by_length(&lengths, budget, fixed) {
+        let rows: Vec<&[u32]> = batch.members.iter().map(|member| ids[*member].as_slice()).collect();
         let tokens = batch.tokens.min(checkpoint.max_tokens());
         let vectors = encoder.embed(&rows, tokens).unwrap();
         for (member, vector) in batch.members.iter().zip(vectors.chunks(dim)) {
@@ -48,7 +48,7 @@ fn embed(dir: &Path, prefix: &str, budget: usize, fixed: bool, format: DType) ->
     found
 }
 
-/// Largest difference, as a share of the largest value.
+/// Returns the largest difference relative to the largest value.
 fn distance(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
@@ -57,7 +57,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
 }
 
 #[test]
-fn vectors_are_those_of_transformers_whatever_the_batches() {
+fn embeddings_match_transformers_for_any_batches() {
     for name in ["bert", "xlmr", "mini"] {
         let dir = fixture(name);
         let expected = expected(&dir);
@@ -75,7 +75,7 @@ fn vectors_are_those_of_transformers_whatever_the_batches() {
 #[test]
 #[ignore = "needs an encoder named by TEXT_ENCODER, with the numbers that tests/reference/text.py left in it"]
 #[expect(clippy::print_stdout, reason = "the measurement")]
-fn a_real_encoder_gives_the_vectors_of_transformers() {
+fn real_encoder_matches_transformers() {
     let dir = PathBuf::from(std::env::var_os("TEXT_ENCODER").unwrap());
     let expected = expected(&dir);
     for (format, most) in [(DType::F32, 1e-4), (DType::BF16, 0.1)] {
@@ -86,7 +86,7 @@ fn a_real_encoder_gives_the_vectors_of_transformers() {
 }
 
 #[test]
-fn what_does_not_fit_is_one_sentence() {
+fn invalid_checkpoints_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let copy = |from: &str| {
         for entry in std::fs::read_dir(fixture(from)).unwrap().flatten().filter(|entry| entry.path().is_file()) {
@@ -112,20 +112,20 @@ fn what_does_not_fit_is_one_sentence() {
         r#"[{"path": "", "type": "a.Transformer"}, {"path": "1", "type": "a.LSTM"}]"#,
     )
     .unwrap();
-    assert!(error().contains("`type` is `LSTM` at place 1"), "{}", error());
+    assert!(error().contains("`type` is `LSTM` at position 1"), "{}", error());
     std::fs::write(
         dir.path().join("modules.json"),
         r#"[{"path": "", "type": "a.Transformer"}, {"path": "../x", "type": "a.Pooling"}]"#,
     )
     .unwrap();
-    assert!(error().contains("which leads elsewhere"), "{}", error());
+    assert!(error().contains("which is outside the checkpoint"), "{}", error());
     std::fs::remove_file(dir.path().join("modules.json")).unwrap();
     let checkpoint = TextCheckpoint::open(dir.path()).unwrap();
     assert_eq!((checkpoint.dim(), checkpoint.max_tokens()), (32, 78));
-    let print = checkpoint.fingerprint().unwrap();
+    let fingerprint = checkpoint.fingerprint().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
-    assert_ne!(TextCheckpoint::open(dir.path()).unwrap().fingerprint().unwrap(), print);
-    let error = Tokens::load(&checkpoint, "").err().unwrap().to_string();
+    assert_ne!(TextCheckpoint::open(dir.path()).unwrap().fingerprint().unwrap(), fingerprint);
+    let error = CaptionTokenizer::load(&checkpoint, "").err().unwrap().to_string();
     assert!(error.contains("tokenizer.json` cannot be used"), "{error}");
     std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     assert!(TextCheckpoint::open(dir.path()).unwrap_err().to_string().starts_with("cannot read `"));

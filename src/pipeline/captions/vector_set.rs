@@ -105,7 +105,7 @@ impl SetWriter {
         Ok(())
     }
 
-    /// Writes the file of a chunk, then its entry. Blocks.
+    /// Writes the file of a chunk, then its entry. Blocks the thread.
     ///
     /// # Errors
     /// When the run directory refuses.
@@ -159,7 +159,7 @@ impl VectorSet {
         (self.captions * self.dim * width) as u64
     }
 
-    /// Passes the vectors to `visit`, chunk by chunk in the order of the captions. Blocks.
+    /// Passes the vectors to `visit`, chunk by chunk in the order of the captions. Blocks the thread.
     ///
     /// # Errors
     /// Those of `visit`; or when a chunk cannot be read or is damaged.
@@ -190,7 +190,7 @@ impl VectorSet {
         Ok(())
     }
 
-    /// Reads the vectors of some captions by their numbers, which ascend: `[numbers, dim]`. Blocks.
+    /// Reads the vectors of some captions by their numbers, which ascend: `[numbers, dim]`. Blocks the thread.
     ///
     /// # Errors
     /// When a chunk cannot be read or is damaged, or a number is no caption's.
@@ -212,7 +212,7 @@ impl VectorSet {
         Ok(all)
     }
 
-    /// Reads all vectors, `[captions, dim]`. Blocks.
+    /// Reads all vectors, `[captions, dim]`. Blocks the thread.
     ///
     /// # Errors
     /// When a chunk cannot be read or is damaged.

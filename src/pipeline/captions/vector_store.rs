@@ -11,7 +11,7 @@ use super::{VectorSet, resident_limit_bytes};
 use crate::objects::StoreError;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::train::text::{Running, centre};
+use crate::train::text::{RunningMoments, centre_and_normalise};
 
 /// Name of the file on scratch disk.
 const FILE: &str = "captions.vectors";
@@ -48,7 +48,7 @@ impl VectorStore {
     }
 
     fn read_to_memory(set: &VectorSet) -> Result<Self, PipelineError> {
-        let mut statistics = Running::default();
+        let mut statistics = RunningMoments::default();
         let (mut halves, mut floats) = (Vec::new(), Vec::new());
         set.visit_chunks(|values| {
             values.chunks_exact(set.dim()).for_each(|row| statistics.add(row));
@@ -68,7 +68,7 @@ impl VectorStore {
         let path = scratch.join(FILE);
         let failed = |error| PipelineError::from(StoreError::io(&path, "written", error));
         std::fs::create_dir_all(scratch).map_err(failed)?;
-        let mut statistics = Running::default();
+        let mut statistics = RunningMoments::default();
         let mut writer = BufWriter::new(File::create(&path).map_err(failed)?);
         set.visit_chunks(|values| {
             values.chunks_exact(set.dim()).for_each(|row| statistics.add(row));
@@ -95,17 +95,17 @@ impl VectorStore {
         &self.mean
     }
 
-    /// Reads the vectors of some captions, minus the mean of all and scaled to length 1: `[numbers, dim]`. Blocks.
+    /// Reads the vectors of some captions, minus the mean of all and scaled to length 1: `[numbers, dim]`. Blocks the thread.
     ///
     /// # Errors
     /// As [`VectorStore::read`].
     pub(crate) fn read_centred(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
         let mut vectors = self.read(numbers)?;
-        centre(&mut vectors, &self.mean);
+        centre_and_normalise(&mut vectors, &self.mean);
         Ok(vectors)
     }
 
-    /// Reads the vectors of some captions: `[numbers, dim]`. Blocks.
+    /// Reads the vectors of some captions: `[numbers, dim]`. Blocks the thread.
     ///
     /// # Errors
     /// When scratch disk fails, or a number is no caption's.

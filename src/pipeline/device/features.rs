@@ -8,14 +8,14 @@ use burn::tensor::DType;
 use super::{DeviceState, DeviceWorker, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
-use crate::train::{Features, Kept};
+use crate::train::{DeviceFeatures, Features};
 use crate::types::Precision;
 
 /// Features of all training images, resident on the device for all epochs. Clones name the same rows.
 #[derive(Clone)]
-pub(crate) struct DeviceFeatures {
+pub(crate) struct FeaturesOnDevice {
     device: Arc<DeviceWorker>,
-    rows: OnDevice<Kept<Any>>,
+    rows: OnDevice<DeviceFeatures<Any>>,
 }
 
 impl DeviceWorker {
@@ -28,25 +28,26 @@ impl DeviceWorker {
         rows: usize,
         dim: usize,
         precision: Precision,
-    ) -> Result<DeviceFeatures, PipelineError> {
+    ) -> Result<FeaturesOnDevice, PipelineError> {
         let format = match precision {
             Precision::Bf16 => DType::BF16,
             Precision::F32 => DType::F32,
         };
-        let allocate = move |state: &mut DeviceState| Ok(OnDevice::new(Kept::new(rows, dim, format, &state.device)));
+        let allocate =
+            move |state: &mut DeviceState| Ok(OnDevice::new(DeviceFeatures::new(rows, dim, format, &state.device)));
         let rows = self.run(allocate).await?;
-        Ok(DeviceFeatures { device: Arc::clone(self), rows })
+        Ok(FeaturesOnDevice { device: Arc::clone(self), rows })
     }
 }
 
-impl DeviceFeatures {
+impl FeaturesOnDevice {
     /// Writes rows, `[n, dim]`, from row `first` on.
     ///
     /// # Errors
     /// When the rows do not fit, or the device fails.
     pub(crate) async fn write(&self, first: usize, values: Vec<f32>) -> Result<(), PipelineError> {
         let rows = self.rows.clone();
-        self.device.run(move |_| rows.get().put(first, &values).map_err(model_error)).await
+        self.device.run(move |_| rows.get().write_rows(first, &values).map_err(model_error)).await
     }
 
     /// Frees the memory, unless a clone of the handle is left.
@@ -75,7 +76,7 @@ pub(crate) enum FeatureRows {
     /// Row numbers of features on the device.
     Device {
         /// The features.
-        features: DeviceFeatures,
+        features: FeaturesOnDevice,
         /// Row numbers.
         rows: Vec<u32>,
     },
@@ -126,7 +127,7 @@ impl FeatureRows {
     pub(super) fn with_slice<R>(&self, span: Range<usize>, job: impl FnOnce(&Features<'_, Any>) -> R) -> R {
         match self {
             Self::Host { values, dim } => job(&Features::Host(&values[span.start * dim..span.end * dim])),
-            Self::Device { features, rows } => job(&Features::Kept(&features.rows.get(), &rows[span])),
+            Self::Device { features, rows } => job(&Features::Device(&features.rows.get(), &rows[span])),
         }
     }
 }

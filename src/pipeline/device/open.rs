@@ -13,9 +13,9 @@ use crate::device::{self, GpuInfo, SelectedDevice};
 use crate::model::{AnyDevice, Numerics};
 use crate::pipeline::error::PipelineError;
 use crate::predict::scorer::Selection;
-use crate::predict::tiles::{Blocks, Compute};
+use crate::predict::tiles::{Compute, Tiling};
 use crate::runtime::{BufferPool, DeviceThread};
-use crate::train::{Options, Place};
+use crate::train::{EngineKind, Options};
 use crate::types::Precision;
 
 /// Batches of pixels on the host in front of the device: one being read, one waiting, one being handed over.
@@ -28,10 +28,10 @@ const CPU_BATCH_ROWS: usize = 32;
 /// better.
 const CUDA_BATCH_ROWS: usize = 128;
 
-/// Tokens in one pass of the text encoder on the CPU, padding included: what fits the cache.
+/// CaptionTokenizer in one pass of the text encoder on the CPU, padding included: what fits the cache.
 const CPU_TEXT_TOKENS: usize = 1024;
 
-/// Tokens in one pass of the text encoder on a GPU, padding included.
+/// CaptionTokenizer in one pass of the text encoder on a GPU, padding included.
 const CUDA_TEXT_TOKENS: usize = 16_384;
 
 /// GPU memory left for the driver, compiled kernels and auto-tuning.
@@ -42,7 +42,7 @@ const CUDA_STREAMS: usize = 3;
 
 /// Rows and classes of a tile on a GPU: 64 MiB of f32 logits when ranking. Training holds the logits of all tiles at
 /// once.
-const CUDA_BLOCKS: Blocks = Blocks { rows: 1024, classes: 16_384 };
+const CUDA_TILING: Tiling = Tiling { rows: 1024, classes: 16_384 };
 
 /// Memory that a run needs on device and host.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +109,7 @@ pub(crate) async fn open(
         device::configure_kernel_cache(scratch, chosen);
         let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
         let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
-        let options = Options { blocks: CUDA_BLOCKS, compute, place: Place::Device };
+        let options = Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu };
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
         (batch_rows, text_batches, (device, numerics, options, Selection::Device))
     } else {

@@ -26,8 +26,8 @@ impl DeviceWorker {
         let load = move |state: &mut DeviceState| {
             // f32 on every device: bf16 would make distinct logits equal, and ranking is a single pass.
             let HeadState { weight, bias, classes, dim, .. } = &*head;
-            let scorer = Scorer::new(weight, bias, *classes, *dim, state.options.blocks, Compute::F32, &state.device);
-            Ok(OnDevice::new(scorer.map_err(model_error)?.selecting(state.selection)))
+            let scorer = Scorer::new(weight, bias, *classes, *dim, state.options.tiling, Compute::F32, &state.device);
+            Ok(OnDevice::new(scorer.map_err(model_error)?.with_selection(state.selection)))
         };
         let scorer = self.run(load).await?;
         Ok(LoadedScorer { device: Arc::clone(self), scorer })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{DeviceState, DeviceWorker, FeatureRows, LoadedProjector, LoadedScorer, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
-use crate::train::text::{AdamW, Pairs, TextState, TextTrainer};
+use crate::train::text::{AdamW, ContrastiveBatch, TextState, TextTrainer};
 use crate::train::{CheckpointError, HeadState, Progress, Sgd, Targets, Trainer, checkpoint};
 
 /// Sum of the training losses since they were last taken.
@@ -85,7 +85,7 @@ impl DeviceWorker {
         let load = move |state: &mut DeviceState| {
             let (heads, losses): (Vec<_>, Vec<_>) =
                 starts.into_iter().map(|start| ((start.state, start.sgd), start.loss)).unzip();
-            let trainers = Trainer::several(heads, state.options, &state.device).map_err(model_error)?;
+            let trainers = Trainer::new_group(heads, state.options, &state.device).map_err(model_error)?;
             let resume = |(trainer, loss): (Trainer<Any>, LossSum)| trainer.resumed(step, loss.nats, loss.samples);
             Ok(OnDevice::new(trainers.into_iter().zip(losses).map(resume).collect()))
         };
@@ -139,7 +139,7 @@ impl ClassifierTrainers {
             for (trainer, rate) in trainers.iter_mut().zip(&update.rates) {
                 for first in (0..rows).step_by(batch.max(1)) {
                     let span = first..(first + batch).min(rows);
-                    let targets = targets.part(span.clone());
+                    let targets = targets.slice(span.clone());
                     features
                         .with_slice(span, |features| trainer.accumulate(features, &targets, rows))
                         .map_err(model_error)?;
@@ -185,7 +185,7 @@ impl ClassifierTrainers {
     /// When the device fails.
     pub(crate) async fn scorer(&self, trial: usize) -> Result<LoadedScorer, PipelineError> {
         let scorer = move |trainers: &mut Vec<Trainer<Any>>, state: &DeviceState| {
-            Ok(OnDevice::new(trainers[trial].scorer().map_err(model_error)?.selecting(state.selection)))
+            Ok(OnDevice::new(trainers[trial].scorer().map_err(model_error)?.with_selection(state.selection)))
         };
         Ok(LoadedScorer { device: Arc::clone(&self.device), scorer: self.run(scorer).await? })
     }
@@ -227,7 +227,7 @@ impl ProjectionTrainers {
             let rows = micro_batches.iter().map(|batch| batch.span.len()).sum();
             for (trainer, rate) in trainers.iter_mut().zip(&update.rates) {
                 for MicroBatch { span, captions, masked } in &micro_batches {
-                    let pairs = Pairs { captions, exempt: masked };
+                    let pairs = ContrastiveBatch { captions, masked_negatives: masked };
                     features
                         .with_slice(span.clone(), |features| trainer.accumulate(features, pairs, rows))
                         .map_err(model_error)?;

@@ -104,7 +104,7 @@ impl Decoders {
         }
     }
 
-    /// Decodes the rows of a block on the pool. Blocks.
+    /// Decodes the rows of a block on the pool. Blocks the thread.
     fn decode(&self, block: Block) -> Result<DecodedBlock, JobPanicked> {
         self.decode_with(block, |rows, work| self.pool.run_on_all(rows, work))
     }

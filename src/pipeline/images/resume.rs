@@ -39,7 +39,7 @@ impl StartPoint {
 }
 
 /// Collects the URLs of all rows in committed and spooled chunks, so that later rows with one of them are duplicates.
-/// Blocks.
+/// Blocks the thread.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged.

@@ -254,7 +254,7 @@ impl Reporter {
         Self { outcome, finished }
     }
 
-    /// Writes the last update and waits for it, but not for long. Blocks.
+    /// Writes the last update and waits for it, but not for long. Blocks the thread.
     pub(crate) fn finish(self, state: State, detail: Option<String>) {
         self.outcome.try_send((state, detail)).ok();
         self.finished.recv_timeout(LAST_UPDATE_TIMEOUT).ok();

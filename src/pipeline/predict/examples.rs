@@ -49,7 +49,7 @@ pub(super) fn write(
 ) -> Result<(), PipelineError> {
     let Some((signal, ranked)) = rankings.last() else { return Ok(()) };
     let mut examples: Vec<Example> = (0..images.images())
-        .filter(|image| !images.captions_of.of(*image).is_empty())
+        .filter(|image| !images.captions_of.row(*image).is_empty())
         .map(|image| score_image(image, images, &ranked[image]))
         .collect();
     // Equal images stay in the order of the corpus.
@@ -86,7 +86,7 @@ pub(super) fn write(
 
 fn score_image(image: usize, images: &HeldOut, ranked: &[u32]) -> Example {
     let (mut gains, mut reciprocals, mut count) = (0.0, 0.0, 0.0);
-    for place in images.captions_of.of(image) {
+    for place in images.captions_of.row(image) {
         let rank = rank_of(*place, ranked);
         gains += rank.map_or(0.0, gain);
         reciprocals += rank.map_or(0.0, |rank| 1.0 / rank as f64);
@@ -124,7 +124,7 @@ fn render_example(
     thumbnail: Option<&Vec<u8>>,
 ) -> String {
     let Example { image, ndcg5, .. } = *example;
-    let right = images.captions_of.of(image);
+    let right = images.captions_of.row(image);
     let caption = |place: u32, class: &str| {
         let number = images.captions[place as usize];
         let (text, language) = (catalog.classes.text(number).unwrap_or_default(), catalog.languages.language(number));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::{ClassSource, Classes, Match, file_name_words, url_hash};
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
-use crate::train::text::centre;
+use crate::train::text::centre_and_normalise;
 
 /// Names from which on they are centred by their own mean. Names are mostly in one language, so the captions' mean is
 /// not theirs.
@@ -64,7 +64,7 @@ impl NameVectors {
     }
 
     /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`: zeros where a name says nothing.
-    /// Blocks.
+    /// Blocks the thread.
     ///
     /// # Errors
     /// When scratch disk fails.
@@ -72,7 +72,7 @@ impl NameVectors {
         let dim = self.mean.len();
         let known: Vec<u32> = urls.iter().filter_map(|url| self.name_of.get(url).copied()).collect();
         let mut vectors = self.vectors.read(&known)?;
-        centre(&mut vectors, &self.mean);
+        centre_and_normalise(&mut vectors, &self.mean);
         let mut all = vec![0.0; urls.len() * dim];
         let places = urls.iter().enumerate().filter(|(_, url)| self.contains(**url)).map(|(place, _)| place);
         for (place, vector) in places.zip(vectors.chunks_exact(dim.max(1))) {

@@ -29,7 +29,7 @@ pub(super) struct HeldOutImages {
 
 impl HeldOutImages {
     /// Reads the images from the run's feature chunks; `None` where training held out none. `read_vectors` returns the
-    /// vectors of classes. Blocks.
+    /// vectors of classes. Blocks the thread.
     ///
     /// # Errors
     /// Those of `read_vectors`; or when the record of training or a chunk cannot be read.

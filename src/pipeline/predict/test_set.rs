@@ -9,7 +9,7 @@ use crate::objects::Store;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
 use crate::pipeline::feed::feed_parser;
-use crate::predict::evaluate::{Truth, evaluate, read_truth};
+use crate::predict::evaluate::{TruthRow, evaluate, read_truth};
 use crate::predict::metrics;
 use crate::predict::submission::{CAPTION_COLUMN, ID_COLUMN};
 
@@ -102,7 +102,7 @@ pub(super) async fn read_truth_bytes(store: &Store, path: &str) -> Result<Vec<u8
 ///
 /// # Errors
 /// When the file cannot be read or has no row.
-pub(super) async fn read_truth_rows(store: &Store, path: &str) -> Result<Vec<Truth>, PipelineError> {
+pub(super) async fn read_truth_rows(store: &Store, path: &str) -> Result<Vec<TruthRow>, PipelineError> {
     let truth = read_truth_bytes(store, path).await?;
     read_truth(&*truth).map_err(|error| PipelineError::Input(chain(&error)))
 }

@@ -67,7 +67,7 @@ impl ChunkRows {
 
     /// Classes of a row.
     pub(crate) fn classes(&self, row: u32) -> &[u32] {
-        self.classes.of(row as usize)
+        self.classes.row(row as usize)
     }
 
     /// Rows of the training images, all views included.

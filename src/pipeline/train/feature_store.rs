@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::chunk::features;
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
-use crate::pipeline::device::{DeviceFeatures, FeatureRows};
+use crate::pipeline::device::{FeatureRows, FeaturesOnDevice};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::train::chunk::{Chunk, ChunkRows, Sample, SampleSpec};
 use crate::run_dir::Directory;
@@ -54,7 +54,7 @@ struct ResidentChunk {
 
 /// Features that were uploaded to the device.
 struct Resident {
-    features: DeviceFeatures,
+    features: FeaturesOnDevice,
     chunks: Vec<ResidentChunk>,
 }
 
@@ -85,7 +85,7 @@ impl FeatureStore {
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`]; or when the device fails.
-    pub(super) async fn upload(self: &Arc<Self>, features: DeviceFeatures) -> Result<(), PipelineError> {
+    pub(super) async fn upload(self: &Arc<Self>, features: FeaturesOnDevice) -> Result<(), PipelineError> {
         let (mut chunks, mut first) = (Vec::with_capacity(self.len()), 0);
         for index in 0..self.len() {
             let store = Arc::clone(self);
@@ -114,7 +114,7 @@ impl FeatureStore {
         self.cache.as_ref().and_then(|cache| cache[index].get().cloned())
     }
 
-    /// Returns chunks with their features, from memory where they are kept there. Blocks.
+    /// Returns chunks with their features, from memory where they are kept there. Blocks the thread.
     ///
     /// # Errors
     /// When a chunk cannot be read, or is none of this run's.
@@ -147,7 +147,7 @@ impl FeatureStore {
         Ok(chunks)
     }
 
-    /// Returns the samples of a window, in its order. Of an image with several views, the epoch selects one. Blocks.
+    /// Returns the samples of a window, in its order. Of an image with several views, the epoch selects one. Blocks the thread.
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`].
@@ -201,7 +201,7 @@ impl FeatureStore {
         window.chunks.iter().zip(chunks).map(repeat).collect()
     }
 
-    /// Measures how well the first windows of the first epoch are mixed. Blocks.
+    /// Measures how well the first windows of the first epoch are mixed. Blocks the thread.
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`].
@@ -209,13 +209,13 @@ impl FeatureStore {
         &self,
         windows: &[Window],
         chunk_samples: &[u64],
-    ) -> Result<order::Mixing, PipelineError> {
+    ) -> Result<order::ShuffleQuality, PipelineError> {
         let add = |before: &mut u64, samples: &u64| {
             *before += samples;
             Some(*before - samples)
         };
         let starts: Vec<u64> = chunk_samples.iter().scan(0, add).collect();
-        let mut mixing = order::Mixing::of(chunk_samples.iter().sum());
+        let mut mixing = order::ShuffleQuality::new(chunk_samples.iter().sum());
         for window in windows {
             let chunks = self.load_chunks(&window.chunks)?;
             let chunks: Vec<&ChunkRows> = chunks.iter().map(|chunk| &chunk.rows).collect();
@@ -228,7 +228,7 @@ impl FeatureStore {
                 let class = chunk.classes(row)[nth as usize];
                 mixing.add(starts[window.chunks[place.slot]] + place.sample, class);
             }
-            if mixing.is_enough() {
+            if mixing.is_complete() {
                 break;
             }
         }
@@ -281,7 +281,7 @@ mod tests {
             assert!(chunks.iter().any(|chunk| !chunk.rows.validation.is_empty()));
             let device: Vec<f32> = chunks.iter().flat_map(|chunk| chunk.all_features()).collect();
             let samples: Vec<u64> = chunks.iter().map(|chunk| chunk.rows.samples.len() as u64).collect();
-            let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan(&samples, 1, epoch, 70)).collect();
+            let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan_epoch(&samples, 1, epoch, 70)).collect();
             assert!(windows.len() >= 4);
             for window in &windows {
                 let (one, other) = (memory.window(window, 1).unwrap(), disk.window(window, 1).unwrap());
@@ -300,7 +300,7 @@ mod tests {
                 let several = one.targets.iter().any(|(_, classes)| classes.len() > 1);
                 assert_eq!(several, targets == TargetKind::Soft);
             }
-            let mixing = |store: &FeatureStore| store.measure_mixing(&windows, &samples).unwrap().moved();
+            let mixing = |store: &FeatureStore| store.measure_mixing(&windows, &samples).unwrap().mean_displacement();
             assert!(mixing(&memory) > 0.1 && (mixing(&memory) - mixing(&disk)).abs() < 1e-12);
             for file in &files {
                 std::fs::remove_file(dir.path().join(&file.name)).unwrap();

@@ -26,7 +26,7 @@ pub(crate) struct HeldOut {
 
 impl HeldOut {
     /// Reads the images. `read_vectors` returns the vectors of classes; `validation_images` counts the images of each
-    /// chunk. Blocks.
+    /// chunk. Blocks the thread.
     ///
     /// # Errors
     /// When a chunk cannot be read, or `read_vectors` fails.

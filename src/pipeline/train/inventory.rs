@@ -36,7 +36,7 @@ pub(super) struct InventorySpec {
 }
 
 impl Inventory {
-    /// Reads the row heads of all chunks and verifies the files. Blocks.
+    /// Reads the row heads of all chunks and verifies the files. Blocks the thread.
     ///
     /// # Errors
     /// When a chunk cannot be read or is damaged.

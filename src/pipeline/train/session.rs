@@ -51,7 +51,7 @@ impl<T: Trainers> Session<'_, T> {
         while self.progress.epoch < self.job.settings.epochs {
             let epoch = self.progress.epoch;
             let (seed, window) = (self.job.split.seed, self.job.settings.shuffle_rows);
-            let windows = order::plan(self.inventory.chunk_samples(epoch), seed, epoch, window);
+            let windows = order::plan_epoch(self.inventory.chunk_samples(epoch), seed, epoch, window);
             self.train_epoch(&windows).await?;
             // At the end of an epoch too, so that the curve of a short run has a point.
             let losses = self.trainers.take_losses().await?;
@@ -89,7 +89,7 @@ impl<T: Trainers> Session<'_, T> {
                     break;
                 }
                 let span = done..done + step;
-                let samples = WindowSamples { features: features.slice(span.clone()), targets: targets.part(span) };
+                let samples = WindowSamples { features: features.slice(span.clone()), targets: targets.slice(span) };
                 self.step(samples).await?;
                 done += step;
             }
@@ -216,7 +216,7 @@ impl<T: Trainers> Session<'_, T> {
             };
         let series: Vec<plot::Series> = self.trials.iter().enumerate().map(series).collect();
         let dir = &self.job.ctx.dir;
-        plot::training_curve(&dir.temporary(PLOT_FILE)?, &series).map_err(model_error)?;
+        plot::write_training_curves(&dir.temporary(PLOT_FILE)?, &series).map_err(model_error)?;
         dir.publish(PLOT_FILE)?;
         Ok(())
     }

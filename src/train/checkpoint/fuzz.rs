@@ -1,28 +1,28 @@
-//! Checkpoints under damage.
+//! Fuzzes loading with damaged checkpoints.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::tests::{forget_checksums, progress, saved, state};
+use super::tests::{progress, remove_checksums, save_sample, state};
 use super::*;
 use crate::fuzz::{bounded, config, damage, damaged};
 
-/// What reading a checkpoint of a few values takes: blocks of a mebibyte, a header's text and what it is parsed into.
+/// Upper bound on memory for a small checkpoint, in bytes: 1 MiB blocks, the header and its parsed form.
 const LIMIT: u64 = 4 << 20;
 
 proptest! {
     #![proptest_config(config(500))]
 
     #[test]
-    fn damaged_checkpoints_are_refused_by_name_and_never_taken_for_sound(
+    fn damaged_checkpoint_is_rejected_by_name(
         which in 0..FILES.len(),
         only: Index,
         all in damage(),
         without_checksums: bool,
     ) {
-        let (_root, dir) = saved();
+        let (_root, dir) = save_sample();
         if without_checksums {
-            forget_checksums(&dir);
+            remove_checksums(&dir);
         }
         let sound: Vec<Vec<u8>> = FILES.iter().map(|file| fs::read(dir.join(file)).unwrap()).collect();
         let data = damaged(&sound[which..=which], only, &all);

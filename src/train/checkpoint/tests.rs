@@ -1,3 +1,5 @@
+//! Tests of saving, loading and rejecting checkpoints.
+
 use super::*;
 use proptest::prelude::*;
 
@@ -22,15 +24,15 @@ pub(super) fn state() -> HeadState {
     state
 }
 
-pub(super) fn saved() -> (tempfile::TempDir, PathBuf) {
+pub(super) fn save_sample() -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("checkpoints").join("step-12");
     save(&dir, &state(), &progress()).unwrap();
     (root, dir)
 }
 
-/// Leaves out the checksums, as the first versions did: for the readers behind them.
-pub(super) fn forget_checksums(dir: &Path) {
+/// Removes the checksums, which early versions did not write, so that later checks see the damage.
+pub(super) fn remove_checksums(dir: &Path) {
     let path = dir.join(STATE_FILE);
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert!(state.as_object_mut().unwrap().remove("checksums").is_some());
@@ -45,8 +47,8 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_is_saved_is_loaded_bit_for_bit() {
-    let (_root, dir) = saved();
+fn saved_checkpoint_loads_bit_for_bit() {
+    let (_root, dir) = save_sample();
     let (loaded, at) = load(&dir).unwrap();
     assert_eq!(loaded, state());
     assert_eq!(loaded.bias_momentum[0].to_bits(), (-0.0_f32).to_bits());
@@ -58,8 +60,8 @@ fn what_is_saved_is_loaded_bit_for_bit() {
 }
 
 #[test]
-fn the_same_head_gives_the_same_bytes_and_the_crate_reads_them() {
-    let ((_a, first), (_b, second)) = (saved(), saved());
+fn bytes_are_deterministic_and_valid_safetensors() {
+    let ((_a, first), (_b, second)) = (save_sample(), save_sample());
     for name in names(&first) {
         let bytes = fs::read(first.join(&name)).unwrap();
         assert_eq!(bytes, fs::read(second.join(&name)).unwrap(), "{name}");
@@ -72,8 +74,8 @@ fn the_same_head_gives_the_same_bytes_and_the_crate_reads_them() {
 }
 
 #[test]
-fn what_a_killed_save_left_under_the_name_is_replaced() {
-    let (_root, dir) = saved();
+fn incomplete_save_is_replaced() {
+    let (_root, dir) = save_sample();
     fs::write(dir.join("left"), "cut").unwrap();
     fs::remove_file(dir.join(HEAD_FILE)).unwrap();
     let mut later = progress();
@@ -84,7 +86,7 @@ fn what_a_killed_save_left_under_the_name_is_replaced() {
 }
 
 #[test]
-fn a_value_that_is_not_finite_is_not_saved() {
+fn non_finite_value_is_not_saved() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("step-1");
     let mut broken = state();
@@ -101,27 +103,27 @@ fn a_value_that_is_not_finite_is_not_saved() {
 }
 
 #[test]
-fn a_value_that_is_not_finite_is_not_loaded() {
-    let (_root, dir) = saved();
+fn non_finite_value_is_not_loaded() {
+    let (_root, dir) = save_sample();
     let path = dir.join(HEAD_FILE);
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     let error = load(&dir).unwrap_err().to_string();
-    assert!(error.contains("head.safetensors") && error.contains("not those that were saved"), "{error}");
-    forget_checksums(&dir);
+    assert!(error.contains("head.safetensors") && error.contains("its checksum differs"), "{error}");
+    remove_checksums(&dir);
     let error = load(&dir).unwrap_err().to_string();
     assert!(error.contains("head.safetensors"), "{error}");
     assert!(error.contains("value `34` of `classifier.weight` is `inf`"), "{error}");
 }
 
 #[test]
-fn files_of_two_heads_are_refused() {
-    let (_root, dir) = saved();
-    let (_other_root, other) = saved();
+fn mixed_checkpoints_are_rejected() {
+    let (_root, dir) = save_sample();
+    let (_other_root, other) = save_sample();
     save(&other, &HeadState::init(7, 6, 1), &progress()).unwrap();
-    forget_checksums(&dir);
+    remove_checksums(&dir);
     fs::copy(other.join(OPTIMIZER_FILE), dir.join(OPTIMIZER_FILE)).unwrap();
     let error = load(&dir).unwrap_err().to_string();
     assert!(error.contains("optimizer.safetensors"), "{error}");
@@ -131,8 +133,8 @@ fn files_of_two_heads_are_refused() {
 }
 
 #[test]
-fn a_missing_file_and_another_version_are_named() {
-    let (_root, dir) = saved();
+fn missing_file_and_other_version_are_named() {
+    let (_root, dir) = save_sample();
     let path = dir.join(STATE_FILE);
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
@@ -147,14 +149,14 @@ fn a_missing_file_and_another_version_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn a_cut_or_damaged_file_is_an_error_and_never_a_panic(
+    fn damaged_file_never_panics(
         which in 0usize..3, keep: prop::sample::Index, at: prop::sample::Index, byte: u8,
     ) {
-        let (_root, dir) = saved();
+        let (_root, dir) = save_sample();
         let path = dir.join([HEAD_FILE, OPTIMIZER_FILE, STATE_FILE][which]);
         let bytes = fs::read(&path).unwrap();
         let cut = keep.index(bytes.len());
-        // The last byte of the text file is its line end.
+        // The last byte of `state.json` is a newline, which may be absent.
         if which < 2 || cut + 1 < bytes.len() {
             fs::write(&path, &bytes[..cut]).unwrap();
             prop_assert!(load(&dir).is_err());

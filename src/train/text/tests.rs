@@ -1,8 +1,11 @@
+//! Compares the contrastive trainer with torch (`tests/reference/text_head.py`) and checks its invariants.
+
 use burn::backend::flex::FlexDevice;
 use safetensors::SafeTensors;
 
 use super::*;
 use crate::model::{Any, AnyDevice};
+use crate::train::{Features, TrainError};
 
 fn device() -> AnyDevice {
     AnyDevice::Flex(FlexDevice)
@@ -21,7 +24,7 @@ impl Reference {
         data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
     }
 
-    /// The map that its training starts from.
+    /// Returns the head from which the reference training starts.
     fn start(&self, kind: &str, hidden: usize) -> TextState {
         let statistics = [self.values("mean"), self.values("std"), vec![0.0; 8]];
         let mut head = TextHead::init(statistics, hidden, 1);
@@ -35,62 +38,62 @@ impl Reference {
 
 const ADAM: AdamW = AdamW { momentum: 0.9, weight_decay: 0.05, clip_norm: 0.8 };
 
-fn close(found: &[f32], expected: &[f32], what: &str) {
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (one, other) in found.iter().zip(expected) {
         assert!((one - other).abs() < 2e-5 * other.abs().max(1.0), "{what}: {one} for {other}");
     }
 }
 
-/// Takes one of the reference's steps, in micro-batches of 24.
-fn take(reference: &Reference, trainer: &mut TextTrainer<Any>, step: usize) {
+/// Runs one step of the reference in micro-batches of 24 pairs.
+fn run_step(reference: &Reference, trainer: &mut TextTrainer<Any>, step: usize) {
     let (features, vectors, has) = (reference.values("features"), reference.values("vectors"), reference.values("has"));
     let pairs = reference.values("pairs");
-    let of_step: Vec<(usize, usize)> =
+    let step_pairs: Vec<(usize, usize)> =
         pairs[step * 96..(step + 1) * 96].chunks(2).map(|pair| (pair[0] as usize, pair[1] as usize)).collect();
-    for part in of_step.chunks(24) {
+    for part in step_pairs.chunks(24) {
         let rows: Vec<f32> =
             part.iter().flat_map(|(image, _)| features[image * 10..(image + 1) * 10].to_vec()).collect();
         let captions: Vec<f32> = part.iter().flat_map(|(_, text)| vectors[text * 8..(text + 1) * 8].to_vec()).collect();
         let every = (0..part.len() as u32).flat_map(|row| (0..part.len() as u32).map(move |column| (row, column)));
-        let exempt: Vec<(u32, u32)> =
+        let masked: Vec<(u32, u32)> =
             every.filter(|(row, column)| has[part[*row as usize].0 * 60 + part[*column as usize].1] > 0.0).collect();
-        assert!(exempt.len() > part.len());
-        let pairs = Pairs { captions: &captions, exempt: &exempt };
+        assert!(masked.len() > part.len());
+        let pairs = ContrastiveBatch { captions: &captions, masked_negatives: &masked };
         trainer.accumulate(&Features::Host(&rows), pairs, 48).unwrap();
     }
     trainer.step(0.02).unwrap();
 }
 
 #[test]
-fn fifty_steps_are_those_of_torch() {
+fn fifty_steps_match_torch() {
     let reference = Reference::open();
     for (kind, hidden) in [("linear", 0), ("hidden", 14)] {
         let mut trainer = TextTrainer::<Any>::new(reference.start(kind, hidden), ADAM, 0, (0.0, 0), &device()).unwrap();
         for (step, expected) in reference.values(&format!("{kind}.losses")).into_iter().enumerate() {
-            take(&reference, &mut trainer, step);
+            run_step(&reference, &mut trainer, step);
             let (sum, count) = trainer.take_loss().unwrap();
             assert_eq!(count, 48);
-            close(&[(sum / 48.0) as f32], &[expected], &format!("{kind}, loss of step {step}"));
+            assert_close(&[(sum / 48.0) as f32], &[expected], &format!("{kind}, loss of step {step}"));
         }
         let head = trainer.state().unwrap().head;
         let last = head.parameters.len() - 1;
         for (number, parameter) in head.parameters[..last].iter().enumerate() {
-            close(&parameter.values, &reference.values(&format!("{kind}.last.{number}")), parameter.name);
+            assert_close(&parameter.values, &reference.values(&format!("{kind}.last.{number}")), parameter.name);
         }
-        close(&head.parameters[last].values, &reference.values(&format!("{kind}.log_scale")), "logit_scale");
+        assert_close(&head.parameters[last].values, &reference.values(&format!("{kind}.log_scale")), "logit_scale");
     }
 }
 
 #[test]
-fn a_state_that_went_through_the_host_goes_on_bit_for_bit() {
+fn resumed_state_continues_bit_for_bit() {
     let reference = Reference::open();
     let new = |state, step, losses| TextTrainer::<Any>::new(state, ADAM, step, losses, &device()).unwrap();
     let mut whole = new(reference.start("hidden", 14), 0, (0.0, 0));
     let mut cut = new(reference.start("hidden", 14), 0, (0.0, 0));
     for step in 0..12 {
-        take(&reference, &mut whole, step);
-        take(&reference, &mut cut, step);
+        run_step(&reference, &mut whole, step);
+        run_step(&reference, &mut cut, step);
         if step % 3 == 1 {
             let losses = cut.loss().unwrap();
             cut = new(cut.state().unwrap(), step as u64 + 1, losses);
@@ -101,21 +104,21 @@ fn a_state_that_went_through_the_host_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn vectors_have_length_one_and_what_does_not_fit_is_refused() {
+fn outputs_have_unit_length_and_invalid_input_is_rejected() {
     let reference = Reference::open();
     let state = reference.start("linear", 0);
-    let map = Projector::<Any>::new(&state.head, &device()).unwrap();
-    let vectors = map.project(&reference.values("features"), 40).unwrap();
+    let projector = Projector::<Any>::new(&state.head, &device()).unwrap();
+    let vectors = projector.project(&reference.values("features"), 40).unwrap();
     for vector in vectors.chunks(8) {
         assert!((vector.iter().map(|value| value * value).sum::<f32>() - 1.0).abs() < 1e-5);
     }
-    assert!(map.project(&[], 0).unwrap().is_empty());
-    assert!(map.project(&[0.0; 9], 1).is_err());
+    assert!(projector.project(&[], 0).unwrap().is_empty());
+    assert!(projector.project(&[0.0; 9], 1).is_err());
     assert!((state.head.scale() - 14.285_714).abs() < 1e-4);
     let mut trainer = TextTrainer::<Any>::new(state.clone(), ADAM, 0, (0.0, 0), &device()).unwrap();
-    let pairs = Pairs { captions: &[0.0; 16], exempt: &[(0, 2)] };
+    let pairs = ContrastiveBatch { captions: &[0.0; 16], masked_negatives: &[(0, 2)] };
     assert!(trainer.accumulate(&Features::Host(&[0.0; 20]), pairs, 2).is_err());
-    let pairs = Pairs { captions: &[f32::NAN; 16], exempt: &[] };
+    let pairs = ContrastiveBatch { captions: &[f32::NAN; 16], masked_negatives: &[] };
     trainer.accumulate(&Features::Host(&[1.0; 20]), pairs, 2).unwrap();
     assert!(matches!(trainer.take_loss(), Err(TrainError::Loss { .. })));
     let adam = AdamW { momentum: 1.0, ..ADAM };
@@ -123,9 +126,9 @@ fn vectors_have_length_one_and_what_does_not_fit_is_refused() {
 }
 
 #[test]
-fn running_statistics_are_those_of_all_rows_at_once() {
+fn running_moments_match_two_pass_moments() {
     let rows: Vec<f32> = (0..300).map(|at| 1e3 + (at as f32 * 0.7).sin() * (1 + at % 3) as f32).collect();
-    let mut running = Running::default();
+    let mut running = RunningMoments::default();
     rows.chunks(3).for_each(|row| running.add(row));
     for value in 0..3 {
         let own: Vec<f64> = rows.iter().skip(value).step_by(3).map(|value| f64::from(*value)).collect();
@@ -134,7 +137,7 @@ fn running_statistics_are_those_of_all_rows_at_once() {
         assert!((f64::from(running.mean()[value]) - mean).abs() < 1e-3);
         assert!((f64::from(running.std()[value]) - variance.sqrt()).abs() < 1e-4);
     }
-    let mut constant = Running::default();
+    let mut constant = RunningMoments::default();
     constant.add(&[5.0]);
     constant.add(&[5.0]);
     assert_eq!((constant.std(), constant.rows()), (vec![1.0], 2));

@@ -13,7 +13,7 @@ use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWei
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::ranking::Ranking;
 use crate::pipeline::predict::test_set::{read_truth_rows, visit_ids};
-use crate::predict::evaluate::Truth;
+use crate::predict::evaluate::TruthRow;
 
 impl ProjectionRanking<'_> {
     /// Chooses the weights on the held-out images, scores them, and writes the page of examples.
@@ -76,7 +76,7 @@ impl ProjectionRanking<'_> {
     ) -> Result<EvidenceReport, PipelineError> {
         let urls = &self.input.test_set.urls;
         let truth = read_truth_rows(&self.ctx.store, truth).await?;
-        let mut by_id: HashMap<&str, Vec<&Truth>> = HashMap::new();
+        let mut by_id: HashMap<&str, Vec<&TruthRow>> = HashMap::new();
         for row in &truth {
             by_id.entry(&*row.id).or_default().push(row);
         }
@@ -104,7 +104,7 @@ impl ProjectionRanking<'_> {
     }
 
     /// The query of a row of the truth. A language that is new is added to `languages`.
-    fn test_query(&self, image: usize, row: &Truth, languages: &mut Vec<String>) -> Query {
+    fn test_query(&self, image: usize, row: &TruthRow, languages: &mut Vec<String>) -> Query {
         let class = self.catalog.classes.classes_of(&row.caption).next();
         let name = if row.language.is_empty() {
             class.map_or("", |class| self.catalog.languages.language(class))

@@ -16,7 +16,7 @@ use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::TrainJob;
 use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
 use crate::pipeline::train::held_out::HeldOut;
-use crate::train::text::{AdamW, Running, TextHead, TextState};
+use crate::train::text::{AdamW, RunningMoments, TextHead, TextState};
 use crate::train::{CheckpointError, Progress, Targets, checkpoint};
 
 /// A projection into the space of the captions' vectors.
@@ -168,9 +168,9 @@ impl Trainers for TrainingProjections {
     }
 }
 
-/// Computes mean and spread of the features of the training images. Blocks.
-fn feature_statistics(store: &FeatureStore) -> Result<Running, PipelineError> {
-    let (mut running, mut feature) = (Running::default(), Vec::new());
+/// Computes mean and spread of the features of the training images. Blocks the thread.
+fn feature_statistics(store: &FeatureStore) -> Result<RunningMoments, PipelineError> {
+    let (mut running, mut feature) = (RunningMoments::default(), Vec::new());
     for index in 0..store.len() {
         for chunk in store.load_chunks(&[index])? {
             for row in chunk.rows.training_rows() {
@@ -184,7 +184,7 @@ fn feature_statistics(store: &FeatureStore) -> Result<Running, PipelineError> {
 }
 
 /// Splits a step into micro-batches of `batch` pairs. Each row of `targets` is the pair's caption, then all captions of
-/// its image. Blocks.
+/// its image. Blocks the thread.
 fn split_micro_batches(
     vectors: &VectorStore,
     targets: &Targets,
@@ -193,7 +193,7 @@ fn split_micro_batches(
     let rows = targets.rows();
     let micro_batch = |first: usize| {
         let span = first..(first + batch).min(rows);
-        let own: Vec<u32> = span.clone().filter_map(|row| targets.of(row).first().copied()).collect();
+        let own: Vec<u32> = span.clone().filter_map(|row| targets.row(row).first().copied()).collect();
         let mut columns: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (column, class) in own.iter().enumerate() {
             columns.entry(*class).or_default().push(column as u32);
@@ -201,7 +201,7 @@ fn split_micro_batches(
         // Another caption of the same image is no negative, wherever in the batch it is.
         let mut masked = Vec::new();
         for (row, pair) in span.clone().enumerate() {
-            for class in &targets.of(pair)[1..] {
+            for class in &targets.row(pair)[1..] {
                 let same = columns.get(class).into_iter().flatten();
                 masked.extend(same.filter(|column| **column != row as u32).map(|column| (row as u32, *column)));
             }

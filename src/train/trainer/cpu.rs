@@ -1,12 +1,15 @@
-//! The head's gradient and update on the CPU, tile by tile.
+//! Computes gradient and update of the head on the CPU, tile by tile.
 //!
-//! A tile is a few hundred classes, and one thread does all of it, so that its weights, logits and gradient are in the cache for
-//! every pass over them. Logits lie class by class, `[classes, rows]`: the layout in which both products read
-//! what they need without a copy. The exponential is taken once an element, relative to the tile's own maximum; what
-//! the whole row needs comes from the tiles' sums. Threads decide nothing: a tile's numbers do not depend on the
-//! others, and tiles are joined in their order.
+//! A tile has a few hundred classes and is processed by one thread, so its weights, logits and gradient stay in the
+//! cache. Logits are `[classes, rows]`, the layout that both products read without a copy. The exponential is computed
+//! once for each element, relative to the maximum of the tile; row sums are combined from the sums of the tiles (online
+//! softmax, Milakov and Gimelshein 2018). Tiles are independent and are joined in order, so the result does not depend
+//! on the number of threads.
 
-#![expect(clippy::inline_always, reason = "what `pulp` does not inline is compiled for the oldest CPU")]
+#![expect(
+    clippy::inline_always,
+    reason = "`pulp` compiles functions that are not inlined for the oldest supported CPU"
+)]
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,61 +21,62 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator as _, ParallelIterator as _};
 use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
 
-use super::{Block, CLIP_EPSILON, Engine, Options, Part, Sgd, TrainError};
+use super::engine::{Engine, RowTile, TileFeatures};
+use super::{CLIP_EPSILON, Options, Sgd, TrainError};
 use crate::predict::scorer::Scorer;
 use crate::predict::tiles::download;
 use crate::train::HeadState;
 
-/// Classes of a tile: at 768 values 1.5 MB of weights, which a core's cache takes.
+/// Classes of a tile. At 768 values a class these are 1.5 MB of weights, which fit into a core's cache.
 const TILE: usize = 512;
 
-/// Lanes of the loops that sum: as wide as any vector, and the same on every CPU.
+/// SIMD lanes of sums: the width of the widest vector, and fixed, so that every CPU sums in the same order.
 const LANES: usize = 16;
 
-/// The head in memory.
-pub(super) struct Host {
+/// Training engine on the CPU.
+pub(super) struct CpuEngine {
     state: HeadState,
     scratch: Arc<Mutex<Scratch>>,
     losses: Vec<f64>,
-    norm: Option<f64>,
+    grad_norm: Option<f64>,
 }
 
-/// What a step needs and leaves to the next one, of whichever head.
+/// Buffers that steps of all heads share.
 #[derive(Default)]
 pub(super) struct Scratch {
     weight_gradient: Vec<f32>,
     bias_gradient: Vec<f32>,
-    /// `[classes, rows]` of the block at hand.
+    /// Logits of the current row tile, `[classes, rows]`.
     logits: Vec<f32>,
 }
 
-impl Host {
+impl CpuEngine {
     pub(super) fn new(state: HeadState, scratch: Arc<Mutex<Scratch>>) -> Self {
-        Self { state, scratch, losses: Vec::new(), norm: None }
+        Self { state, scratch, losses: Vec::new(), grad_norm: None }
     }
 }
 
-/// What a tile knows of each row of a block.
-struct Seen {
-    /// The largest logit.
+/// Statistics of a class tile for each row.
+struct TileStatistics {
+    /// Largest logit.
     max: Vec<f32>,
     /// Sum of `exp(logit − max)`.
     sum: Vec<f32>,
-    /// Sum of the logits of the row's own classes, each times its share.
-    own: Vec<f64>,
-    /// Sum of all logits, where it is needed.
+    /// Sum of the logits of the row's target classes, weighted by their shares.
+    target: Vec<f64>,
+    /// Sum of all logits; 0 without label smoothing.
     total: Vec<f64>,
 }
 
-impl<B: Backend> Engine<B> for Host {
-    fn add(&mut self, part: Part<'_, B>) -> Result<(), TrainError> {
-        let Part { features, targets, effective, smoothing, first } = part;
-        let from_device;
+impl<B: Backend> Engine<B> for CpuEngine {
+    fn add_tile(&mut self, tile: RowTile<'_, B>) -> Result<(), TrainError> {
+        let RowTile { features, targets, effective, smoothing, first } = tile;
+        let downloaded;
         let features = match features {
-            Block::Host(values) => values,
-            Block::Device(values) => {
-                from_device = download(values)?;
-                &from_device
+            TileFeatures::Host(values) => values,
+            TileFeatures::Device(values) => {
+                downloaded = download(values)?;
+                &downloaded
             }
         };
         let HeadState { classes, dim, .. } = self.state;
@@ -86,62 +90,66 @@ impl<B: Backend> Engine<B> for Host {
 
         let weights = self.state.weight.par_chunks(TILE * dim).zip(self.state.bias.par_chunks(TILE));
         let tiles = logits.par_chunks_mut(TILE * rows).zip(weights).enumerate();
-        let seen: Vec<Seen> = tiles
+        let statistics: Vec<TileStatistics> = tiles
             .map(|(tile, (logits, (weight, bias)))| {
                 let weight = MatRef::from_row_major_slice(weight, bias.len(), dim);
                 let out = MatMut::from_row_major_slice_mut(logits, bias.len(), rows);
                 matmul(out, Accum::Replace, weight, input.transpose(), 1.0, Par::Seq);
-                let mut own = vec![0.0; rows];
-                let of_tile = tile * TILE..tile * TILE + bias.len();
+                let mut target = vec![0.0; rows];
+                let tile_classes = tile * TILE..tile * TILE + bias.len();
                 for (row, classes) in targets.iter() {
                     let share = 1.0 / classes.len() as f64;
-                    for class in classes.iter().map(|class| *class as usize).filter(|class| of_tile.contains(class)) {
-                        let within = class - of_tile.start;
-                        own[row] += share * f64::from(logits[within * rows + row] + bias[within]);
+                    for class in
+                        classes.iter().map(|class| *class as usize).filter(|class| tile_classes.contains(class))
+                    {
+                        let within = class - tile_classes.start;
+                        target[row] += share * f64::from(logits[within * rows + row] + bias[within]);
                     }
                 }
                 let (max, sum) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows]);
-                let mut seen = Seen { max, sum, own, total: vec![0.0; rows] };
-                Arch::new().dispatch(Exponentials { logits, bias, seen: &mut seen, total: smoothing > 0.0 });
-                seen
+                let mut statistics = TileStatistics { max, sum, target, total: vec![0.0; rows] };
+                let with_total = smoothing > 0.0;
+                Arch::new().dispatch(Exponentials { logits, bias, statistics: &mut statistics, with_total });
+                statistics
             })
             .collect();
 
-        let (everywhere, own_share) = (smoothing / classes as f64, 1.0 - smoothing);
+        let (uniform_share, target_share) = (smoothing / classes as f64, 1.0 - smoothing);
         let mut loss = 0.0;
-        let of_row = |row: usize| {
-            let max = seen.iter().map(|tile| f64::from(tile.max[row])).fold(f64::NEG_INFINITY, f64::max);
-            let sum = |tile: &Seen| f64::from(tile.sum[row]) * (f64::from(tile.max[row]) - max).exp();
-            let lse = max + seen.iter().map(sum).sum::<f64>().ln();
-            let own: f64 = seen.iter().map(|tile| tile.own[row]).sum();
-            let total: f64 = seen.iter().map(|tile| tile.total[row]).sum();
-            loss += lse - own_share * own - everywhere * total;
+        let row_lse = |row: usize| {
+            let max = statistics.iter().map(|tile| f64::from(tile.max[row])).fold(f64::NEG_INFINITY, f64::max);
+            let sum = |tile: &TileStatistics| f64::from(tile.sum[row]) * (f64::from(tile.max[row]) - max).exp();
+            let lse = max + statistics.iter().map(sum).sum::<f64>().ln();
+            let target: f64 = statistics.iter().map(|tile| tile.target[row]).sum();
+            let total: f64 = statistics.iter().map(|tile| tile.total[row]).sum();
+            loss += lse - target_share * target - uniform_share * total;
             lse
         };
-        let lse: Vec<f64> = (0..rows).map(of_row).collect();
+        let lse: Vec<f64> = (0..rows).map(row_lse).collect();
         self.losses.push(loss);
 
         let scale = 1.0 / effective as f64;
         let gradients = weight_gradient.par_chunks_mut(TILE * dim).zip(bias_gradient.par_chunks_mut(TILE));
-        let tiles = logits.par_chunks_mut(TILE * rows).zip(&seen).zip(gradients).enumerate();
-        tiles.for_each(|(tile, ((values, seen), (weight, bias)))| {
-            let factors = seen.max.iter().zip(&lse).map(|(max, lse)| (scale * (f64::from(*max) - lse).exp()) as f32);
+        let tiles = logits.par_chunks_mut(TILE * rows).zip(&statistics).zip(gradients).enumerate();
+        tiles.for_each(|(tile, ((values, statistics), (weight, bias)))| {
+            let factors =
+                statistics.max.iter().zip(&lse).map(|(max, lse)| (scale * (f64::from(*max) - lse).exp()) as f32);
             let factors: Vec<f32> = factors.collect();
-            Arch::new().dispatch(Scaled { values, factors: &factors, less: (everywhere * scale) as f32 });
-            let of_tile = tile * TILE..tile * TILE + bias.len();
+            Arch::new().dispatch(ScaleRows { values, factors: &factors, less: (uniform_share * scale) as f32 });
+            let tile_classes = tile * TILE..tile * TILE + bias.len();
             for (row, classes) in targets.iter() {
-                let share = (own_share * scale / classes.len() as f64) as f32;
-                for class in classes.iter().map(|class| *class as usize).filter(|class| of_tile.contains(class)) {
-                    values[(class - of_tile.start) * rows + row] -= share;
+                let share = (target_share * scale / classes.len() as f64) as f32;
+                for class in classes.iter().map(|class| *class as usize).filter(|class| tile_classes.contains(class)) {
+                    values[(class - tile_classes.start) * rows + row] -= share;
                 }
             }
-            for (sum, of_class) in bias.iter_mut().zip(values.chunks_exact(rows)) {
-                *sum = if first { 0.0 } else { *sum } + lanes(of_class, |value| value);
+            for (sum, row_values) in bias.iter_mut().zip(values.chunks_exact(rows)) {
+                *sum = if first { 0.0 } else { *sum } + sum_in_lanes(row_values, |value| value);
             }
             let difference = MatRef::from_row_major_slice(&*values, bias.len(), rows);
             let out = MatMut::from_row_major_slice_mut(weight, bias.len(), dim);
-            let how = if first { Accum::Replace } else { Accum::Add };
-            matmul(out, how, difference, input, 1.0, Par::Seq);
+            let accumulate = if first { Accum::Replace } else { Accum::Add };
+            matmul(out, accumulate, difference, input, 1.0, Par::Seq);
         });
         Ok(())
     }
@@ -152,13 +160,13 @@ impl<B: Backend> Engine<B> for Host {
         let Scratch { weight_gradient, bias_gradient, .. } = &*scratch;
         let mut factor = 1.0;
         if sgd.clip_norm > 0.0 {
-            let square = |values: &[f32]| f64::from(Arch::new().dispatch(Squares { values }));
+            let square = |values: &[f32]| f64::from(Arch::new().dispatch(SumSquares { values }));
             let tiles: Vec<f64> = weight_gradient.par_chunks(dim * LANES).map(square).collect();
             let norm = (tiles.iter().sum::<f64>() + square(bias_gradient)).sqrt();
             factor = (sgd.clip_norm / (norm + CLIP_EPSILON)).min(1.0);
-            self.norm = Some(norm);
+            self.grad_norm = Some(norm);
         }
-        let settings = Step {
+        let settings = UpdateSettings {
             factor: factor as f32,
             decay: sgd.weight_decay as f32,
             momentum: sgd.momentum as f32,
@@ -176,8 +184,8 @@ impl<B: Backend> Engine<B> for Host {
         Ok(std::mem::take(&mut self.losses))
     }
 
-    fn norm(&self) -> Result<Option<f64>, TrainError> {
-        Ok(self.norm)
+    fn grad_norm(&self) -> Result<Option<f64>, TrainError> {
+        Ok(self.grad_norm)
     }
 
     fn state(&self) -> Result<Cow<'_, HeadState>, TrainError> {
@@ -186,16 +194,16 @@ impl<B: Backend> Engine<B> for Host {
 
     fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError> {
         let HeadState { weight, bias, classes, dim, .. } = &self.state;
-        Ok(Scorer::new(weight, bias, *classes, *dim, options.blocks, options.compute, device)?)
+        Ok(Scorer::new(weight, bias, *classes, *dim, options.tiling, options.compute, device)?)
     }
 }
 
-/// Adds the bias of each class, finds the largest logit of each row, and puts `exp(logit − max)` in place.
+/// Adds the bias of each class, finds the maximum of each row, and replaces each logit by `exp(logit − max)`.
 struct Exponentials<'a> {
     logits: &'a mut [f32],
     bias: &'a [f32],
-    seen: &'a mut Seen,
-    total: bool,
+    statistics: &'a mut TileStatistics,
+    with_total: bool,
 }
 
 impl WithSimd for Exponentials<'_> {
@@ -203,19 +211,19 @@ impl WithSimd for Exponentials<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { logits, bias, seen, total } = self;
-        let rows = seen.max.len();
-        for (of_class, bias) in logits.chunks_exact_mut(rows).zip(bias) {
-            for (value, max) in of_class.iter_mut().zip(&mut seen.max) {
+        let Self { logits, bias, statistics, with_total } = self;
+        let rows = statistics.max.len();
+        for (row_values, bias) in logits.chunks_exact_mut(rows).zip(bias) {
+            for (value, max) in row_values.iter_mut().zip(&mut statistics.max) {
                 *value += bias;
                 *max = if *value > *max { *value } else { *max };
             }
-            if total {
-                of_class.iter().zip(&mut seen.total).for_each(|(value, total)| *total += f64::from(*value));
+            if with_total {
+                row_values.iter().zip(&mut statistics.total).for_each(|(value, total)| *total += f64::from(*value));
             }
         }
-        for of_class in logits.chunks_exact_mut(rows) {
-            for ((value, max), sum) in of_class.iter_mut().zip(&seen.max).zip(&mut seen.sum) {
+        for row_values in logits.chunks_exact_mut(rows) {
+            for ((value, max), sum) in row_values.iter_mut().zip(&statistics.max).zip(&mut statistics.sum) {
                 *value = exp(*value - max);
                 *sum += *value;
             }
@@ -223,64 +231,66 @@ impl WithSimd for Exponentials<'_> {
     }
 }
 
-/// Makes `values · factor − less` of the values of each class, with a factor for each row.
-struct Scaled<'a> {
+/// Replaces each value of `[classes, rows]` by `value · factor − less`, with one factor for each row.
+struct ScaleRows<'a> {
     values: &'a mut [f32],
     factors: &'a [f32],
     less: f32,
 }
 
-impl WithSimd for Scaled<'_> {
+impl WithSimd for ScaleRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        for of_class in self.values.chunks_exact_mut(self.factors.len()) {
-            for (value, factor) in of_class.iter_mut().zip(self.factors) {
+        for row_values in self.values.chunks_exact_mut(self.factors.len()) {
+            for (value, factor) in row_values.iter_mut().zip(self.factors) {
                 *value = *value * factor - self.less;
             }
         }
     }
 }
 
-/// The sum of the squares.
-struct Squares<'a> {
+/// Computes the sum of the squares.
+struct SumSquares<'a> {
     values: &'a [f32],
 }
 
-impl WithSimd for Squares<'_> {
+impl WithSimd for SumSquares<'_> {
     type Output = f32;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> f32 {
-        lanes(self.values, |value| value * value)
+        sum_in_lanes(self.values, |value| value * value)
     }
 }
 
-/// Sums in as many lanes as a vector has at most, so that the order is the same on every CPU.
+/// Sums `f(value)` in [`LANES`] partial sums, so that the order of additions is the same on every CPU.
 #[inline(always)]
-fn lanes(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+fn sum_in_lanes(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (whole, rest) = values.as_chunks::<LANES>();
     let mut sums = [0.0_f32; LANES];
     for chunk in whole {
-        sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += of(*value));
+        sums.iter_mut().zip(chunk).for_each(|(sum, value)| *sum += f(*value));
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|value| of(*value)).sum::<f32>()
+    sums.iter().sum::<f32>() + rest.iter().map(|value| f(*value)).sum::<f32>()
 }
 
+/// Factors of an update in f32.
 #[derive(Clone, Copy)]
-struct Step {
+struct UpdateSettings {
     factor: f32,
     decay: f32,
     momentum: f32,
     rate: f32,
 }
 
+/// Updates values and velocity with a gradient.
 struct Update<'a> {
     values: &'a mut [f32],
     velocity: &'a mut [f32],
     gradient: &'a [f32],
-    settings: Step,
+    settings: UpdateSettings,
 }
 
 impl WithSimd for Update<'_> {
@@ -288,10 +298,10 @@ impl WithSimd for Update<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Step { factor, decay, momentum, rate } = self.settings;
+        let UpdateSettings { factor, decay, momentum, rate } = self.settings;
         for ((value, velocity), gradient) in self.values.iter_mut().zip(self.velocity).zip(self.gradient) {
             let gradient = gradient * factor + decay * *value;
-            // Without momentum PyTorch has no velocity; here it stays what it was.
+            // Without momentum, PyTorch has no velocity; here it is left unchanged.
             let moved = if momentum > 0.0 { momentum * *velocity + gradient } else { gradient };
             *velocity = if momentum > 0.0 { moved } else { *velocity };
             *value -= rate * moved;
@@ -299,12 +309,13 @@ impl WithSimd for Update<'_> {
     }
 }
 
-/// `eˣ` for x ≤ 0, to 2 units in the last place; 0 below -87, and what is no number stays none.
+/// Computes `eˣ` for x ≤ 0 with an error of at most 2 units in the last place; 0 below −87, NaN for NaN.
 ///
-/// The steps and coefficients are those of `expf` in Moshier's Cephes library (netlib.org/cephes), in a form that vectorises.
+/// Algorithm and coefficients are from `expf` in Moshier's Cephes library (netlib.org/cephes), in a form that
+/// vectorises.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    /// Adding it rounds to a whole number, whose bits are then the lowest of the sum.
+    /// 1.5 · 2²³. Adding it rounds to an integer, which then occupies the lowest bits of the sum.
     const ROUNDER: f32 = 12_582_912.0;
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let whole = shifted - ROUNDER;
@@ -323,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exponential_is_that_of_the_standard_library_to_its_last_places() {
+    fn exp_matches_standard_library() {
         for step in 0..=870_000 {
             let x = -f32::from(u16::try_from(step % 10_000).unwrap()) * 1e-4 - (step / 10_000) as f32;
             let (found, expected) = (exp(x), x.exp());
@@ -334,10 +345,10 @@ mod tests {
     }
 
     #[test]
-    fn sums_take_every_value_once() {
+    fn sum_in_lanes_covers_every_value() {
         for length in [0, 1, 15, 16, 17, 100] {
             let values: Vec<f32> = (0..length).map(|value| value as f32).collect();
-            assert!((lanes(&values, |value| value) - values.iter().sum::<f32>()).abs() < 0.5);
+            assert!((sum_in_lanes(&values, |value| value) - values.iter().sum::<f32>()).abs() < 0.5);
         }
     }
 }

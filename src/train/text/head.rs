@@ -1,0 +1,120 @@
+//! Host state of a projection head and its optimiser.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::MIN_LENGTH;
+
+/// Initial factor of the similarities, the inverse of the temperature 0.07 (Radford et al. 2021).
+const INITIAL_SCALE: f64 = 1.0 / 0.07;
+
+/// Named tensor of a projection head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameter {
+    /// Name in a checkpoint.
+    pub name: &'static str,
+    /// Rows and columns; a bias is `[1, n]`.
+    pub shape: [usize; 2],
+    /// Values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Projection head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextHead {
+    /// Width of a feature.
+    pub input: usize,
+    /// Width of the hidden layer; 0 for a linear head.
+    pub hidden: usize,
+    /// Width of a caption embedding.
+    pub output: usize,
+    /// Mean of the features, `[input]`.
+    pub feature_mean: Vec<f32>,
+    /// Standard deviation of the features, `[input]`, never zero.
+    pub feature_std: Vec<f32>,
+    /// Mean of the caption embeddings, `[output]`.
+    pub text_mean: Vec<f32>,
+    /// Weight and bias of the hidden layer, if there is one, and of the projection, then λ, the logarithm of the scale.
+    pub parameters: Vec<Parameter>,
+}
+
+/// Projection head and the state of its optimiser.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextState {
+    /// Projection head.
+    pub head: TextHead,
+    /// First moment of each parameter.
+    pub first: Vec<Vec<f32>>,
+    /// Second moment of each parameter.
+    pub second: Vec<Vec<f32>>,
+}
+
+/// Returns name and shape of each parameter.
+pub(in crate::train) fn parameter_shapes(
+    input: usize,
+    hidden: usize,
+    output: usize,
+) -> Vec<(&'static str, [usize; 2])> {
+    let mut shapes = Vec::new();
+    if hidden > 0 {
+        shapes.extend([("hidden.weight", [hidden, input]), ("hidden.bias", [1, hidden])]);
+    }
+    let last = if hidden > 0 { hidden } else { input };
+    shapes.extend([("projection.weight", [output, last]), ("projection.bias", [1, output]), ("logit_scale", [1, 1])]);
+    shapes
+}
+
+impl TextHead {
+    /// Initialises a head as `torch.nn.Linear` does: uniform in ±1 / √inputs. A pure function of its arguments.
+    ///
+    /// `statistics` are the means and standard deviations of the features and the means of the caption embeddings.
+    pub fn init(statistics: [Vec<f32>; 3], hidden: usize, seed: u64) -> Self {
+        let [feature_mean, feature_std, text_mean] = statistics;
+        let (input, output) = (feature_mean.len(), text_mean.len());
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut fan_in = input;
+        let parameter = |(name, shape): (&'static str, [usize; 2])| {
+            if name.ends_with("weight") {
+                fan_in = shape[1];
+            }
+            let bound = 1.0 / (fan_in as f64).sqrt();
+            let unit = |random: &mut ChaCha8Rng| (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+            let values = match name {
+                "logit_scale" => vec![INITIAL_SCALE.ln() as f32],
+                _ => (0..shape[0] * shape[1]).map(|_| (bound * (2.0 * unit(&mut random) - 1.0)) as f32).collect(),
+            };
+            Parameter { name, shape, values }
+        };
+        let parameters = parameter_shapes(input, hidden, output).into_iter().map(parameter).collect();
+        Self { input, hidden, output, feature_mean, feature_std, text_mean, parameters }
+    }
+
+    /// Returns the factor of the similarities, exp(λ).
+    pub fn scale(&self) -> f32 {
+        self.parameters.last().and_then(|last| last.values.first()).map_or(1.0, |log| log.exp())
+    }
+
+    /// Subtracts the mean of the training captions from caption embeddings, `[rows, output]`, and normalises them.
+    pub fn centre(&self, vectors: &mut [f32]) {
+        centre_and_normalise(vectors, &self.text_mean);
+    }
+}
+
+/// Subtracts a mean, `[dim]`, from vectors, `[rows, dim]`, and scales them to unit length.
+pub fn centre_and_normalise(vectors: &mut [f32], mean: &[f32]) {
+    for vector in vectors.chunks_exact_mut(mean.len().max(1)) {
+        vector.iter_mut().zip(mean).for_each(|(value, mean)| *value -= mean);
+        let length = vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt().max(MIN_LENGTH);
+        for value in vector {
+            *value = (f64::from(*value) / length) as f32;
+        }
+    }
+}
+
+impl TextState {
+    /// Creates the state of an untrained head.
+    pub fn new(head: TextHead) -> Self {
+        let zeros: Vec<Vec<f32>> = head.parameters.iter().map(|parameter| vec![0.0; parameter.values.len()]).collect();
+        Self { head, first: zeros.clone(), second: zeros }
+    }
+}
