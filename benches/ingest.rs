@@ -13,13 +13,13 @@ use divan::{Bencher, black_box};
 use image::{ExtendedColorType, ImageEncoder as _, ImageFormat, RgbImage};
 use tokio::io::AsyncReadExt as _;
 use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
-use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, Purpose, image_bytes};
-use wikicap_pipeline::chunk::{RowMeta, sum_segments};
+use wikicap_pipeline::chunk::RowMeta;
+use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
 use wikicap_pipeline::config::bytes::block_images;
 use wikicap_pipeline::config::value::Compression;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
-use wikicap_pipeline::store::{PageBuffer, PageCache, Store};
+use wikicap_pipeline::objects::Store;
 
 fn main() {
     divan::main();
@@ -187,22 +187,17 @@ fn heads(images: usize) -> RowMeta {
     heads
 }
 
-#[divan::bench(sample_count = 20, args = [PageCache::Through, PageCache::Past])]
-fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
+#[divan::bench(sample_count = 20)]
+fn chunk_write(bencher: Bencher<'_, '_>) {
     let block = block_images(image_bytes(SIDE_PX) as u64);
     let (path, heads) = (file("written.parquet", b""), heads(block));
-    let mut pixels = PageBuffer::default();
-    pixels.resize(block * image_bytes(SIDE_PX));
-    pixels.fill(7);
-    let mut sums = Vec::new();
-    sum_segments(&pixels, &mut sums);
+    let pixels = vec![7; block * image_bytes(SIDE_PX)];
     let (blocks, images) = (IMAGES / block, IMAGES / block * block);
     let bytes = BytesCount::new(images * image_bytes(SIDE_PX));
     bencher.counter(bytes).counter(ItemsCount::new(images)).bench_local(|| {
-        let purpose = Purpose::Product(cache);
-        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", purpose).unwrap();
+        let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g").unwrap();
         for _ in 0..blocks {
-            writer.write(&heads, &pixels, &sums).unwrap();
+            writer.write(&heads, &pixels).unwrap();
         }
         writer.finish().unwrap()
     });
@@ -211,8 +206,8 @@ fn chunk_write(bencher: Bencher<'_, '_>, cache: PageCache) {
 #[divan::bench(sample_count = 20)]
 fn chunk_read(bencher: Bencher<'_, '_>) {
     let path = file("read.parquet", b"");
-    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g", Purpose::Passing).unwrap();
-    writer.write(&heads(IMAGES), &vec![7; IMAGES * image_bytes(SIDE_PX)], &[]).unwrap();
+    let mut writer = PixelWriter::create(&path, SIDE_PX, Compression::None, "g").unwrap();
+    writer.write(&heads(IMAGES), &vec![7; IMAGES * image_bytes(SIDE_PX)]).unwrap();
     writer.finish().unwrap();
     let mut pixels = Vec::new();
     bencher.counter(BytesCount::new(IMAGES * image_bytes(SIDE_PX))).counter(ItemsCount::new(IMAGES)).bench_local(

@@ -30,7 +30,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use checksum::{Checksum, sum_segments, verify};
+pub use checksum::{Checksum, verify};
 pub use row_meta::RowMeta;
 
 /// Identifies a chunk by its first row. Ids are ordered by shard, then row.

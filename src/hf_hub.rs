@@ -108,8 +108,8 @@ pub struct Missing {
 #[derive(Debug, Clone)]
 pub struct Hub {
     settings: Settings,
-    patience: Duration,
-    silence: Duration,
+    retry_budget: Duration,
+    read_timeout: Duration,
     traffic: Arc<Traffic>,
 }
 
@@ -151,8 +151,8 @@ struct Found {
 impl Hub {
     /// The hub of this process's environment. Asks and reads nothing yet.
     pub fn new(store: &Store) -> Self {
-        let StoreSettings { patience, silence, .. } = *store.clients.settings();
-        Self { settings: Settings::from_env(), patience, silence, traffic: store.traffic() }
+        let StoreSettings { retry_budget, read_timeout, .. } = *store.clients.settings();
+        Self { settings: Settings::from_env(), retry_budget, read_timeout, traffic: store.traffic() }
     }
 
     /// The snapshot's directory, complete, after downloading what it lacks.
@@ -269,11 +269,11 @@ impl Hub {
         if let (Ok(commit), true) = (&complete, is_commit(&repo.revision)) {
             return Ok(Err(commit.clone()));
         }
-        let patience = if complete.is_ok() { CACHED_PATIENCE.min(self.patience) } else { self.patience };
+        let retry_budget = if complete.is_ok() { CACHED_PATIENCE.min(self.retry_budget) } else { self.retry_budget };
         let listed = async {
-            let mut http = Http::open(&self.settings, patience, self.silence, Arc::clone(&self.traffic))?;
+            let mut http = Http::open(&self.settings, retry_budget, self.read_timeout, Arc::clone(&self.traffic))?;
             let listing = http.list(&repo.name, &repo.revision, &repo.to_string()).await?;
-            http.set_patience(self.patience);
+            http.set_retry_budget(self.retry_budget);
             Ok((http, listing))
         };
         match (listed.await, complete) {

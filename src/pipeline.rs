@@ -138,7 +138,7 @@ pub async fn run(
 /// The stores of a machine.
 fn store(machine: &RawStore) -> Store {
     let RawStore { endpoint, patience, silence } = machine.clone();
-    Store::new(StoreSettings { endpoint, patience: patience.0, silence: silence.0 })
+    Store::new(StoreSettings { endpoint, retry_budget: patience.0, read_timeout: silence.0 })
 }
 
 /// Opens the run's directory and claims it.

@@ -1,10 +1,10 @@
 //! Progress and timing of stages, readable while they run.
 //!
 //! Stages count into a [`StageProgress`] and time their parts with a [`StageTimer`]. The terminal, the log, `status`,
-//! Prometheus and the report read [`Snapshot`]s from the [`ProgressRegistry`]. Counting never blocks.
+//! Prometheus and the report read [`StageSnapshot`]s from the [`ProgressRegistry`]. Counting never waits.
 
 mod progress;
 mod stage_timer;
 
-pub use progress::{Kind, ProgressRegistry, Reading, Shard, Snapshot, StageProgress};
+pub use progress::{Metric, MetricKind, ProgressRegistry, Shard, StageProgress, StageSnapshot};
 pub use stage_timer::{Activity, StageTimer, TimerSnapshot};

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::journal::{Journal, Layout};
-use super::pixels::{PixelReader, PixelWriter, Purpose};
+use super::pixels::{PixelReader, PixelWriter};
 use super::quarantine::{self, Quarantined};
 use super::schedule::Schedule;
 use super::spool::{Spool, SpoolEntry};
@@ -22,12 +22,12 @@ use crate::run_dir::{Directory, LocalDirectory};
 /// the file, not on what the file claims.
 const LIMIT: u64 = 8 << 20;
 
-fn heads(rows: u32) -> RowMeta {
-    let mut heads = RowMeta::default();
+fn row_meta(rows: u32) -> RowMeta {
+    let mut row_meta = RowMeta::default();
     for row in 0..rows {
-        heads.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
+        row_meta.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
     }
-    heads
+    row_meta
 }
 
 fn quarantined_rows(rows: u64) -> Vec<Quarantined> {
@@ -49,15 +49,15 @@ fn seed_files() -> &'static Vec<Vec<u8>> {
         let path = dir.path().join("file");
         let mut files = Vec::new();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let pixels: Vec<u8> = (0..20 * 192u32).map(|at| (at / 50) as u8).collect();
-            writer.write(&heads(20), &pixels, &[]).unwrap();
+            writer.write(&row_meta(20), &pixels).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
         for precision in [Precision::Bf16, Precision::F32] {
             let mut writer = features::FeatureWriter::create(&path, 5, precision, "g").unwrap();
-            writer.write(&heads(30), &[0.5; 150], &[]).unwrap();
+            writer.write(&row_meta(30), &[0.5; 150], &[]).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
@@ -164,7 +164,7 @@ proptest! {
                 quarantined: quarantined_rows(4),
                 bytes: 6,
                 checksum: None,
-                boot: crate::run_dir::boot(),
+                boot: crate::run_dir::boot_id(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
             directory.write(&format!("{id}.json"), &text).unwrap();

@@ -86,8 +86,8 @@ impl Journal {
         }
         let names: Vec<String> = ids.iter().map(|id| layout.entry_path(*id)).collect();
         let contents = directory.read_all(&names)?;
-        let mut sizes = directory.tree(&layout.chunks)?;
-        sizes.append(&mut directory.tree(&layout.quarantine)?);
+        let mut sizes = directory.list_recursive(&layout.chunks)?;
+        sizes.append(&mut directory.list_recursive(&layout.quarantine)?);
         // Shard and the row at which its next chunk must start; `None` after the prefix has ended.
         let mut expected = (0, Some(0));
         for (id, content) in ids.into_iter().zip(contents) {

@@ -1,5 +1,5 @@
-//! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
-//! height × width × channel, u8.
+//! Pixel chunks. Columns: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S):
+//! RGB, row-major, height × width × channel, u8.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,60 +9,43 @@ use arrow::array::{ArrayRef, AsArray as _, FixedSizeBinaryArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field};
 
-use super::fixed_width::{FixedWidthParquetWriter, Pages};
+use super::fixed_width::FixedWidthParquetWriter;
 use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowMeta};
 use crate::config::value::Compression;
-use crate::run_dir::PageCache;
 
-/// Bytes of one row group of packed pixels, about: what a writer holds in memory.
+/// Approximate bytes of a row group of compressed pixels, which the writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
 
-/// Bytes of pixels that are packed at a time, about, and copied for it.
+/// Approximate bytes of pixels that are copied and compressed at a time.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// Bytes of one image: three channels.
+/// Returns the bytes of one image of three channels.
 pub fn image_bytes(size_px: u32) -> usize {
     3 * size_px as usize * size_px as usize
 }
 
-/// What rows that are appended together take in the file of a passing chunk beside themselves, at most.
-pub const GROUP_BYTES_BESIDE: u64 = super::fixed_width::GROUP_BYTES;
+/// Upper bound on the bytes that each write adds to the file beyond its rows.
+pub const GROUP_OVERHEAD_BYTES: u64 = super::fixed_width::GROUP_OVERHEAD_BYTES;
 
-/// What a chunk is written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// It is read soon, a few rows at a time, and removed.
-    Passing,
-    /// It is the product: laid out for the disk, and on its way there as said.
-    Product(PageCache),
-}
-
-/// Writes one pixel chunk.
+/// Writer of one pixel chunk.
 pub struct PixelWriter {
-    inner: Inner,
+    inner: Encoder,
     image_bytes: usize,
 }
 
-/// Pixels as they are go to the file as they come.
-enum Inner {
-    Plain(Box<FixedWidthParquetWriter>),
-    Packed(Box<TableWriter>),
+/// Encoder by compression: uncompressed pixels are written without copies.
+enum Encoder {
+    Uncompressed(Box<FixedWidthParquetWriter>),
+    Compressed(Box<TableWriter>),
 }
 
 impl PixelWriter {
-    /// Creates the file at `path`. `generation` and the size go into its metadata. Packed pixels are the same for any purpose, and go
-    /// through the system's cache: packing takes longer than the disk does.
+    /// Creates the file at `path` and stores `generation` and the image size in its metadata.
     ///
     /// # Errors
-    /// When the system refuses.
-    pub fn create(
-        path: &Path,
-        size_px: u32,
-        compression: Compression,
-        generation: &str,
-        purpose: Purpose,
-    ) -> Result<Self, ChunkError> {
+    /// Fails if the file cannot be created.
+    pub fn create(path: &Path, size_px: u32, compression: Compression, generation: &str) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowMeta::fields().to_vec();
         fields.push(Field::new("pixels", DataType::FixedSizeBinary(image_bytes as i32), false));
@@ -73,13 +56,9 @@ impl PixelWriter {
             ("generation", generation.to_owned()),
         ];
         let inner = if compression == Compression::None {
-            let (pages, cache) = match purpose {
-                Purpose::Passing => (Pages::Small, PageCache::Through),
-                Purpose::Product(cache) => (Pages::Placed, cache),
-            };
-            Inner::Plain(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata, pages, cache)?))
+            Encoder::Uncompressed(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata)?))
         } else {
-            Inner::Packed(Box::new(TableWriter::create(
+            Encoder::Compressed(Box::new(TableWriter::create(
                 path,
                 fields,
                 compression,
@@ -90,17 +69,17 @@ impl PixelWriter {
         Ok(Self { inner, image_bytes })
     }
 
-    /// Appends rows; `pixels` holds one image for each, and `sums` is what [`sum_segments`](super::sum_segments) says of it, or empty.
+    /// Appends rows; `pixels` holds one image for each.
     ///
     /// # Errors
-    /// When the disk is full or refuses.
-    pub fn write(&mut self, rows: &RowMeta, pixels: &[u8], sums: &[u64]) -> Result<(), ChunkError> {
+    /// Fails if the disk is full or cannot be written.
+    pub fn write(&mut self, rows: &RowMeta, pixels: &[u8]) -> Result<(), ChunkError> {
         if rows.is_empty() {
             return Ok(());
         }
         let table = match &mut self.inner {
-            Inner::Plain(file) => return file.write(rows, pixels, sums),
-            Inner::Packed(table) => table,
+            Encoder::Uncompressed(file) => return file.write(rows, pixels),
+            Encoder::Compressed(table) => table,
         };
         let columns = rows.columns();
         let step = (PIECE_BYTES / self.image_bytes).max(1);
@@ -114,62 +93,62 @@ impl PixelWriter {
         Ok(())
     }
 
-    /// The file under construction, for whoever has the system write it out meanwhile; none where rows are packed, which takes longer
-    /// than the disk does.
+    /// Returns a handle of the unfinished file, so that the system can be told to write it out. `None` for compressed
+    /// pixels, because compression is slower than the disk.
     pub fn handle(&self) -> Option<File> {
         match &self.inner {
-            Inner::Plain(file) => file.handle(),
-            Inner::Packed(_) => None,
+            Encoder::Uncompressed(file) => file.handle(),
+            Encoder::Compressed(_) => None,
         }
     }
 
     /// Completes the file.
     ///
     /// # Errors
-    /// When the disk is full or refuses.
+    /// Fails if the disk is full or cannot be written.
     pub fn finish(self) -> Result<Checksum, ChunkError> {
         match self.inner {
-            Inner::Plain(file) => file.finish(),
-            Inner::Packed(table) => table.finish(),
+            Encoder::Uncompressed(file) => file.finish(),
+            Encoder::Compressed(table) => table.finish(),
         }
     }
 }
 
-/// Reads one pixel chunk in batches.
+/// Reader of one pixel chunk in batches.
 pub struct PixelReader {
     table: TableReader,
     size_px: u32,
 }
 
 impl PixelReader {
-    /// Opens the file; batches have at most `batch_rows` rows.
+    /// Opens the file; a batch has at most `batch_rows` rows.
     ///
     /// # Errors
-    /// When it is not a pixel chunk.
+    /// Fails if the file is not a pixel chunk.
     pub fn open(path: &Path, batch_rows: usize) -> Result<Self, ChunkError> {
         let table = TableReader::open(path, batch_rows, &[])?;
         let size_px = table
             .metadata("size_px")
             .and_then(|text| text.parse().ok())
             .filter(|size_px| (1..=u32::from(u16::MAX)).contains(size_px))
-            .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata does not give `size_px`"))?;
+            .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata lacks a valid `size_px`"))?;
         Ok(Self { table, size_px })
     }
 
-    /// Side of the images.
+    /// Returns the side of the images, in pixels.
     pub fn size_px(&self) -> u32 {
         self.size_px
     }
 
-    /// Rows in the file.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.table.rows()
     }
 
-    /// The next rows; `pixels` becomes theirs, one image after the other.
+    /// Reads the next rows and replaces `pixels` with their images, one after the other.
     ///
     /// # Errors
-    /// When the file is damaged.
+    /// Fails if the file is damaged.
     pub fn next_batch(&mut self, pixels: &mut Vec<u8>) -> Result<Option<RowMeta>, ChunkError> {
         let Some(batch) = self.table.next()? else { return Ok(None) };
         let damaged = |reason: &str| ChunkError::damaged(self.table.path(), "pixel chunk", reason);
@@ -179,7 +158,7 @@ impl PixelReader {
             .column_by_name("pixels")
             .and_then(|column| column.as_fixed_size_binary_opt())
             .filter(|column| column.value_length() as usize == image_bytes(self.size_px))
-            .ok_or_else(|| damaged("the column `pixels` is missing or of another size than `size_px` says"))?;
+            .ok_or_else(|| damaged("the column `pixels` is missing or its size differs from `size_px`"))?;
         pixels.clear();
         pixels.extend_from_slice(column.value_data());
         Ok(Some(rows))
@@ -188,17 +167,15 @@ impl PixelReader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sum_segments;
     use super::*;
-    use crate::config::bytes::product_disk_bytes;
-    use crate::run_dir::{PLACE_BYTES, PageBuffer};
+    use crate::config::bytes::chunk_disk_bytes;
 
     #[test]
-    fn pixels_come_back_across_row_groups_and_batches() {
+    fn pixels_round_trip_across_row_groups_and_batches() {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
-            let mut writer = PixelWriter::create(&path, 8, compression, "g", Purpose::Passing).unwrap();
+            let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let mut all = Vec::new();
             for block in 0..5u32 {
                 let mut rows = RowMeta::default();
@@ -208,15 +185,15 @@ mod tests {
                     pixels.extend((0..192u32).map(|i| (i * 7 + row * 31 + block) as u8));
                 }
                 all.extend_from_slice(&pixels);
-                writer.write(&rows, &pixels, &[]).unwrap();
+                writer.write(&rows, &pixels).unwrap();
             }
             writer.finish().unwrap();
             let mut reader = PixelReader::open(&path, 4).unwrap();
             assert_eq!((reader.size_px(), reader.rows()), (8, 35));
             let (mut rows, mut pixels, mut bytes) = (RowMeta::default(), Vec::new(), Vec::new());
-            while let Some(heads) = reader.next_batch(&mut bytes).unwrap() {
-                assert!(heads.len() <= 4 && bytes.len() == heads.len() * 192);
-                rows.append(&heads);
+            while let Some(meta) = reader.next_batch(&mut bytes).unwrap() {
+                assert!(meta.len() <= 4 && bytes.len() == meta.len() * 192);
+                rows.append(&meta);
                 pixels.extend_from_slice(&bytes);
             }
             assert_eq!(pixels, all);
@@ -224,79 +201,37 @@ mod tests {
         }
     }
 
-    /// 13 rows of pixels that differ from block to block, of which some go beyond the last whole segment.
-    fn block(block: u32, pixels: &mut PageBuffer) -> RowMeta {
-        let mut rows = RowMeta::default();
-        (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
-        pixels.resize(13 * image_bytes(224));
-        pixels.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at ^ (at >> 11) ^ block) as u8);
-        rows
-    }
-
     #[test]
-    fn a_product_is_the_same_file_with_its_checksum_whichever_way_it_takes() {
+    fn file_has_its_checksum_and_fits_its_bound() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut files, mut pixels) = (Vec::new(), PageBuffer::default());
-        for cache in [PageCache::Through, PageCache::Past] {
-            // As they lie, from a place that no device takes, and without sums.
-            for (shift, summed) in [(0, true), (1, true), (0, false)] {
-                let path = dir.path().join(format!("{}.parquet", files.len()));
-                let mut writer =
-                    PixelWriter::create(&path, 224, Compression::None, "g", Purpose::Product(cache)).unwrap();
-                for number in 0..5 {
-                    let (rows, mut sums) = (block(number, &mut pixels), Vec::new());
-                    if summed {
-                        sum_segments(&pixels, &mut sums);
-                    }
-                    let shifted = [&vec![0; shift], &pixels[..]].concat();
-                    let values = if shift == 0 { &pixels[..] } else { &shifted[shift..] };
-                    writer.write(&rows, values, &sums).unwrap();
-                }
-                let sum = writer.finish().unwrap();
-                super::super::verify(&path, "chunk", Some(sum)).unwrap();
-                files.push(std::fs::read(&path).unwrap());
-            }
-        }
-        assert!(files[0].len() > 9 << 20 && files.iter().all(|file| *file == files[0]));
-    }
-
-    #[test]
-    fn the_pixels_of_a_product_begin_at_good_places_and_are_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, mut pixels) = (dir.path().join("x.parquet"), PageBuffer::default());
-        let purpose = Purpose::Product(PageCache::Past);
-        let mut writer = PixelWriter::create(&path, 224, Compression::None, "g", purpose).unwrap();
+        let path = dir.path().join("x.parquet");
+        let mut writer = PixelWriter::create(&path, 224, Compression::None, "g").unwrap();
+        let block = |block: u32| {
+            let mut rows = RowMeta::default();
+            (0..13).for_each(|row| rows.push(&format!("u{block}-{row}"), [block, row]));
+            let bytes = 0..13 * image_bytes(224) as u32;
+            (rows, bytes.map(|at| (at ^ (at >> 11) ^ block) as u8).collect::<Vec<u8>>())
+        };
         for number in 0..3 {
-            let rows = block(number, &mut pixels);
-            writer.write(&rows, &pixels, &[]).unwrap();
+            let (rows, pixels) = block(number);
+            writer.write(&rows, &pixels).unwrap();
         }
-        // Little is not worth a place.
-        let mut few = RowMeta::default();
-        few.push("few", [1]);
-        writer.write(&few, &pixels[5..5 + image_bytes(224)], &[]).unwrap();
-        writer.finish().unwrap();
-        let file = std::fs::read(&path).unwrap();
-        for number in 0..3 {
-            block(number, &mut pixels);
-            let found = file.chunks(PLACE_BYTES).any(|place| place == &pixels[..PLACE_BYTES]);
-            assert!(found, "the pixels of block {number} begin elsewhere");
-        }
-        assert!(!file.chunks(PLACE_BYTES).any(|place| place.starts_with(&pixels[5..4096])), "one image has a place");
-        let bound = product_disk_bytes(40, 224) as usize;
-        assert!((40 * image_bytes(224) + PLACE_BYTES / 2..bound).contains(&file.len()));
+        let checksum = writer.finish().unwrap();
+        super::super::verify(&path, "chunk", Some(checksum)).unwrap();
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert!((39 * image_bytes(224) as u64..chunk_disk_bytes(39, 224)).contains(&bytes));
         let mut reader = PixelReader::open(&path, 13).unwrap();
         let mut read = Vec::new();
         for number in 0..3 {
-            let rows = block(number, &mut pixels);
+            let (rows, pixels) = block(number);
             assert_eq!(reader.next_batch(&mut read).unwrap(), Some(rows));
-            assert!(read == pixels[..], "block {number}");
+            assert!(read == pixels, "block {number}");
         }
-        assert_eq!(reader.next_batch(&mut read).unwrap(), Some(few));
-        assert!(read == pixels[5..5 + image_bytes(224)] && reader.next_batch(&mut read).unwrap().is_none());
+        assert!(reader.next_batch(&mut read).unwrap().is_none());
     }
 
     #[test]
-    fn a_file_that_is_no_chunk_is_an_error_that_names_it() {
+    fn other_file_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.parquet");
         std::fs::write(&path, b"PAR1 nothing PAR1").unwrap();

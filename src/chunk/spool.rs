@@ -99,7 +99,7 @@ impl Spool {
         generation: &str,
         schedule: &mut Schedule,
     ) -> Result<(Self, Vec<SpooledChunk>), ChunkError> {
-        let (disk, boot) = (ByteBudget::new(limit_bytes), crate::run_dir::boot());
+        let (disk, boot) = (ByteBudget::new(limit_bytes), crate::run_dir::boot_id());
         let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<SpooledChunk> = Vec::new();
         while let Some(id) = schedule.next() {
@@ -123,7 +123,7 @@ impl Spool {
             room -= ByteBudget::rounded(bytes);
             schedule.advance(entry.tally.rows, entry.last);
             entry.quarantined = Vec::new();
-            let permits = vec![disk.take(bytes).await];
+            let permits = vec![disk.acquire(bytes).await];
             chunks.push(SpooledChunk { entry, directory: directory.clone(), permits });
         }
         let kept: Vec<String> = chunks.iter().flat_map(|chunk| file_names(chunk.entry.id)).collect();
@@ -141,7 +141,7 @@ impl Spool {
     /// # Errors
     /// Fails if the directory cannot be created.
     pub async fn start(&self, id: ChunkId) -> Result<(PendingChunk, PathBuf), ChunkError> {
-        let permits = vec![self.disk.take(OVERHEAD_BYTES).await];
+        let permits = vec![self.disk.acquire(OVERHEAD_BYTES).await];
         Ok((
             PendingChunk { id, permits, reserved_bytes: OVERHEAD_BYTES },
             self.directory.temporary(&pixel_file_name(id))?,
@@ -161,7 +161,7 @@ impl Spool {
             return Err(ChunkError::NoRoom { shard, row, limit_bytes: self.limit_bytes });
         }
         if wanted > have {
-            pending.permits.push(self.disk.take(wanted - have).await);
+            pending.permits.push(self.disk.acquire(wanted - have).await);
         }
         pending.reserved_bytes = reserved_bytes;
         Ok(())
@@ -174,7 +174,7 @@ impl Spool {
     pub async fn complete(&self, mut pending: PendingChunk, mut entry: SpoolEntry) -> Result<SpooledChunk, ChunkError> {
         let id = entry.id;
         if entry.tally.kept > 0 {
-            entry.bytes = self.directory.publish_passing(&pixel_file_name(id))?;
+            entry.bytes = self.directory.publish_unsynced(&pixel_file_name(id))?;
         }
         entry.boot.clone_from(&self.boot);
         let failed = |error| ChunkError::damaged(entry_file_name(id), "spool entry", error);
@@ -182,7 +182,7 @@ impl Spool {
         if content.len() as u64 > OVERHEAD_BYTES / 2 {
             self.reserve(&mut pending, content.len() as u64).await?;
         }
-        self.directory.write_passing(&entry_file_name(id), &content)?;
+        self.directory.write_unsynced(&entry_file_name(id), &content)?;
         entry.quarantined = Vec::new();
         Ok(SpooledChunk { entry, directory: self.directory.clone(), permits: pending.permits })
     }
@@ -258,7 +258,9 @@ mod tests {
         let (first, second) =
             (write_chunk(&spool, 0, 1000).await.entry.id, write_chunk(&spool, 10, 1000).await.entry.id);
         let text = String::from_utf8(directory.read(&entry_file_name(second)).unwrap().unwrap()).unwrap();
-        directory.write(&entry_file_name(second), text.replace(&crate::run_dir::boot(), "another").as_bytes()).unwrap();
+        directory
+            .write(&entry_file_name(second), text.replace(&crate::run_dir::boot_id(), "another").as_bytes())
+            .unwrap();
         let (_, chunks) = open(&directory, 8 << 20, "g").await;
         assert_eq!(chunks.iter().map(|chunk| chunk.entry.id).collect::<Vec<_>>(), [first]);
         assert_eq!(directory.list("").unwrap().len(), 2);

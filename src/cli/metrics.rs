@@ -20,7 +20,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::runtime::Shutdown;
-use crate::telemetry::{Activity, Kind, ProgressRegistry, Snapshot};
+use crate::telemetry::{Activity, MetricKind, ProgressRegistry, StageSnapshot};
 
 /// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -110,7 +110,7 @@ struct Scrape(ProgressRegistry);
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let stages = self.0.snapshots();
-        let labels = |stage: &Snapshot| [("stage", stage.name.clone()), ("unit", stage.unit.to_owned())];
+        let labels = |stage: &StageSnapshot| [("stage", stage.name.clone()), ("unit", stage.unit.to_owned())];
         let mut done = encoder.encode_descriptor(
             "stage_done",
             "Units done, those of earlier processes included",
@@ -141,7 +141,7 @@ impl Collector for Scrape {
                 {
                     let labels =
                         [("stage", stage.name.clone()), ("part", part.name.to_owned()), ("state", word.to_owned())];
-                    let seconds = part.share(doing) * part.elapsed.as_secs_f64() * f64::from(part.lanes);
+                    let seconds = part.share(doing) * part.elapsed.as_secs_f64() * f64::from(part.workers);
                     gauge(&mut parts, &labels, seconds)?;
                 }
             }
@@ -167,12 +167,12 @@ impl Collector for Scrape {
         }
         for reading in self.0.readings() {
             match reading.kind {
-                Kind::Counter => {
+                MetricKind::Counter => {
                     let counter = ConstCounter::new(reading.value);
                     let metric = encoder.encode_descriptor(reading.name, reading.help, None, counter.metric_type())?;
                     counter.encode(metric)?;
                 }
-                Kind::Gauge => {
+                MetricKind::Gauge => {
                     let value = ConstGauge::new(reading.value as f64);
                     let metric = encoder.encode_descriptor(reading.name, reading.help, None, value.metric_type())?;
                     value.encode(metric)?;

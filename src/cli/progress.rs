@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::telemetry::{ProgressRegistry, Snapshot};
+use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 /// Time between two looks at the stages on a terminal.
 const TICK: Duration = Duration::from_millis(200);
@@ -67,7 +67,7 @@ impl Screen {
     }
 }
 
-fn show(bar: &ProgressBar, stage: &Snapshot, last: bool) {
+fn show(bar: &ProgressBar, stage: &StageSnapshot, last: bool) {
     if bar.is_finished() {
         return;
     }

@@ -230,13 +230,13 @@ async fn rest(
     told: &Told<'_>,
 ) -> Result<Option<String>, StoreError> {
     let size = wanted.stated.size;
-    let mut patience = http.patience();
+    let mut retry_budget = http.retry_budget();
     let mut empty = 0;
     while *have < size {
         let before = *have;
-        let came = attempt(http, wanted, partial, have, patience.attempts() > 0, told).await;
+        let came = attempt(http, wanted, partial, have, retry_budget.attempts() > 0, told).await;
         if *have > before {
-            patience.progress();
+            retry_budget.renew();
             empty = 0;
         }
         let reason = match came {
@@ -252,7 +252,7 @@ async fn rest(
             Err(Broken::Passing(reason)) => reason,
             Err(Broken::Final(error)) => return Err(error),
         };
-        patience.wait(&wanted.subject(), "downloaded", reason).await?;
+        retry_budget.wait(&wanted.subject(), "downloaded", reason).await?;
     }
     Ok(None)
 }
@@ -282,7 +282,7 @@ async fn attempt(
     loop {
         let part = response.chunk().await;
         if let Ok(Some(part)) = &part {
-            http.traffic().read(part.len());
+            http.traffic().add_read(part.len());
             block.extend_from_slice(part);
         }
         let too_much = *have + block.len() as u64 > stated.size;

@@ -18,9 +18,9 @@ use url::Url;
 
 use super::cache::is_commit;
 use super::settings::Settings;
-use crate::objects::client::CONNECT;
+use crate::objects::client::CONNECT_TIMEOUT;
 use crate::objects::http_retry::RetryBudget;
-use crate::objects::{StoreError, Traffic, tls};
+use crate::objects::{StoreError, Traffic, install_tls_provider};
 
 /// Redirects in a row that are followed.
 const MOST_HOPS: usize = 10;
@@ -67,7 +67,7 @@ pub(super) struct Http {
     endpoint: Url,
     authorization: Option<HeaderValue>,
     traffic: Arc<Traffic>,
-    patience: Duration,
+    retry_budget: Duration,
     reached: Arc<AtomicBool>,
 }
 
@@ -76,8 +76,8 @@ impl Http {
     /// When the endpoint or the token makes no sense.
     pub(super) fn open(
         settings: &Settings,
-        patience: Duration,
-        silence: Duration,
+        retry_budget: Duration,
+        read_timeout: Duration,
         traffic: Arc<Traffic>,
     ) -> Result<Self, StoreError> {
         let bad = |reason: String| StoreError::BadUrl { url: "HF_ENDPOINT".to_owned(), reason };
@@ -85,25 +85,25 @@ impl Http {
             .ok()
             .filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
             .ok_or_else(|| bad("it must be a URL that starts with `https://` or `http://`".to_owned()))?;
-        tls();
+        install_tls_provider();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(silence)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(read_timeout)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(deepest(&error)))?;
         let authorization = settings.authorization()?;
-        Ok(Self { client, endpoint, authorization, traffic, patience, reached: Arc::default() })
+        Ok(Self { client, endpoint, authorization, traffic, retry_budget, reached: Arc::default() })
     }
 
-    pub(super) fn patience(&self) -> RetryBudget {
-        RetryBudget::new(self.patience, Arc::clone(&self.reached))
+    pub(super) fn retry_budget(&self) -> RetryBudget {
+        RetryBudget::new(self.retry_budget, Arc::clone(&self.reached))
     }
 
     /// For how long a request may fail again and again.
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    pub(super) fn set_retry_budget(&mut self, retry_budget: Duration) {
+        self.retry_budget = retry_budget;
     }
 
     pub(super) fn traffic(&self) -> &Traffic {
@@ -202,15 +202,15 @@ impl Http {
     /// Asks again and again until there is an answer that stays.
     async fn ask(&self, method: Method, url: &Url, repo: &str, subject: &str) -> Result<Response, StoreError> {
         let anywhere = method == Method::GET;
-        let mut patience = self.patience();
+        let mut retry_budget = self.retry_budget();
         loop {
-            self.traffic.request(patience.attempts() > 0);
+            self.traffic.add_request(retry_budget.attempts() > 0);
             match self.send(method.clone(), url.clone(), 0, anywhere).await {
                 Ok(response) if response.status().is_client_error() => {
                     return Err(self.explain(&response, repo, subject));
                 }
                 Ok(response) => return Ok(response),
-                Err(Broken::Passing(reason)) => patience.wait(subject, "downloaded", reason).await?,
+                Err(Broken::Passing(reason)) => retry_budget.wait(subject, "downloaded", reason).await?,
                 Err(Broken::Final(error)) => return Err(error),
                 Err(Broken::BehindTheEnd) => return Err(self.no_hub("it knows no file of any length")),
             }
@@ -219,7 +219,7 @@ impl Http {
 
     /// A small answer's body.
     async fn body(&self, url: &Url, repo: &str, subject: &str) -> Result<Vec<u8>, StoreError> {
-        let mut patience = self.patience();
+        let mut retry_budget = self.retry_budget();
         'attempt: loop {
             let mut response = self.ask(Method::GET, url, repo, subject).await?;
             let mut body = Vec::new();
@@ -229,12 +229,12 @@ impl Http {
                         return Err(self.no_hub("its answer does not end"));
                     }
                     Ok(Some(part)) => {
-                        self.traffic.read(part.len());
+                        self.traffic.add_read(part.len());
                         body.extend_from_slice(&part);
                     }
                     Ok(None) => return Ok(body),
                     Err(error) => {
-                        patience.wait(subject, "downloaded", brief(&error, url)).await?;
+                        retry_budget.wait(subject, "downloaded", brief(&error, url)).await?;
                         continue 'attempt;
                     }
                 }
@@ -294,7 +294,7 @@ impl Http {
         from: u64,
         repeated: bool,
     ) -> Result<(Response, u64), Broken> {
-        self.traffic.request(repeated);
+        self.traffic.add_request(repeated);
         let response = self.send(Method::GET, self.file_url(repo, commit, file), from, true).await?;
         match response.status().as_u16() {
             206 if starts_at(response.headers()) == Some(from) => Ok((response, from)),
@@ -353,7 +353,7 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
 pub(super) fn brief(error: &reqwest::Error, url: &Url) -> String {
     let server = name(url);
     match (error.is_connect(), error.is_timeout()) {
-        (true, true) => format!("no connection to {server} in {} s", CONNECT.as_secs()),
+        (true, true) => format!("no connection to {server} in {} s", CONNECT_TIMEOUT.as_secs()),
         (true, false) => format!("no connection to {server} ({})", deepest(error)),
         (false, true) => format!("no byte came from {server} for too long"),
         (false, false) => format!("the connection to {server} broke ({})", deepest(error)),
@@ -398,13 +398,13 @@ mod tests {
     #[test]
     fn an_endpoint_may_have_a_path_and_a_revision_a_slash() {
         let endpoint = Url::parse("https://mirror.example/api/hf").unwrap();
-        tls();
+        install_tls_provider();
         let http = Http {
             client: reqwest::Client::new(),
             endpoint,
             authorization: None,
             traffic: Arc::default(),
-            patience: Duration::ZERO,
+            retry_budget: Duration::ZERO,
             reached: Arc::default(),
         };
         assert_eq!(

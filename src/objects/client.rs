@@ -1,7 +1,7 @@
-//! URL → client: local files, `s3://`, `gs://`, `az://`, `https://`, each bucket or host with one client.
+//! Clients of local files, `s3://`, `gs://`, `az://` and `https://`: one for each bucket or host.
 //!
-//! Credentials come from the environment, the AWS profile or the machine's metadata alone. Connections have a limit for
-//! being set up and one for silence, never one for a whole body: a reader that waits for its consumer is no failure.
+//! Credentials come from the environment, the AWS profile or the machine's metadata service. A connection has a timeout for
+//! its setup and one for each read, but none for a whole body, because a reader may wait for its consumer.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,68 +17,68 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::http_retry::{RetryBudget, Verdict, answered, brief, explain, judge, without_credentials};
+use super::http_error::{TypedConnector, Verdict, describe, explain, is_answer, is_without_credentials, judge};
+use super::http_retry::RetryBudget;
 use super::{StoreError, Traffic, profile};
 
-/// Time for a connection to be set up.
-pub(crate) const CONNECT: Duration = Duration::from_secs(10);
-/// A second of an upload's time for so many bytes, beside the silence that any request may take: the answer comes once all are
-/// there, and a slow line is no silent one.
+/// Timeout for setting up a connection.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Slowest accepted upload. The server answers only after the last byte, so the timeout of an upload grows with its size.
 const UPLOAD_BYTES_PER_SECOND: u64 = 64 << 10;
 
-/// How stores are reached.
+/// Settings of the connections to stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// S3-compatible endpoint; empty: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or AWS itself.
+    /// S3-compatible endpoint; if empty, `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or AWS itself.
     pub endpoint: String,
-    /// For how long a request may fail again and again before the run stops.
-    pub patience: Duration,
-    /// Time without a byte after which a request counts as lost.
-    pub silence: Duration,
+    /// Time for which a request may fail again and again before the run stops.
+    pub retry_budget: Duration,
+    /// Time without a byte after which a request has failed.
+    pub read_timeout: Duration,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { endpoint: String::new(), patience: Duration::from_mins(5), silence: Duration::from_secs(20) }
+        Self { endpoint: String::new(), retry_budget: Duration::from_mins(5), read_timeout: Duration::from_secs(20) }
     }
 }
 
-/// Installs the TLS provider of all HTTP clients, once.
-pub fn tls() {
+/// Installs the TLS provider of all HTTP clients; only the first call has an effect.
+pub fn install_tls_provider() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Another one may be there already, which is as good.
+        // It fails where another provider is installed, which serves as well.
         rustls::crypto::ring::default_provider().install_default().ok();
     });
 }
 
-/// The client of one bucket, container or host, or of the local files.
+/// Client of one bucket, container or host, or of the local files.
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) inner: Arc<dyn ObjectStore>,
-    /// Where it is S3: listings page by page, and uploads.
+    /// Additional clients of S3.
     pub(crate) s3: Option<S3>,
-    /// Where it is a web server: bodies that wait for their consumer, whose silence is told from its own by who reads them.
-    pub(crate) unhurried: Option<Arc<dyn ObjectStore>>,
-    /// What its URLs start with, without the `/` behind it; empty for local files.
+    /// Client of a web server for bodies that may wait for their consumer; the caller measures the read timeout.
+    pub(crate) without_read_timeout: Option<Arc<dyn ObjectStore>>,
+    /// Start of all its URLs, without the final `/`; empty for local files.
     pub(crate) root: String,
     pub(crate) traffic: Arc<Traffic>,
-    pub(crate) patience: Duration,
-    pub(crate) silence: Duration,
+    pub(crate) retry_budget: Duration,
+    pub(crate) read_timeout: Duration,
     reached: Arc<AtomicBool>,
 }
 
-/// What S3 can do beyond the other stores.
+/// Clients of S3 for requests that other stores do not have.
 #[derive(Clone)]
 pub(crate) struct S3 {
-    /// For everything that is small.
+    /// Client for small requests.
     pub(crate) store: Arc<AmazonS3>,
-    /// For uploads, whose limit of time depends on their size and is kept here.
+    /// Client for uploads, whose timeout depends on their size and is applied by [`Client::retry_upload`].
     pub(crate) upload: Arc<AmazonS3>,
 }
 
 impl std::fmt::Debug for Client {
-    /// Nothing of the clients inside, which hold keys and signed queries.
+    /// Omits the inner clients, which hold keys and signed queries.
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Client").field("root", &self.root).finish_non_exhaustive()
     }
@@ -90,24 +90,24 @@ impl std::fmt::Debug for Clients {
     }
 }
 
-/// All clients of a run.
+/// All clients of a run, by bucket or host.
 pub(crate) struct Clients {
     settings: StoreSettings,
     pub(crate) traffic: Arc<Traffic>,
     open: Mutex<BTreeMap<String, Client>>,
 }
 
-/// The scheme of a name that is a URL of a remote store.
-pub(crate) fn scheme(name: &str) -> Option<&str> {
+/// Returns the scheme of a remote URL; `None` for local names.
+pub(crate) fn remote_scheme(name: &str) -> Option<&str> {
     name.split_once("://").map(|(scheme, _)| scheme).filter(|scheme| *scheme != "file")
 }
 
-fn bad(url: &str, reason: impl Into<String>) -> StoreError {
-    StoreError::BadUrl { url: shown(url).to_owned(), reason: reason.into() }
+fn bad_url(url: &str, reason: impl Into<String>) -> StoreError {
+    StoreError::BadUrl { url: redact(url).to_owned(), reason: reason.into() }
 }
 
-/// A URL as it may be shown: a query holds signatures.
-pub(crate) fn shown(url: &str) -> &str {
+/// Returns a web URL without its query, which may hold a signature.
+pub(crate) fn redact(url: &str) -> &str {
     if url.starts_with("http") { url.split('?').next().unwrap_or(url) } else { url }
 }
 
@@ -120,28 +120,28 @@ impl Clients {
         &self.settings
     }
 
-    /// The client of local files.
+    /// Returns the client of local files.
     pub(crate) fn local(&self) -> Client {
         self.client(Arc::new(LocalFileSystem::new()), None, String::new())
     }
 
     fn client(&self, inner: Arc<dyn ObjectStore>, s3: Option<S3>, root: String) -> Client {
-        let StoreSettings { patience, silence, .. } = self.settings;
+        let StoreSettings { retry_budget, read_timeout, .. } = self.settings;
         let (traffic, reached) = (Arc::clone(&self.traffic), Arc::default());
-        Client { inner, s3, unhurried: None, root, traffic, patience, silence, reached }
+        Client { inner, s3, without_read_timeout: None, root, traffic, retry_budget, read_timeout, reached }
     }
 
-    /// The client behind a URL, and the part of the URL that names the object, not decoded.
+    /// Returns the client of a URL and the part of the URL that names the object, not decoded.
     ///
     /// # Errors
-    /// When the URL or the environment makes no sense.
-    pub(crate) fn at<'a>(&self, url: &'a str) -> Result<(Client, &'a str), StoreError> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad(url, "it is no URL"))?;
+    /// When the URL or the environment is invalid.
+    pub(crate) fn client_for<'a>(&self, url: &'a str) -> Result<(Client, &'a str), StoreError> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| bad_url(url, "it is not a URL"))?;
         let (host, key) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
-            return Err(bad(url, "it names no bucket or host"));
+            return Err(bad_url(url, "it names no bucket or host"));
         }
-        // A query belongs to its one object, for whose sake it was signed.
+        // A signed query is valid for one object, so it has a client of its own.
         let query = if scheme.starts_with("http") { key.split_once('?').map(|(_, query)| query) } else { None };
         let key = if query.is_some() { key.split('?').next().unwrap_or(key) } else { key };
         let root = format!("{scheme}://{host}");
@@ -150,43 +150,49 @@ impl Clients {
         if let Some(client) = open.get(&name) {
             return Ok((client.clone(), key));
         }
-        tls();
-        let options = unlimited().with_read_timeout(self.settings.silence);
-        let failed = |error: Error| bad(&root, brief(&error));
+        install_tls_provider();
+        let options = without_read_timeout().with_read_timeout(self.settings.read_timeout);
+        let failed = |error: Error| bad_url(&root, describe(&error));
         let client = match scheme {
             "s3" | "s3a" => {
                 let store = Arc::new(self.s3(host, options.clone()).map_err(failed)?);
-                let upload = Arc::new(self.s3(host, unlimited()).map_err(failed)?);
+                let upload = Arc::new(self.s3(host, without_read_timeout()).map_err(failed)?);
                 let inner: Arc<dyn ObjectStore> = Arc::<AmazonS3>::clone(&store);
                 self.client(inner, Some(S3 { store, upload }), root)
             }
             "gs" => {
                 let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(host);
-                // Only the key file can name another endpoint than Google's.
+                // Only a key file can name another endpoint than Google's.
                 let options = options.with_allow_http(true);
-                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
+                let store = builder.with_retry(retries_off()).with_client_options(options);
+                let store = store.with_http_connector(TypedConnector::default()).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "az" | "azure" => {
                 let builder = MicrosoftAzureBuilder::from_env().with_container_name(host);
-                let store = builder.with_retry(no_retry()).with_client_options(options).build().map_err(failed)?;
+                let store = builder.with_retry(retries_off()).with_client_options(options);
+                let store = store.with_http_connector(TypedConnector::default()).build().map_err(failed)?;
                 self.client(Arc::new(store), None, root)
             }
             "http" | "https" => {
-                let mut base = Url::parse(&root).map_err(|error| bad(url, error.to_string()))?;
+                let mut base = Url::parse(&root).map_err(|error| bad_url(url, error.to_string()))?;
                 base.set_query(query);
                 let build = |options: ClientOptions| {
                     let options = options.with_allow_http(true);
-                    let builder = HttpBuilder::new().with_url(base.clone()).with_retry(no_retry());
+                    let builder = HttpBuilder::new().with_url(base.clone()).with_retry(retries_off());
+                    let builder = builder.with_http_connector(TypedConnector::default());
                     builder.with_client_options(options).build().map_err(failed)
                 };
-                let (store, unhurried) = (build(options)?, build(unlimited())?);
-                Client { unhurried: Some(Arc::new(unhurried)), ..self.client(Arc::new(store), None, root.clone()) }
+                let (store, without_read_timeout) = (build(options)?, build(without_read_timeout())?);
+                Client {
+                    without_read_timeout: Some(Arc::new(without_read_timeout)),
+                    ..self.client(Arc::new(store), None, root.clone())
+                }
             }
             other => {
-                return Err(bad(
+                return Err(bad_url(
                     url,
-                    format!("`{other}` is no known scheme; there are s3, gs, az, https and local paths"),
+                    format!("the scheme `{other}` is not supported; use s3, gs, az, https or a local path"),
                 ));
             }
         };
@@ -195,7 +201,7 @@ impl Clients {
     }
 
     fn s3(&self, bucket: &str, options: ClientOptions) -> Result<AmazonS3, Error> {
-        let profile = profile::read();
+        let profile = profile::read_profile();
         let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
         let missing = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).is_none();
         if let (true, Some(key)) = (missing(&builder, AmazonS3ConfigKey::AccessKeyId), &profile.access_key_id) {
@@ -217,20 +223,28 @@ impl Clients {
             .into_iter()
             .find_map(|key| builder.get_config_value(&key))
             .is_some_and(|endpoint| endpoint.starts_with("http://"));
-        // An endpoint without TLS was asked for by name.
+        let imdsv1_fallback = builder
+            .get_config_value(&AmazonS3ConfigKey::ImdsV1Fallback)
+            .is_some_and(|value| ["1", "true", "on", "yes", "y"].contains(&value.to_ascii_lowercase().as_str()));
+        // The endpoint's own scheme permits a connection without TLS.
         let options = options.with_allow_http(plain);
-        // Not every store that speaks S3 deletes in bulk, and one that refuses a single deletion says why by its status.
-        builder.with_retry(no_retry()).with_client_options(options).with_disable_bulk_delete(true).build()
+        // Some S3-compatible stores lack bulk deletion, and single deletions report their status.
+        builder
+            .with_retry(retries_off())
+            .with_client_options(options)
+            .with_disable_bulk_delete(true)
+            .with_http_connector(TypedConnector { imdsv1_fallback })
+            .build()
     }
 }
 
-/// Attempts are made here, by [`super::http_retry`].
-fn no_retry() -> RetryConfig {
+/// Switches the retries of `object_store` off; [`super::http_retry`] replaces them.
+fn retries_off() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_mins(1) }
 }
 
-fn unlimited() -> ClientOptions {
-    ClientOptions::new().with_connect_timeout(CONNECT).with_timeout_disabled()
+fn without_read_timeout() -> ClientOptions {
+    ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout_disabled()
 }
 
 impl Client {
@@ -238,54 +252,57 @@ impl Client {
         self.root.is_empty()
     }
 
-    /// The URL of one of its objects, for people.
+    /// Returns the URL of an object, for messages.
     pub(crate) fn url(&self, location: &Path) -> String {
         format!("{}/{location}", self.root)
     }
 
-    pub(crate) fn patience(&self) -> RetryBudget {
-        RetryBudget::new(self.patience, Arc::clone(&self.reached))
+    pub(crate) fn retry_budget(&self) -> RetryBudget {
+        RetryBudget::new(self.retry_budget, Arc::clone(&self.reached))
     }
 
-    /// The store answered, be it with an error.
-    pub(crate) fn reach(&self) {
+    /// Records that the store has answered, if only with an error.
+    pub(crate) fn mark_reached(&self) {
         self.reached.store(true, Ordering::Relaxed);
     }
 
-    /// What a failure means here; notes whether it was an answer.
+    /// Decides whether another attempt may succeed, and records whether the failure was an answer.
     pub(crate) fn judge(&self, error: &Error) -> Verdict {
-        if answered(error) {
-            self.reach();
+        if is_answer(error) {
+            self.mark_reached();
         }
         if self.is_local() {
-            Verdict::Final
-        } else if self.reached.load(Ordering::Relaxed) && without_credentials(error) {
-            // They were there, so they will be again.
-            Verdict::Passing
+            Verdict::Permanent
+        } else if self.reached.load(Ordering::Relaxed) && is_without_credentials(error) {
+            // Credentials were found earlier, so the metadata service may return.
+            Verdict::Transient
         } else {
             judge(error)
         }
     }
 
-    /// Asks again and again until there is an answer that stays; hands the raw error back where that is one.
-    pub(crate) async fn answer<T, R: Future<Output = object_store::Result<T>>>(
+    /// Repeats a request until it succeeds or fails permanently, and returns the result as it is.
+    ///
+    /// # Errors
+    /// When the retry budget is spent.
+    pub(crate) async fn retry<T, R: Future<Output = object_store::Result<T>>>(
         &self,
         url: &str,
         action: &'static str,
         mut request: impl FnMut() -> R,
     ) -> Result<object_store::Result<T>, StoreError> {
-        let mut patience = self.patience();
+        let mut retry_budget = self.retry_budget();
         loop {
             if !self.is_local() {
-                self.traffic.request(patience.attempts() > 0);
+                self.traffic.add_request(retry_budget.attempts() > 0);
             }
             match request().await {
-                Err(error) if self.judge(&error) == Verdict::Passing => {
-                    patience.wait(url, action, brief(&error)).await?;
+                Err(error) if self.judge(&error) == Verdict::Transient => {
+                    retry_budget.wait(url, action, describe(&error)).await?;
                 }
                 answer => {
                     if answer.is_ok() {
-                        self.reach();
+                        self.mark_reached();
                     }
                     return Ok(answer);
                 }
@@ -293,8 +310,8 @@ impl Client {
         }
     }
 
-    /// As [`Self::answer`], for an upload of `bytes` bytes. Each attempt first waits for `may_write`.
-    pub(crate) async fn upload<T, R, W>(
+    /// Repeats an upload of `bytes` bytes like [`Self::retry`]; each attempt first awaits `may_write`.
+    pub(crate) async fn retry_upload<T, R, W>(
         &self,
         url: &str,
         bytes: usize,
@@ -305,32 +322,32 @@ impl Client {
         R: Future<Output = object_store::Result<T>>,
         W: Future<Output = Result<(), StoreError>>,
     {
-        let limit = self.silence + Duration::from_secs(bytes as u64 / UPLOAD_BYTES_PER_SECOND);
-        let mut patience = self.patience();
+        let limit = self.read_timeout + Duration::from_secs(bytes as u64 / UPLOAD_BYTES_PER_SECOND);
+        let mut retry_budget = self.retry_budget();
         loop {
             may_write().await?;
-            self.traffic.request(patience.attempts() > 0);
+            self.traffic.add_request(retry_budget.attempts() > 0);
             let reason = match tokio::time::timeout(limit, request()).await {
                 Err(_) => "no answer came for too long".to_owned(),
-                Ok(Err(error)) if self.judge(&error) == Verdict::Passing => brief(&error),
+                Ok(Err(error)) if self.judge(&error) == Verdict::Transient => describe(&error),
                 Ok(answer) => {
                     if answer.is_ok() {
-                        self.reach();
+                        self.mark_reached();
                     }
                     return Ok(answer);
                 }
             };
-            patience.wait(url, "written", reason).await?;
+            retry_budget.wait(url, "written", reason).await?;
         }
     }
 
-    /// As [`Self::answer`], with the error explained.
-    pub(crate) async fn ask<T, R: Future<Output = object_store::Result<T>>>(
+    /// Repeats a request like [`Self::retry`] and converts a permanent failure to a [`StoreError`].
+    pub(crate) async fn request<T, R: Future<Output = object_store::Result<T>>>(
         &self,
         url: &str,
         action: &'static str,
         request: impl FnMut() -> R,
     ) -> Result<T, StoreError> {
-        self.answer(url, action, request).await?.map_err(|error| explain(url, action, error))
+        self.retry(url, action, request).await?.map_err(|error| explain(url, action, &error))
     }
 }

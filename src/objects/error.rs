@@ -1,164 +1,164 @@
-//! What a store can refuse, sorted by what a person can do about it.
+//! Errors of stores, by what a person can do about them.
 
-/// What a store can refuse.
+/// Failure to list, read or write an object or a file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The named object is not there.
-    #[error("`{url}` is not there")]
+    /// The object does not exist.
+    #[error("`{url}` does not exist")]
     NotFound {
-        /// What was asked for.
+        /// Name of the object.
         url: String,
     },
-    /// A glob matches nothing.
+    /// A glob matches no object.
     #[error("`{pattern}` matches no file")]
     NoMatch {
         /// The glob.
         pattern: String,
     },
-    /// A glob cannot be understood.
+    /// A glob is malformed.
     #[error("`{pattern}` is not a usable pattern: {reason}")]
     BadPattern {
         /// The glob.
         pattern: String,
-        /// Why not.
+        /// Cause.
         reason: String,
     },
     /// Permission was refused; no later call can succeed.
     #[error("access to `{url}` was refused{hint}")]
     Refused {
-        /// What was asked for.
+        /// Name of the object.
         url: String,
-        /// What may help, as a clause with its comma; empty for files.
+        /// Advice, as a clause that starts with its punctuation; empty for files.
         hint: &'static str,
     },
-    /// The object is no longer the one that was listed.
-    #[error("`{url}` changed while the run was reading it; run again once it is at rest")]
+    /// The object is no longer the listed version.
+    #[error("`{url}` changed while the run was reading it; run again once it no longer changes")]
     Changed {
         /// The object.
         url: String,
     },
-    /// The object's compressed stream ends early.
+    /// The object's compressed data end early.
     #[error("`{url}` ends in the middle of its compressed data: it is truncated, fetch it again")]
     Truncated {
         /// The object.
         url: String,
     },
-    /// The object's compressed stream is damaged.
+    /// The object's compressed data are damaged.
     #[error("`{url}` is damaged: {reason}; fetch it again")]
     Damaged {
         /// The object.
         url: String,
-        /// What the decompressor says.
+        /// Message of the decompressor.
         reason: String,
     },
-    /// The object's bytes are fewer than its size promises, again and again.
+    /// The object has fewer bytes than its stated size in every attempt.
     #[error(
-        "`{url}` ends after {got} of {size} bytes, however often it is read: the store holds a truncated object, upload it again"
+        "`{url}` ends after {got} of {size} bytes in every attempt: the stored object is truncated, upload it again"
     )]
     Short {
         /// The object.
         url: String,
-        /// Bytes that came.
+        /// Bytes received.
         got: u64,
-        /// Bytes promised.
+        /// Stated size in bytes.
         size: u64,
     },
-    /// Nobody answers, or the answer is an error that does not go away.
+    /// The store could not be reached, or kept answering with an error, until the retry budget was spent.
     #[error(
         "`{url}` cannot be {action}: {reason}; gave up after {attempts} attempts in {waited}; the same command resumes"
     )]
     Unreachable {
-        /// What was asked for.
+        /// Name of the object.
         url: String,
-        /// What was tried, as a participle.
+        /// Attempted action, as a participle.
         action: &'static str,
-        /// The last failure, in short.
+        /// Last failure, in few words.
         reason: String,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
-        /// For how long.
+        /// Time since the last progress.
         waited: String,
     },
-    /// The name of an object or a store's configuration makes no sense.
+    /// The name of an object or the configuration of a store is invalid.
     #[error("`{url}` cannot be used: {reason}")]
     BadUrl {
-        /// The URL as it was given.
+        /// The URL as given.
         url: String,
-        /// Why not.
+        /// Cause.
         reason: String,
     },
-    /// The hub has no such repository or revision, or not what a checkpoint needs.
+    /// The hub lacks the repository or the revision, or the repository lacks a file that a checkpoint needs.
     #[error("`{repo}` {what}")]
     NotOnHub {
         /// Repository and revision.
         repo: String,
-        /// What it is not or has not, and what to do.
+        /// Predicate that says what is missing and what to do.
         what: String,
     },
-    /// A file of the hub is not in the cache, and the hub is not asked.
+    /// A file is not in the hub's cache, and the hub may not be asked.
     #[error("`{repo}` is not complete in the cache `{cache}`: {lack}; {hint}")]
     NotCached {
         /// Repository and revision.
         repo: String,
-        /// The first file that is missing, as a clause.
+        /// First missing file, as a clause.
         lack: String,
-        /// The cache.
+        /// Directory of the cache.
         cache: String,
-        /// What to do.
+        /// Advice.
         hint: &'static str,
     },
-    /// What came is not what the hub states, twice.
+    /// A file differs from the size or hash that the hub states, twice.
     #[error(
-        "`{url}` came with {wrong} as the hub states, and so it did a second time: the hub, a mirror or a proxy serves a damaged file; try another `HF_ENDPOINT` or revision"
+        "`{url}` was downloaded twice with {wrong}: the hub, a mirror or a proxy serves a damaged file; try another `HF_ENDPOINT` or revision"
     )]
     Mismatch {
-        /// The file.
+        /// Name of the file.
         url: String,
-        /// What came, and what not.
+        /// Difference, as a noun phrase.
         wrong: String,
     },
-    /// Another process took the directory over, because this one did not renew its claim in time.
+    /// Another process took the run directory over, because this one did not renew its lease in time.
     #[error(
-        "`{path}` was taken over by {holder} while this process could not reach the store; it stops here, and nothing that is committed is lost"
+        "`{path}` was taken over by {holder} while this process could not reach the store; it stops here, and committed work is kept"
     )]
     Lost {
         /// The directory.
         path: String,
-        /// Who holds it now.
+        /// Present holder of the lease.
         holder: String,
     },
-    /// No room is left.
+    /// No space is left on the disk.
     #[error("no space is left on the disk of `{path}`; make room and run the same command again, it resumes")]
     DiskFull {
-        /// What was being written.
+        /// The file that was being written.
         path: String,
     },
-    /// Another process works on the directory.
+    /// Another process uses the directory.
     #[error("`{path}` is in use by {holder}; wait for it or stop it")]
     InUse {
         /// The directory.
         path: String,
-        /// Who holds it and since when.
+        /// Process that holds it, and since when.
         holder: String,
     },
-    /// Anything else that the system says.
+    /// Any other failure reported by the system.
     #[error("`{path}` cannot be {action}: {source}")]
     Io {
         /// The file.
         path: String,
-        /// What was tried, as a participle.
+        /// Attempted action, as a participle.
         action: &'static str,
-        /// The system's answer.
+        /// Error of the system.
         source: std::io::Error,
     },
 }
 
 impl StoreError {
-    /// Sorts the system's answer about `path` by what a person can do about it.
+    /// Converts an I/O error about `path` to the variant that says what to do.
     pub fn io(path: impl AsRef<std::path::Path>, action: &'static str, source: std::io::Error) -> Self {
         let path = path.as_ref().display().to_string();
         match source.kind() {
-            // What cannot be made is not missing.
+            // A file that cannot be created has a missing parent, which is another problem.
             std::io::ErrorKind::NotFound if !["created", "written"].contains(&action) => Self::NotFound { url: path },
             std::io::ErrorKind::PermissionDenied => Self::Refused { url: path, hint: "" },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { path },

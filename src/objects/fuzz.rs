@@ -1,4 +1,4 @@
-//! Gzip files under damage.
+//! Fuzz tests of the gzip reader.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 
@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use tokio::io::{AsyncReadExt as _, BufReader};
 
-use super::gzip::Gunzip;
+use super::gzip::GzipReader;
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 
-/// What is unpacked of a file at most, which may have become one that has no end.
+/// Upper bound on decompressed bytes; damage may make a file endless.
 const LIMIT: usize = 1 << 20;
 const BLOCK: usize = 16 << 10;
 
@@ -35,13 +35,13 @@ fn files() -> Vec<Vec<u8>> {
 
 fn unpack(packed: &[u8], piece: usize) -> Result<Vec<u8>, ErrorKind> {
     let mut unpacked = Vec::with_capacity(LIMIT);
-    let mut reader = Gunzip::new(BufReader::with_capacity(piece, packed), BLOCK).take(LIMIT as u64);
+    let mut reader = GzipReader::new(BufReader::with_capacity(piece, packed), BLOCK).take(LIMIT as u64);
     futures::executor::block_on(reader.read_to_end(&mut unpacked)).map_err(|error| error.kind())?;
     Ok(unpacked)
 }
 
 #[test]
-fn sound_gzip_is_read_in_pieces_of_any_size() {
+fn gzip_decompresses_in_pieces_of_any_size() {
     for packed in files() {
         let whole = unpack(&packed, packed.len()).unwrap();
         for piece in 1..100 {
@@ -50,7 +50,7 @@ fn sound_gzip_is_read_in_pieces_of_any_size() {
     }
 }
 
-/// What another program makes of it, up to an error.
+/// Decompresses with `flate2`, up to its first error.
 fn unpack_with_flate2(packed: &[u8]) -> (Vec<u8>, Option<ErrorKind>) {
     let mut unpacked = Vec::new();
     let read = flate2::read::MultiGzDecoder::new(packed).take(LIMIT as u64).read_to_end(&mut unpacked);
@@ -61,9 +61,9 @@ proptest! {
     #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
-    fn damaged_gzip_is_unpacked_as_by_another_program_or_refused(which: Index, all in damage(), piece in 1usize..3000) {
+    fn damaged_gzip_decompresses_as_with_flate2_or_fails(which: Index, all in damage(), piece in 1usize..3000) {
         let packed = damaged(&files(), which, &all);
-        // Else it is taken for a file that is not packed.
+        // Without the magic bytes it counts as a plain file.
         if !packed.starts_with(&[0x1f, 0x8b]) {
             return Ok(());
         }
@@ -72,13 +72,13 @@ proptest! {
                 let (expected, error) = unpack_with_flate2(&packed);
                 match error {
                     None => prop_assert!(unpacked == expected),
-                    // The last zeros of a member of nothing may be missing.
+                    // The last zeros of an empty member may be missing.
                     Some(ErrorKind::UnexpectedEof) => {
                         let whole = |zeros| [packed.as_slice(), &vec![0; zeros]].concat();
                         let mut read = (1..4).map(|zeros| unpack_with_flate2(&whole(zeros)));
                         prop_assert!(read.any(|(expected, error)| error.is_none() && unpacked == expected));
                     }
-                    // Up to three bytes before a trailer that is right are passed over.
+                    // Up to three bytes before a correct trailer are ignored.
                     Some(_) => prop_assert!(unpacked.starts_with(&expected)),
                 }
             }

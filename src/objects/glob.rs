@@ -1,79 +1,80 @@
-//! Names and globs → objects, one path component at a time, so that only directories that can match are listed.
+//! Expands names and globs to objects one path component at a time, so that only directories that can match are listed.
 
 use globset::GlobBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
 
-use super::client::{Client, Clients, scheme, shown};
+use super::client::{Client, Clients, redact, remote_scheme};
 use super::{StoreError, listing};
 
+/// Characters that make a name a glob.
 const WILD: [char; 4] = ['*', '?', '[', '{'];
 
-/// A local name, relative or absolute or `file://`, as the store's own absolute path.
+/// Converts a local name (relative, absolute or `file://`) to an absolute location.
 fn local_location(name: &str) -> Result<Path, StoreError> {
     let bad = |reason: String| StoreError::BadPattern { pattern: name.to_owned(), reason };
     let absolute = std::path::absolute(name).map_err(|error| bad(error.to_string()))?;
     let climbs = absolute.components().any(|part| part == std::path::Component::ParentDir);
-    // Only the file system knows where `..` leads from behind a link.
+    // Behind a symbolic link, only the file system knows the parent of `..`.
     let absolute =
         if climbs { absolute.canonicalize().map_err(|error| StoreError::io(name, "found", error))? } else { absolute };
     Path::from_absolute_path(absolute).map_err(|error| bad(error.to_string()))
 }
 
-/// The key of a remote object as the store's own path. URLs of the web are percent-encoded, keys of buckets are not.
+/// Converts the key of a remote object to a location. Web URLs are percent-encoded, keys of buckets are not.
 fn remote_location(client: &Client, key: &str) -> Result<Path, StoreError> {
     let parsed = if client.root.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
     parsed.map_err(|error| StoreError::BadUrl { url: format!("{}/{key}", client.root), reason: error.to_string() })
 }
 
-fn plain(name: &str) -> &str {
+fn strip_file_scheme(name: &str) -> &str {
     name.strip_prefix("file://").unwrap_or(name)
 }
 
-/// The client and location of one exact name.
+/// Returns the client and the location of an exact name.
 pub(super) fn locate(clients: &Clients, name: &str) -> Result<(Client, Path), StoreError> {
-    if scheme(name).is_some() {
-        let (client, key) = clients.at(name)?;
+    if remote_scheme(name).is_some() {
+        let (client, key) = clients.client_for(name)?;
         let location = remote_location(&client, key)?;
         if location.as_ref().is_empty() {
             let reason = "it names no object".to_owned();
-            return Err(StoreError::BadUrl { url: shown(name).to_owned(), reason });
+            return Err(StoreError::BadUrl { url: redact(name).to_owned(), reason });
         }
         return Ok((client, location));
     }
-    refuse_directory(name, plain(name))?;
-    Ok((clients.local(), local_location(plain(name))?))
+    refuse_directory(name, strip_file_scheme(name))?;
+    Ok((clients.local(), local_location(strip_file_scheme(name))?))
 }
 
-/// The name that a person recognises: what the pattern starts with, completed by what was found.
+/// Returns the display name of an object: in the form of the pattern that matched it.
 pub(super) fn display(client: &Client, pattern: &str, location: &Path) -> String {
     if !client.is_local() {
         return client.url(location);
     }
-    let full = local(location);
-    if plain(pattern).starts_with('/') {
+    let full = local_path(location);
+    if strip_file_scheme(pattern).starts_with('/') {
         return full;
     }
     let here = std::env::current_dir().map(|dir| dir.display().to_string()).unwrap_or_default();
     full.strip_prefix(&here).map_or_else(|| full.clone(), |rest| rest.trim_start_matches('/').to_owned())
 }
 
-fn local(location: &Path) -> String {
+fn local_path(location: &Path) -> String {
     LocalFileSystem::new()
         .path_to_filesystem(location)
         .map_or_else(|_| location.to_string(), |path| path.display().to_string())
 }
 
-/// The last component of a location, as its owner wrote it.
+/// Returns the last component of a location without `object_store`'s encoding.
 fn file_name(client: &Client, location: &Path) -> Option<String> {
     if !client.is_local() {
         return location.filename().map(ToOwned::to_owned);
     }
-    std::path::Path::new(&local(location)).file_name().map(|name| name.to_string_lossy().into_owned())
+    std::path::Path::new(&local_path(location)).file_name().map(|name| name.to_string_lossy().into_owned())
 }
 
-/// A directory where a file is expected deserves a better answer than that it is not there.
+/// Refuses a directory where a file is expected, with a better message than "does not exist".
 fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreError> {
     if std::path::Path::new(plain).is_dir() {
         let reason = "it is a directory; name its files, for example with `/*`".to_owned();
@@ -82,23 +83,23 @@ fn refuse_directory(pattern: &str, plain: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The objects that a pattern matches, in no particular order.
+/// Returns the objects that match a pattern, in no particular order.
 pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, Vec<ObjectMeta>), StoreError> {
     let web = pattern.starts_with("http");
-    // A `?` in the address of the web starts its query.
-    let wild = if web { shown(pattern).contains(['*', '[', '{']) } else { plain(pattern).contains(WILD) };
-    let bad = |reason: String| StoreError::BadPattern { pattern: shown(pattern).to_owned(), reason };
+    // In a web URL a `?` starts the query.
+    let wild = if web { redact(pattern).contains(['*', '[', '{']) } else { strip_file_scheme(pattern).contains(WILD) };
+    let bad = |reason: String| StoreError::BadPattern { pattern: redact(pattern).to_owned(), reason };
     if !wild {
         let (client, location) = locate(clients, pattern)?;
-        let meta = client.ask(shown(pattern), "read", || client.inner.head(&location)).await?;
+        let meta = client.request(redact(pattern), "read", || client.inner.head(&location)).await?;
         return Ok((client, vec![meta]));
     }
     if web {
         return Err(bad("a web server has no listing; name each file".to_owned()));
     }
-    let (client, key) = match scheme(pattern) {
-        Some(_) => clients.at(pattern)?,
-        None => (clients.local(), plain(pattern)),
+    let (client, key) = match remote_scheme(pattern) {
+        Some(_) => clients.client_for(pattern)?,
+        None => (clients.local(), strip_file_scheme(pattern)),
     };
     let components: Vec<&str> = key.split('/').collect();
     let first_wild = components.iter().position(|part| part.contains(WILD)).unwrap_or(0);
@@ -118,9 +119,9 @@ pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, 
         let last = depth + 1 == components.len();
         let mut next = Vec::new();
         for directory in &directories {
-            let listing = match listing::folder(&client, pattern, directory).await {
+            let listing = match listing::list_folder(&client, pattern, directory).await {
                 Ok(listing) => listing,
-                // A prefix without objects is empty; a bucket that is not there is a mistake.
+                // An empty prefix matches nothing; a missing bucket is an error.
                 Err(StoreError::NotFound { .. }) if client.is_local() => continue,
                 Err(error) => return Err(error),
             };

@@ -1,12 +1,12 @@
-//! The AWS profile: `~/.aws/credentials` and `~/.aws/config`, which `object_store` does not read.
+//! Reads the AWS profile from `~/.aws/credentials` and `~/.aws/config`, which `object_store` does not read.
 //!
-//! Static keys, region and endpoint of the profile that `AWS_PROFILE` names (or `default`). Profiles that get their keys
-//! from elsewhere (SSO, an assumed role) are left to the tools that put keys into the environment. Source: the "Shared
-//! config and credentials files" page of the AWS SDKs and Tools Reference Guide.
+//! It reads static keys, region and endpoint of the profile named by `AWS_PROFILE` (or `default`). Profiles that obtain their
+//! keys elsewhere (SSO, an assumed role) need a tool that puts the keys into the environment. Source: the "Shared config and
+//! credentials files" page of the AWS SDKs and Tools Reference Guide.
 
 use std::path::PathBuf;
 
-/// What a profile says.
+/// Settings of a profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Profile {
     pub(super) access_key_id: Option<String>,
@@ -16,8 +16,8 @@ pub(super) struct Profile {
     pub(super) endpoint_url: Option<String>,
 }
 
-/// Reads the profile of this environment; files that are not there say nothing.
-pub(super) fn read() -> Profile {
+/// Reads the profile of this environment; missing files add nothing.
+pub(super) fn read_profile() -> Profile {
     let name = std::env::var("AWS_PROFILE").or_else(|_| std::env::var("AWS_DEFAULT_PROFILE"));
     let name = name.unwrap_or_else(|_| "default".to_owned());
     let file = |variable: &str, own: &str| {
@@ -27,7 +27,7 @@ pub(super) fn read() -> Profile {
         path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
     };
     let mut profile = Profile::default();
-    // In `config` every profile but the default one is headed `[profile NAME]`; `credentials` wins.
+    // `config` heads every profile except the default one `[profile NAME]`. `credentials` is read last and so wins.
     parse(&file("AWS_CONFIG_FILE", "config"), &[&name, &format!("profile {name}")], &mut profile);
     parse(&file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), &[&name], &mut profile);
     profile
@@ -36,7 +36,7 @@ pub(super) fn read() -> Profile {
 fn parse(text: &str, sections: &[&str], profile: &mut Profile) {
     let mut inside = false;
     for line in text.lines() {
-        // Indented lines belong to nested settings of one service.
+        // Indented lines are nested settings of one service.
         if line.starts_with([' ', '\t']) {
             continue;
         }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile_is_found_in_both_files() {
+    fn profile_merges_both_files() {
         let mut profile = Profile::default();
         let config = "[default]\nregion = us-west-2\n[profile lab]\nregion=eu-central-1\nendpoint_url = http://minio:9000\ns3 =\n  endpoint_url = http://other\n";
         parse(config, &["lab", "profile lab"], &mut profile);

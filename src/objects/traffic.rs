@@ -1,10 +1,10 @@
-//! What goes over the wire, counted where it goes.
+//! Counters of requests and bytes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// Counters of all stores of a run together; local files count in the bytes alone.
+/// Counters of all stores of a run. Local files add to the bytes only.
 #[derive(Debug, Default)]
 pub struct Traffic {
     requests: AtomicU64,
@@ -13,34 +13,34 @@ pub struct Traffic {
     bytes_written: AtomicU64,
 }
 
-/// [`Traffic`] at one moment.
+/// Values of [`Traffic`] at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficSnapshot {
-    /// Requests to remote stores, repeated ones included.
+    /// Requests to remote stores, including retries.
     pub requests: u64,
-    /// Of these, how many repeated one that had failed.
+    /// Requests that repeated a failed one.
     pub retries: u64,
-    /// Bytes read of inputs and of the run directory.
+    /// Bytes read from inputs and the run directory.
     pub bytes_read: u64,
     /// Bytes written to a remote run directory.
     pub bytes_written: u64,
 }
 
 impl Traffic {
-    pub(crate) fn request(&self, repeated: bool) {
+    pub(crate) fn add_request(&self, is_retry: bool) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.retries.fetch_add(u64::from(repeated), Ordering::Relaxed);
+        self.retries.fetch_add(u64::from(is_retry), Ordering::Relaxed);
     }
 
-    pub(crate) fn read(&self, bytes: usize) {
+    pub(crate) fn add_read(&self, bytes: usize) {
         self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn written(&self, bytes: usize) {
+    pub(crate) fn add_written(&self, bytes: usize) {
         self.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The counters as they are now.
+    /// Returns the current values.
     pub fn snapshot(&self) -> TrafficSnapshot {
         TrafficSnapshot {
             requests: self.requests.load(Ordering::Relaxed),

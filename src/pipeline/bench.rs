@@ -170,7 +170,7 @@ async fn pass(
             features.extend(oldest.await??);
             arrived();
         }
-        let (mut lent, rows) = (device.buffers.lend(), batch.len() / image);
+        let (mut lent, rows) = (device.buffers.acquire_pooled(), batch.len() / image);
         let buffer: &mut Vec<u8> = lent.borrow_mut();
         buffer.clear();
         buffer.extend_from_slice(batch);

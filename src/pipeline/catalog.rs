@@ -201,7 +201,7 @@ pub(super) async fn build(
         if classes.is_empty() {
             return Err(PipelineError::Input(format!(
                 "`{}` (`captions.list`) holds no caption: check the file",
-                Store::shown(&captions.list)
+                Store::redact(&captions.list)
             )));
         }
     }

@@ -69,7 +69,7 @@ pub async fn check(plan: &RunConfig) -> Check {
     let mut check = Check::default();
     let pipeline = plan.pipeline();
     let store = store(&plan.machine().store);
-    let directory = Directory::at(&store, &pipeline.run.dir).map_err(PipelineError::from);
+    let directory = Directory::read_only(&store, &pipeline.run.dir).map_err(PipelineError::from);
     let recorded = check.keep(directory.and_then(|directory| generation::read(&directory))).flatten();
     check.stages = stages(plan, recorded.as_ref());
     let mut lists = BTreeMap::new();

@@ -36,7 +36,7 @@ impl Found {
     /// # Errors
     /// When the folder cannot be read.
     pub(super) fn list(directory: &Directory) -> Result<Self, PipelineError> {
-        let files = directory.tree(FOLDER)?;
+        let files = directory.list_recursive(FOLDER)?;
         // On S3 the files of a checkpoint come and go one by one: it is there when all of them are.
         let whole =
             |folder: &&str| checkpoint::FILES.iter().all(|file| files.contains_key(&format!("{folder}/{file}")));

@@ -59,8 +59,8 @@ impl Events {
     /// Starts this process's file. A run goes on without one where it cannot be made.
     pub(super) fn open(directory: &Directory) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
-        let name = format!("{FOLDER}/{now}-{}", Process::this().process);
-        let log = directory.log(&name).inspect_err(|error| tracing::warn!(%error, "events are not written"));
+        let name = format!("{FOLDER}/{now}-{}", Process::current().process);
+        let log = directory.open_log(&name).inspect_err(|error| tracing::warn!(%error, "events are not written"));
         Self { log: log.ok() }
     }
 
@@ -70,7 +70,7 @@ impl Events {
         let line = Line { time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(), event };
         // Numbers and text alone: this cannot fail.
         if let Ok(text) = serde_json::to_string(&line) {
-            log.line(&text);
+            log.append_line(&text);
         }
     }
 

@@ -30,7 +30,7 @@ pub fn export(plan: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
         ));
     }
     let store = store(&plan.machine().store);
-    let directory = Directory::at(&store, &plan.pipeline().run.dir)?;
+    let directory = Directory::read_only(&store, &plan.pipeline().run.dir)?;
     let Some(picked) = checkpoints::pick(&directory, Pick::Last)? else {
         return Err(PipelineError::Input(format!(
             "`{}` has no checkpoint: run the pipeline first",

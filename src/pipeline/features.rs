@@ -15,7 +15,7 @@ use crate::chunk::spool::Spool;
 use crate::chunk::{Checksum, verify};
 use crate::config::value::Precision;
 use crate::run_dir::{Directory, LocalDirectory};
-use crate::runtime::{depth, link};
+use crate::runtime::{channel, queue_length};
 use crate::telemetry::{StageProgress, StageTimer};
 
 /// Descriptions of complete chunks between decoder and model; the chunks themselves are bounded by the ring.
@@ -66,10 +66,10 @@ pub(super) async fn run(
 
     // The model's own share of the budget, taken first so that decoders can never hold what it needs to go on.
     let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-    let held = machine.budget.take(job.spec.pixel_bytes() * batches as u64).await;
-    let (chunks_in, chunks_out) = link(CHUNKS_WAITING.max(waiting.len()));
+    let held = machine.budget.acquire(job.spec.pixel_bytes() * batches as u64).await;
+    let (chunks_in, chunks_out) = channel(CHUNKS_WAITING.max(waiting.len()));
     let registry = &machine.registry;
-    registry.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, depth(&chunks_in));
+    registry.gauge("chunks_waiting", "Chunks of pixels that wait for the model", None, queue_length(&chunks_in));
     let disk = ring.disk().clone();
     let limit = Some(disk.limit_bytes());
     registry.gauge("ring_bytes", "Scratch disk of the ring", limit, move || Some(disk.in_flight_bytes()));
@@ -80,8 +80,8 @@ pub(super) async fn run(
             return Err(PipelineError::Internal("the link to the model closed early".to_owned()));
         }
     }
-    let (pieces_in, pieces) = link(1);
-    let (features_in, features) = link(device.in_flight + PIECES_WAITING);
+    let (pieces_in, pieces) = channel(1);
+    let (features_in, features) = channel(device.in_flight + PIECES_WAITING);
     let clock = job.stage_progress.part(StageTimer::serial(DEVICE).blocked_by(THE_RUN));
     let (batch_rows, buffers) = (device.batch_rows, device.buffers.clone());
     let thumbnails = places.thumbnails;

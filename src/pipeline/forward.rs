@@ -119,7 +119,7 @@ impl Reading {
                     return Ok(());
                 }
                 loop {
-                    let mut pixels = buffers.lend();
+                    let mut pixels = buffers.acquire_pooled();
                     let Some(heads) = reader.next_batch(pixels.borrow_mut())? else { break };
                     let values = heads.len() * dim;
                     let pixels_of =
@@ -307,7 +307,7 @@ mod tests {
     use crate::chunk::spool::{Spool, SpoolEntry};
     use crate::config::value::Precision;
     use crate::run_dir::LocalDirectory;
-    use crate::runtime::link;
+    use crate::runtime::channel;
 
     /// Why the writer ended, a stop or a full disk, must not be hidden by what the reader finds.
     #[tokio::test]
@@ -315,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Spool::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
-        let (chunks_in, chunks) = link(4);
+        let (chunks_in, chunks) = channel(4);
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };
             let (slot, _) = ring.start(id).await.unwrap();
@@ -332,7 +332,7 @@ mod tests {
             };
             chunks_in.send(ring.complete(slot, entry).await.unwrap()).await.unwrap();
         }
-        let (pieces_in, pieces) = link(1);
+        let (pieces_in, pieces) = channel(1);
         let shape = FeatureShape { dim: 2, precision: Precision::F32 };
         let reading = Reading {
             shape,

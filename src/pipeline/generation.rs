@@ -89,7 +89,7 @@ pub(super) fn read(directory: &Directory) -> Result<Option<RunFile>, PipelineErr
 
 /// The configuration with its inputs' names as they may be kept.
 fn without_secrets(mut config: RawPipeline) -> RawPipeline {
-    let show = |name: &mut String| *name = Store::shown(name).to_owned();
+    let show = |name: &mut String| *name = Store::redact(name).to_owned();
     config.captions.iter_mut().map(|captions| &mut captions.list).for_each(show);
     config.pairs.iter_mut().flat_map(|pairs| &mut pairs.shards).for_each(show);
     config.images.iter_mut().flat_map(|images| &mut images.shards).for_each(show);

@@ -18,16 +18,15 @@ use tokio::io::AsyncBufReadExt as _;
 use super::resolve::workers;
 use super::stream::{FEED_BYTES, Views};
 use super::{PipelineError, preprocess, scratch_path, store};
-use crate::chunk::pixels::{PixelReader, PixelWriter, Purpose};
+use crate::chunk::RowMeta;
+use crate::chunk::pixels::{PixelReader, PixelWriter};
 use crate::chunk::schedule::INTERLEAVED_SHARDS;
-use crate::chunk::{RowMeta, sum_segments};
 use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, Spec, View};
 use crate::objects::{Object, ReadStats, StoreError, explain_read};
-use crate::run_dir::PageCache;
 
 pub use whole::Whole;
 
@@ -380,16 +379,11 @@ fn chunk(
     let compression = if consumed { Compression::None } else { chunks.compression };
     let mut heads = RowMeta::default();
     (0..images).for_each(|row| heads.push(&format!("https://example.org/{row}.jpg"), [row as u32]));
-    let (mut pixels, mut sums) = (square.repeat(images), Vec::new());
-    if !consumed && compression == Compression::None {
-        // Decoders do this: it is not a writer's time.
-        sum_segments(&pixels, &mut sums);
-    }
+    let mut pixels = square.repeat(images);
     let started = Instant::now();
-    let purpose = if consumed { Purpose::Passing } else { Purpose::Product(PageCache::Through) };
-    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench", purpose)?;
+    let mut writer = PixelWriter::create(path, spec.geometry.output_px(), compression, "bench")?;
     for _ in 0..blocks {
-        writer.write(&heads, &pixels, &sums)?;
+        writer.write(&heads, &pixels)?;
     }
     writer.finish()?;
     let writing = started.elapsed().mul_f64(made as f64 / (blocks * images) as f64);

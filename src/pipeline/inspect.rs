@@ -116,7 +116,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
 }
 
 fn run_directory(path: &str) -> Result<Inspection, PipelineError> {
-    let directory = Directory::at(&Store::default(), path)?;
+    let directory = Directory::read_only(&Store::default(), path)?;
     let mut found = Inspection::new("run directory");
     if let Some(file) = generation::read(&directory)? {
         for (name, record) in &file.stages {

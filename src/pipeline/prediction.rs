@@ -61,7 +61,7 @@ pub(super) async fn read_ids(store: &Store, name: &str) -> Result<Asked, Pipelin
     })
     .await?;
     if hashes.is_empty() {
-        let name = Store::shown(name);
+        let name = Store::redact(name);
         return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
     }
     hashes.sort_unstable();
@@ -327,7 +327,7 @@ pub(super) async fn write<'a>(
 pub(super) async fn check_truth(store: &Store, path: &str) -> Result<(), PipelineError> {
     let truth = store.read(path, MAX_TRUTH_BYTES).await?;
     let nothing = format!("{},{}\n", crate::predict::submission::ID_COLUMN, crate::predict::submission::CAPTION_COLUMN);
-    let path = Store::shown(path);
+    let path = Store::redact(path);
     evaluate(nothing.as_bytes(), &*truth)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", super::chain(&error))))
@@ -349,7 +349,7 @@ pub(super) async fn score(
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth = store.read(&settings.truth, MAX_TRUTH_BYTES).await?;
     let scores = evaluate(submission, &*truth).map_err(|error| {
-        PipelineError::Input(format!("`{}`: {}", Store::shown(&settings.truth), super::chain(&error)))
+        PipelineError::Input(format!("`{}`: {}", Store::redact(&settings.truth), super::chain(&error)))
     })?;
     Ok(ScoreReport {
         ndcg5: scores.ndcg5,

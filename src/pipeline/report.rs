@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::Tally;
 use crate::config::raw::Trial;
 use crate::objects::TrafficSnapshot;
-use crate::telemetry::{Activity, Snapshot, TimerSnapshot};
+use crate::telemetry::{Activity, StageSnapshot, TimerSnapshot};
 
 /// The part of a stage that works on the device.
 pub(super) const DEVICE: &str = "device";
@@ -342,11 +342,11 @@ pub struct PartReport {
     pub blocked: f64,
 }
 
-impl From<&Snapshot> for StageReport {
-    fn from(snapshot: &Snapshot) -> Self {
+impl From<&StageSnapshot> for StageReport {
+    fn from(snapshot: &StageSnapshot) -> Self {
         let part = |part: &TimerSnapshot| PartReport {
             name: part.name.to_owned(),
-            lanes: part.lanes,
+            lanes: part.workers,
             busy: part.share(Activity::Busy),
             starved: part.share(Activity::Starved),
             blocked: part.share(Activity::Blocked),

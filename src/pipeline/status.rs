@@ -15,7 +15,7 @@ use super::report::{Bottleneck, PartReport, StageReport};
 use crate::config::raw::RawStore;
 use crate::objects::StoreError;
 use crate::run_dir::{Directory, Process};
-use crate::telemetry::{ProgressRegistry, Snapshot};
+use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 /// Name of the file.
 const FILE: &str = "status.json";
@@ -144,8 +144,8 @@ pub struct ReadingStatus {
     pub limit: Option<u64>,
 }
 
-impl From<&Snapshot> for StageStatus {
-    fn from(stage: &Snapshot) -> Self {
+impl From<&StageSnapshot> for StageStatus {
+    fn from(stage: &StageSnapshot) -> Self {
         let StageReport { bottleneck, parts, .. } = StageReport::from(stage);
         let shards = stage.shards.iter().map(|shard| ShardStatus {
             name: shard.name.clone(),
@@ -182,7 +182,7 @@ impl Status {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn read(run_dir: &str, store: &RawStore) -> Result<Self, PipelineError> {
-        let directory = Directory::at(&super::store(store), run_dir)?;
+        let directory = Directory::read_only(&super::store(store), run_dir)?;
         let Some(content) = directory.read(FILE)? else {
             return Err(if directory.read("run.toml")?.is_some() {
                 PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
@@ -232,7 +232,7 @@ impl Reporter {
         let (done, over) = sync_channel(1);
         let every = if directory.is_remote() { REMOTE_EVERY } else { LOCAL_EVERY };
         let status = Status {
-            process: Process::this(),
+            process: Process::current(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: now(),
             every_s: every.as_secs(),
@@ -269,7 +269,7 @@ fn report(
         status.take(registry);
         // Numbers and text alone: this cannot fail.
         let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        if let Err(error) = directory.post(FILE, &content) {
+        if let Err(error) = directory.write_volatile(FILE, &content) {
             tracing::debug!(%error, "the status was not written");
         }
         let over = status.state != State::Running;
@@ -305,7 +305,7 @@ mod tests {
     fn another_process_reads_how_far_a_run_is() {
         let (_guard, directory, name) = directory();
         let error = Status::read(&name, &RawStore::default()).unwrap_err().to_string();
-        assert!(error.contains("run.toml` is not there"), "{error}");
+        assert!(error.contains("run.toml` does not exist"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
         stage_progress.add(4);
@@ -334,9 +334,9 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_or_silent_is_not_live() {
-        let this = Status { process: Process::this(), updated: now(), every_s: 1, ..Status::default() };
+        let this = Status { process: Process::current(), updated: now(), every_s: 1, ..Status::default() };
         assert!(this.is_live());
-        let mut gone = Process::this();
+        let mut gone = Process::current();
         gone.process = u32::MAX;
         assert!(!Status { process: gone, ..this.clone() }.is_live());
         assert!(!Status { updated: "2026-01-01T00:00:00Z".to_owned(), ..this }.is_live());

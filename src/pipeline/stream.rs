@@ -37,7 +37,7 @@ use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
 use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
 use crate::objects::{Object, Reader, Store, explain_read};
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, depth, link};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, channel, queue_length};
 use crate::telemetry::{ProgressRegistry, Shard, StageProgress};
 use crate::train::validation::is_validation;
 
@@ -251,14 +251,14 @@ pub(super) struct Start {
 pub(super) async fn run(job: StreamJob, machine: RunContext, start: Start, sink: Sink) -> Result<(), PipelineError> {
     // Each stage's own share first, so that blocks can never hold what a stage needs to go on.
     let bytes = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows);
-    let own = machine.budget.take(bytes.reader + bytes.decoders + bytes.writer).await;
+    let own = machine.budget.acquire(bytes.reader + bytes.decoders + bytes.writer).await;
     let Start { schedule, counted, seen } = start;
     // Those in the link, and the one in the reader's hand.
     let blocks = decoding_blocks(&job, &machine) + BLOCKS_WAITING + 1;
     let ahead = ReadAhead::plan(&schedule, &machine, bytes, blocks).await;
-    let (blocks_in, blocks_out) = link::<Block>(BLOCKS_WAITING);
+    let (blocks_in, blocks_out) = channel::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
-    machine.registry.gauge("blocks_waiting", help, limit, depth(&blocks_in));
+    machine.registry.gauge("blocks_waiting", help, limit, queue_length(&blocks_in));
     let job = Arc::new(job);
     // Base64 goes from the decoders back to the reader.
     let texts = BufferPool::new(blocks + ahead.buffers(), SPARE_BYTES);

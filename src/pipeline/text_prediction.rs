@@ -235,7 +235,7 @@ impl Run {
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
         catalog::read_list(&self.machine.store, name, &mut captions).await?;
         captions.shrink();
-        Ok(Some(Listed { captions: Arc::new(captions), source: Store::shown(name).to_owned() }))
+        Ok(Some(Listed { captions: Arc::new(captions), source: Store::redact(name).to_owned() }))
     }
 
     /// Another run's head of classes, if its features are of the same kind.
@@ -243,9 +243,9 @@ impl Run {
         if settings.blend.is_empty() {
             return Ok(None);
         }
-        let shown = Store::shown(&settings.blend).to_owned();
+        let shown = Store::redact(&settings.blend).to_owned();
         let (store, name) = (self.machine.store.clone(), settings.blend.clone());
-        let other = tokio::task::spawn_blocking(move || Directory::at(&store, &name)).await??;
+        let other = tokio::task::spawn_blocking(move || Directory::read_only(&store, &name)).await??;
         let refused = |what: &str| PipelineError::Input(format!("`{shown}` (`predict.blend`): {what}"));
         let file = generation::read(&other)?.ok_or_else(|| refused("there is no run in it"))?;
         let keys = &file.stages.get(Stage::Stream.as_str()).ok_or_else(|| refused("it has no features"))?.keys;

@@ -562,7 +562,7 @@ mod tests {
         };
         let spares = BufferPool::new(1, 1 << 20);
         let batch = |seed: usize, rows: usize| -> PooledBuffer {
-            let mut lent = spares.lend();
+            let mut lent = spares.acquire_pooled();
             let pixels: &mut Vec<u8> = lent.borrow_mut();
             pixels.clear();
             pixels.extend((0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8));

@@ -1,11 +1,11 @@
-//! Where a run keeps what is durable: a tree of complete files under names, on a disk of this machine or on S3.
+//! Durable storage of a run: complete files under names, on a local disk or on S3.
 //!
-//! A name either holds a complete file or nothing. Locally that is a rename after a sync; on S3 an upload is complete
-//! or absent by itself. Nothing is appended to and nothing is renamed, so both keep the same promises. One process at a time may
-//! [claim](Directory::lock) a directory. Files pass through local disk on their way to S3 and back, in a staging
-//! directory that is emptied once the claim is held and holds what is on its way alone.
+//! A name holds a complete file or nothing. Locally a file is synced and then renamed; on S3 an upload is complete or
+//! absent. Nothing is appended or renamed afterwards, so both give the same guarantees. One process at a time may
+//! [lock](Directory::lock) a directory. Files pass through a staging directory on local disk on their way to S3 and back;
+//! it is emptied when the lock is acquired.
 //!
-//! The calls block, and may be made from any thread: they are few beside the work between them.
+//! Calls block and are allowed on any thread; they are few compared with the work between them.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -13,35 +13,35 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::local::FileLock;
-use super::s3::{Claimed, Remote};
+use super::s3::{HeldLease, Remote};
 use super::{LocalDirectory, Log};
 use crate::objects::{Store, StoreError};
 
-/// The root of a tree of durable files. Names are relative and use `/`.
+/// Root of a tree of durable files. Names are relative and use `/`.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    place: Place,
+    backend: Backend,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+enum Backend {
     Local(LocalDirectory),
     Remote(Arc<Remote>),
 }
 
-/// Proof that this process alone works on a directory; dropping it, or dying, lets the next one in.
+/// Exclusive lock on a directory; dropping it, or the end of the process, releases it.
 #[derive(Debug)]
 pub struct Lock {
-    _claim: Claim,
+    _kind: LockKind,
 }
 
 #[derive(Debug)]
-enum Claim {
+enum LockKind {
     File { _lock: FileLock },
-    Lease { _lease: Claimed },
+    Lease { _lease: HeldLease },
 }
 
-/// A file or folder of a [`Directory`] on local disk; one that was fetched goes when this is dropped.
+/// File or folder of a [`Directory`] on local disk; a downloaded one is removed when this is dropped.
 #[derive(Debug)]
 pub struct LocalCopy {
     path: PathBuf,
@@ -65,106 +65,106 @@ impl AsRef<Path> for LocalCopy {
 impl Drop for LocalCopy {
     fn drop(&mut self) {
         if self.fetched {
-            // What cannot be removed now goes with the staging directory.
+            // What remains is removed with the staging directory.
             std::fs::remove_file(&self.path).or_else(|_| std::fs::remove_dir_all(&self.path)).ok();
         }
     }
 }
 
 impl Directory {
-    /// Opens a local directory, creating it and its parents where absent, or a prefix on S3.
+    /// Opens a local directory, creating it and its parents if absent, or a prefix on S3.
     ///
-    /// `staging` is where files on their way to and from S3 are kept; a local directory does not use it.
+    /// `staging` holds files on their way to and from S3; a local directory does not use it.
     ///
     /// # Errors
-    /// When the system refuses, or the URL is of a store that cannot be written to.
+    /// When the system refuses, or the URL belongs to a store that cannot be written to.
     pub fn open(store: &Store, name: &str, staging: &Path) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
-            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, staging, false)?)) });
+            return Ok(Self { backend: Backend::Remote(Arc::new(Remote::open(store, name, staging, false)?)) });
         }
-        let place = Place::Local(LocalDirectory::create(name.strip_prefix("file://").unwrap_or(name))?);
-        Ok(Self { place })
+        let backend = Backend::Local(LocalDirectory::create(name.strip_prefix("file://").unwrap_or(name))?);
+        Ok(Self { backend })
     }
 
-    /// A directory to look at, which may not exist: nothing is found in it then, and nothing is created.
+    /// Opens a directory for reading. It may not exist; it is then empty, and nothing is created.
     ///
     /// # Errors
-    /// When the URL makes no sense.
-    pub fn at(store: &Store, name: &str) -> Result<Self, StoreError> {
+    /// When the URL is invalid.
+    pub fn read_only(store: &Store, name: &str) -> Result<Self, StoreError> {
         if Store::is_remote(name) {
             let staging = std::env::temp_dir().join(format!("wikicap-{}", uuid::Uuid::new_v4()));
-            return Ok(Self { place: Place::Remote(Arc::new(Remote::open(store, name, &staging, true)?)) });
+            return Ok(Self { backend: Backend::Remote(Arc::new(Remote::open(store, name, &staging, true)?)) });
         }
-        Ok(Self { place: Place::Local(LocalDirectory::at(name.strip_prefix("file://").unwrap_or(name))) })
+        Ok(Self { backend: Backend::Local(LocalDirectory::read_only(name.strip_prefix("file://").unwrap_or(name))) })
     }
 
-    /// Whether it is on S3.
+    /// Returns whether the directory is on S3.
     pub fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Remote(_))
+        matches!(self.backend, Backend::Remote(_))
     }
 
-    /// Where it is on this machine, if it is.
+    /// Returns the path of a local directory.
     pub fn local_root(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Local(local) => Some(local.root()),
-            Place::Remote(_) => None,
+        match &self.backend {
+            Backend::Local(local) => Some(local.root()),
+            Backend::Remote(_) => None,
         }
     }
 
-    /// A name in it as a path or URL, for people; empty: the directory itself.
+    /// Returns the path or URL of a name, for messages; an empty name stands for the directory itself.
     pub fn display(&self, name: &str) -> String {
-        match &self.place {
-            Place::Local(local) if name.is_empty() => local.root().display().to_string(),
-            Place::Local(local) => local.path(name).display().to_string(),
-            Place::Remote(remote) => remote.display(name),
+        match &self.backend {
+            Backend::Local(local) if name.is_empty() => local.root().display().to_string(),
+            Backend::Local(local) => local.path(name).display().to_string(),
+            Backend::Remote(remote) => remote.display(name),
         }
     }
 
-    /// Claims the directory for this process. On S3 that takes as long as an older claim may still be alive, some 15 s at most.
+    /// Locks the directory for this process. On S3 this takes up to 15 s if the lease of a dead process has to expire.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] names the process that has it. A dead holder's claim is void.
+    /// [`StoreError::InUse`] names the process that holds the lock.
     pub fn lock(&self) -> Result<Lock, StoreError> {
-        let claim = match &self.place {
-            Place::Local(local) => Claim::File { _lock: local.lock()? },
-            Place::Remote(remote) => Claim::Lease { _lease: remote.lock()? },
+        let kind = match &self.backend {
+            Backend::Local(local) => LockKind::File { _lock: local.lock()? },
+            Backend::Remote(remote) => LockKind::Lease { _lease: remote.lock()? },
         };
-        Ok(Lock { _claim: claim })
+        Ok(Lock { _kind: kind })
     }
 
-    /// The temporary path under which a writer fills the file or folder `name`; its parent exists afterwards.
+    /// Returns the temporary path at which a writer fills the file or folder `name`, and creates its parent.
     ///
     /// # Errors
     /// When the parent cannot be created.
     pub fn temporary(&self, name: &str) -> Result<PathBuf, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.temporary(name),
-            Place::Remote(remote) => remote.staging().temporary(name),
+        match &self.backend {
+            Backend::Local(local) => local.temporary(name),
+            Backend::Remote(remote) => remote.staging().temporary(name),
         }
     }
 
-    /// Makes the file filled under [`Self::temporary`] appear under its name, durable and complete, replacing an older one.
+    /// Publishes the file filled at [`Self::temporary`] under its name, durable and complete; replaces an older one.
     ///
     /// # Errors
-    /// When syncing, renaming or uploading fails; the name then holds what it held before.
+    /// When syncing, renaming or uploading fails; the name then still holds its earlier content.
     pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.publish(name),
-            Place::Remote(remote) => remote.publish(name),
+        match &self.backend {
+            Backend::Local(local) => local.publish(name),
+            Backend::Remote(remote) => remote.publish(name),
         }
     }
 
-    /// Makes the folder filled under [`Self::temporary`] appear under its name, replacing an older one.
+    /// Publishes the folder filled at [`Self::temporary`] under its name; replaces an older one.
     ///
-    /// Locally the folder is whole or absent. On S3 its files appear one by one; a reader looks with [`Self::tree`] whether all
-    /// are there.
+    /// Locally the folder appears at once. On S3 its files appear one by one; [`Self::list_recursive`] shows whether all of
+    /// them exist.
     ///
     /// # Errors
     /// As [`Self::publish`].
     pub fn publish_folder(&self, name: &str) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Local(local) => local.publish_folder(name),
-            Place::Remote(remote) => remote.publish_folder(name),
+        match &self.backend {
+            Backend::Local(local) => local.publish_folder(name),
+            Backend::Remote(remote) => remote.publish_folder(name),
         }
     }
 
@@ -173,155 +173,155 @@ impl Directory {
     /// # Errors
     /// As [`Self::publish`].
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Local(local) => local.write(name, content),
-            Place::Remote(remote) => remote.write(name, content),
+        match &self.backend {
+            Backend::Local(local) => local.write(name, content),
+            Backend::Remote(remote) => remote.write(name, content),
         }
     }
 
-    /// Puts a small file in the place of an older one, whole but not durable: for what may be lost with the machine.
+    /// Writes a small file in one step, replacing an older one. It may be lost with the machine.
     ///
     /// # Errors
     /// When the system or the store refuses.
-    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Local(local) => local.post(name, content),
-            Place::Remote(remote) => remote.post(name, content),
+    pub fn write_volatile(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Local(local) => local.write_volatile(name, content),
+            Backend::Remote(remote) => remote.write_volatile(name, content),
         }
     }
 
-    /// Starts a log of JSON lines, `STEM.jsonl`, or numbered parts of it on S3.
+    /// Opens a log of JSON lines: `STEM.jsonl` on local disk, numbered parts on S3.
     ///
     /// # Errors
     /// When it cannot be created.
-    pub fn log(&self, stem: &str) -> Result<Log, StoreError> {
-        match &self.place {
-            Place::Local(local) => Log::local(local, stem),
-            Place::Remote(_) => Ok(Log::remote(self.clone(), stem)),
+    pub fn open_log(&self, stem: &str) -> Result<Log, StoreError> {
+        match &self.backend {
+            Backend::Local(local) => Log::local(local, stem),
+            Backend::Remote(_) => Ok(Log::remote(self.clone(), stem)),
         }
     }
 
-    /// Writes a small file if its name is free, durable once this returns; says whether it was.
+    /// Writes a small durable file if its name is free; returns whether it was.
     ///
-    /// On S3 a file of the same content counts as this one: the answer to the request that wrote it may have been lost.
+    /// On S3 a file with the same content counts as written by this call, whose first answer may have been lost.
     ///
     /// # Errors
     /// When the system or the store refuses.
     pub fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.create_new(name, content),
-            Place::Remote(remote) => remote.create_new(name, content),
+        match &self.backend {
+            Backend::Local(local) => local.create_new(name, content),
+            Backend::Remote(remote) => remote.create_new(name, content),
         }
     }
 
     /// Reads a small file; `None` where it is absent.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When it exists and cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.read(name),
-            Place::Remote(remote) => remote.read(name),
+        match &self.backend {
+            Backend::Local(local) => local.read(name),
+            Backend::Remote(remote) => remote.read(name),
         }
     }
 
-    /// Reads the small files of the given names, in their order; absent ones are `None`.
+    /// Reads several small files, in the order of `names`; absent ones are `None`.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub fn read_all(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        match &self.place {
-            Place::Local(local) => names.iter().map(|name| local.read(name)).collect(),
-            Place::Remote(remote) => remote.read_all(names),
+        match &self.backend {
+            Backend::Local(local) => names.iter().map(|name| local.read(name)).collect(),
+            Backend::Remote(remote) => remote.read_all(names),
         }
     }
 
-    /// Brings a file to local disk, where it is not there anyway.
+    /// Returns a file on local disk, downloading it if necessary.
     ///
     /// # Errors
     /// When it is absent or cannot be read.
     pub fn fetch(&self, name: &str) -> Result<LocalCopy, StoreError> {
-        match &self.place {
-            Place::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
-            Place::Remote(_) => {
+        match &self.backend {
+            Backend::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
+            Backend::Remote(_) => {
                 let mut copies = self.fetch_all(std::slice::from_ref(&name.to_owned()))?;
                 copies.pop().ok_or_else(|| StoreError::NotFound { url: self.display(name) })
             }
         }
     }
 
-    /// As [`Self::fetch`], for several files at once, in their order.
+    /// Returns several files on local disk, in the order of `names`.
     ///
     /// # Errors
     /// When one is absent or cannot be read.
     pub fn fetch_all(&self, names: &[String]) -> Result<Vec<LocalCopy>, StoreError> {
-        match &self.place {
-            Place::Local(_) => names.iter().map(|name| self.fetch(name)).collect(),
-            Place::Remote(remote) => {
+        match &self.backend {
+            Backend::Local(_) => names.iter().map(|name| self.fetch(name)).collect(),
+            Backend::Remote(remote) => {
                 Ok(remote.fetch(names)?.into_iter().map(|path| LocalCopy { path, fetched: true }).collect())
             }
         }
     }
 
-    /// Brings files of a folder to local disk, where they are not there anyway; the copy is the folder.
+    /// Returns a folder on local disk with the given files, downloading them if necessary.
     ///
     /// # Errors
     /// As [`Self::fetch`].
     pub fn fetch_folder(&self, name: &str, files: &[&str]) -> Result<LocalCopy, StoreError> {
-        match &self.place {
-            Place::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
-            Place::Remote(remote) => Ok(LocalCopy { path: remote.fetch_folder(name, files)?, fetched: true }),
+        match &self.backend {
+            Backend::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
+            Backend::Remote(remote) => Ok(LocalCopy { path: remote.fetch_folder(name, files)?, fetched: true }),
         }
     }
 
-    /// The names of the complete files and the folders in the folder `name`, sorted; none where it is absent.
+    /// Lists the complete files and the folders in the folder `name`, sorted; nothing if it is absent.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.list(name),
-            Place::Remote(remote) => remote.list(name),
+        match &self.backend {
+            Backend::Local(local) => local.list(name),
+            Backend::Remote(remote) => remote.list(name),
         }
     }
 
-    /// The complete files in the folder `name` and the folders in it, at any depth, with their sizes in bytes, by their names
-    /// relative to this directory; none where it is absent.
+    /// Lists the complete files below the folder `name` with their sizes in bytes, by their names relative to this
+    /// directory; nothing if it is absent.
     ///
     /// # Errors
     /// When a folder cannot be read.
-    pub fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
-        match &self.place {
-            Place::Local(local) => local.tree(name),
-            Place::Remote(remote) => remote.tree(name),
+    pub fn list_recursive(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+        match &self.backend {
+            Backend::Local(local) => local.list_recursive(name),
+            Backend::Remote(remote) => remote.list_recursive(name),
         }
     }
 
-    /// Removes a file or a folder with all that is in it; an absent one is fine.
+    /// Removes a file, or a folder with its content; an absent one is not an error.
     ///
     /// # Errors
     /// When the system or the store refuses.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Local(local) => local.remove(name),
-            Place::Remote(remote) => remote.remove(name),
+        match &self.backend {
+            Backend::Local(local) => local.remove(name),
+            Backend::Remote(remote) => remote.remove(name),
         }
     }
 
-    /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
+    /// Removes leftovers of a killed writer from the folder `name`: temporary files, and files that `keep` rejects.
     ///
     /// # Errors
     /// When the system or the store refuses.
     pub fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
-        match &self.place {
-            Place::Local(local) => local.sweep(name, keep),
-            Place::Remote(remote) => remote.sweep(name, keep),
+        match &self.backend {
+            Backend::Local(local) => local.sweep(name, keep),
+            Backend::Remote(remote) => remote.sweep(name, keep),
         }
     }
 }
 
 impl From<LocalDirectory> for Directory {
     fn from(local: LocalDirectory) -> Self {
-        Self { place: Place::Local(local) }
+        Self { backend: Backend::Local(local) }
     }
 }

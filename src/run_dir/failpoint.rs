@@ -1,17 +1,17 @@
-//! Named instants at which the process dies, for the tests that prove that it may die at any.
+//! Failpoints: named places at which a test kills the process.
 //!
-//! `WIKICAP_KILL_AT="rename journal/features 3"` sends SIGKILL to this process when it reaches the point `rename` for the
-//! third time with a subject that starts with `journal/features`. The points are where a name comes or goes:
+//! `WIKICAP_KILL_AT="rename journal/features 3"` sends SIGKILL to this process when it reaches the failpoint `rename` for the
+//! third time with a subject that starts with `journal/features`. The failpoints surround every change of a name:
 //!
-//! | point | just |
+//! | failpoint | place |
 //! | --- | --- |
-//! | `fill`, `filled` | before a temporary file is made, and once it is filled and not yet synced |
-//! | `rename`, `renamed` | before and after it gets its name |
-//! | `link`, `linked` | before and after a name that must be new is taken |
-//! | `remove`, `removed` | before and after a file or folder goes |
+//! | `fill`, `filled` | before a temporary file is created; after it is filled and before it is synced |
+//! | `rename`, `renamed` | before and after a rename to the final name |
+//! | `link`, `linked` | before and after a link to a name that must be free |
+//! | `remove`, `removed` | before and after a file or folder is removed |
 //! | `put`, `put-done` | before and after an object is written to a remote run directory |
 //!
-//! Unset, which is always but in those tests, a point costs the look at one static.
+//! Without the variable a failpoint costs one read of a static.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 struct Failpoint {
     point: String,
     subject: String,
-    left: AtomicU64,
+    remaining: AtomicU64,
 }
 
 fn requested() -> Option<&'static Failpoint> {
@@ -30,22 +30,22 @@ fn requested() -> Option<&'static Failpoint> {
             let mut words = text.split_whitespace();
             let point = words.next()?.to_owned();
             let subject = words.next().unwrap_or_default().to_owned();
-            let left = words.next().and_then(|word| word.parse().ok()).unwrap_or(1);
-            Some(Failpoint { point, subject, left: AtomicU64::new(left) })
+            let remaining = words.next().and_then(|word| word.parse().ok()).unwrap_or(1);
+            Some(Failpoint { point, subject, remaining: AtomicU64::new(remaining) })
         })
         .as_ref()
 }
 
-/// Dies here if a test asked for it.
+/// Kills the process if the environment requests it for this failpoint and subject.
 pub fn point(name: &str, subject: &str) {
     let Some(failpoint) = requested() else { return };
     let subject = subject.trim_start_matches("./");
     if failpoint.point == name
         && subject.starts_with(&failpoint.subject)
-        && failpoint.left.fetch_sub(1, Ordering::SeqCst) == 1
+        && failpoint.remaining.fetch_sub(1, Ordering::SeqCst) == 1
     {
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).ok();
-        // The signal is on its way; nothing more may happen here.
+        // Nothing may happen before the signal arrives.
         loop {
             std::thread::park();
         }

@@ -1,162 +1,176 @@
-//! One writer at a time on a remote directory: a small object, written conditionally and renewed.
+//! Lease on a remote run directory: one writer at a time.
 //!
-//! The object `lock` holds who claims the directory. It is created if absent, and from then on replaced only if it is still
-//! the version that its owner wrote (`If-Match`), every 3 s. Whoever finds one watches it: if it changes, its owner lives, and
-//! the newcomer is refused; if it stays the same for 15 s of the newcomer's own clock, it is replaced, again only if it
-//! is still that version. No two clocks are ever compared. An owner on this host whose process is gone is not waited for.
-//! An owner that could not renew its claim for 12 s of its own clock writes nothing, from one attempt at a request to the next:
-//! whoever took over is safe from it. It goes on once it has renewed a claim that nobody took.
+//! The object `lock` names the holder. It is created if absent. Every 3 s the holder replaces it, if it is still the version
+//! that the holder wrote (`If-Match`).
 //!
-//! A store that knows no conditional writes says so, and is read before and after each write instead: whoever wrote last has
-//! it. That tells two processes apart unless they start within the same second.
+//! A process that finds a lease watches it. If it changes, its holder is alive and the process is refused. If it stays the
+//! same for 15 s by the process's own clock, it has expired and is replaced, again only if it is still that version. No two
+//! clocks are compared. A lease of a process of this host that no longer runs is replaced at once.
+//!
+//! A holder that could not renew its lease for 12 s by its own clock stops writing before the next request, so a successor
+//! is safe from it. It continues once it has renewed the lease, if nobody took it.
+//!
+//! A store without conditional writes says so. The object is then read before and after each write, and the last writer
+//! holds the lease. That tells two processes apart unless they start within the same second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use object_store::path::Path;
-use object_store::{Error, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
+use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::{Process, failpoint};
 use crate::objects::StoreError;
 use crate::objects::client::Client;
-use crate::objects::http_retry::{explain, unsupported};
-use crate::objects::read::small;
+use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
+use crate::objects::read::read_small;
 
 /// Time between two renewals.
-const RENEW: Duration = Duration::from_secs(3);
-/// Time that one attempt at a renewal may take at first; each that fails allows the next one more, for slow lines.
-const ATTEMPT: Duration = Duration::from_secs(3);
-/// And at most.
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(12);
-/// Time between a renewal that failed and the next attempt.
-const AGAIN: Duration = Duration::from_millis(500);
-/// Time without a renewal after which the owner stops writing.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// Timeout of the first attempt at a renewal. Each failure doubles it, for slow connections.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(3);
+/// Upper bound on the timeout of an attempt.
+const MAX_ATTEMPT: Duration = Duration::from_secs(12);
+/// Time between a failed renewal and the next attempt.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Time without a renewal after which the holder stops writing.
 const STOP_AFTER: Duration = Duration::from_secs(12);
-/// Time without a change after which a claim is void.
-const VOID_AFTER: Duration = Duration::from_secs(15);
-/// Time between two looks at somebody else's claim.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time without a change after which a lease has expired.
+const EXPIRES_AFTER: Duration = Duration::from_secs(15);
+/// Time between two reads of another process's lease.
+const POLL_EVERY: Duration = Duration::from_secs(1);
 
-/// What the object holds.
+/// Content of the object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    /// Distinguishes this claim from all others.
-    claim: String,
+    /// Identifies this lease.
+    #[serde(rename = "claim")]
+    id: String,
     #[serde(flatten)]
     process: Process,
     since: String,
-    /// Counts the renewals: the content changes, and with it every kind of `ETag`.
+    /// Number of renewals. It changes the content, and with it every kind of `ETag`.
     renewed: u64,
 }
 
 impl Record {
     fn new() -> Self {
         Self {
-            claim: uuid::Uuid::new_v4().to_string(),
-            process: Process::this(),
+            id: uuid::Uuid::new_v4().to_string(),
+            process: Process::current(),
             since: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             renewed: 0,
         }
     }
 
-    fn text(&self) -> String {
+    fn describe_holder(&self) -> String {
         format!("{} since {}", self.process, self.since)
     }
 }
 
-/// A claim that is held and renewed until it is dropped.
+/// Lease that is renewed until it is released.
 #[derive(Debug)]
 pub(super) struct Lease {
     client: Client,
     location: Path,
-    /// The claim as it was last written.
+    /// Record as it was last written.
     record: Mutex<Record>,
     state: Mutex<State>,
-    over: AtomicBool,
+    released: AtomicBool,
 }
 
-/// How the claim stands.
+/// State of the lease.
 #[derive(Debug)]
 struct State {
-    /// From before the request that last renewed it: nobody may count from later.
+    /// Time before the request that last renewed it.
     renewed: Instant,
-    /// Who has it instead.
+    /// Present holder, if another process took the lease.
     taken_by: Option<String>,
-    /// Why it could not be renewed.
-    trouble: Option<String>,
+    /// Reason of the last failed renewal.
+    last_error: Option<String>,
     attempts: u32,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What came of a conditional write.
-enum Written {
-    Yes,
-    /// Another version is there.
-    No,
+/// Outcome of a conditional write.
+enum WriteOutcome {
+    Written,
+    /// The object is another version than expected.
+    Conflict,
 }
 
-/// Writes the record if the object is as `mode` demands. An answer that was lost is looked up.
-async fn write(client: &Client, location: &Path, record: &Record, mode: PutMode) -> Result<Written, StoreError> {
+/// Writes the record if the object is in the state that `mode` demands.
+async fn write_record(
+    client: &Client,
+    location: &Path,
+    record: &Record,
+    mode: PutMode,
+) -> Result<WriteOutcome, StoreError> {
     let url = client.url(location);
     let content = serde_json::to_vec_pretty(record)
         .map_err(|error| StoreError::BadUrl { url: url.clone(), reason: error.to_string() })?;
+    let updates = matches!(mode, PutMode::Update(_));
     let answer = client
-        .answer(&url, "written", || {
+        .retry(&url, "written", || {
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
             client.inner.put_opts(location, PutPayload::from(content.clone()), options)
         })
         .await?;
     match answer {
-        Ok(_) => Ok(Written::Yes),
-        Err(error) if unsupported(&error) => unconditional(client, location, record, &mode, content).await,
-        // Also what a store says to the second attempt at our own write, whose first answer was lost.
-        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
-            Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No })
+        Ok(_) => Ok(WriteOutcome::Written),
+        Err(error) if is_unsupported(&error) => write_unconditionally(client, location, record, &mode, content).await,
+        // The store also reports a conflict when it repeats our own write whose answer was lost.
+        Err(error) if is_conflict(&error) || (updates && is_not_found(&error)) => {
+            Ok(if is_stored(client, location, record).await? { WriteOutcome::Written } else { WriteOutcome::Conflict })
         }
-        Err(error) => Err(explain(&url, "written", error)),
+        Err(error) => Err(explain(&url, "written", &error)),
     }
 }
 
-async fn is_there(client: &Client, location: &Path, record: &Record) -> Result<bool, StoreError> {
-    Ok(read(client, location).await?.is_some_and(|(now, _)| now == *record))
+async fn is_stored(client: &Client, location: &Path, record: &Record) -> Result<bool, StoreError> {
+    Ok(read_record(client, location).await?.is_some_and(|(now, _)| now == *record))
 }
 
-/// For stores without conditional writes: the condition is looked at first, and whoever wrote last, as seen a second later,
-/// has it.
-async fn unconditional(
+/// Writes the record to a store without conditional writes: checks the condition first, and a second later who wrote last.
+async fn write_unconditionally(
     client: &Client,
     location: &Path,
     record: &Record,
     mode: &PutMode,
     content: Vec<u8>,
-) -> Result<Written, StoreError> {
+) -> Result<WriteOutcome, StoreError> {
     let url = client.url(location);
-    let (there, known) = (read(client, location).await?.map(|(_, version)| version.e_tag), record.renewed > 0);
+    let (current, is_new) =
+        (read_record(client, location).await?.map(|(_, version)| version.e_tag), record.renewed == 0);
     let free = match mode {
-        PutMode::Update(version) => there.is_some_and(|e_tag| e_tag == version.e_tag),
-        PutMode::Create | PutMode::Overwrite => there.is_none(),
+        PutMode::Update(version) => current.is_some_and(|e_tag| e_tag == version.e_tag),
+        PutMode::Create | PutMode::Overwrite => current.is_none(),
     };
     if !free {
-        return Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No });
+        return Ok(if is_stored(client, location, record).await? {
+            WriteOutcome::Written
+        } else {
+            WriteOutcome::Conflict
+        });
     }
-    client.ask(&url, "written", || client.inner.put(location, PutPayload::from(content.clone()))).await?;
-    if !known {
-        // A claim that is new may have met another one.
-        tokio::time::sleep(LOOK).await;
+    client.request(&url, "written", || client.inner.put(location, PutPayload::from(content.clone()))).await?;
+    if is_new {
+        // Another process may have written at the same time.
+        tokio::time::sleep(POLL_EVERY).await;
     }
-    Ok(if is_there(client, location, record).await? { Written::Yes } else { Written::No })
+    Ok(if is_stored(client, location, record).await? { WriteOutcome::Written } else { WriteOutcome::Conflict })
 }
 
-async fn read(client: &Client, location: &Path) -> Result<Option<(Record, UpdateVersion)>, StoreError> {
-    let Some((content, e_tag)) = small(client, location).await? else { return Ok(None) };
-    // An object that is no claim of this program's is somebody's all the same.
+async fn read_record(client: &Client, location: &Path) -> Result<Option<(Record, UpdateVersion)>, StoreError> {
+    let Some((content, e_tag)) = read_small(client, location).await? else { return Ok(None) };
+    // An object in another format still belongs to somebody.
     let record = serde_json::from_slice(&content).unwrap_or_else(|_| Record {
-        claim: blake3::hash(&content).to_hex().to_string(),
+        id: blake3::hash(&content).to_hex().to_string(),
         process: Process::unknown(),
         since: "an unknown time".to_owned(),
         renewed: 0,
@@ -165,50 +179,53 @@ async fn read(client: &Client, location: &Path) -> Result<Option<(Record, Update
 }
 
 impl Lease {
-    /// Claims, or says who has it.
+    /// Acquires the lease of a directory.
     ///
     /// # Errors
-    /// [`StoreError::InUse`], or the store's refusal.
+    /// [`StoreError::InUse`] names the present holder; other errors are the store's.
     pub(super) async fn acquire(client: Client, location: Path, directory: String) -> Result<Arc<Self>, StoreError> {
         let own = Record::new();
-        let (url, mut patience) = (client.url(&location), client.patience());
+        let (url, mut retry_budget) = (client.url(&location), client.retry_budget());
         loop {
-            // Looked at before it is written to: a store that ignores the condition must not give away what another holds.
-            let mode = match read(&client, &location).await? {
+            // Read first, because a store may ignore the condition of a write.
+            let mode = match read_record(&client, &location).await? {
                 None => PutMode::Create,
                 Some((other, version)) => {
                     if !other.process.is_gone() {
                         tracing::info!(
-                            "`{directory}` was claimed by {}: waiting up to {} s to see whether it is alive",
-                            other.text(),
-                            VOID_AFTER.as_secs()
+                            "`{directory}` is leased by {}: waiting up to {} s to see whether that process is alive",
+                            other.describe_holder(),
+                            EXPIRES_AFTER.as_secs()
                         );
-                        if !Self::is_void(&client, &location, &other).await? {
-                            return Err(StoreError::InUse { path: directory, holder: other.text() });
+                        if !Self::is_expired(&client, &location, &other).await? {
+                            return Err(StoreError::InUse { path: directory, holder: other.describe_holder() });
                         }
                     }
-                    tracing::info!("the claim of {} on `{directory}` is void: it is taken over", other.text());
+                    tracing::info!(
+                        "the lease of {} on `{directory}` has expired: taking over",
+                        other.describe_holder()
+                    );
                     PutMode::Update(version)
                 }
             };
             let asked = Instant::now();
             failpoint::point("put", "lock");
-            let written = write(&client, &location, &own, mode).await?;
+            let written = write_record(&client, &location, &own, mode).await?;
             failpoint::point("put-done", "lock");
-            if let Written::Yes = written {
+            if let WriteOutcome::Written = written {
                 return Ok(Self::start(client, location, own, asked));
             }
-            patience.wait(&url, "claimed", "another write was going on".to_owned()).await?;
+            retry_budget.wait(&url, "claimed", "another process is writing it".to_owned()).await?;
         }
     }
 
-    /// Watches somebody else's claim.
-    async fn is_void(client: &Client, location: &Path, seen: &Record) -> Result<bool, StoreError> {
+    /// Watches another process's lease until it changes or expires.
+    async fn is_expired(client: &Client, location: &Path, observed: &Record) -> Result<bool, StoreError> {
         let since = Instant::now();
-        while since.elapsed() < VOID_AFTER {
-            tokio::time::sleep(LOOK).await;
-            match read(client, location).await? {
-                Some((now, _)) if now == *seen => {}
+        while since.elapsed() < EXPIRES_AFTER {
+            tokio::time::sleep(POLL_EVERY).await;
+            match read_record(client, location).await? {
+                Some((now, _)) if now == *observed => {}
                 Some(_) => return Ok(false),
                 None => return Ok(true),
             }
@@ -217,38 +234,38 @@ impl Lease {
     }
 
     fn start(client: Client, location: Path, record: Record, renewed: Instant) -> Arc<Self> {
-        let state = State { renewed, taken_by: None, trouble: None, attempts: 0 };
+        let state = State { renewed, taken_by: None, last_error: None, attempts: 0 };
         let lease = Arc::new(Self {
             client,
             location,
             record: Mutex::new(record),
             state: Mutex::new(state),
-            over: AtomicBool::new(false),
+            released: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&lease);
         tokio::spawn(async move {
-            let (mut pause, mut limit) = (RENEW, ATTEMPT);
+            let (mut pause, mut limit) = (RENEW_EVERY, FIRST_ATTEMPT);
             loop {
                 tokio::time::sleep(pause).await;
                 let Some(lease) = weak.upgrade() else { return };
-                if lease.over.load(Ordering::SeqCst) {
+                if lease.released.load(Ordering::SeqCst) {
                     return;
                 }
-                let trouble = match tokio::time::timeout(limit, lease.renew()).await {
+                let last_error = match tokio::time::timeout(limit, lease.renew()).await {
                     Ok(Ok(true)) => None,
-                    // Somebody else has it.
+                    // Another process holds it.
                     Ok(Ok(false)) => return,
                     Ok(Err(error)) => Some(error.to_string()),
                     Err(_) => Some("no answer came for too long".to_owned()),
                 };
-                (pause, limit) = match trouble {
-                    None => (RENEW, ATTEMPT),
-                    Some(trouble) => {
-                        tracing::debug!(trouble, "the claim on the run directory could not be renewed");
-                        let mut state = locked(&lease.state);
-                        state.trouble = Some(trouble);
+                (pause, limit) = match last_error {
+                    None => (RENEW_EVERY, FIRST_ATTEMPT),
+                    Some(last_error) => {
+                        tracing::debug!(last_error, "the lease on the run directory could not be renewed");
+                        let mut state = lock(&lease.state);
+                        state.last_error = Some(last_error);
                         state.attempts += 1;
-                        (AGAIN, (limit * 2).min(LONGEST_ATTEMPT))
+                        (RETRY_AFTER, (limit * 2).min(MAX_ATTEMPT))
                     }
                 };
             }
@@ -256,42 +273,47 @@ impl Lease {
         lease
     }
 
-    /// Renews once; false when somebody else has it.
+    /// Renews the lease once; returns false if another process holds it.
     async fn renew(&self) -> Result<bool, StoreError> {
-        let own = locked(&self.record).clone();
+        let own = lock(&self.record).clone();
         loop {
-            let version = match read(&self.client, &self.location).await? {
-                Some((now, version)) if now.claim == own.claim => version,
+            let version = match read_record(&self.client, &self.location).await? {
+                Some((now, version)) if now.id == own.id => version,
                 other => {
-                    let by = other.map_or_else(|| "somebody who removed the claim".to_owned(), |(now, _)| now.text());
-                    locked(&self.state).taken_by = Some(by);
+                    let by = other.map_or_else(
+                        || "a process that removed the lease".to_owned(),
+                        |(now, _)| now.describe_holder(),
+                    );
+                    lock(&self.state).taken_by = Some(by);
                     return Ok(false);
                 }
             };
-            let record = Record { renewed: locked(&self.record).renewed + 1, ..own.clone() };
+            let record = Record { renewed: lock(&self.record).renewed + 1, ..own.clone() };
             let asked = Instant::now();
-            // Counted in any case: the write may be done although its answer is lost, and the next one has to differ from it.
-            locked(&self.record).renewed = record.renewed;
-            if let Written::Yes = write(&self.client, &self.location, &record, PutMode::Update(version)).await? {
-                let mut state = locked(&self.state);
-                (state.renewed, state.trouble, state.attempts) = (asked, None, 0);
+            // Counted before the answer, which may be lost: the next record must differ from this one.
+            lock(&self.record).renewed = record.renewed;
+            if let WriteOutcome::Written =
+                write_record(&self.client, &self.location, &record, PutMode::Update(version)).await?
+            {
+                let mut state = lock(&self.state);
+                (state.renewed, state.last_error, state.attempts) = (asked, None, 0);
                 return Ok(true);
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_AFTER).await;
         }
     }
 
-    /// Waits until this process may write: at once, as long as its claim is fresh.
+    /// Waits until this process may write; returns at once while its lease is fresh.
     ///
     /// # Errors
-    /// [`StoreError::Lost`] where another process took over; [`StoreError::Unreachable`] where the claim cannot be renewed for
-    /// longer than the store's patience.
-    pub(super) async fn held(&self) -> Result<(), StoreError> {
+    /// [`StoreError::Lost`] if another process took over; [`StoreError::Unreachable`] if the lease cannot be renewed within
+    /// the store's retry budget.
+    pub(super) async fn wait_until_held(&self) -> Result<(), StoreError> {
         let since = Instant::now();
-        let mut told = false;
+        let mut warned = false;
         loop {
             {
-                let state = locked(&self.state);
+                let state = lock(&self.state);
                 let path = self.client.url(&self.location);
                 if let Some(holder) = state.taken_by.clone() {
                     return Err(StoreError::Lost { path, holder });
@@ -299,8 +321,8 @@ impl Lease {
                 if state.renewed.elapsed() <= STOP_AFTER {
                     return Ok(());
                 }
-                let reason = state.trouble.clone().unwrap_or_else(|| "this process was halted".to_owned());
-                if since.elapsed() > self.client.patience {
+                let reason = state.last_error.clone().unwrap_or_else(|| "this process was suspended".to_owned());
+                if since.elapsed() > self.client.retry_budget {
                     let waited = Duration::from_secs(state.renewed.elapsed().as_secs());
                     return Err(StoreError::Unreachable {
                         url: path,
@@ -310,25 +332,25 @@ impl Lease {
                         waited: humantime::format_duration(waited).to_string(),
                     });
                 }
-                if !told {
-                    tracing::warn!("the claim on the run directory cannot be renewed ({reason}): writing waits");
-                    told = true;
+                if !warned {
+                    tracing::warn!("the lease on the run directory cannot be renewed ({reason}): writing waits");
+                    warned = true;
                 }
             }
-            tokio::time::sleep(AGAIN / 5).await;
+            tokio::time::sleep(RETRY_AFTER / 5).await;
         }
     }
 
-    /// Gives the claim up, so that the next process need not wait.
+    /// Releases the lease, so that the next process need not wait.
     pub(super) async fn release(&self) {
-        self.over.store(true, Ordering::SeqCst);
-        let claim = locked(&self.record).claim.clone();
-        if let Ok(Some((now, _))) = read(&self.client, &self.location).await
-            && now.claim == claim
+        self.released.store(true, Ordering::SeqCst);
+        let id = lock(&self.record).id.clone();
+        if let Ok(Some((now, _))) = read_record(&self.client, &self.location).await
+            && now.id == id
         {
             let url = self.client.url(&self.location);
-            // One that stays is void a little later.
-            self.client.answer(&url, "removed", || self.client.inner.delete(&self.location)).await.ok();
+            // Otherwise it expires.
+            self.client.retry(&url, "removed", || self.client.inner.delete(&self.location)).await.ok();
         }
     }
 }

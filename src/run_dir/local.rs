@@ -1,7 +1,7 @@
-//! A local directory in which a name holds a complete file or nothing, at every instant.
+//! Local directory in which a name holds a complete file or nothing at every instant.
 //!
-//! Files are written under a name ending in `.tmp`, synced, and renamed or linked to their own name; then the directory is
-//! synced; what is of use to this boot of the machine alone is not. A crash leaves at most `.tmp` files, which
+//! A file is written under a name ending in `.tmp`, synced, and renamed or linked to its own name; then its directory is
+//! synced. Files that only this boot of the machine uses are not synced. A crash leaves `.tmp` files at most, which
 //! [`LocalDirectory::sweep`] removes.
 
 use std::collections::BTreeMap;
@@ -12,23 +12,23 @@ use std::path::{Path, PathBuf};
 use super::{Process, failpoint};
 use crate::objects::StoreError;
 
-/// Ending of files that are being written.
+/// Extension of files that are being written.
 const TEMPORARY: &str = "tmp";
 
-/// The root of a tree of durable files on a disk of this machine. Names are relative and use `/`.
+/// Root of a tree of durable files on a local disk. Names are relative and use `/`.
 #[derive(Debug, Clone)]
 pub struct LocalDirectory {
     root: PathBuf,
 }
 
-/// A lock on a local directory, of the kernel's: it goes with the process.
+/// Kernel lock on a local directory; it ends with the process.
 #[derive(Debug)]
 pub(super) struct FileLock {
     _file: File,
 }
 
 impl LocalDirectory {
-    /// Opens a directory, creating it and its parents where absent.
+    /// Opens a directory, creating it and its parents if absent.
     ///
     /// # Errors
     /// When the system refuses.
@@ -38,25 +38,25 @@ impl LocalDirectory {
         Ok(Self { root })
     }
 
-    /// A directory that may not exist; reading from it finds nothing then.
-    pub fn at(root: impl Into<PathBuf>) -> Self {
+    /// Opens a directory for reading; it may not exist.
+    pub fn read_only(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path behind a name.
+    /// Returns the path of a name.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Claims the directory for this process.
+    /// Locks the directory for this process.
     ///
     /// # Errors
-    /// [`StoreError::InUse`] names the process that has it. A dead holder's claim is void.
+    /// [`StoreError::InUse`] names the process that holds the lock.
     pub(super) fn lock(&self) -> Result<FileLock, StoreError> {
         let path = self.path("lock");
         let failed = |error| StoreError::io(&path, "locked", error);
@@ -66,7 +66,7 @@ impl LocalDirectory {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // Unreadable words about the holder must not hide that there is one.
+                // The directory is locked even if the holder cannot be read.
                 if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
                     "another process".clone_into(&mut holder);
                 }
@@ -77,11 +77,11 @@ impl LocalDirectory {
         }
         let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
         file.set_len(0).map_err(failed)?;
-        writeln!(file, "{} since {now}", Process::this()).map_err(failed)?;
+        writeln!(file, "{} since {now}", Process::current()).map_err(failed)?;
         Ok(FileLock { _file: file })
     }
 
-    /// The temporary path under which a writer fills the file `name`; its directory exists afterwards.
+    /// Returns the temporary path at which a writer fills the file `name`, and creates its directory.
     ///
     /// # Errors
     /// When the directory cannot be created.
@@ -100,15 +100,15 @@ impl LocalDirectory {
         temporary.into()
     }
 
-    /// Makes the folder filled under [`Self::temporary`], whose files are synced, appear under its name, replacing an older one.
+    /// Publishes the folder filled at [`Self::temporary`], whose files are synced, under its name; replaces an older one.
     ///
     /// # Errors
-    /// When the system refuses. A crash while an older one is replaced may leave neither.
+    /// When the system refuses. A crash during a replacement may leave neither folder.
     pub fn publish_folder(&self, name: &str) -> Result<(), StoreError> {
         let (temporary, path) = (self.temporary_path(name), self.path(name));
         failpoint::point("filled", name);
         if path.exists() {
-            // Aside under a temporary name of its own, and gone.
+            // Moved away under a temporary name first, then removed.
             let aside = self.temporary_path(&format!("{name}.old"));
             let failed = |error| StoreError::io(&path, "replaced", error);
             fs::rename(&path, &aside).map_err(failed)?;
@@ -120,10 +120,10 @@ impl LocalDirectory {
         sync_parent(&path)
     }
 
-    /// Makes the file filled under [`Self::temporary`] appear under its name, durable and complete, replacing an older one.
+    /// Publishes the file filled at [`Self::temporary`] under its name, durable and complete; replaces an older one.
     ///
     /// # Errors
-    /// When syncing or renaming fails; the name then holds what it held before.
+    /// When syncing or renaming fails; the name then still holds its earlier content.
     pub fn publish(&self, name: &str) -> Result<u64, StoreError> {
         failpoint::point("filled", name);
         let synced = File::open(self.temporary_path(name)).and_then(|file| file.sync_all());
@@ -133,12 +133,13 @@ impl LocalDirectory {
         Ok(bytes)
     }
 
-    /// Makes the file filled under [`Self::temporary`] appear under its name, complete for as long as the machine runs, replacing an
-    /// older one: for what is removed before the system would have written it to the disk.
+    /// Publishes the file filled at [`Self::temporary`] under its name without a sync, replacing an older one.
+    ///
+    /// It is complete while the machine runs; for files that are removed before the system would write them to disk.
     ///
     /// # Errors
-    /// When renaming fails; the name then holds what it held before.
-    pub fn publish_passing(&self, name: &str) -> Result<u64, StoreError> {
+    /// When renaming fails; the name then still holds its earlier content.
+    pub fn publish_unsynced(&self, name: &str) -> Result<u64, StoreError> {
         failpoint::point("filled", name);
         self.rename(name)
     }
@@ -162,27 +163,27 @@ impl LocalDirectory {
         self.publish(name).map(|_| ())
     }
 
-    /// Writes a small file in one step, complete for as long as the machine runs.
+    /// Writes a small file in one step without a sync; it is complete while the machine runs.
     ///
     /// # Errors
-    /// As [`Self::publish_passing`].
-    pub fn write_passing(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    /// As [`Self::publish_unsynced`].
+    pub fn write_unsynced(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         self.fill(name, content)?;
-        self.publish_passing(name).map(|_| ())
+        self.publish_unsynced(name).map(|_| ())
     }
 
-    /// Puts a small file in the place of an older one, whole but not durable.
+    /// Writes a small file in one step, replacing an older one. It may be lost with the machine.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    pub fn write_volatile(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let (temporary, path) = (self.temporary_path(name), self.path(name));
         let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
         let posted = folder.and_then(|()| fs::write(&temporary, content)).and_then(|()| fs::rename(&temporary, &path));
         posted.map_err(|error| StoreError::io(&path, "written", error))
     }
 
-    /// Writes a small file if its name is free, durable once this returns; says whether it was.
+    /// Writes a small durable file if its name is free; returns whether it was.
     ///
     /// # Errors
     /// When the system refuses.
@@ -192,7 +193,7 @@ impl LocalDirectory {
         let failed = |error| StoreError::io(&path, "written", error);
         File::open(&temporary).and_then(|file| file.sync_all()).map_err(failed)?;
         failpoint::point("link", name);
-        // A hard link fails where the name is taken; a rename would replace it.
+        // Unlike a rename, a hard link fails if the name is taken.
         let created = match fs::hard_link(&temporary, &path) {
             Ok(()) => true,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
@@ -213,7 +214,7 @@ impl LocalDirectory {
     /// Reads a small file; `None` where it is absent.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When it exists and cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(name);
         match fs::read(&path) {
@@ -223,7 +224,7 @@ impl LocalDirectory {
         }
     }
 
-    /// The names of the complete files and the folders in the folder `name`, sorted; none where it is absent.
+    /// Lists the complete files and the folders in the folder `name`, sorted; nothing if it is absent.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -246,12 +247,12 @@ impl LocalDirectory {
         Ok(names)
     }
 
-    /// The complete files in the folder `name` and the folders in it, at any depth, with their sizes in bytes, by their names
-    /// relative to this directory; none where it is absent.
+    /// Lists the complete files below the folder `name` with their sizes in bytes, by their names relative to this
+    /// directory; nothing if it is absent.
     ///
     /// # Errors
     /// When a folder cannot be read.
-    pub fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+    pub fn list_recursive(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let mut found = BTreeMap::new();
         let mut folders = vec![name.to_owned()];
         while let Some(folder) = folders.pop() {
@@ -280,7 +281,7 @@ impl LocalDirectory {
         Ok(found)
     }
 
-    /// Removes a file or a folder with all that is in it; an absent one is fine.
+    /// Removes a file, or a folder with its content; an absent one is not an error.
     ///
     /// # Errors
     /// When the system refuses.
@@ -291,7 +292,7 @@ impl LocalDirectory {
         }
         failpoint::point("remove", name);
         let removed = if path.is_dir() && !is_temporary(name) {
-            // Out of the way in one step first, so that a kill never leaves half a folder under its name.
+            // Renamed first, so that a kill never leaves half a folder under its name.
             let aside = self.temporary_path(name);
             fs::remove_dir_all(&aside)
                 .or_else(|error| match error.kind() {
@@ -313,7 +314,7 @@ impl LocalDirectory {
         }
     }
 
-    /// Removes the directory itself, with all that is in it; an absent one is fine.
+    /// Removes the directory itself with its content; an absent one is not an error.
     ///
     /// # Errors
     /// When the system refuses.
@@ -326,7 +327,7 @@ impl LocalDirectory {
         }
     }
 
-    /// Removes what a killed writer left in the folder `name`: temporary files, and files that `keep` does not want.
+    /// Removes leftovers of a killed writer from the folder `name`: temporary files, and files that `keep` rejects.
     ///
     /// # Errors
     /// When the system refuses.
@@ -353,7 +354,7 @@ fn is_temporary(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|ending| ending == TEMPORARY)
 }
 
-/// Makes a rename or a link durable.
+/// Syncs the directory of `path`, which makes a rename or link durable.
 pub(crate) fn sync_parent(path: &Path) -> Result<(), StoreError> {
     let Some(parent) = path.parent() else { return Ok(()) };
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io(parent, "synced", error))
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_created_once() {
+    fn name_is_created_once() {
         let (_guard, directory) = temporary();
         assert!(directory.create_new("journal/a.json", b"first").unwrap());
         assert!(!directory.create_new("journal/a.json", b"second").unwrap());
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_is_swept_and_never_listed() {
+    fn leftovers_are_hidden_and_swept() {
         let (_guard, directory) = temporary();
         directory.write("chunks/a", b"whole").unwrap();
         directory.write("chunks/b", b"without entry").unwrap();
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_told_who_holds_the_directory() {
+    fn locked_directory_names_its_holder() {
         let (_guard, directory) = temporary();
         let lock = directory.lock().unwrap();
         let error = directory.lock().unwrap_err().to_string();

@@ -1,18 +1,19 @@
-//! Which process this is, in words that another machine can read.
+//! Identity of a process, valid across hosts.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A process of some host.
+/// Process on some host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Its number.
+    /// Process ID.
     pub process: u32,
-    /// Its host's name.
+    /// Host name.
     pub host: String,
-    /// Which boot of the host, and which space of process numbers in it.
-    space: String,
+    /// Boot of the host and PID namespace.
+    #[serde(rename = "space")]
+    pid_namespace: String,
 }
 
 impl fmt::Display for Process {
@@ -22,45 +23,45 @@ impl fmt::Display for Process {
 }
 
 impl Process {
-    /// One of which nothing is known.
+    /// Returns a process of which nothing is known.
     pub(super) fn unknown() -> Self {
         Self { host: "an unknown host".to_owned(), ..Self::default() }
     }
 
-    /// This process.
-    pub fn this() -> Self {
-        Self { process: std::process::id(), host: host(), space: space() }
+    /// Returns this process.
+    pub fn current() -> Self {
+        Self { process: std::process::id(), host: host_name(), pid_namespace: pid_namespace() }
     }
 
-    /// Whether it ran on this host and is gone; one of another host is never known to be.
+    /// Returns whether the process ran on this host and no longer does; false for processes of other hosts.
     pub fn is_gone(&self) -> bool {
-        !self.space.is_empty() && self.space == space() && !is_running(self.process)
+        !self.pid_namespace.is_empty() && self.pid_namespace == pid_namespace() && !is_running(self.process)
     }
 }
 
-/// This machine's name.
-fn host() -> String {
+/// Returns the name of this machine.
+fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
 }
 
-/// Which boot of this machine, and which space of process numbers in it; empty where that is not told.
-fn space() -> String {
-    let boot = boot();
+/// Returns the boot ID and the PID namespace of this process; empty if unknown.
+fn pid_namespace() -> String {
+    let boot = boot_id();
     let processes = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
     if boot.is_empty() || processes.is_empty() { String::new() } else { format!("{boot} {processes}") }
 }
 
-/// Which boot of this machine; empty where that is not told. What was written and not made durable is whole within one.
-pub fn boot() -> String {
+/// Returns the boot ID of this machine; empty if unknown. Unsynced files are complete within one boot.
+pub fn boot_id() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     boot.trim().to_owned()
 }
 
-/// Whether there is such a process that still runs; one that ended and was not yet waited for does not.
+/// Returns whether the process exists and runs; a zombie does not.
 fn is_running(process: u32) -> bool {
     let Ok(text) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
-    // The state follows the program's name, which stands in parentheses and may hold some.
+    // The state follows the program's name, which is in parentheses and may contain some.
     let state = text.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
     !matches!(state, Some('Z' | 'X' | 'x'))
 }
@@ -72,15 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_there_until_it_ends() {
-        let this = Process::this();
+    fn process_is_gone_after_it_ends() {
+        let this = Process::current();
         assert!(!this.is_gone());
         assert!(Process { process: u32::MAX, ..this }.is_gone());
         assert!(!Process { process: u32::MAX, ..Process::default() }.is_gone());
     }
 
     #[test]
-    fn a_process_that_ended_does_not_run_even_before_it_is_waited_for() {
+    fn zombie_does_not_run() {
         assert!(is_running(std::process::id()));
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let since = Instant::now();

@@ -1,8 +1,10 @@
-//! A [`super::Directory`] on S3.
+//! Run directory on S3.
 //!
-//! Work goes to a runtime of its own, so that the calls may block any thread without ever waiting for themselves. A file is
-//! uploaded whole, or in parts beyond 8 MiB, which appear at once. Each attempt at a write asks first whether this process still
-//! holds the directory, if it was claimed.
+//! Requests run on a runtime of their own, so callers may block any thread without deadlock. A file of up to 8 MiB is
+//! uploaded in one request, a larger one in parts; either way it appears at once. If the directory is locked, each attempt
+//! at a write first checks that this process still holds the lease.
+
+mod writer;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,29 +14,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use object_store::multipart::MultipartStore as _;
+use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
-use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use super::lease::Lease;
 use super::{LocalDirectory, failpoint};
 use crate::objects::client::{Client, S3};
-use crate::objects::http_retry::{explain, unsupported};
-use crate::objects::read::{RANGE_BYTES, read_range, small};
+use crate::objects::read::{RANGE_BYTES, read_range, read_small};
 use crate::objects::{Object, Store, StoreError, listing};
+use writer::{Writer, read_part};
 
-/// Files up to this size are uploaded in one request.
-const WHOLE_BYTES: u64 = 8 << 20;
-/// Bytes of one part beyond that, at least: S3 wants 5 MiB, and allows 10,000 parts.
-const PART_BYTES: u64 = 8 << 20;
-/// Parts of one object, at most.
-const PARTS: u64 = 10_000;
-/// Parts on their way at once.
-const PARTS_AT_ONCE: usize = 2;
-/// Requests in flight for one call.
-const AT_ONCE: usize = 8;
+/// Largest file that is uploaded in one request.
+const MAX_SINGLE_PUT_BYTES: u64 = 8 << 20;
+/// Requests of one call that are in flight at once.
+const CONCURRENT_REQUESTS: usize = 8;
 
 pub(super) struct Remote {
     client: Client,
@@ -43,8 +38,8 @@ pub(super) struct Remote {
     staging: LocalDirectory,
     fetched: AtomicU64,
     lease: Mutex<Weak<Lease>>,
-    /// Whether nobody will claim it: what is fetched is this process's own then, and goes with this.
-    visited: bool,
+    /// Whether the directory is only read: its staging directory then belongs to this value and is removed with it.
+    read_only: bool,
 }
 
 impl std::fmt::Debug for Remote {
@@ -55,14 +50,14 @@ impl std::fmt::Debug for Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        if self.visited {
+        if self.read_only {
             self.staging.clear().ok();
         }
     }
 }
 
-/// The runtime of all remote directories.
-fn runtime() -> Result<&'static Runtime, StoreError> {
+/// Returns the runtime shared by all remote directories.
+fn shared_runtime() -> Result<&'static Runtime, StoreError> {
     static RUNTIME: OnceLock<std::io::Result<Runtime>> = OnceLock::new();
     let built = RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("store").enable_all().build()
@@ -74,19 +69,19 @@ fn runtime() -> Result<&'static Runtime, StoreError> {
     })
 }
 
-/// Waits for work on the runtime of the directories, from any thread.
-fn wait<T: Send + 'static>(
+/// Runs a future on the shared runtime and blocks the calling thread until it ends.
+fn block_on<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let task = runtime()?.spawn(async move {
-        // A caller that is gone wants no answer.
+    let task = shared_runtime()?.spawn(async move {
+        // The caller may be gone.
         sender.send(work.await).ok();
     });
     let answer = || receiver.recv();
     let in_stage = tokio::runtime::Handle::try_current()
         .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
-    // The other tasks of this thread go on elsewhere meanwhile.
+    // `block_in_place` moves the other tasks of a stage's thread elsewhere.
     let received = if in_stage { tokio::task::block_in_place(answer) } else { answer() };
     drop(task);
     received.unwrap_or_else(|_| {
@@ -96,16 +91,16 @@ fn wait<T: Send + 'static>(
 }
 
 impl Remote {
-    pub(super) fn open(store: &Store, url: &str, staging: &FilePath, visited: bool) -> Result<Self, StoreError> {
-        let (client, key) = store.clients.at(url)?;
-        let bad = |reason: String| StoreError::BadUrl { url: url.to_owned(), reason };
+    pub(super) fn open(store: &Store, url: &str, staging: &FilePath, read_only: bool) -> Result<Self, StoreError> {
+        let (client, key) = store.clients.client_for(url)?;
+        let bad_url = |reason: String| StoreError::BadUrl { url: url.to_owned(), reason };
         let Some(s3) = client.s3.clone() else {
-            return Err(bad("a run can be kept on local disk or on S3 alone".to_owned()));
+            return Err(bad_url("a run directory must be on local disk or on S3".to_owned()));
         };
-        let prefix = Path::parse(key.trim_end_matches('/')).map_err(|error| bad(error.to_string()))?;
-        // Made when it is first used. It may be another process's, of the same run on this host, until the claim is held.
-        let staging = LocalDirectory::at(staging);
-        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), lease: Mutex::default(), visited })
+        let prefix = Path::parse(key.trim_end_matches('/')).map_err(|error| bad_url(error.to_string()))?;
+        // Created on first use. Before the lease is held it may belong to another process of the same run on this host.
+        let staging = LocalDirectory::read_only(staging);
+        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), lease: Mutex::default(), read_only })
     }
 
     pub(super) fn staging(&self) -> &LocalDirectory {
@@ -122,46 +117,46 @@ impl Remote {
         parts.collect()
     }
 
-    /// A location's name relative to this directory.
+    /// Returns the name of a location relative to this directory.
     fn name(&self, location: &Path) -> String {
         let text = location.as_ref();
         text.strip_prefix(self.prefix.as_ref()).unwrap_or(text).trim_start_matches('/').to_owned()
     }
 
-    /// Who writes: nothing is written by a process that may have lost the directory.
+    /// Returns a writer that checks the lease before each attempt.
     fn writer(&self) -> Writer {
         let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         Writer { client: self.client.clone(), s3: self.s3.clone(), lease }
     }
 
-    pub(super) fn lock(&self) -> Result<Claimed, StoreError> {
+    pub(super) fn lock(&self) -> Result<HeldLease, StoreError> {
         let (client, location, directory) = (self.client.clone(), self.location("lock"), self.display(""));
-        let lease = wait(Lease::acquire(client, location, directory))?;
+        let lease = block_on(Lease::acquire(client, location, directory))?;
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&lease);
-        let claimed = Claimed { lease, staging: self.staging.clone() };
-        // What an earlier process had on its way is of no use to this one.
+        let held = HeldLease { lease, staging: self.staging.clone() };
+        // Leftovers of an earlier process.
         self.staging.clear()?;
-        Ok(claimed)
+        Ok(held)
     }
 
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         failpoint::point("put", name);
         let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
-        wait(async move { writer.put(&location, content).await })?;
+        block_on(async move { writer.put(&location, content).await })?;
         failpoint::point("put-done", name);
         Ok(())
     }
 
-    /// As [`Self::write`], without the tests' kill points: nothing depends on it.
-    pub(super) fn post(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    /// Writes a small file like [`Self::write`], without failpoints: nothing depends on it.
+    pub(super) fn write_volatile(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
-        wait(async move { writer.put(&location, content).await })
+        block_on(async move { writer.put(&location, content).await })
     }
 
     pub(super) fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
         failpoint::point("put", name);
         let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
-        let created = wait(async move { writer.create(&location, content).await })?;
+        let created = block_on(async move { writer.create(&location, content).await })?;
         failpoint::point("put-done", name);
         Ok(created)
     }
@@ -196,8 +191,8 @@ impl Remote {
     fn upload(&self, path: &FilePath, name: &str) -> Result<u64, StoreError> {
         let bytes = path.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
         let (writer, location, path) = (self.writer(), self.location(name), path.to_owned());
-        wait(async move {
-            if bytes <= WHOLE_BYTES {
+        block_on(async move {
+            if bytes <= MAX_SINGLE_PUT_BYTES {
                 let content = read_part(path, 0, bytes).await?;
                 return writer.put(&location, content).await;
             }
@@ -213,19 +208,19 @@ impl Remote {
     pub(super) fn read_all(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let client = self.client.clone();
         let locations: Vec<Path> = names.iter().map(|name| self.location(name)).collect();
-        wait(async move {
+        block_on(async move {
             stream::iter(locations)
                 .map(|location| {
                     let client = client.clone();
-                    async move { Ok(small(&client, &location).await?.map(|(content, _)| content.to_vec())) }
+                    async move { Ok(read_small(&client, &location).await?.map(|(content, _)| content.to_vec())) }
                 })
-                .buffered(4 * AT_ONCE)
+                .buffered(4 * CONCURRENT_REQUESTS)
                 .try_collect()
                 .await
         })
     }
 
-    /// Brings objects into files of the staging directory.
+    /// Downloads objects into files of the staging directory.
     pub(super) fn fetch(&self, names: &[String]) -> Result<Vec<PathBuf>, StoreError> {
         let paths = names.iter().map(|name| self.fetch_path(name)).collect::<Result<Vec<_>, _>>()?;
         let targets = names.iter().map(|name| self.location(name)).zip(paths.clone()).collect();
@@ -241,7 +236,7 @@ impl Remote {
         Ok(path)
     }
 
-    /// A path of its own for each fetch: the same object may be wanted twice at once.
+    /// Returns a new path for each download: the same object may be downloaded twice at once.
     fn fetch_path(&self, name: &str) -> Result<PathBuf, StoreError> {
         let number = self.fetched.fetch_add(1, Ordering::Relaxed);
         let own = name.rsplit('/').next().unwrap_or(name);
@@ -254,10 +249,10 @@ impl Remote {
 
     fn download(&self, targets: Vec<(Path, PathBuf)>) -> Result<(), StoreError> {
         let client = self.client.clone();
-        wait(async move {
+        block_on(async move {
             stream::iter(targets)
                 .map(Ok)
-                .try_for_each_concurrent(AT_ONCE, |(location, path)| {
+                .try_for_each_concurrent(CONCURRENT_REQUESTS, |(location, path)| {
                     let client = client.clone();
                     async move { download(&client, &location, &path).await }
                 })
@@ -267,28 +262,28 @@ impl Remote {
 
     pub(super) fn list(&self, name: &str) -> Result<Vec<String>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
-        wait(async move {
-            let found = listing::folder(&client, &client.url(&location), &location).await?;
-            let files = found.objects.iter().map(|meta| &meta.location);
+        block_on(async move {
+            let listed = listing::list_folder(&client, &client.url(&location), &location).await?;
+            let files = listed.objects.iter().map(|meta| &meta.location);
             let mut names: Vec<String> =
-                files.chain(&found.folders).filter_map(|path| path.filename().map(str::to_owned)).collect();
+                files.chain(&listed.folders).filter_map(|path| path.filename().map(str::to_owned)).collect();
             names.sort_unstable();
             Ok(names)
         })
     }
 
-    pub(super) fn tree(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+    pub(super) fn list_recursive(&self, name: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let (client, location) = (self.client.clone(), self.location(name));
-        let found = wait(async move { listing::below(&client, &client.url(&location), &location).await })?;
-        Ok(found.into_iter().map(|meta| (self.name(&meta.location), meta.size)).collect())
+        let listed = block_on(async move { listing::list_below(&client, &client.url(&location), &location).await })?;
+        Ok(listed.into_iter().map(|meta| (self.name(&meta.location), meta.size)).collect())
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
         failpoint::point("remove", name);
         let (writer, location) = (self.writer(), self.location(name));
-        wait(async move {
+        block_on(async move {
             let url = writer.client.url(&location);
-            let all = listing::at_or_below(&writer.client, &url, &location).await?;
+            let all = listing::list_at_or_below(&writer.client, &url, &location).await?;
             writer.delete(all.into_iter().map(|meta| meta.location).collect()).await
         })?;
         failpoint::point("removed", name);
@@ -303,29 +298,30 @@ impl Remote {
         let start = if name.is_empty() { 0 } else { name.len() + 1 };
         let unwanted =
             |file: &String| file.get(start..).and_then(|own| own.split('/').next()).is_some_and(|own| !keep(own));
-        let all: Vec<Path> = self.tree(name)?.into_keys().filter(unwanted).map(|file| self.location(&file)).collect();
+        let all: Vec<Path> =
+            self.list_recursive(name)?.into_keys().filter(unwanted).map(|file| self.location(&file)).collect();
         failpoint::point("remove", name);
         let writer = self.writer();
-        wait(async move { writer.delete(all).await })?;
+        block_on(async move { writer.delete(all).await })?;
         failpoint::point("removed", name);
         Ok(())
     }
 }
 
-/// A lease that is given up when this is dropped.
+/// Lease that is released when this is dropped.
 #[derive(Debug)]
-pub(super) struct Claimed {
+pub(super) struct HeldLease {
     lease: Arc<Lease>,
     staging: LocalDirectory,
 }
 
-impl Drop for Claimed {
+impl Drop for HeldLease {
     fn drop(&mut self) {
-        // While the claim still keeps others away from it. What stays goes when the next process has the claim.
+        // While the lease still keeps other processes away. What cannot be removed now, the next process removes.
         self.staging.clear().ok();
         let lease = Arc::clone(&self.lease);
-        // A claim that could not be given up is void a little later.
-        wait(async move {
+        // A lease that cannot be released expires.
+        block_on(async move {
             tokio::time::timeout(std::time::Duration::from_secs(3), lease.release()).await.ok();
             Ok(())
         })
@@ -333,145 +329,10 @@ impl Drop for Claimed {
     }
 }
 
-/// Writes on behalf of whoever holds the directory.
-struct Writer {
-    client: Client,
-    s3: S3,
-    lease: Option<Arc<Lease>>,
-}
-
-impl Writer {
-    /// Waits until this process holds the lease again; returns at once where the directory has none.
-    async fn may_write(&self) -> Result<(), StoreError> {
-        match &self.lease {
-            Some(lease) => lease.held().await,
-            None => Ok(()),
-        }
-    }
-
-    async fn put(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
-        let url = self.client.url(location);
-        let put = || self.s3.upload.put(location, PutPayload::from(content.clone()));
-        let answer = self.client.upload(&url, content.len(), || self.may_write(), put).await?;
-        answer.map_err(|error| explain(&url, "written", error))?;
-        self.client.traffic.written(content.len());
-        Ok(())
-    }
-
-    /// Writes an object if there is none; one of the same content is ours, whose answer was lost.
-    async fn create(&self, location: &Path, content: Bytes) -> Result<bool, StoreError> {
-        let (client, url) = (&self.client, self.client.url(location));
-        let mut patience = client.patience();
-        loop {
-            let put = || {
-                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-                self.s3.upload.put_opts(location, PutPayload::from(content.clone()), options)
-            };
-            match client.upload(&url, content.len(), || self.may_write(), put).await? {
-                Ok(_) => {
-                    client.traffic.written(content.len());
-                    return Ok(true);
-                }
-                // 409 too arrives as this, and stands for a write that was going on, perhaps our own.
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => match small(client, location).await? {
-                    Some((there, _)) => return Ok(there == content),
-                    None => patience.wait(&url, "written", "another write was going on".to_owned()).await?,
-                },
-                Err(error) if unsupported(&error) => {
-                    if let Some((there, _)) = small(client, location).await? {
-                        return Ok(there == content);
-                    }
-                    // The lease keeps everybody else away.
-                    self.put(location, content).await?;
-                    return Ok(true);
-                }
-                Err(error) => return Err(explain(&url, "written", error)),
-            }
-        }
-    }
-
-    /// Uploads a file in parts. The object appears when all are there.
-    async fn put_parts(&self, location: &Path, path: &FilePath, bytes: u64) -> Result<(), StoreError> {
-        let (client, s3) = (&self.client, &self.s3.upload);
-        let url = client.url(location);
-        let head = || client.answer(&url, "read", || self.s3.store.head(location));
-        // What is there may be as long as what is to come.
-        let before = head().await?.ok().and_then(|meta| meta.e_tag);
-        let create = || s3.create_multipart(location);
-        let id = client.upload(&url, 0, || self.may_write(), create).await?;
-        let id = id.map_err(|error| explain(&url, "written", error))?;
-        let part_bytes = PART_BYTES.max(bytes.div_ceil(PARTS));
-        let upload = async {
-            let starts = (0..bytes).step_by(part_bytes as usize).enumerate();
-            let parts: Vec<_> = stream::iter(starts)
-                .map(|(index, start)| {
-                    let (id, url) = (&id, &url);
-                    async move {
-                        let part = read_part(path.to_owned(), start, part_bytes.min(bytes - start)).await?;
-                        let put = || s3.put_part(location, id, index, PutPayload::from(part.clone()));
-                        let done = client.upload(url, part.len(), || self.may_write(), put).await?;
-                        client.traffic.written(part.len());
-                        done.map_err(|error| explain(url, "written", error))
-                    }
-                })
-                .buffered(PARTS_AT_ONCE)
-                .try_collect()
-                .await?;
-            let complete = || s3.complete_multipart(location, &id, parts.clone());
-            // The store puts the parts together, which takes it a while.
-            match client.upload(&url, bytes as usize, || self.may_write(), complete).await? {
-                Ok(_) => Ok(()),
-                // The upload is gone when it was completed by a request whose answer was lost.
-                Err(error) => match head().await? {
-                    Ok(meta) if meta.size == bytes && (before.is_none() || meta.e_tag != before) => Ok(()),
-                    _ => Err(explain(&url, "written", error)),
-                },
-            }
-        };
-        let uploaded = upload.await;
-        if uploaded.is_err() {
-            // Its parts would be stored, and paid for, until somebody looks.
-            self.s3.store.abort_multipart(location, &id).await.ok();
-        }
-        uploaded
-    }
-
-    /// Deletes objects; one that is not there is fine.
-    async fn delete(&self, locations: Vec<Path>) -> Result<(), StoreError> {
-        stream::iter(locations)
-            .map(Ok)
-            .try_for_each_concurrent(AT_ONCE, |location| async move {
-                let url = self.client.url(&location);
-                if let Some(lease) = &self.lease {
-                    lease.held().await?;
-                }
-                match self.client.answer(&url, "removed", || self.client.inner.delete(&location)).await? {
-                    Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(explain(&url, "removed", error)),
-                }
-            })
-            .await
-    }
-}
-
-async fn read_part(path: PathBuf, start: u64, bytes: u64) -> Result<Bytes, StoreError> {
-    let read = tokio::task::spawn_blocking(move || {
-        use std::os::unix::fs::FileExt as _;
-        let mut part = vec![0; bytes as usize];
-        std::fs::File::open(&path)
-            .and_then(|file| file.read_exact_at(&mut part, start))
-            .map_err(|error| StoreError::io(&path, "read", error))?;
-        Ok(Bytes::from(part))
-    });
-    read.await.unwrap_or_else(|error| {
-        Err(StoreError::Io { path: "the upload".to_owned(), action: "read", source: std::io::Error::other(error) })
-    })
-}
-
-/// Brings an object into a file, one range after the other.
+/// Downloads an object into a file, one range after the other.
 async fn download(client: &Client, location: &Path, path: &FilePath) -> Result<(), StoreError> {
     let url = client.url(location);
-    let meta = client.ask(&url, "read", || client.inner.head(location)).await?;
+    let meta = client.request(&url, "read", || client.inner.head(location)).await?;
     let object = Object::new(url, client, meta);
     let failed = |error| StoreError::io(path, "written", error);
     let mut file = tokio::fs::File::create(path).await.map_err(failed)?;

@@ -1,16 +1,16 @@
-//! Bytes in flight, over all stages together.
+//! Limit on the bytes in flight across all stages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes that one permit stands for: the semaphore counts in `u32`, budgets go beyond 4 GiB.
+/// Bytes per semaphore permit: a semaphore counts permits in `u32`, and budgets exceed 4 GiB.
 const UNIT_BYTES: u64 = 4096;
 
-/// Hands out bytes up to a limit; who asks for more than is free waits.
+/// Grants bytes up to a limit; a request for more than is free waits.
 ///
-/// Requests are served in the order in which they were made, so a large one is not starved by small ones.
+/// Requests are granted in the order in which they were made, so small ones cannot starve a large one.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {
     free: Arc<Semaphore>,
@@ -19,9 +19,9 @@ pub struct ByteBudget {
     peak: Arc<AtomicU64>,
 }
 
-/// Bytes taken from a [`ByteBudget`]; dropping it gives them back.
+/// Bytes granted by a [`ByteBudget`]; dropping the permit returns them.
 #[derive(Debug)]
-#[must_use = "dropping it gives the bytes back"]
+#[must_use = "dropping the permit returns the bytes"]
 pub struct BytePermit {
     bytes: u64,
     in_flight: Arc<AtomicU64>,
@@ -29,7 +29,7 @@ pub struct BytePermit {
 }
 
 impl BytePermit {
-    /// How many bytes are held.
+    /// Returns the number of granted bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -42,10 +42,10 @@ impl Drop for BytePermit {
 }
 
 impl ByteBudget {
-    /// A budget of `limit_bytes`, rounded down to 4 KiB, at least 4 KiB.
+    /// Creates a budget of `limit_bytes`, rounded down to a multiple of 4 KiB; the minimum is 4 KiB.
     pub fn new(limit_bytes: u64) -> Self {
-        let most = u64::from(u32::MAX).min(Semaphore::MAX_PERMITS as u64);
-        let total_units = (limit_bytes / UNIT_BYTES).clamp(1, most) as u32;
+        let max_units = u64::from(u32::MAX).min(Semaphore::MAX_PERMITS as u64);
+        let total_units = (limit_bytes / UNIT_BYTES).clamp(1, max_units) as u32;
         Self {
             free: Arc::new(Semaphore::new(total_units as usize)),
             total_units,
@@ -54,36 +54,36 @@ impl ByteBudget {
         }
     }
 
-    /// Waits until `bytes` are free and takes them.
+    /// Waits until `bytes` are free and grants them.
     ///
-    /// A request over the whole budget takes all of it: it runs alone. `RunConfig::check_bounds` refuses budgets under
-    /// the largest single request, so this happens only to records that are larger than their own limit.
+    /// A request for more than the whole budget waits for all of it and then runs alone. `RunConfig::check_bounds` refuses
+    /// budgets below the largest regular request, so this happens only to records that exceed their own limit.
     ///
     /// # Cancel safety
-    /// A caller dropped while waiting takes nothing.
-    pub async fn take(&self, bytes: u64) -> BytePermit {
-        // The semaphore is never closed, so the only error cannot occur; an empty permit would still be sound.
+    /// A caller that is dropped while it waits holds no bytes.
+    pub async fn acquire(&self, bytes: u64) -> BytePermit {
+        // The semaphore is never closed, so this error cannot occur.
         let permit = match Arc::clone(&self.free).acquire_many_owned(self.units(bytes)).await {
             Ok(permit) => permit,
             Err(_closed) => std::future::pending().await,
         };
-        self.held(bytes, permit)
+        self.grant(bytes, permit)
     }
 
-    /// As [`Self::take`], for a thread that may wait.
-    pub fn take_blocking(&self, bytes: u64) -> BytePermit {
+    /// Blocks the calling thread until `bytes` are free and grants them.
+    pub fn acquire_blocking(&self, bytes: u64) -> BytePermit {
         match Arc::clone(&self.free).try_acquire_many_owned(self.units(bytes)) {
-            Ok(permit) => self.held(bytes, permit),
-            Err(_) => futures::executor::block_on(self.take(bytes)),
+            Ok(permit) => self.grant(bytes, permit),
+            Err(_) => futures::executor::block_on(self.acquire(bytes)),
         }
     }
 
-    /// What `bytes` take of a budget: whole units.
+    /// Rounds `bytes` up to the units that a request takes from a budget.
     pub fn rounded(bytes: u64) -> u64 {
         bytes.div_ceil(UNIT_BYTES).saturating_mul(UNIT_BYTES)
     }
 
-    /// What a budget of `limit_bytes` gives out: whole units.
+    /// Rounds `limit_bytes` down to the units that a budget of this limit can grant.
     pub fn usable(limit_bytes: u64) -> u64 {
         limit_bytes / UNIT_BYTES * UNIT_BYTES
     }
@@ -92,23 +92,23 @@ impl ByteBudget {
         u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.total_units)
     }
 
-    fn held(&self, bytes: u64, permit: OwnedSemaphorePermit) -> BytePermit {
+    fn grant(&self, bytes: u64, permit: OwnedSemaphorePermit) -> BytePermit {
         let now = self.in_flight.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);
         BytePermit { bytes, in_flight: Arc::clone(&self.in_flight), _permit: permit }
     }
 
-    /// Bytes in flight.
+    /// Returns the bytes in flight.
     pub fn in_flight_bytes(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// The limit, in whole permits.
+    /// Returns the limit, in whole units.
     pub fn limit_bytes(&self) -> u64 {
         u64::from(self.total_units) * UNIT_BYTES
     }
 
-    /// Most bytes that were in flight at once.
+    /// Returns the largest number of bytes that were in flight at once.
     pub fn peak_bytes(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
     }
@@ -121,23 +121,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_budget_makes_the_next_one_wait() {
+    async fn full_budget_makes_next_request_wait() {
         let budget = ByteBudget::new(8192);
-        let first = budget.take(8192).await;
-        assert!(tokio::time::timeout(Duration::from_millis(100), budget.take(1)).await.is_err());
+        let first = budget.acquire(8192).await;
+        assert!(tokio::time::timeout(Duration::from_millis(100), budget.acquire(1)).await.is_err());
         drop(first);
-        let second = budget.take(1).await;
+        let second = budget.acquire(1).await;
         assert_eq!(second.bytes(), 1);
         assert_eq!(budget.peak_bytes(), 8192);
     }
 
     #[test]
-    fn a_thread_without_a_runtime_waits_too() {
+    fn thread_without_runtime_waits() {
         let budget = ByteBudget::new(8192);
-        let first = budget.take_blocking(8192);
+        let first = budget.acquire_blocking(8192);
         let waiting = std::thread::spawn({
             let budget = budget.clone();
-            move || budget.take_blocking(4096).bytes()
+            move || budget.acquire_blocking(4096).bytes()
         });
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished());
@@ -146,9 +146,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_over_the_whole_budget_runs_alone() {
+    async fn request_over_whole_budget_runs_alone() {
         let budget = ByteBudget::new(8192);
-        let large = budget.take(1 << 20).await;
+        let large = budget.acquire(1 << 20).await;
         assert_eq!(large.bytes(), 1 << 20);
     }
 }

@@ -1,13 +1,13 @@
-//! CPU work on threads of its own.
+//! Dedicated threads for CPU work.
 //!
-//! A thread goes from work to work without asking anybody: it waits in the pool's queue, and whoever hands it in bounds how much.
-//! tokio's blocking threads come and go by the dozen, and the system's allocator keeps what each of them once had: memory would grow for
-//! as long as new ones take part.
+//! The threads live as long as the pool. tokio's blocking threads come and go by the dozen, and the allocator keeps the
+//! memory that each of them once used, so memory would grow with every new thread. Jobs wait in the pool's queue; callers
+//! bound its length.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-/// A fixed number of threads for work that is longer than a task may hold one.
+/// Fixed number of threads for jobs that would occupy an async task for too long.
 #[derive(Debug, Clone)]
 pub struct CpuPool {
     threads: Arc<rayon::ThreadPool>,
@@ -19,44 +19,45 @@ pub struct CpuPool {
 #[error("an internal error ended a worker thread")]
 pub struct JobPanicked;
 
-/// The system gives no threads.
+/// The system refused to start the threads of a [`CpuPool`].
 #[derive(Debug, thiserror::Error)]
-#[error("the system gives no {width} threads for decoding: {reason}; lower `limits.cpu_workers`")]
+#[error("the system cannot start {width} threads for decoding: {reason}; lower `limits.cpu_workers`")]
 pub struct NoThreads {
     width: usize,
     reason: String,
 }
 
 impl CpuPool {
-    /// A pool that runs at most `width` jobs at once.
+    /// Creates a pool of `width` threads.
     ///
     /// # Errors
-    /// When the system gives no threads.
+    /// When the system refuses to start them.
     pub fn new(width: usize) -> Result<Self, NoThreads> {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(width).thread_name(|index| format!("decode-{index}"));
         let threads = threads.build().map_err(|error| NoThreads { width, reason: error.to_string() })?;
         Ok(Self { threads: Arc::new(threads), width })
     }
 
-    /// Jobs that run at once.
+    /// Returns the number of threads.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Has `work` run as often as there are threads, or `items`, and waits for all of it. Each run begins as soon as a thread is
-    /// free, in the order of the calls, which may be when another one has done everything: it has to look for what is left to do.
+    /// Runs `job` once on each thread, at most `items` times, and waits for all runs.
     ///
-    /// The caller must not be one of the threads, and blocks its own.
+    /// Runs start in the order of the calls, each as soon as a thread is free. A run may start after another one has
+    /// finished all items, so `job` must check for remaining items itself. Blocks the calling thread, which must not belong
+    /// to the pool.
     ///
     /// # Errors
-    /// When the work panics.
-    pub fn all(&self, items: usize, work: impl Fn() + Sync) -> Result<(), JobPanicked> {
-        let shared = || {
+    /// When a run panics.
+    pub fn run_on_all(&self, items: usize, job: impl Fn() + Sync) -> Result<(), JobPanicked> {
+        let run = || {
             self.threads.in_place_scope_fifo(|scope| {
-                (0..self.width.min(items)).for_each(|_| scope.spawn_fifo(|_| work()));
+                (0..self.width.min(items)).for_each(|_| scope.spawn_fifo(|_| job()));
             });
         };
-        catch_unwind(AssertUnwindSafe(shared)).map_err(|_| JobPanicked)
+        catch_unwind(AssertUnwindSafe(run)).map_err(|_| JobPanicked)
     }
 }
 
@@ -68,12 +69,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_threads_take_part_and_no_more_than_there_is_work_for() {
+    fn job_runs_once_a_thread_and_at_most_once_an_item() {
         let pool = CpuPool::new(3).unwrap();
         for (items, expected) in [(0, 0), (1, 1), (2, 2), (3, 3), (100, 3)] {
             let (barrier, count) = (Barrier::new(expected), AtomicUsize::new(0));
-            pool.all(items, || {
-                // Only threads that run at once get past it.
+            pool.run_on_all(items, || {
+                // Opens only when `expected` runs are active at once.
                 barrier.wait();
                 count.fetch_add(1, Ordering::SeqCst);
             })
@@ -83,31 +84,31 @@ mod tests {
     }
 
     #[test]
-    fn never_more_at_once_than_threads_whoever_calls() {
+    fn concurrent_callers_share_the_threads() {
         let pool = CpuPool::new(2).unwrap();
-        let (now, most, left) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(0..200));
-        let work = || {
-            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            while left.lock().unwrap().next().is_some() {
+        let (active, peak, items) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(0..200));
+        let job = || {
+            peak.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            while items.lock().unwrap().next().is_some() {
                 std::thread::yield_now();
             }
-            now.fetch_sub(1, Ordering::SeqCst);
+            active.fetch_sub(1, Ordering::SeqCst);
         };
         std::thread::scope(|scope| {
             for _ in 0..10 {
-                scope.spawn(|| pool.all(100, work).unwrap());
+                scope.spawn(|| pool.run_on_all(100, job).unwrap());
             }
         });
-        assert!((1..=2).contains(&most.into_inner()));
-        assert_eq!(left.into_inner().unwrap().next(), None);
+        assert!((1..=2).contains(&peak.into_inner()));
+        assert_eq!(items.into_inner().unwrap().next(), None);
     }
 
     #[test]
-    fn a_panic_is_an_error_and_the_next_work_is_done() {
+    fn pool_survives_a_panic() {
         let pool = CpuPool::new(1).unwrap();
-        assert_eq!(pool.all(1, || std::panic::resume_unwind(Box::new(()))), Err(JobPanicked));
-        let done = AtomicUsize::new(0);
-        assert_eq!(pool.all(1, || done.store(7, Ordering::SeqCst)), Ok(()));
-        assert_eq!(done.into_inner(), 7);
+        assert_eq!(pool.run_on_all(1, || std::panic::resume_unwind(Box::new(()))), Err(JobPanicked));
+        let result = AtomicUsize::new(0);
+        assert_eq!(pool.run_on_all(1, || result.store(7, Ordering::SeqCst)), Ok(()));
+        assert_eq!(result.into_inner(), 7);
     }
 }

@@ -1,35 +1,34 @@
-//! One OS thread owns device, model and optimiser; host values cross to it, numbers come back.
+//! OS thread that owns device, model and optimiser; jobs go in and host values come back.
 //!
-//! burn orders device work by thread, and tokio moves tasks between threads: a task that touched tensors directly
-//! would reorder its own work.
+//! burn orders device work by thread and tokio moves tasks between threads, so a task that used tensors directly would
+//! reorder its own work.
 
 use tokio::sync::{mpsc, oneshot};
 
 type Job<D> = Box<dyn FnOnce(&mut D) + Send>;
 
-/// The thread's door. Dropping it ends the thread once its last job is done.
+/// Handle to the thread. Dropping it ends the thread after its last job.
 #[derive(Debug)]
 pub struct DeviceThread<D> {
     jobs: mpsc::Sender<Job<D>>,
 }
 
-/// The device's thread ended, because a job panicked.
+/// The device thread ended because a job panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the device stopped answering after an internal error")]
 pub struct DeviceGone;
 
 impl<D: 'static> DeviceThread<D> {
-    /// Starts the thread; `open` runs on it, so `D` need not be `Send`. Waits until the device is open.
+    /// Starts the thread and waits until `open` has opened the device on it; `D` need not be `Send`.
     ///
     /// # Errors
-    /// The outer error is the system's refusal of a thread or [`DeviceGone`] where `open` panics, the inner one
-    /// is what `open` returns.
+    /// The outer error: the system refused the thread, or `open` panicked. The inner error: `open` returned it.
     pub async fn start<E, F>(open: F) -> Result<Result<Self, E>, DeviceGone>
     where
         E: Send + 'static,
         F: FnOnce() -> Result<D, E> + Send + 'static,
     {
-        // One job waits while one runs: the next batch is prefetched, no more.
+        // At most one job waits while another runs, so one batch is prefetched.
         let (jobs, mut queue) = mpsc::channel::<Job<D>>(1);
         let (opened, answer) = oneshot::channel();
         std::thread::Builder::new()
@@ -53,7 +52,7 @@ impl<D: 'static> DeviceThread<D> {
         }
     }
 
-    /// Runs `job` on the device's thread and waits for its answer.
+    /// Runs `job` on the device thread and returns its result.
     ///
     /// # Errors
     /// When this job or an earlier one panicked.
@@ -64,7 +63,7 @@ impl<D: 'static> DeviceThread<D> {
     {
         let (reply, answer) = oneshot::channel();
         let boxed: Job<D> = Box::new(move |device| {
-            // The caller may have been cancelled; then nobody wants the answer.
+            // The caller may have been cancelled.
             reply.send(job(device)).ok();
         });
         self.jobs.send(boxed).await.map_err(|_| DeviceGone)?;
@@ -80,19 +79,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn state_that_cannot_cross_threads_stays_on_its_own() {
+    async fn state_need_not_be_send() {
         let device = DeviceThread::start(|| Ok::<_, Infallible>(Rc::new(41))).await.unwrap().unwrap();
         assert_eq!(device.call(|state| **state + 1).await, Ok(42));
     }
 
     #[tokio::test]
-    async fn a_failed_opening_is_handed_back() {
+    async fn failure_to_open_is_returned() {
         let opened = DeviceThread::<()>::start(|| Err("no driver")).await.unwrap();
         assert_eq!(opened.err(), Some("no driver"));
     }
 
     #[tokio::test]
-    async fn a_panic_surfaces_now_and_later() {
+    async fn panic_fails_this_and_later_calls() {
         let device = DeviceThread::start(|| Ok::<_, Infallible>(())).await.unwrap().unwrap();
         let first = device.call(|()| std::panic::resume_unwind(Box::new(()))).await;
         assert_eq!(first, Err::<(), _>(DeviceGone));

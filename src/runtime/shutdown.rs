@@ -1,21 +1,21 @@
-//! The wish to stop, and who wished it.
+//! Request to stop the run, with the signal that caused it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-/// What asked the run to stop.
+/// Signal that stops a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGINT: Ctrl-C.
     Interrupt,
-    /// SIGTERM: what a cloud sends before it takes a machine away.
+    /// SIGTERM: the signal that clouds send before they reclaim a machine.
     Terminate,
 }
 
 impl Signal {
-    /// The process's exit code after it: 128 + the signal's number.
+    /// Returns the exit code of the process after this signal: 128 + the signal's number.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
@@ -24,7 +24,7 @@ impl Signal {
     }
 }
 
-/// Shared by all stages; once raised it stays raised.
+/// Shutdown request shared by all stages; once raised it stays raised.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     token: CancellationToken,
@@ -32,18 +32,18 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Asks every stage to finish or drop what it has in hand and return.
+    /// Asks every stage to finish or drop its current work and return.
     pub fn raise(&self, signal: Signal) {
         self.signal.store(signal.exit_code(), Ordering::SeqCst);
         self.token.cancel();
     }
 
-    /// Whether it was raised, for loops that do not wait.
+    /// Returns whether shutdown was requested; for code that does not await.
     pub fn is_raised(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    /// Who raised it.
+    /// Returns the signal that requested shutdown.
     pub fn signal(&self) -> Option<Signal> {
         match self.signal.load(Ordering::SeqCst) {
             130 => Some(Signal::Interrupt),
@@ -52,7 +52,7 @@ impl Shutdown {
         }
     }
 
-    /// Waits until it is raised.
+    /// Waits until shutdown is requested.
     pub async fn raised(&self) {
         self.token.cancelled().await;
     }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_clone_sees_the_signal() {
+    fn every_clone_observes_the_signal() {
         let stop = Shutdown::default();
         let other = stop.clone();
         assert!(!other.is_raised());

@@ -1,7 +1,4 @@
-//! How far each stage is, where its time goes and what is in flight, for whoever wants to show it.
-//!
-//! Stages count into a [`StageProgress`]; the terminal, the log, `status`, Prometheus and the report read [`Snapshot`]s. Counting
-//! never waits.
+//! Progress of the stages, and metrics that they share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::stage_timer::{Activity, StageTimer, TimerSnapshot};
 
-/// All meters of a run, in the order in which the stages started, and readings of what the stages share.
+/// Progress of all stages of a run in the order in which they started, and the run's metrics.
 #[derive(Debug, Clone, Default)]
 pub struct ProgressRegistry {
     stages: Arc<Mutex<Vec<Arc<StageProgress>>>>,
@@ -27,114 +24,114 @@ pub struct StageProgress {
     started: Instant,
     finished_after_us: AtomicU64,
     finished: AtomicBool,
-    clocks: Mutex<Vec<Arc<StageTimer>>>,
+    timers: Mutex<Vec<Arc<StageTimer>>>,
     shards: Mutex<Vec<Shard>>,
 }
 
-/// What of one shard is done.
+/// Progress of one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shard {
-    /// Its name.
+    /// Name of the shard.
     pub name: String,
-    /// Its stored bytes.
+    /// Stored bytes of the shard.
     pub bytes: u64,
-    /// Stored bytes that this process read of it; all of them where it is done.
+    /// Stored bytes that this process has read; all of them once the shard is done.
     pub read_bytes: u64,
-    /// Rows whose fate is committed.
+    /// Committed rows.
     pub rows: u64,
-    /// Of these, rows that were kept.
+    /// Committed rows that were kept.
     pub kept: u64,
-    /// Of these, rows that nothing wants.
+    /// Committed rows that no stage uses.
     pub skipped: u64,
-    /// Of these, rows that could not be used.
+    /// Committed rows that could not be used.
     pub quarantined: u64,
-    /// Whether all of its rows are committed.
+    /// Whether all rows of the shard are committed.
     pub done: bool,
 }
 
-/// A meter at one moment.
+/// Progress of one stage at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// Stage, as a person calls it.
+pub struct StageSnapshot {
+    /// Display name of the stage.
     pub name: String,
-    /// What is counted.
+    /// Unit of the counts.
     pub unit: &'static str,
-    /// Units done, those of earlier processes of the same run included.
+    /// Finished units, including those of earlier processes of the same run.
     pub done: u64,
-    /// Of these, units that earlier processes did.
+    /// Finished units of earlier processes.
     pub resumed: u64,
-    /// Units in all, where known.
+    /// Total units; `None` while unknown.
     pub total: Option<u64>,
-    /// Time since the stage started, or that it took.
+    /// Time since the stage started; its duration once it has finished.
     pub elapsed: Duration,
-    /// Whether it is over.
+    /// Whether the stage has finished.
     pub finished: bool,
-    /// Where the time of its parts goes.
+    /// Times of the stage's parts.
     pub parts: Vec<TimerSnapshot>,
-    /// Its shards, in their order.
+    /// Progress of the stage's shards, in order.
     pub shards: Vec<Shard>,
 }
 
-impl Snapshot {
-    /// Units per second of this process.
+impl StageSnapshot {
+    /// Returns the units per second of this process.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { (self.done - self.resumed.min(self.done)) as f64 / seconds } else { 0.0 }
     }
 
-    /// Time to the end at the rate so far, where the total is known and something was done.
+    /// Estimates the time to the end at the rate so far; `None` while total or rate is unknown.
     pub fn eta(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.done);
         let rate = self.rate();
         (rate > 0.0).then(|| Duration::from_secs_f64((left as f64 / rate).min(1e9)))
     }
 
-    /// Who held the stage up most, and for which share of the time: the part that worked most, or somebody outside for whom a
-    /// part waited longest.
+    /// Returns the party that limited the stage most, and its share of the elapsed time: the part with the longest work, or
+    /// an outside party with the longest wait for it.
     pub fn bottleneck(&self) -> Option<(&'static str, f64)> {
-        // A part that ended early is idle for the rest of the stage.
+        // A part that has ended is idle for the rest of the stage.
         let (who, time) = self.parts.iter().flat_map(TimerSnapshot::suspects).max_by_key(|(_, time)| *time)?;
         Some((who, (time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0)))
     }
 
-    /// The share of the time that the part `name` had no input.
+    /// Returns the share of time that the part `name` waited for input.
     pub fn starved(&self, name: &str) -> Option<f64> {
         self.parts.iter().find(|part| part.name == name).map(|part| part.share(Activity::Starved))
     }
 }
 
-/// What a reading is of.
+/// Type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Goes up and down; may have a limit.
+pub enum MetricKind {
+    /// A value that goes up and down and may have a limit.
     Gauge,
-    /// Only grows.
+    /// A value that only grows.
     Counter,
 }
 
-/// Something that the stages share, at one moment.
+/// One metric at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
-    /// What it is, in `snake_case`, with its unit.
+pub struct Metric {
+    /// Name in `snake_case`, with its unit.
     pub name: &'static str,
-    /// What that means.
+    /// Description for people.
     pub help: &'static str,
-    /// How it moves.
-    pub kind: Kind,
-    /// Its value.
+    /// Type of the metric.
+    pub kind: MetricKind,
+    /// Current value.
     pub value: u64,
-    /// The most that it may be, where there is a limit.
+    /// Upper limit of the value, where there is one.
     pub limit: Option<u64>,
 }
 
-type Probing = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+type ReadMetric = Box<dyn Fn() -> Option<u64> + Send + Sync>;
 
 struct Probe {
     name: &'static str,
     help: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     limit: Option<u64>,
-    read: Probing,
+    read: ReadMetric,
 }
 
 impl std::fmt::Debug for Probe {
@@ -143,12 +140,12 @@ impl std::fmt::Debug for Probe {
     }
 }
 
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ProgressRegistry {
-    /// Adds a stage and starts its clock. A total of 0 means unknown.
+    /// Adds a stage and starts its timer. A total of 0 means unknown.
     pub fn stage(&self, name: impl Into<String>, unit: &'static str, total: u64) -> Arc<StageProgress> {
         let stage_progress = Arc::new(StageProgress {
             name: name.into(),
@@ -159,20 +156,19 @@ impl ProgressRegistry {
             started: Instant::now(),
             finished_after_us: AtomicU64::new(0),
             finished: AtomicBool::new(false),
-            clocks: Mutex::default(),
+            timers: Mutex::default(),
             shards: Mutex::default(),
         });
-        held(&self.stages).push(Arc::clone(&stage_progress));
+        lock(&self.stages).push(Arc::clone(&stage_progress));
         stage_progress
     }
 
-    /// Every stage as it is now.
-    pub fn snapshots(&self) -> Vec<Snapshot> {
-        held(&self.stages).iter().map(|stage_progress| stage_progress.snapshot()).collect()
+    /// Returns the progress of every stage.
+    pub fn snapshots(&self) -> Vec<StageSnapshot> {
+        lock(&self.stages).iter().map(|stage_progress| stage_progress.snapshot()).collect()
     }
 
-    /// Adds something that goes up and down, with its limit where there is one; `None`: there is nothing to read any more.
-    /// A later one of the same name takes its place.
+    /// Adds a gauge, which replaces an earlier metric of the same name. `read` returns `None` once there is no value left.
     pub fn gauge(
         &self,
         name: &'static str,
@@ -180,86 +176,92 @@ impl ProgressRegistry {
         limit: Option<u64>,
         read: impl Fn() -> Option<u64> + Send + Sync + 'static,
     ) {
-        self.probe(Probe { name, help, kind: Kind::Gauge, limit, read: Box::new(read) });
+        self.add_probe(Probe { name, help, kind: MetricKind::Gauge, limit, read: Box::new(read) });
     }
 
-    /// Adds something that only grows.
+    /// Adds a counter, which replaces an earlier metric of the same name.
     pub fn counter(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
-        self.probe(Probe { name, help, kind: Kind::Counter, limit: None, read: Box::new(move || Some(read())) });
+        self.add_probe(Probe {
+            name,
+            help,
+            kind: MetricKind::Counter,
+            limit: None,
+            read: Box::new(move || Some(read())),
+        });
     }
 
-    fn probe(&self, probe: Probe) {
-        let mut probes = held(&self.probes);
+    fn add_probe(&self, probe: Probe) {
+        let mut probes = lock(&self.probes);
         probes.retain(|known| known.name != probe.name);
         probes.push(probe);
     }
 
-    /// Every reading as it is now.
-    pub fn readings(&self) -> Vec<Reading> {
-        let probes = held(&self.probes);
+    /// Returns the current value of every metric that has one.
+    pub fn readings(&self) -> Vec<Metric> {
+        let probes = lock(&self.probes);
         let read = |probe: &Probe| {
             let Probe { name, help, kind, limit, .. } = *probe;
-            (probe.read)().map(|value| Reading { name, help, kind, value, limit })
+            (probe.read)().map(|value| Metric { name, help, kind, value, limit })
         };
         probes.iter().filter_map(read).collect()
     }
 }
 
 impl StageProgress {
-    /// The stage, as a person calls it.
+    /// Returns the display name of the stage.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Counts units that this process did.
+    /// Counts units that this process finished.
     pub fn add(&self, units: u64) {
         self.done.fetch_add(units, Ordering::Relaxed);
     }
 
-    /// Counts units that an earlier process of the same run did.
+    /// Counts units that an earlier process of the same run finished.
     pub fn add_resumed(&self, units: u64) {
         self.resumed.fetch_add(units, Ordering::Relaxed);
         self.done.fetch_add(units, Ordering::Relaxed);
     }
 
-    /// Sets what is known of the total.
+    /// Sets the total units; 0 means unknown.
     pub fn set_total(&self, units: u64) {
         self.total.store(units, Ordering::Relaxed);
     }
 
-    /// Units done so far, and in all where that is known.
+    /// Returns the finished units and, where known, the total.
     pub fn progress(&self) -> (u64, Option<u64>) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed), (total > 0).then_some(total))
     }
 
-    /// Adds the clock of a part.
-    pub fn part(&self, clock: StageTimer) -> Arc<StageTimer> {
-        let clock = Arc::new(clock);
-        held(&self.clocks).push(Arc::clone(&clock));
-        clock
+    /// Adds the timer of a part.
+    pub fn part(&self, timer: StageTimer) -> Arc<StageTimer> {
+        let timer = Arc::new(timer);
+        lock(&self.timers).push(Arc::clone(&timer));
+        timer
     }
 
-    /// Sets the shards that the stage reads, in their order.
+    /// Sets the shards that the stage reads, in order.
     pub fn set_shards(&self, shards: Vec<Shard>) {
-        *held(&self.shards) = shards;
+        *lock(&self.shards) = shards;
     }
 
-    /// Changes what is known of a shard.
+    /// Updates the progress of one shard.
     pub fn shard(&self, index: usize, change: impl FnOnce(&mut Shard)) {
-        held(&self.shards).get_mut(index).map(change);
+        lock(&self.shards).get_mut(index).map(change);
     }
 
-    /// Stops the stage's clocks.
+    /// Marks the stage as finished and stops its timers.
     pub fn finish(&self) {
         if !self.finished.swap(true, Ordering::SeqCst) {
             self.finished_after_us.store(self.started.elapsed().as_micros() as u64, Ordering::SeqCst);
-            held(&self.clocks).iter().for_each(|clock| clock.end());
+            lock(&self.timers).iter().for_each(|timer| timer.end());
         }
     }
 
-    /// The meter as it is now.
-    pub fn snapshot(&self) -> Snapshot {
+    /// Returns the progress at this moment.
+    pub fn snapshot(&self) -> StageSnapshot {
         let finished = self.finished.load(Ordering::SeqCst);
         let elapsed = if finished {
             Duration::from_micros(self.finished_after_us.load(Ordering::SeqCst))
@@ -267,7 +269,7 @@ impl StageProgress {
             self.started.elapsed()
         };
         let (done, total) = self.progress();
-        Snapshot {
+        StageSnapshot {
             name: self.name.clone(),
             unit: self.unit,
             done,
@@ -275,8 +277,8 @@ impl StageProgress {
             total,
             elapsed,
             finished,
-            parts: held(&self.clocks).iter().map(|clock| clock.snapshot()).collect(),
-            shards: held(&self.shards).clone(),
+            parts: lock(&self.timers).iter().map(|timer| timer.snapshot()).collect(),
+            shards: lock(&self.shards).clone(),
         }
     }
 }
@@ -286,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_of_earlier_processes_is_no_part_of_the_rate() {
+    fn rate_excludes_earlier_processes() {
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("decode", "images", 100);
         stage_progress.add_resumed(90);
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bottleneck_is_who_worked_or_was_waited_for_most() {
+    fn bottleneck_is_the_longest_work_or_outside_wait() {
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 0);
         let read = stage_progress.part(StageTimer::serial("read rows").starved_by("the store"));
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_that_is_gone_is_not_shown_and_a_later_one_replaces_it() {
+    fn metric_without_value_is_hidden_until_replaced() {
         let registry = ProgressRegistry::default();
         registry.gauge("queue", "waiting", Some(4), || None);
         registry.counter("requests_total", "requests", || 7);

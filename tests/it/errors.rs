@@ -43,8 +43,8 @@ fn inputs_that_are_not_there_are_named() {
     let dir = tempfile::tempdir().unwrap();
     for (from, to, word) in [
         ("data/train-*-of-00005.tsv", "data/none-*.tsv", "none-*.tsv` matches no file"),
-        ("data/test.tsv", "data/absent.tsv", "absent.tsv` is not there"),
-        ("data/test_caption_list.csv", "data/absent.csv", "absent.csv` is not there"),
+        ("data/test.tsv", "data/absent.tsv", "absent.tsv` does not exist"),
+        ("data/test_caption_list.csv", "data/absent.csv", "absent.csv` does not exist"),
     ] {
         let (code, text) =
             fails(dir.path(), &pipeline(&dir.path().join(word.replace(['`', '*', ' '], "_")), &[(from, to)]));

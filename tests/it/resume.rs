@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Dice as _, SeedableRng as _};
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::support::{artefacts, complaint, differences, pipeline, program, run, write};
 

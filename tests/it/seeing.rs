@@ -38,7 +38,7 @@ fn a_run_is_seen_from_outside_while_it_runs_and_after_it_was_killed() {
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 20000")]));
     let out = run(&["status", "--run-dir", run_dir.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(complaint(&out).contains("is not there"), "{}", complaint(&out));
+    assert!(complaint(&out).contains("does not exist"), "{}", complaint(&out));
 
     let mut child = program()
         .args(["run", "--config", &config, "--metrics", "0"])

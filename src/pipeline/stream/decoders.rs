@@ -14,10 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::PipelineError;
 use super::{Block, SPARE_BYTES, StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
-use crate::chunk::{ChunkId, RowMeta, Tally, sum_segments};
+use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::decode::{DecodeError, Decoder, Spec, View};
-use crate::run_dir::PageBuffer;
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, channel};
 use crate::telemetry::{Activity, StageTimer};
 
 /// A block's images.
@@ -27,9 +26,7 @@ pub(super) struct Decoded {
     pub(super) tally: Tally,
     pub(super) bad: Vec<Quarantined>,
     pub(super) heads: RowMeta,
-    pub(super) pixels: PageBuffer,
-    /// Of the pixels' whole segments, where they will be of use.
-    pub(super) sums: Vec<u64>,
+    pub(super) pixels: Vec<u8>,
     pub(super) held: Option<BytePermit>,
 }
 
@@ -60,34 +57,22 @@ pub(super) struct Decoders {
     room: ByteBudget,
     /// Buffers of blocks before and behind them.
     texts: BufferPool,
-    pixels: BufferPool<PageBuffer>,
-    /// Whether what is made is summed.
-    summed: bool,
+    pixels: BufferPool,
     idle: Arc<Mutex<Vec<Decoder>>>,
     clock: Arc<StageTimer>,
 }
 
 impl Decoders {
     /// For at most so many blocks at once, the one that is written included.
-    pub(super) fn new(job: &StreamJob, pool: CpuPool, texts: BufferPool, blocks: usize, summed: bool) -> Self {
+    pub(super) fn new(job: &StreamJob, pool: CpuPool, texts: BufferPool, blocks: usize) -> Self {
         let (room, pixels) = (ByteBudget::new(job.spec.decode_bytes()), BufferPool::new(blocks, SPARE_BYTES));
         let clock = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
-        Self {
-            pool,
-            spec: job.spec.clone(),
-            views: job.views,
-            room,
-            texts,
-            pixels,
-            summed,
-            idle: Arc::default(),
-            clock,
-        }
+        Self { pool, spec: job.spec.clone(), views: job.views, room, texts, pixels, idle: Arc::default(), clock }
     }
 
     /// Has blocks decoded as they come, at most so many of them at once, the last one taken included.
     pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, most: usize) -> Decoding {
-        let (handed_in, decoding) = link(most.saturating_sub(1).max(1));
+        let (handed_in, decoding) = channel(most.saturating_sub(1).max(1));
         let handing_in = tokio::spawn(self.clone().hand_in(blocks, handed_in));
         Decoding { blocks: decoding, handing_in: AbortOnDropHandle::new(handing_in) }
     }
@@ -108,7 +93,7 @@ impl Decoders {
 
     /// Decodes the rows of a block, in order, and waits for that.
     fn decode(&self, block: Block) -> Result<Decoded, JobPanicked> {
-        self.decode_by(block, |rows, work| self.pool.all(rows, work))
+        self.decode_by(block, |rows, work| self.pool.run_on_all(rows, work))
     }
 
     /// As [`Self::decode`], by whoever `run` has do the work on so many rows.
@@ -117,7 +102,7 @@ impl Decoders {
         mut block: Block,
         run: impl FnOnce(usize, &(dyn Fn() + Sync)) -> Result<(), JobPanicked>,
     ) -> Result<Decoded, JobPanicked> {
-        let mut pixels = PageBuffer::default();
+        let mut pixels = Vec::new();
         let rows = Mutex::new(Untaken {
             views: self.views,
             image: self.spec.pixel_bytes() as usize,
@@ -148,7 +133,7 @@ impl Decoders {
             |views: &mut Vec<View>| rows.lock().unwrap_or_else(PoisonError::into_inner).next(views, &self.pixels);
         while let Some(Row { index, text, pixels }) = next(&mut views) {
             if let Err(error) =
-                decoder.decode_base64_views(text, &views, pixels, |bytes| self.room.take_blocking(bytes))
+                decoder.decode_base64_views(text, &views, pixels, |bytes| self.room.acquire_blocking(bytes))
             {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).push((index, error));
             }
@@ -158,10 +143,10 @@ impl Decoders {
     }
 
     /// Leaves out the rows that are no images.
-    fn gather(&self, block: Block, mut pixels: PageBuffer, mut failed: Vec<(usize, DecodeError)>) -> Decoded {
+    fn gather(&self, block: Block, mut pixels: Vec<u8>, mut failed: Vec<(usize, DecodeError)>) -> Decoded {
         let image = self.spec.pixel_bytes() as usize;
         let Block { id, closes, mut tally, mut bad, heads: rows, row_numbers, data, held, .. } = block;
-        self.texts.give(data);
+        self.texts.release(data);
         failed.sort_by_key(|(index, _)| *index);
         let mut failed = failed.into_iter().peekable();
         let mut heads = RowMeta::with_capacity(rows.len() * Views::most(self.views));
@@ -187,16 +172,12 @@ impl Decoders {
         }
         pixels.truncate(heads.len() * image);
         bad.sort_by_key(|row| row.row);
-        let mut sums = Vec::new();
-        if self.summed {
-            sum_segments(&pixels, &mut sums);
-        }
-        Decoded { id, closes, tally, bad, heads, pixels, sums, held }
+        Decoded { id, closes, tally, bad, heads, pixels, held }
     }
 
     /// Takes back the buffer of a block that was written.
-    pub(super) fn reuse(&self, pixels: PageBuffer) {
-        self.pixels.give(pixels);
+    pub(super) fn reuse(&self, pixels: Vec<u8>) {
+        self.pixels.release(pixels);
     }
 
     /// Nothing more will be decoded.
@@ -217,7 +198,7 @@ struct Untaken<'a> {
     data: Left<'a>,
     pixels: Left<'a>,
     /// What that room will be part of. It is made when the first row is taken: by then a block before has given its own back.
-    buffer: Option<&'a mut PageBuffer>,
+    buffer: Option<&'a mut Vec<u8>>,
 }
 
 /// A row for a thread.
@@ -229,13 +210,12 @@ struct Row<'a> {
 
 impl<'a> Untaken<'a> {
     /// The next row; fills in which pictures are made of it.
-    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool<PageBuffer>) -> Option<Row<'a>> {
+    fn next(&mut self, views: &mut Vec<View>, buffers: &BufferPool) -> Option<Row<'a>> {
         let index = self.next;
         let text = self.texts.get(index)?;
         self.next += 1;
         if let Some(buffer) = self.buffer.take() {
-            *buffer = buffers.take();
-            buffer.resize(self.image * self.texts.len() * Views::most(self.views));
+            *buffer = buffers.acquire_sized(self.image * self.texts.len() * Views::most(self.views));
             self.pixels = Left(buffer);
         }
         // Rows that are duplicates have left their text behind.

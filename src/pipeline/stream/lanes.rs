@@ -19,7 +19,7 @@ use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
 use crate::config::bytes::{QUARANTINED_BYTES, StreamBytes, in_pages};
 use crate::objects::{Object, ReadStats};
-use crate::runtime::{BufferPool, ByteBudget, BytePermit, link};
+use crate::runtime::{BufferPool, ByteBudget, BytePermit, channel};
 use crate::telemetry::{Activity, StageTimer};
 
 /// Blocks of a lane that wait for its turn; the bytes of its share are the bound, and blocks can be small.
@@ -61,7 +61,7 @@ impl ReadAhead {
             // A block over the queue's bytes has it for itself, so there has to be room for the largest.
             if share >= bytes.text {
                 let queue_bytes = share.min(enough);
-                let held = machine.budget.take(own + queues * queue_bytes.max(bytes.text)).await;
+                let held = machine.budget.acquire(own + queues * queue_bytes.max(bytes.text)).await;
                 return Self { lanes, queue_bytes, _held: Some(held) };
             }
         }
@@ -185,7 +185,7 @@ impl Lanes {
                 return (intake, Source::Here(Box::new(reader)));
             }
             let first = number + ((lane + count - self.schedule.slot()) % count) as u64;
-            let (blocks_in, blocks) = link(BLOCKS_AHEAD);
+            let (blocks_in, blocks) = channel(BLOCKS_AHEAD);
             let ahead = AheadReader {
                 turn: turn.clone(),
                 number: first,
@@ -259,7 +259,7 @@ impl AheadReader {
                     block.data.shrink_to_fit();
                 }
                 let bytes = block.bytes() + block.bad.len() * QUARANTINED_BYTES as usize;
-                block.queued = Some(self.room.take(bytes as u64).await);
+                block.queued = Some(self.room.acquire(bytes as u64).await);
                 if blocks.send(block).await.is_err() {
                     return Ok(());
                 }
@@ -280,7 +280,7 @@ async fn hand_on(mut block: Block, job: &StreamJob, machine: &RunContext, blocks
     let most = stream_bytes(&job.spec, machine.pool.width(), job.chunk_rows).block;
     let bytes = (block.bytes() as u64 + in_pages(pixels as u64)).min(most);
     let send = async {
-        block.held = Some(machine.budget.take(bytes).await);
+        block.held = Some(machine.budget.acquire(bytes).await);
         block.queued = None;
         blocks.send(block).await.is_ok()
     };

@@ -131,7 +131,7 @@ impl ShardRows {
             }
             self.next_row = number + 1;
             let id = ChunkId { shard, row: number - number % chunk_rows };
-            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.spares.take()));
+            let block = self.block.get_or_insert_with(|| Block::new(id, self.block_rows, self.spares.acquire()));
             block.take(row, &self.job.wanted);
             let chunk_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_full || block.heads.len() >= self.block_rows || block.bytes() >= BLOCK_BYTES {
@@ -145,7 +145,7 @@ impl ShardRows {
     /// What is left at the end of the shard; it closes the shard's last chunk, which may be empty.
     fn last_block(&mut self) -> Block {
         let id = self.chunk(self.next_row);
-        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.spares.take()));
+        let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.spares.acquire()));
         block.closes = Some(true);
         block
     }

@@ -100,14 +100,14 @@ impl Stalled {
         let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("ring")).unwrap();
         let (ring, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
-        let (chunks_in, waiting) = link(1);
+        let (chunks_in, waiting) = channel(1);
         let start = Start { schedule, counted: BTreeMap::new(), seen: UrlDedup::new(ImageFilter::Everything) };
         // The decoders are busy at first, so that what can be taken in is, before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
             let (pool, (free, wait)) = (machine.pool.clone(), std::sync::mpsc::channel::<()>());
             let wait = std::sync::Mutex::new(wait);
-            tokio::task::spawn_blocking(move || pool.all(1, || _ = wait.lock().unwrap().recv()));
+            tokio::task::spawn_blocking(move || pool.run_on_all(1, || _ = wait.lock().unwrap().recv()));
             busy.push(free);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -220,7 +220,7 @@ async fn stream_of_shards(workers: usize, limit: u64, views: Option<Views>) -> (
     run(job, machine.clone(), start, Sink::Durable(journal, Compression::None)).await.unwrap();
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
     assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
-    let names = [run_dir.tree("chunks").unwrap(), run_dir.tree("journal").unwrap()];
+    let names = [run_dir.list_recursive("chunks").unwrap(), run_dir.list_recursive("journal").unwrap()];
     let files = names.iter().flat_map(BTreeMap::keys);
     let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
     assert_eq!(machine.budget.in_flight_bytes(), 0);
@@ -284,7 +284,7 @@ fn a_block_takes_the_buffers_of_the_one_before() {
     });
     let texts = BufferPool::new(2, SPARE_BYTES);
     let mut rows = reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
-    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1, true);
+    let decoders = decoders::Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
     // What decoding an image allocates by itself.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -375,16 +375,5 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
             }
         }
         assert_eq!(expected.len(), 0, "{views:?}");
-    }
-}
-
-#[test]
-fn a_buffer_takes_no_more_memory_than_the_budget_is_told() {
-    use crate::config::bytes::in_pages;
-    use crate::runtime::Reusable as _;
-    for bytes in [1, 1 << 16, (1 << 20) - 1, 1 << 20, (2 << 20) + 1, 16 * image_bytes(224)] {
-        let mut buffer = crate::run_dir::PageBuffer::default();
-        buffer.resize(bytes);
-        assert!(buffer.capacity() as u64 <= in_pages(bytes as u64), "{bytes}");
     }
 }

@@ -15,13 +15,13 @@ use super::super::events::Events;
 use super::decoders::{Decoded, Decoders, Decoding};
 use super::{Block, RunContext, Sink, StreamJob, THE_RUN, commit, decoding_blocks};
 use crate::chunk::journal::{Journal, Layout};
-use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter, Purpose};
+use crate::chunk::pixels::{GROUP_OVERHEAD_BYTES, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{PendingChunk, Spool, SpoolEntry, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
 use crate::config::value::Compression;
 use crate::objects::StoreError;
-use crate::run_dir::{Directory, PageBuffer, PageCache};
+use crate::run_dir::Directory;
 use crate::runtime::BufferPool;
 use crate::telemetry::{Activity, StageTimer};
 
@@ -38,9 +38,8 @@ pub(super) async fn write_chunks(
     sink: Sink,
 ) -> Result<(), PipelineError> {
     let mut sink = Out::from(sink);
-    let summed = matches!(sink, Out::Durable(_, Compression::None));
     let most = decoding_blocks(&job, &machine);
-    let decoders = Decoders::new(&job, machine.pool.clone(), texts, most, summed);
+    let decoders = Decoders::new(&job, machine.pool.clone(), texts, most);
     let clock = StageTimer::serial("write chunks");
     let clock =
         job.stage_progress.part(if matches!(sink, Out::Durable(..)) { clock.blocked_by(THE_RUN) } else { clock });
@@ -157,7 +156,7 @@ impl Committer {
 }
 
 /// Bytes after which what there is of a chunk that is the product is synced. Left to itself, a disk has it in a cache of its own until
-/// the chunk is committed, and the system, where the file goes through the page cache, keeps what nobody is going to read.
+/// the chunk is committed, and the system keeps what nobody is going to read in its page cache.
 const WRITTEN_OUT_BYTES: usize = 4 << 20;
 
 /// Has a file synced meanwhile, a stretch after the other.
@@ -256,7 +255,7 @@ impl OpenChunk {
         job: &StreamJob,
         sink: &Out,
         clock: &StageTimer,
-    ) -> Result<PageBuffer, PipelineError> {
+    ) -> Result<Vec<u8>, PipelineError> {
         self.tally.merge(&block.tally);
         self.labels += block.heads.label_count() as u64;
         self.bad.extend(block.bad);
@@ -265,7 +264,7 @@ impl OpenChunk {
         }
         if let (Out::Spool(ring, _), Some(slot)) = (sink, &mut self.slot) {
             // What a page header takes more than the rows is in the slot's fixed part and the 64 bytes a row.
-            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes() + GROUP_BYTES_BESIDE;
+            let bytes = block.pixels.len() as u64 + block.heads.stored_bytes() + GROUP_OVERHEAD_BYTES;
             clock.wait(Activity::Blocked, ring.reserve(slot, bytes)).await?;
         }
         let compression = match sink {
@@ -273,26 +272,20 @@ impl OpenChunk {
             Out::Durable(_, compression) => *compression,
         };
         let in_place = matches!(sink, Out::Durable(committer, _) if !committer.directory.is_remote());
-        let purpose = match sink {
-            Out::Durable(..) => Purpose::Product(if in_place { PageCache::Past } else { PageCache::Through }),
-            Out::Spool(..) | Out::Counted => Purpose::Passing,
-        };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
-            None => {
-                PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation, purpose)?
-            }
+            None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
         };
         let due = in_place && self.writing_out.is_due(block.pixels.len());
         let busy = self.writing_out.is_busy();
-        let Decoded { heads, pixels, sums, held, .. } = block;
+        let Decoded { heads, pixels, held, .. } = block;
         let (writer, pixels, file) = tokio::task::spawn_blocking(move || {
-            writer.write(&heads, &pixels, &sums)?;
+            writer.write(&heads, &pixels)?;
             drop(held);
             let mut file = if due { writer.handle() } else { None };
             if busy && let Some(file) = file.take() {
                 // What is in the page cache and not on the disk yet it does not forget, but begins to write: the disk is never idle, and
-                // where it does not keep up, this waits. A direct write has waited already.
+                // where it does not keep up, this waits.
                 forget(&file, None);
             }
             Ok::<_, PipelineError>((writer, pixels, file))

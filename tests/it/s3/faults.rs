@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Dice as _, SeedableRng as _};
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 /// How often what goes wrong. Shares are of 1.
 #[derive(Debug, Clone, Copy, Default)]

@@ -64,7 +64,7 @@ fn what_cannot_be_reached_or_read_is_said_in_one_sentence_and_soon() {
 
     let (code, text, _) = fails(&server, &images(TEST_IMAGES, "s3://no-such-bucket/run"), "", &[]);
     assert_eq!(code, 4, "{text}");
-    assert!(text.contains("`s3://no-such-bucket/run/lock` cannot be used: its bucket is not there"), "{text}");
+    assert!(text.contains("`s3://no-such-bucket/run/lock` cannot be used: its bucket does not exist"), "{text}");
 
     let (code, text, _) = fails(&server, &images("s3://corpus/data/none-*.csv", run), "", &[]);
     assert_eq!(code, 3, "{text}");

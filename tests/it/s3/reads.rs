@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
-use wikicap_pipeline::store::{Object, Store, StoreError, StoreSettings, explain_read};
+use wikicap_pipeline::objects::{Object, Store, StoreError, StoreSettings, explain_read};
 
 use super::faults::Faults;
 use super::server::Server;
@@ -24,7 +24,11 @@ fn put(server: &Server, name: &str, content: &[u8]) -> PathBuf {
 }
 
 fn settings() -> StoreSettings {
-    StoreSettings { silence: Duration::from_millis(500), patience: Duration::from_mins(1), ..StoreSettings::default() }
+    StoreSettings {
+        read_timeout: Duration::from_millis(500),
+        retry_budget: Duration::from_mins(1),
+        ..StoreSettings::default()
+    }
 }
 
 async fn read(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
@@ -67,8 +71,8 @@ async fn a_reader_that_waits_loses_nothing_to_the_silence_limit() {
         let content = noise(20 << 20, 9);
         put(&server, "object", &content);
         let store = Store::new(StoreSettings {
-            silence: Duration::from_secs(2),
-            patience: Duration::from_secs(3),
+            read_timeout: Duration::from_secs(2),
+            retry_budget: Duration::from_secs(3),
             ..settings()
         });
         let object = store.find(&format!("{}/bucket/object", server.endpoint())).await.unwrap();
@@ -153,7 +157,7 @@ async fn what_signs_a_url_is_never_told() {
         "{error:?}"
     );
     let nobody = format!("http://127.0.0.1:9/object?{secret}");
-    let store = Store::new(StoreSettings { patience: Duration::from_millis(300), ..settings() });
+    let store = Store::new(StoreSettings { retry_budget: Duration::from_millis(300), ..settings() });
     let error = store.find(&nobody).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Unreachable { .. }) && !format!("{error:?} {error}").contains("5ec2e7"),

@@ -141,7 +141,7 @@ fn a_slow_line_is_no_silent_one() {
     // Each chunk takes a second and a half on its way, five times what may be silent.
     let text = pixels("s3://runs/run", images, 72).replace("part-00000", "part-0000[01]");
     let out = succeeds(command(&server, dir.path(), &text, "silence = '300 ms'\npatience = '3 s'"), "");
-    assert!(!complaint(&out).contains("claim"), "{}", complaint(&out));
+    assert!(!complaint(&out).contains("lease"), "{}", complaint(&out));
     let run_dir = dir.path().join("run");
     let images = format!("{}/data/image_data_train/image_pixels", corpus().display());
     let text = pixels(run_dir.to_str().unwrap(), &images, 72).replace("part-00000", "part-0000[01]");
