@@ -74,7 +74,7 @@ impl TableWriter {
     /// Writes the footer. The file is then complete, but not synced.
     pub(super) fn finish(self) -> Result<Checksum, ChunkError> {
         let path = self.path;
-        self.inner.into_inner().map(|file| file.finish()).map_err(|error| convert_write_error(&path, error))
+        self.inner.into_inner().map(ChecksumWriter::finish).map_err(|error| convert_write_error(&path, error))
     }
 }
 
