@@ -1,7 +1,8 @@
-//! A file's checksum: taken while the file is written, kept in the entry that commits it, compared when it is read back.
+//! Checksum of a chunk file: computed while the file is written, stored in the entry that commits it, and compared when
+//! it is read.
 //!
-//! Sizes tell a file that was cut; only its bytes tell one that was changed, and a changed pixel or weight would never be
-//! noticed otherwise. It is a sum of sums of segments, so that whoever makes a segment can sum it while a processor still has it.
+//! The size reveals a truncated file. Only the checksum reveals changed bytes; otherwise a changed pixel or weight
+//! would go unnoticed.
 
 use std::fmt;
 use std::fs::File;
@@ -15,28 +16,29 @@ use twox_hash::XxHash3_64;
 use super::ChunkError;
 use crate::objects::StoreError;
 
-/// Bytes read at a time.
+/// Number of bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Bytes of a segment; a file's last is shorter mostly.
+/// Size of a segment in bytes; the last one of a file may be shorter.
 const SEGMENT_BYTES: usize = 64 << 10;
-/// What tells sums of segments from those of whole files.
-const OF_SEGMENTS: &str = "segments:";
+/// Prefix of segment checksums, which whole-file checksums lack.
+const SEGMENTS_PREFIX: &str = "segments:";
 
-/// XXH3 of a file; in JSON hexadecimal, as numbers there are not exact to 64 bits everywhere.
+/// XXH3 checksum of a file. JSON stores it as hexadecimal text, because JSON numbers are not exact to 64 bits
+/// everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Checksum {
-    /// Of the XXH3 of each segment, in 8 bytes each, little end first.
+    /// XXH3 of the concatenated XXH3 hashes of all segments, 8 bytes each, little-endian.
     Segments(u64),
-    /// Of the bytes, as versions of this program up to 2026-11 have it.
+    /// XXH3 of all bytes, as written by versions of this program before 2026-11.
     Whole(u64),
 }
 
 impl fmt::Display for Checksum {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Segments(sum) => write!(out, "{OF_SEGMENTS}{sum:016x}"),
+            Self::Segments(sum) => write!(out, "{SEGMENTS_PREFIX}{sum:016x}"),
             Self::Whole(sum) => write!(out, "{sum:016x}"),
         }
     }
@@ -52,21 +54,22 @@ impl TryFrom<String> for Checksum {
     type Error = std::num::ParseIntError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.strip_prefix(OF_SEGMENTS) {
+        match text.strip_prefix(SEGMENTS_PREFIX) {
             Some(sum) => u64::from_str_radix(sum, 16).map(Self::Segments),
             None => u64::from_str_radix(&text, 16).map(Self::Whole),
         }
     }
 }
 
-/// Refuses a file that does not have the checksum with which it was committed; any will do where none was kept.
+/// Verifies that a file has the checksum with which it was committed. Without an expected checksum, any file is
+/// accepted.
 ///
 /// # Errors
-/// When the file cannot be read, or is not what was written.
+/// Fails if the file cannot be read or differs from what was written.
 pub fn verify(path: &Path, named: &str, expected: Option<Checksum>) -> Result<(), ChunkError> {
     let Some(expected) = expected else { return Ok(()) };
     let mut file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
-    let (mut segments, mut whole, mut block) = (Sum::default(), XxHash3_64::new(), vec![0; BLOCK_BYTES]);
+    let (mut segments, mut whole, mut block) = (SegmentHasher::default(), XxHash3_64::new(), vec![0; BLOCK_BYTES]);
     loop {
         match file.read(&mut block).map_err(|error| StoreError::io(path, "read", error))? {
             0 => break,
@@ -75,77 +78,77 @@ pub fn verify(path: &Path, named: &str, expected: Option<Checksum>) -> Result<()
         }
     }
     let found = match expected {
-        Checksum::Segments(_) => segments.end(),
+        Checksum::Segments(_) => segments.finish(),
         Checksum::Whole(_) => Checksum::Whole(whole.finish()),
     };
     if found == expected {
         return Ok(());
     }
-    Err(ChunkError::damaged(named, "chunk", "its bytes are not those that were written"))
+    Err(ChunkError::damaged(named, "chunk", "its checksum does not match"))
 }
 
-/// Bytes so far.
+/// Incremental checksum.
 #[derive(Default)]
-struct Sum {
-    /// Of the sums of whole segments.
+struct SegmentHasher {
+    /// Hash of the segment hashes.
     hash: XxHash3_64,
-    /// The segment that is not whole yet.
+    /// Bytes of the unfinished segment.
     rest: Vec<u8>,
 }
 
-impl Sum {
+impl SegmentHasher {
     fn add(&mut self, mut bytes: &[u8]) {
         if !self.rest.is_empty() {
             let (more, behind) = bytes.split_at(bytes.len().min(SEGMENT_BYTES - self.rest.len()));
             self.rest.extend_from_slice(more);
             bytes = behind;
             if self.rest.len() == SEGMENT_BYTES {
-                self.add_sum(XxHash3_64::oneshot(&self.rest));
+                self.push_hash(XxHash3_64::oneshot(&self.rest));
                 self.rest.clear();
             }
         }
         let segments = bytes.chunks_exact(SEGMENT_BYTES);
         let behind = segments.remainder();
         for segment in segments {
-            self.add_sum(XxHash3_64::oneshot(segment));
+            self.push_hash(XxHash3_64::oneshot(segment));
         }
         self.rest.extend_from_slice(behind);
     }
 
-    fn add_sum(&mut self, sum: u64) {
+    fn push_hash(&mut self, sum: u64) {
         self.hash.write(&sum.to_le_bytes());
     }
 
-    fn end(mut self) -> Checksum {
+    fn finish(mut self) -> Checksum {
         if !self.rest.is_empty() {
-            self.add_sum(XxHash3_64::oneshot(&self.rest));
+            self.push_hash(XxHash3_64::oneshot(&self.rest));
         }
         Checksum::Segments(self.hash.finish())
     }
 }
 
-/// Sums what passes through on its way to a file.
-pub(super) struct Summing<W> {
+/// Writer that computes the checksum of what it writes.
+pub(super) struct ChecksumWriter<W> {
     inner: W,
-    sum: Sum,
+    sum: SegmentHasher,
 }
 
-impl<W: Write> Summing<W> {
+impl<W: Write> ChecksumWriter<W> {
     pub(super) fn new(inner: W) -> Self {
-        Self { inner, sum: Sum::default() }
+        Self { inner, sum: SegmentHasher::default() }
     }
 
     pub(super) fn get(&self) -> &W {
         &self.inner
     }
 
-    /// The sum of what passed.
-    pub(super) fn end(self) -> Checksum {
-        self.sum.end()
+    /// Returns the checksum of what was written.
+    pub(super) fn finish(self) -> Checksum {
+        self.sum.finish()
     }
 }
 
-impl<W: Write> Write for Summing<W> {
+impl<W: Write> Write for ChecksumWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(bytes)?;
         self.sum.add(&bytes[..written]);
@@ -162,12 +165,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_what_was_written_or_is_refused_by_name() {
+    fn changed_file_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut file = Summing::new(File::create(&path).unwrap());
+        let mut file = ChecksumWriter::new(File::create(&path).unwrap());
         file.write_all(&vec![7; 3 << 20]).unwrap();
-        let sum = file.end();
+        let sum = file.finish();
         verify(&path, "file", Some(sum)).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[2 << 20] ^= 1;
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_earlier_versions_hold() {
+    fn checksums_of_earlier_versions_are_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, b"wikicap").unwrap();
@@ -193,16 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn however_a_file_comes_its_sum_is_that_of_its_segments() {
+    fn checksum_is_independent_of_write_sizes() {
         let bytes: Vec<u8> = (0..5 * SEGMENT_BYTES + 77).map(|at| (at ^ (at >> 7)) as u8).collect();
         for len in [0, 1, SEGMENT_BYTES - 1, SEGMENT_BYTES, SEGMENT_BYTES + 1, bytes.len()] {
             let mut outer = XxHash3_64::new();
             bytes[..len].chunks(SEGMENT_BYTES).for_each(|one| outer.write(&XxHash3_64::oneshot(one).to_le_bytes()));
             let expected = Checksum::Segments(outer.finish());
             for piece in [1000, SEGMENT_BYTES, 3 * SEGMENT_BYTES - 1, bytes.len()] {
-                let mut file = Summing::new(Vec::new());
+                let mut file = ChecksumWriter::new(Vec::new());
                 bytes[..len].chunks(piece).for_each(|piece| file.write_all(piece).unwrap());
-                assert_eq!(file.end(), expected, "{len} bytes, {piece} at a time");
+                assert_eq!(file.finish(), expected, "{len} bytes, {piece} at a time");
             }
         }
     }

@@ -22,12 +22,12 @@ use crate::types::{Compression, Precision};
 /// the file, not on what the file claims.
 const LIMIT: u64 = 8 << 20;
 
-fn heads(rows: u32) -> RowMeta {
-    let mut heads = RowMeta::default();
+fn row_meta(rows: u32) -> RowMeta {
+    let mut row_meta = RowMeta::default();
     for row in 0..rows {
-        heads.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
+        row_meta.push(&format!("https://x/{row}/é.jpg"), 0..row % 5);
     }
-    heads
+    row_meta
 }
 
 fn quarantined_rows(rows: u64) -> Vec<Quarantined> {
@@ -51,13 +51,13 @@ fn seed_files() -> &'static Vec<Vec<u8>> {
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let mut writer = PixelWriter::create(&path, 8, compression, "g").unwrap();
             let pixels: Vec<u8> = (0..20 * 192u32).map(|at| (at / 50) as u8).collect();
-            writer.write(&heads(20), &pixels).unwrap();
+            writer.write(&row_meta(20), &pixels).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }
         for precision in [Precision::Bf16, Precision::F32] {
             let mut writer = features::FeatureWriter::create(&path, 5, precision, "g").unwrap();
-            writer.write(&heads(30), &[0.5; 150], &[]).unwrap();
+            writer.write(&row_meta(30), &[0.5; 150], &[]).unwrap();
             writer.finish().unwrap();
             files.push(std::fs::read(&path).unwrap());
         }

@@ -1,5 +1,5 @@
-//! Pixel chunks: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S), RGB, row-major,
-//! height × width × channel, u8.
+//! Pixel chunks. Columns: `image_url` Utf8, `labels` `List<UInt32>`, `view` `UInt8`, `pixels` FixedSizeBinary(3·S·S):
+//! RGB, row-major, height × width × channel, u8.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,37 +14,37 @@ use super::table::{TableReader, TableWriter};
 use super::{Checksum, ChunkError, RowMeta};
 use crate::types::Compression;
 
-/// Bytes of one row group of packed pixels, about: what a writer holds in memory.
+/// Approximate bytes of a row group of compressed pixels, which the writer holds in memory.
 const GROUP_BYTES: usize = 16 << 20;
 
-/// Bytes of pixels that are packed at a time, about, and copied for it.
+/// Approximate bytes of pixels that are copied and compressed at a time.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// Bytes of one image: three channels.
+/// Returns the bytes of one image of three channels.
 pub fn image_bytes(size_px: u32) -> usize {
     3 * size_px as usize * size_px as usize
 }
 
-/// What rows that are appended together take in the file beside themselves, at most.
-pub const GROUP_BYTES_BESIDE: u64 = super::fixed_width::GROUP_BYTES;
+/// Upper bound on the bytes that each write adds to the file beyond its rows.
+pub const GROUP_OVERHEAD_BYTES: u64 = super::fixed_width::GROUP_OVERHEAD_BYTES;
 
-/// Writes one pixel chunk.
+/// Writer of one pixel chunk.
 pub struct PixelWriter {
-    inner: Inner,
+    inner: Encoder,
     image_bytes: usize,
 }
 
-/// Pixels as they are go to the file as they come.
-enum Inner {
-    Plain(Box<FixedWidthParquetWriter>),
-    Packed(Box<TableWriter>),
+/// Encoder by compression: uncompressed pixels are written without copies.
+enum Encoder {
+    Uncompressed(Box<FixedWidthParquetWriter>),
+    Compressed(Box<TableWriter>),
 }
 
 impl PixelWriter {
-    /// Creates the file at `path`. `generation` and the size go into its metadata.
+    /// Creates the file at `path` and stores `generation` and the image size in its metadata.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the file cannot be created.
     pub fn create(path: &Path, size_px: u32, compression: Compression, generation: &str) -> Result<Self, ChunkError> {
         let image_bytes = image_bytes(size_px);
         let mut fields = RowMeta::fields().to_vec();
@@ -56,9 +56,9 @@ impl PixelWriter {
             ("generation", generation.to_owned()),
         ];
         let inner = if compression == Compression::None {
-            Inner::Plain(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata)?))
+            Encoder::Uncompressed(Box::new(FixedWidthParquetWriter::create(path, fields, image_bytes, &metadata)?))
         } else {
-            Inner::Packed(Box::new(TableWriter::create(
+            Encoder::Compressed(Box::new(TableWriter::create(
                 path,
                 fields,
                 compression,
@@ -72,14 +72,14 @@ impl PixelWriter {
     /// Appends rows; `pixels` holds one image for each.
     ///
     /// # Errors
-    /// When the disk is full or refuses.
+    /// Fails if the disk is full or cannot be written.
     pub fn write(&mut self, rows: &RowMeta, pixels: &[u8]) -> Result<(), ChunkError> {
         if rows.is_empty() {
             return Ok(());
         }
         let table = match &mut self.inner {
-            Inner::Plain(file) => return file.write(rows, pixels),
-            Inner::Packed(table) => table,
+            Encoder::Uncompressed(file) => return file.write(rows, pixels),
+            Encoder::Compressed(table) => table,
         };
         let columns = rows.columns();
         let step = (PIECE_BYTES / self.image_bytes).max(1);
@@ -93,62 +93,62 @@ impl PixelWriter {
         Ok(())
     }
 
-    /// The file under construction, for whoever has the system write it out meanwhile; none where rows are packed, which takes longer
-    /// than the disk does.
+    /// Returns a handle of the unfinished file, so that the system can be told to write it out. `None` for compressed
+    /// pixels, because compression is slower than the disk.
     pub fn handle(&self) -> Option<File> {
         match &self.inner {
-            Inner::Plain(file) => file.handle(),
-            Inner::Packed(_) => None,
+            Encoder::Uncompressed(file) => file.handle(),
+            Encoder::Compressed(_) => None,
         }
     }
 
     /// Completes the file.
     ///
     /// # Errors
-    /// When the disk is full or refuses.
+    /// Fails if the disk is full or cannot be written.
     pub fn finish(self) -> Result<Checksum, ChunkError> {
         match self.inner {
-            Inner::Plain(file) => file.finish(),
-            Inner::Packed(table) => table.finish(),
+            Encoder::Uncompressed(file) => file.finish(),
+            Encoder::Compressed(table) => table.finish(),
         }
     }
 }
 
-/// Reads one pixel chunk in batches.
+/// Reader of one pixel chunk in batches.
 pub struct PixelReader {
     table: TableReader,
     size_px: u32,
 }
 
 impl PixelReader {
-    /// Opens the file; batches have at most `batch_rows` rows.
+    /// Opens the file; a batch has at most `batch_rows` rows.
     ///
     /// # Errors
-    /// When it is not a pixel chunk.
+    /// Fails if the file is not a pixel chunk.
     pub fn open(path: &Path, batch_rows: usize) -> Result<Self, ChunkError> {
         let table = TableReader::open(path, batch_rows, &[])?;
         let size_px = table
             .metadata("size_px")
             .and_then(|text| text.parse().ok())
             .filter(|size_px| (1..=u32::from(u16::MAX)).contains(size_px))
-            .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata does not give `size_px`"))?;
+            .ok_or_else(|| ChunkError::damaged(path, "pixel chunk", "its metadata lacks a valid `size_px`"))?;
         Ok(Self { table, size_px })
     }
 
-    /// Side of the images.
+    /// Returns the side of the images, in pixels.
     pub fn size_px(&self) -> u32 {
         self.size_px
     }
 
-    /// Rows in the file.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.table.rows()
     }
 
-    /// The next rows; `pixels` becomes theirs, one image after the other.
+    /// Reads the next rows and replaces `pixels` with their images, one after the other.
     ///
     /// # Errors
-    /// When the file is damaged.
+    /// Fails if the file is damaged.
     pub fn next_batch(&mut self, pixels: &mut Vec<u8>) -> Result<Option<RowMeta>, ChunkError> {
         let Some(batch) = self.table.next()? else { return Ok(None) };
         let damaged = |reason: &str| ChunkError::damaged(self.table.path(), "pixel chunk", reason);
@@ -158,7 +158,7 @@ impl PixelReader {
             .column_by_name("pixels")
             .and_then(|column| column.as_fixed_size_binary_opt())
             .filter(|column| column.value_length() as usize == image_bytes(self.size_px))
-            .ok_or_else(|| damaged("the column `pixels` is missing or of another size than `size_px` says"))?;
+            .ok_or_else(|| damaged("the column `pixels` is missing or its size differs from `size_px`"))?;
         pixels.clear();
         pixels.extend_from_slice(column.value_data());
         Ok(Some(rows))
@@ -171,7 +171,7 @@ mod tests {
     use crate::config::bytes::chunk_disk_bytes;
 
     #[test]
-    fn pixels_come_back_across_row_groups_and_batches() {
+    fn pixels_round_trip_across_row_groups_and_batches() {
         let dir = tempfile::tempdir().unwrap();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
             let path = dir.path().join(format!("{compression}.parquet"));
@@ -191,9 +191,9 @@ mod tests {
             let mut reader = PixelReader::open(&path, 4).unwrap();
             assert_eq!((reader.size_px(), reader.rows()), (8, 35));
             let (mut rows, mut pixels, mut bytes) = (RowMeta::default(), Vec::new(), Vec::new());
-            while let Some(heads) = reader.next_batch(&mut bytes).unwrap() {
-                assert!(heads.len() <= 4 && bytes.len() == heads.len() * 192);
-                rows.append(&heads);
+            while let Some(meta) = reader.next_batch(&mut bytes).unwrap() {
+                assert!(meta.len() <= 4 && bytes.len() == meta.len() * 192);
+                rows.append(&meta);
                 pixels.extend_from_slice(&bytes);
             }
             assert_eq!(pixels, all);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_chunk_is_an_error_that_names_it() {
+    fn other_file_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.parquet");
         std::fs::write(&path, b"PAR1 nothing PAR1").unwrap();

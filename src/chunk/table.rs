@@ -20,7 +20,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::ChunkError;
-use super::checksum::{Checksum, Summing};
+use super::checksum::{Checksum, ChecksumWriter};
 use super::pages;
 use crate::objects::StoreError;
 
@@ -33,7 +33,7 @@ const MAX_GROUP_BYTES: usize = 20 << 20;
 pub(super) struct TableWriter {
     path: PathBuf,
     schema: SchemaRef,
-    inner: ArrowWriter<Summing<File>>,
+    inner: ArrowWriter<ChecksumWriter<File>>,
 }
 
 impl TableWriter {
@@ -54,7 +54,7 @@ impl TableWriter {
         let properties = properties(compression, group_rows, metadata);
         let schema = Arc::new(Schema::new(fields));
         let file = File::create(path).map_err(|error| StoreError::io(path, "created", error))?;
-        let inner = ArrowWriter::try_new(Summing::new(file), Arc::clone(&schema), Some(properties))
+        let inner = ArrowWriter::try_new(ChecksumWriter::new(file), Arc::clone(&schema), Some(properties))
             .map_err(|error| convert_write_error(path, error))?;
         Ok(Self { path: path.to_owned(), schema, inner })
     }
@@ -74,7 +74,7 @@ impl TableWriter {
     /// Writes the footer. The file is then complete, but not synced.
     pub(super) fn finish(self) -> Result<Checksum, ChunkError> {
         let path = self.path;
-        self.inner.into_inner().map(Summing::end).map_err(|error| convert_write_error(&path, error))
+        self.inner.into_inner().map(ChecksumWriter::finish).map_err(|error| convert_write_error(&path, error))
     }
 }
 

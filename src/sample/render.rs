@@ -88,9 +88,9 @@ impl RenderedImage {
     }
 }
 
-/// Returns the centred sum of two three-bit numbers in `next_bits`: −7 to 7, small values being more frequent.
-fn noise_value(next_bits: u64) -> i32 {
-    (next_bits & 7) as i32 + ((next_bits >> 3) & 7) as i32 - 7
+/// Returns the centred sum of two three-bit numbers in `bits`: −7 to 7, small values being more frequent.
+fn noise_value(bits: u64) -> i32 {
+    (bits & 7) as i32 + ((bits >> 3) & 7) as i32 - 7
 }
 
 /// Clamps a value to a byte.

@@ -10,7 +10,7 @@ use super::block::Boundary;
 use super::committer::{Committer, CompleteChunk, WriteBack, drop_cached_pages};
 use super::decoders::{DecodedBlock, DecodedBlocks, Decoders};
 use super::{Sink, StreamJob};
-use crate::chunk::pixels::{GROUP_BYTES_BESIDE, PixelWriter};
+use crate::chunk::pixels::{GROUP_OVERHEAD_BYTES, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{PendingChunk, Spool, SpoolEntry, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
@@ -150,7 +150,7 @@ impl OpenChunk {
         }
         if let (Output::Spool(spool, _), Some(slot)) = (output, &mut self.slot) {
             // Page headers are covered by the fixed part of the slot and by 64 bytes a row.
-            let bytes = block.pixels.len() as u64 + block.rows.stored_bytes() + GROUP_BYTES_BESIDE;
+            let bytes = block.pixels.len() as u64 + block.rows.stored_bytes() + GROUP_OVERHEAD_BYTES;
             timer.wait(Activity::Blocked, spool.reserve(slot, bytes)).await?;
         }
         let in_place = matches!(output, Output::Product(committer, _) if !committer.is_remote());
