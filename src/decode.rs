@@ -20,6 +20,7 @@
 
 mod augment;
 mod base64;
+mod bmp;
 mod colour;
 mod error;
 #[cfg(test)]
@@ -27,7 +28,6 @@ mod fuzz;
 mod geometry;
 mod gif;
 mod jpeg;
-mod other;
 mod png;
 mod resample;
 mod resize;
@@ -237,9 +237,9 @@ impl Decoder {
             Format::Jpeg => jpeg::decode(encoded, &mut limits, buffers),
             Format::Png => png::decode(encoded, &mut limits, alpha, buffers),
             Format::Gif => gif::decode(encoded, &mut limits, alpha, buffers),
-            Format::WebP => other::webp(encoded, &mut limits, alpha, buffers),
-            Format::Bmp => other::bmp(encoded, &mut limits, alpha, buffers),
-            Format::Tiff => other::tiff(encoded, &mut limits, alpha, buffers),
+            Format::WebP => webp::decode(encoded, &mut limits, alpha, buffers),
+            Format::Bmp => bmp::decode(encoded, &mut limits, alpha, buffers),
+            Format::Tiff => tiff::decode(encoded, &mut limits, alpha, buffers),
         }?;
         let rgb = &self.buffers.rgb[..size.pixels() * CHANNELS];
         for (view, out) in views.iter().zip(out.chunks_exact_mut(self.pixel_bytes())) {

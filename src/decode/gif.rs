@@ -1,8 +1,13 @@
 //! GIF → RGB: the first frame on its screen, as Pillow draws it.
 //!
 //! Pillow fills the screen with the transparent index, or with index 0 where there is none (never with the
-//! background colour), and enlarges the screen where the frame reaches over it.
+//! background colour), and enlarges the screen where the frame reaches over it. Without any colour table an index is a
+//! grey.
+//!
+//! The crate `gif` refuses unknown extensions and stray bytes before the frame, which Pillow skips. It therefore reads a
+//! head that is [rewritten](rewrite_head) without them, and the file from the frame on.
 
+use std::io::Read;
 use std::num::NonZeroU64;
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
@@ -22,10 +27,11 @@ pub(super) fn decode(
     alpha: Alpha,
     buffers: &mut Buffers,
 ) -> Result<Size, DecodeError> {
+    let (head, frame_at) = rewrite_head(data)?;
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
     options.set_memory_limit(MemoryLimit::Bytes(NonZeroU64::new(FIXED_BYTES).unwrap_or(NonZeroU64::MIN)));
-    let mut decoder = options.read_info(data).map_err(refusal)?;
+    let mut decoder = options.read_info(head.as_slice().chain(&data[frame_at..])).map_err(refusal)?;
     let (screen_width, screen_height) = (decoder.width(), decoder.height());
     let frame = decoder.next_frame_info().map_err(refusal)?;
     let frame = frame.ok_or_else(|| DecodeError::corrupt(Format::Gif, "it has no frame"))?;
@@ -66,6 +72,54 @@ pub(super) fn decode(
         }
     }
     Ok(size)
+}
+
+/// Copies what precedes the first frame without extensions, except for the transparent index, and without stray bytes. Adds a
+/// table of greys where there is none at all. Returns it with the offset of the frame.
+fn rewrite_head(data: &[u8]) -> Result<(Vec<u8>, usize), DecodeError> {
+    const TRUNCATED: DecodeError = DecodeError::Truncated { format: Format::Gif };
+    /// Bytes of signature and screen.
+    const SCREEN_BYTES: usize = 13;
+    let table_bytes = |flags: u8| if flags & 0x80 == 0 { 0 } else { 6 << (flags & 7) };
+    let flags = *data.get(10).ok_or(TRUNCATED)?;
+    let mut at = SCREEN_BYTES + table_bytes(flags);
+    let mut head = data.get(..at).ok_or(TRUNCATED)?.to_vec();
+    let mut transparent = None;
+    loop {
+        let rest = data.get(at..).unwrap_or_default();
+        match *rest {
+            [] => return Err(TRUNCATED),
+            // Extension: a label, then blocks up to one of length 0.
+            [0x21, label, ..] => {
+                at += 2;
+                // Graphic control: at least 4 bytes, with a flag for the transparent index.
+                let control = data.get(at..).and_then(|rest| rest.first_chunk());
+                if let (0xf9, Some(&[size, flags, _, _, index])) = (label, control)
+                    && size >= 4
+                {
+                    transparent = (flags & 1 == 1).then_some(index);
+                }
+                loop {
+                    let length = usize::from(*data.get(at).ok_or(TRUNCATED)?);
+                    at += 1 + length;
+                    if length == 0 {
+                        break;
+                    }
+                }
+            }
+            [0x2c, ..] => break,
+            [0x3b, ..] => return Err(DecodeError::corrupt(Format::Gif, "it has no frame")),
+            [_, ..] => at += 1,
+        }
+    }
+    if table_bytes(flags) == 0 && data.get(at + 9).is_some_and(|flags| table_bytes(*flags) == 0) {
+        head[10] = flags | 0x87;
+        head.extend((0..=255).flat_map(|grey| [grey; 3]));
+    }
+    if let Some(index) = transparent {
+        head.extend([0x21, 0xf9, 4, 1, 0, 0, index, 0]);
+    }
+    Ok((head, at))
 }
 
 /// Where the `stored`-th row of an interlaced frame of `height` rows lies: every 8th from 0, every 8th from 4,

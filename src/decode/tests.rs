@@ -123,6 +123,37 @@ fn every_mode_agrees_with_pillow() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Unusual and damaged files, with the differences that other inverse DCTs and upsamplings make allowed for JPEG alone.
+#[test]
+fn unusual_images_agree_with_pillow() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/images"));
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.retain(|path| path.is_file());
+    names.sort();
+    assert!(names.len() >= 53);
+    let mut wrong = Vec::new();
+    for path in names {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        for alpha in [Alpha::White, Alpha::Drop] {
+            let spec = Spec { alpha, ..spec(64) };
+            let drop = folder.join(format!("expected/{name}-drop.png"));
+            let expected = if alpha == Alpha::Drop && drop.exists() { drop } else { folder.join(format!("expected/{name}.png")) };
+            let (_, expected) = run(&spec, &std::fs::read(expected).unwrap()).unwrap();
+            match run(&spec, &std::fs::read(&path).unwrap()) {
+                Ok((_, found)) => {
+                    let (largest, mean) = difference(&found, &expected);
+                    let allowed = if name.contains("jpeg") { (24, 2.0) } else { (1, 1.0) };
+                    if largest > allowed.0 || mean > allowed.1 {
+                        wrong.push(format!("{name} ({alpha:?}): up to {largest}, {mean:.3} in the mean"));
+                    }
+                }
+                Err(error) => wrong.push(format!("{name} ({alpha:?}): {error}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 fn difference(found: &[u8], expected: &[u8]) -> (u8, f64) {
     assert_eq!(found.len(), expected.len());
     let levels = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));

@@ -1,10 +1,67 @@
-//! The chunks of a WebP file (RFC 9649), read far enough to know what its decoder will allocate.
+//! WebP → RGB (RFC 9649): lossy, lossless, or the first frame of an animation on a transparent canvas.
 //!
-//! The decoder allocates for the size in a frame's own header before it compares it with the size of the file: a canvas
-//! of 10 × 10 pixels can hold a frame that announces 16,383 × 16,383.
+//! The chunks are read first, for two reasons. The decoder allocates for the size in a frame's own header before it
+//! compares it with the size of the file: a canvas of 10 × 10 pixels can hold a frame that announces 16,383 × 16,383. And it
+//! trusts flags where libwebp, and so Pillow, trusts chunks; [`repair_flags`] makes both agree.
 
+use std::io::Cursor;
+
+use image_webp::{DecodingError, WebPDecoder};
+
+use super::colour::Alpha;
 use super::error::DecodeError;
+use super::scratch;
 use super::sniff::Format;
+use super::{Buffers, Limits, Size};
+
+/// Bytes that the decoder takes besides those for each pixel.
+const FIXED_BYTES: u64 = 2 << 20;
+
+pub(super) fn decode(
+    data: &mut [u8],
+    limits: &mut Limits<'_>,
+    alpha: Alpha,
+    buffers: &mut Buffers,
+) -> Result<Size, DecodeError> {
+    let bytes_per_px = decoder_bytes_per_px(data)?;
+    repair_flags(data);
+    let mut decoder = WebPDecoder::new(Cursor::new(&*data)).map_err(refusal)?;
+    let (width, height) = decoder.dimensions();
+    let size = limits.check(u64::from(width), u64::from(height))?;
+    let pixels = size.pixels() as u64;
+    let held = pixels * bytes_per_px + FIXED_BYTES;
+    // RGB goes where it belongs at once.
+    let transparent = decoder.has_alpha();
+    limits.admit(size, held + if transparent { 4 * pixels } else { 0 })?;
+    decoder.set_memory_limit(held as usize);
+    if decoder.is_animated() {
+        decoder.set_background_color([0; 4]).map_err(refusal)?;
+    }
+    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let raw = if transparent { scratch::grown(&mut buffers.raw, size.pixels() * 4) } else { &mut *rgb };
+    raw.fill(0);
+    if decoder.is_animated() {
+        decoder.read_frame(raw).map_err(refusal)?;
+    } else {
+        decoder.read_image(raw).map_err(refusal)?;
+    }
+    if transparent {
+        for (to, from) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(buffers.raw.as_chunks::<4>().0) {
+            *to = alpha.apply(*from);
+        }
+    }
+    Ok(size)
+}
+
+fn refusal(error: DecodingError) -> DecodeError {
+    match error {
+        DecodingError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated { format: Format::WebP }
+        }
+        DecodingError::UnsupportedFeature(detail) => DecodeError::variant(Format::WebP, detail),
+        other => DecodeError::corrupt(Format::WebP, other),
+    }
+}
 
 fn corrupt(detail: &'static str) -> DecodeError {
     DecodeError::corrupt(Format::WebP, detail)
@@ -27,9 +84,48 @@ impl<'a> Iterator for Chunks<'a> {
     }
 }
 
+/// Bits of the `VP8X` chunk.
+const ANIMATED: u8 = 0x02;
+const HAS_XMP: u8 = 0x04;
+const HAS_EXIF: u8 = 0x08;
+const HAS_ALPHA: u8 = 0x10;
+const HAS_PROFILE: u8 = 0x20;
+
+/// Makes the flags of an extended file agree with its chunks, which are what libwebp trusts: the decoder refuses a flag
+/// without its chunk, and ignores an alpha channel without its flag. The first frame of an animation replaces the canvas,
+/// as in libwebp's `WebPAnimDecoder`, and is never blended with it, which would lose hidden colours.
+fn repair_flags(data: &mut [u8]) {
+    const FLAGS_AT: usize = 20;
+    if data.get(12..16) != Some(b"VP8X") || data.len() <= FLAGS_AT {
+        return;
+    }
+    let mut flags = data[FLAGS_AT] & ANIMATED;
+    let mut first_frame = None;
+    let start = data.as_ptr().addr();
+    for (name, content) in Chunks(&data[12..]) {
+        flags |= match name {
+            b"XMP " => HAS_XMP,
+            b"EXIF" => HAS_EXIF,
+            b"ICCP" => HAS_PROFILE,
+            b"ALPH" => HAS_ALPHA,
+            // The bit behind a signature and two sizes of 14 bits.
+            b"VP8L" if content.get(4).is_some_and(|byte| byte & 0x10 != 0) => HAS_ALPHA,
+            b"ANMF" => {
+                first_frame.get_or_insert(content.as_ptr().addr() - start + 15);
+                data[FLAGS_AT] & HAS_ALPHA
+            }
+            _ => 0,
+        };
+    }
+    data[FLAGS_AT] = flags;
+    if let Some(byte) = first_frame.and_then(|at| data.get_mut(at)) {
+        *byte |= 0x02;
+    }
+}
+
 /// Checks that no frame is larger than the canvas, and returns the bytes for each of its pixels that the decoder takes
 /// at most, beside the pixels that it gives out.
-pub(super) fn walk(data: &[u8]) -> Result<u64, DecodeError> {
+fn decoder_bytes_per_px(data: &[u8]) -> Result<u64, DecodeError> {
     let announced = data.get(4..8).and_then(|field| field.first_chunk::<4>()).map(|&field| u32::from_le_bytes(field));
     if announced.is_none_or(|bytes| (data.len() as u64) < u64::from(bytes) + 8) {
         return Err(DecodeError::Truncated { format: Format::WebP });
