@@ -47,7 +47,7 @@ use crate::config::bytes::product_disk_bytes;
 use crate::config::plan::Stage;
 use crate::config::raw::RawStore;
 use crate::config::{ConfigError, RunConfig};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::device::Chosen;
 use crate::objects::{Object, Store, StoreSettings, TrafficSnapshot};
 use crate::run_dir::{Directory, Lock};
@@ -194,7 +194,7 @@ struct Run {
     directory: Directory,
     generations: Manifest,
     machine: RunContext,
-    spec: Spec,
+    spec: ImageSpec,
     backbone: Option<Backbone>,
     encoder: Option<texts::Encoder>,
     chosen: Option<Chosen>,

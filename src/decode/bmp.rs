@@ -1,7 +1,7 @@
 //! BMP → RGB, with Pillow's reading of headers, palettes and run lengths (`BmpImagePlugin.py`).
 //!
-//! The crate `image` trusts a data offset that points elsewhere, counts the colours of a palette otherwise, and ends a
-//! run-length coded image where one line is short. All of that is found in files that Windows and browsers show.
+//! The decoder of the crate `image` differs where files are unusual but shown by Windows, browsers and Pillow: a data offset
+//! of 0, a wrong number of planes, short lines of run lengths, headers of OS/2.
 //!
 //! The fourth byte of a pixel of 32 bits is ignored unless the header names a mask for it.
 
@@ -31,7 +31,7 @@ pub(super) fn decode(
     let indices = if matches!(coding, Coding::RunLengths { .. }) { size.pixels() as u64 } else { 0 };
     limits.admit(size, indices)?;
     let pixels = data.get(header.pixels_at..).unwrap_or_default();
-    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
     let rgb = rgb.as_chunks_mut::<3>().0;
     let width = size.width as usize;
     // Lines are stored from the bottom to the top, unless the height was negative.
@@ -40,7 +40,7 @@ pub(super) fn decode(
     match coding {
         Coding::RunLengths { four_bits } => {
             let colours = header.palette(data);
-            let indices = scratch::grown(&mut buffers.raw, size.pixels());
+            let indices = scratch::grow(&mut buffers.raw, size.pixels());
             expand(pixels, header.pixels_at, four_bits, width, indices)?;
             for line in lines {
                 let to = &mut rgb[position(line) * width..][..width];
@@ -53,10 +53,11 @@ pub(super) fn decode(
             let colours = header.palette(data);
             let stride = header.stride();
             for line in lines {
-                let from = line_of(pixels, line, stride, width * usize::from(header.bits))?;
+                let from = line_bytes(pixels, line, stride, width * usize::from(header.bits))?;
                 let to = &mut rgb[position(line) * width..][..width];
                 let (bits, mask) = (header.bits, u8::MAX >> (8 - header.bits));
-                let samples = from.iter().flat_map(|byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask));
+                let samples =
+                    from.iter().flat_map(|byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask));
                 for (pixel, index) in to.iter_mut().zip(samples) {
                     *pixel = colours[usize::from(index)];
                 }
@@ -65,7 +66,7 @@ pub(super) fn decode(
         Coding::Pixels(layout) => {
             let stride = header.stride();
             for line in lines {
-                let from = line_of(pixels, line, stride, width * usize::from(header.bits))?;
+                let from = line_bytes(pixels, line, stride, width * usize::from(header.bits))?;
                 let to = &mut rgb[position(line) * width..][..width];
                 for (pixel, bytes) in to.iter_mut().zip(from.chunks_exact(usize::from(header.bits / 8))) {
                     *pixel = layout.read(bytes, alpha);
@@ -76,8 +77,8 @@ pub(super) fn decode(
     Ok(size)
 }
 
-/// Bytes of a line of so many bits; the padding of the last line may be missing.
-fn line_of(pixels: &[u8], line: usize, stride: usize, bits: usize) -> Result<&[u8], DecodeError> {
+/// Returns the bytes of a line of so many bits. The padding of the last line may be missing.
+fn line_bytes(pixels: &[u8], line: usize, stride: usize, bits: usize) -> Result<&[u8], DecodeError> {
     let start = line.saturating_mul(stride);
     pixels.get(start..start.saturating_add(bits.div_ceil(8))).ok_or(TRUNCATED)
 }
@@ -182,25 +183,14 @@ impl Header {
         if colours == 0 {
             colours = 1 << bits.min(16);
         }
-        // An offset of 0, or one into the palette, means that the pixels follow the palette.
+        // With an offset of 0, or with one that points to the palette, the pixels follow the palette.
         let offset = long(10)? as usize;
         let mut pixels_at = offset;
         let behind_palette = palette_at + if bits <= 8 { entry_bytes * colours.min(MAX_COLOURS) as usize } else { 0 };
         if offset == 0 || bits <= 8 && offset == FILE_HEADER_BYTES + header_bytes {
             pixels_at = behind_palette;
         }
-        Ok(Self {
-            width,
-            height,
-            top_down,
-            bits,
-            compression,
-            colours,
-            entry_bytes,
-            masks,
-            palette_at,
-            pixels_at,
-        })
+        Ok(Self { width, height, top_down, bits, compression, colours, entry_bytes, masks, palette_at, pixels_at })
     }
 
     /// Bytes from one line to the next.
@@ -218,7 +208,7 @@ impl Header {
             (0, 16) => Ok(Coding::Pixels(Layout::Bits555)),
             (0, _) => Ok(Coding::Pixels(Layout::Bytes([2, 1, 0], None))),
             (1 | 2, 1 | 4 | 8) => Ok(Coding::RunLengths { four_bits: self.compression == 2 }),
-            (3, 16 | 24 | 32) => self.masked().map(Coding::Pixels),
+            (3, 16 | 24 | 32) => self.masked_layout().map(Coding::Pixels),
             (3, bits) => Err(variant(format!("BMP of {bits} bits a pixel with masks"))),
             (4, _) => Err(variant("BMP with a JPEG inside".to_owned())),
             (5, _) => Err(variant("BMP with a PNG inside".to_owned())),
@@ -226,8 +216,8 @@ impl Header {
         }
     }
 
-    /// Layout that the masks give.
-    fn masked(&self) -> Result<Layout, DecodeError> {
+    /// Returns the layout that the masks describe.
+    fn masked_layout(&self) -> Result<Layout, DecodeError> {
         let [r, g, b, a] = self.masks;
         let byte = |mask: u32| (0..4).find(|at| mask == 0xff << (8 * at));
         let layout = match self.bits {
@@ -249,7 +239,7 @@ impl Header {
         })
     }
 
-    /// RGB of each index; indices outside the palette are black.
+    /// Returns the RGB of each index. Indices outside the palette are black.
     fn palette(&self, data: &[u8]) -> [[u8; 3]; 256] {
         let colours = self.colours as usize;
         let stored = data.get(self.palette_at..).unwrap_or_default();
@@ -265,8 +255,8 @@ impl Header {
     }
 }
 
-/// Expands run lengths into indices, in the order in which lines are stored. `start` is the offset of the codes in the file:
-/// absolute runs are padded to even offsets.
+/// Expands run lengths into indices, in stored order of lines. `start` is the offset of the codes in the file, because literal
+/// runs are padded to even offsets.
 fn expand(codes: &[u8], start: usize, four_bits: bool, width: usize, indices: &mut [u8]) -> Result<(), DecodeError> {
     let (mut at, mut done, mut column) = (0, 0, 0);
     while done < indices.len() {
@@ -275,7 +265,7 @@ fn expand(codes: &[u8], start: usize, four_bits: bool, width: usize, indices: &m
         let nibble = |value: u8, at: usize| if at.is_multiple_of(2) { value >> 4 } else { value & 0x0f };
         let rest = indices.len() - done;
         match (count, value) {
-            // End of a line, whose rest is index 0.
+            // End of a line; its rest has index 0.
             (0, 0) => {
                 let padding = (width - done % width) % width;
                 indices[done..done + padding].fill(0);
@@ -283,7 +273,7 @@ fn expand(codes: &[u8], start: usize, four_bits: bool, width: usize, indices: &m
             }
             // End of the image.
             (0, 1) => break,
-            // A step to the right and up over pixels of index 0.
+            // A move to the right and up; the pixels between have index 0.
             (0, 2) => {
                 let Some(&[right, up]) = codes.get(at..).and_then(|rest| rest.first_chunk::<2>()) else { break };
                 at += 2;
@@ -303,7 +293,7 @@ fn expand(codes: &[u8], start: usize, four_bits: bool, width: usize, indices: &m
                 at += (start + at) % 2;
             }
             (count, value) => {
-                // What exceeds the line is dropped.
+                // A run does not continue on the next line.
                 let count = usize::from(count).min(width.saturating_sub(column)).min(rest);
                 for (number, index) in indices[done..done + count].iter_mut().enumerate() {
                     *index = if four_bits { nibble(value, number) } else { value };

@@ -18,7 +18,7 @@ use super::scratch;
 use super::sniff::Format;
 use super::{Buffers, Limits, Size};
 
-/// Bytes that the decoder may keep of what precedes the frame, palettes and comments, and its own tables.
+/// Bytes that the decoder may allocate for palettes and for tables of its own.
 const FIXED_BYTES: u64 = 1 << 20;
 
 pub(super) fn decode(
@@ -46,7 +46,7 @@ pub(super) fn decode(
     let size = limits.check(right as u64, bottom as u64)?;
     limits.admit(size, (width * height) as u64 + 2 * FIXED_BYTES)?;
 
-    let indices = scratch::grown(&mut buffers.raw, width * height);
+    let indices = scratch::grow(&mut buffers.raw, width * height);
     if !decoder.fill_buffer(indices).map_err(refusal)? {
         return Err(DecodeError::Truncated { format: Format::Gif });
     }
@@ -61,7 +61,7 @@ pub(super) fn decode(
     let palette = palette.map(|entry| alpha.apply(entry));
 
     let stride = size.width as usize;
-    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
     let pixels = rgb.as_chunks_mut::<3>().0;
     pixels.fill(palette[usize::from(clear.unwrap_or(0))]);
     for (row, line) in indices.chunks_exact(width).enumerate() {
@@ -122,8 +122,8 @@ fn rewrite_head(data: &[u8]) -> Result<(Vec<u8>, usize), DecodeError> {
     Ok((head, at))
 }
 
-/// Where the `stored`-th row of an interlaced frame of `height` rows lies: every 8th from 0, every 8th from 4,
-/// every 4th from 2, every 2nd from 1 (`GIF89a`, appendix E).
+/// Position of the `stored`-th row of an interlaced frame of `height` rows: every 8th from 0, every 8th from 4, every 4th from
+/// 2, every 2nd from 1 (`GIF89a`, appendix E).
 fn interlaced_row(stored: usize, height: usize) -> usize {
     let mut before = 0;
     for (first, step) in [(0, 8), (4, 8), (2, 4)] {

@@ -32,7 +32,7 @@ pub(super) use self::libjpeg::decode_strip;
 /// Upper bound on the scans of one file. Every scan costs time for all pixels; real files have at most a dozen.
 const MAX_SCANS: usize = 500;
 
-/// A sample that no data was found for, as libjpeg leaves it.
+/// Value of a sample without data, as in libjpeg.
 const GREY: u8 = 128;
 
 pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buffers) -> Result<Size, DecodeError> {
@@ -42,7 +42,7 @@ pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buf
     if let Some((at, height)) = header.missing_height {
         data[at..at + 2].copy_from_slice(&height.to_be_bytes());
     }
-    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
     if header.plain {
         rgb.fill(GREY);
         seal::seal(data, &mut buffers.raw);
@@ -51,7 +51,7 @@ pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buf
         }
     }
     if header.components == 4 {
-        let inks = scratch::grown(&mut buffers.raw, size.pixels() * 4);
+        let inks = scratch::grow(&mut buffers.raw, size.pixels() * 4);
         libjpeg::decode(data, size, header.components, inks)?;
         for (to, from) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(inks.as_chunks::<4>().0) {
             // Pillow treats every file of four components as Adobe's, which store inks inverted.

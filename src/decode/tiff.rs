@@ -1,11 +1,11 @@
-//! TIFF → RGB: the first page, as Pillow reads it, and turned as its orientation says.
+//! TIFF → RGB: the first page, as Pillow reads it, with its orientation applied.
 //!
 //! The crate `tiff` decompresses; it knows too few colour models for the files that Pillow reads, and fails on some layouts of
 //! tiles. It is therefore shown one strip or tile at a time, by a [directory of its own](Directory::write_chunk) that
 //! describes an image of grey samples. Colours, palettes and alpha are made of the samples here. Strips of JPEG go to
 //! libjpeg, as in libtiff.
 //!
-//! Where Pillow departs from the specification, so does this, because published models were fed by Pillow:
+//! Where Pillow departs from the specification, so does this, because published models were trained on its output:
 //! * 16-bit grey is cut off at 255, not scaled, and is never inverted; other 16-bit samples keep their high byte.
 //! * The orientation is applied, which Pillow does for no other format.
 
@@ -47,13 +47,13 @@ pub(super) fn decode(
     }
     let raw_bytes = page.row_bytes(directory.width) * size.height as usize * page.planes();
     let tile_bytes = page.row_bytes(directory.chunk_width) as u64 * directory.chunk_height;
-    let jpeg_bytes = if page.is_jpeg() { 6 * chunk_px + 1024 * (directory.chunk_width + 64) } else { 0 };
-    // A turned image is a copy; so are the file and its rewritten directory.
+    let jpeg_bytes = if page.is_jpeg() { 6 * directory.max_jpeg_px() + 1024 * (directory.chunk_width + 64) } else { 0 };
+    // The turned image and the file with its rewritten directory are copies.
     let turned = if page.orientation == Orientation::NoTransforms { 0 } else { 3 * size.pixels() as u64 };
     let file_bytes = data.len() as u64;
     limits.admit(size, raw_bytes as u64 + tile_bytes + jpeg_bytes + turned + file_bytes + FIXED_BYTES)?;
 
-    let raw = scratch::grown(&mut buffers.raw, raw_bytes);
+    let raw = scratch::grow(&mut buffers.raw, raw_bytes);
     raw.fill(0);
     let plane_bytes = raw_bytes / page.planes();
     let mut reader = ChunkReader { data, directory: &directory, page: &page, file: Vec::new(), buffer: Vec::new() };
@@ -61,14 +61,17 @@ pub(super) fn decode(
         reader.read(&chunk, &mut raw[chunk.plane * plane_bytes..][..plane_bytes])?;
     }
     if directory.reversed_bits {
-        raw.iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+        for byte in raw.iter_mut() {
+            *byte = byte.reverse_bits();
+        }
     }
-    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
     page.convert(raw, size, alpha, rgb);
-    turn(page.orientation, size, buffers)
+    apply_orientation(page.orientation, size, buffers)
 }
 
-fn turn(orientation: Orientation, size: Size, buffers: &mut Buffers) -> Result<Size, DecodeError> {
+/// Turns and mirrors the image, and returns its new size.
+fn apply_orientation(orientation: Orientation, size: Size, buffers: &mut Buffers) -> Result<Size, DecodeError> {
     if orientation == Orientation::NoTransforms {
         return Ok(size);
     }
@@ -117,17 +120,13 @@ impl ChunkReader<'_> {
         self.buffer.resize(tile_stride * self.directory.chunk_height as usize, 0);
         decoder.read_image_bytes(&mut self.buffer).map_err(refusal)?;
         let rows = out.chunks_mut(stride).zip(self.buffer.chunks_exact(tile_stride)).take(chunk.height as usize);
-        rows.for_each(|(to, from)| to[..row_bytes].copy_from_slice(&from[..row_bytes]));
+        for (to, from) in rows {
+            to[..row_bytes].copy_from_slice(&from[..row_bytes]);
+        }
         Ok(())
     }
 
-    fn read_jpeg(
-        &mut self,
-        chunk: &Place,
-        row_bytes: usize,
-        stride: usize,
-        out: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    fn read_jpeg(&mut self, chunk: &Place, row_bytes: usize, stride: usize, out: &mut [u8]) -> Result<(), DecodeError> {
         let (at, length) = self.directory.chunks[chunk.number];
         let strip = self.data.get(at as usize..at.saturating_add(length) as usize);
         let strip = strip.ok_or(DecodeError::Truncated { format: Format::Tiff })?;
@@ -141,9 +140,9 @@ impl ChunkReader<'_> {
         }
         self.file.extend(tables.unwrap_or_default());
         self.file.extend(strip.get(2..).unwrap_or_default());
-        let max_px = (self.directory.chunk_width * self.directory.chunk_height) as usize;
-        let rows = Rows { out, row_bytes, stride, count: chunk.height as usize };
-        let (width, height) = jpeg::decode_strip(&self.file, self.page.samples, max_px, rows, &mut self.buffer)?;
+        let max_px = self.directory.max_jpeg_px() as usize;
+        let mut rows = Rows { out, row_bytes, stride, count: chunk.height as usize };
+        let (width, height) = jpeg::decode_strip(&self.file, self.page.samples, max_px, &mut rows, &mut self.buffer)?;
         if (width as u64) < chunk.width || (height as u64) < chunk.height {
             return Err(DecodeError::corrupt(Format::Tiff, "a JPEG strip is smaller than the directory says"));
         }
@@ -234,7 +233,10 @@ impl Page {
             (32803, _) => return Err(variant("colour filter array TIFF")),
             (32844 | 32845, _) => return Err(variant("LogLuv TIFF")),
             (other, _) => {
-                return Err(DecodeError::variant(Format::Tiff, format!("TIFF with photometric interpretation {other}")));
+                return Err(DecodeError::variant(
+                    Format::Tiff,
+                    format!("TIFF with photometric interpretation {other}"),
+                ));
             }
         };
         let name = match colours {
@@ -341,7 +343,11 @@ impl Page {
     fn unpack<'a>(&self, from: &[u8], to: impl Iterator<Item = &'a mut u8>) {
         let cut_off = matches!(self.colours, Colours::Grey { .. }) && self.samples == 1;
         match self.bits {
-            8 => to.zip(from).for_each(|(to, sample)| *to = *sample),
+            8 => {
+                for (to, sample) in to.zip(from) {
+                    *to = *sample;
+                }
+            }
             16 => {
                 for (to, sample) in to.zip(from.as_chunks::<2>().0) {
                     let sample = u16::from_ne_bytes(*sample);
@@ -350,8 +356,11 @@ impl Page {
             }
             bits => {
                 let mask = u8::MAX >> (8 - bits);
-                let samples = from.iter().flat_map(|byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask));
-                to.zip(samples).for_each(|(to, sample)| *to = sample);
+                let samples =
+                    from.iter().flat_map(|byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask));
+                for (to, sample) in to.zip(samples) {
+                    *to = sample;
+                }
             }
         }
     }

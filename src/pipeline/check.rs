@@ -227,7 +227,7 @@ async fn feed(
 async fn sample_images(
     store: &Store,
     shard: &Object,
-    spec: crate::decode::Spec,
+    spec: crate::decode::ImageSpec,
 ) -> Result<(String, f64), PipelineError> {
     let intake = std::sync::Arc::<crate::objects::ReadStats>::default();
     let mut reader = store.open(shard, std::sync::Arc::clone(&intake)).await?;

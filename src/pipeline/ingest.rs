@@ -25,7 +25,7 @@ use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
-use crate::decode::{Decoder, Spec, View};
+use crate::decode::{Decoder, ImageSpec, View};
 use crate::objects::{Object, ReadStats, StoreError, explain_read};
 use crate::run_dir::PageCache;
 
@@ -207,7 +207,7 @@ pub async fn ingest(plan: RunConfig) -> Result<IngestReport, PipelineError> {
     Ok(IngestReport { whole: whole::measure(&plan, &shards, &spec, threads).await?, ..stages })
 }
 
-fn spec(plan: &RunConfig) -> Spec {
+fn spec(plan: &RunConfig) -> ImageSpec {
     // A checkpoint of the hub is not downloaded for this.
     let asked = plan.pipeline().model.as_ref().and_then(|model| {
         let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
@@ -233,7 +233,7 @@ fn measure(
     plan: &RunConfig,
     shards: &[Object],
     head: &Head,
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
     pairs: Option<(f64, f64)>,
 ) -> Result<IngestReport, PipelineError> {
@@ -365,7 +365,7 @@ impl Drop for Temporary {
 /// those of `made`. Through the page cache in any case: what it takes a core, and not the disk.
 fn chunk(
     plan: &RunConfig,
-    spec: &Spec,
+    spec: &ImageSpec,
     square: &[u8],
     made: usize,
 ) -> Result<(Duration, Option<Duration>), PipelineError> {
@@ -404,7 +404,7 @@ fn chunk(
 }
 
 /// Images a second that all threads decode together.
-fn together(spec: &Spec, samples: &[Sample], threads: usize) -> f64 {
+fn together(spec: &ImageSpec, samples: &[Sample], threads: usize) -> f64 {
     const TAKEN_AT_ONCE: usize = 8;
     let next = AtomicUsize::new(0);
     let work = || {

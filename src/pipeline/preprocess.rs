@@ -2,7 +2,7 @@
 
 use crate::config::RunConfig;
 use crate::config::value as word;
-use crate::decode::{Alpha, Geometry, Resample, Spec};
+use crate::decode::{Alpha, Geometry, ImageSpec, Resample};
 
 /// Side of the square where neither configuration nor checkpoint says one.
 const DEFAULT_SIZE_PX: u32 = 224;
@@ -15,7 +15,7 @@ pub(super) struct Asked {
 }
 
 /// What the configuration says goes first, then the checkpoint, then the defaults.
-pub(super) fn resolve(plan: &RunConfig, asked: Asked) -> Spec {
+pub(super) fn resolve(plan: &RunConfig, asked: Asked) -> ImageSpec {
     let raw = &plan.pipeline().preprocess;
     let geometry = asked.geometry.unwrap_or(Geometry::Squash { size_px: DEFAULT_SIZE_PX });
     let resample = raw.resample.map(|resample| match resample {
@@ -24,7 +24,7 @@ pub(super) fn resolve(plan: &RunConfig, asked: Asked) -> Spec {
         word::Resample::Bicubic => Resample::Bicubic,
         word::Resample::Lanczos => Resample::Lanczos,
     });
-    Spec {
+    ImageSpec {
         geometry: raw.size_px.map_or(geometry, |size_px| scaled(geometry, size_px)),
         resample: resample.or(asked.resample).unwrap_or(Resample::Bilinear),
         alpha: match raw.alpha {

@@ -7,7 +7,7 @@ use super::worker::model_error;
 use super::{PipelineError, preprocess, stream};
 use crate::config::value::Pool as Word;
 use crate::config::{ConfigError, Problem, RunConfig};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::model::{Checkpoint, ExtractOptions, Pool};
 
 /// What a backbone is, as far as the wiring needs it.
@@ -20,7 +20,10 @@ pub(super) struct Backbone {
 
 /// Preprocessing and backbone of a plan, with everything that is wrong with them. `snapshot`: where the checkpoint is, if it
 /// is one of the hub's.
-pub(super) fn resolve(plan: &RunConfig, snapshot: Option<PathBuf>) -> Result<(Spec, Option<Backbone>), PipelineError> {
+pub(super) fn resolve(
+    plan: &RunConfig,
+    snapshot: Option<PathBuf>,
+) -> Result<(ImageSpec, Option<Backbone>), PipelineError> {
     let Some(model) = &plan.pipeline().model else {
         let spec = preprocess::resolve(plan, preprocess::Asked::default());
         return bounded(plan, spec, None);
@@ -64,9 +67,9 @@ pub(super) fn pool_of(word: Word) -> Pool {
 
 fn bounded(
     plan: &RunConfig,
-    spec: Spec,
+    spec: ImageSpec,
     backbone: Option<Backbone>,
-) -> Result<(Spec, Option<Backbone>), PipelineError> {
+) -> Result<(ImageSpec, Option<Backbone>), PipelineError> {
     let bytes = stream::stream_bytes(&spec, workers(plan), u64::from(plan.pipeline().chunks.rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok((spec, backbone)) } else { Err(ConfigError(problems).into()) }

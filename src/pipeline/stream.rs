@@ -35,7 +35,7 @@ use crate::config::RunConfig;
 use crate::config::bytes::{StreamBytes, block_images};
 use crate::config::value::Compression;
 use crate::corpus::{ImageRowProblem, PushParser};
-use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec, View};
+use crate::decode::{HEADER_BYTES, ImageSpec, RETAINED_BYTES, View};
 use crate::objects::{Object, Reader, Store, explain_read};
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, Shutdown, depth, link};
 use crate::telemetry::{ProgressRegistry, Shard, StageProgress};
@@ -83,7 +83,7 @@ pub(super) struct StreamJob {
     /// Which images are wanted, and their labels.
     pub(super) wanted: ImageFilter,
     /// How they are decoded.
-    pub(super) spec: Spec,
+    pub(super) spec: ImageSpec,
     /// Which pictures are made of an image; `None`: the whole of it.
     pub(super) views: Option<Views>,
     /// Source rows a chunk covers.
@@ -232,8 +232,8 @@ fn takes_its_url(reason: &str) -> bool {
 }
 
 /// What the stages of a stream hold in memory.
-pub(super) fn stream_bytes(spec: &Spec, workers: usize, chunk_rows: u64) -> StreamBytes {
-    let decoders = spec.decode_bytes() + workers as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
+pub(super) fn stream_bytes(spec: &ImageSpec, workers: usize, chunk_rows: u64) -> StreamBytes {
+    let decoders = spec.decode_bytes() + workers as u64 * (RETAINED_BYTES + HEADER_BYTES);
     let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
     StreamBytes { reader: bytes.reader.saturating_add((LANES as u64 - 1) * RESTING_LANE_BYTES), ..bytes }
 }

@@ -32,7 +32,7 @@ pub(in crate::decode) fn decode_strip(
     data: &[u8],
     channels: usize,
     max_px: usize,
-    rows: Rows<'_>,
+    rows: &mut Rows<'_>,
     line: &mut Vec<u8>,
 ) -> Result<(usize, usize), DecodeError> {
     let space = if channels == 1 { ColorSpace::JCS_GRAYSCALE } else { ColorSpace::JCS_RGB };

@@ -37,8 +37,8 @@ impl Header {
         // Rows of units between coefficients and pixels.
         let rows = 2 * 8 * 16 * 4 * (8 * most_across * units_across + 64);
         let inks = if self.components == 4 { 4 * width * height } else { 0 };
-        let kept = if self.several_scans { coefficients } else { 0 };
-        kept + rows + inks + (64 << 10)
+        let coefficients = if self.several_scans { coefficients } else { 0 };
+        coefficients + rows + inks + (64 << 10)
     }
 }
 
@@ -102,14 +102,16 @@ impl<'a> Segments<'a> {
             return Err(TRUNCATED);
         }
         self.at = body.end;
-        while marker == 0xda {
-            let next = next_marker(self.data, self.at).ok_or(TRUNCATED)?;
-            if !stands_alone(next.code) {
-                self.at = next.start;
-                break;
+        if marker == 0xda {
+            loop {
+                let next = next_marker(self.data, self.at).ok_or(TRUNCATED)?;
+                if !stands_alone(next.code) {
+                    self.at = next.start;
+                    break;
+                }
+                self.at = next.end;
+                irregular = true;
             }
-            self.at = next.end;
-            irregular = true;
         }
         Ok(Segment { marker, scan_end: self.at, body, irregular })
     }
@@ -170,19 +172,27 @@ pub(super) fn read_header(data: &[u8]) -> Result<Header, DecodeError> {
     let (mut plain, mut several_scans) = (true, false);
     let mut missing_height = None;
     let mut progress = Progress::default();
+    // End of the header of a scan that holds the whole image.
+    let mut only_scan = None;
+    let mut ended = false;
     for segment in Segments::new(data) {
-        let Segment { marker, body: at, irregular, .. } = segment?;
+        let Segment { marker, body: at, irregular, .. } = match segment {
+            Ok(segment) => segment,
+            // Damage that looks like a segment. libjpeg needs nothing behind the only scan, and Pillow no sound end.
+            Err(TRUNCATED)
+                if only_scan.is_some_and(|end| memchr::memmem::find(&data[end..], b"\xff\xd9").is_some()) =>
+            {
+                (plain, ended) = (false, true);
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         let body = &data[at.clone()];
         plain &= !irregular;
         match marker {
             0xd9 if scans > 0 => {
-                let Some(frame) = frame else { return Err(corrupt("it has no frame header")) };
-                if frame.height == 0 {
-                    return Err(corrupt("it is 0 pixels high"));
-                }
-                plain &= frame.is_plain(jfif, adobe) && progress.is_complete(&frame);
-                let Frame { width, height, components, sampling, .. } = frame;
-                return Ok(Header { width, height, components, missing_height, plain, sampling, several_scans });
+                ended = true;
+                break;
             }
             0xd9 => return Err(corrupt("it ends before any scan")),
             0xd8 => return Err(corrupt("a second image begins inside the first")),
@@ -201,6 +211,7 @@ pub(super) fn read_header(data: &[u8]) -> Result<Header, DecodeError> {
                     return Err(variant("more than 500 scans"));
                 }
                 several_scans |= body.first().copied() != Some(frame.components);
+                only_scan = (scans == 1 && !several_scans).then_some(at.end);
                 plain &= Scan::read(body).is_some_and(|scan| progress.add(frame, &scan));
             }
             0xc4 => plain &= codes_leave_ones_free(body),
@@ -223,7 +234,13 @@ pub(super) fn read_header(data: &[u8]) -> Result<Header, DecodeError> {
             _ => plain = false,
         }
     }
-    Err(TRUNCATED)
+    let Some(frame) = frame.filter(|_| ended) else { return Err(TRUNCATED) };
+    if frame.height == 0 {
+        return Err(corrupt("it is 0 pixels high"));
+    }
+    plain &= frame.is_plain(jfif, adobe) && progress.is_complete(&frame);
+    let Frame { width, height, components, sampling, .. } = frame;
+    Ok(Header { width, height, components, missing_height, plain, sampling, several_scans })
 }
 
 /// Offset of the height in the frame header.
@@ -236,9 +253,9 @@ fn frame_height_offset(data: &[u8]) -> usize {
 fn codes_leave_ones_free(mut tables: &[u8]) -> bool {
     while let Some((counts, rest)) = tables.split_first_chunk::<17>() {
         let counts = &counts[1..];
-        let taken: u32 = counts.iter().zip(0..).map(|(count, length)| u32::from(*count) << (15 - length)).sum();
+        let used: u32 = counts.iter().zip(0..).map(|(count, length)| u32::from(*count) << (15 - length)).sum();
         let values: usize = counts.iter().map(|count| usize::from(*count)).sum();
-        if taken >= 1 << 16 || values > rest.len() {
+        if used >= 1 << 16 || values > rest.len() {
             return false;
         }
         tables = &rest[values..];
@@ -417,6 +434,15 @@ mod tests {
             let header = read_header(&data).unwrap();
             assert!(!header.plain && header.width == 7, "{stray:#x}");
         }
+    }
+
+    #[test]
+    fn damage_that_looks_like_a_segment_is_not_plain() {
+        let data = file(&[(0xc0, SOF3), (0xda, SOS3)], &[0x12, 0xff, 0xe1, 0x7f, 0xff, 0x34, 0xff, 0xd9]);
+        assert!(!read_header(&data).unwrap().plain);
+        let two_scans =
+            file(&[(0xc0, SOF3), (0xda, &[1, 1, 0, 0, 63, 0])], &[0x12, 0xff, 0xe1, 0x7f, 0xff, 0xff, 0xd9]);
+        assert_eq!(read_header(&two_scans), Err(TRUNCATED));
     }
 
     #[test]

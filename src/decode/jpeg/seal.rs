@@ -1,15 +1,15 @@
-//! A copy of a JPEG in which zune-jpeg cannot miss that data is missing.
+//! A copy of a JPEG for zune-jpeg, in which a scan that ends early is an error.
 //!
-//! zune-jpeg continues with zero bits where a scan ends early, and decodes them as if they were data. The copy has
-//! one-bits behind each scan. No Huffman code of a plain file consists of ones alone, so reading on is an error.
+//! Behind the end of a scan, zune-jpeg decodes zero bits as if they were data. The copy has one-bits there. No Huffman code of
+//! a plain file consists of ones alone, so that the first symbol behind the end is an error.
 
 use super::markers::{Segments, is_refinement_of_dc};
 
-/// One-bits behind a scan, with their stuffed zeros: more than a symbol and its value can take, twice.
+/// 64 one-bits, with their stuffed zeros: more than two symbols and their values.
 const SEAL: [u8; 16] = [0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0];
 
-/// Bytes of the seal behind the first scan of a progressive file, where zune-jpeg must find the next marker among the
-/// 32 bits that it reads ahead.
+/// Bytes of the seal behind the first scan of a progressive file. There zune-jpeg must find the next marker among the 32 bits
+/// that it reads ahead.
 const FIRST_SEAL_BYTES: usize = 4;
 
 /// Copies a plain file into `sealed`: tables, frame header and scans, without the segments of applications.
@@ -27,8 +27,7 @@ pub(super) fn seal(data: &[u8], sealed: &mut Vec<u8>) {
         sealed.extend(&data[segment.body.start - 2..segment.scan_end]);
         if segment.marker == 0xda {
             scans += 1;
-            // Corrections of DC coefficients are bare bits: ones would be data, and the zeros of a scan that ends
-            // early change nothing.
+            // Corrections of DC coefficients have no Huffman codes. Zeros change nothing, as in libjpeg.
             let bytes = match (progressive, scans) {
                 (true, _) if is_refinement_of_dc(&data[segment.body]) => 0,
                 (true, 1) => FIRST_SEAL_BYTES,

@@ -96,7 +96,12 @@ fn layout() -> impl Strategy<Value = Layout> {
         (Just(sampling), Just(progression), scans)
     };
     let restart = prop_oneof![2 => Just(0), 1 => 1usize..9];
-    ((sampling(), any::<bool>()).prop_flat_map(move |(sampling, progression)| scans(sampling, progression)), restart, 40usize..100, 40usize..80)
+    (
+        (sampling(), any::<bool>()).prop_flat_map(move |(sampling, progression)| scans(sampling, progression)),
+        restart,
+        40usize..100,
+        40usize..80,
+    )
         .prop_map(|((sampling, progressive, scans), restart, width, height)| {
             let ids = (1..=sampling.len() as u8).collect();
             Layout { width, height, sampling, progressive, scans, restart, ids }
@@ -126,8 +131,7 @@ proptest! {
     #[test]
     fn data_that_end_early_are_decoded_as_by_libjpeg(layout in layout(), share in 0.0..1.0) {
         let (mut data, (start, length)) = layout.write();
-        let kept = start + (share * length as f64) as usize;
-        data.truncate(kept);
+        data.truncate(start + (share * length as f64) as usize);
         if data.last() == Some(&0xff) {
             data.pop();
         }

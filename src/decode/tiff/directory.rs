@@ -22,6 +22,7 @@ fn corrupt(detail: impl std::fmt::Display) -> DecodeError {
 }
 
 /// The fields that matter for the pixels.
+#[expect(clippy::struct_excessive_bools, reason = "independent properties of a file")]
 pub(super) struct Directory {
     pub(super) width: u64,
     pub(super) height: u64,
@@ -111,11 +112,17 @@ impl Directory {
             big_endian: fields.bytes.big_endian,
         };
         let (offsets, lengths) = if tiled { (324, 325) } else { (273, 279) };
-        directory.chunks = directory.place_chunks(fields.values(offsets, MAX_CHUNKS)?, fields.values(lengths, MAX_CHUNKS)?)?;
+        directory.chunks =
+            directory.place_chunks(fields.values(offsets, MAX_CHUNKS)?, fields.values(lengths, MAX_CHUNKS)?)?;
         Ok(directory)
     }
 
-    /// Strips or tiles of a plane.
+    /// Upper bound on the pixels of a strip or tile that is a JPEG. Some writers complete its last blocks.
+    pub(super) fn max_jpeg_px(&self) -> u64 {
+        (self.chunk_width + 64) * (self.chunk_height + 64)
+    }
+
+    /// Number of strips or tiles of a plane.
     fn chunks_per_plane(&self) -> u64 {
         self.width.div_ceil(self.chunk_width).saturating_mul(self.height.div_ceil(self.chunk_height))
     }

@@ -15,7 +15,7 @@ use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::schedule::Schedule;
 use crate::config::value::Compression;
 use crate::config::{ConfigError, RunConfig};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, Signal};
@@ -38,7 +38,7 @@ pub struct Whole {
 }
 
 /// Refuses limits under which the stream cannot run.
-pub(super) fn check(plan: &RunConfig, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
+pub(super) fn check(plan: &RunConfig, spec: &ImageSpec, threads: usize) -> Result<(), PipelineError> {
     let bytes = stream_bytes(spec, threads, u64::from(plan.pipeline().chunks.rows));
     let problems = plan.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
@@ -48,7 +48,7 @@ pub(super) fn check(plan: &RunConfig, spec: &Spec, threads: usize) -> Result<(),
 pub(super) async fn measure(
     plan: &RunConfig,
     shards: &[Object],
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
 ) -> Result<Whole, PipelineError> {
     let row_bytes = spec.pixel_bytes() * u64::from(plan.views().max(1));
@@ -64,7 +64,7 @@ pub(super) async fn measure(
 async fn once(
     plan: &RunConfig,
     shards: &[Object],
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
     rows: u64,
     folder: Option<&Temporary>,

@@ -15,7 +15,7 @@ use super::super::PipelineError;
 use super::{Block, SPARE_BYTES, StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally, sum_segments};
-use crate::decode::{DecodeError, Decoder, Spec, View};
+use crate::decode::{DecodeError, Decoder, ImageSpec, View};
 use crate::run_dir::PageBuffer;
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, link};
 use crate::telemetry::{Activity, StageTimer};
@@ -54,7 +54,7 @@ impl Decoding {
 #[derive(Clone)]
 pub(super) struct Decoders {
     pool: CpuPool,
-    spec: Spec,
+    spec: ImageSpec,
     views: Option<Views>,
     /// What images that are being decoded take, all together.
     room: ByteBudget,

@@ -8,7 +8,7 @@ use crate::catalog::{ImageFilter, url_hash};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem, ImageRows};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::{ReadStats, Reader};
 use crate::runtime::BufferPool;
 
@@ -16,7 +16,7 @@ use crate::runtime::BufferPool;
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Largest record: an image of the largest size in base64, and its URLs.
-fn max_record_bytes(spec: &Spec) -> usize {
+fn max_record_bytes(spec: &ImageSpec) -> usize {
     usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
 }
 

@@ -60,8 +60,8 @@ fn machine(store: Store, workers: usize, limit: u64) -> RunContext {
     }
 }
 
-fn spec() -> Spec {
-    Spec {
+fn spec() -> ImageSpec {
+    ImageSpec {
         geometry: Geometry::Squash { size_px: 8 },
         resample: Resample::Bilinear,
         alpha: Alpha::White,
@@ -329,7 +329,7 @@ async fn large_squares_have_the_pixels_and_the_checksum_that_their_chunk_says() 
         let shards = store.list(&[shard.display().to_string()]).await.unwrap();
         let (machine, run_dir) = (machine(store, WORKERS, 1 << 30), dir.path().join("run"));
         let geometry = Geometry::Squash { size_px: SIZE_PX };
-        let spec = Spec { geometry, crops: views.is_some(), ..spec() };
+        let spec = ImageSpec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
             shards: Arc::new(shards),
             wanted: ImageFilter::Everything,

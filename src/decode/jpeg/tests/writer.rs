@@ -94,7 +94,8 @@ impl Layout {
         let pixel = |(x, y): (usize, usize)| {
             let (x, y) = ((x as f64 + 0.5) / self.width as f64, (y as f64 + 0.5) / self.height as f64);
             let luma = shade(0, x, y);
-            let (cb, cr) = if self.sampling.len() == 1 { (0.0, 0.0) } else { (shade(1, x, y) - 128.0, shade(2, x, y) - 128.0) };
+            let (cb, cr) =
+                if self.sampling.len() == 1 { (0.0, 0.0) } else { (shade(1, x, y) - 128.0, shade(2, x, y) - 128.0) };
             [luma + 1.402 * cr, luma - 0.344_136 * cb - 0.714_136 * cr, luma + 1.772 * cb]
                 .map(|value| value.round().clamp(0.0, 255.0) as u8)
         };
