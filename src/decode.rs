@@ -320,14 +320,25 @@ impl Limits<'_> {
         }
     }
 
-    /// Refuses an image that needs too much memory, and waits until there is enough. `bytes` is the need of its decoder and its
-    /// format's own buffers; RGB and the buffers of the resizer are added. Nothing that grows with the image may be
-    /// allocated before.
-    fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
+    /// Upper bound on the bytes that an image needs: those of its decoder and its format's own buffers, `bytes`, with RGB and
+    /// the buffers of the resizer.
+    fn total_bytes(&self, size: Size, bytes: u64) -> u64 {
         let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
-        let between = Resampler::intermediate_bytes(width, height, side);
-        let kernels = 64 * (width + height + 2 * side);
-        let bytes = bytes + (3 + self.crop_bytes) * width * height + between + kernels;
+        let intermediate = Resampler::intermediate_bytes(width, height, side);
+        let weights = 64 * (width + height + 2 * side);
+        bytes + (3 + self.crop_bytes) * width * height + intermediate + weights
+    }
+
+    /// True if an image needs no more than the limit; see [`Self::total_bytes`].
+    fn allows(&self, size: Size, bytes: u64) -> bool {
+        self.total_bytes(size, bytes) <= self.max_bytes
+    }
+
+    /// Refuses an image that needs too much memory, and waits until there is enough; see [`Self::total_bytes`]. Nothing that
+    /// grows with the image may be allocated before.
+    fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
+        let (width, height) = (u64::from(size.width), u64::from(size.height));
+        let bytes = self.total_bytes(size, bytes);
         if bytes > self.max_bytes {
             let (format, limit) = (self.format, self.max_bytes);
             return Err(DecodeError::TooMuchMemory { format, width_px: width, height_px: height, bytes, limit });

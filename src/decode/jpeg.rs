@@ -38,12 +38,15 @@ const GREY: u8 = 128;
 pub(super) fn decode(data: &mut [u8], limits: &mut Limits<'_>, buffers: &mut Buffers) -> Result<Size, DecodeError> {
     let header = markers::read_header(data)?;
     let size = limits.check(u64::from(header.width), u64::from(header.height))?;
-    limits.admit(size, header.decoder_bytes() + data.len() as u64)?;
+    // A large file may leave no memory for a copy; libjpeg needs none.
+    let (decoder_bytes, sealed_bytes) = (header.decoder_bytes(), data.len() as u64 + seal::MAX_BYTES);
+    let plain = header.plain && limits.allows(size, decoder_bytes + sealed_bytes);
+    limits.admit(size, decoder_bytes + if plain { sealed_bytes } else { 0 })?;
     if let Some((at, height)) = header.missing_height {
         data[at..at + 2].copy_from_slice(&height.to_be_bytes());
     }
     let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
-    if header.plain {
+    if plain {
         rgb.fill(GREY);
         seal::seal(data, &mut buffers.raw);
         if decode_plain(&buffers.raw, &header, rgb).is_ok() {

@@ -1,4 +1,4 @@
-"""Writes what Pillow makes of each file in images/, at 64 x 64 pixels with bilinear resampling.
+"""Decodes each file in images/ with Pillow and writes it at 64 x 64 pixels, resized with the bilinear kernel.
 
 Run: python tests/reference/images.py        (Pillow 13.0.0)
 

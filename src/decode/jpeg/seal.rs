@@ -3,6 +3,7 @@
 //! Behind the end of a scan, zune-jpeg decodes zero bits as if they were data. The copy has one-bits there. No Huffman code of
 //! a plain file consists of ones alone, so that the first symbol behind the end is an error.
 
+use super::MAX_SCANS;
 use super::markers::{Segments, is_refinement_of_dc};
 
 /// 64 one-bits, with their stuffed zeros: more than two symbols and their values.
@@ -12,9 +13,13 @@ const SEAL: [u8; 16] = [0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0xff, 0, 0x
 /// that it reads ahead.
 const FIRST_SEAL_BYTES: usize = 4;
 
+/// Upper bound on the bytes of all seals.
+pub(super) const MAX_BYTES: u64 = (SEAL.len() * MAX_SCANS) as u64;
+
 /// Copies a plain file into `sealed`: tables, frame header and scans, without the segments of applications.
 pub(super) fn seal(data: &[u8], sealed: &mut Vec<u8>) {
     sealed.clear();
+    sealed.reserve_exact(data.len() + MAX_BYTES as usize);
     sealed.extend([0xff, 0xd8]);
     let (mut progressive, mut scans) = (false, 0);
     for segment in Segments::new(data).flatten() {
