@@ -1,9 +1,8 @@
 //! TIFF → RGB: the first page, as Pillow reads it, with its orientation applied.
 //!
-//! The crate `tiff` decompresses; it knows too few colour models for the files that Pillow reads, and fails on some layouts of
-//! tiles. It is therefore shown one strip or tile at a time, by a [directory of its own](Directory::write_chunk) that
-//! describes an image of grey samples. Colours, palettes and alpha are made of the samples here. Strips of JPEG go to
-//! libjpeg, as in libtiff.
+//! The crate `tiff` decompresses, but it supports fewer colour models than Pillow and fails on some layouts of tiles. It
+//! therefore gets one strip or tile at a time, through a [rewritten directory](Directory::write_chunk) that describes an image
+//! of grey samples. This module converts the samples to RGB. libjpeg decodes strips of JPEG, as in libtiff.
 //!
 //! Where Pillow departs from the specification, so does this, because published models were trained on its output:
 //! * 16-bit grey is cut off at 255, not scaled, and is never inverted; other 16-bit samples keep their high byte.
@@ -150,7 +149,7 @@ impl ChunkReader<'_> {
     }
 }
 
-/// Rows of a strip in an image: `count` of `row_bytes`, each `stride` behind the one before.
+/// Destination of a strip: `count` rows of `row_bytes` bytes, which begin `stride` bytes apart.
 pub(super) struct Rows<'a> {
     pub(super) out: &'a mut [u8],
     pub(super) row_bytes: usize,
@@ -191,7 +190,7 @@ enum Extra {
     AssociatedAlpha,
 }
 
-/// The first page, by meaning.
+/// Interpretation of the samples of the first page.
 struct Page {
     colours: Colours,
     extra: Extra,
@@ -314,12 +313,12 @@ impl Page {
         if self.planar { 1 } else { self.samples }
     }
 
-    /// Bytes of so many pixels of a plane.
+    /// Bytes of `width` pixels of a row of a plane.
     fn row_bytes(&self, width: u64) -> usize {
         (width as usize * self.bits * self.samples_together()).div_ceil(8)
     }
 
-    /// Samples → RGB, row by row.
+    /// Converts samples to RGB, row by row.
     fn convert(&self, raw: &[u8], size: Size, alpha: Alpha, rgb: &mut [u8]) {
         let (width, row_bytes) = (size.width as usize, self.row_bytes(size.width.into()));
         let plane_bytes = row_bytes * size.height as usize;

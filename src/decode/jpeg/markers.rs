@@ -1,4 +1,4 @@
-//! The marker segments of a JPEG (ITU-T T.81, annex B): size, memory, and which decoder reads the layout right.
+//! Marker segments of a JPEG (ITU-T T.81, annex B): size, memory, and the choice of the decoder.
 
 use std::ops::Range;
 
@@ -60,8 +60,7 @@ pub(super) struct Segment {
     pub(super) body: Range<usize>,
     /// End of the entropy-coded data; the end of the body where there is none.
     pub(super) scan_end: usize,
-    /// True if bytes before the marker or in the scan belong to no segment: stray bytes, markers without a meaning there,
-    /// restart markers.
+    /// True if there are restart markers, stray bytes or meaningless markers before the segment or in its scan.
     irregular: bool,
 }
 
@@ -130,8 +129,7 @@ impl Iterator for Segments<'_> {
     }
 }
 
-/// True for markers without a length: TEM, restart markers, and codes that are reserved or meaningless here, which
-/// libjpeg takes for damage and skips.
+/// True for markers without a length: TEM, restart markers, and reserved codes, which libjpeg skips as damage.
 fn stands_alone(code: u8) -> bool {
     matches!(code, 0x01..=0xbf | 0xd0..=0xd7 | 0xf0..=0xfd)
 }

@@ -1,4 +1,4 @@
-//! JPEG against what was drawn, against the decoder `jpeg-decoder`, and against libjpeg, for layouts drawn at random.
+//! Random JPEG layouts, compared with the source image, with the crate `jpeg-decoder`, and with libjpeg.
 
 mod writer;
 
@@ -9,7 +9,7 @@ use super::super::tests::spec;
 use super::super::{Decoder, Size};
 use super::{libjpeg, markers};
 
-/// Our pixels at the size of the file.
+/// Decodes at the stored size.
 fn decode(data: &[u8]) -> Result<Vec<u8>, String> {
     let mut decoder = Decoder::new(spec(8));
     let mut out = vec![0; decoder.pixel_bytes()];
@@ -17,7 +17,7 @@ fn decode(data: &[u8]) -> Result<Vec<u8>, String> {
     Ok(decoder.buffers.rgb[..3 * source.width_px as usize * source.height_px as usize].to_vec())
 }
 
-/// Largest and mean difference.
+/// Returns the largest and the mean difference.
 fn difference(found: &[u8], expected: &[u8]) -> (u8, f64) {
     assert_eq!(found.len(), expected.len());
     let levels = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
@@ -112,12 +112,12 @@ proptest! {
     #![proptest_config(crate::fuzz::config(300))]
 
     #[test]
-    fn every_layout_is_decoded_as_drawn(layout in layout()) {
+    fn every_layout_is_decoded(layout in layout()) {
         let (data, _) = layout.write();
         let found = decode(&data).map_err(TestCaseError::fail)?;
         let (largest, mean) = difference(&found, &layout.pixels());
-        prop_assert!(largest <= 24 && mean <= 4.0, "up to {largest}, {mean:.2} in the mean, from what was drawn");
-        // It does not read every layout.
+        prop_assert!(largest <= 24 && mean <= 4.0, "up to {largest}, {mean:.2} in the mean, from the source image");
+        // It does not support every layout.
         let mut other = jpeg_decoder::Decoder::new(data.as_slice());
         if let Ok(pixels) = other.decode() {
             let grey = layout.sampling.len() == 1;
@@ -127,9 +127,9 @@ proptest! {
         }
     }
 
-    /// A scan that ends early leaves what libjpeg leaves; which decoder was at work must not show.
+    /// Whichever decoder is chosen, a scan that ends early gives the pixels of libjpeg.
     #[test]
-    fn data_that_end_early_are_decoded_as_by_libjpeg(layout in layout(), share in 0.0..1.0) {
+    fn truncated_scans_equal_libjpeg(layout in layout(), share in 0.0..1.0) {
         let (mut data, (start, length)) = layout.write();
         data.truncate(start + (share * length as f64) as usize);
         if data.last() == Some(&0xff) {

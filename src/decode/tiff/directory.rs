@@ -1,4 +1,4 @@
-//! The directory of a TIFF's first page: read with limits on every field, and written anew for the decoder.
+//! Reader for the directory of a TIFF's first page, with limits on every field, and writer of a directory for the decoder.
 //!
 //! The decoder allocates 32 bytes for each value of a field that it reads, before the image's size is known. Fields of more
 //! values than any real picture has are therefore refused first.
@@ -39,7 +39,7 @@ pub(super) struct Directory {
     pub(super) planar: bool,
     /// True if the first pixel of a byte is in its lowest bits.
     pub(super) reversed_bits: bool,
-    /// True if YCbCr colours are coarser than the brightness.
+    /// True if Cb and Cr are subsampled.
     pub(super) subsampled: bool,
     /// Size of a tile, or of a strip.
     pub(super) chunk_width: u64,
@@ -64,7 +64,7 @@ pub(super) struct Place {
 }
 
 impl Directory {
-    /// Reads the first page. Where its successor is, and whether there is one, does not matter.
+    /// Reads the directory of the first page. The offset of the next page is ignored.
     pub(super) fn read(data: &[u8]) -> Result<Self, DecodeError> {
         let fields = Fields::read(data)?;
         let one = |tag, default| Ok(fields.values(tag, MAX_VALUES)?.first().copied().unwrap_or(default));
@@ -144,7 +144,7 @@ impl Directory {
         Ok(offsets.into_iter().zip(lengths).take(count as usize).collect())
     }
 
-    /// The strips or tiles in the order of [`Self::chunks`].
+    /// Returns the positions of the strips or tiles, in the order of [`Self::chunks`].
     pub(super) fn places(&self) -> impl Iterator<Item = Place> {
         let (across, per_plane) = (self.width.div_ceil(self.chunk_width), self.chunks_per_plane());
         (0..self.chunks.len()).map(move |number| {
@@ -207,7 +207,7 @@ impl Directory {
         Ok(())
     }
 
-    /// RGB of each index: the high bytes, as Pillow takes them.
+    /// Returns the RGB of each index, the high bytes of the colour map, as in Pillow.
     pub(super) fn palette(&self) -> Result<Vec<[u8; 3]>, DecodeError> {
         let colours = self.colour_map.len() / 3;
         if colours == 0 {
@@ -224,7 +224,7 @@ struct Bytes<'a> {
 }
 
 impl Bytes<'_> {
-    /// The number of `width` bytes at `at`.
+    /// Reads the number of `width` bytes at `at`.
     fn number(&self, at: u64, width: usize) -> Option<u64> {
         let at = usize::try_from(at).ok()?;
         let bytes = self.data.get(at..at.checked_add(width)?)?;
@@ -284,7 +284,7 @@ impl<'a> Fields<'a> {
         self.fields.iter().any(|field| field.tag == tag)
     }
 
-    /// Values of a field, none where it is missing.
+    /// Returns the values of a field; none if it is missing.
     fn values(&self, tag: u64, most: u64) -> Result<Vec<u64>, DecodeError> {
         let Some(field) = self.fields.iter().find(|field| field.tag == tag) else { return Ok(Vec::new()) };
         if field.count > most {

@@ -39,7 +39,7 @@ pub(super) struct Layout {
     pub(super) ids: Vec<u8>,
 }
 
-/// Value of a component at a place of the image, from 0 to 1.
+/// Value of a component at a position in the image, whose sides have length 1.
 fn shade(component: usize, x: f64, y: f64) -> f64 {
     match component {
         0 => 128.0 + 70.0 * (PI * x).cos() * (PI * y * 0.8).cos(),
@@ -60,7 +60,7 @@ impl Layout {
         (self.width.div_ceil(8 * h), self.height.div_ceil(8 * v))
     }
 
-    /// Quantised coefficients of each block of a component, whole units, in zigzag order.
+    /// Returns the quantised coefficients of each block of a component in zigzag order, for complete units.
     fn blocks(&self, component: usize) -> Vec<Vec<[i32; 64]>> {
         let ((h, v), (most_h, most_v)) = (self.sampling[component], self.most());
         let (across, down) = self.units();
@@ -88,7 +88,7 @@ impl Layout {
         (0..down * v).map(|row| (0..across * h).map(|column| block(column, row)).collect()).collect()
     }
 
-    /// RGB of the image that was drawn.
+    /// Returns the RGB of the source image.
     pub(super) fn pixels(&self) -> Vec<u8> {
         let places = (0..self.height).flat_map(|y| (0..self.width).map(move |x| (x, y)));
         let pixel = |(x, y): (usize, usize)| {
@@ -102,7 +102,7 @@ impl Layout {
         places.flat_map(pixel).collect()
     }
 
-    /// The file, and the offset and length of the data of its last scan.
+    /// Writes the file. Returns it with the offset and length of the data of its last scan.
     pub(super) fn write(&self) -> (Vec<u8>, (usize, usize)) {
         let mut out = vec![0xff, 0xd8];
         let segment = |marker: u8, body: &[u8]| {
