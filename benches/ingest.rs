@@ -17,7 +17,7 @@ use wikicap_pipeline::chunk::RowMeta;
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
 use wikicap_pipeline::config::bytes::block_images;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
-use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, Spec};
+use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, ImageSpec};
 use wikicap_pipeline::objects::Store;
 use wikicap_pipeline::types::Compression;
 
@@ -143,8 +143,8 @@ fn base64(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|text| base64_simd::STANDARD.decode_inplace(text).unwrap().len());
 }
 
-fn spec(resample: Resample) -> Spec {
-    Spec {
+fn spec(resample: Resample) -> ImageSpec {
+    ImageSpec {
         geometry: Geometry::Squash { size_px: SIDE_PX },
         resample,
         alpha: Alpha::White,
@@ -154,7 +154,7 @@ fn spec(resample: Resample) -> Spec {
     }
 }
 
-/// Decode and resize; of BMP, which is hardly encoded, nearly the latter alone.
+/// Decodes and resizes. A BMP needs almost no decoding and so measures the resizing.
 #[divan::bench(args = [
     (ImageFormat::Jpeg, 300, 200), (ImageFormat::Jpeg, 1200, 800), (ImageFormat::Png, 300, 200), (ImageFormat::WebP, 300, 200),
     (ImageFormat::Gif, 300, 200), (ImageFormat::Bmp, 300, 200), (ImageFormat::Bmp, 1200, 800),

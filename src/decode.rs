@@ -1,25 +1,26 @@
-//! Encoded image → RGB bytes of one fixed square; synchronous, pure, and without knowledge of files.
+//! Encoded image → RGB bytes of a square of fixed size; synchronous, pure, and without file access.
 //!
-//! One [`Decoder`] belongs to one worker and keeps its buffers. The pixels are those of Pillow 13's
-//! `Image.open(…).convert("RGB").resize((S, S), …)`, bit for bit for a PNG, GIF, BMP, TIFF or lossless WebP (796
-//! real PNGs at S = 64, 224 and 384, bilinear, both ways with transparency: none of 963 million samples differs). A
-//! JPEG adds the differences of another inverse DCT and another upsampling: 1 level in 1 of 100 samples of 2,000
-//! real ones at S = 224, and no more; up to 2 levels in the small drawings of the tests. A CMYK TIFF may be 1
-//! level off.
-//! Nothing is decoded before the header's size was checked, and nothing is written to the output unless the
-//! whole image is good.
+//! The pixels are those of Pillow 13's `Image.open(…).convert("RGB").resize((S, S), …)`: bit for bit for PNG, GIF, BMP, TIFF
+//! and lossless WebP. (796 real PNGs at S = 64, 224 and 384, with both treatments of transparency: none of 963 million
+//! samples differs.) A JPEG of a usual layout is decoded by another inverse DCT and another upsampling of colours than
+//! Pillow's. They differ by 1 level in 1 of 100 samples of 2,000 real photos at S = 224, and by up to 2 levels in the small
+//! drawings of the tests. A JPEG of any other layout is decoded by libjpeg, as in Pillow. A file is decoded as Pillow decodes
+//! it, or refused with the variant's name.
 //!
-//! Formats go by content, never by name: see [`Format`]. EXIF orientation is ignored, as `open` and `convert`
-//! ignore it; a TIFF's is applied, as Pillow does. Colour profiles are ignored. 16-bit grey is cut off at 255,
-//! as Pillow's `convert` does.
+//! The size in the header is checked before anything is decoded. The output is written only if the whole image is sound.
 //!
-//! Memory for one image: nothing for its base64, which is decoded where it stands, and from 3 bytes (a baseline JPEG) to
-//! about 25 (a 16-bit TIFF) for each of its pixels. What it will be is known from the header: [`Decoder`] asks before it
-//! allocates, and refuses what is over [`Spec::decode_bytes`]. Between images a decoder keeps [`KEPT_BYTES`] at most.
-//! A decoder that panics on an image is a reason to refuse that image.
+//! The content alone determines the [`Format`], never a name. EXIF orientation is ignored, as `open` and `convert` do; the
+//! orientation of a TIFF is applied, as in Pillow. Colour profiles are ignored.
+//!
+//! Memory: base64 is decoded in place. An image takes from 3 bytes a pixel (baseline JPEG) to about 25 (16-bit TIFF). The
+//! amount follows from the header: [`Decoder`] asks for it before it allocates, and refuses an image that needs more than
+//! [`ImageSpec::decode_bytes`]. A decoder belongs to one worker and retains at most [`RETAINED_BYTES`] between images.
+//!
+//! An image on which a decoder panics is refused.
 
 mod augment;
 mod base64;
+mod bmp;
 mod colour;
 mod error;
 #[cfg(test)]
@@ -27,7 +28,6 @@ mod fuzz;
 mod geometry;
 mod gif;
 mod jpeg;
-mod other;
 mod png;
 mod resample;
 mod resize;
@@ -54,35 +54,36 @@ use self::augment::Crop;
 use self::resample::Resampler;
 use self::resize::{CHANNELS, Resizer};
 
-/// What to make of an image, and what to refuse.
+/// Preprocessing of images, and limits on them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Spec {
-    /// How any size becomes a square.
+pub struct ImageSpec {
+    /// Rule by which any size becomes a square.
     pub geometry: Geometry,
     /// Kernel of the resampling.
     pub resample: Resample,
-    /// What becomes of transparency.
+    /// Treatment of transparency.
     pub alpha: Alpha,
-    /// Longest encoded image, in bytes.
+    /// Upper bound on an encoded image, in bytes.
     pub max_encoded_bytes: u64,
-    /// Most pixels (width × height) that a header may announce.
+    /// Upper bound on the pixels (width × height) that a header may announce.
     pub max_pixels: u64,
-    /// Whether random parts are cut out of it, which takes a copy of them.
+    /// True if random crops are made, each of which is copied.
     #[serde(default)]
     pub crops: bool,
 }
 
-impl Spec {
-    /// Most bytes that decoding one image may take beyond its encoded bytes: 6 for each of [`Self::max_pixels`], which is
-    /// what a progressive JPEG of the usual subsampling takes (a baseline one 3, a PNG 3, a WebP 5), and 12 MiB for
-    /// what does not grow with the pixels. Only an image near `max_pixels` in a format that takes more is refused by it. 3 more
-    /// for each pixel of a part that is cut out.
+impl ImageSpec {
+    /// Upper bound on the bytes that decoding one image may allocate, without its encoded bytes.
+    ///
+    /// It is 6 bytes for each of [`Self::max_pixels`] and 12 MiB. A progressive JPEG of the usual subsampling takes 6 bytes a
+    /// pixel, a baseline JPEG or a PNG 3, a WebP 5. Only an image near `max_pixels` in a format that takes more is refused.
+    /// Random crops add 3 bytes a pixel.
     pub fn decode_bytes(&self) -> u64 {
         self.max_pixels.saturating_mul(6 + self.crop_bytes()).saturating_add(12 << 20)
     }
 
-    /// Bytes of a part that is cut out, for each pixel of the image, at most.
+    /// Upper bound on the bytes of a random crop, for each pixel of the image.
     fn crop_bytes(&self) -> u64 {
         if self.crops { 3 } else { 0 }
     }
@@ -94,9 +95,9 @@ impl Spec {
     }
 }
 
-/// What the image was before it was resized.
+/// Format and size of an image before it was resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Source {
+pub struct ImageInfo {
     /// Format, by content.
     pub format: Format,
     /// Width in pixels.
@@ -105,24 +106,24 @@ pub struct Source {
     pub height_px: u32,
 }
 
-/// Decodes images one after another, with buffers that stay.
+/// Decodes images one after another and reuses its buffers.
 pub struct Decoder {
-    spec: Spec,
+    spec: ImageSpec,
     buffers: Buffers,
-    squarer: Resizer,
+    resizer: Resizer,
 }
 
-/// What a decoder takes while it looks for an image's size, before it says what the image takes.
-pub const LOOKED_AT_BYTES: u64 = 3 << 19;
+/// Upper bound on the bytes that a decoder allocates while it reads a header, before it asks for the image's memory.
+pub const HEADER_BYTES: u64 = 3 << 19;
 
-/// What a decoder keeps from image to image, at most.
-pub const KEPT_BYTES: u64 = scratch::KEEP_BYTES as u64;
+/// Upper bound on the bytes that a decoder retains between images.
+pub const RETAINED_BYTES: u64 = scratch::RETAINED_BYTES as u64;
 
 impl Decoder {
-    /// A decoder without any buffers yet; the first image brings them.
-    pub fn new(spec: Spec) -> Self {
-        let squarer = Resizer::new(spec.geometry, spec.resample);
-        Self { spec, buffers: Buffers::default(), squarer }
+    /// Creates a decoder without buffers; the first image allocates them.
+    pub fn new(spec: ImageSpec) -> Self {
+        let resizer = Resizer::new(spec.geometry, spec.resample);
+        Self { spec, buffers: Buffers::default(), resizer }
     }
 
     /// Bytes of one output image: 3·S·S.
@@ -132,93 +133,96 @@ impl Decoder {
     }
 
     /// Decodes an image in base64 (standard alphabet, padded; white space is skipped) into `out`, which has
-    /// [`pixel_bytes`](Self::pixel_bytes) bytes: RGB, row-major, height × width × channel. After an error `out` is as it
-    /// was. The text is used up: its bytes become those of the image.
+    /// [`pixel_bytes`](Self::pixel_bytes) bytes: RGB, row-major, height × width × channel. After an error `out` is unchanged.
+    /// The text is decoded in place and lost.
     ///
-    /// `admit` is called once, with an upper bound on the bytes that will be allocated, before they are; it may wait. What
-    /// it returns is dropped when they are free again.
+    /// `admit` is called once, before memory is allocated, with an upper bound on the bytes; it may block. Its result is
+    /// dropped when the memory is free again.
     ///
     /// # Errors
-    /// The text is not base64; the image is missing, over a limit, of a kind that is not read, truncated or corrupt; or
+    /// The text is not base64; the image is missing, over a limit, of an unsupported format, truncated or corrupt; or
     /// `out` has the wrong length.
     pub fn decode_base64_into<G>(
         &mut self,
         base64: &mut [u8],
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
-    ) -> Result<Source, DecodeError> {
+    ) -> Result<ImageInfo, DecodeError> {
         self.decode_base64_views(base64, &[View::Plain], out, admit)
     }
 
-    /// As [`decode_base64_into`](Self::decode_base64_into), for several pictures of one image, one after the other in `out`.
+    /// Decodes as [`decode_base64_into`](Self::decode_base64_into), and writes several views of the image to `out`, one after
+    /// the other.
     ///
     /// # Errors
-    /// As there.
+    /// The same as there.
     pub fn decode_base64_views<G>(
         &mut self,
         base64: &mut [u8],
         views: &[View],
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
-    ) -> Result<Source, DecodeError> {
+    ) -> Result<ImageInfo, DecodeError> {
         let encoded = base64::decode(base64, self.spec.max_encoded_bytes)?;
         self.decode_views(encoded, views, out, admit)
     }
 
-    /// As [`decode_base64_into`](Self::decode_base64_into), for the bytes of an image file, of which some may be changed.
+    /// Decodes as [`decode_base64_into`](Self::decode_base64_into), from the bytes of an image file, some of which may be
+    /// changed.
     ///
     /// # Errors
-    /// As there.
+    /// The same as there.
     pub fn decode_into<G>(
         &mut self,
         encoded: &mut [u8],
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
-    ) -> Result<Source, DecodeError> {
+    ) -> Result<ImageInfo, DecodeError> {
         self.decode_views(encoded, &[View::Plain], out, admit)
     }
 
-    /// As [`decode_into`](Self::decode_into), for several pictures of one image, one after the other in `out`.
+    /// Decodes as [`decode_into`](Self::decode_into), and writes several views of the image to `out`, one after the other.
     ///
     /// # Errors
-    /// As there.
+    /// The same as there.
     pub fn decode_views<G>(
         &mut self,
         encoded: &mut [u8],
         views: &[View],
         out: &mut [u8],
         admit: impl FnOnce(u64) -> G,
-    ) -> Result<Source, DecodeError> {
+    ) -> Result<ImageInfo, DecodeError> {
         let expected = self.pixel_bytes() * views.len();
         if out.len() != expected {
             return Err(DecodeError::OutputSize { expected, found: out.len() });
         }
-        let (mut admit, mut held) = (Some(admit), None);
-        let mut take = |bytes| held = admit.take().map(|admit| admit(bytes));
-        // A decoder that panics has met what its author did not think of, and its buffers go with it.
-        let decoded =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.square(encoded, views, out, &mut take)));
+        let (mut admit, mut admitted) = (Some(admit), None);
+        let mut reserve = |bytes| admitted = admit.take().map(|admit| admit(bytes));
+        // The buffers may be inconsistent after a panic and are replaced.
+        let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.decode_and_resize(encoded, views, out, &mut reserve)
+        }));
         let result = decoded.unwrap_or_else(|_| {
             self.buffers = Buffers::default();
-            self.squarer = Resizer::new(self.spec.geometry, self.spec.resample);
+            self.resizer = Resizer::new(self.spec.geometry, self.spec.resample);
             let format = sniff::sniff(encoded)?;
             Err(DecodeError::corrupt(format, "its decoder fails on it"))
         });
-        if self.buffers.held() + self.squarer.held() > scratch::KEEP_BYTES {
-            self.buffers.trim();
-            self.squarer.trim();
+        if self.buffers.retained_bytes() + self.resizer.retained_bytes() > scratch::RETAINED_BYTES {
+            self.buffers.shrink();
+            self.resizer.shrink();
         }
-        drop(held);
+        drop(admitted);
         result
     }
 
-    fn square(
+    fn decode_and_resize(
         &mut self,
         encoded: &mut [u8],
         views: &[View],
         out: &mut [u8],
-        take: &mut dyn FnMut(u64),
-    ) -> Result<Source, DecodeError> {
+        reserve: &mut dyn FnMut(u64),
+    ) -> Result<ImageInfo, DecodeError> {
         let bytes = encoded.len() as u64;
         if bytes > self.spec.max_encoded_bytes {
             return Err(DecodeError::TooLarge { bytes, limit: self.spec.max_encoded_bytes });
@@ -230,27 +234,28 @@ impl Decoder {
             max_bytes: self.spec.decode_bytes(),
             output_px: self.spec.geometry.output_px(),
             crop_bytes: self.spec.crop_bytes(),
-            take,
+            reserve,
         };
         let (alpha, buffers) = (self.spec.alpha, &mut self.buffers);
         let size = match format {
             Format::Jpeg => jpeg::decode(encoded, &mut limits, buffers),
             Format::Png => png::decode(encoded, &mut limits, alpha, buffers),
             Format::Gif => gif::decode(encoded, &mut limits, alpha, buffers),
-            Format::WebP => other::webp(encoded, &mut limits, alpha, buffers),
-            Format::Bmp => other::bmp(encoded, &mut limits, alpha, buffers),
-            Format::Tiff => other::tiff(encoded, &mut limits, alpha, buffers),
+            Format::WebP => webp::decode(encoded, &mut limits, alpha, buffers),
+            Format::Bmp => bmp::decode(encoded, &mut limits, alpha, buffers),
+            Format::Tiff => tiff::decode(encoded, &mut limits, alpha, buffers),
         }?;
         let rgb = &self.buffers.rgb[..size.pixels() * CHANNELS];
         for (view, out) in views.iter().zip(out.chunks_exact_mut(self.pixel_bytes())) {
             match view {
-                View::Plain => self.squarer.run(rgb, size.width, size.height, out),
+                View::Plain => self.resizer.resize(rgb, size.width, size.height, out),
                 View::Random(seed) => {
-                    self.squarer.run_part(rgb, size.width, Crop::of(*seed, size.width, size.height), out);
+                    let crop = Crop::from_seed(*seed, size.width, size.height);
+                    self.resizer.resize_crop(rgb, size.width, crop, out);
                 }
             }
         }
-        Ok(Source { format, width_px: size.width, height_px: size.height })
+        Ok(ImageInfo { format, width_px: size.width, height_px: size.height })
     }
 }
 
@@ -264,18 +269,18 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn held(&self) -> usize {
-        scratch::held(&self.rgb) + scratch::held(&self.raw)
+    fn retained_bytes(&self) -> usize {
+        scratch::retained_bytes(&self.rgb) + scratch::retained_bytes(&self.raw)
     }
 
-    fn trim(&mut self) {
+    fn shrink(&mut self) {
         for buffer in [&mut self.rgb, &mut self.raw] {
-            scratch::trim(buffer);
+            scratch::free_if_large(buffer);
         }
     }
 }
 
-/// Width and height that passed the limits.
+/// Width and height within the limits.
 #[derive(Clone, Copy)]
 struct Size {
     width: u32,
@@ -288,17 +293,17 @@ impl Size {
     }
 }
 
-/// What a decoder may allocate.
+/// Limits on what a decoder may allocate.
 struct Limits<'a> {
     format: Format,
     max_pixels: u64,
     max_bytes: u64,
-    /// Side of the square that is made of the image.
+    /// Side of the output square.
     output_px: u32,
-    /// Bytes of a part that is cut out, for each pixel.
+    /// Bytes of a random crop, for each pixel.
     crop_bytes: u64,
     /// Waits until so many bytes may be allocated.
-    take: &'a mut dyn FnMut(u64),
+    reserve: &'a mut dyn FnMut(u64),
 }
 
 impl Limits<'_> {
@@ -315,19 +320,30 @@ impl Limits<'_> {
         }
     }
 
-    /// Refuses an image that takes too much memory, and waits until there is enough: `bytes` for its decoder and its
-    /// format's own buffers; RGB and what lies between the passes of the resizing come on top. Nothing that grows with
-    /// the image may be allocated before.
-    fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
+    /// Upper bound on the bytes that an image needs: those of its decoder and its format's own buffers, `bytes`, with RGB and
+    /// the buffers of the resizer.
+    fn total_bytes(&self, size: Size, bytes: u64) -> u64 {
         let (width, height, side) = (u64::from(size.width), u64::from(size.height), u64::from(self.output_px));
-        let between = Resampler::between_bytes(width, height, side);
-        let kernels = 64 * (width + height + 2 * side);
-        let bytes = bytes + (3 + self.crop_bytes) * width * height + between + kernels;
+        let intermediate = Resampler::intermediate_bytes(width, height, side);
+        let weights = 64 * (width + height + 2 * side);
+        bytes + (3 + self.crop_bytes) * width * height + intermediate + weights
+    }
+
+    /// True if an image needs no more than the limit; see [`Self::total_bytes`].
+    fn allows(&self, size: Size, bytes: u64) -> bool {
+        self.total_bytes(size, bytes) <= self.max_bytes
+    }
+
+    /// Refuses an image that needs too much memory, and waits until there is enough; see [`Self::total_bytes`]. Nothing that
+    /// grows with the image may be allocated before.
+    fn admit(&mut self, size: Size, bytes: u64) -> Result<(), DecodeError> {
+        let (width, height) = (u64::from(size.width), u64::from(size.height));
+        let bytes = self.total_bytes(size, bytes);
         if bytes > self.max_bytes {
             let (format, limit) = (self.format, self.max_bytes);
             return Err(DecodeError::TooMuchMemory { format, width_px: width, height_px: height, bytes, limit });
         }
-        (self.take)(bytes);
+        (self.reserve)(bytes);
         Ok(())
     }
 }

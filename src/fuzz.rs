@@ -1,12 +1,12 @@
-//! Hostile input for everything that reads: damage to sound input that knows where formats keep their lengths, and the
-//! three things that no input may bring about.
+//! Support for fuzz targets: damage to sound input, and limits on panics, memory and time.
 //!
-//! The targets stand beside what they attack, in files named `fuzz.rs`, and run with the other tests. A longer run is the
-//! same with more cases: `PROPTEST_CASES=15000 cargo test --release --lib fuzz` takes ten times as long; `PROPTEST_RNG_SEED` replays one. What a
-//! run finds becomes a test by name.
+//! Damage prefers the places where formats keep their lengths. The targets are in files named `fuzz.rs` beside the code that
+//! they test, and run with the other tests. For a longer run, set the number of cases:
+//! `PROPTEST_CASES=15000 cargo test --release --lib fuzz` takes ten times as long. `PROPTEST_RNG_SEED` repeats a run. Each
+//! finding becomes a named test.
 //!
-//! Memory is counted by the thread, so that tests that run beside a target do not disturb it; nothing that is attacked
-//! works on several threads. Growing a buffer counts the old one and the new one, as it is in the worst case.
+//! Memory is counted per thread, so that other tests do not disturb a target; no target uses several threads. A buffer that
+//! grows counts twice, because both copies exist in the worst case. Memory of C code is not counted.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,22 +17,23 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::Config;
 
-/// Cases of a cheap target, one that takes a millisecond or less for each.
+/// Cases of a cheap target, which takes a millisecond or less for each.
 pub(crate) const CHEAP_CASES: u32 = 1500;
-/// Time after which a single input counts as one that is slow on purpose. They take milliseconds, on a busy machine too.
+/// Time after which an input fails as too slow. Inputs take milliseconds, even on a busy machine.
 const SLOW: Duration = Duration::from_secs(10);
-/// Time after which it counts as one that never ends.
+/// Time after which an input counts as endless.
 const ENDLESS: Duration = Duration::from_mins(2);
 
-/// Settings of a target that runs so many cases with the other tests, and more in proportion with `PROPTEST_CASES`, which
-/// counts those of a cheap one.
+/// Settings of a target that runs `cases` cases by default. `PROPTEST_CASES` gives the cases of a cheap target; others run
+/// in proportion.
 pub(crate) fn config(cases: u32) -> Config {
-    let asked: Option<u32> = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    let cases = asked.map_or(cases, |asked| (u64::from(asked) * u64::from(cases)).div_ceil(CHEAP_CASES.into()) as u32);
+    let requested: Option<u32> = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = requested
+        .map_or(cases, |requested| (u64::from(requested) * u64::from(cases)).div_ceil(CHEAP_CASES.into()) as u32);
     Config { cases, max_shrink_iters: 2000, ..Config::default() }
 }
 
-/// A place in the input: formats keep their lengths at the start or at the end.
+/// A position in the input. Formats keep their lengths at the start or at the end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
     Anywhere(Index),
@@ -58,23 +59,23 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-/// One thing done to an input.
+/// One change of an input.
 #[derive(Clone, Debug)]
 pub(crate) enum Damage {
     Cut(Place),
     Set(Place, u8),
     Flip(Place, u8),
-    /// A number of 1, 2, 4 or 8 bytes, in either order.
+    /// Writes a number of 1, 2, 4 or 8 bytes, in either byte order.
     Number(Place, usize, u64, bool),
     Insert(Place, Vec<u8>),
     Remove(Place, usize),
-    /// A stretch of the input once more, elsewhere.
+    /// Copies a range of the input to another position.
     Repeat(Place, usize, Place),
-    /// A stretch of another input.
+    /// Overwrites a range with one of another input.
     Splice(Place, Index, Place, usize),
 }
 
-/// Damage that is likely to matter.
+/// Strategy for damage that formats are sensitive to.
 pub(crate) fn damage() -> impl Strategy<Value = Vec<Damage>> {
     let extreme = prop_oneof![
         prop::sample::select(vec![
@@ -110,7 +111,7 @@ pub(crate) fn damage() -> impl Strategy<Value = Vec<Damage>> {
     prop::collection::vec(one, 1..6)
 }
 
-/// The input `sound[which]` after all of `damage`.
+/// Returns the input `sound[which]` with all changes applied.
 pub(crate) fn damaged(sound: &[Vec<u8>], which: Index, damage: &[Damage]) -> Vec<u8> {
     let mut data = sound[which.index(sound.len())].clone();
     for one in damage {
@@ -175,26 +176,26 @@ pub(crate) fn blocks<'a>(data: &'a [u8], sizes: &'a [usize]) -> impl Iterator<It
 }
 
 thread_local! {
-    /// Set while an input is at work on this thread: where it made something panic.
-    static UNDER_ATTACK: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Location of the last panic on this thread; set while a target runs.
+    static PANIC_LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// What runs now, for [`ENDLESS`].
+/// Inputs that are being processed, for [`ENDLESS`].
 static RUNNING: Mutex<Vec<(std::thread::ThreadId, Instant, Vec<u8>)>> = Mutex::new(Vec::new());
 
-/// Ends the process, which is the only way to stop a thread, when an input has not come to an end.
-fn watch() {
-    static WATCHING: OnceLock<()> = OnceLock::new();
-    WATCHING.get_or_init(|| {
-        // Panics are expected, many of them, and what the usual report of one takes is not the target's.
-        let usual = std::panic::take_hook();
+/// Starts a thread that aborts the process when an input is endless; a thread cannot be stopped otherwise.
+fn start_watchdog() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        // Panics are expected in large numbers, and the memory of a usual report must not count for the target.
+        let default_hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let noted = UNDER_ATTACK.with_borrow_mut(|place| {
+            let noted = PANIC_LOCATION.with_borrow_mut(|place| {
                 let location = info.location().map(ToString::to_string).unwrap_or_default();
                 place.as_mut().map(|place| *place = location)
             });
             if noted.is_none() {
-                usual(info);
+                default_hook(info);
             }
         }));
         std::thread::spawn(|| {
@@ -211,22 +212,22 @@ fn watch() {
     });
 }
 
-/// Runs a target on an input: it must not panic, nor take more than `limit_bytes` of memory at any moment, nor long.
+/// Runs a target on an input. It fails on a panic, on more than `limit_bytes` of allocated memory, and after [`SLOW`].
 pub(crate) fn bounded<T>(input: &[u8], limit_bytes: u64, target: impl FnOnce() -> T) -> Result<T, TestCaseError> {
-    watch();
+    start_watchdog();
     let me = std::thread::current().id();
     let started = Instant::now();
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push((me, started, input.to_vec()));
-    UNDER_ATTACK.set(Some(String::new()));
+    PANIC_LOCATION.set(Some(String::new()));
     let mut outcome = None;
-    let taken = allocation_counter::measure(|| outcome = Some(catch_unwind(AssertUnwindSafe(target))));
+    let counted = allocation_counter::measure(|| outcome = Some(catch_unwind(AssertUnwindSafe(target))));
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|(thread, ..)| *thread != me);
-    let place = UNDER_ATTACK.take().unwrap_or_default();
+    let place = PANIC_LOCATION.take().unwrap_or_default();
     let outcome = outcome.and_then(Result::ok).ok_or_else(|| TestCaseError::fail(format!("it panics at {place}")))?;
     prop_assert!(
-        taken.bytes_max <= limit_bytes,
-        "it takes {} bytes of memory, {} are allowed",
-        taken.bytes_max,
+        counted.bytes_max <= limit_bytes,
+        "it allocates {} bytes, {} are allowed",
+        counted.bytes_max,
         limit_bytes
     );
     prop_assert!(started.elapsed() <= SLOW, "it takes {:?}", started.elapsed());
@@ -234,11 +235,11 @@ pub(crate) fn bounded<T>(input: &[u8], limit_bytes: u64, target: impl FnOnce() -
 }
 
 #[test]
-fn the_bound_is_exact_and_panics_are_caught() {
+fn memory_limit_is_exact_and_panics_are_caught() {
     let thousand = || std::hint::black_box(vec![1u8; 1000]).len();
     assert!(bounded(&[], 1000, thousand).is_ok());
     let text = bounded(&[], 999, thousand).unwrap_err().to_string();
     assert!(text.contains("1000 bytes"), "{text}");
     assert!(bounded(&[], 1 << 20, || std::panic::resume_unwind(Box::new(()))).map(|()| 0).is_err());
-    assert!(bounded(&[], 1000, thousand).is_ok(), "a panic leaves the count as it was");
+    assert!(bounded(&[], 1000, thousand).is_ok(), "a panic does not change the count");
 }

@@ -3,7 +3,7 @@
 pub use crate::types::Alpha;
 
 impl Alpha {
-    /// One pixel.
+    /// Converts one pixel.
     pub(super) fn apply(self, [r, g, b, a]: [u8; 4]) -> [u8; 3] {
         match self {
             Self::Drop => [r, g, b],
@@ -12,27 +12,27 @@ impl Alpha {
     }
 }
 
-/// `ImagingAlphaComposite` (`src/libImaging/AlphaComposite.c`) over opaque white, which reduces to 7 extra
-/// bits and its shift for the division by 255.
+/// Composites a sample on white as `ImagingAlphaComposite` (`src/libImaging/AlphaComposite.c`) does: with 7 extra bits, and
+/// shifts in place of the division by 255.
 fn on_white(colour: u8, alpha: u8) -> u8 {
     let (colour, alpha) = (u32::from(colour), u32::from(alpha));
     let sum = (colour * alpha + 255 * (255 - alpha) + 128) << 7;
     ((((sum >> 8) + sum) >> 8) >> 7) as u8
 }
 
-/// Pillow's `CMYK` to RGB (`cmyk2rgb` in `src/libImaging/Convert.c`): no colour profile, white minus ink.
+/// Converts CMYK as Pillow's `cmyk2rgb` (`src/libImaging/Convert.c`) does: white minus ink, without a colour profile.
 pub(super) fn cmyk([c, m, y, k]: [u8; 4]) -> [u8; 3] {
     let white = 255 - k;
     [c, m, y].map(|ink| white - mul_div_255(ink, white))
 }
 
-/// `MULDIV255` of Pillow: the rounded product of two fractions of 255.
+/// Rounded product of two fractions of 255 (`MULDIV255` in Pillow).
 fn mul_div_255(a: u8, b: u8) -> u8 {
     let product = u32::from(a) * u32::from(b) + 128;
     (((product >> 8) + product) >> 8) as u8
 }
 
-/// JFIF's YCbCr to RGB in libjpeg's 16-bit fixed point (`build_ycc_rgb_table` in `jdcolor.c`).
+/// Converts JFIF's YCbCr in libjpeg's 16-bit fixed point (`build_ycc_rgb_table` in `jdcolor.c`).
 pub(super) fn ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compositing_matches_pillow_on_known_pixels() {
+    fn compositing_matches_pillow() {
         // From Pillow 13: alpha_composite of one RGBA pixel over opaque white.
         for (pixel, expected) in [
             ([10, 20, 30, 0], [255, 255, 255]),

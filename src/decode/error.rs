@@ -1,12 +1,12 @@
-//! Why an image cannot be used: a sentence for people, and a stable name to count by.
+//! Reasons why an image cannot be used: a sentence for people, and a stable name for counts.
 
 use thiserror::Error;
 
 use super::sniff::Format;
 
-/// Why an image cannot be used, as the short name that quarantine files and reports count by.
+/// Reason why an image cannot be used, as the short name in quarantine files and reports.
 ///
-/// The names are part of the files that a run writes: one may be added, none changes.
+/// The names are part of the files that a run writes: names may be added, but none may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     /// There are no bytes.
@@ -17,24 +17,24 @@ pub enum Reason {
     TooLarge,
     /// The header announces more pixels than the limit.
     TooManyPixels,
-    /// Decoding would take more memory than an image of the most pixels may.
+    /// Decoding would allocate more memory than the limit.
     TooMuchMemory,
     /// An `SVG` drawing.
     UnsupportedSvg,
     /// An `HTML` page, typically a server's error message.
     UnsupportedHtml,
-    /// Any other format, or a variant of a known one, that is not read.
+    /// Any other unsupported format, or an unsupported variant of a supported one.
     UnsupportedFormat,
     /// The data ends early.
     Truncated,
     /// The data contradicts its format.
     Corrupt,
-    /// The caller's buffer has the wrong length: a mistake of the program, never of the image.
+    /// The caller's buffer has the wrong length, which is an error of the program and not of the image.
     OutputSize,
 }
 
 impl Reason {
-    /// The stable name, in `snake_case`.
+    /// Returns the stable name, in `snake_case`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MissingData => "missing_data",
@@ -58,7 +58,7 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// An image that cannot be used, with the values that say why.
+/// Error for an image that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DecodeError {
     /// There are no bytes, or only white space where base64 should be.
@@ -67,30 +67,30 @@ pub enum DecodeError {
     /// The text is not base64.
     #[error("the text is not base64: {detail}")]
     InvalidBase64 {
-        /// What is wrong with it.
+        /// Description of the error.
         detail: &'static str,
     },
-    /// The encoded image is over [`Spec::max_encoded_bytes`](super::Spec::max_encoded_bytes).
+    /// The encoded image is over [`ImageSpec::max_encoded_bytes`](super::ImageSpec::max_encoded_bytes).
     #[error("{bytes} encoded bytes are over the limit of {limit} (`preprocess.max_encoded`)")]
     TooLarge {
-        /// Length found.
+        /// Length of the image.
         bytes: u64,
-        /// Length allowed.
+        /// Upper bound on the length.
         limit: u64,
     },
-    /// The header announces more pixels than [`Spec::max_pixels`](super::Spec::max_pixels).
+    /// The header announces more pixels than [`ImageSpec::max_pixels`](super::ImageSpec::max_pixels).
     #[error("{width_px} × {height_px} pixels is over the limit of {limit} (`preprocess.max_pixels`)")]
     TooManyPixels {
         /// Width in the header.
         width_px: u64,
         /// Height in the header.
         height_px: u64,
-        /// Pixels allowed.
+        /// Upper bound on the pixels.
         limit: u64,
     },
-    /// Decoding would take more than [`Spec::decode_bytes`](super::Spec::decode_bytes).
+    /// Decoding would allocate more than [`ImageSpec::decode_bytes`](super::ImageSpec::decode_bytes).
     #[error(
-        "decoding {width_px} × {height_px} pixels of `{format}` takes {bytes} bytes, over the limit of {limit} that follows from `preprocess.max_pixels`"
+        "decoding {width_px} × {height_px} pixels of `{format}` needs {bytes} bytes, over the limit of {limit} that follows from `preprocess.max_pixels`"
     )]
     TooMuchMemory {
         /// The format.
@@ -99,32 +99,32 @@ pub enum DecodeError {
         width_px: u64,
         /// Height in the header.
         height_px: u64,
-        /// Bytes it takes at most.
+        /// Upper bound on the bytes that it would allocate.
         bytes: u64,
-        /// Bytes allowed.
+        /// Limit on these bytes.
         limit: u64,
     },
     /// An `SVG` drawing.
     #[error("`SVG` is a drawing, not a raster image")]
     UnsupportedSvg,
     /// An `HTML` page.
-    #[error("an `HTML` page stands where the image should be")]
+    #[error("found an `HTML` page in place of an image")]
     UnsupportedHtml,
-    /// A recognised format that is not read.
-    #[error("`{name}` is not a format that is read here")]
+    /// A recognised but unsupported format.
+    #[error("image format `{name}` is not supported")]
     UnsupportedFormat {
-        /// What the bytes are, as far as they tell.
+        /// Name of the format.
         name: &'static str,
     },
-    /// A variant of a format that is otherwise read.
-    #[error("this variant of `{format}` is not read: {detail}")]
+    /// An unsupported variant of a supported format.
+    #[error("this variant of `{format}` is not supported: {detail}")]
     UnsupportedVariant {
         /// The format.
         format: Format,
-        /// Which part of it.
+        /// Description of the variant.
         detail: String,
     },
-    /// The data ends before the image does.
+    /// The data ends before the image is complete.
     #[error("the `{format}` data ends early")]
     Truncated {
         /// The format.
@@ -135,7 +135,7 @@ pub enum DecodeError {
     Corrupt {
         /// The format.
         format: Format,
-        /// What the decoder says.
+        /// The decoder's message.
         detail: String,
     },
     /// The buffer for the pixels has the wrong length.
@@ -149,7 +149,7 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// The short stable name of what went wrong.
+    /// Returns the stable name of the reason.
     pub const fn reason(&self) -> Reason {
         match self {
             Self::MissingData => Reason::MissingData,
@@ -166,24 +166,25 @@ impl DecodeError {
         }
     }
 
-    /// A decoder's complaint.
+    /// Creates an error from a decoder's message.
     pub(super) fn corrupt(format: Format, detail: impl std::fmt::Display) -> Self {
-        Self::Corrupt { format, detail: shortened(&detail) }
+        Self::Corrupt { format, detail: format_shortened(&detail) }
     }
 
-    /// A variant that a decoder does not read, in its words.
+    /// Creates an error for an unsupported variant of a format.
     pub(super) fn variant(format: Format, detail: impl std::fmt::Display) -> Self {
-        Self::UnsupportedVariant { format, detail: shortened(&detail) }
+        Self::UnsupportedVariant { format, detail: format_shortened(&detail) }
     }
 }
 
-/// A text cut so that a quarantine row stays short. What is cut off is never made: a decoder may list thousands of values.
-fn shortened(detail: &impl std::fmt::Display) -> String {
+/// Formats a text up to the length of a quarantine row. The rest is never formatted, because a decoder may list thousands
+/// of values.
+fn format_shortened(detail: &impl std::fmt::Display) -> String {
     use std::fmt::Write as _;
 
-    struct Head(String);
+    struct Limited(String);
 
-    impl std::fmt::Write for Head {
+    impl std::fmt::Write for Limited {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
             for character in text.chars() {
                 if self.0.len() >= 200 {
@@ -195,8 +196,8 @@ fn shortened(detail: &impl std::fmt::Display) -> String {
         }
     }
 
-    let mut head = Head(String::new());
-    // Its only error is that it is full.
-    write!(head, "{detail}").ok();
-    head.0.trim_end().to_owned()
+    let mut text = Limited(String::new());
+    // The only error is that the limit is reached.
+    write!(text, "{detail}").ok();
+    text.0.trim_end().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Base64 and every image format under damaged files.
+//! Fuzz targets: base64 and every image format, with damaged files.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -7,11 +7,11 @@ use super::tests::{file, samples, spec};
 use super::*;
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 
-/// What a decoder takes beyond what it announces: while it looks for the size, which a TIFF keeps among other fields.
+/// Bytes that a decoder may allocate beyond its announcement, while it looks for the size; a TIFF has it among other fields.
 const SLACK: u64 = 4 << 20;
 
-/// Decodes; within what was announced, or with nothing announced, in next to nothing.
-fn attack(data: &[u8], spec: &Spec, text: bool) -> Result<(), TestCaseError> {
+/// Decodes twice, within the announced memory, or within [`SLACK`] where nothing was announced.
+fn decode_bounded(data: &[u8], spec: &ImageSpec, text: bool) -> Result<(), TestCaseError> {
     let mut decoder = Decoder::new(spec.clone());
     let mut out = vec![7; decoder.pixel_bytes()];
     let mut input = data.to_vec();
@@ -28,7 +28,7 @@ fn attack(data: &[u8], spec: &Spec, text: bool) -> Result<(), TestCaseError> {
         Ok(source) => prop_assert!(u64::from(source.width_px) * u64::from(source.height_px) <= spec.max_pixels),
         Err(_) => prop_assert!(out.iter().all(|&byte| byte == 7)),
     }
-    // The same again, from nothing, within exactly what was announced.
+    // The second time, a new decoder stays within the announcement.
     let first = (result, out.clone());
     out.fill(7);
     let mut decoder = Decoder::new(spec.clone());
@@ -44,15 +44,15 @@ fn attack(data: &[u8], spec: &Spec, text: bool) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn wide_spec() -> Spec {
-    Spec { max_pixels: 4_000_000, ..spec(8) }
+fn wide_spec() -> ImageSpec {
+    ImageSpec { max_pixels: 4_000_000, ..spec(8) }
 }
 
-/// The pixels of a JPEG as it is stored, by a decoder whose buffers hold something.
-fn over(data: &[u8], before: &[u8]) -> Result<Vec<u8>, DecodeError> {
+/// Decodes a JPEG at its stored size with a decoder whose buffers hold `before`.
+fn decode_over(data: &[u8], before: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let mut decoder = Decoder::new(spec(8));
-    let held = |bytes| before.iter().copied().cycle().take(bytes * decoder.spec.max_pixels as usize).collect();
-    decoder.buffers = Buffers { rgb: held(3), raw: held(4) };
+    let fill = |bytes| before.iter().copied().cycle().take(bytes * decoder.spec.max_pixels as usize).collect();
+    decoder.buffers = Buffers { rgb: fill(3), raw: fill(4) };
     let mut out = vec![0; decoder.pixel_bytes()];
     let source = decoder.decode_into(&mut data.to_vec(), &mut out, |_| ())?;
     let pixels = source.width_px as usize * source.height_px as usize;
@@ -63,17 +63,17 @@ proptest! {
     #![proptest_config(config(CHEAP_CASES))]
 
     #[test]
-    fn what_a_damaged_jpeg_leaves_out_shows_nothing_of_the_image_before(which: Index, all in damage(), before: [u8; 3]) {
+    fn damaged_jpeg_shows_nothing_of_the_last_image(which: Index, all in damage(), before: [u8; 3]) {
         let sound: Vec<Vec<u8>> = samples().iter().map(|name| file(name)).filter(|data| data.starts_with(b"\xff\xd8")).collect();
-        // Whole to Pillow, which looks for the end alone.
+        // Pillow accepts any data with an end marker.
         let data = [&damaged(&sound, which, &all)[..], b"\xff\xd9"].concat();
-        prop_assert_eq!(over(&data, &[128]), over(&data, &before));
+        prop_assert_eq!(decode_over(&data, &[128]), decode_over(&data, &before));
     }
 
     #[test]
-    fn damaged_images_are_decoded_or_refused_within_what_was_announced(which: Index, all in damage()) {
+    fn damaged_images_stay_within_announced_memory(which: Index, all in damage()) {
         let sound: Vec<Vec<u8>> = samples().iter().map(|name| file(name)).collect();
-        attack(&damaged(&sound, which, &all), &wide_spec(), false)?;
+        decode_bounded(&damaged(&sound, which, &all), &wide_spec(), false)?;
     }
 
     #[test]
@@ -82,22 +82,22 @@ proptest! {
         let data = inner.map_or_else(|| sound[which.index(sound.len())].clone(), |all| damaged(&sound, which, &all));
         let text = base64_simd::STANDARD.encode_to_string(&data).into_bytes();
         let text = outer.map_or_else(|| text.clone(), |all| damaged(std::slice::from_ref(&text), which, &all));
-        attack(&text, &wide_spec(), true)?;
+        decode_bounded(&text, &wide_spec(), true)?;
     }
 }
 
 #[test]
-fn sound_images_stay_within_what_they_announce() {
+fn sound_images_stay_within_announced_memory() {
     for name in samples() {
-        if let Err(error) = attack(&file(&name), &wide_spec(), false) {
+        if let Err(error) = decode_bounded(&file(&name), &wide_spec(), false) {
             panic!("{name}: {error}");
         }
     }
 }
 
-/// What earlier runs found: each took memory for a number that the file could not hold.
+/// Files of earlier findings: a decoder allocated for a number that the file could not contain.
 #[test]
-fn numbers_that_the_file_cannot_hold_cost_nothing() {
+fn impossible_numbers_allocate_nothing() {
     let set = |name: &str, at: usize, bytes: &[u8]| {
         let mut data = file(name);
         data[at..at + bytes.len()].copy_from_slice(bytes);
@@ -105,16 +105,16 @@ fn numbers_that_the_file_cannot_hold_cost_nothing() {
     };
     let find = |data: &[u8], name: &[u8]| memchr::memmem::find(data, name).unwrap();
     let mut found = vec![
-        // Two million heights: the values of the second field of the directory.
+        // Two million heights in the second field of the directory.
         ("grey16.tif", set("grey16.tif", 26, &2_097_153u32.to_le_bytes())),
-        // As many fields as there are numbers.
+        // 65,535 fields.
         ("grey16.tif", set("grey16.tif", 8, &u16::MAX.to_le_bytes())),
     ];
     // A lossy frame of 16,383 × 16,383 on a small canvas.
     let alpha = file("lossy-alpha.webp");
     let size = find(&alpha, b"VP8 ") + 8 + 6;
     found.push(("lossy-alpha.webp", set("lossy-alpha.webp", size, &[0xff, 0x3f, 0xff, 0x3f])));
-    // A frame that builds on another one: its header is seven bytes shorter, and what follows is read as other numbers.
+    // A frame that depends on another one. Its header is seven bytes shorter, so that other bytes are read as numbers.
     let tag = find(&alpha, b"VP8 ") + 8;
     found.push(("lossy-alpha.webp", set("lossy-alpha.webp", tag, &[alpha[tag] | 1])));
     // Partitions of 16 MB each.

@@ -1,17 +1,17 @@
-//! Size of the source → which part of which resized image becomes the output.
+//! Size of the source → size of the resized image and the part of it that becomes the output.
 
 use serde::{Deserialize, Serialize};
 
-/// How an image of any size becomes a square.
+/// Rule by which an image of any size becomes a square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Geometry {
-    /// Resized to size × size, whatever the aspect.
+    /// Resize to size × size, whatever the aspect.
     Squash {
-        /// Edge of the output.
+        /// Edge of the output, in pixels.
         size_px: u32,
     },
-    /// Resized to size × size, then the centre is cut out (`size: {height, width}` with `do_center_crop` in a
+    /// Resize to size × size, then crop the centre (`size: {height, width}` with `do_center_crop` in a
     /// `preprocessor_config.json`).
     SquashThenCrop {
         /// Edge of the resized image.
@@ -19,8 +19,8 @@ pub enum Geometry {
         /// Edge of the output; zeros surround the image where it is larger than `size_px`.
         crop_px: u32,
     },
-    /// The shorter edge is resized to `edge_px` and the longer one keeps the aspect, rounded down; then the
-    /// centre is cut out (`size: {shortest_edge}` with `do_center_crop`).
+    /// Resize the shorter edge to `edge_px` and the longer one by the same ratio, rounded down; then crop the centre
+    /// (`size: {shortest_edge}` with `do_center_crop`).
     ShortestEdge {
         /// Length of the shorter edge of the resized image.
         edge_px: u32,
@@ -51,7 +51,7 @@ impl Geometry {
         }
     }
 
-    /// The windows along both axes for a source of `width` × `height`.
+    /// Windows along both axes for a source of `width` × `height`.
     pub(super) fn windows(&self, width: u32, height: u32) -> (Window, Window) {
         let (resized_width, resized_height) = self.resized(width, height);
         let output = self.output_px();
@@ -59,9 +59,9 @@ impl Geometry {
     }
 }
 
-/// One axis: which part of the resized image is kept, and where in the output it lies.
+/// One axis: the part of the resized image that is kept, and its position in the output.
 ///
-/// Only the kept part is ever computed, so that a 1 × 1,000,000 image costs no more than another.
+/// Only this part is computed, so that a 1 × 1,000,000 image costs no more than another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     /// Length of the source.
@@ -72,13 +72,13 @@ pub(super) struct Window {
     pub(super) first: u64,
     /// Number of kept pixels.
     pub(super) len: u32,
-    /// Where the first kept pixel lies in the output.
+    /// Position of the first kept pixel in the output.
     pub(super) offset: u32,
 }
 
 impl Window {
-    /// The centre, with transformers' rounding: towards the start where something is cut off, towards the end
-    /// where something is padded (`center_crop` in `transformers/image_transforms.py`).
+    /// Keeps the centre. An odd pixel is cut off at the end and padded at the start, as by `center_crop` in
+    /// `transformers/image_transforms.py`.
     fn centred(source: u32, resized: u64, output: u32) -> Self {
         match u32::try_from(resized) {
             Ok(short) if short < output => {
@@ -93,12 +93,12 @@ impl Window {
         f64::from(self.source) / self.resized as f64
     }
 
-    /// True where nothing changes along this axis.
-    pub(super) fn is_whole_copy(&self) -> bool {
+    /// True if this axis is copied without change.
+    pub(super) fn is_identity(&self) -> bool {
         self.resized == u64::from(self.source) && self.len == self.source
     }
 
-    /// True where the window is the whole output.
+    /// True if the window is the whole output.
     pub(super) fn fills(&self, output: u32) -> bool {
         self.len == output
     }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longer_edge_is_rounded_down_and_the_crop_is_centred() {
+    fn longer_edge_is_rounded_down() {
         let geometry = Geometry::ShortestEdge { edge_px: 256, crop_px: 224 };
         let (x, y) = geometry.windows(500, 333);
         assert_eq!((x.resized, x.first, x.len, x.offset), (384, 80, 224, 0));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_image_is_padded_with_the_extra_pixel_before_it() {
+    fn odd_padding_pixel_is_at_the_start() {
         let geometry = Geometry::ShortestEdge { edge_px: 5, crop_px: 10 };
         let (x, y) = geometry.windows(7, 5);
         assert_eq!((x.resized, x.first, x.len, x.offset), (7, 0, 7, 2));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_config_form_is_stable() {
+    fn config_format_is_stable() {
         let json = serde_json::to_string(&Geometry::ShortestEdge { edge_px: 256, crop_px: 224 }).unwrap();
         assert_eq!(json, r#"{"shortest_edge":{"edge_px":256,"crop_px":224}}"#);
         assert_eq!(

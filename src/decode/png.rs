@@ -1,9 +1,9 @@
-//! PNG → RGB, with Pillow's reading of depth and transparency.
+//! PNG → RGB, with depth and transparency as in Pillow.
 //!
-//! Where Pillow departs from the specification, so does this, because published models were fed by Pillow:
+//! Where Pillow departs from the specification, so does this, because published models were trained on its output:
 //! * 16-bit grey is cut off at 255, not scaled (`I;16` to `RGB`); other 16-bit samples keep their high byte.
-//! * A transparent grey or colour (`tRNS`) is compared with the pixel after it was brought to 8 bits, so in
-//!   files of 2, 4 or 16 bits it seldom matches.
+//! * A transparent grey or colour (`tRNS`) is compared with the pixel after its conversion to 8 bits, so that it seldom
+//!   matches in files of 2, 4 or 16 bits.
 
 use std::io::Cursor;
 
@@ -15,7 +15,7 @@ use super::scratch;
 use super::sniff::Format;
 use super::{Buffers, Limits, Size};
 
-/// Bytes that the decoder takes beside rows and chunks: the window of its inflater, mostly.
+/// Bytes that the decoder allocates besides rows and chunks, most of them for the window of its inflater.
 const FIXED_BYTES: usize = 512 << 10;
 /// Bytes before the first chunk.
 const SIGNATURE_BYTES: usize = 8;
@@ -44,37 +44,37 @@ pub(super) fn decode(
     let layout = Layout {
         colour: info.color_type,
         depth: info.bit_depth,
-        palette: palette(info.palette.as_deref(), info.trns.as_deref(), alpha),
-        transparent: transparent(info.color_type, info.bit_depth, info.trns.as_deref()),
+        palette: read_palette(info.palette.as_deref(), info.trns.as_deref(), alpha),
+        transparent: transparent_pixel(info.color_type, info.bit_depth, info.trns.as_deref()),
         alpha,
     };
     let (line, interlaced) = (info.raw_row_length() - 1, info.interlaced);
     let width = size.width as usize;
-    let rgb = scratch::grown(&mut buffers.rgb, size.pixels() * 3);
+    let rgb = scratch::grow(&mut buffers.rgb, size.pixels() * 3);
     let rows = rgb.chunks_exact_mut(width * 3);
     if interlaced {
-        let raw = scratch::grown(&mut buffers.raw, line * size.height as usize);
+        let raw = scratch::grow(&mut buffers.raw, line * size.height as usize);
         raw.fill(0);
         reader.next_frame(raw).map_err(refusal)?;
         for (from, to) in raw.chunks_exact(line).zip(rows) {
-            layout.row(from, to.as_chunks_mut::<3>().0);
+            layout.convert_row(from, to.as_chunks_mut::<3>().0);
         }
         return Ok(size);
     }
-    let raw = scratch::grown(&mut buffers.raw, line);
+    let raw = scratch::grow(&mut buffers.raw, line);
     for to in rows {
         reader.read_row(raw).map_err(refusal)?;
-        layout.row(raw, to.as_chunks_mut::<3>().0);
+        layout.convert_row(raw, to.as_chunks_mut::<3>().0);
     }
-    // Behind the last row only checksums are left. One that is wrong betrays damage that inflating did not
-    // notice; one that is missing, like a missing IEND, does not matter to Pillow.
+    // Only checksums follow the last row. A wrong one reveals damage that inflating did not notice. Pillow accepts a missing
+    // one, and a missing IEND.
     match reader.read_row(raw).map_err(refusal) {
         Ok(_) | Err(DecodeError::Truncated { .. }) => Ok(size),
         Err(error) => Err(error),
     }
 }
 
-/// Bytes of the largest chunk beside the pixels, which the decoder may keep whole.
+/// Size of the largest chunk besides the pixels, which the decoder may keep in memory.
 fn largest_chunk(data: &[u8]) -> usize {
     let (mut at, mut largest) = (SIGNATURE_BYTES, 0);
     while let Some((length, kind)) = data.get(at..at.saturating_add(8)).map(|head| head.split_at(4)) {
@@ -87,29 +87,29 @@ fn largest_chunk(data: &[u8]) -> usize {
     largest
 }
 
-/// How the samples of one image make pixels.
+/// Conversion of the samples of one image to pixels.
 struct Layout {
     colour: ColorType,
     depth: BitDepth,
     /// RGB of each index.
     palette: [[u8; 3]; 256],
-    /// The pixel, at 8 bits, that is transparent.
+    /// The transparent pixel, in 8 bits a sample.
     transparent: Option<[u8; 3]>,
     alpha: Alpha,
 }
 
 impl Layout {
-    fn row(&self, from: &[u8], to: &mut [[u8; 3]]) {
+    fn convert_row(&self, from: &[u8], to: &mut [[u8; 3]]) {
         let wide = self.depth == BitDepth::Sixteen;
         match self.colour {
             ColorType::Indexed => {
-                for (pixel, index) in to.iter_mut().zip(samples(from, self.depth)) {
+                for (pixel, index) in to.iter_mut().zip(unpack_samples(from, self.depth)) {
                     *pixel = self.palette[usize::from(index)];
                 }
             }
             ColorType::Grayscale if wide => {
                 for (pixel, &sample) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-                    *pixel = self.keyed([u16::from_be_bytes(sample).min(255) as u8; 3]);
+                    *pixel = self.apply_key([u16::from_be_bytes(sample).min(255) as u8; 3]);
                 }
             }
             ColorType::Grayscale => {
@@ -119,18 +119,18 @@ impl Layout {
                     BitDepth::Four => 17,
                     BitDepth::Eight | BitDepth::Sixteen => 1,
                 };
-                for (pixel, sample) in to.iter_mut().zip(samples(from, self.depth)) {
-                    *pixel = self.keyed([sample * scale; 3]);
+                for (pixel, sample) in to.iter_mut().zip(unpack_samples(from, self.depth)) {
+                    *pixel = self.apply_key([sample * scale; 3]);
                 }
             }
             ColorType::Rgb if wide => {
                 for (pixel, &[r, _, g, _, b, _]) in to.iter_mut().zip(from.as_chunks::<6>().0) {
-                    *pixel = self.keyed([r, g, b]);
+                    *pixel = self.apply_key([r, g, b]);
                 }
             }
             ColorType::Rgb => {
                 for (pixel, &colour) in to.iter_mut().zip(from.as_chunks::<3>().0) {
-                    *pixel = self.keyed(colour);
+                    *pixel = self.apply_key(colour);
                 }
             }
             ColorType::GrayscaleAlpha if wide => {
@@ -156,21 +156,21 @@ impl Layout {
         }
     }
 
-    fn keyed(&self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+    fn apply_key(&self, [r, g, b]: [u8; 3]) -> [u8; 3] {
         let a = if self.transparent == Some([r, g, b]) { 0 } else { 255 };
         self.alpha.apply([r, g, b, a])
     }
 }
 
-/// Samples of 1 to 8 bits, the first in the highest bits; the last byte of a row may hold more than the row.
-fn samples(row: &[u8], depth: BitDepth) -> impl Iterator<Item = u8> {
+/// Unpacks samples of 1 to 8 bits, the first from the highest bits. Padding bits of the last byte come out too.
+fn unpack_samples(row: &[u8], depth: BitDepth) -> impl Iterator<Item = u8> {
     let bits = (depth as u8).min(8);
     let mask = u8::MAX >> (8 - bits);
     row.iter().flat_map(move |&byte| (1..=8 / bits).map(move |at| (byte >> (8 - at * bits)) & mask))
 }
 
-/// Indices outside the palette are black, as in Pillow.
-fn palette(colours: Option<&[u8]>, alphas: Option<&[u8]>, alpha: Alpha) -> [[u8; 3]; 256] {
+/// RGB of each index. Indices outside the palette are black, as in Pillow.
+fn read_palette(colours: Option<&[u8]>, alphas: Option<&[u8]>, alpha: Alpha) -> [[u8; 3]; 256] {
     let mut entries = [[0, 0, 0, 255]; 256];
     for (entry, &[r, g, b]) in entries.iter_mut().zip(colours.unwrap_or_default().as_chunks::<3>().0) {
         *entry = [r, g, b, 255];
@@ -181,8 +181,8 @@ fn palette(colours: Option<&[u8]>, alphas: Option<&[u8]>, alpha: Alpha) -> [[u8;
     entries.map(|entry| alpha.apply(entry))
 }
 
-/// The transparent pixel as Pillow compares it: the low bytes of `tRNS`, or black or white in a 1-bit image.
-fn transparent(colour: ColorType, depth: BitDepth, key: Option<&[u8]>) -> Option<[u8; 3]> {
+/// Returns the transparent pixel as Pillow compares it: the low bytes of `tRNS`, or black or white in a 1-bit image.
+fn transparent_pixel(colour: ColorType, depth: BitDepth, key: Option<&[u8]>) -> Option<[u8; 3]> {
     let key = key?;
     match (colour, depth) {
         (ColorType::Grayscale, BitDepth::One) => key.first().map(|&grey| [if grey == 0 { 0 } else { 255 }; 3]),

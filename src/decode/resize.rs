@@ -1,12 +1,10 @@
 //! RGB pixels of any size → the square of the [`Geometry`], bit for bit as the `Image.resize` of Pillow 13.
 //!
-//! There are two passes with bytes in between, so their order shows, most where a kernel overshoots and is clipped.
-//! Rows come first unless the height shrinks by more than twice as many pixels as the width (in Pillow since 13.0;
-//! before, rows always came first). [`Resampler`] has the arithmetic of a pass.
-//!
-//! Memory: what lies between the passes is a band of rows, no more than are looked at.
+//! Samples are rounded to bytes between the two passes, so their order shows, most where a kernel overshoots and is
+//! clipped. The horizontal pass is first unless the height shrinks by more than twice as many pixels as the width. (Before
+//! Pillow 13.0 it always was.) [`Resampler`] has the arithmetic of a pass.
 
-use super::augment::{Crop, mirror};
+use super::augment::{Crop, mirror_rows};
 use super::geometry::{Geometry, Window};
 use super::resample::{Kernel, Resampler};
 use super::scratch;
@@ -15,7 +13,7 @@ pub use crate::types::Resample;
 /// Bytes for each pixel.
 pub(super) const CHANNELS: usize = 3;
 
-/// Steps that are added up one by one as Pillow does; only a sliver has more of them before the part that is kept.
+/// Upper bound on the steps that are added up one by one, as Pillow does. Only a sliver has more of them before its crop.
 const MAX_STEPS: u64 = 1 << 22;
 
 impl Resample {
@@ -31,7 +29,7 @@ impl Resample {
         }
     }
 
-    /// The kernel behind the integer in a `preprocessor_config.json` (`PIL.Image.Resampling`).
+    /// Returns the kernel with this code in a `preprocessor_config.json` (`PIL.Image.Resampling`).
     pub const fn from_pillow(code: u64) -> Option<Self> {
         match code {
             0 => Some(Self::Nearest),
@@ -44,7 +42,7 @@ impl Resample {
         }
     }
 
-    /// None for the one that is no convolution.
+    /// Returns `None` for nearest neighbour, which is no convolution.
     const fn kernel(self) -> Option<Kernel> {
         match self {
             Self::Nearest => None,
@@ -57,102 +55,104 @@ impl Resample {
     }
 }
 
-/// The resampler and its buffers, reused from image to image.
+/// A resampler and its buffers, reused from image to image.
 pub(super) struct Resizer {
     geometry: Geometry,
     resample: Resample,
-    convolver: Resampler,
-    kept: Vec<u8>,
-    part: Vec<u8>,
+    resampler: Resampler,
+    /// The resized image where the output surrounds it with zeros.
+    unpadded: Vec<u8>,
+    /// A random crop of the source.
+    crop: Vec<u8>,
 }
 
 impl Resizer {
     pub(super) fn new(geometry: Geometry, resample: Resample) -> Self {
-        Self { geometry, resample, convolver: Resampler::default(), kept: Vec::new(), part: Vec::new() }
+        Self { geometry, resample, resampler: Resampler::default(), unpadded: Vec::new(), crop: Vec::new() }
     }
 
-    /// Bytes of its buffers.
-    pub(super) fn held(&self) -> usize {
-        let own = [&self.kept, &self.part].into_iter().map(scratch::held).sum::<usize>();
-        own + self.convolver.held()
+    /// Bytes of all buffers.
+    pub(super) fn retained_bytes(&self) -> usize {
+        let own = [&self.unpadded, &self.crop].into_iter().map(scratch::retained_bytes).sum::<usize>();
+        own + self.resampler.retained_bytes()
     }
 
-    /// Lets go of what only an unusually large image needed.
-    pub(super) fn trim(&mut self) {
-        scratch::trim(&mut self.kept);
-        scratch::trim(&mut self.part);
-        self.convolver.trim();
+    /// Frees memory that only an unusually large image needs.
+    pub(super) fn shrink(&mut self) {
+        scratch::free_if_large(&mut self.unpadded);
+        scratch::free_if_large(&mut self.crop);
+        self.resampler.shrink();
     }
 
     /// Fills `out` (3·S·S bytes) from `rgb` (`3·width·height` bytes).
-    pub(super) fn run(&mut self, rgb: &[u8], width: u32, height: u32, out: &mut [u8]) {
+    pub(super) fn resize(&mut self, rgb: &[u8], width: u32, height: u32, out: &mut [u8]) {
         let output = self.geometry.output_px();
         let (x, y) = self.geometry.windows(width, height);
         if x.fills(output) && y.fills(output) {
-            self.fill(rgb, x, y, out);
+            self.resample(rgb, x, y, out);
             return;
         }
         out.fill(0);
-        let (row, len) = (x.len as usize * CHANNELS, y.len as usize);
-        if row == 0 || len == 0 {
+        let (row_bytes, rows) = (x.len as usize * CHANNELS, y.len as usize);
+        if row_bytes == 0 || rows == 0 {
             return;
         }
-        let mut kept = std::mem::take(&mut self.kept);
-        let part = scratch::grown(&mut kept, row * len);
-        self.fill(rgb, x, y, part);
-        let lines = out.chunks_exact_mut(output as usize * CHANNELS).skip(y.offset as usize);
+        let mut buffer = std::mem::take(&mut self.unpadded);
+        let resized = scratch::grow(&mut buffer, row_bytes * rows);
+        self.resample(rgb, x, y, resized);
+        let out_rows = out.chunks_exact_mut(output as usize * CHANNELS).skip(y.offset as usize);
         let left = x.offset as usize * CHANNELS;
-        for (line, source) in lines.zip(part.chunks_exact(row)) {
-            line[left..left + row].copy_from_slice(source);
+        for (out_row, row) in out_rows.zip(resized.chunks_exact(row_bytes)) {
+            out_row[left..left + row_bytes].copy_from_slice(row);
         }
-        self.kept = kept;
+        self.unpadded = buffer;
     }
 
-    /// Fills `out` from a part of `rgb`, an image of this width: cut out, resized to the square whatever its aspect, and mirrored.
-    pub(super) fn run_part(&mut self, rgb: &[u8], width: u32, crop: Crop, out: &mut [u8]) {
-        let mut part = std::mem::take(&mut self.part);
-        let pixels = scratch::grown(&mut part, crop.width as usize * crop.height as usize * CHANNELS);
-        crop.copy(rgb, width, pixels);
+    /// Fills `out` from a crop of `rgb`, an image of this width, resized to the square whatever its aspect.
+    pub(super) fn resize_crop(&mut self, rgb: &[u8], width: u32, crop: Crop, out: &mut [u8]) {
+        let mut buffer = std::mem::take(&mut self.crop);
+        let pixels = scratch::grow(&mut buffer, crop.width as usize * crop.height as usize * CHANNELS);
+        crop.copy_pixels(rgb, width, pixels);
         let size_px = self.geometry.output_px();
         let (x, y) = Geometry::Squash { size_px }.windows(crop.width, crop.height);
-        self.fill(pixels, x, y, out);
-        self.part = part;
+        self.resample(pixels, x, y, out);
+        self.crop = buffer;
         if crop.mirrored {
-            mirror(out, size_px);
+            mirror_rows(out, size_px);
         }
     }
 
-    fn fill(&mut self, rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
+    fn resample(&mut self, rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
         let Some(kernel) = self.resample.kernel() else {
-            nearest(rgb, x, y, out);
+            resample_nearest(rgb, x, y, out);
             return;
         };
-        let convolver = &mut self.convolver;
-        let (stride, row) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
-        // Only the rows that the second pass looks at.
-        let (top, bottom) = Resampler::reach(kernel, y);
+        let resampler = &mut self.resampler;
+        let (stride, row_bytes) = (x.source as usize * CHANNELS, x.len as usize * CHANNELS);
+        // Only the rows that the output depends on.
+        let (top, bottom) = Resampler::source_range(kernel, y);
         let rgb = &rgb[top as usize * stride..bottom as usize * stride];
-        if x.is_whole_copy() {
-            convolver.down(kernel, y, top, rgb, row, out);
-        } else if y.is_whole_copy() {
-            convolver.across(kernel, x, rgb, out);
-        } else if columns_first(x, y) {
-            convolver.down_across(kernel, x, y, top, rgb, out);
+        if x.is_identity() {
+            resampler.resample_vertical(kernel, y, top, rgb, row_bytes, out);
+        } else if y.is_identity() {
+            resampler.resample_horizontal(kernel, x, rgb, out);
+        } else if is_vertical_first(x, y) {
+            resampler.resample_vertical_first(kernel, x, y, top, rgb, out);
         } else {
-            convolver.across_down(kernel, x, y, top, rgb, out);
+            resampler.resample_horizontal_first(kernel, x, y, top, rgb, out);
         }
     }
 }
 
-/// The order of `ImagingResampleInner` in Pillow 13. It goes by pixels and not by ratios.
-pub(super) fn columns_first(x: Window, y: Window) -> bool {
+/// Order of `ImagingResampleInner` in Pillow 13, which depends on differences in pixels and not on ratios.
+pub(super) fn is_vertical_first(x: Window, y: Window) -> bool {
     let height = u64::from(y.source).saturating_sub(y.resized);
     let width = 2 * (i128::from(x.source) - i128::from(x.resized));
     height > 0 && i128::from(height) > width
 }
 
 /// Pillow's nearest neighbour (`ImagingScaleAffine`): the source pixel under each centre.
-fn nearest(rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
+fn resample_nearest(rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
     let stride = x.source as usize * CHANNELS;
     let lines = out.chunks_exact_mut((x.len as usize * CHANNELS).max(1)).zip(positions(y));
     for (line, row) in lines {
@@ -166,7 +166,7 @@ fn nearest(rgb: &[u8], x: Window, y: Window, out: &mut [u8]) {
 fn positions(window: Window) -> impl Iterator<Item = usize> {
     let scale = window.scale();
     let last = (window.source as usize).saturating_sub(1);
-    // The sum of the steps, with its rounding, decides where a centre falls on a border.
+    // The rounding of the sum decides on which side of a border a centre falls.
     let mut centre = if window.first <= MAX_STEPS {
         (0..window.first).fold(0.5 * scale, |centre, _| centre + scale)
     } else {
@@ -197,7 +197,7 @@ mod tests {
         std::iter::repeat_n((), len).scan(seed, |state, ()| step(state)).collect()
     }
 
-    /// The value of the kernel by its textbook formula.
+    /// Value of a kernel by its textbook formula.
     fn kernel(resample: Resample, x: f64) -> f64 {
         use std::f64::consts::PI;
         let sinc = |x: f64| {
@@ -215,10 +215,10 @@ mod tests {
         }
     }
 
-    /// One channel of a line, in real arithmetic, rounded at the end. As in Pillow a source pixel counts if its
-    /// centre lies under the kernel, rounded to whole pixels, which decides where a box ends on a centre.
+    /// Resizes one channel of a line in real arithmetic, rounded at the end. As in Pillow, a source pixel counts if its centre
+    /// lies under the kernel, rounded to whole pixels, which matters where a box ends on a centre.
     #[expect(clippy::cast_sign_loss, reason = "negative numbers become 0")]
-    fn line(resample: Resample, source: &[f64], len: usize) -> Vec<f64> {
+    fn resize_line(resample: Resample, source: &[f64], len: usize) -> Vec<f64> {
         let scale = source.len() as f64 / len as f64;
         let narrowing = 1.0 / scale.max(1.0);
         let radius = match resample {
@@ -238,17 +238,17 @@ mod tests {
         (0..len).map(at).collect()
     }
 
-    /// Largest difference to real arithmetic, for an image that is one pixel wide or high.
-    fn off_by(resample: Resample, rgb: &[u8], upright: bool, size: u32) -> f64 {
-        let mut squarer = Resizer::new(Geometry::Squash { size_px: size }, resample);
+    /// Largest difference from real arithmetic, for an image that is one pixel wide or high.
+    fn largest_error(resample: Resample, rgb: &[u8], upright: bool, size: u32) -> f64 {
+        let mut resizer = Resizer::new(Geometry::Squash { size_px: size }, resample);
         let mut out = vec![0; (size * size) as usize * CHANNELS];
         let long = (rgb.len() / CHANNELS) as u32;
         let (width, height) = if upright { (1, long) } else { (long, 1) };
-        squarer.run(rgb, width, height, &mut out);
+        resizer.resize(rgb, width, height, &mut out);
         let mut worst: f64 = 0.0;
         for channel in 0..CHANNELS {
             let source: Vec<f64> = rgb.iter().skip(channel).step_by(CHANNELS).map(|&s| s.into()).collect();
-            let expected = line(resample, &source, size as usize);
+            let expected = resize_line(resample, &source, size as usize);
             for (at, pixel) in out.chunks_exact(CHANNELS).enumerate() {
                 let (row, column) = (at / size as usize, at % size as usize);
                 let expected = expected[if upright { row } else { column }];
@@ -259,12 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_3000_pixels_is_resized_within_a_level() {
+    fn long_line_is_resized_within_a_level() {
         let rgb = noise(3000 * CHANNELS, 5);
         for resample in KERNELS {
             for size in [64, 224, 384] {
                 for upright in [false, true] {
-                    let worst = off_by(resample, &rgb, upright, size);
+                    let worst = largest_error(resample, &rgb, upright, size);
                     assert!(worst <= 1.0, "{resample:?}, {size}, {upright}: {worst}");
                 }
             }
@@ -272,21 +272,21 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_do_not_fit_at_once_give_the_same() {
+    fn several_weight_tables_are_exact() {
         let rgb = noise(700_000 * CHANNELS, 6);
         for size in [1, 2, 5] {
-            assert!(off_by(Resample::Lanczos, &rgb, false, size) <= 1.0);
-            assert!(off_by(Resample::Bilinear, &rgb, true, size) <= 1.0);
+            assert!(largest_error(Resample::Lanczos, &rgb, false, size) <= 1.0);
+            assert!(largest_error(Resample::Bilinear, &rgb, true, size) <= 1.0);
         }
     }
 
     #[test]
-    fn the_order_is_that_of_pillow() {
+    fn pass_order_is_that_of_pillow() {
         let order = |width, height, size_px| {
             let (x, y) = Geometry::Squash { size_px }.windows(width, height);
-            columns_first(x, y)
+            is_vertical_first(x, y)
         };
-        // Each was tried with Pillow 13.0.0 on noise.
+        // Each order was found with Pillow 13.0.0 on noise.
         for (width, height, size, expected) in [
             (300, 225, 224, false),
             (300, 400, 224, true),
@@ -302,8 +302,8 @@ mod tests {
     }
 
     #[test]
-    fn a_centre_on_a_border_falls_where_the_sum_of_the_steps_puts_it() {
-        // Where Pillow 13.0.0 takes another pixel than exact arithmetic does, for 300 columns.
+    fn nearest_sums_steps_as_pillow_does() {
+        // Columns of 300 for which Pillow 13.0.0 chooses another pixel than exact arithmetic does.
         let shifted: [(u32, &[(usize, usize)]); 3] = [
             (288, &[(87, 83), (112, 107), (137, 131), (162, 155)]),
             (296, &[(112, 110)]),
@@ -320,21 +320,21 @@ mod tests {
     }
 
     #[test]
-    fn an_extreme_aspect_reads_nothing_outside_the_source() {
+    fn extreme_aspect_stays_inside_the_source() {
         let geometry = Geometry::ShortestEdge { edge_px: 256, crop_px: 224 };
         for long in [1_000_003, 39_999_983] {
             let (x, y) = geometry.windows(long, 1);
             for kernel in KERNELS.iter().filter_map(|resample| resample.kernel()) {
-                let (first, end) = Resampler::reach(kernel, x);
+                let (first, end) = Resampler::source_range(kernel, x);
                 assert!(first < end && end <= long && end - first < 10);
-                assert_eq!(Resampler::reach(kernel, y), (0, 1));
+                assert_eq!(Resampler::source_range(kernel, y), (0, 1));
             }
         }
     }
 
     proptest! {
         #[test]
-        fn one_colour_stays_that_colour(
+        fn uniform_colour_is_kept(
             colour in any::<[u8; 3]>(),
             (width, height) in (1u32..400, 1u32..400),
             size in 1u32..90,
@@ -342,7 +342,7 @@ mod tests {
         ) {
             let rgb = colour.repeat((width * height) as usize);
             let mut out = vec![0; (size * size) as usize * CHANNELS];
-            Resizer::new(Geometry::Squash { size_px: size }, resample).run(&rgb, width, height, &mut out);
+            Resizer::new(Geometry::Squash { size_px: size }, resample).resize(&rgb, width, height, &mut out);
             prop_assert!(out.chunks_exact(CHANNELS).all(|pixel| pixel == colour));
         }
     }

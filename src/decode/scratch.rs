@@ -1,13 +1,14 @@
-//! Buffers that are reused from image to image, and given back after an unusually large one.
+//! Buffers that are reused from image to image, and freed after an unusually large one.
 
-/// What a decoder's buffers may hold together from image to image: those of the corpus, 300 pixels wide, need less.
-pub(super) const KEEP_BYTES: usize = 5 << 19;
+/// Upper bound on the bytes that a decoder's buffers retain between images; those of a corpus of images 300 pixels wide need
+/// less.
+pub(super) const RETAINED_BYTES: usize = 5 << 19;
 
-/// Where they hold more, each over this many bytes is freed; there are a dozen at most.
-const LARGE_BYTES: usize = KEEP_BYTES / 12;
+/// Size over which a buffer is freed when all of them exceed [`RETAINED_BYTES`]; a decoder has a dozen buffers at most.
+const LARGE_BYTES: usize = RETAINED_BYTES / 12;
 
-/// The first `len` bytes, whatever they hold; grows where needed and never shrinks.
-pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+/// Returns the first `len` bytes, with any content. Grows the buffer where needed and never shrinks it.
+pub(super) fn grow(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     if buffer.len() < len {
         // Without the old content, growing does not have to move it.
         buffer.clear();
@@ -17,8 +18,8 @@ pub(super) fn grown(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     &mut buffer[..len]
 }
 
-/// As [`grown`], where the first `count` bytes are those that began at `from`.
-pub(super) fn kept(buffer: &mut Vec<u8>, len: usize, from: usize, count: usize) -> &mut [u8] {
+/// Moves the `count` bytes from `from` on to the start and returns the first `len` bytes. Grows the buffer where needed.
+pub(super) fn shift_and_grow(buffer: &mut Vec<u8>, from: usize, count: usize, len: usize) -> &mut [u8] {
     buffer.copy_within(from..from + count, 0);
     if buffer.len() < len {
         buffer.reserve_exact(len - buffer.len());
@@ -27,14 +28,14 @@ pub(super) fn kept(buffer: &mut Vec<u8>, len: usize, from: usize, count: usize) 
     &mut buffer[..len]
 }
 
-/// Bytes that a buffer holds.
-pub(super) fn held<T>(buffer: &Vec<T>) -> usize {
+/// Bytes that a buffer occupies.
+pub(super) fn retained_bytes<T>(buffer: &Vec<T>) -> usize {
     buffer.capacity().saturating_mul(size_of::<T>())
 }
 
 /// Frees a buffer over [`LARGE_BYTES`].
-pub(super) fn trim<T>(buffer: &mut Vec<T>) {
-    if held(buffer) > LARGE_BYTES {
+pub(super) fn free_if_large<T>(buffer: &mut Vec<T>) {
+    if retained_bytes(buffer) > LARGE_BYTES {
         *buffer = Vec::new();
     }
 }
@@ -44,14 +45,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_grows_to_what_was_asked_and_is_freed_only_when_huge() {
+    fn buffer_is_freed_only_when_large() {
         let mut buffer = Vec::new();
-        assert_eq!(grown(&mut buffer, 10).len(), 10);
-        assert_eq!(grown(&mut buffer, 5).len(), 5);
-        trim(&mut buffer);
+        assert_eq!(grow(&mut buffer, 10).len(), 10);
+        assert_eq!(grow(&mut buffer, 5).len(), 5);
+        free_if_large(&mut buffer);
         assert_eq!(buffer.len(), 10);
-        grown(&mut buffer, LARGE_BYTES + 1);
-        trim(&mut buffer);
+        grow(&mut buffer, LARGE_BYTES + 1);
+        free_if_large(&mut buffer);
         assert_eq!(buffer.capacity(), 0);
+    }
+
+    #[test]
+    fn shifted_bytes_survive_growing() {
+        let mut buffer = vec![1, 2, 3, 4];
+        assert_eq!(shift_and_grow(&mut buffer, 2, 2, 6), [3, 4, 3, 4, 0, 0]);
     }
 }

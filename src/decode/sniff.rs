@@ -1,10 +1,10 @@
-//! Bytes → format, by content alone: names and declared types of the corpus are often wrong.
+//! Bytes → format, by content alone, because names and declared types in the corpus are often wrong.
 
 use std::io::Read;
 
 use super::error::DecodeError;
 
-/// A raster format that is read.
+/// A supported raster format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// ITU-T T.81, baseline and progressive.
@@ -22,7 +22,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The usual name.
+    /// Returns the usual name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -41,11 +41,11 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// How far into a text the opening tag is looked for: editors put long comments before `<svg`.
+/// Bytes of a text that are searched for the opening tag; editors put long comments before `<svg`.
 const TEXT_HEAD: usize = 4096;
 
-/// Signatures at offset 0 of what is recognised only to be named.
-const FOREIGN: &[(&[u8], &str)] = &[
+/// Signatures at offset 0 of unsupported formats, which are recognised to be named.
+const UNSUPPORTED: &[(&[u8], &str)] = &[
     (b"%PDF", "PDF"),
     (b"%!PS", "PostScript"),
     (b"8BPS", "PSD"),
@@ -68,18 +68,18 @@ const FOREIGN: &[(&[u8], &str)] = &[
     (b"RIFF", "RIFF other than WebP"),
 ];
 
-/// Names the format of `data`, or says why it is not one that is read.
+/// Recognises the format of `data`, or returns an error that names an unsupported one.
 pub(super) fn sniff(data: &[u8]) -> Result<Format, DecodeError> {
     if data.is_empty() {
         return Err(DecodeError::MissingData);
     }
-    if let Some(format) = raster(data) {
+    if let Some(format) = sniff_raster(data) {
         return Ok(format);
     }
-    Err(foreign(data))
+    Err(sniff_unsupported(data))
 }
 
-fn raster(data: &[u8]) -> Option<Format> {
+fn sniff_raster(data: &[u8]) -> Option<Format> {
     if data.starts_with(b"\xff\xd8\xff") {
         Some(Format::Jpeg)
     } else if data.starts_with(b"\x89PNG\r\n\x1a\n") {
@@ -97,14 +97,14 @@ fn raster(data: &[u8]) -> Option<Format> {
     }
 }
 
-/// `BM` alone begins many texts, so the size of the header behind it must be a known one too.
+/// Recognises a BMP by its signature and a known header size, because many texts begin with `BM`.
 fn is_bmp(data: &[u8]) -> bool {
     data.starts_with(b"BM") && matches!(data.get(14..18), Some(&[12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))
 }
 
-fn foreign(data: &[u8]) -> DecodeError {
+fn sniff_unsupported(data: &[u8]) -> DecodeError {
     if data.starts_with(b"\x1f\x8b") {
-        return gzipped(data);
+        return sniff_gzip(data);
     }
     if let Some(brand) = data.get(4..8).filter(|at| *at == b"ftyp").and(data.get(8..12)) {
         let name = match brand {
@@ -114,27 +114,27 @@ fn foreign(data: &[u8]) -> DecodeError {
         };
         return DecodeError::UnsupportedFormat { name };
     }
-    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| data.starts_with(magic)) {
+    if let Some((_, name)) = UNSUPPORTED.iter().find(|(magic, _)| data.starts_with(magic)) {
         return DecodeError::UnsupportedFormat { name };
     }
-    text(data).unwrap_or(DecodeError::UnsupportedFormat { name: "unknown data" })
+    sniff_text(data).unwrap_or(DecodeError::UnsupportedFormat { name: "unknown data" })
 }
 
-/// Looks into compressed data for a drawing (`.svgz`); inflates at most [`TEXT_HEAD`] bytes.
-fn gzipped(data: &[u8]) -> DecodeError {
+/// Recognises a compressed drawing (`.svgz`); inflates at most [`TEXT_HEAD`] bytes.
+fn sniff_gzip(data: &[u8]) -> DecodeError {
     let mut head = Vec::with_capacity(TEXT_HEAD);
     let limit = u64::try_from(TEXT_HEAD).unwrap_or(u64::MAX);
-    // What was inflated before an error is still worth a look, so the error itself is not needed.
-    let whole = flate2::read::GzDecoder::new(data).take(limit).read_to_end(&mut head).is_ok();
-    match text(&head) {
+    // Bytes that were inflated before an error are searched too.
+    let is_sound = flate2::read::GzDecoder::new(data).take(limit).read_to_end(&mut head).is_ok();
+    match sniff_text(&head) {
         Some(error @ (DecodeError::UnsupportedSvg | DecodeError::UnsupportedHtml)) => error,
-        _ if whole => DecodeError::UnsupportedFormat { name: "gzip" },
+        _ if is_sound => DecodeError::UnsupportedFormat { name: "gzip" },
         _ => DecodeError::UnsupportedFormat { name: "damaged gzip" },
     }
 }
 
-/// Recognises markup: byte order marks, white space, prologs, comments and doctypes may precede the tag.
-fn text(data: &[u8]) -> Option<DecodeError> {
+/// Recognises markup. Byte order marks, white space, prologs, comments and doctypes may precede the tag.
+fn sniff_text(data: &[u8]) -> Option<DecodeError> {
     let head = &data[..data.len().min(TEXT_HEAD)];
     // UTF-16 markup is ASCII with a zero beside each byte; dropping the zeros is enough to see the tag.
     let ascii: Vec<u8> = if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
@@ -163,7 +163,7 @@ fn text(data: &[u8]) -> Option<DecodeError> {
     }
 }
 
-/// The first tag behind prologs (`<?…?>`) and comments, or what is left where one does not end.
+/// Returns the text from the first tag on, behind prologs (`<?…?>`) and comments; empty if one of those does not end.
 fn opening_tag(mut body: &[u8]) -> &[u8] {
     loop {
         let end: &[u8] = if body.starts_with(b"<?") {
@@ -185,12 +185,12 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn reason(data: &[u8]) -> &'static str {
+    fn reason_name(data: &[u8]) -> &'static str {
         sniff(data).unwrap_err().reason().as_str()
     }
 
     #[test]
-    fn drawings_are_named_whatever_precedes_the_tag() {
+    fn svg_is_recognised_behind_prologs() {
         for data in [
             &b"<svg xmlns='http://www.w3.org/2000/svg'/>"[..],
             b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- Generator -->\n<!DOCTYPE svg PUBLIC ''>\n<svg>",
@@ -198,24 +198,24 @@ mod tests {
             b"\xff\xfe<\0s\0v\0g\0>\0",
             b"<?xml version='1.0'?><!-- <html> --><svg:svg><svg>",
         ] {
-            assert_eq!(reason(data), "unsupported_svg", "{}", data.escape_ascii());
+            assert_eq!(reason_name(data), "unsupported_svg", "{}", data.escape_ascii());
         }
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(b"<?xml version='1.0'?><svg/>").unwrap();
         let gzip = gzip.finish().unwrap();
-        assert_eq!(reason(&gzip), "unsupported_svg");
-        assert_eq!(reason(&gzip[..gzip.len() - 6]), "unsupported_svg");
+        assert_eq!(reason_name(&gzip), "unsupported_svg");
+        assert_eq!(reason_name(&gzip[..gzip.len() - 6]), "unsupported_svg");
     }
 
     #[test]
-    fn pages_are_told_from_drawings() {
-        assert_eq!(reason(b"<!DOCTYPE html><html><body><svg/></body></html>"), "unsupported_html");
-        assert_eq!(reason(b"\n<html>429 Too Many Requests"), "unsupported_html");
-        assert_eq!(reason(b"<?xml version='1.0'?><Error/>"), "unsupported_format");
+    fn html_is_told_from_svg() {
+        assert_eq!(reason_name(b"<!DOCTYPE html><html><body><svg/></body></html>"), "unsupported_html");
+        assert_eq!(reason_name(b"\n<html>429 Too Many Requests"), "unsupported_html");
+        assert_eq!(reason_name(b"<?xml version='1.0'?><Error/>"), "unsupported_format");
     }
 
     #[test]
-    fn other_formats_are_named_in_the_sentence() {
+    fn unsupported_formats_are_named() {
         for (data, name) in [
             (&b"%PDF-1.7"[..], "PDF"),
             (b"\0\0\0\x20ftypavif\0\0\0\0", "AVIF"),
@@ -227,8 +227,8 @@ mod tests {
         ] {
             let error = sniff(data).unwrap_err();
             assert_eq!(error, DecodeError::UnsupportedFormat { name });
-            assert_eq!(error.to_string(), format!("`{name}` is not a format that is read here"));
+            assert_eq!(error.to_string(), format!("image format `{name}` is not supported"));
         }
-        assert_eq!(reason(b""), "missing_data");
+        assert_eq!(reason_name(b""), "missing_data");
     }
 }

@@ -1,14 +1,15 @@
-//! Small pictures for people, of what a model sees.
+//! Thumbnails of the pixels that a model receives, for reports.
 
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::thumbnail;
 use image::{ExtendedColorType, RgbImage};
 
-/// Side of a thumbnail in pixels, at most.
+/// Upper bound on the side of a thumbnail, in pixels.
 const SIDE_PX: u32 = 96;
+/// JPEG quality of a thumbnail.
 const QUALITY: u8 = 80;
 
-/// A square of `side_px` × `side_px` RGB pixels as a small JPEG; `None` where they are none.
+/// Encodes a square of `side_px` × `side_px` RGB pixels as a small JPEG. Returns `None` if the length does not fit.
 pub fn jpeg_thumbnail(pixels: &[u8], side_px: u32) -> Option<Vec<u8>> {
     let image = RgbImage::from_raw(side_px, side_px, pixels.to_vec()).filter(|_| side_px > 0)?;
     let side = SIDE_PX.min(side_px);
@@ -23,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thumbnail_is_a_small_jpeg_of_the_square() {
+    fn thumbnail_is_a_small_jpeg() {
         let pixels: Vec<u8> =
             (0..224 * 224).flat_map(|at| if at % 224 < 112 { [250, 10, 10] } else { [10, 10, 250] }).collect();
         let bytes = jpeg_thumbnail(&pixels, 224).unwrap();

@@ -12,7 +12,7 @@ use crate::catalog::{ClassSource, Classes, Match};
 use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::{Object, Store};
 use crate::pipeline::captions::Encoder;
 use crate::pipeline::catalog::read_captions;
@@ -123,7 +123,7 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BT
 
 /// Opens the models as far as they are on this machine, and adds what the run needs. Returns the preprocessing; `None`
 /// where a model cannot be used.
-async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Spec> {
+async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<ImageSpec> {
     let location = locate_backbone(config, store, check).await;
     let to_download = location.is_none();
     let mut needs_device = to_download;
@@ -160,7 +160,7 @@ async fn sample_shards(
     config: &RunConfig,
     store: &Store,
     (key, shards): (&str, &[Object]),
-    spec: &Spec,
+    spec: &ImageSpec,
     check: &mut Check,
 ) {
     let Some(shard) = shards.first() else { return };

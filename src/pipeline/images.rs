@@ -50,7 +50,7 @@ use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::product_disk_bytes;
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
@@ -79,7 +79,7 @@ pub(crate) struct StreamJob {
     /// Which images are wanted, and their labels.
     pub(crate) filter: ImageFilter,
     /// How images are decoded.
-    pub(crate) spec: Spec,
+    pub(crate) spec: ImageSpec,
     /// Random crops of each image; `None`: the whole image.
     pub(crate) views: Option<Views>,
     /// Source rows that a chunk covers.
@@ -97,7 +97,7 @@ impl StreamJob {
     pub(crate) fn new(
         ctx: &RunContext,
         name: &str,
-        spec: &Spec,
+        spec: &ImageSpec,
         shards: Vec<Object>,
         filter: ImageFilter,
         generation: &str,
@@ -179,7 +179,7 @@ pub(crate) struct ImagesInput<'a> {
     /// Which images are wanted.
     pub(crate) filter: ImageFilter,
     /// How images are decoded.
-    pub(crate) spec: &'a Spec,
+    pub(crate) spec: &'a ImageSpec,
     /// Hash of everything that the chunks depend on.
     pub(crate) generation: String,
 }
@@ -214,7 +214,7 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
 ///
 /// # Errors
 /// When they do not, a shard is missing, or no row at all can be used.
-pub(crate) fn report_stream(journal: &Journal, shards: &[Object], spec: &Spec) -> Result<StreamReport, PipelineError> {
+pub(crate) fn report_stream(journal: &Journal, shards: &[Object], spec: &ImageSpec) -> Result<StreamReport, PipelineError> {
     let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
     let by_shard: BTreeMap<String, Tally> =
         journal.shard_tallies().into_iter().map(|(shard, tally)| (name(shard), tally)).collect();

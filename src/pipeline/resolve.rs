@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::pipeline::captions::Encoder;
@@ -42,7 +42,7 @@ pub(crate) struct Backbone {
 /// The models that a run uses, opened, and the device chosen for them.
 pub(crate) struct ResolvedModel {
     /// How images are decoded.
-    pub(crate) spec: Spec,
+    pub(crate) spec: ImageSpec,
     /// The frozen image model; `None` where pixel chunks are the product.
     pub(crate) backbone: Option<Backbone>,
     /// The frozen text encoder of a text head.
@@ -133,7 +133,7 @@ impl ResolvedModel {
 pub(crate) fn resolve_backbone(
     config: &RunConfig,
     snapshot: Option<PathBuf>,
-) -> Result<(Spec, Option<Backbone>), PipelineError> {
+) -> Result<(ImageSpec, Option<Backbone>), PipelineError> {
     let Some(model) = config.model() else {
         let spec = resolve_spec(config, CheckpointPreprocessing::default());
         check_bounds(config, &spec)?;
@@ -166,7 +166,7 @@ pub(crate) fn resolve_backbone(
 }
 
 /// Refuses limits under which the image stream cannot work.
-fn check_bounds(config: &RunConfig, spec: &Spec) -> Result<(), PipelineError> {
+fn check_bounds(config: &RunConfig, spec: &ImageSpec) -> Result<(), PipelineError> {
     let bytes = stream_bytes(spec, workers(config), u64::from(config.chunks().rows));
     let problems = config.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }

@@ -1,5 +1,5 @@
-"""Reference numbers for `decode::augment`: which part torchvision's RandomResizedCrop takes, drawn from given numbers, and the pixels
-that it makes of some parts.
+"""Reference numbers for `decode::augment`: crops that torchvision's RandomResizedCrop draws from given random numbers, and the
+pixels of some of them.
 
 Run:  python tests/reference/views.py
 Needs torch, torchvision, NumPy and Pillow. Writes views.json beside itself. torch's generator is replaced by a list of numbers in [0, 1), so that another

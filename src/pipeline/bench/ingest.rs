@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::RunConfig;
 use crate::corpus::{PairRow, Pairs, PushParser as _};
-use crate::decode::{Decoder, Spec};
+use crate::decode::{Decoder, ImageSpec};
 use crate::objects::Object;
 use crate::pipeline::context::workers;
 use crate::pipeline::error::PipelineError;
@@ -134,7 +134,7 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
 }
 
 /// Resolves the preprocessing, by defaults where the checkpoint is not in a local directory: nothing is downloaded.
-fn resolve_sampled_spec(config: &RunConfig) -> Spec {
+fn resolve_sampled_spec(config: &RunConfig) -> ImageSpec {
     let preprocessing = config.model().and_then(|model| {
         let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
         CheckpointPreprocessing::read(checkpoint.preprocessor(), checkpoint.image_size_px()).ok()
@@ -161,7 +161,7 @@ fn measure_parts(
     config: &RunConfig,
     shards: &[Object],
     first_rows: &FirstRows,
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
     pairs: Option<(f64, f64)>,
 ) -> Result<IngestReport, PipelineError> {
@@ -267,7 +267,7 @@ fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
 }
 
 /// Measures the images per second that all threads decode together.
-fn measure_threads(spec: &Spec, samples: &[Sample], threads: usize) -> f64 {
+fn measure_threads(spec: &ImageSpec, samples: &[Sample], threads: usize) -> f64 {
     const IMAGES_AT_ONCE: usize = 8;
     let next = AtomicUsize::new(0);
     let work = || {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::{ClassSource, Classes};
 use crate::config::{CatalogConfig, RunConfig};
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
-use crate::decode::{Decoder, Spec};
+use crate::decode::{Decoder, ImageSpec};
 use crate::objects::{Object, ReadStats, Reader, Store};
 use crate::pipeline::catalog::{MAX_RECORD_BYTES, read_captions};
 use crate::pipeline::error::PipelineError;
@@ -30,7 +30,7 @@ async fn feed_sample(
 }
 
 /// Decodes the first images of a shard. Returns a description and the stored bytes of a row.
-pub(super) async fn sample_images(store: &Store, shard: &Object, spec: Spec) -> Result<(String, f64), PipelineError> {
+pub(super) async fn sample_images(store: &Store, shard: &Object, spec: ImageSpec) -> Result<(String, f64), PipelineError> {
     let stats = Arc::<ReadStats>::default();
     let mut reader = store.open(shard, Arc::clone(&stats)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);

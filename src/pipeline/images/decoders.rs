@@ -17,7 +17,7 @@ use super::memory::MAX_REUSED_BYTES;
 use super::{StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally};
-use crate::decode::{DecodeError, Decoder, Spec, View};
+use crate::decode::{DecodeError, Decoder, ImageSpec, View};
 use crate::pipeline::error::PipelineError;
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, channel};
 use crate::telemetry::{Activity, StageTimer};
@@ -55,7 +55,7 @@ impl DecodedBlocks {
 #[derive(Clone)]
 pub(super) struct Decoders {
     pool: CpuPool,
-    spec: Spec,
+    spec: ImageSpec,
     views: Option<Views>,
     /// Memory of images while they are decoded, all threads together.
     decode_budget: ByteBudget,

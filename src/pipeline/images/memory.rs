@@ -4,7 +4,7 @@ use super::{StreamJob, Views};
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::bytes::{StreamBytes, block_images};
-use crate::decode::{KEPT_BYTES, LOOKED_AT_BYTES, Spec};
+use crate::decode::{RETAINED_BYTES, HEADER_BYTES, ImageSpec};
 
 /// Blocks between reader and decoders, beside those in either.
 pub(super) const BLOCKS_WAITING: usize = 2;
@@ -18,8 +18,8 @@ const IDLE_SLOT_BYTES: u64 = (12 << 20) + (128 << 10);
 pub(super) const MAX_REUSED_BYTES: usize = 8 << 20;
 
 /// Returns the bytes of `limits.memory` that each part of a stream takes.
-pub(crate) fn stream_bytes(spec: &Spec, threads: usize, chunk_rows: u64) -> StreamBytes {
-    let decoders = spec.decode_bytes() + threads as u64 * (KEPT_BYTES + LOOKED_AT_BYTES);
+pub(crate) fn stream_bytes(spec: &ImageSpec, threads: usize, chunk_rows: u64) -> StreamBytes {
+    let decoders = spec.decode_bytes() + threads as u64 * (RETAINED_BYTES + HEADER_BYTES);
     let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
     StreamBytes { reader: bytes.reader.saturating_add((INTERLEAVED_SHARDS as u64 - 1) * IDLE_SLOT_BYTES), ..bytes }
 }

@@ -1,7 +1,7 @@
 //! [`Spec`] of the decoder: configuration, then checkpoint, then defaults.
 
 use crate::config::RunConfig;
-use crate::decode::{Geometry, Resample, Spec};
+use crate::decode::{Geometry, Resample, ImageSpec};
 use crate::model::{Preprocessor, Resize};
 use crate::pipeline::error::PipelineError;
 
@@ -54,10 +54,10 @@ impl CheckpointPreprocessing {
 }
 
 /// Resolves the preprocessing: the configuration goes first, then the checkpoint, then the defaults.
-pub(crate) fn resolve_spec(config: &RunConfig, checkpoint: CheckpointPreprocessing) -> Spec {
+pub(crate) fn resolve_spec(config: &RunConfig, checkpoint: CheckpointPreprocessing) -> ImageSpec {
     let settings = config.preprocess();
     let geometry = checkpoint.geometry.unwrap_or(Geometry::Squash { size_px: DEFAULT_SIZE_PX });
-    Spec {
+    ImageSpec {
         geometry: settings.size_px.map_or(geometry, |size_px| scale_geometry(geometry, size_px)),
         resample: settings.resample.or(checkpoint.resample).unwrap_or(Resample::Bilinear),
         alpha: settings.alpha,

@@ -7,7 +7,7 @@ use super::block::{Block, Boundary};
 use super::memory::block_rows;
 use crate::chunk::ChunkId;
 use crate::corpus::{ImageRow, ImageRows};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::{ReadStats, Reader};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
@@ -18,7 +18,7 @@ use crate::runtime::BufferPool;
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Returns the size of the largest record: an image of the largest size in base64, and its URLs.
-fn max_record_bytes(spec: &Spec) -> usize {
+fn max_record_bytes(spec: &ImageSpec) -> usize {
     usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
 }
 

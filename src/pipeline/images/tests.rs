@@ -56,8 +56,8 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
-fn spec() -> Spec {
-    Spec {
+fn spec() -> ImageSpec {
+    ImageSpec {
         geometry: Geometry::Squash { size_px: 8 },
         resample: Resample::Bilinear,
         alpha: Alpha::White,
@@ -329,7 +329,7 @@ async fn large_images_have_right_pixels_and_checksum() {
         let ctx = RunContext { store, ..RunContext::for_test(WORKERS, 1 << 30) };
         let run_dir = dir.path().join("run");
         let geometry = Geometry::Squash { size_px: SIZE_PX };
-        let spec = Spec { geometry, crops: views.is_some(), ..spec() };
+        let spec = ImageSpec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
             shards: Arc::new(shards),
             filter: ImageFilter::Everything,

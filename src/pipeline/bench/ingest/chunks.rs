@@ -7,7 +7,7 @@ use crate::chunk::RowMeta;
 use crate::chunk::pixels::{PixelReader, PixelWriter};
 use crate::config::RunConfig;
 use crate::config::bytes::{block_images, product_disk_bytes};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::StoreError;
 use crate::pipeline::context::scratch_path;
 use crate::pipeline::error::PipelineError;
@@ -47,7 +47,7 @@ impl Drop for TemporaryPath {
 /// cache: what counts is the work of the processor, and not the disk.
 pub(super) fn measure_chunk(
     config: &RunConfig,
-    spec: &Spec,
+    spec: &ImageSpec,
     pixels: &[u8],
     images: usize,
 ) -> Result<(Duration, Option<Duration>), PipelineError> {

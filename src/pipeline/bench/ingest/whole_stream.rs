@@ -9,7 +9,7 @@ use super::chunks::TemporaryPath;
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::{Journal, Layout};
 use crate::config::{ConfigError, RunConfig};
-use crate::decode::Spec;
+use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
@@ -38,7 +38,7 @@ pub struct Whole {
 }
 
 /// Refuses limits under which the stream cannot work.
-pub(super) fn check_limits(config: &RunConfig, spec: &Spec, threads: usize) -> Result<(), PipelineError> {
+pub(super) fn check_limits(config: &RunConfig, spec: &ImageSpec, threads: usize) -> Result<(), PipelineError> {
     let bytes = stream_bytes(spec, threads, u64::from(config.chunks().rows));
     let problems = config.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
@@ -48,7 +48,7 @@ pub(super) fn check_limits(config: &RunConfig, spec: &Spec, threads: usize) -> R
 pub(super) async fn measure(
     config: &RunConfig,
     shards: &[Object],
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
 ) -> Result<Whole, PipelineError> {
     let row_bytes = spec.pixel_bytes() * u64::from(config.views().max(1));
@@ -65,7 +65,7 @@ pub(super) async fn measure(
 async fn run_once(
     config: &RunConfig,
     shards: &[Object],
-    spec: &Spec,
+    spec: &ImageSpec,
     threads: usize,
     rows: u64,
     folder: Option<&TemporaryPath>,
