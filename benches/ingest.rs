@@ -17,7 +17,7 @@ use wikicap_pipeline::chunk::RowMeta;
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
 use wikicap_pipeline::config::bytes::block_images;
 use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
-use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, Resample, ImageSpec};
+use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, ImageSpec, Resample};
 use wikicap_pipeline::objects::Store;
 use wikicap_pipeline::types::Compression;
 

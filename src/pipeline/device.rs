@@ -57,7 +57,7 @@ pub(crate) struct DeviceWorker {
 /// Batches of captions that suit a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TextBatches {
-    /// CaptionTokenizer in a batch, padding included.
+    /// Tokens in a batch, padding included.
     pub(crate) tokens: usize,
     /// Whether batches should have few distinct shapes.
     pub(crate) fixed_shapes: bool,

@@ -214,7 +214,11 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
 ///
 /// # Errors
 /// When they do not, a shard is missing, or no row at all can be used.
-pub(crate) fn report_stream(journal: &Journal, shards: &[Object], spec: &ImageSpec) -> Result<StreamReport, PipelineError> {
+pub(crate) fn report_stream(
+    journal: &Journal,
+    shards: &[Object],
+    spec: &ImageSpec,
+) -> Result<StreamReport, PipelineError> {
     let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
     let by_shard: BTreeMap<String, Tally> =
         journal.shard_tallies().into_iter().map(|(shard, tally)| (name(shard), tally)).collect();

@@ -6,5 +6,5 @@ use crate::objects::{Store, StoreSettings};
 /// Opens the client.
 pub(crate) fn open_store(settings: &StoreConfig) -> Store {
     let StoreConfig { endpoint, retry_budget, read_timeout } = settings.clone();
-    Store::new(StoreSettings { endpoint, retry_budget: retry_budget, read_timeout: read_timeout })
+    Store::new(StoreSettings { endpoint, retry_budget, read_timeout })
 }

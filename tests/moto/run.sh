@@ -71,7 +71,7 @@ done
 "${remote[@]}" > "$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
 
 "$here/venv/bin/python" tests/moto/bucket.py get runs some/run/ "$work/fetched"
-[ ! -e "$work/fetched/lock" ] || { echo "the claim is still there" >&2; exit 1; }
+[ ! -e "$work/fetched/lock" ] || { echo "the lease is still there" >&2; exit 1; }
 for own in report.json run.toml lock scratch status.json events; do
     rm -rf "$work/fetched/$own" "$work/local/$own"
 done

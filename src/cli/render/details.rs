@@ -151,18 +151,18 @@ fn prediction(table: &mut Table, part: &PredictionReport) {
         table.row("weight of `predict.blend`", number(f64::from(weight)));
     }
     if let Some(scores) = &text.held_out {
-        evidence(table, "NDCG@5 on held-out images", scores);
+        add_signal_scores(table, "NDCG@5 on held-out images", scores);
     }
     if let Some(scores) = &text.test {
-        evidence(table, "NDCG@5 on test images", scores);
+        add_signal_scores(table, "NDCG@5 on test images", scores);
     }
 }
 
 /// Adds the scores of all groups, then of the languages with the most queries.
-fn evidence(table: &mut Table, title: &str, part: &EvidenceReport) {
+fn add_signal_scores(table: &mut Table, title: &str, part: &EvidenceReport) {
     let line = |group: &EvidenceGroup| {
         let (queries, captions) = (count(group.questions), count(group.captions));
-        format!("{} ({queries} queries, {captions} captions)", evidence_scores(group))
+        format!("{} ({queries} queries, {captions} captions)", signal_scores(group))
     };
     table.heading(&format!("{title} ({} images)", count(part.images)));
     for group in &part.groups {
@@ -178,8 +178,8 @@ fn evidence(table: &mut Table, title: &str, part: &EvidenceReport) {
     }
 }
 
-/// Formats the NDCG@5 of each kind of evidence: `pixels 0.210, file names 0.330, both 0.365`.
-pub(super) fn evidence_scores(group: &EvidenceGroup) -> String {
+/// Formats the NDCG@5 of each signal: `pixels 0.210, file names 0.330, both 0.365`.
+pub(super) fn signal_scores(group: &EvidenceGroup) -> String {
     let mut text = format!("pixels {}", number(group.pixels.ndcg5));
     let mut add = |name: &str, scores: Option<EvidenceScores>| {
         if let Some(scores) = scores {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::details::{append_details, evidence_scores};
+use super::details::{append_details, signal_scores};
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, plural};
 use crate::pipeline::Report;
@@ -75,7 +75,7 @@ fn scores(table: &mut Table, report: &Report) {
     let held_out = prediction.and_then(|prediction| prediction.text.as_ref()?.held_out.as_ref());
     if let Some((held_out, all)) = held_out.and_then(|found| Some((found, found.groups.first()?))) {
         let images = plural(held_out.images, "held-out images");
-        table.row("Held out", format!("NDCG@5 on {images}: {}", evidence_scores(all)));
+        table.row("Held out", format!("NDCG@5 on {images}: {}", signal_scores(all)));
     }
     let Some(training) = &report.training else { return };
     if let Some(point) = training.best.as_ref().or(training.validation.as_ref()) {

@@ -22,7 +22,7 @@ pub struct ForwardBench {
     pub checkpoint: PathBuf,
     /// Format to compute in.
     pub precision: Precision,
-    /// CaptionTokenizer of the hidden state that make the feature.
+    /// Tokens of the hidden state that make the feature.
     pub pool: Pool,
     /// Block whose output becomes the feature.
     pub layer: i32,

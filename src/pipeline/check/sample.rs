@@ -30,7 +30,11 @@ async fn feed_sample(
 }
 
 /// Decodes the first images of a shard. Returns a description and the stored bytes of a row.
-pub(super) async fn sample_images(store: &Store, shard: &Object, spec: ImageSpec) -> Result<(String, f64), PipelineError> {
+pub(super) async fn sample_images(
+    store: &Store,
+    shard: &Object,
+    spec: ImageSpec,
+) -> Result<(String, f64), PipelineError> {
     let stats = Arc::<ReadStats>::default();
     let mut reader = store.open(shard, Arc::clone(&stats)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);

@@ -28,10 +28,10 @@ const CPU_BATCH_ROWS: usize = 32;
 /// better.
 const CUDA_BATCH_ROWS: usize = 128;
 
-/// CaptionTokenizer in one pass of the text encoder on the CPU, padding included: what fits the cache.
+/// Tokens in one pass of the text encoder on the CPU, padding included: what fits the cache.
 const CPU_TEXT_TOKENS: usize = 1024;
 
-/// CaptionTokenizer in one pass of the text encoder on a GPU, padding included.
+/// Tokens in one pass of the text encoder on a GPU, padding included.
 const CUDA_TEXT_TOKENS: usize = 16_384;
 
 /// GPU memory left for the driver, compiled kernels and auto-tuning.

@@ -4,7 +4,7 @@ use super::{StreamJob, Views};
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::bytes::{StreamBytes, block_images};
-use crate::decode::{RETAINED_BYTES, HEADER_BYTES, ImageSpec};
+use crate::decode::{HEADER_BYTES, ImageSpec, RETAINED_BYTES};
 
 /// Blocks between reader and decoders, beside those in either.
 pub(super) const BLOCKS_WAITING: usize = 2;

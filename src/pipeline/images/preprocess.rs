@@ -1,7 +1,7 @@
 //! [`Spec`] of the decoder: configuration, then checkpoint, then defaults.
 
 use crate::config::RunConfig;
-use crate::decode::{Geometry, Resample, ImageSpec};
+use crate::decode::{Geometry, ImageSpec, Resample};
 use crate::model::{Preprocessor, Resize};
 use crate::pipeline::error::PipelineError;
 

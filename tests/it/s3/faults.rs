@@ -56,7 +56,7 @@ pub(crate) enum Fate {
 
 /// The parts of a request that decide its fate.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct RequestKey<'a> {
     pub(crate) method: &'a str,
     /// Path and query without parts that differ between runs.
     pub(crate) path: &'a str,
@@ -81,24 +81,24 @@ impl Faults {
         }
     }
 
-    fn dice(&self, asked: Asked<'_>) -> ChaCha8Rng {
-        let Asked { method, path, range, attempt, .. } = asked;
+    fn dice(&self, request: RequestKey<'_>) -> ChaCha8Rng {
+        let RequestKey { method, path, range, attempt, .. } = request;
         let text = format!("{} {method} {path} {range} {attempt}", self.seed);
         ChaCha8Rng::from_seed(*blake3::hash(text.as_bytes()).as_bytes())
     }
 
     /// Returns the delay of the response.
-    pub(crate) fn lateness(&self, asked: Asked<'_>) -> Duration {
-        let mut dice = self.dice(asked);
+    pub(crate) fn lateness(&self, request: RequestKey<'_>) -> Duration {
+        let mut dice = self.dice(request);
         dice.set_stream(1);
         self.latency.mul_f64(share(&mut dice))
     }
 
     /// Decides the fate of a request.
-    pub(crate) fn fate(&self, asked: Asked<'_>) -> Fate {
-        let mut dice = self.dice(asked);
+    pub(crate) fn fate(&self, request: RequestKey<'_>) -> Fate {
+        let mut dice = self.dice(request);
         let mut falls = |likelihood: f64| share(&mut dice) < likelihood;
-        let (reads, writes) = (asked.method == "GET", ["PUT", "POST", "DELETE"].contains(&asked.method));
+        let (reads, writes) = (request.method == "GET", ["PUT", "POST", "DELETE"].contains(&request.method));
         if falls(self.fail) {
             let which = dice.next_u32() % 5;
             return match which {
@@ -111,7 +111,7 @@ impl Faults {
         if falls(self.lose) && writes {
             return Fate::Lost;
         }
-        if falls(self.conflict) && asked.conditional {
+        if falls(self.conflict) && request.conditional {
             return Fate::Status(409);
         }
         if falls(self.reset) && reads {
@@ -137,7 +137,7 @@ fn faults_are_reproducible_and_as_frequent_as_asked() {
     let faults = Faults { truncate: 0.05, stall: 0.05, ..Faults::promised(3) };
     let fates = |method: &str| -> Vec<Fate> {
         (0..20_000u64)
-            .map(|attempt| faults.fate(Asked { method, path: "/b/k", range: "", conditional: true, attempt }))
+            .map(|attempt| faults.fate(RequestKey { method, path: "/b/k", range: "", conditional: true, attempt }))
             .collect()
     };
     assert_eq!(fates("GET"), fates("GET"));

@@ -50,7 +50,7 @@ fn kill_at_each_s3_write_changes_no_byte() {
         let plan = format!("{point} {subject} {times}");
         let out = command(&server, dir.path(), &text, "").env("WIKICAP_KILL_AT", &plan).output().unwrap();
         assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
-        // The claim of a dead process on this host is void at once.
+        // The lease of a dead process on this host is void at once.
         assert!(!stderr_of(&out).contains("waiting up to"), "{plan}: {}", stderr_of(&out));
         if number % 4 == 3 {
             // Another host, which has only the run directory.
@@ -108,7 +108,11 @@ fn stop_is_prompt_even_when_s3_is_unreachable() {
         assert_eq!(out.status.code(), Some(143), "{}", stderr_of(&out));
         assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
         server.set_away(false);
-        assert_eq!(server.bucket("runs").join("run/lock").exists(), away, "a claim is given up where it can be");
+        assert_eq!(
+            server.bucket("runs").join("run/lock").exists(),
+            away,
+            "the lease must be released where that is possible"
+        );
     }
     let out = command(&server, dir.path(), &text, "").output().unwrap();
     assert!(out.status.success(), "{}", stderr_of(&out));

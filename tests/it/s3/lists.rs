@@ -91,7 +91,7 @@ fn retry_budget_bounds_refusals_and_silence() {
         scope.spawn(|| {
             let server = with_corpus(Faults { fail: 1.0, ..Faults::default() });
             let text = images(TEST_IMAGES, "s3://runs/run");
-            let (code, text, took) = fails(&server, &text, "patience = '18 s'", &[]);
+            let (code, text, took) = fails(&server, &text, "retry_budget = '18 s'", &[]);
             assert_eq!(code, 4, "{text}");
             assert!(text.contains("`s3://runs/run/lock` cannot be read") && text.contains("gave up after"), "{text}");
             assert!(text.contains("the same command resumes"), "{text}");

@@ -83,7 +83,7 @@ fn failing_requests_change_no_byte() {
         let (requests, faulty) = server.counts();
         assert!(faulty * 12 > requests && requests > 200, "seed {seed}: {faulty} of {requests} requests went wrong");
         assert_eq!(left_behind(&dir.path().join("scratch")), Vec::<String>::new(), "seed {seed}");
-        assert!(!server.bucket("runs").join("a/b/lock").exists(), "the claim stays after the run");
+        assert!(!server.bucket("runs").join("a/b/lock").exists(), "the lease stays after the run");
     };
     // These run side by side, because they mostly wait.
     std::thread::scope(|scope| seeds(SEEDS).into_iter().for_each(|seed| drop(scope.spawn(move || one(seed)))));
@@ -96,7 +96,7 @@ fn silent_request_is_retried() {
         let dir = tempfile::tempdir().unwrap();
         let server = with_corpus(faults);
         let text = remote("s3://runs/run", &[("epochs = 12", "epochs = 1"), ("\"50 ms\"", "\"9 s\"")]);
-        succeeds(command(&server, dir.path(), &text, "silence = '300 ms'"), &format!("seed {seed}"));
+        succeeds(command(&server, dir.path(), &text, "read_timeout = '300 ms'"), &format!("seed {seed}"));
         let (requests, stalled) = server.counts();
         assert!(stalled > 3, "{stalled} of {requests}");
         let made = artefacts(&server.bucket("runs").join("run"));
@@ -140,7 +140,7 @@ fn slow_transfer_does_not_time_out() {
     let images = "s3://corpus/data/image_data_train/image_pixels";
     // Each chunk takes 1.5 s to upload, five times the read timeout.
     let text = pixels("s3://runs/run", images, 72).replace("part-00000", "part-0000[01]");
-    let out = succeeds(command(&server, dir.path(), &text, "silence = '300 ms'\npatience = '3 s'"), "");
+    let out = succeeds(command(&server, dir.path(), &text, "read_timeout = '300 ms'\nretry_budget = '3 s'"), "");
     assert!(!stderr_of(&out).contains("lease"), "{}", stderr_of(&out));
     let run_dir = dir.path().join("run");
     let images = format!("{}/data/image_data_train/image_pixels", corpus().display());

@@ -24,7 +24,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::faults::{Asked, Fate, Faults};
+use super::faults::{Fate, Faults, RequestKey};
 
 /// Credentials with full access.
 pub(crate) const KEYS: (&str, &str) = ("test-key", "test-secret");
@@ -257,7 +257,7 @@ impl Shared {
         };
         self.requests.fetch_add(1, Ordering::SeqCst);
         locked(&self.log).push(format!("{method} {}", uri.path()));
-        let asked = Asked { method: method.as_str(), path: &path, range: &range, conditional, attempt };
+        let asked = RequestKey { method: method.as_str(), path: &path, range: &range, conditional, attempt };
         tokio::time::sleep(faults.lateness(asked)).await;
         let fate = faults.fate(asked);
         self.faulty.fetch_add(u64::from(fate != Fate::Served), Ordering::SeqCst);
