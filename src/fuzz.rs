@@ -2,7 +2,7 @@
 //!
 //! Damage prefers the places where formats keep their lengths. The targets are in files named `fuzz.rs` beside the code that
 //! they test, and run with the other tests. For a longer run, set the number of cases:
-//! `PROPTEST_CASES=15000 cargo test --release --lib fuzz` takes ten times as long. `PROPTEST_RNG_SEED` repeats a run. Each
+//! `WIKICAP_FUZZ_CASES=15000 cargo test --release --lib fuzz` takes ten times as long. `PROPTEST_RNG_SEED` repeats a run. Each
 //! finding becomes a named test.
 //!
 //! Memory is counted per thread, so that other tests do not disturb a target; no target uses several threads. A buffer that
@@ -24,10 +24,10 @@ const SLOW: Duration = Duration::from_secs(10);
 /// Time after which an input counts as endless.
 const ENDLESS: Duration = Duration::from_mins(2);
 
-/// Settings of a target that runs `cases` cases by default. `PROPTEST_CASES` gives the cases of a cheap target; others run
+/// Settings of a target that runs `cases` cases by default. `WIKICAP_FUZZ_CASES` gives the cases of a cheap target; others run
 /// in proportion.
 pub(crate) fn config(cases: u32) -> Config {
-    let requested: Option<u32> = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let requested: Option<u32> = std::env::var("WIKICAP_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases = requested
         .map_or(cases, |requested| (u64::from(requested) * u64::from(cases)).div_ceil(CHEAP_CASES.into()) as u32);
     Config { cases, max_shrink_iters: 2000, ..Config::default() }

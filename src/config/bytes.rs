@@ -9,11 +9,6 @@ pub fn chunk_disk_bytes(rows: u32, size_px: u32) -> u64 {
     u64::from(rows) * (pixels + 1024) + (1 << 20)
 }
 
-/// Upper bound on the file of a pixel chunk that is the product: up to 64 KiB of padding may precede each MiB of pixels.
-pub fn product_disk_bytes(rows: u32, size_px: u32) -> u64 {
-    chunk_disk_bytes(rows, size_px) + u64::from(rows) * 3 * u64::from(size_px) * u64::from(size_px) / 16
-}
-
 /// Upper bound on a quarantined row: its URL, reason and message.
 pub const QUARANTINED_BYTES: u64 = 2560;
 
@@ -24,17 +19,13 @@ pub(super) const MAX_VIEWS: u32 = 32;
 /// [`block_images`].
 pub const BLOCK_IMAGES: usize = MAX_VIEWS as usize;
 
-/// Returns the number of images in a block, views counted, where an image has `image_bytes` bytes of pixels.
-///
-/// They fill two huge pages. Smaller blocks cost more hand-overs between threads and more writes; larger ones are no
-/// faster.
-pub fn block_images(image_bytes: u64) -> usize {
-    ((4 << 20) / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize
-}
+/// Upper bound on the pixels of a block of several images. Smaller blocks cost more hand-overs between threads and more
+/// writes; larger ones are no faster.
+const BLOCK_PIXEL_BYTES: u64 = 4 << 20;
 
-/// Returns the memory that `bytes` of a block's pixels take: from 1 MiB on, whole huge pages.
-pub fn in_pages(bytes: u64) -> u64 {
-    if bytes < 1 << 20 { bytes } else { bytes.next_multiple_of(2 << 20) }
+/// Returns the number of images in a block, views counted, where an image has `image_bytes` bytes of pixels.
+pub fn block_images(image_bytes: u64) -> usize {
+    (BLOCK_PIXEL_BYTES / image_bytes.max(1)).clamp(1, BLOCK_IMAGES as u64) as usize
 }
 
 /// Memory that the stages of a stream hold, in bytes. All of it counts towards `limits.memory`.
@@ -70,7 +61,7 @@ impl StreamBytes {
             writer: pixels.max(24 << 20) + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
             model: 128 * pixels,
             // A block is closed by the row with which it reaches 4 MiB.
-            block: record.saturating_add(4 << 20).saturating_add(in_pages(BLOCK_IMAGES as u64 * pixels)),
+            block: record.saturating_add(4 << 20).saturating_add(BLOCK_IMAGES as u64 * pixels),
             text: record.saturating_add(4 << 20),
             pixels,
         }
@@ -79,7 +70,7 @@ impl StreamBytes {
     /// Returns the bytes of a full block of images that take `text` bytes of base64 each.
     pub fn usual_block(self, text: u64) -> u64 {
         let images = block_images(self.pixels) as u64;
-        images * text + in_pages(images * self.pixels)
+        images * (text + self.pixels)
     }
 
     /// Returns the part of `limits.memory` that the other stages leave to the model.
@@ -98,13 +89,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_fills_at_most_two_huge_pages() {
+    fn block_holds_at_most_its_pixel_bytes() {
         for size_px in [1_u64, 32, 208, 209, 224, 384, 512, 1182, 1183, 4096] {
             let image = 3 * size_px * size_px;
             let images = block_images(image);
             assert!((1..=BLOCK_IMAGES).contains(&images), "{size_px} px");
-            assert!(images == 1 || in_pages(images as u64 * image) <= 4 << 20, "{size_px} px");
-            assert!(images == BLOCK_IMAGES || (images as u64 + 1) * image > 4 << 20, "{size_px} px");
+            assert!(images == 1 || images as u64 * image <= BLOCK_PIXEL_BYTES, "{size_px} px");
+            assert!(images == BLOCK_IMAGES || (images as u64 + 1) * image > BLOCK_PIXEL_BYTES, "{size_px} px");
         }
     }
 }

@@ -49,7 +49,7 @@ use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
-use crate::config::bytes::product_disk_bytes;
+use crate::config::bytes::chunk_disk_bytes;
 use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
@@ -201,7 +201,7 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
     let start = StartPoint { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
     let chunks = ctx.config.chunks();
     if ctx.dir.is_remote() {
-        let chunk = product_disk_bytes(chunks.rows, spec.geometry.output_px());
+        let chunk = chunk_disk_bytes(chunks.rows, spec.geometry.output_px());
         ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
     }
     stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;

@@ -16,7 +16,6 @@ use super::{StreamJob, Views};
 use crate::catalog::UrlDedup;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::schedule::Schedule;
-use crate::config::bytes::in_pages;
 use crate::objects::{Object, ReadStats};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
@@ -138,7 +137,7 @@ impl Interleaver {
         // A row can have more labels than a block is planned to hold. Its labels are in the join index anyway, so the
         // permit is capped at the planned size: a larger one might never be granted.
         let most = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows).block;
-        let bytes = (block.bytes() as u64 + in_pages(pixels as u64)).min(most);
+        let bytes = (block.bytes() as u64 + pixels as u64).min(most);
         let send = async {
             block.memory_permit = Some(ctx.budget.acquire(bytes).await);
             block.queue_permit = None;

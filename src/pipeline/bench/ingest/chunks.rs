@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::chunk::RowMeta;
 use crate::chunk::pixels::{PixelReader, PixelWriter};
 use crate::config::RunConfig;
-use crate::config::bytes::{block_images, product_disk_bytes};
+use crate::config::bytes::{block_images, chunk_disk_bytes};
 use crate::decode::ImageSpec;
 use crate::objects::StoreError;
 use crate::pipeline::context::scratch_path;
@@ -54,7 +54,7 @@ pub(super) fn measure_chunk(
     let file = TemporaryPath::new(config, "parquet")?;
     let path = &file.path;
     let block_rows = block_images(pixels.len() as u64);
-    let block_bytes = product_disk_bytes(block_rows as u32, spec.geometry.output_px());
+    let block_bytes = chunk_disk_bytes(block_rows as u32, spec.geometry.output_px());
     let room = config.limits().disk.0.min(MAX_BYTES) / block_bytes;
     let blocks = images.div_ceil(block_rows).min(room.max(1) as usize);
     let is_consumed = config.model().is_some();
