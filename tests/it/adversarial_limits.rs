@@ -43,7 +43,7 @@ fn floor(dir: &Path, config: &str, limits: &str) -> u64 {
     let out = run(&["run", "--config", config, "--machine", &machine(dir, &format!("memory = '1 MiB'\n{limits}"))]);
     let text = stderr_of(&out);
     assert_eq!(out.status.code(), Some(2), "{text}");
-    text.split("less than the ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    text.split(" bytes)").next().unwrap().rsplit('(').next().unwrap().parse().unwrap()
 }
 
 /// Returns the smallest accepted `limits.disk`: two chunks in the spool, as the config check computes them, and the features of one.

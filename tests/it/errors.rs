@@ -252,7 +252,7 @@ fn check_prints_problems_to_standard_output_only() {
     let out = run(&["check", &config]);
     assert_eq!((out.status.code(), stderr_of(&out)), (Some(3), String::new()));
     let text = String::from_utf8_lossy(&out.stdout);
-    assert!(text.contains("1 problem:") && text.contains("absent.tsv` is not there"), "{text}");
+    assert!(text.contains("1 problem:") && text.contains("absent.tsv` does not exist"), "{text}");
 }
 
 #[test]

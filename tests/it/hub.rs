@@ -323,7 +323,7 @@ fn blob_with_wrong_hash_is_refetched_and_never_kept() {
     }
     lab.server.fail(Faults { corrupt: 1, ..Faults::default() });
     let log = lab.succeeds("once", HUB);
-    assert!(log.contains("fetched once more"), "{log}");
+    assert!(log.contains("downloading it again"), "{log}");
 }
 
 #[test]

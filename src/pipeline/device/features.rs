@@ -94,8 +94,10 @@ impl FeatureRows {
     /// features yields one variant only.
     pub(crate) fn append_from(&mut self, other: &Self, first: usize) {
         match (self, other) {
-            (Self::Host { values, dim }, Self::Host { values: more, .. }) => {
-                values.extend_from_slice(&more[first * *dim..]);
+            (Self::Host { values, dim }, Self::Host { values: more, dim: width }) => {
+                // Rows that hold nothing yet have no width.
+                *dim = *width;
+                values.extend_from_slice(&more[first * width..]);
             }
             (Self::Device { rows, .. }, Self::Device { rows: more, .. }) => rows.extend_from_slice(&more[first..]),
             (this, other) => {

@@ -309,7 +309,7 @@ mod tests {
     fn status_is_readable_by_another_process() {
         let (_guard, directory, name) = directory();
         let error = Status::read(&name, &StoreConfig::default()).unwrap_err().to_string();
-        assert!(error.contains("run.toml` is not there"), "{error}");
+        assert!(error.contains("run.toml` does not exist"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
         stage_progress.add(4);
