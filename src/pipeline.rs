@@ -1,13 +1,13 @@
-//! The stages of a run and their order.
+//! Stages of a run, in their order.
 //!
-//! [`run`] opens the run directory, plans (every input, model and fingerprint is checked before anything is written or
-//! removed) and executes the stages one after the other. Each stage is a folder with a function `run` over the
-//! [`RunContext`]: it resumes behind what the run directory holds and returns its part of the [`Report`]. Nothing here
-//! prints; progress goes to the [`ProgressRegistry`].
+//! [`run`] opens the run directory, plans the stages and executes them one after the other. Planning checks every
+//! input, model and fingerprint before anything is written or removed. Each stage is a folder with a function `run`
+//! over the [`RunContext`]. A stage resumes after the artefacts in the run directory and returns its part of the
+//! [`Report`]. Nothing here prints; progress goes to the [`ProgressRegistry`].
 //!
 //! | part | does | may name |
 //! | --- | --- | --- |
-//! | `context`, `error`, `store` | what all stages share | – |
+//! | `context`, `error`, `store` | items shared by all stages | – |
 //! | `manifest` | `run.toml`: the keys that artefacts depend on; a changed key is refused | – |
 //! | `observe` | status, events, report | – |
 //! | `chunk_files`, `feed`, `batch_log` | reading chunk files, feeding parsers, batches computed so far | – |
@@ -23,7 +23,7 @@
 //! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
 //! | `check`, `inspect`, `bench` | commands that run no stage | all but `plan` |
 //!
-//! Every part may name those of the first four rows. `tests/it/layering.rs` holds the table.
+//! Every part may name the parts of the first four rows. The test `tests/it/layering.rs` enforces this table.
 
 mod batch_log;
 pub mod bench;
@@ -94,7 +94,7 @@ pub async fn run(
     let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
     let model = ResolvedModel::open(&ctx).await?;
     ctx.register_metrics();
-    // Everything that can refuse the run does so before anything is written or removed.
+    // All checks that can refuse the run come before the first write or removal.
     let plan = Plan::new(&ctx, &model, &mut manifest, request).await?;
     manifest.accept(&ctx.config)?;
     for folder in [".", "journal", "catalog"] {
@@ -113,7 +113,7 @@ pub async fn run(
     outcome
 }
 
-/// What the stages of one execution share.
+/// Context shared by the stages of one execution.
 #[derive(Clone, Copy)]
 struct Execution<'a> {
     ctx: &'a RunContext,
@@ -121,17 +121,17 @@ struct Execution<'a> {
     manifest: &'a Manifest,
 }
 
-/// Executes the plan and writes the report, also of a run that fails.
+/// Executes the plan. Writes the report even if the run fails.
 async fn execute_and_report(execution: Execution<'_>, plan: Plan) -> Result<Report, PipelineError> {
     let ctx = execution.ctx;
-    // The report keeps what an earlier process reported of stages that this one does not run.
+    // The report keeps earlier entries of stages that this process does not run.
     let mut report = Report::load(&ctx.dir)?;
     let outcome = execution.run(plan, &mut report).await;
-    // Do not wait once more for a store that was waited for in vain.
+    // Do not wait again for a store that is out of reach.
     let unreachable = ctx.dir.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
     report.add_measurements(&ctx.progress, &ctx.budget, &ctx.store);
     let written = if unreachable { Ok(()) } else { report.save(&ctx.dir) };
-    // The error of a stage matters more than that of its report.
+    // The error of a stage matters more than an error of the report.
     outcome?;
     written?;
     Ok(report)
@@ -148,7 +148,7 @@ impl Execution<'_> {
         let catalog = self.run_catalog(catalog, report).await?;
         let ranks_classes = predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
         if let (Some(catalog), Some(predict), true) = (&catalog, self.ctx.config.predict(), ranks_classes) {
-            // Checked as soon as it is known, rather than after days of training.
+            // Check as soon as the number of classes is known, rather than after days of training.
             require_captions(catalog.classes.len(), predict.top_k)?;
         }
         match (images, &device) {
@@ -233,7 +233,7 @@ impl Execution<'_> {
     }
 }
 
-/// Returns the filter of the training images: those with a label, or all where there is no catalog.
+/// Returns the filter of the training images: those with a label, or all if there is no catalog.
 fn image_filter(catalog: Option<&Catalog>) -> ImageFilter {
     catalog.map_or(ImageFilter::Everything, |catalog| ImageFilter::Index(Arc::clone(&catalog.index)))
 }

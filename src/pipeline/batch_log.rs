@@ -1,9 +1,9 @@
-//! [`BatchLog`]: results of the device, logged batch by batch on scratch disk, so that a kill costs seconds of work.
+//! [`BatchLog`]: log of device results on scratch disk, batch by batch. A kill then costs only seconds of work.
 //!
-//! A chunk of features is committed whole, and so is the ranking of all test images. That takes a second on a GPU, but
-//! minutes on the CPU of a laptop. Once an artefact has taken [`LOG_AFTER`], the values of each batch are appended to a
-//! file. A resumed run reads them back, bit for bit equal to what the device would compute again. Each record carries a
-//! hash of its inputs and a checksum, so a record that a crash cut short ends the file.
+//! A chunk of features is committed as a whole, and so is the ranking of all test images. Either takes a second on a
+//! GPU, but minutes on a laptop's CPU. Once an artefact has taken [`LOG_AFTER`], each batch is appended to a file. A
+//! resumed run reads the batches back, bit for bit equal to a new computation. Each record carries a hash of its inputs
+//! and a checksum. A record that a crash cut short ends the file.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -15,7 +15,7 @@ use twox_hash::XxHash3_64;
 
 use crate::objects::StoreError;
 
-/// Time that an artefact takes before its batches are logged.
+/// Computing time of an artefact after which its batches are logged.
 const LOG_AFTER: Duration = Duration::from_secs(2);
 /// Size of a record's header: hash of the inputs, number of values, checksum of the values.
 const HEADER_BYTES: usize = 24;
@@ -38,15 +38,15 @@ pub(crate) struct BatchLog {
     key: u64,
     /// Batches that are not written yet.
     pending: Vec<Vec<f32>>,
-    /// Length of the file without a damaged end.
+    /// Length of the undamaged part of the file.
     bytes: u64,
     file: Option<File>,
     started: Instant,
 }
 
 impl BatchLog {
-    /// Opens the log of an artefact. Batches are returned if they were logged for equal `inputs`: a string that names
-    /// everything that the values depend on.
+    /// Opens the log of an artefact. Returns the batches that were logged for equal `inputs`, a string that names
+    /// everything the values depend on.
     ///
     /// # Errors
     /// When the file exists and cannot be read.
@@ -65,7 +65,7 @@ impl BatchLog {
     /// Appends a batch. Nothing is written before the artefact has taken [`LOG_AFTER`].
     ///
     /// # Errors
-    /// When the disk is full or refuses.
+    /// When the disk is full or the write fails.
     pub(crate) fn append(&mut self, values: &[f32]) -> Result<(), StoreError> {
         self.pending.push(values.to_vec());
         if self.started.elapsed() < LOG_AFTER && self.bytes == 0 {
@@ -112,7 +112,7 @@ fn record(batch: &[f32], key: u64) -> Vec<u8> {
     head.into_iter().flat_map(u64::to_le_bytes).chain(values).collect()
 }
 
-/// Parses the undamaged records at the start of a file. Returns their values, and the bytes that they take.
+/// Parses the undamaged records at the start of a file. Returns their values and their size in bytes.
 fn parse(content: &[u8], key: u64) -> (VecDeque<Vec<f32>>, u64) {
     let mut batches = VecDeque::new();
     let mut rest = content;
@@ -129,7 +129,7 @@ fn parse(content: &[u8], key: u64) -> (VecDeque<Vec<f32>>, u64) {
     (batches, (content.len() - rest.len()) as u64)
 }
 
-/// Path of the log of a feature chunk: next to its pixels.
+/// Returns the path of a feature chunk's log, next to its pixel file.
 pub(crate) fn log_path(pixels: &Path) -> PathBuf {
     pixels.with_extension("features")
 }

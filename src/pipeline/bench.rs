@@ -27,7 +27,7 @@ pub use rank::{RankReport, rank};
 /// Seed of random input.
 const SEED: u64 = 7;
 
-/// Opens the device of a machine file. `batch_size` 0 is that of the file.
+/// Opens the device of a machine file. A `batch_size` of 0 keeps the batch size of the file.
 async fn open(
     machine: &MachineConfig,
     needs: MemoryNeeds,
@@ -53,7 +53,7 @@ fn random_bytes(count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Random values in [-1, 1).
+/// Returns random values in [-1, 1).
 fn random_values(count: usize) -> Vec<f32> {
     let words = random_bytes(4 * count);
     words.as_chunks::<4>().0.iter().map(|word| i32::from_le_bytes(*word) as f32 / 2.0f32.powi(31)).collect()

@@ -36,7 +36,7 @@ pub(crate) struct Encoder {
     pub(crate) checkpoint: TextCheckpoint,
     /// Hash of the checkpoint's files.
     pub(crate) fingerprint: String,
-    /// Text that is put before each caption.
+    /// Prefix of each caption.
     pub(crate) prefix: String,
     /// Format of the stored vectors.
     pub(crate) precision: Precision,
@@ -56,7 +56,7 @@ impl Encoder {
         Ok(Self { checkpoint, fingerprint, prefix: text.prefix.clone(), precision: text.precision })
     }
 
-    /// Returns the keys that caption vectors depend on. The encoder is named by its files, not by its path.
+    /// Returns the keys that caption vectors depend on. A hash of its files identifies the encoder, not its path.
     pub(crate) fn stage_keys(&self, config: &RunConfig) -> StageKeys {
         let mut keys = config.keys(Stage::Text);
         keys.remove("text.encoder");
@@ -64,14 +64,15 @@ impl Encoder {
         keys
     }
 
-    /// Bytes of the vectors of captions as they are stored.
+    /// Returns the stored size of the vectors of some captions, in bytes.
     fn stored_bytes(&self, captions: usize) -> u64 {
         let width = if self.precision == Precision::Bf16 { 2 } else { 4 };
         captions as u64 * self.checkpoint.dim() as u64 * width
     }
 }
 
-/// Memory that caption vectors may take, in bytes: a quarter of `limits.memory`. Larger sets go to scratch disk.
+/// Returns the memory that caption vectors may take, in bytes: a quarter of `limits.memory`. Larger sets go to scratch
+/// disk.
 fn resident_limit_bytes(config: &RunConfig) -> u64 {
     config.machine().limits.memory.0 / 4
 }
@@ -88,10 +89,10 @@ pub(crate) fn require_vector_space(ctx: &RunContext, encoder: &Encoder, captions
     ctx.require_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
 }
 
-/// Embeds the captions whose vectors the run directory lacks. `stage` names the work in progress and report.
+/// Embeds the captions whose vectors the run directory lacks. Progress and report show the work under the name `stage`.
 ///
 /// # Errors
-/// When tokenizer, device or disk fail; [`PipelineError::Stopped`] if the run has to stop.
+/// When the tokenizer, the device or the disk fails; [`PipelineError::Stopped`] if the run has to stop.
 pub(crate) async fn embed(
     ctx: &RunContext,
     encoder: &Encoder,
@@ -127,13 +128,13 @@ pub(crate) async fn embed(
     Ok(writer.finish(chunks, encoder))
 }
 
-/// Token numbers of a chunk's captions.
+/// Token ids of a chunk's captions.
 struct TokenizedChunk {
     chunk: usize,
     tokens: Vec<Vec<u32>>,
 }
 
-/// Embedding under way.
+/// State of an embedding in progress.
 struct Embedding<'a> {
     ctx: &'a RunContext,
     encoder: &'a Encoder,
@@ -149,7 +150,7 @@ impl Embedding<'_> {
         let tokenizer = tokio::task::spawn_blocking(move || CaptionTokenizer::load(&checkpoint, &prefix)).await?;
         let tokenizer = Arc::new(tokenizer.map_err(model_error)?);
         let timer = self.stage_progress.part(StageTimer::device().starved_by(Party::Tokenizer));
-        // The next chunk is tokenized while this one is embedded.
+        // Tokenize the next chunk while this one is embedded.
         let mut waiting = missing.iter().copied();
         let mut next = waiting.next().map(|chunk| self.tokenize(&tokenizer, chunk));
         let scratch = self.ctx.scratch_path();
@@ -196,7 +197,7 @@ impl Embedding<'_> {
                 let rows: Vec<Vec<u32>> =
                     batch.members.iter().map(|member| std::mem::take(&mut numbers[*member])).collect();
                 let tokens = batch.tokens.min(self.encoder.checkpoint.max_tokens());
-                // Empty captions fill the batch up to its shape.
+                // Empty captions pad the batch to its fixed shape.
                 let batch_rows = if fixed_shapes { (budget / tokens.max(1)).max(count) } else { count };
                 let vectors = self.loaded.embed(rows, tokens, batch_rows).await?;
                 log.append(&vectors)?;

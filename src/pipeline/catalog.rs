@@ -1,8 +1,8 @@
 //! Stage `catalog`: captions and pairs → classes and join index.
 //!
 //! The result is kept in `catalog/` of the run directory, so that the pairs are read once. Its journal entry exists if
-//! and only if the files are complete. While the pairs are being read, a [`checkpoint`] every few seconds bounds what a
-//! kill costs.
+//! and only if the files are complete. While the pairs are read, a [`checkpoint`] every few seconds bounds the work
+//! that a kill loses.
 
 mod build;
 mod checkpoint;
@@ -37,9 +37,9 @@ pub(crate) struct Catalog {
 
 /// Input of the stage.
 pub(crate) struct CatalogInput<'a> {
-    /// Where the classes come from, and which pairs count.
+    /// Source of the classes, and filter of the pairs.
     pub(crate) config: &'a CatalogConfig,
-    /// Files of pairs in order.
+    /// Files of pairs, in order.
     pub(crate) shards: Vec<Object>,
     /// Hash of everything that the catalog depends on.
     pub(crate) generation: String,

@@ -1,4 +1,4 @@
-//! Command `check`: what a run would do and need, from its configuration and the first megabytes of its inputs. Changes
+//! Command `check`: stages and needs of a run, from its configuration and the first megabytes of its inputs. Changes
 //! nothing.
 
 mod sample;
@@ -30,7 +30,7 @@ use crate::run_dir::Directory;
 /// Outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Check {
-    /// Stages that would run, and whether the run directory holds something of them.
+    /// Stages that would run, and whether the run directory holds artefacts of each.
     pub stages: Vec<String>,
     /// Inputs: key → number of files and bytes.
     pub inputs: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ pub struct Check {
     pub sample: BTreeMap<String, String>,
     /// All problems.
     pub problems: Vec<String>,
-    /// Exit code of the gravest problem; 0 without problems.
+    /// Exit code of the most severe problem; 0 without problems.
     pub exit_code: u8,
 }
 
@@ -56,7 +56,7 @@ impl Check {
     }
 }
 
-/// Lists the stages that would run, and whether the run directory holds something of them.
+/// Lists the stages that would run, and whether the run directory holds artefacts of each.
 fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
     let state = |stage: Stage| {
         let is_record = |name: &String| name.split(' ').next() == Some(stage.as_str());
@@ -121,8 +121,8 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BT
     inputs
 }
 
-/// Opens the models as far as they are on this machine, and adds what the run needs. Returns the preprocessing; `None`
-/// where a model cannot be used.
+/// Opens the models that are on this machine, and adds the needs of the run. Returns the preprocessing; `None` if a
+/// model cannot be used.
 async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<ImageSpec> {
     let location = locate_backbone(config, store, check).await;
     let to_download = location.is_none();
@@ -187,8 +187,8 @@ fn describe_backbone(backbone: &Backbone) -> String {
     )
 }
 
-/// Locates the backbone: `Some(None)` where the configuration names a directory, `Some(Some(…))` in the hub's cache,
-/// `None` where it is yet to be downloaded or cannot be.
+/// Locates the backbone. Returns `Some(None)` if the configuration names a directory, `Some(Some(…))` if the hub's
+/// cache has it, and `None` if it is not downloaded or cannot be found.
 async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Option<PathBuf>> {
     match check.ok(hub::look_up(config, HubModel::Backbone, store).await)? {
         None => Some(None),
@@ -202,7 +202,7 @@ async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -
     }
 }
 
-/// Checks the text encoder and the captions that it is to embed.
+/// Checks the text encoder and the captions to embed.
 async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
     let Some(text) = config.text() else { return };
     let snapshot = match check.ok(hub::look_up(config, HubModel::TextEncoder, store).await) {

@@ -1,7 +1,7 @@
 //! Files of committed chunks: fetched in groups, verified against their checksums, read in order.
 //!
-//! Every loop over chunk files of a run directory goes through [`fetch_files`]. Where the run directory is remote, the
-//! files of a group come at once, so that a thousand small chunks do not cost a thousand round trips.
+//! Every loop over chunk files of a run directory goes through [`fetch_files`]. The files of a remote run directory are
+//! fetched in groups, so that a thousand small chunks do not cost a thousand round trips.
 
 use crate::chunk::journal::Journal;
 use crate::chunk::{Checksum, ChunkId, JournalEntry, verify};
@@ -9,7 +9,7 @@ use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::{Directory, LocalCopy};
 
-/// Files fetched at once. A group lies on scratch disk until each of its files is read.
+/// Files fetched at once. A group stays on scratch disk until each of its files is read.
 const GROUP_FILES: usize = 32;
 
 /// A file of a committed chunk.
@@ -19,16 +19,16 @@ pub(crate) struct ChunkFile {
     pub(crate) name: String,
     /// Size in bytes.
     pub(crate) bytes: u64,
-    /// Expected checksum; `None`: the file is not verified.
+    /// Expected checksum; `None` skips the verification.
     pub(crate) sum: Option<Checksum>,
 }
 
-/// Lists the files with the rows of all committed chunks, in the order of the corpus.
+/// Lists the row files of all committed chunks, in corpus order.
 pub(crate) fn row_files(journal: &Journal) -> Vec<ChunkFile> {
     list_files(journal, |id| journal.layout().chunk(id))
 }
 
-/// Lists the files with the quarantined rows of all committed chunks, in the order of the corpus.
+/// Lists the quarantine files of all committed chunks, in corpus order.
 pub(crate) fn quarantine_files(journal: &Journal) -> Vec<ChunkFile> {
     list_files(journal, |id| journal.layout().quarantine(id))
 }
@@ -42,7 +42,8 @@ fn list_files(journal: &Journal, name: impl Fn(ChunkId) -> String) -> Vec<ChunkF
     journal.entries().iter().filter_map(file).collect()
 }
 
-/// Fetches files group by group and yields each with its verified local copy, in the order of `files`. Blocks the thread.
+/// Fetches files group by group. Yields each file with its verified local copy, in the order of `files`. Blocks the
+/// thread.
 ///
 /// A copy from a remote directory is removed when it is dropped. The iterator ends after its first error.
 pub(crate) fn fetch_files<'a>(dir: &'a Directory, files: &'a [ChunkFile]) -> FetchedFiles<'a> {
@@ -53,9 +54,9 @@ pub(crate) fn fetch_files<'a>(dir: &'a Directory, files: &'a [ChunkFile]) -> Fet
 #[derive(Debug)]
 pub(crate) struct FetchedFiles<'a> {
     dir: &'a Directory,
-    /// Files that were not yielded yet.
+    /// Files that are not yielded yet.
     files: &'a [ChunkFile],
-    /// Local copies of the first of them.
+    /// Local copies of the first entries of `files`.
     fetched: std::vec::IntoIter<LocalCopy>,
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct RunContext {
 impl RunContext {
     /// Opens and locks the run directory and starts the shared services. Events are not logged yet.
     ///
-    /// A lock of a process that may still be alive is watched for a while.
+    /// If the owner of the lock may still be alive, the lock is watched for a while.
     ///
     /// # Errors
     /// When the directory is in use or cannot be opened; or when the run has to stop.
@@ -67,7 +67,7 @@ impl RunContext {
         scratch_path(&self.config)
     }
 
-    /// Refuses a `limits.disk` that is less than the bytes that `what` takes.
+    /// Refuses a `limits.disk` below the `bytes` that `what` takes.
     ///
     /// # Errors
     /// A configuration error that names the key.
@@ -133,7 +133,7 @@ pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
 
 #[cfg(test)]
 impl RunContext {
-    /// A context for unit tests: its run directory is never written to.
+    /// Creates a context for unit tests. Its run directory is never written to.
     pub(crate) fn for_test(threads: usize, memory_bytes: u64) -> Self {
         use crate::config::{MachineFile, PipelineFile};
         const PIPELINE: &str = "[run]\ndir = \"run\"\n[images]\nshards = [\"images.csv\"]\n";

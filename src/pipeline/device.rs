@@ -1,14 +1,14 @@
-//! The device, owned by one thread; loading something onto it returns a typed handle.
+//! The device and the thread that owns it.
 //!
-//! Callers send host vectors and receive numbers, or a handle to features that are still being computed. A model is
-//! used through the handle that loading it returned ([`LoadedBackbone`], [`LoadedScorer`], …), so no call can ask for
-//! something that is not loaded. Unloading consumes the handle and frees the memory. Tensors are touched on the
-//! device's thread alone.
+//! Callers send host vectors and receive numbers, or a handle to features that are still being computed. Loading a
+//! model returns a typed handle ([`LoadedBackbone`], [`LoadedScorer`], …). Every use of the model goes through its
+//! handle, so no call can reach a model that is not loaded. Unloading consumes the handle and frees the memory. Only
+//! the device's thread touches tensors.
 //!
-//! A GPU works on several *streams*, each with a copy of the backbone and memory of its own; batches go to them in
-//! turn. The runtime copies pixels from memory that is not pinned, and such a copy waits for all earlier work on its
-//! stream; so does a read of results. With one stream a batch, both wait for that batch alone while the GPU computes
-//! the batches of the other streams.
+//! A GPU works on several *streams*. Each stream has its own memory and a copy of the backbone; batches go to the
+//! streams in turn. The runtime copies pixels from unpinned memory. Such a copy waits for all earlier work on its
+//! stream, and so does a read of results. With one batch per stream, both wait for that batch alone, while the GPU
+//! computes the batches of the other streams.
 
 mod backbone;
 mod encoder;
@@ -42,19 +42,19 @@ use crate::train::Options;
 /// The device's thread, and the properties of the device that callers plan with.
 pub(crate) struct DeviceWorker {
     thread: DeviceThread<DeviceState>,
-    /// Rows of a batch of images.
+    /// Rows in a batch of images.
     pub(crate) batch_rows: usize,
     /// Largest number of batches on the device at once.
     pub(crate) in_flight: usize,
-    /// Pixel buffers of all batches that the host may hold.
+    /// Pixel buffers for all batches on the host.
     pub(crate) buffers: BufferPool,
-    /// Batches of captions that suit the device.
+    /// Size limits of caption batches.
     pub(crate) text_batches: TextBatches,
     /// Free memory of a GPU when it was opened; `None` for the CPU, whose memory is the host's.
     pub(crate) free_bytes: Option<u64>,
 }
 
-/// Batches of captions that suit a device.
+/// Size limits of the caption batches of a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TextBatches {
     /// Tokens in a batch, padding included.
@@ -98,7 +98,7 @@ struct DeviceState {
     selection: Selection,
     /// Streams with a copy of the backbone.
     streams: usize,
-    /// Panics of the runtime's threads up to the end of the last warm-up, whose results are discarded.
+    /// Number of panics in the runtime's threads when the last warm-up ended. Results of a warm-up are discarded.
     panics: u64,
 }
 
@@ -107,9 +107,9 @@ impl DeviceState {
         Self { device, numerics, options, selection, streams, panics: device::panic_count() }
     }
 
-    /// Returns the memory of the current stream to the GPU. A failure of the GPU shows at its next use.
+    /// Returns the memory of the current stream to the GPU. A failure of the GPU surfaces at its next use.
     ///
-    /// burn's own cleanup does nothing through `Dispatch`.
+    /// burn's own cleanup has no effect through `Dispatch`.
     fn release_memory(&self) {
         if let AnyDevice::Cuda(cuda) = &self.device {
             Any::sync(&self.device).ok();
@@ -118,7 +118,7 @@ impl DeviceState {
     }
 }
 
-/// A value that jobs on the device's thread alone look into. Other threads hold and pass on the handle.
+/// Value that only jobs on the device's thread access. Other threads merely hold and pass on the handle.
 struct OnDevice<T>(Arc<Mutex<T>>);
 
 impl<T> OnDevice<T> {
@@ -126,12 +126,12 @@ impl<T> OnDevice<T> {
         Self(Arc::new(Mutex::new(value)))
     }
 
-    /// The value. Never waits: only the device's thread locks.
+    /// Returns the value. Never waits, because only the device's thread locks it.
     fn get(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The value, if this is the last handle to it.
+    /// Returns the value if this is the last handle to it.
     fn into_inner(self) -> Option<T> {
         Arc::into_inner(self.0).map(|value| value.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
@@ -143,7 +143,7 @@ impl<T> Clone for OnDevice<T> {
     }
 }
 
-/// Fails if the runtime's threads have panicked since `before` was counted: results after that cannot be trusted.
+/// Fails if the runtime's threads have panicked since the count `before`. Results after a panic cannot be trusted.
 fn check_panics(before: u64) -> Result<(), PipelineError> {
     if device::panic_count() == before {
         return Ok(());
@@ -153,12 +153,12 @@ fn check_panics(before: u64) -> Result<(), PipelineError> {
     ))
 }
 
-/// Reports a damaged artefact of the run, with its causes, as one sentence.
+/// Converts an error and its causes into one sentence about a damaged artefact of the run.
 pub(crate) fn damaged(error: impl std::error::Error) -> PipelineError {
     PipelineError::Input(chain(&error))
 }
 
-/// Reports an error of the model, with its causes, as one sentence.
+/// Converts an error of the model and its causes into one sentence.
 pub(crate) fn model_error(error: impl std::error::Error) -> PipelineError {
     PipelineError::Model(chain(&error))
 }

@@ -1,4 +1,4 @@
-//! [`PipelineError`]: the reasons for which a run ends early, and their exit codes.
+//! [`PipelineError`]: reasons why a run ends early, and their exit codes.
 
 use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
@@ -7,13 +7,13 @@ use crate::corpus::CorpusError;
 use crate::objects::StoreError;
 use crate::runtime::{DeviceGone, JobPanicked, NoThreads, Signal};
 
-/// Reason for which a run ends early.
+/// Reason why a run ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The configuration cannot work.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The configuration does not fit what the run directory holds.
+    /// The configuration does not fit the artefacts in the run directory.
     #[error("{0}")]
     Generation(String),
     /// An object cannot be read or written.
@@ -96,7 +96,7 @@ impl From<tokio::task::JoinError> for PipelineError {
     }
 }
 
-/// Joins the messages of an error and its causes with colons. A cause that its parent already quotes is left out.
+/// Joins the messages of an error and its causes with colons. Leaves out a cause that its parent already quotes.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -26,7 +26,7 @@ pub(crate) use forward::Thumbnails;
 
 use forward::{BatchReader, DeviceFeeder, FeatureCommitter, ITEMS_WAITING};
 
-/// Upper bound on the descriptions of complete chunks between decoder and model. The spool bounds the chunks
+/// Upper bound on the descriptions of complete chunks between decoder and model. The spool limits the chunks
 /// themselves.
 const CHUNKS_WAITING: usize = 4096;
 
@@ -34,7 +34,7 @@ const CHUNKS_WAITING: usize = 4096;
 pub(crate) struct FeaturesInput<'a> {
     /// The images.
     pub(crate) job: StreamJob,
-    /// Where the feature chunks go in the run directory.
+    /// Location of the feature chunks in the run directory.
     pub(crate) layout: Layout,
     /// Name of the spool, and of the stage in progress reports.
     pub(crate) name: &'a str,
@@ -42,7 +42,7 @@ pub(crate) struct FeaturesInput<'a> {
     pub(crate) backbone: &'a Backbone,
     /// The device of the model.
     pub(crate) device: &'a Arc<DeviceWorker>,
-    /// Thumbnails to store beside the features.
+    /// Thumbnails to store with the features.
     pub(crate) thumbnails: Option<Thumbnails>,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct FeaturesOutput {
     pub(crate) report: StreamReport,
 }
 
-/// Streams images to feature chunks, or goes on where an earlier process stopped. The backbone is unloaded at the end.
+/// Streams images to feature chunks, or resumes an earlier process. Unloads the backbone at the end.
 ///
 /// # Errors
 /// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run
@@ -87,15 +87,15 @@ pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<Fe
     let journal = forward.stream(ctx, job, start, journal, (spool, spooled)).await?;
     ctx.events.stage_finished(&rows);
     ctx.events.stage_finished(&images);
-    // The spool is empty now, and no other process of this run may come to remove it.
+    // The spool is empty now. Remove it here, because no other process of this run may follow.
     spools.remove(name)?;
     backbone.unload().await?;
     let report = images::report_stream(&journal, &shards, &spec)?;
     Ok(FeaturesOutput { journal, report })
 }
 
-/// Returns the spool's part of `limits.disk`: the rest beside the features of the open chunk, which are kept batch by
-/// batch, and once more on their way to a remote run directory.
+/// Returns the spool's part of `limits.disk`. The rest is for the features of the open chunk: a log of their batches,
+/// and a staged copy if the run directory is remote.
 fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result<u64, PipelineError> {
     let rows = ctx.config.chunk_images();
     let log = u64::from(rows) * (4 * shape.dim as u64 + 24);
@@ -106,7 +106,7 @@ fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result
     Ok(ctx.config.limits().disk.0 - beside)
 }
 
-/// The model's side of the stage.
+/// State of the forward pass.
 struct Forward {
     shape: FeatureShape,
     backbone: LoadedBackbone,
@@ -127,7 +127,7 @@ impl Forward {
     ) -> Result<Journal, PipelineError> {
         let Self { shape, backbone, thumbnails, images } = self;
         let device = Arc::clone(backbone.device());
-        // The model's memory is reserved first, so that decoders never hold what it needs to go on.
+        // The model's memory is reserved first, so that decoders cannot starve the model.
         let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
         let reserved = ctx.budget.acquire(job.spec.pixel_bytes() * batches as u64).await;
         let (chunks_in, chunks) = channel(CHUNKS_WAITING.max(spooled.len()));

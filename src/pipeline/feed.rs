@@ -6,11 +6,11 @@ use crate::corpus::PushParser;
 use crate::objects::{Reader, explain_read};
 use crate::pipeline::error::PipelineError;
 
-/// Upper bound on the bytes that a parser gets at once.
+/// Upper bound on the bytes fed to a parser at once.
 pub(crate) const FEED_BYTES: usize = 256 << 10;
 
-/// Feeds the parser with the next bytes of the reader, at most [`FEED_BYTES`]. Returns whether more may follow; at the
-/// end of the object the parser is told so.
+/// Feeds the parser the next bytes of the reader, at most [`FEED_BYTES`], or tells it that the object has ended.
+/// Returns whether more may follow.
 ///
 /// # Errors
 /// When the object cannot be read.

@@ -20,7 +20,7 @@ pub(crate) enum HubModel {
     TextEncoder,
 }
 
-/// Parses the name of a checkpoint; `None` where it is a directory.
+/// Parses the name of a checkpoint; `None` if it is a directory.
 ///
 /// # Errors
 /// When the name is malformed.
@@ -42,8 +42,8 @@ fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, 
     name.map_or(Ok(None), |name| parse_repo(name, model))
 }
 
-/// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` where the configuration
-/// names a directory.
+/// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` if the configuration names a
+/// directory.
 ///
 /// # Errors
 /// When a file cannot be downloaded; or when the run has to stop, after which another call resumes.
@@ -55,7 +55,7 @@ pub(crate) async fn download(
     shutdown: &Shutdown,
 ) -> Result<Option<PathBuf>, PipelineError> {
     let Some(repo) = configured_repo(config, model)? else { return Ok(None) };
-    // There is a stage only if there is something to download.
+    // The stage appears only if there is something to download.
     let stage_progress: OnceLock<Arc<StageProgress>> = OnceLock::new();
     let on_step = |step| {
         let stage_progress = stage_progress.get_or_init(|| progress.stage("download", "bytes", 0));
@@ -76,7 +76,7 @@ pub(crate) async fn download(
     Ok(Some(fetched))
 }
 
-/// Finds the checkpoint's directory in the cache; `None` where the configuration names a directory.
+/// Finds the checkpoint's directory in the cache; `None` if the configuration names a directory.
 ///
 /// # Errors
 /// When the cache lacks a file.
@@ -88,7 +88,7 @@ pub(crate) fn find_cached(
     Ok(configured_repo(config, model)?.map(|repo| Hub::new(store).cached(&repo)).transpose()?)
 }
 
-/// Looks for the checkpoint without downloading: its directory, or the files that the cache lacks. `None` where the
+/// Looks for the checkpoint without a download. Returns its directory, or the files that the cache lacks; `None` if the
 /// configuration names a directory.
 ///
 /// # Errors

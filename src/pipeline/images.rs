@@ -1,6 +1,6 @@
 //! Stage `images`: image shards → decoded square images → chunks.
 //!
-//! [`stream_images`] runs three tasks that are linked by bounded channels:
+//! [`stream_images`] runs three tasks, linked by bounded channels:
 //!
 //! ```text
 //! SlotReader ×4 ─► Interleaver ───► Decoders ─────► ChunkWriter ─► Sink
@@ -8,8 +8,8 @@
 //!                  no duplicates    in order        at a time      or nothing
 //! ```
 //!
-//! The input alone decides where blocks and chunks end and in which order they come. Results leave the decoders in
-//! order, so the chunks are the same bytes for any number of threads.
+//! The input alone determines the order and boundaries of blocks and chunks. Results leave the decoders in order, so
+//! the chunks have the same bytes for any number of threads.
 //!
 //! | part | does |
 //! | --- | --- |
@@ -19,7 +19,7 @@
 //! | `writer`, `committer` | blocks → chunk files; chunks that are the product → journal |
 //! | `bad_rows` | `limits.max_bad_fraction` |
 //! | `resume` | state after an interruption |
-//! | `memory` | bytes and numbers of blocks |
+//! | `memory` | memory and queue limits |
 //! | `preprocess` | configuration and checkpoint → [`Spec`] |
 //!
 //! [`run`] is the stage whose product is pixels. Stage `features` streams into a scratch spool instead.
@@ -76,11 +76,11 @@ use writer::ChunkWriter;
 pub(crate) struct StreamJob {
     /// Shards in order.
     pub(crate) shards: Arc<Vec<Object>>,
-    /// Which images are wanted, and their labels.
+    /// Filter of the wanted images, with their labels.
     pub(crate) filter: ImageFilter,
-    /// How images are decoded.
+    /// Preprocessing of the images.
     pub(crate) spec: ImageSpec,
-    /// Random crops of each image; `None`: the whole image.
+    /// Random crops of each image; `None` for the whole image.
     pub(crate) views: Option<Views>,
     /// Source rows that a chunk covers.
     pub(crate) chunk_rows: u64,
@@ -115,7 +115,7 @@ impl StreamJob {
     }
 }
 
-/// Where complete chunks go.
+/// Destination of complete chunks.
 pub(crate) enum Sink {
     /// Into the scratch spool, and on to a consumer.
     Spool(Spool, mpsc::Sender<SpooledChunk>),
@@ -129,18 +129,18 @@ pub(crate) enum Sink {
 ///
 /// # Errors
 /// When an input or the disk fails, or a shard is over `limits.max_bad_fraction`; [`PipelineError::Stopped`] when the
-/// run has to stop, after what was read is committed.
+/// run has to stop. The rows read so far are then committed first.
 pub(crate) async fn stream_images(
     ctx: &RunContext,
     job: StreamJob,
     start: StartPoint,
     sink: Sink,
 ) -> Result<(), PipelineError> {
-    // The fixed share of each part is reserved first, so that blocks never hold what a part needs to go on.
+    // The fixed share of each part is reserved first, so that blocks cannot starve a part.
     let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
     let reserved = ctx.budget.acquire(bytes.reader + bytes.decoders + bytes.writer).await;
     let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
-    // On top come the blocks in the channel and the one in the reader's hand.
+    // Add the blocks in the channel and the block that the reader holds.
     let blocks_at_once = decoded_blocks + BLOCKS_WAITING + 1;
     let read_ahead = ReadAhead::plan(&start.schedule, ctx, bytes, blocks_at_once).await;
     let buffers = BufferPool::new(blocks_at_once + read_ahead.max_buffers(), MAX_REUSED_BYTES);
@@ -158,7 +158,7 @@ pub(crate) async fn stream_images(
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(decoded, decoders)));
     tokio::select! {
         read = &mut reading => {
-            // Whatever ended the reader, the rows before it are written and committed first.
+            // Write and commit the rows that were read first, even if the reader ended with an error.
             let wrote = writing.await;
             read??;
             wrote??;
@@ -176,15 +176,15 @@ pub(crate) async fn stream_images(
 pub(crate) struct ImagesInput<'a> {
     /// Image shards in order.
     pub(crate) shards: Vec<Object>,
-    /// Which images are wanted.
+    /// Filter of the wanted images.
     pub(crate) filter: ImageFilter,
-    /// How images are decoded.
+    /// Preprocessing of the images.
     pub(crate) spec: &'a ImageSpec,
     /// Hash of everything that the chunks depend on.
     pub(crate) generation: String,
 }
 
-/// Streams images to pixel chunks in the run directory, or goes on where an earlier process stopped.
+/// Streams images to pixel chunks in the run directory, or resumes an earlier process.
 ///
 /// # Errors
 /// As [`stream_images`]; and when the counts do not add up.
@@ -213,7 +213,7 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
 /// Sums up a finished stream and checks that its counts add up.
 ///
 /// # Errors
-/// When they do not, a shard is missing, or no row at all can be used.
+/// When the counts do not add up, a shard is missing, or no row can be used.
 pub(crate) fn report_stream(
     journal: &Journal,
     shards: &[Object],

@@ -40,7 +40,7 @@ impl Inspection {
 /// Inspects a path.
 ///
 /// # Errors
-/// When a run writes nothing of the kind, or the path cannot be read.
+/// When the path is not an artefact of a run, or cannot be read.
 pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     if let Some(url) = path.to_str().filter(|text| Store::is_remote(text)) {
         return inspect_run(url);
@@ -70,7 +70,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
     inspect_file(path)
 }
 
-/// Inspects a file that a run wrote. Its content tells its format.
+/// Inspects a file of a run. Its content determines its format.
 fn inspect_file(path: &Path) -> Result<Inspection, PipelineError> {
     if let Ok(mut pixels) = PixelReader::open(path, 64) {
         let mut inspection = Inspection::new("pixel chunk");
@@ -183,7 +183,7 @@ fn inspect_checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
             (inspection, progress, vec![("weight", state.weight), ("bias", state.bias)])
         }
         Err(error) => {
-            // A text head, or a damaged file, which the first error describes.
+            // The file is a text head, or it is damaged and the first error describes it.
             let Ok((state, progress)) = train::checkpoint::load_text(path) else {
                 return Err(model_error(error));
             };

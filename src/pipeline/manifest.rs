@@ -15,11 +15,11 @@ use crate::run_dir::Directory;
 
 /// Name of the file in the run directory.
 const FILE: &str = "run.toml";
-/// Key with the hash of the backbone's files, which stands for `model.checkpoint`.
+/// Key for the hash of the backbone's files. It replaces `model.checkpoint`.
 pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
-/// Key with the hash of the text encoder's files, which stands for `text.encoder`.
+/// Key for the hash of the text encoder's files. It replaces `text.encoder`.
 pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
-/// Version of the artefacts. It changes when equal keys give other bytes.
+/// Version of the artefacts. It changes when equal keys yield different bytes.
 const FORMAT: &str = "1";
 
 /// Content of `run.toml`.
@@ -45,11 +45,11 @@ pub(crate) struct StageRecord {
 pub(crate) struct Manifest {
     directory: Directory,
     file: RunFile,
-    /// The first stage whose artefacts are discarded, if any.
+    /// First stage whose artefacts are discarded, if any.
     from: Option<Stage>,
     /// Stages of this start with their new records.
     proposed: Vec<(String, StageRecord)>,
-    /// Stages with other keys than the directory has: (stage, old keys, new keys), upstream first.
+    /// Stages whose keys differ from those of the directory: (stage, old keys, new keys), upstream first.
     refused: Vec<(Stage, StageKeys, StageKeys)>,
 }
 
@@ -77,7 +77,7 @@ impl RunFile {
     /// Reads `run.toml`; `None` in a new directory.
     ///
     /// # Errors
-    /// When the file was not written by this version of the program.
+    /// When another version of the program wrote the file.
     pub(crate) fn read(directory: &Directory) -> Result<Option<Self>, PipelineError> {
         let Some(content) = directory.read(FILE)? else { return Ok(None) };
         let text = String::from_utf8_lossy(&content);
@@ -98,7 +98,7 @@ fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
 }
 
 impl Manifest {
-    /// Reads the manifest of a run directory. Artefacts of stage `from` and later are to be discarded.
+    /// Reads the manifest of a run directory. The artefacts of stage `from` and of later stages will be discarded.
     ///
     /// # Errors
     /// As [`RunFile::read`]; and when the directory holds files but no manifest.
@@ -123,7 +123,7 @@ impl Manifest {
         Ok(Self { directory, file, from, proposed: Vec::new(), refused: Vec::new() })
     }
 
-    /// Returns the record of a stage by an earlier start, unless this start discards it.
+    /// Returns the record that an earlier start made of a stage, unless this start discards it.
     pub(crate) fn recorded(&self, name: &str) -> Option<&StageRecord> {
         self.file.stages.get(name).filter(|_| !self.discards(name))
     }
@@ -153,7 +153,7 @@ impl Manifest {
         generation
     }
 
-    /// Formats a table of the keys that differ and the artefacts that each invalidates; `None` where none differs.
+    /// Formats a table of changed keys with the artefacts that each invalidates; `None` if no key changed.
     fn refusal(&self) -> Option<String> {
         let (first, ..) = self.refused.first()?;
         let mut rows = vec![["key", "then", "now", "invalidates"].map(str::to_owned)];
@@ -189,7 +189,7 @@ impl Manifest {
     /// Records the proposed stages and removes discarded artefacts. Call it when nothing else can refuse the run.
     ///
     /// # Errors
-    /// A table of the keys that differ; or when the manifest cannot be written or an artefact not be removed.
+    /// A table of the changed keys; or when the manifest cannot be written, or an artefact cannot be removed.
     pub(crate) fn accept(&mut self, config: &RunConfig) -> Result<(), PipelineError> {
         if let Some(refusal) = self.refusal() {
             return Err(PipelineError::Generation(refusal));
@@ -200,7 +200,7 @@ impl Manifest {
         }
         self.file.config = without_secrets(config.stored());
         if let Some(from) = self.from {
-            // The records go first: a kill in between leaves artefacts without a record, which the stages remove.
+            // Save the records first. A kill in between leaves artefacts without a record, and the stages remove those.
             self.save()?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
                 self.remove_artefacts(later)?;

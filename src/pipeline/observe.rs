@@ -1,4 +1,4 @@
-//! What a run tells about itself: `status.json` while it works, `events/` as it happens, `report.json` at its end.
+//! Observability of a run: `status.json` and `events/` while it works, `report.json` at its end.
 
 pub(crate) mod events;
 pub mod report;

@@ -8,10 +8,10 @@ use crate::pipeline::manifest::{Manifest, add_inputs};
 use crate::pipeline::predict::{self, PreparedPrediction};
 use crate::pipeline::resolve::ResolvedModel;
 
-/// Which stages a command runs, and what it discards first.
+/// Stages that a command runs, and artefacts that it discards first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
-    /// Only prediction, from the run's newest checkpoint.
+    /// Run only prediction, from the run's newest checkpoint.
     pub predict_only: bool,
     /// Discard the artefacts of this stage and of all later stages.
     pub from: Option<Stage>,
@@ -25,7 +25,7 @@ pub(crate) struct StageInput {
     pub(crate) generation: String,
 }
 
-/// The stages to run; `None` for those that do not.
+/// Stages to run; `None` for each stage that does not run.
 #[derive(Default)]
 pub(crate) struct Plan {
     /// Classes and join index.

@@ -64,18 +64,18 @@ pub(crate) struct PredictOutput {
 
 /// Ranking of captions by one kind of head.
 trait Ranker {
-    /// Captions for ids that nothing ranks for, in a note of the report.
+    /// Description of the fallback captions, for a note of the report.
     const FALLBACK: &'static str;
     /// The head on the host.
     type Head;
 
-    /// Number of captions that are ranked.
+    /// Returns the number of ranked captions.
     fn captions(&self) -> usize;
 
-    /// Text of a caption.
+    /// Returns the text of a caption.
     fn caption(&self, number: u32) -> &str;
 
-    /// Captions for ids that nothing ranks for.
+    /// Returns the captions for ids without a ranking.
     fn fallback(&self, top_k: usize) -> Vec<u32>;
 
     /// Loads the head, and checks that it fits the features.
@@ -131,7 +131,7 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
     output.map(Some)
 }
 
-/// A prediction, whatever the kind of head.
+/// A prediction with any kind of head.
 struct Prediction<'a> {
     settings: &'a PredictConfig,
     model: &'a ResolvedModel,
@@ -165,7 +165,7 @@ impl Prediction<'_> {
         let mut remarks = StageRemarks::default();
         let (mut tally, mut text) = (Tally::default(), None);
         let ranking = if let Some(checkpoint) = &picked {
-            // Another kind of head is refused before the features are computed, which takes long.
+            // Refuse another kind of head before the long computation of the features.
             let head = ranker.load_head(checkpoint)?;
             let stem = file_stem(&settings.output);
             let features = self.extract_features(ctx, shards, stem).await?;

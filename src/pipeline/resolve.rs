@@ -1,4 +1,4 @@
-//! [`ResolvedModel`]: preprocessing, models and device of a configuration, once its checkpoints are opened.
+//! [`ResolvedModel`]: preprocessing, models and device of a configuration, once its checkpoints are open.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::types::Precision;
 /// Shape and storage format of a feature.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FeatureShape {
-    /// Values of a feature.
+    /// Dimension of a feature.
     pub(crate) dim: usize,
     /// Format in which a value is stored.
     pub(crate) precision: Precision,
@@ -29,30 +29,30 @@ pub(crate) struct FeatureShape {
 
 /// The frozen image model.
 pub(crate) struct Backbone {
-    /// Its files.
+    /// Files of the model.
     pub(crate) checkpoint: Checkpoint,
-    /// Which of its outputs is the feature.
+    /// Choice of the output that makes the feature.
     pub(crate) options: ExtractOptions,
     /// Shape of the feature.
     pub(crate) shape: FeatureShape,
-    /// Hash of its files.
+    /// Hash of the model's files.
     pub(crate) fingerprint: String,
 }
 
-/// The models that a run uses, opened, and the device chosen for them.
+/// Opened models of a run, and the device chosen for them.
 pub(crate) struct ResolvedModel {
-    /// How images are decoded.
+    /// Preprocessing of the images.
     pub(crate) spec: ImageSpec,
-    /// The frozen image model; `None` where pixel chunks are the product.
+    /// The frozen image model; `None` if pixel chunks are the product.
     pub(crate) backbone: Option<Backbone>,
     /// The frozen text encoder of a text head.
     pub(crate) text_encoder: Option<Encoder>,
-    /// The device on which they run; `None` without a backbone.
+    /// Device of the models; `None` without a backbone.
     pub(crate) device: Option<SelectedDevice>,
 }
 
 impl ResolvedModel {
-    /// Downloads what the hub's cache lacks, opens both models, checks the limits and chooses a device.
+    /// Downloads the files that the hub's cache lacks, opens both models, checks the limits and chooses a device.
     ///
     /// # Errors
     /// When a model, the device or a limit does not fit the configuration; or when the run has to stop.
@@ -73,7 +73,7 @@ impl ResolvedModel {
     /// Returns the backbone.
     ///
     /// # Errors
-    /// An internal error where the configuration has none: only stages that need one call this.
+    /// An internal error if the configuration has no backbone. Only stages that need one call this.
     pub(crate) fn backbone(&self) -> Result<&Backbone, PipelineError> {
         let absent = || PipelineError::Internal("a stage needs a model that the configuration lacks".to_owned());
         self.backbone.as_ref().ok_or_else(absent)
@@ -88,7 +88,7 @@ impl ResolvedModel {
         self.text_encoder.as_ref().ok_or_else(absent)
     }
 
-    /// Opens the device; `None` where no stage needs one.
+    /// Opens the device; `None` if no stage needs one.
     ///
     /// # Errors
     /// When host or GPU have too little memory.
@@ -117,7 +117,7 @@ impl ResolvedModel {
             format!("{geometry} {}", self.spec.resample.fingerprint_name()),
         );
         if let Some(backbone) = &self.backbone {
-            // The files count, and not where they are.
+            // The content of the files counts, not their path.
             keys.insert(CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
             keys.remove("model.checkpoint");
         }
@@ -125,11 +125,11 @@ impl ResolvedModel {
     }
 }
 
-/// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint of
-/// the hub.
+/// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint
+/// from the hub.
 ///
 /// # Errors
-/// Lists every key that does not fit the checkpoint or the limits.
+/// A configuration error that lists every key that does not fit the checkpoint or the limits.
 pub(crate) fn resolve_backbone(
     config: &RunConfig,
     snapshot: Option<PathBuf>,
@@ -184,7 +184,7 @@ pub(crate) fn require_captions(captions: usize, top_k: u32) -> Result<(), Pipeli
     Err(refuse_key("predict.top_k", what))
 }
 
-/// Builds the error of a key that does not fit what it names.
+/// Returns the configuration error of a key that does not fit, with the reason `what`.
 fn refuse_key(key: &str, what: String) -> PipelineError {
     ConfigError(vec![Problem { key: key.to_owned(), what }]).into()
 }

@@ -1,4 +1,4 @@
-//! The client of the object stores, as a machine file configures it.
+//! Client of the object stores, configured by a machine file.
 
 use crate::config::StoreConfig;
 use crate::objects::{Store, StoreSettings};

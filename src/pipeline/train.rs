@@ -1,7 +1,7 @@
 //! Stage `train`: feature chunks → trained heads, with checkpoints that resume exactly.
 //!
-//! One pass over the features trains all heads of a sweep. The order of samples follows from seed, epoch and chunk
-//! sizes. Module `head` has one implementation for each kind of head; loop, checkpoints and curve are shared.
+//! One pass over the features trains all heads of a sweep. Seed, epoch and chunk sizes determine the order of samples.
+//! Module `head` has one implementation for each kind of head; loop, checkpoints and curve are shared.
 
 mod balance;
 pub(crate) mod checkpoints;
@@ -36,7 +36,8 @@ use head::{ClassifierHead, Head, ProjectionHead, TrainingData};
 use inventory::{Inventory, InventorySpec};
 use session::Session;
 
-/// GPU memory that resident features leave free in addition to the heads: logits of a block, kernels, auto-tuning.
+/// GPU memory that resident features leave free in addition to the heads, for the logits of a block, kernels and
+/// auto-tuning.
 const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
 /// Upper bound on the values of a tensor: kernels index them with 32 bits.
 const MAX_DEVICE_VALUES: u64 = 1 << 31;
@@ -62,12 +63,12 @@ pub(crate) struct TrainOutput {
     pub(crate) remarks: StageRemarks,
 }
 
-/// A training run, whatever the kind of head.
+/// A training run with any kind of head.
 struct TrainJob {
     ctx: RunContext,
     journal: Arc<Journal>,
     settings: TrainConfig,
-    /// Images held out from training. Its seed is that of the run.
+    /// Split that holds out images from training. Its seed is the run's seed.
     split: ValidationSplit,
     shape: FeatureShape,
     generation: String,
@@ -76,17 +77,17 @@ struct TrainJob {
 }
 
 impl TrainJob {
-    /// Tells whether a checkpoint was made from the same features and settings.
+    /// Whether a checkpoint was made from the same features and settings.
     fn made(&self, progress: &Progress) -> bool {
         progress.hashes.get("train") == Some(&self.generation)
     }
 
-    /// Upper bound on the views of an image.
+    /// Returns the upper bound on the views of an image.
     fn views(&self) -> u64 {
         u64::from(self.settings.views.max(1))
     }
 
-    /// Upper bound on the rows of features: all views of all images.
+    /// Returns the upper bound on the rows of features: all views of all images.
     fn feature_rows(&self) -> u64 {
         self.journal.entries().values().map(|entry| entry.tally.kept).sum::<u64>() * self.views()
     }
@@ -115,7 +116,7 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes.len() }).await?,
         HeadConfig::Text { hidden, .. } => {
             let encoder = model.text_encoder()?;
-            // Refused before the vectors are computed, which takes long.
+            // Check the limits before the long computation of the vectors.
             captions::require_vector_space(ctx, encoder, catalog.classes.len())?;
             let set = captions::embed(ctx, encoder, device, "captions", Arc::clone(&catalog.classes)).await?;
             let head = ProjectionHead {
@@ -246,8 +247,8 @@ async fn start<H: Head>(
 ) -> Result<(Vec<H::Start>, Progress), PipelineError> {
     let dir = &job.ctx.dir;
     let newest = CheckpointList::read(dir)?.newest_complete(trials.len());
-    // Sweeps the rest of an interrupted save or removal, except the best head so far. A head that was saved after
-    // `newest` will be saved again.
+    // Removes the remains of an interrupted save or removal, but not the best head so far. A head saved after `newest`
+    // will be saved again.
     let curve = checkpoints::read_curve(dir, newest.unwrap_or(0))?;
     let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
     let newest_folders = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::folder_name(step, trial)));
@@ -275,7 +276,8 @@ async fn start<H: Head>(
     Ok((starts, progress))
 }
 
-/// Chooses where the features stay, by the memory of device and host. `head_bytes` is what the heads take on a GPU.
+/// Chooses where features are stored, by the memory of device and host. `head_bytes` is the GPU memory that the heads
+/// take.
 fn choose_placement(job: &TrainJob, head_bytes: u64) -> FeaturePlacement {
     let (rows, FeatureShape { dim, precision }) = (job.feature_rows(), job.shape);
     let labels = job.journal.entries().values().map(|entry| entry.labels).sum::<u64>() * job.views();

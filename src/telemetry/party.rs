@@ -1,10 +1,10 @@
-//! [`Party`]: whoever limits the rate of a stage.
+//! [`Party`]: limiting party of a stage.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// Whoever limits the rate of a stage: one of its parts, which works, or somebody outside, for whom a part waits.
+/// Limiting party of a stage: a busy part of the stage, or an outside party that a part waits for.
 ///
 /// Serialised as its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +23,10 @@ pub enum Party {
 }
 
 impl Party {
-    /// All parties that are no part of a stage.
+    /// All parties outside the stage.
     const OUTSIDE: [Self; 4] = [Self::Store, Self::RunDirectory, Self::Tokenizer, Self::Features];
 
-    /// Returns the name, as `status.json` and `report.json` have it.
+    /// Returns the name used in `status.json` and `report.json`.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Part(name) => name,
@@ -37,7 +37,7 @@ impl Party {
         }
     }
 
-    /// Whether the party is no part of the stage: the stage waited for it.
+    /// Whether the party is outside the stage, so that the stage waited for it.
     pub fn is_outside(&self) -> bool {
         !matches!(self, Self::Part(_))
     }

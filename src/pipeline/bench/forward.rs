@@ -20,7 +20,7 @@ use crate::types::{Pool, Precision};
 pub struct ForwardBench {
     /// Directory of the checkpoint.
     pub checkpoint: PathBuf,
-    /// Format to compute in.
+    /// Number format of the computation.
     pub precision: Precision,
     /// Tokens of the hidden state that make the feature.
     pub pool: Pool,
@@ -28,7 +28,7 @@ pub struct ForwardBench {
     pub layer: i32,
     /// Side of the images in pixels. Default: that of the checkpoint.
     pub size_px: Option<u32>,
-    /// Images in a batch. 0 chooses the batch.
+    /// Images in a batch; 0 selects the size automatically.
     pub batch_size: u32,
     /// Number of random images.
     pub rows: usize,
@@ -51,11 +51,11 @@ pub struct ForwardReport {
     pub batch_size: usize,
     /// Images in a pass.
     pub rows: usize,
-    /// Values of a feature.
+    /// Dimension of a feature.
     pub feature_dim: usize,
     /// Implementation of attention: `plain`, `fused` or `products`.
     pub attention: &'static str,
-    /// Seconds to the features of the first batch: device check, loading, compilation and auto-tuning.
+    /// Seconds until the first batch of features: device check, loading, compilation and auto-tuning.
     pub first_features_s: f64,
     /// Seconds of the timed passes.
     pub seconds: f64,
@@ -137,7 +137,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
     })
 }
 
-/// Computes all features, with as many batches in flight as in a run. `arrived` is called after each batch.
+/// Computes all features, with as many batches in flight as in a run. Calls `arrived` after each batch.
 async fn pass(
     backbone: &LoadedBackbone,
     pixels: &[u8],

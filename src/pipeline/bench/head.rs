@@ -13,7 +13,7 @@ use crate::pipeline::observe::report::peak_memory_bytes;
 use crate::train::{HeadState, Progress, Sgd, Targets, checkpoint};
 use crate::types::Precision;
 
-/// Upper bound on the steps before the clock starts; half of all steps where there are few.
+/// Upper bound on the steps before the clock starts. A short benchmark uses half of its steps instead.
 const FIRST_STEPS: u64 = 10;
 
 /// Settings of the benchmark.
@@ -21,7 +21,7 @@ const FIRST_STEPS: u64 = 10;
 pub struct HeadBench {
     /// Number of classes.
     pub classes: usize,
-    /// Values of a feature.
+    /// Dimension of a feature.
     pub dim: usize,
     /// Rows in a step.
     pub batch_size: usize,
@@ -141,7 +141,7 @@ impl BenchRows {
     fn load(bench: &HeadBench) -> Result<Self, PipelineError> {
         let (dim, classes) = (bench.dim, bench.classes as u32);
         let Some((features, labels)) = &bench.data else {
-            // Enough rows that a step seldom repeats those of a recent one.
+            // Enough rows that a step seldom repeats the rows of a recent step.
             let count = 16 * bench.batch_size;
             let words = |words: Vec<u8>| words.as_chunks::<4>().0.iter().copied().map(u32::from_le_bytes).collect();
             let labels: Vec<u32> = words(random_bytes(4 * count));

@@ -1,9 +1,10 @@
 //! Command `bench`: ingestion rates of a pipeline on its own input, to choose a machine.
 //!
-//! Each part runs by itself on one core, in memory, over the same images and with the code of a run. Then all decoding
-//! threads run together. The forecast for other machines assumes that all cores are alike: reading is serial for each
-//! of a few shards, decoding spreads over all cores, and the slowest part decides. Last the whole image stream runs,
-//! once with its chunks written and once without.
+//! First each part runs alone on one core, in memory, over the same images and with the code of a run. Then all
+//! decoding threads run together. Last the whole image stream runs, once with written chunks and once without.
+//!
+//! The forecast for other machines assumes equal cores. Reading is serial within each of a few shards, decoding spreads
+//! over all cores, and the slowest part limits the rate.
 
 mod chunks;
 mod input;
@@ -35,7 +36,7 @@ use input::{FirstRows, MAX_RECORD_BYTES, Sample, read_first_rows, split_rows};
 const MAX_IMAGES: usize = 2000;
 /// Numbers of cores to forecast.
 const MACHINES: [usize; 5] = [1, 2, 8, 16, 32];
-/// Device rates, in images/s, for which the needs of network and disk are shown.
+/// Device rates, in images/s, for which the report shows the needs of network and disk.
 const DEVICE_RATES: [f64; 2] = [1000.0, 10_000.0];
 
 /// Rate of one part on one core.
@@ -88,7 +89,7 @@ pub struct IngestReport {
     pub stored_bytes: f64,
     /// Side of the input square in pixels.
     pub size_px: u32,
-    /// Mean number of views of an image: `train.views`, and one of a held-out image.
+    /// Mean number of views of an image: `train.views` for a training image, 1 for a held-out image.
     pub squares_per_image: f64,
     /// Time spent waiting for the store, in s.
     pub waited_s: f64,
@@ -113,7 +114,7 @@ pub struct IngestReport {
 /// Measures the ingestion. It takes up to two minutes, and at most a few hundred MiB on top of `limits.memory`.
 ///
 /// # Errors
-/// When the input cannot be read or scratch disk not be written.
+/// When the input cannot be read, or scratch disk cannot be written.
 pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
     let Some(images) = config.images() else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
@@ -133,7 +134,7 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
     Ok(IngestReport { whole: whole_stream::measure(&config, &shards, &spec, threads).await?, ..stages })
 }
 
-/// Resolves the preprocessing, by defaults where the checkpoint is not in a local directory: nothing is downloaded.
+/// Resolves the preprocessing without a download. Uses defaults unless the checkpoint is in a local directory.
 fn resolve_sampled_spec(config: &RunConfig) -> ImageSpec {
     let preprocessing = config.model().and_then(|model| {
         let checkpoint = crate::model::Checkpoint::open(Path::new(&model.checkpoint)).ok()?;
@@ -255,8 +256,8 @@ fn measure_parts(
     })
 }
 
-/// Forecasts the rate of a machine. `seconds` is the time of one core for an image, `serial` that of parts that cannot
-/// spread.
+/// Forecasts the rate of a machine. `seconds` is the time of one core for an image; `serial` lists the serial parts
+/// with their time for an image.
 fn forecast(cores: usize, seconds: f64, serial: &[(&str, f64)]) -> Forecast {
     let by_cores = cores as f64 / seconds;
     let slowest = serial.iter().max_by(|one, other| one.1.total_cmp(&other.1));

@@ -12,7 +12,7 @@ use crate::pipeline::error::PipelineError;
 use crate::train::HeadState;
 use crate::types::Precision;
 
-/// Rows that are ranked in one call: as many as a chunk of a run has.
+/// Rows ranked in one call, the same number as in a chunk of a run.
 const RANKED_ROWS: usize = 2048;
 
 /// Result of the benchmark.

@@ -1,4 +1,4 @@
-//! The stored vectors of one set of captions: chunk files, their journal entries, and reading them back.
+//! Stored vectors of one set of captions: chunk files, journal entries and readers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const FOLDER: &str = "texts";
 const JOURNAL: &str = "journal/texts";
 /// Captions in a chunk.
 pub(super) const CHUNK_CAPTIONS: usize = 2048;
-/// Version of the vectors. It changes when equal inputs give other vectors.
+/// Version of the vectors. It changes when equal inputs yield different vectors.
 const FORMAT: &str = "1";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ struct Entry {
     checksum: Checksum,
 }
 
-/// Hash of everything that the vectors of a set depend on.
+/// Returns the hash of everything that the vectors of a set depend on.
 pub(super) fn generation(encoder: &Encoder, captions: &Classes) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in [FORMAT, &encoder.fingerprint, &encoder.prefix, encoder.precision.as_str()] {
@@ -42,7 +42,7 @@ pub(super) fn generation(encoder: &Encoder, captions: &Classes) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
-/// Captions of a chunk.
+/// Returns the captions of a chunk.
 pub(super) fn chunk_captions(captions: &Classes, chunk: usize) -> Vec<&str> {
     let span = chunk * CHUNK_CAPTIONS..((chunk + 1) * CHUNK_CAPTIONS).min(captions.len());
     span.map(|number| captions.text(number as u32).unwrap_or_default()).collect()
@@ -57,7 +57,7 @@ pub(super) struct SetWriter {
 }
 
 impl SetWriter {
-    /// Name of the set's folders.
+    /// Returns the name of the set's folders.
     pub(super) fn set(&self) -> &str {
         &self.generation[..16]
     }
@@ -70,7 +70,7 @@ impl SetWriter {
         format!("{JOURNAL}/{}/{chunk:06}.json", self.set())
     }
 
-    /// Lists the chunks of the set: the checksum of each that is committed, `None` for the others.
+    /// Returns the checksum of each chunk of the set; `None` for a chunk that is not committed.
     ///
     /// # Errors
     /// When a folder or an entry cannot be read.
@@ -96,7 +96,7 @@ impl SetWriter {
     /// Removes the files of chunks that are not committed.
     ///
     /// # Errors
-    /// When the run directory refuses.
+    /// When a file cannot be removed.
     pub(super) fn sweep(&self, chunks: &[Option<Checksum>]) -> Result<(), PipelineError> {
         self.dir.sweep(&format!("{FOLDER}/{}", self.set()), |file| {
             let number = file.split('.').next().and_then(|stem| stem.parse::<usize>().ok());
@@ -108,7 +108,7 @@ impl SetWriter {
     /// Writes the file of a chunk, then its entry. Blocks the thread.
     ///
     /// # Errors
-    /// When the run directory refuses.
+    /// When the run directory cannot be written.
     pub(super) fn commit(&self, chunk: usize, vectors: &Vectors) -> Result<Checksum, PipelineError> {
         let name = self.chunk_name(chunk);
         let captions = chunk_captions(&self.captions, chunk);
@@ -118,13 +118,13 @@ impl SetWriter {
         let content = serde_json::to_vec(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
         let entry_name = self.entry_name(chunk);
         if !self.dir.create_new(&entry_name, &content)? {
-            // The chunk's file was removed by hand, and its old entry is left.
+            // A user removed the chunk's file but left its entry.
             self.dir.write(&entry_name, &content)?;
         }
         Ok(entry.checksum)
     }
 
-    /// Returns the set, whose chunks are all committed.
+    /// Returns the set. All of its chunks must be committed.
     pub(super) fn finish(self, chunks: Vec<Option<Checksum>>, encoder: &Encoder) -> VectorSet {
         let file = |(chunk, sum): (usize, Option<Checksum>)| ChunkFile { name: self.chunk_name(chunk), bytes: 0, sum };
         let files = chunks.into_iter().enumerate().map(file).collect();
@@ -143,7 +143,7 @@ pub(crate) struct VectorSet {
 }
 
 impl VectorSet {
-    /// Values of a vector.
+    /// Returns the dimension of a vector.
     pub(super) fn dim(&self) -> usize {
         self.dim
     }
@@ -153,7 +153,7 @@ impl VectorSet {
         self.precision == Precision::Bf16
     }
 
-    /// Bytes of all vectors as they are stored.
+    /// Returns the stored size of all vectors, in bytes.
     pub(super) fn stored_bytes(&self) -> u64 {
         let width = if self.is_bf16() { 2 } else { 4 };
         (self.captions * self.dim * width) as u64
@@ -190,10 +190,10 @@ impl VectorSet {
         Ok(())
     }
 
-    /// Reads the vectors of some captions by their numbers, which ascend: `[numbers, dim]`. Blocks the thread.
+    /// Reads the vectors of captions by ascending numbers, as `[numbers, dim]`. Blocks the thread.
     ///
     /// # Errors
-    /// When a chunk cannot be read or is damaged, or a number is no caption's.
+    /// When a chunk cannot be read or is damaged, or a number is out of range.
     pub(crate) fn read(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
         let absent = || PipelineError::Internal("a caption has no vector".to_owned());
         let chunk_of = |number: u32| number as usize / CHUNK_CAPTIONS;

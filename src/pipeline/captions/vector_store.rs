@@ -23,7 +23,7 @@ enum Storage {
     F32File(File),
 }
 
-/// The vectors of a set of captions, by their numbers.
+/// Vectors of a set of captions, indexed by caption number.
 pub(crate) struct VectorStore {
     storage: Storage,
     dim: usize,
@@ -34,7 +34,7 @@ impl VectorStore {
     /// Reads a set into memory, or onto scratch disk if it takes more than a quarter of `limits.memory`.
     ///
     /// # Errors
-    /// When a chunk cannot be read or is damaged, or scratch disk refuses.
+    /// When a chunk cannot be read or is damaged, or scratch disk cannot be written.
     pub(crate) async fn open(ctx: &RunContext, set: VectorSet) -> Result<Self, PipelineError> {
         let (memory_bytes, scratch) = (resident_limit_bytes(&ctx.config), ctx.scratch_path());
         tokio::task::spawn_blocking(move || {
@@ -84,18 +84,19 @@ impl VectorStore {
         })?;
         writer.flush().map_err(failed)?;
         let file = File::open(&path).map_err(failed)?;
-        // The open file stays readable, and is freed when the process ends.
+        // The open file stays readable. The system frees it when the process ends.
         std::fs::remove_file(&path).map_err(failed)?;
         let storage = if set.is_bf16() { Storage::Bf16File(file) } else { Storage::F32File(file) };
         Ok(Self { storage, dim: set.dim(), mean: statistics.mean() })
     }
 
-    /// Mean of all vectors.
+    /// Returns the mean of all vectors.
     pub(crate) fn mean(&self) -> &[f32] {
         &self.mean
     }
 
-    /// Reads the vectors of some captions, minus the mean of all and scaled to length 1: `[numbers, dim]`. Blocks the thread.
+    /// Reads vectors of captions by number, as `[numbers, dim]`. Subtracts the mean of all vectors and scales each to
+    /// length 1. Blocks the thread.
     ///
     /// # Errors
     /// As [`VectorStore::read`].
@@ -105,10 +106,10 @@ impl VectorStore {
         Ok(vectors)
     }
 
-    /// Reads the vectors of some captions: `[numbers, dim]`. Blocks the thread.
+    /// Reads vectors of captions by number, as `[numbers, dim]`. Blocks the thread.
     ///
     /// # Errors
-    /// When scratch disk fails, or a number is no caption's.
+    /// When scratch disk fails, or a number is out of range.
     pub(crate) fn read(&self, numbers: &[u32]) -> Result<Vec<f32>, PipelineError> {
         let dim = self.dim;
         let mut out = Vec::with_capacity(numbers.len() * dim);

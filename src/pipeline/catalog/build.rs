@@ -1,4 +1,4 @@
-//! Reads captions and pairs and builds the catalog.
+//! Builds the catalog from captions and pairs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(crate) async fn read_captions(store: &Store, name: &str, classes: &mut Class
     }
 }
 
-/// Builds the catalog, from where `checkpoint` ends; `None` when the run has to stop.
+/// Builds the catalog, starting at the end of `checkpoint`. Returns `None` when the run has to stop.
 ///
 /// # Errors
 /// When a file cannot be read, or there is no class.
@@ -121,7 +121,7 @@ struct PairsReader<'a> {
 }
 
 impl PairsReader<'_> {
-    /// Goes on where an earlier process stopped; returns where that is.
+    /// Restores the state of an earlier process and returns its position.
     fn restore(&mut self, checkpoint: CatalogCheckpoint, shards: &[Object]) -> Result<Position, PipelineError> {
         let CatalogCheckpoint { position, tally, entries, captions, url_variants, languages } = checkpoint;
         for caption in &captions {
@@ -138,7 +138,7 @@ impl PairsReader<'_> {
         Ok(position)
     }
 
-    /// Reads one file from `start` on; false when the run has to stop.
+    /// Reads one file from `start` on. Returns false when the run has to stop.
     async fn read_shard(
         &mut self,
         index: usize,
@@ -192,7 +192,7 @@ impl PairsReader<'_> {
         }
     }
 
-    /// Estimates the number of rows in all from the bytes read so far and shows the state of the open shard.
+    /// Estimates the total number of rows from the bytes read so far, and shows the progress of the open shard.
     fn show_progress(&self, index: usize, shard_bytes: u64, shard_rows: u64, done: bool) {
         let read = self.bytes_before + shard_bytes;
         if read > 0 {
@@ -205,7 +205,7 @@ impl PairsReader<'_> {
         });
     }
 
-    /// Builds the join index and counts everything.
+    /// Builds the join index and counts the rows for the report.
     fn finish(self, captions: &CaptionsConfig, duplicates: u64) -> Result<Catalog, PipelineError> {
         let Self { counts, mut classes, url_variants, mut languages, index, .. } = self;
         if classes.is_empty() {
@@ -259,7 +259,7 @@ mod tests {
     use crate::run_dir::{Directory, LocalDirectory};
     use crate::runtime::Signal;
 
-    /// A pairs file of about 1.5 MB; its captions hold line ends.
+    /// Returns a pairs file of about 1.5 MB whose captions contain line breaks.
     fn rows(seed: u32) -> String {
         let mut text = "language\timage_url\tcaption_title_and_reference_description\n".to_owned();
         for row in 0..9_000u32 {
@@ -299,7 +299,7 @@ mod tests {
             assert_eq!(resumed, stops > 0);
             let Some(built) = built else {
                 stops += 1;
-                // The last block of a file leaves no checkpoint: another process completes the build.
+                // The last block of a file leaves no checkpoint, so the next process completes the build.
                 if directory.list("catalog/partial").unwrap().len() < stops {
                     break;
                 }

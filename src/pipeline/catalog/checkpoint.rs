@@ -1,9 +1,9 @@
 //! Checkpoints of a catalog that is being built.
 //!
 //! Reading the pairs takes minutes, and the catalog is written at the end. Every few seconds a segment
-//! `catalog/partial/NNNNNN` is written with the rows since the one before and the position in the input. A segment is
-//! whole or absent; it names the generation of its input and ends with a checksum. A gap or a damaged segment ends the
-//! sequence. All segments are removed once the catalog is complete.
+//! `catalog/partial/NNNNNN` is written. It holds the rows since the previous segment and the position in the input. A
+//! segment is whole or absent; it names the generation of its input and ends with a checksum. A gap or a damaged
+//! segment ends the sequence. All segments are removed once the catalog is complete.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use crate::run_dir::Directory;
 
 /// Folder of the segments.
 const FOLDER: &str = "catalog/partial";
-/// Least time between two segments. A segment that took long to write is followed by at least four times that.
+/// Minimum time between two segments. The pause is also at least four times the time that the last segment took to
+/// write.
 const INTERVAL: Duration = Duration::from_secs(4);
 
 /// Position in the pairs files.
@@ -25,15 +26,15 @@ const INTERVAL: Duration = Duration::from_secs(4);
 pub(super) struct Position {
     /// Index of the open shard.
     pub(super) shard: usize,
-    /// The next record of it.
+    /// Next record of the shard.
     pub(super) mark: ResumePoint,
-    /// Rows of the shards before it.
+    /// Counts of the rows in earlier shards.
     pub(super) before: PairCounts,
-    /// Rows of it so far.
+    /// Counts of the rows read from the open shard.
     pub(super) of_shard: PairCounts,
 }
 
-/// JSON at the front of a segment; binary parts of these lengths follow it.
+/// JSON header of a segment. Binary parts of the given lengths follow it.
 #[derive(Debug, Serialize, Deserialize)]
 struct SegmentHeader {
     generation: String,
@@ -46,22 +47,22 @@ struct SegmentHeader {
     sample: usize,
     /// Names of all languages so far.
     languages: Vec<String>,
-    /// The first class whose language is in the segment.
+    /// First class whose language is in the segment.
     first_language: usize,
     /// Number of classes whose language is in the segment.
     languages_of: usize,
 }
 
-/// What the segments hold together.
+/// Merged content of all segments.
 #[derive(Debug)]
 pub(super) struct CatalogCheckpoint {
-    /// Where reading goes on.
+    /// Position at which reading resumes.
     pub(super) position: Position,
-    /// Rows so far.
+    /// Counts of the rows so far.
     pub(super) tally: RowTally,
     /// Entries of the join index.
     pub(super) entries: Vec<[u32; 3]>,
-    /// New classes, where the training captions are the classes.
+    /// New classes, if the training captions are the classes.
     pub(super) captions: Vec<String>,
     /// Sample of URL variants.
     pub(super) url_variants: UrlVariants,
@@ -80,7 +81,7 @@ pub(super) struct CheckpointWriter {
     entries: usize,
     /// Captions in the segments so far.
     captions: usize,
-    /// When the last segment was written, and how long that took.
+    /// Time of the last write, and its duration.
     written: (Instant, Duration),
 }
 
@@ -89,8 +90,8 @@ fn segment_name(number: u32) -> String {
 }
 
 impl CheckpointWriter {
-    /// Opens the checkpoint of a run directory and returns what it holds for `generation`. Segments that do not
-    /// continue it are removed.
+    /// Opens the checkpoint of a run directory and returns its content for `generation`. Removes segments that do not
+    /// continue it.
     ///
     /// # Errors
     /// When a segment cannot be read or removed.
@@ -108,7 +109,7 @@ impl CheckpointWriter {
             });
             next += 1;
         }
-        // A segment behind a gap must not be taken for the successor of a later one.
+        // A segment after a gap must not become the successor of a segment written later.
         directory.sweep(FOLDER, |file| file.parse::<u32>().is_ok_and(|file| file < next))?;
         let entries = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.entries.len());
         let captions = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.captions.len());
@@ -123,8 +124,8 @@ impl CheckpointWriter {
         at.elapsed() >= INTERVAL.max(4 * took)
     }
 
-    /// Writes a segment with everything that is new since the last one. `new_classes` are the classes where the
-    /// training captions are the classes.
+    /// Writes a segment with everything new since the previous one. `new_classes` is set if the training captions are
+    /// the classes.
     ///
     /// # Errors
     /// When the run directory cannot be written.
@@ -140,7 +141,7 @@ impl CheckpointWriter {
         let entries = &index.entries()[self.entries..];
         let captions: Vec<&str> =
             new_classes.map(|classes| classes.texts().skip(self.captions).collect()).unwrap_or_default();
-        // A new class has its language from the start; a class of a list may get one at any time.
+        // A new class has its language from the start. A class of a list may get its language at any time.
         let first_language = if new_classes.is_some() { self.captions.min(languages.codes().len()) } else { 0 };
         let codes = &languages.codes()[first_language..];
         let (halvings, sample) = url_variants.sample();
@@ -180,7 +181,7 @@ impl CheckpointWriter {
     /// Removes all segments.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When a segment cannot be removed.
     pub(super) fn remove_all(directory: &Directory) -> Result<(), StoreError> {
         directory.remove(FOLDER)
     }
@@ -199,7 +200,7 @@ impl CatalogCheckpoint {
     }
 }
 
-/// Splits the first `bytes` bytes off a slice; `None` where it is shorter.
+/// Splits off the first `bytes` bytes of a slice; `None` if it is shorter.
 fn split_front<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(bytes)?;
     *rest = left;
@@ -210,7 +211,7 @@ fn read_u64(rest: &mut &[u8]) -> Option<u64> {
     split_front(rest, 8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Parses a segment; returns it with the first class whose language it has. `None` where it is damaged or of another
+/// Parses a segment. Returns it with the first class whose language it holds; `None` if it is damaged or of another
 /// generation.
 fn parse_segment(content: &[u8], generation: &str) -> Option<(CatalogCheckpoint, usize)> {
     let (body, sum) = content.split_last_chunk::<8>()?;

@@ -29,12 +29,12 @@ struct Entry {
 }
 
 impl Entry {
-    /// Reads the journal entry; `None` where it is absent or not complete.
+    /// Reads the journal entry; `None` if it is absent or not complete.
     fn read(directory: &Directory) -> Result<Option<Self>, PipelineError> {
         Ok(directory.read(ENTRY)?.and_then(|content| serde_json::from_slice(&content).ok()))
     }
 
-    /// Fetches a file of the catalog and compares its checksum.
+    /// Fetches a file of the catalog and verifies its checksum.
     fn fetch(&self, directory: &Directory, name: &str) -> Result<LocalCopy, PipelineError> {
         let copy = directory.fetch(name)?;
         verify(&copy, &directory.display(name), self.checksums.get(name).copied())?;
@@ -42,17 +42,17 @@ impl Entry {
     }
 }
 
-/// Loads the catalog of a run directory; `None` where it is absent or of another generation.
+/// Loads the catalog of a run directory; `None` if it is absent or of another generation.
 ///
 /// # Errors
-/// When a file that should be there is damaged or cannot be read.
+/// When an expected file is damaged or cannot be read.
 pub(super) fn load(
     directory: &Directory,
     captions: &CaptionsConfig,
     generation: &str,
 ) -> Result<Option<Catalog>, PipelineError> {
     let Some(entry) = Entry::read(directory)?.filter(|entry| entry.generation == generation) else { return Ok(None) };
-    // A user may have removed a damaged file, so that it is built again.
+    // A user may have removed a damaged file so that the catalog is built again.
     let present = directory.list("catalog")?;
     if [CLASSES, LABELS].iter().any(|name| !present.iter().any(|file| name.ends_with(file.as_str()))) {
         return Ok(None);
@@ -67,13 +67,13 @@ pub(super) fn load(
     Ok(Some(Catalog { classes: Arc::new(classes), index, languages, report: entry.report }))
 }
 
-/// Rows of the class table as they are read.
+/// Rows of the class table, collected by the reader.
 struct ClassTable {
     classes: Classes,
     languages: Languages,
     /// Image URLs of each class.
     images: Vec<u32>,
-    /// The first error: the reader cannot be stopped.
+    /// First error. It is kept here because the reader cannot be stopped.
     error: Option<CatalogError>,
 }
 
@@ -98,7 +98,7 @@ impl ClassTable {
     }
 }
 
-/// The classes of a complete catalog, for a text head.
+/// Classes of a complete catalog, for a text head.
 pub(crate) struct RunCatalog {
     /// Captions that are classes.
     pub(crate) classes: Arc<Classes>,
@@ -134,7 +134,7 @@ impl RunCatalog {
 pub(crate) struct Caption {
     /// The caption.
     pub(crate) text: Box<str>,
-    /// Number of image URLs that have it.
+    /// Number of image URLs with this caption.
     pub(crate) images: u32,
 }
 

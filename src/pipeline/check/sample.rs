@@ -13,12 +13,12 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::{FEED_BYTES, feed_parser};
 use crate::pipeline::resolve::require_captions;
 
-/// Decompressed bytes that are read of each input.
+/// Decompressed bytes read from each input.
 const SAMPLE_BYTES: usize = 8 << 20;
-/// Images of the first shard that are decoded.
+/// Number of images decoded from the first shard.
 const SAMPLE_IMAGES: usize = 64;
 
-/// Feeds the parser until it got [`SAMPLE_BYTES`] in all; returns whether more may follow.
+/// Feeds the parser up to [`SAMPLE_BYTES`] in total. Returns whether more may follow.
 async fn feed_sample(
     reader: &mut Reader,
     parser: &mut impl PushParser,

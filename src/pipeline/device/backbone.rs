@@ -10,7 +10,8 @@ use crate::model::{Any, Attention, Checkpoint, ExtractOptions, Extractor, Pendin
 use crate::pipeline::error::PipelineError;
 use crate::runtime::PooledBuffer;
 
-/// Upper bound on warm-ups of a backbone. Kernels that auto-tuning tries may fail; those that it selects may not.
+/// Upper bound on warm-up passes of a backbone. Kernels may fail while auto-tuning tries them, but not once it selects
+/// them.
 const WARM_UPS: usize = 3;
 
 /// The backbone, with a copy on each stream. Clones use the same copies.
@@ -35,7 +36,7 @@ pub(crate) struct PendingFeatures {
 }
 
 impl PendingFeatures {
-    /// Blocks until the features are computed: `[rows, feature_dim]`, row-major.
+    /// Returns the features, `[rows, feature_dim]`, row-major. Blocks until they are computed.
     ///
     /// # Errors
     /// When the device fails.
@@ -64,7 +65,7 @@ impl DeviceWorker {
 }
 
 impl LoadedBackbone {
-    /// The device that the backbone is loaded on.
+    /// Returns the device that holds the backbone.
     pub(crate) fn device(&self) -> &Arc<DeviceWorker> {
         &self.device
     }
@@ -78,7 +79,7 @@ impl LoadedBackbone {
         self.device.run(move |state| copies.get().submit(state, pixels, rows)).await
     }
 
-    /// Frees the memory of the backbone, unless a clone of the handle is left.
+    /// Frees the memory of the backbone, unless a clone of the handle remains.
     ///
     /// # Errors
     /// When the device's thread is gone.
@@ -97,7 +98,7 @@ impl LoadedBackbone {
     }
 }
 
-/// Identifier of a stream. The runtime counts its threads' own streams from 0.
+/// Returns the identifier of a stream. It counts down, because the runtime counts its threads' own streams up from 0.
 fn stream_id(stream: usize) -> StreamId {
     StreamId { value: u64::MAX - stream as u64 }
 }
@@ -130,7 +131,7 @@ fn load_copy(
     Ok(extractor)
 }
 
-/// Warms a backbone up until a pass succeeds. Returns the number of panics so far.
+/// Runs warm-up passes until one succeeds. Returns the number of panics so far.
 fn warm_up(backbone: &Extractor<Any>) -> Result<u64, PipelineError> {
     let mut outcome = Ok(());
     for _ in 0..WARM_UPS {

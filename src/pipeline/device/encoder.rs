@@ -1,4 +1,4 @@
-//! The frozen text encoder on the device: token numbers → caption vectors.
+//! The frozen text encoder on the device: token ids → caption vectors.
 
 use std::sync::Arc;
 
@@ -40,8 +40,8 @@ impl DeviceWorker {
 }
 
 impl LoadedEncoder {
-    /// Computes the vectors of captions from their token numbers: `[captions, dim]`. The batch has `tokens` columns,
-    /// and empty rows are added up to `batch_rows`.
+    /// Computes caption vectors, `[captions, dim]`, from token ids. The batch has `tokens` columns. Empty rows pad it
+    /// to `batch_rows`.
     ///
     /// # Errors
     /// When the device fails.

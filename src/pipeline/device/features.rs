@@ -11,7 +11,7 @@ use crate::pipeline::error::PipelineError;
 use crate::train::{DeviceFeatures, Features};
 use crate::types::Precision;
 
-/// Features of all training images, resident on the device for all epochs. Clones name the same rows.
+/// Features of all training images, resident on the device for all epochs. Clones share the same rows.
 #[derive(Clone)]
 pub(crate) struct FeaturesOnDevice {
     device: Arc<DeviceWorker>,
@@ -19,7 +19,7 @@ pub(crate) struct FeaturesOnDevice {
 }
 
 impl DeviceWorker {
-    /// Allocates memory for `rows` features of `dim` values, all zero.
+    /// Allocates memory for `rows` features of dimension `dim`, all zero.
     ///
     /// # Errors
     /// When the device fails.
@@ -50,7 +50,7 @@ impl FeaturesOnDevice {
         self.device.run(move |_| rows.get().write_rows(first, &values).map_err(model_error)).await
     }
 
-    /// Frees the memory, unless a clone of the handle is left.
+    /// Frees the memory, unless a clone of the handle remains.
     ///
     /// # Errors
     /// When the device's thread is gone.
@@ -70,7 +70,7 @@ pub(crate) enum FeatureRows {
     Host {
         /// Row-major values.
         values: Vec<f32>,
-        /// Values of a row.
+        /// Dimension of a row.
         dim: usize,
     },
     /// Row numbers of features on the device.
@@ -90,8 +90,8 @@ impl FeatureRows {
         }
     }
 
-    /// Appends the rows of `other` from `first` on. Where the variants differ, `other` replaces these rows: a store of
-    /// features yields one variant only.
+    /// Appends the rows of `other` from `first` on. If the variants differ, these rows replace all of `self`, since a
+    /// feature store yields one variant only.
     pub(crate) fn append_from(&mut self, other: &Self, first: usize) {
         match (self, other) {
             (Self::Host { values, dim }, Self::Host { values: more, dim: width }) => {
@@ -125,7 +125,7 @@ impl FeatureRows {
         }
     }
 
-    /// Passes a range of the rows to `job`, on the device's thread.
+    /// Passes a range of the rows to `job`. The caller must be on the device's thread.
     pub(super) fn with_slice<R>(&self, span: Range<usize>, job: impl FnOnce(&Features<'_, Any>) -> R) -> R {
         match self {
             Self::Host { values, dim } => job(&Features::Host(&values[span.start * dim..span.end * dim])),

@@ -1,4 +1,4 @@
-//! Choosing and opening the device; batches that fit the memory of host and GPU.
+//! Selection and opening of the device, with batch sizes that fit the memory of host and GPU.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ use crate::runtime::{BufferPool, DeviceThread};
 use crate::train::{EngineKind, Options};
 use crate::types::Precision;
 
-/// Batches of pixels on the host in front of the device: one being read, one waiting, one being handed over.
+/// Pixel batches queued on the host: one being read, one waiting, one being submitted.
 pub(crate) const BATCHES_AHEAD: usize = 3;
 
-/// Images in one forward pass on the CPU: enough to fill the matrix product, and small enough for the cache.
+/// Images in one forward pass on the CPU: enough for efficient matrix products, few enough for the cache.
 const CPU_BATCH_ROWS: usize = 32;
 
-/// Upper bound on the images in one forward pass on a GPU, unless the configuration sets the batch: more use it no
-/// better.
+/// Upper bound on the images in one forward pass on a GPU, unless the configuration sets the batch. Larger batches are
+/// no faster.
 const CUDA_BATCH_ROWS: usize = 128;
 
-/// Tokens in one pass of the text encoder on the CPU, padding included: what fits the cache.
+/// Tokens in one pass of the text encoder on the CPU, padding included. Larger batches exceed the cache.
 const CPU_TEXT_TOKENS: usize = 1024;
 
 /// Tokens in one pass of the text encoder on a GPU, padding included.
@@ -37,7 +37,7 @@ const CUDA_TEXT_TOKENS: usize = 16_384;
 /// GPU memory left for the driver, compiled kernels and auto-tuning.
 const CUDA_RESERVE_BYTES: u64 = 1 << 30;
 
-/// Streams of a GPU: one computes, one waits behind it, one uploads or is read from.
+/// Streams of a GPU: one computes, one is queued, one transfers data.
 const CUDA_STREAMS: usize = 3;
 
 /// Rows and classes of a tile on a GPU: 64 MiB of f32 logits when ranking. Training holds the logits of all tiles at
@@ -60,7 +60,7 @@ pub(crate) struct MemoryNeeds {
 }
 
 impl MemoryNeeds {
-    /// Needs of a head without a backbone.
+    /// Returns the needs of a head without a backbone.
     pub(crate) fn for_head(precision: Precision) -> Self {
         Self { parameters: 0, activation_bytes: 0, pixel_bytes: 0, host_bytes: u64::MAX, precision }
     }
@@ -76,7 +76,8 @@ pub(crate) async fn choose(settings: &DeviceConfig) -> Result<SelectedDevice, Pi
     chosen.map_err(|error| PipelineError::Model(error.to_string()))
 }
 
-/// Opens a device on a thread of its own. `batch_size` 0 chooses the batch; compiled kernels are cached in `scratch`.
+/// Opens a device on its own thread. A `batch_size` of 0 selects the size automatically. Compiled kernels are cached in
+/// `scratch`.
 ///
 /// # Errors
 /// When host or GPU have too little memory, or the system has no thread left.
@@ -132,8 +133,7 @@ fn fit_batch(needs: MemoryNeeds, card: &GpuInfo) -> Result<u64, PipelineError> {
         Precision::Bf16 => 2,
         Precision::F32 => 4,
     };
-    // Each stream has weights and activations of its own. Activations count twice, because memory is allocated in
-    // pages.
+    // Each stream has its own weights and activations. Activations count twice, because memory is allocated in pages.
     let streams = CUDA_STREAMS as u64;
     let image = 2 * streams * (needs.activation_bytes / 4 * width + needs.pixel_bytes);
     let fixed = CUDA_RESERVE_BYTES + streams * needs.parameters * width;
@@ -186,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn full_card_is_refused_with_both_sizes() {
+    fn full_gpu_is_refused_with_both_sizes() {
         let error = fit_batch(needs(Precision::F32), &card(1 << 30)).unwrap_err();
         assert_eq!(error.exit_code(), 5);
         assert!(error.to_string().starts_with("card 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
     }
 
-    /// A worker on the CPU with the streams, fixed batches and bf16 of a GPU.
+    /// Creates a CPU worker with the streams, fixed batches and bf16 of a GPU.
     async fn gpu_like_worker(streams: usize) -> Arc<DeviceWorker> {
         let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true };
         let state = move || {

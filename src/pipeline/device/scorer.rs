@@ -47,7 +47,7 @@ impl DeviceWorker {
     }
 }
 
-/// Builds a linear layer for [`DeviceWorker::load_scorer`]: row-major weights of `dim` values for each output.
+/// Builds a linear layer for [`DeviceWorker::load_scorer`] from row-major weights, `[outputs, dim]`.
 pub(crate) fn linear_layer(weight: Vec<f32>, bias: Vec<f32>, dim: usize) -> HeadState {
     HeadState { classes: bias.len(), dim, weight, bias, weight_momentum: Vec::new(), bias_momentum: Vec::new() }
 }
@@ -62,7 +62,7 @@ impl LoadedScorer {
         self.device.run(move |_| job(&scorer.get())).await
     }
 
-    /// The `k` best classes of each row of features.
+    /// Returns the `k` best classes of each row of features.
     ///
     /// # Errors
     /// When a length does not fit, or the device fails.
@@ -70,7 +70,7 @@ impl LoadedScorer {
         self.run(move |scorer| scorer.top_k(&features, rows, k).map_err(model_error)).await
     }
 
-    /// `log Σ exp` over all rows of each class's logits.
+    /// Returns `log Σ exp` of each class's logits, over all rows.
     ///
     /// # Errors
     /// As [`LoadedScorer::top_k`].
@@ -96,10 +96,10 @@ impl LoadedScorer {
         self.run(merge).await
     }
 
-    /// The `k` best classes of each row, and its loss for its label.
+    /// Returns the `k` best classes of each row, and the row's loss for its label.
     ///
     /// # Errors
-    /// As [`LoadedScorer::top_k`]; or when a label is no class.
+    /// As [`LoadedScorer::top_k`]; or when a label is out of range.
     pub(crate) async fn score(
         &self,
         features: Vec<f32>,

@@ -1,4 +1,4 @@
-//! Heads in training on the device, those of a sweep side by side.
+//! Heads in training on the device. The heads of a sweep train side by side.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -30,27 +30,27 @@ impl From<(f64, u64)> for LossSum {
 pub(crate) struct Update {
     /// Learning rate of each head.
     pub(crate) rates: Vec<f64>,
-    /// Whether to take the losses, which waits for the device.
+    /// Whether to take the losses. Taking them waits for the device.
     pub(crate) takes_losses: bool,
 }
 
-/// Start of a classifier's training.
+/// Initial state of a classifier's training.
 pub(crate) struct ClassifierStart {
     pub(crate) state: HeadState,
     pub(crate) sgd: Sgd,
-    /// Losses that were not taken before the checkpoint.
+    /// Losses accumulated before the checkpoint and not taken yet.
     pub(crate) loss: LossSum,
 }
 
-/// Start of a projection head's training.
+/// Initial state of a projection head's training.
 pub(crate) struct ProjectionStart {
     pub(crate) state: TextState,
     pub(crate) adam: AdamW,
-    /// Losses that were not taken before the checkpoint.
+    /// Losses accumulated before the checkpoint and not taken yet.
     pub(crate) loss: LossSum,
 }
 
-/// A part of a step, whose pairs are contrasted with each other only.
+/// Part of a step. Its pairs are contrasted only with each other.
 pub(crate) struct MicroBatch {
     /// Rows of the step.
     pub(crate) span: Range<usize>,
@@ -73,10 +73,10 @@ pub(crate) struct ProjectionTrainers {
 }
 
 impl DeviceWorker {
-    /// Loads the classifiers of a sweep, in order; `step` is the number of updates that they have seen.
+    /// Loads the classifiers of a sweep, in order. `step` is the number of updates made so far.
     ///
     /// # Errors
-    /// When a setting or a length cannot work, or the device fails.
+    /// When a setting or a length is invalid, or the device fails.
     pub(crate) async fn load_classifier_trainers(
         self: &Arc<Self>,
         starts: Vec<ClassifierStart>,
@@ -93,7 +93,7 @@ impl DeviceWorker {
         Ok(ClassifierTrainers { device: Arc::clone(self), trainers })
     }
 
-    /// Loads the projection heads of a sweep, in order; `step` is the number of updates that they have seen.
+    /// Loads the projection heads of a sweep, in order. `step` is the number of updates made so far.
     ///
     /// # Errors
     /// As [`DeviceWorker::load_classifier_trainers`].
@@ -151,7 +151,7 @@ impl ClassifierTrainers {
         self.run(step).await
     }
 
-    /// Takes the losses of each head, which then count from zero.
+    /// Returns the losses of each head and resets them to zero.
     ///
     /// # Errors
     /// When a loss is not finite, or the device fails.
@@ -159,17 +159,17 @@ impl ClassifierTrainers {
         self.run(|trainers, _| take_losses(trainers, Trainer::take_loss)).await
     }
 
-    /// Saves a head and its optimiser as a checkpoint in `dir`, with the losses that were not taken yet.
+    /// Saves a head and its optimiser as a checkpoint in `dir`, with the losses not taken yet.
     ///
     /// # Errors
-    /// The outer error is the device's, the inner one that of the checkpoint's files.
+    /// The outer error is that of the device, the inner error that of the checkpoint files.
     pub(crate) async fn save(
         &self,
         trial: usize,
         dir: PathBuf,
         mut progress: Progress,
     ) -> Result<Result<(), CheckpointError>, PipelineError> {
-        // On the device's thread, so that a head in host memory is not copied.
+        // Save on the device's thread, so that a head in host memory is not copied.
         let save = move |trainers: &mut Vec<Trainer<Any>>, _: &DeviceState| {
             let trainer = &mut trainers[trial];
             (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
@@ -179,7 +179,8 @@ impl ClassifierTrainers {
         self.run(save).await
     }
 
-    /// A scorer over the current weights of a head. Unload it before the next update: on a GPU it shares the weights.
+    /// Returns a scorer over the current weights of a head. Unload it before the next update: on a GPU it shares the
+    /// weights.
     ///
     /// # Errors
     /// When the device fails.
@@ -266,7 +267,7 @@ impl ProjectionTrainers {
         self.run(save).await
     }
 
-    /// The projection that a head has learned so far.
+    /// Returns the projection that a head has learned so far.
     ///
     /// # Errors
     /// When the device fails.

@@ -1,7 +1,7 @@
 //! Pixel chunks → batches → device → feature chunks, in order, by three tasks.
 //!
-//! The reader loads the next chunk while the device computes and the committer writes the chunk before, so the device
-//! always has its next batch. A batch never crosses a chunk: a feature depends on its chunk alone.
+//! The reader loads the next chunk while the device computes and the committer writes the previous chunk. The device
+//! thus always has its next batch. A batch never crosses a chunk boundary, so a feature depends on its chunk alone.
 
 use std::borrow::BorrowMut as _;
 use std::pin::pin;
@@ -27,12 +27,12 @@ use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
 use crate::telemetry::{Activity, StageProgress, StageTimer};
 use crate::types::ValidationSplit;
 
-/// Items that may wait for the committer beyond the batches on the device: the begin and end of about one chunk.
+/// Queue capacity of the committer on top of the batches on the device: the begin and end of about one chunk.
 pub(super) const ITEMS_WAITING: usize = 4;
 
-/// What the tasks send each other. A chunk is a begin, its batches and an end.
+/// Message between the tasks. A chunk is sent as a begin, its batches and an end.
 pub(super) enum Item<B> {
-    /// A chunk begins. The log holds the batches that an earlier process computed; `None` where the chunk has no rows.
+    /// A chunk begins. The log holds the batches that an earlier process computed; `None` if the chunk has no rows.
     Begin(Box<SpooledChunk>, Option<BatchLog>),
     /// Rows of the chunk, their thumbnails if there are any, and their pixels or features.
     Batch(RowMeta, Vec<Option<Vec<u8>>>, B),
@@ -48,7 +48,7 @@ pub(super) enum BatchInput {
     Logged(Vec<f32>),
 }
 
-/// A batch behind the device.
+/// A batch after the device.
 pub(super) enum BatchOutput {
     /// Features that an earlier process computed.
     Logged(Vec<f32>),
@@ -81,12 +81,12 @@ fn closed() -> PipelineError {
     PipelineError::Internal("a channel of the model closed early".to_owned())
 }
 
-/// Reads pixel chunks one after the other, batch by batch. It ends without an error when nobody receives its items any
-/// more: the receiver knows why.
+/// Reads pixel chunks one after the other, batch by batch. Ends without an error once the receiver is gone, because the
+/// receiver knows the reason.
 pub(super) struct BatchReader {
     pub(super) shape: FeatureShape,
     pub(super) batch_rows: usize,
-    /// Buffers for pixels, which come back from the device.
+    /// Pixel buffers. The device returns them for reuse.
     pub(super) buffers: BufferPool,
     pub(super) thumbnails: Option<Thumbnails>,
     pub(super) shutdown: Shutdown,
@@ -140,7 +140,7 @@ impl BatchReader {
     }
 }
 
-/// Hands batches to the device, at most as many at once as it can hold.
+/// Submits batches to the device, at most as many at once as it can hold.
 pub(super) struct DeviceFeeder {
     pub(super) backbone: LoadedBackbone,
     /// Timer of the device: busy while a batch is on it.
@@ -185,7 +185,7 @@ impl DeviceFeeder {
         Ok(())
     }
 
-    /// Waits for `future`. Time during which no batch is on the device counts as `activity`.
+    /// Waits for `future`. Time without a batch on the device counts as `activity`.
     async fn wait<T>(&self, room: &Semaphore, activity: Activity, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
         tokio::select! {
@@ -205,7 +205,7 @@ pub(super) struct FeatureCommitter {
     pub(super) with_thumbnails: bool,
     /// Counts features.
     pub(super) images: Arc<StageProgress>,
-    /// Counts the rows that were read; its estimate of all rows gives one of all features.
+    /// Counts the rows read. Its estimate of all rows yields the estimate of all features.
     pub(super) rows: Arc<StageProgress>,
     pub(super) shutdown: Shutdown,
     pub(super) events: Events,
@@ -214,7 +214,7 @@ pub(super) struct FeatureCommitter {
 /// The chunk that is being written.
 struct OpenChunk {
     chunk: Box<SpooledChunk>,
-    /// `None` where the chunk has no rows.
+    /// `None` if the chunk has no rows.
     features: Option<(FeatureWriter, BatchLog)>,
 }
 
@@ -312,8 +312,8 @@ mod tests {
     use crate::runtime::channel;
     use crate::types::Precision;
 
-    /// The writer may have ended because of a stop or a full disk, and its error must not be hidden by one of the
-    /// reader.
+    /// The writer may have ended because of a stop or a full disk. An error of the reader must not hide the writer's
+    /// error.
     #[tokio::test]
     async fn reader_ends_quietly_after_writer() {
         let dir = tempfile::tempdir().unwrap();

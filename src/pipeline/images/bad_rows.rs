@@ -7,7 +7,7 @@ use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, Tally};
 use crate::pipeline::error::PipelineError;
 
-/// Wanted rows of a shard after which the limit is checked.
+/// Minimum number of wanted rows of a shard before the limit applies.
 const MIN_ROWS: u64 = 1000;
 
 /// Checks each shard against `limits.max_bad_fraction`.
@@ -17,7 +17,7 @@ pub(super) struct BadRowLimit {
 }
 
 impl BadRowLimit {
-    /// Starts with what earlier processes counted.
+    /// Creates the check from the counts of earlier processes.
     pub(super) fn new(counted: BTreeMap<u32, Tally>) -> Self {
         Self { shards: counted }
     }
@@ -25,7 +25,7 @@ impl BadRowLimit {
     /// Adds a complete chunk to its shard.
     ///
     /// # Errors
-    /// When the shard is over the limit; names its most frequent reasons and an example row.
+    /// When the shard is over the limit. The error names the most frequent reasons and an example row.
     pub(super) fn add_chunk(
         &mut self,
         id: ChunkId,

@@ -9,43 +9,43 @@ use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::corpus::{ImageRow, ImageRowProblem};
 use crate::runtime::BytePermit;
 
-/// What ends behind a block.
+/// Boundary after a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Boundary {
-    /// Nothing: more rows of the chunk follow.
+    /// No boundary: more rows of the chunk follow.
     None,
-    /// The chunk.
+    /// End of the chunk.
     Chunk,
-    /// The chunk and its shard.
+    /// End of the chunk and of its shard.
     Shard,
 }
 
-/// A few rows of one chunk: those to decode with their base64, and counts of the others.
+/// A few rows of one chunk: base64 of the rows to decode, and counts of the other rows.
 pub(super) struct Block {
     pub(super) id: ChunkId,
     pub(super) boundary: Boundary,
     /// Stored bytes of the shard up to the end of the block.
     pub(super) read_bytes: u64,
-    /// What became of the rows so far.
+    /// Counts of the rows by outcome.
     pub(super) tally: Tally,
-    /// Rows that cannot be used.
+    /// Unusable rows.
     pub(super) quarantined: Vec<Quarantined>,
     /// URL and labels of the rows to decode.
     pub(super) rows: RowMeta,
-    /// Numbers of these rows in their shard.
+    /// Row numbers in the shard of the rows to decode.
     pub(super) row_numbers: Vec<u64>,
-    /// Their base64, one row behind the other.
+    /// Concatenated base64 of the rows to decode.
     pub(super) base64: Vec<u8>,
-    /// Where each row is in `base64`. Rows that were dropped leave gaps.
+    /// Range of each row in `base64`. Dropped rows leave gaps.
     pub(super) spans: Vec<Range<usize>>,
-    /// Bytes of the slot's read-ahead queue that the block takes until its turn comes.
+    /// Permit for bytes of the slot's read-ahead queue, held until the block's turn comes.
     pub(super) queue_permit: Option<BytePermit>,
-    /// Bytes of `limits.memory` that the block takes until it is written.
+    /// Permit for bytes of `limits.memory`, held until the block is written.
     pub(super) memory_permit: Option<BytePermit>,
 }
 
 impl Block {
-    /// Creates an empty block with room for `rows` rows, which reuses `buffer`.
+    /// Creates an empty block with room for `rows` rows. Reuses `buffer`.
     pub(super) fn new(id: ChunkId, rows: usize, mut buffer: Vec<u8>) -> Self {
         buffer.clear();
         Self {
@@ -63,13 +63,13 @@ impl Block {
         }
     }
 
-    /// Returns the bytes of the rows to decode: base64, URLs and labels.
+    /// Returns the size in bytes of the rows to decode: base64, URLs and labels.
     pub(super) fn bytes(&self) -> usize {
         self.base64.len() + self.rows.stored_bytes() as usize
     }
 
-    /// Adds a row: to decode, skipped or quarantined. Duplicates are dropped later, by [`Self::drop_duplicates`],
-    /// because only the order of the corpus tells which row is the first.
+    /// Adds a row to decode, skip or quarantine. [`Self::drop_duplicates`] drops duplicates later, because only the
+    /// order of the corpus decides which row is the first.
     pub(super) fn add_row(&mut self, row: ImageRow<'_>, filter: &ImageFilter) {
         self.tally.rows += 1;
         match row {
@@ -85,7 +85,7 @@ impl Block {
                 self.spans.push(start..self.base64.len());
             }
             ImageRow::Bad { row, reason, detail, image_url } => {
-                // A row without data but with a sound URL is skipped like any other that nothing wants.
+                // A row without data but with a valid URL is skipped like any other unwanted row.
                 let hash = image_url.as_deref().filter(|_| reason == ImageRowProblem::MissingData).map(url_hash);
                 if hash.is_some_and(|hash| self.skip_unwanted(hash, filter)) {
                     return;
@@ -96,7 +96,7 @@ impl Block {
         }
     }
 
-    /// Counts a row as skipped if the filter does not want its URL; returns whether it did.
+    /// Counts a row as skipped if the filter rejects its URL. Returns whether it was skipped.
     fn skip_unwanted(&mut self, hash: u64, filter: &ImageFilter) -> bool {
         if filter.accepts(hash) {
             return false;
@@ -109,9 +109,9 @@ impl Block {
         true
     }
 
-    /// Drops the rows whose URL an earlier row of the corpus has, and notes the URLs of the others in `seen`.
+    /// Drops the rows whose URL an earlier row of the corpus has. Adds the URLs of the other rows to `seen`.
     ///
-    /// Call it on the blocks in the order of the schedule.
+    /// Call it on the blocks in schedule order.
     pub(super) fn drop_duplicates(&mut self, seen: &mut UrlDedup) {
         let mut duplicates = BTreeSet::new();
         let mut check = |row: u64, url: u64| {
@@ -153,7 +153,7 @@ impl Block {
     }
 }
 
-/// Whether a row quarantined for `reason` counts as the first row of its URL: yes, if its URL was sound.
+/// Whether a row quarantined for `reason` counts as the first row of its URL. It does if its URL is valid.
 pub(super) fn claims_url(reason: &str) -> bool {
     ImageRowProblem::ALL.iter().all(|problem| *problem == ImageRowProblem::MissingData || problem.as_str() != reason)
 }

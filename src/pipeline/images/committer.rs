@@ -1,4 +1,4 @@
-//! Commits pixel chunks that are the product of the run, each while the next one is decoded.
+//! Commits the pixel chunks of a run. Each commit overlaps the decoding of the next chunk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ use crate::telemetry::StageProgress;
 
 /// Makes the files of a chunk durable, adds the chunk to the journal, counts it and logs an event.
 ///
-/// The row file, if the chunk has rows, is complete under its temporary name; `sum` is its checksum.
+/// If the chunk has rows, its row file is complete under its temporary name, and `sum` is the checksum of that file.
 ///
 /// # Errors
 /// When the run directory cannot be written.
@@ -61,8 +61,8 @@ pub(crate) fn commit_chunk(
     Ok(())
 }
 
-/// Commits one chunk at a time on a thread of its own. Making a few hundred megabytes durable takes a while in which
-/// the processor would be idle.
+/// Commits one chunk at a time on its own thread. Syncing a few hundred megabytes takes a while, during which the
+/// processor would otherwise be idle.
 pub(super) struct Committer {
     directory: Directory,
     layout: Layout,
@@ -84,7 +84,7 @@ impl Committer {
         Self { directory, layout, journal: Some(journal), committing: None }
     }
 
-    /// Returns the path under which the row file of a chunk is written.
+    /// Returns the temporary path of a chunk's row file.
     pub(super) fn temporary_path(&self, id: crate::chunk::ChunkId) -> Result<PathBuf, PipelineError> {
         Ok(self.directory.temporary(&self.layout.chunk(id))?)
     }
@@ -102,8 +102,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Starts to commit a chunk once the one before it is durable. For a remote run directory this waits until the
-    /// chunk is durable: scratch disk has room for one.
+    /// Starts to commit a chunk once the previous chunk is durable. With a remote run directory, waits until the chunk
+    /// itself is durable, because scratch disk has room for one chunk.
     pub(super) async fn commit(
         &mut self,
         chunk: CompleteChunk,
@@ -129,21 +129,21 @@ impl Committer {
     }
 }
 
-/// Bytes after which a chunk that is being written is synced up to there. Otherwise a disk would hold the chunk in its
-/// cache until the commit, and the page cache would fill with data that nobody reads.
+/// Bytes between two syncs of a chunk that is being written. Without these syncs, a disk would hold the chunk in its
+/// cache until the commit, and unread data would fill the page cache.
 const SYNC_BYTES: usize = 4 << 20;
 
-/// Syncs a file in the background, one stretch after the other, while it is being written.
+/// Syncs a file in the background, range by range, while it is being written.
 #[derive(Default)]
 pub(super) struct WriteBack {
-    /// Bytes written since the last stretch began.
+    /// Bytes written since the last range began.
     bytes: usize,
-    /// The sync of the current stretch.
+    /// Sync of the current range.
     syncing: Option<JoinHandle<std::io::Result<File>>>,
 }
 
 impl WriteBack {
-    /// Counts bytes that are about to be written; returns whether the next stretch is due behind them.
+    /// Counts bytes about to be written. Returns whether the next range is due after them.
     pub(super) fn add(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
         let due = self.bytes >= SYNC_BYTES;
@@ -153,16 +153,16 @@ impl WriteBack {
         due
     }
 
-    /// Whether a stretch is being synced.
+    /// Whether a range is being synced.
     pub(super) fn is_busy(&self) -> bool {
         self.syncing.as_ref().is_some_and(|stretch| !stretch.is_finished())
     }
 
-    /// Waits for the current stretch and begins the next one.
+    /// Waits for the current range and begins the next one.
     pub(super) async fn start_next(&mut self, file: File, path: &Path) -> Result<(), PipelineError> {
         std::mem::take(self).finish(path).await?;
         self.syncing = Some(tokio::task::spawn_blocking(move || {
-            // The writer's handle shares this position and goes on behind it.
+            // The writer's handle shares this position and continues from it.
             let end = (&file).stream_position()?;
             file.sync_data()?;
             drop_cached_pages(&file, NonZeroU64::new(end));
@@ -171,17 +171,17 @@ impl WriteBack {
         Ok(())
     }
 
-    /// Waits for the current stretch and returns the file, if there was a stretch.
+    /// Waits for the current range. Returns the file if there was a range.
     ///
-    /// The system reports a write error once, to whoever syncs first, so the result must not be ignored.
+    /// The system reports a write error only once, to the first sync after it. The result must not be ignored.
     pub(super) async fn finish(self, path: &Path) -> Result<Option<File>, PipelineError> {
         let Some(stretch) = self.syncing else { return Ok(None) };
         Ok(stretch.await?.map(Some).map_err(|error| StoreError::io(path, "written", error))?)
     }
 }
 
-/// Asks the system to drop the pages of a file up to `end` (`None`: all) that are on the disk. Page cache counts as
-/// memory in a container, and reused memory stays in the processor's caches. A refusal costs nothing.
+/// Asks the system to drop the synced pages of a file up to `end` (`None`: all) from the page cache. A container counts
+/// the page cache as memory, and reused memory stays in the processor's caches. A refusal is harmless and ignored.
 pub(super) fn drop_cached_pages(file: &File, end: Option<NonZeroU64>) {
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(file, 0, end, rustix::fs::Advice::DontNeed).ok();

@@ -1,8 +1,8 @@
 //! Blocks of base64 → blocks of decoded images. All threads of the pool work on one block at a time.
 //!
-//! Threads take the rows of a block one after the other and go on with the next block when none is left. A block is
-//! thus done soon after it was begun: few blocks lie between reader and writer, and no thread is left alone with the
-//! last one.
+//! Each thread takes the next row of the current block, and moves on to the next block when no row is left. A block
+//! thus completes soon after it starts: few blocks lie between reader and writer, and no thread finishes the last block
+//! alone.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,23 +41,23 @@ pub(super) struct DecodedBlocks {
 }
 
 impl DecodedBlocks {
-    /// Waits for the next block; `None` behind the last one.
+    /// Waits for the next block; `None` after the last one.
     pub(super) async fn next(&mut self) -> Result<Option<DecodedBlock>, PipelineError> {
         match self.blocks.recv().await {
             Some(block) => Ok(Some(block.await??)),
-            // The task panics where the system refuses a thread.
+            // The task panics if the system refuses a thread.
             None => Ok((&mut self.submitting).await.map(|()| None)?),
         }
     }
 }
 
-/// Decodes blocks on the pool. Threads borrow decoders from here, so that their buffers are reused.
+/// Decodes blocks on the pool. Threads borrow decoders from this struct, so that decoder buffers are reused.
 #[derive(Clone)]
 pub(super) struct Decoders {
     pool: CpuPool,
     spec: ImageSpec,
     views: Option<Views>,
-    /// Memory of images while they are decoded, all threads together.
+    /// Memory of images being decoded, across all threads.
     decode_budget: ByteBudget,
     /// Buffers for the base64 of blocks.
     base64_buffers: BufferPool,
@@ -68,7 +68,7 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// Creates decoders for at most `max_blocks` blocks at once, the one being written included.
+    /// Creates decoders for at most `max_blocks` blocks at once, including the block being written.
     pub(super) fn new(job: &StreamJob, pool: CpuPool, base64_buffers: BufferPool, max_blocks: usize) -> Self {
         let timer = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
         Self {
@@ -83,7 +83,7 @@ impl Decoders {
         }
     }
 
-    /// Starts decoding: at most `max_blocks` blocks at once, the last one taken from the result included.
+    /// Starts to decode at most `max_blocks` blocks at once. The last block taken from the result counts too.
     pub(super) fn start(&self, blocks: mpsc::Receiver<Block>, max_blocks: usize) -> DecodedBlocks {
         let (submitted, decoded) = channel(max_blocks.saturating_sub(1).max(1));
         let submitting = tokio::spawn(self.clone().submit_all(blocks, submitted));
@@ -109,7 +109,7 @@ impl Decoders {
         self.decode_with(block, |rows, work| self.pool.run_on_all(rows, work))
     }
 
-    /// Decodes the rows of a block on the threads on which `run` executes the work.
+    /// Decodes the rows of a block. `run` executes the work on its threads.
     pub(super) fn decode_with(
         &self,
         mut block: Block,
@@ -187,12 +187,12 @@ impl Decoders {
         DecodedBlock { id, boundary, tally, quarantined, rows: kept, pixels, memory_permit }
     }
 
-    /// Takes the pixel buffer of a written block back.
+    /// Takes back the pixel buffer of a written block.
     pub(super) fn recycle(&self, pixels: Vec<u8>) {
         self.pixel_buffers.release(pixels);
     }
 
-    /// Stops the timer: nothing more will be decoded.
+    /// Stops the timer at the end of decoding.
     pub(super) fn finish(self) {
         self.timer.end();
     }
@@ -205,7 +205,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Rows of a block that no thread has taken yet.
 struct PendingRows<'a> {
     views: Option<Views>,
-    /// Bytes of one view.
+    /// Size of one view in bytes.
     image_bytes: usize,
     rows: &'a RowMeta,
     spans: &'a [Range<usize>],
@@ -214,7 +214,7 @@ struct PendingRows<'a> {
     base64: Remaining<'a>,
     /// Room for the pixels from the next row on.
     pixels: Remaining<'a>,
-    /// The buffer behind `pixels`, made when the first row is taken: by then an earlier block has given its own back.
+    /// Buffer behind `pixels`. It is taken with the first row, when an earlier block has returned its own buffer.
     buffer: Option<&'a mut Vec<u8>>,
 }
 
@@ -248,7 +248,7 @@ impl<'a> PendingRows<'a> {
 struct Remaining<'a>(&'a mut [u8]);
 
 impl<'a> Remaining<'a> {
-    /// Splits the first `bytes` bytes off; the buffer has them.
+    /// Splits off the first `bytes` bytes. The buffer must hold that many.
     fn split_front(&mut self, bytes: usize) -> &'a mut [u8] {
         let (front, rest) = std::mem::take(&mut self.0).split_at_mut(bytes);
         self.0 = rest;

@@ -1,6 +1,6 @@
 //! Several shard slots → one sequence of blocks in the order of the [`Schedule`], without duplicate URLs.
 //!
-//! Of the rows with one URL the first by the schedule is kept, so the order must not depend on timing.
+//! The first row of each URL in schedule order is kept, so the order must not depend on timing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,8 +22,7 @@ use crate::pipeline::error::PipelineError;
 use crate::runtime::{BufferPool, ByteBudget, channel};
 use crate::telemetry::{Activity, Party, StageTimer};
 
-/// Upper bound on the blocks that a slot queues. The bytes of its queue are the bound that matters, but blocks can be
-/// small.
+/// Upper bound on the queued blocks of a slot. The byte limit of the queue applies first, unless blocks are small.
 const MAX_QUEUED_BLOCKS: usize = 256;
 
 /// Reads the shards of a stream through its slots.
@@ -32,17 +31,17 @@ pub(super) struct Interleaver {
     ctx: RunContext,
     schedule: Schedule,
     read_ahead: ReadAhead,
-    /// Buffers for base64, which come back from the decoders.
+    /// Buffers for base64. The decoders return them.
     buffers: BufferPool,
     timer: Arc<StageTimer>,
     starvation: Arc<Starvation>,
 }
 
-/// Where the blocks of a slot come from.
+/// Source of a slot's blocks.
 enum Slot {
-    /// Read when they are asked for.
+    /// Blocks are read on demand.
     OnDemand(Box<SlotReader>),
-    /// Read ahead by a task.
+    /// A task reads blocks ahead.
     Ahead(mpsc::Receiver<Block>, AbortOnDropHandle<Result<(), PipelineError>>),
 }
 
@@ -73,7 +72,7 @@ impl Interleaver {
         Self { job, ctx, schedule, read_ahead, buffers, timer, starvation }
     }
 
-    /// Opens each slot where the schedule goes on. `turn` holds the number of the chunk whose turn it is.
+    /// Opens each slot at its next chunk in the schedule. `turn` holds the number of the current chunk.
     fn open_slots(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<ReadStats>, Slot)> {
         let (count, number) = (self.schedule.slots().len(), self.schedule.number());
         let open = |(slot, next)| {
@@ -97,8 +96,7 @@ impl Interleaver {
         self.schedule.slots().iter().copied().enumerate().map(open).collect()
     }
 
-    /// Sends the blocks of all shards on, in the order of the schedule, until the last shard ends or the run has to
-    /// stop.
+    /// Sends the blocks of all shards in schedule order, until the last shard ends or the run has to stop.
     pub(super) async fn run(mut self, mut seen: UrlDedup, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
         let job = Arc::clone(&self.job);
         let (turn, turns) = watch::channel(self.schedule.number());
@@ -130,12 +128,12 @@ impl Interleaver {
         Ok(())
     }
 
-    /// Sends a block on once its bytes fit the budget; false when nobody receives it any more or the run has to stop.
+    /// Sends a block once its bytes fit the budget. Returns false if the receiver is gone or the run has to stop.
     async fn send(&self, mut block: Block, blocks: &mpsc::Sender<Block>) -> bool {
         let Self { job, ctx, .. } = self;
         let pixels = block.rows.len() * Views::per_image(job.views) * image_bytes(job.spec.geometry.output_px());
-        // A row can have more labels than a block is planned to hold. Its labels are in the join index anyway, so the
-        // permit is capped at the planned size: a larger one might never be granted.
+        // A row can have more labels than the planned block size allows. The permit is capped at that size, because a
+        // larger permit might never be granted. The cap is safe because the labels are in the join index anyway.
         let most = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows).block;
         let bytes = (block.bytes() as u64 + pixels as u64).min(most);
         let send = async {
@@ -150,7 +148,7 @@ impl Interleaver {
     }
 }
 
-/// Time for which the slot whose turn it was waited for the store.
+/// Time that each slot spent waiting for the store in its turn.
 #[derive(Default)]
 struct Starvation(Mutex<StarvationState>);
 
@@ -158,7 +156,7 @@ struct Starvation(Mutex<StarvationState>);
 struct StarvationState {
     /// Waits of earlier turns.
     past: Duration,
-    /// The slot that is being waited for, and how long it had waited in all when its turn began.
+    /// Current slot, and its total wait when its turn began.
     current: Option<(Arc<ReadStats>, Duration)>,
 }
 
@@ -187,14 +185,14 @@ impl Starvation {
     }
 }
 
-/// Estimates the number of rows in all from the share of the stored bytes that was read.
+/// Estimates the total number of rows from the share of stored bytes read.
 struct ReadProgress {
     /// Bytes of all shards.
     total: u64,
     /// Bytes of the shards that have ended.
     ended: u64,
-    /// Bytes read of the open shard of each slot. `None`: an earlier process read rows of it and this one none yet, so
-    /// nobody knows how many bytes those were.
+    /// Bytes read of each slot's open shard. `None` if an earlier process read rows of the shard and this process none
+    /// yet: the size of those rows is unknown.
     open: Vec<Option<u64>>,
 }
 

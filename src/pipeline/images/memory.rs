@@ -1,4 +1,4 @@
-//! How much memory an image stream takes, and how many blocks are in it at once.
+//! Memory and queue limits of an image stream.
 
 use super::{StreamJob, Views};
 use crate::chunk::pixels::image_bytes;
@@ -6,15 +6,14 @@ use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::bytes::{StreamBytes, block_images};
 use crate::decode::{HEADER_BYTES, ImageSpec, RETAINED_BYTES};
 
-/// Blocks between reader and decoders, beside those in either.
+/// Capacity of the channel between reader and decoders, in blocks.
 pub(super) const BLOCKS_WAITING: usize = 2;
 
-/// Memory of a shard slot that waits for its turn: ranges of its object, and the decompressor with its tables and
-/// output.
+/// Memory of an idle shard slot: ranges of its object, and the decompressor with its tables and output.
 const IDLE_SLOT_BYTES: u64 = (12 << 20) + (128 << 10);
 
-/// Largest block buffer that is kept for reuse; one that held a huge image is freed. Idle buffers count on top of
-/// `limits.memory`: at most one for each block that was in flight at once.
+/// Largest block buffer kept for reuse. A buffer that held a huge image is freed. Idle buffers count on top of
+/// `limits.memory`, at most one for each block that was in flight at once.
 pub(super) const MAX_REUSED_BYTES: usize = 8 << 20;
 
 /// Returns the bytes of `limits.memory` that each part of a stream takes.
@@ -30,10 +29,10 @@ pub(super) fn block_rows(job: &StreamJob) -> usize {
     (images / Views::per_image(job.views)).max(1)
 }
 
-/// Upper bound on the blocks between decoder and writer, the one being written included.
+/// Upper bound on the blocks between decoder and writer, including the block being written.
 ///
-/// All threads work on one block where it has enough rows for them. One block a thread comes on top, so that no thread
-/// idles while the writer is busy.
+/// All threads work on one block if it has enough rows for them. One more block per thread keeps all threads busy while
+/// the writer is busy.
 pub(super) fn max_decoded_blocks(job: &StreamJob, threads: usize) -> usize {
     threads + threads.div_ceil(block_rows(job))
 }

@@ -1,11 +1,11 @@
-//! [`Spec`] of the decoder: configuration, then checkpoint, then defaults.
+//! Resolution of the decoder's [`Spec`]: configuration first, then checkpoint, then defaults.
 
 use crate::config::RunConfig;
 use crate::decode::{Geometry, ImageSpec, Resample};
 use crate::model::{Preprocessor, Resize};
 use crate::pipeline::error::PipelineError;
 
-/// Side of the square where neither configuration nor checkpoint sets one.
+/// Side of the square if neither configuration nor checkpoint sets one.
 const DEFAULT_SIZE_PX: u32 = 224;
 
 /// Preprocessing that a checkpoint was trained with.
@@ -19,7 +19,7 @@ impl CheckpointPreprocessing {
     /// Reads a checkpoint's preprocessor configuration.
     ///
     /// # Errors
-    /// When the output is no square, or the filter does not exist.
+    /// When the output is not square, or the filter does not exist.
     pub(crate) fn read(preprocessor: &Preprocessor, image_size_px: u32) -> Result<Self, PipelineError> {
         let refused = |what: String| PipelineError::Model(format!("`preprocessor_config.json` {what}"));
         let square = |height: u32, width: u32| {
@@ -53,7 +53,7 @@ impl CheckpointPreprocessing {
     }
 }
 
-/// Resolves the preprocessing: the configuration goes first, then the checkpoint, then the defaults.
+/// Resolves the preprocessing: configuration first, then checkpoint, then defaults.
 pub(crate) fn resolve_spec(config: &RunConfig, checkpoint: CheckpointPreprocessing) -> ImageSpec {
     let settings = config.preprocess();
     let geometry = checkpoint.geometry.unwrap_or(Geometry::Squash { size_px: DEFAULT_SIZE_PX });

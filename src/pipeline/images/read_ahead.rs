@@ -1,6 +1,6 @@
-//! Reading ahead: shard slots that fill a queue of blocks before it is their turn.
+//! Read-ahead: shard slots fill queues of blocks before their turn.
 //!
-//! Slots read ahead where `limits.memory` has room for it. The blocks and their order are the same either way.
+//! Slots read ahead if `limits.memory` has room for it. The blocks and their order are the same either way.
 
 use tokio::sync::{mpsc, watch};
 
@@ -12,31 +12,31 @@ use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::runtime::{ByteBudget, BytePermit};
 
-/// Decoding threads that one slot keeps busy by itself.
+/// Number of decoding threads that one slot alone keeps busy.
 const THREADS_PER_SLOT: u64 = 6;
-/// Base64 that each slot may queue for each decoding thread, where one slot does not keep all threads busy: enough for
-/// the slot's chunk to come from memory when its turn comes.
+/// Base64 bytes that each slot may queue per decoding thread, if one slot cannot keep all threads busy. The queue then
+/// holds enough to serve the slot's chunk from memory when its turn comes.
 const QUEUE_BYTES_PER_THREAD: u64 = 8 << 20;
-/// Base64 that each slot may queue where one slot keeps all threads busy. Reading ahead helps there only if few rows
-/// are wanted, and those need no more than this.
+/// Base64 bytes that each slot may queue if one slot keeps all threads busy. Read-ahead then helps only if few rows are
+/// wanted, and those need no more than this.
 const SMALL_QUEUE_BYTES: u64 = 2 << 20;
-/// Base64 of a typical image of the corpus.
+/// Base64 bytes of a typical image of the corpus.
 const TYPICAL_IMAGE_BYTES: u64 = 64 << 10;
-/// Spare capacity that the buffer of a queued block may have on top of twice its length.
+/// Upper bound on the capacity of a queued block's buffer beyond twice its length.
 const MAX_SLACK_BYTES: usize = 1 << 20;
 
-/// How many slots read ahead, and how far.
+/// Number of slots that read ahead, and their queue size.
 pub(super) struct ReadAhead {
-    /// Slots that read beside the one whose turn it is; 0: each slot reads in its turn alone.
+    /// Number of slots that read in addition to the current slot. With 0, each slot reads only in its turn.
     pub(super) slots: usize,
-    /// Base64 that each slot may queue. A single block may be larger.
+    /// Base64 bytes that each slot may queue. A single block may be larger.
     pub(super) queue_bytes: u64,
-    /// Bytes of `limits.memory` for all queues and readers.
+    /// Permit for the bytes of `limits.memory` that all queues and readers take.
     _permit: Option<BytePermit>,
 }
 
 impl ReadAhead {
-    /// Chooses the largest number of slots for which the memory suffices beside `blocks` blocks being decoded.
+    /// Chooses the largest number of slots that fits the memory in addition to `blocks` blocks being decoded.
     pub(super) async fn plan(schedule: &Schedule, ctx: &RunContext, bytes: StreamBytes, blocks: usize) -> Self {
         let threads = ctx.pool.width() as u64;
         let free = ctx.budget.limit_bytes().saturating_sub(ctx.budget.in_flight_bytes());
@@ -45,7 +45,7 @@ impl ReadAhead {
         for slots in (1..schedule.unfinished_slots().min(threads as usize)).rev() {
             let (readers, queues) = (slots as u64 * bytes.reader, slots as u64 + 1);
             let share = left.saturating_sub(readers) / queues;
-            // A block that is larger than the queue occupies it alone, so there must be room for the largest block.
+            // A block larger than the queue occupies it alone, so there must be room for the largest block.
             if share >= bytes.text {
                 let queue_bytes = share.min(enough);
                 let permit = ctx.budget.acquire(readers + queues * queue_bytes.max(bytes.text)).await;
@@ -63,27 +63,27 @@ impl ReadAhead {
 
 /// Reads one slot on a task of its own.
 pub(super) struct AheadTask {
-    /// Number of the chunk whose turn it is.
+    /// Number of the current chunk in the schedule.
     pub(super) turn: watch::Receiver<u64>,
     /// Number of the slot's next chunk.
     pub(super) number: u64,
     /// Distance between two chunk numbers of the slot.
     pub(super) step: u64,
-    /// Chunks that may be read beyond the one whose turn it is.
+    /// Number of chunks that may be read beyond the current one.
     pub(super) ahead: u64,
     /// Bytes of the slot's queue.
     pub(super) queue: ByteBudget,
 }
 
 impl AheadTask {
-    /// Sends the blocks of the slot, at most `ahead` chunks early, until its last shard ends or nobody receives them.
+    /// Sends the blocks of the slot, at most `ahead` chunks early, until its last shard ends or the receiver is gone.
     pub(super) async fn run(mut self, mut slot: SlotReader, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
         // The wait fails once the interleaver is gone.
         while self.turn.wait_for(|turn| self.number <= turn + self.ahead).await.is_ok() {
             loop {
                 let Some(mut block) = slot.next_block().await? else { return Ok(()) };
                 let ends_chunk = block.boundary != Boundary::None;
-                // Buffers circulate between slots; one that held large images must not be charged to small ones.
+                // Slots share buffers. A slot with small images must not pay for a buffer that held large ones.
                 if block.base64.capacity() > 2 * block.base64.len() + MAX_SLACK_BYTES {
                     block.base64.shrink_to_fit();
                 }

@@ -1,4 +1,4 @@
-//! Where a stream goes on after an interruption.
+//! Position and state at which a stream resumes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,13 +17,13 @@ use crate::pipeline::chunk_files::{fetch_files, quarantine_files, row_files};
 use crate::pipeline::error::PipelineError;
 use crate::telemetry::Shard;
 
-/// Largest row file whose checksum is compared when its URLs are read. Pixel chunks that are the product are too large
+/// Largest row file whose checksum is verified when its URLs are read. Pixel chunks in the run directory are too large
 /// to be read whole for that.
 const MAX_VERIFIED_BYTES: u64 = 64 << 20;
 
 /// State of a stream at its start.
 pub(crate) struct StartPoint {
-    /// The next chunk of each slot.
+    /// Next chunk of each slot.
     pub(crate) schedule: Schedule,
     /// Counts of each shard by earlier processes.
     pub(crate) counted: BTreeMap<u32, Tally>,
@@ -32,14 +32,14 @@ pub(crate) struct StartPoint {
 }
 
 impl StartPoint {
-    /// The start of a stream that no process has worked on.
+    /// Returns the start of a new stream.
     pub(crate) fn fresh(shards: u32, filter: ImageFilter) -> Self {
         Self { schedule: Schedule::start(shards), counted: BTreeMap::new(), seen: UrlDedup::new(filter) }
     }
 }
 
-/// Collects the URLs of all rows in committed and spooled chunks, so that later rows with one of them are duplicates.
-/// Blocks the thread.
+/// Collects the URLs of all rows in committed and spooled chunks, so that later rows with the same URLs count as
+/// duplicates. Blocks the thread.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged.

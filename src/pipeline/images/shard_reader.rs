@@ -1,4 +1,4 @@
-//! Shards → rows → blocks. The input alone decides where blocks end.
+//! Shards → rows → blocks. The input alone determines the boundaries of blocks.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::feed_parser;
 use crate::runtime::BufferPool;
 
-/// Encoded bytes after which a block is full, however few rows it has.
+/// Encoded bytes at which a block is full, regardless of its number of rows.
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Returns the size of the largest record: an image of the largest size in base64, and its URLs.
@@ -28,7 +28,7 @@ pub(super) struct SlotReader {
     ctx: RunContext,
     buffers: BufferPool,
     stats: Arc<ReadStats>,
-    /// The next chunk: in the open shard, or at the start of the shard to open.
+    /// Next chunk: in the open shard, or at the start of the shard to open.
     next: ChunkId,
     /// Distance between two shards of the slot.
     step: u32,
@@ -45,7 +45,7 @@ struct OpenShard {
 }
 
 impl SlotReader {
-    /// Creates a reader that goes on at `next` and then reads each `step`th shard.
+    /// Creates a reader that starts at `next` and then reads each `step`th shard.
     pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, buffers: BufferPool, next: ChunkId, step: usize) -> Self {
         Self { job, ctx, buffers, stats: Arc::default(), next, step: step as u32, open: None }
     }
@@ -55,7 +55,7 @@ impl SlotReader {
         &self.stats
     }
 
-    /// Reads the next block; `None` behind the last shard, or when the run has to stop.
+    /// Reads the next block; `None` after the last shard, or when the run has to stop.
     pub(super) async fn next_block(&mut self) -> Result<Option<Block>, PipelineError> {
         loop {
             if self.ctx.shutdown.is_raised() {
@@ -78,7 +78,7 @@ impl SlotReader {
             if let Some(mut block) = block {
                 block.read_bytes = self.stats.bytes() - open.bytes_before;
                 match block.boundary {
-                    // The slot may wait long for its next turn; do not keep the buffer of a huge image meanwhile.
+                    // The slot may wait long for its next turn. Do not keep the buffer of a huge image meanwhile.
                     Boundary::Chunk => open.rows.parser.trim(),
                     Boundary::Shard => {
                         self.open = None;
@@ -89,7 +89,7 @@ impl SlotReader {
                 return Ok(Some(block));
             }
             open.more = feed_parser(&mut open.reader, &mut open.rows.parser, &shard.url).await?;
-            // Decompression never waits by itself; let other tasks run.
+            // Decompression never yields by itself, so yield here to other tasks.
             tokio::task::yield_now().await;
         }
     }
@@ -101,10 +101,10 @@ pub(super) struct ShardRows {
     pub(super) parser: ImageRows,
     buffers: BufferPool,
     shard: u32,
-    /// Rows before this one were read by an earlier process.
+    /// First row to read. An earlier process read the rows before it.
     first_row: u64,
     next_row: u64,
-    /// Rows that fill a block.
+    /// Number of rows that fill a block.
     block_rows: usize,
     block: Option<Block>,
 }
@@ -148,7 +148,7 @@ impl ShardRows {
         }
     }
 
-    /// Returns the rest of the shard as a block, which may be empty: it ends the last chunk.
+    /// Returns the rest of the shard as a block. It ends the last chunk, so it may be empty.
     fn last_block(&mut self) -> Block {
         let id = self.chunk_of(self.next_row);
         let mut block = self.block.take().unwrap_or_else(|| Block::new(id, self.block_rows, self.buffers.acquire()));

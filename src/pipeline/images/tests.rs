@@ -1,4 +1,4 @@
-//! Back pressure, to the row and to the byte, and equality of the chunks for any number of threads.
+//! Tests of exact back-pressure in rows and bytes, and of equal chunks for any number of threads.
 
 use std::time::Duration;
 
@@ -35,12 +35,12 @@ struct Stalled {
     _dir: tempfile::TempDir,
 }
 
-/// An image in base64.
+/// Returns an image in base64.
 fn image() -> String {
     image_of_row(0)
 }
 
-/// An image in base64; one of 256 different ones.
+/// Returns one of 256 different images in base64.
 fn image_of_row(row: usize) -> String {
     let mut png = Vec::new();
     let mut encoder = ::png::Encoder::new(&mut png, 20, 10);
@@ -50,9 +50,9 @@ fn image_of_row(row: usize) -> String {
     base64_simd::STANDARD.encode_to_string(png)
 }
 
-/// Bytes of the budget that a block takes.
+/// Returns the bytes of the budget that a block takes.
 fn block_bytes() -> u64 {
-    // 64 bytes for each row beside its text, URL and pixels.
+    // Each row takes 64 bytes in addition to its base64, URL and pixels.
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
@@ -68,7 +68,7 @@ fn spec() -> ImageSpec {
 }
 
 impl Stalled {
-    /// Starts a stream with a budget for `budget` blocks beside the fixed share of each part.
+    /// Starts a stream with a budget for `budget` blocks in addition to the fixed share of each part.
     async fn start(budget: u64, disk_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = image();
@@ -116,7 +116,7 @@ impl Stalled {
         stalled
     }
 
-    /// Waits until no more rows are read; returns their number.
+    /// Waits until no more rows are read. Returns the number of rows read.
     async fn settle(&self) -> u64 {
         let (mut rows, mut same) = (0, 0);
         while same < 15 {
@@ -128,7 +128,7 @@ impl Stalled {
         rows
     }
 
-    /// Returns the largest number of bytes of blocks at once.
+    /// Returns the peak memory of blocks, in bytes.
     fn block_bytes_at_once(&self) -> u64 {
         self.ctx.budget.peak_bytes() - self.own_bytes
     }
@@ -137,11 +137,11 @@ impl Stalled {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_consumer_stops_the_reader() {
     let mut stalled = Stalled::start(1000, 1 << 30).await;
-    // One chunk waits for the consumer and one for room there; then come the decoded blocks, the channel, and the block
-    // in the reader's hand.
+    // One chunk waits for the consumer, and one waits for room there. Behind them are the decoded blocks, the blocks in
+    // the channel, and the block that the reader holds.
     let expected = 1 + 1 + DECODED + CHANNEL + 1;
     assert_eq!(stalled.settle().await, expected * ROWS);
-    // Blocks that are no chunk yet hold memory; before the first chunk was done, one more did.
+    // Blocks of incomplete chunks hold memory. Before the first chunk was complete, one more block did.
     let held = stalled.ctx.budget.in_flight_bytes() - stalled.own_bytes;
     assert_eq!(held, (DECODED + CHANNEL + 1) * block_bytes());
     assert_eq!(stalled.block_bytes_at_once(), held + block_bytes());
@@ -167,7 +167,8 @@ async fn full_spool_stops_the_reader() {
 async fn small_budget_stops_the_reader() {
     for blocks in [1, 3] {
         let mut stalled = Stalled::start(blocks, 1 << 30).await;
-        // Two chunks are done and hold no memory; then come the blocks that fit, and the one in the reader's hand.
+        // Two complete chunks hold no memory. Behind them are the blocks that fit the budget and the block that the
+        // reader holds.
         assert_eq!(stalled.settle().await, (2 + blocks + 1) * ROWS, "{blocks} blocks");
         assert_eq!(stalled.block_bytes_at_once(), blocks * block_bytes());
         assert!(stalled.waiting.recv().await.is_some());
@@ -176,7 +177,7 @@ async fn small_budget_stops_the_reader() {
     }
 }
 
-/// URLs of seven shards of up to 90 rows. Other shards have the URL of every fifth row too.
+/// Returns the URLs of seven shards of up to 90 rows. Every fifth URL also occurs in other shards.
 fn shards_with_duplicates() -> Vec<Vec<String>> {
     let rows = |shard: usize| match shard {
         2 => 0,
@@ -189,7 +190,7 @@ fn shards_with_duplicates() -> Vec<Vec<String>> {
     (0..7).map(|shard| (0..rows(shard)).map(|row| url(shard, row)).collect()).collect()
 }
 
-/// Streams these shards into a directory; returns its files and the peak of the budget.
+/// Streams these shards into a directory. Returns its files and the peak of the budget.
 async fn stream_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTreeMap<String, Vec<u8>>, u64) {
     let dir = tempfile::tempdir().unwrap();
     for (shard, urls) in shards_with_duplicates().iter().enumerate() {
@@ -238,7 +239,7 @@ async fn reading_ahead_gives_the_same_bytes() {
         assert!(peak > least && peak <= limit, "{workers} workers held {peak} bytes of {limit}");
         assert!(alone == ahead, "{workers} workers and {limit} bytes");
     }
-    // Of the rows with one URL the first by the schedule is kept.
+    // The first row of each URL in schedule order is kept.
     let (shards, mut schedule, mut seen) =
         (shards_with_duplicates(), Schedule::start(7), std::collections::HashSet::new());
     let mut kept = BTreeMap::new();
@@ -285,7 +286,7 @@ fn blocks_reuse_buffers() {
     let texts = BufferPool::new(2, MAX_REUSED_BYTES);
     let mut rows = shard_reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
     let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
-    // Allocations of decoding itself.
+    // Count the allocations of the decoder alone.
     let mut decoder = crate::decode::Decoder::new(spec());
     let mut out = vec![0; decoder.pixel_bytes()];
     let mut by_decoder = 0;
@@ -308,7 +309,7 @@ fn blocks_reuse_buffers() {
         });
         counts.push(measured.count_total);
     }
-    // URLs, labels and spans of a block have buffers of their own.
+    // URLs, labels and spans of a block have separate buffers.
     let (first, rest) = counts.split_at(4);
     let most = rest.iter().max().unwrap().saturating_sub(ROWS * by_decoder);
     assert!(most <= 2 * ROWS, "{most} allocations beyond those for {ROWS} images, {first:?} at first");
@@ -347,7 +348,7 @@ async fn large_images_have_right_pixels_and_checksum() {
         let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
         stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
         let journal = Journal::read(directory, layout, None).unwrap();
-        // Row 38 is both a duplicate and no image.
+        // Row 38 is both a duplicate and not an image.
         assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
         let (id, entry) = journal.entries().iter().next().unwrap();
         let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());

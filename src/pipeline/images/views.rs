@@ -5,23 +5,23 @@ use crate::config::RunConfig;
 use crate::decode::View;
 use crate::types::ValidationSplit;
 
-/// How many random crops are made of each training image. Held-out images stay whole.
+/// Number of random crops of each training image. Held-out images stay whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Views {
     /// Crops of each image.
     pub(crate) count: u8,
-    /// Images held out from training. Its seed, that of the run, also seeds the crops.
+    /// Split that holds out images from training. Its seed, which is the run's seed, also seeds the crops.
     pub(crate) split: ValidationSplit,
 }
 
 impl Views {
-    /// Reads the settings of a configuration; `None` where images stay whole.
+    /// Reads the settings of a configuration; `None` if images stay whole.
     pub(crate) fn from_config(config: &RunConfig) -> Option<Self> {
         let count = config.views();
         (count > 0).then(|| Self { count: count as u8, split: config.validation_split() })
     }
 
-    /// Lists the views of an image in `views` and returns the number of the first; the others follow it.
+    /// Lists the views of an image in `views`. Returns the number of the first view; the other numbers follow it.
     ///
     /// Number 0 is the whole image, random crops count from 1.
     pub(crate) fn list(settings: Option<Self>, url: &str, views: &mut Vec<View>) -> u8 {
@@ -38,7 +38,7 @@ impl Views {
         }
     }
 
-    /// Upper bound on the views of one image.
+    /// Returns the upper bound on the views of one image.
     pub(crate) fn per_image(settings: Option<Self>) -> usize {
         settings.map_or(1, |views| usize::from(views.count).max(1))
     }

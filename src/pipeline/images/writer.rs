@@ -28,7 +28,7 @@ pub(super) struct ChunkWriter {
     events: Events,
 }
 
-/// The sink as the writer uses it.
+/// Sink with the state that the writer needs.
 enum Output {
     Spool(Spool, mpsc::Sender<SpooledChunk>),
     Product(Committer, Compression),
@@ -49,8 +49,8 @@ impl ChunkWriter {
         Self { job, output, bad_rows, timer, events }
     }
 
-    /// Writes all blocks. Once this returns, nothing works on the run directory any more, except perhaps the sync of a
-    /// file that was not committed.
+    /// Writes all blocks. Once this returns, no task works on the run directory, except perhaps the sync of an
+    /// uncommitted file.
     pub(super) async fn run(mut self, mut blocks: DecodedBlocks, decoders: Decoders) -> Result<(), PipelineError> {
         let written = self.write_blocks(&mut blocks, &decoders).await;
         // Free the buffers while the last chunk is being committed.
@@ -88,7 +88,7 @@ impl ChunkWriter {
         Ok(())
     }
 
-    /// Hands a complete chunk to the sink; false when nobody receives it any more.
+    /// Delivers a complete chunk to the sink. Returns false if the receiver is gone.
     async fn deliver(&mut self, chunk: CompleteChunk, slot: Option<PendingChunk>) -> Result<bool, PipelineError> {
         match &mut self.output {
             Output::Spool(spool, consumer) => {
@@ -116,7 +116,7 @@ struct OpenChunk {
     path: PathBuf,
     writer: Option<PixelWriter>,
     write_back: WriteBack,
-    /// Room in the spool.
+    /// Reservation in the spool.
     slot: Option<PendingChunk>,
 }
 
@@ -149,7 +149,7 @@ impl OpenChunk {
             return Ok(block.pixels);
         }
         if let (Output::Spool(spool, _), Some(slot)) = (output, &mut self.slot) {
-            // Page headers are covered by the fixed part of the slot and by 64 bytes a row.
+            // The fixed part of the slot and 64 bytes a row cover the page headers.
             let bytes = block.pixels.len() as u64 + block.rows.stored_bytes() + GROUP_OVERHEAD_BYTES;
             timer.wait(Activity::Blocked, spool.reserve(slot, bytes)).await?;
         }
@@ -170,8 +170,8 @@ impl OpenChunk {
             drop(memory_permit);
             let mut file = if sync_is_due { writer.handle() } else { None };
             if syncing && let Some(file) = file.take() {
-                // The disk does not keep up. Dropping pages that are not on the disk yet starts to write them, so the
-                // disk is never idle; where it is saturated, this waits.
+                // The disk does not keep up. Dropping dirty pages starts to write them, so the disk is never idle. The
+                // call waits while the disk is saturated.
                 drop_cached_pages(&file, None);
             }
             Ok::<_, PipelineError>((writer, pixels, file))

@@ -1,7 +1,6 @@
 //! Event log of a run: JSON lines in `events/TIME-PROCESS.jsonl` of the run directory, one file for each process.
 //!
-//! There is an event for everything that an operator may ask about later, and none for single rows. Nothing resumes
-//! from the log.
+//! Events cover everything that an operator may ask about later, but not single rows. Nothing resumes from the log.
 
 use std::time::SystemTime;
 
@@ -57,7 +56,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Starts the log file of this process. If that fails, the run goes on without events.
+    /// Starts the log file of this process. If that fails, the run continues without events.
     pub(crate) fn open(directory: &Directory) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
         let name = format!("{FOLDER}/{now}-{}", Process::current().process);
@@ -82,13 +81,13 @@ impl Events {
         }
     }
 
-    /// Writes that a stage started, with the units it has resumed.
+    /// Writes the event that a stage started, with its resumed units.
     pub(crate) fn stage_started(&self, stage_progress: &StageProgress) {
         let now = stage_progress.snapshot();
         self.write(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
     }
 
-    /// Stops the timers of a stage and writes that it is complete.
+    /// Stops the timers of a stage and writes the event that it is complete.
     pub(crate) fn stage_finished(&self, stage_progress: &StageProgress) {
         stage_progress.finish();
         let now = stage_progress.snapshot();

@@ -37,9 +37,9 @@ pub struct Report {
     pub prediction: Option<PredictionReport>,
     /// Time and rate of each stage, in the process that wrote the report.
     pub stages: Vec<StageReport>,
-    /// Largest resident memory of that process in bytes; absent where the system does not tell it.
+    /// Peak resident memory of that process in bytes; absent if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// Largest number of bytes in flight between stages.
+    /// Peak number of bytes in flight between stages.
     pub peak_in_flight_bytes: u64,
     /// Requests and bytes to and from remote stores.
     #[serde(default)]
@@ -117,7 +117,7 @@ impl Report {
 pub struct CatalogReport {
     /// Origin of the classes.
     pub source: String,
-    /// Rule by which a caption is found among the classes.
+    /// Rule that matches a caption to a class.
     pub match_rule: String,
     /// Number of classes.
     pub classes: u64,
@@ -125,11 +125,11 @@ pub struct CatalogReport {
     pub duplicate_captions: u64,
     /// Rows of the pairs files.
     pub pair_rows: u64,
-    /// Of these, rows that are unusable or not wanted, by reason.
+    /// Number of unusable or unwanted rows of the pairs files, by reason.
     pub pair_rows_skipped: BTreeMap<String, u64>,
     /// Rows whose caption is a class.
     pub labelled_rows: u64,
-    /// Distinct image URLs among them.
+    /// Distinct image URLs of the labelled rows.
     pub labelled_images: u64,
     /// Classes with at least one image URL.
     pub classes_with_images: u64,
@@ -137,7 +137,7 @@ pub struct CatalogReport {
     pub images_per_class: Vec<(String, u64)>,
     /// Distinct URLs that normalising scheme and percent-encoding would merge. Rows are joined on the raw URL.
     pub urls_merged_by_normalising: u64,
-    /// Whether that number is exact, and not estimated from a sample.
+    /// Whether `urls_merged_by_normalising` is exact, rather than estimated from a sample.
     pub urls_merged_exact: bool,
 }
 
@@ -180,8 +180,8 @@ pub struct TrainingReport {
     pub curve: Vec<LossPoint>,
     /// Validation at the end of each epoch.
     pub validations: Vec<ValidationPoint>,
-    /// Heads of a sweep by number; empty for a single head. The figures above are those of the winner, except for the
-    /// curve and the validations, which hold all heads.
+    /// Heads of a sweep by number; empty for a single head. The other fields describe the winner, except that `curve`
+    /// and `validations` hold all heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
 }
@@ -192,7 +192,7 @@ pub struct MixingReport {
     /// Mean distance between the positions of a sample in the corpus and in the shuffle, as a share of all samples;
     /// ideally 1/3.
     pub moved: f64,
-    /// Excess frequency with which neighbours have the same class, as a share of the possible excess; ideally 0.
+    /// Excess frequency of neighbours with the same class, as a share of the possible excess; ideally 0.
     pub correlation: f64,
 }
 
@@ -251,18 +251,18 @@ pub struct ValidationPoint {
 /// Prediction for the test images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PredictionReport {
-    /// Ids in the ids file.
+    /// Number of ids in the ids file.
     pub ids: u64,
-    /// Distinct images among them.
+    /// Number of distinct images of the ids.
     pub images: u64,
-    /// Ids without a ranking of their own: no head was trained, or both the image and (for a text head) its file name
-    /// are unusable. They get the most frequent captions, or with a text head the first captions of the list.
+    /// Number of ids without a ranking. Either no head was trained, or the image and (for a text head) its file name
+    /// are unusable. Such ids get the most frequent captions, or with a text head the first captions of the list.
     pub ids_without_image: u64,
     /// Counts of the rows of the test images.
     pub tally: Tally,
     /// Step of the checkpoint used.
     pub checkpoint_step: Option<u64>,
-    /// Number of its head in a sweep.
+    /// Number of the checkpoint's head in a sweep.
     #[serde(default)]
     pub trial: u32,
     /// Scores against `predict.truth`.
@@ -278,14 +278,14 @@ pub struct PredictionReport {
 pub struct TextReport {
     /// Origin of the captions: a file, or `the classes of the run`.
     pub source: String,
-    /// Distinct captions that were ranked.
+    /// Number of distinct ranked captions.
     pub captions: u64,
     /// Hubness correction: the treatment of captions that are close to every image.
     pub correction: String,
-    /// Weight of file names, where pixels have weight 1; absent where names were not used.
+    /// Weight of file names, relative to weight 1 of pixels; absent if names were not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names_weight: Option<f32>,
-    /// Weight of the logits of a class head; absent where none was used.
+    /// Weight of a class head's logits; absent if none was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes_weight: Option<f32>,
     /// Scores on held-out images, ranked among their own captions.
@@ -323,7 +323,7 @@ pub struct EvidenceGroup {
     /// Scores by file names alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names: Option<EvidenceScores>,
-    /// Scores by both.
+    /// Scores by pixels and file names together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub both: Option<EvidenceScores>,
 }
@@ -346,7 +346,7 @@ pub struct EvidenceScores {
 pub struct ScoreReport {
     /// NDCG@5, mean over ids.
     pub ndcg5: f64,
-    /// Highest possible NDCG@5 with one ranking an image.
+    /// Highest possible NDCG@5 with one ranking per image.
     pub ndcg5_ceiling: f64,
     /// NDCG@5 of a random ranking.
     pub ndcg5_chance: f64,
@@ -365,7 +365,7 @@ pub struct ScoreReport {
 pub struct StageReport {
     /// Name of the stage.
     pub name: String,
-    /// Unit that it counts.
+    /// Unit of the counts.
     pub unit: String,
     /// Units done by this process.
     pub done: u64,
@@ -373,21 +373,21 @@ pub struct StageReport {
     pub seconds: f64,
     /// Units per second.
     pub per_second: f64,
-    /// Whoever limited its rate.
+    /// Party that limited the rate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bottleneck: Option<Bottleneck>,
-    /// Share of the time, from 0 to 1, for which the device had no input; absent where the stage uses no device.
+    /// Share of the time, from 0 to 1, for which the device had no input; absent if the stage uses no device.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_waited: Option<f64>,
-    /// Time of its parts.
+    /// Times of the stage's parts.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<PartReport>,
 }
 
-/// Whoever limited the rate of a stage: its busiest part, or somebody outside for whom a part waited even longer.
+/// Party that limited the rate of a stage: its busiest part, or an outside party that a part waited for even longer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bottleneck {
-    /// The part, or the party outside.
+    /// Limiting party.
     pub who: Party,
     /// Share of the time, from 0 to 1.
     pub share: f64,
@@ -398,13 +398,13 @@ pub struct Bottleneck {
 pub struct PartReport {
     /// Name of the part.
     pub name: String,
-    /// Workers of the part.
+    /// Number of workers of the part.
     pub lanes: u32,
-    /// Share of its own work.
+    /// Share of time spent working.
     pub busy: f64,
-    /// Share of waiting for input.
+    /// Share of time spent waiting for input.
     pub starved: f64,
-    /// Share of waiting for room in the output.
+    /// Share of time spent waiting for room in the output.
     pub blocked: f64,
 }
 

@@ -24,25 +24,25 @@ const FILE: &str = "status.json";
 const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two updates on S3, where each is a paid request.
 const REMOTE_INTERVAL: Duration = Duration::from_secs(10);
-/// Missed updates after which a process counts as dead, once [`GRACE`] is over as well.
+/// Missed updates after which a process counts as dead. [`GRACE`] comes on top.
 const MAX_MISSED: u32 = 3;
-/// Time on top of the missed updates, for clocks that differ.
+/// Tolerance for differing clocks, on top of the missed updates.
 const GRACE: Duration = Duration::from_secs(10);
-/// Longest wait for the last update: the process is about to exit.
+/// Timeout of the last update, since the process is about to exit.
 const LAST_UPDATE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// State of a run's last process, as the process itself reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It works on the run.
+    /// The process works on the run.
     #[default]
     Running,
-    /// It has completed every stage.
+    /// The process has completed every stage.
     Done,
-    /// It was asked to stop and saved its work.
+    /// The process was asked to stop and saved its work.
     Stopped,
-    /// It failed.
+    /// The process failed.
     Failed,
 }
 
@@ -62,7 +62,7 @@ impl State {
 pub struct Status {
     /// State of the process.
     pub state: State,
-    /// Reason for which it failed or was stopped.
+    /// Reason why the process failed or was stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The process that works on the run.
@@ -70,7 +70,7 @@ pub struct Status {
     pub process: Process,
     /// Version of the program.
     pub version: String,
-    /// Time at which it started, as RFC 3339.
+    /// Start time of the process, as RFC 3339.
     pub started: String,
     /// Time of this update, as RFC 3339.
     pub updated: String,
@@ -81,7 +81,7 @@ pub struct Status {
     /// Resident memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Gauges and counters of what the stages share.
+    /// Gauges and counters of the shared services.
     pub readings: BTreeMap<String, ReadingStatus>,
 }
 
@@ -90,29 +90,29 @@ pub struct Status {
 pub struct StageStatus {
     /// Name of the stage.
     pub name: String,
-    /// Unit that it counts.
+    /// Unit of the counts.
     pub unit: String,
     /// Units done, including those of earlier processes.
     pub done: u64,
-    /// Units in all, where known or estimated.
+    /// Total number of units, if known or estimated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Units per second, of this process.
+    /// Units per second of this process.
     pub per_second: f64,
     /// Seconds since this process started the stage.
     pub seconds: f64,
-    /// Seconds left at that rate.
+    /// Estimated seconds left at `per_second`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_s: Option<u64>,
     /// Whether the stage is complete.
     pub finished: bool,
-    /// Whoever limits its rate.
+    /// Party that limits the rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bottleneck: Option<Bottleneck>,
-    /// Time of its parts.
+    /// Times of the stage's parts.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<PartReport>,
-    /// Its shards in order.
+    /// Shards of the stage, in order.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub shards: Vec<ShardStatus>,
 }
@@ -122,17 +122,17 @@ pub struct StageStatus {
 pub struct ShardStatus {
     /// URL of the shard.
     pub name: String,
-    /// Rows that are committed.
+    /// Number of committed rows.
     pub rows: u64,
-    /// Of these, rows that were kept.
+    /// Number of kept rows.
     pub kept: u64,
-    /// Of these, rows that were not wanted.
+    /// Number of skipped rows, which were not wanted.
     pub skipped: u64,
-    /// Of these, rows that could not be used.
+    /// Number of quarantined rows, which could not be used.
     pub quarantined: u64,
-    /// Share of its bytes that was read, from 0 to 1.
+    /// Share of the shard's bytes read so far, from 0 to 1.
     pub read: f64,
-    /// Whether all of its rows are committed.
+    /// Whether all rows of the shard are committed.
     pub done: bool,
 }
 
@@ -203,13 +203,13 @@ impl Status {
         SystemTime::now().duration_since(written).unwrap_or_default()
     }
 
-    /// Whether the process seems to be alive.
+    /// Whether the process appears to be alive.
     pub fn is_live(&self) -> bool {
         let silent = self.age() > Duration::from_secs(self.every_s) * MAX_MISSED + GRACE;
         self.state == State::Running && !self.process.is_gone() && !silent
     }
 
-    /// Replaces everything that changes by its current value.
+    /// Updates all variable fields to their current values.
     fn refresh(&mut self, registry: &ProgressRegistry) {
         self.updated = now();
         self.stages = registry.snapshots().iter().map(Into::into).collect();
@@ -222,7 +222,7 @@ impl Status {
     }
 }
 
-/// Writes `status.json` on a thread of its own until the run ends. No stage waits for it.
+/// Writer of `status.json` on its own thread, until the run ends. No stage waits for it.
 #[derive(Debug)]
 pub(crate) struct Reporter {
     outcome: SyncSender<(State, Option<String>)>,
@@ -230,7 +230,7 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Writes the event that the run started and starts the thread.
+    /// Writes the event that the run started, and starts the thread.
     pub(crate) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
         let (outcome, ended) = sync_channel(1);
         let (done, finished) = sync_channel(1);
@@ -254,7 +254,7 @@ impl Reporter {
         Self { outcome, finished }
     }
 
-    /// Writes the last update and waits for it, but not for long. Blocks the thread.
+    /// Writes the last update and waits at most [`LAST_UPDATE_TIMEOUT`] for it. Blocks the thread.
     pub(crate) fn finish(self, state: State, detail: Option<String>) {
         self.outcome.try_send((state, detail)).ok();
         self.finished.recv_timeout(LAST_UPDATE_TIMEOUT).ok();

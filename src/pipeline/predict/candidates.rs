@@ -1,4 +1,4 @@
-//! The captions that a projection head ranks.
+//! Captions that a projection head ranks.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::pipeline::catalog::{self, RunCatalog};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 
-/// Source of the captions in the report, where no file lists them.
+/// Source of the captions in the report, if no file lists them.
 const RUN_CLASSES: &str = "the classes of the run";
 
 /// Captions to rank.
@@ -19,7 +19,7 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    /// Reads the list of captions to rank: `predict.captions`, else `captions.list`. `None` where neither is set.
+    /// Reads the list of captions to rank: `predict.captions`, else `captions.list`. `None` if neither is set.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -33,12 +33,12 @@ impl Candidates {
         Ok(Some(Self { captions: Arc::new(captions), source: Store::redact(name).to_owned() }))
     }
 
-    /// The classes of the run.
+    /// Returns the classes of the run as candidates.
     pub(super) fn from_classes(catalog: &RunCatalog) -> Self {
         Self { captions: Arc::clone(&catalog.classes), source: RUN_CLASSES.to_owned() }
     }
 
-    /// Number of captions.
+    /// Returns the number of captions.
     pub(super) fn len(&self) -> usize {
         self.captions.len()
     }

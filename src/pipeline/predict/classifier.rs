@@ -26,9 +26,9 @@ impl ClassifierRanker {
     }
 }
 
-/// Features are the queries of a classifier.
+/// Query encoder of a classifier: the queries are the features themselves.
 struct RawFeatures {
-    /// Values that the classifier expects.
+    /// Feature dimension that the classifier expects.
     dim: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Images with known captions: choice of fusion weights on them, and scores by signal, by slice and by language.
+//! Evaluation on images with known captions: choice of fusion weights, and scores by signal, slice and language.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::pipeline::predict::hubness::HubnessCorrection;
 use crate::predict::metrics::{Tally, rank_of};
 use crate::types::Correction;
 
-/// Captions ranked for an image, from which its reciprocal rank is computed.
+/// Number of captions ranked for an image, from which its reciprocal rank is computed.
 const TOP_K: usize = 20;
-/// Weights that are tried for a signal.
+/// Candidate weights of a signal.
 const WEIGHTS: [f32; 9] = [0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0];
 
 /// An image and one of its right captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) image: usize,
-    /// Position among the candidates; `None` if the caption is no candidate.
+    /// Position among the candidates; `None` if the caption is not a candidate.
     pub(super) caption: Option<u32>,
     /// Index of the caption's language, if it is known.
     pub(super) language: Option<usize>,
@@ -39,7 +39,7 @@ pub(super) struct EvalImages {
     pub(super) pixels: Vec<f32>,
     /// Vectors of the file names, `[images, dim]`, if names are a signal.
     pub(super) names: Option<Vec<f32>>,
-    /// Features, if a classifier takes part.
+    /// Features, if a classifier contributes.
     pub(super) features: Option<Vec<f32>>,
 }
 
@@ -92,8 +92,8 @@ impl EvalSet<'_> {
         Ok(score(self.queries.iter(), &ranked).ndcg5)
     }
 
-    /// Chooses the weights with the best NDCG@5, first the classifier's, then that of names. Of equal weights the first
-    /// wins.
+    /// Chooses the weights with the best NDCG@5: first the weight of the classifier, then that of names. Ties go to the
+    /// first weight.
     ///
     /// # Errors
     /// When the device fails.
@@ -204,7 +204,7 @@ fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Ranki
     }
 }
 
-/// Scores all queries, those whose caption a training image has, and the others. Empty slices are left out.
+/// Scores all queries, the queries whose caption a training image has, and the other queries. Leaves out empty slices.
 pub(super) fn score_slices(queries: &[Query], captions: usize, rankings: &Rankings) -> Vec<EvidenceGroup> {
     let slice = |name: &str, contains: &dyn Fn(&Query) -> bool| {
         let chosen: Vec<&Query> = queries.iter().filter(|query| contains(query)).collect();

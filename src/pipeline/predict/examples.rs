@@ -38,7 +38,7 @@ struct Example {
 /// Writes the page for the ranking by all signals.
 ///
 /// # Errors
-/// When a chunk cannot be read, or the run directory refuses.
+/// When a chunk cannot be read, or the run directory cannot be written.
 pub(super) fn write(
     ctx: &RunContext,
     images: &HeldOut,
@@ -52,7 +52,7 @@ pub(super) fn write(
         .filter(|image| !images.captions_of.row(*image).is_empty())
         .map(|image| score_image(image, images, &ranked[image]))
         .collect();
-    // Equal images stay in the order of the corpus.
+    // Images with equal scores stay in corpus order.
     examples.sort_by(|one, other| {
         other.ndcg5.total_cmp(&one.ndcg5).then(other.mrr.total_cmp(&one.mrr)).then(one.image.cmp(&other.image))
     });
@@ -98,7 +98,7 @@ fn score_image(image: usize, images: &HeldOut, ranked: &[u32]) -> Example {
 /// Reads the thumbnails of some images from the feature chunks, by URL.
 fn read_listed_thumbnails(dir: &Directory, urls: &[&str]) -> Result<HashMap<String, Vec<u8>>, PipelineError> {
     let journal = Journal::read(dir.clone(), Layout::train("features"), None)?;
-    // A damaged thumbnail is harmless, so the chunks are not verified again.
+    // A damaged thumbnail is harmless, so do not verify the chunks again.
     let files: Vec<ChunkFile> = row_files(&journal).into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
     let mut found = HashMap::new();
     for fetched in fetch_files(dir, &files) {

@@ -8,24 +8,24 @@ use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::centre_and_normalise;
 
-/// Names from which on they are centred by their own mean. Names are mostly in one language, so the captions' mean is
-/// not theirs.
+/// Number of names from which on they are centred by their own mean. Names are mostly in one language, so their mean
+/// differs from that of captions.
 const MIN_NAMES_FOR_MEAN: usize = 100;
 
 /// The distinct file names of images.
 pub(super) struct FileNames {
     names: Classes,
-    /// Name of each image by the hash of its URL.
+    /// Name of each image, by the hash of its URL.
     name_of: HashMap<u64, u32>,
 }
 
 impl FileNames {
-    /// Starts without names.
+    /// Creates an empty collection.
     pub(super) fn new() -> Self {
         Self { names: Classes::new(ClassSource::List, Match::Exact), name_of: HashMap::new() }
     }
 
-    /// Adds the name of an image, unless the name says nothing.
+    /// Adds the name of an image, unless the name is uninformative.
     ///
     /// # Errors
     /// When there are too many names.
@@ -36,7 +36,7 @@ impl FileNames {
         Ok(())
     }
 
-    /// Ends the collection: the distinct names, and the name of each image.
+    /// Returns the distinct names, and the name of each image by the hash of its URL.
     pub(super) fn finish(self) -> (Arc<Classes>, HashMap<u64, u32>) {
         (Arc::new(self.names), self.name_of)
     }
@@ -63,7 +63,7 @@ impl NameVectors {
         Self { names, name_of, vectors, mean }
     }
 
-    /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`: zeros where a name says nothing.
+    /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`. An uninformative name yields zeros.
     /// Blocks the thread.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl NameVectors {
         Ok(all)
     }
 
-    /// Whether an image has a name that says something.
+    /// Whether an image has an informative name.
     pub(super) fn contains(&self, url: u64) -> bool {
         self.name_of.contains_key(&url)
     }

@@ -1,13 +1,14 @@
 //! Fusion of signals: pixels, file names and the logits of a classifier rank captions together.
 //!
-//! Every signal is an inner product, so one linear layer ranks by their weighted sum. A caption's row holds its scaled
-//! vector, then the weights that the classifier has for it. An image's row (its query) holds the weighted sum of its
-//! projected feature and its name's vector, then its feature. A hubness correction is added to the bias.
+//! Every signal is an inner product, so one linear layer ranks by the weighted sum of all signals. The row of a caption
+//! holds its scaled vector, followed by the caption's classifier weights. The row of an image (its query) holds the
+//! weighted sum of its projected feature and name vector, followed by its feature. A hubness correction is added to the
+//! bias.
 
 use crate::pipeline::device::linear_layer;
 use crate::train::HeadState;
 
-/// Signals that rank. A classifier takes part wherever pixels do.
+/// Signals of a ranking. A classifier contributes wherever pixels do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FusionSignal {
     /// Pixels only.
@@ -19,7 +20,7 @@ pub(super) enum FusionSignal {
 }
 
 impl FusionSignal {
-    /// Name in the inputs of a batch log. It never changes.
+    /// Returns the name in the inputs of a batch log. The name never changes.
     pub(super) fn fingerprint_name(self) -> &'static str {
         match self {
             Self::Pixels => "Pixels",
@@ -28,7 +29,7 @@ impl FusionSignal {
         }
     }
 
-    /// Name in progress and report.
+    /// Returns the name in progress and report.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Pixels => "pixels",
@@ -47,7 +48,7 @@ pub(super) struct FusionWeights {
     pub(super) classifier: f32,
 }
 
-/// Rows of a classifier for some captions; zero for captions that are none of its classes.
+/// Rows of a classifier for some captions; zero for captions that are not among its classes.
 pub(super) struct ClassifierRows {
     /// `[captions, width]`.
     pub(super) weight: Vec<f32>,
@@ -56,30 +57,30 @@ pub(super) struct ClassifierRows {
 }
 
 impl ClassifierRows {
-    /// Values of a row.
+    /// Returns the dimension of a row.
     pub(super) fn width(&self) -> usize {
         self.weight.len() / self.bias.len().max(1)
     }
 }
 
-/// Captions to rank, with everything that they are ranked by.
+/// Captions to rank, with their vectors and classifier rows.
 pub(super) struct CandidateVectors {
     /// Centred vectors of length 1, `[captions, dim]`.
     pub(super) vectors: Vec<f32>,
     pub(super) dim: usize,
     /// Factor that turns cosine similarities into logits.
     pub(super) scale: f32,
-    /// Rows of another run's classifier, if one takes part.
+    /// Rows of another run's classifier, if one contributes.
     pub(super) classifier: Option<ClassifierRows>,
 }
 
 impl CandidateVectors {
-    /// Number of captions.
+    /// Returns the number of captions.
     pub(super) fn len(&self) -> usize {
         self.vectors.len() / self.dim.max(1)
     }
 
-    /// Copies the captions at some positions.
+    /// Copies the captions at the positions `places`.
     pub(super) fn subset(&self, places: &[u32]) -> Self {
         let rows = |values: &[f32], width: usize| -> Vec<f32> {
             places
@@ -125,7 +126,7 @@ pub(super) struct ImageSignals<'a> {
     pub(super) dim: usize,
 }
 
-/// Builds the images' rows for the layer of [`CandidateVectors::linear_layer`].
+/// Builds the queries of images for the layer of [`CandidateVectors::linear_layer`].
 pub(super) fn fuse_queries(signal: FusionSignal, weights: FusionWeights, images: ImageSignals<'_>) -> Vec<f32> {
     let ImageSignals { pixels, names, features, dim } = images;
     let images = pixels.len() / dim.max(1);
@@ -149,7 +150,7 @@ pub(super) fn fuse_queries(signal: FusionSignal, weights: FusionWeights, images:
     rows
 }
 
-/// Whether the classifier counts, and queries contain features.
+/// Whether the classifier contributes, so that queries contain features.
 fn uses_features(signal: FusionSignal, weights: FusionWeights) -> bool {
     signal != FusionSignal::Names && weights.classifier != 0.0
 }

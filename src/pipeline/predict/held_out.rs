@@ -1,4 +1,4 @@
-//! Images that training held out, read back from the run directory for a projection head.
+//! Images held out from training, read from the run directory for a projection head.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ pub(super) struct HeldOutImages {
 }
 
 impl HeldOutImages {
-    /// Reads the images from the run's feature chunks; `None` where training held out none. `read_vectors` returns the
+    /// Reads the images from the run's feature chunks; `None` if training held out no image. `read_vectors` returns the
     /// vectors of classes. Blocks the thread.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl HeldOutImages {
     }
 }
 
-/// Reads the images that a recorded training held out; `None` if the record names no seed or no fraction.
+/// Reads the validation split of a recorded training; `None` if the record has no seed or no fraction.
 ///
 /// # Errors
 /// When a recorded value is not a number.

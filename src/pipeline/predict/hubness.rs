@@ -10,10 +10,10 @@ use crate::pipeline::predict::ranking::{QueryEncoder, read_chunk};
 use crate::train::HeadState;
 use crate::types::Correction;
 
-/// Closest images of a caption whose mean similarity CSLS subtracts.
+/// Number of a caption's nearest images whose mean similarity CSLS subtracts.
 const CSLS_NEIGHBOURS: usize = 10;
 
-/// Sums over images from which each caption's correction follows.
+/// Statistics over images that determine the correction of each caption.
 pub(super) enum HubnessCorrection {
     None,
     /// `log Σ exp` of each caption's logits.
@@ -23,7 +23,7 @@ pub(super) enum HubnessCorrection {
 }
 
 impl HubnessCorrection {
-    /// Starts with no image.
+    /// Creates the statistics of no images.
     pub(super) fn new(kind: Correction, captions: usize) -> Self {
         match kind {
             Correction::None => Self::None,
@@ -92,15 +92,15 @@ impl HubnessCorrection {
         Ok(())
     }
 
-    /// Values to add to the logits of each caption.
+    /// Returns the values to add to the logits of each caption.
     pub(super) fn bias(&self) -> Option<Vec<f32>> {
         match self {
             Self::None => None,
             Self::Softmax(sums) => {
                 Some(sums.iter().map(|sum| if sum.is_finite() { -*sum as f32 } else { 0.0 }).collect())
             }
-            // CSLS is twice the similarity minus both means. The image's own mean changes no order, and halving
-            // neither.
+            // CSLS is twice the similarity minus both means. Neither the image's own mean nor a factor of one half
+            // changes the order.
             Self::Csls(largest) => {
                 let mean = |list: &Vec<f32>| list.iter().sum::<f32>() / list.len().max(1) as f32;
                 Some(largest.iter().map(|list| -0.5 * mean(list)).collect())

@@ -1,4 +1,4 @@
-//! Another run's classifier, whose logits take part in the ranking (`predict.blend`).
+//! Classifier of another run, whose logits contribute to the ranking (`predict.blend`).
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::run_dir::Directory;
 use crate::train::HeadState;
 use crate::types::{Pick, ValidationSplit};
 
-/// A classifier by the captions of its classes.
+/// A classifier, indexed by the captions of its classes.
 pub(super) struct OtherClassifier {
     head: HeadState,
     class_of: HashMap<Box<str>, u32>,
@@ -29,10 +29,10 @@ pub(super) fn is_feature_key(key: &str) -> bool {
 }
 
 impl OtherClassifier {
-    /// Opens the classifier of another run; `None` where `predict.blend` is not set.
+    /// Opens the classifier of another run; `None` if `predict.blend` is not set.
     ///
     /// # Errors
-    /// When the other run has no classifier, was trained on other features, or on images that are held out here.
+    /// When the other run has no classifier, or was trained on other features or on images that are held out here.
     pub(super) async fn open(
         ctx: &RunContext,
         model: &ResolvedModel,
@@ -69,7 +69,7 @@ impl OtherClassifier {
         Ok(Some(Self { head, class_of }))
     }
 
-    /// Returns the classifier's rows for captions; zero for captions that are none of its classes.
+    /// Returns the classifier's rows for captions; zero for captions that are not among its classes.
     pub(super) fn rows<'a>(&self, captions: impl ExactSizeIterator<Item = &'a str>) -> ClassifierRows {
         let dim = self.head.dim;
         let mut rows = ClassifierRows { weight: vec![0.0; captions.len() * dim], bias: vec![0.0; captions.len()] };
@@ -85,13 +85,14 @@ impl OtherClassifier {
     }
 }
 
-/// Compares the keys of features; the error is the first key that differs.
+/// Compares the keys of features. The error is the first key that differs.
 fn require_same_features(theirs: &StageKeys, own: &StageKeys) -> Result<(), String> {
     let differs = |key: &&String| is_feature_key(key) && theirs.get(*key) != own.get(*key);
     theirs.keys().find(differs).map_or(Ok(()), |key| Err(key.clone()))
 }
 
-/// The images that this run holds out: those of the configuration if it trains, else those of the recorded training.
+/// Returns the validation split of this run: from the configuration if the run trains, otherwise from the recorded
+/// training.
 fn own_split(ctx: &RunContext, manifest: &Manifest) -> Result<Option<ValidationSplit>, PipelineError> {
     if ctx.config.runs(Stage::Train) {
         return Ok(Some(ctx.config.validation_split()));

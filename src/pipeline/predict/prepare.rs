@@ -1,4 +1,4 @@
-//! Checks before anything runs: inputs of the prediction, and whether head, features and encoder fit together.
+//! Checks before a prediction: its inputs, and the compatibility of head, features and encoder.
 
 use crate::config::{HeadConfig, Stage};
 use crate::objects::Object;
@@ -18,21 +18,21 @@ pub(crate) struct PreparedPrediction {
     /// Hash of everything that the features of the test images depend on.
     pub(crate) generation: String,
     pub(crate) test_set: TestSet,
-    /// The list that a projection head ranks; `None` where the classes of the run are ranked.
+    /// List that a projection head ranks; `None` if the classes of the run are ranked.
     pub(super) candidates: Option<Candidates>,
 }
 
 impl PreparedPrediction {
-    /// Whether the classes of the run are ranked, so that there must be enough of them.
+    /// Whether the classes of the run are ranked. The run must then have enough classes.
     pub(crate) fn ranks_classes(&self) -> bool {
         self.candidates.is_none()
     }
 }
 
-/// Reads the ids and lists the test images; `None` without `[predict]`. `predict_only`: no other stage runs.
+/// Reads the ids and lists the test images; `None` without `[predict]`. With `predict_only`, no other stage runs.
 ///
 /// # Errors
-/// When an input cannot be used, or does not fit what the run directory holds.
+/// When an input cannot be used, or does not fit the artefacts in the run directory.
 pub(crate) async fn prepare(
     ctx: &RunContext,
     model: &ResolvedModel,
@@ -54,7 +54,7 @@ pub(crate) async fn prepare(
             if predict_only || !ctx.config.runs(Stage::Train) {
                 require_same_encoder(ctx, model, manifest)?;
             }
-            // Checked here, and read again when it is needed, which may be days later.
+            // Check it now. The prediction opens it again, perhaps days later.
             OtherClassifier::open(ctx, model, manifest).await?;
             candidates
         }
@@ -72,7 +72,7 @@ pub(crate) async fn prepare(
         && manifest.recorded(Stage::Catalog.as_str()).is_some()
         && let Ok(captions) = catalog::load_captions(&ctx.dir)
     {
-        // A catalog that is not complete yet is checked once it is built.
+        // An incomplete catalog is checked once it is built.
         require_captions(captions.len(), settings.top_k)?;
     }
     let mut keys = model.stream_keys(&ctx.config, Stage::Predict);
@@ -83,12 +83,12 @@ pub(crate) async fn prepare(
     Ok(Some(PreparedPrediction { shards, generation, test_set, candidates }))
 }
 
-/// Stem of the prediction's files and folders.
+/// Returns the stem of the prediction's files and folders.
 pub(crate) fn file_stem(output: &str) -> &str {
     output.trim_end_matches(".csv")
 }
 
-/// Refuses test images whose features would differ from those that the head was trained on.
+/// Refuses test images whose features would differ from the features that the head was trained on.
 fn require_same_features(ctx: &RunContext, model: &ResolvedModel, manifest: &Manifest) -> Result<(), PipelineError> {
     let Some(record) = manifest.recorded(Stage::Stream.as_str()) else { return Ok(()) };
     let now = model.stream_keys(&ctx.config, Stage::Predict);
@@ -109,7 +109,7 @@ fn require_same_features(ctx: &RunContext, model: &ResolvedModel, manifest: &Man
     )))
 }
 
-/// Refuses a text encoder other than the one whose space the head maps into.
+/// Refuses a text encoder other than the one that the head was trained with.
 fn require_same_encoder(ctx: &RunContext, model: &ResolvedModel, manifest: &Manifest) -> Result<(), PipelineError> {
     let Some(record) = manifest.recorded(Stage::Text.as_str()) else { return Ok(()) };
     let now = model.text_encoder()?.stage_keys(&ctx.config);

@@ -29,11 +29,11 @@ use crate::pipeline::resolve::ResolvedModel;
 use crate::pipeline::train::checkpoints::PickedCheckpoint;
 use crate::train::text::TextHead;
 
-/// Weight of names where no image is held out to choose it on.
+/// Weight of names if there are no held-out images to choose it on.
 const DEFAULT_NAMES_WEIGHT: f32 = 0.5;
-/// Weight of a classifier where no image is held out to choose it on.
+/// Weight of a classifier if there are no held-out images to choose it on.
 const DEFAULT_CLASSIFIER_WEIGHT: f32 = 1.0;
-/// Images that are ranked at once by their names only.
+/// Images in a batch that is ranked by names only.
 const NAME_BATCH_IMAGES: usize = 1024;
 
 /// Ranks a list of captions, or the classes of the run.
@@ -46,7 +46,7 @@ pub(super) struct ProjectionRanker<'a> {
 }
 
 impl<'a> ProjectionRanker<'a> {
-    /// Loads the classes of the run. `candidates` are the captions to rank; the classes if absent.
+    /// Loads the classes of the run. Ranks `candidates`, or the classes if it is `None`.
     ///
     /// # Errors
     /// When the run directory has no complete catalog, or the vectors of the captions exceed `limits.memory`.
@@ -150,7 +150,7 @@ impl ProjectionRanker<'_> {
         tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, read_vectors))
     }
 
-    /// Embeds the file names of the test images and of the held-out images; `None` where names are no signal.
+    /// Embeds the file names of the test images and of the held-out images; `None` if names are not a signal.
     async fn embed_names(
         &self,
         ctx: &RunContext,
@@ -189,7 +189,7 @@ impl ProjectionRanker<'_> {
     }
 }
 
-/// Hashes everything that the projection and the vectors of names depend on.
+/// Returns a hash of everything that the projection and the vectors of names depend on.
 fn fingerprint(head: &TextHead, names: Option<&NameVectors>) -> String {
     let mut hasher = blake3::Hasher::new();
     let parameters = head.parameters.iter().map(|parameter| &parameter.values);
@@ -203,14 +203,14 @@ fn fingerprint(head: &TextHead, names: Option<&NameVectors>) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// A ranking under way, with everything that takes part in it.
+/// State of a ranking in progress.
 struct ProjectionRanking<'a> {
     ctx: &'a RunContext,
     input: RankInput<'a>,
     catalog: &'a RunCatalog,
     list: &'a Candidates,
     head: TextHead,
-    /// Hash of everything that projection and names depend on.
+    /// Hash of everything that the projection and the names depend on.
     fingerprint: String,
     projector: &'a LoadedProjector,
     classifier: Option<OtherClassifier>,
@@ -240,7 +240,7 @@ impl ProjectionRanking<'_> {
         }
         report.names_weight = self.names.is_some().then_some(weights.names);
         report.classes_weight = self.classifier.is_some().then_some(weights.classifier);
-        // With a truth, each signal is ranked by itself too. The submission comes last.
+        // With a truth, each signal is also ranked alone. The submission comes last.
         let submitted = if self.names.is_some() { FusionSignal::Both } else { FusionSignal::Pixels };
         let mut rankings = Vec::new();
         if self.names.is_some() && settings.truth.is_some() {
@@ -322,7 +322,7 @@ impl ProjectionRanking<'_> {
     }
 }
 
-/// Queries of the test images: projected features, vectors of names and features, fused.
+/// Encoder of fused queries: projected features, name vectors and features.
 struct FusedQueries<'a> {
     ranking: &'a ProjectionRanking<'a>,
     signal: FusionSignal,
@@ -349,7 +349,7 @@ impl QueryEncoder for FusedQueries<'_> {
     }
 }
 
-/// Reads the vectors of the images' names; `None` where names are no signal.
+/// Reads the vectors of the images' names; `None` if names are not a signal.
 fn read_names(names: Option<&NameVectors>, urls: &[u64]) -> Result<Option<Vec<f32>>, PipelineError> {
     names.map(|names| tokio::task::block_in_place(|| names.read(urls))).transpose()
 }

@@ -17,10 +17,10 @@ use crate::pipeline::error::PipelineError;
 use crate::telemetry::{Activity, Party, StageTimer};
 use crate::train::HeadState;
 
-/// Marks a rank without a caption.
+/// Marker of a rank without a caption.
 const NONE: u32 = u32::MAX;
 
-/// The best captions of each image, by the image's position in the set of URLs.
+/// Best captions of each image, indexed by the image's position in the set of URLs.
 #[derive(Debug)]
 pub(super) struct Ranking {
     captions: Vec<u32>,
@@ -28,12 +28,12 @@ pub(super) struct Ranking {
 }
 
 impl Ranking {
-    /// A ranking in which no image has captions.
+    /// Creates a ranking in which no image has captions.
     pub(super) fn empty(images: usize, top_k: usize) -> Self {
         Self { captions: vec![NONE; images * top_k], top_k }
     }
 
-    /// The best captions of an image; `None` where nothing ranks for it.
+    /// Returns the best captions of an image; `None` if it has no ranking.
     pub(super) fn captions(&self, image: usize) -> Option<&[u32]> {
         let ranked = &self.captions[image * self.top_k..(image + 1) * self.top_k];
         (ranked.first() != Some(&NONE)).then_some(ranked)
@@ -49,8 +49,8 @@ impl Ranking {
 
 /// Turns the features of a chunk into the rows that a linear layer ranks captions for.
 pub(super) trait QueryEncoder {
-    /// Names everything that the queries depend on in addition to features and layer. Part of the inputs of a batch
-    /// log.
+    /// Returns a key of everything that the queries depend on besides features and layer. It is part of the inputs of a
+    /// batch log.
     fn log_key(&self) -> String;
 
     /// Encodes a chunk: one row for each image.
@@ -60,10 +60,10 @@ pub(super) trait QueryEncoder {
     async fn encode(&self, chunk: Features) -> Result<Vec<f32>, PipelineError>;
 }
 
-/// Ranking of all images of a journal.
+/// Job that ranks captions for all images of a journal.
 pub(super) struct RankJob<'a> {
     pub(super) journal: &'a Journal,
-    /// Ranks the captions.
+    /// Linear layer that ranks the captions.
     pub(super) layer: HeadState,
     pub(super) urls: &'a UrlSet,
     pub(super) top_k: usize,
@@ -106,13 +106,13 @@ impl RankJob<'_> {
                 let tops = scorer.top_k(queries, count, top_k).await?;
                 let mut ranked = vec![NONE; count * top_k];
                 for (row, top) in ranked.chunks_mut(top_k).zip(&tops) {
-                    // A row with values that are not numbers has no ranking, and the image counts as unusable.
+                    // A row with values that are not numbers has no ranking. Its image counts as unusable.
                     if top.classes.len() == top_k {
                         row.copy_from_slice(&top.classes);
                     }
                 }
                 stage_progress.add(count as u64);
-                // The log stores f32: the bits are those of the captions' numbers.
+                // The log stores f32, so store the bits of the caption numbers.
                 log.append(&ranked.iter().copied().map(f32::from_bits).collect::<Vec<f32>>())?;
                 ranked
             };

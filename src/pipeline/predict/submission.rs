@@ -24,15 +24,15 @@ pub(super) struct Submission<'a> {
     pub(super) output: &'a str,
     pub(super) test_set: &'a TestSet,
     pub(super) ranking: &'a Ranking,
-    /// Captions for ids that nothing ranks for.
+    /// Captions for ids without a ranking.
     pub(super) fallback: &'a [u32],
 }
 
 impl Submission<'_> {
-    /// Writes the file; `caption` returns the text of a caption. Returns the number of ids with the fallback.
+    /// Writes the file and returns the number of ids with the fallback. `caption` returns the text of a caption.
     ///
     /// # Errors
-    /// When the ids cannot be read again, or the disk refuses.
+    /// When the ids cannot be read again, or the file cannot be written.
     pub(super) async fn write<'c>(
         &self,
         ctx: &RunContext,
@@ -59,7 +59,7 @@ impl Submission<'_> {
     }
 }
 
-/// Returns the classes with the most images. Of equal classes, lower numbers come first.
+/// Returns the classes with the most images. Ties go to the lower number.
 pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
     let mut classes: Vec<u32> = (0..captions.len() as u32).collect();
     classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].images), *class));
@@ -67,7 +67,7 @@ pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
     classes
 }
 
-/// Scores the submission in the run directory against the truth. `captions` counts the captions that were ranked.
+/// Scores the submission in the run directory against the truth. `captions` is the number of ranked captions.
 ///
 /// # Errors
 /// When the truth or the submission cannot be read.

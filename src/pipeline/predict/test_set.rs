@@ -1,4 +1,4 @@
-//! The test set: ids, the images that they ask for, and the optional truth.
+//! Test set: ids, their images, and the optional truth.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 /// Upper bound on the truth file. The published list of captions is a few megabytes.
 const MAX_TRUTH_BYTES: u64 = 1 << 30;
 
-/// The images that the ids ask for.
+/// Distinct images of the ids.
 pub(crate) struct TestSet {
     pub(super) urls: Arc<UrlSet>,
     /// Number of ids.
     pub(super) ids: u64,
-    /// Ids of each distinct image, in no particular order.
+    /// Number of ids of each distinct image, in no particular order.
     pub(super) ids_per_image: Vec<u64>,
 }
 
@@ -48,7 +48,7 @@ impl TestSet {
         Ok(Self { ids: hashes.len() as u64, ids_per_image, urls: Arc::new(hashes.into_iter().collect()) })
     }
 
-    /// URLs of the images.
+    /// Returns the URLs of the images.
     pub(crate) fn urls(&self) -> &Arc<UrlSet> {
         &self.urls
     }
@@ -118,7 +118,7 @@ pub async fn ceiling_of(ids: &str) -> Result<f64, PipelineError> {
         Ok(())
     })
     .await?;
-    // Sorted, so that the sum does not depend on the order of the map.
+    // Sort the counts, so that the sum does not depend on the order of the map.
     let mut counts: Vec<u64> = images.into_values().collect();
     counts.sort_unstable();
     Ok(metrics::ceiling(counts))

@@ -1,4 +1,4 @@
-//! Balance of languages: pairs of rare languages are repeated, those of frequent languages are left out at times.
+//! Language balance: pairs of rare languages are repeated, and some pairs of frequent languages are left out.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ const MAX_REPEATS: f64 = 10.0;
 pub(crate) struct LanguageBalance {
     seed: u64,
     languages: Arc<Languages>,
-    /// One value a language; the last is that of captions without a language.
+    /// One value per language; the last value is for captions without a language.
     expected: Vec<f64>,
 }
 
 impl LanguageBalance {
-    /// Gives all languages equal shares of an epoch. `pairs` counts the pairs of each language, last those without a
-    /// language.
+    /// Creates a balance with equal shares of an epoch for all languages. `pairs` counts the pairs of each language;
+    /// its last entry counts pairs without a language.
     pub(crate) fn new(seed: u64, languages: Arc<Languages>, pairs: &[u64]) -> Self {
         let present = pairs.iter().filter(|count| **count > 0).count().max(1);
         let share = pairs.iter().sum::<u64>() as f64 / present as f64;
@@ -33,13 +33,13 @@ impl LanguageBalance {
         languages.code(class).unwrap_or(languages.names().len())
     }
 
-    /// Number of times that a sample comes in an epoch: its expectation, rounded up or down at random. A pure function
-    /// of seed and arguments.
+    /// Returns the number of times that a sample occurs in an epoch: its expectation, rounded up or down at random.
+    /// Depends only on seed and arguments.
     pub(super) fn repeats(&self, chunk: usize, sample: usize, class: u32, epoch: u32) -> usize {
         self.repeats_by_language(chunk, sample, Self::language_index(&self.languages, class), epoch)
     }
 
-    /// [`LanguageBalance::repeats`] of a sample whose language index is known.
+    /// Returns [`LanguageBalance::repeats`] of a sample with a known language index.
     pub(super) fn repeats_by_language(&self, chunk: usize, sample: usize, language: usize, epoch: u32) -> usize {
         let expected = self.expected.get(language).copied().unwrap_or(1.0);
         let chance = hash_to_unit(&[self.seed, chunk as u64, sample as u64, u64::from(epoch)]);

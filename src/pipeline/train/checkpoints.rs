@@ -1,8 +1,7 @@
-//! The checkpoints of a run: names of their folders, the complete ones among them, and the choice of the one that
-//! predicts.
+//! Checkpoints of a run: folder names, complete checkpoints, and the choice of the checkpoint for prediction.
 //!
 //! The only head, or the first of a sweep, has the folder `checkpoints/step-N`. The other heads of a sweep have folders
-//! `step-N-trial-K` next to it, which are complete before it.
+//! `step-N-trial-K` next to it, which are completed first.
 
 use std::collections::BTreeSet;
 
@@ -19,10 +18,10 @@ use crate::types::Pick;
 /// Folder of the checkpoints.
 pub(super) const FOLDER: &str = "checkpoints";
 
-/// The training curve so far. A run that resumes drops the points after its checkpoint.
+/// Training curve so far. A resumed run drops the points after its checkpoint.
 pub(super) const CURVE_FILE: &str = "training.csv";
 
-/// Name of a head's checkpoint folder, relative to the run directory.
+/// Returns the name of a head's checkpoint folder, relative to the run directory.
 pub(super) fn folder_name(step: u64, trial: usize) -> String {
     match trial {
         0 => format!("{FOLDER}/step-{step}"),
@@ -47,12 +46,12 @@ impl CheckpointList {
         Ok(Self(folders.filter(is_complete).map(ToOwned::to_owned).collect()))
     }
 
-    /// Whether a head has a checkpoint of a step.
+    /// Whether a head has a checkpoint at a step.
     pub(super) fn contains(&self, step: u64, trial: usize) -> bool {
         self.0.contains(&folder_name(step, trial))
     }
 
-    /// Steps of which any head has a checkpoint, ascending.
+    /// Returns the steps at which any head has a checkpoint, ascending.
     pub(super) fn steps(&self) -> Vec<u64> {
         let prefix = format!("{FOLDER}/step-");
         let number = |folder: &String| folder.strip_prefix(&prefix)?.split('-').next()?.parse().ok();
@@ -62,7 +61,7 @@ impl CheckpointList {
         steps
     }
 
-    /// The newest step of which all heads of a sweep have checkpoints.
+    /// Returns the newest step at which all heads of a sweep have checkpoints.
     pub(super) fn newest_complete(&self, trials: usize) -> Option<u64> {
         self.steps().into_iter().rev().find(|step| (0..trials).all(|trial| self.contains(*step, trial)))
     }
@@ -84,17 +83,17 @@ pub(super) fn read_curve(dir: &Directory, up_to_step: u64) -> Result<Curve, Pipe
     Ok(dir.read(CURVE_FILE)?.map(|content| Curve::from_csv(&content, up_to_step)).unwrap_or_default())
 }
 
-/// Returns the point with the highest NDCG@5. Of equal points the first, so that later points never change the choice.
+/// Returns the point with the highest NDCG@5. Ties go to the first point, so that later points never change the choice.
 pub(super) fn best_point(points: &[ValidationPoint]) -> Option<&ValidationPoint> {
     points.iter().rev().max_by(|one, other| one.ndcg5.total_cmp(&other.ndcg5))
 }
 
-/// The checkpoint that predicts.
+/// Checkpoint that was picked for prediction.
 pub(crate) struct PickedCheckpoint {
     pub(crate) step: u64,
     /// Number of the head in its sweep.
     pub(crate) trial: u32,
-    /// Folder with its files, without those of the optimiser.
+    /// Folder with the checkpoint's files, except those of the optimiser.
     copy: LocalCopy,
 }
 
@@ -116,7 +115,7 @@ impl PickedCheckpoint {
     }
 }
 
-/// Picks the checkpoint that predicts; `None` where the run has none.
+/// Picks the checkpoint for prediction; `None` if the run has none.
 ///
 /// # Errors
 /// When the checkpoints cannot be listed or fetched.

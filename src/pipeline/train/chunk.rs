@@ -7,23 +7,23 @@ use crate::pipeline::train::balance::LanguageBalance;
 use crate::train::Targets;
 use crate::types::{Precision, TargetKind, ValidationSplit};
 
-/// Samples that a chunk yields.
+/// Specification of the samples of a chunk.
 #[derive(Debug, Clone)]
 pub(crate) struct SampleSpec {
     /// Images held out from training.
     pub(crate) split: ValidationSplit,
-    /// Values of a feature.
+    /// Dimension of a feature.
     pub(crate) dim: usize,
     /// Meaning of a sample for an image with several classes.
     pub(crate) targets: TargetKind,
-    /// Whether the targets of a pair are its own caption, then all captions of its image: a contrastive loss masks
-    /// those.
+    /// Whether the loss is contrastive. The targets of a pair are then its own caption, followed by all captions of its
+    /// image, which the loss masks.
     pub(crate) contrastive: bool,
-    /// Repetitions of the pairs; `None` where each comes once an epoch.
+    /// Repetitions of the pairs; `None` if each pair occurs once an epoch.
     pub(crate) balance: Option<LanguageBalance>,
 }
 
-/// Number of samples that an image with these classes makes.
+/// Returns the number of samples of an image with these classes.
 pub(super) fn count_samples(targets: TargetKind, classes: &[u32]) -> usize {
     match targets {
         TargetKind::Pairs => classes.len(),
@@ -41,7 +41,7 @@ enum Values {
 pub(super) struct Sample {
     /// Row of the image's first view.
     pub(super) row: u32,
-    /// Index into the row's classes, where each class makes a sample of its own.
+    /// Index into the row's classes, if each class makes its own sample.
     pub(super) nth: u32,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Sample {
 pub(crate) struct ChunkRows {
     /// Classes of each row.
     classes: Targets,
-    /// Views of each training image; 1 where images stay whole.
+    /// Views of each training image; 1 if images stay whole.
     pub(super) views: u32,
     pub(super) samples: Vec<Sample>,
     /// Rows of the validation images.
@@ -60,17 +60,17 @@ pub(crate) struct ChunkRows {
 }
 
 impl ChunkRows {
-    /// Number of rows.
+    /// Returns the number of rows.
     pub(super) fn len(&self) -> usize {
         self.classes.rows()
     }
 
-    /// Classes of a row.
+    /// Returns the classes of a row.
     pub(crate) fn classes(&self, row: u32) -> &[u32] {
         self.classes.row(row as usize)
     }
 
-    /// Rows of the training images, all views included.
+    /// Returns the rows of the training images, all views included.
     pub(crate) fn training_rows(&self) -> impl Iterator<Item = u32> {
         let mut held_out = self.validation.iter().copied().peekable();
         (0..self.len() as u32).filter(move |row| held_out.next_if_eq(row).is_none())
@@ -122,7 +122,7 @@ impl Chunk {
         }
     }
 
-    /// Features of all rows, `[rows, dim]`.
+    /// Returns the features of all rows, `[rows, dim]`.
     pub(super) fn all_features(&self) -> Vec<f32> {
         let count = self.rows.len();
         let mut all = Vec::with_capacity(count * self.dim);

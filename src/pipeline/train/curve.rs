@@ -13,8 +13,8 @@ pub(crate) struct Curve {
 
 /// A row of the file: a loss, or the scores of a validation.
 ///
-/// CSV because a resumed run needs every bit of a number (`serde_json` parses floats exactly only under a feature), and
-/// because spreadsheets open it.
+/// The format is CSV because a resumed run needs every bit of a number, and because spreadsheets open it. `serde_json`
+/// parses floats exactly only with an optional feature.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct CurveRow {
     step: u64,

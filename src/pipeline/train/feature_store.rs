@@ -1,7 +1,7 @@
 //! Features of the training images as samples in the order of training.
 //!
-//! Features are read from their chunk files in each epoch, kept in memory, or resident on the device, as
-//! [`FeaturePlacement`] says. All placements yield the same samples in the same order. In memory, features keep the
+//! [`FeaturePlacement`] decides whether features are read from their chunk files in each epoch, kept in memory, or
+//! resident on the device. All placements yield the same samples in the same order. In memory, features keep the
 //! precision of their files.
 
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ use crate::types::{Precision, TargetKind};
 /// Memory that a row takes in addition to its feature and its classes, in bytes.
 const ROW_BYTES: u64 = 32;
 
-/// Memory that features take, in bytes.
+/// Returns the memory that features take, in bytes.
 pub(super) fn resident_bytes(rows: u64, labels: u64, dim: usize, precision: Precision) -> u64 {
     let width = match precision {
         Precision::Bf16 => 2,
@@ -63,7 +63,7 @@ pub(crate) struct FeatureStore {
     dir: Directory,
     files: Vec<ChunkFile>,
     spec: SampleSpec,
-    /// Chunks that were read so far; `None` where chunks do not stay in memory.
+    /// Chunks read so far; `None` if chunks do not stay in memory.
     cache: Option<Vec<OnceLock<Arc<Chunk>>>>,
     resident: OnceLock<Resident>,
 }
@@ -76,12 +76,12 @@ impl FeatureStore {
         Self { dir, files, spec, cache, resident: OnceLock::new() }
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub(crate) fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// Copies all features to the device. From then on, [`FeatureStore::window`] names rows there.
+    /// Copies all features to the device. From then on, [`FeatureStore::window`] refers to rows there.
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`]; or when the device fails.
@@ -114,10 +114,10 @@ impl FeatureStore {
         self.cache.as_ref().and_then(|cache| cache[index].get().cloned())
     }
 
-    /// Returns chunks with their features, from memory where they are kept there. Blocks the thread.
+    /// Returns chunks with their features, from memory if they are kept there. Blocks the thread.
     ///
     /// # Errors
-    /// When a chunk cannot be read, or is none of this run's.
+    /// When a chunk cannot be read, or does not belong to this run.
     pub(crate) fn load_chunks(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
         let cached: Vec<Option<Arc<Chunk>>> = indices.iter().map(|index| self.cached(*index)).collect();
         let missing = indices.iter().zip(&cached).filter(|(_, chunk)| chunk.is_none());
@@ -147,7 +147,8 @@ impl FeatureStore {
         Ok(chunks)
     }
 
-    /// Returns the samples of a window, in its order. Of an image with several views, the epoch selects one. Blocks the thread.
+    /// Returns the samples of a window, in its order. The epoch selects one view of an image with several views. Blocks
+    /// the thread.
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`].
@@ -188,7 +189,7 @@ impl FeatureStore {
         (rows, targets)
     }
 
-    /// Lists the samples of each chunk of a window in an epoch; `None` where each comes once.
+    /// Lists the samples of each chunk of a window in an epoch; `None` if each occurs once.
     fn repeat_samples(&self, window: &Window, chunks: &[&ChunkRows], epoch: u32) -> Vec<Option<Vec<u32>>> {
         let repeat = |(index, chunk): (&usize, &&ChunkRows)| {
             let balance = self.spec.balance.as_ref()?;

@@ -1,4 +1,4 @@
-//! The two kinds of caption head, as training sees them: [`Head`] starts and loads heads, [`Trainers`] trains them.
+//! Training interface of the two kinds of caption head. [`Head`] initialises and loads heads; [`Trainers`] trains them.
 
 mod classifier;
 mod projection;
@@ -34,19 +34,19 @@ pub(super) trait Head {
     /// The heads of a sweep on the device.
     type Trainers: Trainers;
 
-    /// Languages that `train.balance` can balance; `None` where the kind of head has no use for it.
+    /// Returns the languages that `train.balance` can balance; `None` if this kind of head does not support it.
     fn languages(&self) -> Option<&Arc<Languages>>;
 
-    /// Size of a checkpoint in bytes.
+    /// Returns the size of a checkpoint in bytes.
     fn checkpoint_bytes(&self, dim: usize) -> u64;
 
-    /// Memory of a GPU that heads, optimisers and temporaries take, in bytes. 0 where it is small.
+    /// Returns the GPU memory of heads, optimisers and temporaries in bytes; 0 if it is small.
     fn device_bytes(&self, dim: usize, trials: usize) -> u64;
 
-    /// Memory of weights, optimiser and gradient in bytes. `None` where it is small.
+    /// Returns the memory of weights, optimiser and gradient in bytes; `None` if it is small.
     fn host_bytes(&self, dim: usize, trials: usize) -> Option<u64>;
 
-    /// Initialises new heads, one a trial.
+    /// Initialises new heads, one per trial.
     ///
     /// # Errors
     /// When a feature chunk cannot be read.
@@ -68,7 +68,7 @@ pub(super) trait Head {
         checkpoint: &Path,
     ) -> Result<Option<(Self::Start, Progress)>, PipelineError>;
 
-    /// Loads the heads onto the device; `step` is the number of updates that they have seen.
+    /// Loads the heads onto the device. `step` is the number of updates made so far.
     ///
     /// # Errors
     /// When the device fails, or the validation images cannot be read.
@@ -85,7 +85,7 @@ pub(super) trait Head {
 pub(super) struct TrainingData {
     pub(super) store: Arc<FeatureStore>,
     pub(super) inventory: Arc<Inventory>,
-    /// Time of the device, which waits while features are read.
+    /// Timer of the device, which waits while features are read.
     pub(super) timer: Arc<StageTimer>,
 }
 
@@ -97,7 +97,7 @@ pub(super) trait Trainers {
     /// When a loss is not finite, or the device fails.
     async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError>;
 
-    /// Takes the losses of each head, which then count from zero.
+    /// Returns the losses of each head and resets them to zero.
     ///
     /// # Errors
     /// As [`Trainers::step`].
@@ -112,7 +112,7 @@ pub(super) trait Trainers {
     /// Saves a head and its optimiser as a checkpoint in `dir`.
     ///
     /// # Errors
-    /// The outer error is the device's, the inner one that of the checkpoint's files.
+    /// The outer error is that of the device, the inner error that of the checkpoint files.
     async fn save(
         &self,
         trial: usize,
@@ -130,9 +130,9 @@ pub(super) trait Trainers {
 /// Position of a validation in the training curve.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CurvePosition {
-    /// Updates made.
+    /// Number of updates made.
     pub(super) step: u64,
-    /// Epochs finished.
+    /// Number of epochs finished.
     pub(super) epoch: u32,
 }
 

@@ -5,7 +5,7 @@ use crate::pipeline::train::balance::hash_to_unit;
 use crate::pipeline::train::feature_store::FeatureStore;
 use crate::train::Targets;
 
-/// Expected upper bound on the images; where more are held out, a hash selects them.
+/// Upper bound on the expected number of images. If more are held out, a hash selects some of them.
 const MAX_IMAGES: u64 = 4096;
 /// Separates the hash of this selection from other uses of the seed.
 const SELECTION_SEED: u64 = 0x7661_6c69_6461_7465;
@@ -62,7 +62,7 @@ impl HeldOut {
         Ok(Self { features, captions_of, captions, vectors, urls })
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub(crate) fn images(&self) -> usize {
         self.captions_of.rows()
     }

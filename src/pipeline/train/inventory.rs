@@ -17,9 +17,9 @@ pub(super) struct Inventory {
     pub(super) files: Vec<ChunkFile>,
     /// Validation images of each chunk.
     pub(super) validation_images: Vec<u64>,
-    /// Repetitions of the pairs; `None` where each comes once an epoch.
+    /// Repetitions of the pairs; `None` if each pair occurs once an epoch.
     pub(super) balance: Option<LanguageBalance>,
-    /// Training samples of each chunk in each epoch; a single list where all epochs have the same.
+    /// Training samples of each chunk in each epoch; a single list if all epochs have the same.
     samples: Vec<Vec<u64>>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct InventorySpec {
     pub(super) split: ValidationSplit,
     /// Meaning of a sample for an image with several classes.
     pub(super) targets: TargetKind,
-    /// Epochs of the training.
+    /// Number of epochs.
     pub(super) epochs: u32,
     /// Languages to balance, if any.
     pub(super) balanced: Option<Arc<Languages>>,
@@ -63,7 +63,7 @@ impl Inventory {
             validation_images.push(validation);
             chunk_languages.push(languages);
         }
-        // Training reads the files again in each epoch. To verify them once is enough.
+        // Training reads the files again in each epoch. Verifying them once is enough.
         let files = verified.into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
         let Some(balanced) = &spec.balanced else {
             return Ok(Self { files, validation_images, balance: None, samples: vec![counts] });
@@ -83,17 +83,17 @@ impl Inventory {
         Ok(Self { files, validation_images, balance: Some(balance), samples })
     }
 
-    /// Samples of each chunk in an epoch.
+    /// Returns the number of samples of each chunk in an epoch.
     pub(super) fn chunk_samples(&self, epoch: u32) -> &[u64] {
         self.samples.get(epoch as usize).or(self.samples.first()).map_or(&[], Vec::as_slice)
     }
 
-    /// Samples of an epoch.
+    /// Returns the number of samples of an epoch.
     pub(super) fn epoch_samples(&self, epoch: u32) -> u64 {
         self.chunk_samples(epoch).iter().sum()
     }
 
-    /// Validation images of all chunks.
+    /// Returns the number of validation images of all chunks.
     pub(super) fn all_validation_images(&self) -> u64 {
         self.validation_images.iter().sum()
     }

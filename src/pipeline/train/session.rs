@@ -22,7 +22,7 @@ use crate::train::{CheckpointError, Progress, Schedule, Targets, plot};
 /// Lower bound on the ratio of training time to the time of saving: saving takes at most 2 % of the time.
 const MIN_TRAIN_TO_SAVE: u32 = 50;
 
-/// Training under way.
+/// State of a training in progress.
 pub(super) struct Session<'a, T> {
     pub(super) job: &'a TrainJob,
     pub(super) trainers: T,
@@ -53,7 +53,7 @@ impl<T: Trainers> Session<'_, T> {
             let (seed, window) = (self.job.split.seed, self.job.settings.shuffle_rows);
             let windows = order::plan_epoch(self.inventory.chunk_samples(epoch), seed, epoch, window);
             self.train_epoch(&windows).await?;
-            // At the end of an epoch too, so that the curve of a short run has a point.
+            // Take the losses at the end of an epoch too, so that the curve of a short run has a point.
             let losses = self.trainers.take_losses().await?;
             self.record_losses(&losses);
             self.progress.epoch += 1;
@@ -69,7 +69,7 @@ impl<T: Trainers> Session<'_, T> {
         let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
         let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
         let mut skip = offset as usize;
-        // Samples that were read and not trained on yet: less than a step, and the current window.
+        // Samples read but not trained on yet: less than a step, plus the current window.
         let (mut features, mut targets) = (FeatureRows::Host { values: Vec::new(), dim: 0 }, Targets::default());
         let mut next = Some(self.load_window(&windows[first]));
         for index in first..windows.len() {
@@ -99,7 +99,7 @@ impl<T: Trainers> Session<'_, T> {
         Ok(())
     }
 
-    /// Starts to read the samples of a window, on a thread of its own.
+    /// Starts to read the samples of a window, on its own thread.
     fn load_window(&self, window: &Window) -> tokio::task::JoinHandle<Result<WindowSamples, PipelineError>> {
         let (window, store, epoch) = (window.clone(), Arc::clone(&self.store), self.progress.epoch);
         tokio::task::spawn_blocking(move || store.window(&window, epoch))
@@ -118,7 +118,7 @@ impl<T: Trainers> Session<'_, T> {
             self.save().await?;
             return Err(PipelineError::Stopped(signal));
         }
-        // The end of an epoch saves by itself, and a step has one checkpoint only.
+        // The end of an epoch saves anyway, and a step has only one checkpoint.
         let ends_epoch = self.progress.position >= self.inventory.epoch_samples(self.progress.epoch);
         // A large head on a slow disk is saved less often.
         let pause = self.job.settings.checkpoint_every.max(self.save_took * MIN_TRAIN_TO_SAVE);
@@ -145,14 +145,14 @@ impl<T: Trainers> Session<'_, T> {
         Ok(())
     }
 
-    /// Writes a checkpoint of each head, and removes those that are neither the newest nor the best.
+    /// Writes a checkpoint of each head. Removes checkpoints that are neither the newest nor the best.
     async fn save(&mut self) -> Result<(), PipelineError> {
         let started = Instant::now();
         let dir = &self.job.ctx.dir;
         let content = self.curve.to_csv().map_err(|error| PipelineError::Internal(error.to_string()))?;
         dir.write(CURVE_FILE, &content)?;
         let step = self.progress.step;
-        // The first head comes last: its checkpoint exists only if those of the whole sweep do.
+        // Save the first head last, because its checkpoint marks the whole sweep as complete.
         for trial in (0..self.trials.len()).rev() {
             let name = checkpoints::folder_name(step, trial);
             let saving = self.trainers.save(trial, dir.temporary(&name)?, self.progress.clone());
@@ -171,7 +171,7 @@ impl<T: Trainers> Session<'_, T> {
     /// Removes all checkpoints but the newest and the best, and redraws the training curve.
     ///
     /// # Errors
-    /// When the run directory refuses.
+    /// When the run directory cannot be changed.
     pub(super) fn tidy(&self) -> Result<(), PipelineError> {
         let best = best_point(&self.curve.validations).map(|point| (point.step, point.trial as usize));
         let saved = CheckpointList::read(&self.job.ctx.dir)?;
@@ -261,7 +261,7 @@ impl<T: Trainers> Session<'_, T> {
     }
 }
 
-/// Reports a failed write as an error of the run directory, and a bad head as one of the model.
+/// Converts a failed write into an error of the run directory, and a bad head into an error of the model.
 fn save_error(error: CheckpointError) -> PipelineError {
     match error {
         CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),

@@ -1,4 +1,4 @@
-//! Writing and reading of pixel chunks.
+//! Benchmark of writing and reading pixel chunks.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::types::Compression;
 /// Upper bound on the pixels that are written to scratch disk.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// A file or folder on scratch disk. It is removed when it is dropped, with the parents that were created for it.
+/// A file or folder on scratch disk. Drop removes it, along with the parent folders created for it.
 pub(super) struct TemporaryPath {
     pub(super) path: PathBuf,
     created: Vec<PathBuf>,
@@ -35,16 +35,16 @@ impl Drop for TemporaryPath {
     fn drop(&mut self) {
         std::fs::remove_file(&self.path).or_else(|_| std::fs::remove_dir_all(&self.path)).ok();
         for folder in &self.created {
-            // This fails, and should, where a run has put something into the folder meanwhile.
+            // Fails, as intended, if a run has put something into the folder meanwhile.
             std::fs::remove_dir(folder).ok();
         }
     }
 }
 
-/// Measures the time to write `images` images to a chunk and, where a model reads chunks, to read them.
+/// Measures the time to write `images` images to a chunk and, if a model reads chunks, the time to read them.
 ///
-/// Fewer images are written where the limits leave no room, and the time is scaled. Everything goes through the page
-/// cache: what counts is the work of the processor, and not the disk.
+/// Fewer images are written if the limits leave no room; the time is then scaled. All I/O goes through the page cache,
+/// so the time is that of the processor, not of the disk.
 pub(super) fn measure_chunk(
     config: &RunConfig,
     spec: &ImageSpec,

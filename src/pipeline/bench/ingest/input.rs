@@ -60,7 +60,7 @@ pub(super) async fn read_first_rows(
     Ok((shards, FirstRows { text, stored_bytes: stats.bytes(), waited, decompressing }))
 }
 
-/// Calls `process` for each image row with its URL and base64, or with `None` where the row is unusable.
+/// Calls `process` for each image row with its URL and base64, or with `None` if the row is unusable.
 pub(super) fn split_rows(text: &[u8], mut process: impl FnMut(Option<(&str, &[u8])>)) {
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     for block in text.chunks(FEED_BYTES) {

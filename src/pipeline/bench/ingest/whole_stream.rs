@@ -1,4 +1,4 @@
-//! The whole image stream on the first images of the input, with and without its chunks written.
+//! Benchmark of the whole image stream over the first images of the input, with and without written chunks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Scores of a projection head: on held-out images, where the fusion weights are chosen, and on a test set with a
-//! truth.
+//! Scores of a projection head on held-out images and on a test set with a truth. The fusion weights are chosen on the
+//! held-out images.
 
 use std::collections::HashMap;
 
@@ -67,7 +67,7 @@ impl ProjectionRanking<'_> {
         })
     }
 
-    /// Scores the test images by signal, and by language where truth or catalog name it.
+    /// Scores the test images by signal, and by language if the truth or the catalog names it.
     pub(super) async fn score_test_set(
         &self,
         truth: &str,
@@ -103,7 +103,7 @@ impl ProjectionRanking<'_> {
         })
     }
 
-    /// The query of a row of the truth. A language that is new is added to `languages`.
+    /// Returns the query of a row of the truth. Adds a new language to `languages`.
     fn test_query(&self, image: usize, row: &TruthRow, languages: &mut Vec<String>) -> Query {
         let class = self.catalog.classes.classes_of(&row.caption).next();
         let name = if row.language.is_empty() {

@@ -23,7 +23,7 @@ pub(in crate::pipeline::train) struct ClassifierHead {
 /// Classifiers in training.
 pub(in crate::pipeline::train) struct TrainingClassifiers {
     trainers: ClassifierTrainers,
-    /// Rows of a micro-batch.
+    /// Rows in a micro-batch.
     batch: usize,
     data: TrainingData,
 }

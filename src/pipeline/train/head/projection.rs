@@ -25,9 +25,9 @@ pub(in crate::pipeline::train) struct ProjectionHead {
     pub(in crate::pipeline::train) vectors: Arc<VectorStore>,
     /// Language of each class.
     pub(in crate::pipeline::train) languages: Arc<Languages>,
-    /// Values of a caption's vector.
+    /// Dimension of a caption's vector.
     pub(in crate::pipeline::train) output: usize,
-    /// Values of the hidden layer; 0 for none.
+    /// Width of the hidden layer; 0 for none.
     pub(in crate::pipeline::train) hidden: usize,
 }
 
@@ -36,7 +36,7 @@ pub(in crate::pipeline::train) struct TrainingProjections {
     trainers: ProjectionTrainers,
     device: Arc<DeviceWorker>,
     vectors: Arc<VectorStore>,
-    /// Rows of a micro-batch.
+    /// Rows in a micro-batch.
     batch: usize,
     held_out: Arc<HeldOut>,
 }
@@ -183,8 +183,8 @@ fn feature_statistics(store: &FeatureStore) -> Result<RunningMoments, PipelineEr
     Ok(running)
 }
 
-/// Splits a step into micro-batches of `batch` pairs. Each row of `targets` is the pair's caption, then all captions of
-/// its image. Blocks the thread.
+/// Splits a step into micro-batches of `batch` pairs. Each row of `targets` holds the pair's caption, followed by all
+/// captions of its image. Blocks the thread.
 fn split_micro_batches(
     vectors: &VectorStore,
     targets: &Targets,
@@ -198,7 +198,7 @@ fn split_micro_batches(
         for (column, class) in own.iter().enumerate() {
             columns.entry(*class).or_default().push(column as u32);
         }
-        // Another caption of the same image is no negative, wherever in the batch it is.
+        // Another caption of the same image is never a negative, at any position in the batch.
         let mut masked = Vec::new();
         for (row, pair) in span.clone().enumerate() {
             for class in &targets.row(pair)[1..] {
