@@ -9,6 +9,7 @@
 //! their own. Every Parquet file can be opened in pyarrow, DuckDB and Polars. This module knows nothing of burn or
 //! HTTP.
 
+pub(crate) mod batch_log;
 mod checksum;
 pub mod features;
 mod fixed_width;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Parser as _;
 
+use crate::bench;
 use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
@@ -163,7 +164,7 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         Command::Bench { config, machine, command: None } => {
             let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE` or a subcommand"))?;
             let config = load_config_files(&config, machine.as_deref())?;
-            let report = start_runtime(pipeline::workers(&config))?.block_on(pipeline::ingest::ingest(config))?;
+            let report = start_runtime(pipeline::workers(&config))?.block_on(bench::ingest::ingest(config))?;
             emit(json, &report, || render::ingest(&report))
         }
         Command::Config { command: ConfigCommand::Reference } => {

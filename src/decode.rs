@@ -51,8 +51,9 @@ pub use self::sniff::Format;
 pub use thumbnail::jpeg_thumbnail;
 
 use self::augment::Crop;
+use self::colour::CHANNELS;
 use self::resample::Resampler;
-use self::resize::{CHANNELS, Resizer};
+use self::resize::Resizer;
 
 /// Preprocessing of images, and limits on them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

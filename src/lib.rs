@@ -53,8 +53,9 @@
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict`, `types` |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
-//! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all but `cli` and `sample` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry`, `types` |
+//! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
+//! | [`bench`] | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
 //!
@@ -71,6 +72,7 @@
 //! 6. **One bad row never stops a run**; too many do (`limits.max_bad_fraction`).
 //! 7. **Only `run.dir` and the scratch directory are written**, and the hub's cache when the checkpoint comes from the hub.
 
+pub mod bench;
 pub mod catalog;
 pub mod chunk;
 pub mod cli;

@@ -10,7 +10,7 @@
 //! | `context`, `error`, `store` | items shared by all stages | – |
 //! | `manifest` | `run.toml`: the keys that artefacts depend on; a changed key is refused | – |
 //! | `observe` | status, events, report | – |
-//! | `chunk_files`, `feed`, `batch_log` | reading chunk files, feeding parsers, batches computed so far | – |
+//! | `chunk_files`, `feed` | reading chunk files, feeding parsers | – |
 //! | `hub` | checkpoints of the hub | – |
 //! | `device` | the thread that owns the device | – |
 //! | `catalog` | captions and pairs → classes and join index | – |
@@ -21,30 +21,28 @@
 //! | `train` | feature chunks → trained heads | `captions`, `catalog`, `device`, `resolve` |
 //! | `predict` | test images → ranked captions | all of the above |
 //! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
-//! | `check`, `inspect`, `bench` | commands that run no stage | all but `plan` |
+//! | `check`, `inspect` | commands that run no stage | all but `plan` |
 //!
 //! Every part may name the parts of the first four rows. The test `tests/it/layering.rs` enforces this table.
 
-mod batch_log;
-pub mod bench;
 mod captions;
 mod catalog;
 mod check;
 mod chunk_files;
-mod context;
-mod device;
-mod error;
+pub(crate) mod context;
+pub(crate) mod device;
+pub(crate) mod error;
 mod features;
-mod feed;
+pub(crate) mod feed;
 mod hub;
-mod images;
+pub(crate) mod images;
 mod inspect;
 mod manifest;
-mod observe;
+pub(crate) mod observe;
 mod plan;
 mod predict;
 mod resolve;
-mod store;
+pub(crate) mod store;
 mod train;
 
 use std::sync::Arc;
@@ -55,7 +53,6 @@ use crate::config::RunConfig;
 use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
 
-pub use bench::ingest;
 pub use check::{Check, check};
 pub(crate) use context::workers;
 pub use error::PipelineError;

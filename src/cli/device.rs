@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::args::BenchCommand;
 use super::output::{emit, print, print_json, print_raw};
 use super::{Failure, render, start_runtime};
+use crate::bench::{self, ForwardBench, HeadBench};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, CudaStatus, SelectedDevice};
 use crate::pipeline;
-use crate::pipeline::bench::{self, ForwardBench, HeadBench};
 
 /// Devices of this machine that can run a model.
 #[derive(Debug, Serialize)]

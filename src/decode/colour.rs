@@ -2,6 +2,9 @@
 
 pub use crate::types::Alpha;
 
+/// Bytes of an RGB pixel.
+pub(super) const CHANNELS: usize = 3;
+
 impl Alpha {
     /// Converts one pixel.
     pub(super) fn apply(self, [r, g, b, a]: [u8; 4]) -> [u8; 3] {

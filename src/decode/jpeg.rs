@@ -27,7 +27,7 @@ use super::error::DecodeError;
 use super::scratch;
 use super::{Buffers, Limits, Size};
 
-pub(super) use self::libjpeg::decode_strip;
+pub(super) use self::libjpeg::{StripRows, decode_strip};
 
 /// Upper bound on the scans of one file. Every scan costs time for all pixels; real files have at most a dozen.
 const MAX_SCANS: usize = 500;

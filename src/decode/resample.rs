@@ -14,8 +14,8 @@ mod weights;
 
 use self::passes::{HorizontalPass, VerticalBlock, VerticalPass};
 use self::weights::support;
+use super::colour::CHANNELS;
 use super::geometry::Window;
-use super::resize::CHANNELS;
 use super::row_group::ROWS;
 use super::scratch;
 

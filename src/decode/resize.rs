@@ -5,13 +5,11 @@
 //! Pillow 13.0 it always was.) [`Resampler`] has the arithmetic of a pass.
 
 use super::augment::{Crop, mirror_rows};
+use super::colour::CHANNELS;
 use super::geometry::{Geometry, Window};
 use super::resample::{Kernel, Resampler};
 use super::scratch;
 pub use crate::types::Resample;
-
-/// Bytes for each pixel.
-pub(super) const CHANNELS: usize = 3;
 
 /// Upper bound on the steps that are added up one by one, as Pillow does. Only a sliver has more of them before its crop.
 const MAX_STEPS: u64 = 1 << 22;

@@ -6,7 +6,7 @@
 
 #![expect(clippy::inline_always, reason = "code that `pulp` does not inline is compiled for the oldest CPU")]
 
-use super::resize::CHANNELS;
+use super::colour::CHANNELS;
 
 /// Fractional bits of a weight: 8 bits of the sample and 2 of overshoot leave 22 of 32.
 pub(super) const WEIGHT_BITS: u32 = 22;

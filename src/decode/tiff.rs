@@ -140,21 +140,13 @@ impl ChunkReader<'_> {
         self.file.extend(tables.unwrap_or_default());
         self.file.extend(strip.get(2..).unwrap_or_default());
         let max_px = self.directory.max_jpeg_px() as usize;
-        let mut rows = Rows { out, row_bytes, stride, count: chunk.height as usize };
+        let mut rows = jpeg::StripRows { out, row_bytes, stride, count: chunk.height as usize };
         let (width, height) = jpeg::decode_strip(&self.file, self.page.samples, max_px, &mut rows, &mut self.buffer)?;
         if (width as u64) < chunk.width || (height as u64) < chunk.height {
             return Err(DecodeError::corrupt(Format::Tiff, "a JPEG strip is smaller than the directory says"));
         }
         Ok(())
     }
-}
-
-/// Destination of a strip: `count` rows of `row_bytes` bytes, which begin `stride` bytes apart.
-pub(super) struct Rows<'a> {
-    pub(super) out: &'a mut [u8],
-    pub(super) row_bytes: usize,
-    pub(super) stride: usize,
-    pub(super) count: usize,
 }
 
 /// Colour model of the samples.

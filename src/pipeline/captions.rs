@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use crate::catalog::Classes;
 use crate::chunk::Checksum;
+use crate::chunk::batch_log::BatchLog;
 use crate::chunk::texts::Vectors;
 use crate::config::{RunConfig, Stage, StageKeys, TextConfig};
 use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
-use crate::pipeline::batch_log::BatchLog;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{DeviceWorker, LoadedEncoder, TextBatches, model_error};
 use crate::pipeline::error::PipelineError;

@@ -1,9 +1,9 @@
 //! `bench`: rates of a pipeline's ingestion and of the model's parts.
 
 use super::Table;
+use crate::bench::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
+use crate::bench::{ForwardReport, HeadReport, RankReport};
 use crate::cli::format::{bytes, number, percent, plural};
-use crate::pipeline::bench::{ForwardReport, HeadReport, RankReport};
-use crate::pipeline::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
 
 /// Shorter waits for storage are not shown, in seconds.
 const SHOWN_WAIT_S: f64 = 0.05;

@@ -7,7 +7,14 @@ use mozjpeg::{ColorSpace, Decompress};
 use crate::decode::Size;
 use crate::decode::error::DecodeError;
 use crate::decode::sniff::Format;
-use crate::decode::tiff::Rows;
+
+/// Destination of a strip: `count` rows of `row_bytes` bytes, which begin `stride` bytes apart.
+pub(in crate::decode) struct StripRows<'a> {
+    pub(in crate::decode) out: &'a mut [u8],
+    pub(in crate::decode) row_bytes: usize,
+    pub(in crate::decode) stride: usize,
+    pub(in crate::decode) count: usize,
+}
 
 /// Text that precedes a message of libjpeg.
 const PREFIX: &str = "libjpeg fatal error: ";
@@ -32,7 +39,7 @@ pub(in crate::decode) fn decode_strip(
     data: &[u8],
     channels: usize,
     max_px: usize,
-    rows: &mut Rows<'_>,
+    rows: &mut StripRows<'_>,
     line: &mut Vec<u8>,
 ) -> Result<(usize, usize), DecodeError> {
     let space = if channels == 1 { ColorSpace::JCS_GRAYSCALE } else { ColorSpace::JCS_RGB };

@@ -9,8 +9,8 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::weights::{Kernel, WeightCache, WeightTable};
+use crate::decode::colour::CHANNELS;
 use crate::decode::geometry::Window;
-use crate::decode::resize::CHANNELS;
 use crate::decode::row_group::{HALF, ROWS, RowGroup, Vectors, accumulate, convolve_groups, pack, round, unpack};
 use crate::decode::scratch;
 

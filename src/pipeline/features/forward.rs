@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::chunk::batch_log::{BatchLog, log_path};
 use crate::chunk::features::FeatureWriter;
 use crate::chunk::journal::Journal;
 use crate::chunk::pixels::PixelReader;
@@ -17,7 +18,6 @@ use crate::chunk::spool::SpooledChunk;
 use crate::chunk::{RowMeta, Tally};
 use crate::decode::jpeg_thumbnail;
 use crate::objects::Object;
-use crate::pipeline::batch_log::{BatchLog, log_path};
 use crate::pipeline::device::LoadedBackbone;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::commit_chunk;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
 use crate::catalog::{UrlSet, url_hash};
+use crate::chunk::batch_log::BatchLog;
 use crate::chunk::features::{self, Features};
 use crate::chunk::journal::Journal;
 use crate::chunk::{ChunkId, verify};
-use crate::pipeline::batch_log::BatchLog;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
