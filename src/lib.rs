@@ -54,7 +54,7 @@
 //! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict`, `types` |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
-//! | [`bench`] | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
+//! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.

@@ -1,6 +1,6 @@
 //! Stage `features`: images → backbone → feature chunks, committed one by one.
 //!
-//! [`images`](crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them
+//! [`images`](mod@crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them
 //! batch by batch, run the backbone and write the features. A chunk leaves the spool once its features are committed.
 
 mod forward;

@@ -1,4 +1,4 @@
-//! Resolution of the decoder's [`Spec`]: configuration first, then checkpoint, then defaults.
+//! Resolution of the decoder's [`ImageSpec`]: configuration first, then checkpoint, then defaults.
 
 use crate::config::RunConfig;
 use crate::decode::{Geometry, ImageSpec, Resample};
