@@ -7,8 +7,7 @@ use crate::cli::format::{bytes, count, duration, number, part_of, percent, plura
 use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
-    CatalogReport, EvidenceGroup, EvidenceReport, EvidenceScores, PredictionReport, StageReport, StreamReport,
-    TrainingReport,
+    CatalogReport, PredictionReport, SignalReport, SignalScores, SliceReport, StageReport, StreamReport, TrainingReport,
 };
 
 /// Languages with a line of their own; the report has all.
@@ -159,8 +158,8 @@ fn prediction(table: &mut Table, part: &PredictionReport) {
 }
 
 /// Adds the scores of all groups, then of the languages with the most queries.
-fn add_signal_scores(table: &mut Table, title: &str, part: &EvidenceReport) {
-    let line = |group: &EvidenceGroup| {
+fn add_signal_scores(table: &mut Table, title: &str, part: &SignalReport) {
+    let line = |group: &SliceReport| {
         let (queries, captions) = (count(group.questions), count(group.captions));
         format!("{} ({queries} queries, {captions} captions)", signal_scores(group))
     };
@@ -168,7 +167,7 @@ fn add_signal_scores(table: &mut Table, title: &str, part: &EvidenceReport) {
     for group in &part.groups {
         table.row(&group.name, line(group));
     }
-    let mut languages: Vec<&EvidenceGroup> = part.by_language.iter().collect();
+    let mut languages: Vec<&SliceReport> = part.by_language.iter().collect();
     languages.sort_by_key(|group| std::cmp::Reverse(group.questions));
     for group in languages.iter().take(LANGUAGES) {
         table.row(&format!("language {}", group.name), line(group));
@@ -179,9 +178,9 @@ fn add_signal_scores(table: &mut Table, title: &str, part: &EvidenceReport) {
 }
 
 /// Formats the NDCG@5 of each signal: `pixels 0.210, file names 0.330, both 0.365`.
-pub(super) fn signal_scores(group: &EvidenceGroup) -> String {
+pub(super) fn signal_scores(group: &SliceReport) -> String {
     let mut text = format!("pixels {}", number(group.pixels.ndcg5));
-    let mut add = |name: &str, scores: Option<EvidenceScores>| {
+    let mut add = |name: &str, scores: Option<SignalScores>| {
         if let Some(scores) = scores {
             text.push_str(&format!(", {name} {}", number(scores.ndcg5)));
         }

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::cli::render::WIDTH;
     use crate::pipeline::report::{
-        EvidenceGroup, EvidenceReport, EvidenceScores, MixingReport, ScoreReport, TextReport, ValidationPoint,
+        MixingReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport, ValidationPoint,
     };
 
     fn full_report() -> Report {
@@ -189,8 +189,8 @@ mod tests {
             ["truncated", "invalid_base64", "unsupported_svg", "other"].map(|name| (name.to_owned(), 1234)).into();
         let point = ValidationPoint { epoch: 8, ndcg5: 0.847, ndcg5_ceiling: 0.896, ..ValidationPoint::default() };
         let scores = ScoreReport { ndcg5: 0.785, ndcg5_ceiling: 0.797, ids: 92_366, ..ScoreReport::default() };
-        let group = EvidenceGroup { names: Some(EvidenceScores::default()), ..EvidenceGroup::default() };
-        let held_out = EvidenceReport { images: 836, groups: vec![group], ..EvidenceReport::default() };
+        let group = SliceReport { names: Some(SignalScores::default()), ..SliceReport::default() };
+        let held_out = SignalReport { images: 836, groups: vec![group], ..SignalReport::default() };
         let text = TextReport { held_out: Some(held_out), ..TextReport::default() };
         Report {
             run_dir: "s3://some-bucket/runs/train/".to_owned(),

@@ -97,9 +97,9 @@ pub(crate) async fn open(
         return Err(ConfigError(vec![Problem { key: key.to_owned(), what }]).into());
     }
     let automatic = batch_size == 0;
-    let (batch_rows, text_batches, state) = if let Some(card) = &chosen.gpu {
+    let (batch_rows, text_batches, state) = if let Some(gpu) = &chosen.gpu {
         let batch_rows = if automatic {
-            fit_batch(needs, card)?.min(CUDA_BATCH_ROWS as u64).min(host_rows) as usize
+            fit_batch(needs, gpu)?.min(CUDA_BATCH_ROWS as u64).min(host_rows) as usize
         } else {
             batch_size as usize
         };
@@ -108,7 +108,7 @@ pub(crate) async fn open(
             Precision::F32 => (DType::F32, Compute::F32),
         };
         device::configure_kernel_cache(scratch, chosen);
-        let device = AnyDevice::Cuda(CudaDevice::new(card.index as usize));
+        let device = AnyDevice::Cuda(CudaDevice::new(gpu.index as usize));
         let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
         let options = Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu };
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
@@ -123,12 +123,12 @@ pub(crate) async fn open(
         move || Ok::<_, std::convert::Infallible>(DeviceState::new(device, numerics, options, selection, streams));
     let thread = DeviceThread::start(start).await?.unwrap_or_else(|never| match never {});
     let buffers = BufferPool::new(BATCHES_AHEAD + streams, batch_rows * needs.pixel_bytes as usize);
-    let free_bytes = chosen.gpu.as_ref().map(|card| card.free_bytes);
+    let free_bytes = chosen.gpu.as_ref().map(|gpu| gpu.free_bytes);
     Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, text_batches, free_bytes }))
 }
 
 /// Computes the largest batch that fits the free memory of a GPU.
-fn fit_batch(needs: MemoryNeeds, card: &GpuInfo) -> Result<u64, PipelineError> {
+fn fit_batch(needs: MemoryNeeds, gpu: &GpuInfo) -> Result<u64, PipelineError> {
     let width = match needs.precision {
         Precision::Bf16 => 2,
         Precision::F32 => 4,
@@ -137,16 +137,16 @@ fn fit_batch(needs: MemoryNeeds, card: &GpuInfo) -> Result<u64, PipelineError> {
     let streams = CUDA_STREAMS as u64;
     let image = 2 * streams * (needs.activation_bytes / 4 * width + needs.pixel_bytes);
     let fixed = CUDA_RESERVE_BYTES + streams * needs.parameters * width;
-    let rows = card.free_bytes.saturating_sub(fixed) / image.max(1);
+    let rows = gpu.free_bytes.saturating_sub(fixed) / image.max(1);
     if rows > 0 {
         return Ok(rows);
     }
     let mib = |bytes: u64| bytes >> 20;
     Err(PipelineError::Model(format!(
-        "card {} has {} MiB of free memory, and the model needs {} MiB: free some, take another card by `device.index`, or set \
+        "GPU {} has {} MiB of free memory, and the model needs {} MiB: free some, take another GPU by `device.index`, or set \
          `device.kind` to `cpu`",
-        card.index,
-        mib(card.free_bytes),
+        gpu.index,
+        mib(gpu.free_bytes),
         mib(fixed + image)
     )))
 }
@@ -166,7 +166,7 @@ mod tests {
         MemoryNeeds { parameters: 86_000_000, activation_bytes, pixel_bytes, host_bytes: 1 << 30, precision }
     }
 
-    fn card(free_bytes: u64) -> GpuInfo {
+    fn gpu(free_bytes: u64) -> GpuInfo {
         GpuInfo {
             index: 3,
             name: "X".to_owned(),
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn batch_fits_the_free_memory() {
-        let (large, small) = (card(70 << 30), card(3 << 30));
+        let (large, small) = (gpu(70 << 30), gpu(3 << 30));
         assert!(fit_batch(needs(Precision::Bf16), &large).unwrap() > 500);
         let rows = fit_batch(needs(Precision::Bf16), &small).unwrap();
         assert!((1..1000).contains(&rows) && rows > fit_batch(needs(Precision::F32), &small).unwrap());
@@ -187,9 +187,9 @@ mod tests {
 
     #[test]
     fn full_gpu_is_refused_with_both_sizes() {
-        let error = fit_batch(needs(Precision::F32), &card(1 << 30)).unwrap_err();
+        let error = fit_batch(needs(Precision::F32), &gpu(1 << 30)).unwrap_err();
         assert_eq!(error.exit_code(), 5);
-        assert!(error.to_string().starts_with("card 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
+        assert!(error.to_string().starts_with("GPU 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
     }
 
     /// Creates a CPU worker with the streams, fixed batches and bf16 of a GPU.

@@ -290,28 +290,28 @@ pub struct TextReport {
     pub classes_weight: Option<f32>,
     /// Scores on held-out images, ranked among their own captions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<EvidenceReport>,
+    pub held_out: Option<SignalReport>,
     /// Scores on the test images against `predict.truth`, among all ranked captions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test: Option<EvidenceReport>,
+    pub test: Option<SignalReport>,
 }
 
 /// Scores by signal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct EvidenceReport {
+pub struct SignalReport {
     /// Number of images.
     pub images: u64,
     /// Number of ranked captions.
     pub captions: u64,
     /// Scores of all queries, of those whose caption was seen in training, and of the others.
-    pub groups: Vec<EvidenceGroup>,
+    pub groups: Vec<SliceReport>,
     /// Scores by language of the right caption. For held-out images each language is ranked by itself.
-    pub by_language: Vec<EvidenceGroup>,
+    pub by_language: Vec<SliceReport>,
 }
 
 /// Scores of a slice of the queries. A query is an image and one of its right captions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct EvidenceGroup {
+pub struct SliceReport {
     /// Name of the slice.
     pub name: String,
     /// Number of queries.
@@ -319,18 +319,18 @@ pub struct EvidenceGroup {
     /// Number of ranked captions.
     pub captions: u64,
     /// Scores by pixels alone.
-    pub pixels: EvidenceScores,
+    pub pixels: SignalScores,
     /// Scores by file names alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names: Option<EvidenceScores>,
+    pub names: Option<SignalScores>,
     /// Scores by pixels and file names together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub both: Option<EvidenceScores>,
+    pub both: Option<SignalScores>,
 }
 
 /// Scores by one signal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct EvidenceScores {
+pub struct SignalScores {
     /// NDCG@5.
     pub ndcg5: f64,
     /// Recall@1.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{EvidenceGroup, EvidenceReport, EvidenceScores};
+use crate::pipeline::observe::report::{SignalReport, SignalScores, SliceReport};
 use crate::pipeline::predict::fusion::{
     CandidateVectors, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
 };
@@ -148,7 +148,7 @@ impl EvalSet<'_> {
         &self,
         weights: FusionWeights,
         rankings: &Rankings,
-    ) -> Result<EvidenceReport, PipelineError> {
+    ) -> Result<SignalReport, PipelineError> {
         let mut by_language = Vec::new();
         let mut groups: BTreeMap<usize, Vec<Query>> = BTreeMap::new();
         for query in &self.queries {
@@ -172,7 +172,7 @@ impl EvalSet<'_> {
             by_language.push(score_slice(&self.languages[language], places.len(), &own, &within));
         }
         by_language.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(EvidenceReport {
+        Ok(SignalReport {
             images: self.images() as u64,
             captions: self.candidates.len() as u64,
             groups: score_slices(&self.queries, self.candidates.len(), rankings),
@@ -181,20 +181,20 @@ impl EvalSet<'_> {
     }
 }
 
-fn score<'a>(queries: impl Iterator<Item = &'a Query>, ranked: &[Vec<u32>]) -> EvidenceScores {
+fn score<'a>(queries: impl Iterator<Item = &'a Query>, ranked: &[Vec<u32>]) -> SignalScores {
     let mut tally = Tally::default();
     for query in queries {
         tally.add(query.caption.and_then(|caption| rank_of(caption, &ranked[query.image])));
     }
-    EvidenceScores { ndcg5: tally.ndcg5(), recall1: tally.recall1(), recall5: tally.recall5(), mrr: tally.mrr() }
+    SignalScores { ndcg5: tally.ndcg5(), recall1: tally.recall1(), recall5: tally.recall5(), mrr: tally.mrr() }
 }
 
-fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Rankings) -> EvidenceGroup {
+fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Rankings) -> SliceReport {
     let by = |signal: FusionSignal| {
         let ranked = rankings.iter().find(|(ranked_by, _)| *ranked_by == signal);
         ranked.map(|(_, ranked)| score(queries.iter().copied(), ranked))
     };
-    EvidenceGroup {
+    SliceReport {
         name: name.to_owned(),
         questions: queries.len() as u64,
         captions: captions as u64,
@@ -205,7 +205,7 @@ fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Ranki
 }
 
 /// Scores all queries, the queries whose caption a training image has, and the other queries. Leaves out empty slices.
-pub(super) fn score_slices(queries: &[Query], captions: usize, rankings: &Rankings) -> Vec<EvidenceGroup> {
+pub(super) fn score_slices(queries: &[Query], captions: usize, rankings: &Rankings) -> Vec<SliceReport> {
     let slice = |name: &str, contains: &dyn Fn(&Query) -> bool| {
         let chosen: Vec<&Query> = queries.iter().filter(|query| contains(query)).collect();
         (!chosen.is_empty()).then(|| score_slice(name, captions, &chosen, rankings))
@@ -221,7 +221,7 @@ pub(super) fn score_by_language(
     languages: &[String],
     captions: usize,
     rankings: &Rankings,
-) -> Vec<EvidenceGroup> {
+) -> Vec<SliceReport> {
     let mut groups: BTreeMap<&str, Vec<&Query>> = BTreeMap::new();
     for query in queries {
         if let Some(language) = query.language {

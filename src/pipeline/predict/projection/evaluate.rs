@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::{ProjectionRanking, read_names};
 use crate::catalog::url_hash;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{EvidenceReport, StageRemarks};
+use crate::pipeline::observe::report::{SignalReport, StageRemarks};
 use crate::pipeline::predict::eval_set::{EvalImages, EvalSet, Query, Rankings, score_by_language, score_slices};
 use crate::pipeline::predict::examples;
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWeights};
@@ -21,7 +21,7 @@ impl ProjectionRanking<'_> {
         &self,
         held_out: &HeldOutImages,
         remarks: &mut StageRemarks,
-    ) -> Result<(FusionWeights, Option<EvidenceReport>), PipelineError> {
+    ) -> Result<(FusionWeights, Option<SignalReport>), PipelineError> {
         let (images, classes) = (&held_out.images, &self.catalog.classes);
         let text = |class: &u32| classes.text(*class).unwrap_or_default();
         let candidates = CandidateVectors {
@@ -73,7 +73,7 @@ impl ProjectionRanking<'_> {
         truth: &str,
         ids: &str,
         rankings: &[(FusionSignal, &Ranking)],
-    ) -> Result<EvidenceReport, PipelineError> {
+    ) -> Result<SignalReport, PipelineError> {
         let urls = &self.input.test_set.urls;
         let truth = read_truth_rows(&self.ctx.store, truth).await?;
         let mut by_id: HashMap<&str, Vec<&TruthRow>> = HashMap::new();
@@ -95,7 +95,7 @@ impl ProjectionRanking<'_> {
         };
         let rankings: Rankings = rankings.iter().map(by_image).collect();
         let captions = self.list.len();
-        Ok(EvidenceReport {
+        Ok(SignalReport {
             images: urls.len() as u64,
             captions: captions as u64,
             groups: score_slices(&queries, captions, &rankings),
