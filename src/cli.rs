@@ -26,6 +26,7 @@ use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
 use crate::runtime::{Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
+use crate::serve::{ServeError, Server};
 use crate::telemetry::ProgressRegistry;
 
 use args::{Args, Command, ConfigCommand, Files};
@@ -122,16 +123,17 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let json = args.json;
     let output = RunOutput { json, verbose: args.verbose > 0 };
     match args.command {
-        Command::Run { files, from, fresh, metrics } => {
+        Command::Run { files, from, fresh, metrics, serve } => {
             let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
             let request = Request { predict_only: false, from };
-            run(load_config(&files)?, request, metrics.as_deref(), screen, output)
+            let pages = Pages { metrics: metrics.as_deref(), page: serve.as_deref() };
+            run(load_config(&files)?, request, pages, screen, output)
         }
         Command::Predict { files, captions, output: name } => {
             let request = Request { predict_only: true, from: None };
             let config = load_config(&files)?.rank(captions, name);
             let config = config.map_err(|error| config_failure(files.config(), &error))?;
-            run(config, request, None, screen, output)
+            run(config, request, Pages::default(), screen, output)
         }
         Command::Status { dir, run_dir, machine, shards, check } => {
             let run_dir = dir.or(run_dir).unwrap_or_default();
@@ -143,6 +145,7 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let healthy = status.is_live() || status.state == pipeline::status::State::Done;
             if check && !healthy { Err(Failure::new(UNHEALTHY, "")) } else { Ok(()) }
         }
+        Command::Serve { dirs, address, machine } => serve(&address, &dirs, &load_machine(machine.as_deref())?),
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
             let report = write_sample(&out, &SampleOptions { train_images, test_images, seed })?;
@@ -242,16 +245,50 @@ struct RunOutput {
     verbose: bool,
 }
 
+/// Addresses of the servers beside a run.
+#[derive(Clone, Copy, Default)]
+struct Pages<'a> {
+    metrics: Option<&'a str>,
+    page: Option<&'a str>,
+}
+
+/// Serves the page until a signal ends the process; there is nothing to save.
+fn serve(address: &str, dirs: &[String], machine: &MachineConfig) -> Result<(), Failure> {
+    let server = announce(Server::open(address, dirs, &machine.store))?;
+    let ended = start_runtime(0)?.block_on(server.run(Shutdown::default()));
+    ended.map_err(|error| Failure::new(4, format!("the page cannot be served: {error}")))
+}
+
+/// Says where the page is, or why there is none.
+fn announce(opened: Result<Server, ServeError>) -> Result<Server, Failure> {
+    let server = opened.map_err(|error| {
+        let code = match error {
+            ServeError::Address { .. } => 2,
+            ServeError::NoRun(_) => 3,
+            ServeError::Store(_) => 4,
+        };
+        Failure::new(code, pipeline::chain(&error))
+    })?;
+    tracing::info!("page at {}", server.url());
+    if server.is_public() {
+        tracing::warn!("anybody who can reach this machine can see the page, with pictures and captions of the run");
+    }
+    Ok(server)
+}
+
 fn run(
     config: RunConfig,
     request: Request,
-    metrics: Option<&str>,
+    pages: Pages<'_>,
     screen: &progress::Screen,
     output: RunOutput,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     // A port that is in use is reported before a corpus is rendered.
-    let listener = metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
+    let listener = pages.metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
+    let dir = config.run_dir().to_owned();
+    let page =
+        pages.page.map(|address| announce(Server::beside_run(address, &dir, &config.machine().store))).transpose()?;
     if let Some(sample) = config.sample() {
         let out = Path::new(&sample.out);
         if !out.join("sample.json").is_file() {
@@ -266,6 +303,9 @@ fn run(
         let signals = tokio::spawn(watch_signals(shutdown.clone()));
         if let Some(listener) = listener {
             tokio::spawn(metrics::serve(listener, registry.clone(), shutdown.clone()));
+        }
+        if let Some(page) = page {
+            tokio::spawn(page.run(shutdown.clone()));
         }
         let display = screen.follow(&registry);
         // A task of its own turns a panic into an error.

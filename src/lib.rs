@@ -55,7 +55,8 @@
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `telemetry`, `types` |
+//! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `objects`, `pipeline`, `run_dir`, `runtime` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
 //!
@@ -90,6 +91,7 @@ pub mod predict;
 pub mod run_dir;
 pub mod runtime;
 pub mod sample;
+pub mod serve;
 pub mod telemetry;
 pub mod train;
 pub mod types;

@@ -63,6 +63,7 @@ pub use observe::status::Status;
 pub use observe::{report, status};
 pub use plan::Request;
 pub use predict::{ceiling_of, export};
+pub(crate) use store::open_store;
 
 use catalog::{Catalog, CatalogInput};
 use context::RunContext;

@@ -73,6 +73,21 @@ pub(super) enum Command {
         /// localhost only, or `HOST:PORT`.
         #[arg(long, value_name = "ADDR")]
         metrics: Option<String>,
+        /// Serves the page of `serve` during the run. ADDR is `PORT`, which listens on localhost only, or `HOST:PORT`.
+        #[arg(long, value_name = "ADDR")]
+        serve: Option<String>,
+    },
+    /// Serves a page about runs: progress, curves, pictures, rows that could not be used. Never writes to a run.
+    Serve {
+        /// Run directories: paths or `s3://` URLs. The runs may be under way.
+        #[arg(value_name = "RUN_DIR", required = true)]
+        dirs: Vec<String>,
+        /// Address to listen on: `PORT`, which listens on localhost only, or `HOST:PORT`.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+        address: String,
+        /// Machine file, for its `[store]` section.
+        #[arg(short, long, value_name = "FILE")]
+        machine: Option<PathBuf>,
     },
     /// Shows the progress of a run: stages, rates, time left, bottleneck. Works during the run and afterwards.
     Status {

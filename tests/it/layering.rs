@@ -63,9 +63,22 @@ const MODULES: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
+    ("serve", &["chunk", "config", "objects", "pipeline", "run_dir", "runtime"]),
     (
         "cli",
-        &["bench", "config", "device", "objects", "pipeline", "predict", "runtime", "sample", "telemetry", "types"],
+        &[
+            "bench",
+            "config",
+            "device",
+            "objects",
+            "pipeline",
+            "predict",
+            "runtime",
+            "sample",
+            "serve",
+            "telemetry",
+            "types",
+        ],
     ),
 ];
 

@@ -1,0 +1,100 @@
+// Router and connection. The address after `#` is the view: `#/RUN/VIEW?QUERY`.
+
+import * as compare from "./compare.js";
+import { h, update } from "./dom.js";
+import * as quarantine from "./quarantine.js";
+import * as runView from "./run.js";
+
+const VIEWS = [["run", "Run"], ["quarantine", "Quarantine"], ["compare", "Compare"]];
+const view = document.getElementById("view");
+const connection = document.getElementById("connection");
+let runs = [];
+let events = null;
+let followed = null;
+let requests = 0;
+
+function place() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [number, name] = path.split("/");
+  const run = runs[+number] ? +number : 0;
+  return { run, name: VIEWS.some(([known]) => known === name) ? name : "run", query: Object.fromEntries(new URLSearchParams(query)) };
+}
+
+function address(run, name, query = {}) {
+  const text = new URLSearchParams(Object.entries(query).filter(([, value]) => value)).toString();
+  return `#/${run}/${name}${text && `?${text}`}`;
+}
+
+async function fetchJson(url, options) {
+  let response;
+  try {
+    response = await fetch(url, options);
+  } catch {
+    throw new Error("The server does not answer. Start it again, then reload.");
+  }
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.error ?? `The server answered with status ${response.status}.`);
+  return body;
+}
+
+function showConnection(text, lost = false) {
+  connection.textContent = text;
+  connection.classList.toggle("lost", lost);
+}
+
+function follow(number) {
+  if (followed === number) return;
+  events?.close();
+  followed = number;
+  events = new EventSource(`/api/runs/${number}/live`);
+  events.addEventListener("open", () => showConnection("live"));
+  // The browser connects again by itself.
+  events.addEventListener("error", () => showConnection("connection lost; trying again", true));
+  events.addEventListener("unreadable", (event) => showConnection(event.data, true));
+  events.addEventListener("overview", (event) => {
+    runs[number] = JSON.parse(event.data);
+    showConnection(runs[number].live ? "live" : "not running");
+    if (["run", "compare"].includes(place().name)) render();
+  });
+}
+
+function renderHeader(here) {
+  const tabs = VIEWS.filter(([name]) => name !== "compare" || runs.length > 1).map(([name, title]) =>
+    h("li", {}, h("a", { href: address(here.run, name), "aria-current": name === here.name ? "page" : null }, title)));
+  update(document.getElementById("tabs"), h("ul", {}, tabs));
+  const select = document.getElementById("run");
+  document.getElementById("run-choice").hidden = runs.length < 2;
+  if (select.options.length !== runs.length) select.replaceChildren(...runs.map((run, index) => h("option", { value: index }, run.name)));
+  select.value = here.run;
+  document.title = `${runs[here.run].name} – wikicap-pipeline`;
+}
+
+async function render() {
+  const here = place();
+  const request = ++requests;
+  renderHeader(here);
+  follow(here.run);
+  try {
+    const go = (query) => { location.hash = address(here.run, here.name, query); };
+    const content = here.name === "compare" ? compare.view(runs)
+      : here.name === "quarantine" ? await quarantine.view({ run: runs[here.run], number: here.run, query: here.query, go, fetchJson })
+      : runView.view(runs[here.run]);
+    if (request !== requests) return;
+    const fresh = h("main", {}, content);
+    // Views with lists of choices are built anew, since their listeners belong to the new query.
+    if (here.name === "run" || here.name === "compare") update(view, fresh);
+    else view.replaceChildren(...fresh.childNodes);
+  } catch (error) {
+    if (request === requests) view.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+  }
+}
+
+document.getElementById("run").addEventListener("change", (event) => { location.hash = address(+event.target.value, place().name); });
+addEventListener("hashchange", () => { render(); view.focus({ preventScroll: true }); });
+
+try {
+  runs = await fetchJson("/api/runs");
+  await render();
+} catch (error) {
+  view.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+}

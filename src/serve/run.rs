@@ -1,0 +1,129 @@
+//! One run directory: progress, report, configuration and training curve.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ServeError;
+use crate::objects::{Store, StoreError};
+use crate::pipeline::Status;
+use crate::run_dir::Directory;
+
+/// A run directory, opened for reading.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    name: String,
+    pub(super) directory: Directory,
+}
+
+/// Everything about a run that fits on one screen.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(super) struct Overview {
+    /// The run directory, as given.
+    name: String,
+    /// True if a process works on the run.
+    live: bool,
+    /// Seconds since the last report of that process, rounded down to ten if it is not live.
+    age_s: u64,
+    /// Progress, as the last process reported it.
+    status: Option<Value>,
+    /// Result of the last process that ended without an error.
+    report: Option<Value>,
+    /// Configuration of the run.
+    config: Option<Value>,
+    /// Rows of `training.csv`.
+    curve: Vec<Value>,
+}
+
+impl Run {
+    /// Opens a run directory, which is a path or a URL. It may be absent.
+    ///
+    /// # Errors
+    /// When the name is invalid.
+    pub(super) fn new(store: &Store, name: &str) -> Result<Self, StoreError> {
+        Ok(Self { name: name.to_owned(), directory: Directory::read_only(store, name)? })
+    }
+
+    /// Opens a run directory that has been written to.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no run directory.
+    pub(super) fn open(store: &Store, name: &str) -> Result<Self, ServeError> {
+        let run = Self::new(store, name)?;
+        // A run that is being started has a status before it has a configuration.
+        if run.directory.read("run.toml")?.is_none() && run.directory.read("status.json")?.is_none() {
+            return Err(ServeError::NoRun(name.to_owned()));
+        }
+        Ok(run)
+    }
+
+    /// Returns whether the directory is on a remote store.
+    pub(super) fn is_remote(&self) -> bool {
+        self.directory.is_remote()
+    }
+
+    /// Reads the overview. A file that is absent or of another version is left out.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(super) fn overview(&self) -> Result<Overview, StoreError> {
+        let names = ["status.json", "report.json", "run.toml", "training.csv"].map(str::to_owned);
+        let mut files = self.directory.read_all(&names)?.into_iter();
+        let mut next = || files.next().flatten();
+        let status = next();
+        let parsed = status.as_deref().and_then(|text| serde_json::from_slice::<Status>(text).ok());
+        let live = parsed.as_ref().is_some_and(Status::is_live);
+        let age_s = parsed.as_ref().map_or(0, |status| status.age().as_secs());
+        Ok(Overview {
+            name: self.name.clone(),
+            live,
+            // A dead run does not change from second to second, so that nothing is sent for it.
+            age_s: if live { age_s } else { age_s / 10 * 10 },
+            status: status.and_then(|text| serde_json::from_slice(&text).ok()),
+            report: next().and_then(|text| serde_json::from_slice(&text).ok()),
+            config: next().and_then(|text| read_config(&text)),
+            curve: next().map(|text| read_curve(&text)).unwrap_or_default(),
+        })
+    }
+}
+
+/// Returns the configuration that `run.toml` records.
+fn read_config(text: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut file: Value = toml::from_str(text).ok()?;
+    file.as_object_mut()?.remove("config")
+}
+
+/// Parses `training.csv`: one object a row, without its empty fields. A row that cannot be parsed ends the curve.
+fn read_curve(text: &[u8]) -> Vec<Value> {
+    let mut reader = csv::Reader::from_reader(text);
+    let Ok(names) = reader.headers().cloned() else { return Vec::new() };
+    let row = |record: csv::StringRecord| {
+        let fields = names.iter().zip(record.iter()).filter(|(_, text)| !text.is_empty());
+        let numbers = fields.map(|(name, text)| Some((name.to_owned(), text.parse::<f64>().ok()?.into())));
+        numbers.collect::<Option<serde_json::Map<String, Value>>>().map(Value::Object)
+    };
+    reader.records().map_while(|record| record.ok().and_then(row)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_dir::LocalDirectory;
+
+    #[test]
+    fn overview_leaves_out_absent_and_damaged_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().display().to_string();
+        let error = Run::open(&Store::default(), &name).unwrap_err().to_string();
+        assert!(error.contains("`run.toml` is missing"), "{error}");
+        let local = LocalDirectory::create(dir.path()).unwrap();
+        local.write("run.toml", b"[stages]\n[config.run]\nseed = 7\n").unwrap();
+        local.write("report.json", b"{\"cut").unwrap();
+        local.write("training.csv", b"step,loss,trial\n1,0.5,0\n2,,0\n3,x,0\n4,1,0\n").unwrap();
+        let overview = Run::open(&Store::default(), &name).unwrap().overview().unwrap();
+        assert_eq!(overview.config, Some(serde_json::json!({ "run": { "seed": 7 } })));
+        assert_eq!((overview.report, overview.status, overview.live), (None, None, false));
+        let curve = serde_json::json!([{ "step": 1.0, "loss": 0.5, "trial": 0.0 }, { "step": 2.0, "trial": 0.0 }]);
+        assert_eq!(Value::Array(overview.curve), curve);
+    }
+}
