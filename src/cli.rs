@@ -26,7 +26,7 @@ use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate;
 use crate::runtime::{Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
-use crate::serve::{ServeError, Server};
+use crate::serve::{ServeError, Server, compare};
 use crate::telemetry::ProgressRegistry;
 
 use args::{Args, Command, ConfigCommand, Files};
@@ -145,6 +145,11 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let healthy = status.is_live() || status.state == pipeline::status::State::Done;
             if check && !healthy { Err(Failure::new(UNHEALTHY, "")) } else { Ok(()) }
         }
+        Command::Runs { dirs, machine } => {
+            let store = load_machine(machine.as_deref())?.store;
+            let comparison = compare(&dirs, &store).map_err(|error| page_failure(&error))?;
+            emit(json, &comparison, || render::comparison(&comparison))
+        }
         Command::Serve { dirs, address, machine } => serve(&address, &dirs, &load_machine(machine.as_deref())?),
         Command::Check { files } => check(&files, json),
         Command::Sample { out, train_images, test_images, seed } => {
@@ -259,16 +264,18 @@ fn serve(address: &str, dirs: &[String], machine: &MachineConfig) -> Result<(), 
     ended.map_err(|error| Failure::new(4, format!("the page cannot be served: {error}")))
 }
 
+fn page_failure(error: &ServeError) -> Failure {
+    let code = match error {
+        ServeError::Address { .. } => 2,
+        ServeError::NoRun(_) => 3,
+        ServeError::Store(_) => 4,
+    };
+    Failure::new(code, pipeline::chain(error))
+}
+
 /// Says where the page is, or why there is none.
 fn announce(opened: Result<Server, ServeError>) -> Result<Server, Failure> {
-    let server = opened.map_err(|error| {
-        let code = match error {
-            ServeError::Address { .. } => 2,
-            ServeError::NoRun(_) => 3,
-            ServeError::Store(_) => 4,
-        };
-        Failure::new(code, pipeline::chain(&error))
-    })?;
+    let server = opened.map_err(|error| page_failure(&error))?;
     tracing::info!("page at {}", server.url());
     if server.is_public() {
         tracing::warn!("anybody who can reach this machine can see the page, with pictures and captions of the run");

@@ -8,10 +8,12 @@
 //! | `guard` | which requests are answered, and the security headers of every answer |
 //! | `assets` | files of the page |
 //! | `run` | one run directory: progress, report, configuration, training curve |
+//! | `compare` | several runs side by side |
 //! | `live` | the same as server-sent events, whenever it changes |
 //! | `quarantine` | rows that could not be used |
 
 mod assets;
+mod compare;
 mod guard;
 mod live;
 mod quarantine;
@@ -32,6 +34,8 @@ use crate::config::StoreConfig;
 use crate::objects::StoreError;
 use crate::pipeline;
 use crate::runtime::Shutdown;
+
+pub use compare::{Comparison, RunSummary, compare};
 
 use guard::Guard;
 use run::Run;
@@ -144,6 +148,7 @@ fn router(runs: Arc<Vec<Run>>, guard: Arc<Guard>, shutdown: Shutdown) -> Router 
         .merge(assets::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/api/runs", get(list_runs))
+        .route("/api/compare", get(compare_runs))
         .route("/api/runs/{run}", get(show_run))
         .route("/api/runs/{run}/live", get(live::follow))
         .route("/api/runs/{run}/quarantine", get(quarantine::show))
@@ -156,6 +161,12 @@ async fn list_runs(State(app): State<App>) -> Result<Response, Failure> {
     let runs = Arc::clone(&app.runs);
     let overviews = read(move || runs.iter().map(Run::overview).collect::<Result<Vec<_>, _>>()).await?;
     json(&overviews)
+}
+
+async fn compare_runs(State(app): State<App>) -> Result<Response, Failure> {
+    let runs = Arc::clone(&app.runs);
+    let overviews = read(move || runs.iter().map(Run::overview).collect::<Result<Vec<_>, _>>()).await?;
+    json(&compare::compare_overviews(&overviews))
 }
 
 async fn show_run(State(app): State<App>, Path(number): Path<usize>) -> Result<Response, Failure> {

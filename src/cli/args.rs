@@ -89,6 +89,15 @@ pub(super) enum Command {
         #[arg(short, long, value_name = "FILE")]
         machine: Option<PathBuf>,
     },
+    /// Compares runs: scores, and the settings in which they differ.
+    Runs {
+        /// Run directories, or directories that hold some: paths or `s3://` URLs.
+        #[arg(value_name = "DIR", required = true)]
+        dirs: Vec<String>,
+        /// Machine file, for its `[store]` section.
+        #[arg(short, long, value_name = "FILE")]
+        machine: Option<PathBuf>,
+    },
     /// Shows the progress of a run: stages, rates, time left, bottleneck. Works during the run and afterwards.
     Status {
         /// Run directory: a path or an `s3://` URL.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod compare;
 mod details;
 mod run;
 mod small;
@@ -12,6 +13,7 @@ mod status;
 
 pub(super) use bench::{forward, head, ingest, rank};
 pub(super) use check::check;
+pub(super) use compare::comparison;
 pub(super) use run::run;
 pub(super) use small::{devices, inspection, sample, scores};
 pub(super) use status::{LiveStatus, status};

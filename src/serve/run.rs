@@ -19,19 +19,19 @@ pub(super) struct Run {
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Overview {
     /// The run directory, as given.
-    name: String,
+    pub(super) name: String,
     /// True if a process works on the run.
-    live: bool,
+    pub(super) live: bool,
     /// Seconds since the last report of that process, rounded down to ten if it is not live.
     age_s: u64,
     /// Progress, as the last process reported it.
-    status: Option<Value>,
+    pub(super) status: Option<Value>,
     /// Result of the last process that ended without an error.
-    report: Option<Value>,
+    pub(super) report: Option<Value>,
     /// Configuration of the run.
-    config: Option<Value>,
+    pub(super) config: Option<Value>,
     /// Rows of `training.csv`.
-    curve: Vec<Value>,
+    pub(super) curve: Vec<Value>,
 }
 
 impl Run {

@@ -10,6 +10,7 @@ mod fingerprints;
 mod hub;
 mod layering;
 mod observability;
+mod page;
 mod resource_limits;
 mod resume;
 mod s3;

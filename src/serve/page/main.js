@@ -76,7 +76,7 @@ async function render() {
   follow(here.run);
   try {
     const go = (query) => { location.hash = address(here.run, here.name, query); };
-    const content = here.name === "compare" ? compare.view(runs)
+    const content = here.name === "compare" ? await compare.view(runs, fetchJson)
       : here.name === "quarantine" ? await quarantine.view({ run: runs[here.run], number: here.run, query: here.query, go, fetchJson })
       : runView.view(runs[here.run]);
     if (request !== requests) return;

@@ -18,8 +18,7 @@ export function bestValidation(run) {
 }
 
 export function testScore(run) {
-  const prediction = run.report?.prediction;
-  return prediction?.scores ?? prediction?.text?.test?.at?.(-1)?.scores ?? null;
+  return run.report?.prediction?.scores ?? null;
 }
 
 function figure(name, value, detail) {
@@ -39,8 +38,8 @@ function summary(run) {
     h("dl", { class: "figures" },
       figure("State", h("span", { class: kind }, state), run.status?.detail),
       score && figure("Test NDCG@5", number(score.ndcg5), [
-        run.report.prediction.ndcg5_ceiling != null && `ceiling ${number(run.report.prediction.ndcg5_ceiling)}`,
-        run.report.prediction.ndcg5_chance != null && `chance ${number(run.report.prediction.ndcg5_chance)}`,
+        score.ndcg5_ceiling != null && `ceiling ${number(score.ndcg5_ceiling)}`,
+        score.ndcg5_chance != null && `chance ${number(score.ndcg5_chance)}`,
       ].filter(Boolean).join(", ")),
       best && figure("Best validation NDCG@5", number(best.validation_ndcg5),
         `ceiling ${number(best.validation_ndcg5_ceiling)}, step ${count(best.step)}`),
@@ -90,7 +89,7 @@ function curves(run) {
   const points = (trial, key) => rows(trial).filter((row) => row[key] != null).map((row) => [row.step, row[key]]);
   const ceiling = run.curve.find((row) => row.validation_ndcg5_ceiling != null)?.validation_ndcg5_ceiling;
   const best = bestValidation(run);
-  const chance = run.report?.prediction?.ndcg5_chance;
+  const chance = testScore(run)?.ndcg5_chance;
   // Small multiples: one pair of charts a trial, all with the same scale of steps.
   return h("section", {}, h("h2", {}, "Training"), trials.map((trial) => {
     const name = trials.length > 1 ? `Trial ${trial + 1}: ` : "";
