@@ -1,9 +1,10 @@
 //! Durable chunks of a row stream, which let a killed run resume exactly.
 //!
 //! A chunk covers `chunks.rows` consecutive rows of one shard. It exists if and only if its journal entry does: the
-//! entry is created, if absent, after the chunk's files are complete and durable. Chunks are committed in the order of
-//! a [`schedule`], so the committed chunks are always a prefix of it and a resumed run continues after them. Files
-//! without an entry are leftovers of a killed process; they are removed and never read.
+//! entry is created, if absent, after the chunk's files are complete and durable. The chunks of a shard are committed in
+//! order and depend on that shard alone, so a resumed run continues each shard after its last chunk. Files without an
+//! entry are leftovers of a killed process; they are removed and never read. A URL that several shards have is kept once
+//! in each; [`duplicates`] tells which of them count.
 //!
 //! Pixel chunks between decoder and model live in a [`spool`] on scratch disk under the same rule, with entries of
 //! their own. Every Parquet file can be opened in pyarrow, DuckDB and Polars. This module knows nothing of burn or
@@ -11,6 +12,7 @@
 
 pub(crate) mod batch_log;
 mod checksum;
+pub mod duplicates;
 pub mod features;
 mod fixed_width;
 #[cfg(test)]
@@ -20,11 +22,11 @@ mod pages;
 pub mod pixels;
 pub mod quarantine;
 mod row_meta;
-pub mod schedule;
 pub mod spool;
 mod table;
 pub mod tables;
 pub mod texts;
+pub mod url_hashes;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -10,8 +10,8 @@
 //!  caption list ─► classes ┐
 //!  pairs (TSV) ─► url → class ids (join index)            stage catalog: corpus, catalog, chunk::tables
 //!                                │
-//!  image shards ─► gunzip ─► rows ─► filter ─► blocks of rows          four shards interleaved, chunk by chunk (chunk::schedule);
-//!     objects       objects   corpus  catalog         │                the first row with a URL in this order is kept
+//!  image shards ─► gunzip ─► rows ─► filter ─► blocks of rows          four shards side by side; the first row of a shard with
+//!     objects       objects   corpus  catalog         │                a URL is kept, and counts unless an earlier shard has it
 //!                                  base64 ─► decode ─► resize          CPU pool, results in input order; with `train.views = k`,
 //!                                             decode  │                k random crops of each training image
 //!                              pixel chunks in the scratch spool       chunk::spool (durable when they are the product)
@@ -48,7 +48,7 @@
 //! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | `types` |
 //! | [`decode`] | image bytes → pixels; synchronous and pure | `types` |
 //! | [`device`] | available devices, probed in a process of their own; the kernel cache | `types` |
-//! | [`chunk`] | pixel and feature chunks, their order, journal, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
+//! | [`chunk`] | pixel and feature chunks, journal, duplicates, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
 //! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict`, `types` |
@@ -62,9 +62,10 @@
 //!
 //! # Promises
 //!
-//! 1. **Same bytes**: equal inputs, configuration and seed give equal chunks in equal order and, on the CPU, equal
-//!    weights, for any number of workers and any number of kills. The input alone decides where blocks, batches and chunks
-//!    end and how shards interleave. The pool returns results in order. Seed and epoch determine the training order.
+//! 1. **Same bytes**: equal inputs, configuration and seed give equal chunks and, on the CPU, equal weights, for any number
+//!    of workers and any number of kills. The chunks of a shard depend on that shard alone, which decides where blocks,
+//!    batches and chunks end. The pool returns results in order. A URL counts once, at its first kept row in listing
+//!    order ([`chunk::duplicates`]). Seed and epoch determine the training order.
 //! 2. **Every row is accounted for**: rows read = kept + quarantined + skipped, per shard, checked at the end.
 //! 3. **A chunk exists if and only if its journal entry does** ([`chunk`]).
 //! 4. **Bounded**: [`runtime::ByteBudget`] limits bytes between stages, [`chunk::spool`] limits scratch disk, and every

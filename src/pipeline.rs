@@ -52,6 +52,7 @@ use crate::chunk::journal::Layout;
 use crate::config::RunConfig;
 use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
+use crate::types::Part;
 
 pub use check::{Check, check};
 pub(crate) use context::workers;
@@ -190,7 +191,8 @@ impl Execution<'_> {
         report: &mut Report,
     ) -> Result<(), PipelineError> {
         let StageInput { shards, generation } = images;
-        let input = ImagesInput { shards, filter: image_filter(catalog), spec: &self.model.spec, generation };
+        let (filter, spec) = (image_filter(catalog), &self.model.spec);
+        let input = ImagesInput { shards, part: Part::WHOLE, filter, spec, generation };
         report.images = Some(images::run(self.ctx, input).await?);
         report.add_output(&self.ctx.dir, "pixel chunks", "chunks");
         Ok(())
@@ -222,7 +224,7 @@ impl Execution<'_> {
         report.images = Some(features.report);
         report.add_output(&ctx.dir, "features", "features");
         if let (Some(generation), Some(catalog)) = (train, catalog) {
-            let input = TrainInput { journal: features.journal, generation, catalog, model, device };
+            let input = TrainInput { features: features.features, generation, catalog, model, device };
             let output = train::run(ctx, input).await?;
             report.training = output.report;
             report.add_remarks(&ctx.dir, output.remarks);

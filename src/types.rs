@@ -4,12 +4,14 @@
 //! use the same type, so that no mapping between two copies can go wrong. A module that gives a setting its meaning adds
 //! the methods itself: `catalog` for [`MatchRule`], `decode` for [`Resample`] and [`Alpha`], `model` for [`Pool`].
 
+mod part;
 mod validation;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use part::Part;
 pub use validation::ValidationSplit;
 
 /// Defines an enum with one word per variant, as configuration files write it. The first variant is the default.

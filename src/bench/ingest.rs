@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::RunConfig;
 use crate::corpus::{PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, ImageSpec};
@@ -24,8 +23,8 @@ use crate::objects::Object;
 use crate::pipeline::context::workers;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::FEED_BYTES;
-use crate::pipeline::images::Views;
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
+use crate::pipeline::images::{MAX_OPEN_SHARDS, Views};
 
 pub use whole_stream::Whole;
 
@@ -226,7 +225,7 @@ fn measure_parts(
         mb_per_s: bytes / 1e6 / time,
         share: time / all,
     };
-    let side_by_side = shards.len().clamp(1, INTERLEAVED_SHARDS) as f64;
+    let side_by_side = shards.len().clamp(1, MAX_OPEN_SHARDS) as f64;
     let reading = (seconds[0].1 + seconds[1].1) / side_by_side;
     let serial = [("reading shards side by side", reading), ("writing chunks", seconds[4].1)];
     let machines = MACHINES.map(|cores| forecast(cores, all, &serial)).to_vec();

@@ -11,12 +11,11 @@ use proptest::sample::Index;
 use super::journal::{Journal, Layout};
 use super::pixels::{PixelReader, PixelWriter};
 use super::quarantine::{self, Quarantined};
-use super::schedule::Schedule;
 use super::spool::{Spool, SpoolEntry};
 use super::{ChunkError, ChunkId, JournalEntry, RowMeta, Tally, features, tables};
 use crate::fuzz::{CHEAP_CASES, bounded, config, damage, damaged};
 use crate::run_dir::{Directory, LocalDirectory};
-use crate::types::{Compression, Precision};
+use crate::types::{Compression, Part, Precision};
 
 /// Memory limit for reading a small file: buffers of the file system and of Parquet pages. It depends on the size of
 /// the file, not on what the file claims.
@@ -121,13 +120,14 @@ proptest! {
             let id = ChunkId { shard: 0, row: row * 10 };
             let name = layout.chunk(id);
             directory.write(&name, b"chunk").unwrap();
+            directory.write(&layout.url_hashes(id), b"hashes").unwrap();
             let skipped = BTreeMap::from([("no_label".to_owned(), 7)]);
             let entry = JournalEntry {
                 generation: "g".to_owned(),
                 last: row == 3,
                 tally: Tally { rows: 10, kept: 3, skipped, quarantined: BTreeMap::new() },
                 labels: 5,
-                files: BTreeMap::from([(name, 5)]),
+                files: BTreeMap::from([(name, 5), (layout.url_hashes(id), 6)]),
                 checksums: BTreeMap::new(),
             };
             let text = serde_json::to_vec(&entry).unwrap();
@@ -136,13 +136,13 @@ proptest! {
         }
         let data = damaged(&texts, which, &damages);
         directory.write(&format!("journal/features/{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
-        let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g", 1))?.unwrap();
+        let journal = bounded(&data, LIMIT, || Journal::open(directory.clone(), layout, "g", Part::WHOLE))?.unwrap();
         prop_assert!(journal.entries().len() >= at, "a valid entry before the damaged one is lost");
         prop_assert!(journal.tally().adds_up());
         // Reopening gives the same result.
-        let next = journal.schedule(1);
-        let reopened = Journal::open(directory.clone(), Layout::train("features"), "g", 1).unwrap();
-        prop_assert_eq!(reopened.schedule(1), next);
+        let next = journal.pending(1);
+        let reopened = Journal::open(directory.clone(), Layout::train("features"), "g", Part::WHOLE).unwrap();
+        prop_assert_eq!(reopened.pending(1), next);
         prop_assert_eq!(directory.list("features").unwrap().len(), reopened.entries().len());
     }
 
@@ -174,7 +174,7 @@ proptest! {
         directory.write(&format!("{}.json", ChunkId { shard: 0, row: at as u64 * 10 }), &data).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let opened = bounded(&data, LIMIT, || {
-            let mut start = Schedule::start(1);
+            let mut start = vec![ChunkId { shard: 0, row: 0 }];
             runtime.block_on(async {
                 let opening = Spool::open(directory.clone(), 1 << 20, "g", &mut start);
                 tokio::time::timeout(std::time::Duration::from_secs(5), opening).await

@@ -1,7 +1,7 @@
 //! Scratch spool: pixel chunks between decoder and model, within a disk limit that holds at all times.
 //!
 //! Bytes are reserved before they are written and released after the file is removed. One chunk is written at a time,
-//! and complete chunks are released in order without waiting, so a limit of two chunks cannot deadlock. A single chunk
+//! and complete chunks are released without waiting, so a limit of two chunks cannot deadlock. A single chunk
 //! that exceeds the limit is refused. A complete chunk survives a kill and is used by the next process; after the loss
 //! of a scratch disk, its images are decoded again. Nothing is synced: most chunks are removed before the system would
 //! have written them to the disk, which may be much slower than decoding. Chunks from before the last boot are
@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::quarantine::Quarantined;
-use super::schedule::Schedule;
 use super::{Checksum, ChunkError, ChunkId, Tally, verify};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, BytePermit};
@@ -88,8 +87,8 @@ fn entry_file_name(id: ChunkId) -> String {
 }
 
 impl Spool {
-    /// Opens the spool in `directory`. Recovers the complete chunks of `generation` that come next in `schedule`,
-    /// advances it past them, and removes all other files.
+    /// Opens the spool in `directory`. Recovers the complete chunks of `generation` that come next in the shards of
+    /// `pending`, advances `pending` past them, and removes all other files.
     ///
     /// # Errors
     /// Fails if the directory cannot be read or cleaned.
@@ -97,14 +96,19 @@ impl Spool {
         directory: LocalDirectory,
         limit_bytes: u64,
         generation: &str,
-        schedule: &mut Schedule,
+        pending: &mut Vec<ChunkId>,
     ) -> Result<(Self, Vec<SpooledChunk>), ChunkError> {
         let (disk, boot) = (ByteBudget::new(limit_bytes), crate::run_dir::boot_id());
         let mut room = ByteBudget::usable(limit_bytes);
         let mut chunks: Vec<SpooledChunk> = Vec::new();
-        while let Some(id) = schedule.next() {
-            let Some(content) = directory.read(&entry_file_name(id))? else { break };
-            let Ok(mut entry) = serde_json::from_slice::<SpoolEntry>(&content) else { break };
+        let names = directory.list("")?;
+        let mut ids: Vec<ChunkId> =
+            names.iter().filter_map(|name| ChunkId::parse(name.strip_suffix(".json")?)).collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(place) = pending.iter().position(|next| *next == id) else { continue };
+            let content = directory.read(&entry_file_name(id))?.unwrap_or_default();
+            let Ok(mut entry) = serde_json::from_slice::<SpoolEntry>(&content) else { continue };
             let size_matches = entry.bytes == 0
                 || directory.path(&pixel_file_name(id)).metadata().is_ok_and(|metadata| metadata.len() == entry.bytes);
             let bytes = entry.bytes.saturating_add(content.len() as u64);
@@ -114,14 +118,19 @@ impl Spool {
                 && entry.tally.adds_up()
                 && (entry.bytes > 0) == (entry.tally.kept > 0)
                 && entry.quarantined.len() as u64 == entry.tally.quarantined_rows();
-            let repeated = chunks.iter().any(|chunk| chunk.entry.id == id);
-            if repeated
-                || !(size_matches && consistent && entry.generation == generation && ByteBudget::rounded(bytes) <= room)
-            {
-                break;
+            let next = id.row.checked_add(entry.tally.rows);
+            let (Some(next), true) = (next, size_matches && consistent && entry.generation == generation) else {
+                continue;
+            };
+            if ByteBudget::rounded(bytes) > room {
+                continue;
             }
             room -= ByteBudget::rounded(bytes);
-            schedule.advance(entry.tally.rows, entry.last);
+            if entry.last {
+                pending.remove(place);
+            } else {
+                pending[place].row = next;
+            }
             entry.quarantined = Vec::new();
             let permits = vec![disk.acquire(bytes).await];
             chunks.push(SpooledChunk { entry, directory: directory.clone(), permits });
@@ -289,7 +298,7 @@ mod tests {
     }
 
     async fn open(directory: &LocalDirectory, limit: u64, generation: &str) -> (Spool, Vec<SpooledChunk>) {
-        Spool::open(directory.clone(), limit, generation, &mut Schedule::start(1)).await.unwrap()
+        Spool::open(directory.clone(), limit, generation, &mut vec![ChunkId { shard: 0, row: 0 }]).await.unwrap()
     }
 
     #[tokio::test]

@@ -1,10 +1,17 @@
 //! Files of committed chunks: fetched in groups, verified against their checksums, read in order.
 //!
 //! Every loop over chunk files of a run directory goes through [`fetch_files`]. The files of a remote run directory are
-//! fetched in groups, so that a thousand small chunks do not cost a thousand round trips.
+//! fetched in groups, so that a thousand small chunks do not cost a thousand round trips. Rows whose URL an earlier shard
+//! has are left out here, in [`ChunkFile::read_features`] and its neighbours, for all readers of features.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::chunk::duplicates::Duplicates;
+use crate::chunk::features::{self, Features};
 use crate::chunk::journal::Journal;
-use crate::chunk::{Checksum, ChunkId, JournalEntry, verify};
+use crate::chunk::{Checksum, ChunkId, JournalEntry, RowMeta, verify};
 use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::{Directory, LocalCopy};
@@ -13,7 +20,7 @@ use crate::run_dir::{Directory, LocalCopy};
 const GROUP_FILES: usize = 32;
 
 /// A file of a committed chunk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ChunkFile {
     /// Name relative to the run directory.
     pub(crate) name: String,
@@ -21,25 +28,134 @@ pub(crate) struct ChunkFile {
     pub(crate) bytes: u64,
     /// Expected checksum; `None` skips the verification.
     pub(crate) sum: Option<Checksum>,
+    /// Numbers of the images that an earlier shard has, ascending. They are left out.
+    pub(crate) duplicates: Arc<[u32]>,
 }
 
-/// Lists the row files of all committed chunks, in corpus order.
-pub(crate) fn row_files(journal: &Journal) -> Vec<ChunkFile> {
-    list_files(journal, |id| journal.layout().chunk(id))
+impl ChunkFile {
+    /// Reads the features of a copy of this file.
+    ///
+    /// # Errors
+    /// When the file is not a feature chunk.
+    pub(crate) fn read_features(&self, copy: &Path) -> Result<Features, PipelineError> {
+        let mut features = features::read(copy)?;
+        if let Some(kept) = self.kept_rows(&features.rows) {
+            let rows = std::mem::take(&mut features.rows);
+            let values = std::mem::take(&mut features.values);
+            for row in kept {
+                features.rows.push_view(rows.url(row), rows.labels(row).iter().copied(), rows.view(row));
+                features.values.extend_from_slice(&values[row * features.dim..(row + 1) * features.dim]);
+            }
+        }
+        Ok(features)
+    }
+
+    /// Reads the row metadata of a copy of this file.
+    ///
+    /// # Errors
+    /// When the file is not a chunk.
+    pub(crate) fn read_row_meta(&self, copy: &Path) -> Result<RowMeta, PipelineError> {
+        let mut rows = features::read_row_meta(copy)?;
+        if let Some(kept) = self.kept_rows(&rows) {
+            let all = std::mem::take(&mut rows);
+            kept.iter().for_each(|row| rows.push_view(all.url(*row), all.labels(*row).iter().copied(), all.view(*row)));
+        }
+        Ok(rows)
+    }
+
+    /// Returns the rows that are not left out; `None` if all stay.
+    fn kept_rows(&self, rows: &RowMeta) -> Option<Vec<usize>> {
+        if self.duplicates.is_empty() {
+            return None;
+        }
+        let mut image = 0_u32;
+        let is_kept = |row: &usize| {
+            // The first view of an image, or the whole image, begins the next image.
+            image += u32::from(rows.view(*row) <= 1);
+            self.duplicates.binary_search(&(image.saturating_sub(1))).is_err()
+        };
+        Some((0..rows.len()).filter(is_kept).collect())
+    }
 }
 
-/// Lists the quarantine files of all committed chunks, in corpus order.
-pub(crate) fn quarantine_files(journal: &Journal) -> Vec<ChunkFile> {
-    list_files(journal, |id| journal.layout().quarantine(id))
+/// The committed feature chunks of a stream, without the images that occur in an earlier shard.
+#[derive(Debug)]
+pub(crate) struct FeatureSet {
+    journal: Journal,
+    files: Vec<ChunkFile>,
 }
 
-fn list_files(journal: &Journal, name: impl Fn(ChunkId) -> String) -> Vec<ChunkFile> {
-    let file = |(id, entry): (&ChunkId, &JournalEntry)| {
-        let name = name(*id);
-        let (bytes, sum) = (*entry.files.get(&name)?, entry.checksums.get(&name).copied());
-        Some(ChunkFile { name, bytes, sum })
-    };
-    journal.entries().iter().filter_map(file).collect()
+impl FeatureSet {
+    /// Opens the chunks of a journal. Finds the duplicates among them, or reads those that were found at the end of the
+    /// stream. Blocks the thread.
+    ///
+    /// # Errors
+    /// When a list of duplicates or of URL hashes cannot be read.
+    pub(crate) fn open(journal: Journal) -> Result<Self, PipelineError> {
+        let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
+        let duplicates = match load_duplicates(&journal, generation)? {
+            Some(duplicates) => duplicates,
+            None => Duplicates::find(&journal)?,
+        };
+        let file = |(id, entry): (&ChunkId, &JournalEntry)| {
+            let name = journal.layout().chunk(*id);
+            let (bytes, sum) = (*entry.files.get(&name)?, entry.checksums.get(&name).copied());
+            Some(ChunkFile { name, bytes, sum, duplicates: duplicates.of_chunk(*id) })
+        };
+        let files = journal.entries().iter().filter_map(file).collect();
+        Ok(Self { journal, files })
+    }
+
+    /// Returns the files of the chunks with rows, in corpus order.
+    pub(crate) fn files(&self) -> &[ChunkFile] {
+        &self.files
+    }
+
+    /// Returns the run directory.
+    pub(crate) fn directory(&self) -> &Directory {
+        self.journal.directory()
+    }
+
+    /// Returns the journal entries, in corpus order.
+    pub(crate) fn entries(&self) -> &BTreeMap<ChunkId, JournalEntry> {
+        self.journal.entries()
+    }
+
+    /// Returns the number of images that are not left out.
+    pub(crate) fn images(&self) -> u64 {
+        self.journal.tally().kept - self.duplicates()
+    }
+
+    /// Returns the number of images that are left out.
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.files.iter().map(|file| file.duplicates.len() as u64).sum()
+    }
+}
+
+/// Finds the images of a finished stream that occur in an earlier shard, and lists them in the run directory. Reads the
+/// list if it is there. Blocks the thread.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub(crate) fn settle_duplicates(journal: &Journal, generation: &str) -> Result<Duplicates, PipelineError> {
+    if let Some(duplicates) = load_duplicates(journal, generation)? {
+        return Ok(duplicates);
+    }
+    let duplicates = Duplicates::find(journal)?;
+    let (directory, name) = (journal.directory(), journal.layout().duplicates());
+    duplicates.write(&directory.temporary(&name)?, generation)?;
+    directory.publish(&name)?;
+    Ok(duplicates)
+}
+
+/// Reads the list of duplicates; `None` if it is absent or belongs to another generation.
+fn load_duplicates(journal: &Journal, generation: &str) -> Result<Option<Duplicates>, PipelineError> {
+    let (directory, name) = (journal.directory(), journal.layout().duplicates());
+    let (folder, file) = name.rsplit_once('/').unwrap_or(("", &name));
+    if !directory.list(folder)?.iter().any(|other| other == file) {
+        return Ok(None);
+    }
+    Ok(Duplicates::read(&directory.fetch(&name)?, generation)?)
 }
 
 /// Fetches files group by group. Yields each file with its verified local copy, in the order of `files`. Blocks the

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::chunk_disk_bytes;
+use crate::pipeline::chunk_files::{FeatureSet, settle_duplicates};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
 use crate::pipeline::error::PipelineError;
@@ -49,49 +50,75 @@ pub(crate) struct FeaturesInput<'a> {
 /// Output of the stage.
 pub(crate) struct FeaturesOutput {
     /// The committed feature chunks.
-    pub(crate) journal: Journal,
+    pub(crate) features: FeatureSet,
     /// Counts of the rows.
     pub(crate) report: StreamReport,
 }
 
-/// Streams images to feature chunks, or resumes an earlier process. Unloads the backbone at the end.
+/// Streams all shards to feature chunks, or resumes an earlier process, and finds the duplicates across shards.
 ///
 /// # Errors
 /// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run
 /// has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<FeaturesOutput, PipelineError> {
-    let FeaturesInput { job, layout, name, backbone, device, thumbnails } = input;
+    let generation = input.job.generation.clone();
+    let (journal, mut report) = complete_part(ctx, input).await?;
+    let settle = move || {
+        settle_duplicates(&journal, &generation)?;
+        FeatureSet::open(journal)
+    };
+    let features = tokio::task::spawn_blocking(settle).await??;
+    report.duplicates = features.duplicates();
+    Ok(FeaturesOutput { features, report })
+}
+
+/// Completes the shards of a part. If they are complete, loads no model and reads no chunk.
+async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Journal, StreamReport), PipelineError> {
+    let (shards, spec) = (Arc::clone(&input.job.shards), input.job.spec.clone());
+    let mut journal = Journal::open(ctx.dir.clone(), input.layout.clone(), &input.job.generation, input.job.part)?;
+    let rows = Arc::clone(&input.job.stage_progress);
+    let images = ctx.progress.stage(format!("features ({})", input.name), "images", 0);
+    let tally = journal.tally();
+    rows.add_resumed(tally.rows);
+    images.add_resumed(tally.kept);
+    images::show_committed(&input.job, &journal);
+    if journal.pending(shards.len() as u32).is_empty() {
+        rows.set_total(tally.rows);
+        images.set_total(tally.kept);
+    } else {
+        journal = stream_features(ctx, input, journal, Arc::clone(&images)).await?;
+    }
+    ctx.events.stage_finished(&rows);
+    ctx.events.stage_finished(&images);
+    let report = images::report_stream(&journal, &shards, &spec)?;
+    Ok((journal, report))
+}
+
+/// Streams the unfinished shards. Unloads the backbone at the end.
+async fn stream_features(
+    ctx: &RunContext,
+    input: FeaturesInput<'_>,
+    journal: Journal,
+    images: Arc<StageProgress>,
+) -> Result<Journal, PipelineError> {
+    let FeaturesInput { job, name, backbone, device, thumbnails, .. } = input;
     let shape = backbone.shape;
     let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options).await?;
     let spools = LocalDirectory::create(ctx.scratch_path())?;
     let disk_bytes = spool_bytes(ctx, &job, shape)?;
-    let journal = Journal::open(ctx.dir.clone(), layout, &job.generation, job.shards.len() as u32)?;
-    let mut schedule = journal.schedule(job.shards.len() as u32);
+    let mut pending = journal.pending(job.shards.len() as u32);
     let directory = LocalDirectory::create(spools.path(name))?;
-    let (spool, spooled) = Spool::open(directory, disk_bytes, &job.generation, &mut schedule).await?;
-
-    let rows = Arc::clone(&job.stage_progress);
-    let images = ctx.progress.stage(format!("features ({name})"), "images", 0);
-    let mut counted = journal.shard_tallies();
-    rows.add_resumed(journal.tally().rows);
-    images.add_resumed(journal.tally().kept);
-    images::show_committed(&job, &journal);
+    let (spool, spooled) = Spool::open(directory, disk_bytes, &job.generation, &mut pending).await?;
     for chunk in &spooled {
-        rows.add_resumed(chunk.entry.tally.rows);
-        counted.entry(chunk.entry.id.shard).or_default().merge(&chunk.entry.tally);
+        job.stage_progress.add_resumed(chunk.entry.tally.rows);
     }
-    let seen = images::collect_seen_urls(&journal, &spooled, &job.filter)?;
-    let start = StartPoint { schedule, counted, seen };
-    let (shards, spec) = (Arc::clone(&job.shards), job.spec.clone());
-    let forward = Forward { shape, backbone: backbone.clone(), thumbnails, images: Arc::clone(&images) };
+    let start = StartPoint::after(&journal, &spooled, pending)?;
+    let forward = Forward { shape, backbone: backbone.clone(), thumbnails, images };
     let journal = forward.stream(ctx, job, start, journal, (spool, spooled)).await?;
-    ctx.events.stage_finished(&rows);
-    ctx.events.stage_finished(&images);
     // The spool is empty now. Remove it here, because no other process of this run may follow.
     spools.remove(name)?;
     backbone.unload().await?;
-    let report = images::report_stream(&journal, &shards, &spec)?;
-    Ok(FeaturesOutput { journal, report })
+    Ok(journal)
 }
 
 /// Returns the spool's part of `limits.disk`. The rest is for the features of the open chunk: a log of their batches,

@@ -4,17 +4,19 @@
 //!
 //! ```text
 //! SlotReader ×4 ─► Interleaver ───► Decoders ─────► ChunkWriter ─► Sink
-//! rows, blocks     schedule order,  all threads,    one chunk      spool, run directory
-//!                  no duplicates    in order        at a time      or nothing
+//! rows, blocks,    chunk by chunk   all threads,    one chunk      spool, run directory
+//! no duplicates                     in order        at a time      or nothing
 //! ```
 //!
-//! The input alone determines the order and boundaries of blocks and chunks. Results leave the decoders in order, so
-//! the chunks have the same bytes for any number of threads.
+//! A shard and the settings alone determine the boundaries and the rows of its blocks and chunks. A URL is kept once in
+//! each shard; across shards, [`crate::chunk::duplicates`] decides when the chunks are read. Results leave the decoders
+//! in order, so the chunks have the same bytes for any number of threads, and for any number of processes that share the
+//! shards.
 //!
 //! | part | does |
 //! | --- | --- |
 //! | `shard_reader` | rows of a shard → blocks |
-//! | `interleave`, `read_ahead` | blocks of several shards → one sequence; duplicate URLs are dropped |
+//! | `interleave`, `read_ahead` | blocks of several shards → one sequence, chunk by chunk |
 //! | `decoders` | base64 → pixels, on the CPU pool |
 //! | `writer`, `committer` | blocks → chunk files; chunks that are the product → journal |
 //! | `bad_rows` | `limits.max_bad_fraction` |
@@ -52,16 +54,17 @@ use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::chunk_disk_bytes;
 use crate::decode::ImageSpec;
 use crate::objects::Object;
+use crate::pipeline::chunk_files::settle_duplicates;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StreamReport;
 use crate::runtime::{BufferPool, channel, queue_length};
 use crate::telemetry::StageProgress;
-use crate::types::Compression;
+use crate::types::{Compression, Part};
 
-pub(crate) use committer::commit_chunk;
-pub(crate) use memory::stream_bytes;
-pub(crate) use resume::{StartPoint, collect_seen_urls, show_committed};
+pub(crate) use committer::{RowFile, commit_chunk};
+pub(crate) use memory::{MAX_OPEN_SHARDS, stream_bytes};
+pub(crate) use resume::{StartPoint, image_hashes, show_committed};
 pub(crate) use views::Views;
 
 use bad_rows::BadRowLimit;
@@ -74,8 +77,10 @@ use writer::ChunkWriter;
 
 /// Input and settings of one image stream.
 pub(crate) struct StreamJob {
-    /// Shards in order.
+    /// All shards in order.
     pub(crate) shards: Arc<Vec<Object>>,
+    /// Shards to stream.
+    pub(crate) part: Part,
     /// Filter of the wanted images, with their labels.
     pub(crate) filter: ImageFilter,
     /// Preprocessing of the images.
@@ -104,6 +109,7 @@ impl StreamJob {
     ) -> Self {
         Self {
             shards: Arc::new(shards),
+            part: Part::WHOLE,
             filter,
             spec: spec.clone(),
             views: None,
@@ -125,7 +131,7 @@ pub(crate) enum Sink {
     Discard,
 }
 
-/// Streams images from `start` to the end of the last shard.
+/// Streams images from `start` to the end of all shards of the part.
 ///
 /// # Errors
 /// When an input or the disk fails, or a shard is over `limits.max_bad_fraction`; [`PipelineError::Stopped`] when the
@@ -142,18 +148,19 @@ pub(crate) async fn stream_images(
     let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
     // Add the blocks in the channel and the block that the reader holds.
     let blocks_at_once = decoded_blocks + BLOCKS_WAITING + 1;
-    let read_ahead = ReadAhead::plan(&start.schedule, ctx, bytes, blocks_at_once).await;
+    let read_ahead = ReadAhead::plan(start.pending.len(), ctx, bytes, blocks_at_once).await;
     let buffers = BufferPool::new(blocks_at_once + read_ahead.max_buffers(), MAX_REUSED_BYTES);
     let (blocks_in, blocks) = channel::<Block>(BLOCKS_WAITING);
     let (help, limit) = ("Blocks of rows that wait for a decoder", Some(BLOCKS_WAITING as u64));
     ctx.progress.gauge("blocks_waiting", help, limit, queue_length(&blocks_in));
 
     let job = Arc::new(job);
-    let reader = Interleaver::new(Arc::clone(&job), ctx.clone(), start.schedule, read_ahead, buffers.clone());
+    let bad_rows = BadRowLimit::new(start.counted.clone());
+    let reader = Interleaver::new(Arc::clone(&job), ctx.clone(), start, read_ahead, buffers.clone());
     let decoders = Decoders::new(&job, ctx.pool.clone(), buffers, decoded_blocks);
-    let writer = ChunkWriter::new(job, sink, BadRowLimit::new(start.counted), ctx.events.clone());
+    let writer = ChunkWriter::new(job, sink, bad_rows, ctx.events.clone());
 
-    let mut reading = AbortOnDropHandle::new(tokio::spawn(reader.run(start.seen, blocks_in)));
+    let mut reading = AbortOnDropHandle::new(tokio::spawn(reader.run(blocks_in)));
     let decoded = decoders.start(blocks, decoded_blocks);
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(decoded, decoders)));
     tokio::select! {
@@ -176,6 +183,8 @@ pub(crate) async fn stream_images(
 pub(crate) struct ImagesInput<'a> {
     /// Image shards in order.
     pub(crate) shards: Vec<Object>,
+    /// Shards to stream.
+    pub(crate) part: Part,
     /// Filter of the wanted images.
     pub(crate) filter: ImageFilter,
     /// Preprocessing of the images.
@@ -189,28 +198,35 @@ pub(crate) struct ImagesInput<'a> {
 /// # Errors
 /// As [`stream_images`]; and when the counts do not add up.
 pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<StreamReport, PipelineError> {
-    let ImagesInput { shards, filter, spec, generation } = input;
-    let job = StreamJob::new(ctx, "images", spec, shards, filter, &generation);
+    let ImagesInput { shards, part, filter, spec, generation } = input;
+    let job = StreamJob { part, ..StreamJob::new(ctx, "images", spec, shards, filter, &generation) };
     let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
-    let (layout, count) = (Layout::train("chunks"), shards.len() as u32);
-    let journal = Journal::open(ctx.dir.clone(), layout.clone(), &generation, count)?;
+    let mut journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
     stage_progress.add_resumed(journal.tally().rows);
     show_committed(&job, &journal);
     ctx.events.stage_started(&stage_progress);
-    let seen = collect_seen_urls(&journal, &[], &job.filter)?;
-    let start = StartPoint { schedule: journal.schedule(count), counted: journal.shard_tallies(), seen };
-    let chunks = ctx.config.chunks();
-    if ctx.dir.is_remote() {
-        let chunk = chunk_disk_bytes(chunks.rows, spec.geometry.output_px());
-        ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
+    let pending = journal.pending(shards.len() as u32);
+    if !pending.is_empty() {
+        let start = StartPoint::after(&journal, &[], pending)?;
+        let chunks = ctx.config.chunks();
+        if ctx.dir.is_remote() {
+            let chunk = chunk_disk_bytes(chunks.rows, spec.geometry.output_px());
+            ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
+        }
+        stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;
+        journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
+    } else {
+        stage_progress.set_total(stage_progress.progress().0);
     }
-    stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;
     ctx.events.stage_finished(&stage_progress);
-    let journal = Journal::read(ctx.dir.clone(), layout, Some(&generation))?;
-    report_stream(&journal, &shards, spec)
+    let mut report = report_stream(&journal, &shards, spec)?;
+    if part == Part::WHOLE {
+        report.duplicates = settle_duplicates(&journal, &generation)?.count();
+    }
+    Ok(report)
 }
 
-/// Sums up a finished stream and checks that its counts add up.
+/// Sums up the finished shards of a part and checks that their counts add up.
 ///
 /// # Errors
 /// When the counts do not add up, a shard is missing, or no row can be used.
@@ -231,7 +247,7 @@ pub(crate) fn report_stream(
             tally.quarantined_rows()
         )));
     }
-    if journal.schedule(shards.len() as u32).next().is_some() {
+    if !journal.pending(shards.len() as u32).is_empty() {
         return Err(PipelineError::Internal("the stream ended before its last shard".to_owned()));
     }
     let tally = journal.tally();
@@ -246,11 +262,12 @@ pub(crate) fn report_stream(
         )));
     }
     Ok(StreamReport {
-        shards: shards.len() as u64,
+        shards: by_shard.len() as u64,
         tally,
         by_shard,
         labels: journal.entries().values().map(|entry| entry.labels).sum(),
         chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
         size_px: spec.geometry.output_px(),
+        duplicates: 0,
     })
 }

@@ -20,15 +20,29 @@ pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
 /// Key for the hash of the text encoder's files. It replaces `text.encoder`.
 pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
 /// Version of the artefacts. It changes when equal keys yield different bytes.
-const FORMAT: &str = "1";
+const FORMAT: u32 = 2;
 
 /// Content of `run.toml`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunFile {
+    /// Version of the artefacts.
+    #[serde(default = "first_format")]
+    format: u32,
     /// Records by stage. The stage of a submission is named `predict NAME`.
     pub(crate) stages: BTreeMap<String, StageRecord>,
     /// Configuration of the last start.
     pub(crate) config: StoredPipeline,
+}
+
+impl Default for RunFile {
+    fn default() -> Self {
+        Self { format: FORMAT, stages: BTreeMap::new(), config: StoredPipeline::default() }
+    }
+}
+
+/// Returns the format of a file that does not name it.
+fn first_format() -> u32 {
+    1
 }
 
 /// Dependencies of the artefacts of one stage.
@@ -104,7 +118,15 @@ impl Manifest {
     /// As [`RunFile::read`]; and when the directory holds files but no manifest.
     pub(crate) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
         let file = if let Some(file) = RunFile::read(&directory)? {
-            file
+            if file.format != FORMAT && from != Some(Stage::ALL[0]) {
+                return Err(PipelineError::Generation(format!(
+                    "`{}` holds artefacts of format {}, made by another version of this program, and this version writes \
+                     format {FORMAT}; choose another `run.dir`, go on with the other version, or start over with --fresh",
+                    directory.display(""),
+                    file.format
+                )));
+            }
+            RunFile { format: FORMAT, ..file }
         } else {
             let foreign: Vec<String> =
                 directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
@@ -137,7 +159,7 @@ impl Manifest {
     /// Proposes the keys of a stage and returns its generation. [`Self::accept`] compares and records them.
     pub(crate) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(FORMAT.as_bytes());
+        hasher.update(FORMAT.to_string().as_bytes());
         for above in upstream {
             hasher.update(above.as_bytes());
         }
@@ -215,7 +237,8 @@ impl Manifest {
         match stage {
             Stage::Catalog => remove(&["journal/catalog.json", "catalog"]),
             Stage::Stream => {
-                remove(&["journal/features", "journal/chunks", "features", "chunks", "quarantine", "scratch"])
+                remove(&["duplicates.parquet", "journal/features", "journal/chunks"])?;
+                remove(&["features", "chunks", "quarantine", "scratch"])
             }
             Stage::Text => remove(&["journal/texts", "texts"]),
             Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "report.json"]),

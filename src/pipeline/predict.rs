@@ -23,9 +23,10 @@ use std::sync::Arc;
 
 use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
-use crate::chunk::journal::{Journal, Layout};
+use crate::chunk::journal::Layout;
 use crate::config::{HeadConfig, PredictConfig};
 use crate::objects::Object;
+use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
@@ -96,7 +97,7 @@ trait Ranker {
 struct RankInput<'a> {
     settings: &'a PredictConfig,
     /// Committed feature chunks of the test images.
-    journal: &'a Journal,
+    features: &'a FeatureSet,
     test_set: &'a TestSet,
     device: &'a Arc<DeviceWorker>,
     /// Captions to rank for each image.
@@ -170,7 +171,7 @@ impl Prediction<'_> {
             let stem = file_stem(&settings.output);
             let features = self.extract_features(ctx, shards, stem).await?;
             tally = features.report.tally;
-            let input = RankInput { settings, journal: &features.journal, test_set, device, top_k, stem };
+            let input = RankInput { settings, features: &features.features, test_set, device, top_k, stem };
             let ranked = ranker.rank(ctx, head, input).await?;
             (text, remarks) = (ranked.report, ranked.remarks);
             ranked.ranking

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys};
 use crate::decode::ImageSpec;
 use crate::device::SelectedDevice;
@@ -111,7 +110,6 @@ impl ResolvedModel {
     pub(crate) fn stream_keys(&self, config: &RunConfig, stage: Stage) -> StageKeys {
         let mut keys = config.keys(stage);
         let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
-        keys.insert("images (shards side by side)".to_owned(), INTERLEAVED_SHARDS.to_string());
         keys.insert(
             "preprocess (resolved)".to_owned(),
             format!("{geometry} {}", self.spec.resample.fingerprint_name()),

@@ -16,10 +16,10 @@ mod session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::chunk::journal::Journal;
 use crate::config::{HeadConfig, TrainConfig, Trial};
 use crate::pipeline::captions::{self, VectorStore};
 use crate::pipeline::catalog::Catalog;
+use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
@@ -47,7 +47,7 @@ const PLOT_FILE: &str = "training.svg";
 /// Input of the stage.
 pub(crate) struct TrainInput<'a> {
     /// Committed feature chunks of the training images.
-    pub(crate) journal: Journal,
+    pub(crate) features: FeatureSet,
     /// Hash of everything that the heads depend on.
     pub(crate) generation: String,
     pub(crate) catalog: &'a Catalog,
@@ -66,7 +66,7 @@ pub(crate) struct TrainOutput {
 /// A training run with any kind of head.
 struct TrainJob {
     ctx: RunContext,
-    journal: Arc<Journal>,
+    features: Arc<FeatureSet>,
     settings: TrainConfig,
     /// Split that holds out images from training. Its seed is the run's seed.
     split: ValidationSplit,
@@ -89,7 +89,7 @@ impl TrainJob {
 
     /// Returns the upper bound on the rows of features: all views of all images.
     fn feature_rows(&self) -> u64 {
-        self.journal.entries().values().map(|entry| entry.tally.kept).sum::<u64>() * self.views()
+        self.features.entries().values().map(|entry| entry.tally.kept).sum::<u64>() * self.views()
     }
 }
 
@@ -98,13 +98,13 @@ impl TrainJob {
 /// # Errors
 /// When a chunk, the disk or the device fails; [`PipelineError::Stopped`] after saving, if the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<TrainOutput, PipelineError> {
-    let TrainInput { journal, generation, catalog, model, device } = input;
+    let TrainInput { features, generation, catalog, model, device } = input;
     let Some(settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
     let split = ctx.config.validation_split();
     let shape = model.backbone()?.shape;
     let job = || TrainJob {
         ctx: ctx.clone(),
-        journal: Arc::new(journal),
+        features: Arc::new(features),
         settings,
         split,
         shape,
@@ -147,8 +147,8 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         epochs: job.settings.epochs,
         balanced: head.languages().filter(|_| job.settings.balance == Balance::Language).cloned(),
     };
-    let journal = Arc::clone(&job.journal);
-    let inventory = tokio::task::spawn_blocking(move || Inventory::read(&journal, &spec)).await??;
+    let features = Arc::clone(&job.features);
+    let inventory = tokio::task::spawn_blocking(move || Inventory::read(&features, &spec)).await??;
     let (inventory, settings, dim) = (Arc::new(inventory), &job.settings, job.shape.dim);
     let epoch_samples: Vec<u64> = (0..settings.epochs).map(|epoch| inventory.epoch_samples(epoch)).collect();
     let all_samples = epoch_samples.iter().sum();
@@ -280,7 +280,7 @@ async fn start<H: Head>(
 /// take.
 fn choose_placement(job: &TrainJob, head_bytes: u64) -> FeaturePlacement {
     let (rows, FeatureShape { dim, precision }) = (job.feature_rows(), job.shape);
-    let labels = job.journal.entries().values().map(|entry| entry.labels).sum::<u64>() * job.views();
+    let labels = job.features.entries().values().map(|entry| entry.labels).sum::<u64>() * job.views();
     let bytes = resident_bytes(rows, labels, dim, precision);
     let fits_device = job.device.free_bytes.is_some_and(|free| bytes + head_bytes + DEVICE_RESERVE_BYTES <= free)
         && rows.saturating_mul(dim as u64) <= MAX_DEVICE_VALUES;

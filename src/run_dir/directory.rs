@@ -318,6 +318,23 @@ impl Directory {
             Backend::Remote(remote) => remote.sweep(name, keep),
         }
     }
+
+    /// Sweeps the files of the folder `name` whose names `is_own` accepts; other processes may write the others.
+    ///
+    /// # Errors
+    /// When the system or the store refuses.
+    pub fn sweep_own(
+        &self,
+        name: &str,
+        is_own: impl Fn(&str) -> bool,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Local(local) => local.sweep_own(name, is_own, keep),
+            // A remote directory has no temporary files.
+            Backend::Remote(remote) => remote.sweep(name, |file| !is_own(file) || keep(file)),
+        }
+    }
 }
 
 impl From<LocalDirectory> for Directory {

@@ -1,13 +1,14 @@
 //! Local directory in which a name holds a complete file or nothing at every instant.
 //!
-//! A file is written under a name ending in `.tmp`, synced, and renamed or linked to its own name; then its directory is
+//! A file is written under a name of this process that ends in `.tmp`, synced, and renamed or linked to its own name; then its directory is
 //! synced. Files that only this boot of the machine uses are not synced. A crash leaves `.tmp` files at most, which
-//! [`LocalDirectory::sweep`] removes.
+//! [`LocalDirectory::sweep`] removes. Several processes may write different names at once.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::{Process, failpoint};
 use crate::objects::StoreError;
@@ -93,10 +94,10 @@ impl LocalDirectory {
         Ok(self.temporary_path(name))
     }
 
+    /// Returns a path that no other process uses.
     fn temporary_path(&self, name: &str) -> PathBuf {
         let mut temporary = self.path(name).into_os_string();
-        temporary.push(".");
-        temporary.push(TEMPORARY);
+        temporary.push(format!(".{}.{TEMPORARY}", process_tag()));
         temporary.into()
     }
 
@@ -332,6 +333,19 @@ impl LocalDirectory {
     /// # Errors
     /// When the system refuses.
     pub fn sweep(&self, name: &str, keep: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        self.sweep_own(name, |_| true, keep)
+    }
+
+    /// Sweeps the files of the folder `name` whose names `is_own` accepts; other processes may write the others.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn sweep_own(
+        &self,
+        name: &str,
+        is_own: impl Fn(&str) -> bool,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<(), StoreError> {
         let path = self.path(name);
         let failed = |error| StoreError::io(&path, "swept", error);
         let entries = match fs::read_dir(&path) {
@@ -342,12 +356,18 @@ impl LocalDirectory {
         for entry in entries {
             let entry = entry.map_err(failed)?;
             let file = entry.file_name().to_string_lossy().into_owned();
-            if is_temporary(&file) || !keep(&file) {
+            if is_own(&file) && (is_temporary(&file) || !keep(&file)) {
                 self.remove(&format!("{name}/{file}"))?;
             }
         }
         Ok(())
     }
+}
+
+/// Returns a random tag of this process. It makes the names of temporary files unique.
+fn process_tag() -> &'static str {
+    static TAG: OnceLock<String> = OnceLock::new();
+    TAG.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..12].to_owned())
 }
 
 fn is_temporary(name: &str) -> bool {

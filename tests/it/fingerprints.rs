@@ -47,10 +47,10 @@ fn fingerprints_and_artefact_names_are_stable() {
     assert_eq!(
         fingerprints(&run_dir),
         expected(&[
-            ("catalog", "aba2ebd4b699a9fe9ee54132921eccd2"),
-            ("predict submission", "1feb1824191b20950209b2587d5e40de"),
-            ("stream", "58f24f25316e6adf8769a77d4053ca23"),
-            ("train", "33bb0dbb5274e2438eab83230c4deb3c"),
+            ("catalog", "38a934f657f35f5efca627a78df7c114"),
+            ("predict submission", "c48c7659463cc22fab885288b059152d"),
+            ("stream", "d9624bbbc517688151e3a204fb2fa498"),
+            ("train", "1421a7b8ae64fcae01569e3bd5e4c251"),
         ])
     );
     let found: Vec<(String, usize)> = names(&run_dir).into_iter().collect();
@@ -66,10 +66,14 @@ fn fingerprints_and_artefact_names_are_stable() {
             ("checkpoints/step-N/head.safetensors", checkpoints),
             ("checkpoints/step-N/optimizer.safetensors", checkpoints),
             ("checkpoints/step-N/state.json", checkpoints),
+            ("duplicates.parquet", 1),
             ("features/N.parquet", 16),
             ("journal/catalog.json", 1),
             ("journal/features/N.json", 16),
+            ("journal/features/N.urls", 16),
             ("journal/predict-submission/N.json", 2),
+            ("journal/predict-submission/N.urls", 2),
+            ("predict/submission/duplicates.parquet", 1),
             ("predict/submission/features/N.parquet", 2),
             ("predict/submission/quarantine/N.parquet", 1),
             ("quarantine/N.parquet", 6),
@@ -93,5 +97,5 @@ fn fingerprint_of_a_pixel_product_is_stable() {
     let config = write(dir.path(), &text);
     let out = run(&["run", "--config", &config]);
     assert!(out.status.success(), "{}", stderr_of(&out));
-    assert_eq!(fingerprints(&run_dir), expected(&[("stream", "7751ddfe15bd3262a57f2ddce170e32b")]));
+    assert_eq!(fingerprints(&run_dir), expected(&[("stream", "f40b9b335a62d224e7108b807db089c8")]));
 }

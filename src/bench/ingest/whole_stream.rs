@@ -19,7 +19,7 @@ use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, LocalDirectory};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, Signal};
 use crate::telemetry::ProgressRegistry;
-use crate::types::Compression;
+use crate::types::{Compression, Part};
 
 /// Rows after which a pass ends, if scratch disk has room for them.
 const MAX_ROWS: u64 = 8192;
@@ -86,6 +86,7 @@ async fn run_once(
     let stage_progress = ctx.progress.stage("images", "rows", 0);
     let job = StreamJob {
         shards: Arc::new(shards.to_vec()),
+        part: Part::WHOLE,
         filter: ImageFilter::Everything,
         spec: spec.clone(),
         views: Views::from_config(config),
@@ -97,13 +98,13 @@ async fn run_once(
     let sink = match folder {
         Some(folder) => {
             let directory = LocalDirectory::create(&folder.path)?.into();
-            let journal = Journal::open(directory, Layout::train("chunks"), "bench", shards.len() as u32)?;
+            let journal = Journal::open(directory, Layout::train("chunks"), "bench", Part::WHOLE)?;
             let compression = if config.model().is_some() { Compression::None } else { chunks.compression };
             Sink::Product(journal, compression)
         }
         None => Sink::Discard,
     };
-    let start = StartPoint::fresh(shards.len() as u32, ImageFilter::Everything);
+    let start = StartPoint::fresh(shards.len() as u32);
     let started = Instant::now();
     let mut running = tokio::spawn(async move { stream_images(&ctx, job, start, sink).await });
     let ended = loop {

@@ -126,7 +126,11 @@ impl SetWriter {
 
     /// Returns the set. All of its chunks must be committed.
     pub(super) fn finish(self, chunks: Vec<Option<Checksum>>, encoder: &Encoder) -> VectorSet {
-        let file = |(chunk, sum): (usize, Option<Checksum>)| ChunkFile { name: self.chunk_name(chunk), bytes: 0, sum };
+        let file = |(chunk, sum): (usize, Option<Checksum>)| ChunkFile {
+            name: self.chunk_name(chunk),
+            sum,
+            ..ChunkFile::default()
+        };
         let files = chunks.into_iter().enumerate().map(file).collect();
         let (captions, dim, precision) = (self.captions.len(), encoder.checkpoint.dim(), encoder.precision);
         VectorSet { files, dir: self.dir, captions, dim, precision }

@@ -20,7 +20,7 @@ use crate::decode::jpeg_thumbnail;
 use crate::objects::Object;
 use crate::pipeline::device::LoadedBackbone;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::images::commit_chunk;
+use crate::pipeline::images::{RowFile, commit_chunk, image_hashes};
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::resolve::FeatureShape;
 use crate::runtime::{BufferPool, PooledBuffer, Shutdown};
@@ -215,7 +215,15 @@ pub(super) struct FeatureCommitter {
 struct OpenChunk {
     chunk: Box<SpooledChunk>,
     /// `None` if the chunk has no rows.
-    features: Option<(FeatureWriter, BatchLog)>,
+    features: Option<OpenFeatures>,
+}
+
+/// The file of a chunk's features.
+struct OpenFeatures {
+    writer: FeatureWriter,
+    log: BatchLog,
+    /// URL hashes of the images so far.
+    url_hashes: Vec<u64>,
 }
 
 impl FeatureCommitter {
@@ -239,8 +247,8 @@ impl FeatureCommitter {
                     }
                     *open = Some(self.begin(chunk, log)?);
                 }
-                (Item::Batch(rows, thumbnails, output), Some(OpenChunk { features: Some((writer, log)), .. })) => {
-                    self.write(&rows, &thumbnails, output, writer, log).await?;
+                (Item::Batch(rows, thumbnails, output), Some(OpenChunk { features: Some(features), .. })) => {
+                    self.write(&rows, &thumbnails, output, features).await?;
                 }
                 (Item::End, open) => {
                     if let Some(chunk) = open.take() {
@@ -262,7 +270,7 @@ impl FeatureCommitter {
         let FeatureShape { dim, precision } = self.shape;
         let create = if self.with_thumbnails { FeatureWriter::with_thumbnails } else { FeatureWriter::create };
         let writer = create(&path, dim, precision, &chunk.entry.generation)?;
-        Ok(OpenChunk { chunk, features: Some((writer, log)) })
+        Ok(OpenChunk { chunk, features: Some(OpenFeatures { writer, log, url_hashes: Vec::new() }) })
     }
 
     async fn write(
@@ -270,14 +278,13 @@ impl FeatureCommitter {
         rows: &RowMeta,
         thumbnails: &[Option<Vec<u8>>],
         output: BatchOutput,
-        writer: &mut FeatureWriter,
-        log: &mut BatchLog,
+        file: &mut OpenFeatures,
     ) -> Result<(), PipelineError> {
         let features = match output {
             BatchOutput::Logged(features) => features,
             BatchOutput::Pending(waiting) => {
                 let features = waiting.await??;
-                log.append(&features)?;
+                file.log.append(&features)?;
                 features
             }
         };
@@ -287,17 +294,21 @@ impl FeatureCommitter {
                 rows.url(bad / self.shape.dim)
             )));
         }
-        writer.write(rows, &features, thumbnails)?;
+        file.writer.write(rows, &features, thumbnails)?;
+        file.url_hashes.extend(image_hashes(rows));
         self.images.add(rows.image_count() as u64);
         Ok(())
     }
 
     fn commit(&mut self, OpenChunk { chunk, features }: OpenChunk) -> Result<(), PipelineError> {
-        let sum = features.map(|(writer, _)| writer.finish()).transpose()?;
+        let rows = match features {
+            Some(OpenFeatures { writer, url_hashes, .. }) => Some(RowFile { checksum: writer.finish()?, url_hashes }),
+            None => None,
+        };
         let shard = &self.shards[chunk.entry.id.shard as usize].name;
         // Quarantined rows stay on disk while a chunk waits, because many chunks can wait.
         let entry = if chunk.entry.tally.quarantined_rows() > 0 { &chunk.read_entry()? } else { &chunk.entry };
-        commit_chunk(&mut self.journal, entry, sum, shard, &self.rows, &self.events)?;
+        commit_chunk(&mut self.journal, entry, rows, shard, &self.rows, &self.events)?;
         Ok(chunk.release()?)
     }
 }
@@ -306,7 +317,6 @@ impl FeatureCommitter {
 mod tests {
     use super::*;
     use crate::chunk::ChunkId;
-    use crate::chunk::schedule::Schedule;
     use crate::chunk::spool::{Spool, SpoolEntry};
     use crate::run_dir::LocalDirectory;
     use crate::runtime::channel;
@@ -318,7 +328,7 @@ mod tests {
     async fn reader_ends_quietly_after_writer() {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("spool")).unwrap();
-        let (spool, _) = Spool::open(directory, 8 << 20, "g", &mut Schedule::start(1)).await.unwrap();
+        let (spool, _) = Spool::open(directory, 8 << 20, "g", &mut Vec::new()).await.unwrap();
         let (chunks_in, chunks) = channel(4);
         for row in 0..3 {
             let id = ChunkId { shard: 0, row };

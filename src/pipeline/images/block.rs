@@ -38,7 +38,7 @@ pub(super) struct Block {
     pub(super) base64: Vec<u8>,
     /// Range of each row in `base64`. Dropped rows leave gaps.
     pub(super) spans: Vec<Range<usize>>,
-    /// Permit for bytes of the slot's read-ahead queue, held until the block's turn comes.
+    /// Permit for bytes of the slot's read-ahead queue, held until the block leaves it.
     pub(super) queue_permit: Option<BytePermit>,
     /// Permit for bytes of `limits.memory`, held until the block is written.
     pub(super) memory_permit: Option<BytePermit>,
@@ -68,8 +68,7 @@ impl Block {
         self.base64.len() + self.rows.stored_bytes() as usize
     }
 
-    /// Adds a row to decode, skip or quarantine. [`Self::drop_duplicates`] drops duplicates later, because only the
-    /// order of the corpus decides which row is the first.
+    /// Adds a row to decode, skip or quarantine. [`Self::drop_duplicates`] drops duplicates later.
     pub(super) fn add_row(&mut self, row: ImageRow<'_>, filter: &ImageFilter) {
         self.tally.rows += 1;
         match row {
@@ -109,9 +108,9 @@ impl Block {
         true
     }
 
-    /// Drops the rows whose URL an earlier row of the corpus has. Adds the URLs of the other rows to `seen`.
+    /// Drops the rows whose URL an earlier row of the shard has. Adds the URLs of the other rows to `seen`.
     ///
-    /// Call it on the blocks in schedule order.
+    /// Call it on the blocks of a shard in order.
     pub(super) fn drop_duplicates(&mut self, seen: &mut UrlDedup) {
         let mut duplicates = BTreeSet::new();
         let mut check = |row: u64, url: u64| {

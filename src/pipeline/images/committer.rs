@@ -10,9 +10,11 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::StreamJob;
+use super::resume::claimed_hashes;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::quarantine;
 use crate::chunk::spool::SpoolEntry;
+use crate::chunk::url_hashes::UrlHashes;
 use crate::chunk::{Checksum, JournalEntry};
 use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
@@ -20,16 +22,23 @@ use crate::pipeline::observe::events::Events;
 use crate::run_dir::Directory;
 use crate::telemetry::StageProgress;
 
-/// Makes the files of a chunk durable, adds the chunk to the journal, counts it and logs an event.
-///
-/// If the chunk has rows, its row file is complete under its temporary name, and `sum` is the checksum of that file.
+/// A chunk's file of rows, complete under its temporary name.
+#[derive(Debug)]
+pub(crate) struct RowFile {
+    pub(crate) checksum: Checksum,
+    /// URL hashes of its images, in order.
+    pub(crate) url_hashes: Vec<u64>,
+}
+
+/// Makes the files of a chunk durable, adds the chunk to the journal, counts it and logs an event. `rows` is the file of
+/// its rows, if it has any.
 ///
 /// # Errors
 /// When the run directory cannot be written.
 pub(crate) fn commit_chunk(
     journal: &mut Journal,
     chunk: &SpoolEntry,
-    sum: Option<Checksum>,
+    rows: Option<RowFile>,
     shard: &str,
     stage_progress: &StageProgress,
     events: &Events,
@@ -43,11 +52,13 @@ pub(crate) fn commit_chunk(
         files: BTreeMap::new(),
         checksums: BTreeMap::new(),
     };
-    if chunk.tally.kept > 0 {
+    let mut hashes = UrlHashes::default();
+    if let Some(RowFile { checksum, url_hashes }) = rows {
         let name = layout.chunk(chunk.id);
         let bytes = directory.publish(&name)?;
-        entry.checksums.extend(sum.map(|sum| (name.clone(), sum)));
+        entry.checksums.insert(name.clone(), checksum);
         entry.files.insert(name, bytes);
+        hashes.kept = url_hashes;
     }
     if !chunk.quarantined.is_empty() {
         let name = layout.quarantine(chunk.id);
@@ -55,6 +66,12 @@ pub(crate) fn commit_chunk(
         let bytes = directory.publish(&name)?;
         entry.checksums.insert(name.clone(), sum);
         entry.files.insert(name, bytes);
+        hashes.quarantined = claimed_hashes(&chunk.quarantined).collect();
+    }
+    if hashes != UrlHashes::default() {
+        let (name, content) = (layout.url_hashes(chunk.id), hashes.encode());
+        directory.write(&name, &content)?;
+        entry.files.insert(name, content.len() as u64);
     }
     journal.commit(chunk.id, entry)?;
     events.chunk_committed(stage_progress, chunk, shard);
@@ -74,6 +91,8 @@ pub(super) struct Committer {
 /// A chunk whose row file is complete under its temporary name.
 pub(super) struct CompleteChunk {
     pub(super) entry: SpoolEntry,
+    /// URL hashes of its images, in order.
+    pub(super) url_hashes: Vec<u64>,
     pub(super) path: PathBuf,
     pub(super) write_back: WriteBack,
 }
@@ -115,11 +134,12 @@ impl Committer {
             return Err(PipelineError::Internal("a journal is in use".to_owned()));
         };
         let (job, events) = (Arc::clone(job), events.clone());
-        let CompleteChunk { entry: chunk, path, write_back } = chunk;
+        let CompleteChunk { entry: chunk, url_hashes, path, write_back } = chunk;
         self.committing = Some(tokio::task::spawn_blocking(move || {
             let written = futures::executor::block_on(write_back.finish(&path))?;
             let shard = &job.shards[chunk.id.shard as usize].name;
-            commit_chunk(&mut journal, &chunk, chunk.checksum, shard, &job.stage_progress, &events)?;
+            let rows = chunk.checksum.map(|checksum| RowFile { checksum, url_hashes });
+            commit_chunk(&mut journal, &chunk, rows, shard, &job.stage_progress, &events)?;
             if let Some(file) = written {
                 drop_cached_pages(&file, None);
             }

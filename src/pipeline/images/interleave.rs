@@ -1,22 +1,26 @@
-//! Several shard slots → one sequence of blocks in the order of the [`Schedule`], without duplicate URLs.
+//! Slots, each of which reads one shard at a time → one sequence of blocks, chunk by chunk.
 //!
-//! The first row of each URL in schedule order is kept, so the order must not depend on timing.
+//! Shards are independent: the order in which their chunks follow each other is free. The next chunk comes from a slot
+//! whose blocks are ready.
 
+use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::block::{Block, Boundary};
 use super::memory::stream_bytes;
-use super::read_ahead::{AheadTask, ReadAhead};
+use super::read_ahead::{ReadAhead, read_into_queue};
+use super::resume::PendingShards;
 use super::shard_reader::SlotReader;
-use super::{StreamJob, Views};
-use crate::catalog::UrlDedup;
+use super::{StartPoint, StreamJob, Views};
+use crate::chunk::ChunkId;
 use crate::chunk::pixels::image_bytes;
-use crate::chunk::schedule::Schedule;
-use crate::objects::{Object, ReadStats};
+use crate::objects::ReadStats;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::runtime::{BufferPool, ByteBudget, channel};
@@ -25,11 +29,11 @@ use crate::telemetry::{Activity, Party, StageTimer};
 /// Upper bound on the queued blocks of a slot. The byte limit of the queue applies first, unless blocks are small.
 const MAX_QUEUED_BLOCKS: usize = 256;
 
-/// Reads the shards of a stream through its slots.
+/// Reads the unfinished shards of a stream.
 pub(super) struct Interleaver {
     job: Arc<StreamJob>,
     ctx: RunContext,
-    schedule: Schedule,
+    start: StartPoint,
     read_ahead: ReadAhead,
     /// Buffers for base64. The decoders return them.
     buffers: BufferPool,
@@ -37,22 +41,67 @@ pub(super) struct Interleaver {
     starvation: Arc<Starvation>,
 }
 
-/// Source of a slot's blocks.
-enum Slot {
-    /// Blocks are read on demand.
+/// Sources of blocks.
+enum Slots {
+    /// One slot, whose blocks are read on demand.
     OnDemand(Box<SlotReader>),
-    /// A task reads blocks ahead.
-    Ahead(mpsc::Receiver<Block>, AbortOnDropHandle<Result<(), PipelineError>>),
+    /// Several slots, whose tasks read blocks ahead.
+    Ahead(Vec<Slot>),
 }
 
-impl Slot {
-    async fn next_block(&mut self) -> Result<Option<Block>, PipelineError> {
+/// A slot with a task that reads ahead.
+struct Slot {
+    blocks: mpsc::Receiver<Block>,
+    task: AbortOnDropHandle<Result<(), PipelineError>>,
+    stats: Arc<ReadStats>,
+}
+
+impl Slots {
+    /// Returns the next block of slot `index`; `None` once the slot has ended.
+    async fn next_block(&mut self, index: usize) -> Result<Option<Block>, PipelineError> {
         match self {
             Self::OnDemand(reader) => reader.next_block().await,
-            Self::Ahead(blocks, task) => match blocks.recv().await {
+            Self::Ahead(slots) => match slots[index].blocks.recv().await {
                 Some(block) => Ok(Some(block)),
-                None => task.await?.map(|()| None),
+                None => (&mut slots[index].task).await?.map(|()| None),
             },
+        }
+    }
+
+    /// Waits until a slot has a block, preferably one after slot `last`, and returns both. Removes slots that have
+    /// ended; returns `None` after the last one.
+    async fn next_chunk(&mut self, last: usize) -> Result<Option<(usize, Block)>, PipelineError> {
+        let slots = match self {
+            Self::OnDemand(reader) => return Ok(reader.next_block().await?.map(|block| (0, block))),
+            Self::Ahead(slots) => slots,
+        };
+        while !slots.is_empty() {
+            let (index, block) = poll_fn(|context| {
+                let count = slots.len();
+                for index in (0..count).map(|step| (last + 1 + step) % count) {
+                    if let Poll::Ready(block) = slots[index].blocks.poll_recv(context) {
+                        return Poll::Ready((index, block));
+                    }
+                }
+                Poll::Pending
+            })
+            .await;
+            if let Some(block) = block {
+                return Ok(Some((index, block)));
+            }
+            slots.remove(index).task.await??;
+        }
+        Ok(None)
+    }
+
+    /// Returns the counters of slot `index`, or of all slots.
+    fn stats(&self, index: Option<usize>) -> Vec<Arc<ReadStats>> {
+        match self {
+            Self::OnDemand(reader) => vec![Arc::clone(reader.stats())],
+            Self::Ahead(slots) => {
+                let chosen = slots.iter().enumerate().filter(|(slot, _)| index.is_none_or(|index| index == *slot));
+                chosen.map(|(_, slot)| Arc::clone(&slot.stats)).collect()
+            }
         }
     }
 }
@@ -61,7 +110,7 @@ impl Interleaver {
     pub(super) fn new(
         job: Arc<StreamJob>,
         ctx: RunContext,
-        schedule: Schedule,
+        start: StartPoint,
         read_ahead: ReadAhead,
         buffers: BufferPool,
     ) -> Self {
@@ -69,62 +118,60 @@ impl Interleaver {
         let measured = Arc::clone(&starvation);
         let timer = StageTimer::serial("read rows").starved_by(Party::Store).starvation(move || measured.total());
         let timer = job.stage_progress.part(timer);
-        Self { job, ctx, schedule, read_ahead, buffers, timer, starvation }
+        Self { job, ctx, start, read_ahead, buffers, timer, starvation }
     }
 
-    /// Opens each slot at its next chunk in the schedule. `turn` holds the number of the current chunk.
-    fn open_slots(&self, turn: &watch::Receiver<u64>) -> Vec<(Arc<ReadStats>, Slot)> {
-        let (count, number) = (self.schedule.slots().len(), self.schedule.number());
-        let open = |(slot, next)| {
-            let reader = SlotReader::new(Arc::clone(&self.job), self.ctx.clone(), self.buffers.clone(), next, count);
+    /// Starts the slots of the read-ahead, which share the pending shards.
+    fn open_slots(&mut self) -> Slots {
+        let seen = std::mem::take(&mut self.start.seen);
+        let pending = Arc::new(PendingShards::new(&self.start.pending, seen));
+        let open =
+            || SlotReader::new(Arc::clone(&self.job), self.ctx.clone(), self.buffers.clone(), Arc::clone(&pending));
+        if self.read_ahead.slots == 1 {
+            return Slots::OnDemand(Box::new(open()));
+        }
+        let ahead = (0..self.read_ahead.slots).map(|_| {
+            let reader = open();
             let stats = Arc::clone(reader.stats());
-            if self.read_ahead.slots == 0 {
-                return (stats, Slot::OnDemand(Box::new(reader)));
-            }
-            let first = number + ((slot + count - self.schedule.slot()) % count) as u64;
             let (blocks_in, blocks) = channel(MAX_QUEUED_BLOCKS);
-            let ahead = AheadTask {
-                turn: turn.clone(),
-                number: first,
-                step: count as u64,
-                ahead: self.read_ahead.slots as u64,
-                queue: ByteBudget::new(self.read_ahead.queue_bytes),
-            };
-            let task = AbortOnDropHandle::new(tokio::spawn(ahead.run(reader, blocks_in)));
-            (stats, Slot::Ahead(blocks, task))
-        };
-        self.schedule.slots().iter().copied().enumerate().map(open).collect()
+            let reading = read_into_queue(reader, ByteBudget::new(self.read_ahead.queue_bytes), blocks_in);
+            Slot { blocks, task: AbortOnDropHandle::new(tokio::spawn(reading)), stats }
+        });
+        Slots::Ahead(ahead.collect())
     }
 
-    /// Sends the blocks of all shards in schedule order, until the last shard ends or the run has to stop.
-    pub(super) async fn run(mut self, mut seen: UrlDedup, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
-        let job = Arc::clone(&self.job);
-        let (turn, turns) = watch::channel(self.schedule.number());
-        let mut slots = self.open_slots(&turns);
-        let mut progress = ReadProgress::new(&job.shards, &self.schedule);
-        let mut rows = 0;
-        while self.schedule.next().is_some() {
-            let index = self.schedule.slot();
-            let Some((stats, slot)) = slots.get_mut(index) else { break };
-            self.starvation.begin(stats);
-            let block = slot.next_block().await?;
+    /// Sends the blocks of all shards, chunk by chunk, until the last shard ends or the run has to stop.
+    pub(super) async fn run(mut self, blocks: mpsc::Sender<Block>) -> Result<(), PipelineError> {
+        let mut progress = ReadProgress::new(&self.job, &self.start.pending);
+        let (mut slots, mut last) = (self.open_slots(), 0);
+        loop {
+            self.starvation.begin(slots.stats(None));
+            let first = slots.next_chunk(last).await?;
             self.starvation.end();
-            let Some(mut block) = block else { return Ok(()) };
-            block.drop_duplicates(&mut seen);
-            rows += block.tally.rows;
-            job.stage_progress.add(block.tally.rows);
-            progress.add_block(index, &block, &job);
-            let boundary = block.boundary;
-            if !self.timer.wait(Activity::Blocked, self.send(block, &blocks)).await {
-                return Ok(());
-            }
-            if boundary != Boundary::None {
-                self.schedule.advance(std::mem::take(&mut rows), boundary == Boundary::Shard);
-                turn.send_replace(self.schedule.number());
+            let Some((slot, mut block)) = first else { break };
+            last = slot;
+            loop {
+                self.job.stage_progress.add(block.tally.rows);
+                progress.add_block(&block, &self.job);
+                let boundary = block.boundary;
+                if !self.timer.wait(Activity::Blocked, self.send(block, &blocks)).await {
+                    return Ok(());
+                }
+                if boundary != Boundary::None {
+                    break;
+                }
+                self.starvation.begin(slots.stats(Some(slot)));
+                let next = slots.next_block(slot).await?;
+                self.starvation.end();
+                // A slot that ends within a chunk was asked to stop.
+                let Some(next) = next else { return Ok(()) };
+                block = next;
             }
         }
-        self.timer.end();
-        job.stage_progress.set_total(job.stage_progress.progress().0);
+        if !self.ctx.shutdown.is_raised() {
+            self.timer.end();
+            self.job.stage_progress.set_total(self.job.stage_progress.progress().0);
+        }
         Ok(())
     }
 
@@ -148,36 +195,44 @@ impl Interleaver {
     }
 }
 
-/// Time that each slot spent waiting for the store in its turn.
+/// Time for which the interleaver waited for slots that all waited for the store.
 #[derive(Default)]
 struct Starvation(Mutex<StarvationState>);
 
 #[derive(Default)]
 struct StarvationState {
-    /// Waits of earlier turns.
+    /// Earlier waits.
     past: Duration,
-    /// Current slot, and its total wait when its turn began.
-    current: Option<(Arc<ReadStats>, Duration)>,
+    /// Slots that the interleaver waits for, and their total waits when it began.
+    current: Vec<(Arc<ReadStats>, Duration)>,
+}
+
+impl StarvationState {
+    fn current(&self) -> Duration {
+        let waits = self.current.iter().map(|(stats, before)| stats.waited().saturating_sub(*before));
+        waits.min().unwrap_or_default()
+    }
 }
 
 impl Starvation {
-    fn begin(&self, stats: &Arc<ReadStats>) {
-        self.end();
-        let before = stats.waited();
-        self.state().current = Some((Arc::clone(stats), before));
+    fn begin(&self, stats: Vec<Arc<ReadStats>>) {
+        let with_wait = |stats: Arc<ReadStats>| {
+            let before = stats.waited();
+            (stats, before)
+        };
+        self.state().current = stats.into_iter().map(with_wait).collect();
     }
 
     fn end(&self) {
         let mut state = self.state();
-        if let Some((stats, before)) = state.current.take() {
-            state.past += stats.waited().saturating_sub(before);
-        }
+        let wait = state.current();
+        state.past += wait;
+        state.current.clear();
     }
 
     fn total(&self) -> Duration {
-        let StarvationState { past, current } = &*self.state();
-        let now = current.as_ref().map_or(Duration::ZERO, |(stats, before)| stats.waited().saturating_sub(*before));
-        *past + now
+        let state = self.state();
+        state.past + state.current()
     }
 
     fn state(&self) -> MutexGuard<'_, StarvationState> {
@@ -187,35 +242,40 @@ impl Starvation {
 
 /// Estimates the total number of rows from the share of stored bytes read.
 struct ReadProgress {
-    /// Bytes of all shards.
+    /// Bytes of all shards of the part.
     total: u64,
     /// Bytes of the shards that have ended.
     ended: u64,
-    /// Bytes read of each slot's open shard. `None` if an earlier process read rows of the shard and this process none
-    /// yet: the size of those rows is unknown.
-    open: Vec<Option<u64>>,
+    /// Bytes read of each open shard.
+    open: BTreeMap<u32, u64>,
+    /// Rows by earlier processes of shards that this process has not opened yet. The size of those rows is unknown.
+    unopened: BTreeMap<u32, u64>,
 }
 
 impl ReadProgress {
-    fn new(shards: &[Object], schedule: &Schedule) -> Self {
-        let ended = shards.iter().enumerate().filter(|(index, _)| schedule.is_past(*index as u32));
+    fn new(job: &StreamJob, pending: &[ChunkId]) -> Self {
+        let own = || (0..).zip(job.shards.iter()).filter(|(index, _)| job.part.contains(*index));
+        let is_ended = |index: u32| pending.iter().all(|next| next.shard != index);
         Self {
-            total: shards.iter().map(|shard| shard.size).sum(),
-            ended: ended.map(|(_, shard)| shard.size).sum(),
-            open: schedule.slots().iter().map(|next| (next.row == 0).then_some(0)).collect(),
+            total: own().map(|(_, shard)| shard.size).sum(),
+            ended: own().filter(|(index, _)| is_ended(*index)).map(|(_, shard)| shard.size).sum(),
+            open: BTreeMap::new(),
+            unopened: pending.iter().map(|next| (next.shard, next.row)).collect(),
         }
     }
 
-    fn add_block(&mut self, slot: usize, block: &Block, job: &StreamJob) {
-        let (shard, read) = (block.id.shard as usize, block.read_bytes);
-        self.open[slot] = Some(read);
-        job.stage_progress.shard(shard, |shard| shard.read_bytes = read);
+    fn add_block(&mut self, block: &Block, job: &StreamJob) {
+        let (shard, read) = (block.id.shard, block.read_bytes);
+        self.unopened.remove(&shard);
+        job.stage_progress.shard(shard as usize, |shard| shard.read_bytes = read);
         if block.boundary == Boundary::Shard {
-            self.open[slot] = Some(0);
-            self.ended += job.shards[shard].size;
+            self.open.remove(&shard);
+            self.ended += job.shards[shard as usize].size;
+        } else {
+            self.open.insert(shard, read);
         }
-        let Some(open) = self.open.iter().copied().sum::<Option<u64>>() else { return };
-        let (rows, read) = (job.stage_progress.progress().0, self.ended + open);
+        let rows = job.stage_progress.progress().0.saturating_sub(self.unopened.values().sum());
+        let read = self.ended + self.open.values().sum::<u64>();
         if read > 0 {
             job.stage_progress.set_total((rows as f64 * self.total as f64 / read as f64).round() as u64);
         }

@@ -2,15 +2,14 @@
 
 use super::{StreamJob, Views};
 use crate::chunk::pixels::image_bytes;
-use crate::chunk::schedule::INTERLEAVED_SHARDS;
 use crate::config::bytes::{StreamBytes, block_images};
 use crate::decode::{HEADER_BYTES, ImageSpec, RETAINED_BYTES};
 
 /// Capacity of the channel between reader and decoders, in blocks.
 pub(super) const BLOCKS_WAITING: usize = 2;
 
-/// Memory of an idle shard slot: ranges of its object, and the decompressor with its tables and output.
-const IDLE_SLOT_BYTES: u64 = (12 << 20) + (128 << 10);
+/// Upper bound on the number of shards that are read side by side.
+pub(crate) const MAX_OPEN_SHARDS: usize = 4;
 
 /// Largest block buffer kept for reuse. A buffer that held a huge image is freed. Idle buffers count on top of
 /// `limits.memory`, at most one for each block that was in flight at once.
@@ -19,8 +18,7 @@ pub(super) const MAX_REUSED_BYTES: usize = 8 << 20;
 /// Returns the bytes of `limits.memory` that each part of a stream takes.
 pub(crate) fn stream_bytes(spec: &ImageSpec, threads: usize, chunk_rows: u64) -> StreamBytes {
     let decoders = spec.decode_bytes() + threads as u64 * (RETAINED_BYTES + HEADER_BYTES);
-    let bytes = StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows);
-    StreamBytes { reader: bytes.reader.saturating_add((INTERLEAVED_SHARDS as u64 - 1) * IDLE_SLOT_BYTES), ..bytes }
+    StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows)
 }
 
 /// Returns the number of rows that fill a block.

@@ -1,93 +1,111 @@
 //! Position and state at which a stream resumes.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
 
 use super::StreamJob;
 use super::block::claims_url;
-use crate::catalog::{ImageFilter, UrlDedup, url_hash};
-use crate::chunk::Tally;
+use crate::catalog::url_hash;
 use crate::chunk::features::read_row_meta;
 use crate::chunk::journal::Journal;
-use crate::chunk::quarantine::{self, Quarantined};
-use crate::chunk::schedule::Schedule;
+use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::SpooledChunk;
+use crate::chunk::{ChunkId, RowMeta, Tally};
 use crate::objects::Object;
-use crate::pipeline::chunk_files::{fetch_files, quarantine_files, row_files};
 use crate::pipeline::error::PipelineError;
 use crate::telemetry::Shard;
 
-/// Largest row file whose checksum is verified when its URLs are read. Pixel chunks in the run directory are too large
-/// to be read whole for that.
-const MAX_VERIFIED_BYTES: u64 = 64 << 20;
-
 /// State of a stream at its start.
 pub(crate) struct StartPoint {
-    /// Next chunk of each slot.
-    pub(crate) schedule: Schedule,
+    /// Next chunk of each unfinished shard, in listing order.
+    pub(crate) pending: Vec<ChunkId>,
     /// Counts of each shard by earlier processes.
     pub(crate) counted: BTreeMap<u32, Tally>,
-    /// URLs of earlier rows.
-    pub(crate) seen: UrlDedup,
+    /// URL hashes of the earlier rows of shards that were begun.
+    pub(crate) seen: BTreeMap<u32, Vec<u64>>,
 }
 
 impl StartPoint {
-    /// Returns the start of a new stream.
-    pub(crate) fn fresh(shards: u32, filter: ImageFilter) -> Self {
-        Self { schedule: Schedule::start(shards), counted: BTreeMap::new(), seen: UrlDedup::new(filter) }
+    /// Returns the start of a new stream of `shards` shards.
+    pub(crate) fn fresh(shards: u32) -> Self {
+        let pending = (0..shards).map(|shard| ChunkId { shard, row: 0 }).collect();
+        Self { pending, counted: BTreeMap::new(), seen: BTreeMap::new() }
+    }
+
+    /// Returns the point after all committed and spooled chunks; `pending` holds the next chunk of each unfinished
+    /// shard. Of committed chunks, only the URL hashes of unfinished shards are read. Blocks the thread.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is damaged.
+    pub(crate) fn after(
+        journal: &Journal,
+        spooled: &[SpooledChunk],
+        pending: Vec<ChunkId>,
+    ) -> Result<Self, PipelineError> {
+        let mut counted = journal.shard_tallies();
+        for chunk in spooled {
+            counted.entry(chunk.entry.id.shard).or_default().merge(&chunk.entry.tally);
+        }
+        let is_begun = |shard: u32| pending.iter().any(|next| next.shard == shard && next.row > 0);
+        let mut seen: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for hashes in journal.url_hashes(journal.entries().keys().copied().filter(|id| is_begun(id.shard))) {
+            let (id, hashes) = hashes?;
+            seen.entry(id.shard).or_default().extend(hashes.kept.into_iter().chain(hashes.quarantined));
+        }
+        for chunk in spooled.iter().filter(|chunk| is_begun(chunk.entry.id.shard)) {
+            let seen = seen.entry(chunk.entry.id.shard).or_default();
+            if let Some(path) = chunk.pixels() {
+                seen.extend(image_hashes(&read_row_meta(&path)?));
+            }
+            if chunk.entry.tally.quarantined_rows() > 0 {
+                seen.extend(claimed_hashes(&chunk.read_entry()?.quarantined));
+            }
+        }
+        Ok(Self { pending, counted, seen })
     }
 }
 
-/// Collects the URLs of all rows in committed and spooled chunks, so that later rows with the same URLs count as
-/// duplicates. Blocks the thread.
-///
-/// # Errors
-/// When a file cannot be read or is damaged.
-pub(crate) fn collect_seen_urls(
-    journal: &Journal,
-    spooled: &[SpooledChunk],
-    filter: &ImageFilter,
-) -> Result<UrlDedup, PipelineError> {
-    let mut seen = UrlDedup::new(filter.clone());
-    let mut add_rows = |path: &Path| -> Result<(), PipelineError> {
-        let rows = read_row_meta(path)?;
-        for row in 0..rows.len() {
-            seen.insert(url_hash(rows.url(row)));
-        }
-        Ok(())
-    };
-    let mut files = row_files(journal);
-    files.iter_mut().filter(|file| file.bytes > MAX_VERIFIED_BYTES).for_each(|file| file.sum = None);
-    for file in fetch_files(journal.directory(), &files) {
-        let (_, copy) = file?;
-        add_rows(&copy)?;
+/// Returns the URL hashes of the images of some rows.
+pub(crate) fn image_hashes(rows: &RowMeta) -> impl Iterator<Item = u64> {
+    (0..rows.len()).filter(|row| rows.view(*row) <= 1).map(|row| url_hash(rows.url(row)))
+}
+
+/// Returns the URL hashes of the quarantined rows that count as the first row of their URL.
+pub(super) fn claimed_hashes(rows: &[Quarantined]) -> impl Iterator<Item = u64> {
+    rows.iter().filter(|row| claims_url(&row.reason)).filter_map(|row| row.image_url.as_deref()).map(url_hash)
+}
+
+/// Shards that no reader has opened yet.
+pub(super) struct PendingShards(Mutex<VecDeque<PendingShard>>);
+
+/// The rest of a shard.
+pub(super) struct PendingShard {
+    /// The next chunk.
+    pub(super) next: ChunkId,
+    /// URL hashes of the rows before it.
+    pub(super) seen: Vec<u64>,
+}
+
+impl PendingShards {
+    /// Creates the queue of the unfinished shards, in listing order.
+    pub(super) fn new(pending: &[ChunkId], mut seen: BTreeMap<u32, Vec<u64>>) -> Self {
+        let shard = |next: &ChunkId| PendingShard { next: *next, seen: seen.remove(&next.shard).unwrap_or_default() };
+        Self(Mutex::new(pending.iter().map(shard).collect()))
     }
-    for chunk in spooled {
-        chunk.pixels().as_deref().map_or(Ok(()), &mut add_rows)?;
+
+    /// Takes the next shard.
+    pub(super) fn take(&self) -> Option<PendingShard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
-    let mut add_quarantined = |rows: &[Quarantined]| {
-        for row in rows.iter().filter(|row| claims_url(&row.reason)) {
-            if let Some(url) = &row.image_url {
-                seen.insert(url_hash(url));
-            }
-        }
-    };
-    for file in fetch_files(journal.directory(), &quarantine_files(journal)) {
-        let (_, copy) = file?;
-        add_quarantined(&quarantine::read(&copy)?);
-    }
-    for chunk in spooled.iter().filter(|chunk| chunk.entry.tally.quarantined_rows() > 0) {
-        add_quarantined(&chunk.read_entry()?.quarantined);
-    }
-    Ok(seen)
 }
 
 /// Shows the committed part of each shard in the progress of the stage.
 pub(crate) fn show_committed(job: &StreamJob, journal: &Journal) {
     let mut tallies = journal.shard_tallies();
-    let schedule = journal.schedule(job.shards.len() as u32);
+    let pending = journal.pending(job.shards.len() as u32);
     let shard = |(index, shard): (usize, &Object)| {
-        let tally = tallies.remove(&(index as u32)).unwrap_or_default();
+        let index = index as u32;
+        let tally = tallies.remove(&index).unwrap_or_default();
         Shard {
             name: shard.url.clone(),
             bytes: shard.size,
@@ -96,7 +114,7 @@ pub(crate) fn show_committed(job: &StreamJob, journal: &Journal) {
             kept: tally.kept,
             skipped: tally.skipped_rows(),
             quarantined: tally.quarantined_rows(),
-            done: schedule.is_past(index as u32),
+            done: job.part.contains(index) && pending.iter().all(|next| next.shard != index),
         }
     };
     job.stage_progress.set_shards(job.shards.iter().enumerate().map(shard).collect());

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::StreamJob;
 use super::block::{Block, Boundary};
 use super::memory::block_rows;
+use super::resume::{PendingShard, PendingShards};
+use crate::catalog::UrlDedup;
 use crate::chunk::ChunkId;
 use crate::corpus::{ImageRow, ImageRows};
 use crate::decode::ImageSpec;
@@ -22,20 +24,21 @@ fn max_record_bytes(spec: &ImageSpec) -> usize {
     usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
 }
 
-/// Reads the shards of one slot, one after the other.
+/// Reads pending shards one after the other. Drops the rows whose URL occurred earlier in their shard.
 pub(super) struct SlotReader {
     job: Arc<StreamJob>,
     ctx: RunContext,
     buffers: BufferPool,
     stats: Arc<ReadStats>,
-    /// Next chunk: in the open shard, or at the start of the shard to open.
-    next: ChunkId,
-    /// Distance between two shards of the slot.
-    step: u32,
+    /// Shards that no slot has opened yet.
+    pending: Arc<PendingShards>,
     open: Option<OpenShard>,
 }
 
 struct OpenShard {
+    index: u32,
+    /// URLs of the shard's rows so far.
+    seen: UrlDedup,
     reader: Reader,
     rows: ShardRows,
     /// Whether more bytes may follow.
@@ -45,9 +48,9 @@ struct OpenShard {
 }
 
 impl SlotReader {
-    /// Creates a reader that starts at `next` and then reads each `step`th shard.
-    pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, buffers: BufferPool, next: ChunkId, step: usize) -> Self {
-        Self { job, ctx, buffers, stats: Arc::default(), next, step: step as u32, open: None }
+    /// Creates a reader that takes its shards from `pending`.
+    pub(super) fn new(job: Arc<StreamJob>, ctx: RunContext, buffers: BufferPool, pending: Arc<PendingShards>) -> Self {
+        Self { job, ctx, buffers, stats: Arc::default(), pending, open: None }
     }
 
     /// Returns the counters of bytes read and time waited.
@@ -61,14 +64,17 @@ impl SlotReader {
             if self.ctx.shutdown.is_raised() {
                 return Ok(None);
             }
-            let Some(shard) = self.job.shards.get(self.next.shard as usize) else { return Ok(None) };
             let open = match &mut self.open {
                 Some(open) => open,
                 closed => {
+                    let Some(PendingShard { next, seen: hashes }) = self.pending.take() else { return Ok(None) };
                     let bytes_before = self.stats.bytes();
+                    let shard = &self.job.shards[next.shard as usize];
                     let reader = self.ctx.store.open(shard, Arc::clone(&self.stats)).await?;
-                    let rows = ShardRows::new(Arc::clone(&self.job), self.buffers.clone(), self.next);
-                    closed.insert(OpenShard { reader, rows, more: true, bytes_before })
+                    let rows = ShardRows::new(Arc::clone(&self.job), self.buffers.clone(), next);
+                    let mut seen = UrlDedup::new(self.job.filter.clone());
+                    hashes.into_iter().for_each(|hash| _ = seen.insert(hash));
+                    closed.insert(OpenShard { index: next.shard, seen, reader, rows, more: true, bytes_before })
                 }
             };
             let mut block = open.rows.next_block();
@@ -77,18 +83,17 @@ impl SlotReader {
             }
             if let Some(mut block) = block {
                 block.read_bytes = self.stats.bytes() - open.bytes_before;
+                block.drop_duplicates(&mut open.seen);
                 match block.boundary {
                     // The slot may wait long for its next turn. Do not keep the buffer of a huge image meanwhile.
                     Boundary::Chunk => open.rows.parser.trim(),
-                    Boundary::Shard => {
-                        self.open = None;
-                        self.next = ChunkId { shard: self.next.shard.saturating_add(self.step), row: 0 };
-                    }
+                    Boundary::Shard => self.open = None,
                     Boundary::None => {}
                 }
                 return Ok(Some(block));
             }
-            open.more = feed_parser(&mut open.reader, &mut open.rows.parser, &shard.url).await?;
+            let url = &self.job.shards[open.index as usize].url;
+            open.more = feed_parser(&mut open.reader, &mut open.rows.parser, url).await?;
             // Decompression never yields by itself, so yield here to other tasks.
             tokio::task::yield_now().await;
         }

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::catalog::UrlDedup;
 use crate::chunk::pixels::image_bytes;
-use crate::chunk::schedule::Schedule;
 use crate::chunk::{Checksum, ChunkId, JournalEntry};
 use crate::config::bytes::BLOCK_IMAGES;
 use crate::corpus::PushParser as _;
@@ -85,6 +83,7 @@ impl Stalled {
         let stage_progress = ctx.progress.stage("images", "rows", 0);
         let job = StreamJob {
             shards: Arc::new(shards),
+            part: Part::WHOLE,
             filter: ImageFilter::Everything,
             spec,
             views: None,
@@ -93,12 +92,10 @@ impl Stalled {
             max_bad_fraction: 1.0,
             stage_progress: Arc::clone(&stage_progress),
         };
-        let mut schedule = Schedule::start(1);
         let scratch = LocalDirectory::create(dir.path().join("spool")).unwrap();
-        let (spool, _) = Spool::open(scratch, disk_bytes, "g", &mut schedule).await.unwrap();
+        let (spool, _) = Spool::open(scratch, disk_bytes, "g", &mut Vec::new()).await.unwrap();
         let (chunks_in, waiting) = channel(1);
-        let seen = UrlDedup::new(ImageFilter::Everything);
-        let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
+        let start = StartPoint::fresh(1);
         // Keep the decoders busy at first, so that the reader reads all it can before the first chunk is done.
         let mut busy = Vec::new();
         for _ in 0..WORKERS {
@@ -177,7 +174,7 @@ async fn small_budget_stops_the_reader() {
     }
 }
 
-/// Returns the URLs of seven shards of up to 90 rows. Every fifth URL also occurs in other shards.
+/// Returns the URLs of seven shards of up to 90 rows. Every fifth URL also occurs in other rows and shards.
 fn shards_with_duplicates() -> Vec<Vec<String>> {
     let rows = |shard: usize| match shard {
         2 => 0,
@@ -190,40 +187,56 @@ fn shards_with_duplicates() -> Vec<Vec<String>> {
     (0..7).map(|shard| (0..rows(shard)).map(|row| url(shard, row)).collect()).collect()
 }
 
-/// Streams these shards into a directory. Returns its files and the peak of the budget.
-async fn stream_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTreeMap<String, Vec<u8>>, u64) {
-    let dir = tempfile::tempdir().unwrap();
+/// Streams these shards into a directory, part by part. Returns its files and the peak of the budget.
+async fn stream_shards(
+    workers: usize,
+    limit: u64,
+    views: Option<Views>,
+    parts: u32,
+) -> (BTreeMap<String, Vec<u8>>, u64) {
+    stream_into(tempfile::tempdir().unwrap().path(), workers, limit, views, parts).await
+}
+
+async fn stream_into(
+    dir: &std::path::Path,
+    workers: usize,
+    limit: u64,
+    views: Option<Views>,
+    parts: u32,
+) -> (BTreeMap<String, Vec<u8>>, u64) {
     for (shard, urls) in shards_with_duplicates().iter().enumerate() {
         let rows = urls.iter().enumerate();
         let rows: Vec<String> =
             rows.map(|(row, url)| format!("{url}\t{}\tm\n", image_of_row(31 * shard + row))).collect();
-        std::fs::write(dir.path().join(format!("{shard}.csv")), rows.concat()).unwrap();
+        std::fs::write(dir.join(format!("{shard}.csv")), rows.concat()).unwrap();
     }
     let store = Store::new(StoreSettings::default());
-    let shards = store.list(&[format!("{}/*.csv", dir.path().display())]).await.unwrap();
+    let shards = store.list(&[format!("{}/*.csv", dir.display())]).await.unwrap();
     let ctx = RunContext { store, ..RunContext::for_test(workers, limit) };
-    let schedule = Schedule::start(shards.len() as u32);
-    let job = StreamJob {
-        shards: Arc::new(shards),
-        filter: ImageFilter::Everything,
-        spec: spec(),
-        views,
-        chunk_rows: 16,
-        generation: "g".to_owned(),
-        max_bad_fraction: 1.0,
-        stage_progress: ctx.progress.stage("images", "rows", 0),
-    };
-    let run_dir: crate::run_dir::Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
+    let shards = Arc::new(shards);
+    let run_dir: crate::run_dir::Directory = LocalDirectory::create(dir.join("run")).unwrap().into();
     let layout = Layout::train("chunks");
-    let journal = Journal::open(run_dir.clone(), layout.clone(), "g", 7).unwrap();
-    let seen = UrlDedup::new(ImageFilter::Everything);
-    let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
-    stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
+    for part in (0..parts).rev().map(|index| Part::new(index, parts).unwrap()) {
+        let job = StreamJob {
+            shards: Arc::clone(&shards),
+            part,
+            filter: ImageFilter::Everything,
+            spec: spec(),
+            views,
+            chunk_rows: 16,
+            generation: "g".to_owned(),
+            max_bad_fraction: 1.0,
+            stage_progress: ctx.progress.stage("images", "rows", 0),
+        };
+        let journal = Journal::open(run_dir.clone(), layout.clone(), "g", part).unwrap();
+        let start = StartPoint::after(&journal, &[], journal.pending(7)).unwrap();
+        stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
+    }
     let journal = Journal::read(run_dir.clone(), layout, None).unwrap();
-    assert!(journal.schedule(7).next().is_none() && journal.tally().adds_up());
-    let names = [run_dir.list_recursive("chunks").unwrap(), run_dir.list_recursive("journal").unwrap()];
-    let files = names.iter().flat_map(BTreeMap::keys);
-    let files = files.map(|name| (name.clone(), std::fs::read(dir.path().join("run").join(name)).unwrap())).collect();
+    assert!(journal.pending(7).is_empty() && journal.tally().adds_up());
+    settle_duplicates(&journal, "g").unwrap();
+    let names = run_dir.list_recursive("").unwrap().into_keys();
+    let files = names.map(|name| (name.clone(), std::fs::read(dir.join("run").join(&name)).unwrap())).collect();
     assert_eq!(ctx.budget.in_flight_bytes(), 0);
     (files, ctx.budget.peak_bytes())
 }
@@ -232,37 +245,73 @@ async fn stream_shards(workers: usize, limit: u64, views: Option<Views>) -> (BTr
 async fn reading_ahead_gives_the_same_bytes() {
     let own = stream_bytes(&spec(), 2, 16);
     let least = ByteBudget::rounded(own.reader + own.decoders + own.writer + own.block);
-    let (alone, peak) = stream_shards(2, least, None).await;
+    let (alone, peak) = stream_shards(2, least, None, 1).await;
     assert!(peak <= least);
     for (workers, limit) in [(2, 1 << 30), (4, 1 << 30), (4, 200 << 20)] {
-        let (ahead, peak) = stream_shards(workers, limit, None).await;
+        let (ahead, peak) = stream_shards(workers, limit, None, 1).await;
         assert!(peak > least && peak <= limit, "{workers} workers held {peak} bytes of {limit}");
         assert!(alone == ahead, "{workers} workers and {limit} bytes");
     }
-    // The first row of each URL in schedule order is kept.
-    let (shards, mut schedule, mut seen) =
-        (shards_with_duplicates(), Schedule::start(7), std::collections::HashSet::new());
-    let mut kept = BTreeMap::new();
-    while let Some(id) = schedule.next() {
-        let left = &shards[id.shard as usize][id.row as usize..];
-        let rows = &left[..left.len().min(16)];
-        kept.insert(id, rows.iter().filter(|url| seen.insert(*url)).count());
-        schedule.advance(rows.len() as u64, left.len() < 16);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_parts_gives_the_same_bytes() {
+    let (whole, _) = stream_shards(2, 1 << 30, None, 1).await;
+    for parts in [2, 3, 7, 9] {
+        assert!(whole == stream_shards(2, 1 << 30, None, parts).await.0, "{parts} parts");
     }
-    for (id, kept) in kept {
-        let entry: JournalEntry = serde_json::from_slice(&alone[&format!("journal/chunks/{id}.json")]).unwrap();
-        assert_eq!(entry.tally.kept, kept as u64, "{id}");
+    // Each URL is kept once in each of its shards, and counts once over all shards.
+    let (mut kept, mut everywhere) = (0, std::collections::HashSet::new());
+    for (shard, urls) in shards_with_duplicates().iter().enumerate() {
+        let mut seen = std::collections::HashSet::new();
+        for (start, rows) in urls.chunks(16).enumerate() {
+            let id = ChunkId { shard: shard as u32, row: 16 * start as u64 };
+            let entry: JournalEntry = serde_json::from_slice(&whole[&format!("journal/chunks/{id}.json")]).unwrap();
+            let own = rows.iter().filter(|url| seen.insert(*url)).count();
+            assert_eq!(entry.tally.kept, own as u64, "{id}");
+            kept += own;
+        }
+        everywhere.extend(urls.iter().cloned());
     }
-    assert!(seen.len() < shards.iter().map(Vec::len).sum());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("duplicates.parquet");
+    std::fs::write(&path, &whole["duplicates.parquet"]).unwrap();
+    let duplicates = crate::chunk::duplicates::Duplicates::read(&path, "g").unwrap().unwrap();
+    assert!(duplicates.count() > 0);
+    assert_eq!(duplicates.count() as usize, kept - everywhere.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_resumes_after_any_committed_chunks() {
+    let (whole, _) = stream_shards(2, 1 << 30, None, 1).await;
+    // Removing entries is what a kill before their commits would leave.
+    for left in [1_usize, 2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        for (name, content) in &whole {
+            let path = run_dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        for shard in 0..7 {
+            let last = shards_with_duplicates()[shard].len() / 16;
+            for chunk in left + shard % 2..=last {
+                let id = ChunkId { shard: shard as u32, row: 16 * chunk as u64 };
+                std::fs::remove_file(run_dir.join(format!("journal/chunks/{id}.json"))).ok();
+            }
+        }
+        let again = stream_into(dir.path(), 2, 1 << 30, None, 1).await.0;
+        assert!(whole == again, "{left} chunks");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_number_of_threads_gives_the_same_bytes() {
     let views = Views { count: 3, split: ValidationSplit { seed: 5, fraction: 0.4 } };
     for views in [None, Some(views)] {
-        let (alone, _) = stream_shards(1, 1 << 30, views).await;
+        let (alone, _) = stream_shards(1, 1 << 30, views, 1).await;
         for workers in [2, 5] {
-            let (shared, _) = stream_shards(workers, 1 << 30, views).await;
+            let (shared, _) = stream_shards(workers, 1 << 30, views, 1).await;
             assert!(alone == shared, "{workers} workers, {views:?}");
         }
     }
@@ -275,6 +324,7 @@ fn blocks_reuse_buffers() {
     let text = rows.concat();
     let job = Arc::new(StreamJob {
         shards: Arc::default(),
+        part: Part::WHOLE,
         filter: ImageFilter::Everything,
         spec: spec(),
         views: None,
@@ -333,6 +383,7 @@ async fn large_images_have_right_pixels_and_checksum() {
         let spec = ImageSpec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
             shards: Arc::new(shards),
+            part: Part::WHOLE,
             filter: ImageFilter::Everything,
             spec: spec.clone(),
             views,
@@ -343,15 +394,17 @@ async fn large_images_have_right_pixels_and_checksum() {
         };
         let layout = Layout::train("chunks");
         let directory: crate::run_dir::Directory = LocalDirectory::create(&run_dir).unwrap().into();
-        let journal = Journal::open(directory.clone(), layout.clone(), "g", 1).unwrap();
-        let (schedule, seen) = (Schedule::start(1), UrlDedup::new(ImageFilter::Everything));
-        let start = StartPoint { schedule, counted: BTreeMap::new(), seen };
+        let journal = Journal::open(directory.clone(), layout.clone(), "g", Part::WHOLE).unwrap();
+        let start = StartPoint::fresh(1);
         stream_images(&ctx, job, start, Sink::Product(journal, Compression::None)).await.unwrap();
         let journal = Journal::read(directory, layout, None).unwrap();
         // Row 38 is both a duplicate and not an image.
         assert_eq!((journal.tally().kept, journal.tally().quarantined_rows()), (54, 9));
         let (id, entry) = journal.entries().iter().next().unwrap();
-        let (path, checksum) = (run_dir.join(format!("chunks/{id}.parquet")), entry.checksums.values().next().copied());
+        let (path, checksum) = (
+            run_dir.join(format!("chunks/{id}.parquet")),
+            entry.checksums.get(&format!("chunks/{id}.parquet")).copied(),
+        );
         assert!(matches!(checksum, Some(Checksum::Segments(_))), "{:?}", entry.checksums);
         crate::chunk::verify(&path, "chunk", checksum).unwrap();
         // Decode each row by itself.

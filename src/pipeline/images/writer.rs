@@ -9,6 +9,7 @@ use super::bad_rows::BadRowLimit;
 use super::block::Boundary;
 use super::committer::{Committer, CompleteChunk, WriteBack, drop_cached_pages};
 use super::decoders::{DecodedBlock, DecodedBlocks, Decoders};
+use super::resume::image_hashes;
 use super::{Sink, StreamJob};
 use crate::chunk::pixels::{GROUP_OVERHEAD_BYTES, PixelWriter};
 use crate::chunk::quarantine::Quarantined;
@@ -112,6 +113,8 @@ struct OpenChunk {
     tally: Tally,
     labels: u64,
     quarantined: Vec<Quarantined>,
+    /// URL hashes of the images, if the chunk is the product.
+    url_hashes: Vec<u64>,
     /// Path of the row file, which is created with the first row.
     path: PathBuf,
     writer: Option<PixelWriter>,
@@ -131,7 +134,8 @@ impl OpenChunk {
             Output::Discard => (None, PathBuf::new()),
         };
         let (tally, write_back) = (Tally::default(), WriteBack::default());
-        Ok(Self { id, tally, labels: 0, quarantined: Vec::new(), path, writer: None, write_back, slot })
+        let (quarantined, url_hashes) = (Vec::new(), Vec::new());
+        Ok(Self { id, tally, labels: 0, quarantined, url_hashes, path, writer: None, write_back, slot })
     }
 
     /// Appends a block and returns its pixel buffer for reuse.
@@ -152,6 +156,9 @@ impl OpenChunk {
             // The fixed part of the slot and 64 bytes a row cover the page headers.
             let bytes = block.pixels.len() as u64 + block.rows.stored_bytes() + GROUP_OVERHEAD_BYTES;
             timer.wait(Activity::Blocked, spool.reserve(slot, bytes)).await?;
+        }
+        if matches!(output, Output::Product(..)) {
+            self.url_hashes.extend(image_hashes(&block.rows));
         }
         let in_place = matches!(output, Output::Product(committer, _) if !committer.is_remote());
         let compression = match output {
@@ -205,6 +212,7 @@ impl OpenChunk {
             checksum,
             boot: String::new(),
         };
-        Ok((CompleteChunk { entry, path: self.path, write_back: self.write_back }, self.slot))
+        let (url_hashes, path, write_back) = (self.url_hashes, self.path, self.write_back);
+        Ok((CompleteChunk { entry, url_hashes, path, write_back }, self.slot))
     }
 }

@@ -156,6 +156,9 @@ pub struct StreamReport {
     pub chunks: u64,
     /// Side of the images in pixels.
     pub size_px: u32,
+    /// Kept images whose URL an earlier shard has. Training and prediction leave them out.
+    #[serde(default)]
+    pub duplicates: u64,
 }
 
 /// Training of the heads.

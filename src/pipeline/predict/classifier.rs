@@ -70,7 +70,7 @@ impl Ranker for ClassifierRanker {
     async fn rank(&self, ctx: &RunContext, head: HeadState, input: RankInput<'_>) -> Result<RankOutput, PipelineError> {
         let encoder = RawFeatures { dim: head.dim };
         let job = RankJob {
-            journal: input.journal,
+            features: input.features,
             layer: head,
             urls: &input.test_set.urls,
             top_k: input.top_k,

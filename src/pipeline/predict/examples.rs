@@ -7,7 +7,7 @@ use base64_simd::STANDARD;
 use crate::chunk::features::read_thumbnails;
 use crate::chunk::journal::{Journal, Layout};
 use crate::pipeline::catalog::RunCatalog;
-use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
+use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StageRemarks;
@@ -99,12 +99,14 @@ fn score_image(image: usize, images: &HeldOut, ranked: &[u32]) -> Example {
 fn read_listed_thumbnails(dir: &Directory, urls: &[&str]) -> Result<HashMap<String, Vec<u8>>, PipelineError> {
     let journal = Journal::read(dir.clone(), Layout::train("features"), None)?;
     // A damaged thumbnail is harmless, so do not verify the chunks again.
-    let files: Vec<ChunkFile> = row_files(&journal).into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
+    let features = FeatureSet::open(journal)?;
+    let files: Vec<ChunkFile> = features.files().iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
     let mut found = HashMap::new();
     for fetched in fetch_files(dir, &files) {
         let (_, copy) = fetched?;
         read_thumbnails(&copy, |url, bytes| {
-            if urls.contains(&url) {
+            // The first image of a URL counts.
+            if urls.contains(&url) && !found.contains_key(url) {
                 found.insert(url.to_owned(), bytes.to_vec());
             }
         })?;

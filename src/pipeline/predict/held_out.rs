@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::chunk::features::read_row_meta;
 use crate::chunk::journal::{Journal, Layout};
 use crate::config::Stage;
-use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
+use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::{Manifest, StageRecord};
@@ -43,11 +42,12 @@ impl HeldOutImages {
         let split = recorded_split(&ctx.dir, record)?;
         let Some(split) = split.filter(|split| !split.is_empty()) else { return Ok(None) };
         let journal = Journal::read(ctx.dir.clone(), Layout::train("features"), None)?;
-        let files = row_files(&journal);
+        let features = FeatureSet::open(journal)?;
+        let files = features.files();
         let (mut validation_images, mut seen_classes) = (Vec::with_capacity(files.len()), HashSet::new());
-        for fetched in fetch_files(&ctx.dir, &files) {
-            let (_, copy) = fetched?;
-            let rows = read_row_meta(&copy)?;
+        for fetched in fetch_files(&ctx.dir, files) {
+            let (file, copy) = fetched?;
+            let rows = file.read_row_meta(&copy)?;
             let mut count = 0;
             for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1) {
                 if split.contains(rows.url(row)) {
@@ -60,7 +60,7 @@ impl HeldOutImages {
         }
         let spec = SampleSpec { split, dim, targets: TargetKind::Pairs, contrastive: true, balance: None };
         // The files were verified above.
-        let files = files.into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
+        let files = files.iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
         let store = FeatureStore::new(ctx.dir.clone(), files, spec, FeaturePlacement::Files);
         let images = HeldOut::read(&store, read_vectors, &validation_images, split.seed)?;
         Ok((images.images() > 0).then_some(Self { images, seen_classes }))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::chunk::journal::Journal;
+use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{DeviceWorker, LoadedScorer};
 use crate::pipeline::error::PipelineError;
@@ -32,14 +32,14 @@ impl HubnessCorrection {
         }
     }
 
-    /// Measures the correction over all images of a journal, for the captions that `layer` ranks.
+    /// Measures the correction over all images of a set of features, for the captions that `layer` ranks.
     ///
     /// # Errors
     /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
     pub(super) async fn measure(
         ctx: &RunContext,
         kind: Correction,
-        journal: &Journal,
+        features: &FeatureSet,
         layer: &Arc<HeadState>,
         device: &Arc<DeviceWorker>,
         encoder: &impl QueryEncoder,
@@ -47,14 +47,14 @@ impl HubnessCorrection {
         if kind == Correction::None {
             return Ok(None);
         }
-        let stage_progress = ctx.progress.stage("closeness of captions", "images", journal.tally().kept);
+        let stage_progress = ctx.progress.stage("closeness of captions", "images", features.images());
         let mut correction = Self::new(kind, layer.classes);
         let scorer = device.load_scorer(Arc::clone(layer)).await?;
-        for (id, _) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
+        for file in features.files() {
             if let Some(signal) = ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
             }
-            let chunk = read_chunk(journal, *id).await?;
+            let chunk = read_chunk(features, file).await?;
             let count = chunk.rows.len();
             let queries = encoder.encode(chunk).await?;
             correction.add(&scorer, queries, count).await?;

@@ -262,16 +262,16 @@ impl ProjectionRanking<'_> {
 
     /// Ranks captions for all test images by one signal.
     async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
-        let RankInput { settings, journal, test_set, device, top_k, stem } = &self.input;
+        let RankInput { settings, features, test_set, device, top_k, stem } = &self.input;
         let encoder = FusedQueries { ranking: self, signal, weights };
         let layer = Arc::new(self.candidates.linear_layer(signal, weights));
         let kind = settings.correction;
-        let correction = HubnessCorrection::measure(self.ctx, kind, journal, &layer, device, &encoder).await?;
+        let correction = HubnessCorrection::measure(self.ctx, kind, features, &layer, device, &encoder).await?;
         let mut layer = Arc::unwrap_or_clone(layer);
         add_bias(&mut layer, correction.as_deref());
         let word = signal.as_str();
         let job = RankJob {
-            journal,
+            features,
             layer,
             urls: &test_set.urls,
             top_k: *top_k,

@@ -8,9 +8,9 @@ use twox_hash::XxHash3_64;
 
 use crate::catalog::{UrlSet, url_hash};
 use crate::chunk::batch_log::BatchLog;
-use crate::chunk::features::{self, Features};
-use crate::chunk::journal::Journal;
-use crate::chunk::{ChunkId, verify};
+use crate::chunk::features::Features;
+use crate::chunk::verify;
+use crate::pipeline::chunk_files::{ChunkFile, FeatureSet};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
@@ -60,9 +60,9 @@ pub(super) trait QueryEncoder {
     async fn encode(&self, chunk: Features) -> Result<Vec<f32>, PipelineError>;
 }
 
-/// Job that ranks captions for all images of a journal.
+/// Job that ranks captions for all images of a set of features.
 pub(super) struct RankJob<'a> {
-    pub(super) journal: &'a Journal,
+    pub(super) features: &'a FeatureSet,
     /// Linear layer that ranks the captions.
     pub(super) layer: HeadState,
     pub(super) urls: &'a UrlSet,
@@ -80,21 +80,21 @@ impl RankJob<'_> {
     /// # Errors
     /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
     pub(super) async fn run(self, ctx: &RunContext, encoder: &impl QueryEncoder) -> Result<Ranking, PipelineError> {
-        let Self { journal, layer, urls, top_k, stage, log, device } = self;
+        let Self { features, layer, urls, top_k, stage, log, device } = self;
         let mut ranking = Ranking::empty(urls.len(), top_k);
-        let generation = journal.entries().values().next().map_or("", |entry| entry.generation.as_str());
+        let generation = features.entries().values().next().map_or("", |entry| entry.generation.as_str());
         let (hash, classes, dim, key) = (hash_layer(&layer), layer.classes, layer.dim, encoder.log_key());
         let inputs = format!("{generation} {hash:016x} {classes} {dim} {top_k} {key}");
         let (mut logged, mut log) = BatchLog::open(log, &inputs)?;
         let stage_progress = ctx.progress.stage(stage, "images", 0);
         let scorer = device.load_scorer(Arc::new(layer)).await?;
-        stage_progress.set_total(journal.tally().kept);
+        stage_progress.set_total(features.images());
         let timer = stage_progress.part(StageTimer::device().starved_by(Party::Features));
-        for (id, _) in journal.entries().iter().filter(|(_, entry)| entry.tally.kept > 0) {
+        for file in features.files() {
             if let Some(signal) = ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
             }
-            let chunk = timer.wait(Activity::Starved, read_chunk(journal, *id)).await?;
+            let chunk = timer.wait(Activity::Starved, read_chunk(features, file)).await?;
             let count = chunk.rows.len();
             let images: Vec<Option<usize>> =
                 (0..count).map(|row| urls.position(url_hash(chunk.rows.url(row)))).collect();
@@ -133,14 +133,12 @@ impl RankJob<'_> {
 ///
 /// # Errors
 /// When the chunk cannot be fetched or is damaged.
-pub(super) async fn read_chunk(journal: &Journal, id: ChunkId) -> Result<Features, PipelineError> {
-    let name = journal.layout().chunk(id);
-    let sum = journal.entries().get(&id).and_then(|entry| entry.checksums.get(&name).copied());
-    let directory = journal.directory().clone();
+pub(super) async fn read_chunk(features: &FeatureSet, file: &ChunkFile) -> Result<Features, PipelineError> {
+    let (directory, file) = (features.directory().clone(), file.clone());
     tokio::task::spawn_blocking(move || {
-        let copy = directory.fetch(&name)?;
-        verify(&copy, &directory.display(&name), sum)?;
-        Ok(features::read(&copy)?)
+        let copy = directory.fetch(&file.name)?;
+        verify(&copy, &directory.display(&file.name), file.sum)?;
+        file.read_features(&copy)
     })
     .await?
 }

@@ -6,7 +6,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::chunk::features;
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
 use crate::pipeline::device::{FeatureRows, FeaturesOnDevice};
 use crate::pipeline::error::PipelineError;
@@ -130,7 +129,7 @@ impl FeatureStore {
                 continue;
             }
             let Some((file, copy)) = fetched.next().transpose()? else { break };
-            let chunk = features::read(&copy)?;
+            let chunk = file.read_features(&copy)?;
             if chunk.dim != self.spec.dim {
                 let name = self.dir.display(&file.name);
                 return Err(PipelineError::Input(format!(
@@ -268,7 +267,7 @@ mod tests {
     fn every_placement_yields_equal_samples() {
         for (targets, precision) in [(TargetKind::Pairs, Precision::Bf16), (TargetKind::Soft, Precision::F32)] {
             let dir = tempfile::tempdir().unwrap();
-            let file = |chunk: u32| ChunkFile { name: format!("{chunk}.parquet"), bytes: 0, sum: None };
+            let file = |chunk: u32| ChunkFile { name: format!("{chunk}.parquet"), ..ChunkFile::default() };
             let files: Vec<ChunkFile> = (0..5).map(file).collect();
             for (chunk, file) in files.iter().enumerate() {
                 write(&dir.path().join(&file.name), 30 * chunk as u32, 30, precision);

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use crate::catalog::Languages;
-use crate::chunk::features::read_row_meta;
-use crate::chunk::journal::Journal;
-use crate::pipeline::chunk_files::{ChunkFile, fetch_files, row_files};
+use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::train::balance::LanguageBalance;
 use crate::pipeline::train::chunk::count_samples;
@@ -40,12 +38,12 @@ impl Inventory {
     ///
     /// # Errors
     /// When a chunk cannot be read or is damaged.
-    pub(super) fn read(journal: &Journal, spec: &InventorySpec) -> Result<Self, PipelineError> {
-        let verified = row_files(journal);
+    pub(super) fn read(features: &FeatureSet, spec: &InventorySpec) -> Result<Self, PipelineError> {
+        let verified = features.files();
         let (mut counts, mut validation_images, mut chunk_languages) = (Vec::new(), Vec::new(), Vec::new());
-        for fetched in fetch_files(journal.directory(), &verified) {
-            let (_, copy) = fetched?;
-            let rows = read_row_meta(&copy)?;
+        for fetched in fetch_files(features.directory(), verified) {
+            let (file, copy) = fetched?;
+            let rows = file.read_row_meta(&copy)?;
             let (mut samples, mut validation, mut languages) = (0, 0, Vec::new());
             // All views of an image count as one image.
             for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1) {
@@ -64,7 +62,7 @@ impl Inventory {
             chunk_languages.push(languages);
         }
         // Training reads the files again in each epoch. Verifying them once is enough.
-        let files = verified.into_iter().map(|file| ChunkFile { sum: None, ..file }).collect();
+        let files = verified.iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
         let Some(balanced) = &spec.balanced else {
             return Ok(Self { files, validation_images, balance: None, samples: vec![counts] });
         };
