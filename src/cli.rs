@@ -23,14 +23,14 @@ use clap::Parser as _;
 use crate::bench;
 use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
-use crate::predict::evaluate::evaluate;
+use crate::predict::evaluate::evaluate_files;
 use crate::runtime::{Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
 use crate::serve::{ServeError, Server, compare};
 use crate::telemetry::ProgressRegistry;
 
 use args::{Args, Command, ConfigCommand, Files};
-use output::{emit, print, print_failure, print_json, print_raw};
+use output::{emit, print, print_failure, print_json, print_raw, print_usage_error};
 
 /// Longest time between a signal and the end of the process. Clouds stop a machine about 10 s after the signal.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(9);
@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to standard output and are no failure.
             let code = if error.use_stderr() { 2 } else { 0 };
-            error.print().ok();
+            print_usage_error(&error);
             return ExitCode::from(code);
         }
     };
@@ -124,10 +124,14 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let output = RunOutput { json, verbose: args.verbose > 0 };
     match args.command {
         Command::Run { files, from, fresh, metrics, serve } => {
-            let from = if fresh { Some(Stage::Catalog) } else { from.map(Into::into) };
-            let request = Request { predict_only: false, from };
+            let config = load_config(&files)?;
+            let from = from.map(Stage::from);
+            if let Some(stage) = from {
+                require_stage(&config, stage)?;
+            }
+            let request = Request { predict_only: false, from: if fresh { Some(Stage::Catalog) } else { from } };
             let pages = Pages { metrics: metrics.as_deref(), page: serve.as_deref() };
-            run(load_config(&files)?, request, pages, screen, output)
+            run(config, request, pages, screen, output)
         }
         Command::Predict { files, captions, output: name } => {
             let request = Request { predict_only: true, from: None };
@@ -184,6 +188,22 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Refuses `--from` of a stage that the pipeline does not have.
+fn require_stage(config: &RunConfig, stage: Stage) -> Result<(), Failure> {
+    if config.runs(stage) {
+        return Ok(());
+    }
+    let stages: Vec<&str> = Stage::ALL.into_iter().filter(|stage| config.runs(*stage)).map(Stage::as_str).collect();
+    let (name, stages) = (stage.as_str(), stages.join(", "));
+    Err(Failure::new(
+        2,
+        format!(
+            "`--from {name}`: the pipeline has no stage `{name}`, because it has no {}; its stages are {stages}",
+            stage.sections()
+        ),
+    ))
 }
 
 fn read_text(path: &Path) -> Result<String, Failure> {
@@ -366,7 +386,13 @@ fn check(files: &Files, json: bool) -> Result<(), Failure> {
 fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Result<(), Failure> {
     let open =
         |path: &Path| std::fs::File::open(path).with_context(|| format!("`{}` cannot be opened", path.display()));
-    let scores = evaluate(open(submission)?, open(truth)?)
+    if let (Ok(one), Ok(other)) = (submission.canonicalize(), truth.canonicalize())
+        && one == other
+    {
+        let what = format!("`{}` is both the submission and the truth: name two files", submission.display());
+        return Err(Failure::new(2, what));
+    }
+    let scores = evaluate_files(open(submission)?, open(truth)?)
         .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
     let ceiling = ids.map(device::score_ceiling).transpose()?;
     if json {

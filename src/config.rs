@@ -32,7 +32,7 @@ pub use validate::images::{
     CaptionsConfig, CatalogConfig, ChunksConfig, ImagesConfig, ModelConfig, PairsConfig, PreprocessConfig, SampleConfig,
 };
 pub use validate::machine::{DeviceConfig, LimitsConfig, MachineConfig, StoreConfig};
-pub use validate::predict::PredictConfig;
+pub use validate::predict::{PredictConfig, output_stem};
 pub use validate::train::{HeadConfig, TextConfig, TrainConfig, Trial};
 pub use value::Bytes;
 

@@ -46,6 +46,7 @@ pub(crate) mod store;
 mod train;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
@@ -71,8 +72,9 @@ use context::RunContext;
 use device::DeviceWorker;
 use features::{FeaturesInput, Thumbnails};
 use images::{ImagesInput, StreamJob, Views};
-use manifest::Manifest;
+use manifest::{Manifest, report_name, without_secrets};
 use observe::events::Events;
+use observe::report::ProcessReport;
 use observe::status::{Reporter, State};
 use plan::{Plan, StageInput};
 use predict::{PredictInput, PreparedPrediction};
@@ -89,20 +91,28 @@ pub async fn run(
     progress: ProgressRegistry,
     shutdown: Shutdown,
 ) -> Result<Report, PipelineError> {
-    let (mut ctx, _lock) = RunContext::open(config, progress, shutdown).await?;
-    let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
-    let model = ResolvedModel::open(&ctx).await?;
-    ctx.register_metrics();
-    // All checks that can refuse the run come before the first write or removal.
-    let plan = Plan::new(&ctx, &model, &mut manifest, request).await?;
-    manifest.accept(&ctx.config)?;
+    let started = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let (mut ctx, lock) = RunContext::open(config, progress, shutdown).await?;
+    let (model, plan, manifest) = match prepare(&ctx, request).await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let dir = ctx.dir.clone();
+            tokio::task::spawn_blocking(move || dir.abandon(Some(lock))).await?;
+            return Err(error);
+        }
+    };
+    let _lock = lock;
+    let own = plan.predict.as_ref().is_none_or(|predict| predict.own);
+    let report = if own { report::FILE.to_owned() } else { report_name(ctx.config.output()) };
+    status::report_killed_process(&ctx.dir)?;
     for folder in [".", "journal", "catalog"] {
         // Removes half-written files of a killed process. The stages sweep their own folders.
         ctx.dir.sweep(folder, |_| true)?;
     }
     ctx.events = Events::open(&ctx.dir);
-    let reporter = Reporter::start(ctx.dir.clone(), ctx.progress.clone(), ctx.events.clone());
-    let outcome = execute_and_report(Execution { ctx: &ctx, model: &model, manifest: &manifest }, plan).await;
+    let reporter = Reporter::start(ctx.dir.clone(), ctx.progress.clone(), ctx.events.clone(), &started, &report);
+    let process = ProcessStart { started: &started, report: &report };
+    let outcome = execute_and_report(Execution { ctx: &ctx, model: &model, manifest: &manifest }, plan, process).await;
     let (state, detail) = match &outcome {
         Ok(_) => (State::Done, None),
         Err(error @ PipelineError::Stopped(_)) => (State::Stopped, Some(chain(error))),
@@ -110,6 +120,24 @@ pub async fn run(
     };
     tokio::task::spawn_blocking(move || reporter.finish(state, detail)).await?;
     outcome
+}
+
+/// Opens the models, plans the stages and records them. Nothing is written or removed before everything is accepted.
+async fn prepare(ctx: &RunContext, request: Request) -> Result<(ResolvedModel, Plan, Manifest), PipelineError> {
+    let mut manifest = Manifest::open(ctx.dir.clone(), request.from)?;
+    let model = ResolvedModel::open(ctx).await?;
+    ctx.register_metrics();
+    // All checks that can refuse the run come before the first write or removal.
+    let plan = Plan::new(ctx, &model, &mut manifest, request).await?;
+    manifest.accept(&ctx.config, request.predict_only)?;
+    Ok((model, plan, manifest))
+}
+
+/// Start of this process, and the report that it adds to.
+#[derive(Clone, Copy)]
+struct ProcessStart<'a> {
+    started: &'a str,
+    report: &'a str,
 }
 
 /// Context shared by the stages of one execution.
@@ -121,15 +149,26 @@ struct Execution<'a> {
 }
 
 /// Executes the plan. Writes the report even if the run fails.
-async fn execute_and_report(execution: Execution<'_>, plan: Plan) -> Result<Report, PipelineError> {
-    let ctx = execution.ctx;
-    // The report keeps earlier entries of stages that this process does not run.
-    let mut report = Report::load(&ctx.dir)?;
+async fn execute_and_report(
+    execution: Execution<'_>,
+    plan: Plan,
+    process: ProcessStart<'_>,
+) -> Result<Report, PipelineError> {
+    let Execution { ctx, model, .. } = execution;
+    // The report keeps the results of stages that this process does not run, and all processes.
+    let mut report = Report::load(&ctx.dir, process.report)?;
+    report.notes.clear();
+    let machine = ctx.config.stored_machine();
+    report.config = serde_json::json!({ "pipeline": without_secrets(ctx.config.stored()), "machine": machine });
+    report.model = model.report(&ctx.config).or(report.model.take());
     let outcome = execution.run(plan, &mut report).await;
     // Do not wait again for a store that is out of reach.
     let unreachable = ctx.dir.is_remote() && outcome.as_ref().is_err_and(PipelineError::is_out_of_reach);
-    report.add_measurements(&ctx.progress, &ctx.budget, &ctx.store);
-    let written = if unreachable { Ok(()) } else { report.save(&ctx.dir) };
+    let ended = outcome.as_ref().copied();
+    let mut this = ProcessReport::current(process.started, ended, &ctx.progress, &ctx.budget, &ctx.store);
+    this.device.clone_from(&report.device);
+    report.add_process(this);
+    let written = if unreachable { Ok(()) } else { report.save(&ctx.dir, process.report) };
     // The error of a stage matters more than an error of the report.
     outcome?;
     written?;

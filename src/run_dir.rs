@@ -17,8 +17,10 @@ pub(crate) mod local;
 mod log;
 mod process;
 mod s3;
+mod space;
 
 pub use directory::{Directory, LocalCopy, Lock};
 pub use local::LocalDirectory;
 pub use log::Log;
 pub use process::{Process, boot_id};
+pub use space::{check_writable, free_bytes};

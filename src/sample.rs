@@ -4,7 +4,7 @@
 //! The same options give the same bytes on every machine and with any number of threads. The folder appears under its
 //! name only when it is complete: all files are written to a sibling (`.NAME.partial`), which is renamed at the end.
 //! `sample.json` lists the files with their sizes and BLAKE3 hashes. A later call replaces a folder that contains only
-//! what its `sample.json` lists; it refuses any other folder that is not empty.
+//! what its `sample.json` lists, unchanged; it refuses any other folder that is not empty.
 //!
 //! Layout of the folder:
 //!
@@ -36,7 +36,7 @@ use contents::CorpusContents;
 use files::disk_error;
 use serde::Deserialize;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -119,6 +119,14 @@ pub enum SampleError {
         /// Folder.
         folder: PathBuf,
         /// A file that prevents its replacement.
+        found: String,
+    },
+    /// A file of an earlier sample was edited.
+    #[error("`{}` contains `{found}`, which was changed since it was rendered: choose another folder or move it away", folder.display())]
+    Changed {
+        /// Folder.
+        folder: PathBuf,
+        /// The changed file.
         found: String,
     },
     /// Reading or writing failed.
@@ -239,15 +247,23 @@ fn ensure_replaceable(folder: &Path) -> Result<(), SampleError> {
         return Ok(());
     }
     let manifest = fs::read(folder.join(MANIFEST)).unwrap_or_default();
-    let known: BTreeSet<String> = serde_json::from_slice::<Manifest>(&manifest)
-        .map(|manifest| manifest.files.into_iter().map(|file| file.path).collect())
+    let known: BTreeMap<String, String> = serde_json::from_slice::<Manifest>(&manifest)
+        .map(|manifest| manifest.files.into_iter().map(|file| (file.path, file.blake3)).collect())
         .unwrap_or_default();
-    match found.into_iter().find(|path| path != MANIFEST && !known.contains(path)) {
-        Some(foreign) => Err(occupied(foreign)),
-        // An unreadable manifest alone may belong to another program.
-        None if known.is_empty() => Err(occupied(MANIFEST.to_owned())),
-        None => Ok(()),
+    if let Some(foreign) = found.iter().find(|path| *path != MANIFEST && !known.contains_key(*path)) {
+        return Err(occupied(foreign.clone()));
     }
+    // An unreadable manifest alone may belong to another program.
+    if known.is_empty() {
+        return Err(occupied(MANIFEST.to_owned()));
+    }
+    let hash = |path: &String| hash_file(&folder.join(path)).map(|(_, hash)| hash);
+    for path in found.iter().filter(|path| *path != MANIFEST) {
+        if known.get(path) != Some(&hash(path)?) {
+            return Err(SampleError::Changed { folder: folder.to_owned(), found: path.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Removes a folder that an earlier call prepared or replaced; refuses any other.
@@ -296,14 +312,18 @@ fn hash_files(root: &Path) -> Result<Vec<ManifestFile>, SampleError> {
     paths
         .into_iter()
         .map(|relative| {
-            let path = root.join(&relative);
-            let mut hasher = blake3::Hasher::new();
-            let file = fs::File::open(&path).map_err(disk_error(&path))?;
-            hasher.update_reader(file).map_err(disk_error(&path))?;
-            let bytes = hasher.count();
-            Ok(ManifestFile { path: relative, bytes, blake3: hasher.finalize().to_hex().to_string() })
+            let (bytes, blake3) = hash_file(&root.join(&relative))?;
+            Ok(ManifestFile { path: relative, bytes, blake3 })
         })
         .collect()
+}
+
+/// Returns the size of a file and its BLAKE3 hash in hex.
+fn hash_file(path: &Path) -> Result<(u64, String), SampleError> {
+    let mut hasher = blake3::Hasher::new();
+    let file = fs::File::open(path).map_err(disk_error(path))?;
+    hasher.update_reader(file).map_err(disk_error(path))?;
+    Ok((hasher.count(), hasher.finalize().to_hex().to_string()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use super::{open, random_bytes, read_file, write_file};
+use super::{open, random_bytes, read_file, require_replaceable_file, write_file};
 use crate::config::MachineConfig;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::pipeline::device::{LoadedBackbone, MemoryNeeds, model_error};
@@ -93,6 +93,9 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
         None => random_bytes(bench.rows * image),
     };
     let rows = pixels.len() / image;
+    if let Some(path) = &bench.features {
+        require_replaceable_file("--features", path, 4 * feature_dim as u64)?;
+    }
     let needs = MemoryNeeds {
         parameters: checkpoint.parameters(),
         activation_bytes: checkpoint.activation_bytes(size_px),

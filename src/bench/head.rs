@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{open, random_bytes, random_values, read_file};
+use super::{open, random_bytes, random_values, read_file, require_replaceable_checkpoint};
 use crate::config::MachineConfig;
 use crate::pipeline::device::{ClassifierStart, FeatureRows, LossSum, MemoryNeeds, Update, damaged};
 use crate::pipeline::error::PipelineError;
@@ -74,6 +74,9 @@ pub struct HeadReport {
 /// # Errors
 /// When a file or the device cannot be used.
 pub async fn head(bench: HeadBench, machine: &MachineConfig) -> Result<HeadReport, PipelineError> {
+    if let Some(dir) = &bench.save {
+        require_replaceable_checkpoint("--save", dir)?;
+    }
     let (device, chosen) = open(machine, MemoryNeeds::for_head(bench.precision), 0).await?;
     let (state, mut progress) = if let Some(dir) = &bench.resume {
         checkpoint::load(dir).map_err(damaged)?

@@ -140,10 +140,12 @@ pub(super) enum Command {
     Predict {
         #[command(flatten)]
         files: Files,
-        /// Captions to rank instead of the configured list: a CSV file with a header and one column. Needs a text head.
-        #[arg(long, value_name = "FILE")]
+        /// Captions to rank instead of the configured list: a CSV file with a header such as `caption` and one column. Needs a text
+        /// head, and `--output`.
+        #[arg(long, value_name = "FILE", requires = "output")]
         captions: Option<String>,
-        /// Name of the ranked file in the run directory, instead of `predict.output`.
+        /// Name of the ranked file in the run directory, instead of `predict.output`. Scores and times go to `NAME.report.json`
+        /// beside it; the submission and the report of the run stay as they are.
         #[arg(long, value_name = "NAME.csv")]
         output: Option<String>,
     },
@@ -152,7 +154,7 @@ pub(super) enum Command {
         /// CSV file with the columns `id` and `caption_title_and_reference_description`, best caption first.
         #[arg(long, value_name = "FILE")]
         submission: PathBuf,
-        /// CSV file with the same columns and the right caption of each id.
+        /// CSV file with the same columns and the right caption of each id. With a column `language`, an id may have several.
         #[arg(long, value_name = "FILE")]
         truth: PathBuf,
         /// `test.tsv`, with the columns `id` and `image_url`: adds the highest score that one ranking per image can reach.
@@ -168,7 +170,7 @@ pub(super) enum Command {
     Export {
         #[command(flatten)]
         files: Files,
-        /// Directory to write to.
+        /// Directory to write to: absent, empty, or an earlier export of the same run, which is replaced.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },

@@ -27,6 +27,16 @@ pub(super) fn escape_controls(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// Prints what clap says about the command line, whose arguments may be names with control characters.
+pub(super) fn print_usage_error(error: &clap::Error) {
+    let text = error.render().to_string();
+    match escape_controls(&text) {
+        // clap colours its text on a terminal.
+        Cow::Borrowed(_) => error.print().unwrap_or_default(),
+        Cow::Owned(safe) => write!(std::io::stderr().lock(), "{safe}").unwrap_or_default(),
+    }
+}
+
 /// Writes to standard output as it is. A closed pipe is not an error.
 pub(super) fn print_raw(text: &str) {
     let mut out = std::io::stdout().lock();
@@ -45,10 +55,13 @@ pub(super) fn print(text: &str) {
 /// Writes a value to standard output as indented JSON.
 pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(5, error.to_string()))?;
-    // serde_json escapes only the first 32 control characters. The others occur in strings alone, where `\u009b` means the same.
+    // serde_json escapes only the first 32 control characters. The others, and those of text direction, occur in strings
+    // alone, where `\u009b` means the same.
     let escaped = text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
         match c {
-            '\u{7f}'..='\u{9f}' => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            '\u{7f}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
             c => escaped.push(c),
         }
         escaped

@@ -193,9 +193,10 @@ pub(super) fn start_log(screen: &Screen, verbose: u8, quiet: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(verbose > 0)
-        .with_ansi(screen.color)
+        // The writer colours lines after it has escaped them.
+        .with_ansi(false)
         .with_timer(Seconds)
-        .with_writer(AboveBars(screen.bars.clone()))
+        .with_writer(LogWriter { bars: screen.bars.clone(), color: screen.color })
         .init();
 }
 
@@ -208,13 +209,40 @@ impl FormatTime for Seconds {
     }
 }
 
-/// Writer of whole lines that hides the bars meanwhile.
+/// Writer of log lines that hides the bars meanwhile. Messages quote names and errors from data, so control characters
+/// are escaped here, where every line passes.
 #[derive(Clone)]
-struct AboveBars(MultiProgress);
+struct LogWriter {
+    bars: MultiProgress,
+    color: bool,
+}
 
-impl Write for AboveBars {
+/// Levels and their colours on a terminal.
+const LEVEL_COLORS: [(&str, &str); 4] =
+    [(" WARN ", "\x1b[33m"), (" ERROR ", "\x1b[31m"), (" INFO ", "\x1b[32m"), (" DEBUG ", "\x1b[34m")];
+
+/// Escapes a log line, and colours its level.
+fn safe_line(line: &str, color: bool) -> String {
+    let safe = escape_controls(line);
+    // The level follows the time, which has no spaces.
+    let level = LEVEL_COLORS
+        .iter()
+        .filter_map(|(level, code)| Some((safe.find(level)?, *level, *code)))
+        .min_by_key(|(at, ..)| *at)
+        .filter(|_| color);
+    match level {
+        Some((at, level, code)) => {
+            format!("{}{code}{}\x1b[0m{}", &safe[..at], level, &safe[at + level.len()..])
+        }
+        None => safe.into_owned(),
+    }
+}
+
+impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.suspend(|| std::io::stderr().write(bytes))
+        let line = safe_line(&String::from_utf8_lossy(bytes), self.color);
+        self.bars.suspend(|| std::io::stderr().write_all(line.as_bytes()))?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -222,7 +250,7 @@ impl Write for AboveBars {
     }
 }
 
-impl<'a> MakeWriter<'a> for AboveBars {
+impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -233,6 +261,17 @@ impl<'a> MakeWriter<'a> for AboveBars {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_line_is_escaped_before_it_is_coloured() {
+        let line = "2026-01-01T00:00:00Z  WARN `a\u{1b}[31m.gz` ERROR \u{9b}2J\n";
+        assert_eq!(safe_line(line, false), "2026-01-01T00:00:00Z  WARN `a\\x1b[31m.gz` ERROR \\u{9b}2J\n");
+        let colored = safe_line(line, true);
+        assert!(
+            colored.starts_with("2026-01-01T00:00:00Z \u{1b}[33m WARN \u{1b}[0m`a\\x1b[31m.gz` ERROR"),
+            "{colored}"
+        );
+    }
 
     #[test]
     fn progress_line_says_how_much_is_done() {

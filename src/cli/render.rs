@@ -18,6 +18,8 @@ pub(super) use run::run;
 pub(super) use small::{devices, inspection, sample, scores};
 pub(super) use status::{LiveStatus, status};
 
+use std::borrow::Cow;
+
 use super::format::percent;
 use crate::pipeline::report::Bottleneck;
 
@@ -44,18 +46,27 @@ impl Table {
 
     fn heading(&mut self, title: &str) {
         let blank = if self.text.is_empty() { "" } else { "\n" };
-        self.text.push_str(&format!("{blank}{}\n", wrap(title, WIDTH).join("\n")));
+        self.text.push_str(&format!("{blank}{}\n", wrap(&one_line(title), WIDTH).join("\n")));
     }
 
     fn row(&mut self, name: &str, value: impl std::fmt::Display) {
         let start = self.indent + self.name_width + 1;
+        let name = one_line(name);
         let mut name = format!("{:1$}{name:<2$} ", "", self.indent, self.name_width);
-        for line in wrap(&value.to_string(), WIDTH.saturating_sub(start)) {
+        for line in wrap(&one_line(&value.to_string()), WIDTH.saturating_sub(start)) {
             self.text.push_str(format!("{name}{line}").trim_end());
             self.text.push('\n');
             name = " ".repeat(start);
         }
     }
+}
+
+/// Escapes line ends and tabs, so that a name from data cannot look like a row of its own.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\n', '\t']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace('\n', "\\n").replace('\t', "\\t"))
 }
 
 /// Breaks text between words into lines of at most `width` characters. Longer words get a line of their own.
@@ -100,6 +111,13 @@ mod tests {
         table.row("name", "word ".repeat(30).trim_end());
         assert!(table.text.lines().all(|line| line.chars().count() <= WIDTH), "{}", table.text);
         assert!(table.text.lines().skip(1).all(|line| line.starts_with("         word")), "{}", table.text);
+    }
+
+    #[test]
+    fn line_end_of_a_value_makes_no_row() {
+        let mut table = Table::new(8);
+        table.row("a\nb", "one\n\ttwo");
+        assert_eq!(table.text, "a\\nb     one\\n\\ttwo\n");
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl Default for RawSample {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRun {
-    /// Directory for everything durable that the run writes: a path or an `s3://` URL. Required.
+    /// Directory for everything durable that the run writes: a path or an `s3://` URL. New, empty, or that of an earlier start.
+    /// `~` and variables are not expanded. Required.
     pub(super) dir: String,
     /// Seed of the head's initial weights, the training order and the validation split.
     pub(super) seed: u64,
@@ -99,7 +100,7 @@ impl Default for RawRun {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawCaptions {
-    /// CSV file with a header and one column, one caption per row. Required with `classes = "list"`.
+    /// CSV file with a header such as `caption` and one column, one caption per row. Required with `classes = "list"`.
     pub(super) list: String,
     /// Origin of the classes: `list` for the distinct captions of `list`, `train` for the distinct captions of `[pairs]`.
     pub(super) classes: ClassSource,
@@ -317,13 +318,14 @@ pub(super) struct RawPredict {
     pub(super) images: Vec<String>,
     /// Tab-separated file with the columns `id` and `image_url`. Required.
     pub(super) ids: String,
-    /// File name of the ranked captions, ending in `.csv`. It is written inside `run.dir`.
+    /// File name of the ranked captions, ending in `.csv`. It is written inside `run.dir` and replaces only an earlier ranking;
+    /// `training.csv` is reserved.
     pub(super) output: String,
     /// Captions for each id, best first, from 1 to 1000.
     pub(super) top_k: u32,
     /// Checkpoint that predicts: `last`, or `best` by validation NDCG@5.
     pub(super) checkpoint: Pick,
-    /// With a text head: CSV file of captions to rank, with a header and one column. The run need not have been trained on them.
+    /// With a text head: CSV file of captions to rank, with a header such as `caption` and one column. The run need not have been trained on them.
     /// Empty: `captions.list`, or the classes where there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) captions: String,

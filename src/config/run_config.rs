@@ -1,6 +1,6 @@
 //! The checked configuration, which the rest of the program relies on.
 
-use super::raw::RawPipeline;
+use super::raw::{RawMachine, RawPipeline};
 use super::stage::stage_keys;
 use super::validate::images::check_images;
 use super::validate::machine::check_machine;
@@ -30,8 +30,12 @@ pub struct RunConfig {
     /// The pipeline file that the sections were made from, with defaults filled in. Fingerprints and `run.toml` come
     /// from it.
     source: RawPipeline,
+    /// The machine file, with defaults filled in.
+    machine_source: RawMachine,
     /// File of the ranked captions, where it is not `predict.output`.
     output: Option<String>,
+    /// Whether the command line asks for another ranking than the file does.
+    ad_hoc: bool,
 }
 
 impl RunConfig {
@@ -42,8 +46,9 @@ impl RunConfig {
     pub fn check(pipeline: PipelineFile, machine: &MachineFile) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
         let checked = Self::check_pipeline(pipeline.0, &mut problems);
+        let machine_source = machine.0.clone();
         let machine = check_machine(&machine.0, &mut problems);
-        problems.into_result(Self { machine, ..checked })
+        problems.into_result(Self { machine, machine_source, ..checked })
     }
 
     /// Checks a pipeline file. The result counts only if no problem was added; its machine is a placeholder.
@@ -66,7 +71,9 @@ impl RunConfig {
             predict,
             machine: MachineConfig::default(),
             source,
+            machine_source: RawMachine::default(),
             output: None,
+            ad_hoc: false,
         }
     }
 
@@ -76,11 +83,20 @@ impl RunConfig {
     /// # Errors
     /// When the pipeline has no `[predict]`, or a value cannot work.
     pub fn rank(self, captions: Option<String>, output: Option<String>) -> Result<Self, ConfigError> {
-        let Self { mut source, machine, .. } = self;
+        let Self { mut source, machine, machine_source, .. } = self;
         let Some(predict) = &mut source.predict else {
             return Err(ConfigError(vec![Problem::new("predict", "is required to rank captions")]));
         };
         let mut problems = Problems::default();
+        let other_output = output.as_ref().is_some_and(|output| *output != predict.output);
+        if captions.is_some() && !other_output {
+            // Otherwise the ranking of another list would replace the submission.
+            let what = format!(
+                "`{}` is the submission of the run: name another file for the ranking of another list, with `--output NAME.csv`",
+                predict.output
+            );
+            return Err(ConfigError(vec![Problem::new("predict.output", what)]));
+        }
         if let Some(captions) = captions {
             predict.captions = captions;
         }
@@ -88,7 +104,7 @@ impl RunConfig {
             check_output(output, &mut problems);
         }
         let checked = Self::check_pipeline(source, &mut problems);
-        problems.into_result(Self { machine, output, ..checked })
+        problems.into_result(Self { machine, machine_source, output, ad_hoc: other_output, ..checked })
     }
 
     /// Tells whether the configuration includes the stage.
@@ -189,6 +205,17 @@ impl RunConfig {
     pub fn output(&self) -> &str {
         let predict = self.predict.as_ref();
         self.output.as_deref().or(predict.map(|predict| predict.output.as_str())).unwrap_or_default()
+    }
+
+    /// Tells whether the command line asks for another ranking than the pipeline file does.
+    pub fn is_ad_hoc(&self) -> bool {
+        self.ad_hoc
+    }
+
+    /// Returns the machine file with all defaults filled in, for a report.
+    pub fn stored_machine(&self) -> serde_json::Value {
+        // Numbers and strings serialise without error.
+        serde_json::to_value(&self.machine_source).unwrap_or_default()
     }
 
     /// Random crops of each training image; 0 where images stay whole.

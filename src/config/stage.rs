@@ -37,6 +37,17 @@ impl Stage {
         }
     }
 
+    /// Names the sections of the pipeline file that make the stage run, for a message.
+    pub fn sections(self) -> &'static str {
+        match self {
+            Self::Catalog => "`[captions]` and `[pairs]`",
+            Self::Stream => "`[images]`",
+            Self::Text => "`[train]` with `[head] kind = \"text\"`",
+            Self::Train => "`[train]`",
+            Self::Predict => "`[predict]`",
+        }
+    }
+
     /// Names the artefacts that recomputing the stage replaces, for a message.
     pub fn artefacts(self) -> &'static str {
         match self {

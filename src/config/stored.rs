@@ -12,6 +12,11 @@ use super::raw::RawPipeline;
 pub struct StoredPipeline(pub(super) RawPipeline);
 
 impl StoredPipeline {
+    /// Returns the name of the submission; `None` without `[predict]`.
+    pub fn output(&self) -> Option<&str> {
+        self.0.predict.as_ref().map(|predict| predict.output.as_str())
+    }
+
     /// Calls `edit` with the path, glob or URL of every input, for instance to remove secrets from it.
     pub fn edit_inputs(&mut self, mut edit: impl FnMut(&mut String)) {
         let pipeline = &mut self.0;

@@ -8,6 +8,8 @@ pub(super) mod machine;
 pub(super) mod predict;
 pub(super) mod train;
 
+use std::path::{Component, Path};
+
 use super::raw::RawPipeline;
 use super::{ConfigError, HubName, Problem};
 
@@ -57,10 +59,52 @@ pub(super) fn check_stages(pipeline: &RawPipeline, problems: &mut Problems) {
     );
 }
 
+/// Whether a shell would have replaced the beginning of a path. The program does not, so a folder named `~` would appear.
+fn is_unexpanded(path: &str) -> bool {
+    path == "~" || path.starts_with("~/") || path.starts_with('$') && path.contains('/')
+}
+
+/// Refuses a path that only a shell expands.
+fn refuse_unexpanded(path: &str, key: &str, problems: &mut Problems) {
+    problems.refuse_if(
+        is_unexpanded(path),
+        key,
+        format!("`{path}`: `~` and variables are not expanded here: write the whole path"),
+    );
+}
+
+/// Checks that the run directory can be one: not the root of the file system, and neither inside the rendered corpus
+/// nor around it.
+fn check_run_dir(pipeline: &RawPipeline, problems: &mut Problems) {
+    let name = pipeline.run.dir.as_str();
+    if name.is_empty() || name.contains("://") && !name.starts_with("file://") {
+        return;
+    }
+    let dir = Path::new(name.strip_prefix("file://").unwrap_or(name));
+    let is_root = dir.has_root() && !dir.components().any(|part| matches!(part, Component::Normal(_)));
+    problems.refuse_if(
+        is_root,
+        "run.dir",
+        format!("`{name}` is the root of the file system: name a directory for this run"),
+    );
+    let Some(out) = pipeline.sample.as_ref().map(|sample| Path::new(&sample.out)) else { return };
+    let overlap = !out.as_os_str().is_empty() && (dir.starts_with(out) || out.starts_with(dir));
+    problems.refuse_if(
+        overlap,
+        "run.dir",
+        format!("`{name}` and `sample.out`, `{}`, must not contain each other: name two directories", out.display()),
+    );
+}
+
 /// Checks that each path or URL has a scheme that its key supports.
 pub(super) fn check_paths(pipeline: &RawPipeline, problems: &mut Problems) {
+    check_run_dir(pipeline, problems);
+    if let Some(sample) = &pipeline.sample {
+        refuse_unexpanded(&sample.out, "sample.out", problems);
+    }
     for (key, paths) in paths(pipeline) {
         for path in paths {
+            refuse_unexpanded(path, key, problems);
             let hub = ["model.checkpoint", "text.encoder"].contains(&key) && HubName::parse(path).is_some();
             let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
@@ -158,14 +202,36 @@ mod tests {
 
     #[test]
     fn submission_stays_in_the_run_directory() {
-        for output in ["/tmp/x.csv", "../x.csv", "a/b.csv", "x.txt", ""] {
+        let reserved = ["training.csv", "Training.CSV", "report.json", "run.toml", "x.csv.csv", "-x.csv", "x\n.csv"];
+        for output in ["/tmp/x.csv", "../x.csv", "a/b.csv", "x.txt", ""].into_iter().chain(reserved) {
             let text = problems(
                 &format!(
-                    "[run]\ndir='r'\n[model]\ncheckpoint='m'\n[predict]\nimages=['i']\nids='t'\noutput='{output}'\n"
+                    "[run]\ndir='r'\n[model]\ncheckpoint='m'\n[predict]\nimages=['i']\nids='t'\noutput={output:?}\n"
                 ),
                 "",
             );
             assert!(text.contains("predict.output"), "{output}: {text}");
+        }
+    }
+
+    #[test]
+    fn absurd_run_directory_is_refused() {
+        for (dir, expected) in [
+            ("/", "root of the file system"),
+            ("file:///", "root of the file system"),
+            ("/..", "root of the file system"),
+            ("~", "not expanded"),
+            ("~/runs", "not expanded"),
+            ("$HOME/runs", "not expanded"),
+            ("corpus/run", "must not contain each other"),
+            (".", ""),
+        ] {
+            let text = format!("[sample]\nout='corpus'\n[run]\ndir='{dir}'\n[images]\nshards=['i']\n");
+            let found = RunConfig::check(PipelineFile::parse(&text).unwrap(), &MachineFile::default());
+            match found {
+                Ok(_) => assert!(expected.is_empty(), "{dir}"),
+                Err(error) => assert!(!expected.is_empty() && error.to_string().contains(expected), "{dir}: {error}"),
+            }
         }
     }
 

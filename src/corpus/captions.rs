@@ -1,12 +1,28 @@
-//! Parser of the caption list: comma-separated, one column, a header with any name.
+//! Parser of the caption list: comma-separated, one column, a header that is a name of a caption column.
+//!
+//! A first line that is no such name may be a caption. The list is then refused, because a caption that is taken for a
+//! header would be lost in silence.
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
+use crate::corpus::header::truncate_for_display;
 use crate::corpus::header::utf8_field;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::PushParser;
 use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::RowSplitter;
+
+/// Names of the column besides those that contain `caption`, in any case.
+const COLUMN_NAMES: [&str; 9] =
+    ["text", "texts", "title", "label", "labels", "class", "name", "description", "sentence"];
+
+/// Whether a first line is a header: one of [`COLUMN_NAMES`], or a word with `caption`, such as the published
+/// `caption_title_and_reference_description`.
+fn is_column_name(line: &str) -> bool {
+    let is_word = !line.contains(|c: char| !c.is_ascii_alphanumeric() && !"_-.".contains(c));
+    is_word && line.to_ascii_lowercase().contains("caption")
+        || COLUMN_NAMES.iter().any(|known| known.eq_ignore_ascii_case(line))
+}
 
 /// One row of the caption list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +78,7 @@ impl CaptionList {
     /// Returns the next row, or `None` if another block is needed or the list has ended.
     ///
     /// # Errors
-    /// Fails if the header is absent or names several columns, or if a row has several fields, is not UTF-8 or exceeds
+    /// Fails if the header is absent, names several columns or is no name of a caption column, or if a row has several fields, is not UTF-8 or exceeds
     /// the length limit.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Result<Option<CaptionRow<'_>>, CorpusError> {
@@ -77,7 +93,15 @@ impl CaptionList {
                 if header.len() > 1 {
                     return Err(CorpusError::SeveralColumns { file: self.file.clone(), found: header.list_names() });
                 }
-                unread.insert(header.first().to_owned())
+                // A byte order mark is no part of the name.
+                let name = header.first().trim_start_matches('\u{feff}');
+                if !is_column_name(name) {
+                    return Err(CorpusError::NoCaptionHeader {
+                        file: self.file.clone(),
+                        found: truncate_for_display(name),
+                    });
+                }
+                unread.insert(name.to_owned())
             }
         };
         let Some(record) = self.rows.next() else {
@@ -137,7 +161,7 @@ mod tests {
 
     #[test]
     fn captions_keep_commas_newlines_and_duplicates() {
-        let (rows, counts) = read_all(b"any name\r\n\"a, b\"\r\nNA\r\n\"two\nlines\"\r\n\"\"\r\n\r\nNA\r\n").unwrap();
+        let (rows, counts) = read_all(b"Caption\r\n\"a, b\"\r\nNA\r\n\"two\nlines\"\r\n\"\"\r\n\r\nNA\r\n").unwrap();
         let expected = ["a, b", "NA", "two\nlines", "", "NA"];
         assert_eq!(
             rows,
@@ -153,7 +177,7 @@ mod tests {
 
     #[test]
     fn unquoted_comma_error_names_the_row() {
-        let error = read_all(b"c\na\nb, c\n").unwrap_err();
+        let error = read_all(b"text\na\nb, c\n").unwrap_err();
         assert_eq!(
             error.to_string(),
             "row 1 of `list.csv` has 2 fields, but the header has 1: correct the row; put fields that contain a comma, a quote or a newline in double quotes"
@@ -163,12 +187,17 @@ mod tests {
     #[test]
     fn malformed_lists_are_refused() {
         assert!(matches!(read_all(b"id,caption\n1,a\n"), Err(CorpusError::SeveralColumns { .. })));
+        let error = read_all(b"A cat on a mat\nA dog\n").unwrap_err().to_string();
+        assert!(
+            error.contains("starts with `A cat on a mat`") && error.contains("add a first line `caption`"),
+            "{error}"
+        );
         assert!(matches!(read_all(b"\n\n"), Err(CorpusError::Empty { .. })));
-        assert!(matches!(read_all(b"c\n\xFF\n"), Err(CorpusError::NotUtf8 { row: 0, valid_bytes: 0, .. })));
+        assert!(matches!(read_all(b"text\n\xFF\n"), Err(CorpusError::NotUtf8 { row: 0, valid_bytes: 0, .. })));
         assert!(matches!(
-            read_all(format!("c\n\"{}", "a\n".repeat(90)).as_bytes()),
-            Err(CorpusError::RowTooLong { byte_offset: 2, .. })
+            read_all(format!("text\n\"{}", "a\n".repeat(90)).as_bytes()),
+            Err(CorpusError::RowTooLong { byte_offset: 5, .. })
         ));
-        assert!(matches!(read_all(b"c\n").unwrap().0.len(), 0));
+        assert!(matches!(read_all(b"\xEF\xBB\xBFtext\n").unwrap().0.len(), 0));
     }
 }

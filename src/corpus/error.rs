@@ -46,6 +46,17 @@ pub enum CorpusError {
         /// Columns of the header, in backticks.
         found: String,
     },
+    /// The first line of the caption list is no known name of its column.
+    #[error(
+        "`{file}` starts with `{found}`, which is no known header and may be a caption: add a first line `caption`, or rename \
+         the header to `caption`"
+    )]
+    NoCaptionHeader {
+        /// File name.
+        file: String,
+        /// First line, truncated if long.
+        found: String,
+    },
     /// A row has more or fewer fields than the header.
     #[error(
         "row {row} of `{file}` has {found} fields, but the header has {expected}: correct the row; put fields that contain a {delimiter}, a quote or a newline in double quotes"

@@ -22,6 +22,11 @@ pub(crate) use files::{Caption, RunCatalog, load_captions};
 
 use checkpoint::CheckpointWriter;
 
+/// Remark on pairs of which no row has a label.
+pub(crate) const NO_LABEL: &str = "no row of the pairs has a caption that is a class, so no image has a label: the published test captions hardly occur \
+     in the training rows; ways out: `captions.classes = \"train\"` (the training captions are the classes) with `[head] kind \
+     = \"text\"` (ranks captions that were never seen), or `captions.match = \"title\"` (compare page titles alone)";
+
 /// Classes and labels of a run.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -73,11 +78,7 @@ pub(crate) async fn run(ctx: &RunContext, input: CatalogInput<'_>) -> Result<Cat
     };
     let mut remarks = StageRemarks::default();
     if catalog.report.labelled_rows == 0 {
-        remarks.add_note(
-            "no row of the pairs has a caption that is a class, so no image has a label: the published test captions \
-             hardly occur in the training rows; ways out: `captions.match = \"title\"` (compare page titles alone) or \
-             `captions.classes = \"train\"` (the training captions are the classes)",
-        );
+        remarks.add_note(NO_LABEL);
     }
     Ok(CatalogOutput { catalog, remarks })
 }

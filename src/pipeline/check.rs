@@ -1,6 +1,7 @@
 //! Command `check`: stages and needs of a run, from its configuration and the first megabytes of its inputs. Changes
 //! nothing.
 
+mod run_dir;
 mod sample;
 
 use std::collections::BTreeMap;
@@ -22,10 +23,9 @@ use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
-use crate::pipeline::predict::check_truth;
+use crate::pipeline::predict::{check_truth, require_vector_memory};
 use crate::pipeline::resolve::{Backbone, resolve_backbone};
 use crate::pipeline::store::open_store;
-use crate::run_dir::Directory;
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -40,6 +40,8 @@ pub struct Check {
     pub sample: BTreeMap<String, String>,
     /// All problems.
     pub problems: Vec<String>,
+    /// What does not stop the run, but may make it useless or fail late.
+    pub to_weigh: Vec<String>,
     /// Exit code of the most severe problem; 0 without problems.
     pub exit_code: u8,
 }
@@ -71,8 +73,8 @@ fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
 pub async fn check(config: &RunConfig) -> Check {
     let mut check = Check::default();
     let store = open_store(config.store());
-    let directory = Directory::read_only(&store, config.run_dir()).map_err(PipelineError::from);
-    let recorded = check.ok(directory.and_then(|directory| RunFile::read(&directory))).flatten();
+    let recorded = check.ok(run_dir::check_run_dir(config, &store)).flatten();
+    check.ok(run_dir::check_scratch(config));
     check.stages = list_stages(config, recorded.as_ref());
     let inputs = list_inputs(config, &store, &mut check).await;
     let spec = resolve_models(config, &store, &mut check).await;
@@ -85,8 +87,9 @@ pub async fn check(config: &RunConfig) -> Check {
     }
     if let Some(shard) = inputs.get("pairs.shards").and_then(|shards| shards.first()) {
         let sampled = sample::sample_labels(&store, config, shard).await;
-        if let Some(text) = check.ok(sampled) {
-            check.sample.insert("pairs.shards".to_owned(), text);
+        if let Some(labels) = check.ok(sampled) {
+            check.to_weigh.extend(labels.to_weigh(config));
+            check.sample.insert("pairs.shards".to_owned(), labels.describe());
         }
     }
     if let Some(predict) = config.predict() {
@@ -167,12 +170,18 @@ async fn sample_shards(
     let sampled = sample::sample_images(store, shard, spec.clone()).await;
     let Some((text, bytes_per_row)) = check.ok(sampled) else { return };
     check.sample.insert(key.to_owned(), text);
-    if config.model().is_none() && key == "images.shards" {
-        let bytes: u64 = shards.iter().map(|object| object.size).sum();
-        let images = bytes as f64 / bytes_per_row.max(1.0);
-        let disk = bytesize::ByteSize((images * image_bytes(spec.geometry.output_px()) as f64) as u64);
-        let what = format!("about {disk} of pixels, if every image is wanted");
+    if key != "images.shards" {
+        return;
+    }
+    let bytes: u64 = shards.iter().map(|object| object.size).sum();
+    let images = bytes as f64 / bytes_per_row.max(1.0);
+    let pixels = (images * image_bytes(spec.geometry.output_px()) as f64) as u64;
+    if config.model().is_some() {
+        check.to_weigh.extend(run_dir::weigh_scratch(config, pixels));
+    } else {
+        let what = format!("about {} of pixels, if every image is wanted", bytesize::ByteSize(pixels));
         check.needs.insert("run directory".to_owned(), what);
+        check.to_weigh.extend(run_dir::weigh_product(config, pixels));
     }
 }
 
@@ -216,7 +225,8 @@ async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
             return;
         }
     };
-    if let Some(encoder) = check.ok(Encoder::open(text, snapshot)) {
+    let encoder = check.ok(Encoder::open(text, snapshot));
+    if let Some(encoder) = &encoder {
         let checkpoint = &encoder.checkpoint;
         let what = format!(
             "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",
@@ -227,9 +237,14 @@ async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
         );
         check.needs.insert("text encoder".to_owned(), what);
     }
-    let Some(name) = config.predict().and_then(|predict| predict.captions.as_ref()) else { return };
+    let Some(predict) = config.predict() else { return };
+    let run_list = || config.catalog().and_then(|catalog| catalog.captions.list.as_ref());
+    let Some(name) = predict.captions.as_ref().or_else(run_list) else { return };
     let mut captions = Classes::new(ClassSource::List, Match::Exact);
     if check.ok(read_captions(store, name, &mut captions).await).is_some() {
-        check.sample.insert("predict.captions".to_owned(), format!("{} distinct captions", captions.len()));
+        check.sample.insert("captions to rank".to_owned(), format!("{} distinct captions", captions.len()));
+        if let Some(encoder) = &encoder {
+            check.ok(require_vector_memory(config, encoder, captions.len()));
+        }
     }
 }

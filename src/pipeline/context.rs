@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::config::{ConfigError, Problem, RunConfig};
 use crate::objects::{Store, TrafficSnapshot};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::require_run_directory;
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Lock};
@@ -49,8 +50,10 @@ impl RunContext {
         let store = open_store(config.store());
         let (own, client) = (Arc::clone(&config), store.clone());
         let locked = tokio::task::spawn_blocking(move || {
+            // Before anything is created in it.
+            require_run_directory(&Directory::read_only(&client, own.run_dir())?)?;
             let dir = Directory::open(&client, own.run_dir(), &scratch_path(&own).join("staging"))?;
-            let lock = dir.lock()?;
+            let lock = dir.lock().inspect_err(|_| dir.abandon(None))?;
             Ok::<_, PipelineError>((dir, lock))
         });
         let (dir, lock) = tokio::select! {

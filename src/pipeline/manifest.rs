@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline};
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline, output_stem};
 use crate::objects::{Object, Store, StoreError};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::observe::report;
 use crate::run_dir::Directory;
 
 /// Name of the file in the run directory.
@@ -30,13 +31,31 @@ pub(crate) struct RunFile {
     format: u32,
     /// Records by stage. The stage of a submission is named `predict NAME`.
     pub(crate) stages: BTreeMap<String, StageRecord>,
-    /// Configuration of the last start.
+    /// Files of ranked captions that predictions wrote, by name.
+    #[serde(default)]
+    pub(crate) predictions: BTreeMap<String, PredictionRecord>,
+    /// Configuration of the last start that was no ad-hoc prediction.
     pub(crate) config: StoredPipeline,
+}
+
+/// A file of ranked captions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PredictionRecord {
+    /// Whether it is the submission of the run, whose scores are in `report.json`.
+    pub(crate) own: bool,
+    /// List of captions that were ranked, as its size and a hash; absent if the classes of the run were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) captions: Option<String>,
 }
 
 impl Default for RunFile {
     fn default() -> Self {
-        Self { format: FORMAT, stages: BTreeMap::new(), config: StoredPipeline::default() }
+        Self {
+            format: FORMAT,
+            stages: BTreeMap::new(),
+            predictions: BTreeMap::new(),
+            config: StoredPipeline::default(),
+        }
     }
 }
 
@@ -65,6 +84,10 @@ pub(crate) struct Manifest {
     proposed: Vec<(String, StageRecord)>,
     /// Stages whose keys differ from those of the directory: (stage, old keys, new keys), upstream first.
     refused: Vec<(Stage, StageKeys, StageKeys)>,
+    /// Stages whose keys differ, but which have made nothing yet. Their leftovers are removed.
+    unmade: Vec<(String, Stage)>,
+    /// File that the prediction of this start writes.
+    prediction: Option<(String, PredictionRecord)>,
 }
 
 /// Adds a key for input files: their number, size, and a hash of their names and contents.
@@ -87,6 +110,11 @@ pub(crate) async fn add_inputs(
     Ok(())
 }
 
+/// Returns the stem of a prediction from the name of its record.
+fn prediction_stem(name: &str) -> &str {
+    name.strip_prefix("predict ").unwrap_or(name)
+}
+
 impl RunFile {
     /// Reads `run.toml`; `None` in a new directory.
     ///
@@ -105,44 +133,113 @@ impl RunFile {
     }
 }
 
+/// Refuses a directory that holds files of others. Changes nothing.
+///
+/// # Errors
+/// As [`RunFile::read`]; and when the directory holds files but no manifest.
+pub(crate) fn require_run_directory(directory: &Directory) -> Result<(), PipelineError> {
+    read_run_file(directory).map(|_| ())
+}
+
+/// Reads `run.toml`; the default in a new or empty directory.
+fn read_run_file(directory: &Directory) -> Result<RunFile, PipelineError> {
+    if let Some(mut file) = RunFile::read(directory)? {
+        file.infer_predictions();
+        return Ok(file);
+    }
+    let foreign = directory.list("")?.into_iter().find(|name| name != "lock" && name != "scratch");
+    let Some(foreign) = foreign else { return Ok(RunFile::default()) };
+    let dir = directory.display("");
+    Err(refuse_key("run.dir", format!("`{dir}` holds `{foreign}` and is no run directory; name a new or empty one")))
+}
+
+/// Returns the configuration error of a key.
+fn refuse_key(key: &str, what: String) -> PipelineError {
+    ConfigError(vec![Problem::new(key, what)]).into()
+}
+
+/// Returns the name of the report of an ad-hoc prediction, beside its output.
+pub(crate) fn report_name(output: &str) -> String {
+    format!("{}.report.json", output_stem(output))
+}
+
 /// Removes credentials from the names of inputs.
-fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
+pub(crate) fn without_secrets(mut config: StoredPipeline) -> StoredPipeline {
     config.edit_inputs(|name| *name = Store::redact(name).to_owned());
     config
+}
+
+impl RunFile {
+    /// Fills in the predictions of a file that an earlier version wrote: one for each of their stages.
+    fn infer_predictions(&mut self) {
+        if !self.predictions.is_empty() {
+            return;
+        }
+        let own = self.config.output().unwrap_or_default();
+        for stem in self.stages.keys().filter_map(|name| name.strip_prefix("predict ")) {
+            // A name with an ending in other letters is its own stem.
+            let is_whole = std::path::Path::new(stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
+            let output = if is_whole { stem.to_owned() } else { format!("{stem}.csv") };
+            let record = PredictionRecord { own: output == own, captions: None };
+            self.predictions.insert(output, record);
+        }
+    }
 }
 
 impl Manifest {
     /// Reads the manifest of a run directory. The artefacts of stage `from` and of later stages will be discarded.
     ///
     /// # Errors
-    /// As [`RunFile::read`]; and when the directory holds files but no manifest.
+    /// As [`require_run_directory`].
     pub(crate) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
-        let file = if let Some(file) = RunFile::read(&directory)? {
-            if file.format != FORMAT && from != Some(Stage::ALL[0]) {
-                return Err(PipelineError::Generation(format!(
-                    "`{}` holds artefacts of format {}, made by another version of this program, and this version writes \
-                     format {FORMAT}; choose another `run.dir`, go on with the other version, or start over with --fresh",
-                    directory.display(""),
-                    file.format
-                )));
-            }
-            RunFile { format: FORMAT, ..file }
-        } else {
-            let foreign: Vec<String> =
-                directory.list("")?.into_iter().filter(|name| name != "lock" && name != "scratch").collect();
-            if let Some(foreign) = foreign.first() {
-                return Err(ConfigError(vec![Problem::new(
-                    "run.dir",
+        let file = read_run_file(&directory)?;
+        if file.format != FORMAT && from != Some(Stage::ALL[0]) {
+            return Err(PipelineError::Generation(format!(
+                "`{}` holds artefacts of format {}, made by another version of this program, and this version writes \
+                 format {FORMAT}; choose another `run.dir`, go on with the other version, or start over with --fresh",
+                directory.display(""),
+                file.format
+            )));
+        }
+        let file = RunFile { format: FORMAT, ..file };
+        Ok(Self {
+            directory,
+            file,
+            from,
+            proposed: Vec::new(),
+            refused: Vec::new(),
+            unmade: Vec::new(),
+            prediction: None,
+        })
+    }
+
+    /// Returns the submission of the run, unless this start discards it.
+    pub(crate) fn own_submission(&self) -> Option<(&str, &PredictionRecord)> {
+        let own = self.file.predictions.iter().find(|(_, record)| record.own).filter(|_| self.from.is_none())?;
+        Some((own.0, own.1))
+    }
+
+    /// Proposes the file that the prediction of this start writes.
+    ///
+    /// # Errors
+    /// When the file, or the report beside it, exists and no prediction wrote it.
+    pub(crate) fn propose_prediction(&mut self, output: &str, record: PredictionRecord) -> Result<(), PipelineError> {
+        if !self.file.predictions.contains_key(output) {
+            let names = self.directory.list("")?;
+            if let Some(taken) =
+                [output, &report_name(output)].iter().find(|name| names.iter().any(|file| file == *name))
+            {
+                let path = self.directory.display(taken);
+                return Err(refuse_key(
+                    "predict.output",
                     format!(
-                        "`{}` holds `{foreign}` and is no run directory; name a new or empty one",
-                        directory.display("")
+                        "`{path}` exists, and no prediction of this run wrote it: choose another name, or move it away"
                     ),
-                )])
-                .into());
+                ));
             }
-            RunFile::default()
-        };
-        Ok(Self { directory, file, from, proposed: Vec::new(), refused: Vec::new() })
+        }
+        self.prediction = Some((output.to_owned(), record));
+        Ok(())
     }
 
     /// Returns the record that an earlier start made of a stage, unless this start discards it.
@@ -157,7 +254,16 @@ impl Manifest {
     }
 
     /// Proposes the keys of a stage and returns its generation. [`Self::accept`] compares and records them.
-    pub(crate) fn propose(&mut self, name: &str, stage: Stage, keys: StageKeys, upstream: &[&str]) -> String {
+    ///
+    /// # Errors
+    /// When the run directory cannot be listed.
+    pub(crate) fn propose(
+        &mut self,
+        name: &str,
+        stage: Stage,
+        keys: StageKeys,
+        upstream: &[&str],
+    ) -> Result<String, PipelineError> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(FORMAT.to_string().as_bytes());
         for above in upstream {
@@ -169,10 +275,26 @@ impl Manifest {
         let generation = hasher.finalize().to_hex()[..32].to_owned();
         let recorded = self.recorded(name).filter(|record| record.generation != generation);
         if let Some(old) = recorded.map(|record| record.keys.clone()) {
-            self.refused.push((stage, old, keys.clone()));
+            if self.has_made(name, stage)? {
+                self.refused.push((stage, old, keys.clone()));
+            } else {
+                self.unmade.push((name.to_owned(), stage));
+            }
         }
         self.proposed.push((name.to_owned(), StageRecord { generation: generation.clone(), keys }));
-        generation
+        Ok(generation)
+    }
+
+    /// Whether a recorded stage has made anything that another configuration could be mixed with.
+    fn has_made(&self, name: &str, stage: Stage) -> Result<bool, PipelineError> {
+        let holds = |folder: &str| self.directory.list(folder).map(|names| !names.is_empty());
+        Ok(match stage {
+            Stage::Catalog => self.directory.list("journal")?.iter().any(|name| name == "catalog.json"),
+            Stage::Stream => holds("journal/features")? || holds("journal/chunks")?,
+            Stage::Text => holds("journal/texts")? || holds("texts")?,
+            Stage::Train => holds("checkpoints")?,
+            Stage::Predict => holds(&format!("journal/predict-{}", prediction_stem(name)))?,
+        })
     }
 
     /// Formats a table of changed keys with the artefacts that each invalidates; `None` if no key changed.
@@ -202,17 +324,21 @@ impl Manifest {
             "  no key differs, but this program's version does\n".to_owned()
         };
         let (dir, stage) = (self.directory.display(""), first.as_str());
-        Some(format!(
-            "`{dir}` was made with other settings, and going on would mix the two:\n{table}set the keys back, choose another \
-             `run.dir`, or recompute with --from {stage} (or all with --fresh)"
-        ))
+        let way_out = if *first == Stage::Predict {
+            "set the keys back, choose another `predict.output`, or recompute with `run --from predict`".to_owned()
+        } else {
+            format!(
+                "set the keys back, choose another `run.dir`, or recompute with --from {stage} (or all with --fresh)"
+            )
+        };
+        Some(format!("`{dir}` was made with other settings, and going on would mix the two:\n{table}{way_out}"))
     }
 
     /// Records the proposed stages and removes discarded artefacts. Call it when nothing else can refuse the run.
     ///
     /// # Errors
     /// A table of the changed keys; or when the manifest cannot be written, or an artefact cannot be removed.
-    pub(crate) fn accept(&mut self, config: &RunConfig) -> Result<(), PipelineError> {
+    pub(crate) fn accept(&mut self, config: &RunConfig, predict_only: bool) -> Result<(), PipelineError> {
         if let Some(refusal) = self.refusal() {
             return Err(PipelineError::Generation(refusal));
         }
@@ -220,13 +346,34 @@ impl Manifest {
         for name in discarded {
             self.file.stages.remove(&name);
         }
-        self.file.config = without_secrets(config.stored());
+        if !predict_only || self.file.stages.is_empty() {
+            self.file.config = without_secrets(config.stored());
+        }
+        for (name, stage) in std::mem::take(&mut self.unmade) {
+            match stage {
+                Stage::Predict => {
+                    let stem = prediction_stem(&name);
+                    self.directory.remove(&format!("journal/predict-{stem}"))?;
+                    self.directory.remove(&format!("predict/{stem}"))?;
+                }
+                _ => self.remove_artefacts(stage)?,
+            }
+        }
         if let Some(from) = self.from {
             // Save the records first. A kill in between leaves artefacts without a record, and the stages remove those.
             self.save()?;
+            report::discard(&self.directory, from)?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
                 self.remove_artefacts(later)?;
             }
+            // Forgotten last: a file that is not among the predictions counts as another's.
+            self.file.predictions.clear();
+        }
+        if let Some((output, record)) = self.prediction.take() {
+            if record.own {
+                self.file.predictions.values_mut().for_each(|other| other.own = false);
+            }
+            self.file.predictions.insert(output, record);
         }
         self.file.stages.extend(self.proposed.drain(..));
         self.save()
@@ -241,18 +388,16 @@ impl Manifest {
                 remove(&["features", "chunks", "quarantine", "scratch"])
             }
             Stage::Text => remove(&["journal/texts", "texts"]),
-            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "report.json"]),
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv"]),
             Stage::Predict => {
                 for name in self.directory.list("journal")? {
                     if name.starts_with("predict-") {
                         self.directory.remove(&format!("journal/{name}"))?;
                     }
                 }
-                for name in self.directory.list("")? {
-                    let csv = std::path::Path::new(&name).extension().is_some_and(|ending| ending == "csv");
-                    if csv && name != "training.csv" {
-                        self.directory.remove(&name)?;
-                    }
+                for output in self.file.predictions.keys() {
+                    self.directory.remove(output)?;
+                    self.directory.remove(&report_name(output))?;
                 }
                 remove(&["predict", "examples.html"])
             }

@@ -73,7 +73,7 @@ impl Plan {
                 let list = store.find(list).await?;
                 add_inputs(store, &mut keys, "captions.list", &[list]).await?;
             }
-            let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[]);
+            let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[])?;
             self.catalog = Some(StageInput { shards, generation });
         }
         let catalog = self.catalog.as_ref().map(|catalog| catalog.generation.as_str());
@@ -81,19 +81,19 @@ impl Plan {
             let shards = store.list(&images.shards).await?;
             let mut keys = model.stream_keys(config, Stage::Stream);
             add_inputs(store, &mut keys, "images.shards", &shards).await?;
-            let generation = manifest.propose(Stage::Stream.as_str(), Stage::Stream, keys, catalog.as_slice());
+            let generation = manifest.propose(Stage::Stream.as_str(), Stage::Stream, keys, catalog.as_slice())?;
             self.images = Some(StageInput { shards, generation });
         }
         if let (true, Some(images)) = (config.runs(Stage::Train), &self.images) {
             let text = if config.runs(Stage::Text) {
                 let keys = model.text_encoder()?.stage_keys(config);
-                Some(manifest.propose(Stage::Text.as_str(), Stage::Text, keys, catalog.as_slice()))
+                Some(manifest.propose(Stage::Text.as_str(), Stage::Text, keys, catalog.as_slice())?)
             } else {
                 None
             };
             let upstream: Vec<&str> = std::iter::once(images.generation.as_str()).chain(text.as_deref()).collect();
             let keys = config.keys(Stage::Train);
-            self.train = Some(manifest.propose(Stage::Train.as_str(), Stage::Train, keys, &upstream));
+            self.train = Some(manifest.propose(Stage::Train.as_str(), Stage::Train, keys, &upstream)?);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
 use crate::chunk::journal::Layout;
-use crate::config::{HeadConfig, PredictConfig};
+use crate::config::{HeadConfig, PredictConfig, output_stem};
 use crate::objects::Object;
 use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
@@ -46,7 +46,8 @@ use test_set::TestSet;
 pub use export::export;
 pub use test_set::ceiling_of;
 
-pub(crate) use prepare::{PreparedPrediction, file_stem, prepare};
+pub(crate) use prepare::{PreparedPrediction, prepare};
+pub(crate) use projection::require_vector_memory;
 pub(crate) use test_set::check_truth;
 
 /// Input of the stage.
@@ -104,6 +105,10 @@ struct RankInput<'a> {
     top_k: usize,
     /// Stem of the prediction's files.
     stem: &'a str,
+    /// Whether the ranking is the submission of the run.
+    own: bool,
+    /// Whether `predict.truth` has any of the ranked captions.
+    has_truth: bool,
 }
 
 /// Result of [`Ranker::rank`].
@@ -120,8 +125,8 @@ struct RankOutput {
 pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Option<PredictOutput>, PipelineError> {
     let PredictInput { model, manifest, prepared, device } = input;
     let Some(settings) = ctx.config.predict() else { return Ok(None) };
-    let PreparedPrediction { shards, generation, test_set, candidates } = prepared;
-    let prediction = Prediction { settings, model, shards, generation, test_set, device };
+    let PreparedPrediction { shards, generation, test_set, candidates, own } = prepared;
+    let prediction = Prediction { settings, model, shards, generation, test_set, device, own };
     let output = match ctx.config.head() {
         HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx)?).await,
         HeadConfig::Text { .. } => {
@@ -142,6 +147,8 @@ struct Prediction<'a> {
     generation: String,
     test_set: TestSet,
     device: &'a Arc<DeviceWorker>,
+    /// Whether the ranking is the submission of the run.
+    own: bool,
 }
 
 impl Prediction<'_> {
@@ -160,18 +167,24 @@ impl Prediction<'_> {
 
     async fn run<R: Ranker>(mut self, ctx: &RunContext, ranker: R) -> Result<PredictOutput, PipelineError> {
         let shards = std::mem::take(&mut self.shards);
-        let Self { settings, test_set, device, .. } = &self;
+        let Self { settings, test_set, device, own, .. } = &self;
         let top_k = settings.top_k as usize;
         let picked = checkpoints::pick(&ctx.dir, settings.checkpoint)?;
         let mut remarks = StageRemarks::default();
         let (mut tally, mut text) = (Tally::default(), None);
+        let truth = match &settings.truth {
+            Some(truth) => submission::find_right_captions(ctx, truth, &settings.ids, &ranker).await?,
+            None => Ok(()),
+        };
+        let has_truth = settings.truth.is_some() && truth.is_ok();
         let ranking = if let Some(checkpoint) = &picked {
             // Refuse another kind of head before the long computation of the features.
             let head = ranker.load_head(checkpoint)?;
-            let stem = file_stem(&settings.output);
+            let stem = output_stem(&settings.output);
             let features = self.extract_features(ctx, shards, stem).await?;
             tally = features.report.tally;
-            let input = RankInput { settings, features: &features.features, test_set, device, top_k, stem };
+            let (features, own) = (&features.features, *own);
+            let input = RankInput { settings, features, test_set, device, top_k, stem, own, has_truth };
             let ranked = ranker.rank(ctx, head, input).await?;
             (text, remarks) = (ranked.report, ranked.remarks);
             ranked.ranking
@@ -184,12 +197,15 @@ impl Prediction<'_> {
         let submission = Submission { ids: &settings.ids, output, test_set, ranking: &ranking, fallback: &fallback };
         let ids_without_image = submission.write(ctx, |number| ranker.caption(number)).await?;
         let scores = match &settings.truth {
-            Some(truth) => {
+            Some(truth) if has_truth => {
                 let captions = ranker.captions() as u64;
                 Some(submission::score(ctx, truth, output, test_set, captions).await?)
             }
-            None => None,
+            _ => None,
         };
+        if let Err(why) = truth {
+            remarks.add_note(why);
+        }
         let report = PredictionReport {
             ids: test_set.ids,
             images: test_set.urls.len() as u64,

@@ -15,6 +15,7 @@ use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::images::stream_bytes;
 use crate::pipeline::manifest::CHECKPOINT_FILES;
+use crate::pipeline::observe::report::ModelReport;
 use crate::types::Precision;
 
 /// Shape and storage format of a feature.
@@ -85,6 +86,21 @@ impl ResolvedModel {
     pub(crate) fn text_encoder(&self) -> Result<&Encoder, PipelineError> {
         let absent = || PipelineError::Internal("a stage needs a text encoder that the configuration lacks".to_owned());
         self.text_encoder.as_ref().ok_or_else(absent)
+    }
+
+    /// Describes the models for the report; `None` without a backbone.
+    pub(crate) fn report(&self, config: &RunConfig) -> Option<ModelReport> {
+        let (Backbone { checkpoint, options, shape, fingerprint }, model) = (self.backbone.as_ref()?, config.model()?);
+        Some(ModelReport {
+            checkpoint: model.checkpoint.clone(),
+            files: fingerprint.clone(),
+            family: checkpoint.family().name().to_owned(),
+            parameters: checkpoint.parameters(),
+            image_px: options.size_px,
+            feature_dim: shape.dim as u64,
+            precision: shape.precision.to_string(),
+            text_encoder: config.text().map(|text| text.encoder.clone()),
+        })
     }
 
     /// Opens the device; `None` if no stage needs one.

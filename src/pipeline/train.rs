@@ -23,8 +23,9 @@ use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{MixingReport, StageRemarks, TrainingReport};
+use crate::pipeline::observe::report::{CatalogReport, MixingReport, StageRemarks, TrainingReport};
 use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
+use crate::predict::metrics;
 use crate::telemetry::{Party, StageProgress, StageTimer};
 use crate::train::{Progress, Schedule, checkpoint, order};
 use crate::types::{Balance, ValidationSplit};
@@ -129,13 +130,50 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         }
     };
     let mut remarks = StageRemarks::default();
-    if report.is_some() {
+    if let Some(report) = &report {
+        if let Some(note) = explain_zero_score(report, &catalog.report, ctx.config.head()) {
+            remarks.add_note(note);
+        }
         remarks.add_output("checkpoints", checkpoints::FOLDER);
         remarks.add_output("training curve", PLOT_FILE);
     } else {
         remarks.add_note("no head was trained: no image has a label on the training side");
     }
     Ok(TrainOutput { report, remarks })
+}
+
+/// Explains a head that learned the training images and nothing else: its loss falls, but it ranks no right caption of a
+/// held-out image. Returns `None` for other heads.
+fn explain_zero_score(report: &TrainingReport, catalog: &CatalogReport, head: &HeadConfig) -> Option<String> {
+    let single = catalog.images_per_class.iter().find(|(images, _)| images == "1").map_or(0, |(_, classes)| *classes);
+    // With one image a class, a score near chance is luck.
+    let is_sparse = !head.is_text() && 10 * single >= 9 * catalog.classes_with_images;
+    let nothing = if is_sparse { 3.0 * metrics::chance(catalog.classes) } else { 0.0 };
+    let best = report.best.as_ref().filter(|best| best.ndcg5 <= nothing && best.ndcg5_ceiling > nothing)?;
+    let (first, last) = (report.curve.first()?.loss, report.loss?);
+    let score = format!("{:.3}", best.ndcg5);
+    if last >= first {
+        return Some(format!(
+            "the head learned nothing: validation NDCG@5 is {score}, and the training loss did not fall ({first:.3} to {last:.3}): raise \
+             `train.learning_rate` or `train.epochs`"
+        ));
+    }
+    let mut note = format!(
+        "the head learned nothing that holds for other images: validation NDCG@5 is at most {score} on {} images in {} epochs, while the \
+         training loss fell from {first:.3} to {last:.3}",
+        report.validation_images,
+        best.epoch.max(report.validations.last().map_or(0, |point| point.epoch))
+    );
+    if head.is_text() {
+        note.push_str(": check that the captions of the pairs belong to their images, or train on more of them");
+        return Some(note);
+    }
+    note.push_str(&format!(
+        "; {single} of {} classes with images have a single one, and a class head cannot rank a class that no training image \
+         has: use `[head] kind = \"text\"`, which ranks captions that were never seen",
+        catalog.classes_with_images
+    ));
+    Some(note)
 }
 
 /// Trains heads of one kind; `None` if there is no sample to train on.
@@ -176,7 +214,8 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         tracing::info!(heads = trials.len(), "weights, momentum and gradient take {} MiB", bytes >> 20);
     }
     let (starts, progress) = start(&job, &head, &trials, &store).await?;
-    let curve = checkpoints::read_curve(&job.ctx.dir, progress.step)?;
+    let saved = CheckpointList::read(&job.ctx.dir)?;
+    let curve = checkpoints::read_curve(&job.ctx.dir, &saved, progress.step)?;
     job.stage_progress.set_total(all_samples);
     job.stage_progress.add_resumed(epoch_samples.iter().take(progress.epoch as usize).sum::<u64>() + progress.position);
     let timer =
@@ -246,15 +285,11 @@ async fn start<H: Head>(
     store: &Arc<FeatureStore>,
 ) -> Result<(Vec<H::Start>, Progress), PipelineError> {
     let dir = &job.ctx.dir;
-    let newest = CheckpointList::read(dir)?.newest_complete(trials.len());
-    // Removes the remains of an interrupted save or removal, but not the best head so far. A head saved after `newest`
-    // will be saved again.
-    let curve = checkpoints::read_curve(dir, newest.unwrap_or(0))?;
-    let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
-    let newest_folders = newest.map(|step| (0..trials.len()).map(move |trial| checkpoints::folder_name(step, trial)));
-    let kept: Vec<String> = newest_folders.into_iter().flatten().chain(best).collect();
-    dir.sweep(checkpoints::FOLDER, |name| kept.contains(&format!("{}/{name}", checkpoints::FOLDER)))?;
+    let saved = CheckpointList::read(dir)?;
+    let newest = saved.newest_complete(trials.len());
+    let curve = checkpoints::read_curve(dir, &saved, newest.unwrap_or(0))?;
     let Some(step) = newest else {
+        dir.sweep(checkpoints::FOLDER, |_| false)?;
         let hashes = [("train".to_owned(), job.generation.clone())].into();
         let progress = Progress { seed: job.split.seed, hashes, ..Progress::default() };
         return Ok((head.init(job, trials, store).await?, progress));
@@ -272,6 +307,12 @@ async fn start<H: Head>(
         first = first.or(Some(progress));
     }
     let progress = first.unwrap_or_default();
+    checkpoints::require_best(dir, &curve, progress.best)?;
+    // Removes the remains of an interrupted save or removal, but not the best head so far. A head saved after `newest`
+    // will be saved again.
+    let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
+    let kept: Vec<String> = (0..trials.len()).map(|trial| checkpoints::folder_name(step, trial)).chain(best).collect();
+    dir.sweep(checkpoints::FOLDER, |name| kept.contains(&format!("{}/{name}", checkpoints::FOLDER)))?;
     tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
     Ok((starts, progress))
 }
@@ -295,5 +336,38 @@ fn choose_placement(job: &TrainJob, head_bytes: u64) -> FeaturePlacement {
         let limit = memory_bytes >> 20;
         tracing::info!("features are read in each epoch: {mib} MiB are over half of `limits.memory`, {limit} MiB");
         FeaturePlacement::Files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::observe::report::{LossPoint, ValidationPoint};
+
+    #[test]
+    fn zero_score_is_explained_by_loss_and_classes() {
+        let point = ValidationPoint { epoch: 3, ndcg5_ceiling: 1.0, ..ValidationPoint::default() };
+        let report = |ndcg5: f64, loss: f64| TrainingReport {
+            validation_images: 7,
+            loss: Some(loss),
+            best: Some(ValidationPoint { ndcg5, ..point }),
+            curve: vec![LossPoint { loss: 4.0, ..LossPoint::default() }],
+            validations: vec![point],
+            ..TrainingReport::default()
+        };
+        let catalog = CatalogReport {
+            classes_with_images: 9,
+            images_per_class: vec![("0".to_owned(), 2), ("1".to_owned(), 8)],
+            ..CatalogReport::default()
+        };
+        let note = |ndcg5, loss| explain_zero_score(&report(ndcg5, loss), &catalog, &HeadConfig::Classes);
+        let overfitted = note(0.0, 1.0).unwrap();
+        for part in
+            ["at most 0.000 on 7 images in 3 epochs", "4.000 to 1.000", "8 of 9 classes", "[head] kind = \"text\""]
+        {
+            assert!(overfitted.contains(part), "{part} is not in {overfitted}");
+        }
+        assert!(note(0.0, 4.5).unwrap().contains("did not fall"));
+        assert_eq!(note(0.1, 1.0), None);
     }
 }

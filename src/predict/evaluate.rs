@@ -78,6 +78,26 @@ pub enum EvaluateError {
     /// The truth has a header but no rows.
     #[error("the truth has no rows, so there is nothing to score against")]
     NoTruth,
+    /// The submission has a column that only a truth has.
+    #[error("the submission has the column `{LANGUAGE_COLUMN}`, which only a truth has: are the two files swapped?")]
+    TruthAsSubmission,
+    /// The truth repeats ids as a submission does, and the submission does not.
+    #[error(
+        "the truth has up to {rows} rows an id and the submission one: are the two files swapped? A truth that really has \
+         several right captions an id says so with a column `{LANGUAGE_COLUMN}`"
+    )]
+    Swapped {
+        /// Largest number of rows of an id in the truth.
+        rows: u32,
+    },
+    /// No id of the truth has a row in the submission.
+    #[error(
+        "the submission has no row for any id of the truth, whose first is `{first}`: they are of different test sets"
+    )]
+    NoCommonId {
+        /// First id of the truth.
+        first: String,
+    },
 }
 
 /// Metrics of a submission, and counts of its irregularities.
@@ -109,6 +129,8 @@ pub struct Scores {
 #[derive(Default)]
 struct IdState {
     relevant: Vec<Box<str>>,
+    /// Rows of the truth.
+    truth_rows: u32,
     /// Best rank of a relevant caption so far, from 1.
     best_rank: Option<u8>,
     /// Rows of the submission so far, at most [`DEPTH`].
@@ -122,17 +144,66 @@ struct IdState {
 /// # Errors
 /// When a file lacks a column, a row cannot be read or has no id, or the truth is empty.
 pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, EvaluateError> {
+    score_files(submission, truth).map(|scored| scored.scores)
+}
+
+/// Scores a submission that a user names, which may be the truth by mistake.
+///
+/// # Errors
+/// As [`evaluate`]; also when the columns or the repeated ids of the two files show that they are swapped, or they have no
+/// id in common.
+pub fn evaluate_files(submission: impl Read, truth: impl Read) -> Result<Scores, EvaluateError> {
+    let Scored { scores, ids, first_id, truth_names_language, submission_names_language } =
+        score_files(submission, truth)?;
+    if submission_names_language {
+        return Err(EvaluateError::TruthAsSubmission);
+    }
+    let most_in_truth = ids.iter().map(|id| id.truth_rows).max().unwrap_or(0);
+    let most_in_submission = ids.iter().map(|id| id.rows).max().unwrap_or(0);
+    if most_in_submission == 0 {
+        return Err(EvaluateError::NoCommonId { first: truncate(&first_id) });
+    }
+    if most_in_truth > 1 && most_in_submission == 1 && !truth_names_language {
+        return Err(EvaluateError::Swapped { rows: most_in_truth });
+    }
+    Ok(scores)
+}
+
+/// Shortens an id for a message.
+fn truncate(id: &str) -> String {
+    const SHOWN_CHARS: usize = 80;
+    if id.chars().count() <= SHOWN_CHARS {
+        id.to_owned()
+    } else {
+        id.chars().take(SHOWN_CHARS).chain(['…']).collect()
+    }
+}
+
+/// Scores, and what shows whether the files are what they should be.
+struct Scored {
+    scores: Scores,
+    ids: Vec<IdState>,
+    /// First id of the truth.
+    first_id: Box<str>,
+    truth_names_language: bool,
+    submission_names_language: bool,
+}
+
+fn score_files(submission: impl Read, truth: impl Read) -> Result<Scored, EvaluateError> {
     let mut index: HashMap<Box<str>, usize> = HashMap::new();
     // In the order of the truth, so that sums do not depend on the order of the map.
     let mut ids: Vec<IdState> = Vec::new();
-    for_each_row(FileRole::Truth, truth, |id, caption| {
+    let mut first_id: Option<Box<str>> = None;
+    let truth = for_each_row(FileRole::Truth, truth, |id, caption| {
         let at = if let Some(&at) = index.get(id) {
             at
         } else {
+            first_id.get_or_insert_with(|| id.into());
             index.insert(id.into(), ids.len());
             ids.push(IdState::default());
             ids.len() - 1
         };
+        ids[at].truth_rows += 1;
         if !ids[at].relevant.iter().any(|known| **known == *caption) {
             ids[at].relevant.push(caption.into());
         }
@@ -144,7 +215,7 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
     let mut unknown = HashSet::new();
     let mut rows_beyond_five = 0;
     let mut repeated_rows = 0;
-    let rows = for_each_row(FileRole::Submission, submission, |id, caption| {
+    let submission = for_each_row(FileRole::Submission, submission, |id, caption| {
         let Some(&at) = index.get(id) else {
             unknown.insert(XxHash3_64::oneshot(id.as_bytes()));
             return;
@@ -170,17 +241,24 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
         tally.add(id.best_rank.map(usize::from));
         missing_ids += u64::from(id.rows == 0);
     }
-    Ok(Scores {
+    let scores = Scores {
         ids: tally.ids(),
         ndcg5: tally.ndcg5(),
         recall1: tally.recall1(),
         recall5: tally.recall5(),
         mrr: tally.mrr(),
-        rows,
+        rows: submission.rows,
         missing_ids,
         unknown_ids: unknown.len() as u64,
         rows_beyond_five,
         repeated_rows,
+    };
+    Ok(Scored {
+        scores,
+        ids,
+        first_id: first_id.unwrap_or_default(),
+        truth_names_language: truth.names_language,
+        submission_names_language: submission.names_language,
     })
 }
 
@@ -218,8 +296,19 @@ pub fn read_truth(input: impl Read) -> Result<Vec<TruthRow>, EvaluateError> {
 /// Name of the optional language column of a truth file.
 const LANGUAGE_COLUMN: &str = "language";
 
-/// Calls `visit` with id and caption of each row; returns the number of rows.
-fn for_each_row(role: FileRole, input: impl Read, mut visit: impl FnMut(&str, &str)) -> Result<u64, EvaluateError> {
+/// A file that was read.
+struct ReadFile {
+    rows: u64,
+    /// Whether the header has the column [`LANGUAGE_COLUMN`].
+    names_language: bool,
+}
+
+/// Calls `visit` with id and caption of each row.
+fn for_each_row(
+    role: FileRole,
+    input: impl Read,
+    mut visit: impl FnMut(&str, &str),
+) -> Result<ReadFile, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);
     let unreadable = |row| move |source| EvaluateError::Row { role, row, source };
     let header = reader.headers().map_err(unreadable(0))?.clone();
@@ -236,7 +325,7 @@ fn for_each_row(role: FileRole, input: impl Read, mut visit: impl FnMut(&str, &s
         }
         visit(id, caption);
     }
-    Ok(row)
+    Ok(ReadFile { rows: row, names_language: header.iter().any(|name| name == LANGUAGE_COLUMN) })
 }
 
 /// Returns the position of a column that must occur exactly once; ignores a byte order mark.
@@ -255,127 +344,4 @@ fn find_column(role: FileRole, header: &csv::StringRecord, name: &'static str) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::predict::metrics::gain;
-
-    const HEADER: &str = "id,caption_title_and_reference_description\n";
-
-    fn scores(submission: &str, truth: &str) -> Result<Scores, EvaluateError> {
-        evaluate(format!("{HEADER}{submission}").as_bytes(), format!("{HEADER}{truth}").as_bytes())
-    }
-
-    fn close(a: f64, b: f64) -> bool {
-        (a - b).abs() < 1e-12
-    }
-
-    #[test]
-    fn scores_match_numpy() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/");
-        let open = |name: &str| std::fs::File::open(format!("{folder}{name}")).unwrap();
-        let scores = evaluate(open("ranked.csv"), open("truth.csv")).unwrap();
-        let expected: serde_json::Value = serde_json::from_reader(open("scores.json")).unwrap();
-        let got = serde_json::to_value(scores).unwrap();
-        for (name, value) in expected.as_object().unwrap() {
-            let (want, have) = (value.as_f64().unwrap(), got[name].as_f64().unwrap());
-            assert!(close(want, have), "{name}: {have}, expected {want}");
-        }
-    }
-
-    #[test]
-    fn rows_of_an_id_need_not_be_consecutive() {
-        let together = scores("1,x\n1,a\n2,b\n", "1,a\n2,b\n").unwrap();
-        let apart = scores("1,x\n2,b\n1,a\n", "1,a\n2,b\n").unwrap();
-        assert_eq!(together, apart);
-        assert!(close(together.ndcg5, f64::midpoint(gain(2), 1.0)));
-    }
-
-    #[test]
-    fn missing_id_scores_zero() {
-        let scores = scores("1,a\n", "1,a\n2,b\n").unwrap();
-        assert_eq!((scores.ids, scores.missing_ids), (2, 1));
-        assert!(close(scores.ndcg5, 0.5));
-    }
-
-    #[test]
-    fn unknown_id_is_counted_once() {
-        let scores = scores("9,a\n9,b\n1,a\n", "1,a\n").unwrap();
-        assert_eq!((scores.unknown_ids, scores.rows), (1, 3));
-        assert!(close(scores.recall1, 1.0));
-    }
-
-    #[test]
-    fn only_the_first_five_rows_count() {
-        let scores = scores("1,u\n1,v\n1,w\n1,x\n1,y\n1,a\n", "1,a\n").unwrap();
-        assert_eq!(scores.rows_beyond_five, 1);
-        assert!(close(scores.ndcg5 + scores.mrr + scores.recall5, 0.0));
-    }
-
-    #[test]
-    fn repeated_caption_occupies_a_rank() {
-        let scores = scores("1,x\n1,x\n1,a\n1,a\n", "1,a\n").unwrap();
-        assert_eq!(scores.repeated_rows, 2);
-        assert!(close(scores.mrr, 1.0 / 3.0));
-    }
-
-    #[test]
-    fn best_rank_of_several_relevant_captions_counts() {
-        let scores = scores("1,x\n1,b\n1,a\n", "1,a\n1,b\n1,a\n").unwrap();
-        assert_eq!(scores.ids, 1);
-        assert!(close(scores.mrr, 0.5));
-    }
-
-    #[test]
-    fn captions_are_compared_exactly() {
-        let scores = scores("1,a \n1,A\n1,\"a\n\"\n1,a\u{a0}\n", "1,a\n").unwrap();
-        assert!(close(scores.mrr, 0.0));
-    }
-
-    #[test]
-    fn byte_order_mark_is_ignored() {
-        let truth = "\u{feff}id,other,caption_title_and_reference_description\n1,z,\"a, \"\"b\"\"\nc\"\n";
-        let submission = "caption_title_and_reference_description,id\r\n\"a, \"\"b\"\"\nc\",1\r\n";
-        let scores = evaluate(submission.as_bytes(), truth.as_bytes()).unwrap();
-        assert!(close(scores.ndcg5, 1.0));
-    }
-
-    #[test]
-    fn missing_column_error_names_file_and_column() {
-        let error = evaluate("id,caption\n".as_bytes(), HEADER.as_bytes());
-        assert!(matches!(error, Err(EvaluateError::NoTruth)));
-        let error = evaluate("id,caption\n".as_bytes(), format!("{HEADER}1,a\n").as_bytes());
-        let error = error.unwrap_err();
-        assert!(matches!(error, EvaluateError::Column { role: FileRole::Submission, .. }));
-        assert_eq!(
-            error.to_string(),
-            "the submission has no column `caption_title_and_reference_description`; its header is `id,caption`"
-        );
-    }
-
-    #[test]
-    fn short_row_error_names_file_and_row() {
-        let error = scores("1,a\n2\n", "1,a\n").unwrap_err();
-        assert!(matches!(error, EvaluateError::Row { row: 2, .. }));
-        assert!(error.to_string().contains("row `2` of the submission"));
-    }
-
-    #[test]
-    fn invalid_utf8_error_names_file_and_row() {
-        let mut truth = format!("{HEADER}1,a\n2,").into_bytes();
-        truth.extend([0xff, b'\n']);
-        let error = evaluate(HEADER.as_bytes(), &truth[..]).unwrap_err();
-        assert!(error.to_string().contains("row `2` of the truth"));
-    }
-
-    #[test]
-    fn empty_id_is_rejected() {
-        let error = scores("1,a\n,b\n", "1,a\n").unwrap_err();
-        assert!(error.to_string().contains("row `2` of the submission has an empty column `id`"));
-    }
-
-    #[test]
-    fn empty_file_is_rejected() {
-        let error = evaluate("".as_bytes(), "".as_bytes()).unwrap_err();
-        assert!(matches!(error, EvaluateError::Column { role: FileRole::Truth, .. }));
-    }
-}
+mod tests;

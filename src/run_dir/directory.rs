@@ -32,12 +32,12 @@ enum Backend {
 /// Exclusive lock on a directory; dropping it, or the end of the process, releases it.
 #[derive(Debug)]
 pub struct Lock {
-    _kind: LockKind,
+    kind: LockKind,
 }
 
 #[derive(Debug)]
 enum LockKind {
-    File { _lock: FileLock },
+    File(FileLock),
     Lease { _lease: HeldLease },
 }
 
@@ -126,10 +126,22 @@ impl Directory {
     /// [`StoreError::InUse`] names the process that holds the lock.
     pub fn lock(&self) -> Result<Lock, StoreError> {
         let kind = match &self.backend {
-            Backend::Local(local) => LockKind::File { _lock: local.lock()? },
+            Backend::Local(local) => LockKind::File(local.lock()?),
             Backend::Remote(remote) => LockKind::Lease { _lease: remote.lock()? },
         };
-        Ok(Lock { _kind: kind })
+        Ok(Lock { kind })
+    }
+
+    /// Gives the directory up before anything was written to it. A local one is left as it was found; on S3 only the lease
+    /// ends.
+    pub fn abandon(&self, lock: Option<Lock>) {
+        if let Backend::Local(local) = &self.backend {
+            let file = lock.and_then(|lock| match lock.kind {
+                LockKind::File(file) => Some(file),
+                LockKind::Lease { .. } => None,
+            });
+            local.abandon(file);
+        }
     }
 
     /// Returns the temporary path at which a writer fills the file or folder `name`, and creates its parent.

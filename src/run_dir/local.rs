@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::{Process, failpoint};
 use crate::objects::StoreError;
 
+/// File that a process locks.
+const LOCK_FILE: &str = "lock";
 /// Extension of files that are being written.
 const TEMPORARY: &str = "tmp";
 
@@ -20,12 +23,16 @@ const TEMPORARY: &str = "tmp";
 #[derive(Debug, Clone)]
 pub struct LocalDirectory {
     root: PathBuf,
+    /// Folders that [`Self::create`] has created, the outermost first.
+    created: Vec<PathBuf>,
 }
 
 /// Kernel lock on a local directory; it ends with the process.
 #[derive(Debug)]
 pub(super) struct FileLock {
-    _file: File,
+    file: File,
+    /// Content of the lock file before this process; `None` if this process created it.
+    earlier: Option<Vec<u8>>,
 }
 
 impl LocalDirectory {
@@ -35,13 +42,33 @@ impl LocalDirectory {
     /// When the system refuses.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let root = root.into();
+        let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let mut created: Vec<PathBuf> = root.ancestors().take_while(absent).map(Path::to_owned).collect();
+        created.reverse();
         fs::create_dir_all(&root).map_err(|error| StoreError::io(&root, "created", error))?;
-        Ok(Self { root })
+        Ok(Self { root, created })
     }
 
     /// Opens a directory for reading; it may not exist.
     pub fn read_only(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), created: Vec::new() }
+    }
+
+    /// Gives the directory up before anything was written: restores the lock file and removes the folders that
+    /// [`Self::create`] created, unless they hold something by now. What cannot be restored stays.
+    pub(super) fn abandon(&self, lock: Option<FileLock>) {
+        if let Some(FileLock { file, earlier }) = lock {
+            let path = self.path(LOCK_FILE);
+            match earlier {
+                // Removed while it is locked, so that no other process can hold it.
+                None => fs::remove_file(path).ok(),
+                Some(earlier) => fs::write(path, earlier).ok(),
+            };
+            drop(file);
+        }
+        for folder in self.created.iter().rev() {
+            fs::remove_dir(folder).ok();
+        }
     }
 
     /// Returns the path of the directory.
@@ -59,10 +86,25 @@ impl LocalDirectory {
     /// # Errors
     /// [`StoreError::InUse`] names the process that holds the lock.
     pub(super) fn lock(&self) -> Result<FileLock, StoreError> {
-        let path = self.path("lock");
+        let path = self.path(LOCK_FILE);
         let failed = |error| StoreError::io(&path, "locked", error);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        loop {
+            let existed = path.exists();
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            let lock = self.lock_file(file, existed)?;
+            // A process that gave the directory up may have removed the file between the two calls.
+            let is_same = fs::metadata(&path).is_ok_and(|named| {
+                lock.file.metadata().is_ok_and(|locked| (named.dev(), named.ino()) == (locked.dev(), locked.ino()))
+            });
+            if is_same {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn lock_file(&self, mut file: File, existed: bool) -> Result<FileLock, StoreError> {
+        let failed = |error| StoreError::io(self.path(LOCK_FILE), "locked", error);
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
@@ -76,10 +118,12 @@ impl LocalDirectory {
             }
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
+        let mut earlier = Vec::new();
+        file.read_to_end(&mut earlier).map_err(failed)?;
         let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-        file.set_len(0).map_err(failed)?;
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
         writeln!(file, "{} since {now}", Process::current()).map_err(failed)?;
-        Ok(FileLock { _file: file })
+        Ok(FileLock { file, earlier: existed.then_some(earlier) })
     }
 
     /// Returns the temporary path at which a writer fills the file `name`, and creates its directory.
@@ -388,6 +432,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = LocalDirectory::create(dir.path().join("run")).unwrap();
         (dir, directory)
+    }
+
+    #[test]
+    fn abandoned_directory_is_as_it_was_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = LocalDirectory::create(dir.path().join("a/b")).unwrap();
+        new.abandon(Some(new.lock().unwrap()));
+        assert!(!dir.path().join("a").exists());
+        fs::create_dir(dir.path().join("c")).unwrap();
+        let found = LocalDirectory::create(dir.path().join("c")).unwrap();
+        drop(found.lock().unwrap());
+        let earlier = fs::read(found.path(LOCK_FILE)).unwrap();
+        let lock = found.lock().unwrap();
+        fs::write(found.path("kept"), "x").unwrap();
+        found.abandon(Some(lock));
+        assert_eq!(
+            (fs::read(found.path(LOCK_FILE)).unwrap(), fs::read(found.path("kept")).unwrap()),
+            (earlier, b"x".to_vec())
+        );
     }
 
     #[test]

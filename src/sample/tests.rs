@@ -209,6 +209,11 @@ fn own_folder_is_replaced_and_foreign_one_refused() {
     let before = hashes(&out);
     write(&out, &SampleOptions { seed: 8, ..small() }).unwrap();
     assert_ne!(before, hashes(&out));
+    let truth = out.join("data/truth.csv");
+    let rendered = fs::read(&truth).unwrap();
+    fs::write(&truth, "edited").unwrap();
+    assert!(matches!(write(&out, &small()), Err(SampleError::Changed { found, .. }) if found == "data/truth.csv"));
+    fs::write(&truth, rendered).unwrap();
     fs::write(out.join("data/notes.txt"), "mine").unwrap();
     let error = write(&out, &small()).unwrap_err();
     assert!(matches!(&error, SampleError::Occupied { found, .. } if found == "data/notes.txt"), "{error}");

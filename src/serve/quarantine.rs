@@ -43,6 +43,7 @@ struct Answer {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the fields are those of a quarantine file")]
 struct Row {
     shard: u32,
     /// Row in the shard, from 0.

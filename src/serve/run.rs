@@ -23,7 +23,7 @@ pub(super) struct Overview {
     /// True if a process works on the run.
     pub(super) live: bool,
     /// Seconds since the last report of that process, rounded down to ten if it is not live.
-    age_s: u64,
+    pub(super) age_s: u64,
     /// Progress, as the last process reported it.
     pub(super) status: Option<Value>,
     /// Result of the last process that ended without an error.

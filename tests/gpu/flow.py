@@ -105,8 +105,8 @@ def killed(kit):
 
 
 def trained_rows(report_of_run):
-    """Returns the number of rows on which the process trained."""
-    return next(stage["done"] for stage in report_of_run["stages"] if stage["name"] == "train")
+    """Returns the number of rows on which the last process trained."""
+    return next(stage["done"] for stage in report_of_run["processes"][-1]["stages"] if stage["name"] == "train")
 
 
 # -- streams -------------------------------------------------------------------------------------------------------

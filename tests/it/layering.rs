@@ -283,7 +283,7 @@ fn imports_are_found_in_every_form() {
 }
 
 /// Parts of `pipeline` that every stage may import, lowest first. A part may only name parts above it.
-const PIPELINE_BASE: &[&str] = &["error", "store", "observe", "context", "manifest", "chunk_files", "feed"];
+const PIPELINE_BASE: &[&str] = &["error", "store", "observe", "manifest", "context", "chunk_files", "feed"];
 
 /// Stage → the stages that its production code may import, beside the base. A stage may only name stages above it.
 const PIPELINE_STAGES: &[(&str, &[&str])] = &[

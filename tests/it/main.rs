@@ -12,6 +12,7 @@ mod layering;
 mod observability;
 mod page;
 mod resource_limits;
+mod results;
 mod resume;
 mod s3;
 mod support;

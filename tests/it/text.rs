@@ -95,8 +95,16 @@ fn text_head_ranks_any_caption_list() {
     let ranked = rows(&run_dir.join("hard.csv"));
     assert_eq!(ranked.len() % 5, 0);
     assert!(ranked.iter().any(|row| hard.contains(&row[1].as_str())));
-    let found = report(&run_dir);
+    let of_run = report(&run_dir);
+    assert_eq!(of_run["prediction"]["text"]["captions"], found["prediction"]["text"]["captions"]);
+    let found: Value = serde_json::from_slice(&std::fs::read(run_dir.join("hard.report.json")).unwrap()).unwrap();
     assert_eq!(found["prediction"]["text"]["captions"], 8, "distinct ones that say something");
+    // None of them is right, so there is no score.
+    assert!(
+        found["prediction"].get("scores").is_none() && found["prediction"]["text"].get("test").is_none(),
+        "{found}"
+    );
+    assert!(found["notes"].to_string().contains("no score"), "{found}");
     let stages: Vec<&str> =
         found["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
     let done = |name: &str| {
@@ -110,11 +118,21 @@ fn text_head_ranks_any_caption_list() {
     assert_eq!(done("features (submission)"), Some(Some(0)), "{stages:?}");
     let changed = differences(&before, &artefacts(&run_dir));
     let own = |name: &String| name.starts_with("texts/") || name.starts_with("journal/texts/");
-    assert!(changed.iter().all(|name| own(name) || name == "hard.csv" || name == "examples.html"), "{changed:?}");
-    for args in [["--output", "../x.csv"], ["--captions", "/nowhere.csv"]] {
-        let out = run(&["predict", "--config", path, args[0], args[1]]);
+    assert!(changed.iter().all(|name| own(name) || name == "hard.csv" || name == "hard.report.json"), "{changed:?}");
+    for args in [
+        &["--output", "../x.csv"][..],
+        &["--captions", "/nowhere.csv", "--output", "x.csv"],
+        &["--captions", list],
+        &["--captions", list, "--output", "submission.csv"],
+    ] {
+        let out = run(&[&["predict", "--config", path], args].concat());
         assert!([2, 3].contains(&out.status.code().unwrap()), "{args:?}: {}", stderr_of(&out));
     }
+    // Neither does another list in the pipeline file replace the submission, unless the whole pipeline runs.
+    let other = write(dir.path(), &config.replace("[predict]", &format!("[predict]\ncaptions = '{list}'")));
+    let out = run(&["predict", "--config", &other]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr_of(&out));
+    assert!(stderr_of(&out).contains("is the submission of the run"), "{}", stderr_of(&out));
 }
 
 #[test]

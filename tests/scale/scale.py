@@ -135,7 +135,7 @@ class Benchmark:
 
     def peak(self, usage, report):
         """The program's own figure catches what the last poll missed."""
-        usage.peak_bytes = max(usage.peak_bytes, report.get("peak_memory_bytes") or 0)
+        usage.peak_bytes = max(usage.peak_bytes, report["processes"][-1].get("peak_memory_bytes") or 0)
 
     def check_catalog(self, stage, report, classes, truth):
         found, expected = report["catalog"], truth[classes]
@@ -164,7 +164,7 @@ class Benchmark:
         report = self.report(run)
         self.peak(usage, report)
         wanted = "images" if images else "pairs"
-        done = next((stage for stage in report["stages"] if stage["name"] == wanted), None)
+        done = next((stage for stage in report["processes"][-1]["stages"] if stage["name"] == wanted), None)
         self.note(name, done and done["done"], usage, done and done["seconds"], bound)
         self.check_catalog(name, report, classes, truth)
         if images:

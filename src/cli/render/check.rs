@@ -18,14 +18,18 @@ pub(in crate::cli) fn check(check: &Check) -> String {
             }
         }
     }
-    let verdict = match check.problems.len() {
-        0 => "No problem found.".to_owned(),
-        1 => "1 problem:".to_owned(),
-        problems => format!("{problems} problems:"),
-    };
-    table.text.push_str(&format!("\n{verdict}\n"));
-    for problem in &check.problems {
-        table.text.push_str(&format!("  {}\n", problem.replace('\n', "\n    ")));
+    if check.problems.is_empty() && check.to_weigh.is_empty() {
+        table.text.push_str("\nNo problem found.\n");
+    }
+    for (list, what) in [(&check.problems, ""), (&check.to_weigh, " to weigh before the run")] {
+        match list.len() {
+            0 => continue,
+            1 => table.text.push_str(&format!("\n1 problem{what}:\n")),
+            problems => table.text.push_str(&format!("\n{problems} problems{what}:\n")),
+        }
+        for problem in list {
+            table.text.push_str(&format!("  {}\n", problem.replace('\n', "\n    ")));
+        }
     }
     table.text
 }

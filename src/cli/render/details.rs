@@ -7,7 +7,8 @@ use crate::cli::format::{bytes, count, duration, number, part_of, percent, plura
 use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
-    CatalogReport, PredictionReport, SignalReport, SignalScores, SliceReport, StageReport, StreamReport, TrainingReport,
+    CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SignalScores, SliceReport, StageReport,
+    StreamReport, TrainingReport,
 };
 
 /// Languages with a line of their own; the report has all.
@@ -29,11 +30,17 @@ pub(super) fn append_details(text: &mut String, report: &Report) {
     if let Some(part) = &report.prediction {
         prediction(&mut table, part);
     }
-    table.heading("Stages of this process");
+    table.heading("Stages");
     for stage in &report.stages {
         stage_rows(&mut table, stage);
     }
-    table.heading("Resources of this process");
+    if report.processes.len() > 1 {
+        table.heading("Processes");
+        for process in &report.processes {
+            table.row(&process.started, describe_process(process));
+        }
+    }
+    table.heading("Resources");
     if let Some(device) = &report.device {
         table.row("device", device);
     }
@@ -53,6 +60,20 @@ pub(super) fn append_details(text: &mut String, report: &Report) {
         table.row(name, path);
     }
     *text = table.text;
+}
+
+/// Describes the end of a process, its duration and its work.
+fn describe_process(process: &ProcessReport) -> String {
+    let outcome = match process.outcome {
+        Outcome::Done => "done",
+        Outcome::Stopped => "stopped",
+        Outcome::Failed => "failed",
+        Outcome::Killed => "killed",
+    };
+    let worked = process.stages.iter().filter(|stage| stage.done > 0);
+    let work: Vec<String> = worked.map(|stage| format!("{} {}", stage.name, plural(stage.done, &stage.unit))).collect();
+    let work = if work.is_empty() { "nothing left to do".to_owned() } else { work.join(", ") };
+    format!("{outcome} after {}: {work}", duration(process.seconds))
 }
 
 fn add_counts(table: &mut Table, counts: &BTreeMap<String, u64>) {

@@ -133,17 +133,22 @@ fn ids(prediction: &PredictionReport) -> String {
     format!("{ids} for {images}; {} without a usable image", count(prediction.ids_without_image))
 }
 
-/// Adds time and memory of this process, its slowest stage and what slowed that stage down.
+/// Adds time and memory of this process and of all, the slowest stage of all and what slowed that stage down.
 fn time(table: &mut Table, report: &Report, wall: Duration) {
     let wall = duration(wall.as_secs_f64());
     let memory = report.peak_memory_bytes.map_or_else(String::new, |peak| format!(", peak memory {}", bytes(peak)));
+    let complete = match report.processes.last() {
+        Some(process) if !process.worked() => "; every stage was already complete",
+        _ => "",
+    };
+    let all = match report.processes.len() {
+        0 | 1 => String::new(),
+        processes => format!("; {} in {processes} processes", duration(report.seconds)),
+    };
+    table.row("Time", format!("{wall}{complete}{all}{memory}"));
     let worked = |stage: &&StageReport| stage.done > 0;
     let slowest = report.stages.iter().filter(worked).max_by(|one, other| one.seconds.total_cmp(&other.seconds));
-    let Some(stage) = slowest else {
-        table.row("Time", format!("{wall}{memory}; every stage was already complete"));
-        return;
-    };
-    table.row("Time", format!("{wall}{memory}"));
+    let Some(stage) = slowest else { return };
     let (seconds, rate) = (duration(stage.seconds), number(stage.per_second));
     let cause =
         stage.bottleneck.as_ref().map_or_else(String::new, |who| format!(": {}", describe_bottleneck(who, None)));
@@ -171,7 +176,8 @@ fn next_step(report: &Report, run_dir: &str) -> String {
     } else {
         format!("read the Parquet files in {run_dir}")
     };
-    format!("{first}; more figures: -v or report.json")
+    let own = output("report").and_then(|path| path.rsplit('/').next()).unwrap_or("report.json");
+    format!("{first}; more figures: -v or {own}")
 }
 
 #[cfg(test)]
@@ -179,7 +185,7 @@ mod tests {
     use super::*;
     use crate::cli::render::WIDTH;
     use crate::pipeline::report::{
-        MixingReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport, ValidationPoint,
+        MixingReport, ProcessReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport, ValidationPoint,
     };
 
     fn full_report() -> Report {
@@ -249,13 +255,17 @@ mod tests {
     fn verbose_summary_adds_every_reason_and_stage() {
         let text = run(&full_report(), Duration::from_secs(90), true);
         let other = text.lines().any(|line| line.split_whitespace().eq(["other", "1,234"]));
-        assert!(other && text.contains("\nStages of this process\n"), "{text}");
+        assert!(other && text.contains("\nStages\n"), "{text}");
     }
 
     #[test]
     fn finished_run_has_nothing_left_to_do() {
-        let report = Report { stages: Vec::new(), ..full_report() };
+        let first = ProcessReport { stages: full_report().stages, ..ProcessReport::default() };
+        let processes = vec![first, ProcessReport::default()];
+        let report = Report { processes, seconds: 3.2, ..full_report() };
         let text = run(&report, Duration::from_millis(200), false);
-        assert!(text.contains("0.200 s, peak memory 1.00 GiB; every stage was already complete"), "{text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let expected = "0.200 s; every stage was already complete; 3.20 s in 2 processes, peak memory 1.00 GiB";
+        assert!(words.contains(expected) && words.contains("Bottleneck `images`, 3.00 s"), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use super::super::ConfigError;
 use super::super::parse::MachineFile;
 use super::super::raw::{RawDevice, RawLimits, RawMachine, RawStore};
 use super::super::value::Bytes;
-use super::{Problems, non_empty};
+use super::{Problems, non_empty, refuse_unexpanded};
 use crate::types::DeviceKind;
 
 /// A checked machine file.
@@ -97,6 +97,7 @@ pub(in super::super) fn check_machine(machine: &RawMachine, problems: &mut Probl
     let scratch = &machine.scratch.dir;
     let store = check_store(&machine.store, problems);
     problems.refuse_if(scratch.contains("://"), "scratch.dir", format!("`{scratch}` must be a path on a local disk"));
+    refuse_unexpanded(scratch, "scratch.dir", problems);
     MachineConfig {
         limits: LimitsConfig { memory, disk, cpu_workers, max_bad_fraction },
         scratch_dir: non_empty(scratch).map(PathBuf::from),

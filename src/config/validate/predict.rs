@@ -1,5 +1,7 @@
 //! Ranking of captions for the test images: `[predict]`.
 
+use std::path::Path;
+
 use super::super::raw::RawPredict;
 use super::{Problems, non_empty};
 use crate::types::{Correction, Pick};
@@ -57,15 +59,34 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
     }
 }
 
-/// Checks that a file name cannot leave the run directory, and is that of a CSV file.
+/// CSV files that a run writes beside the ranked captions.
+const RESERVED: [&str; 1] = ["training.csv"];
+
+/// Returns the name without its ending `.csv`, which prediction's other files and folders are named after.
+pub fn output_stem(output: &str) -> &str {
+    output.strip_suffix(".csv").unwrap_or(output)
+}
+
+/// Checks that a file name cannot leave the run directory, is that of a CSV file, and belongs to no other part of a run.
 pub(in super::super) fn check_output(output: &str, problems: &mut Problems) {
+    let is_csv = |name: &str| Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
     let plain = !output.is_empty()
-        && !output.starts_with(['/', '.'])
+        && !output.starts_with(['/', '.', '-'])
         && !output.contains(['/', '\\'])
-        && std::path::Path::new(output).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("csv"));
+        && !output.contains(char::is_control)
+        && is_csv(output);
     problems.refuse_if(
         !plain,
         "predict.output",
         format!("`{output}` must be a plain file name ending in `.csv`: it is written inside `run.dir`"),
+    );
+    // Two endings would give two predictions the same stem.
+    let twice = plain && output.strip_suffix(".csv").is_some_and(is_csv);
+    problems.refuse_if(twice, "predict.output", format!("`{output}` must end in one `.csv`"));
+    let reserved = RESERVED.iter().any(|name| name.eq_ignore_ascii_case(output));
+    problems.refuse_if(
+        reserved,
+        "predict.output",
+        format!("`{output}` is the training curve of the run: choose another name, such as `submission.csv`"),
     );
 }

@@ -1,14 +1,14 @@
 //! Samples of the inputs: the first rows of one file each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::catalog::{ClassSource, Classes};
+use crate::catalog::{ClassSource, Classes, url_hash};
 use crate::config::{CatalogConfig, RunConfig};
 use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
 use crate::decode::{Decoder, ImageSpec};
 use crate::objects::{Object, ReadStats, Reader, Store};
-use crate::pipeline::catalog::{MAX_RECORD_BYTES, read_captions};
+use crate::pipeline::catalog::{MAX_RECORD_BYTES, NO_LABEL, read_captions};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::{FEED_BYTES, feed_parser};
 use crate::pipeline::resolve::require_captions;
@@ -17,6 +17,8 @@ use crate::pipeline::resolve::require_captions;
 const SAMPLE_BYTES: usize = 8 << 20;
 /// Number of images decoded from the first shard.
 const SAMPLE_IMAGES: usize = 64;
+/// Fewest classes of a sample from which images per class are judged.
+const MIN_CLASSES: usize = 20;
 
 /// Feeds the parser up to [`SAMPLE_BYTES`] in total. Returns whether more may follow.
 async fn feed_sample(
@@ -77,9 +79,60 @@ pub(super) async fn sample_images(
     Ok((format!("{usable} of the first {sampled} rows are usable{bad}"), read / sampled.max(1) as f64))
 }
 
+/// Labels among the first pairs.
+#[derive(Debug, Default)]
+pub(super) struct SampledLabels {
+    rows: u64,
+    labelled: u64,
+    /// Number of classes; `None` if the captions themselves are the classes.
+    classes: Option<usize>,
+    /// Hash of the first image of each class that occurs.
+    first_image: HashMap<u64, u64>,
+    /// Classes with a second image.
+    repeated: HashSet<u64>,
+}
+
+impl SampledLabels {
+    fn add(&mut self, class: u64, image: u64) {
+        self.labelled += 1;
+        if *self.first_image.entry(class).or_insert(image) != image {
+            self.repeated.insert(class);
+        }
+    }
+
+    /// Describes the counts.
+    pub(super) fn describe(&self) -> String {
+        let classes =
+            self.classes.map_or_else(|| "the captions themselves are the".to_owned(), |count| count.to_string());
+        format!("{} of the first {} rows have a label ({classes} classes)", self.labelled, self.rows)
+    }
+
+    /// Says why a head would learn nothing, as far as the sample shows it.
+    pub(super) fn to_weigh(&self, config: &RunConfig) -> Option<String> {
+        if self.rows > 0 && self.labelled == 0 {
+            return Some(format!("none of the first {} rows of `pairs.shards` has a label: {NO_LABEL}", self.rows));
+        }
+        let classes = self.first_image.len();
+        let single = classes - self.repeated.len();
+        let sparse = classes >= MIN_CLASSES && 10 * single >= 9 * classes;
+        (config.train().is_some() && !config.head().is_text() && sparse).then(|| {
+            format!(
+                "in the first {} rows of `pairs.shards`, {single} of {classes} classes have a single image, and a class head cannot \
+                 rank a class that no training image has: use `[head] kind = \"text\"`, which ranks captions that were never seen",
+                self.rows
+            )
+        })
+    }
+}
+
 /// Counts labels among the first pairs of a shard.
-pub(super) async fn sample_labels(store: &Store, config: &RunConfig, shard: &Object) -> Result<String, PipelineError> {
-    let Some(CatalogConfig { captions, pairs }) = config.catalog() else { return Ok(String::new()) };
+pub(super) async fn sample_labels(
+    store: &Store,
+    config: &RunConfig,
+    shard: &Object,
+) -> Result<SampledLabels, PipelineError> {
+    let mut sampled = SampledLabels::default();
+    let Some(CatalogConfig { captions, pairs }) = config.catalog() else { return Ok(sampled) };
     let mut classes = Classes::new(ClassSource::List, captions.match_rule);
     if let Some(list) = captions.class_list() {
         read_captions(store, list, &mut classes).await?;
@@ -95,27 +148,26 @@ pub(super) async fn sample_labels(store: &Store, config: &RunConfig, shard: &Obj
     }
     let mut reader = store.open(shard, Arc::default()).await?;
     let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
-    let (mut labelled, mut fed) = (0u64, 0);
+    let mut fed = 0;
     loop {
         let more = feed_sample(&mut reader, &mut rows, &mut fed, &shard.url).await?;
         while let Some(row) = rows.next()? {
             let PairRow::Pair(pair) = row else { continue };
-            let has_label = captions.classes == ClassSource::Train || classes.group_of(pair.target).is_some();
-            labelled += u64::from(has_label);
+            let class = match captions.classes {
+                ClassSource::Train => Some(url_hash(pair.target)),
+                ClassSource::List => classes.group_of(pair.target).map(|group| u64::from(group.first_class())),
+            };
+            if let Some(class) = class {
+                sampled.add(class, url_hash(pair.image_url));
+            }
         }
         if !more {
             break;
         }
     }
-    let counts = rows.counts();
-    Ok(format!(
-        "{labelled} of the first {} rows have a label ({} classes)",
-        counts.rows,
-        match captions.classes {
-            ClassSource::List => classes.len().to_string(),
-            ClassSource::Train => "the captions themselves are the".to_owned(),
-        }
-    ))
+    sampled.rows = rows.counts().rows;
+    sampled.classes = (captions.classes == ClassSource::List).then(|| classes.len());
+    Ok(sampled)
 }
 
 /// Parses the first rows of the ids file.

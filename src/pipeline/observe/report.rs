@@ -1,28 +1,56 @@
-//! `report.json`: counts, measurements and artefacts of a run.
+//! `report.json`: counts, measurements and artefacts of a run, over all its processes.
+//!
+//! A prediction that is not the submission of the run has a report of its own, `NAME.report.json` beside `NAME.csv`.
+
+mod prediction;
+pub(crate) mod process;
+mod stage;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
-use crate::config::Trial;
-use crate::objects::{Store, TrafficSnapshot};
+use crate::config::{Stage, Trial};
+use crate::objects::TrafficSnapshot;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
-use crate::runtime::ByteBudget;
-use crate::telemetry::{Activity, Party, ProgressRegistry, StageSnapshot, TimerSnapshot};
+
+pub use prediction::{PredictionReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport};
+pub use process::{Outcome, ProcessReport};
+pub use stage::{Bottleneck, PartReport, StageReport};
 
 /// Name of the file in the run directory.
-const FILE: &str = "report.json";
+pub(crate) const FILE: &str = "report.json";
+/// Copy of a report that cannot be read.
+const UNREADABLE_FILE: &str = "report.unreadable.json";
 
 /// Report of a run directory. A stage that never ran is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The run directory.
     pub run_dir: String,
+    /// Version of the program, of the last process.
+    #[serde(default)]
+    pub version: String,
+    /// Start of the first process, as RFC 3339.
+    #[serde(default)]
+    pub started: String,
+    /// End of the last process, as RFC 3339.
+    #[serde(default)]
+    pub ended: String,
+    /// Seconds of all processes together.
+    #[serde(default)]
+    pub seconds: f64,
     /// Device of the model, and why it was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// The models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelReport>,
+    /// Both configuration files with all defaults filled in, as `pipeline` and `machine`.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub config: serde_json::Value,
     /// Counts of captions and labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog: Option<CatalogReport>,
@@ -35,15 +63,18 @@ pub struct Report {
     /// Prediction for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionReport>,
-    /// Time and rate of each stage, in the process that wrote the report.
+    /// Work, time and rate of each stage, over all processes that did something of it.
     pub stages: Vec<StageReport>,
-    /// Peak resident memory of that process in bytes; absent if the system does not report it.
+    /// Largest peak resident memory of a process in bytes; absent if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// Peak number of bytes in flight between stages.
+    /// Largest peak number of bytes in flight between stages.
     pub peak_in_flight_bytes: u64,
-    /// Requests and bytes to and from remote stores.
+    /// Requests and bytes to and from remote stores, of all processes.
     #[serde(default)]
     pub traffic: TrafficSnapshot,
+    /// The processes, in the order of their starts.
+    #[serde(default)]
+    pub processes: Vec<ProcessReport>,
     /// Remarks that a reader should not miss.
     pub notes: Vec<String>,
     /// Artefacts: name → path.
@@ -70,34 +101,39 @@ impl StageRemarks {
 }
 
 impl Report {
-    /// Loads the report of an earlier process without its times and notes, or starts a new one.
+    /// Loads the report `name` of earlier processes, or starts a new one. One that cannot be read is kept under another
+    /// name.
     ///
     /// # Errors
-    /// When the run directory cannot be read.
-    pub(crate) fn load(dir: &Directory) -> Result<Self, PipelineError> {
-        let earlier = dir.read(FILE)?.and_then(|text| serde_json::from_slice::<Self>(&text).ok());
-        Ok(match earlier {
-            Some(earlier) => Self { stages: Vec::new(), notes: Vec::new(), ..earlier },
-            None => Self { run_dir: dir.display(""), ..Self::default() },
-        })
+    /// When the run directory cannot be read or written.
+    pub(crate) fn load(dir: &Directory, name: &str) -> Result<Self, PipelineError> {
+        let new = || Self { run_dir: dir.display(""), ..Self::default() };
+        let Some(text) = dir.read(name)? else { return Ok(new()) };
+        match serde_json::from_slice::<Self>(&text) {
+            // The directory may have moved.
+            Ok(mut earlier) => {
+                earlier.infer_process();
+                Ok(Self { run_dir: dir.display(""), ..earlier })
+            }
+            Err(error) => {
+                dir.write(UNREADABLE_FILE, &text)?;
+                let (path, copy) = (dir.display(name), dir.display(UNREADABLE_FILE));
+                tracing::warn!(
+                    "`{path}` is no report ({error}): a new one is started, and the old one kept as `{copy}`"
+                );
+                Ok(new())
+            }
+        }
     }
 
-    /// Adds the figures of this process.
-    pub(crate) fn add_measurements(&mut self, progress: &ProgressRegistry, budget: &ByteBudget, store: &Store) {
-        self.stages = progress.snapshots().iter().map(Into::into).collect();
-        self.peak_memory_bytes = peak_memory_bytes();
-        self.peak_in_flight_bytes = budget.peak_bytes();
-        self.traffic = store.traffic().snapshot();
-    }
-
-    /// Writes the report to the run directory.
+    /// Writes the report `name` to the run directory.
     ///
     /// # Errors
     /// When the directory cannot be written.
-    pub(crate) fn save(&mut self, dir: &Directory) -> Result<(), PipelineError> {
-        self.add_output(dir, "report", FILE);
+    pub(crate) fn save(&mut self, dir: &Directory, name: &str) -> Result<(), PipelineError> {
+        self.add_output(dir, "report", name);
         let text = serde_json::to_vec_pretty(self).map_err(|error| PipelineError::Internal(error.to_string()))?;
-        Ok(dir.write(FILE, &text)?)
+        Ok(dir.write(name, &text)?)
     }
 
     /// Adds an artefact by its path relative to `dir`.
@@ -110,6 +146,55 @@ impl Report {
         self.notes.extend(remarks.notes);
         self.outputs.extend(remarks.outputs.into_iter().map(|(name, path)| (name.to_owned(), dir.display(&path))));
     }
+}
+
+/// Removes the results of `from` and of later stages from the report of a run, and marks the work on them as discarded. With
+/// the first stage the report is removed.
+///
+/// # Errors
+/// When the run directory cannot be read or written.
+pub(crate) fn discard(dir: &Directory, from: Stage) -> Result<(), PipelineError> {
+    if from == Stage::Catalog {
+        return Ok(dir.remove(FILE)?);
+    }
+    if dir.read(FILE)?.is_none() {
+        return Ok(());
+    }
+    let mut report = Report::load(dir, FILE)?;
+    if from <= Stage::Stream {
+        report.images = None;
+    }
+    if from <= Stage::Train {
+        report.training = None;
+    }
+    report.prediction = None;
+    report.discard_work(from);
+    // Those that are still there are added again.
+    report.outputs.clear();
+    report.notes.clear();
+    report.save(dir, FILE)
+}
+
+/// The models of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// Checkpoint of the backbone, as configured.
+    pub checkpoint: String,
+    /// Hash of its files.
+    pub files: String,
+    /// Architecture.
+    pub family: String,
+    /// Parameters.
+    pub parameters: u64,
+    /// Side of its input in pixels.
+    pub image_px: u32,
+    /// Values of a feature.
+    pub feature_dim: u64,
+    /// Number format of stored features.
+    pub precision: String,
+    /// Text encoder of a text head, as configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<String>,
 }
 
 /// Counts of the catalog.
@@ -249,188 +334,6 @@ pub struct ValidationPoint {
     /// Number of the head in a sweep.
     #[serde(default)]
     pub trial: u32,
-}
-
-/// Prediction for the test images.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PredictionReport {
-    /// Number of ids in the ids file.
-    pub ids: u64,
-    /// Number of distinct images of the ids.
-    pub images: u64,
-    /// Number of ids without a ranking. Either no head was trained, or the image and (for a text head) its file name
-    /// are unusable. Such ids get the most frequent captions, or with a text head the first captions of the list.
-    pub ids_without_image: u64,
-    /// Counts of the rows of the test images.
-    pub tally: Tally,
-    /// Step of the checkpoint used.
-    pub checkpoint_step: Option<u64>,
-    /// Number of the checkpoint's head in a sweep.
-    #[serde(default)]
-    pub trial: u32,
-    /// Scores against `predict.truth`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scores: Option<ScoreReport>,
-    /// Details of a text head.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextReport>,
-}
-
-/// Prediction by a text head.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TextReport {
-    /// Origin of the captions: a file, or `the classes of the run`.
-    pub source: String,
-    /// Number of distinct ranked captions.
-    pub captions: u64,
-    /// Hubness correction: the treatment of captions that are close to every image.
-    pub correction: String,
-    /// Weight of file names, relative to weight 1 of pixels; absent if names were not used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names_weight: Option<f32>,
-    /// Weight of a class head's logits; absent if none was used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub classes_weight: Option<f32>,
-    /// Scores on held-out images, ranked among their own captions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<SignalReport>,
-    /// Scores on the test images against `predict.truth`, among all ranked captions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test: Option<SignalReport>,
-}
-
-/// Scores by signal.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SignalReport {
-    /// Number of images.
-    pub images: u64,
-    /// Number of ranked captions.
-    pub captions: u64,
-    /// Scores of all queries, of those whose caption was seen in training, and of the others.
-    pub groups: Vec<SliceReport>,
-    /// Scores by language of the right caption. For held-out images each language is ranked by itself.
-    pub by_language: Vec<SliceReport>,
-}
-
-/// Scores of a slice of the queries. A query is an image and one of its right captions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SliceReport {
-    /// Name of the slice.
-    pub name: String,
-    /// Number of queries.
-    pub questions: u64,
-    /// Number of ranked captions.
-    pub captions: u64,
-    /// Scores by pixels alone.
-    pub pixels: SignalScores,
-    /// Scores by file names alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names: Option<SignalScores>,
-    /// Scores by pixels and file names together.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub both: Option<SignalScores>,
-}
-
-/// Scores by one signal.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct SignalScores {
-    /// NDCG@5.
-    pub ndcg5: f64,
-    /// Recall@1.
-    pub recall1: f64,
-    /// Recall@5.
-    pub recall5: f64,
-    /// Mean reciprocal rank within the top 20 of a held-out image, or the `predict.top_k` of a test image.
-    pub mrr: f64,
-}
-
-/// Scores of a submission.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ScoreReport {
-    /// NDCG@5, mean over ids.
-    pub ndcg5: f64,
-    /// Highest possible NDCG@5 with one ranking per image.
-    pub ndcg5_ceiling: f64,
-    /// NDCG@5 of a random ranking.
-    pub ndcg5_chance: f64,
-    /// Recall@1.
-    pub recall1: f64,
-    /// Recall@5.
-    pub recall5: f64,
-    /// Mean reciprocal rank within the submitted captions.
-    pub mrr: f64,
-    /// Number of scored ids.
-    pub ids: u64,
-}
-
-/// Time and rate of one stage.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct StageReport {
-    /// Name of the stage.
-    pub name: String,
-    /// Unit of the counts.
-    pub unit: String,
-    /// Units done by this process.
-    pub done: u64,
-    /// Duration in seconds.
-    pub seconds: f64,
-    /// Units per second.
-    pub per_second: f64,
-    /// Party that limited the rate.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub bottleneck: Option<Bottleneck>,
-    /// Share of the time, from 0 to 1, for which the device had no input; absent if the stage uses no device.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub device_waited: Option<f64>,
-    /// Times of the stage's parts.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub parts: Vec<PartReport>,
-}
-
-/// Party that limited the rate of a stage: its busiest part, or an outside party that a part waited for even longer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Bottleneck {
-    /// Limiting party.
-    pub who: Party,
-    /// Share of the time, from 0 to 1.
-    pub share: f64,
-}
-
-/// Time of one part of a stage. The shares, from 0 to 1, add up to 1.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PartReport {
-    /// Name of the part.
-    pub name: String,
-    /// Number of workers of the part.
-    pub lanes: u32,
-    /// Share of time spent working.
-    pub busy: f64,
-    /// Share of time spent waiting for input.
-    pub starved: f64,
-    /// Share of time spent waiting for room in the output.
-    pub blocked: f64,
-}
-
-impl From<&StageSnapshot> for StageReport {
-    fn from(snapshot: &StageSnapshot) -> Self {
-        let part = |part: &TimerSnapshot| PartReport {
-            name: part.name.to_owned(),
-            lanes: part.workers,
-            busy: part.share(Activity::Busy),
-            starved: part.share(Activity::Starved),
-            blocked: part.share(Activity::Blocked),
-        };
-        Self {
-            name: snapshot.name.clone(),
-            unit: snapshot.unit.to_owned(),
-            done: snapshot.done - snapshot.resumed.min(snapshot.done),
-            seconds: snapshot.elapsed.as_secs_f64(),
-            per_second: snapshot.rate(),
-            bottleneck: snapshot.bottleneck().map(|(who, share)| Bottleneck { who, share }),
-            device_waited: snapshot.device_starved(),
-            parts: snapshot.parts.iter().map(part).collect(),
-        }
-    }
 }
 
 /// Reads a memory figure of this process from `/proc/self/status`, in bytes.

@@ -10,13 +10,17 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Event, Events};
-use super::report::{Bottleneck, PartReport, StageReport};
+use super::report::{self, Bottleneck, PartReport, StageReport};
 use crate::config::StoreConfig;
 use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Process};
 use crate::telemetry::{ProgressRegistry, StageSnapshot};
+
+mod killed;
+
+pub(crate) use killed::report_killed_process;
 
 /// Name of the file in the run directory.
 const FILE: &str = "status.json";
@@ -81,6 +85,12 @@ pub struct Status {
     /// Resident memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Largest resident memory so far in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+    /// Name of the report that the process writes at its end.
+    #[serde(default = "default_report")]
+    pub report: String,
     /// Gauges and counters of the shared services.
     pub readings: BTreeMap<String, ReadingStatus>,
 }
@@ -94,6 +104,9 @@ pub struct StageStatus {
     pub unit: String,
     /// Units done, including those of earlier processes.
     pub done: u64,
+    /// Units that earlier processes had done.
+    #[serde(default)]
+    pub resumed: u64,
     /// Total number of units, if known or estimated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
@@ -162,6 +175,7 @@ impl From<&StageSnapshot> for StageStatus {
             name: stage.name.clone(),
             unit: stage.unit.to_owned(),
             done: stage.done,
+            resumed: stage.resumed.min(stage.done),
             total: stage.total,
             per_second: stage.rate(),
             seconds: stage.elapsed.as_secs_f64(),
@@ -176,6 +190,10 @@ impl From<&StageSnapshot> for StageStatus {
 
 fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+fn default_report() -> String {
+    report::FILE.to_owned()
 }
 
 impl Status {
@@ -213,7 +231,8 @@ impl Status {
     fn refresh(&mut self, registry: &ProgressRegistry) {
         self.updated = now();
         self.stages = registry.snapshots().iter().map(Into::into).collect();
-        self.memory_bytes = super::report::memory_bytes();
+        self.memory_bytes = report::memory_bytes();
+        self.peak_memory_bytes = report::peak_memory_bytes();
         self.readings = registry
             .readings()
             .into_iter()
@@ -230,15 +249,23 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Writes the event that the run started, and starts the thread.
-    pub(crate) fn start(directory: Directory, registry: ProgressRegistry, events: Events) -> Self {
+    /// Writes the event that the run started, and starts the thread. `started` is the start of the process, and `report`
+    /// the report that it writes at its end.
+    pub(crate) fn start(
+        directory: Directory,
+        registry: ProgressRegistry,
+        events: Events,
+        started: &str,
+        report: &str,
+    ) -> Self {
         let (outcome, ended) = sync_channel(1);
         let (done, finished) = sync_channel(1);
         let interval = if directory.is_remote() { REMOTE_INTERVAL } else { LOCAL_INTERVAL };
         let status = Status {
             process: Process::current(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            started: now(),
+            started: started.to_owned(),
+            report: report.to_owned(),
             every_s: interval.as_secs(),
             ..Status::default()
         };
@@ -319,7 +346,8 @@ mod tests {
             read_bytes: 2,
             ..Default::default()
         }]);
-        let reporter = Reporter::start(directory.clone(), registry, Events::open(&directory));
+        let events = Events::open(&directory);
+        let reporter = Reporter::start(directory.clone(), registry, events, &now(), report::FILE);
         while Status::read(&name, &StoreConfig::default()).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -16,6 +16,8 @@ pub(crate) struct Candidates {
     pub(super) captions: Arc<Classes>,
     /// Source of the captions in the report.
     pub(super) source: String,
+    /// Number and hash of the captions.
+    pub(super) fingerprint: String,
 }
 
 impl Candidates {
@@ -30,12 +32,17 @@ impl Candidates {
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
         catalog::read_captions(&ctx.store, name, &mut captions).await?;
         captions.shrink();
-        Ok(Some(Self { captions: Arc::new(captions), source: Store::redact(name).to_owned() }))
+        let mut hasher = blake3::Hasher::new();
+        for caption in captions.texts() {
+            hasher.update(&(caption.len() as u64).to_le_bytes()).update(caption.as_bytes());
+        }
+        let fingerprint = format!("{} captions, {}", captions.len(), &hasher.finalize().to_hex()[..16]);
+        Ok(Some(Self { captions: Arc::new(captions), source: Store::redact(name).to_owned(), fingerprint }))
     }
 
     /// Returns the classes of the run as candidates.
     pub(super) fn from_classes(catalog: &RunCatalog) -> Self {
-        Self { captions: Arc::clone(&catalog.classes), source: RUN_CLASSES.to_owned() }
+        Self { captions: Arc::clone(&catalog.classes), source: RUN_CLASSES.to_owned(), fingerprint: String::new() }
     }
 
     /// Returns the number of captions.

@@ -1,5 +1,7 @@
 //! Export of backbone and trained classifier to a directory that transformers can load.
 
+mod target;
+
 use std::path::Path;
 
 use crate::config::{RunConfig, Stage};
@@ -14,10 +16,12 @@ use crate::pipeline::train::checkpoints;
 use crate::run_dir::Directory;
 use crate::types::{Pick, Pool};
 
+use target::ExportTarget;
+
 /// Writes the run's newest classifier with its backbone to `out`. Returns the classifier's step.
 ///
 /// # Errors
-/// When the run has no classifier, or its features are not the input of the family's classifier in transformers.
+/// When `out` holds anything but an earlier export of the run; or when the run has no classifier, or its features are not the input of the family's classifier in transformers.
 pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     let Some(model) = config.model() else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
@@ -44,7 +48,12 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     let backbone = Checkpoint::open(&dir).map_err(model_error)?;
     check_backbone(&directory, &backbone, &model.checkpoint)?;
     let classifier = Classifier::new(head.weight, head.bias).map_err(model_error)?;
-    export_hf(&backbone, &classifier, &labels, out).map_err(model_error)?;
+    let target = ExportTarget::open(out, config.run_dir())?;
+    if let Err(error) = export_hf(&backbone, &classifier, &labels, &target.partial()) {
+        target.abandon();
+        return Err(model_error(error));
+    }
+    target.publish(picked.step)?;
     Ok(picked.step)
 }
 

@@ -1,11 +1,11 @@
 //! Checks before a prediction: its inputs, and the compatibility of head, features and encoder.
 
-use crate::config::{HeadConfig, Stage};
+use crate::config::{HeadConfig, Stage, output_stem};
 use crate::objects::Object;
 use crate::pipeline::catalog;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::manifest::{Manifest, add_inputs};
+use crate::pipeline::manifest::{Manifest, PredictionRecord, add_inputs};
 use crate::pipeline::predict::candidates::Candidates;
 use crate::pipeline::predict::other_run::{OtherClassifier, is_feature_key};
 use crate::pipeline::predict::test_set::{TestSet, check_truth};
@@ -20,6 +20,8 @@ pub(crate) struct PreparedPrediction {
     pub(crate) test_set: TestSet,
     /// List that a projection head ranks; `None` if the classes of the run are ranked.
     pub(super) candidates: Option<Candidates>,
+    /// Whether the ranking is the submission of the run, rather than ad hoc.
+    pub(crate) own: bool,
 }
 
 impl PreparedPrediction {
@@ -78,14 +80,42 @@ pub(crate) async fn prepare(
     let mut keys = model.stream_keys(&ctx.config, Stage::Predict);
     add_inputs(store, &mut keys, "predict.images", &shards).await?;
     add_inputs(store, &mut keys, "predict.ids", &[ids]).await?;
-    let record = format!("{} {}", Stage::Predict.as_str(), file_stem(&settings.output));
-    let generation = manifest.propose(&record, Stage::Predict, keys, &[]);
-    Ok(Some(PreparedPrediction { shards, generation, test_set, candidates }))
+    let record = format!("{} {}", Stage::Predict.as_str(), output_stem(&settings.output));
+    let generation = manifest.propose(&record, Stage::Predict, keys, &[])?;
+    let own = propose_output(ctx, manifest, candidates.as_ref(), predict_only)?;
+    Ok(Some(PreparedPrediction { shards, generation, test_set, candidates, own }))
 }
 
-/// Returns the stem of the prediction's files and folders.
-pub(crate) fn file_stem(output: &str) -> &str {
-    output.trim_end_matches(".csv")
+/// Proposes the file of the ranking, and returns whether it is the submission of the run.
+///
+/// It is if the whole pipeline runs; or if the run has none yet, or it is made again, unless the command line asks for
+/// another ranking.
+///
+/// # Errors
+/// When the ranking would replace a file of another kind, or the submission by the ranking of another list.
+fn propose_output(
+    ctx: &RunContext,
+    manifest: &mut Manifest,
+    candidates: Option<&Candidates>,
+    predict_only: bool,
+) -> Result<bool, PipelineError> {
+    let (config, output) = (&ctx.config, ctx.config.output());
+    let captions = candidates.map(|candidates| candidates.fingerprint.clone());
+    let makes_run = !predict_only && config.runs(Stage::Stream);
+    let earlier = manifest.own_submission();
+    let own = !config.is_ad_hoc() && (makes_run || earlier.is_none_or(|(name, _)| name == output));
+    if let Some((_, earlier)) = earlier.filter(|(name, _)| *name == output) {
+        let other_list = earlier.captions.as_ref().zip(captions.as_ref()).is_some_and(|(then, now)| then != now);
+        if config.is_ad_hoc() || (predict_only && other_list) {
+            return Err(PipelineError::Generation(format!(
+                "`{}` is the submission of the run and ranks another list of captions: name another file with `--output \
+                 NAME.csv`, or rank the list for the whole run with `run`",
+                ctx.dir.display(output)
+            )));
+        }
+    }
+    manifest.propose_prediction(output, PredictionRecord { own, captions })?;
+    Ok(own)
 }
 
 /// Refuses test images whose features would differ from the features that the head was trained on.

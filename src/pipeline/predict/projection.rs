@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::catalog::url_hash;
 use crate::chunk::features::Features;
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, Problem, RunConfig};
 use crate::pipeline::captions::{self, Encoder, VectorStore};
 use crate::pipeline::catalog::RunCatalog;
 use crate::pipeline::context::RunContext;
@@ -59,15 +59,22 @@ impl<'a> ProjectionRanker<'a> {
         let encoder = model.text_encoder()?;
         let catalog = RunCatalog::load(&ctx.dir)?;
         let candidates = candidates.unwrap_or_else(|| Candidates::from_classes(&catalog));
-        require_memory(ctx, encoder, candidates.len())?;
+        require_vector_memory(&ctx.config, encoder, candidates.len())?;
         Ok(Self { model, manifest, encoder, catalog, candidates })
     }
 }
 
 /// Refuses captions whose vectors take more than `limits.memory`, since all are ranked in memory.
-fn require_memory(ctx: &RunContext, encoder: &Encoder, captions: usize) -> Result<(), PipelineError> {
+///
+/// # Errors
+/// A configuration error that names the key.
+pub(crate) fn require_vector_memory(
+    config: &RunConfig,
+    encoder: &Encoder,
+    captions: usize,
+) -> Result<(), PipelineError> {
     let bytes = 4 * captions as u64 * encoder.checkpoint.dim() as u64;
-    let limit = ctx.config.machine().limits.memory;
+    let limit = config.machine().limits.memory;
     if bytes <= limit.0 {
         return Ok(());
     }
@@ -243,13 +250,13 @@ impl ProjectionRanking<'_> {
         // With a truth, each signal is also ranked alone. The submission comes last.
         let submitted = if self.names.is_some() { FusionSignal::Both } else { FusionSignal::Pixels };
         let mut rankings = Vec::new();
-        if self.names.is_some() && settings.truth.is_some() {
+        if self.names.is_some() && self.input.has_truth {
             for signal in [FusionSignal::Pixels, FusionSignal::Names] {
                 rankings.push((signal, self.rank_by(signal, weights).await?));
             }
         }
         let ranking = self.rank_by(submitted, weights).await?;
-        if let Some(truth) = &settings.truth {
+        if let Some(truth) = settings.truth.as_ref().filter(|_| self.input.has_truth) {
             let shown: Vec<(FusionSignal, &Ranking)> = rankings
                 .iter()
                 .map(|(signal, ranking)| (*signal, ranking))
@@ -262,7 +269,7 @@ impl ProjectionRanking<'_> {
 
     /// Ranks captions for all test images by one signal.
     async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
-        let RankInput { settings, features, test_set, device, top_k, stem } = &self.input;
+        let RankInput { settings, features, test_set, device, top_k, stem, .. } = &self.input;
         let encoder = FusedQueries { ranking: self, signal, weights };
         let layer = Arc::new(self.candidates.linear_layer(signal, weights));
         let kind = settings.correction;

@@ -1,5 +1,6 @@
 //! The submission file and its scores.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufWriter;
 
@@ -10,8 +11,9 @@ use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
 use crate::pipeline::observe::report::ScoreReport;
+use crate::pipeline::predict::Ranker;
 use crate::pipeline::predict::ranking::Ranking;
-use crate::pipeline::predict::test_set::{TestSet, read_truth_bytes, visit_ids};
+use crate::pipeline::predict::test_set::{TestSet, read_truth_bytes, read_truth_rows, visit_ids};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
@@ -65,6 +67,40 @@ pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
     classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].images), *class));
     classes.truncate(k);
     classes
+}
+
+/// Looks for a right caption of the truth among the ranked captions, and for one of its ids among the test ids. The inner
+/// error says why there is no score.
+///
+/// # Errors
+/// When the truth or the ids cannot be read.
+pub(super) async fn find_right_captions(
+    ctx: &RunContext,
+    truth: &str,
+    ids: &str,
+    ranker: &impl Ranker,
+) -> Result<Result<(), String>, PipelineError> {
+    let rows = read_truth_rows(&ctx.store, truth).await?;
+    let captions: HashSet<&str> = rows.iter().map(|row| &*row.caption).collect();
+    let shown = Store::redact(truth);
+    if !(0..ranker.captions() as u32).any(|number| captions.contains(ranker.caption(number))) {
+        return Ok(Err(format!(
+            "no score: the {} ranked captions hold none of the right captions of `{shown}` (`predict.truth`)",
+            ranker.captions()
+        )));
+    }
+    let known: HashSet<&str> = rows.iter().map(|row| &*row.id).collect();
+    let mut found = false;
+    visit_ids(&ctx.store, ids, |id| {
+        found |= known.contains(id.id);
+        Ok(())
+    })
+    .await?;
+    if found {
+        return Ok(Ok(()));
+    }
+    let ids = Store::redact(ids);
+    Ok(Err(format!("no score: `{shown}` (`predict.truth`) has no id of `{ids}` (`predict.ids`)")))
 }
 
 /// Scores the submission in the run directory against the truth. `captions` is the number of ranked captions.

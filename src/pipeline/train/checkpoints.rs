@@ -75,12 +75,44 @@ pub(super) fn fetch(dir: &Directory, (step, trial): (u64, usize), files: &[&str]
     dir.fetch_folder(&folder_name(step, trial), files)
 }
 
-/// Reads the training curve up to a step.
+/// Reads the training curve up to a step. It names the best checkpoint, so it is required once there are checkpoints:
+/// each is saved after the curve.
 ///
 /// # Errors
-/// When the file cannot be read.
-pub(super) fn read_curve(dir: &Directory, up_to_step: u64) -> Result<Curve, PipelineError> {
-    Ok(dir.read(CURVE_FILE)?.map(|content| Curve::from_csv(&content, up_to_step)).unwrap_or_default())
+/// When the file cannot be read, or is missing beside checkpoints.
+pub(super) fn read_curve(dir: &Directory, saved: &CheckpointList, up_to_step: u64) -> Result<Curve, PipelineError> {
+    let refused = |what: &str| {
+        let path = dir.display(CURVE_FILE);
+        PipelineError::Input(format!(
+            "`{path}` {what}, so the best checkpoint in `{}` is unknown; nothing was removed: put the file back, or train again \
+             with --from train",
+            dir.display(FOLDER)
+        ))
+    };
+    match dir.read(CURVE_FILE)? {
+        Some(content) => {
+            Curve::from_csv(&content, up_to_step).map_err(|error| refused(&format!("is no training curve ({error})")))
+        }
+        None if saved.0.is_empty() => Ok(Curve::default()),
+        None => Err(refused("is missing")),
+    }
+}
+
+/// Refuses a curve without the best validation that a checkpoint was saved with.
+///
+/// # Errors
+/// When the file was cut or exchanged.
+pub(super) fn require_best(dir: &Directory, curve: &Curve, saved: Option<f64>) -> Result<(), PipelineError> {
+    let found = best_point(&curve.validations).map(|point| point.ndcg5);
+    let Some(saved) = saved.filter(|saved| found.is_none_or(|found| found.to_bits() != saved.to_bits())) else {
+        return Ok(());
+    };
+    Err(PipelineError::Input(format!(
+        "`{}` lacks the validation with NDCG@5 {saved:.4}, which the newest checkpoint in `{}` was saved with; nothing was \
+         removed: put the file back, or train again with --from train",
+        dir.display(CURVE_FILE),
+        dir.display(FOLDER)
+    )))
 }
 
 /// Returns the point with the highest NDCG@5. Ties go to the first point, so that later points never change the choice.
@@ -121,7 +153,7 @@ impl PickedCheckpoint {
 /// When the checkpoints cannot be listed or fetched.
 pub(crate) fn pick(dir: &Directory, pick: Pick) -> Result<Option<PickedCheckpoint>, PipelineError> {
     let saved = CheckpointList::read(dir)?;
-    let curve = read_curve(dir, u64::MAX)?;
+    let curve = read_curve(dir, &saved, u64::MAX)?;
     let best = best_point(&curve.validations).map(|point| (point.step, point.trial as usize));
     let winner = best.map_or(0, |(_, trial)| trial);
     let newest = saved.steps().into_iter().rev().find(|step| saved.contains(*step, winner)).map(|step| (step, winner));

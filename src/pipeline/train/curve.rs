@@ -63,10 +63,14 @@ impl Curve {
         writer.into_inner().map_err(|error| error.into_error().into())
     }
 
-    /// Parses the points up to a step. A row that cannot be parsed ends the curve.
-    pub(crate) fn from_csv(content: &[u8], up_to_step: u64) -> Self {
+    /// Parses the points up to a step.
+    ///
+    /// # Errors
+    /// When a row is not one of [`Self::to_csv`].
+    pub(crate) fn from_csv(content: &[u8], up_to_step: u64) -> Result<Self, csv::Error> {
         let mut curve = Self::default();
-        for row in csv::Reader::from_reader(content).deserialize::<CurveRow>().map_while(Result::ok) {
+        for row in csv::Reader::from_reader(content).deserialize::<CurveRow>() {
+            let row = row?;
             if row.step > up_to_step {
                 continue;
             }
@@ -87,7 +91,7 @@ impl Curve {
                 });
             }
         }
-        curve
+        Ok(curve)
     }
 }
 
@@ -96,6 +100,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn foreign_file_is_no_curve() {
+        assert!(Curve::from_csv(b"id,caption_title_and_reference_description\n1,a\n", u64::MAX).is_err());
+        let mut cut =
+            Curve { losses: vec![LossPoint { step: 7, loss: 1.5, ..LossPoint::default() }], ..Curve::default() }
+                .to_csv()
+                .unwrap();
+        cut.truncate(cut.len() - 4);
+        assert!(Curve::from_csv(&cut, u64::MAX).is_err());
+    }
 
     proptest! {
         #[test]
@@ -113,8 +128,8 @@ mod tests {
                 });
             }
             let text = curve.to_csv().unwrap();
-            prop_assert_eq!(&Curve::from_csv(&text, u64::MAX), &curve);
-            prop_assert!(Curve::from_csv(&text, 70).losses.iter().all(|point| point.step <= 70));
+            prop_assert_eq!(&Curve::from_csv(&text, u64::MAX).unwrap(), &curve);
+            prop_assert!(Curve::from_csv(&text, 70).unwrap().losses.iter().all(|point| point.step <= 70));
         }
     }
 }

@@ -34,7 +34,9 @@ impl ProjectionRanking<'_> {
         let weights = eval_set.choose_weights().await?;
         let rankings = eval_set.rank_by_signal(weights).await?;
         let report = eval_set.report(weights, &rankings).await?;
-        examples::write(self.ctx, images, self.catalog, weights, &rankings, remarks)?;
+        if self.input.own {
+            examples::write(self.ctx, images, self.catalog, weights, &rankings, remarks)?;
+        }
         Ok((weights, Some(report)))
     }
 
