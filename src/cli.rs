@@ -375,10 +375,12 @@ async fn watch_signals(shutdown: Shutdown) {
     }
 }
 
-/// Prints what a run would do. Problems are part of that output, so that nothing is left to standard error.
+/// Prints what a run would do. All problems are part of that output, so that nothing is left to standard error.
 fn check(files: &Files, json: bool) -> Result<(), Failure> {
-    let config = load_config(files)?;
-    let check = start_runtime(0)?.block_on(pipeline::check(&config));
+    let check = match load_config(files) {
+        Ok(config) => start_runtime(0)?.block_on(pipeline::check(&config)),
+        Err(failure) => pipeline::Check::refused(failure.message.lines(), failure.code),
+    };
     emit(json, &check, || render::check(&check))?;
     if check.problems.is_empty() { Ok(()) } else { Err(Failure::new(check.exit_code, "")) }
 }

@@ -17,6 +17,7 @@
 //! | `read` | one version of an object in ranges |
 //! | `read_stats` | bytes received and time waited |
 //! | `gzip` | decompresses gzip |
+//! | `sniff` | first bytes → file format |
 //! | `glob` | patterns → objects |
 //! | `listing` | the objects under a prefix, page by page |
 //! | `traffic` | counters of requests and bytes |
@@ -36,6 +37,7 @@ mod object;
 mod profile;
 pub(crate) mod read;
 mod read_stats;
+mod sniff;
 mod store;
 mod traffic;
 
@@ -43,5 +45,6 @@ pub use client::{StoreSettings, install_tls_provider};
 pub use error::StoreError;
 pub use object::Object;
 pub use read_stats::ReadStats;
+pub use sniff::{Content, FileFormat, sniff};
 pub use store::{Reader, Store, explain_read};
 pub use traffic::{Traffic, TrafficSnapshot};

@@ -50,7 +50,7 @@ use std::time::SystemTime;
 
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, Stage};
 use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
 use crate::types::Part;
@@ -129,6 +129,7 @@ async fn prepare(ctx: &RunContext, request: Request) -> Result<(ResolvedModel, P
     ctx.register_metrics();
     // All checks that can refuse the run come before the first write or removal.
     let plan = Plan::new(ctx, &model, &mut manifest, request).await?;
+    ctx.progress.expect(plan.expected_stages(ctx.config.runs(Stage::Text)));
     manifest.accept(&ctx.config, request.predict_only)?;
     Ok((model, plan, manifest))
 }

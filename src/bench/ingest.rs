@@ -110,6 +110,23 @@ pub struct IngestReport {
     pub pairs: Option<(f64, f64)>,
 }
 
+impl IngestReport {
+    /// Scales the estimates down so that the one for this machine's threads is not above the measured rate of the whole
+    /// stream. The parts alone promise more: together they share caches, memory and disk.
+    fn limit_to_measured(&mut self) {
+        let seconds: f64 = self.stages.iter().map(|stage| 1.0 / stage.images_per_s).sum();
+        let promised = self.machines.iter().filter(|machine| machine.cores <= self.threads).map(|one| one.images_per_s);
+        let promised = promised.fold(self.threads as f64 / seconds, f64::max);
+        let share = (self.whole.written_per_s / promised).min(1.0);
+        for machine in &mut self.machines {
+            machine.images_per_s *= share;
+        }
+        for demand in &mut self.devices {
+            demand.cores /= share.max(f64::MIN_POSITIVE);
+        }
+    }
+}
+
 /// Measures the ingestion. It takes up to two minutes, and at most a few hundred MiB on top of `limits.memory`.
 ///
 /// # Errors
@@ -130,7 +147,10 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
         let measure = move || measure_parts(&config, &shards, &first_rows, &spec, threads, pairs);
         tokio::task::spawn_blocking(measure).await??
     };
-    Ok(IngestReport { whole: whole_stream::measure(&config, &shards, &spec, threads).await?, ..stages })
+    let whole = whole_stream::measure(&config, &shards, &spec, threads).await?;
+    let mut report = IngestReport { whole, ..stages };
+    report.limit_to_measured();
+    Ok(report)
 }
 
 /// Resolves the preprocessing without a download. Uses defaults unless the checkpoint is in a local directory.
@@ -292,6 +312,38 @@ fn measure_threads(spec: &ImageSpec, samples: &[Sample], threads: usize) -> f64 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn estimates_never_exceed_the_measured_rate() {
+        let stage = |name| StageRate { name, images_per_s: 2000.0, mb_per_s: 1.0, share: 0.5 };
+        let machines = MACHINES.map(|cores| forecast(cores, 0.001, &[])).to_vec();
+        let report = |written_per_s| {
+            let mut report = IngestReport {
+                shard: String::new(),
+                images: 1,
+                unusable: 0,
+                stored_bytes: 1.0,
+                size_px: 8,
+                squares_per_image: 1.0,
+                waited_s: 0.0,
+                stages: vec![stage("unpack"), stage("decode and resize")],
+                threads: 2,
+                decoded_per_s: 2000.0,
+                scaling: 2.0,
+                whole: Whole { written_per_s, counted_per_s: 2000.0 },
+                machines: machines.clone(),
+                devices: vec![Demand { images_per_s: 1000.0, cores: 1.0, read_mb_per_s: 1.0, scratch_mb_per_s: 1.0 }],
+                pairs: None,
+            };
+            report.limit_to_measured();
+            report
+        };
+        let found = report(1500.0);
+        assert!((found.machines[1].images_per_s - 1500.0).abs() < 1e-6, "{:?}", found.machines);
+        assert!((found.devices[0].cores - 4.0 / 3.0).abs() < 1e-6);
+        // A stream faster than the sum of its parts promises nothing more.
+        assert!((report(3000.0).machines[1].images_per_s - 2000.0).abs() < 1e-6);
+    }
 
     #[test]
     fn forecast_is_limited_by_serial_parts() {

@@ -1,4 +1,4 @@
-//! Progress on standard error: bars on a terminal, a log line every few seconds elsewhere.
+//! Progress on standard error: one bar for the whole run on a terminal, a log line every few seconds elsewhere.
 
 use std::io::{IsTerminal as _, Write};
 use std::sync::Arc;
@@ -14,9 +14,11 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 use super::format;
 use super::output::escape_controls;
-use crate::telemetry::{ProgressRegistry, StageSnapshot};
+use crate::telemetry::{ProgressRegistry, RunEstimate, StageSnapshot, estimate_run};
 
-/// Time between two updates of the bars.
+/// Steps of the bar.
+const BAR_STEPS: u64 = 1000;
+/// Time between two updates of the bar.
 const TICK: Duration = Duration::from_millis(200);
 /// Time between two log lines about a stage.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -31,7 +33,7 @@ pub(super) struct Screen {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
-    Bars,
+    Bar,
     Lines,
     Quiet,
 }
@@ -42,16 +44,16 @@ fn has_cursor() -> bool {
 }
 
 impl Screen {
-    /// Chooses bars or lines by what standard error is, and colour by `NO_COLOR` (<https://no-color.org>).
+    /// Chooses a bar or lines by what standard error is, and colour by `NO_COLOR` (<https://no-color.org>).
     pub(super) fn new(quiet: bool) -> Self {
         let cursor = has_cursor();
         let color = cursor && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let style = match (quiet, cursor) {
             (true, _) => Style::Quiet,
-            (false, true) => Style::Bars,
+            (false, true) => Style::Bar,
             (false, false) => Style::Lines,
         };
-        let target = if style == Style::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if style == Style::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         Self { bars: MultiProgress::with_draw_target(target), style, color }
     }
 
@@ -60,7 +62,7 @@ impl Screen {
         let (screen, registry, ended) = (self.clone(), registry.clone(), Arc::new(AtomicBool::new(false)));
         let flag = Arc::clone(&ended);
         let follow = move || match screen.style {
-            Style::Bars => screen.draw_bars(&registry, &flag),
+            Style::Bar => screen.draw_bar(&registry, &flag),
             Style::Lines => log_stages(&registry, &flag),
             Style::Quiet => {}
         };
@@ -68,46 +70,70 @@ impl Screen {
         Display { ended, thread }
     }
 
-    fn draw_bars(&self, registry: &ProgressRegistry, ended: &AtomicBool) {
-        let mut bars: Vec<ProgressBar> = Vec::new();
+    /// Draws one bar for the whole run; each stage that ends leaves a line above it.
+    fn draw_bar(&self, registry: &ProgressRegistry, ended: &AtomicBool) {
+        let bar = self.bars.add(ProgressBar::new(BAR_STEPS));
+        // The message is cut at the width that the terminal has at the time of drawing.
+        if let Ok(style) = ProgressStyle::with_template("{bar:16} {wide_msg}") {
+            bar.set_style(style);
+        }
+        let (started, mut reported) = (Instant::now(), Vec::new());
         loop {
             let last = ended.load(Ordering::SeqCst);
-            for (index, stage) in registry.snapshots().iter().enumerate() {
-                if index == bars.len() {
-                    bars.push(self.bars.add(ProgressBar::new(0)));
-                }
-                update_bar(&bars[index], stage, last);
-            }
+            let snapshots = registry.snapshots();
+            log_finished(&snapshots, &mut reported);
             if last {
+                bar.finish_and_clear();
                 return;
             }
+            let estimate = estimate_run(&registry.expected(), &snapshots);
+            bar.set_position((run_share(&estimate, started.elapsed()) * BAR_STEPS as f64) as u64);
+            bar.set_message(run_line(&estimate, &snapshots, SystemTime::now()));
             std::thread::park_timeout(TICK);
         }
     }
 }
 
-fn update_bar(bar: &ProgressBar, stage: &StageSnapshot, last: bool) {
-    if bar.is_finished() {
-        return;
-    }
-    let template = if stage.total.is_some() && !stage.finished {
-        "{prefix:22} {bar:24} {human_pos}/{human_len} {msg}"
-    } else {
-        "{prefix:22} {human_pos} {msg}"
+/// Returns the share of the run's time that has passed, as far as the rest can be estimated.
+fn run_share(estimate: &RunEstimate, elapsed: Duration) -> f64 {
+    let (passed, left) = (elapsed.as_secs_f64(), estimate.left.as_secs_f64());
+    // Each stage of unknown time counts as the mean of the others.
+    let known = (estimate.done + usize::from(left > 0.0)).max(1) as f64;
+    let unknown = (passed + left) * estimate.unknown.len() as f64 / known;
+    passed / (passed + left + unknown).max(f64::MIN_POSITIVE)
+}
+
+/// Describes the run in one line: `images 40.3 %, 812 rows/s; run ends about 14:32 UTC (3 min 5 s)`.
+fn run_line(estimate: &RunEstimate, snapshots: &[StageSnapshot], now: SystemTime) -> String {
+    let Some(stage) = snapshots.iter().rev().find(|stage| !stage.finished) else { return "starting".to_owned() };
+    let share = match stage.total {
+        Some(total) if total > 0 => format::percent((stage.done as f64 / total as f64).min(1.0)),
+        _ => format::plural(stage.done, stage.unit),
     };
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+    let name = escape_controls(&stage.name);
+    let stage_text = format!("{name} {share}, {} {}/s", format::number(stage.rate()), stage.unit);
+    if estimate.left.is_zero() {
+        return stage_text;
     }
-    bar.set_prefix(escape_controls(&stage.name).into_owned());
-    bar.set_length(stage.total.unwrap_or(0).max(stage.done));
-    bar.set_position(stage.done);
-    let rate = format::number(stage.rate());
-    bar.set_message(match time_left(stage) {
-        Some(left) => format!("{}, {rate}/s, {left} left", stage.unit),
-        None => format!("{}, {rate}/s", stage.unit),
-    });
-    if stage.finished || last {
-        bar.abandon();
+    let end = humantime::format_rfc3339_seconds(now + estimate.left).to_string();
+    let (day, time) = (end.get(5..10).unwrap_or_default(), end.get(11..16).unwrap_or_default());
+    let time = if estimate.left < Duration::from_hours(20) { time.to_owned() } else { format!("{day} {time}") };
+    let left = format::duration(estimate.left.as_secs() as f64);
+    match estimate.unknown.split_first() {
+        None => format!("{stage_text}; run ends about {time} UTC ({left})"),
+        Some((next, [])) => format!("{stage_text}; until {time} UTC ({left}), then {next}"),
+        Some((next, more)) => format!("{stage_text}; until {time} UTC ({left}), then {next} and {} more", more.len()),
+    }
+}
+
+/// Logs each stage that has ended since the last call.
+fn log_finished(snapshots: &[StageSnapshot], reported: &mut Vec<bool>) {
+    reported.resize(snapshots.len().max(reported.len()), false);
+    for (stage, reported) in snapshots.iter().zip(reported) {
+        if stage.finished && !*reported {
+            *reported = true;
+            tracing::info!("{}", progress_line(stage));
+        }
     }
 }
 
@@ -143,17 +169,16 @@ fn log_stages(registry: &ProgressRegistry, ended: &AtomicBool) {
     let mut reported: Vec<bool> = Vec::new();
     loop {
         let last = ended.load(Ordering::SeqCst);
-        let due = Instant::now() >= next;
-        for (index, stage) in registry.snapshots().iter().enumerate() {
-            if index == reported.len() {
-                reported.push(false);
-            }
-            if !reported[index] && (stage.finished || due) {
-                reported[index] = stage.finished;
+        let snapshots = registry.snapshots();
+        log_finished(&snapshots, &mut reported);
+        if Instant::now() >= next {
+            for stage in snapshots.iter().filter(|stage| !stage.finished) {
                 tracing::info!("{}", progress_line(stage));
             }
-        }
-        if due {
+            let estimate = estimate_run(&registry.expected(), &snapshots);
+            if !estimate.left.is_zero() {
+                tracing::info!("run: {}", run_line(&estimate, &snapshots, SystemTime::now()));
+            }
             next = Instant::now() + LOG_INTERVAL;
         }
         if last {
@@ -271,6 +296,41 @@ mod tests {
             colored.starts_with("2026-01-01T00:00:00Z \u{1b}[33m WARN \u{1b}[0m`a\\x1b[31m.gz` ERROR"),
             "{colored}"
         );
+    }
+
+    #[test]
+    fn run_line_fits_80_columns_and_names_the_end() {
+        let registry = ProgressRegistry::default();
+        let stage = registry.stage("images", "images", 44_762);
+        stage.add(12_345);
+        let mut snapshot = stage.snapshot();
+        snapshot.elapsed = Duration::from_secs(1);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_hours(14);
+        let left = Duration::from_secs(185);
+        let line = |unknown: &[&str], left| {
+            let unknown = unknown.iter().map(ToString::to_string).collect();
+            run_line(&RunEstimate { done: 1, left, unknown }, std::slice::from_ref(&snapshot), now)
+        };
+        let text = "images 27.6 %, 12,300 images/s; run ends about 14:03 UTC (3 min 5 s)";
+        assert_eq!(line(&[], left), text);
+        let text = "images 27.6 %, 12,300 images/s; until 14:03 UTC (3 min 5 s), then train";
+        assert_eq!(line(&["train"], left), text);
+        assert!(line(&["train", "test images"], left).ends_with("then train and 1 more"));
+        assert!(line(&[], Duration::from_hours(30)).contains("01-02 20:00 UTC"));
+        assert_eq!(line(&[], Duration::ZERO), "images 27.6 %, 12,300 images/s");
+    }
+
+    #[test]
+    fn share_of_the_run_grows_to_one() {
+        let estimate = |done, left, unknown: usize| RunEstimate {
+            done,
+            left: Duration::from_secs(left),
+            unknown: vec![String::new(); unknown],
+        };
+        let share = |estimate, seconds| run_share(&estimate, Duration::from_secs(seconds));
+        assert!((share(estimate(0, 30, 1), 10) - 0.125).abs() < 1e-9);
+        assert!((share(estimate(1, 10, 0), 30) - 0.75).abs() < 1e-9);
+        assert!((share(estimate(3, 0, 0), 40) - 1.0).abs() < 1e-9);
     }
 
     #[test]

@@ -222,9 +222,12 @@ pub(super) struct RawText {
     /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
     /// configures are applied. Required.
     pub(super) encoder: String,
-    /// Text that is put before every caption. Use the one that the encoder was trained with, such as `"query: "` for
-    /// multilingual-e5.
-    pub(super) prefix: String,
+    /// Text that is put before every caption, such as `"query: "` for multilingual-e5. Without this key it is the default
+    /// prompt of the encoder's `config_sentence_transformers.json`, if it has one; `""` overrides that. `check` shows it.
+    pub(super) prefix: Option<String>,
+    /// Number of leading values of each vector that are kept, for encoders trained so ("Matryoshka"). Without this key all are
+    /// kept, or as many as a `truncate_dim` in `config_sentence_transformers.json` says.
+    pub(super) truncate_dim: Option<u32>,
     /// Precision of the stored vectors: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
     pub(super) precision: Precision,
 }

@@ -34,6 +34,15 @@ pub(super) struct Cache {
     folder: String,
 }
 
+/// Requirement on the optional files of a text encoder without `modules.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The cache must record that the repository has none, because the hub can be asked.
+    Recorded,
+    /// An encoder without them counts as complete, because the hub cannot be asked.
+    Present,
+}
+
 /// Kernel lock on a blob; it ends with the process.
 #[derive(Debug)]
 pub(super) struct BlobLock {
@@ -135,8 +144,9 @@ impl Cache {
     /// Returns the first file that a checkpoint needs and the snapshot lacks; `None` if the snapshot is complete.
     ///
     /// A missing optional file would silently select the defaults of the model family. The cache must therefore record that
-    /// the repository has none, because the files may have been downloaded one by one.
-    pub(super) fn first_missing(&self, commit: &str, kind: RepoKind) -> Option<String> {
+    /// the repository has none, because the files may have been downloaded one by one. [`Self::unrecorded`] says which text
+    /// encoders are exempt.
+    pub(super) fn first_missing(&self, commit: &str, kind: RepoKind, trust: Trust) -> Option<String> {
         if !self.has(commit, CONFIG) {
             return Some(CONFIG.to_owned());
         }
@@ -147,8 +157,10 @@ impl Cache {
                 return Some(shard);
             }
         }
-        let known = |file: &str| self.has(commit, file) || self.known_absent(commit, file);
-        if let Some(file) = kind.optional_files().iter().find(|file| !known(file)) {
+        let unrecorded = self.unrecorded(commit, kind);
+        if (trust == Trust::Recorded || !unrecorded.contains(&MODULES))
+            && let Some(file) = unrecorded.first()
+        {
             return Some((*file).to_owned());
         }
         if kind == RepoKind::Images {
@@ -157,6 +169,14 @@ impl Cache {
         let modules =
             fs::read(self.snapshot(commit).join(MODULES)).map_or_else(|_| Vec::new(), |text| module_files(&text));
         std::iter::once(TOKENIZER.to_owned()).chain(modules).find(|file| !self.has(commit, file))
+    }
+
+    /// Returns the optional files that the snapshot lacks, and of which the cache does not say whether the repository has them.
+    ///
+    /// Only sentence-transformers asks for `modules.json`. If it is among them, the encoder was cached by other tools.
+    pub(super) fn unrecorded(&self, commit: &str, kind: RepoKind) -> Vec<&'static str> {
+        let known = |file: &&str| self.has(commit, file) || self.known_absent(commit, file);
+        kind.optional_files().iter().filter(|file| !known(file)).copied().collect()
     }
 
     fn known_absent(&self, commit: &str, file: &str) -> bool {
@@ -278,7 +298,7 @@ mod tests {
     fn snapshot_is_complete_once_nothing_is_unknown() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path(), "name");
-        let missing = || cache.first_missing(COMMIT, RepoKind::Images);
+        let missing = || cache.first_missing(COMMIT, RepoKind::Images, Trust::Present);
         assert_eq!(missing().as_deref(), Some(CONFIG));
         add_file(&cache, "c", CONFIG, "{}");
         assert_eq!(missing().as_deref(), Some(WEIGHTS));
@@ -304,15 +324,17 @@ mod tests {
     fn text_encoder_needs_tokenizer_and_module_files() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path(), "org/name");
-        let missing = || cache.first_missing(COMMIT, RepoKind::Text);
+        let missing = || cache.first_missing(COMMIT, RepoKind::Text, Trust::Recorded);
         add_file(&cache, "c", CONFIG, "{}");
         add_file(&cache, "w", WEIGHTS, "");
         assert_eq!(missing().as_deref(), Some(MODULES));
         let modules = r#"[{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"},
             {"path": "2_Dense", "type": "a.Dense"}, {"path": "../x", "type": "a.Dense"}]"#;
         add_file(&cache, "m", MODULES, modules);
-        for file in ["sentence_bert_config.json", "tokenizer_config.json"] {
+        for file in ["sentence_bert_config.json", "config_sentence_transformers.json", "tokenizer_config.json"] {
             assert_eq!(missing().as_deref(), Some(file));
+            // Once `modules.json` is there, the other files of sentence-transformers must be known.
+            assert_eq!(cache.first_missing(COMMIT, RepoKind::Text, Trust::Present).as_deref(), Some(file));
             cache.record_absent(COMMIT, file);
         }
         for file in [TOKENIZER, "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"] {
@@ -328,6 +350,20 @@ mod tests {
                 && !is_module_file("1_Pooling/other.json")
                 && !is_module_file("1_/../config.json")
         );
+    }
+
+    #[test]
+    fn encoder_cached_by_other_tools_is_complete_where_the_hub_cannot_be_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), "org/name");
+        for file in [CONFIG, WEIGHTS, TOKENIZER] {
+            add_file(&cache, file, file, "{}");
+        }
+        let missing = |trust| cache.first_missing(COMMIT, RepoKind::Text, trust);
+        assert_eq!(missing(Trust::Recorded).as_deref(), Some(MODULES));
+        assert_eq!(missing(Trust::Present), None);
+        fs::remove_file(cache.snapshot(COMMIT).join(TOKENIZER)).unwrap();
+        assert_eq!(missing(Trust::Present).as_deref(), Some(TOKENIZER));
     }
 
     #[test]

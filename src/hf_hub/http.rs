@@ -181,11 +181,11 @@ impl Http {
     /// Converts an error answer; `subject` names the requested file or repository.
     fn explain(&self, response: &Response, repo: &str, subject: &str) -> StoreError {
         let code = response.headers().get(ERROR_CODE).and_then(|code| code.to_str().ok()).unwrap_or_default();
-        let refused = |hint: &'static str| StoreError::Refused { url: repo.to_owned(), hint };
+        let refused = |hint: &'static str| StoreError::Refused { url: repo.to_owned(), hint: hint.into() };
         let absent = |what: String| StoreError::NotOnHub { repo: repo.to_owned(), what };
         match (response.status().as_u16(), code) {
             (_, "RevisionNotFound") => absent("has no such revision: check the name after `@`".to_owned()),
-            (_, "EntryNotFound") => StoreError::NotFound { url: subject.to_owned() },
+            (_, "EntryNotFound") => StoreError::NotFound { url: subject.to_owned(), answer: String::new() },
             (_, "GatedRepo") => refused(
                 ": the repository is gated; accept its terms on the hub and set HF_TOKEN to a token of that account",
             ),

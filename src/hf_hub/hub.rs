@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blob;
-use super::cache::{BlobLock, CONFIG, Cache, INDEX, TOKENIZER, WEIGHTS, is_commit, is_module_file, parse_shards};
+use super::cache::{
+    BlobLock, CONFIG, Cache, INDEX, TOKENIZER, Trust, WEIGHTS, is_commit, is_module_file, parse_shards,
+};
 use super::http::{FileMetadata, Http, Listing};
 use super::progress::{Download, ProgressReporter};
 use super::repo::{Repo, RepoKind};
@@ -142,7 +144,8 @@ impl Hub {
     /// # Errors
     /// [`StoreError::NotCached`] names the first missing file.
     pub fn cached(&self, repo: &Repo) -> Result<PathBuf, StoreError> {
-        let commit = self.complete_commit(repo, if self.settings.offline { OFFLINE } else { RUN_DOWNLOADS })?;
+        let hint = if self.settings.offline { OFFLINE } else { RUN_DOWNLOADS };
+        let commit = self.complete_commit(repo, hint, Trust::Present)?;
         Ok(self.cache(repo).snapshot(&commit))
     }
 
@@ -151,13 +154,24 @@ impl Hub {
     }
 
     /// Returns the commit of the revision, if its snapshot is complete in the cache.
-    fn complete_commit(&self, repo: &Repo, hint: &'static str) -> Result<String, StoreError> {
+    fn complete_commit(&self, repo: &Repo, hint: &'static str, trust: Trust) -> Result<String, StoreError> {
         let cache = self.cache(repo);
         let commit = cache.resolve_commit(&repo.revision);
         let lack = match &commit {
             None => "it has nothing of this revision".to_owned(),
-            Some(commit) => match cache.first_missing(commit, repo.kind) {
-                None => return Ok(commit.clone()),
+            Some(commit) => match cache.first_missing(commit, repo.kind, trust) {
+                None => {
+                    let unrecorded = cache.unrecorded(commit, repo.kind);
+                    if trust == Trust::Present && !unrecorded.is_empty() {
+                        tracing::warn!(
+                            checkpoint = %repo,
+                            files = unrecorded.join(", "),
+                            "used as a plain encoder, with mean pooling: the cache does not say whether the repository has \
+                             these files"
+                        );
+                    }
+                    return Ok(commit.clone());
+                }
                 Some(file) if repo.kind.optional_files().contains(&file.as_str()) => {
                     format!("`{file}` is missing, and the cache does not record that the repository has none")
                 }
@@ -171,10 +185,10 @@ impl Hub {
     /// Asks the hub for the files of the revision, unless the cache is complete and offline mode or a fixed commit make
     /// that unnecessary, or the hub cannot be asked.
     async fn resolve(&self, repo: &Repo) -> Result<Resolved, StoreError> {
-        let complete = self.complete_commit(repo, OFFLINE);
         if self.settings.offline {
-            return complete.map(Resolved::Cached);
+            return self.complete_commit(repo, OFFLINE, Trust::Present).map(Resolved::Cached);
         }
+        let complete = self.complete_commit(repo, OFFLINE, Trust::Recorded);
         if let (Ok(commit), true) = (&complete, is_commit(&repo.revision)) {
             return Ok(Resolved::Cached(commit.clone()));
         }
@@ -189,11 +203,13 @@ impl Hub {
         match (listed.await, complete) {
             (Ok((http, listing)), _) => Ok(Resolved::Listed(http, listing)),
             // Also when the repository was removed or made private meanwhile.
-            (Err(error), Ok(commit)) => {
+            (Err(error), complete) => {
+                let Ok(commit) = complete.or_else(|_| self.complete_commit(repo, OFFLINE, Trust::Present)) else {
+                    return Err(error);
+                };
                 tracing::warn!(checkpoint = %repo, commit, %error, "using the cached commit, because the hub cannot be asked");
                 Ok(Resolved::Cached(commit))
             }
-            (Err(error), Err(_)) => Err(error),
         }
     }
 

@@ -15,7 +15,12 @@ impl RepoKind {
     pub(super) fn optional_files(self) -> &'static [&'static str] {
         match self {
             Self::Images => &["preprocessor_config.json"],
-            Self::Text => &["modules.json", "sentence_bert_config.json", "tokenizer_config.json"],
+            Self::Text => &[
+                "modules.json",
+                "sentence_bert_config.json",
+                "config_sentence_transformers.json",
+                "tokenizer_config.json",
+            ],
         }
     }
 }

@@ -5,11 +5,10 @@
 //! rejected, because its defaults and steps are unknown. The module does no I/O.
 
 mod class;
+mod raw;
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::Deserializer;
 use serde_json::json;
 
 use class::CLASSES;
@@ -18,6 +17,11 @@ use class::IMAGENET_STD;
 use class::ProcessorClass;
 use class::family_class;
 use class::find_class;
+use raw::RawChannels;
+use raw::RawFloat;
+use raw::RawPreprocessor;
+use raw::RawResample;
+use raw::RawSize;
 
 use crate::model::config::Family;
 use crate::model::error::ModelError;
@@ -60,125 +64,6 @@ pub struct Preprocessor {
     pub mean: [f32; 3],
     /// Standard deviation of each channel in RGB order, never 0; 1 if `do_normalize` is false.
     pub std: [f32; 3],
-}
-
-/// Keys of the file that define the preprocessing; all optional.
-///
-/// transformers treats null differently from an absent key: a step with null is off, and a value with null is an error
-/// if its step is on.
-#[derive(Debug, Deserialize)]
-struct RawPreprocessor {
-    image_processor_type: Option<String>,
-    feature_extractor_type: Option<String>,
-    #[serde(default)]
-    do_resize: RawKey<bool>,
-    #[serde(default)]
-    size: RawKey<RawSize>,
-    #[serde(default)]
-    resample: RawKey<RawResample>,
-    #[serde(default)]
-    do_center_crop: RawKey<bool>,
-    #[serde(default)]
-    crop_size: RawKey<RawSize>,
-    #[serde(default)]
-    do_rescale: RawKey<bool>,
-    #[serde(default)]
-    rescale_factor: RawKey<RawFloat>,
-    #[serde(default)]
-    do_normalize: RawKey<bool>,
-    #[serde(default)]
-    image_mean: RawKey<RawChannels>,
-    #[serde(default)]
-    image_std: RawKey<RawChannels>,
-    #[serde(default)]
-    crop_pct: RawKey<RawFloat>,
-}
-
-/// Value of a key that may be absent or null.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum RawKey<T> {
-    #[default]
-    Absent,
-    Null,
-    Value(T),
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawKey<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Option::deserialize(deserializer)?.map_or(Self::Null, Self::Value))
-    }
-}
-
-impl RawKey<bool> {
-    /// Whether a step is on.
-    fn is_on(self, default: bool) -> bool {
-        match self {
-            Self::Absent => default,
-            Self::Null => false,
-            Self::Value(value) => value,
-        }
-    }
-}
-
-impl<T: Clone> RawKey<T> {
-    /// Returns the value for a step that is on; `None` for the class default.
-    fn value(&self, key: &'static str, step: &str, path: &Path) -> Result<Option<T>, ModelError> {
-        match self {
-            Self::Absent => Ok(None),
-            Self::Null => Err(ModelError::value(path, key, format!("is `null` although `{step}` is `true`"))),
-            Self::Value(value) => Ok(Some(value.clone())),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum RawSize {
-    Side(u64),
-    HeightWidth([u64; 2]),
-    Sides { height: Option<u64>, width: Option<u64>, shortest_edge: Option<u64>, longest_edge: Option<u64> },
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum RawChannels {
-    Same(RawFloat),
-    Each([RawFloat; 3]),
-}
-
-/// Filter as Pillow's code or as the name of torchvision's `InterpolationMode`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum RawResample {
-    Code(i64),
-    Name(String),
-}
-
-/// Number that may be NaN or infinite; `parse_json` hands such numbers over as strings.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum RawFloat {
-    Finite(f64),
-    NonFinite(NonFinite),
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-enum NonFinite {
-    NaN,
-    Infinity,
-    #[serde(rename = "-Infinity")]
-    NegativeInfinity,
-}
-
-impl RawFloat {
-    fn value(self) -> f64 {
-        match self {
-            Self::Finite(value) => value,
-            Self::NonFinite(NonFinite::NaN) => f64::NAN,
-            Self::NonFinite(NonFinite::Infinity) => f64::INFINITY,
-            Self::NonFinite(NonFinite::NegativeInfinity) => f64::NEG_INFINITY,
-        }
-    }
 }
 
 impl Preprocessor {

@@ -252,6 +252,11 @@ impl Client {
         self.root.is_empty()
     }
 
+    /// Returns whether the objects are on a web server.
+    pub(crate) fn is_web(&self) -> bool {
+        self.root.starts_with("http")
+    }
+
     /// Returns the URL of an object, for messages.
     pub(crate) fn url(&self, location: &Path) -> String {
         format!("{}/{location}", self.root)

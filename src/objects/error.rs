@@ -1,13 +1,25 @@
 //! Errors of stores, by what a person can do about them.
 
+use std::borrow::Cow;
+
 /// Failure to list, read or write an object or a file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The object does not exist.
-    #[error("`{url}` does not exist")]
+    #[error("`{url}` does not exist{answer}")]
     NotFound {
         /// Name of the object.
         url: String,
+        /// Answer of the server, in parentheses after a space; empty for files.
+        answer: String,
+    },
+    /// The bucket of an object does not exist on this server.
+    #[error("the bucket of `{url}` does not exist{answer}: check its name and the endpoint")]
+    NoBucket {
+        /// Name of the object.
+        url: String,
+        /// Answer of the server, in parentheses after a space.
+        answer: String,
     },
     /// A glob matches no object.
     #[error("`{pattern}` matches no file")]
@@ -29,7 +41,7 @@ pub enum StoreError {
         /// Name of the object.
         url: String,
         /// Advice, as a clause that starts with its punctuation; empty for files.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The object is no longer the listed version.
     #[error("`{url}` changed while the run was reading it; run again once it no longer changes")]
@@ -50,6 +62,16 @@ pub enum StoreError {
         url: String,
         /// Message of the decompressor.
         reason: String,
+    },
+    /// The object is in another format than the text that it should hold.
+    #[error("`{url}` is {content}, not text: {advice}")]
+    WrongFormat {
+        /// The object.
+        url: String,
+        /// Recognised format, with its article.
+        content: String,
+        /// Advice to the user.
+        advice: &'static str,
     },
     /// The object has fewer bytes than its stated size in every attempt.
     #[error(
@@ -159,8 +181,10 @@ impl StoreError {
         let path = path.as_ref().display().to_string();
         match source.kind() {
             // A file that cannot be created has a missing parent, which is another problem.
-            std::io::ErrorKind::NotFound if !["created", "written"].contains(&action) => Self::NotFound { url: path },
-            std::io::ErrorKind::PermissionDenied => Self::Refused { url: path, hint: "" },
+            std::io::ErrorKind::NotFound if !["created", "written"].contains(&action) => {
+                Self::NotFound { url: path, answer: String::new() }
+            }
+            std::io::ErrorKind::PermissionDenied => Self::Refused { url: path, hint: Cow::Borrowed("") },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
             _ => Self::Io { path, action, source },
         }
@@ -170,12 +194,14 @@ impl StoreError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::NotFound { .. }
+            | Self::NoBucket { .. }
             | Self::NoMatch { .. }
             | Self::BadPattern { .. }
             | Self::Changed { .. }
             | Self::Short { .. }
             | Self::NotOnHub { .. }
             | Self::Mismatch { .. }
+            | Self::WrongFormat { .. }
             | Self::Truncated { .. }
             | Self::Damaged { .. } => true,
             Self::Refused { .. }

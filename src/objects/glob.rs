@@ -1,11 +1,12 @@
 //! Expands names and globs to objects one path component at a time, so that only directories that can match are listed.
 
 use globset::GlobBuilder;
+use object_store::ObjectMeta;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStoreExt as _};
 
 use super::client::{Client, Clients, redact, remote_scheme};
+use super::read::read_meta;
 use super::{StoreError, listing};
 
 /// Characters that make a name a glob.
@@ -91,7 +92,7 @@ pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, 
     let bad = |reason: String| StoreError::BadPattern { pattern: redact(pattern).to_owned(), reason };
     if !wild {
         let (client, location) = locate(clients, pattern)?;
-        let meta = client.request(redact(pattern), "read", || client.inner.head(&location)).await?;
+        let meta = read_meta(&client, redact(pattern), &location).await?;
         return Ok((client, vec![meta]));
     }
     if web {

@@ -39,7 +39,8 @@ mod flag {
 /// Reader of the decompressed bytes of a gzip file.
 ///
 /// A file that ends within a member is [`ErrorKind::UnexpectedEof`] and damaged data is [`ErrorKind::InvalidData`]. A file
-/// that ends within the trailer of a member may be either.
+/// that ends within the trailer of a member may be either. Zero bytes between and after members are padding, as for
+/// `gzip` and Python's `gzip` module.
 pub(super) struct GzipReader<R> {
     input: R,
     decoder: Decoder,
@@ -56,7 +57,6 @@ impl<R> GzipReader<R> {
             length: 0,
             consumed: [0; TRAILER_BYTES],
             left: Vec::with_capacity(MAX_TRAILER_LEFT),
-            zeros: 0,
             output: vec![0; WINDOW_BYTES + block_bytes],
             unread: 0..0,
         };
@@ -115,8 +115,6 @@ struct Decoder {
     consumed: [u8; TRAILER_BYTES],
     /// Bytes after those.
     left: Vec<u8>,
-    /// Zero bytes that may still belong to the trailer of an empty member.
-    zeros: usize,
     /// Window of earlier output that the stream may refer to, then the latest output.
     output: Vec<u8>,
     /// Part of `output` that the consumer has not read.
@@ -146,9 +144,8 @@ impl Decoder {
     }
 
     fn read_header(&mut self, input: &[u8]) -> Result<usize> {
-        if self.header.is_empty() && self.zeros > 0 && input.first() == Some(&0) {
-            self.zeros -= 1;
-            return Ok(1);
+        if self.header.is_empty() && input.first() == Some(&0) {
+            return Ok(input.iter().take_while(|byte| **byte == 0).count());
         }
         let before = self.header.len();
         let step = input.len().min(HEADER_STEP);
@@ -197,14 +194,13 @@ impl Decoder {
     ///
     /// The number of trailer bytes that the inflater has consumed depends on where its input was split. The trailer is
     /// therefore complete when the last eight bytes are the expected checksum and length, which happens by accident once in
-    /// 2⁶⁴. All eight bytes of an empty member are zero, and so may be the end of its stream; zero bytes that follow then
-    /// belong to its trailer, because no header starts with zero.
+    /// 2⁶⁴. All eight bytes of an empty member are zero, and so may be the end of its stream; the rest of its trailer is
+    /// then skipped like zero padding.
     fn read_trailer(&mut self, input: &[u8]) -> Result<()> {
         self.left.extend(input.first());
         let found = self.consumed[self.left.len()..].iter().chain(&self.left);
         if found.eq(self.checksum.clone().finalize().to_le_bytes().iter().chain(&self.length.to_le_bytes())) {
             self.section = Section::Header;
-            self.zeros = if self.length == 0 { MAX_TRAILER_LEFT - self.left.len() } else { 0 };
         } else if self.left.len() >= MAX_TRAILER_LEFT {
             return Err(wrong_checksum());
         }
@@ -351,8 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn zero_padding_between_and_after_members_is_skipped() {
+        let (one, other) = (gzip(b"one ", 6), gzip(b"other", 6));
+        for zeros in [1, 7, 512, 100_000] {
+            let padding = vec![0; zeros];
+            for piece in [1, 5, 4096] {
+                let input = [&one[..], &padding, &other, &padding].concat();
+                assert_eq!(gunzip(&input, piece, 100).unwrap(), b"one other", "{zeros} zeros in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
     fn trailing_garbage_is_refused() {
-        for behind in [&b"\0"[..], b"\x1f\x8c", b"\x1f\x8b\x07\0\0\0\0\0\0\0", b"text behind"] {
+        for behind in [&b"\0\0x"[..], b"\x1f\x8c", b"\x1f\x8b\x07\0\0\0\0\0\0\0", b"text behind"] {
             let error = gunzip(&[&gzip(b"data", 6), behind].concat(), 100, 100).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidData, "{behind:?}");
         }

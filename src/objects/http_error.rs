@@ -19,8 +19,10 @@ const METADATA_HOSTS: [&str; 4] = ["169.254.169.254", "169.254.170.2", "169.254.
 
 /// Unsuccessful response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the server answers {status}{}", code.as_ref().map_or_else(String::new, |code| format!(" {code}")))]
+#[error("`{endpoint}` answers {status}{}", code.as_ref().map_or_else(String::new, |code| format!(" {code}")))]
 pub(crate) struct ServerError {
+    /// Scheme, host and port of the server.
+    endpoint: String,
     status: u16,
     /// Error code in the body of an S3 response, such as `SlowDown`.
     code: Option<String>,
@@ -37,6 +39,15 @@ impl ServerError {
             _ => false,
         }
     }
+}
+
+/// Failure to reach a server or to read its answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+struct NoAnswer {
+    /// Scheme, host and port of the server.
+    endpoint: String,
+    source: HttpError,
 }
 
 /// No credentials in the environment, and none from the machine's metadata service.
@@ -69,9 +80,12 @@ impl HttpService for TypedService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let metadata = request.uri().host().is_some_and(|host| METADATA_HOSTS.contains(&host));
         let no_credentials = || HttpError::new(HttpErrorKind::Unknown, NoCredentials);
+        let uri = request.uri();
+        let endpoint = endpoint(uri.scheme_str(), uri.host(), uri.port_u16());
         let response = match self.client.execute(request).await {
             Err(_) if metadata => return Err(no_credentials()),
-            answer => answer?,
+            Err(source) => return Err(HttpError::new(source.kind(), NoAnswer { endpoint, source })),
+            Ok(answer) => answer,
         };
         let status = response.status().as_u16();
         if response.status().is_success() || (metadata && status == 403 && self.imdsv1_fallback) {
@@ -81,8 +95,14 @@ impl HttpService for TypedService {
             return Err(no_credentials());
         }
         let body = response.into_body().bytes().await?;
-        Err(HttpError::new(HttpErrorKind::Unknown, ServerError { status, code: error_code(&body) }))
+        Err(HttpError::new(HttpErrorKind::Unknown, ServerError { endpoint, status, code: error_code(&body) }))
     }
+}
+
+/// Joins scheme, host and port of a URL. The rest of it may hold secrets.
+fn endpoint(scheme: Option<&str>, host: Option<&str>, port: Option<u16>) -> String {
+    let (scheme, host) = (scheme.unwrap_or("http"), host.unwrap_or_default());
+    port.map_or_else(|| format!("{scheme}://{host}"), |port| format!("{scheme}://{host}:{port}"))
 }
 
 /// Returns the `<Code>` of an S3 error document.
@@ -142,6 +162,11 @@ pub(crate) fn is_conflict(error: &Error) -> bool {
     matches!(status(error), Some(304 | 409 | 412))
 }
 
+/// Returns whether a server may refuse `HEAD` for an object that `GET` returns: signed URLs are valid for one method.
+pub(crate) fn may_refuse_head(error: &Error) -> bool {
+    matches!(status(error), Some(400 | 401 | 403 | 404 | 405 | 501)) || matches!(error, Error::NotFound { .. })
+}
+
 /// Returns whether the server redirects; S3 does so, without a location, for a bucket in another region.
 fn is_redirect(error: &Error) -> bool {
     matches!(status(error), Some(300..400))
@@ -170,8 +195,10 @@ pub(crate) fn describe(error: &Error) -> String {
     for cause in causes(error) {
         if let Some(http) = cause.downcast_ref::<HttpError>() {
             let deepest = causes(http).last().map(ToString::to_string).unwrap_or_default();
+            let endpoint = causes(http).find_map(|cause| cause.downcast_ref::<NoAnswer>()).map(|it| &it.endpoint);
+            let to = endpoint.map_or_else(String::new, |endpoint| format!(" to `{endpoint}`"));
             return match http.kind() {
-                HttpErrorKind::Connect => format!("no connection ({deepest})"),
+                HttpErrorKind::Connect => format!("no connection{to} ({deepest})"),
                 HttpErrorKind::Timeout => "no byte arrived before the timeout".to_owned(),
                 _ => format!("the connection broke ({deepest})"),
             };
@@ -185,19 +212,24 @@ pub(crate) fn explain(url: &str, action: &'static str, error: &Error) -> StoreEr
     let url = url.to_owned();
     if is_without_credentials(error) {
         let hint = ": no credentials were found in the environment, the profile or the machine's metadata";
-        return StoreError::Refused { url, hint };
+        return StoreError::Refused { url, hint: hint.into() };
     }
+    let answer = server_error(error).map_or_else(String::new, |answer| format!(" ({answer})"));
     let remote = url.contains("://") && !url.starts_with("file://");
-    let hint = if remote { ": check the credentials and their permissions" } else { "" };
+    let hint = || if remote { format!(": check the credentials and their permissions{answer}") } else { String::new() };
     if is_not_found(error) {
+        let lacks_bucket = server_error(error).is_some_and(|answer| answer.code.as_deref() == Some("NoSuchBucket"));
         if remote && action == "written" {
-            return StoreError::BadUrl { url, reason: "its bucket does not exist".to_owned() };
+            return StoreError::BadUrl { url, reason: format!("its bucket does not exist{answer}") };
         }
-        return StoreError::NotFound { url };
+        if lacks_bucket {
+            return StoreError::NoBucket { url, answer };
+        }
+        return StoreError::NotFound { url, answer };
     }
     match (error, status(error)) {
         (_, Some(401 | 403)) | (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) => {
-            StoreError::Refused { url, hint }
+            StoreError::Refused { url, hint: hint().into() }
         }
         (_, Some(304 | 412)) | (Error::Precondition { .. } | Error::NotModified { .. }, _) => {
             StoreError::Changed { url }
@@ -205,8 +237,8 @@ pub(crate) fn explain(url: &str, action: &'static str, error: &Error) -> StoreEr
         _ => {
             let io = causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>());
             match io.map(std::io::Error::kind) {
-                Some(std::io::ErrorKind::PermissionDenied) => StoreError::Refused { url, hint },
-                Some(std::io::ErrorKind::NotFound) => StoreError::NotFound { url },
+                Some(std::io::ErrorKind::PermissionDenied) => StoreError::Refused { url, hint: hint().into() },
+                Some(std::io::ErrorKind::NotFound) => StoreError::NotFound { url, answer },
                 _ => StoreError::Io { path: url, action, source: std::io::Error::other(describe(error)) },
             }
         }
@@ -221,7 +253,10 @@ mod tests {
     fn answer(status: u16, code: &str) -> Error {
         let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>m</Message></Error>");
         let code = if code.is_empty() { None } else { error_code(body.as_bytes()) };
-        let source = HttpError::new(HttpErrorKind::Unknown, ServerError { status, code });
+        let source = HttpError::new(
+            HttpErrorKind::Unknown,
+            ServerError { endpoint: "https://s3.test".to_owned(), status, code },
+        );
         Error::Generic { store: "S3", source: source.into() }
     }
 
@@ -244,8 +279,8 @@ mod tests {
 
     #[test]
     fn description_names_status_and_code() {
-        assert_eq!(describe(&answer(503, "SlowDown")), "the server answers 503 SlowDown");
-        assert_eq!(describe(&answer(500, "")), "the server answers 500");
+        assert_eq!(describe(&answer(503, "SlowDown")), "`https://s3.test` answers 503 SlowDown");
+        assert_eq!(describe(&answer(500, "")), "`https://s3.test` answers 500");
         assert!(describe(&answer(301, "")).contains("AWS_REGION"));
         assert!(is_unsupported(&answer(501, "")) && is_out_of_range(&answer(416, "")));
     }
@@ -258,6 +293,11 @@ mod tests {
         assert!(matches!(explain(403, "listed"), StoreError::Refused { .. }));
         assert!(matches!(explain(412, "read"), StoreError::Changed { .. }));
         let error = explain(409, "written").to_string();
-        assert!(error.contains("s3://b/k") && error.contains("the server answers 409 X"), "{error}");
+        assert!(error.contains("s3://b/k") && error.contains("`https://s3.test` answers 409 X"), "{error}");
+        let error = explain(403, "listed").to_string();
+        assert_eq!(
+            error,
+            "access to `s3://b/k` was refused: check the credentials and their permissions (`https://s3.test` answers 403 X)"
+        );
     }
 }

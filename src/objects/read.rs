@@ -5,6 +5,7 @@
 //! stopped; a local one is read again. Every response must belong to the listed version.
 
 mod local;
+mod meta;
 mod unranged;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use super::http_retry::RetryBudget;
 use super::{Object, ReadStats, StoreError};
 use local::{LOCAL_RANGE_BYTES, OpenFile};
 
+pub(super) use meta::read_meta;
 pub(super) use unranged::read_head;
 
 /// Bytes of one ranged read: large enough to hide a remote store's latency, small compared with any memory limit.
@@ -91,7 +93,7 @@ pub(super) async fn stream_blocks(
 
 /// Returns whether the object's server supports ranges; only web servers may not.
 pub(super) async fn supports_ranges(object: &Object) -> Result<bool, StoreError> {
-    if !object.client.root.starts_with("http") {
+    if !object.client.is_web() {
         return Ok(true);
     }
     let get_first_byte = || {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use async_compression::tokio::bufread::ZstdDecoder;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use object_store::ObjectStoreExt as _;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio_util::io::StreamReader;
 
 use super::client::{self, Clients};
 use super::gzip::GzipReader;
 use super::object::{Object, distinct_names};
+use super::sniff::{Content, FileFormat, sniff};
 use super::{ReadStats, StoreError, StoreSettings, Traffic, glob, read};
 
 /// Bytes that the zstd decompressor returns at a time.
@@ -97,7 +97,7 @@ impl Store {
     pub async fn find(&self, name: &str) -> Result<Object, StoreError> {
         let (client, location) = glob::locate(&self.clients, name)?;
         let url = client::redact(name);
-        let meta = client.request(url, "read", || client.inner.head(&location)).await?;
+        let meta = read::read_meta(&client, url, &location).await?;
         Ok(Object::new(url.to_owned(), &client, meta))
     }
 
@@ -128,16 +128,16 @@ impl Store {
             .await
     }
 
-    /// Opens an object's decompressed bytes; `stats` counts the stored bytes as they arrive.
+    /// Opens an object's text, decompressed; `stats` counts the stored bytes as they arrive.
     ///
     /// # Errors
-    /// When the first bytes cannot be read. Later failures are [`std::io::Error`]s of the reader: pass them to
-    /// [`explain_read`].
+    /// When the first bytes cannot be read, or show another format than text ([`sniff()`]). Later failures are
+    /// [`std::io::Error`]s of the reader: pass them to [`explain_read`].
     pub async fn open(&self, object: &Object, stats: Arc<ReadStats>) -> Result<Reader, StoreError> {
         self.open_at(object, 0, stats).await
     }
 
-    /// Opens an object's decompressed bytes at an offset.
+    /// Opens an object's text, decompressed, at an offset.
     ///
     /// A compressed object is decompressed from its start. Of a plain object the bytes before the offset are not read, but
     /// `stats` counts them.
@@ -145,36 +145,50 @@ impl Store {
     /// # Errors
     /// As [`Self::open`], and when the object ends before the offset.
     pub async fn open_at(&self, object: &Object, offset: u64, stats: Arc<ReadStats>) -> Result<Reader, StoreError> {
+        let before = stats.bytes();
+        let (mut reader, Content { compression, format }) = self.open_any(object, Arc::clone(&stats)).await?;
+        if format != FileFormat::Text {
+            let (content, advice) = format.explain(compression);
+            return Err(StoreError::WrongFormat { url: object.url.clone(), content, advice });
+        }
+        if offset == 0 {
+            return Ok(reader);
+        }
+        if compression.is_none() && offset <= object.size && read::supports_ranges(object).await? {
+            drop(reader);
+            stats.skip(offset.saturating_sub(stats.bytes() - before));
+            return Ok(Box::pin(StreamReader::new(read::stream_blocks(object, offset, stats).await?)));
+        }
+        let skipped = tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await;
+        if skipped.map_err(|error| explain_read(&object.url, error))? < offset {
+            return Err(StoreError::Changed { url: object.url.clone() });
+        }
+        Ok(reader)
+    }
+
+    /// Opens an object's decompressed bytes and recognises their format, whatever it is.
+    ///
+    /// # Errors
+    /// When the first bytes cannot be read.
+    pub async fn open_any(&self, object: &Object, stats: Arc<ReadStats>) -> Result<(Reader, Content), StoreError> {
         let compressed_name = [".gz", ".zst"].iter().any(|ending| object.url.ends_with(ending));
         if object.size == 0 && compressed_name {
             // Even an empty compressed file has a header; no bytes at all are a failed download.
             return Err(StoreError::Truncated { url: object.url.clone() });
         }
-        let before = stats.bytes();
-        let blocks = read::stream_blocks(object, 0, Arc::clone(&stats)).await?;
-        let mut stored = StreamReader::new(blocks);
-        let head = stored.fill_buf().await.map_err(|error| explain_read(&object.url, error))?;
-        let mut reader: Reader = match head {
-            [0x1f, 0x8b, ..] => Box::pin(GzipReader::new(stored, GZIP_BYTES)),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+        let mut stored = StreamReader::new(read::stream_blocks(object, 0, stats).await?);
+        let stored_format = sniff(stored.fill_buf().await.map_err(|error| explain_read(&object.url, error))?);
+        let mut reader: Reader = match stored_format {
+            FileFormat::Gzip => Box::pin(GzipReader::new(stored, GZIP_BYTES)),
+            FileFormat::Zstd => {
                 let mut decoder = ZstdDecoder::new(stored);
                 decoder.multiple_members(true);
                 Box::pin(BufReader::with_capacity(ZSTD_BYTES, decoder))
             }
-            _ if offset > 0 && offset <= object.size && read::supports_ranges(object).await? => {
-                drop(stored);
-                stats.skip(offset.saturating_sub(stats.bytes() - before));
-                return Ok(Box::pin(StreamReader::new(read::stream_blocks(object, offset, stats).await?)));
-            }
-            _ => Box::pin(stored),
+            format => return Ok((Box::pin(stored), Content { compression: None, format })),
         };
-        if offset > 0 {
-            let skipped = tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await;
-            if skipped.map_err(|error| explain_read(&object.url, error))? < offset {
-                return Err(StoreError::Changed { url: object.url.clone() });
-            }
-        }
-        Ok(reader)
+        let format = sniff(reader.fill_buf().await.map_err(|error| explain_read(&object.url, error))?);
+        Ok((reader, Content { compression: Some(stored_format), format }))
     }
 
     /// Reads the decompressed content of a small object.

@@ -21,6 +21,7 @@ use crate::objects::StoreError;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{DeviceWorker, LoadedEncoder, TextBatches, model_error};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::hub::require_checkpoint;
 use crate::pipeline::manifest::ENCODER_FILES;
 use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::types::Precision;
@@ -38,6 +39,8 @@ pub(crate) struct Encoder {
     pub(crate) fingerprint: String,
     /// Prefix of each caption.
     pub(crate) prefix: String,
+    /// Origin of the prefix, for people.
+    prefix_origin: String,
     /// Format of the stored vectors.
     pub(crate) precision: Precision,
 }
@@ -49,11 +52,30 @@ impl Encoder {
     /// When the checkpoint cannot be used.
     pub(crate) fn open(text: &TextConfig, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
-        let checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
+        require_checkpoint("text.encoder", &text.encoder, &dir)?;
+        let mut checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
+        if let Some(kept) = text.truncate_dim {
+            checkpoint = checkpoint.truncated(kept as usize);
+        }
+        let (prefix, prefix_origin) = choose_prefix(text.prefix.as_deref(), &checkpoint);
         // Loaded here so that a damaged tokenizer is reported before anything runs.
-        CaptionTokenizer::load(&checkpoint, &text.prefix).map_err(model_error)?;
+        CaptionTokenizer::load(&checkpoint, &prefix).map_err(model_error)?;
         let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
-        Ok(Self { checkpoint, fingerprint, prefix: text.prefix.clone(), precision: text.precision })
+        Ok(Self { checkpoint, fingerprint, prefix, prefix_origin, precision: text.precision })
+    }
+
+    /// Describes the encoder for people: size, vectors, and the prefix of the captions with its origin.
+    pub(crate) fn describe(&self) -> String {
+        let checkpoint = &self.checkpoint;
+        let (dim, full) = (checkpoint.dim(), checkpoint.full_dim());
+        let values = if dim < full { format!("the first {dim} of {full} values") } else { format!("{dim} values") };
+        format!(
+            "{} parameters beside the words, vectors of {values} in {}, captions of up to {} tokens, {}",
+            checkpoint.parameters(),
+            self.precision,
+            checkpoint.max_tokens(),
+            self.prefix_origin
+        )
     }
 
     /// Returns the keys that caption vectors depend on. A hash of its files identifies the encoder, not its path.
@@ -61,6 +83,12 @@ impl Encoder {
         let mut keys = config.keys(Stage::Text);
         keys.remove("text.encoder");
         keys.insert(ENCODER_FILES.to_owned(), self.fingerprint.clone());
+        // Those in effect, wherever they come from.
+        keys.insert("text.prefix".to_owned(), toml::Value::String(self.prefix.clone()).to_string());
+        keys.remove("text.truncate_dim");
+        if self.checkpoint.dim() < self.checkpoint.full_dim() {
+            keys.insert("text.truncate_dim".to_owned(), self.checkpoint.dim().to_string());
+        }
         keys
     }
 
@@ -68,6 +96,30 @@ impl Encoder {
     fn stored_bytes(&self, captions: usize) -> u64 {
         let width = if self.precision == Precision::Bf16 { 2 } else { 4 };
         captions as u64 * self.checkpoint.dim() as u64 * width
+    }
+}
+
+/// Returns the prefix of the captions and its origin: the configuration, else the encoder's default prompt.
+fn choose_prefix(configured: Option<&str>, checkpoint: &TextCheckpoint) -> (String, String) {
+    match (configured, checkpoint.default_prompt()) {
+        (Some(""), _) => (String::new(), "no prefix (`text.prefix`)".to_owned()),
+        (Some(prefix), _) => (prefix.to_owned(), format!("prefix `{prefix}` (`text.prefix`)")),
+        (None, Some((name, prompt))) => {
+            (prompt.to_owned(), format!("prefix `{prompt}` (the encoder's default prompt, `{name}`)"))
+        }
+        (None, None) => {
+            let prompts = checkpoint.prompts().values().filter(|prompt| !prompt.is_empty());
+            let prompts: Vec<String> = prompts.map(|prompt| format!("`{prompt}`")).collect();
+            let hint = if prompts.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    " (the encoder has prompts, {}, and none is its default: see `text.prefix`)",
+                    prompts.join(", ")
+                )
+            };
+            (String::new(), format!("no prefix{hint}"))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Command `check`: stages and needs of a run, from its configuration and the first megabytes of its inputs. Changes
 //! nothing.
 
+mod estimate;
 mod run_dir;
 mod sample;
 
@@ -9,8 +10,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::catalog::{ClassSource, Classes, Match};
-use crate::chunk::pixels::image_bytes;
+use crate::catalog::{ClassSource, Classes};
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
 use crate::decode::ImageSpec;
@@ -24,8 +24,9 @@ use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::predict::{check_truth, require_vector_memory};
-use crate::pipeline::resolve::{Backbone, resolve_backbone};
+use crate::pipeline::resolve::{Backbone, FeatureShape, resolve_backbone};
 use crate::pipeline::store::open_store;
+use crate::types::MatchRule;
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -36,6 +37,8 @@ pub struct Check {
     pub inputs: BTreeMap<String, String>,
     /// Needs of the run.
     pub needs: BTreeMap<String, String>,
+    /// Time and disk, estimated from the sample.
+    pub estimates: BTreeMap<String, String>,
     /// Findings in a sample of each input.
     pub sample: BTreeMap<String, String>,
     /// All problems.
@@ -47,6 +50,12 @@ pub struct Check {
 }
 
 impl Check {
+    /// Returns the outcome for a configuration that was refused before its inputs were looked at.
+    pub fn refused<'a>(problems: impl IntoIterator<Item = &'a str>, exit_code: u8) -> Self {
+        let problems = problems.into_iter().map(ToOwned::to_owned).collect();
+        Self { problems, exit_code, ..Self::default() }
+    }
+
     fn add_problem(&mut self, error: &PipelineError) {
         self.problems.push(chain(error));
         self.exit_code = self.exit_code.max(error.exit_code());
@@ -77,11 +86,11 @@ pub async fn check(config: &RunConfig) -> Check {
     check.ok(run_dir::check_scratch(config));
     check.stages = list_stages(config, recorded.as_ref());
     let inputs = list_inputs(config, &store, &mut check).await;
-    let spec = resolve_models(config, &store, &mut check).await;
-    if let Some(spec) = &spec {
+    let models = resolve_models(config, &store, &mut check).await;
+    if let Some(models) = &models {
         for key in ["images.shards", "predict.images"] {
             if let Some(shards) = inputs.get(key) {
-                sample_shards(config, &store, (key, shards), spec, &mut check).await;
+                sample_shards(config, &store, (key, shards), models, &mut check).await;
             }
         }
     }
@@ -124,9 +133,16 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BT
     inputs
 }
 
+/// Properties of the models that the estimates need.
+struct Models {
+    spec: ImageSpec,
+    /// Shape of a feature; `None` without a backbone, or before it is downloaded.
+    shape: Option<FeatureShape>,
+}
+
 /// Opens the models that are on this machine, and adds the needs of the run. Returns the preprocessing; `None` if a
 /// model cannot be used.
-async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<ImageSpec> {
+async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Models> {
     let location = locate_backbone(config, store, check).await;
     let to_download = location.is_none();
     let mut needs_device = to_download;
@@ -142,9 +158,10 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     let limits = config.limits();
     check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
     check.needs.insert("decoding threads".to_owned(), workers(config).to_string());
-    let Some((spec, _)) = resolved else {
+    let Some((spec, backbone)) = resolved else {
         // Images can be sampled before the checkpoint is known.
-        return to_download.then(|| resolve_spec(config, CheckpointPreprocessing::default()));
+        let spec = || resolve_spec(config, CheckpointPreprocessing::default());
+        return to_download.then(|| Models { spec: spec(), shape: None });
     };
     let (size_px, rows) = (spec.geometry.output_px(), config.chunk_images());
     check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
@@ -155,7 +172,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
         "none: the chunks are the product".to_owned()
     };
     check.needs.insert("scratch disk".to_owned(), scratch);
-    Some(spec)
+    Some(Models { spec, shape: backbone.map(|backbone| backbone.shape) })
 }
 
 /// Decodes a sample of the first shard.
@@ -163,24 +180,23 @@ async fn sample_shards(
     config: &RunConfig,
     store: &Store,
     (key, shards): (&str, &[Object]),
-    spec: &ImageSpec,
+    models: &Models,
     check: &mut Check,
 ) {
     let Some(shard) = shards.first() else { return };
-    let sampled = sample::sample_images(store, shard, spec.clone()).await;
-    let Some((text, bytes_per_row)) = check.ok(sampled) else { return };
-    check.sample.insert(key.to_owned(), text);
+    let sampled = sample::sample_images(store, shard, models.spec.clone()).await;
+    let Some(sample) = check.ok(sampled) else { return };
+    check.sample.insert(key.to_owned(), sample.text.clone());
+    estimate::add_image_estimates(check, config, (key, shards), &sample, &models.spec, models.shape);
     if key != "images.shards" {
         return;
     }
     let bytes: u64 = shards.iter().map(|object| object.size).sum();
-    let images = bytes as f64 / bytes_per_row.max(1.0);
-    let pixels = (images * image_bytes(spec.geometry.output_px()) as f64) as u64;
+    let images = bytes as f64 / sample.bytes_per_row.max(1.0);
+    let pixels = (images * image_bytes(models.spec.geometry.output_px()) as f64) as u64;
     if config.model().is_some() {
         check.to_weigh.extend(run_dir::weigh_scratch(config, pixels));
     } else {
-        let what = format!("about {} of pixels, if every image is wanted", bytesize::ByteSize(pixels));
-        check.needs.insert("run directory".to_owned(), what);
         check.to_weigh.extend(run_dir::weigh_product(config, pixels));
     }
 }
@@ -227,24 +243,18 @@ async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
     };
     let encoder = check.ok(Encoder::open(text, snapshot));
     if let Some(encoder) = &encoder {
-        let checkpoint = &encoder.checkpoint;
-        let what = format!(
-            "{} parameters beside the words, vectors of {} values in {}, captions of up to {} tokens",
-            checkpoint.parameters(),
-            checkpoint.dim(),
-            encoder.precision,
-            checkpoint.max_tokens()
-        );
-        check.needs.insert("text encoder".to_owned(), what);
+        check.needs.insert("text encoder".to_owned(), encoder.describe());
     }
     let Some(predict) = config.predict() else { return };
     let run_list = || config.catalog().and_then(|catalog| catalog.captions.list.as_ref());
     let Some(name) = predict.captions.as_ref().or_else(run_list) else { return };
-    let mut captions = Classes::new(ClassSource::List, Match::Exact);
+    let mut captions = Classes::new(ClassSource::List, MatchRule::Exact);
     if check.ok(read_captions(store, name, &mut captions).await).is_some() {
         check.sample.insert("captions to rank".to_owned(), format!("{} distinct captions", captions.len()));
         if let Some(encoder) = &encoder {
             check.ok(require_vector_memory(config, encoder, captions.len()));
+            let vectors = (encoder.checkpoint.dim(), encoder.precision);
+            estimate::add_vector_estimate(check, "captions to rank", captions.len(), vectors);
         }
     }
 }

@@ -178,7 +178,7 @@ pub(crate) struct FetchedFiles<'a> {
 
 impl<'a> FetchedFiles<'a> {
     fn fetch_next(&mut self, file: &'a ChunkFile) -> Result<(&'a ChunkFile, LocalCopy), PipelineError> {
-        let missing = || StoreError::NotFound { url: self.dir.display(&file.name) };
+        let missing = || StoreError::NotFound { url: self.dir.display(&file.name), answer: String::new() };
         if self.fetched.as_slice().is_empty() {
             let group = &self.files[..self.files.len().min(GROUP_FILES)];
             let names: Vec<String> = group.iter().map(|file| file.name.clone()).collect();

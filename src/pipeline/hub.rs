@@ -1,6 +1,6 @@
 //! `hf:` checkpoints: their directories in the hub's cache, and downloads into it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::config::{ConfigError, HubName, Problem, RunConfig};
@@ -32,6 +32,20 @@ pub(crate) fn parse_repo(checkpoint: &str, model: HubModel) -> Result<Option<Rep
     };
     let HubName { repo, revision } = name.map_err(|what| ConfigError(vec![Problem { key: key.to_owned(), what }]))?;
     Ok(Some(Repo { name: repo, revision, kind }))
+}
+
+/// Refuses a checkpoint whose directory does not exist, if its name could be one of the hub.
+///
+/// # Errors
+/// Names the key and the spelling for the hub.
+pub(crate) fn require_checkpoint(key: &str, name: &str, dir: &Path) -> Result<(), PipelineError> {
+    let on_hub = format!("hf:{name}");
+    if dir.is_dir() || HubName::parse(name).is_some() || !matches!(HubName::parse(&on_hub), Some(Ok(_))) {
+        return Ok(());
+    }
+    Err(PipelineError::Model(format!(
+        "`{key}`: there is no directory `{name}`; for the checkpoint of that name on the Hugging Face hub, write `{on_hub}`"
+    )))
 }
 
 fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, PipelineError> {

@@ -65,7 +65,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, PipelineError> {
         )));
     }
     if !path.is_file() {
-        return Err(StoreError::NotFound { url: path.display().to_string() }.into());
+        return Err(StoreError::NotFound { url: path.display().to_string(), answer: String::new() }.into());
     }
     inspect_file(path)
 }

@@ -7,6 +7,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::{Manifest, add_inputs};
 use crate::pipeline::predict::{self, PreparedPrediction};
 use crate::pipeline::resolve::ResolvedModel;
+use crate::telemetry::ExpectedStage;
 
 /// Stages that a command runs, and artefacts that it discards first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +56,21 @@ impl Plan {
         }
         plan.predict = predict::prepare(ctx, model, manifest, request.predict_only).await?;
         Ok(plan)
+    }
+
+    /// Returns the stages that show their progress, in order, for an estimate of the run's end.
+    pub(crate) fn expected_stages(&self, ranks_captions: bool) -> Vec<ExpectedStage> {
+        let bytes = |shards: &[Object]| shards.iter().map(|shard| shard.size).sum::<u64>();
+        let stage = |name, image_bytes| ExpectedStage { name, image_bytes };
+        let mut stages = Vec::new();
+        stages.extend(self.catalog.as_ref().map(|_| stage("pairs", 0)));
+        stages.extend(self.images.as_ref().map(|images| stage("images", bytes(&images.shards))));
+        if self.train.is_some() {
+            stages.extend(ranks_captions.then(|| stage("captions", 0)));
+            stages.push(stage("train", 0));
+        }
+        stages.extend(self.predict.as_ref().map(|predict| stage("test images", bytes(&predict.shards))));
+        stages
     }
 
     /// Plans all stages up to training.

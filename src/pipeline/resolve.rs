@@ -154,6 +154,7 @@ pub(crate) fn resolve_backbone(
         return Ok((spec, None));
     };
     let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
+    hub::require_checkpoint("model.checkpoint", &model.checkpoint, &dir)?;
     let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
     let preprocessing = CheckpointPreprocessing::read(checkpoint.preprocessor(), checkpoint.image_size_px())?;
     let spec = resolve_spec(config, preprocessing);

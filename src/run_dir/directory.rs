@@ -257,7 +257,7 @@ impl Directory {
             Backend::Local(local) => Ok(LocalCopy { path: local.path(name), fetched: false }),
             Backend::Remote(_) => {
                 let mut copies = self.fetch_all(std::slice::from_ref(&name.to_owned()))?;
-                copies.pop().ok_or_else(|| StoreError::NotFound { url: self.display(name) })
+                copies.pop().ok_or_else(|| StoreError::NotFound { url: self.display(name), answer: String::new() })
             }
         }
     }

@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Party;
 use super::stage_timer::{Activity, DEVICE, StageTimer, TimerSnapshot};
+use super::{ExpectedStage, Party};
 
 /// Progress of all stages of a run in the order in which they started, and the run's metrics.
 #[derive(Debug, Clone, Default)]
 pub struct ProgressRegistry {
     stages: Arc<Mutex<Vec<Arc<StageProgress>>>>,
     probes: Arc<Mutex<Vec<Probe>>>,
+    expected: Arc<Mutex<Vec<ExpectedStage>>>,
 }
 
 /// Progress of one stage.
@@ -172,6 +173,16 @@ impl ProgressRegistry {
     /// Returns the progress of every stage.
     pub fn snapshots(&self) -> Vec<StageSnapshot> {
         lock(&self.stages).iter().map(|stage_progress| stage_progress.snapshot()).collect()
+    }
+
+    /// Sets the stages that the run will have, in order.
+    pub fn expect(&self, stages: Vec<ExpectedStage>) {
+        *lock(&self.expected) = stages;
+    }
+
+    /// Returns the stages that the run will have; none before they are known.
+    pub fn expected(&self) -> Vec<ExpectedStage> {
+        lock(&self.expected).clone()
     }
 
     /// Adds a gauge, which replaces an earlier metric of the same name. `read` returns `None` once there is no value left.

@@ -82,6 +82,42 @@ fn truncated_shard_stops_run_until_replaced() {
     assert!(out.status.success());
 }
 
+/// Packs bytes with gzip.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+#[test]
+fn shard_in_another_format_is_named_with_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = &b"https://x/1.jpg\t/9j/4AAQ\t\n"[..];
+    let pairs = format!("{}/data/train-*-of-00005.tsv", corpus().display());
+    for (name, bytes, message) in [
+        ("rows.zip", b"PK\x03\x04\x14\0\0\0".to_vec(), "is a ZIP archive, not text: unpack it with `unzip`"),
+        ("rows.bz2", b"BZh91AY&SY".to_vec(), "is a bzip2 file, not text: decompress it with `bunzip2`"),
+        ("rows.xz", b"\xfd7zXZ\0\0\x04".to_vec(), "is an xz file, not text: decompress it with `unxz`"),
+        ("rows.tsv.gz", gzip(&gzip(row)), "is a gzip file inside a gzip file, not text: decompress it once"),
+        ("rows.html", b"<!doctype html><html>".to_vec(), "is an HTML page, not text: download the file again"),
+    ] {
+        let shard = dir.path().join(name);
+        std::fs::write(&shard, bytes).unwrap();
+        let sections = [
+            format!("[images]\nshards = ['{}']\n", shard.display()),
+            pipeline(&dir.path().join("run"), &[(&pairs, &shard.display().to_string())]),
+        ];
+        for (section, command) in sections.iter().zip(["run", "check"]) {
+            let run_dir = format!("[run]\ndir = '{}'\n", dir.path().join(format!("{name}.run")).display());
+            let text = if command == "run" { run_dir + section } else { section.clone() };
+            let out = run(&[command, &write(dir.path(), &text)]);
+            let shown = format!("{}{}", String::from_utf8_lossy(&out.stdout), stderr_of(&out));
+            assert_eq!(out.status.code(), Some(3), "{name}: {shown}");
+            assert!(shown.contains(&format!("{name}` {message}")), "{name}: {shown}");
+        }
+    }
+}
+
 #[test]
 fn unusable_shard_stops_run_with_reasons() {
     let dir = tempfile::tempdir().unwrap();
@@ -253,6 +289,23 @@ fn check_prints_problems_to_standard_output_only() {
     assert_eq!((out.status.code(), stderr_of(&out)), (Some(3), String::new()));
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.contains("1 problem:") && text.contains("absent.tsv` does not exist"), "{text}");
+    // The estimates do not need a sound list of ids.
+    assert!(text.contains("Estimates, from the first rows") && text.contains("disk for features"), "{text}");
+    let config = write(dir.path(), "[run]\ndir = 'r'\n[images]\n");
+    let out = run(&["check", &config]);
+    assert_eq!((out.status.code(), stderr_of(&out)), (Some(2), String::new()));
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("1 problem:") && text.contains("`images.shards`"), "{text}");
+}
+
+#[test]
+fn name_of_a_hub_checkpoint_without_prefix_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = format!("{}/models/vit-tiny", corpus().display());
+    let text = pipeline(&dir.path().join("run"), &[(&checkpoint, "google/vit-base-patch16-224-in21k")]);
+    let (code, text) = fails(dir.path(), &text);
+    assert_eq!(code, 5, "{text}");
+    assert!(text.contains("write `hf:google/vit-base-patch16-224-in21k`"), "{text}");
 }
 
 #[test]

@@ -680,3 +680,61 @@ fn text_encoder_includes_tokenizer_and_modules() {
     assert!(seen.iter().any(|line| line.ends_with("/1_Pooling/config.json")), "{seen:?}");
     assert!(!seen.iter().any(|line| line.contains("onnx") || line.contains("expected")), "{seen:?}");
 }
+
+#[test]
+fn prompts_come_from_the_hub_and_check_shows_the_prefix() {
+    let lab = Lab::new();
+    let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/sentence");
+    lab.server.publish_dir("lab/sentence", "main", &encoder);
+    let config = |keys: &str| {
+        let sections = format!("[text]\nencoder = 'hf:lab/sentence'\n{keys}\n[head]\nkind = 'text'\n\n[train]");
+        let edits = [("[train]", sections.as_str()), ("epochs = 12", "epochs = 1"), ("learning_rate = 0.2\n", "")];
+        write(lab.dir.path(), &pipeline(&lab.run_dir("run"), &edits))
+    };
+    let out = lab.program().args(["run", &config("")]).output().unwrap();
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let seen: Vec<String> = lab.server.seen().into_iter().map(|seen| seen.line).collect();
+    assert!(seen.iter().any(|line| line.ends_with("/config_sentence_transformers.json")), "{seen:?}");
+    for (keys, shown) in [
+        (
+            "",
+            "vectors of 16 values in bf16, captions of up to 32 tokens, prefix `Query: ` (the encoder's default prompt, `query`)",
+        ),
+        ("prefix = 'x: '", "prefix `x: ` (`text.prefix`)"),
+        ("prefix = ''", "no prefix (`text.prefix`)"),
+        ("truncate_dim = 12", "vectors of the first 12 of 16 values"),
+    ] {
+        let out = lab.program().args(["--json", "check", &config(keys)]).output().unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let needs = found["needs"]["text encoder"].as_str().unwrap();
+        assert!(needs.contains(shown), "{keys}: {needs}");
+    }
+    // The same prefix, spelled out, is no other setting; another one is.
+    let out = lab.program().args(["run", &config("prefix = 'Query: '")]).output().unwrap();
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let out = lab.program().args(["run", &config("prefix = ''")]).output().unwrap();
+    assert!(out.status.code() == Some(2) && stderr_of(&out).contains("text.prefix"), "{}", stderr_of(&out));
+}
+
+#[test]
+fn plain_encoder_cached_by_other_tools_works_offline() {
+    let lab = Lab::new();
+    let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/xlmr");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repo = lab.home().join("hub/models--lab--plain");
+    let snapshot = repo.join("snapshots").join(commit);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), commit).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(encoder.join(file), snapshot.join(file)).unwrap();
+    }
+    let sections = "[text]\nencoder = 'hf:lab/plain'\n\n[head]\nkind = 'text'\n\n[train]";
+    let edits = [("[train]", sections), ("epochs = 12", "epochs = 1"), ("learning_rate = 0.2\n", "")];
+    let config = write(lab.dir.path(), &pipeline(&lab.run_dir("run"), &edits));
+    for command in ["check", "run"] {
+        let out = lab.program().args([command, &config]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+        assert!(out.status.success(), "{command}: {}{}", String::from_utf8_lossy(&out.stdout), stderr_of(&out));
+        assert!(stderr_of(&out).contains("used as a plain encoder, with mean pooling"), "{}", stderr_of(&out));
+    }
+}

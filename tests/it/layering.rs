@@ -291,7 +291,7 @@ const PIPELINE_STAGES: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("catalog", &[]),
     ("images", &[]),
-    ("captions", &["device"]),
+    ("captions", &["device", "hub"]),
     ("resolve", &["captions", "device", "hub", "images"]),
     ("features", &["device", "images", "resolve"]),
     ("train", &["captions", "catalog", "device", "resolve"]),

@@ -40,7 +40,7 @@ pub(in crate::cli) fn ingest(report: &IngestReport) -> String {
     table.row("chunks written to disk", format!("{written} images/s, {megabytes} MB/s of pixels"));
     let share = percent(written_per_s / counted_per_s.max(f64::MIN_POSITIVE));
     table.row("chunks discarded", format!("{} images/s; writing reaches {share} of it", number(counted_per_s)));
-    table.heading("Estimate for machines with such cores");
+    table.heading("Estimate for machines with such cores, scaled to the rate of writing chunks");
     for Forecast { cores, images_per_s, bottleneck } in &report.machines {
         table.row(
             &plural(*cores as u64, "cores"),

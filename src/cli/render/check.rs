@@ -6,11 +6,18 @@ use crate::pipeline::Check;
 /// Renders the findings of a check. Problems come last, one line each.
 pub(in crate::cli) fn check(check: &Check) -> String {
     let mut table = Table::with_headings();
-    table.heading("Stages");
-    for stage in &check.stages {
-        table.row(stage, "");
+    if !check.stages.is_empty() {
+        table.heading("Stages");
+        for stage in &check.stages {
+            table.row(stage, "");
+        }
     }
-    for (title, map) in [("Inputs", &check.inputs), ("Needs", &check.needs), ("First rows", &check.sample)] {
+    for (title, map) in [
+        ("Inputs", &check.inputs),
+        ("Needs", &check.needs),
+        ("Estimates, from the first rows", &check.estimates),
+        ("First rows", &check.sample),
+    ] {
         if !map.is_empty() {
             table.heading(title);
             for (name, value) in map {

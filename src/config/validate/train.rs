@@ -40,8 +40,10 @@ impl HeadConfig {
 pub struct TextConfig {
     /// Directory in Hugging Face layout, or a valid `hf:ORG/NAME[@REVISION]`.
     pub encoder: String,
-    /// Text before every caption.
-    pub prefix: String,
+    /// Text before every caption; `None` for the encoder's default prompt.
+    pub prefix: Option<String>,
+    /// Leading values of a vector that are kept, at least 1; `None` for those that the encoder says.
+    pub truncate_dim: Option<u32>,
     /// Precision of the stored vectors.
     pub precision: Precision,
 }
@@ -120,9 +122,14 @@ pub(in super::super) fn check_head(pipeline: &RawPipeline, problems: &mut Proble
 }
 
 fn check_text(text: &RawText, problems: &mut Problems) -> TextConfig {
-    let RawText { encoder, prefix, precision } = text.clone();
+    let RawText { encoder, prefix, truncate_dim, precision } = text.clone();
     check_checkpoint("text.encoder", &encoder, problems);
-    TextConfig { encoder, prefix, precision }
+    problems.refuse_if(
+        truncate_dim == Some(0),
+        "text.truncate_dim",
+        "`0` must be at least 1; remove the key to keep all",
+    );
+    TextConfig { encoder, prefix, truncate_dim, precision }
 }
 
 /// Checks `[train]`, and fills in the defaults that depend on the kind of head.

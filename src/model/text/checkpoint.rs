@@ -15,6 +15,8 @@ use crate::model::weights::{Format, StoredTensor, WeightReader};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// Version of the tokens of encoders that set the case themselves. It changes when equal captions yield other tokens.
+const TOKENS_WITH_CASE: &str = "case by the normalizer";
 /// Upper bound on the width of a token.
 const MAX_WIDTH: u64 = 1 << 16;
 /// Upper bound on vocabulary and positions.
@@ -53,6 +55,19 @@ struct RawConfig {
     type_vocab_size: Option<u64>,
     pad_token_id: Option<u64>,
     position_embedding_type: Option<String>,
+}
+
+/// Part of `tokenizer.json` that decides about case.
+#[derive(Deserialize, Default)]
+struct RawTokenizerFile {
+    normalizer: Option<RawNormalizer>,
+}
+
+#[derive(Deserialize)]
+struct RawNormalizer {
+    #[serde(rename = "type")]
+    kind: String,
+    lowercase: Option<bool>,
 }
 
 impl TextConfig {
@@ -114,6 +129,8 @@ pub struct TextCheckpoint {
     names: BTreeMap<String, String>,
     /// Upper bound on the tokens of a caption.
     max_tokens: usize,
+    /// Width of an embedding.
+    dim: usize,
 }
 
 impl TextCheckpoint {
@@ -136,12 +153,38 @@ impl TextCheckpoint {
         let names = weights.match_names(dir, layout::expected_shapes(&config), keys)?;
         let room = (config.positions - config.first_position) as u64;
         let max_tokens = modules.max_tokens.unwrap_or(room).min(room) as usize;
-        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens })
+        let width = modules.output_width(config.hidden);
+        let dim = modules.truncate_dim.map_or(width, |kept| width.min(kept as usize));
+        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens, dim })
+    }
+
+    /// Keeps the first `dim` values of each embedding, whatever the checkpoint says, or all if it has fewer.
+    ///
+    /// As in sentence-transformers, the rest of an embedding is not scaled to unit length again.
+    #[must_use]
+    pub fn truncated(self, dim: usize) -> Self {
+        Self { dim: self.full_dim().min(dim), ..self }
     }
 
     /// Returns the width of an embedding.
     pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Returns the width of an embedding before it is truncated.
+    pub fn full_dim(&self) -> usize {
         self.modules.output_width(self.config.hidden)
+    }
+
+    /// Returns the prompts of the checkpoint by name.
+    pub fn prompts(&self) -> &BTreeMap<String, String> {
+        &self.modules.prompts
+    }
+
+    /// Returns the name and the text of the prompt that every caption gets by default.
+    pub fn default_prompt(&self) -> Option<(&str, &str)> {
+        let name = self.modules.default_prompt.as_ref()?;
+        Some((name, self.modules.prompts.get(name)?))
     }
 
     /// Returns the upper bound on the tokens of a caption; longer captions are truncated.
@@ -176,7 +219,27 @@ impl TextCheckpoint {
             hasher.update(name).update(&[0]).update(&length.to_le_bytes());
             hasher.update_reader(file).map_err(ModelError::read(&path))?;
         }
+        if self.modules.lower_case || self.changes_case_of_tokenizer()? {
+            hasher.update(TOKENS_WITH_CASE.as_bytes());
+        }
         Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Returns the lower-casing of BERT's normalizer; `None` for other encoders and tokenizer classes.
+    pub(super) fn bert_lower_case(&self) -> Option<bool> {
+        self.modules.bert_lower_case.filter(|_| self.config.first_position == 0)
+    }
+
+    /// Returns whether the tokenizer class lower-cases and `tokenizer.json` does not, or the reverse.
+    fn changes_case_of_tokenizer(&self) -> Result<bool, ModelError> {
+        let Some(lower_case) = self.bert_lower_case() else { return Ok(false) };
+        let path = self.tokenizer_path();
+        let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
+        // A damaged file is reported when the tokenizer is loaded.
+        let raw: RawTokenizerFile = parse_json(&text, &path).unwrap_or_default();
+        Ok(raw.normalizer.is_some_and(|normalizer| {
+            normalizer.kind == "BertNormalizer" && normalizer.lowercase.is_some_and(|stored| stored != lower_case)
+        }))
     }
 
     fn tensor(&self, key: &str) -> Result<&StoredTensor, ModelError> {

@@ -79,6 +79,7 @@ pub struct TextEncoder<B: Backend> {
     normalise: bool,
     heads: usize,
     hidden: usize,
+    /// Width of an embedding; values after it are cut off.
     dim: usize,
     numerics: TextNumerics,
     device: B::Device,
@@ -261,6 +262,6 @@ impl<B: Backend> TextEncoder<B> {
             let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
             vectors = vectors / length;
         }
-        vectors
+        if vectors.dims()[1] > self.dim { vectors.narrow(1, 0, self.dim) } else { vectors }
     }
 }

@@ -3,6 +3,7 @@
 //! `modules.json` lists the modules in order; the first is the encoder. Each other module has a directory with a
 //! `config.json`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,6 +15,7 @@ use crate::model::json::parse_json;
 const MODULES: &str = "modules.json";
 const SENTENCE: &str = "sentence_bert_config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
 /// Values of `model_max_length` from here on mean "no limit": transformers writes 1e30.
 const NO_LIMIT: f64 = 1e6;
 
@@ -48,6 +50,16 @@ pub(super) struct Modules {
     pub(super) dense: Vec<Dense>,
     pub(super) normalise: bool,
     pub(super) lower_case: bool,
+    /// Lower-casing by the tokenizer class of BERT, which replaces that of `tokenizer.json`; `None` for other classes.
+    pub(super) bert_lower_case: Option<bool>,
+    /// Whether the pooling includes the tokens of the prefix.
+    pub(super) include_prompt: bool,
+    /// Prompts by name.
+    pub(super) prompts: BTreeMap<String, String>,
+    /// Name of the prompt that captions get where nothing else is configured.
+    pub(super) default_prompt: Option<String>,
+    /// Number of leading values of an embedding that are kept; `None` for all.
+    pub(super) truncate_dim: Option<u64>,
     /// Upper bound on the tokens of a caption, if a file sets one.
     pub(super) max_tokens: Option<u64>,
     /// Files that were read; the fingerprint of the encoder includes them.
@@ -98,24 +110,30 @@ struct RawSentence {
 #[derive(Deserialize, Default)]
 struct RawTokenizer {
     model_max_length: Option<f64>,
+    tokenizer_class: Option<String>,
+    do_lower_case: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawPrompts {
+    #[serde(default)]
+    prompts: BTreeMap<String, Option<String>>,
+    default_prompt_name: Option<String>,
+    truncate_dim: Option<u64>,
 }
 
 impl Modules {
     /// Reads the files that exist in `dir`; `hidden` is the width of a token.
     pub(super) fn read(dir: &Path, hidden: usize) -> Result<Self, ModelError> {
-        let mut settings = Self { normalise: true, ..Self::default() };
+        let mut settings = Self { normalise: true, include_prompt: true, ..Self::default() };
         if let Some(raw) = settings.read_optional::<RawSentence>(&dir.join(SENTENCE))? {
             settings.lower_case = raw.do_lower_case;
             settings.max_tokens = raw.max_seq_length;
         }
-        if settings.max_tokens.is_none()
-            && let Some(raw) = settings.read_optional::<RawTokenizer>(&dir.join(TOKENIZER_CONFIG))?
-        {
-            settings.max_tokens =
-                raw.model_max_length.filter(|most| (1.0..NO_LIMIT).contains(most)).map(|most| most as u64);
-        }
+        settings.read_tokenizer_config(&dir.join(TOKENIZER_CONFIG))?;
         let path = dir.join(MODULES);
         let Some(modules) = settings.read_optional::<Vec<RawModule>>(&path)? else { return Ok(settings) };
+        settings.read_prompts(&dir.join(PROMPTS))?;
         settings.normalise = false;
         let mut width = hidden;
         for (number, module) in modules.iter().enumerate() {
@@ -154,16 +172,45 @@ impl Modules {
         Ok(settings)
     }
 
-    /// Parses a file; returns `None` if it does not exist.
-    fn read_optional<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<Option<T>, ModelError> {
-        match std::fs::read(path) {
-            Ok(text) => {
-                self.files.push(path.to_owned());
-                parse_json(&text, path).map(Some)
-            }
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(cause) => Err(ModelError::read(path)(cause)),
+    /// Reads what `tokenizer_config.json` says about length and case. It counts as a file of the fingerprint only if it
+    /// changes a setting.
+    fn read_tokenizer_config(&mut self, path: &Path) -> Result<(), ModelError> {
+        let found = parse_optional::<RawTokenizer>(path)?;
+        let exists = found.is_some();
+        let raw = found.unwrap_or_default();
+        let is_bert = raw.tokenizer_class.is_none_or(|class| class.starts_with("BertTokenizer"));
+        self.bert_lower_case = is_bert.then(|| raw.do_lower_case.unwrap_or(true));
+        if self.max_tokens.is_none() && exists {
+            self.files.push(path.to_owned());
+            self.max_tokens =
+                raw.model_max_length.filter(|most| (1.0..NO_LIMIT).contains(most)).map(|most| most as u64);
         }
+        Ok(())
+    }
+
+    /// Reads the prompts. They are no part of the fingerprint: the prefix that captions get is a key of its own.
+    fn read_prompts(&mut self, path: &Path) -> Result<(), ModelError> {
+        let Some(raw) = parse_optional::<RawPrompts>(path)? else { return Ok(()) };
+        self.prompts = raw.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
+        if let Some(name) = raw.default_prompt_name.as_ref().filter(|name| !self.prompts.contains_key(*name)) {
+            let names: Vec<String> = self.prompts.keys().map(|name| format!("`{name}`")).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let problem = format!("is `{name}`, which is not among its prompts ({names})");
+            return Err(ModelError::value(path, "default_prompt_name", problem));
+        }
+        self.default_prompt = raw.default_prompt_name;
+        self.truncate_dim =
+            raw.truncate_dim.map(|width| check_range(path, "truncate_dim", width, 1 << 20)).transpose()?;
+        Ok(())
+    }
+
+    /// Parses a file of the fingerprint; returns `None` if it does not exist.
+    fn read_optional<T: for<'de> Deserialize<'de>>(&mut self, path: &Path) -> Result<Option<T>, ModelError> {
+        let parsed = parse_optional(path)?;
+        if parsed.is_some() {
+            self.files.push(path.to_owned());
+        }
+        Ok(parsed)
     }
 
     /// Parses a file that must exist.
@@ -176,13 +223,7 @@ impl Modules {
     fn read_pooling(&mut self, path: &Path) -> Result<Pooling, ModelError> {
         let raw: RawPooling = self.read_required(path)?;
         let reject = |problem: &str| Err(ModelError::value(path, "pooling_mode", problem));
-        if raw.include_prompt == Some(false) {
-            return Err(ModelError::value(
-                path,
-                "include_prompt",
-                "is `false`; pooling without the prefix is not supported",
-            ));
-        }
+        self.include_prompt = raw.include_prompt.unwrap_or(true);
         if raw.pooling_mode_weightedmean_tokens || raw.pooling_mode_lasttoken {
             return reject(
                 "is a weighted mean or the last token; supported are `cls`, `mean`, `max` and `mean_sqrt_len_tokens`",
@@ -229,8 +270,17 @@ impl Modules {
         Ok(Dense { dir: folder.to_owned(), input, output, bias: raw.bias.unwrap_or(true), tanh })
     }
 
-    /// Returns the width of an embedding; `hidden` is the width of a token.
+    /// Returns the width of an embedding before it is truncated; `hidden` is the width of a token.
     pub(super) fn output_width(&self, hidden: usize) -> usize {
         self.dense.last().map_or(hidden, |dense| dense.output)
+    }
+}
+
+/// Parses a file; returns `None` if it does not exist.
+fn parse_optional<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, ModelError> {
+    match std::fs::read(path) {
+        Ok(text) => parse_json(&text, path).map(Some),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(ModelError::read(path)(cause)),
     }
 }

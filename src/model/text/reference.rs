@@ -1,4 +1,5 @@
-//! Compares embeddings with transformers: small encoders of `tests/reference/text.py`, and a real encoder if available.
+//! Compares token ids and embeddings with transformers and sentence-transformers: small encoders of
+//! `tests/reference/text.py` and `tests/reference/sentence.py`, and a real encoder if available.
 
 use std::path::{Path, PathBuf};
 
@@ -18,9 +19,13 @@ fn captions() -> Vec<String> {
 }
 
 fn expected(dir: &Path) -> Vec<f32> {
+    expected_tensor(dir, "embeddings")
+}
+
+fn expected_tensor(dir: &Path, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.tensor("embeddings").unwrap().data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    file.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 fn encoder(checkpoint: &TextCheckpoint, format: DType) -> TextEncoder<Any> {
@@ -29,11 +34,14 @@ fn encoder(checkpoint: &TextCheckpoint, format: DType) -> TextEncoder<Any> {
 
 /// Embeds the captions of the fixture in batches of at most `budget` tokens.
 fn embed(dir: &Path, prefix: &str, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
-    let checkpoint = TextCheckpoint::open(dir).unwrap();
+    embed_with(&TextCheckpoint::open(dir).unwrap(), prefix, budget, fixed, format)
+}
+
+fn embed_with(checkpoint: &TextCheckpoint, prefix: &str, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
     let captions = captions();
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-    let ids = CaptionTokenizer::load(&checkpoint, prefix).unwrap().encode(&texts).unwrap();
-    let encoder = encoder(&checkpoint, format);
+    let ids = CaptionTokenizer::load(checkpoint, prefix).unwrap().encode(&texts).unwrap();
+    let encoder = encoder(checkpoint, format);
     let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
     let dim = encoder.dim();
     let mut found = vec![f32::NAN; texts.len() * dim];
@@ -70,6 +78,73 @@ fn embeddings_match_transformers_for_any_batches() {
         let other = distance(&embed(&dir, "query: ", 300, false, DType::F32), &expected);
         assert!(other > 0.01, "{name}: a prefix changes nothing, {other}");
     }
+}
+
+#[test]
+fn prompts_truncation_and_case_match_sentence_transformers() {
+    let dir = fixture("sentence");
+    let checkpoint = TextCheckpoint::open(&dir).unwrap();
+    let (name, prompt) = checkpoint.default_prompt().unwrap();
+    assert_eq!((name, prompt), ("query", "Query: "));
+    let embed = |checkpoint: &TextCheckpoint, prefix| embed_with(checkpoint, prefix, 300, false, DType::F32);
+    for (name, prefix) in [("default", prompt), ("plain", "")] {
+        let found = distance(&embed(&checkpoint, prefix), &expected_tensor(&dir, name));
+        assert!(found < 1e-5, "{name}: {found}");
+    }
+    let short = checkpoint.clone().truncated(12);
+    assert_eq!((short.dim(), short.full_dim()), (12, 16));
+    let found = distance(&embed(&short, prompt), &expected_tensor(&dir, "truncated"));
+    assert!(found < 1e-5, "{found}");
+    assert_eq!(checkpoint.truncated(99).dim(), 16);
+}
+
+#[test]
+fn token_ids_match_those_of_each_case_setting() {
+    let text = std::fs::read(fixture("sentence").join("expected_ids.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let captions = captions();
+    let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
+    let ids = |dir: &Path| {
+        let checkpoint = TextCheckpoint::open(dir).unwrap();
+        serde_json::to_value(CaptionTokenizer::load(&checkpoint, "").unwrap().encode(&texts).unwrap()).unwrap()
+    };
+    assert_eq!(ids(&fixture("sentence")), expected["sentence"]);
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixture("bert"), dir.path());
+    for case in expected["bert"].as_array().unwrap() {
+        let config = &case["tokenizer_config"];
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        assert_eq!(ids(dir.path()), case["ids"], "{config}");
+    }
+}
+
+/// Copies the files of a folder and of its folders.
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_dir(&path, &target);
+        } else {
+            std::fs::copy(path, target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn damaged_prompts_are_rejected_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixture("sentence"), dir.path());
+    let error = |text: &str| {
+        std::fs::write(dir.path().join("config_sentence_transformers.json"), text).unwrap();
+        TextCheckpoint::open(dir.path()).unwrap_err().to_string()
+    };
+    let text = error(r#"{"prompts": {"a": "A: ", "b": null}, "default_prompt_name": "c"}"#);
+    assert!(text.ends_with("`default_prompt_name` is `c`, which is not among its prompts (`a`, `b`)"), "{text}");
+    let text = error(r#"{"prompts": {"a": 1}}"#);
+    assert!(text.contains("config_sentence_transformers.json") && text.contains("prompts.a"), "{text}");
+    std::fs::write(dir.path().join("config_sentence_transformers.json"), r#"{"truncate_dim": 8}"#).unwrap();
+    assert_eq!(TextCheckpoint::open(dir.path()).unwrap().dim(), 8);
 }
 
 #[test]

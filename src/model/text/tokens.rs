@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::TextCheckpoint;
@@ -11,7 +12,6 @@ use crate::model::error::ModelError;
 pub struct CaptionTokenizer {
     tokenizer: Tokenizer,
     prefix: String,
-    lower_case: bool,
     vocabulary: usize,
 }
 
@@ -25,18 +25,23 @@ impl CaptionTokenizer {
         let damaged = |reason: String| ModelError::Json { path: path.clone(), reason };
         let load = || -> tokenizers::Result<Tokenizer> {
             let mut tokenizer = Tokenizer::from_file(&path)?;
+            set_case(&mut tokenizer, checkpoint.bert_lower_case(), checkpoint.modules.lower_case);
             tokenizer.with_padding(None);
             let max_length = checkpoint.max_tokens();
             tokenizer.with_truncation(Some(TruncationParams { max_length, ..TruncationParams::default() }))?;
             Ok(tokenizer)
         };
+        if !prefix.is_empty() && !checkpoint.modules.include_prompt {
+            let reason =
+                format!("its pooling leaves the prefix `{prefix}` out (`include_prompt`), which is not supported");
+            return Err(ModelError::Tokenizer { reason });
+        }
         // The `tokenizers` crate may panic on an inconsistent file.
         let loaded =
             catch_unwind(AssertUnwindSafe(load)).map_err(|_| damaged("the tokenizers library panicked".to_owned()))?;
         Ok(Self {
             tokenizer: loaded.map_err(|cause| damaged(cause.to_string()))?,
             prefix: prefix.to_owned(),
-            lower_case: checkpoint.modules.lower_case,
             vocabulary: checkpoint.config.vocabulary,
         })
     }
@@ -47,11 +52,7 @@ impl CaptionTokenizer {
     /// When the tokenizer fails or returns an id outside the encoder's vocabulary.
     pub fn encode(&self, captions: &[&str]) -> Result<Vec<Vec<u32>>, ModelError> {
         let failed = |reason: String| ModelError::Tokenizer { reason };
-        let inputs: Vec<String> = captions
-            .iter()
-            .map(|caption| format!("{}{caption}", self.prefix))
-            .map(|text| if self.lower_case { text.to_lowercase() } else { text })
-            .collect();
+        let inputs: Vec<String> = captions.iter().map(|caption| format!("{}{caption}", self.prefix)).collect();
         let encode = || self.tokenizer.encode_batch_fast(inputs, true);
         let encoded = catch_unwind(AssertUnwindSafe(encode)).map_err(|_| failed("it panicked".to_owned()))?;
         let encoded = encoded.map_err(|cause| failed(cause.to_string()))?;
@@ -64,6 +65,27 @@ impl CaptionTokenizer {
             None => Ok(ids),
         }
     }
+}
+
+/// Applies `do_lower_case` of `tokenizer_config.json`, as the tokenizer class of BERT does, and of
+/// `sentence_bert_config.json`, as sentence-transformers does. Special tokens, such as `[SEP]`, keep their case.
+fn set_case(tokenizer: &mut Tokenizer, bert_lower_case: Option<bool>, lower_case: bool) {
+    let mut normalizer = tokenizer.get_normalizer().cloned();
+    if let (Some(NormalizerWrapper::BertNormalizer(bert)), Some(lower_case)) = (&mut normalizer, bert_lower_case) {
+        bert.lowercase = lower_case;
+    }
+    if lower_case {
+        let is_lower_case = |one: &NormalizerWrapper| matches!(one, NormalizerWrapper::Lowercase(_));
+        let mut parts: Vec<NormalizerWrapper> = match normalizer {
+            Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().to_vec(),
+            other => other.into_iter().collect(),
+        };
+        if !parts.iter().any(is_lower_case) {
+            parts.insert(0, NormalizerWrapper::Lowercase(Lowercase));
+        }
+        normalizer = Some(NormalizerWrapper::Sequence(Sequence::new(parts)));
+    }
+    tokenizer.with_normalizer(normalizer);
 }
 
 /// Batch of captions for the text encoder.

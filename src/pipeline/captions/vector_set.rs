@@ -36,6 +36,9 @@ pub(super) fn generation(encoder: &Encoder, captions: &Classes) -> String {
     for part in [FORMAT, &encoder.fingerprint, &encoder.prefix, encoder.precision.as_str()] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
+    if encoder.checkpoint.dim() < encoder.checkpoint.full_dim() {
+        hasher.update(b"truncated").update(&(encoder.checkpoint.dim() as u64).to_le_bytes());
+    }
     for text in captions.texts() {
         hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     }

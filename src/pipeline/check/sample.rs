@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::catalog::{ClassSource, Classes, url_hash};
 use crate::config::{CatalogConfig, RunConfig};
@@ -31,26 +32,39 @@ async fn feed_sample(
     Ok(feed_parser(reader, parser, url).await? && *fed < SAMPLE_BYTES)
 }
 
-/// Decodes the first images of a shard. Returns a description and the stored bytes of a row.
+/// Findings in the first rows of a shard.
+pub(super) struct ImageSample {
+    /// Description for people.
+    pub(super) text: String,
+    /// Stored bytes of a row.
+    pub(super) bytes_per_row: f64,
+    /// Time in which one thread decodes a row.
+    pub(super) seconds_per_row: f64,
+}
+
+/// Decodes the first images of a shard and counts the rows of its first [`SAMPLE_BYTES`].
 pub(super) async fn sample_images(
     store: &Store,
     shard: &Object,
     spec: ImageSpec,
-) -> Result<(String, f64), PipelineError> {
+) -> Result<ImageSample, PipelineError> {
     let stats = Arc::<ReadStats>::default();
     let mut reader = store.open(shard, Arc::clone(&stats)).await?;
     let mut rows = ImageRows::new(MAX_RECORD_BYTES);
     let mut decoder = Decoder::new(spec);
     let mut pixels = vec![0; decoder.pixel_bytes()];
-    let (mut sampled, mut usable, mut fed) = (0usize, 0usize, 0);
+    let (mut sampled, mut usable, mut fed, mut counted) = (0usize, 0usize, 0, 0usize);
+    let mut decoding = Duration::ZERO;
     let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
     loop {
         let more = feed_sample(&mut reader, &mut rows, &mut fed, &shard.url).await?;
         while let Some(row) = rows.next() {
+            counted += 1;
             if sampled == SAMPLE_IMAGES {
-                break;
+                continue;
             }
             sampled += 1;
+            let started = Instant::now();
             let reason = match row {
                 ImageRow::Ok { base64, .. } => decoder
                     .decode_base64_into(&mut base64.to_vec(), &mut pixels, |_| ())
@@ -58,16 +72,18 @@ pub(super) async fn sample_images(
                     .map(|error| error.reason().as_str()),
                 ImageRow::Bad { reason, .. } => Some(reason.as_str()),
             };
+            decoding += started.elapsed();
             match reason {
                 None => usable += 1,
                 Some(reason) => *reasons.entry(reason).or_default() += 1,
             }
         }
-        if !more || sampled == SAMPLE_IMAGES {
+        if !more {
             break;
         }
     }
-    let read = stats.bytes() as f64;
+    // Up to three ranges were read ahead, so this is an upper bound unless the whole shard was read.
+    let read = stats.bytes().min(shard.size) as f64;
     let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
     if sampled > 0 && usable == 0 {
@@ -76,7 +92,11 @@ pub(super) async fn sample_images(
             shard.url
         )));
     }
-    Ok((format!("{usable} of the first {sampled} rows are usable{bad}"), read / sampled.max(1) as f64))
+    Ok(ImageSample {
+        text: format!("{usable} of the first {sampled} rows are usable{bad}"),
+        bytes_per_row: read / counted.max(1) as f64,
+        seconds_per_row: decoding.as_secs_f64() / sampled.max(1) as f64,
+    })
 }
 
 /// Labels among the first pairs.

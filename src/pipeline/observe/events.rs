@@ -84,6 +84,9 @@ impl Events {
     /// Writes the event that a stage started, with its resumed units.
     pub(crate) fn stage_started(&self, stage_progress: &StageProgress) {
         let now = stage_progress.snapshot();
+        if now.resumed > 0 && now.total.is_none_or(|total| now.done < total) {
+            tracing::info!(stage = now.name, "going on: {} {} are done", now.resumed, now.unit);
+        }
         self.write(&Event::StageStarted { stage: &now.name, unit: now.unit, resumed: now.resumed });
     }
 

@@ -207,7 +207,7 @@ impl Status {
             return Err(if directory.read("run.toml")?.is_some() {
                 PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
             } else {
-                StoreError::NotFound { url: directory.display("run.toml") }.into()
+                StoreError::NotFound { url: directory.display("run.toml"), answer: String::new() }.into()
             });
         };
         serde_json::from_slice(&content).map_err(|error| {

@@ -57,10 +57,12 @@ fn unreachable_stores_fail_fast_in_one_sentence() {
         text.contains("access to `s3://runs/run/lock` was refused: check the credentials") && took < soon,
         "{text}"
     );
+    assert!(text.contains(&format!("(`{}` answers 403", server.endpoint())), "{text}");
 
     let (code, text, took) = fails(&server, &images("s3://no-such-bucket/*.csv", run), "", &[]);
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("`s3://no-such-bucket/*.csv`") && took < soon, "{text}");
+    assert!(text.contains("the bucket of `s3://no-such-bucket/*.csv` does not exist") && took < soon, "{text}");
+    assert!(text.contains(&format!("(`{}` answers 404 NoSuchBucket)", server.endpoint())), "{text}");
 
     let (code, text, _) = fails(&server, &images(TEST_IMAGES, "s3://no-such-bucket/run"), "", &[]);
     assert_eq!(code, 4, "{text}");
@@ -103,7 +105,7 @@ fn retry_budget_bounds_refusals_and_silence() {
             let text = images(TEST_IMAGES, "s3://runs/run");
             let (code, text, took) = fails(&server, &text, "endpoint = 'http://127.0.0.1:9'", &[]);
             assert_eq!(code, 4, "{text}");
-            assert!(text.contains("no connection") && text.contains("gave up after"), "{text}");
+            assert!(text.contains("no connection to `http://127.0.0.1:9`") && text.contains("gave up after"), "{text}");
             assert!((Duration::from_secs(14)..Duration::from_secs(30)).contains(&took), "{took:?}");
         });
     });

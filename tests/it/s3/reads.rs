@@ -143,6 +143,27 @@ async fn short_object_is_not_requested_forever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_refuses_head_is_asked_for_the_first_byte() {
+    let server = Server::open_to_all(Faults::default());
+    server.set_headless(true);
+    let content = noise(5 << 20, 2);
+    put(&server, "object", &content);
+    put(&server, "empty", b"");
+    for whole in [false, true] {
+        server.set_whole(whole);
+        let store = Store::new(settings());
+        let url = |name: &str| format!("{}/bucket/{name}", server.endpoint());
+        let object = store.list(&[url("object")]).await.unwrap().remove(0);
+        assert_eq!(object.size, 5 << 20);
+        assert!(read(&store, &object).await.unwrap() == content);
+        assert_eq!(store.find(&url("empty")).await.unwrap().size, 0);
+        let error = store.find(&url("absent")).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("`{}` answers 404", server.endpoint())), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn url_signatures_are_never_shown() {
     let server = Server::open_to_all(Faults::default());
     put(&server, "object", b"content");

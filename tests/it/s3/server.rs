@@ -61,6 +61,8 @@ struct Shared {
     away: AtomicBool,
     /// Whether ranges are ignored: every response is the whole object.
     whole: AtomicBool,
+    /// Whether `HEAD` is refused, as for a URL that is signed for `GET`.
+    headless: AtomicBool,
     /// Number of bytes of an object that are sent; the rest is promised and never comes.
     holds: AtomicU64,
     requests: AtomicU64,
@@ -98,6 +100,7 @@ impl Server {
             plain: AtomicBool::new(false),
             away: AtomicBool::new(false),
             whole: AtomicBool::new(false),
+            headless: AtomicBool::new(false),
             holds: AtomicU64::new(u64::MAX),
             requests: AtomicU64::new(0),
             faulty: AtomicU64::new(0),
@@ -131,6 +134,11 @@ impl Server {
     /// Sets whether ranges are ignored.
     pub(crate) fn set_whole(&self, whole: bool) {
         self.shared.whole.store(whole, Ordering::SeqCst);
+    }
+
+    /// Sets whether `HEAD` is refused.
+    pub(crate) fn set_headless(&self, headless: bool) {
+        self.shared.headless.store(headless, Ordering::SeqCst);
     }
 
     /// Sets how many bytes of each object are sent.
@@ -270,6 +278,9 @@ impl Shared {
             Fate::Status(status) => return Ok(refusal(status, "")),
             Fate::Late => tokio::time::sleep(faults.stall_for).await,
             _ => {}
+        }
+        if method == Method::HEAD && self.headless.load(Ordering::SeqCst) {
+            return Ok(refusal(403, "SignatureDoesNotMatch"));
         }
         let bucket = uri.path().split('/').nth(1).unwrap_or_default();
         if !self.root.join(bucket).is_dir() {
