@@ -9,8 +9,9 @@
 //! Slices and vectors cross the boundary, tensors do not. Pixels are `[rows, size_px, size_px, 3]`, RGB, row-major;
 //! features are `[rows, feature_dim]`, row-major.
 //!
-//! Supported are the families `vit` and `dinov2`, square images and patches, three channels, and safetensors weights in
-//! f32, f16 or bf16. [`Preprocessor`] describes the preprocessing of the training; this module only rescales and
+//! Supported are the families of [`Family`], square images and patches, three channels, and safetensors weights in f32,
+//! f16 or bf16. `block` and `attention` hold what they share. `plain` runs all families whose tokens attend to each
+//! other; `config` and `layout` describe how they differ. `windowed` runs Swin and Swin v2. [`Preprocessor`] describes the preprocessing of the training; this module only rescales and
 //! normalises, on the device. Image decoding, resizing, threads and network access are absent.
 
 mod attention;
@@ -18,34 +19,42 @@ mod block;
 mod checkpoint;
 mod classifier;
 mod config;
+mod cost;
 mod error;
 mod export;
 mod extractor;
+mod family;
 mod json;
 mod layout;
+mod load;
 mod pending;
+mod plain;
+mod pooling;
 mod position;
 mod preprocessor;
+mod relative;
 pub mod text;
 mod weights;
+mod windowed;
 
 #[cfg(test)]
 mod reference;
 
 pub use attention::Attention;
 pub use checkpoint::Checkpoint;
+pub use checkpoint::Pairing;
 pub use checkpoint::Pool;
 pub use classifier::Classifier;
 pub use classifier::load_classifier;
 pub use classifier::save_classifier;
 pub use config::Activation;
 pub use config::BackboneConfig;
-pub use config::Family;
 pub use error::ModelError;
 pub use export::export_hf;
 pub use extractor::ExtractOptions;
 pub use extractor::Extractor;
 pub use extractor::Numerics;
+pub use family::Family;
 pub use pending::Pending;
 pub use preprocessor::Preprocessor;
 pub use preprocessor::Resize;

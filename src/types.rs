@@ -125,12 +125,17 @@ words!(
 words!(
     /// Tokens of the hidden state that make the feature.
     Pool {
-        /// Input of the family's classifier in transformers: `Cls` for `vit`, `ClsMean` for `dinov2`.
+        /// Input of the family's classifier in transformers.
         Default = "default",
         /// The CLS token: `hidden_size` values.
         Cls = "cls",
         /// The CLS token, then the mean of the patch tokens: 2 · `hidden_size` values.
         ClsMean = "cls+mean",
+        /// The mean of the patch tokens: `hidden_size` values.
+        Mean = "mean",
+        /// The checkpoint's own mapping to the space of its text tower: attention pooling or a projection.
+        #[serde(alias = "map")]
+        Head = "head",
     }
 );
 words!(
@@ -140,6 +145,8 @@ words!(
         Classes = "classes",
         /// Projection into the space of a text encoder.
         Text = "text",
+        /// The checkpoint's own pair of towers, without training.
+        Paired = "paired",
     }
 );
 words!(

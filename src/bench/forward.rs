@@ -24,8 +24,8 @@ pub struct ForwardBench {
     pub precision: Precision,
     /// Tokens of the hidden state that make the feature.
     pub pool: Pool,
-    /// Block whose output becomes the feature.
-    pub layer: i32,
+    /// Blocks whose outputs become the feature.
+    pub layers: Vec<i32>,
     /// Side of the images in pixels. Default: that of the checkpoint.
     pub size_px: Option<u32>,
     /// Images in a batch; 0 selects the size automatically.
@@ -75,9 +75,10 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&bench.checkpoint).map_err(model_error)?;
     let size_px = bench.size_px.unwrap_or_else(|| checkpoint.image_size_px());
-    let options = ExtractOptions { size_px, layer: bench.layer, pool: bench.pool };
-    let flop_per_image = checkpoint.flop_per_image(size_px, bench.layer).map_err(model_error)?;
-    let feature_dim = checkpoint.feature_dim(options.pool);
+    let options = ExtractOptions { size_px, layers: bench.layers.clone(), pool: bench.pool };
+    let flop_per_image = checkpoint.flop_per_image(size_px, &bench.layers).map_err(model_error)?;
+    let parts = checkpoint.feature_parts(&options.layers, options.pool).map_err(model_error)?;
+    let feature_dim = parts.iter().sum();
     let image = 3 * size_px as usize * size_px as usize;
     let pixels = match &bench.pixels {
         Some(path) => {

@@ -217,7 +217,7 @@ pub(super) enum BenchCommand {
         /// Number format: `bf16` or `f32`.
         #[arg(long, default_value = "bf16", value_parser = parse_config_value::<Precision>)]
         precision: Precision,
-        /// Tokens that make the feature: `default`, `cls` or `cls+mean`.
+        /// Tokens that make the feature: `default`, `cls`, `mean`, `cls+mean` or `head`.
         #[arg(long, default_value = "default", value_parser = parse_config_value::<Pool>)]
         pool: Pool,
         /// Transformer block whose output is the feature; -1 is the last.

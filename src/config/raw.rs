@@ -6,7 +6,7 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Bytes, Numbers, Span};
+use super::value::{Bytes, Layers, Numbers, Span};
 use crate::types::{
     Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool,
     Precision, Resample, ScheduleKind, TargetKind,
@@ -48,7 +48,7 @@ pub(super) struct RawPipeline {
     pub(super) model: Option<RawModel>,
     /// Kind of head that is trained on the features.
     pub(super) head: RawHead,
-    /// The frozen text encoder, for `head.kind = "text"`.
+    /// The frozen text encoder, for `head.kind = "text"` or `"paired"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) text: Option<RawText>,
     /// Training of the head. Without this section the run ends with the feature chunks.
@@ -181,25 +181,37 @@ impl Default for RawChunks {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModel {
     /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index) and
-    /// `preprocessor_config.json`. Or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face hub: its files are taken from
+    /// `preprocessor_config.json`. Families: `vit` (also DINO v1), `deit`, `vit_mae`, `beit`, `dinov2`, `dinov2_with_registers`,
+    /// `dinov3_vit`, `siglip` (also `siglip2-*` with a fixed size), `clip`, `metaclip_2`, `altclip`, `swin` and `swinv2`. Or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face hub: its files are taken from
     /// the usual cache, or downloaded into it. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` have
     /// their usual meaning. A branch may move, so name a commit for results that are to be reproduced. Required.
     pub(super) checkpoint: String,
     /// Precision of the stored features: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
     pub(super) precision: Precision,
     /// Transformer block whose output is the feature, with the model's final LayerNorm applied. Block 0 is the first and -1 the
-    /// last. In terms of transformers: -1 is `last_hidden_state`; block k is the final LayerNorm of `hidden_states[k + 1]`,
-    /// since `hidden_states[0]` is the embedding; and -k is that of `hidden_states[-k]`.
-    pub(super) layer: i32,
-    /// Tokens that make the feature: `cls` for the CLS token; `cls+mean` for the CLS token followed by the mean of the patch
-    /// tokens, twice as many values; `default` for the input of the family's classifier, which is `cls` for a `vit` and
-    /// `cls+mean` for a `dinov2`.
+    /// last. A list, such as `[7, 9, 11]`, concatenates the features of several blocks, all from one pass. In terms of
+    /// transformers: -1 is `last_hidden_state`; block k is the final LayerNorm of `hidden_states[k + 1]`, since
+    /// `hidden_states[0]` is the embedding; and -k is that of `hidden_states[-k]`. `clip` has no norm in its
+    /// `last_hidden_state`, and gets its `post_layernorm`. `swin` and `swinv2` number the blocks through all stages; the norm is
+    /// applied in the last stage alone, since the others have another width.
+    pub(super) layer: Layers,
+    /// Tokens that make the feature: `cls` for the CLS token; `mean` for the mean of the patch tokens, without CLS, distillation
+    /// and register tokens; `cls+mean` for the CLS token followed by that mean, twice as many values; `head` (or `map`) for the
+    /// checkpoint's mapping to the space of its text tower: the attention pooling of `siglip`, the projection of the CLS token
+    /// of `clip`, `metaclip_2` and `altclip`. `default` is the input of the family's classifier in transformers: `cls` for `vit`, `deit`,
+    /// `vit_mae` and `dinov3_vit`; `cls+mean` for `dinov2` and `dinov2_with_registers`; `mean` for `siglip`, `swin`, `swinv2` and
+    /// a `beit` with mean pooling; for the last three, `mean` without the norm. Where the paired text tower is used, `default` is `head`.
     pub(super) pool: Pool,
 }
 
 impl Default for RawModel {
     fn default() -> Self {
-        Self { checkpoint: String::new(), precision: Precision::default(), layer: -1, pool: Pool::default() }
+        Self {
+            checkpoint: String::new(),
+            precision: Precision::default(),
+            layer: Layers(vec![-1]),
+            pool: Pool::default(),
+        }
     }
 }
 
@@ -208,7 +220,8 @@ impl Default for RawModel {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHead {
     /// `classes`: a linear classifier, which ranks the captions it was trained on. `text`: a projection into the space of the
-    /// text encoder of `[text]`, which ranks any captions.
+    /// text encoder of `[text]`, which ranks any captions. `paired`: no training; a checkpoint that pairs the backbone with a text
+    /// tower (`siglip`, `clip`, `metaclip_2`, `altclip`) ranks any captions by its own similarity, logit scale and bias ("zero-shot").
     pub(super) kind: HeadKind,
     /// With `text`: width of the projection's hidden layer. 0: a linear projection.
     pub(super) hidden: u32,
@@ -218,9 +231,12 @@ pub(super) struct RawHead {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawText {
-    /// Directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
+    /// `paired`: the text tower of `model.checkpoint`, which must be a `siglip`, `clip`, `metaclip_2` or `altclip` with `tokenizer.json`; a
+    /// text head without a hidden layer then starts from the checkpoint's own map. Otherwise the
+    /// directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
     /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
-    /// configures are applied. Required.
+    /// configures are applied. Required, except with `head.kind = "paired"`, where it is `paired` by default; another encoder must
+    /// then embed into the same space, as a multilingual student of the checkpoint's text tower does.
     pub(super) encoder: String,
     /// Text that is put before every caption, such as `"query: "` for multilingual-e5. Without this key it is the default
     /// prompt of the encoder's `config_sentence_transformers.json`, if it has one; `""` overrides that. `check` shows it.

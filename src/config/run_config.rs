@@ -5,7 +5,7 @@ use super::stage::stage_keys;
 use super::validate::images::check_images;
 use super::validate::machine::check_machine;
 use super::validate::predict::{check_output, check_predict};
-use super::validate::train::{check_head, check_train};
+use super::validate::train::{check_head, check_train, set_paired_defaults};
 use super::validate::{Problems, check_paths, check_stages};
 use super::{
     CatalogConfig, ChunksConfig, ConfigError, DeviceConfig, HeadConfig, ImagesConfig, LimitsConfig, MachineConfig,
@@ -53,6 +53,7 @@ impl RunConfig {
 
     /// Checks a pipeline file. The result counts only if no problem was added; its machine is a placeholder.
     fn check_pipeline(mut source: RawPipeline, problems: &mut Problems) -> Self {
+        set_paired_defaults(&mut source);
         check_stages(&source, problems);
         check_paths(&source, problems);
         let images = check_images(&source, problems);
@@ -163,11 +164,11 @@ impl RunConfig {
         &self.head
     }
 
-    /// Text encoder of a text head (`[text]`).
+    /// Text encoder of a text head or of a paired head (`[text]`).
     pub fn text(&self) -> Option<&TextConfig> {
         match &self.head {
             HeadConfig::Classes => None,
-            HeadConfig::Text { encoder, .. } => Some(encoder),
+            HeadConfig::Text { encoder, .. } | HeadConfig::Paired { encoder } => Some(encoder),
         }
     }
 

@@ -144,6 +144,49 @@ impl<'de> Deserialize<'de> for Numbers {
     }
 }
 
+/// One transformer block, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layers(pub(super) Vec<i32>);
+
+impl Serialize for Layers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => serializer.serialize_i32(*one),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Layers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Layers;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("the number of a block or a list of numbers")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Layers, E> {
+                i32::try_from(number)
+                    .map(|layer| Layers(vec![layer]))
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(number), &"the number of a block"))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Layers, A::Error> {
+                let mut layers = Vec::new();
+                while let Some(layer) = list.next_element()? {
+                    layers.push(layer);
+                }
+                Ok(Layers(layers))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -161,6 +204,22 @@ mod tests {
             let holder = Holder { size: Bytes(size) };
             let text = toml::to_string(&holder).unwrap();
             prop_assert_eq!(toml::from_str::<Holder>(&text).unwrap(), holder);
+        }
+    }
+
+    #[test]
+    fn single_layer_is_written_as_a_number() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Model {
+            layer: Layers,
+        }
+        for (text, layers) in [("layer = -1\n", vec![-1]), ("layer = [8, 10, 12]\n", vec![8, 10, 12])] {
+            let model: Model = toml::from_str(text).unwrap();
+            assert_eq!(model.layer.0, layers);
+            assert_eq!(toml::to_string(&model).unwrap(), text);
+        }
+        for wrong in ["layer = 1.5", "layer = 99999999999", "layer = ['a']"] {
+            assert!(toml::from_str::<Model>(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -166,8 +166,12 @@ impl Cache {
         if kind == RepoKind::Images {
             return None;
         }
-        let modules =
-            fs::read(self.snapshot(commit).join(MODULES)).map_or_else(|_| Vec::new(), |text| module_files(&text));
+        let modules = match kind {
+            RepoKind::Text => {
+                fs::read(self.snapshot(commit).join(MODULES)).map_or_else(|_| Vec::new(), |text| module_files(&text))
+            }
+            _ => Vec::new(),
+        };
         std::iter::once(TOKENIZER.to_owned()).chain(modules).find(|file| !self.has(commit, file))
     }
 
@@ -318,6 +322,19 @@ mod tests {
         fs::remove_dir_all(&trees).unwrap();
         cache.record_absent(COMMIT, "preprocessor_config.json");
         assert_eq!(missing(), None);
+    }
+
+    #[test]
+    fn paired_checkpoint_needs_a_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), "org/name");
+        for file in [CONFIG, WEIGHTS, "preprocessor_config.json", "tokenizer_config.json"] {
+            add_file(&cache, file, file, "{}");
+        }
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Images), None);
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired).as_deref(), Some(TOKENIZER));
+        add_file(&cache, "t", TOKENIZER, "{}");
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired), None);
     }
 
     #[test]

@@ -229,13 +229,15 @@ impl Hub {
         }
         let mut required = vec![CONFIG.to_owned()];
         required.extend(repo.kind.optional_files().iter().filter(|file| listed(file)).map(|file| (*file).to_owned()));
-        if repo.kind == RepoKind::Text {
+        if matches!(repo.kind, RepoKind::Text | RepoKind::Paired) {
             if !listed(TOKENIZER) {
                 let what =
                     format!("has no `{TOKENIZER}`: name a repository that has one, or save it with transformers");
                 return Err(unusable(&label, what));
             }
             required.push(TOKENIZER.to_owned());
+        }
+        if repo.kind == RepoKind::Text {
             required.extend(files.iter().filter(|file| is_module_file(file)).cloned());
         }
         if listed(WEIGHTS) {

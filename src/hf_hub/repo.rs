@@ -8,6 +8,8 @@ pub enum RepoKind {
     Images,
     /// Text encoder.
     Text,
+    /// Image backbone with the text tower that it is paired with.
+    Paired,
 }
 
 impl RepoKind {
@@ -15,6 +17,7 @@ impl RepoKind {
     pub(super) fn optional_files(self) -> &'static [&'static str] {
         match self {
             Self::Images => &["preprocessor_config.json"],
+            Self::Paired => &["preprocessor_config.json", "tokenizer_config.json"],
             Self::Text => &[
                 "modules.json",
                 "sentence_bert_config.json",

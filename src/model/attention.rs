@@ -21,6 +21,42 @@ fn tolerance(format: DType) -> f32 {
     if format == DType::F32 { 1e-3 } else { 1.0 / 32.0 }
 }
 
+/// Positions of tokens that attention itself takes into account.
+#[derive(Debug, Clone)]
+pub(super) struct AttentionPositions<B: Backend> {
+    /// Bias of the scores, `[1 or rows, 1 or heads, tokens, tokens]`.
+    pub(super) bias: Option<Tensor<B, 4>>,
+    /// Rotation of queries and keys.
+    pub(super) rotation: Option<Rotation<B>>,
+}
+
+impl<B: Backend> AttentionPositions<B> {
+    /// Returns no positions.
+    pub(super) fn none() -> Self {
+        Self { bias: None, rotation: None }
+    }
+}
+
+/// Rotary positions: the two halves of each query and key are the parts of complex numbers, which are rotated.
+#[derive(Debug, Clone)]
+pub(super) struct Rotation<B: Backend> {
+    /// Cosines, `[1, 1, tokens, width of a head]`, f32.
+    pub(super) cosine: Tensor<B, 4>,
+    /// Sines, as the cosines.
+    pub(super) sine: Tensor<B, 4>,
+}
+
+impl<B: Backend> Rotation<B> {
+    /// Rotates `[rows, heads, tokens, width]`.
+    fn apply(&self, values: Tensor<B, 4>) -> Tensor<B, 4> {
+        let format = values.dtype();
+        let values = cast_to(values, DType::F32);
+        let half = values.dims()[3] / 2;
+        let turned = vec![-values.clone().narrow(3, half, half), values.clone().narrow(3, 0, half)];
+        cast_to(values * self.cosine.clone() + Tensor::cat(turned, 3) * self.sine.clone(), format)
+    }
+}
+
 /// Implementation of attention, `softmax(query · keyᵀ / √width) · value` for each head (Vaswani et al. 2017).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attention {
@@ -62,14 +98,30 @@ impl Attention {
     }
 
     /// Maps concatenated query, key and value, `[rows · tokens, 3 · hidden]`, to `[rows · tokens, hidden]`.
-    pub(super) fn forward<B: Backend>(self, query_key_value: &Tensor<B, 2>, rows: usize, heads: usize) -> Tensor<B, 2> {
+    ///
+    /// A bias is added to scores in memory, so it implies [`Attention::Products`].
+    pub(super) fn forward<B: Backend>(
+        self,
+        query_key_value: &Tensor<B, 2>,
+        rows: usize,
+        heads: usize,
+        positions: &AttentionPositions<B>,
+    ) -> Tensor<B, 2> {
         let [all, three] = query_key_value.dims();
         let (tokens, hidden) = (all / rows, three / 3);
         let split = |index: usize| {
             let values = query_key_value.clone().narrow(1, index * hidden, hidden);
             values.reshape([rows, tokens, heads, hidden / heads]).swap_dims(1, 2)
         };
-        self.attend(split(0), split(1), split(2)).swap_dims(1, 2).reshape([all, hidden])
+        let (mut query, mut key) = (split(0), split(1));
+        if let Some(rotation) = &positions.rotation {
+            (query, key) = (rotation.apply(query), rotation.apply(key));
+        }
+        let attended = match &positions.bias {
+            Some(bias) => attend_with_bias(query, key, split(2), Some(bias)),
+            None => self.attend(query, key, split(2)),
+        };
+        attended.swap_dims(1, 2).reshape([all, hidden])
     }
 
     /// Computes attention; inputs and output are `[rows, heads, tokens, width]`.
@@ -94,12 +146,25 @@ impl Attention {
                 };
                 operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens)
             }
-            Self::Products => {
-                let scores = cast_to(query.matmul(key.transpose()), DType::F32) / (width as f64).sqrt();
-                cast_to(activation::softmax(scores, 3), format).matmul(value)
-            }
+            Self::Products => attend_with_bias(query, key, value, None),
         }
     }
+}
+
+/// Computes attention with its scores in memory and their softmax in f32; `bias` is added to the scaled scores.
+pub(super) fn attend_with_bias<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    bias: Option<&Tensor<B, 4>>,
+) -> Tensor<B, 4> {
+    let (width, format) = (query.dims()[3], query.dtype());
+    let scores = cast_to(query.matmul(key.transpose()), DType::F32) / (width as f64).sqrt();
+    let scores = match bias {
+        Some(bias) => scores + cast_to(bias.clone(), DType::F32),
+        None => scores,
+    };
+    cast_to(activation::softmax(scores, 3), format).matmul(value)
 }
 
 /// Returns random query, key and value in which each token attends mostly to itself, so that a misplaced value shows.
@@ -141,7 +206,9 @@ mod tests {
             let three = 3 * heads * width;
             let values: Vec<f32> = (0..2 * tokens * three).map(|at| (at as f32 * 0.37).sin()).collect();
             let input = Tensor::<Any, 2>::from_data(TensorData::new(values, [2 * tokens, three]), &device);
-            let output = |way: Attention| way.forward(&input, 2, heads).into_data().into_vec::<f32>().unwrap();
+            let output = |way: Attention| {
+                way.forward(&input, 2, heads, &AttentionPositions::none()).into_data().into_vec::<f32>().unwrap()
+            };
             let plain = output(Attention::Plain);
             for way in [Attention::Fused, Attention::Products] {
                 let other = output(way);

@@ -12,7 +12,7 @@ use burn::tensor::activation;
 use burn::tensor::backend::Backend;
 use burn::tensor::module::linear;
 
-use crate::model::attention::Attention;
+use crate::model::attention::{Attention, AttentionPositions};
 use crate::model::config::Activation;
 
 /// Linear layer, `x · weight + bias`.
@@ -110,25 +110,24 @@ pub(super) enum Mlp<B: Backend> {
         outer: Linear<B>,
     },
     /// `inner` computes gate and up projections together, `[rows, 2 · width]`.
-    SwiGlu {
+    Gated {
         inner: Linear<B>,
         width: usize,
+        activation: Activation,
         outer: Linear<B>,
     },
 }
 
 impl<B: Backend> Mlp<B> {
     /// Maps `[rows, hidden]` to `[rows, hidden]`.
-    fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(super) fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Plain { inner, activation, outer } => outer.forward(activate(*activation, inner.forward(input))),
-            Self::SwiGlu { inner, width, outer } => {
+            Self::Gated { inner, width, activation, outer } => {
                 let both = inner.forward(input);
-                let gate = both.clone().narrow(1, 0, *width);
-                let up = both.narrow(1, *width, *width);
-                let format = gate.dtype();
-                let gated = activation::silu(cast_to(gate, DType::F32)) * cast_to(up, DType::F32);
-                outer.forward(cast_to(gated, format))
+                let format = both.dtype();
+                let half = |index: usize| cast_to(both.clone().narrow(1, index * *width, *width), DType::F32);
+                outer.forward(cast_to(activate_f32(*activation, half(0)) * half(1), format))
             }
         }
     }
@@ -137,14 +136,18 @@ impl<B: Backend> Mlp<B> {
 /// Applies an activation function to each value, in f32: in a narrower format every intermediate step would round.
 pub(super) fn activate<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let format = x.dtype();
-    let x = cast_to(x, DType::F32);
-    let x = match kind {
+    cast_to(activate_f32(kind, cast_to(x, DType::F32)), format)
+}
+
+/// Applies an activation function to values in f32.
+fn activate_f32<B: Backend>(kind: Activation, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match kind {
         Activation::Gelu => activation::gelu(x),
         Activation::GeluTanh => activation::gelu_approximate(x),
         Activation::Relu => activation::relu(x),
         Activation::QuickGelu => activation::sigmoid(x.clone() * 1.702) * x,
-    };
-    cast_to(x, format)
+        Activation::Silu => activation::silu(x),
+    }
 }
 
 /// Transformer block: attention and MLP, each with a norm before it and a residual connection around it.
@@ -161,13 +164,27 @@ pub(super) struct Block<B: Backend> {
     /// `LayerScale` after the MLP, `[1, hidden]`.
     pub(super) mlp_scale: Option<Tensor<B, 2>>,
     pub(super) heads: usize,
+    /// Positions that attention itself takes into account.
+    pub(super) positions: AttentionPositions<B>,
 }
 
 impl<B: Backend> Block<B> {
     /// Maps `[rows · tokens, hidden]` to the same shape; tokens attend to the tokens of their own row.
     pub(super) fn forward(&self, input: Tensor<B, 2>, rows: usize, attention: Attention) -> Tensor<B, 2> {
+        self.forward_with(input, rows, attention, &self.positions)
+    }
+
+    /// As [`Self::forward`], with other positions, or a mask as their bias.
+    pub(super) fn forward_with(
+        &self,
+        input: Tensor<B, 2>,
+        rows: usize,
+        attention: Attention,
+        positions: &AttentionPositions<B>,
+    ) -> Tensor<B, 2> {
         let query_key_value = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
-        let attended = self.attention_output.forward(attention.forward(&query_key_value, rows, self.heads));
+        let attended = attention.forward(&query_key_value, rows, self.heads, positions);
+        let attended = self.attention_output.forward(attended);
         let input = input + apply_scale(attended, self.attention_scale.as_ref());
         let mlp = self.mlp.forward(self.mlp_norm.forward(input.clone()));
         input + apply_scale(mlp, self.mlp_scale.as_ref())
@@ -199,12 +216,13 @@ impl<B: Backend> PatchEmbedding<B> {
     /// `normalisation` is `(rescale, mean, std)`; a pixel becomes `(u8 · rescale − mean) / std`.
     pub(super) fn new(
         weight: &[f32],
-        bias: Vec<f32>,
+        bias: Option<Vec<f32>>,
         patch: usize,
         normalisation: (f32, [f32; 3], [f32; 3]),
         target: (&B::Device, DType),
     ) -> Self {
-        let (hidden, area) = (bias.len(), patch * patch);
+        let area = patch * patch;
+        let hidden = weight.len() / (3 * area);
         let mut reordered = Vec::with_capacity(weight.len());
         for kernel in weight.chunks_exact(3 * area) {
             reordered.extend((0..area).flat_map(|cell| (0..3).map(move |channel| kernel[channel * area + cell])));
@@ -215,7 +233,7 @@ impl<B: Backend> PatchEmbedding<B> {
             Tensor::from_data(TensorData::new(values, [1, 3 * area]), (target.0, DType::F32))
         };
         Self {
-            projection: Linear::new(&reordered, Some(bias), 3 * area, hidden, target),
+            projection: Linear::new(&reordered, bias, 3 * area, hidden, target),
             scale: tiled(&|channel| rescale / std[channel]),
             shift: tiled(&|channel| -mean[channel] / std[channel]),
             patch,
@@ -223,8 +241,16 @@ impl<B: Backend> PatchEmbedding<B> {
     }
 
     /// Maps pixels, `[rows · side · side · 3]`, to tokens, `[rows, (side / patch)², hidden]`, in row-major order.
+    ///
+    /// Pixels beyond the last complete patch are ignored, as by the convolution.
     pub(super) fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize, side: usize, format: DType) -> Tensor<B, 3> {
         let (patch, grid, line) = (self.patch, side / self.patch, self.patch * 3);
+        let pixels = if side.is_multiple_of(patch) {
+            pixels
+        } else {
+            let image = pixels.reshape([rows, side, side * 3]);
+            image.narrow(1, 0, grid * patch).narrow(2, 0, grid * line).reshape([rows * grid * patch * grid * line])
+        };
         let pixels = pixels.reshape([rows, grid, patch, grid, line]);
         // Integers up to 255 are exact in every float format. The normalisation rounds, so it computes in f32.
         let patches = pixels.swap_dims(2, 3).reshape([rows * grid * grid, patch * line]).float();

@@ -6,11 +6,14 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use crate::model::config::BackboneConfig;
-use crate::model::config::Family;
-use crate::model::config::FeedForward;
+use crate::model::config::Body;
+use crate::model::config::ProjectionHead;
+use crate::model::cost;
 use crate::model::error::ModelError;
+use crate::model::family::Family;
 use crate::model::layout;
 use crate::model::layout::TensorRole;
+use crate::model::pooling::{Pooling, supported_pools};
 use crate::model::preprocessor::Preprocessor;
 use crate::model::weights::StoredTensor;
 use crate::model::weights::WeightReader;
@@ -19,15 +22,13 @@ pub use crate::types::Pool;
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
 
-impl Pool {
-    /// Whether the feature includes the mean of the patch tokens.
-    pub(super) fn has_mean(self, family: Family) -> bool {
-        match self {
-            Self::Default => family == Family::Dinov2,
-            Self::Cls => false,
-            Self::ClsMean => true,
-        }
-    }
+/// Scale and bias that turn the cosine of an image and a caption into a logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pairing {
+    /// Logarithm of the scale.
+    pub log_scale: f32,
+    /// Summand of every logit.
+    pub bias: f32,
 }
 
 /// Checkpoint in which every expected tensor exists with the expected shape.
@@ -42,14 +43,15 @@ pub struct Checkpoint {
     /// Name of the mask token in the file.
     mask: Option<String>,
     classifier: bool,
-    split_swiglu: bool,
+    split_gate: bool,
 }
 
 impl Checkpoint {
     /// Opens a directory in Hugging Face layout: reads its JSON files and the headers of its weight files.
     ///
-    /// Tensor names may carry the family's prefix. `pooler.*`, `classifier.*` and `embeddings.mask_token` are optional
-    /// and do not belong to the backbone. Any other unexpected tensor is an error, as is a missing one.
+    /// Tensor names may carry the family's prefix. A tanh pooler, a classifier, a decoder, a text tower and the mask
+    /// token are optional and do not belong to the backbone. Any other unexpected tensor is an error, as is a missing
+    /// one.
     ///
     /// # Errors
     /// When a file is unreadable or damaged, the family or a value is not supported, or tensor names or shapes differ
@@ -57,7 +59,7 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config_path = dir.join(CONFIG);
         let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
-        let config = BackboneConfig::parse(&text, &config_path)?;
+        let mut config = BackboneConfig::parse(&text, &config_path)?;
         let preprocessor_path = dir.join(PREPROCESSOR);
         let preprocessor = match std::fs::read(&preprocessor_path) {
             Ok(text) => Preprocessor::parse(&text, &preprocessor_path, config.family)?,
@@ -66,18 +68,25 @@ impl Checkpoint {
         };
         let weights = WeightReader::open_dir(dir)?;
 
-        let split_swiglu = weights.tensors().keys().any(|name| name.contains(layout::SWIGLU_SPLIT[0]));
+        let split_gate = weights.tensors().keys().any(|name| name.contains(layout::GATED_SPLIT[0]));
+        if let Body::Plain(plain) = &mut config.body
+            && matches!(plain.head, Some(ProjectionHead::Linear { .. }))
+            && !weights.tensors().contains_key(layout::PROJECTION)
+        {
+            // A vision tower may come without the projection.
+            plain.head = None;
+        }
         let (mut keys, mut mask, mut classifier) = (Vec::new(), None, false);
         for name in weights.tensors().keys() {
             match layout::classify_name(config.family, name) {
                 TensorRole::Classifier => classifier = true,
-                TensorRole::Pooler => {}
+                TensorRole::Unused => {}
                 TensorRole::Mask => mask = Some(name.clone()),
                 TensorRole::Backbone(key) => keys.push((key, name)),
             }
         }
-        let names = weights.match_names(dir, layout::expected_shapes(&config, split_swiglu), keys)?;
-        Ok(Self { dir: dir.to_owned(), config, preprocessor, weights, names, mask, classifier, split_swiglu })
+        let names = weights.match_names(dir, layout::expected_shapes(&config, split_gate), keys)?;
+        Ok(Self { dir: dir.to_owned(), config, preprocessor, weights, names, mask, classifier, split_gate })
     }
 
     /// Returns the model family.
@@ -85,14 +94,14 @@ impl Checkpoint {
         self.config.family
     }
 
-    /// Returns the width of a token.
+    /// Returns the width of a token after the last block.
     pub fn hidden_size(&self) -> usize {
-        self.config.hidden
+        self.config.hidden()
     }
 
     /// Returns the number of transformer blocks.
     pub fn layers(&self) -> u32 {
-        self.config.layers
+        self.config.layers()
     }
 
     /// Returns the side of the training images, in pixels.
@@ -100,7 +109,7 @@ impl Checkpoint {
         self.config.image_px
     }
 
-    /// Returns the side of a patch, in pixels; the side of an input must be a multiple of it.
+    /// Returns the side of a patch, in pixels; the side of an input must be a multiple of it, or that of the training images.
     pub fn patch_size_px(&self) -> u32 {
         self.config.patch_px
     }
@@ -117,41 +126,60 @@ impl Checkpoint {
 
     /// Returns an upper bound on the activation memory of one image in f32, in bytes. All blocks share this memory.
     pub fn activation_bytes(&self, size_px: u32) -> u64 {
-        let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
-        // Twelve buffers of `[tokens, hidden]`: residual and sum, both norms in f32, query, key and value with copies
-        // by head, attention output. Then either the MLP before and after its activation, or the attention scores
-        // before and after the softmax, each in two formats. Before the first block: pixels as bytes and in two float
-        // formats. Scores are padded like queries.
-        let scores = 4 * self.config.heads as u64 * tokens * tokens.next_multiple_of(64);
-        let block = tokens * 12 * hidden + (tokens * 4 * inner).max(scores);
-        4 * block + 9 * 3 * u64::from(size_px) * u64::from(size_px)
+        cost::activation_bytes(&self.config, size_px)
     }
 
-    /// Returns the floating-point operations of one image's forward pass up to block `layer`.
+    /// Returns the floating-point operations of one image's forward pass up to the last of `layers`.
     ///
     /// Counts two operations for each multiplication of the matrix products and of attention.
     ///
     /// # Errors
-    /// When the layer does not exist.
-    pub fn flop_per_image(&self, size_px: u32, layer: i32) -> Result<u64, ModelError> {
-        let (tokens, hidden, inner) = (self.tokens(size_px), self.config.hidden as u64, self.inner());
-        let blocks = u64::from(self.config.resolve_layer(layer)?) + 1;
-        let block = tokens * (8 * hidden * hidden + 4 * hidden * inner + 4 * tokens * hidden);
-        let patches = (tokens - 1) * 2 * hidden * 3 * u64::from(self.config.patch_px).pow(2);
-        Ok(blocks * block + patches)
+    /// When a layer does not exist.
+    pub fn flop_per_image(&self, size_px: u32, layers: &[i32]) -> Result<u64, ModelError> {
+        let blocks: Vec<u32> =
+            layers.iter().map(|layer| self.config.resolve_layer(*layer)).collect::<Result<_, _>>()?;
+        Ok(cost::flop_per_image(&self.config, size_px, blocks.into_iter().max().unwrap_or(0)))
     }
 
-    /// Returns the number of tokens: the patches and the CLS token.
-    fn tokens(&self, size_px: u32) -> u64 {
-        1 + u64::from(size_px / self.config.patch_px.max(1)).pow(2)
-    }
-
-    /// Returns the inner width of the MLP; one and a half times the width of a `SwiGLU`, which has a third projection.
-    fn inner(&self) -> u64 {
-        match self.config.feed_forward {
-            FeedForward::Mlp { inner } => inner as u64,
-            FeedForward::SwiGlu { inner } => 3 * inner as u64 / 2,
+    /// Checks that the backbone can work on images of `size_px` pixels.
+    ///
+    /// # Errors
+    /// When the size is neither a multiple of the patch nor the checkpoint's own, or too small for the windows of a windowed
+    /// backbone.
+    pub fn check_size(&self, size_px: u32) -> Result<(), ModelError> {
+        let patch_px = self.config.patch_px;
+        // Some checkpoints were trained on images whose border the convolution ignores, such as 384 pixels in patches of 14.
+        let is_own = size_px == self.config.image_px && matches!(self.config.body, Body::Plain(_));
+        if size_px == 0 || !(size_px.is_multiple_of(patch_px) || is_own) {
+            return Err(ModelError::PatchSize { size_px, patch_px });
         }
+        let Body::Windowed(windowed) = &self.config.body else { return Ok(()) };
+        let patches = (size_px / patch_px) as usize;
+        let smallest = windowed.grid(patches, windowed.depths.len() - 1);
+        // The table of Swin has entries for its own window alone; Swin v2 computes them for any.
+        if windowed.v2 || smallest >= windowed.window {
+            return Ok(());
+        }
+        let least_px = (windowed.window as u32 - 1) * (patch_px << (windowed.depths.len() - 1)) + patch_px;
+        Err(ModelError::WindowSize { size_px, window: windowed.window, least_px })
+    }
+
+    /// Returns the scale and bias of the similarities between the two towers; `None` if the files hold one tower.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn pairing(&self) -> Result<Option<Pairing>, ModelError> {
+        let read = |name: &str| -> Result<Option<f32>, ModelError> {
+            let Some(tensor) = self.weights.tensors().get(name).filter(|tensor| tensor.elements() == 1) else {
+                return Ok(None);
+            };
+            Ok(self.weights.read(tensor)?.first().copied())
+        };
+        if !self.config.family.is_paired() {
+            return Ok(None);
+        }
+        let Some(log_scale) = read("logit_scale")? else { return Ok(None) };
+        Ok(Some(Pairing { log_scale, bias: read("logit_bias")?.unwrap_or(0.0) }))
     }
 
     /// Returns the preprocessing that the checkpoint was trained with.
@@ -164,9 +192,25 @@ impl Checkpoint {
         self.classifier
     }
 
-    /// Returns the width of a feature under `pool`.
-    pub fn feature_dim(&self, pool: Pool) -> usize {
-        if pool.has_mean(self.config.family) { 2 * self.config.hidden } else { self.config.hidden }
+    /// Returns the widths of the parts of a feature, one for each of `layers`, under `pool`.
+    ///
+    /// # Errors
+    /// When a layer or the pooling does not exist.
+    pub fn feature_parts(&self, layers: &[i32], pool: Pool) -> Result<Vec<usize>, ModelError> {
+        let pooling = Pooling::resolve(pool, &self.config)?;
+        let width = |layer: &i32| Ok(pooling.width(&self.config, self.config.resolve_layer(*layer)?));
+        layers.iter().map(width).collect()
+    }
+
+    /// Returns the pools that the checkpoint has.
+    pub fn pools(&self) -> Vec<Pool> {
+        supported_pools(&self.config)
+    }
+
+    /// Returns the width of the default feature of the last block: the input of the family's classifier.
+    pub fn default_dim(&self) -> usize {
+        let last = self.config.layers() - 1;
+        Pooling::resolve(Pool::Default, &self.config).map_or(0, |pooling| pooling.width(&self.config, last))
     }
 
     /// Returns the BLAKE3 hash, in hex, of `config.json`, the weight files with their index, and
@@ -223,9 +267,9 @@ impl Checkpoint {
         self.mask.as_ref().and_then(|name| self.weights.tensors().get(name))
     }
 
-    /// Whether the gate and up projections of a `SwiGLU` are two tensors.
-    pub(super) fn split_swiglu(&self) -> bool {
-        self.split_swiglu
+    /// Whether the gate and up projections of a gated MLP are two tensors.
+    pub(super) fn split_gate(&self) -> bool {
+        self.split_gate
     }
 
     /// Reads tensors by their published names, as f32, and concatenates them.

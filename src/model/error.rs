@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::model::family::Family;
+use crate::types::Pool;
+
 /// Error of a checkpoint, or of computing with it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -48,7 +51,7 @@ pub enum ModelError {
         problem: String,
     },
     /// The configuration names an unsupported model family.
-    #[error("`{}` has model_type `{found}`; supported are `vit` and `dinov2`", path.display())]
+    #[error("`{}` has model_type `{found}`; supported are {}", path.display(), Family::list())]
     Family {
         /// The file.
         path: PathBuf,
@@ -96,6 +99,37 @@ pub enum ModelError {
         size_px: u32,
         /// Side of a patch, in pixels.
         patch_px: u32,
+    },
+    /// The input size is too small for the windows of the last stage.
+    #[error(
+        "size_px `{size_px}` is too small: the model's windows of `{window}` tokens need at least `{least_px}` pixels"
+    )]
+    WindowSize {
+        /// Side of the requested input, in pixels.
+        size_px: u32,
+        /// Side of a window, in tokens.
+        window: usize,
+        /// Smallest side that works, in pixels.
+        least_px: u32,
+    },
+    /// The backbone has no such pooling.
+    #[error(
+        "pool `{pool}` does not exist for this checkpoint of the family `{family}`; it has {}",
+        join_pools(supported)
+    )]
+    Pool {
+        /// Requested pooling.
+        pool: Pool,
+        /// Family of the checkpoint.
+        family: &'static str,
+        /// Poolings that the checkpoint has.
+        supported: Vec<Pool>,
+    },
+    /// transformers has no class of a classifier for the family.
+    #[error("a classifier on a backbone of the family `{family}` cannot be exported: transformers has no class for it")]
+    NoClassifierClass {
+        /// Family of the checkpoint.
+        family: &'static str,
     },
     /// The requested block does not exist.
     #[error("layer `{layer}` does not exist: the model has `{layers}` blocks, so it goes from `-{layers}` to `{}`", layers - 1)]
@@ -175,4 +209,9 @@ fn join_keys(keys: &[String]) -> String {
         text.push_str(&more);
     }
     text
+}
+
+/// Joins the words of poolings for a message.
+fn join_pools(pools: &[Pool]) -> String {
+    pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", ")
 }

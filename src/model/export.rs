@@ -7,7 +7,6 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::model::checkpoint::Checkpoint;
-use crate::model::checkpoint::Pool;
 use crate::model::classifier;
 use crate::model::classifier::Classifier;
 use crate::model::error::ModelError;
@@ -26,7 +25,7 @@ use crate::model::weights::TensorSpec;
 /// last.
 ///
 /// The classifiers of transformers use the last block's output under [`Pool::Default`], so only a head trained on such
-/// features gives the same predictions there. For images of another size than the checkpoint's, `vit` needs
+/// features gives the same predictions there. For images of another size than the checkpoint's, most families need
 /// `interpolate_pos_encoding=True`; `dinov2` interpolates without it.
 ///
 /// # Errors
@@ -38,7 +37,9 @@ pub fn export_hf(
     labels: &[String],
     out_dir: &Path,
 ) -> Result<(), ModelError> {
-    let dim = checkpoint.feature_dim(Pool::Default);
+    let family = checkpoint.family();
+    let class = family.classifier_class().ok_or(ModelError::NoClassifierClass { family: family.name() })?;
+    let dim = checkpoint.default_dim();
     let fits = head.dim == dim
         && head.classes == labels.len()
         && head.bias.len() == head.classes
@@ -66,16 +67,28 @@ pub fn export_hf(
         }
         None => write_json(&preprocessor, &checkpoint.preprocessor().to_json(checkpoint.family()))?,
     }
-    write_json(&out_dir.join("config.json"), &classifier_config(config, checkpoint, labels))
+    write_json(&out_dir.join("config.json"), &classifier_config(config, class, checkpoint, labels))
 }
 
-/// Returns the backbone's configuration with the keys of a classifier.
-fn classifier_config(mut config: Map<String, Value>, checkpoint: &Checkpoint, labels: &[String]) -> Value {
+/// Returns the backbone's configuration with the keys of a classifier, whose class and `model_type` are given.
+fn classifier_config(
+    config: Map<String, Value>,
+    (class, model_type): (&str, &str),
+    checkpoint: &Checkpoint,
+    labels: &[String],
+) -> Value {
+    let mut config = if checkpoint.config().tower_only {
+        // The classifier's configuration is that of the pair of towers.
+        Map::from_iter([("vision_config".to_owned(), Value::Object(config))])
+    } else {
+        config
+    };
+    config.insert("model_type".to_owned(), json!(model_type));
     let names: Map<String, Value> =
         labels.iter().enumerate().map(|(class, label)| (class.to_string(), json!(label))).collect();
     let classes: Map<String, Value> =
         labels.iter().enumerate().map(|(class, label)| (label.clone(), json!(class))).collect();
-    config.insert("architectures".to_owned(), json!([checkpoint.family().classifier_class()]));
+    config.insert("architectures".to_owned(), json!([class]));
     config.insert("num_labels".to_owned(), json!(labels.len()));
     config.insert("id2label".to_owned(), Value::Object(names));
     config.insert("label2id".to_owned(), Value::Object(classes));
@@ -83,20 +96,25 @@ fn classifier_config(mut config: Map<String, Value>, checkpoint: &Checkpoint, la
 }
 
 fn write_weights(checkpoint: &Checkpoint, head: &Classifier, path: &Path) -> Result<(), ModelError> {
-    let prefix = checkpoint.family().name();
-    let entries: Vec<(String, &StoredTensor)> =
-        checkpoint.backbone_tensors().map(|(key, entry)| (format!("{prefix}.{key}"), entry)).collect();
+    let prefix = checkpoint.family().tensor_prefix();
+    // transformers' classifiers on CLIP have no projection.
+    let entries: Vec<(String, &StoredTensor)> = checkpoint
+        .backbone_tensors()
+        .filter(|(key, _)| *key != layout::PROJECTION)
+        .map(|(key, entry)| (format!("{prefix}.{key}"), entry))
+        .collect();
     let mut specs: Vec<TensorSpec> = entries
         .iter()
         .map(|(name, entry)| TensorSpec { name: name.clone(), format: entry.format, shape: entry.shape.clone() })
         .collect();
     specs.extend(classifier::tensor_specs(head.classes, head.dim));
-    let hidden = checkpoint.hidden_size();
     let mask = format!("{prefix}.{}", layout::MASK);
-    if checkpoint.config().mask_token {
+    let mask_shape = checkpoint.config().mask_token.clone().unwrap_or_default();
+    if !mask_shape.is_empty() {
         // transformers warns about a missing mask token; it initialises one with zeros.
-        let (format, shape) =
-            checkpoint.mask_token().map_or((Format::F32, vec![1, hidden]), |entry| (entry.format, entry.shape.clone()));
+        let (format, shape) = checkpoint
+            .mask_token()
+            .map_or((Format::F32, mask_shape.clone()), |entry| (entry.format, entry.shape.clone()));
         specs.push(TensorSpec { name: mask.clone(), format, shape });
     }
     let reader = checkpoint.weights();
@@ -105,7 +123,7 @@ fn write_weights(checkpoint: &Checkpoint, head: &Classifier, path: &Path) -> Res
         classifier::BIAS => weights::write_f32(&head.bias, sink),
         name if name == mask => match checkpoint.mask_token() {
             Some(entry) => reader.stream(entry, sink),
-            None => weights::write_f32(&vec![0.0; hidden], sink),
+            None => weights::write_f32(&vec![0.0; mask_shape.iter().product()], sink),
         },
         name => match entries.binary_search_by(|(key, _)| key.as_str().cmp(name)) {
             Ok(index) => reader.stream(entries[index].1, sink),

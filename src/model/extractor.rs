@@ -11,32 +11,30 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
 use crate::model::attention::Attention;
-use crate::model::block::Block;
-use crate::model::block::Linear;
-use crate::model::block::Mlp;
-use crate::model::block::Norm;
-use crate::model::block::PatchEmbedding;
 use crate::model::block::cast_to;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
-use crate::model::config::FeedForward;
+use crate::model::config::Body;
 use crate::model::error::ModelError;
-use crate::model::layout;
+use crate::model::load::Loader;
 use crate::model::pending::Pending;
-use crate::model::position;
+use crate::model::plain::PlainBackbone;
+use crate::model::pooling::Pooling;
+use crate::model::windowed::WindowedBackbone;
 
 /// Definition of a feature; fixed for the life of an extractor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtractOptions {
-    /// Side of the input, in pixels, a multiple of the patch size. Positions are interpolated if it differs from the
+    /// Side of the input, in pixels: a multiple of the patch size, or the checkpoint's own. Positions are interpolated if it differs from the
     /// checkpoint's.
     pub size_px: u32,
-    /// Block whose output is the feature, from 0; a negative number counts from the end, -1 is the last block.
+    /// Blocks whose outputs make the feature, from 0; a negative number counts from the end, -1 is the last block. The
+    /// features of several blocks are concatenated in this order, and come from one pass.
     ///
     /// The backbone's final `LayerNorm` is applied to the output of any block, as in `DINOv2`'s
     /// `get_intermediate_layers(norm=True)`: without it the scales of an inner block's channels differ by orders of
-    /// magnitude. Later blocks are neither loaded nor computed.
-    pub layer: i32,
+    /// magnitude. Blocks after the last of these are neither loaded nor computed.
+    pub layers: Vec<i32>,
     /// Pooling of tokens to a feature.
     pub pool: Pool,
 }
@@ -63,26 +61,27 @@ impl Default for Numerics {
 /// Backbone on the device `B::Device`.
 #[derive(Debug)]
 pub struct Extractor<B: Backend> {
-    patches: PatchEmbedding<B>,
-    /// CLS token plus its position embedding, `[1, 1, hidden]`.
-    cls: Tensor<B, 3>,
-    /// Position embeddings of the patches, `[1, grid², hidden]`.
-    positions: Tensor<B, 3>,
-    blocks: Vec<Block<B>>,
-    final_norm: Norm<B>,
-    attention: Attention,
-    with_mean: bool,
+    network: Network<B>,
+    /// Blocks whose features are concatenated.
+    taps: Vec<u32>,
+    pooling: Pooling,
     feature_dim: usize,
     size_px: u32,
     numerics: Numerics,
     device: B::Device,
 }
 
+#[derive(Debug)]
+enum Network<B: Backend> {
+    Plain(PlainBackbone<B>),
+    Windowed(WindowedBackbone<B>),
+}
+
 impl<B: Backend> Extractor<B> {
     /// Reads the tensors that `options` need, one at a time, and uploads them to `device`.
     ///
     /// # Errors
-    /// When `size_px` is not a multiple of the patch size, the layer does not exist, or a file cannot be read.
+    /// When the backbone cannot work at `size_px`, a layer or the pooling does not exist, or a file cannot be read.
     pub fn load(
         checkpoint: &Checkpoint,
         options: &ExtractOptions,
@@ -90,58 +89,35 @@ impl<B: Backend> Extractor<B> {
         device: &B::Device,
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config();
-        let target = (device, numerics.format);
-        let (size_px, patch_px) = (options.size_px, config.patch_px);
-        if size_px == 0 || size_px % patch_px != 0 {
-            return Err(ModelError::PatchSize { size_px, patch_px });
-        }
-        let last = config.resolve_layer(options.layer)?;
-        let read = |key: &str| checkpoint.read(&[key.to_owned()]);
-        let norm = |key: &str| -> Result<Norm<B>, ModelError> {
-            let (gamma, beta) = (read(&format!("{key}.weight"))?, read(&format!("{key}.bias"))?);
-            Ok(Norm::new(gamma, beta, config.norm_epsilon, device))
+        let size_px = options.size_px;
+        checkpoint.check_size(size_px)?;
+        let feature_dim = checkpoint.feature_parts(&options.layers, options.pool)?.iter().sum();
+        let taps: Vec<u32> =
+            options.layers.iter().map(|layer| config.resolve_layer(*layer)).collect::<Result<_, _>>()?;
+        let last = taps.iter().copied().max().unwrap_or(0);
+        let pooling = Pooling::resolve(options.pool, config)?;
+        let read = |keys: &[String]| checkpoint.read(keys);
+        let loader = Loader { read: &read, device, format: numerics.format, norm_epsilon: config.norm_epsilon };
+        let attention = |[tokens, heads, width]: [usize; 3]| {
+            if numerics.fused {
+                let images = numerics.batch_rows.unwrap_or(2).max(1);
+                Attention::choose_by_trial::<B>([images, heads, tokens, width], numerics.format, device)
+            } else if numerics.format == DType::F32 {
+                Ok(Attention::Plain)
+            } else {
+                // The softmax of burn's operation computes in the format of its inputs.
+                Ok(Attention::Products)
+            }
         };
-
-        let preprocessor = checkpoint.preprocessor();
-        let patches = PatchEmbedding::new(
-            &read(&format!("{}.weight", layout::PATCH))?,
-            read(&format!("{}.bias", layout::PATCH))?,
-            patch_px as usize,
-            (preprocessor.rescale, preprocessor.mean, preprocessor.std),
-            target,
-        );
-        let grid = (size_px / patch_px) as usize;
-        let hidden = config.hidden;
-        let mut embeddings = position::interpolate(read(layout::POSITIONS)?, config.native_grid(), grid, hidden);
-        let positions = embeddings.split_off(hidden);
-        embeddings.iter_mut().zip(read(layout::CLS)?).for_each(|(position, cls)| *position += cls);
-        let tokens = |values: Vec<f32>, count: usize| {
-            Tensor::<B, 3>::from_data(TensorData::new(values, [1, count, hidden]), target)
+        let network = match &config.body {
+            Body::Plain(plain) => {
+                Network::Plain(PlainBackbone::load((checkpoint, plain), size_px, last, pooling, &loader, attention)?)
+            }
+            Body::Windowed(windowed) => {
+                Network::Windowed(WindowedBackbone::load((checkpoint, windowed), size_px, last, &loader)?)
+            }
         };
-        let attention = if numerics.fused {
-            let images = numerics.batch_rows.unwrap_or(2).max(1);
-            let shape = [images, config.heads, 1 + grid * grid, hidden / config.heads];
-            Attention::choose_by_trial::<B>(shape, numerics.format, device)?
-        } else if numerics.format == DType::F32 {
-            Attention::Plain
-        } else {
-            // The softmax of burn's operation computes in the format of its inputs.
-            Attention::Products
-        };
-        let blocks = (0..=last).map(|index| load_block(checkpoint, index, target)).collect::<Result<_, _>>()?;
-        Ok(Self {
-            patches,
-            cls: tokens(embeddings, 1),
-            positions: tokens(positions, grid * grid),
-            blocks,
-            final_norm: norm(layout::FINAL_NORM)?,
-            attention,
-            with_mean: options.pool.has_mean(config.family),
-            feature_dim: checkpoint.feature_dim(options.pool),
-            size_px,
-            numerics,
-            device: device.clone(),
-        })
+        Ok(Self { network, taps, pooling, feature_dim, size_px, numerics, device: device.clone() })
     }
 
     /// Returns the width of a feature.
@@ -151,7 +127,11 @@ impl<B: Backend> Extractor<B> {
 
     /// Returns the attention implementation in use.
     pub fn attention(&self) -> Attention {
-        self.attention
+        match &self.network {
+            Network::Plain(plain) => plain.attention(),
+            // Its position bias is added to scores in memory.
+            Network::Windowed(_) => Attention::Products,
+        }
     }
 
     /// Maps pixels, `[rows, size_px, size_px, 3]`, RGB, to features, `[rows, feature_dim]`; both row-major.
@@ -217,80 +197,12 @@ impl<B: Backend> Extractor<B> {
 
     /// Maps pixels, `[rows · size_px · size_px · 3]`, to features, `[rows, feature_dim]`, in the configured format.
     fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Tensor<B, 2> {
-        let format = self.numerics.format;
-        let patches = self.patches.forward(pixels, rows, self.size_px as usize, format);
-        let [_, count, hidden] = patches.dims();
-        let cls = self.cls.clone().expand([rows, 1, hidden]);
-        let tokens = Tensor::cat(vec![cls, patches + self.positions.clone()], 1);
-        let mut states = tokens.reshape([rows * (1 + count), hidden]);
-        for block in &self.blocks {
-            states = block.forward(states, rows, self.attention);
-        }
-        let states = states.reshape([rows, 1 + count, hidden]);
-        let features = if self.with_mean {
-            let states = self.final_norm.forward_f32(states);
-            let cls = states.clone().narrow(1, 0, 1).squeeze_dim(1);
-            let mean = states.narrow(1, 1, count).mean_dim(1).squeeze_dim(1);
-            Tensor::cat(vec![cls, mean], 1)
-        } else {
-            // The norm treats each token by itself, so only the CLS token needs it.
-            self.final_norm.forward_f32(states.narrow(1, 0, 1).reshape([rows, hidden]))
+        let (format, side) = (self.numerics.format, self.size_px as usize);
+        let mut features = match &self.network {
+            Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps, self.pooling),
+            Network::Windowed(windowed) => windowed.forward(pixels, (rows, side), format, &self.taps),
         };
+        let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
         cast_to(features, format)
     }
-}
-
-/// Reads and uploads the weights of one transformer block.
-fn load_block<B: Backend>(
-    checkpoint: &Checkpoint,
-    index: u32,
-    target: (&B::Device, DType),
-) -> Result<Block<B>, ModelError> {
-    let device = target.0;
-    let config = checkpoint.config();
-    let hidden = config.hidden;
-    let parts = layout::module_names(config.family);
-    let read = |part: &str| checkpoint.read(&[layout::block_key(index, part)]);
-    let norm = |part: &str| -> Result<Norm<B>, ModelError> {
-        let (gamma, beta) = (read(&format!("{part}.weight"))?, read(&format!("{part}.bias"))?);
-        Ok(Norm::new(gamma, beta, config.norm_epsilon, device))
-    };
-    // Projections of the same input are joined to one product.
-    let linear = |parts: &[&str], input: usize, out: usize, bias: bool| -> Result<Linear<B>, ModelError> {
-        let keys = |kind: &str| -> Vec<String> {
-            parts.iter().map(|part| layout::block_key(index, &format!("{part}.{kind}"))).collect()
-        };
-        let bias = if bias { Some(checkpoint.read(&keys("bias"))?) } else { None };
-        Ok(Linear::new(&checkpoint.read(&keys("weight"))?, bias, input, out, target))
-    };
-    let scale = |part: Option<&str>| -> Result<Option<Tensor<B, 2>>, ModelError> {
-        let Some(part) = part else { return Ok(None) };
-        Ok(Some(Tensor::from_data(TensorData::new(read(part)?, [1, hidden]), target)))
-    };
-    let mlp = match config.feed_forward {
-        FeedForward::Mlp { inner } => Mlp::Plain {
-            inner: linear(&[parts.inner], hidden, inner, true)?,
-            activation: config.activation,
-            outer: linear(&[parts.outer], inner, hidden, true)?,
-        },
-        FeedForward::SwiGlu { inner: width } => {
-            let split = checkpoint.split_swiglu();
-            let sources = if split { layout::SWIGLU_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
-            Mlp::SwiGlu {
-                inner: linear(sources, hidden, 2 * width, true)?,
-                width,
-                outer: linear(&[layout::SWIGLU_OUT], width, hidden, true)?,
-            }
-        }
-    };
-    Ok(Block {
-        attention_norm: norm(parts.attention_norm)?,
-        query_key_value: linear(&layout::QUERY_KEY_VALUE, hidden, 3 * hidden, config.qkv_bias)?,
-        attention_output: linear(&[layout::ATTENTION_OUTPUT], hidden, hidden, true)?,
-        attention_scale: scale(parts.attention_scale)?,
-        mlp_norm: norm(parts.mlp_norm)?,
-        mlp,
-        mlp_scale: scale(parts.mlp_scale)?,
-        heads: config.heads,
-    })
 }

@@ -4,17 +4,27 @@
 //! `o_proj`, `layers`, …) are recognised too, because transformers can save them. Linear weights are `[out, in]`, the
 //! weight of the patch convolution is `[hidden, 3, patch, patch]`.
 
+mod names;
+mod plain;
+pub(super) mod windowed;
+
 use std::collections::BTreeMap;
 
-use crate::model::config::BackboneConfig;
-use crate::model::config::Family;
-use crate::model::config::FeedForward;
+use crate::model::config::{BackboneConfig, Body};
+use crate::model::family::Family;
 
-pub(super) const CLS: &str = "embeddings.cls_token";
-pub(super) const POSITIONS: &str = "embeddings.position_embeddings";
+pub(super) use names::{Names, names};
+pub(super) use plain::final_norm;
+
 pub(super) const MASK: &str = "embeddings.mask_token";
-pub(super) const PATCH: &str = "embeddings.patch_embeddings.projection";
-pub(super) const FINAL_NORM: &str = "layernorm";
+/// Gate and up projections of a `SwiGLU` as one tensor, `[2 · inner, hidden]`.
+pub(super) const SWIGLU_IN: &str = "mlp.weights_in";
+/// Gate and up projections of a gated MLP as two tensors, `[inner, hidden]` each.
+pub(super) const GATED_SPLIT: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
+/// Attention pooling of `SigLIP`.
+pub(super) const POOLING_HEAD: &str = "head";
+/// Projection of CLIP into the space that both towers share.
+pub(super) const PROJECTION: &str = "visual_projection.weight";
 
 /// Role of a tensor in a weight file.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,68 +33,34 @@ pub(super) enum TensorRole {
     Backbone(String),
     /// The mask token, which only pre-training uses.
     Mask,
-    /// The tanh pooler, which the classifiers of transformers do not use.
-    Pooler,
+    /// A tensor of a pooler, a text tower or a decoder, which the feature does not depend on.
+    Unused,
     /// A classifier from an earlier training.
     Classifier,
 }
 
-/// Returns the name of a module or tensor of block `index`.
-pub(super) fn block_key(index: u32, part: &str) -> String {
-    format!("encoder.layer.{index}.{part}")
-}
-
-/// Names of a block's modules that differ between families.
-pub(super) struct ModuleNames {
-    pub(super) attention_norm: &'static str,
-    pub(super) attention_scale: Option<&'static str>,
-    pub(super) mlp_norm: &'static str,
-    pub(super) mlp_scale: Option<&'static str>,
-    pub(super) inner: &'static str,
-    pub(super) outer: &'static str,
-}
-
-pub(super) const QUERY_KEY_VALUE: [&str; 3] =
-    ["attention.attention.query", "attention.attention.key", "attention.attention.value"];
-pub(super) const ATTENTION_OUTPUT: &str = "attention.output.dense";
-/// Gate and up projections of a `SwiGLU` as one tensor, `[2 · inner, hidden]`.
-pub(super) const SWIGLU_IN: &str = "mlp.weights_in";
-/// Gate and up projections of a `SwiGLU` as two tensors, `[inner, hidden]` each.
-pub(super) const SWIGLU_SPLIT: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
-pub(super) const SWIGLU_OUT: &str = "mlp.weights_out";
-
-/// Returns the module names of a family.
-pub(super) fn module_names(family: Family) -> ModuleNames {
-    match family {
-        Family::Vit => ModuleNames {
-            attention_norm: "layernorm_before",
-            attention_scale: None,
-            mlp_norm: "layernorm_after",
-            mlp_scale: None,
-            inner: "intermediate.dense",
-            outer: "output.dense",
-        },
-        Family::Dinov2 => ModuleNames {
-            attention_norm: "norm1",
-            attention_scale: Some("layer_scale1.lambda1"),
-            mlp_norm: "norm2",
-            mlp_scale: Some("layer_scale2.lambda1"),
-            inner: "mlp.fc1",
-            outer: "mlp.fc2",
-        },
-    }
-}
-
 /// Returns the role of the tensor with this name in a file.
 pub(super) fn classify_name(family: Family, name: &str) -> TensorRole {
-    if name.starts_with("classifier.") {
+    if ["classifier.", "cls_classifier.", "distillation_classifier."].iter().any(|head| name.starts_with(head)) {
         return TensorRole::Classifier;
     }
-    let bare = name.strip_prefix(family.name()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name);
+    // The head of masked image modelling comes before the prefix is removed: a `layernorm` may be part of either.
+    let outside: &[&str] = match family {
+        Family::VitMae => &["decoder."],
+        Family::Siglip | Family::Clip | Family::MetaClip2 | Family::AltClip => {
+            &["text_model.", "text_projection.", "logit_scale", "logit_bias"]
+        }
+        Family::Beit => &["lm_head.", "decode_head.", "auxiliary_head.", "fpn1.", "fpn2."],
+        _ => &[],
+    };
+    if outside.iter().any(|prefix| name.starts_with(prefix)) {
+        return TensorRole::Unused;
+    }
+    let bare = name.strip_prefix(family.tensor_prefix()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name);
     if bare == MASK {
         TensorRole::Mask
-    } else if bare.starts_with("pooler.") {
-        TensorRole::Pooler
+    } else if bare.starts_with("pooler.dense.") {
+        TensorRole::Unused
     } else {
         TensorRole::Backbone(published_name(family, bare))
     }
@@ -92,79 +68,80 @@ pub(super) fn classify_name(family: Family, name: &str) -> TensorRole {
 
 /// Translates a module name of transformers 5 to the published name; returns any other name unchanged.
 fn published_name(family: Family, name: &str) -> String {
-    let Some(rest) = name.strip_prefix("encoder.layer.").or_else(|| name.strip_prefix("layers.")) else {
+    if family.is_windowed() {
+        return windowed::published_name(name);
+    }
+    if family == Family::Beit {
+        let shared = name.strip_prefix("shared_position_bias.");
+        if let Some(table) = shared {
+            return format!("encoder.relative_position_bias.{table}");
+        }
+    }
+    let names = names(family);
+    let numbered = ["encoder.layer.", "encoder.layers.", "layers.", "layer."];
+    let Some(rest) = numbered.iter().find_map(|prefix| name.strip_prefix(prefix)) else {
         return name.to_owned();
     };
     let Some((index, part)) = rest.split_once('.') else {
         return name.to_owned();
     };
-    let (module, kind) = part.rsplit_once('.').unwrap_or((part, ""));
-    let renamed = match (family, module) {
-        (_, "attention.q_proj") => QUERY_KEY_VALUE[0],
-        (_, "attention.k_proj") => QUERY_KEY_VALUE[1],
-        (_, "attention.v_proj") => QUERY_KEY_VALUE[2],
-        (_, "attention.o_proj") => ATTENTION_OUTPUT,
-        (Family::Vit, "mlp.fc1") => "intermediate.dense",
-        (Family::Vit, "mlp.fc2") => "output.dense",
-        (Family::Dinov2, "mlp.down_proj") => SWIGLU_OUT,
+    if !index.bytes().all(|digit| digit.is_ascii_digit()) {
+        return name.to_owned();
+    }
+    let block = format!("{}.{index}", names.blocks);
+    // `lambda_1` and the bias table have no module of their own.
+    let renamed = match (family, part) {
+        (Family::Beit, "relative_position_bias.relative_position_bias_table") => names::BIAS_TABLE,
         (_, other) => other,
     };
-    format!("encoder.layer.{index}.{renamed}.{kind}")
+    let (module, kind) = renamed.rsplit_once('.').unwrap_or((renamed, ""));
+    let module = match module {
+        "attention.q_proj" => names.query_key_value[0],
+        "attention.k_proj" => names.query_key_value[1],
+        "attention.v_proj" => names.query_key_value[2],
+        "attention.o_proj" => names.attention_output,
+        "mlp.fc1" => names.inner,
+        "mlp.fc2" => names.outer,
+        "mlp.down_proj" if matches!(family, Family::Dinov2 | Family::Dinov2WithRegisters) => names.gated_outer,
+        other => other,
+    };
+    if kind.is_empty() { format!("{block}.{module}") } else { format!("{block}.{module}.{kind}") }
 }
 
 /// Returns name and shape of every tensor that the configuration implies.
 ///
-/// `split`: whether the gate and up projections of a `SwiGLU` are two tensors.
+/// `split`: whether the gate and up projections of a gated MLP are two tensors.
 pub(super) fn expected_shapes(config: &BackboneConfig, split: bool) -> BTreeMap<String, Vec<usize>> {
-    let hidden = config.hidden;
-    let patch = config.patch_px as usize;
-    let positions = 1 + config.native_grid() * config.native_grid();
-    let parts = module_names(config.family);
-    let mut shapes = BTreeMap::new();
-    shapes.insert(CLS.to_owned(), vec![1, 1, hidden]);
-    shapes.insert(POSITIONS.to_owned(), vec![1, positions, hidden]);
-    shapes.insert(format!("{PATCH}.weight"), vec![hidden, 3, patch, patch]);
-    shapes.insert(format!("{PATCH}.bias"), vec![hidden]);
-    for kind in ["weight", "bias"] {
-        shapes.insert(format!("{FINAL_NORM}.{kind}"), vec![hidden]);
+    let mut shapes = Shapes::default();
+    match &config.body {
+        Body::Plain(plain) => plain::add_shapes(config, plain, split, &mut shapes),
+        Body::Windowed(windowed) => windowed::add_shapes(config, windowed, &mut shapes),
     }
-    for index in 0..config.layers {
-        let mut vector = |part: String, length| shapes.insert(block_key(index, &part), vec![length]);
-        for norm in [parts.attention_norm, parts.mlp_norm] {
-            vector(format!("{norm}.weight"), hidden);
-            vector(format!("{norm}.bias"), hidden);
-        }
-        for scale in [parts.attention_scale, parts.mlp_scale].into_iter().flatten() {
-            vector(scale.to_owned(), hidden);
-        }
-        let mut linear = |part: &str, out: usize, input: usize, bias: bool| {
-            shapes.insert(block_key(index, &format!("{part}.weight")), vec![out, input]);
-            if bias {
-                shapes.insert(block_key(index, &format!("{part}.bias")), vec![out]);
-            }
-        };
-        for part in QUERY_KEY_VALUE {
-            linear(part, hidden, hidden, config.qkv_bias);
-        }
-        linear(ATTENTION_OUTPUT, hidden, hidden, true);
-        match config.feed_forward {
-            FeedForward::Mlp { inner } => {
-                linear(parts.inner, inner, hidden, true);
-                linear(parts.outer, hidden, inner, true);
-            }
-            FeedForward::SwiGlu { inner } => {
-                if split {
-                    for part in SWIGLU_SPLIT {
-                        linear(part, inner, hidden, true);
-                    }
-                } else {
-                    linear(SWIGLU_IN, 2 * inner, hidden, true);
-                }
-                linear(SWIGLU_OUT, hidden, inner, true);
-            }
+    shapes.0
+}
+
+/// Names and shapes of tensors.
+#[derive(Default)]
+struct Shapes(BTreeMap<String, Vec<usize>>);
+
+impl Shapes {
+    fn add(&mut self, name: impl Into<String>, shape: &[usize]) {
+        self.0.insert(name.into(), shape.to_vec());
+    }
+
+    /// Adds weight and bias of a norm.
+    fn add_norm(&mut self, name: &str, width: usize) {
+        self.add(format!("{name}.weight"), &[width]);
+        self.add(format!("{name}.bias"), &[width]);
+    }
+
+    /// Adds the weight of a linear layer, and its bias if it has one.
+    fn add_linear(&mut self, name: &str, out: usize, input: usize, bias: bool) {
+        self.add(format!("{name}.weight"), &[out, input]);
+        if bias {
+            self.add(format!("{name}.bias"), &[out]);
         }
     }
-    shapes
 }
 
 #[cfg(test)]
@@ -180,22 +157,32 @@ mod tests {
             "vit.layers.3.attention.q_proj.bias",
         ] {
             assert_eq!(classify_name(Family::Vit, name), query);
+            assert_eq!(classify_name(Family::VitMae, name), query);
         }
-        assert_eq!(
-            classify_name(Family::Vit, "layers.0.mlp.fc2.weight"),
-            TensorRole::Backbone("encoder.layer.0.output.dense.weight".to_owned())
-        );
-        assert_eq!(
-            classify_name(Family::Dinov2, "dinov2.encoder.layer.0.layer_scale1.lambda1"),
-            TensorRole::Backbone("encoder.layer.0.layer_scale1.lambda1".to_owned())
-        );
+        let backbone = |family, name: &str| match classify_name(family, name) {
+            TensorRole::Backbone(name) => name,
+            other => panic!("{name}: {other:?}"),
+        };
+        for (family, name, published) in [
+            (Family::Vit, "layers.0.mlp.fc2.weight", "encoder.layer.0.output.dense.weight"),
+            (Family::Dinov2, "dinov2.encoder.layer.0.layer_scale1.lambda1", "encoder.layer.0.layer_scale1.lambda1"),
+            (Family::Dinov2WithRegisters, "encoder.layer.1.mlp.down_proj.bias", "encoder.layer.1.mlp.weights_out.bias"),
+            (Family::Beit, "beit.layers.2.lambda_1", "encoder.layer.2.lambda_1"),
+            (
+                Family::Beit,
+                "layers.2.relative_position_bias.relative_position_bias_table",
+                "encoder.layer.2.attention.attention.relative_position_bias.relative_position_bias_table",
+            ),
+            (Family::Siglip, "vision_model.head.probe", "head.probe"),
+            (Family::Clip, "encoder.layers.1.self_attn.q_proj.bias", "encoder.layers.1.self_attn.q_proj.bias"),
+            (Family::Dinov3Vit, "model.layer.4.mlp.up_proj.bias", "layer.4.mlp.up_proj.bias"),
+            (Family::Vit, "dinov2.layernorm.bias", "dinov2.layernorm.bias"),
+        ] {
+            assert_eq!(backbone(family, name), published, "another family's prefix is not removed");
+        }
         assert_eq!(classify_name(Family::Dinov2, "dinov2.embeddings.mask_token"), TensorRole::Mask);
-        assert_eq!(classify_name(Family::Vit, "pooler.dense.bias"), TensorRole::Pooler);
+        assert_eq!(classify_name(Family::Vit, "pooler.dense.bias"), TensorRole::Unused);
+        assert_eq!(classify_name(Family::Siglip, "text_model.head.bias"), TensorRole::Unused);
         assert_eq!(classify_name(Family::Vit, "classifier.bias"), TensorRole::Classifier);
-        assert_eq!(
-            classify_name(Family::Vit, "dinov2.layernorm.bias"),
-            TensorRole::Backbone("dinov2.layernorm.bias".to_owned()),
-            "another family's prefix is not removed"
-        );
     }
 }

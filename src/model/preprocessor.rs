@@ -23,8 +23,8 @@ use raw::RawPreprocessor;
 use raw::RawResample;
 use raw::RawSize;
 
-use crate::model::config::Family;
 use crate::model::error::ModelError;
+use crate::model::family::Family;
 use crate::model::json::parse_json;
 
 /// Upper bound on the side of an image, in pixels.
@@ -69,24 +69,21 @@ pub struct Preprocessor {
 impl Preprocessor {
     /// Returns the preprocessing of the family's published checkpoints, for a checkpoint without the file.
     pub fn family_default(family: Family) -> Self {
-        let rescale = 1.0 / 255.0;
+        let class = family_class(family);
+        let own = Self {
+            resize: Some(class.size),
+            crop_px: class.crop_px.filter(|_| class.do_center_crop),
+            resample: Some(class.resample),
+            rescale: 1.0 / 255.0,
+            mean: class.mean,
+            std: class.std,
+        };
         match family {
-            Family::Vit => Self {
-                resize: Some(Resize::Squash { height_px: 224, width_px: 224 }),
-                crop_px: None,
-                resample: Some(2),
-                rescale,
-                mean: [0.5; 3],
-                std: [0.5; 3],
-            },
-            Family::Dinov2 => Self {
-                resize: Some(Resize::ShortestEdge { px: 256 }),
-                crop_px: Some(224),
-                resample: Some(3),
-                rescale,
-                mean: IMAGENET_MEAN,
-                std: IMAGENET_STD,
-            },
+            Family::Dinov2 | Family::Dinov2WithRegisters => {
+                Self { resize: Some(Resize::ShortestEdge { px: 256 }), mean: IMAGENET_MEAN, std: IMAGENET_STD, ..own }
+            }
+            Family::VitMae | Family::Swin | Family::Swinv2 => Self { mean: IMAGENET_MEAN, std: IMAGENET_STD, ..own },
+            _ => own,
         }
     }
 
@@ -127,12 +124,9 @@ impl Preprocessor {
 
     /// Returns the values as the content of a `preprocessor_config.json` for transformers.
     pub(super) fn to_json(&self, family: Family) -> serde_json::Value {
-        let class = match family {
-            Family::Vit => "ViTImageProcessor",
-            Family::Dinov2 => "BitImageProcessor",
-        };
+        let class = family_class(family);
         let mut value = json!({
-            "image_processor_type": class,
+            "image_processor_type": class.name,
             "do_convert_rgb": true,
             "do_resize": self.resize.is_some(),
             "do_rescale": true,
@@ -149,8 +143,8 @@ impl Preprocessor {
             Some(Resize::ShortestEdge { px }) => value["size"] = json!({"shortest_edge": px}),
             None => {}
         }
-        // ViTImageProcessor has no crop step.
-        if family == Family::Dinov2 {
+        // Some classes have no crop step.
+        if class.do_center_crop {
             value["do_center_crop"] = json!(self.crop_px.is_some());
         }
         if let Some(px) = self.crop_px {
@@ -336,7 +330,7 @@ mod tests {
 
     #[test]
     fn exported_json_reads_back_unchanged() {
-        for family in [Family::Vit, Family::Dinov2] {
+        for family in Family::ALL {
             let value = Preprocessor::family_default(family);
             let text = value.to_json(family).to_string();
             assert_eq!(parse(&text, family).unwrap(), value);
@@ -361,6 +355,7 @@ mod tests {
             ("SiglipImageProcessor", square(224), None, 3, half),
             ("BlipImageProcessor", square(384), None, 3, clip),
             ("PvtImageProcessor", square(224), None, 3, (IMAGENET_MEAN, IMAGENET_STD)),
+            ("DINOv3ViTImageProcessor", square(224), None, 2, (IMAGENET_MEAN, IMAGENET_STD)),
             ("MobileNetV1ImageProcessor", edge(256), Some(224), 2, half),
             ("ConvNextImageProcessor", square(384), None, 3, half),
         ] {

@@ -22,6 +22,8 @@ use crate::model::Pool;
 use crate::model::export_hf;
 use crate::model::load_classifier;
 
+mod families;
+
 /// Name and shape of a tensor in an altered copy; `None` omits it.
 type Altered = Option<(String, Vec<usize>)>;
 
@@ -79,7 +81,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
 fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Any> {
     Extractor::load(
         checkpoint,
-        &ExtractOptions { size_px, layer, pool },
+        &ExtractOptions { size_px, layers: vec![layer], pool },
         Numerics::default(),
         &AnyDevice::Flex(FlexDevice),
     )
@@ -155,7 +157,7 @@ fn default_pool_matches_family_classifier() {
     for (name, family, dim) in [("vit_prefix", Family::Vit, 16), ("dinov2_swiglu", Family::Dinov2, 32)] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
         assert!(checkpoint.has_classifier());
-        assert_eq!((checkpoint.family(), checkpoint.feature_dim(Pool::Default)), (family, dim));
+        assert_eq!((checkpoint.family(), checkpoint.default_dim()), (family, dim));
         let head = load_classifier(&fixture(name).join("model.safetensors")).unwrap();
         let expected = Expected::read(&fixture(name));
         for size in expected.sizes() {
@@ -195,7 +197,7 @@ fn fixed_batches_match_variable_batches() {
         let image = 3 * (size_px * size_px) as usize;
         let pixels: Vec<u8> = (0..9 * image).map(|at| (at * 31 % 251) as u8).collect();
         let expected = load(&checkpoint, size_px, -1, Pool::Default).features(&pixels, 9).unwrap();
-        let options = ExtractOptions { size_px, layer: -1, pool: Pool::Default };
+        let options = ExtractOptions { size_px, layers: vec![-1], pool: Pool::Default };
         let numerics = Numerics { batch_rows: Some(4), ..Numerics::default() };
         let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
         let dim = extractor.feature_dim();
@@ -216,7 +218,7 @@ fn bf16_features_match_f32_within_precision() {
         let size_px = 4 * checkpoint.patch_size_px();
         let pixels: Vec<u8> = (0..12 * size_px * size_px).map(|at| (at * 31 % 251) as u8).collect();
         let expected = load(&checkpoint, size_px, -1, Pool::ClsMean).features(&pixels, 4).unwrap();
-        let options = ExtractOptions { size_px, layer: -1, pool: Pool::ClsMean };
+        let options = ExtractOptions { size_px, layers: vec![-1], pool: Pool::ClsMean };
         let numerics = Numerics { format: DType::BF16, batch_rows: Some(4), fused };
         let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
         let found = extractor.features(&pixels, 4).unwrap();
@@ -232,7 +234,7 @@ fn bf16_features_match_f32_within_precision() {
 fn invalid_options_and_pixels_are_rejected() {
     let checkpoint = Checkpoint::open(&fixture("vit")).unwrap();
     let reject = |size_px, layer| {
-        let options = ExtractOptions { size_px, layer, pool: Pool::Default };
+        let options = ExtractOptions { size_px, layers: vec![layer], pool: Pool::Default };
         let (numerics, device) = (Numerics::default(), AnyDevice::Flex(FlexDevice));
         Extractor::<Any>::load(&checkpoint, &options, numerics, &device).unwrap_err().to_string()
     };
@@ -247,10 +249,14 @@ fn invalid_options_and_pixels_are_rejected() {
 
 /// Copies a checkpoint with its tensors renamed, omitted (`None`) or reshaped.
 fn write_altered(name: &str, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
+    write_altered_from(&fixture(name), dir, alter);
+}
+
+fn write_altered_from(from: &Path, dir: &Path, alter: impl Fn(&str, &[usize]) -> Altered) {
     for file in ["config.json", "preprocessor_config.json"] {
-        std::fs::copy(fixture(name).join(file), dir.join(file)).unwrap();
+        std::fs::copy(from.join(file), dir.join(file)).unwrap();
     }
-    let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
     let tensors: BTreeMap<String, TensorView<'_>> = SafeTensors::deserialize(&bytes)
         .unwrap()
         .iter()
@@ -350,7 +356,7 @@ fn head(dim: usize) -> (Classifier, Vec<String>) {
 fn exported_checkpoint_reopens_unchanged() {
     for name in ["vit", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
-        let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
+        let (head, labels) = head(checkpoint.default_dim());
         let out = tempfile::tempdir().unwrap();
         let dir = out.path().join("exported");
         export_hf(&checkpoint, &head, &labels, &dir).unwrap();
@@ -365,7 +371,7 @@ fn exported_checkpoint_reopens_unchanged() {
         assert_eq!(features(&again), features(&checkpoint));
         let config: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-        assert_eq!(config["architectures"][0], checkpoint.family().classifier_class());
+        assert_eq!(config["architectures"][0], checkpoint.family().classifier_class().unwrap().0);
         assert_eq!(config["id2label"]["3"], "日本");
         assert_eq!(config["label2id"]["with \"quotes\""], 1);
     }
@@ -378,21 +384,25 @@ fn exported_checkpoint_reopens_unchanged() {
 fn export_for_transformers() {
     let out = PathBuf::from(std::env::var_os("MODEL_EXPORT").unwrap());
     for name in ["vit", "vit_f16", "vit_bf16", "vit_sharded", "vit_prefix", "dinov2", "dinov2_swiglu"] {
-        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
-        let (head, labels) = head(checkpoint.feature_dim(Pool::Default));
-        export_hf(&checkpoint, &head, &labels, &out.join(name)).unwrap();
-        let patch = checkpoint.patch_size_px();
-        // The script's image at the native size. The convolution ignores pixels beyond the last complete patch.
-        let side = checkpoint.image_size_px() / patch * patch;
-        let cell = |index: u32| {
-            let (row, column, channel) = (index / 3 / side, index / 3 % side, index % 3);
-            ((31 * row + 17 * column + 101 * channel + row * column) % 256) as u8
-        };
-        let pixels: Vec<u8> = (0..side * side * 3).map(cell).collect();
-        let features = load(&checkpoint, side, -1, Pool::Default).features(&pixels, 1).unwrap();
-        let text = serde_json::to_string(&logits(&features, &head)).unwrap();
-        std::fs::write(out.join(name).join("logits.json"), text).unwrap();
+        export_with_logits(&Checkpoint::open(&fixture(name)).unwrap(), &out.join(name));
     }
+}
+
+/// Exports a checkpoint with a head, and writes the logits of the image of `open_in_transformers.py`.
+fn export_with_logits(checkpoint: &Checkpoint, out: &Path) {
+    let (head, labels) = head(checkpoint.default_dim());
+    export_hf(checkpoint, &head, &labels, out).unwrap();
+    let patch = checkpoint.patch_size_px();
+    // The script's image at the native size. The convolution ignores pixels beyond the last complete patch.
+    let side = checkpoint.image_size_px() / patch * patch;
+    let cell = |index: u32| {
+        let (row, column, channel) = (index / 3 / side, index / 3 % side, index % 3);
+        ((31 * row + 17 * column + 101 * channel + row * column) % 256) as u8
+    };
+    let pixels: Vec<u8> = (0..side * side * 3).map(cell).collect();
+    let features = load(checkpoint, side, -1, Pool::Default).features(&pixels, 1).unwrap();
+    let text = serde_json::to_string(&logits(&features, &head)).unwrap();
+    std::fs::write(out.join("logits.json"), text).unwrap();
 }
 
 #[test]

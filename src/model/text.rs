@@ -6,6 +6,9 @@
 //! sentence-transformers an embedding is the mean of the last hidden states over the caption's tokens, scaled to unit
 //! length, as multilingual-e5 expects.
 //!
+//! [`TextCheckpoint::open_paired`] reads the text tower of an image backbone instead (CLIP, Meta CLIP 2, `SigLIP`), whose
+//! embeddings live in one space with the images'.
+//!
 //! The table of word embeddings stays on the host in the format of its file; each batch uploads only the rows it needs.
 //! The table is by far the largest tensor of a multilingual encoder.
 
@@ -13,6 +16,7 @@ mod checkpoint;
 mod encoder;
 mod layout;
 mod modules;
+mod paired;
 #[cfg(test)]
 mod reference;
 mod tokens;

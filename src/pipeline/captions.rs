@@ -46,14 +46,16 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// Opens the encoder of a configuration. `snapshot` is its folder if it comes from the hub.
+    /// Opens the encoder of a configuration. `snapshot` is its folder if it comes from the hub, or the folder of the
+    /// backbone for a paired encoder.
     ///
     /// # Errors
     /// When the checkpoint cannot be used.
     pub(crate) fn open(text: &TextConfig, snapshot: Option<PathBuf>) -> Result<Self, PipelineError> {
         let dir = snapshot.unwrap_or_else(|| PathBuf::from(&text.encoder));
         require_checkpoint("text.encoder", &text.encoder, &dir)?;
-        let mut checkpoint = TextCheckpoint::open(&dir).map_err(model_error)?;
+        let open = if text.is_paired() { TextCheckpoint::open_paired } else { TextCheckpoint::open };
+        let mut checkpoint = open(&dir).map_err(model_error)?;
         if let Some(kept) = text.truncate_dim {
             checkpoint = checkpoint.truncated(kept as usize);
         }

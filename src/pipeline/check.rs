@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::catalog::{ClassSource, Classes};
+use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
 use crate::decode::ImageSpec;
@@ -24,7 +25,7 @@ use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::predict::{check_truth, require_vector_memory};
-use crate::pipeline::resolve::{Backbone, FeatureShape, resolve_backbone};
+use crate::pipeline::resolve::{Backbone, FeatureShape, paired_encoder_dir, resolve_backbone};
 use crate::pipeline::store::open_store;
 use crate::types::MatchRule;
 
@@ -144,6 +145,7 @@ struct Models {
 /// model cannot be used.
 async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) -> Option<Models> {
     let location = locate_backbone(config, store, check).await;
+    let paired_dir = location.as_ref().and_then(|snapshot| paired_encoder_dir(config, snapshot.as_deref()));
     let to_download = location.is_none();
     let mut needs_device = to_download;
     let resolved = location.and_then(|snapshot| check.ok(resolve_backbone(config, snapshot)));
@@ -151,7 +153,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
         check.needs.insert("model".to_owned(), describe_backbone(backbone));
         needs_device = true;
     }
-    check_encoder(config, store, check).await;
+    check_encoder(config, store, paired_dir, check).await;
     if needs_device && let Some(chosen) = check.ok(device::choose(config.device()).await) {
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
@@ -204,8 +206,8 @@ async fn sample_shards(
 fn describe_backbone(backbone: &Backbone) -> String {
     let checkpoint = &backbone.checkpoint;
     format!(
-        "{:?}, {} parameters, {} of weights, feature of {} values",
-        checkpoint.family(),
+        "`{}`, {} parameters, {} of weights, feature of {} values",
+        checkpoint.family().name(),
         checkpoint.parameters(),
         bytesize::ByteSize(checkpoint.weight_bytes()),
         backbone.shape.dim
@@ -228,8 +230,12 @@ async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -
 }
 
 /// Checks the text encoder and the captions to embed.
-async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
+async fn check_encoder(config: &RunConfig, store: &Store, paired_dir: Option<PathBuf>, check: &mut Check) {
     let Some(text) = config.text() else { return };
+    if text.is_paired() && paired_dir.is_none() {
+        // It comes with the backbone, which is to be downloaded or has been refused.
+        return;
+    }
     let snapshot = match check.ok(hub::look_up(config, HubModel::TextEncoder, store).await) {
         None => return,
         Some(None) => None,
@@ -241,7 +247,7 @@ async fn check_encoder(config: &RunConfig, store: &Store, check: &mut Check) {
             return;
         }
     };
-    let encoder = check.ok(Encoder::open(text, snapshot));
+    let encoder = check.ok(Encoder::open(text, snapshot.or(paired_dir)));
     if let Some(encoder) = &encoder {
         check.needs.insert("text encoder".to_owned(), encoder.describe());
     }

@@ -103,7 +103,7 @@ async fn stream_features(
 ) -> Result<Journal, PipelineError> {
     let FeaturesInput { job, name, backbone, device, thumbnails, .. } = input;
     let shape = backbone.shape;
-    let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options).await?;
+    let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options.clone()).await?;
     let spools = LocalDirectory::create(ctx.scratch_path())?;
     let disk_bytes = spool_bytes(ctx, &job, shape)?;
     let mut pending = journal.pending(job.shards.len() as u32);

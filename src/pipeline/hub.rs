@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::config::{ConfigError, HubName, Problem, RunConfig};
+use crate::config::{ConfigError, HubName, Problem, RunConfig, TextConfig};
 use crate::hf_hub::{Download, Hub, Missing, Repo, RepoKind};
 use crate::objects::Store;
 use crate::pipeline::context::stopped;
@@ -51,9 +51,13 @@ pub(crate) fn require_checkpoint(key: &str, name: &str, dir: &Path) -> Result<()
 fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, PipelineError> {
     let name = match model {
         HubModel::Backbone => config.model().map(|model| &model.checkpoint),
-        HubModel::TextEncoder => config.text().map(|text| &text.encoder),
+        HubModel::TextEncoder => config.text().filter(|text| !text.is_paired()).map(|text| &text.encoder),
     };
-    name.map_or(Ok(None), |name| parse_repo(name, model))
+    let Some(mut repo) = name.map_or(Ok(None), |name| parse_repo(name, model))? else { return Ok(None) };
+    if model == HubModel::Backbone && config.text().is_some_and(TextConfig::is_paired) {
+        repo.kind = RepoKind::Paired;
+    }
+    Ok(Some(repo))
 }
 
 /// Downloads the files that the cache lacks and returns the checkpoint's directory; `None` if the configuration names a

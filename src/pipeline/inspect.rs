@@ -17,6 +17,7 @@ use crate::pipeline::manifest::RunFile;
 use crate::pipeline::observe::report::Report;
 use crate::run_dir::Directory;
 use crate::train;
+use crate::types::Pool;
 
 /// Description of a path.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -219,6 +220,8 @@ fn inspect_backbone(path: &Path) -> Result<Inspection, PipelineError> {
     inspection.add("hidden size", checkpoint.hidden_size());
     inspection
         .add("image", format!("{0} × {0} px, patch {1} px", checkpoint.image_size_px(), checkpoint.patch_size_px()));
+    let pools: Vec<&str> = checkpoint.pools().into_iter().map(Pool::as_str).collect();
+    inspection.add("pools", pools.join(", "));
     inspection.add("parameters", checkpoint.parameters());
     inspection.add("weights", bytesize::ByteSize(checkpoint.weight_bytes()));
     inspection.add("classifier", if checkpoint.has_classifier() { "in the file, not used" } else { "none" });

@@ -80,11 +80,11 @@ trait Ranker {
     /// Returns the captions for ids without a ranking.
     fn fallback(&self, top_k: usize) -> Vec<u32>;
 
-    /// Loads the head, and checks that it fits the features.
+    /// Loads the head from the newest checkpoint of the run, and checks that it fits the features; `None` without a head.
     ///
     /// # Errors
     /// When the checkpoint is damaged, or holds a head that does not fit.
-    fn load_head(&self, checkpoint: &PickedCheckpoint) -> Result<Self::Head, PipelineError>;
+    fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<Self::Head>, PipelineError>;
 
     /// Ranks captions for the test images.
     ///
@@ -133,6 +133,10 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
             let ranker = ProjectionRanker::open(ctx, model, manifest, candidates)?;
             prediction.run(ctx, ranker).await
         }
+        HeadConfig::Paired { .. } => {
+            let ranker = ProjectionRanker::open_paired(ctx, model, manifest, candidates)?;
+            prediction.run(ctx, ranker).await
+        }
     };
     output.map(Some)
 }
@@ -169,7 +173,10 @@ impl Prediction<'_> {
         let shards = std::mem::take(&mut self.shards);
         let Self { settings, test_set, device, own, .. } = &self;
         let top_k = settings.top_k as usize;
-        let picked = checkpoints::pick(&ctx.dir, settings.checkpoint)?;
+        let picked = match ctx.config.head() {
+            HeadConfig::Paired { .. } => None,
+            HeadConfig::Classes | HeadConfig::Text { .. } => checkpoints::pick(&ctx.dir, settings.checkpoint)?,
+        };
         let mut remarks = StageRemarks::default();
         let (mut tally, mut text) = (Tally::default(), None);
         let truth = match &settings.truth {
@@ -177,9 +184,8 @@ impl Prediction<'_> {
             None => Ok(()),
         };
         let has_truth = settings.truth.is_some() && truth.is_ok();
-        let ranking = if let Some(checkpoint) = &picked {
-            // Refuse another kind of head before the long computation of the features.
-            let head = ranker.load_head(checkpoint)?;
+        // Refuse another kind of head before the long computation of the features.
+        let ranking = if let Some(head) = ranker.load_head(picked.as_ref())? {
             let stem = output_stem(&settings.output);
             let features = self.extract_features(ctx, shards, stem).await?;
             tally = features.report.tally;

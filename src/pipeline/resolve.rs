@@ -1,9 +1,9 @@
 //! [`ResolvedModel`]: preprocessing, models and device of a configuration, once its checkpoints are open.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys};
+use crate::config::{ConfigError, HeadConfig, Problem, RunConfig, Stage, StageKeys};
 use crate::decode::ImageSpec;
 use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
@@ -60,6 +60,7 @@ impl ResolvedModel {
         let RunContext { config, store, progress, shutdown, .. } = ctx;
         let backbone_dir = hub::download(config, HubModel::Backbone, store, progress, shutdown).await?;
         let encoder_dir = hub::download(config, HubModel::TextEncoder, store, progress, shutdown).await?;
+        let encoder_dir = encoder_dir.or_else(|| paired_encoder_dir(config, backbone_dir.as_deref()));
         let own = Arc::clone(config);
         let (spec, backbone) = tokio::task::spawn_blocking(move || resolve_backbone(&own, backbone_dir)).await??;
         let text_encoder = match config.text().cloned() {
@@ -139,6 +140,14 @@ impl ResolvedModel {
     }
 }
 
+/// Returns the directory of the backbone if the text encoder is its text tower. `snapshot` is that of a backbone from the
+/// hub.
+pub(crate) fn paired_encoder_dir(config: &RunConfig, snapshot: Option<&Path>) -> Option<PathBuf> {
+    config.text().filter(|text| text.is_paired())?;
+    let named = || config.model().map(|model| PathBuf::from(&model.checkpoint));
+    snapshot.map(Path::to_owned).or_else(named)
+}
+
 /// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint
 /// from the hub.
 ///
@@ -158,9 +167,9 @@ pub(crate) fn resolve_backbone(
     let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
     let preprocessing = CheckpointPreprocessing::read(checkpoint.preprocessor(), checkpoint.image_size_px())?;
     let spec = resolve_spec(config, preprocessing);
-    let options = ExtractOptions { size_px: spec.geometry.output_px(), layer: model.layer, pool: model.pool };
+    let options = ExtractOptions { size_px: spec.geometry.output_px(), layers: model.layers.clone(), pool: model.pool };
     let patch = checkpoint.patch_size_px();
-    if !options.size_px.is_multiple_of(patch) {
+    if checkpoint.check_size(options.size_px).is_err() && !options.size_px.is_multiple_of(patch) {
         let what = format!(
             "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
             options.size_px,
@@ -168,14 +177,20 @@ pub(crate) fn resolve_backbone(
         );
         return Err(refuse_key("preprocess.size_px", what));
     }
+    checkpoint.check_size(options.size_px).map_err(|error| refuse_key("preprocess.size_px", error.to_string()))?;
     let layers = i64::from(checkpoint.layers());
-    if !(-layers..layers).contains(&i64::from(model.layer)) {
-        let what =
-            format!("`{}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards", model.layer);
+    if let Some(layer) = model.layers.iter().find(|layer| !(-layers..layers).contains(&i64::from(**layer))) {
+        let what = format!("`{layer}` names no block: the checkpoint has {layers}, from 0 or from -1 backwards");
         return Err(refuse_key("model.layer", what));
     }
+    let parts = checkpoint.feature_parts(&model.layers, model.pool);
+    let dim = parts.map_err(|error| refuse_key("model.pool", error.to_string()))?.iter().sum();
+    if matches!(config.head(), HeadConfig::Paired { .. }) && checkpoint.pairing().map_err(model_error)?.is_none() {
+        let what = format!("`{}` has no `logit_scale`: name a checkpoint with both towers", model.checkpoint);
+        return Err(refuse_key("model.checkpoint", what));
+    }
     let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
-    let shape = FeatureShape { dim: checkpoint.feature_dim(model.pool), precision: model.precision };
+    let shape = FeatureShape { dim, precision: model.precision };
     check_bounds(config, &spec)?;
     Ok((spec, Some(Backbone { checkpoint, options, shape, fingerprint })))
 }

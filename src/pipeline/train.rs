@@ -21,7 +21,7 @@ use crate::pipeline::captions::{self, VectorStore};
 use crate::pipeline::catalog::Catalog;
 use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
-use crate::pipeline::device::DeviceWorker;
+use crate::pipeline::device::{DeviceWorker, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{CatalogReport, MixingReport, StageRemarks, TrainingReport};
 use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
@@ -115,8 +115,15 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     };
     let report = match ctx.config.head() {
         HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes.len() }).await?,
-        HeadConfig::Text { hidden, .. } => {
+        // The configuration has no training with a paired head.
+        HeadConfig::Paired { .. } => None,
+        HeadConfig::Text { hidden, encoder: settings } => {
             let encoder = model.text_encoder()?;
+            let pairing = if settings.is_paired() && *hidden == 0 && shape.dim == encoder.checkpoint.dim() {
+                model.backbone()?.checkpoint.pairing().map_err(model_error)?
+            } else {
+                None
+            };
             // Check the limits before the long computation of the vectors.
             captions::require_vector_space(ctx, encoder, catalog.classes.len())?;
             let set = captions::embed(ctx, encoder, device, "captions", Arc::clone(&catalog.classes)).await?;
@@ -125,6 +132,7 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
                 languages: Arc::clone(&catalog.languages),
                 output: encoder.checkpoint.dim(),
                 hidden: *hidden as usize,
+                log_scale: pairing.map(|pairing| pairing.log_scale),
             };
             train(job(), head).await?
         }

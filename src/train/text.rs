@@ -28,6 +28,8 @@ pub use trainer::{AdamW, ContrastiveBatch, TextTrainer};
 
 /// Lower bound on the length of a vector before it is scaled to unit length.
 const MIN_LENGTH: f64 = 1e-12;
+/// Upper bound on the factor of the similarities, the inverse of the temperature 0.01 (Radford et al. 2021).
+const MAX_SCALE: f64 = 100.0;
 
 #[cfg(test)]
 mod tests;

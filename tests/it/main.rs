@@ -11,6 +11,7 @@ mod hub;
 mod layering;
 mod observability;
 mod page;
+mod paired;
 mod resource_limits;
 mod results;
 mod resume;

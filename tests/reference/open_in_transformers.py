@@ -20,7 +20,8 @@ model, report = AutoModelForImageClassification.from_pretrained(folder, dtype=to
 problems = {name: found for name, found in report.items() if found}
 if problems:
     sys.exit(f"{folder} does not match: {problems}")
-side = model.config.image_size
+# A classifier on one tower of a pair has the configuration of the pair.
+side = getattr(model.config, "vision_config", model.config).image_size
 row, column, channel = np.ogrid[:side, :side, :3]
 pixels = ((31 * row + 17 * column + 101 * channel + row * column) % 256).astype(np.uint8)
 processor = AutoImageProcessor.from_pretrained(folder)

@@ -85,6 +85,9 @@ pub struct ChunksConfig {
     pub compression: Compression,
 }
 
+/// Upper bound on the blocks whose outputs make a feature.
+const MAX_LAYERS: usize = 64;
+
 /// Checked `[model]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelConfig {
@@ -92,8 +95,8 @@ pub struct ModelConfig {
     pub checkpoint: String,
     /// Precision of the stored features.
     pub precision: Precision,
-    /// Block whose output is the feature, from 0, or from -1 backwards.
-    pub layer: i32,
+    /// Blocks whose outputs make the feature, each from 0, or from -1 backwards; at least one.
+    pub layers: Vec<i32>,
     /// Tokens that make the feature.
     pub pool: Pool,
 }
@@ -185,5 +188,14 @@ fn check_preprocess(preprocess: &RawPreprocess, problems: &mut Problems) -> Prep
 fn check_model(model: &RawModel, problems: &mut Problems) -> ModelConfig {
     let RawModel { checkpoint, precision, layer, pool } = model.clone();
     check_checkpoint("model.checkpoint", &checkpoint, problems);
-    ModelConfig { checkpoint, precision, layer, pool }
+    let layers = layer.0;
+    problems.refuse_if(
+        layers.is_empty() || layers.len() > MAX_LAYERS,
+        "model.layer",
+        format!("has {} numbers; it must have from 1 to {MAX_LAYERS}", layers.len()),
+    );
+    if let Some(layer) = layers.iter().enumerate().find(|(at, layer)| layers[..*at].contains(layer)) {
+        problems.refuse_if(true, "model.layer", format!("names block `{}` twice", layer.1));
+    }
+    ModelConfig { checkpoint, precision, layers, pool }
 }

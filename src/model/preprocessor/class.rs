@@ -4,7 +4,7 @@
 //! `transformers/models/*/image_processing_*.py`. An absent key takes the value of the class attribute.
 
 use super::Resize;
-use crate::model::config::Family;
+use crate::model::family::Family;
 
 /// Channel means of `ImageNet` in RGB order (`IMAGENET_DEFAULT_MEAN`).
 pub(super) const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -65,7 +65,7 @@ const BIT: ProcessorClass = ProcessorClass {
 };
 
 /// All supported classes.
-pub(super) const CLASSES: [ProcessorClass; 11] = [
+pub(super) const CLASSES: [ProcessorClass; 12] = [
     VIT,
     BIT,
     ProcessorClass { name: "CLIPImageProcessor", ..BIT },
@@ -88,6 +88,8 @@ pub(super) const CLASSES: [ProcessorClass; 11] = [
         resample: BICUBIC,
         ..VIT
     },
+    // It rescales before it resizes, so its pixels are not rounded in between.
+    ProcessorClass { name: "DINOv3ViTImageProcessor", mean: IMAGENET_MEAN, std: IMAGENET_STD, ..VIT },
     ProcessorClass { name: "PvtImageProcessor", resample: BICUBIC, mean: IMAGENET_MEAN, std: IMAGENET_STD, ..VIT },
     ProcessorClass {
         name: "MobileNetV1ImageProcessor",
@@ -113,10 +115,16 @@ const fn square(px: u32) -> Resize {
 
 /// Returns the class that `AutoImageProcessor` chooses for a family if the file names none.
 pub(super) fn family_class(family: Family) -> ProcessorClass {
-    match family {
-        Family::Vit => VIT,
-        Family::Dinov2 => BIT,
-    }
+    let name = match family {
+        Family::Vit | Family::VitMae | Family::Swin | Family::Swinv2 => VIT.name,
+        Family::Deit => "DeiTImageProcessor",
+        Family::Beit => "BeitImageProcessor",
+        Family::Dinov2 | Family::Dinov2WithRegisters => BIT.name,
+        Family::Dinov3Vit => "DINOv3ViTImageProcessor",
+        Family::Siglip => "SiglipImageProcessor",
+        Family::Clip | Family::MetaClip2 | Family::AltClip => "CLIPImageProcessor",
+    };
+    find_class(name).unwrap_or(VIT)
 }
 
 /// Finds a class by its name, its former name as a feature extractor, or the name of one of its backends.

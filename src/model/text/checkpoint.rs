@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::layout;
-use super::modules::Modules;
+use super::modules::{Modules, Pooling};
+use super::paired::{self, PairedConfig};
 use crate::model::config::{Activation, check_heads, check_norm_epsilon, check_range, parse_activation};
 use crate::model::error::ModelError;
 use crate::model::json::parse_json;
@@ -131,6 +132,8 @@ pub struct TextCheckpoint {
     max_tokens: usize,
     /// Width of an embedding.
     dim: usize,
+    /// Settings of the text tower of an image backbone; `None` for an encoder of its own.
+    pub(super) paired: Option<PairedConfig>,
 }
 
 impl TextCheckpoint {
@@ -155,7 +158,37 @@ impl TextCheckpoint {
         let max_tokens = modules.max_tokens.unwrap_or(room).min(room) as usize;
         let width = modules.output_width(config.hidden);
         let dim = modules.truncate_dim.map_or(width, |kept| width.min(kept as usize));
-        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens, dim })
+        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens, dim, paired: None })
+    }
+
+    /// Opens the text tower of a checkpoint that pairs it with an image backbone.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; and when the checkpoint has no text tower.
+    pub fn open_paired(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(CONFIG);
+        let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
+        let (config, mut paired) = paired::parse(&text, &path)?;
+        let tokenizer = dir.join(TOKENIZER);
+        if !tokenizer.is_file() {
+            return Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into()));
+        }
+        let settings = paired.read_tokenizer_config(dir)?;
+        let weights = WeightReader::open_dir(dir)?;
+        let keys = weights.tensors().keys().filter_map(|name| Some((paired::published_name(name, &paired)?, name)));
+        let names = weights.match_names(dir, paired::expected_shapes(&config, &paired), keys)?;
+        let room = (config.positions - config.first_position) as u64;
+        let max_tokens = settings.max_tokens.unwrap_or(room).min(room) as usize;
+        let modules = Modules {
+            // For an encoder of BERT's form.
+            pooling: Pooling::Cls,
+            normalise: true,
+            lower_case: settings.lower_case,
+            files: settings.file.into_iter().collect(),
+            ..Modules::default()
+        };
+        let dim = paired.dim;
+        Ok(Self { dir: dir.to_owned(), config, modules, weights, names, max_tokens, dim, paired: Some(paired) })
     }
 
     /// Keeps the first `dim` values of each embedding, whatever the checkpoint says, or all if it has fewer.
@@ -173,7 +206,7 @@ impl TextCheckpoint {
 
     /// Returns the width of an embedding before it is truncated.
     pub fn full_dim(&self) -> usize {
-        self.modules.output_width(self.config.hidden)
+        self.paired.as_ref().map_or_else(|| self.modules.output_width(self.config.hidden), |paired| paired.dim)
     }
 
     /// Returns the prompts of the checkpoint by name.

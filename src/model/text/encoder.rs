@@ -6,6 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData, activation};
 use super::checkpoint::TextCheckpoint;
 use super::layout;
 use super::modules::Pooling;
+use super::paired::{self, PairedConfig, PairedTower, PooledToken};
 use crate::model::block::{Linear, Norm, activate, cast_to};
 use crate::model::config::Activation;
 use crate::model::error::ModelError;
@@ -70,8 +71,12 @@ pub struct TextEncoder<B: Backend> {
     /// Sum of the position embeddings and the embedding of token type 0, `[positions, hidden]`.
     positions: Vec<f32>,
     first_position: usize,
-    first_norm: Norm<B>,
+    first_norm: Option<Norm<B>>,
     blocks: Vec<PostNormBlock<B>>,
+    /// Blocks of a text tower, instead of `first_norm` and `blocks`, and its pooled token.
+    tower: Option<(PairedTower<B>, PooledToken)>,
+    /// Norm of the pooled state.
+    pooled_norm: Option<Norm<B>>,
     /// Layers after the pooling; the flag says whether tanh follows.
     dense: Vec<(Linear<B>, bool)>,
     activation: Activation,
@@ -115,6 +120,9 @@ impl<B: Backend> TextEncoder<B> {
                 output_norm: norm(&layout::block_key(index, layout::OUTPUT_NORM))?,
             })
         };
+        if let Some(paired) = checkpoint.paired.as_ref().filter(|paired| paired.transformed.is_none()) {
+            return Self::load_tower(checkpoint, paired, numerics, device);
+        }
         let (bytes, format) = checkpoint.read_raw(layout::WORDS)?;
         let mut positions = checkpoint.read(&[layout::POSITIONS.to_owned()])?;
         let types = checkpoint.read(&[layout::TYPES.to_owned()])?;
@@ -134,18 +142,60 @@ impl<B: Backend> TextEncoder<B> {
             // f32: these layers are small, and nothing after them would hide a rounding.
             dense.push((Linear::new(&weight, bias, layer.input, layer.output, (device, DType::F32)), layer.tanh));
         }
+        let mut pooled_norm = None;
+        if let Some((paired, width)) = checkpoint.paired.as_ref().and_then(|own| Some((own, own.transformed?))) {
+            let layer = |name: &str, input, out, bias: bool| -> Result<(Linear<B>, bool), ModelError> {
+                let weight = checkpoint.read(&[format!("{name}.weight")])?;
+                let bias = if bias { Some(checkpoint.read(&[format!("{name}.bias")])?) } else { None };
+                Ok((Linear::new(&weight, bias, input, out, (device, DType::F32)), false))
+            };
+            pooled_norm = Some(norm(paired::POOLED_NORM)?);
+            dense.push(layer(paired::TRANSFORMATION, hidden, width, true)?);
+            dense.push(layer(paired::PROJECTION, width, paired.dim, false)?);
+        }
         Ok(Self {
             words: WordEmbeddings { bytes, format, hidden },
             positions,
             first_position: config.first_position,
-            first_norm: norm(layout::FIRST_NORM)?,
+            first_norm: Some(norm(layout::FIRST_NORM)?),
+            tower: None,
             blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            pooled_norm,
             dense,
             activation: config.activation,
             pooling: modules.pooling,
             normalise: modules.normalise,
             heads: config.heads,
             hidden,
+            dim: checkpoint.dim(),
+            numerics,
+            device: device.clone(),
+        })
+    }
+
+    /// Loads the text tower of an image backbone.
+    fn load_tower(
+        checkpoint: &TextCheckpoint,
+        paired: &PairedConfig,
+        numerics: TextNumerics,
+        device: &B::Device,
+    ) -> Result<Self, ModelError> {
+        let config = &checkpoint.config;
+        let (bytes, format) = checkpoint.read_raw(paired::WORDS)?;
+        Ok(Self {
+            words: WordEmbeddings { bytes, format, hidden: config.hidden },
+            positions: checkpoint.read(&[paired::POSITIONS.to_owned()])?,
+            first_position: config.first_position,
+            first_norm: None,
+            blocks: Vec::new(),
+            tower: Some((PairedTower::load(checkpoint, paired, numerics.format, device)?, paired.pooled)),
+            pooled_norm: None,
+            dense: Vec::new(),
+            activation: config.activation,
+            pooling: Pooling::default(),
+            normalise: true,
+            heads: config.heads,
+            hidden: config.hidden,
             dim: checkpoint.dim(),
             numerics,
             device: device.clone(),
@@ -187,7 +237,14 @@ impl<B: Backend> TextEncoder<B> {
             }
         }
         let padded = mask.iter().any(|value| *value != 0.0);
-        let vectors = self.forward(inputs, padded.then_some(mask), counts, rows, tokens);
+        let vectors = if let Some((tower, pooled)) = &self.tower {
+            let pooled: Vec<usize> = captions.iter().map(|caption| pooled.position(caption)).collect();
+            let data = TensorData::new(inputs, [rows * tokens, self.hidden]);
+            let inputs = Tensor::from_data(data, (&self.device, self.numerics.format));
+            scale_to_unit_length(tower.forward(inputs, rows, tokens, &pooled))
+        } else {
+            self.forward(inputs, padded.then_some(mask), counts, rows, tokens)
+        };
         let failed = |reason: String| ModelError::Device { reason };
         let data = vectors.try_into_data().map_err(|cause| failed(cause.to_string()))?;
         data.convert::<f32>().into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))
@@ -210,7 +267,11 @@ impl<B: Backend> TextEncoder<B> {
         };
         let mask = mask.map(|mask| upload(mask, [rows, tokens]));
         let scores_mask = mask.clone().map(|mask| mask.reshape([rows, 1, 1, tokens]));
-        let states = self.first_norm.forward_f32(upload(inputs, [rows * tokens, hidden]));
+        let inputs = upload(inputs, [rows * tokens, hidden]);
+        let states = match &self.first_norm {
+            Some(norm) => norm.forward_f32(inputs),
+            None => inputs,
+        };
         let mut states = cast_to(states, format);
         for block in &self.blocks {
             let query_key_value = block.query_key_value.forward(states.clone());
@@ -252,6 +313,9 @@ impl<B: Backend> TextEncoder<B> {
                 states.max_dim(1).squeeze_dim(1)
             }
         };
+        if let Some(norm) = &self.pooled_norm {
+            vectors = norm.forward_f32(vectors);
+        }
         for (layer, tanh) in &self.dense {
             vectors = layer.forward(vectors);
             if *tanh {
@@ -259,9 +323,14 @@ impl<B: Backend> TextEncoder<B> {
             }
         }
         if self.normalise {
-            let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
-            vectors = vectors / length;
+            vectors = scale_to_unit_length(vectors);
         }
         if vectors.dims()[1] > self.dim { vectors.narrow(1, 0, self.dim) } else { vectors }
     }
+}
+
+/// Scales each row to unit length.
+fn scale_to_unit_length<B: Backend>(vectors: Tensor<B, 2>) -> Tensor<B, 2> {
+    let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
+    vectors / length
 }

@@ -16,7 +16,7 @@ pub struct CaptionTokenizer {
 }
 
 impl CaptionTokenizer {
-    /// Reads `tokenizer.json`. Captions that exceed the encoder's maximum length are truncated at the end.
+    /// Reads `tokenizer.json`. Captions are padded if the encoder was trained so; those that exceed the encoder's maximum length are truncated at the end.
     ///
     /// # Errors
     /// When the file is damaged or its tokenizer is not supported.
@@ -25,9 +25,11 @@ impl CaptionTokenizer {
         let damaged = |reason: String| ModelError::Json { path: path.clone(), reason };
         let load = || -> tokenizers::Result<Tokenizer> {
             let mut tokenizer = Tokenizer::from_file(&path)?;
-            set_case(&mut tokenizer, checkpoint.bert_lower_case(), checkpoint.modules.lower_case);
-            tokenizer.with_padding(None);
+            let bert_lower_case = if checkpoint.paired.is_some() { None } else { checkpoint.bert_lower_case() };
+            set_case(&mut tokenizer, bert_lower_case, checkpoint.modules.lower_case);
             let max_length = checkpoint.max_tokens();
+            let padding = checkpoint.paired.as_ref().and_then(|paired| paired.padding(max_length, &tokenizer));
+            tokenizer.with_padding(padding);
             tokenizer.with_truncation(Some(TruncationParams { max_length, ..TruncationParams::default() }))?;
             Ok(tokenizer)
         };

@@ -159,8 +159,8 @@ impl WeightReader {
         // Sorted, because the map's order is random: of several errors the same one is reported each time.
         let tensors: BTreeMap<String, &TensorInfo> = metadata.tensors().into_iter().collect();
         for (name, info) in tensors {
-            // Older versions of transformers saved the integers 0, 1, 2, … beside the weights.
-            if name.ends_with("position_ids") {
+            // Older versions of transformers saved integers beside the weights that follow from the configuration.
+            if name.ends_with("position_ids") || name.ends_with("relative_position_index") {
                 continue;
             }
             let format = match info.dtype {

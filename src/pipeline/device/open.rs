@@ -214,7 +214,7 @@ mod tests {
     async fn batches_of_several_streams_can_be_awaited_in_any_order() {
         let checkpoint = Checkpoint::open(Path::new("tests/reference/model/vit")).unwrap();
         let size_px = checkpoint.image_size_px();
-        let options = ExtractOptions { size_px, layer: -1, pool: crate::model::Pool::Default };
+        let options = ExtractOptions { size_px, layers: vec![-1], pool: crate::model::Pool::Default };
         let spares = BufferPool::new(1, 1 << 20);
         let batch = |seed: usize, rows: usize| -> PooledBuffer {
             let mut lent = spares.acquire_pooled();
@@ -224,7 +224,7 @@ mod tests {
             lent
         };
         let load = async |streams| -> LoadedBackbone {
-            gpu_like_worker(streams).await.load_backbone(checkpoint.clone(), options).await.unwrap()
+            gpu_like_worker(streams).await.load_backbone(checkpoint.clone(), options.clone()).await.unwrap()
         };
         let (one, three) = (load(1).await, load(CUDA_STREAMS).await);
         let (mut expected, mut pending) = (Vec::new(), Vec::<(usize, PendingFeatures)>::new());

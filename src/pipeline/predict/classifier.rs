@@ -63,8 +63,8 @@ impl Ranker for ClassifierRanker {
         most_frequent(&self.classes, top_k)
     }
 
-    fn load_head(&self, checkpoint: &PickedCheckpoint) -> Result<HeadState, PipelineError> {
-        checkpoint.load_classifier()
+    fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<HeadState>, PipelineError> {
+        checkpoint.map(PickedCheckpoint::load_classifier).transpose()
     }
 
     async fn rank(&self, ctx: &RunContext, head: HeadState, input: RankInput<'_>) -> Result<RankOutput, PipelineError> {

@@ -31,7 +31,7 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
             "transformers cannot load a text head: it is no classifier; its tensors are in `checkpoints/`".to_owned(),
         ));
     }
-    if model.layer != -1 || model.pool != Pool::Default {
+    if model.layers != [-1] || model.pool != Pool::Default {
         return Err(PipelineError::Input(
             "transformers cannot load a head on another `model.layer` or `model.pool` than the default".to_owned(),
         ));

@@ -70,6 +70,8 @@ pub(super) struct CandidateVectors {
     pub(super) dim: usize,
     /// Factor that turns cosine similarities into logits.
     pub(super) scale: f32,
+    /// Summand of every logit.
+    pub(super) bias: f32,
     /// Rows of another run's classifier, if one contributes.
     pub(super) classifier: Option<ClassifierRows>,
 }
@@ -93,7 +95,7 @@ impl CandidateVectors {
             .classifier
             .as_ref()
             .map(|own| ClassifierRows { weight: rows(&own.weight, own.width()), bias: rows(&own.bias, 1) });
-        Self { vectors: rows(&self.vectors, self.dim), dim: self.dim, scale: self.scale, classifier }
+        Self { vectors: rows(&self.vectors, self.dim), dim: self.dim, scale: self.scale, bias: self.bias, classifier }
     }
 
     /// Builds the linear layer that ranks the captions, without a hubness correction.
@@ -101,7 +103,7 @@ impl CandidateVectors {
         let classifier = self.classifier.as_ref().filter(|_| uses_features(signal, weights));
         let Some(classifier) = classifier else {
             let weight = self.vectors.iter().map(|value| value * self.scale).collect();
-            return linear_layer(weight, vec![0.0; self.len()], self.dim);
+            return linear_layer(weight, vec![self.bias; self.len()], self.dim);
         };
         let width = classifier.width();
         let mut weight = Vec::with_capacity(self.len() * (self.dim + width));
@@ -109,7 +111,7 @@ impl CandidateVectors {
             weight.extend(vector.iter().map(|value| value * self.scale));
             weight.extend(row.iter().map(|value| value * weights.classifier));
         }
-        let bias = classifier.bias.iter().map(|value| value * weights.classifier).collect();
+        let bias = classifier.bias.iter().map(|value| self.bias + value * weights.classifier).collect();
         linear_layer(weight, bias, self.dim + width)
     }
 }
@@ -170,7 +172,7 @@ mod tests {
         let weight = vec![1.0, 0.0, 0.0, 2.0, 0.0, 0.0];
         let classifier = Some(ClassifierRows { weight, bias: vec![0.5, 0.0, -1.0] });
         let vectors = vec![1.0, 0.0, 0.0, 1.0, 0.6, 0.8];
-        let candidates = CandidateVectors { vectors, dim: 2, scale: 10.0, classifier };
+        let candidates = CandidateVectors { vectors, dim: 2, scale: 10.0, bias: 0.0, classifier };
         let images =
             ImageSignals { pixels: &[0.8, 0.6], names: Some(&[0.0, 1.0]), features: Some(&[3.0, 4.0]), dim: 2 };
         let weights = FusionWeights { names: 0.5, classifier: 2.0 };

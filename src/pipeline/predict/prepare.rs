@@ -51,6 +51,7 @@ pub(crate) async fn prepare(
     }
     let candidates = match ctx.config.head() {
         HeadConfig::Classes => None,
+        HeadConfig::Paired { .. } => Candidates::read_list(ctx).await?,
         HeadConfig::Text { .. } => {
             let candidates = Candidates::read_list(ctx).await?;
             if predict_only || !ctx.config.runs(Stage::Train) {
@@ -64,7 +65,9 @@ pub(crate) async fn prepare(
     if let Some(candidates) = &candidates {
         require_captions(candidates.len(), settings.top_k)?;
     }
-    if predict_only || !ctx.config.runs(Stage::Stream) {
+    if matches!(ctx.config.head(), HeadConfig::Paired { .. }) {
+        // It depends on no artefact of the run.
+    } else if predict_only || !ctx.config.runs(Stage::Stream) {
         require_same_features(ctx, model, manifest)?;
         let captions = catalog::load_captions(&ctx.dir)?;
         if candidates.is_none() {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use crate::catalog::url_hash;
 use crate::chunk::features::Features;
 use crate::config::{ConfigError, Problem, RunConfig};
+use crate::model::Pairing;
 use crate::pipeline::captions::{self, Encoder, VectorStore};
 use crate::pipeline::catalog::RunCatalog;
 use crate::pipeline::context::RunContext;
-use crate::pipeline::device::LoadedProjector;
+use crate::pipeline::device::{LoadedProjector, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::Manifest;
 use crate::pipeline::observe::report::{StageRemarks, TextReport};
@@ -41,8 +42,11 @@ pub(super) struct ProjectionRanker<'a> {
     model: &'a ResolvedModel,
     manifest: &'a Manifest,
     encoder: &'a Encoder,
+    /// Classes of the run; empty with a paired head, which knows no training images.
     catalog: RunCatalog,
     candidates: Candidates,
+    /// Scale and bias of the checkpoint's own pair of towers, instead of a trained head.
+    pairing: Option<Pairing>,
 }
 
 impl<'a> ProjectionRanker<'a> {
@@ -60,7 +64,33 @@ impl<'a> ProjectionRanker<'a> {
         let catalog = RunCatalog::load(&ctx.dir)?;
         let candidates = candidates.unwrap_or_else(|| Candidates::from_classes(&catalog));
         require_vector_memory(&ctx.config, encoder, candidates.len())?;
-        Ok(Self { model, manifest, encoder, catalog, candidates })
+        Ok(Self { model, manifest, encoder, catalog, candidates, pairing: None })
+    }
+
+    /// Ranks `candidates` by the checkpoint's own pair of towers, without a trained head.
+    ///
+    /// # Errors
+    /// When the towers do not share a space, or the vectors of the captions exceed `limits.memory`.
+    pub(super) fn open_paired(
+        ctx: &RunContext,
+        model: &'a ResolvedModel,
+        manifest: &'a Manifest,
+        candidates: Option<Candidates>,
+    ) -> Result<Self, PipelineError> {
+        let (encoder, backbone) = (model.text_encoder()?, model.backbone()?);
+        let absent = |what: &str| PipelineError::Internal(format!("a paired head has no {what}"));
+        let pairing = backbone.checkpoint.pairing().map_err(model_error)?.ok_or_else(|| absent("scale"))?;
+        let candidates = candidates.ok_or_else(|| absent("captions"))?;
+        let (images, captions) = (backbone.shape.dim, encoder.checkpoint.dim());
+        if images != captions {
+            return Err(PipelineError::Model(format!(
+                "features of {images} values and vectors of captions of {captions} values are not in one space: name the text \
+                 encoder that belongs to `model.checkpoint`, or remove `[text]`"
+            )));
+        }
+        require_vector_memory(&ctx.config, encoder, candidates.len())?;
+        let catalog = RunCatalog::default();
+        Ok(Self { model, manifest, encoder, catalog, candidates, pairing: Some(pairing) })
     }
 }
 
@@ -101,10 +131,14 @@ impl Ranker for ProjectionRanker<'_> {
         (0..top_k as u32).collect()
     }
 
-    fn load_head(&self, checkpoint: &PickedCheckpoint) -> Result<TextHead, PipelineError> {
+    fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<TextHead>, PipelineError> {
+        if let Some(pairing) = self.pairing {
+            return Ok(Some(TextHead::identity(self.encoder.checkpoint.dim(), pairing.log_scale)));
+        }
+        let Some(checkpoint) = checkpoint else { return Ok(None) };
         let head = checkpoint.load_projection()?;
         if (head.input, head.output) == (self.model.backbone()?.shape.dim, self.encoder.checkpoint.dim()) {
-            return Ok(head);
+            return Ok(Some(head));
         }
         Err(PipelineError::Generation(
             "the projection head in the checkpoint does not map these features to vectors of this text encoder; recompute with \
@@ -146,6 +180,9 @@ impl ProjectionRanker<'_> {
         head: &TextHead,
         input: &RankInput<'_>,
     ) -> Result<Option<HeldOutImages>, PipelineError> {
+        if self.pairing.is_some() {
+            return Ok(None);
+        }
         let classes = Arc::clone(&self.catalog.classes);
         let set = captions::embed(ctx, self.encoder, input.device, "captions", classes).await?;
         let read_vectors = |captions: &[u32]| {
@@ -192,7 +229,8 @@ impl ProjectionRanker<'_> {
         let mut vectors = tokio::task::spawn_blocking(move || set.read_all()).await??;
         head.centre(&mut vectors);
         let classifier = classifier.map(|classifier| classifier.rows(captions.texts()));
-        Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), classifier })
+        let bias = self.pairing.map_or(0.0, |pairing| pairing.bias);
+        Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), bias, classifier })
     }
 }
 

@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::MIN_LENGTH;
+use super::{MAX_SCALE, MIN_LENGTH};
 
 /// Initial factor of the similarities, the inverse of the temperature 0.07 (Radford et al. 2021).
 const INITIAL_SCALE: f64 = 1.0 / 0.07;
@@ -89,6 +89,26 @@ impl TextHead {
         Self { input, hidden, output, feature_mean, feature_std, text_mean, parameters }
     }
 
+    /// Initialises a linear head for features that are in the space of the captions already: it undoes the division by
+    /// the standard deviation, so that it maps a feature to its difference from the mean.
+    ///
+    /// `statistics` as for [`TextHead::init`], with means of one width. The scale is at most 100, as in training.
+    pub fn init_paired(statistics: [Vec<f32>; 3], log_scale: f32) -> Self {
+        let [feature_mean, feature_std, text_mean] = statistics;
+        let dim = feature_mean.len();
+        let log_scale = log_scale.min(MAX_SCALE.ln() as f32);
+        let parameters = diagonal_parameters(&feature_std, log_scale);
+        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std, text_mean, parameters }
+    }
+
+    /// Returns the head that maps features of width `dim` to themselves, scaled to unit length.
+    pub fn identity(dim: usize, log_scale: f32) -> Self {
+        let ones = vec![1.0; dim];
+        let parameters = diagonal_parameters(&ones, log_scale);
+        let (feature_mean, text_mean) = (vec![0.0; dim], vec![0.0; dim]);
+        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std: ones, text_mean, parameters }
+    }
+
     /// Returns the factor of the similarities, exp(λ).
     pub fn scale(&self) -> f32 {
         self.parameters.last().and_then(|last| last.values.first()).map_or(1.0, |log| log.exp())
@@ -98,6 +118,22 @@ impl TextHead {
     pub fn centre(&self, vectors: &mut [f32]) {
         centre_and_normalise(vectors, &self.text_mean);
     }
+}
+
+/// Returns the parameters of a linear head whose weight is a diagonal matrix.
+fn diagonal_parameters(diagonal: &[f32], log_scale: f32) -> Vec<Parameter> {
+    let dim = diagonal.len();
+    let values = |name: &str| match name {
+        "logit_scale" => vec![log_scale],
+        "projection.bias" => vec![0.0; dim],
+        _ => {
+            let mut weight = vec![0.0; dim * dim];
+            weight.iter_mut().step_by(dim + 1).zip(diagonal).for_each(|(place, value)| *place = *value);
+            weight
+        }
+    };
+    let shapes = parameter_shapes(dim, 0, dim).into_iter();
+    shapes.map(|(name, shape)| Parameter { name, shape, values: values(name) }).collect()
 }
 
 /// Subtracts a mean, `[dim]`, from vectors, `[rows, dim]`, and scales them to unit length.

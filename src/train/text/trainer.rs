@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::MAX_SCALE;
 use super::head::{Parameter, TextHead, TextState};
 use super::projector::Projector;
 use crate::predict::PredictError;
@@ -18,8 +19,6 @@ const EPSILON: f64 = 1e-8;
 const CLIP_EPSILON: f64 = 1e-6;
 /// Decay β₂ of the second moment.
 const SECOND_DECAY: f64 = 0.999;
-/// Upper bound on the factor of the similarities, the inverse of the temperature 0.01 (Radford et al. 2021).
-const MAX_SCALE: f64 = 100.0;
 
 /// Settings of `AdamW`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -28,6 +28,7 @@ impl ProjectionRanking<'_> {
             vectors: images.vectors.clone(),
             dim: self.head.output,
             scale: self.head.scale(),
+            bias: 0.0,
             classifier: self.classifier.as_ref().map(|other| other.rows(images.captions.iter().map(text))),
         };
         let eval_set = self.build_eval_set(held_out, &candidates).await?;

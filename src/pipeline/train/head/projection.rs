@@ -29,6 +29,8 @@ pub(in crate::pipeline::train) struct ProjectionHead {
     pub(in crate::pipeline::train) output: usize,
     /// Width of the hidden layer; 0 for none.
     pub(in crate::pipeline::train) hidden: usize,
+    /// Logarithm of the scale of a checkpoint that pairs features and captions already: the head starts from its map.
+    pub(in crate::pipeline::train) log_scale: Option<f32>,
 }
 
 /// Projection heads in training.
@@ -78,7 +80,11 @@ impl Head for ProjectionHead {
         let features = tokio::task::spawn_blocking(move || feature_statistics(&store)).await??;
         let statistics = [features.mean(), features.std(), self.vectors.mean().to_vec()];
         let start = |trial| {
-            let state = TextState::new(TextHead::init(statistics.clone(), self.hidden, job.split.seed));
+            let head = match self.log_scale {
+                Some(log_scale) => TextHead::init_paired(statistics.clone(), log_scale),
+                None => TextHead::init(statistics.clone(), self.hidden, job.split.seed),
+            };
+            let state = TextState::new(head);
             ProjectionStart { state, adam: adam(job, trial), loss: LossSum::default() }
         };
         Ok(trials.iter().map(start).collect())

@@ -1,0 +1,387 @@
+//! Backbone whose tokens all attend to each other: patches → blocks → features.
+
+use burn::tensor::Int;
+use burn::tensor::Tensor;
+use burn::tensor::TensorData;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, activation};
+
+use crate::model::attention::{Attention, AttentionPositions, Rotation};
+use crate::model::block::{Block, Linear, Mlp, Norm, PatchEmbedding, cast_to};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::{
+    Activation, BackboneConfig, Biases, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead, RelativeBias,
+};
+use crate::model::error::ModelError;
+use crate::model::layout;
+use crate::model::layout::Names;
+use crate::model::load::Loader;
+use crate::model::pooling::Pooling;
+use crate::model::position;
+use crate::model::relative;
+
+/// Backbone of equal blocks on a device.
+#[derive(Debug)]
+pub(super) struct PlainBackbone<B: Backend> {
+    patches: PatchEmbedding<B>,
+    /// Tokens before the patches with their positions, `[1, tokens, hidden]`.
+    leading: Option<Tensor<B, 3>>,
+    /// Positions of the patches, `[1, grid², hidden]`.
+    positions: Option<Tensor<B, 3>>,
+    first_norm: Option<Norm<B>>,
+    blocks: Vec<Block<B>>,
+    final_norm: Norm<B>,
+    norm_input: FinalNorm,
+    head: Option<Head<B>>,
+    attention: Attention,
+}
+
+impl<B: Backend> PlainBackbone<B> {
+    /// Loads the blocks up to `last`, and the head if `pooling` needs it. `attention` returns the implementation for
+    /// batches of a shape, `[tokens, heads, width of a head]`.
+    pub(super) fn load(
+        (checkpoint, plain): (&Checkpoint, &PlainConfig),
+        size_px: u32,
+        last: u32,
+        pooling: Pooling,
+        loader: &Loader<'_, B>,
+        attention: impl FnOnce([usize; 3]) -> Result<Attention, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let names = layout::names(config.family);
+        let patches = load_patches(checkpoint, loader, names.patch, plain.biases.patch)?;
+        let grid = (size_px / config.patch_px) as usize;
+        let [leading, positions] = load_embeddings(config, plain, grid, loader)?;
+        let leading_tokens = plain.leading_tokens();
+        let tokens = leading_tokens + grid * grid;
+        let rotation = match plain.positions {
+            Positions::Rotary { theta } => Some(rotation(theta, plain, grid, loader)),
+            _ => None,
+        };
+        let bias = |name: String| -> Result<Tensor<B, 4>, ModelError> {
+            let table = loader.values(name)?;
+            let values = relative::bias_with_cls(&table, plain.heads, config.native_grid(), grid);
+            Ok(loader.upload(values, [1, plain.heads, tokens, tokens]))
+        };
+        let shared = match plain.relative {
+            Some(RelativeBias::Shared) => Some(bias(names.shared_bias.to_owned())?),
+            _ => None,
+        };
+        let block = BlockConfig {
+            hidden: plain.hidden,
+            heads: plain.heads,
+            feed_forward: plain.feed_forward,
+            activation: config.activation,
+            biases: plain.biases,
+            layer_scale: plain.layer_scale,
+            split_gate: checkpoint.split_gate(),
+        };
+        let mut blocks = Vec::with_capacity(last as usize + 1);
+        for index in 0..=last {
+            let bias = match plain.relative {
+                Some(RelativeBias::PerBlock) => Some(bias(names.block(index, names.bias_table))?),
+                _ => shared.clone(),
+            };
+            let positions = AttentionPositions { bias, rotation: rotation.clone() };
+            blocks.push(load_block(&names, &block, index, loader, positions)?);
+        }
+        let first_norm = if plain.first_norm { Some(loader.norm(names.first_norm)?) } else { None };
+        let head = if pooling == Pooling::Head { load_head(config, plain, loader)? } else { None };
+        Ok(Self {
+            patches,
+            leading: leading.map(|values| loader.upload(values, [1, leading_tokens, plain.hidden])),
+            positions: positions.map(|values| loader.upload(values, [1, grid * grid, plain.hidden])),
+            first_norm,
+            blocks,
+            final_norm: loader.norm(layout::final_norm(config, plain))?,
+            norm_input: plain.final_norm,
+            head,
+            attention: match plain.relative {
+                // The bias is added to scores in memory.
+                Some(_) => Attention::Products,
+                None => attention([tokens, plain.heads, plain.hidden / plain.heads])?,
+            },
+        })
+    }
+
+    /// Returns the attention implementation in use.
+    pub(super) fn attention(&self) -> Attention {
+        self.attention
+    }
+
+    /// Maps pixels, `[rows · side · side · 3]`, to the features of the blocks `taps`, each `[rows, width]` in f32.
+    pub(super) fn forward(
+        &self,
+        pixels: Tensor<B, 1, Int>,
+        (rows, side): (usize, usize),
+        format: DType,
+        taps: &[u32],
+        pooling: Pooling,
+    ) -> Vec<Tensor<B, 2>> {
+        let mut tokens = self.patches.forward(pixels, rows, side, format);
+        let [_, patches, hidden] = tokens.dims();
+        if let Some(positions) = &self.positions {
+            tokens = tokens + positions.clone();
+        }
+        if let Some(leading) = &self.leading {
+            let [_, count, _] = leading.dims();
+            tokens = Tensor::cat(vec![leading.clone().expand([rows, count, hidden]), tokens], 1);
+        }
+        let [_, count, _] = tokens.dims();
+        let mut states = tokens.reshape([rows * count, hidden]);
+        if let Some(norm) = &self.first_norm {
+            states = norm.forward(states);
+        }
+        let mut features: Vec<Option<Tensor<B, 2>>> = vec![None; taps.len()];
+        for (block, index) in self.blocks.iter().zip(0_u32..) {
+            states = block.forward(states, rows, self.attention);
+            if taps.contains(&index) {
+                let tokens = states.clone().reshape([rows, count, hidden]);
+                let feature = self.pool(tokens, count - patches, pooling);
+                let places = features.iter_mut().zip(taps).filter(|(_, tap)| **tap == index);
+                places.for_each(|(place, _)| *place = Some(feature.clone()));
+            }
+        }
+        features.into_iter().flatten().collect()
+    }
+
+    /// Pools the tokens of a block, `[rows, tokens, hidden]`; the first `leading` are no patches.
+    fn pool(&self, states: Tensor<B, 3>, leading: usize, pooling: Pooling) -> Tensor<B, 2> {
+        let [rows, count, hidden] = states.dims();
+        let first = |states: Tensor<B, 3>| states.narrow(1, 0, 1).reshape([rows, hidden]);
+        let mean = |states: Tensor<B, 3>| {
+            cast_to(states.narrow(1, leading, count - leading), DType::F32).mean_dim(1).squeeze_dim::<2>(1)
+        };
+        let norm = &self.final_norm;
+        match (pooling, self.norm_input) {
+            (Pooling::MeanBeforeNorm, _) => mean(states),
+            // The norm treats each token by itself, so only the CLS token needs it.
+            (Pooling::Cls, _) => norm.forward_f32(first(states)),
+            (Pooling::Mean, FinalNorm::Tokens) => mean(norm.forward_f32(states)),
+            (Pooling::Mean, FinalNorm::Feature) => norm.forward_f32(mean(states)),
+            (Pooling::ClsMean, FinalNorm::Tokens) => {
+                let states = norm.forward_f32(states);
+                Tensor::cat(vec![first(states.clone()), mean(states)], 1)
+            }
+            (Pooling::ClsMean, FinalNorm::Feature) => {
+                let parts = [first(states.clone()), cast_to(mean(states.clone()), states.dtype())];
+                Tensor::cat(parts.map(|part| norm.forward_f32(part)).to_vec(), 1)
+            }
+            (Pooling::Head, _) => match &self.head {
+                Some(Head::Attention(head)) => head.forward(&norm.forward(states)),
+                Some(Head::Linear(projection)) => cast_to(projection.forward(norm.forward(first(states))), DType::F32),
+                // Unreachable: the head is loaded for this pooling, and a checkpoint without one has no such pooling.
+                None => norm.forward_f32(first(states)),
+            },
+        }
+    }
+}
+
+/// Loads the patch embedding.
+pub(super) fn load_patches<B: Backend>(
+    checkpoint: &Checkpoint,
+    loader: &Loader<'_, B>,
+    name: &str,
+    bias: bool,
+) -> Result<PatchEmbedding<B>, ModelError> {
+    let preprocessor = checkpoint.preprocessor();
+    let bias = if bias { Some(loader.values(format!("{name}.bias"))?) } else { None };
+    Ok(PatchEmbedding::new(
+        &loader.values(format!("{name}.weight"))?,
+        bias,
+        checkpoint.config().patch_px as usize,
+        (preprocessor.rescale, preprocessor.mean, preprocessor.std),
+        (loader.device, loader.format),
+    ))
+}
+
+/// Reads the tokens before the patches with their positions, and the positions of the patches.
+fn load_embeddings<B: Backend>(
+    config: &BackboneConfig,
+    plain: &PlainConfig,
+    grid: usize,
+    loader: &Loader<'_, B>,
+) -> Result<[Option<Vec<f32>>; 2], ModelError> {
+    let names = layout::names(config.family);
+    let (hidden, native) = (plain.hidden, config.native_grid());
+    let mut leading = Vec::new();
+    for (present, name) in
+        [(plain.cls, names.cls), (plain.distillation, names.distillation), (plain.registers > 0, names.registers)]
+    {
+        if present {
+            leading.extend(loader.values(name)?);
+        }
+    }
+    let mut positions = None;
+    if let Positions::Table { leading: rows, antialias } = plain.positions {
+        let table = loader.values(names.positions)?;
+        let mut table = position::interpolate(table, rows, native, grid, hidden, antialias);
+        positions = Some(table.split_off(rows * hidden));
+        // Registers come last and have no position.
+        leading.iter_mut().zip(table).for_each(|(value, position)| *value += position);
+    }
+    Ok([(!leading.is_empty()).then_some(leading), positions])
+}
+
+/// Computes the rotation of `DINOv3`: coordinates of patch centres in [-1, 1], rows before columns. Leading tokens are
+/// not rotated.
+fn rotation<B: Backend>(theta: f64, plain: &PlainConfig, grid: usize, loader: &Loader<'_, B>) -> Rotation<B> {
+    let (width, leading) = (plain.hidden / plain.heads, plain.leading_tokens());
+    let tokens = leading + grid * grid;
+    // In f32 like transformers, so that large angles agree.
+    let frequencies: Vec<f32> =
+        (0..width / 4).map(|at| 1.0 / (theta as f32).powf(4.0 * at as f32 / width as f32)).collect();
+    let coordinate = |cell: usize| 2.0 * ((cell as f32 + 0.5) / grid as f32) - 1.0;
+    let mut angles = vec![0.0_f32; leading * width];
+    for patch in 0..grid * grid {
+        let axes = [patch / grid, patch % grid].map(coordinate);
+        let half: Vec<f32> = axes
+            .iter()
+            .flat_map(|axis| frequencies.iter().map(move |frequency| std::f32::consts::TAU * axis * frequency))
+            .collect();
+        angles.extend(half.iter().chain(&half));
+    }
+    let table = |value: fn(f32) -> f32| {
+        let values: Vec<f32> = angles.iter().map(|angle| value(*angle)).collect();
+        Tensor::from_data(TensorData::new(values, [1, 1, tokens, width]), (loader.device, DType::F32))
+    };
+    Rotation { cosine: table(f32::cos), sine: table(f32::sin) }
+}
+
+/// Architecture of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockConfig {
+    pub(super) hidden: usize,
+    pub(super) heads: usize,
+    pub(super) feed_forward: FeedForward,
+    pub(super) activation: Activation,
+    pub(super) biases: Biases,
+    pub(super) layer_scale: bool,
+    /// Whether the gate and up projections of a gated MLP are two tensors.
+    pub(super) split_gate: bool,
+}
+
+/// Loads block `index`.
+pub(super) fn load_block<B: Backend>(
+    names: &Names,
+    config: &BlockConfig,
+    index: u32,
+    loader: &Loader<'_, B>,
+    positions: AttentionPositions<B>,
+) -> Result<Block<B>, ModelError> {
+    let (hidden, biases) = (config.hidden, config.biases);
+    let key = |part: &str| names.block(index, part);
+    let scale = |part: &str| -> Result<Option<Tensor<B, 2>>, ModelError> {
+        Ok(if config.layer_scale { Some(loader.upload(loader.values(key(part))?, [1, hidden])) } else { None })
+    };
+    let mlp = match config.feed_forward {
+        FeedForward::Mlp { inner } => Mlp::Plain {
+            inner: loader.linear(&key(names.inner), hidden, inner, biases.mlp)?,
+            activation: config.activation,
+            outer: loader.linear(&key(names.outer), inner, hidden, biases.mlp)?,
+        },
+        FeedForward::Gated { inner: width, activation } => {
+            let sources = if config.split_gate { layout::GATED_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
+            let sources: Vec<(String, bool)> = sources.iter().map(|part| (key(part), biases.mlp)).collect();
+            Mlp::Gated {
+                inner: loader.joined(&sources, hidden, 2 * width)?,
+                width,
+                activation,
+                outer: loader.linear(&key(names.gated_outer), width, hidden, biases.mlp)?,
+            }
+        }
+    };
+    let [query, key_part, value] = names.query_key_value;
+    // Projections of the same input are joined to one product.
+    let query_key_value = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
+    Ok(Block {
+        attention_norm: loader.norm(&key(names.attention_norm))?,
+        query_key_value: loader.joined(&query_key_value, hidden, 3 * hidden)?,
+        attention_output: loader.linear(&key(names.attention_output), hidden, hidden, biases.attention_output)?,
+        attention_scale: scale(names.attention_scale)?,
+        mlp_norm: loader.norm(&key(names.mlp_norm))?,
+        mlp,
+        mlp_scale: scale(names.mlp_scale)?,
+        heads: config.heads,
+        positions,
+    })
+}
+
+/// Layers that map to the space of the text tower.
+#[derive(Debug)]
+enum Head<B: Backend> {
+    Attention(AttentionPooling<B>),
+    Linear(Linear<B>),
+}
+
+/// Attention of a learned query to all tokens, then an MLP (`SigLIP`).
+#[derive(Debug)]
+struct AttentionPooling<B: Backend> {
+    /// Query of the learned token, `[1, heads, 1, width of a head]`.
+    query: Tensor<B, 4>,
+    key_value: Linear<B>,
+    output: Linear<B>,
+    norm: Norm<B>,
+    mlp: Mlp<B>,
+}
+
+impl<B: Backend> AttentionPooling<B> {
+    /// Maps `[rows, tokens, hidden]` to `[rows, hidden]` in f32.
+    fn forward(&self, states: &Tensor<B, 3>) -> Tensor<B, 2> {
+        let [rows, tokens, hidden] = states.dims();
+        let [_, heads, _, width] = self.query.dims();
+        let both = self.key_value.forward(states.clone().reshape([rows * tokens, hidden]));
+        let split = |index: usize| {
+            let part = both.clone().narrow(1, index * hidden, hidden);
+            part.reshape([rows, tokens, heads, width]).swap_dims(1, 2)
+        };
+        let query = self.query.clone().expand([rows, heads, 1, width]);
+        let scores = cast_to(query.matmul(split(0).transpose()), DType::F32) / (width as f64).sqrt();
+        let pooled = cast_to(activation::softmax(scores, 3), states.dtype()).matmul(split(1));
+        let pooled = self.output.forward(pooled.swap_dims(1, 2).reshape([rows, hidden]));
+        let mlp = self.mlp.forward(self.norm.forward(pooled.clone()));
+        cast_to(pooled, DType::F32) + cast_to(mlp, DType::F32)
+    }
+}
+
+/// Loads the head.
+fn load_head<B: Backend>(
+    config: &BackboneConfig,
+    plain: &PlainConfig,
+    loader: &Loader<'_, B>,
+) -> Result<Option<Head<B>>, ModelError> {
+    let (hidden, heads) = (plain.hidden, plain.heads);
+    match plain.head {
+        None => Ok(None),
+        Some(ProjectionHead::Linear { dim }) => {
+            let weight = loader.values(layout::PROJECTION)?;
+            Ok(Some(Head::Linear(Linear::new(&weight, None, hidden, dim, (loader.device, loader.format)))))
+        }
+        Some(ProjectionHead::Attention) => {
+            let key = |part: &str| format!("{}.{part}", layout::POOLING_HEAD);
+            let mut weight = loader.values(key("attention.in_proj_weight"))?;
+            let mut bias = loader.values(key("attention.in_proj_bias"))?;
+            let (key_weight, key_bias) = (weight.split_off(hidden * hidden), bias.split_off(hidden));
+            let probe = loader.values(key("probe"))?;
+            let product = |(row, bias): (&[f32], &f32)| {
+                let sum: f64 = row.iter().zip(&probe).map(|(one, other)| f64::from(*one) * f64::from(*other)).sum();
+                (sum + f64::from(*bias)) as f32
+            };
+            let query = weight.chunks_exact(hidden).zip(&bias).map(product).collect();
+            let inner = match plain.feed_forward {
+                FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. } => inner,
+            };
+            Ok(Some(Head::Attention(AttentionPooling {
+                query: loader.upload(query, [1, heads, 1, hidden / heads]),
+                key_value: Linear::new(&key_weight, Some(key_bias), hidden, 2 * hidden, (loader.device, loader.format)),
+                output: loader.linear(&key("attention.out_proj"), hidden, hidden, true)?,
+                norm: loader.norm(&key("layernorm"))?,
+                mlp: Mlp::Plain {
+                    inner: loader.linear(&key("mlp.fc1"), hidden, inner, true)?,
+                    activation: config.activation,
+                    outer: loader.linear(&key("mlp.fc2"), inner, hidden, true)?,
+                },
+            })))
+        }
+    }
+}
