@@ -24,7 +24,7 @@ use crate::bench;
 use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate_files;
-use crate::runtime::{Shutdown, Signal};
+use crate::runtime::{Resources, Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
 use crate::serve::{ServeError, Server, compare};
 use crate::telemetry::ProgressRegistry;
@@ -217,12 +217,13 @@ fn config_failure(path: &Path, error: &config::ConfigError) -> Failure {
     Failure::new(2, lines.join("\n"))
 }
 
-/// Reads a machine file without checking it; without one, returns the defaults.
+/// Reads a machine file without checking it; without one, returns the defaults. Adds the memory that this process may use.
 fn read_machine_file(path: Option<&Path>) -> Result<MachineFile, Failure> {
-    path.map_or_else(
+    let file = path.map_or_else(
         || Ok(MachineFile::default()),
         |path| MachineFile::parse(&read_text(path)?).map_err(|error| config_failure(path, &error)),
-    )
+    )?;
+    Ok(file.with_available_memory(Resources::read().memory))
 }
 
 /// Reads and checks a machine file, for commands without a pipeline file.

@@ -10,10 +10,13 @@
 //! autotuning results are stored.
 
 mod headers;
+mod kernel_cache;
 pub mod probe;
+mod toolkit;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,8 +33,11 @@ pub const PROBE_COMMAND: &str = "probe-cuda";
 /// Timeout of the probe. The first call may have to wake a GPU.
 const PROBE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Folder of the kernel cache inside the scratch directory.
+/// Folder of the kernel cache inside the cache or scratch directory.
 const KERNEL_FOLDER: &str = "kernels";
+
+/// Environment variable that names a directory for compiled kernels, which outlives runs and may be shared by them.
+const CACHE_VARIABLE: &str = "WIKICAP_CACHE";
 
 /// Device of a run, and the reason for its selection.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,20 +56,34 @@ pub struct SelectedDevice {
     /// Driver version, if known.
     #[serde(skip)]
     pub driver: Option<String>,
+    /// Version of NVRTC, if known.
+    #[serde(skip)]
+    pub toolkit: Option<String>,
 }
 
 impl SelectedDevice {
     fn cpu(why: String) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { kind: "cpu", index: 0, name: format!("CPU with {cores} cores"), why, gpu: None, driver: None }
+        Self {
+            kind: "cpu",
+            index: 0,
+            name: format!("CPU with {cores} cores"),
+            why,
+            gpu: None,
+            driver: None,
+            toolkit: None,
+        }
     }
 
-    /// Returns the folder name of the kernel cache. Kernels of another GPU or driver cannot be reused.
+    /// Returns the folder name of the kernel cache. Kernels of another GPU, driver, toolkit or program version cannot be reused.
     fn kernel_folder(&self) -> String {
         let gpu_name = self.gpu.as_ref().map_or("", |gpu| &gpu.name);
         let generation = self.gpu.as_ref().map_or("", |gpu| &gpu.compute_capability);
-        let name = format!("{gpu_name} {generation} {}", self.driver.as_deref().unwrap_or_default());
-        name.trim().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
+        let known = |version: &Option<String>| version.clone().unwrap_or_else(|| "unknown".to_owned());
+        let (driver, toolkit) = (known(&self.driver), known(&self.toolkit));
+        let name =
+            format!("{gpu_name} {generation} driver {driver} cuda {toolkit} program {}", env!("CARGO_PKG_VERSION"));
+        name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")
     }
 
     /// Returns whether the device is a CUDA GPU.
@@ -127,16 +147,25 @@ pub fn select_from(kind: DeviceKind, index: u32, found: CudaStatus) -> Result<Se
         return unusable(problem);
     }
     let driver = found.driver.as_ref().map_or_else(String::new, |version| format!(", driver {version}"));
+    let toolkit = found.toolkit.as_ref().map_or_else(String::new, |version| format!(", NVRTC {version}"));
     let why = match kind {
         DeviceKind::Cuda => "`device.kind` is `cuda`",
         _ => "driver, NVRTC and the toolkit's headers are available",
     };
     let (free, all) = (gib(gpu.free_bytes), gib(gpu.memory_bytes));
     let name = format!(
-        "{}, GPU {index}, compute capability {}, {free:.1} of {all:.1} GiB free{driver}",
+        "{}, GPU {index}, compute capability {}, {free:.1} of {all:.1} GiB free{driver}{toolkit}",
         gpu.name, gpu.compute_capability
     );
-    Ok(SelectedDevice { kind: "cuda", index, name, why: why.to_owned(), gpu: Some(gpu), driver: found.driver })
+    Ok(SelectedDevice {
+        kind: "cuda",
+        index,
+        name,
+        why: why.to_owned(),
+        gpu: Some(gpu),
+        driver: found.driver,
+        toolkit: found.toolkit,
+    })
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -176,33 +205,26 @@ fn run_probe() -> Result<CudaStatus, String> {
     serde_json::from_slice(&out.stdout).map_err(|_| format!("the driver crashed the probe ({})", out.status))
 }
 
-/// Stores compiled kernels and autotuning results in the scratch directory. Ignores any `cubecl.toml` near the working
-/// directory. Takes effect once per process; call it before the first use of CUDA, when the process owns the scratch
-/// directory.
+/// Stores compiled kernels and autotuning results in the folder that `WIKICAP_CACHE` names, else in the scratch directory.
+/// Ignores any `cubecl.toml` near the working directory. Takes effect once per process; call it before the first use of CUDA.
 pub fn configure_kernel_cache(scratch: &Path, selected: &SelectedDevice) {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let folder = scratch.join(KERNEL_FOLDER).join(selected.kernel_folder());
-        remove_locks(&folder);
-        let folder = CacheConfig::File(folder);
+    static SLOT: OnceLock<Option<kernel_cache::Slot>> = OnceLock::new();
+    SLOT.get_or_init(|| {
+        let root = std::env::var_os(CACHE_VARIABLE).filter(|folder| !folder.is_empty());
+        let folder =
+            root.map_or_else(|| scratch.to_owned(), PathBuf::from).join(KERNEL_FOLDER).join(selected.kernel_folder());
+        let slot = kernel_cache::Slot::take(&folder)
+            .inspect_err(|error| tracing::warn!("compiled kernels are not kept: `{}`: {error}", folder.display()))
+            .ok();
+        let cache = slot.as_ref().map(|slot| CacheConfig::File(slot.folder.clone()));
         let mut config = CubeClRuntimeConfig::default();
-        config.autotune.cache = folder.clone();
-        config.compilation.cache = Some(folder);
+        // CubeCL always keeps tuning results; where they cannot be written, it goes on without.
+        config.autotune.cache = cache.clone().unwrap_or(CacheConfig::File(folder));
+        config.compilation.cache = cache;
         // CubeCL's documented variables (`CUBECL_DEBUG_LOG` and others) still apply, for profiling.
         CubeClRuntimeConfig::set(config.override_from_env());
+        slot
     });
-}
-
-/// Removes lock files of a killed process, each of which would delay this one by half a minute.
-fn remove_locks(folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            remove_locks(&path);
-        } else if path.extension().is_some_and(|extension| extension == "lock") {
-            std::fs::remove_file(&path).ok();
-        }
-    }
 }
 
 /// Number of panics of device threads.
@@ -245,6 +267,8 @@ mod tests {
             usable: true,
             problem: None,
             driver: Some("580.1".to_owned()),
+            driver_cuda: Some("13.0".to_owned()),
+            toolkit: Some("12.4".to_owned()),
             include: None,
             devices: vec![gpu(0), gpu(1)],
         }
@@ -258,7 +282,8 @@ mod tests {
         for part in ["NVIDIA X", "GPU 1", "9.0", "79.0 of 80.0 GiB", "driver 580.1", "are available"] {
             assert!(text.contains(part), "{text}");
         }
-        assert_eq!(selected.kernel_folder(), "NVIDIA-X-9.0-580.1");
+        let program = env!("CARGO_PKG_VERSION");
+        assert_eq!(selected.kernel_folder(), format!("NVIDIA-X-9.0-driver-580.1-cuda-12.4-program-{program}"));
     }
 
     #[test]
@@ -282,19 +307,6 @@ mod tests {
         let selected = select_from(DeviceKind::Auto, 0, found.clone()).unwrap();
         assert!(selected.to_string().ends_with("(no CUDA: GPU 0 cannot be opened (X))"), "{selected}");
         assert!(select_from(DeviceKind::Cuda, 0, found).unwrap_err().to_string().contains("check nvidia-smi"));
-    }
-
-    #[test]
-    fn stale_lock_files_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("a/b");
-        std::fs::create_dir_all(&deep).unwrap();
-        for name in ["kernel.json.log", "kernel.json.lock"] {
-            std::fs::write(deep.join(name), "").unwrap();
-        }
-        remove_locks(dir.path());
-        assert!(deep.join("kernel.json.log").exists() && !deep.join("kernel.json.lock").exists());
-        remove_locks(&dir.path().join("nothing"));
     }
 
     #[test]

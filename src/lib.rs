@@ -39,7 +39,7 @@
 //! | --- | --- | --- |
 //! | [`types`] | settings and values that several modules share; a leaf | – |
 //! | [`config`] | two TOML files → one checked configuration; pure | `types` |
-//! | [`runtime`] | bounded channels, byte budget, CPU pool, device thread, buffer pool, shutdown | – |
+//! | [`runtime`] | bounded channels, byte budget, CPU pool, device thread, buffer pool, shutdown, limits of the container | `types` |
 //! | [`telemetry`] | stage progress and timers | – |
 //! | [`objects`] | inputs by name and glob: listing, ranged reads, decompression, retries | `runtime` |
 //! | [`run_dir`] | the durable run directory, local or on S3: complete files, lease, event log | `objects`, `runtime` |
@@ -72,7 +72,8 @@
 //!    channel has a capacity.
 //! 5. **One generation**: artefacts carry a hash of everything they depend on; a changed key is refused by name.
 //! 6. **One bad row never stops a run**; too many do (`limits.max_bad_fraction`).
-//! 7. **Only `run.dir` and the scratch directory are written**, and the hub's cache when the checkpoint comes from the hub.
+//! 7. **Only `run.dir` and the scratch directory are written**, the hub's cache when the checkpoint comes from the hub, and
+//!    compiled kernels below `WIKICAP_CACHE` where that is set.
 
 pub mod bench;
 pub mod catalog;

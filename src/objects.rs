@@ -25,6 +25,7 @@
 //! Durable directories are in [`crate::run_dir`]. Nothing here knows image formats or burn.
 
 pub(crate) mod client;
+mod credentials;
 mod error;
 #[cfg(test)]
 mod fuzz;
@@ -42,6 +43,7 @@ mod store;
 mod traffic;
 
 pub use client::{StoreSettings, install_tls_provider};
+pub use credentials::describe_s3_credentials;
 pub use error::StoreError;
 pub use object::Object;
 pub use read_stats::ReadStats;

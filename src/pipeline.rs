@@ -51,7 +51,7 @@ use std::time::SystemTime;
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
 use crate::config::{RunConfig, Stage};
-use crate::runtime::Shutdown;
+use crate::runtime::{Resources, Shutdown};
 use crate::telemetry::ProgressRegistry;
 use crate::types::Part;
 
@@ -73,7 +73,8 @@ use device::DeviceWorker;
 use features::{FeaturesInput, Thumbnails};
 use images::{ImagesInput, StreamJob, Views};
 use manifest::{Manifest, report_name, without_secrets};
-use observe::events::Events;
+use observe::events::{Event, Events};
+use observe::previous::explain_kill;
 use observe::report::ProcessReport;
 use observe::status::{Reporter, State};
 use plan::{Plan, StageInput};
@@ -110,6 +111,10 @@ pub async fn run(
         ctx.dir.sweep(folder, |_| true)?;
     }
     ctx.events = Events::open(&ctx.dir);
+    if let Some(text) = Status::previous(&ctx.dir).and_then(|status| explain_kill(&status, &Resources::read())) {
+        tracing::warn!("{text}");
+        ctx.events.write(&Event::PreviousKilled { detail: &text });
+    }
     let reporter = Reporter::start(ctx.dir.clone(), ctx.progress.clone(), ctx.events.clone(), &started, &report);
     let process = ProcessStart { started: &started, report: &report };
     let outcome = execute_and_report(Execution { ctx: &ctx, model: &model, manifest: &manifest }, plan, process).await;

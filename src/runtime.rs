@@ -1,4 +1,5 @@
-//! Building blocks that stages share: bounded channels, a byte budget, CPU threads, the device thread and shutdown.
+//! Building blocks that stages share: bounded channels, a byte budget, CPU threads, the device thread, shutdown, and the
+//! resources that the process may use.
 //!
 //! Every channel is bounded in items, and [`ByteBudget`] bounds the size of the items. A slow consumer therefore slows its
 //! producer down, and memory stays bounded. A stage closes its output by dropping the sender, stops on [`Shutdown`] and
@@ -8,12 +9,14 @@ mod buffer_pool;
 mod byte_budget;
 mod cpu_pool;
 mod device_thread;
+mod resources;
 mod shutdown;
 
 pub use buffer_pool::{BufferPool, PooledBuffer};
 pub use byte_budget::{ByteBudget, BytePermit};
 pub use cpu_pool::{CpuPool, JobPanicked, NoThreads};
 pub use device_thread::{DeviceGone, DeviceThread};
+pub use resources::{Resources, usable_cores};
 pub use shutdown::{Shutdown, Signal};
 
 use tokio::sync::mpsc;

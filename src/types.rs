@@ -4,6 +4,7 @@
 //! use the same type, so that no mapping between two copies can go wrong. A module that gives a setting its meaning adds
 //! the methods itself: `catalog` for [`MatchRule`], `decode` for [`Resample`] and [`Alpha`], `model` for [`Pool`].
 
+mod memory;
 mod part;
 mod validation;
 
@@ -11,6 +12,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::AvailableMemory;
 pub use part::Part;
 pub use validation::ValidationSplit;
 

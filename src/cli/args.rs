@@ -19,7 +19,8 @@ Try it on a small synthetic corpus:
 
 Exit codes: 0 done; 2 command line or configuration; 3 input; 4 storage; 5 device or model;
 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
-Environment: NO_COLOR; RUST_LOG, for example RUST_LOG=wikicap_pipeline=debug.")]
+Environment: NO_COLOR; RUST_LOG, for example RUST_LOG=wikicap_pipeline=debug; WIKICAP_CACHE, a
+directory for compiled GPU kernels (default: in the scratch directory).")]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,

@@ -24,17 +24,23 @@ impl RunConfig {
         }
         let floor = bytes.floor();
         if limits.memory.0 < floor {
-            problems.push(Problem::new(
-                "limits.memory",
-                format!(
-                    "`{}` is less than the {} ({floor} bytes) that one block of rows at {size_px} px needs, {} of it for decoding: raise it, or lower `preprocess.max_encoded` (`{}`) or `preprocess.max_pixels` (`{}`)",
-                    limits.memory,
-                    bytesize::ByteSize(floor),
-                    bytesize::ByteSize(bytes.decoders),
-                    preprocess.max_encoded,
-                    preprocess.max_pixels,
+            let stage_needs = format!(
+                "is less than the {} ({floor} bytes) that one block of rows at {size_px} px needs, {} of it for decoding",
+                bytesize::ByteSize(floor),
+                bytesize::ByteSize(bytes.decoders),
+            );
+            let preprocessing = format!(
+                "lower `preprocess.max_encoded` (`{}`) or `preprocess.max_pixels` (`{}`)",
+                preprocess.max_encoded, preprocess.max_pixels
+            );
+            let what = match limits.available.filter(|_| limits.memory_is_auto) {
+                Some(available) => format!(
+                    "`auto` gives {}, because {available}: that {stage_needs}; provide more memory, or {preprocessing}",
+                    limits.memory
                 ),
-            ));
+                None => format!("`{}` {stage_needs}: raise it, or {preprocessing}", limits.memory),
+            };
+            problems.push(Problem::new("limits.memory", what));
         }
         problems
     }

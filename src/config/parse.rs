@@ -7,6 +7,7 @@ use toml::Value;
 use super::raw::{RawMachine, RawPipeline};
 use super::reference::{Key, keys_of_machine, keys_of_pipeline};
 use super::{ConfigError, Problem};
+use crate::types::AvailableMemory;
 
 /// Earlier names of keys, still accepted: section, earlier name, name. The raw structs have them as aliases.
 const EARLIER_NAMES: [(&str, &str, &str); 2] =
@@ -29,7 +30,10 @@ impl PipelineFile {
 /// A machine file with known keys and values of the right types, which [`super::RunConfig::check`] or
 /// [`super::MachineConfig::check`] checks.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct MachineFile(pub(super) RawMachine);
+pub struct MachineFile {
+    pub(super) raw: RawMachine,
+    pub(super) available: Option<AvailableMemory>,
+}
 
 impl MachineFile {
     /// Reads the text of a machine file.
@@ -37,7 +41,15 @@ impl MachineFile {
     /// # Errors
     /// Lists the syntax error, or every unknown key and every value of a wrong type.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        read(text, &keys_of_machine(), RawMachine::FIELD_NAMES).map(Self)
+        let raw = read(text, &keys_of_machine(), RawMachine::FIELD_NAMES)?;
+        Ok(Self { raw, available: None })
+    }
+
+    /// Adds the memory that the process may use: the base of `limits.memory = "auto"`, and the upper bound of any other
+    /// value. Without it, the memory counts as plentiful.
+    #[must_use]
+    pub fn with_available_memory(self, available: Option<AvailableMemory>) -> Self {
+        Self { available, ..self }
     }
 }
 

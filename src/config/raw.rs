@@ -6,7 +6,7 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Bytes, Layers, Numbers, Span};
+use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
 use crate::types::{
     Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool,
     Precision, Resample, ScheduleKind, TargetKind,
@@ -400,10 +400,12 @@ pub(super) struct RawMachine {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
     /// Bytes in flight between stages, all together. The join index (12 bytes per labelled row) and the model come on top.
-    pub(super) memory: Bytes,
+    /// "auto": half of what the container or the machine has, but at least 640 MiB (or all but 48 MiB, if that is less) and at
+    /// most 2 GiB. A value over what the container or the machine has is refused.
+    pub(super) memory: MemoryLimit,
     /// Scratch disk for decoded pixel chunks, which lets decoding run ahead of the model. At least two chunks.
     pub(super) disk: Bytes,
-    /// Threads that decode images, at most 1024. 0: one per core.
+    /// Threads that decode images, at most 1024. 0: one per core, or per whole core of the container's CPU quota.
     pub(super) cpu_workers: u32,
     /// Share of a shard's wanted rows that may be unusable before the run stops. It is judged after 1,000 rows.
     pub(super) max_bad_fraction: f64,
@@ -411,7 +413,7 @@ pub(super) struct RawLimits {
 
 impl Default for RawLimits {
     fn default() -> Self {
-        Self { memory: Bytes::mib(2048), disk: Bytes::mib(20 * 1024), cpu_workers: 0, max_bad_fraction: 0.05 }
+        Self { memory: MemoryLimit::Auto, disk: Bytes::mib(20 * 1024), cpu_workers: 0, max_bad_fraction: 0.05 }
     }
 }
 
@@ -419,8 +421,9 @@ impl Default for RawLimits {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawScratch {
-    /// Directory for pixel chunks, on a local disk. Each run has its own folder in it. Empty: `scratch` inside `run.dir`, or the
-    /// system's temporary directory where `run.dir` is on S3.
+    /// Directory for pixel chunks and compiled GPU kernels, on a local disk. Each run has its own folder in it. Empty:
+    /// `scratch` inside `run.dir`, or the system's temporary directory where `run.dir` is on S3. The environment variable
+    /// `WIKICAP_CACHE` names another directory for the kernels, which several runs may share.
     pub(super) dir: String,
 }
 

@@ -46,8 +46,8 @@ impl RunConfig {
     pub fn check(pipeline: PipelineFile, machine: &MachineFile) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
         let checked = Self::check_pipeline(pipeline.0, &mut problems);
-        let machine_source = machine.0.clone();
-        let machine = check_machine(&machine.0, &mut problems);
+        let machine_source = machine.raw.clone();
+        let machine = check_machine(machine, &mut problems);
         problems.into_result(Self { machine, machine_source, ..checked })
     }
 

@@ -61,6 +61,47 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// Limit of the memory in flight: a number of bytes, or `"auto"`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum MemoryLimit {
+    /// Follows the memory that the container or the machine has.
+    #[default]
+    Auto,
+    /// Number of bytes.
+    Bytes(Bytes),
+}
+
+impl Serialize for MemoryLimit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Bytes(bytes) => bytes.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Text(String),
+            Number(i64),
+        }
+        match Written::deserialize(deserializer)
+            .map_err(|_| de::Error::custom("expected \"auto\" or a size such as \"512 MiB\""))?
+        {
+            Written::Text(text) if text == "auto" => Ok(Self::Auto),
+            Written::Text(text) => bytesize::ByteSize::from_str(&text)
+                .map(|size| Self::Bytes(Bytes(size.as_u64())))
+                .map_err(|_| de::Error::custom(format!("`{text}` is neither \"auto\" nor a size such as \"512 MiB\""))),
+            Written::Number(number) => u64::try_from(number)
+                .map(|bytes| Self::Bytes(Bytes(bytes)))
+                .map_err(|_| de::Error::custom(format!("`{number}` is negative"))),
+        }
+    }
+}
+
 /// A duration, written `"90 s"` or `"5 min"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);

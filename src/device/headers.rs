@@ -17,8 +17,8 @@ pub(super) fn include_folders(toolkit: &Path) -> [PathBuf; 2] {
 pub(super) fn find_problem(toolkit: Option<&Path>, from_env: bool) -> Option<String> {
     let Some(toolkit) = toolkit else {
         return Some(
-            "the CUDA toolkit's headers were not found: install the toolkit, or use a container image that includes it (`devel` in its \
-             name), or set CUDA_PATH to the folder that contains its `include`"
+            "the CUDA toolkit's headers were not found: install the toolkit, or use the container image `gpu` \
+             (docs/container.md), or set CUDA_PATH to the folder that contains its `include`"
                 .to_owned(),
         );
     };

@@ -11,6 +11,7 @@ use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 use serde::{Deserialize, Serialize};
 
 use super::headers;
+use super::toolkit::{self, CudaVersion, Situation};
 
 /// Kernel that includes every header of the generated ones.
 const KERNEL: &str = "
@@ -35,6 +36,10 @@ pub struct CudaStatus {
     pub problem: Option<String>,
     /// Driver version, if known.
     pub driver: Option<String>,
+    /// Latest version of CUDA that the driver supports, if known.
+    pub driver_cuda: Option<String>,
+    /// Version of NVRTC, if known.
+    pub toolkit: Option<String>,
     /// Folder in which the toolkit's headers are searched.
     pub include: Option<PathBuf>,
     /// GPUs of the machine.
@@ -60,7 +65,15 @@ pub struct GpuInfo {
 
 impl CudaStatus {
     pub(super) fn unusable(problem: String) -> Self {
-        Self { usable: false, problem: Some(problem), driver: None, include: None, devices: Vec::new() }
+        Self {
+            usable: false,
+            problem: Some(problem),
+            driver: None,
+            driver_cuda: None,
+            toolkit: None,
+            include: None,
+            devices: Vec::new(),
+        }
     }
 }
 
@@ -73,38 +86,43 @@ pub(super) fn first_cause(problem: &str) -> &str {
 /// Probes in the current process, which may panic, crash or hang; run it only in a process started for this purpose.
 pub fn probe_in_process() -> CudaStatus {
     std::panic::set_hook(Box::new(|_| {}));
-    let toolkit = cuda_path();
+    let cuda_folder = cuda_path();
     let from_env = std::env::var_os("CUDA_PATH").is_some();
-    let include = toolkit.as_deref().map(|path| headers::include_folders(path)[0].clone());
-    let mut problems = Vec::new();
-    let mut gpus = match open_gpus() {
-        Ok(gpus) => gpus,
-        Err(problem) => {
-            problems.push(problem);
-            Vec::new()
-        }
-    };
-    let headers = headers::find_problem(toolkit.as_deref(), from_env);
-    let includes = toolkit.as_deref().filter(|_| headers.is_none()).map(headers::include_folders);
-    problems.extend(headers);
+    let include = cuda_folder.as_deref().map(|path| headers::include_folders(path)[0].clone());
+    let image = std::env::var("WIKICAP_IMAGE").ok().filter(|image| !image.is_empty());
+    let mut situation = Situation { toolkit: None, driver: driver_version(), image };
     // Even without headers or GPUs, this checks that NVRTC is available.
-    if let Err(problem) = check_kernel(includes.as_ref(), &mut gpus) {
+    let nvrtc = find_nvrtc(&situation);
+    situation.toolkit = nvrtc.as_ref().ok().copied().flatten();
+    let mut problems = Vec::new();
+    let mut gpus = open_gpus(&situation).unwrap_or_else(|problem| {
         problems.push(problem);
+        Vec::new()
+    });
+    let headers = headers::find_problem(cuda_folder.as_deref(), from_env);
+    let includes = cuda_folder.as_deref().filter(|_| headers.is_none()).map(headers::include_folders);
+    match nvrtc {
+        // An image without NVRTC has no headers either, and the same image brings both.
+        Err(problem) if situation.image.is_some() => problems.push(problem),
+        nvrtc => problems.extend(headers.into_iter().chain(nvrtc.err())),
+    }
+    if let (Some(includes), true) = (&includes, problems.is_empty()) {
+        check_kernel(includes, &mut gpus, &situation);
     }
     let problem = (!problems.is_empty()).then(|| problems.join("; "));
     let devices: Vec<GpuInfo> = gpus.into_iter().map(|(gpu, _)| gpu).collect();
     let usable = problem.is_none() && devices.iter().any(|gpu| gpu.problem.is_none());
-    CudaStatus { usable, problem, driver: driver_version(), include, devices }
+    let driver_cuda = situation.driver.as_deref().and_then(toolkit::supported_by).map(|cuda| cuda.to_string());
+    let toolkit = situation.toolkit.map(|version| version.to_string());
+    CudaStatus { usable, problem, driver: situation.driver, driver_cuda, toolkit, include, devices }
 }
 
 /// GPU with its context, which is `None` if the GPU has a problem.
 type OpenGpu = (GpuInfo, Option<Arc<CudaContext>>);
 
-fn open_gpus() -> Result<Vec<OpenGpu>, String> {
+fn open_gpus(situation: &Situation) -> Result<Vec<OpenGpu>, String> {
     let count = catch_unwind(CudaContext::device_count)
-        .map_err(|_| {
-            "there is no NVIDIA driver (libcuda.so.1 was not found): install it, or start the container with `--gpus all`".to_owned()
-        })?
+        .map_err(|_| situation.no_library())?
         .map_err(|error| format!("the driver cannot be initialised ({error})"))?;
     if count == 0 {
         return Err("the driver shows no GPU: check CUDA_VISIBLE_DEVICES".to_owned());
@@ -133,28 +151,46 @@ fn open_gpu(index: usize) -> Result<OpenGpu, cudarc::driver::DriverError> {
     Ok((gpu, Some(context)))
 }
 
-/// Compiles a kernel for each compute capability and loads it on each GPU. A kernel that the driver refuses is a
-/// problem of that GPU.
-fn check_kernel(includes: Option<&[PathBuf; 2]>, gpus: &mut [OpenGpu]) -> Result<(), String> {
-    let Some(includes) = includes.filter(|_| gpus.iter().any(|(gpu, _)| gpu.problem.is_none())) else {
-        return compile("extern \"C\" __global__ void probe() {}", Vec::new()).map(|_| ());
-    };
-    let mut kernels: BTreeMap<String, Ptx> = BTreeMap::new();
-    for (gpu, context) in gpus {
-        let Some(context) = context else { continue };
-        let generation = &gpu.compute_capability;
-        if !kernels.contains_key(generation) {
-            kernels.insert(generation.clone(), compile_for(generation, includes)?);
-        }
-        if let Err(error) = context.load_module(kernels[generation].clone()) {
-            gpu.problem =
-                Some(format!("the driver refuses kernels of NVRTC ({error}): it may be older than the toolkit"));
-        }
+/// Compiles a trivial kernel and returns the version of NVRTC, if its output names one.
+fn find_nvrtc(situation: &Situation) -> Result<Option<CudaVersion>, String> {
+    match compile("extern \"C\" __global__ void probe() {}", Vec::new()) {
+        Ok(ptx) => Ok(toolkit::version_in_ptx(&ptx.to_src())),
+        Err(CompileFailure::NoNvrtc) => Err(situation.no_nvrtc()),
+        Err(CompileFailure::Log(log)) => Err(format!("NVRTC cannot compile a kernel: {log}")),
     }
-    Ok(())
 }
 
-fn compile_for(generation: &str, includes: &[PathBuf; 2]) -> Result<Ptx, String> {
+/// Compiles a kernel for each compute capability and loads it on each GPU. A kernel that NVRTC or the driver refuses is a
+/// problem of that GPU.
+fn check_kernel(includes: &[PathBuf; 2], gpus: &mut [OpenGpu], situation: &Situation) {
+    let mut kernels: BTreeMap<String, Result<Ptx, String>> = BTreeMap::new();
+    for (gpu, context) in gpus {
+        let Some(context) = context else { continue };
+        let generation = gpu.compute_capability.clone();
+        let kernel = kernels.entry(generation).or_insert_with_key(|generation| {
+            compile_for(generation, includes).map_err(|failure| {
+                situation.unknown_generation(generation).unwrap_or_else(|| match failure {
+                    CompileFailure::NoNvrtc => situation.no_nvrtc(),
+                    CompileFailure::Log(log) => format!("NVRTC cannot compile a kernel: {log}"),
+                })
+            })
+        });
+        gpu.problem = match kernel {
+            Ok(ptx) => context.load_module(ptx.clone()).err().map(|error| situation.refused_kernel(&error)),
+            Err(problem) => Some(problem.clone()),
+        };
+    }
+}
+
+/// Reason why a kernel does not compile.
+enum CompileFailure {
+    /// The library is missing.
+    NoNvrtc,
+    /// The beginning of the compiler's log.
+    Log(String),
+}
+
+fn compile_for(generation: &str, includes: &[PathBuf; 2]) -> Result<Ptx, CompileFailure> {
     let number = generation.replace('.', "");
     let suffix = if number.parse::<u32>().is_ok_and(|number| number >= 90) { "a" } else { "" };
     let mut options = vec![format!("--gpu-architecture=sm_{number}{suffix}")];
@@ -162,21 +198,16 @@ fn compile_for(generation: &str, includes: &[PathBuf; 2]) -> Result<Ptx, String>
     compile(KERNEL, options)
 }
 
-fn compile(source: &str, options: Vec<String>) -> Result<Ptx, String> {
+fn compile(source: &str, options: Vec<String>) -> Result<Ptx, CompileFailure> {
     let options = CompileOptions { options, ..CompileOptions::default() };
     let compiled = catch_unwind(AssertUnwindSafe(|| compile_ptx_with_opts(source, options)));
-    compiled
-        .map_err(|_| {
-            "NVRTC (libnvrtc.so) was not found: install the CUDA toolkit and add its library folder to LD_LIBRARY_PATH"
-                .to_owned()
-        })?
-        .map_err(|error| {
-            let log = match &error {
-                CompileError::CompileError { log, .. } => log.to_string_lossy().replace('\n', " "),
-                other => format!("{other:?}"),
-            };
-            format!("NVRTC cannot compile a kernel: {}", log.chars().take(LOG_CHARS).collect::<String>().trim())
-        })
+    compiled.map_err(|_| CompileFailure::NoNvrtc)?.map_err(|error| {
+        let log = match &error {
+            CompileError::CompileError { log, .. } => log.to_string_lossy().replace('\n', " "),
+            other => format!("{other:?}"),
+        };
+        CompileFailure::Log(log.chars().take(LOG_CHARS).collect::<String>().trim().to_owned())
+    })
 }
 
 /// Reads the driver version from `/proc/driver/nvidia/version`: the first word with a dot after `Module`.

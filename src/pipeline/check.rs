@@ -2,6 +2,7 @@
 //! nothing.
 
 mod estimate;
+mod machine;
 mod run_dir;
 mod sample;
 
@@ -18,7 +19,6 @@ use crate::decode::ImageSpec;
 use crate::objects::{Object, Store};
 use crate::pipeline::captions::Encoder;
 use crate::pipeline::catalog::read_captions;
-use crate::pipeline::context::workers;
 use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
@@ -36,6 +36,8 @@ pub struct Check {
     pub stages: Vec<String>,
     /// Inputs: key → number of files and bytes.
     pub inputs: BTreeMap<String, String>,
+    /// Machine or container: memory, cores, disks and credentials.
+    pub machine: BTreeMap<String, String>,
     /// Needs of the run.
     pub needs: BTreeMap<String, String>,
     /// Time and disk, estimated from the sample.
@@ -87,6 +89,7 @@ pub async fn check(config: &RunConfig) -> Check {
     check.ok(run_dir::check_scratch(config));
     check.stages = list_stages(config, recorded.as_ref());
     let inputs = list_inputs(config, &store, &mut check).await;
+    machine::check_machine(config, &mut check);
     let models = resolve_models(config, &store, &mut check).await;
     if let Some(models) = &models {
         for key in ["images.shards", "predict.images"] {
@@ -155,11 +158,13 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     }
     check_encoder(config, store, paired_dir, check).await;
     if needs_device && let Some(chosen) = check.ok(device::choose(config.device()).await) {
+        if let (false, Some((_, Some(backbone)))) = (chosen.is_cuda(), &resolved) {
+            machine::check_weights(config, backbone, check);
+        }
         check.needs.insert("device".to_owned(), chosen.to_string());
     }
     let limits = config.limits();
     check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
-    check.needs.insert("decoding threads".to_owned(), workers(config).to_string());
     let Some((spec, backbone)) = resolved else {
         // Images can be sampled before the checkpoint is known.
         let spec = || resolve_spec(config, CheckpointPreprocessing::default());

@@ -10,7 +10,7 @@ use crate::pipeline::manifest::require_run_directory;
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Lock};
-use crate::runtime::{ByteBudget, CpuPool, Shutdown};
+use crate::runtime::{ByteBudget, CpuPool, Shutdown, usable_cores};
 use crate::telemetry::ProgressRegistry;
 
 /// Everything that each stage of a run needs. Cheap to clone: all clones share the same services.
@@ -115,7 +115,7 @@ pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
 /// Returns the number of decoding threads of a configuration.
 pub(crate) fn workers(config: &RunConfig) -> usize {
     match config.limits().cpu_workers {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => usable_cores(),
         count => count as usize,
     }
 }

@@ -1,5 +1,6 @@
 //! Observability of a run: `status.json` and `events/` while it works, `report.json` at its end.
 
 pub(crate) mod events;
+pub(crate) mod previous;
 pub mod report;
 pub mod status;

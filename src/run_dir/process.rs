@@ -33,9 +33,14 @@ impl Process {
         Self { process: std::process::id(), host: host_name(), pid_namespace: pid_namespace() }
     }
 
+    /// Returns whether the process had the PID namespace of this one, so that both ran in the same container or outside of any.
+    pub fn shares_pid_namespace(&self) -> bool {
+        !self.pid_namespace.is_empty() && self.pid_namespace == pid_namespace()
+    }
+
     /// Returns whether the process ran on this host and no longer does; false for processes of other hosts.
     pub fn is_gone(&self) -> bool {
-        !self.pid_namespace.is_empty() && self.pid_namespace == pid_namespace() && !is_running(self.process)
+        self.shares_pid_namespace() && !is_running(self.process)
     }
 }
 

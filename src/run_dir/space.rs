@@ -23,8 +23,14 @@ pub fn check_writable(path: &Path) -> Result<(), String> {
     }
     let probe = existing.join(format!(".wikicap-{}", uuid::Uuid::new_v4()));
     let created = OpenOptions::new().write(true).create_new(true).open(&probe);
-    created.map_err(|error| format!("`{shown}` cannot be written to: {error}"))?;
-    fs::remove_file(&probe).map_err(|error| format!("`{shown}` cannot be written to: {error}"))
+    let refused = |error: std::io::Error| {
+        let user = rustix::process::geteuid().as_raw();
+        format!(
+            "`{shown}` cannot be written to by this user (id {user}): {error}; change its owner, or mount a writable volume there"
+        )
+    };
+    created.map_err(refused)?;
+    fs::remove_file(&probe).map_err(refused)
 }
 
 /// Returns the bytes that this process may still write to the file system of a path, which need not exist; `None` if

@@ -14,6 +14,7 @@ pub(in crate::cli) fn check(check: &Check) -> String {
     }
     for (title, map) in [
         ("Inputs", &check.inputs),
+        ("Machine", &check.machine),
         ("Needs", &check.needs),
         ("Estimates, from the first rows", &check.estimates),
         ("First rows", &check.sample),

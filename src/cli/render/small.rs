@@ -23,11 +23,17 @@ pub(in crate::cli) fn devices(devices: &Devices) -> String {
         };
         table.row(&format!("GPU {}", card.index), text);
     }
-    table.row("driver", devices.cuda.driver.as_deref().unwrap_or("not found"));
+    let driver = devices.cuda.driver.as_deref().unwrap_or("not found");
+    let cuda =
+        devices.cuda.driver_cuda.as_ref().map_or_else(String::new, |cuda| format!(", supports CUDA up to {cuda}"));
+    table.row("driver", format!("{driver}{cuda}"));
+    table.row("NVRTC", devices.cuda.toolkit.as_deref().unwrap_or("not found"));
     let headers =
         devices.cuda.include.as_ref().map_or_else(|| "not found".to_owned(), |path| path.display().to_string());
     table.row("toolkit headers", headers);
-    table.row("problem", devices.cuda.problem.as_deref().unwrap_or("none"));
+    for problem in devices.cuda.problem.as_deref().unwrap_or("none").split("; ") {
+        table.row("problem", problem);
+    }
     table.text
 }
 

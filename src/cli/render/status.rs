@@ -51,12 +51,13 @@ fn headline(run_dir: &str, status: &Status) -> String {
     let (process, started) = (&status.process, &status.started);
     let age = duration(status.age().as_secs() as f64);
     let detail = status.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+    let memory = if status.is_short_of_memory() { ", probably for lack of memory" } else { "" };
     match status.state {
         State::Running if status.is_live() => {
             format!("{run_dir} is running: {process} since {started}, last report {age} ago")
         }
         State::Running => format!(
-            "{run_dir} is not running: {process} ended without a final report, the last one is {age} old; run the same command \
+            "{run_dir} is not running: {process} ended without a final report{memory}, the last one is {age} old; run the same command \
              again to resume"
         ),
         State::Done => format!("{run_dir} is done, since {age}"),

@@ -19,6 +19,8 @@ const FOLDER: &str = "events";
 pub(crate) enum Event<'a> {
     /// A process started to work on the run.
     RunStarted { version: &'a str, process: u32, host: &'a str },
+    /// The kernel ended the previous process for lack of memory.
+    PreviousKilled { detail: &'a str },
     /// The process ended; `state` is `done`, `stopped` or `failed`.
     RunEnded { state: &'a str, detail: Option<&'a str> },
     /// A stage started, after earlier processes had done `resumed` units of it.

@@ -16,6 +16,7 @@ use crate::objects::StoreError;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Process};
+use crate::runtime::Resources;
 use crate::telemetry::{ProgressRegistry, StageSnapshot};
 
 mod killed;
@@ -91,8 +92,39 @@ pub struct Status {
     /// Name of the report that the process writes at its end.
     #[serde(default = "default_report")]
     pub report: String,
+    /// Memory of the control group or machine.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub container: Option<ContainerStatus>,
     /// Gauges and counters of the shared services.
     pub readings: BTreeMap<String, ReadingStatus>,
+}
+
+/// Memory of the control group in which a process runs, or of its machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerStatus {
+    /// Memory that the process may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
+    /// Memory that all processes of the control group use, without file pages that the kernel can drop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// Processes of the control group that the kernel has ended for lack of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+    /// Path of the control group.
+    pub group: String,
+}
+
+impl From<Resources> for ContainerStatus {
+    fn from(found: Resources) -> Self {
+        Self {
+            memory_limit_bytes: found.memory.map(|memory| memory.bytes),
+            used_bytes: found.used_bytes.filter(|_| found.memory.is_some_and(|memory| memory.in_container)),
+            oom_kills: found.oom_kills,
+            group: found.group,
+        }
+    }
 }
 
 /// Progress of a stage.
@@ -215,6 +247,11 @@ impl Status {
         })
     }
 
+    /// Reads the status that the previous process of a run left; `None` if there is none that this version understands.
+    pub(crate) fn previous(directory: &Directory) -> Option<Self> {
+        serde_json::from_slice(&directory.read(FILE).ok()??).ok()
+    }
+
     /// Returns the time since the last update, by the clock of this machine.
     pub fn age(&self) -> Duration {
         let written = humantime::parse_rfc3339(&self.updated).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -233,6 +270,7 @@ impl Status {
         self.stages = registry.snapshots().iter().map(Into::into).collect();
         self.memory_bytes = report::memory_bytes();
         self.peak_memory_bytes = report::peak_memory_bytes();
+        self.container = Some(Resources::read().into());
         self.readings = registry
             .readings()
             .into_iter()
