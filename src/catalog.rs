@@ -20,6 +20,7 @@ mod join;
 mod languages;
 mod matching;
 mod table;
+mod texts;
 mod url_variants;
 
 pub use classes::{ClassSource, Classes, Group, Groups};
@@ -30,4 +31,5 @@ pub use file_name::file_name_words;
 pub use join::{JoinIndex, JoinIndexBuilder, Labels, RowTally, url_hash};
 pub use languages::Languages;
 pub use matching::Match;
+pub use texts::Texts;
 pub use url_variants::{UrlMerges, UrlVariants};

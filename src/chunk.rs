@@ -21,6 +21,7 @@ pub mod journal;
 mod pages;
 pub mod pixels;
 pub mod quarantine;
+mod range_file;
 mod row_meta;
 pub mod spool;
 mod table;

@@ -10,20 +10,22 @@
 //! | `context`, `error`, `store` | items shared by all stages | – |
 //! | `manifest` | `run.toml`: the keys that artefacts depend on; a changed key is refused | – |
 //! | `observe` | status, events, report | – |
+//! | `finished` | results of finished stages | – |
 //! | `chunk_files`, `feed` | reading chunk files, feeding parsers | – |
 //! | `hub` | checkpoints of the hub | – |
 //! | `device` | the thread that owns the device | – |
 //! | `catalog` | captions and pairs → classes and join index | – |
 //! | `images` | image shards → pixel chunks | – |
-//! | `captions` | captions → text encoder → vectors | `device` |
+//! | `captions` | captions → text encoder → vectors | `catalog`, `device` |
 //! | `resolve` | models, preprocessing and limits | `captions`, `device`, `hub`, `images` |
 //! | `features` | pixel chunks → backbone → feature chunks | `device`, `images`, `resolve` |
 //! | `train` | feature chunks → trained heads | `captions`, `catalog`, `device`, `resolve` |
 //! | `predict` | test images → ranked captions | all of the above |
+//! | `needs` | memory and disk that grow with the classes | `captions`, `device`, `resolve`, `train` |
 //! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
 //! | `check`, `inspect` | commands that run no stage | all but `plan` |
 //!
-//! Every part may name the parts of the first four rows. The test `tests/it/layering.rs` enforces this table.
+//! Every part may name the parts of the first five rows. The test `tests/it/layering.rs` enforces this table.
 
 mod captions;
 mod catalog;
@@ -34,10 +36,12 @@ pub(crate) mod device;
 pub(crate) mod error;
 mod features;
 pub(crate) mod feed;
+mod finished;
 mod hub;
 pub(crate) mod images;
 mod inspect;
 mod manifest;
+mod needs;
 pub(crate) mod observe;
 mod plan;
 mod predict;
@@ -50,7 +54,8 @@ use std::time::SystemTime;
 
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
-use crate::config::{RunConfig, Stage};
+use crate::config::{ConfigError, RunConfig, Stage};
+use crate::device::HostMemory;
 use crate::runtime::{Resources, Shutdown};
 use crate::telemetry::ProgressRegistry;
 use crate::types::Part;
@@ -73,6 +78,7 @@ use device::DeviceWorker;
 use features::{FeaturesInput, Thumbnails};
 use images::{ImagesInput, StreamJob, Views};
 use manifest::{Manifest, report_name, without_secrets};
+use needs::ClassNeeds;
 use observe::events::{Event, Events};
 use observe::previous::explain_kill;
 use observe::report::ProcessReport;
@@ -193,7 +199,10 @@ impl Execution<'_> {
         let ranks_classes = predict.as_ref().is_some_and(PreparedPrediction::ranks_classes);
         if let (Some(catalog), Some(predict), true) = (&catalog, self.ctx.config.predict(), ranks_classes) {
             // Check as soon as the number of classes is known, rather than after days of training.
-            require_captions(catalog.classes.len(), predict.top_k)?;
+            require_captions(catalog.classes, predict.top_k)?;
+        }
+        if let Some(catalog) = &catalog {
+            self.require_class_needs(catalog, ranks_classes)?;
         }
         match (images, &device) {
             (Some(images), Some(device)) => {
@@ -211,6 +220,24 @@ impl Execution<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a number of classes that exceeds memory or disk, before any image is read.
+    fn require_class_needs(self, catalog: &Catalog, ranks_classes: bool) -> Result<(), PipelineError> {
+        let (Some(backbone), Some(device)) = (&self.model.backbone, &self.model.device) else { return Ok(()) };
+        let needs = ClassNeeds {
+            config: &self.ctx.config,
+            classes: catalog.classes as u64,
+            held_bytes: catalog.index.bytes() as u64,
+            labelled: Some((catalog.index.images() as u64, catalog.index.len() as u64)),
+            shape: backbone.shape,
+            device,
+            host: HostMemory::detect(),
+            encoder: self.model.text_encoder.as_ref(),
+            ranks_classes,
+        };
+        let problems = needs.problems();
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
     }
 
     /// Builds or loads the catalog, if the plan has one.

@@ -13,6 +13,7 @@
 pub mod checkpoint;
 mod features;
 pub mod head;
+mod head_bytes;
 pub mod order;
 pub mod plot;
 pub mod schedule;
@@ -23,6 +24,7 @@ mod trainer;
 pub use checkpoint::{CheckpointError, Progress};
 pub use features::{DeviceFeatures, Features};
 pub use head::HeadState;
+pub use head_bytes::{HeadBytes, HeadSize};
 pub use schedule::{Schedule, ScheduleKind};
 pub use targets::Targets;
 pub use trainer::{EngineKind, Options, Sgd, StepReport, Trainer};

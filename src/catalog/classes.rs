@@ -1,14 +1,17 @@
 //! Classes: distinct captions, numbered in order of first appearance.
 //!
-//! All texts are stored in one string. In addition, a class costs 8 bytes of offset and 10 to 15 bytes of hash table. A
-//! class of a caption list costs another 8 bytes that link strings with the same key. Unless the rule is
-//! [`Match::Exact`], it also costs 10 to 15 bytes in a second table.
+//! Beside its text, a class costs 4 to 8 bytes of offset ([`Texts`]) and 10 to 15 bytes of hash table. A class of a caption
+//! list costs another 8 bytes that link strings with the same key. Unless the rule is [`Match::Exact`], it also costs 10 to
+//! 15 bytes in a second table. While a table grows, the old and the new one exist together, at most 25 bytes a class.
+//!
+//! All of this is needed only while captions are looked up. [`Classes::into_texts`] keeps the texts alone.
 
 use twox_hash::XxHash3_64;
 
 use crate::catalog::error::CatalogError;
 use crate::catalog::matching::Match;
 use crate::catalog::table::Table;
+use crate::catalog::texts::Texts;
 pub use crate::types::ClassSource;
 
 /// Upper bound on the number of classes; `u32::MAX` is reserved for [`NO_CLASS`].
@@ -96,7 +99,7 @@ impl Classes {
                     self.duplicates += 1;
                     return Ok(group);
                 }
-                let class = self.texts.push(caption)?;
+                let class = self.push(caption)?;
                 self.by_key.insert(key_hash, class);
                 Ok(Some(Group(class)))
             }
@@ -111,7 +114,7 @@ impl Classes {
                     self.duplicates += 1;
                     return Ok(group);
                 }
-                let class = self.texts.push(caption)?;
+                let class = self.push(caption)?;
                 self.next.push(NO_CLASS);
                 self.last.push(class);
                 if self.rule != Match::Exact {
@@ -129,6 +132,29 @@ impl Classes {
                 Ok(Some(group))
             }
         }
+    }
+
+    /// Restores classes with [`ClassSource::Train`] from the texts of earlier ones, in the same order.
+    pub fn from_train_texts(rule: Match, texts: Texts) -> Self {
+        let mut by_key = Table::default();
+        for (text, class) in texts.iter().zip(0..) {
+            by_key.insert(hash(&rule.key(text)), class);
+        }
+        Self { texts, by_key, ..Self::new(ClassSource::Train, rule) }
+    }
+
+    /// Returns the texts of all classes, and frees everything that finds a class by its text.
+    pub fn into_texts(mut self) -> Texts {
+        self.texts.shrink();
+        self.texts
+    }
+
+    fn push(&mut self, caption: &str) -> Result<u32, CatalogError> {
+        let too_many = CatalogError::TooManyClasses { limit: MAX_CLASSES };
+        if self.len() >= MAX_CLASSES as usize {
+            return Err(too_many);
+        }
+        self.texts.push(caption).ok_or(too_many)
     }
 
     fn link(&mut self, group: Group, class: u32) {
@@ -170,12 +196,17 @@ impl Classes {
 
     /// Returns the texts of all classes in order of class id.
     pub fn texts(&self) -> impl ExactSizeIterator<Item = &str> {
-        (0..self.len()).map(|class| self.texts.get(class as u32).unwrap_or_default())
+        self.texts.iter()
+    }
+
+    /// Returns the texts of all classes from class `first` on.
+    pub fn texts_from(&self, first: usize) -> impl ExactSizeIterator<Item = &str> {
+        self.texts.iter_from(first)
     }
 
     /// Returns the number of classes.
     pub fn len(&self) -> usize {
-        self.texts.ends.len()
+        self.texts.len()
     }
 
     /// Returns whether there are no classes.
@@ -201,16 +232,14 @@ impl Classes {
 
     /// Frees memory reserved for more classes.
     pub fn shrink(&mut self) {
-        self.texts.joined.shrink_to_fit();
-        self.texts.ends.shrink_to_fit();
+        self.texts.shrink();
         self.next.shrink_to_fit();
         self.last.shrink_to_fit();
     }
 
     /// Returns the memory in use, in bytes.
     pub fn bytes(&self) -> usize {
-        self.texts.joined.capacity()
-            + self.texts.ends.capacity() * size_of::<u64>()
+        self.texts.bytes()
             + (self.next.capacity() + self.last.capacity()) * size_of::<u32>()
             + self.by_key.bytes()
             + self.by_text.bytes()
@@ -225,10 +254,9 @@ impl Classes {
             ClassSource::Train => b"train\0",
         };
         hasher.update(self.rule.as_str().as_bytes()).update(b"\0").update(source);
-        for end in &self.texts.ends {
-            hasher.update(&end.to_le_bytes());
+        for text in self.texts.iter() {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
-        hasher.update(self.texts.joined.as_bytes());
         hasher.finalize()
     }
 
@@ -260,6 +288,28 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// Restores groups from the [`Groups::all_members`] of `classes` classes; `None` if they are not those of such groups.
+    pub fn from_members(classes: usize, all_members: &[Vec<u32>]) -> Option<Self> {
+        let mut groups = Self { classes, ..Self::default() };
+        for members in all_members {
+            let first = *members.first()?;
+            let ascends =
+                members.is_sorted_by(|one, other| one < other) && groups.firsts.last().is_none_or(|&last| last < first);
+            if members.len() < 2 || !ascends || members.iter().any(|class| *class as usize >= classes) {
+                return None;
+            }
+            groups.firsts.push(first);
+            groups.members.extend_from_slice(members);
+            groups.ends.push(groups.members.len());
+        }
+        Some(groups)
+    }
+
+    /// Returns the members of every group of more than one class, ascending.
+    pub fn all_members(&self) -> Vec<Vec<u32>> {
+        self.firsts.iter().filter_map(|&first| self.members(first)).map(<[u32]>::to_vec).collect()
+    }
+
     /// Returns the number of classes, grouped or not.
     pub fn classes(&self) -> usize {
         self.classes
@@ -289,30 +339,6 @@ impl Groups {
                 }
             }
         }
-    }
-}
-
-/// Texts, stored end to end in one string.
-#[derive(Debug, Default)]
-struct Texts {
-    joined: String,
-    ends: Vec<u64>,
-}
-
-impl Texts {
-    fn push(&mut self, text: &str) -> Result<u32, CatalogError> {
-        let class = u32::try_from(self.ends.len()).ok().filter(|&class| class < MAX_CLASSES);
-        let class = class.ok_or(CatalogError::TooManyClasses { limit: MAX_CLASSES })?;
-        self.joined.push_str(text);
-        self.ends.push(self.joined.len() as u64);
-        Ok(class)
-    }
-
-    fn get(&self, class: u32) -> Option<&str> {
-        let class = class as usize;
-        let end = *self.ends.get(class)? as usize;
-        let start = class.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0) as usize;
-        self.joined.get(start..end)
     }
 }
 
@@ -371,6 +397,23 @@ mod tests {
     }
 
     #[test]
+    fn classes_of_restored_texts_are_the_same() {
+        let build = || classes(ClassSource::Train, Match::Casefold, &["Straße", "x", "y"]);
+        let restored = Classes::from_train_texts(Match::Casefold, build().into_texts());
+        assert_eq!(restored.digest(), build().digest());
+        assert_eq!((class_ids(&restored, "STRASSE"), restored.len()), (vec![0], 3));
+    }
+
+    #[test]
+    fn impossible_groups_are_refused() {
+        for (classes, members) in
+            [(3, vec![vec![1]]), (3, vec![vec![1, 3]]), (3, vec![vec![2, 1]]), (5, vec![vec![2, 3], vec![1, 4]])]
+        {
+            assert_eq!(Groups::from_members(classes, &members), None);
+        }
+    }
+
+    #[test]
     fn digest_depends_on_texts_rule_source_and_boundaries() {
         let digest = |source, rule, captions: &[&str]| classes(source, rule, captions).digest();
         let first = digest(ClassSource::List, Match::Exact, &["ab", "c"]);
@@ -419,6 +462,7 @@ mod tests {
                     if expected.len() > 1 {
                         prop_assert_eq!(groups.members(expected[0]), Some(&expected[..]));
                     }
+                    prop_assert_eq!(Groups::from_members(list.len(), &groups.all_members()), Some(groups.clone()));
                 }
             }
         }

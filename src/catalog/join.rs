@@ -94,11 +94,19 @@ impl JoinIndexBuilder {
     ///
     /// # Errors
     /// Fails if a row was added with a group that is not of `classes`.
-    pub fn build(mut self, classes: &Classes) -> Result<JoinIndex, CatalogError> {
+    pub fn build(self, classes: &Classes) -> Result<JoinIndex, CatalogError> {
+        self.build_from_groups(classes.groups())
+    }
+
+    /// As [`Self::build`], over classes with these groups.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_from_groups(mut self, groups: Groups) -> Result<JoinIndex, CatalogError> {
         self.entries.sort_unstable();
         self.entries.dedup();
         self.entries.shrink_to_fit();
-        JoinIndex::from_sorted_entries(self.entries, classes.groups(), self.tally)
+        JoinIndex::from_sorted_entries(self.entries, groups, self.tally)
     }
 }
 
@@ -178,7 +186,8 @@ impl JoinIndex {
         self.groups.classes()
     }
 
-    pub(super) fn groups(&self) -> &Groups {
+    /// Returns the groups of the classes.
+    pub fn groups(&self) -> &Groups {
         &self.groups
     }
 

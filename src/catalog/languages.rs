@@ -66,8 +66,11 @@ impl Languages {
 
     /// Copies the language of each group's first class to the whole group.
     pub fn share_within_groups(&mut self, groups: &Groups) {
+        self.code_of_class.resize(groups.classes(), NO_ROW);
+        if groups.is_trivial() {
+            return;
+        }
         let mut codes: Vec<u32> = self.code_of_class.iter().copied().map(u32::from).collect();
-        codes.resize(groups.classes(), u32::from(NO_ROW));
         groups.copy_from_first(&mut codes);
         self.code_of_class = codes.into_iter().map(|code| code as u16).collect();
     }

@@ -71,16 +71,18 @@ fn seed_files() -> &'static Vec<Vec<u8>> {
     })
 }
 
+/// Reads a whole file as a pixel chunk.
+fn read_pixels(path: &Path) -> Result<(), ChunkError> {
+    let mut reader = PixelReader::open(path, 7)?;
+    let mut pixels = Vec::new();
+    while reader.next_batch(&mut pixels)?.is_some() {}
+    Ok(())
+}
+
 /// Reads a file as each kind of chunk and returns the errors.
 fn read_all(path: &Path) -> Vec<ChunkError> {
     let mut errors = Vec::new();
-    let pixels = || -> Result<(), ChunkError> {
-        let mut reader = PixelReader::open(path, 7)?;
-        let mut pixels = Vec::new();
-        while reader.next_batch(&mut pixels)?.is_some() {}
-        Ok(())
-    };
-    errors.extend(pixels().err());
+    errors.extend(read_pixels(path).err());
     errors.extend(features::read(path).err());
     errors.extend(features::read_row_meta(path).err());
     errors.extend(quarantine::read(path).err());
@@ -200,7 +202,7 @@ fn list_beyond_the_end_of_the_file_is_refused() {
     let path = dir.path().join("chunk.parquet");
     std::fs::write(&path, &data).unwrap();
     let started = std::time::Instant::now();
-    assert!(PixelReader::open(&path, 7).is_err());
+    assert!(read_pixels(&path).is_err());
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
 }
 
@@ -216,7 +218,7 @@ fn oversized_page_is_refused_without_allocation() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chunk.parquet");
         std::fs::write(&path, &data).unwrap();
-        let error = bounded(&data, LIMIT, || PixelReader::open(&path, 7).err()).unwrap().unwrap();
+        let error = bounded(&data, LIMIT, || read_pixels(&path).err()).unwrap().unwrap();
         assert!(error.to_string().contains("a page of 2147483647 bytes"), "{error}");
     }
 }

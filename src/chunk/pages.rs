@@ -9,8 +9,7 @@ use std::io::Read;
 
 use parquet::basic::Type;
 use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
-use parquet::file::reader::ChunkReader;
+use parquet::file::metadata::ParquetMetaData;
 
 /// Upper bound on the nesting of structs; valid headers nest two deep.
 const MAX_DEPTH: u32 = 8;
@@ -19,30 +18,24 @@ fn refused(reason: impl Into<String>) -> ParquetError {
     ParquetError::General(reason.into())
 }
 
-/// Refuses a file that claims more rows than its columns have bytes for, or a page that is larger than its column.
+/// Refuses a page header that is unreadable, or claims more bytes than its column has before compression.
 ///
 /// # Errors
-/// Fails if the footer is inconsistent, or if a page header is unreadable or contradicts the footer.
-pub(super) fn check_sizes<R: ChunkReader>(file: &R, metadata: &ParquetMetaData) -> Result<()> {
-    check_rows(metadata)?;
-    for column in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
-        let (mut offset, bytes) = column.byte_range();
-        let end = offset.saturating_add(bytes);
-        while offset < end {
-            let mut header = Header { input: file.get_read(offset)?, bytes: 0 };
-            let (plain, stored) = header.sizes()?;
-            let column_bytes = u64::try_from(column.uncompressed_size()).unwrap_or(0);
-            if plain > column_bytes {
-                return Err(refused(format!("a page of {plain} bytes in a column of {column_bytes}")));
-            }
-            offset = offset.saturating_add(header.bytes).saturating_add(stored);
-        }
+/// Fails if the header contradicts the footer.
+pub(super) fn check_header(input: impl Read, column_bytes: u64) -> Result<()> {
+    let plain = Header { input }.plain_bytes()?;
+    if plain > column_bytes {
+        return Err(refused(format!("a page of {plain} bytes in a column of {column_bytes}")));
     }
     Ok(())
 }
 
-/// Checks the claimed number of rows, for which the reader allocates memory at once.
-fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
+/// Refuses a footer that claims more rows than its columns have bytes for. The reader allocates memory for all rows of a
+/// batch at once.
+///
+/// # Errors
+/// Fails if the footer is inconsistent.
+pub(super) fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
     let rows = metadata.file_metadata().num_rows();
     if rows < 0 {
         return Err(refused(format!("{rows} rows")));
@@ -61,23 +54,19 @@ fn check_rows(metadata: &ParquetMetaData) -> Result<()> {
 /// Page header that is being parsed.
 struct Header<R> {
     input: R,
-    bytes: u64,
 }
 
 impl<R: Read> Header<R> {
-    /// Parses the bytes of the page after and before decompression, fields 2 and 3.
-    fn sizes(&mut self) -> Result<(u64, u64)> {
-        let (mut plain, mut stored) = (None, None);
-        let mut id = 0;
+    /// Parses a whole header and returns the bytes of the page after decompression, field 2.
+    fn plain_bytes(&mut self) -> Result<u64> {
+        let (mut plain, mut id) = (None, 0);
         while let Some(field_type) = self.field(&mut id)? {
             match (id, field_type) {
                 (2, 5) => plain = Some(self.number()?),
-                (3, 5) => stored = Some(self.number()?),
                 _ => self.skip(field_type, MAX_DEPTH)?,
             }
         }
-        let size = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
-        size(plain).zip(size(stored)).ok_or_else(|| refused("a page header without sizes"))
+        plain.and_then(|number| u64::try_from(number).ok()).ok_or_else(|| refused("a page header without sizes"))
     }
 
     /// Parses the type of the next field, if there is one; `id` holds that of the previous field.
@@ -127,7 +116,6 @@ impl<R: Read> Header<R> {
     fn byte(&mut self) -> Result<u8> {
         let mut byte = [0];
         self.input.read_exact(&mut byte)?;
-        self.bytes += 1;
         Ok(byte[0])
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Seek as _, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,11 +16,11 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::file::reader::{ChunkReader, Length};
 
 use super::ChunkError;
 use super::checksum::{Checksum, ChecksumWriter};
 use super::pages;
+use super::range_file::RangeFile;
 use crate::objects::StoreError;
 
 /// Prefix of this program's keys in the file metadata.
@@ -112,54 +111,11 @@ pub(super) fn convert_write_error(path: &Path, error: ParquetError) -> ChunkErro
     }
 }
 
-/// File whose claimed offsets and lengths are checked against its size before memory is allocated.
-struct BoundedFile {
-    file: File,
-    bytes: u64,
-}
-
-impl Length for BoundedFile {
-    fn len(&self) -> u64 {
-        self.bytes
-    }
-}
-
-/// Reader that reports an error at the end of the file. A valid page header never extends to the end. In a damaged one,
-/// the Parquet reader skips a list element by element, up to the claimed length, unless the end is an error.
-struct FailAtEof(BufReader<File>);
-
-impl std::io::Read for FailAtEof {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self.0.read(buffer)? {
-            0 if !buffer.is_empty() => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            read => Ok(read),
-        }
-    }
-}
-
-impl ChunkReader for BoundedFile {
-    type T = FailAtEof;
-
-    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        if start > self.bytes {
-            return Err(ParquetError::EOF(format!("it refers to byte {start} of {}", self.bytes)));
-        }
-        let mut file = self.file.try_clone()?;
-        file.seek(SeekFrom::Start(start))?;
-        Ok(FailAtEof(BufReader::new(file)))
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
-        match start.checked_add(length as u64) {
-            Some(end) if end <= self.bytes => self.file.get_bytes(start, length),
-            _ => Err(ParquetError::EOF(format!("it refers to {length} bytes from byte {start} of {}", self.bytes))),
-        }
-    }
-}
-
 /// Open Parquet file. Damage is always reported as an error, even if the Parquet library panics.
 pub(super) struct TableReader {
     path: PathBuf,
+    #[cfg(test)]
+    file: RangeFile,
     metadata: HashMap<String, String>,
     rows: u64,
     /// `None` after an error.
@@ -180,8 +136,10 @@ impl TableReader {
         let file = File::open(path).map_err(|error| StoreError::io(path, "opened", error))?;
         let bytes = file.metadata().map_err(|error| StoreError::io(path, "read", error))?.len();
         catch_panics(path, || {
-            let mut builder = ParquetRecordBatchReaderBuilder::try_new(BoundedFile { file: file.try_clone()?, bytes })?;
-            pages::check_sizes(&BoundedFile { file, bytes }, builder.metadata())?;
+            let file = RangeFile::new(file, bytes);
+            let mut builder = ParquetRecordBatchReaderBuilder::try_new(file.clone())?;
+            pages::check_rows(builder.metadata())?;
+            file.set_columns(builder.metadata(), columns);
             let file_metadata = builder.metadata().file_metadata();
             let rows = u64::try_from(file_metadata.num_rows()).unwrap_or(0);
             let metadata = file_metadata
@@ -195,7 +153,14 @@ impl TableReader {
                 builder = builder.with_projection(mask);
             }
             let batches = Some(builder.with_batch_size(batch_rows.max(1)).build()?);
-            Ok(Self { path: path.to_owned(), metadata, rows, batches })
+            Ok(Self {
+                path: path.to_owned(),
+                #[cfg(test)]
+                file,
+                metadata,
+                rows,
+                batches,
+            })
         })
     }
 
@@ -207,6 +172,12 @@ impl TableReader {
     /// Returns the number of rows that the footer claims.
     pub(super) fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Returns the number of reads of the file so far.
+    #[cfg(test)]
+    pub(super) fn reads(&self) -> u64 {
+        self.file.reads()
     }
 
     /// Returns the path.

@@ -82,6 +82,35 @@ pub fn read_classes(path: &Path, mut visit: impl FnMut(ClassRow<'_>)) -> Result<
     Ok(())
 }
 
+/// Calls `visit` with the language of each class in order of class ids. Captions are not read.
+///
+/// # Errors
+/// Fails if the file is not such a table.
+pub fn read_class_languages(path: &Path, mut visit: impl FnMut(&str)) -> Result<(), ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &["language"])?;
+    while let Some(batch) = table.next()? {
+        let languages = batch.column_by_name("language").and_then(|column| column.as_string_opt::<i32>());
+        let languages = languages.ok_or_else(|| ChunkError::damaged(path, "class table", "a column is missing"))?;
+        languages.iter().for_each(|language| visit(language.unwrap_or_default()));
+    }
+    Ok(())
+}
+
+/// Returns the number of images of each class. Captions are not read.
+///
+/// # Errors
+/// Fails if the file is not such a table.
+pub fn read_class_images(path: &Path) -> Result<Vec<u32>, ChunkError> {
+    let mut table = TableReader::open(path, BLOCK_ROWS, &["images"])?;
+    let mut images = Vec::new();
+    while let Some(batch) = table.next()? {
+        let column = batch.column_by_name("images").and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        let column = column.ok_or_else(|| ChunkError::damaged(path, "class table", "a column is missing"))?;
+        images.extend_from_slice(column.values());
+    }
+    Ok(images)
+}
+
 /// Writes the join index, whose entries are upper half of the hash, lower half of the hash, class.
 ///
 /// # Errors
@@ -146,6 +175,10 @@ mod tests {
         .unwrap();
         assert_eq!(rest[..3], [(3, String::new()), (1, "de".to_owned()), (0, String::new())]);
         assert_eq!(captions_read, captions);
+        assert_eq!(read_class_images(&path).unwrap(), rest.iter().map(|(images, _)| *images).collect::<Vec<_>>());
+        let mut languages = rest.iter().map(|(_, language)| language.as_str());
+        read_class_languages(&path, |language| assert_eq!(Some(language), languages.next())).unwrap();
+        assert_eq!(languages.next(), None);
         let path = dir.path().join("labels.parquet");
         let entries: Vec<[u32; 3]> = (0..70_000).map(|i| [i, u32::MAX - i, i / 3]).collect();
         write_labels(&path, &entries).unwrap();

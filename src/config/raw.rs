@@ -102,7 +102,8 @@ impl Default for RawRun {
 pub(super) struct RawCaptions {
     /// CSV file with a header such as `caption` and one column, one caption per row. Required with `classes = "list"`.
     pub(super) list: String,
-    /// Origin of the classes: `list` for the distinct captions of `list`, `train` for the distinct captions of `[pairs]`.
+    /// Origin of the classes: `list` for the distinct captions of `list`, `train` for the distinct captions of `[pairs]`. With
+    /// millions of captions, `train` needs a text head: a head of kind `classes` takes 16 bytes for each feature value and class.
     pub(super) classes: ClassSource,
     /// Rule by which a caption of `[pairs]` is found among the classes:
     /// - `exact`: equal byte for byte;
@@ -295,6 +296,7 @@ pub(super) struct RawTrain {
     /// are held out in every run with this seed, and a larger share includes a smaller one.
     pub(super) validation_fraction: f64,
     /// Samples that are shuffled together. Chunks are read in random order, and samples are mixed within a window of this size.
+    /// `limits.memory` must have room for the features of a window, unless half of it holds all features.
     pub(super) shuffle_rows: u64,
     /// Steps between two loss values in the report.
     pub(super) log_every: u32,
@@ -399,7 +401,8 @@ pub(super) struct RawMachine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
-    /// Bytes in flight between stages, all together. The join index (12 bytes per labelled row) and the model come on top.
+    /// Bytes in flight between stages, all together: images, features in memory, held-out images, caption vectors. The join index
+    /// (12 bytes per labelled row), the head and the model come on top.
     /// "auto": half of what the container or the machine has, but at least 640 MiB (or all but 48 MiB, if that is less) and at
     /// most 2 GiB. A value over what the container or the machine has is refused.
     pub(super) memory: MemoryLimit,

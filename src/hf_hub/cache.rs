@@ -331,10 +331,10 @@ mod tests {
         for file in [CONFIG, WEIGHTS, "preprocessor_config.json", "tokenizer_config.json"] {
             add_file(&cache, file, file, "{}");
         }
-        assert_eq!(cache.first_missing(COMMIT, RepoKind::Images), None);
-        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired).as_deref(), Some(TOKENIZER));
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Images, Trust::Recorded), None);
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired, Trust::Recorded).as_deref(), Some(TOKENIZER));
         add_file(&cache, "t", TOKENIZER, "{}");
-        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired), None);
+        assert_eq!(cache.first_missing(COMMIT, RepoKind::Paired, Trust::Recorded), None);
     }
 
     #[test]

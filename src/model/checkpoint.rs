@@ -5,9 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
 
-use crate::model::config::BackboneConfig;
-use crate::model::config::Body;
-use crate::model::config::ProjectionHead;
+use crate::model::config::{BackboneConfig, Body, ProjectionHead, WindowedConfig};
 use crate::model::cost;
 use crate::model::error::ModelError;
 use crate::model::family::Family;
@@ -155,7 +153,7 @@ impl Checkpoint {
         }
         let Body::Windowed(windowed) = &self.config.body else { return Ok(()) };
         let patches = (size_px / patch_px) as usize;
-        let smallest = windowed.grid(patches, windowed.depths.len() - 1);
+        let smallest = WindowedConfig::grid(patches, windowed.depths.len() - 1);
         // The table of Swin has entries for its own window alone; Swin v2 computes them for any.
         if windowed.v2 || smallest >= windowed.window {
             return Ok(());

@@ -73,7 +73,7 @@ fn tokens(config: &BackboneConfig, plain: &PlainConfig, size_px: u32) -> u64 {
 
 /// Returns the tokens of a stage with their padding, and those of a window.
 fn window_tokens(config: &BackboneConfig, windowed: &WindowedConfig, stage: usize, size_px: u32) -> (u64, u64) {
-    let grid = windowed.grid((size_px / config.patch_px.max(1)) as usize, stage);
+    let grid = WindowedConfig::grid((size_px / config.patch_px.max(1)) as usize, stage);
     let (window, _) = windowed.window_and_shift(stage, grid);
     ((grid.next_multiple_of(window) as u64).pow(2), (window as u64).pow(2))
 }

@@ -8,10 +8,12 @@ use burn::tensor::backend::Backend;
 use crate::model::block::{Linear, Norm};
 use crate::model::error::ModelError;
 
+/// Reads tensors by their published names, as f32, and concatenates them.
+type ReadTensors<'a> = dyn Fn(&[String]) -> Result<Vec<f32>, ModelError> + 'a;
+
 /// Reader of a checkpoint's tensors that uploads them as layers.
 pub(super) struct Loader<'a, B: Backend> {
-    /// Reads tensors by their published names, as f32, and concatenates them.
-    pub(super) read: &'a dyn Fn(&[String]) -> Result<Vec<f32>, ModelError>,
+    pub(super) read: &'a ReadTensors<'a>,
     pub(super) device: &'a B::Device,
     /// Format of weights and activations.
     pub(super) format: DType,

@@ -87,7 +87,7 @@ impl<B: Backend> WindowedBackbone<B> {
         };
         let (mut stages, mut left) = (Vec::new(), last as usize + 1);
         for (stage, depth) in config.depths.iter().enumerate().take(config.stage_of(last as usize) + 1) {
-            let (grid, depth) = (config.grid(patches, stage), left.min(*depth));
+            let (grid, depth) = (WindowedConfig::grid(patches, stage), left.min(*depth));
             left -= depth;
             let activation = checkpoint.config().activation;
             let block = |block| load_block(config, (stage, block), grid, activation, loader);

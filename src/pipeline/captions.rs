@@ -11,14 +11,15 @@ mod vector_store;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::catalog::Classes;
+use crate::catalog::Texts;
 use crate::chunk::Checksum;
 use crate::chunk::batch_log::BatchLog;
 use crate::chunk::texts::Vectors;
-use crate::config::{RunConfig, Stage, StageKeys, TextConfig};
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, TextConfig};
 use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
-use crate::pipeline::context::RunContext;
+use crate::pipeline::catalog::StoredClasses;
+use crate::pipeline::context::{RunContext, disk_problem};
 use crate::pipeline::device::{DeviceWorker, LoadedEncoder, TextBatches, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::require_checkpoint;
@@ -26,7 +27,7 @@ use crate::pipeline::manifest::ENCODER_FILES;
 use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::types::Precision;
 
-use vector_set::{CHUNK_CAPTIONS, SetWriter, chunk_captions};
+use vector_set::{CHUNK_CAPTIONS, SetWriter, StoredSet, chunk_captions};
 
 pub(crate) use vector_set::VectorSet;
 pub(crate) use vector_store::VectorStore;
@@ -131,16 +132,41 @@ fn resident_limit_bytes(config: &RunConfig) -> u64 {
     config.machine().limits.memory.0 / 4
 }
 
-/// Refuses captions whose vectors fit neither in memory nor on scratch disk.
+/// Returns the problem of captions whose vectors fit neither in memory nor on scratch disk. Their number suffices, so
+/// this is known before anything is embedded.
+pub(crate) fn vector_space_problem(config: &RunConfig, encoder: &Encoder, captions: usize) -> Option<Problem> {
+    let bytes = encoder.stored_bytes(captions);
+    if bytes <= resident_limit_bytes(config) {
+        return None;
+    }
+    disk_problem(config, bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+}
+
+/// Returns the problem of captions whose vectors take more than `limits.memory`, since all are ranked in memory.
+pub(crate) fn ranking_problem(config: &RunConfig, encoder: &Encoder, captions: usize) -> Option<Problem> {
+    let bytes = 4 * captions as u64 * encoder.checkpoint.dim() as u64;
+    let limit = config.limits().memory;
+    let what = || {
+        format!(
+            "`{limit}` is less than the {} that the vectors of the {captions} captions to rank take: raise it, or rank a \
+             shorter list (`predict.captions`)",
+            bytesize::ByteSize(bytes)
+        )
+    };
+    (bytes > limit.0).then(|| Problem::new("limits.memory", what()))
+}
+
+/// Refuses captions whose vectors take more than `limits.memory`, since all are ranked in memory.
 ///
 /// # Errors
-/// A configuration error that names `limits.disk`.
-pub(crate) fn require_vector_space(ctx: &RunContext, encoder: &Encoder, captions: usize) -> Result<(), PipelineError> {
-    let bytes = encoder.stored_bytes(captions);
-    if bytes <= resident_limit_bytes(&ctx.config) {
-        return Ok(());
-    }
-    ctx.require_disk(bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+/// A configuration error that names the key.
+pub(crate) fn require_vector_memory(
+    config: &RunConfig,
+    encoder: &Encoder,
+    captions: usize,
+) -> Result<(), PipelineError> {
+    let problem = ranking_problem(config, encoder, captions);
+    problem.map_or(Ok(()), |problem| Err(ConfigError(vec![problem]).into()))
 }
 
 /// Embeds the captions whose vectors the run directory lacks. Progress and report show the work under the name `stage`.
@@ -152,11 +178,11 @@ pub(crate) async fn embed(
     encoder: &Encoder,
     device: &Arc<DeviceWorker>,
     stage: &str,
-    captions: Arc<Classes>,
+    captions: Arc<Texts>,
 ) -> Result<VectorSet, PipelineError> {
     let (own, hashed) = (encoder.clone(), Arc::clone(&captions));
     let generation = tokio::task::spawn_blocking(move || vector_set::generation(&own, &hashed)).await?;
-    let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: Arc::clone(&captions) };
+    let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: captions.len() };
     let mut chunks = writer.committed_chunks()?;
     writer.sweep(&chunks)?;
     let missing: Vec<usize> = (0..chunks.len()).filter(|chunk| chunks[*chunk].is_none()).collect();
@@ -173,6 +199,7 @@ pub(crate) async fn embed(
             loaded: &loaded,
             text_batches: device.text_batches,
             writer: &writer,
+            captions: &captions,
             stage_progress: &stage_progress,
         };
         embedding.run(&missing, &mut chunks).await?;
@@ -180,6 +207,34 @@ pub(crate) async fn embed(
         ctx.events.stage_finished(&stage_progress);
     }
     Ok(writer.finish(chunks, encoder))
+}
+
+/// As [`embed`], for the classes of a run. If the run directory has all of their vectors, the captions are neither read
+/// nor hashed.
+///
+/// # Errors
+/// As [`embed`]; or when the captions cannot be read.
+pub(crate) async fn embed_classes(
+    ctx: &RunContext,
+    encoder: &Encoder,
+    device: &Arc<DeviceWorker>,
+    stage: &str,
+    classes: StoredClasses,
+) -> Result<VectorSet, PipelineError> {
+    let known = classes.identity().map(|identity| StoredSet::new(ctx.dir.clone(), encoder, &identity));
+    if let Some(generation) = known.as_ref().map(StoredSet::generation).transpose()?.flatten() {
+        let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: classes.count };
+        let chunks = writer.committed_chunks()?;
+        if chunks.iter().all(Option::is_some) {
+            return Ok(writer.finish(chunks, encoder));
+        }
+    }
+    let captions = tokio::task::spawn_blocking(move || classes.read_texts()).await??;
+    let set = embed(ctx, encoder, device, stage, Arc::new(captions)).await?;
+    if let Some(known) = known {
+        known.record(set.generation())?;
+    }
+    Ok(set)
 }
 
 /// Token ids of a chunk's captions.
@@ -195,6 +250,7 @@ struct Embedding<'a> {
     loaded: &'a LoadedEncoder,
     text_batches: TextBatches,
     writer: &'a SetWriter,
+    captions: &'a Arc<Texts>,
     stage_progress: &'a StageProgress,
 }
 
@@ -223,7 +279,7 @@ impl Embedding<'_> {
         tokenizer: &Arc<CaptionTokenizer>,
         chunk: usize,
     ) -> tokio::task::JoinHandle<Result<TokenizedChunk, PipelineError>> {
-        let (tokenizer, captions) = (Arc::clone(tokenizer), Arc::clone(&self.writer.captions));
+        let (tokenizer, captions) = (Arc::clone(tokenizer), Arc::clone(self.captions));
         tokio::task::spawn_blocking(move || {
             let tokens = tokenizer.encode(&chunk_captions(&captions, chunk)).map_err(model_error)?;
             Ok(TokenizedChunk { chunk, tokens })
@@ -269,8 +325,9 @@ impl Embedding<'_> {
             self.stage_progress.add(count as u64);
         }
         let vectors = Vectors { values, dim, precision: self.encoder.precision };
-        let writer = self.writer.clone();
-        let sum = tokio::task::spawn_blocking(move || writer.commit(chunk, &vectors)).await??;
+        let (writer, captions) = (self.writer.clone(), Arc::clone(self.captions));
+        let commit = move || writer.commit(chunk, &chunk_captions(&captions, chunk), &vectors);
+        let sum = tokio::task::spawn_blocking(commit).await??;
         log.remove()?;
         Ok(sum)
     }

@@ -3,6 +3,9 @@
 //! The result is kept in `catalog/` of the run directory, so that the pairs are read once. Its journal entry exists if
 //! and only if the files are complete. While the pairs are read, a [`checkpoint`] every few seconds bounds the work
 //! that a kill loses.
+//!
+//! Once the catalog is saved, memory holds the join index alone. The texts and languages of the classes stay in
+//! `catalog/classes.parquet`, and a stage that needs them reads them: [`StoredClasses`], [`RunCatalog`].
 
 mod build;
 mod checkpoint;
@@ -10,7 +13,7 @@ mod files;
 
 use std::sync::Arc;
 
-use crate::catalog::{Classes, JoinIndex, Languages};
+use crate::catalog::JoinIndex;
 use crate::config::CatalogConfig;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
@@ -18,7 +21,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{CatalogReport, StageRemarks};
 
 pub(crate) use build::{MAX_RECORD_BYTES, read_captions};
-pub(crate) use files::{Caption, RunCatalog, load_captions};
+pub(crate) use files::{RunCatalog, StoredClasses, count_classes};
 
 use checkpoint::CheckpointWriter;
 
@@ -27,15 +30,13 @@ pub(crate) const NO_LABEL: &str = "no row of the pairs has a caption that is a c
      in the training rows; ways out: `captions.classes = \"train\"` (the training captions are the classes) with `[head] kind \
      = \"text\"` (ranks captions that were never seen), or `captions.match = \"title\"` (compare page titles alone)";
 
-/// Classes and labels of a run.
+/// Labels of a run, and the number of its classes.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    /// Captions that are classes.
-    pub(crate) classes: Arc<Classes>,
+    /// Number of captions that are classes.
+    pub(crate) classes: usize,
     /// Classes of each image URL.
     pub(crate) index: Arc<JoinIndex>,
-    /// Language of each class.
-    pub(crate) languages: Arc<Languages>,
     /// Counts for the report.
     pub(crate) report: CatalogReport,
 }
@@ -71,10 +72,10 @@ pub(crate) async fn run(ctx: &RunContext, input: CatalogInput<'_>) -> Result<Cat
         let (writer, checkpoint) = CheckpointWriter::open(ctx.dir.clone(), &generation)?;
         let built = build::build(ctx, config, &shards, &stage_progress, writer, checkpoint).await?;
         let Some(built) = built else { return Err(ctx.stopped()) };
-        files::save(&ctx.dir, &built, &generation)?;
+        let catalog = files::save(&ctx.dir, built, &generation)?;
         CheckpointWriter::remove_all(&ctx.dir)?;
         ctx.events.stage_finished(&stage_progress);
-        built
+        catalog
     };
     let mut remarks = StageRemarks::default();
     if catalog.report.labelled_rows == 0 {

@@ -1,6 +1,7 @@
 //! Command `check`: stages and needs of a run, from its configuration and the first megabytes of its inputs. Changes
 //! nothing.
 
+mod class_count;
 mod estimate;
 mod machine;
 mod run_dir;
@@ -16,15 +17,16 @@ use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
 use crate::decode::ImageSpec;
+use crate::device::SelectedDevice;
 use crate::objects::{Object, Store};
-use crate::pipeline::captions::Encoder;
+use crate::pipeline::captions::{Encoder, require_vector_memory};
 use crate::pipeline::catalog::read_captions;
 use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::manifest::RunFile;
-use crate::pipeline::predict::{check_truth, require_vector_memory};
+use crate::pipeline::predict::check_truth;
 use crate::pipeline::resolve::{Backbone, FeatureShape, paired_encoder_dir, resolve_backbone};
 use crate::pipeline::store::open_store;
 use crate::types::MatchRule;
@@ -99,10 +101,15 @@ pub async fn check(config: &RunConfig) -> Check {
         }
     }
     if let Some(shard) = inputs.get("pairs.shards").and_then(|shards| shards.first()) {
-        let sampled = sample::sample_labels(&store, config, shard).await;
+        let pairs_bytes = inputs.get("pairs.shards").into_iter().flatten().map(|shard| shard.size).sum();
+        let sampled = sample::sample_labels(&store, config, shard, pairs_bytes).await;
         if let Some(labels) = check.ok(sampled) {
             check.to_weigh.extend(labels.to_weigh(config));
             check.sample.insert("pairs.shards".to_owned(), labels.describe());
+            if let Some(Models { shape: Some(shape), device: Some(device), encoder, .. }) = &models {
+                let trained = class_count::TrainedModels { shape: *shape, device, encoder: encoder.as_ref() };
+                class_count::check_needs(config, labels.count(), trained, &mut check);
+            }
         }
     }
     if let Some(predict) = config.predict() {
@@ -142,6 +149,10 @@ struct Models {
     spec: ImageSpec,
     /// Shape of a feature; `None` without a backbone, or before it is downloaded.
     shape: Option<FeatureShape>,
+    /// Device of the models, if there are any.
+    device: Option<SelectedDevice>,
+    /// The text encoder, if it is on this machine and can be used.
+    encoder: Option<Encoder>,
 }
 
 /// Opens the models that are on this machine, and adds the needs of the run. Returns the preprocessing; `None` if a
@@ -156,8 +167,9 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
         check.needs.insert("model".to_owned(), describe_backbone(backbone));
         needs_device = true;
     }
-    check_encoder(config, store, paired_dir, check).await;
-    if needs_device && let Some(chosen) = check.ok(device::choose(config.device()).await) {
+    let encoder = check_encoder(config, store, paired_dir, check).await;
+    let chosen = if needs_device { check.ok(device::choose(config.device()).await) } else { None };
+    if let Some(chosen) = &chosen {
         if let (false, Some((_, Some(backbone)))) = (chosen.is_cuda(), &resolved) {
             machine::check_weights(config, backbone, check);
         }
@@ -168,7 +180,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     let Some((spec, backbone)) = resolved else {
         // Images can be sampled before the checkpoint is known.
         let spec = || resolve_spec(config, CheckpointPreprocessing::default());
-        return to_download.then(|| Models { spec: spec(), shape: None });
+        return to_download.then(|| Models { spec: spec(), shape: None, device: None, encoder });
     };
     let (size_px, rows) = (spec.geometry.output_px(), config.chunk_images());
     check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
@@ -179,7 +191,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
         "none: the chunks are the product".to_owned()
     };
     check.needs.insert("scratch disk".to_owned(), scratch);
-    Some(Models { spec, shape: backbone.map(|backbone| backbone.shape) })
+    Some(Models { spec, shape: backbone.map(|backbone| backbone.shape), device: chosen, encoder })
 }
 
 /// Decodes a sample of the first shard.
@@ -234,31 +246,36 @@ async fn locate_backbone(config: &RunConfig, store: &Store, check: &mut Check) -
     }
 }
 
-/// Checks the text encoder and the captions to embed.
-async fn check_encoder(config: &RunConfig, store: &Store, paired_dir: Option<PathBuf>, check: &mut Check) {
-    let Some(text) = config.text() else { return };
+/// Checks the text encoder and the captions to embed. Returns the encoder if it is on this machine and can be used.
+async fn check_encoder(
+    config: &RunConfig,
+    store: &Store,
+    paired_dir: Option<PathBuf>,
+    check: &mut Check,
+) -> Option<Encoder> {
+    let text = config.text()?;
     if text.is_paired() && paired_dir.is_none() {
         // It comes with the backbone, which is to be downloaded or has been refused.
-        return;
+        return None;
     }
     let snapshot = match check.ok(hub::look_up(config, HubModel::TextEncoder, store).await) {
-        None => return,
+        None => return None,
         Some(None) => None,
         Some(Some(Ok(snapshot))) => Some(snapshot),
         Some(Some(Err(missing))) => {
             let (files, bytes) = (missing.files.join(", "), bytesize::ByteSize(missing.bytes));
             let what = format!("{bytes} to download into `{}`: {files}", missing.cache.display());
             check.needs.insert("text encoder".to_owned(), what);
-            return;
+            return None;
         }
     };
     let encoder = check.ok(Encoder::open(text, snapshot.or(paired_dir)));
     if let Some(encoder) = &encoder {
         check.needs.insert("text encoder".to_owned(), encoder.describe());
     }
-    let Some(predict) = config.predict() else { return };
+    let Some(predict) = config.predict() else { return encoder };
     let run_list = || config.catalog().and_then(|catalog| catalog.captions.list.as_ref());
-    let Some(name) = predict.captions.as_ref().or_else(run_list) else { return };
+    let Some(name) = predict.captions.as_ref().or_else(run_list) else { return encoder };
     let mut captions = Classes::new(ClassSource::List, MatchRule::Exact);
     if check.ok(read_captions(store, name, &mut captions).await).is_some() {
         check.sample.insert("captions to rank".to_owned(), format!("{} distinct captions", captions.len()));
@@ -268,4 +285,5 @@ async fn check_encoder(config: &RunConfig, store: &Store, paired_dir: Option<Pat
             estimate::add_vector_estimate(check, "captions to rank", captions.len(), vectors);
         }
     }
+    encoder
 }

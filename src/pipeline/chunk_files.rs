@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chunk::duplicates::Duplicates;
-use crate::chunk::features::{self, Features};
+use crate::chunk::features::{self, Features, StoredFeatures};
 use crate::chunk::journal::Journal;
 use crate::chunk::{Checksum, ChunkId, JournalEntry, RowMeta, verify};
 use crate::objects::StoreError;
@@ -50,6 +50,33 @@ impl ChunkFile {
         Ok(features)
     }
 
+    /// Reads the rows of a copy of this file, and keeps the features of those that `select` chooses, in the format of the
+    /// file. `select` gets the rows so far and the number of a row among them.
+    ///
+    /// # Errors
+    /// When the file is not a feature chunk.
+    pub(crate) fn read_selected(
+        &self,
+        copy: &Path,
+        mut select: impl FnMut(&RowMeta, usize) -> bool,
+    ) -> Result<StoredFeatures, PipelineError> {
+        if self.duplicates.is_empty() {
+            return Ok(features::read_selected(copy, select)?);
+        }
+        let (mut kept, mut image) = (RowMeta::default(), 0_u32);
+        let mut read = features::read_selected(copy, |rows, row| {
+            // The first view of an image, or the whole image, begins the next image.
+            image += u32::from(rows.view(row) <= 1);
+            if self.duplicates.binary_search(&image.saturating_sub(1)).is_ok() {
+                return false;
+            }
+            kept.push_view(rows.url(row), rows.labels(row).iter().copied(), rows.view(row));
+            select(&kept, kept.len() - 1)
+        })?;
+        read.rows = kept;
+        Ok(read)
+    }
+
     /// Reads the row metadata of a copy of this file.
     ///
     /// # Errors
@@ -58,7 +85,9 @@ impl ChunkFile {
         let mut rows = features::read_row_meta(copy)?;
         if let Some(kept) = self.kept_rows(&rows) {
             let all = std::mem::take(&mut rows);
-            kept.iter().for_each(|row| rows.push_view(all.url(*row), all.labels(*row).iter().copied(), all.view(*row)));
+            for row in &kept {
+                rows.push_view(all.url(*row), all.labels(*row).iter().copied(), all.view(*row));
+            }
         }
         Ok(rows)
     }

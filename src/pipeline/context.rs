@@ -75,12 +75,8 @@ impl RunContext {
     /// # Errors
     /// A configuration error that names the key.
     pub(crate) fn require_disk(&self, bytes: u64, what: &str) -> Result<(), PipelineError> {
-        let limit = self.config.limits().disk;
-        if bytes <= limit.0 {
-            return Ok(());
-        }
-        let what = format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
-        Err(ConfigError(vec![Problem { key: "limits.disk".to_owned(), what }]).into())
+        let problem = disk_problem(&self.config, bytes, what);
+        problem.map_or(Ok(()), |problem| Err(ConfigError(vec![problem]).into()))
     }
 
     /// Returns the error of a stage that ended because the run has to stop.
@@ -110,6 +106,13 @@ pub(crate) fn stopped(shutdown: &Shutdown) -> PipelineError {
         || PipelineError::Internal("a stage stopped without being asked to".to_owned()),
         PipelineError::Stopped,
     )
+}
+
+/// Returns the problem of a `limits.disk` below the `bytes` that `what` takes.
+pub(crate) fn disk_problem(config: &RunConfig, bytes: u64, what: &str) -> Option<Problem> {
+    let limit = config.limits().disk;
+    let text = || format!("`{limit}` is less than the {} that {what} take: raise it", bytesize::ByteSize(bytes));
+    (bytes > limit.0).then(|| Problem::new("limits.disk", text()))
 }
 
 /// Returns the number of decoding threads of a configuration.

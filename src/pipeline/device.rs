@@ -26,7 +26,7 @@ use cubecl::cuda::CudaRuntime;
 pub(crate) use backbone::LoadedBackbone;
 pub(crate) use encoder::LoadedEncoder;
 pub(crate) use features::{FeatureRows, FeaturesOnDevice};
-pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open};
+pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open, training_options};
 pub(crate) use scorer::{LoadedProjector, LoadedScorer, linear_layer};
 pub(crate) use trainers::{
     ClassifierStart, ClassifierTrainers, LossSum, MicroBatch, ProjectionStart, ProjectionTrainers, Update,
@@ -48,6 +48,8 @@ pub(crate) struct DeviceWorker {
     pub(crate) in_flight: usize,
     /// Pixel buffers for all batches on the host.
     pub(crate) buffers: BufferPool,
+    /// Settings with which heads are trained.
+    pub(crate) options: Options,
     /// Size limits of caption batches.
     pub(crate) text_batches: TextBatches,
     /// Free memory of a GPU when it was opened; `None` for the CPU, whose memory is the host's.

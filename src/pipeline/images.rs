@@ -206,7 +206,9 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
     show_committed(&job, &journal);
     ctx.events.stage_started(&stage_progress);
     let pending = journal.pending(shards.len() as u32);
-    if !pending.is_empty() {
+    if pending.is_empty() {
+        stage_progress.set_total(stage_progress.progress().0);
+    } else {
         let start = StartPoint::after(&journal, &[], pending)?;
         let chunks = ctx.config.chunks();
         if ctx.dir.is_remote() {
@@ -215,8 +217,6 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
         }
         stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;
         journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
-    } else {
-        stage_progress.set_total(stage_progress.progress().0);
     }
     ctx.events.stage_finished(&stage_progress);
     let mut report = report_stream(&journal, &shards, spec)?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPipeline, output_stem};
 use crate::objects::{Object, Store, StoreError};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::finished;
 use crate::pipeline::observe::report;
 use crate::run_dir::Directory;
 
@@ -388,7 +389,7 @@ impl Manifest {
                 remove(&["features", "chunks", "quarantine", "scratch"])
             }
             Stage::Text => remove(&["journal/texts", "texts"]),
-            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv"]),
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", finished::FOLDER]),
             Stage::Predict => {
                 for name in self.directory.list("journal")? {
                     if name.starts_with("predict-") {
@@ -398,6 +399,11 @@ impl Manifest {
                 for output in self.file.predictions.keys() {
                     self.directory.remove(output)?;
                     self.directory.remove(&report_name(output))?;
+                }
+                for name in self.directory.list(finished::FOLDER)? {
+                    if name.starts_with("predict-") {
+                        self.directory.remove(&format!("{}/{name}", finished::FOLDER))?;
+                    }
                 }
                 remove(&["predict", "examples.html"])
             }

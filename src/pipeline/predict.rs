@@ -9,6 +9,7 @@ mod eval_set;
 mod examples;
 mod export;
 mod file_names;
+mod finished_key;
 mod fusion;
 mod held_out;
 mod hubness;
@@ -19,7 +20,10 @@ mod ranking;
 mod submission;
 mod test_set;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::ImageFilter;
 use crate::chunk::Tally;
@@ -47,7 +51,6 @@ pub use export::export;
 pub use test_set::ceiling_of;
 
 pub(crate) use prepare::{PreparedPrediction, prepare};
-pub(crate) use projection::require_vector_memory;
 pub(crate) use test_set::check_truth;
 
 /// Input of the stage.
@@ -59,6 +62,7 @@ pub(crate) struct PredictInput<'a> {
 }
 
 /// Result of the stage.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct PredictOutput {
     pub(crate) report: PredictionReport,
     pub(crate) remarks: StageRemarks,
@@ -73,6 +77,20 @@ trait Ranker {
 
     /// Returns the number of ranked captions.
     fn captions(&self) -> usize;
+
+    /// Returns whether any of some captions is ranked.
+    ///
+    /// # Errors
+    /// When the texts cannot be read.
+    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError>;
+
+    /// Reads the texts that a submission of this ranking needs, if they are not in memory.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn read_captions(&mut self, _ranking: &Ranking) -> Result<(), PipelineError> {
+        Ok(())
+    }
 
     /// Returns the text of a caption.
     fn caption(&self, number: u32) -> &str;
@@ -118,17 +136,22 @@ struct RankOutput {
     remarks: StageRemarks,
 }
 
-/// Ranks captions for the test images and writes the submission. Without a trained head no features are computed.
+/// Ranks captions for the test images and writes the submission. Without a trained head no features are computed. If an
+/// earlier process has finished the same prediction, its result is returned.
 ///
 /// # Errors
 /// When an input, the disk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Option<PredictOutput>, PipelineError> {
-    let PredictInput { model, manifest, prepared, device } = input;
     let Some(settings) = ctx.config.predict() else { return Ok(None) };
+    let finished = finished_key::of(ctx, settings, &input).await?;
+    if let Some(output) = tokio::task::block_in_place(|| finished.read())? {
+        return Ok(Some(output));
+    }
+    let PredictInput { model, manifest, prepared, device } = input;
     let PreparedPrediction { shards, generation, test_set, candidates, own } = prepared;
     let prediction = Prediction { settings, model, shards, generation, test_set, device, own };
     let output = match ctx.config.head() {
-        HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx)?).await,
+        HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx, settings.top_k as usize)?).await,
         HeadConfig::Text { .. } => {
             let ranker = ProjectionRanker::open(ctx, model, manifest, candidates)?;
             prediction.run(ctx, ranker).await
@@ -137,8 +160,10 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
             let ranker = ProjectionRanker::open_paired(ctx, model, manifest, candidates)?;
             prediction.run(ctx, ranker).await
         }
-    };
-    output.map(Some)
+    }?;
+    let files: Vec<&str> = output.remarks.output_paths().collect();
+    tokio::task::block_in_place(|| finished.write(&output, &files))?;
+    Ok(Some(output))
 }
 
 /// A prediction with any kind of head.
@@ -169,7 +194,7 @@ impl Prediction<'_> {
         features::run(ctx, FeaturesInput { job, layout, name: stem, backbone, device, thumbnails: None }).await
     }
 
-    async fn run<R: Ranker>(mut self, ctx: &RunContext, ranker: R) -> Result<PredictOutput, PipelineError> {
+    async fn run<R: Ranker>(mut self, ctx: &RunContext, mut ranker: R) -> Result<PredictOutput, PipelineError> {
         let shards = std::mem::take(&mut self.shards);
         let Self { settings, test_set, device, own, .. } = &self;
         let top_k = settings.top_k as usize;
@@ -198,6 +223,7 @@ impl Prediction<'_> {
             remarks.add_note(format!("the run has no trained head, so every id gets {}", R::FALLBACK));
             Ranking::empty(test_set.urls.len(), top_k)
         };
+        ranker.read_captions(&ranking)?;
         let output = ctx.config.output();
         let fallback = ranker.fallback(top_k);
         let submission = Submission { ids: &settings.ids, output, test_set, ranking: &ranking, fallback: &fallback };

@@ -16,34 +16,38 @@ mod session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{HeadConfig, TrainConfig, Trial};
-use crate::pipeline::captions::{self, VectorStore};
-use crate::pipeline::catalog::Catalog;
+use crate::chunk::features::READ_BYTES;
+use crate::config::{ConfigError, HeadConfig, Problem, RunConfig, TrainConfig, Trial};
+use crate::objects::Store;
+use crate::pipeline::captions::{self, Encoder, VectorStore};
+use crate::pipeline::catalog::{Catalog, StoredClasses};
 use crate::pipeline::chunk_files::FeatureSet;
-use crate::pipeline::context::RunContext;
+use crate::pipeline::context::{RunContext, disk_problem};
 use crate::pipeline::device::{DeviceWorker, model_error};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::finished::FinishedStage;
 use crate::pipeline::observe::report::{CatalogReport, MixingReport, StageRemarks, TrainingReport};
 use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
 use crate::predict::metrics;
 use crate::telemetry::{Party, StageProgress, StageTimer};
-use crate::train::{Progress, Schedule, checkpoint, order};
-use crate::types::{Balance, ValidationSplit};
+use crate::train::{HeadSize, Progress, Schedule, checkpoint, order};
+use crate::types::{Balance, TargetKind, ValidationSplit};
 
 use checkpoints::{CheckpointList, best_point};
 use chunk::SampleSpec;
-use feature_store::{FeaturePlacement, FeatureStore, resident_bytes};
-use head::{ClassifierHead, Head, ProjectionHead, TrainingData};
+use feature_store::{ChunkSet, FeaturePlacement, FeatureStore, resident_bytes};
+use head::{ClassifierHead, Head, ProjectionHead};
 use inventory::{Inventory, InventorySpec};
 use session::Session;
 
-/// GPU memory that resident features leave free in addition to the heads, for the logits of a block, kernels and
-/// auto-tuning.
+/// GPU memory that resident features leave free in addition to the heads, for temporaries, kernels and auto-tuning.
 const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
 /// Upper bound on the values of a tensor: kernels index them with 32 bits.
 const MAX_DEVICE_VALUES: u64 = 1 << 31;
 /// Plot of the training curve.
 const PLOT_FILE: &str = "training.svg";
+/// Files of a finished training beside its checkpoints.
+const FINISHED_FILES: [&str; 2] = [checkpoints::CURVE_FILE, PLOT_FILE];
 
 /// Input of the stage.
 pub(crate) struct TrainInput<'a> {
@@ -103,6 +107,8 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     let Some(settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
     let split = ctx.config.validation_split();
     let shape = model.backbone()?.shape;
+    let finished = FinishedStage::new(&ctx.dir, "train", [generation.as_str()]);
+    let known = tokio::task::block_in_place(|| read_finished(ctx, &finished, settings.trials.len()))?;
     let job = || TrainJob {
         ctx: ctx.clone(),
         features: Arc::new(features),
@@ -113,8 +119,10 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         device: Arc::clone(device),
         stage_progress: ctx.progress.stage("train", "samples", 0),
     };
+    let is_known = known.is_some();
     let report = match ctx.config.head() {
-        HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes.len() }).await?,
+        _ if is_known => known,
+        HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes }).await?,
         // The configuration has no training with a paired head.
         HeadConfig::Paired { .. } => None,
         HeadConfig::Text { hidden, encoder: settings } => {
@@ -124,19 +132,21 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
             } else {
                 None
             };
-            // Check the limits before the long computation of the vectors.
-            captions::require_vector_space(ctx, encoder, catalog.classes.len())?;
-            let set = captions::embed(ctx, encoder, device, "captions", Arc::clone(&catalog.classes)).await?;
+            let classes = StoredClasses::open(&ctx.dir)?;
+            let set = captions::embed_classes(ctx, encoder, device, "captions", classes.clone()).await?;
+            let languages = tokio::task::spawn_blocking(move || classes.read_languages()).await??;
             let head = ProjectionHead {
                 vectors: Arc::new(VectorStore::open(ctx, set).await?),
-                languages: Arc::clone(&catalog.languages),
-                output: encoder.checkpoint.dim(),
+                languages: Arc::new(languages),
                 hidden: *hidden as usize,
                 log_scale: pairing.map(|pairing| pairing.log_scale),
             };
             train(job(), head).await?
         }
     };
+    if let (Some(report), false) = (&report, is_known) {
+        tokio::task::block_in_place(|| finished.write(report, &FINISHED_FILES))?;
+    }
     let mut remarks = StageRemarks::default();
     if let Some(report) = &report {
         if let Some(note) = explain_zero_score(report, &catalog.report, ctx.config.head()) {
@@ -148,6 +158,17 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         remarks.add_note("no head was trained: no image has a label on the training side");
     }
     Ok(TrainOutput { report, remarks })
+}
+
+/// Returns the report of a training that an earlier process finished, if its newest checkpoint is still there.
+fn read_finished(
+    ctx: &RunContext,
+    finished: &FinishedStage,
+    trials: usize,
+) -> Result<Option<TrainingReport>, PipelineError> {
+    let Some(report) = finished.read::<TrainingReport>()? else { return Ok(None) };
+    let newest = CheckpointList::read(&ctx.dir)?.newest_complete(trials);
+    Ok((newest == Some(report.steps)).then_some(report))
 }
 
 /// Explains a head that learned the training images and nothing else: its loss falls, but it ranks no right caption of a
@@ -186,15 +207,22 @@ fn explain_zero_score(report: &TrainingReport, catalog: &CatalogReport, head: &H
 
 /// Trains heads of one kind; `None` if there is no sample to train on.
 async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>, PipelineError> {
-    require_disk(&job, &head)?;
     let spec = InventorySpec {
         split: job.split,
         targets: job.settings.targets,
+        dim: job.shape.dim,
         epochs: job.settings.epochs,
         balanced: head.languages().filter(|_| job.settings.balance == Balance::Language).cloned(),
     };
-    let features = Arc::clone(&job.features);
-    let inventory = tokio::task::spawn_blocking(move || Inventory::read(&features, &spec)).await??;
+    let (features, mut held_out) = (Arc::clone(&job.features), head.collect_held_out(&job));
+    // Reading a chunk, and the held-out rows so far.
+    let (budget, bytes) =
+        (job.ctx.budget.clone(), READ_BYTES + job.ctx.config.limits().memory.0 / head::HELD_OUT_SHARE);
+    let read = move || {
+        let _permit = budget.acquire_blocking(bytes.min(budget.limit_bytes() - budget.in_flight_bytes()));
+        Ok::<_, PipelineError>((Inventory::read(&features, &spec, &mut held_out)?, held_out))
+    };
+    let (inventory, held_out) = tokio::task::spawn_blocking(read).await??;
     let (inventory, settings, dim) = (Arc::new(inventory), &job.settings, job.shape.dim);
     let epoch_samples: Vec<u64> = (0..settings.epochs).map(|epoch| inventory.epoch_samples(epoch)).collect();
     let all_samples = epoch_samples.iter().sum();
@@ -208,7 +236,8 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         Schedule::with_ratio(settings.schedule, trial.learning_rate, settings.warmup_ratio, total_steps)
     };
     let schedules = trials.iter().map(schedule).collect();
-    let placement = choose_placement(&job, head.device_bytes(dim, trials.len()));
+    let head_bytes = head.bytes(&job);
+    let placement = choose_placement(&job, head_bytes);
     let spec = SampleSpec {
         split: job.split,
         dim,
@@ -216,10 +245,16 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         contrastive: H::CONTRASTIVE,
         balance: inventory.balance.clone(),
     };
-    let store = Arc::new(FeatureStore::new(job.ctx.dir.clone(), inventory.files.clone(), spec, placement));
+    let chunk_bytes = |(rows, labels): &(u64, u64)| resident_bytes(*rows, *labels, dim, job.shape.precision);
+    let bytes = inventory.sizes.iter().map(chunk_bytes).collect();
+    let chunks = ChunkSet { dir: job.ctx.dir.clone(), files: inventory.files.clone(), bytes };
+    let budget = job.ctx.budget.clone();
+    let store = tokio::task::spawn_blocking(move || FeatureStore::new(chunks, spec, placement, budget)).await?;
+    let store = Arc::new(store);
+    require_window_memory(&job, &store, &inventory, placement)?;
     let mixing = measure_mixing(&job, &store, &inventory).await?;
-    if let Some(bytes) = head.host_bytes(dim, trials.len()) {
-        tracing::info!(heads = trials.len(), "weights, momentum and gradient take {} MiB", bytes >> 20);
+    if head_bytes > 0 {
+        tracing::info!(heads = trials.len(), "weights, momentum, gradient and logits take {} MiB", head_bytes >> 20);
     }
     let (starts, progress) = start(&job, &head, &trials, &store).await?;
     let saved = CheckpointList::read(&job.ctx.dir)?;
@@ -229,8 +264,7 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
     let timer =
         job.stage_progress.part(StageTimer::device().starved_by(Party::Features).blocked_by(Party::RunDirectory));
     job.ctx.events.stage_started(&job.stage_progress);
-    let data = TrainingData { store: Arc::clone(&store), inventory: Arc::clone(&inventory), timer: Arc::clone(&timer) };
-    let trainers = head.load(&job, starts, progress.step, data).await?;
+    let trainers = head.load(&job, starts, progress.step, held_out).await?;
     if placement == FeaturePlacement::Device {
         let (rows, precision) = (job.feature_rows() as usize, job.shape.precision);
         store.upload(job.device.allocate_features(rows, dim, precision).await?).await?;
@@ -256,15 +290,82 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
     Ok(Some(report))
 }
 
-/// Refuses a limit of scratch disk that is too small for training from a remote run directory.
-fn require_disk(job: &TrainJob, head: &impl Head) -> Result<(), PipelineError> {
-    if !job.ctx.dir.is_remote() {
+/// Returns the problem of scratch disk that is too small for training from a remote run directory.
+pub(crate) fn remote_disk_problem(
+    config: &RunConfig,
+    classes: u64,
+    dim: usize,
+    encoder: Option<&Encoder>,
+) -> Option<Problem> {
+    let (Some(settings), true) = (config.train(), Store::is_remote(config.run_dir())) else { return None };
+    let checkpoint = match (config.head(), encoder) {
+        (HeadConfig::Text { hidden, .. }, Some(encoder)) => {
+            head::projection_checkpoint_bytes(dim as u64, u64::from(*hidden), encoder.checkpoint.dim() as u64)
+        }
+        _ => head_size(config, settings, classes, dim).weights().saturating_mul(8),
+    };
+    let window = 2 * settings.shuffle_rows * (4 * dim as u64 + 1024);
+    let what = "a checkpoint and the features on their way from the run directory";
+    disk_problem(config, checkpoint.saturating_add(window), what)
+}
+
+/// Returns the size of the classifiers of a configuration.
+pub(crate) fn head_size(config: &RunConfig, settings: &TrainConfig, classes: u64, dim: usize) -> HeadSize {
+    HeadSize {
+        classes,
+        dim: dim as u64,
+        heads: settings.trials.len() as u64,
+        batch_rows: u64::from(settings.batch_size),
+        validates: !config.validation_split().is_empty(),
+    }
+}
+
+/// Refuses a `limits.memory` that has no room for the largest window, beside what stays in memory for the whole training.
+fn require_window_memory(
+    job: &TrainJob,
+    store: &FeatureStore,
+    inventory: &Inventory,
+    placement: FeaturePlacement,
+) -> Result<(), PipelineError> {
+    if placement != FeaturePlacement::Files {
         return Ok(());
     }
-    let dim = job.shape.dim;
-    let window = 2 * job.settings.shuffle_rows * (4 * dim as u64 + 1024);
-    let what = "a checkpoint and the features on their way from the run directory";
-    job.ctx.require_disk(head.checkpoint_bytes(dim) + window, what)
+    let (seed, rows) = (job.split.seed, job.settings.shuffle_rows);
+    let windows = |epoch| order::plan_epoch(inventory.chunk_samples(epoch), seed, epoch, rows);
+    let of_epoch = |epoch| windows(epoch).iter().map(|window| store.window_bytes(window)).max();
+    let window = (0..job.settings.epochs).filter_map(of_epoch).max().unwrap_or(0);
+    let limit = job.ctx.config.limits().memory;
+    let left = limit.0 - limit.0 / head::HELD_OUT_SHARE;
+    if window.saturating_add(job.ctx.budget.in_flight_bytes()) <= left {
+        return Ok(());
+    }
+    Err(ConfigError(vec![refuse_window(&job.ctx.config, &job.settings, window)]).into())
+}
+
+/// Returns the problem of a `limits.memory` that has no room for a window of `bytes` bytes.
+fn refuse_window(config: &RunConfig, settings: &TrainConfig, bytes: u64) -> Problem {
+    let (limit, rows) = (config.limits().memory, settings.shuffle_rows);
+    let what = format!(
+        "`{limit}` has no room for the {} of features that are shuffled together: raise it, or lower `train.shuffle_rows` \
+         (`{rows}`)",
+        bytesize::ByteSize(bytes)
+    );
+    Problem::new("limits.memory", what)
+}
+
+/// Returns the problem of windows that will not fit `limits.memory`, as far as the labels tell before there are features:
+/// `pairs` labels of `images` images. Features that fit half of it need no windows.
+pub(crate) fn window_problem(config: &RunConfig, images: u64, pairs: u64, shape: FeatureShape) -> Option<Problem> {
+    let settings = config.train()?;
+    let views = u64::from(settings.views.max(1));
+    let bytes = |images: u64| resident_bytes(images.saturating_mul(views), 0, shape.dim, shape.precision);
+    let limit = config.limits().memory.0;
+    let samples_per_image = match settings.targets {
+        TargetKind::Pairs => pairs as f64 / images.max(1) as f64,
+        TargetKind::Soft => 1.0,
+    };
+    let window = bytes(images.min((settings.shuffle_rows as f64 / samples_per_image.max(1.0)) as u64));
+    (bytes(images) > limit / 2 && window > limit).then(|| refuse_window(config, settings, window))
 }
 
 async fn measure_mixing(

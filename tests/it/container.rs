@@ -72,7 +72,7 @@ fn check_describes_the_machine() {
     assert!(out.status.success(), "{found}");
     let machine = |name: &str| found["machine"][name].as_str().unwrap_or_default().to_owned();
     assert!(machine("memory").contains("in flight, chosen by `auto`"), "{found}");
-    assert!(machine("disk for the run directory").contains(" free in `"), "{found}");
+    assert!(machine("disk for the run directory").contains(" free for `"), "{found}");
     assert!(machine("cores").ends_with("decoding threads"), "{found}");
 }
 

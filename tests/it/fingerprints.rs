@@ -71,6 +71,8 @@ fn fingerprints_and_artefact_names_are_stable() {
             ("journal/catalog.json", 1),
             ("journal/features/N.json", 16),
             ("journal/features/N.urls", 16),
+            ("journal/finished/predict-submission.json", 1),
+            ("journal/finished/train.json", 1),
             ("journal/predict-submission/N.json", 2),
             ("journal/predict-submission/N.urls", 2),
             ("predict/submission/duplicates.parquet", 1),

@@ -283,7 +283,7 @@ fn imports_are_found_in_every_form() {
 }
 
 /// Parts of `pipeline` that every stage may import, lowest first. A part may only name parts above it.
-const PIPELINE_BASE: &[&str] = &["error", "store", "observe", "manifest", "context", "chunk_files", "feed"];
+const PIPELINE_BASE: &[&str] = &["error", "store", "observe", "finished", "manifest", "context", "chunk_files", "feed"];
 
 /// Stage → the stages that its production code may import, beside the base. A stage may only name stages above it.
 const PIPELINE_STAGES: &[(&str, &[&str])] = &[
@@ -291,13 +291,14 @@ const PIPELINE_STAGES: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("catalog", &[]),
     ("images", &[]),
-    ("captions", &["device", "hub"]),
+    ("captions", &["catalog", "device", "hub"]),
     ("resolve", &["captions", "device", "hub", "images"]),
     ("features", &["device", "images", "resolve"]),
     ("train", &["captions", "catalog", "device", "resolve"]),
     ("predict", &["captions", "catalog", "device", "features", "hub", "images", "resolve", "train"]),
+    ("needs", &["captions", "device", "resolve", "train"]),
     ("plan", &["predict", "resolve"]),
-    ("check", &["captions", "catalog", "device", "hub", "images", "predict", "resolve"]),
+    ("check", &["captions", "catalog", "device", "hub", "images", "needs", "predict", "resolve"]),
     ("inspect", &["device", "hub"]),
 ];
 

@@ -8,6 +8,7 @@ mod device;
 mod end_to_end;
 mod errors;
 mod fingerprints;
+mod full_size;
 mod hub;
 mod layering;
 mod observability;

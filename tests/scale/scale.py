@@ -20,11 +20,12 @@ import time
 import corpus
 
 MIB = 1 << 20
-# Promise of `src/lib.rs` and `src/catalog/join.rs`: the join index takes at most 16 bytes a labelled row, and 512 KiB beside them.
-INDEX_BYTES_PER_ROW, INDEX_BYTES = 16, 512 << 10
-# Promise of `src/catalog/classes.rs` and `src/catalog/languages.rs`: beside its text a class takes at most 24 bytes, 16 more for a caption
-# list, and 2 for its language.
-CLASS_BYTES = {"train": 26, "list": 42}
+# Promises of docs/guarantees.md. While the catalog is built, the join index takes at most 16 bytes a labelled row, and a class takes,
+# beside its text, 8 bytes of offset, 25 of a growing hash table and 2 for its language, and 8 more for a caption list. Once the catalog is
+# saved, only the join index is left, 12 bytes an entry; there are at most as many entries as labelled rows.
+INDEX_BYTES = 512 << 10
+BUILT_INDEX_BYTES_PER_ROW, LOADED_INDEX_BYTES_PER_ROW = 16, 12
+CLASS_BYTES = {"train": 35, "list": 43}
 # Files of a run directory that differ between two runs to the same result.
 PROCESS_FILES = {"report.json", "run.toml", "status.json", "lock", "events", "scratch"}
 CHUNK_ROWS = 2048
@@ -124,18 +125,21 @@ class Benchmark:
         if bound and usage.peak_bytes > bound:
             self.problems.append(f"{stage}: {usage.peak_bytes / MIB:.1f} MiB of memory, more than the bound of {bound / MIB:.1f} MiB")
 
-    def bound(self, classes, truth):
-        """Most memory that a stage may take: the limit, the join index, and the classes with their text."""
+    def bound(self, classes, truth, builds):
+        """Most memory that a stage may take: the limit, the join index, and, where it `builds` the catalog, the classes with their text."""
+        rows, limit = truth[classes]["labelled_rows"], parse_bytes(self.memory)
+        if not builds:
+            return limit + LOADED_INDEX_BYTES_PER_ROW * rows + INDEX_BYTES
         text = truth["list_bytes"] if classes == "list" else truth["caption_bytes"]
-        index = INDEX_BYTES_PER_ROW * truth[classes]["labelled_rows"] + INDEX_BYTES
-        return parse_bytes(self.memory) + index + text + CLASS_BYTES[classes] * truth[classes]["classes"]
+        index = BUILT_INDEX_BYTES_PER_ROW * rows + INDEX_BYTES
+        return limit + index + text + CLASS_BYTES[classes] * truth[classes]["classes"]
 
     def report(self, run):
         return json.loads((self.work / run / "report.json").read_text())
 
     def peak(self, usage, report):
         """The program's own figure catches what the last poll missed."""
-        usage.peak_bytes = max(usage.peak_bytes, report["processes"][-1].get("peak_memory_bytes") or 0)
+        usage.peak_bytes = max(usage.peak_bytes, last_process(report).get("peak_memory_bytes") or 0)
 
     def check_catalog(self, stage, report, classes, truth):
         found, expected = report["catalog"], truth[classes]
@@ -156,15 +160,18 @@ class Benchmark:
     def stage(self, name, run, classes, images, truth, kill_when=None):
         """Runs one configuration and adds its line; returns the usage and, when it was not killed, the report."""
         command = self.config(run if images else f"{run}-catalog", run, classes, images)
+        # The journal entry is written once the catalog is complete.
+        builds = not (self.work / run / "journal/catalog.json").exists()
         usage = measure(command, self.work / "log", self.timeout, kill_when)
-        bound = self.bound(classes, truth)
+        bound = self.bound(classes, truth, builds)
         if usage.killed:
             self.note(f"{name} (killed)", None, usage, bound=bound)
             return usage, None
         report = self.report(run)
         self.peak(usage, report)
         wanted = "images" if images else "pairs"
-        done = next((stage for stage in report["processes"][-1]["stages"] if stage["name"] == wanted), None)
+        stages = last_process(report).get("stages", report["stages"])
+        done = next((stage for stage in stages if stage["name"] == wanted), None)
         self.note(name, done and done["done"], usage, done and done["seconds"], bound)
         self.check_catalog(name, report, classes, truth)
         if images:
@@ -259,6 +266,11 @@ class Benchmark:
         return "\n".join(lines)
 
 
+def last_process(report):
+    """The figures of the process that wrote a report."""
+    return (report.get("processes") or [report])[-1]
+
+
 def snapshot(folder):
     """Size and modification time of the artefacts below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -340,6 +352,15 @@ def arguments():
     return args
 
 
+def git_revision():
+    """Commit of the tree that this script is in, with a mark if it has changes."""
+    try:
+        where = pathlib.Path(__file__).parent
+        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "an unknown revision"
+
+
 def main():
     args = arguments()
     sizes, work = args.sizes, args.work.absolute()
@@ -354,7 +375,7 @@ def main():
     for name in ["list", "train", "resumed", "peer"]:
         shutil.rmtree(work / name, ignore_errors=True)
     bench = Benchmark(os.path.abspath(program), work, args.memory, args.timeout or 300 + 4 * 3600 * args.scale, args.keep)
-    started = time.perf_counter()
+    started, loads = time.perf_counter(), os.getloadavg()
     truth = corpus.write_corpus(sizes, bench.corpus, args.jobs)
     print(f"corpus: {truth['bytes'] / 1e9:.2f} GB in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     if args.corpus_only:
@@ -371,9 +392,12 @@ def main():
         if not args.keep:
             for name in ["corpus", "list", "train", "resumed", "peer"]:
                 shutil.rmtree(work / name, ignore_errors=True)
+    revision = git_revision()
     counts = f"{sizes.pair_rows:,} pair rows, {sizes.image_rows:,} images, {sizes.captions:,} distinct captions"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the end"
-    print(f"{counts}, seed {sizes.seed}; limits.memory {args.memory}; {machine}\n")
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    load = f"load {loads[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end, nice {os.nice(0)}"
+    machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}; {load}"
+    print(f"{counts}, seed {sizes.seed}; limits.memory {args.memory}; program of {revision}; {machine}\n")
     print(bench.table())
     if compared:
         print(f"\npixels compared: {compared:,} images")

@@ -9,6 +9,7 @@ const MAX_REGISTERS: u64 = 1 << 10;
 
 /// Linear layers that have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each layer has a bias or not, in any combination")]
 pub(in crate::model) struct Biases {
     pub(in crate::model) query: bool,
     pub(in crate::model) key: bool,
@@ -58,6 +59,7 @@ pub(in crate::model) enum ProjectionHead {
 
 /// Architecture of a backbone whose tokens all attend to each other.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "families combine these parts freely")]
 pub(in crate::model) struct PlainConfig {
     pub(in crate::model) hidden: usize,
     pub(in crate::model) layers: u32,

@@ -63,7 +63,7 @@ impl WindowedConfig {
     }
 
     /// Returns the side of the grid of tokens in a stage, for a grid of patches. Merging pads an odd grid.
-    pub(in crate::model) fn grid(&self, patches: usize, stage: usize) -> usize {
+    pub(in crate::model) fn grid(patches: usize, stage: usize) -> usize {
         (0..stage).fold(patches, |grid, _| grid.div_ceil(2))
     }
 
@@ -158,7 +158,7 @@ mod tests {
         };
         let stages: Vec<usize> = (0..config.blocks()).map(|block| config.stage_of(block)).collect();
         assert_eq!(stages, [0, 0, 1, 1, 1, 2, 2]);
-        assert_eq!([0, 1, 2].map(|stage| config.grid(9, stage)), [9, 5, 3]);
+        assert_eq!([0, 1, 2].map(|stage| WindowedConfig::grid(9, stage)), [9, 5, 3]);
         assert_eq!(config.window_and_shift(0, 9), (4, 2));
         assert_eq!(config.window_and_shift(2, 3), (3, 0));
         let v2 = WindowedConfig { v2: true, ..config };

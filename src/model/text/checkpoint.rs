@@ -184,6 +184,7 @@ impl TextCheckpoint {
             pooling: Pooling::Cls,
             normalise: true,
             lower_case: settings.lower_case,
+            include_prompt: true,
             files: settings.file.into_iter().collect(),
             ..Modules::default()
         };

@@ -245,12 +245,13 @@ impl<B: Backend> TextEncoder<B> {
         } else {
             self.forward(inputs, padded.then_some(mask), counts, rows, tokens)
         };
+        let vectors = if vectors.dims()[1] > self.dim { vectors.narrow(1, 0, self.dim) } else { vectors };
         let failed = |reason: String| ModelError::Device { reason };
         let data = vectors.try_into_data().map_err(|cause| failed(cause.to_string()))?;
         data.convert::<f32>().into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))
     }
 
-    /// Maps summed embeddings, `[rows · tokens, hidden]`, to caption embeddings, `[rows, dim]`.
+    /// Maps summed embeddings, `[rows · tokens, hidden]`, to caption embeddings, `[rows, dim before truncation]`.
     ///
     /// `mask`: 0 for a token, [`MASKED_SCORE`] for padding, `[rows, tokens]`. `counts`: tokens of each row.
     fn forward(
@@ -322,10 +323,7 @@ impl<B: Backend> TextEncoder<B> {
                 vectors = vectors.tanh();
             }
         }
-        if self.normalise {
-            vectors = scale_to_unit_length(vectors);
-        }
-        if vectors.dims()[1] > self.dim { vectors.narrow(1, 0, self.dim) } else { vectors }
+        if self.normalise { scale_to_unit_length(vectors) } else { vectors }
     }
 }
 

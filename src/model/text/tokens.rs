@@ -16,7 +16,8 @@ pub struct CaptionTokenizer {
 }
 
 impl CaptionTokenizer {
-    /// Reads `tokenizer.json`. Captions are padded if the encoder was trained so; those that exceed the encoder's maximum length are truncated at the end.
+    /// Reads `tokenizer.json`. Captions are padded if the encoder was trained so; those that exceed the encoder's maximum
+    /// length are truncated at the end.
     ///
     /// # Errors
     /// When the file is damaged or its tokenizer is not supported.

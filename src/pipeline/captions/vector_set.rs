@@ -1,12 +1,11 @@
 //! Stored vectors of one set of captions: chunk files, journal entries and readers.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Encoder;
-use crate::catalog::Classes;
+use crate::catalog::Texts;
 use crate::chunk::Checksum;
 use crate::chunk::texts::{self, Vectors};
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
@@ -23,6 +22,8 @@ const JOURNAL: &str = "journal/texts";
 pub(super) const CHUNK_CAPTIONS: usize = 2048;
 /// Version of the vectors. It changes when equal inputs yield different vectors.
 const FORMAT: &str = "1";
+/// Digits of a generation.
+const GENERATION_DIGITS: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
@@ -31,24 +32,62 @@ struct Entry {
 }
 
 /// Returns the hash of everything that the vectors of a set depend on.
-pub(super) fn generation(encoder: &Encoder, captions: &Classes) -> String {
+pub(super) fn generation(encoder: &Encoder, captions: &Texts) -> String {
     let mut hasher = blake3::Hasher::new();
+    hash_encoder(&mut hasher, encoder);
+    for text in captions.iter() {
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
+    hasher.finalize().to_hex()[..GENERATION_DIGITS].to_owned()
+}
+
+/// Record of the set of some stored captions, so that a later start finds the set without hashing the captions.
+pub(super) struct StoredSet {
+    dir: Directory,
+    name: String,
+}
+
+impl StoredSet {
+    /// Names the record of the captions with this identity.
+    pub(super) fn new(dir: Directory, encoder: &Encoder, identity: &str) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hash_encoder(&mut hasher, encoder);
+        hasher.update(identity.as_bytes());
+        Self { dir, name: format!("{JOURNAL}/of-{}.txt", &hasher.finalize().to_hex()[..16]) }
+    }
+
+    /// Returns the generation of the set, if it was recorded.
+    ///
+    /// # Errors
+    /// When the record exists and cannot be read.
+    pub(super) fn generation(&self) -> Result<Option<String>, PipelineError> {
+        let text = self.dir.read(&self.name)?.and_then(|content| String::from_utf8(content).ok());
+        Ok(text.filter(|text| text.len() == GENERATION_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())))
+    }
+
+    /// Records the generation of a complete set.
+    ///
+    /// # Errors
+    /// When the run directory cannot be written.
+    pub(super) fn record(&self, generation: &str) -> Result<(), PipelineError> {
+        Ok(self.dir.write(&self.name, generation.as_bytes())?)
+    }
+}
+
+/// Hashes the encoder and its settings.
+fn hash_encoder(hasher: &mut blake3::Hasher, encoder: &Encoder) {
     for part in [FORMAT, &encoder.fingerprint, &encoder.prefix, encoder.precision.as_str()] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     if encoder.checkpoint.dim() < encoder.checkpoint.full_dim() {
         hasher.update(b"truncated").update(&(encoder.checkpoint.dim() as u64).to_le_bytes());
     }
-    for text in captions.texts() {
-        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 /// Returns the captions of a chunk.
-pub(super) fn chunk_captions(captions: &Classes, chunk: usize) -> Vec<&str> {
+pub(super) fn chunk_captions(captions: &Texts, chunk: usize) -> Vec<&str> {
     let span = chunk * CHUNK_CAPTIONS..((chunk + 1) * CHUNK_CAPTIONS).min(captions.len());
-    span.map(|number| captions.text(number as u32).unwrap_or_default()).collect()
+    span.map(|number| captions.get(number as u32).unwrap_or_default()).collect()
 }
 
 /// Writes the chunks of a set.
@@ -56,7 +95,8 @@ pub(super) fn chunk_captions(captions: &Classes, chunk: usize) -> Vec<&str> {
 pub(super) struct SetWriter {
     pub(super) dir: Directory,
     pub(super) generation: String,
-    pub(super) captions: Arc<Classes>,
+    /// Number of captions.
+    pub(super) captions: usize,
 }
 
 impl SetWriter {
@@ -81,7 +121,7 @@ impl SetWriter {
         let list = |folder: &str| self.dir.list(&format!("{folder}/{}", self.set()));
         let entries: BTreeSet<String> = list(JOURNAL)?.into_iter().collect();
         let files: BTreeSet<String> = list(FOLDER)?.into_iter().collect();
-        let count = self.captions.len().div_ceil(CHUNK_CAPTIONS);
+        let count = self.captions.div_ceil(CHUNK_CAPTIONS);
         let is_complete = |chunk: &usize| {
             entries.contains(&format!("{chunk:06}.json")) && files.contains(&format!("{chunk:06}.parquet"))
         };
@@ -112,10 +152,9 @@ impl SetWriter {
     ///
     /// # Errors
     /// When the run directory cannot be written.
-    pub(super) fn commit(&self, chunk: usize, vectors: &Vectors) -> Result<Checksum, PipelineError> {
+    pub(super) fn commit(&self, chunk: usize, captions: &[&str], vectors: &Vectors) -> Result<Checksum, PipelineError> {
         let name = self.chunk_name(chunk);
-        let captions = chunk_captions(&self.captions, chunk);
-        let checksum = texts::write(&self.dir.temporary(&name)?, &captions, vectors, &self.generation)?;
+        let checksum = texts::write(&self.dir.temporary(&name)?, captions, vectors, &self.generation)?;
         self.dir.publish(&name)?;
         let entry = Entry { generation: self.generation.clone(), checksum };
         let content = serde_json::to_vec(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
@@ -135,8 +174,8 @@ impl SetWriter {
             ..ChunkFile::default()
         };
         let files = chunks.into_iter().enumerate().map(file).collect();
-        let (captions, dim, precision) = (self.captions.len(), encoder.checkpoint.dim(), encoder.precision);
-        VectorSet { files, dir: self.dir, captions, dim, precision }
+        let (captions, dim, precision) = (self.captions, encoder.checkpoint.dim(), encoder.precision);
+        VectorSet { files, dir: self.dir, generation: self.generation, captions, dim, precision }
     }
 }
 
@@ -144,12 +183,18 @@ impl SetWriter {
 pub(crate) struct VectorSet {
     dir: Directory,
     files: Vec<ChunkFile>,
+    generation: String,
     captions: usize,
     dim: usize,
     precision: Precision,
 }
 
 impl VectorSet {
+    /// Returns the hash of everything that the vectors depend on.
+    pub(super) fn generation(&self) -> &str {
+        &self.generation
+    }
+
     /// Returns the dimension of a vector.
     pub(super) fn dim(&self) -> usize {
         self.dim

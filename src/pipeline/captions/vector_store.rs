@@ -11,6 +11,7 @@ use super::{VectorSet, resident_limit_bytes};
 use crate::objects::StoreError;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::runtime::BytePermit;
 use crate::train::text::{RunningMoments, centre_and_normalise};
 
 /// Name of the file on scratch disk.
@@ -28,6 +29,8 @@ pub(crate) struct VectorStore {
     storage: Storage,
     dim: usize,
     mean: Vec<f32>,
+    /// Share of `limits.memory`, if the vectors are in memory.
+    _permit: Option<BytePermit>,
 }
 
 impl VectorStore {
@@ -37,9 +40,11 @@ impl VectorStore {
     /// When a chunk cannot be read or is damaged, or scratch disk cannot be written.
     pub(crate) async fn open(ctx: &RunContext, set: VectorSet) -> Result<Self, PipelineError> {
         let (memory_bytes, scratch) = (resident_limit_bytes(&ctx.config), ctx.scratch_path());
+        let budget = ctx.budget.clone();
         tokio::task::spawn_blocking(move || {
             if set.stored_bytes() <= memory_bytes {
-                Self::read_to_memory(&set)
+                let permit = Some(budget.acquire_blocking(set.stored_bytes()));
+                Ok(Self { _permit: permit, ..Self::read_to_memory(&set)? })
             } else {
                 Self::copy_to_disk(&set, &scratch)
             }
@@ -61,7 +66,7 @@ impl VectorStore {
             Ok(())
         })?;
         let storage = if set.is_bf16() { Storage::Bf16(halves) } else { Storage::F32(floats) };
-        Ok(Self { storage, dim: set.dim(), mean: statistics.mean() })
+        Ok(Self { storage, dim: set.dim(), mean: statistics.mean(), _permit: None })
     }
 
     fn copy_to_disk(set: &VectorSet, scratch: &Path) -> Result<Self, PipelineError> {
@@ -87,7 +92,7 @@ impl VectorStore {
         // The open file stays readable. The system frees it when the process ends.
         std::fs::remove_file(&path).map_err(failed)?;
         let storage = if set.is_bf16() { Storage::Bf16File(file) } else { Storage::F32File(file) };
-        Ok(Self { storage, dim: set.dim(), mean: statistics.mean() })
+        Ok(Self { storage, dim: set.dim(), mean: statistics.mean(), _permit: None })
     }
 
     /// Returns the mean of all vectors.

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Catalog;
 use super::checkpoint::{CatalogCheckpoint, CheckpointWriter, Position};
 use crate::catalog::{
-    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, UrlVariants, url_hash,
+    ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Texts, UrlVariants, url_hash,
 };
 use crate::config::{CaptionsConfig, CatalogConfig};
 use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
@@ -39,6 +38,18 @@ pub(crate) async fn read_captions(store: &Store, name: &str, classes: &mut Class
     }
 }
 
+/// A catalog that was built from the inputs and is not saved yet.
+pub(super) struct BuiltCatalog {
+    /// Captions that are classes.
+    pub(super) texts: Texts,
+    /// Language of each class.
+    pub(super) languages: Languages,
+    /// Classes of each image URL.
+    pub(super) index: JoinIndex,
+    /// Counts for the report.
+    pub(super) report: CatalogReport,
+}
+
 /// Builds the catalog, starting at the end of `checkpoint`. Returns `None` when the run has to stop.
 ///
 /// # Errors
@@ -50,7 +61,7 @@ pub(super) async fn build(
     stage_progress: &StageProgress,
     writer: CheckpointWriter,
     checkpoint: Option<CatalogCheckpoint>,
-) -> Result<Option<Catalog>, PipelineError> {
+) -> Result<Option<BuiltCatalog>, PipelineError> {
     let CatalogConfig { captions, pairs } = config;
     let mut classes = Classes::new(captions.classes, captions.match_rule);
     if let Some(list) = captions.class_list() {
@@ -83,10 +94,7 @@ pub(super) async fn build(
         index: JoinIndexBuilder::new(),
         writer,
     };
-    let start = match checkpoint {
-        Some(checkpoint) => Some(reader.restore(checkpoint, shards)?),
-        None => None,
-    };
+    let start = checkpoint.map(|checkpoint| reader.restore(checkpoint, shards));
     ctx.events.stage_started(stage_progress);
     let first = start.map_or(0, |start| start.shard);
     for (index, shard) in shards.iter().enumerate().skip(first) {
@@ -122,10 +130,10 @@ struct PairsReader<'a> {
 
 impl PairsReader<'_> {
     /// Restores the state of an earlier process and returns its position.
-    fn restore(&mut self, checkpoint: CatalogCheckpoint, shards: &[Object]) -> Result<Position, PipelineError> {
+    fn restore(&mut self, checkpoint: CatalogCheckpoint, shards: &[Object]) -> Position {
         let CatalogCheckpoint { position, tally, entries, captions, url_variants, languages } = checkpoint;
-        for caption in &captions {
-            self.classes.add(caption)?;
+        if self.source == ClassSource::Train {
+            self.classes = Classes::from_train_texts(self.classes.rule(), captions);
         }
         self.index = JoinIndexBuilder::from_parts(entries, tally);
         (self.url_variants, self.languages) = (url_variants, languages);
@@ -135,7 +143,7 @@ impl PairsReader<'_> {
             self.bytes_before += shard.size;
             self.stage_progress.shard(index, |shard| shard.done = true);
         }
-        Ok(position)
+        position
     }
 
     /// Reads one file from `start` on. Returns false when the run has to stop.
@@ -206,18 +214,20 @@ impl PairsReader<'_> {
     }
 
     /// Builds the join index and counts the rows for the report.
-    fn finish(self, captions: &CaptionsConfig, duplicates: u64) -> Result<Catalog, PipelineError> {
-        let Self { counts, mut classes, url_variants, mut languages, index, .. } = self;
+    fn finish(self, captions: &CaptionsConfig, duplicates: u64) -> Result<BuiltCatalog, PipelineError> {
+        let Self { counts, classes, url_variants, mut languages, index, .. } = self;
         if classes.is_empty() {
             return Err(PipelineError::Input(
                 "no row of `pairs.shards` has a caption, so there is no class: check the files and `pairs.languages`"
                     .into(),
             ));
         }
-        classes.shrink();
-        let merges = url_variants.merges();
-        languages.share_within_groups(&classes.groups());
-        let index: JoinIndex = index.build(&classes)?;
+        let (merges, groups) = (url_variants.merges(), classes.groups());
+        drop(url_variants);
+        // No caption is looked up any more.
+        let texts = classes.into_texts();
+        languages.share_within_groups(&groups);
+        let index: JoinIndex = index.build_from_groups(groups)?;
         let coverage = index.coverage();
         let mut skipped: BTreeMap<String, u64> = PairProblem::ALL
             .into_iter()
@@ -245,8 +255,7 @@ impl PairsReader<'_> {
             urls_merged_by_normalising: merges.urls,
             urls_merged_exact: merges.exact,
         };
-        let (index, languages) = (Arc::new(index), Arc::new(languages));
-        Ok(Catalog { classes: Arc::new(classes), index, languages, report })
+        Ok(BuiltCatalog { texts, languages, index, report })
     }
 }
 
@@ -313,7 +322,7 @@ mod tests {
         assert_eq!(stage_progress.done, 18_000);
         assert!(stage_progress.resumed > 0 && stage_progress.shards.iter().all(|shard| shard.done));
         assert_eq!(found.index.entries(), expected.index.entries());
-        assert_eq!(found.classes.texts().collect::<Vec<_>>(), expected.classes.texts().collect::<Vec<_>>());
+        assert!(found.texts.iter().eq(expected.texts.iter()));
         assert_eq!((found.report, found.languages), (expected.report, expected.languages));
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, UrlVariants};
+use crate::catalog::{Classes, JoinIndexBuilder, Languages, RowTally, Texts, UrlVariants};
 use crate::corpus::{PairCounts, ResumePoint};
 use crate::objects::StoreError;
 use crate::run_dir::Directory;
@@ -63,7 +63,7 @@ pub(super) struct CatalogCheckpoint {
     /// Entries of the join index.
     pub(super) entries: Vec<[u32; 3]>,
     /// New classes, if the training captions are the classes.
-    pub(super) captions: Vec<String>,
+    pub(super) captions: Texts,
     /// Sample of URL variants.
     pub(super) url_variants: UrlVariants,
     /// Languages of the classes.
@@ -140,7 +140,7 @@ impl CheckpointWriter {
         let started = Instant::now();
         let entries = &index.entries()[self.entries..];
         let captions: Vec<&str> =
-            new_classes.map(|classes| classes.texts().skip(self.captions).collect()).unwrap_or_default();
+            new_classes.map(|classes| classes.texts_from(self.captions).collect()).unwrap_or_default();
         // A new class has its language from the start. A class of a list may get its language at any time.
         let first_language = if new_classes.is_some() { self.captions.min(languages.codes().len()) } else { 0 };
         let codes = &languages.codes()[first_language..];
@@ -190,8 +190,13 @@ impl CheckpointWriter {
 impl CatalogCheckpoint {
     /// Appends the next segment, whose languages start with class `first_language`.
     fn extend(mut self, segment: Self, first_language: usize) -> Self {
+        // Doubling would exceed the memory that a row may take.
+        if self.entries.capacity() - self.entries.len() < segment.entries.len() {
+            self.entries.reserve_exact(segment.entries.len().max(self.entries.len() / 8));
+        }
         self.entries.extend(segment.entries);
-        self.captions.extend(segment.captions);
+        // A segment with more captions than `u32` can number is never written.
+        self.captions.append(&segment.captions);
         let mut codes = self.languages.codes().to_vec();
         codes.truncate(first_language);
         codes.extend_from_slice(segment.languages.codes());
@@ -230,10 +235,10 @@ fn parse_segment(content: &[u8], generation: &str) -> Option<(CatalogCheckpoint,
     let hashes: Vec<u64> = hashes.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
     let codes = split_front(&mut rest, header.languages_of.checked_mul(2)?)?.as_chunks::<2>().0;
     let codes: Vec<u16> = codes.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
-    let mut captions = Vec::new();
+    let mut captions = Texts::default();
     for _ in 0..header.captions {
         let bytes = usize::try_from(read_u64(&mut rest)?).ok()?;
-        captions.push(std::str::from_utf8(split_front(&mut rest, bytes)?).ok()?.to_owned());
+        captions.push(std::str::from_utf8(split_front(&mut rest, bytes)?).ok()?)?;
     }
     let segment = CatalogCheckpoint {
         languages: Languages::from_parts(header.languages, codes),
@@ -284,7 +289,7 @@ mod tests {
         let checkpoint = checkpoint.unwrap();
         assert_eq!((checkpoint.position, checkpoint.tally), (position(29), index.tally()));
         assert_eq!(checkpoint.entries, index.entries());
-        assert_eq!(checkpoint.captions, classes.texts().collect::<Vec<_>>());
+        assert!(checkpoint.captions.iter().eq(classes.texts()));
         assert_eq!(checkpoint.languages, languages);
         assert_eq!(checkpoint.url_variants.sample().1.collect::<Vec<_>>(), url_variants.sample().1.collect::<Vec<_>>());
 

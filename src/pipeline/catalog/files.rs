@@ -1,13 +1,14 @@
 //! Files of a complete catalog in the run directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Catalog;
-use crate::catalog::{CatalogError, ClassSource, Classes, JoinIndex, Languages, Match, RowTally};
-use crate::chunk::{Checksum, tables, verify};
+use super::build::BuiltCatalog;
+use crate::catalog::{ClassSource, Classes, Groups, JoinIndex, Languages, RowTally, Texts};
+use crate::chunk::{Checksum, ChunkError, tables, verify};
 use crate::config::CaptionsConfig;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::CatalogReport;
@@ -24,6 +25,9 @@ struct Entry {
     rows: u64,
     labelled_rows: u64,
     report: CatalogReport,
+    /// Members of each group of several classes; absent in entries of older versions.
+    #[serde(default)]
+    groups: Option<Vec<Vec<u32>>>,
     #[serde(default)]
     checksums: BTreeMap<String, Checksum>,
 }
@@ -32,6 +36,41 @@ impl Entry {
     /// Reads the journal entry; `None` if it is absent or not complete.
     fn read(directory: &Directory) -> Result<Option<Self>, PipelineError> {
         Ok(directory.read(ENTRY)?.and_then(|content| serde_json::from_slice(&content).ok()))
+    }
+
+    /// Reads the journal entry of a complete catalog.
+    ///
+    /// # Errors
+    /// When the directory has none.
+    fn require(directory: &Directory) -> Result<Self, PipelineError> {
+        Self::read(directory)?.ok_or_else(|| {
+            PipelineError::Input(format!(
+                "`{}` has no complete catalog of captions: run its training pipeline first",
+                directory.display("")
+            ))
+        })
+    }
+
+    /// Returns the groups of the classes. Those of an entry of an older version are found by the captions.
+    fn groups(&self, directory: &Directory, captions: &CaptionsConfig) -> Result<Groups, PipelineError> {
+        let classes = self.report.classes as usize;
+        if let Some(members) = &self.groups {
+            return Groups::from_members(classes, members).ok_or_else(|| {
+                let name = directory.display(ENTRY);
+                PipelineError::Input(format!(
+                    "`{name}` is damaged: remove the file, so that the catalog is built again"
+                ))
+            });
+        }
+        if captions.classes == ClassSource::Train {
+            return Ok(Groups::from_members(classes, &[]).unwrap_or_default());
+        }
+        let mut list = Classes::new(captions.classes, captions.match_rule);
+        let mut failed = None;
+        tables::read_classes(&self.fetch(directory, CLASSES)?, |row| {
+            failed = list.add(row.caption).err().or(failed.take());
+        })?;
+        failed.map_or_else(|| Ok(list.groups()), |error| Err(error.into()))
     }
 
     /// Fetches a file of the catalog and verifies its checksum.
@@ -57,127 +96,170 @@ pub(super) fn load(
     if [CLASSES, LABELS].iter().any(|name| !present.iter().any(|file| name.ends_with(file.as_str()))) {
         return Ok(None);
     }
-    let mut builder = ClassTable::new(Classes::new(captions.classes, captions.match_rule));
-    tables::read_classes(&entry.fetch(directory, CLASSES)?, |row| builder.add_row(&row))?;
-    let (classes, languages, _) = builder.finish()?;
+    let groups = entry.groups(directory, captions)?;
     let entries = tables::read_labels(&entry.fetch(directory, LABELS)?)?;
     let tally = RowTally { rows: entry.rows, labelled_rows: entry.labelled_rows };
-    let index = JoinIndex::from_sorted_entries(entries, classes.groups(), tally)?;
-    let (index, languages) = (Arc::new(index), Arc::new(languages));
-    Ok(Some(Catalog { classes: Arc::new(classes), index, languages, report: entry.report }))
+    let index = Arc::new(JoinIndex::from_sorted_entries(entries, groups, tally)?);
+    Ok(Some(Catalog { classes: entry.report.classes as usize, index, report: entry.report }))
 }
 
-/// Rows of the class table, collected by the reader.
-struct ClassTable {
-    classes: Classes,
-    languages: Languages,
-    /// Image URLs of each class.
-    images: Vec<u32>,
-    /// First error. It is kept here because the reader cannot be stopped.
-    error: Option<CatalogError>,
+/// Returns the number of classes of a complete catalog.
+///
+/// # Errors
+/// When the directory has no complete catalog.
+pub(crate) fn count_classes(directory: &Directory) -> Result<usize, PipelineError> {
+    Ok(Entry::require(directory)?.report.classes as usize)
 }
 
-impl ClassTable {
-    fn new(classes: Classes) -> Self {
-        Self { classes, languages: Languages::default(), images: Vec::new(), error: None }
+/// The table of the classes of a complete catalog. Its columns are read when they are needed.
+#[derive(Clone)]
+pub(crate) struct StoredClasses {
+    directory: Directory,
+    /// Number of classes.
+    pub(crate) count: usize,
+    checksum: Option<Checksum>,
+}
+
+impl StoredClasses {
+    /// Opens the table of a run directory. Nothing of it is read.
+    ///
+    /// # Errors
+    /// When the directory has no complete catalog.
+    pub(crate) fn open(directory: &Directory) -> Result<Self, PipelineError> {
+        let entry = Entry::require(directory)?;
+        let (count, checksum) = (entry.report.classes as usize, entry.checksums.get(CLASSES).copied());
+        Ok(Self { directory: directory.clone(), count, checksum })
     }
 
-    fn add_row(&mut self, row: &tables::ClassRow<'_>) {
-        self.languages.set(self.images.len(), row.language);
-        self.images.push(row.images);
-        if let Err(error) = self.classes.add(row.caption) {
-            self.error.get_or_insert(error);
-        }
+    /// Returns a name of the table's content, equal for equal classes; `None` if an older version wrote the table.
+    pub(crate) fn identity(&self) -> Option<String> {
+        self.checksum.map(|sum| format!("{} classes {sum}", self.count))
     }
 
-    fn finish(self) -> Result<(Classes, Languages, Vec<u32>), PipelineError> {
-        match self.error {
-            Some(error) => Err(error.into()),
-            None => Ok((self.classes, self.languages, self.images)),
-        }
+    /// Fetches the table and verifies its checksum.
+    fn fetch(&self) -> Result<LocalCopy, PipelineError> {
+        let copy = self.directory.fetch(CLASSES)?;
+        verify(&copy, &self.directory.display(CLASSES), self.checksum)?;
+        Ok(copy)
     }
+
+    /// Reads the captions. Blocks the thread.
+    ///
+    /// # Errors
+    /// When the table is damaged or cannot be read.
+    pub(crate) fn read_texts(&self) -> Result<Texts, PipelineError> {
+        Ok(read_table(&self.fetch()?, |_| ())?)
+    }
+
+    /// Reads the language of each class. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::read_texts`].
+    pub(crate) fn read_languages(&self) -> Result<Languages, PipelineError> {
+        let (mut languages, mut class) = (Languages::default(), 0);
+        tables::read_class_languages(&self.fetch()?, |language| {
+            languages.set(class, language);
+            class += 1;
+        })?;
+        Ok(languages)
+    }
+
+    /// Reads the number of images of each class. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::read_texts`].
+    pub(crate) fn read_images(&self) -> Result<Vec<u32>, PipelineError> {
+        Ok(tables::read_class_images(&self.fetch()?)?)
+    }
+
+    /// Returns whether any of some captions is a class. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::read_texts`].
+    pub(crate) fn contains_any(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
+        let mut found = false;
+        tables::read_classes(&self.fetch()?, |row| found |= captions.contains(row.caption))?;
+        Ok(found)
+    }
+
+    /// Reads the captions of some classes, by ascending class. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::read_texts`].
+    pub(crate) fn read_some_texts(&self, classes: &[u32]) -> Result<Vec<Box<str>>, PipelineError> {
+        let (mut class, mut wanted, mut texts) = (0, classes.iter().peekable(), Vec::with_capacity(classes.len()));
+        tables::read_classes(&self.fetch()?, |row| {
+            while wanted.next_if_eq(&&class).is_some() {
+                texts.push(row.caption.into());
+            }
+            class += 1;
+        })?;
+        Ok(texts)
+    }
+}
+
+/// Reads the captions of a class table, and passes each row to `visit`.
+fn read_table(path: &LocalCopy, mut visit: impl FnMut(&tables::ClassRow<'_>)) -> Result<Texts, ChunkError> {
+    let mut texts = Texts::default();
+    tables::read_classes(path, |row| {
+        // A table has at most as many rows as `u32` can number: `save` wrote it from such texts.
+        texts.push(row.caption);
+        visit(&row);
+    })?;
+    texts.shrink();
+    Ok(texts)
 }
 
 /// Classes of a complete catalog, for a text head.
+#[derive(Default)]
 pub(crate) struct RunCatalog {
     /// Captions that are classes.
-    pub(crate) classes: Arc<Classes>,
+    pub(crate) texts: Arc<Texts>,
     /// Language of each class.
     pub(crate) languages: Languages,
     /// Image URLs of each class.
     pub(crate) images: Vec<u32>,
 }
 
-impl Default for RunCatalog {
-    fn default() -> Self {
-        let classes = Arc::new(Classes::new(ClassSource::List, Match::Exact));
-        Self { classes, languages: Languages::default(), images: Vec::new() }
-    }
-}
-
 impl RunCatalog {
-    /// Loads the classes from a run directory.
+    /// Reads the classes of a run directory.
     ///
     /// # Errors
-    /// When the directory has no complete catalog.
+    /// As [`StoredClasses::open`] and [`StoredClasses::read_texts`].
     pub(crate) fn load(directory: &Directory) -> Result<Self, PipelineError> {
-        let mut table = ClassTable::new(Classes::new(ClassSource::List, Match::Exact));
-        for_each_class(directory, |row| table.add_row(&row))?;
-        let (mut classes, languages, images) = table.finish()?;
-        classes.shrink();
-        Ok(Self { classes: Arc::new(classes), languages, images })
+        let (mut languages, mut images) = (Languages::default(), Vec::new());
+        let texts = read_table(&StoredClasses::open(directory)?.fetch()?, |row| {
+            languages.set(images.len(), row.language);
+            images.push(row.images);
+        })?;
+        Ok(Self { texts: Arc::new(texts), languages, images })
     }
 }
 
-/// A caption that is a class.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Caption {
-    /// The caption.
-    pub(crate) text: Box<str>,
-    /// Number of image URLs with this caption.
-    pub(crate) images: u32,
-}
-
-/// Loads the captions that are classes from a run directory.
-///
-/// # Errors
-/// When the directory has no complete catalog.
-pub(crate) fn load_captions(directory: &Directory) -> Result<Vec<Caption>, PipelineError> {
-    let mut captions = Vec::new();
-    for_each_class(directory, |row| captions.push(Caption { text: row.caption.into(), images: row.images }))?;
-    Ok(captions)
-}
-
-fn for_each_class(directory: &Directory, process: impl FnMut(tables::ClassRow<'_>)) -> Result<(), PipelineError> {
-    let Some(entry) = Entry::read(directory)? else {
-        return Err(PipelineError::Input(format!(
-            "`{}` has no complete catalog of captions: run its training pipeline first",
-            directory.display("")
-        )));
-    };
-    Ok(tables::read_classes(&entry.fetch(directory, CLASSES)?, process)?)
-}
-
-/// Writes the files of the catalog, then its journal entry.
+/// Writes the files of the catalog, then its journal entry. Returns what stays in memory.
 ///
 /// # Errors
 /// When the run directory cannot be written.
-pub(super) fn save(directory: &Directory, catalog: &Catalog, generation: &str) -> Result<(), PipelineError> {
+pub(super) fn save(directory: &Directory, built: BuiltCatalog, generation: &str) -> Result<Catalog, PipelineError> {
+    let BuiltCatalog { texts, languages, index, report } = built;
     directory.remove(ENTRY)?;
     let path = directory.temporary(CLASSES)?;
-    let language = |class| catalog.languages.language(class);
-    let classes = tables::write_classes(&path, catalog.classes.texts(), &catalog.index.frequencies(), language)?;
+    let language = |class| languages.language(class);
+    let classes_sum = tables::write_classes(&path, texts.iter(), &index.frequencies(), language)?;
+    let classes = texts.len();
+    drop((texts, languages));
     directory.publish(CLASSES)?;
-    let labels = tables::write_labels(&directory.temporary(LABELS)?, catalog.index.entries())?;
+    let labels_sum = tables::write_labels(&directory.temporary(LABELS)?, index.entries())?;
     directory.publish(LABELS)?;
     let entry = Entry {
         generation: generation.to_owned(),
-        rows: catalog.index.tally().rows,
-        labelled_rows: catalog.index.tally().labelled_rows,
-        report: catalog.report.clone(),
-        checksums: [(CLASSES.to_owned(), classes), (LABELS.to_owned(), labels)].into(),
+        rows: index.tally().rows,
+        labelled_rows: index.tally().labelled_rows,
+        report,
+        groups: Some(index.groups().all_members()),
+        checksums: [(CLASSES.to_owned(), classes_sum), (LABELS.to_owned(), labels_sum)].into(),
     };
     let content = serde_json::to_vec_pretty(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
     directory.create_new(ENTRY, &content)?;
-    Ok(())
+    Ok(Catalog { classes, index: Arc::new(index), report: entry.report })
 }

@@ -1,7 +1,7 @@
 //! Whether the machine or container fits a run: memory, cores, writable disks and credentials.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytesize::ByteSize;
 
@@ -42,23 +42,15 @@ pub(super) fn check_weights(config: &RunConfig, backbone: &Backbone, check: &mut
     }
 }
 
-/// Returns the nearest folder that exists.
-fn existing(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_owned()
-}
-
 fn check_disks(config: &RunConfig, check: &mut Check) {
     let run_dir = config.run_dir();
     let local = (!Store::is_remote(run_dir)).then(|| PathBuf::from(run_dir.strip_prefix("file://").unwrap_or(run_dir)));
     let scratch = config.model().is_some().then(|| ("scratch", scratch_path(config)));
     let run = local.map(|folder| ("run directory", folder));
     for (name, folder) in scratch.into_iter().chain(run) {
-        let place = existing(&folder);
-        if let Some(free) = free_bytes(&place) {
-            check
-                .machine
-                .insert(format!("disk for the {name}"), format!("{} free in `{}`", ByteSize(free), place.display()));
+        if let Some(free) = free_bytes(&folder) {
+            let text = format!("{} free for `{}`", ByteSize(free), folder.display());
+            check.machine.insert(format!("disk for the {name}"), text);
         }
     }
 }

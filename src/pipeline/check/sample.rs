@@ -10,6 +10,7 @@ use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
 use crate::decode::{Decoder, ImageSpec};
 use crate::objects::{Object, ReadStats, Reader, Store};
 use crate::pipeline::catalog::{MAX_RECORD_BYTES, NO_LABEL, read_captions};
+use crate::pipeline::check::class_count::{ClassCount, DistinctCurve};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::{FEED_BYTES, feed_parser};
 use crate::pipeline::resolve::require_captions;
@@ -104,8 +105,8 @@ pub(super) async fn sample_images(
 pub(super) struct SampledLabels {
     rows: u64,
     labelled: u64,
-    /// Number of classes; `None` if the captions themselves are the classes.
-    classes: Option<usize>,
+    /// Number of classes.
+    count: ClassCount,
     /// Hash of the first image of each class that occurs.
     first_image: HashMap<u64, u64>,
     /// Classes with a second image.
@@ -122,9 +123,12 @@ impl SampledLabels {
 
     /// Describes the counts.
     pub(super) fn describe(&self) -> String {
-        let classes =
-            self.classes.map_or_else(|| "the captions themselves are the".to_owned(), |count| count.to_string());
-        format!("{} of the first {} rows have a label ({classes} classes)", self.labelled, self.rows)
+        format!("{} of the first {} rows have a label ({})", self.labelled, self.rows, self.count)
+    }
+
+    /// Returns the number of classes.
+    pub(super) fn count(&self) -> ClassCount {
+        self.count
     }
 
     /// Says why a head would learn nothing, as far as the sample shows it.
@@ -145,15 +149,16 @@ impl SampledLabels {
     }
 }
 
-/// Counts labels among the first pairs of a shard.
+/// Counts labels among the first pairs of a shard. All shards have `pairs_bytes` stored bytes.
 pub(super) async fn sample_labels(
     store: &Store,
     config: &RunConfig,
     shard: &Object,
+    pairs_bytes: u64,
 ) -> Result<SampledLabels, PipelineError> {
     let mut sampled = SampledLabels::default();
     let Some(CatalogConfig { captions, pairs }) = config.catalog() else { return Ok(sampled) };
-    let mut classes = Classes::new(ClassSource::List, captions.match_rule);
+    let mut classes = Classes::new(captions.classes, captions.match_rule);
     if let Some(list) = captions.class_list() {
         read_captions(store, list, &mut classes).await?;
         if classes.is_empty() {
@@ -166,19 +171,21 @@ pub(super) async fn sample_labels(
             require_captions(classes.len(), predict.top_k)?;
         }
     }
-    let mut reader = store.open(shard, Arc::default()).await?;
+    let stats = Arc::<ReadStats>::default();
+    let mut reader = store.open(shard, Arc::clone(&stats)).await?;
     let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
-    let mut fed = 0;
+    let (mut fed, mut curve) = (0, DistinctCurve::default());
     loop {
         let more = feed_sample(&mut reader, &mut rows, &mut fed, &shard.url).await?;
         while let Some(row) = rows.next()? {
             let PairRow::Pair(pair) = row else { continue };
-            let class = match captions.classes {
-                ClassSource::Train => Some(url_hash(pair.target)),
-                ClassSource::List => classes.group_of(pair.target).map(|group| u64::from(group.first_class())),
+            let group = match captions.classes {
+                ClassSource::List => classes.group_of(pair.target),
+                ClassSource::Train => classes.add(pair.target)?,
             };
-            if let Some(class) = class {
-                sampled.add(class, url_hash(pair.image_url));
+            curve.add(classes.len() as u64);
+            if let Some(group) = group {
+                sampled.add(u64::from(group.first_class()), url_hash(pair.image_url));
             }
         }
         if !more {
@@ -186,7 +193,11 @@ pub(super) async fn sample_labels(
         }
     }
     sampled.rows = rows.counts().rows;
-    sampled.classes = (captions.classes == ClassSource::List).then(|| classes.len());
+    sampled.count = match captions.classes {
+        ClassSource::List => ClassCount::Exact(classes.len() as u64),
+        // A compressed file is read ahead, so the share is an upper bound and the estimate a lower one.
+        ClassSource::Train => curve.extrapolate((fed as u64).min(stats.bytes()), pairs_bytes),
+    };
     Ok(sampled)
 }
 

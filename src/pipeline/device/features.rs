@@ -107,24 +107,6 @@ impl FeatureRows {
         }
     }
 
-    /// Copies a range of the rows.
-    pub(crate) fn slice(&self, span: Range<usize>) -> Self {
-        match self {
-            Self::Host { values, dim } => {
-                Self::Host { values: values[span.start * dim..span.end * dim].to_vec(), dim: *dim }
-            }
-            Self::Device { features, rows } => Self::Device { features: features.clone(), rows: rows[span].to_vec() },
-        }
-    }
-
-    /// Removes the first `count` rows.
-    pub(crate) fn drop_first(&mut self, count: usize) {
-        match self {
-            Self::Host { values, dim } => drop(values.drain(..count * *dim)),
-            Self::Device { rows, .. } => drop(rows.drain(..count)),
-        }
-    }
-
     /// Passes a range of the rows to `job`. The caller must be on the device's thread.
     pub(super) fn with_slice<R>(&self, span: Range<usize>, job: impl FnOnce(&Features<'_, Any>) -> R) -> R {
         match self {

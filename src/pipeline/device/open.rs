@@ -76,6 +76,18 @@ pub(crate) async fn choose(settings: &DeviceConfig) -> Result<SelectedDevice, Pi
     chosen.map_err(|error| PipelineError::Model(error.to_string()))
 }
 
+/// Returns the settings with which a device trains heads.
+pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision) -> Options {
+    if !chosen.is_cuda() {
+        return Options::default();
+    }
+    let compute = match precision {
+        Precision::Bf16 => Compute::Bf16,
+        Precision::F32 => Compute::F32,
+    };
+    Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu }
+}
+
 /// Opens a device on its own thread. A `batch_size` of 0 selects the size automatically. Compiled kernels are cached in
 /// `scratch`.
 ///
@@ -103,19 +115,20 @@ pub(crate) async fn open(
         } else {
             batch_size as usize
         };
-        let (format, compute) = match needs.precision {
-            Precision::Bf16 => (DType::BF16, Compute::Bf16),
-            Precision::F32 => (DType::F32, Compute::F32),
+        let format = match needs.precision {
+            Precision::Bf16 => DType::BF16,
+            Precision::F32 => DType::F32,
         };
         device::configure_kernel_cache(scratch, chosen);
         let device = AnyDevice::Cuda(CudaDevice::new(gpu.index as usize));
         let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
-        let options = Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu };
+        let options = training_options(chosen, needs.precision);
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
         (batch_rows, text_batches, (device, numerics, options, Selection::Device))
     } else {
         let batch_rows = if automatic { CPU_BATCH_ROWS.min(host_rows as usize) } else { batch_size as usize };
-        let state = (AnyDevice::Flex(FlexDevice), Numerics::default(), Options::default(), Selection::Host);
+        let options = training_options(chosen, needs.precision);
+        let state = (AnyDevice::Flex(FlexDevice), Numerics::default(), options, Selection::Host);
         (batch_rows, TextBatches { tokens: CPU_TEXT_TOKENS, fixed_shapes: false }, state)
     };
     let (device, numerics, options, selection) = state;
@@ -124,7 +137,7 @@ pub(crate) async fn open(
     let thread = DeviceThread::start(start).await?.unwrap_or_else(|never| match never {});
     let buffers = BufferPool::new(BATCHES_AHEAD + streams, batch_rows * needs.pixel_bytes as usize);
     let free_bytes = chosen.gpu.as_ref().map(|gpu| gpu.free_bytes);
-    Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, text_batches, free_bytes }))
+    Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, options, text_batches, free_bytes }))
 }
 
 /// Computes the largest batch that fits the free memory of a GPU.
@@ -207,7 +220,16 @@ mod tests {
         };
         let thread = DeviceThread::start(state).await.unwrap().unwrap();
         let (buffers, text_batches) = (BufferPool::new(0, 0), TextBatches { tokens: 1024, fixed_shapes: false });
-        Arc::new(DeviceWorker { thread, batch_rows: 3, in_flight: streams, buffers, text_batches, free_bytes: None })
+        let options = Options::default();
+        Arc::new(DeviceWorker {
+            thread,
+            batch_rows: 3,
+            in_flight: streams,
+            buffers,
+            options,
+            text_batches,
+            free_bytes: None,
+        })
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,9 @@ impl SlotReader {
                     let reader = self.ctx.store.open(shard, Arc::clone(&self.stats)).await?;
                     let rows = ShardRows::new(Arc::clone(&self.job), self.buffers.clone(), next);
                     let mut seen = UrlDedup::new(self.job.filter.clone());
-                    hashes.into_iter().for_each(|hash| _ = seen.insert(hash));
+                    for hash in hashes {
+                        seen.insert(hash);
+                    }
                     closed.insert(OpenShard { index: next.shard, seen, reader, rows, more: true, bytes_before })
                 }
             };

@@ -82,10 +82,10 @@ pub struct Report {
 }
 
 /// Remarks and artefacts of one stage. Stages return them; the orchestrator adds them to the report.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct StageRemarks {
     notes: Vec<String>,
-    outputs: Vec<(&'static str, String)>,
+    outputs: Vec<(String, String)>,
 }
 
 impl StageRemarks {
@@ -94,9 +94,14 @@ impl StageRemarks {
         self.notes.push(note.into());
     }
 
+    /// Returns the paths of the artefacts, relative to the run directory.
+    pub(crate) fn output_paths(&self) -> impl Iterator<Item = &str> {
+        self.outputs.iter().map(|(_, path)| path.as_str())
+    }
+
     /// Adds an artefact by its path relative to the run directory.
-    pub(crate) fn add_output(&mut self, name: &'static str, path: impl Into<String>) {
-        self.outputs.push((name, path.into()));
+    pub(crate) fn add_output(&mut self, name: &str, path: impl Into<String>) {
+        self.outputs.push((name.to_owned(), path.into()));
     }
 }
 
@@ -144,7 +149,7 @@ impl Report {
     /// Adds the remarks of a stage that worked in `dir`.
     pub(crate) fn add_remarks(&mut self, dir: &Directory, remarks: StageRemarks) {
         self.notes.extend(remarks.notes);
-        self.outputs.extend(remarks.outputs.into_iter().map(|(name, path)| (name.to_owned(), dir.display(&path))));
+        self.outputs.extend(remarks.outputs.into_iter().map(|(name, path)| (name, dir.display(&path))));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{ClassSource, Classes, Match};
+use crate::catalog::{ClassSource, Classes, Match, Texts};
 use crate::objects::Store;
 use crate::pipeline::catalog::{self, RunCatalog};
 use crate::pipeline::context::RunContext;
@@ -13,7 +13,7 @@ const RUN_CLASSES: &str = "the classes of the run";
 
 /// Captions to rank.
 pub(crate) struct Candidates {
-    pub(super) captions: Arc<Classes>,
+    pub(super) captions: Arc<Texts>,
     /// Source of the captions in the report.
     pub(super) source: String,
     /// Number and hash of the captions.
@@ -31,9 +31,9 @@ impl Candidates {
         let Some(name) = listed.or_else(run_list) else { return Ok(None) };
         let mut captions = Classes::new(ClassSource::List, Match::Exact);
         catalog::read_captions(&ctx.store, name, &mut captions).await?;
-        captions.shrink();
+        let captions = captions.into_texts();
         let mut hasher = blake3::Hasher::new();
-        for caption in captions.texts() {
+        for caption in captions.iter() {
             hasher.update(&(caption.len() as u64).to_le_bytes()).update(caption.as_bytes());
         }
         let fingerprint = format!("{} captions, {}", captions.len(), &hasher.finalize().to_hex()[..16]);
@@ -42,7 +42,7 @@ impl Candidates {
 
     /// Returns the classes of the run as candidates.
     pub(super) fn from_classes(catalog: &RunCatalog) -> Self {
-        Self { captions: Arc::clone(&catalog.classes), source: RUN_CLASSES.to_owned(), fingerprint: String::new() }
+        Self { captions: Arc::clone(&catalog.texts), source: RUN_CLASSES.to_owned(), fingerprint: String::new() }
     }
 
     /// Returns the number of captions.

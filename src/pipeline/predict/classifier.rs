@@ -1,28 +1,36 @@
 //! Prediction by a classifier: the classes of the run, ranked by their logits.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
+
 use crate::chunk::features::Features;
-use crate::pipeline::catalog::{self, Caption};
+use crate::pipeline::catalog::StoredClasses;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StageRemarks;
-use crate::pipeline::predict::ranking::{QueryEncoder, RankJob};
+use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
 use crate::pipeline::predict::submission::most_frequent;
 use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
 use crate::pipeline::train::checkpoints::PickedCheckpoint;
 use crate::train::HeadState;
 
-/// Ranks the classes of the run.
+/// Ranks the classes of the run. Memory holds the texts of ranked classes only.
 pub(super) struct ClassifierRanker {
-    classes: Vec<Caption>,
+    classes: StoredClasses,
+    /// Classes with the most images, most frequent first.
+    frequent: Vec<u32>,
+    /// Texts of the ranked classes and of the most frequent ones.
+    texts: HashMap<u32, Box<str>>,
 }
 
 impl ClassifierRanker {
-    /// Loads the classes.
+    /// Finds the `top_k` most frequent classes.
     ///
     /// # Errors
     /// When the run directory has no complete catalog.
-    pub(super) fn open(ctx: &RunContext) -> Result<Self, PipelineError> {
-        Ok(Self { classes: catalog::load_captions(&ctx.dir)? })
+    pub(super) fn open(ctx: &RunContext, top_k: usize) -> Result<Self, PipelineError> {
+        let classes = StoredClasses::open(&ctx.dir)?;
+        let frequent = most_frequent(&classes.read_images()?, top_k);
+        Ok(Self { classes, frequent, texts: HashMap::new() })
     }
 }
 
@@ -52,15 +60,27 @@ impl Ranker for ClassifierRanker {
     type Head = HeadState;
 
     fn captions(&self) -> usize {
-        self.classes.len()
+        self.classes.count
+    }
+
+    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
+        self.classes.contains_any(captions)
+    }
+
+    fn read_captions(&mut self, ranking: &Ranking) -> Result<(), PipelineError> {
+        let ranked = ranking.all_captions().chain(self.frequent.iter().copied());
+        let ranked: Vec<u32> = ranked.collect::<BTreeSet<u32>>().into_iter().collect();
+        let texts = self.classes.read_some_texts(&ranked)?;
+        self.texts = ranked.into_iter().zip(texts).collect();
+        Ok(())
     }
 
     fn caption(&self, number: u32) -> &str {
-        &self.classes[number as usize].text
+        self.texts.get(&number).map_or("", |text| &**text)
     }
 
     fn fallback(&self, top_k: usize) -> Vec<u32> {
-        most_frequent(&self.classes, top_k)
+        self.frequent.iter().copied().take(top_k).collect()
     }
 
     fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<HeadState>, PipelineError> {

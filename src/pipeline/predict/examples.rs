@@ -129,7 +129,7 @@ fn render_example(
     let right = images.captions_of.row(image);
     let caption = |place: u32, class: &str| {
         let number = images.captions[place as usize];
-        let (text, language) = (catalog.classes.text(number).unwrap_or_default(), catalog.languages.language(number));
+        let (text, language) = (catalog.texts.get(number).unwrap_or_default(), catalog.languages.language(number));
         let language = if language.is_empty() { String::new() } else { format!("<i>{}</i> ", escape(language)) };
         format!("<li class=\"{class}\" dir=\"auto\">{language}{}</li>\n", escape(text))
     };
@@ -181,7 +181,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::catalog::{ClassSource, Classes, Languages, Match};
+    use crate::catalog::{Languages, Texts};
     use crate::train::Targets;
 
     #[test]
@@ -195,13 +195,13 @@ mod tests {
             vectors: Vec::new(),
             urls: vec!["https://x/<a>.jpg".into()],
         };
-        let mut classes = Classes::new(ClassSource::List, Match::Exact);
+        let mut texts = Texts::default();
         let mut languages = Languages::default();
         for class in 0..7 {
-            classes.add(&format!("<b>{class}</b> & \"it's\"")).unwrap();
+            texts.push(&format!("<b>{class}</b> & \"it's\"")).unwrap();
             languages.set(class, "ar");
         }
-        let catalog = RunCatalog { classes: Arc::new(classes), languages, images: vec![1; 7] };
+        let catalog = RunCatalog { texts: Arc::new(texts), languages, images: vec![1; 7] };
         let example = Example { image: 0, ndcg5: 0.5, mrr: 0.5 };
         let text = render_example(&example, &images, &catalog, &[2, 0], Some(&vec![1, 2, 3]));
         assert!(text.contains("src=\"data:image/jpeg;base64,AQID\"") && text.contains("https://x/&lt;a&gt;.jpg"));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::config::{RunConfig, Stage};
 use crate::model::{Checkpoint, Classifier, export_hf};
-use crate::pipeline::catalog::load_captions;
+use crate::pipeline::catalog::StoredClasses;
 use crate::pipeline::device::model_error;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::{HubModel, find_cached};
@@ -42,8 +42,7 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
         return Err(PipelineError::Input(format!("`{}` has no checkpoint: run the pipeline first", config.run_dir())));
     };
     let head = picked.load_classifier()?;
-    let labels: Vec<String> =
-        load_captions(&directory)?.into_iter().map(|caption| caption.text.into_string()).collect();
+    let labels: Vec<String> = StoredClasses::open(&directory)?.read_texts()?.iter().map(ToOwned::to_owned).collect();
     let dir = find_cached(config, HubModel::Backbone, &store)?.unwrap_or_else(|| model.checkpoint.clone().into());
     let backbone = Checkpoint::open(&dir).map_err(model_error)?;
     check_backbone(&directory, &backbone, &model.checkpoint)?;

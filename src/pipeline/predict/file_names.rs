@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::catalog::{ClassSource, Classes, Match, file_name_words, url_hash};
+use crate::catalog::{ClassSource, Classes, Match, Texts, file_name_words, url_hash};
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::centre_and_normalise;
@@ -37,14 +37,14 @@ impl FileNames {
     }
 
     /// Returns the distinct names, and the name of each image by the hash of its URL.
-    pub(super) fn finish(self) -> (Arc<Classes>, HashMap<u64, u32>) {
-        (Arc::new(self.names), self.name_of)
+    pub(super) fn finish(self) -> (Arc<Texts>, HashMap<u64, u32>) {
+        (Arc::new(self.names.into_texts()), self.name_of)
     }
 }
 
 /// Centred vectors of file names, by image.
 pub(super) struct NameVectors {
-    names: Arc<Classes>,
+    names: Arc<Texts>,
     name_of: HashMap<u64, u32>,
     vectors: VectorStore,
     mean: Vec<f32>,
@@ -53,7 +53,7 @@ pub(super) struct NameVectors {
 impl NameVectors {
     /// Centres the vectors of names: by their own mean if there are many, else by `caption_mean`.
     pub(super) fn new(
-        names: Arc<Classes>,
+        names: Arc<Texts>,
         name_of: HashMap<u64, u32>,
         vectors: VectorStore,
         caption_mean: &[f32],
@@ -91,7 +91,7 @@ impl NameVectors {
         for value in &self.mean {
             hasher.update(&value.to_le_bytes());
         }
-        for name in self.names.texts() {
+        for name in self.names.iter() {
             hasher.update(name.as_bytes()).update(&[0]);
         }
     }

@@ -1,18 +1,14 @@
 //! Images held out from training, read from the run directory for a projection head.
 
-use std::collections::HashSet;
-
 use crate::chunk::journal::{Journal, Layout};
 use crate::config::Stage;
-use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
+use crate::pipeline::chunk_files::{FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::{Manifest, StageRecord};
-use crate::pipeline::train::chunk::SampleSpec;
-use crate::pipeline::train::feature_store::{FeaturePlacement, FeatureStore};
-use crate::pipeline::train::held_out::HeldOut;
+use crate::pipeline::train::held_out::{HeldOut, HeldOutSample, read_chunk_rows};
 use crate::run_dir::Directory;
-use crate::types::{TargetKind, ValidationSplit};
+use crate::types::ValidationSplit;
 
 /// Key of the run's seed in the record of training.
 const SEED_KEY: &str = "run.seed";
@@ -23,7 +19,26 @@ const FRACTION_KEY: &str = "train.validation_fraction";
 pub(super) struct HeldOutImages {
     pub(super) images: HeldOut,
     /// Classes of training images.
-    pub(super) seen_classes: HashSet<u32>,
+    pub(super) seen_classes: ClassSet,
+}
+
+/// Set of classes, one bit for each.
+#[derive(Debug, Default)]
+pub(super) struct ClassSet(Vec<u64>);
+
+impl ClassSet {
+    fn insert(&mut self, class: u32) {
+        let (word, bit) = (class as usize / 64, class % 64);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << bit;
+    }
+
+    /// Returns whether a class is in the set.
+    pub(super) fn contains(&self, class: u32) -> bool {
+        self.0.get(class as usize / 64).is_some_and(|word| word >> (class % 64) & 1 == 1)
+    }
 }
 
 impl HeldOutImages {
@@ -43,26 +58,15 @@ impl HeldOutImages {
         let Some(split) = split.filter(|split| !split.is_empty()) else { return Ok(None) };
         let journal = Journal::read(ctx.dir.clone(), Layout::train("features"), None)?;
         let features = FeatureSet::open(journal)?;
-        let files = features.files();
-        let (mut validation_images, mut seen_classes) = (Vec::with_capacity(files.len()), HashSet::new());
-        for fetched in fetch_files(&ctx.dir, files) {
+        let (mut sample, mut seen_classes) = (HeldOutSample::new(split.seed, dim), ClassSet::default());
+        for (chunk, fetched) in fetch_files(&ctx.dir, features.files()).enumerate() {
             let (file, copy) = fetched?;
-            let rows = file.read_row_meta(&copy)?;
-            let mut count = 0;
-            for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1) {
-                if split.contains(rows.url(row)) {
-                    count += 1;
-                } else {
-                    seen_classes.extend(rows.labels(row).iter().copied());
-                }
+            let rows = read_chunk_rows((file, &copy, &ctx.dir.display(&file.name)), chunk, split, dim, &mut sample)?;
+            for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1 && !split.contains(rows.url(*row))) {
+                rows.labels(row).iter().for_each(|class| seen_classes.insert(*class));
             }
-            validation_images.push(count);
         }
-        let spec = SampleSpec { split, dim, targets: TargetKind::Pairs, contrastive: true, balance: None };
-        // The files were verified above.
-        let files = files.iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
-        let store = FeatureStore::new(ctx.dir.clone(), files, spec, FeaturePlacement::Files);
-        let images = HeldOut::read(&store, read_vectors, &validation_images, split.seed)?;
+        let images = sample.finish(read_vectors)?;
         Ok((images.images() > 0).then_some(Self { images, seen_classes }))
     }
 }
@@ -95,6 +99,16 @@ mod tests {
         let dir = Directory::read_only(&Store::default(), "run").unwrap();
         let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         recorded_split(&dir, &StageRecord { keys, ..StageRecord::default() })
+    }
+
+    #[test]
+    fn class_set_holds_what_was_inserted() {
+        let mut set = ClassSet::default();
+        for class in [0, 63, 64, 1000] {
+            set.insert(class);
+        }
+        let found: Vec<u32> = (0..2000).filter(|class| set.contains(*class)).collect();
+        assert_eq!(found, [0, 63, 64, 1000]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::config::{Stage, StageKeys};
 use crate::objects::Store;
-use crate::pipeline::catalog;
+use crate::pipeline::catalog::StoredClasses;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
@@ -61,11 +61,11 @@ impl OtherClassifier {
         }
         let picked = checkpoints::pick(&dir, Pick::Best)?.ok_or_else(|| refused("it has no checkpoint"))?;
         let head = picked.load_classifier().map_err(|error| refused(&chain(&error)))?;
-        let captions = catalog::load_captions(&dir)?;
-        if captions.len() != head.classes {
+        let texts = StoredClasses::open(&dir)?.read_texts()?;
+        if texts.len() != head.classes {
             return Err(refused("its classes are not those of its head"));
         }
-        let class_of = captions.into_iter().zip(0..).map(|(caption, class)| (caption.text, class)).collect();
+        let class_of = texts.iter().map(Into::into).zip(0..).collect();
         Ok(Some(Self { head, class_of }))
     }
 

@@ -69,16 +69,16 @@ pub(crate) async fn prepare(
         // It depends on no artefact of the run.
     } else if predict_only || !ctx.config.runs(Stage::Stream) {
         require_same_features(ctx, model, manifest)?;
-        let captions = catalog::load_captions(&ctx.dir)?;
+        let classes = catalog::count_classes(&ctx.dir)?;
         if candidates.is_none() {
-            require_captions(captions.len(), settings.top_k)?;
+            require_captions(classes, settings.top_k)?;
         }
     } else if candidates.is_none()
         && manifest.recorded(Stage::Catalog.as_str()).is_some()
-        && let Ok(captions) = catalog::load_captions(&ctx.dir)
+        && let Ok(classes) = catalog::count_classes(&ctx.dir)
     {
         // An incomplete catalog is checked once it is built.
-        require_captions(captions.len(), settings.top_k)?;
+        require_captions(classes, settings.top_k)?;
     }
     let mut keys = model.stream_keys(&ctx.config, Stage::Predict);
     add_inputs(store, &mut keys, "predict.images", &shards).await?;

@@ -2,14 +2,14 @@
 
 mod evaluate;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::catalog::url_hash;
 use crate::chunk::features::Features;
-use crate::config::{ConfigError, Problem, RunConfig};
 use crate::model::Pairing;
 use crate::pipeline::captions::{self, Encoder, VectorStore};
-use crate::pipeline::catalog::RunCatalog;
+use crate::pipeline::catalog::{RunCatalog, StoredClasses};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{LoadedProjector, model_error};
 use crate::pipeline::error::PipelineError;
@@ -63,7 +63,7 @@ impl<'a> ProjectionRanker<'a> {
         let encoder = model.text_encoder()?;
         let catalog = RunCatalog::load(&ctx.dir)?;
         let candidates = candidates.unwrap_or_else(|| Candidates::from_classes(&catalog));
-        require_vector_memory(&ctx.config, encoder, candidates.len())?;
+        captions::require_vector_memory(&ctx.config, encoder, candidates.len())?;
         Ok(Self { model, manifest, encoder, catalog, candidates, pairing: None })
     }
 
@@ -81,38 +81,17 @@ impl<'a> ProjectionRanker<'a> {
         let absent = |what: &str| PipelineError::Internal(format!("a paired head has no {what}"));
         let pairing = backbone.checkpoint.pairing().map_err(model_error)?.ok_or_else(|| absent("scale"))?;
         let candidates = candidates.ok_or_else(|| absent("captions"))?;
-        let (images, captions) = (backbone.shape.dim, encoder.checkpoint.dim());
-        if images != captions {
+        let (images, texts) = (backbone.shape.dim, encoder.checkpoint.dim());
+        if images != texts {
             return Err(PipelineError::Model(format!(
-                "features of {images} values and vectors of captions of {captions} values are not in one space: name the text \
+                "features of {images} values and vectors of captions of {texts} values are not in one space: name the text \
                  encoder that belongs to `model.checkpoint`, or remove `[text]`"
             )));
         }
-        require_vector_memory(&ctx.config, encoder, candidates.len())?;
+        captions::require_vector_memory(&ctx.config, encoder, candidates.len())?;
         let catalog = RunCatalog::default();
         Ok(Self { model, manifest, encoder, catalog, candidates, pairing: Some(pairing) })
     }
-}
-
-/// Refuses captions whose vectors take more than `limits.memory`, since all are ranked in memory.
-///
-/// # Errors
-/// A configuration error that names the key.
-pub(crate) fn require_vector_memory(
-    config: &RunConfig,
-    encoder: &Encoder,
-    captions: usize,
-) -> Result<(), PipelineError> {
-    let bytes = 4 * captions as u64 * encoder.checkpoint.dim() as u64;
-    let limit = config.machine().limits.memory;
-    if bytes <= limit.0 {
-        return Ok(());
-    }
-    let what = format!(
-        "`{limit}` is less than the {} that the vectors of the {captions} captions to rank take: raise it, or rank a shorter list",
-        bytesize::ByteSize(bytes)
-    );
-    Err(ConfigError(vec![Problem { key: "limits.memory".to_owned(), what }]).into())
 }
 
 impl Ranker for ProjectionRanker<'_> {
@@ -123,8 +102,12 @@ impl Ranker for ProjectionRanker<'_> {
         self.candidates.len()
     }
 
+    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
+        Ok(!self.candidates.captions.find_all(captions).is_empty())
+    }
+
     fn caption(&self, number: u32) -> &str {
-        self.candidates.captions.text(number).unwrap_or_default()
+        self.candidates.captions.get(number).unwrap_or_default()
     }
 
     fn fallback(&self, top_k: usize) -> Vec<u32> {
@@ -183,8 +166,8 @@ impl ProjectionRanker<'_> {
         if self.pairing.is_some() {
             return Ok(None);
         }
-        let classes = Arc::clone(&self.catalog.classes);
-        let set = captions::embed(ctx, self.encoder, input.device, "captions", classes).await?;
+        let classes = StoredClasses::open(&ctx.dir)?;
+        let set = captions::embed_classes(ctx, self.encoder, input.device, "captions", classes).await?;
         let read_vectors = |captions: &[u32]| {
             let mut vectors = set.read(captions)?;
             head.centre(&mut vectors);
@@ -228,7 +211,7 @@ impl ProjectionRanker<'_> {
         let set = captions::embed(ctx, self.encoder, input.device, "captions to rank", Arc::clone(captions)).await?;
         let mut vectors = tokio::task::spawn_blocking(move || set.read_all()).await??;
         head.centre(&mut vectors);
-        let classifier = classifier.map(|classifier| classifier.rows(captions.texts()));
+        let classifier = classifier.map(|classifier| classifier.rows(captions.iter()));
         let bias = self.pairing.map_or(0.0, |pairing| pairing.bias);
         Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), bias, classifier })
     }

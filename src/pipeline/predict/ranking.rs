@@ -39,6 +39,11 @@ impl Ranking {
         (ranked.first() != Some(&NONE)).then_some(ranked)
     }
 
+    /// Returns all ranked captions, repeated ones included.
+    pub(super) fn all_captions(&self) -> impl Iterator<Item = u32> {
+        self.captions.iter().copied().filter(|caption| *caption != NONE)
+    }
+
     /// Sets the best captions of an image, unless there are too few.
     pub(super) fn set(&mut self, image: usize, captions: &[u32]) {
         if captions.len() == self.top_k {

@@ -6,7 +6,6 @@ use std::io::BufWriter;
 
 use crate::catalog::url_hash;
 use crate::objects::{Store, StoreError};
-use crate::pipeline::catalog::Caption;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
@@ -61,11 +60,15 @@ impl Submission<'_> {
     }
 }
 
-/// Returns the classes with the most images. Ties go to the lower number.
-pub(super) fn most_frequent(captions: &[Caption], k: usize) -> Vec<u32> {
-    let mut classes: Vec<u32> = (0..captions.len() as u32).collect();
-    classes.sort_by_key(|class| (std::cmp::Reverse(captions[*class as usize].images), *class));
+/// Returns the classes with the most images, from the number of images of each class. Ties go to the lower number.
+pub(super) fn most_frequent(images: &[u32], k: usize) -> Vec<u32> {
+    let mut classes: Vec<u32> = (0..images.len() as u32).collect();
+    let order = |class: &u32| (std::cmp::Reverse(images[*class as usize]), *class);
+    if (1..classes.len()).contains(&k) {
+        classes.select_nth_unstable_by_key(k - 1, order);
+    }
     classes.truncate(k);
+    classes.sort_unstable_by_key(order);
     classes
 }
 
@@ -83,7 +86,7 @@ pub(super) async fn find_right_captions(
     let rows = read_truth_rows(&ctx.store, truth).await?;
     let captions: HashSet<&str> = rows.iter().map(|row| &*row.caption).collect();
     let shown = Store::redact(truth);
-    if !(0..ranker.captions() as u32).any(|number| captions.contains(ranker.caption(number))) {
+    if !ranker.ranks_any_of(&captions)? {
         return Ok(Err(format!(
             "no score: the {} ranked captions hold none of the right captions of `{shown}` (`predict.truth`)",
             ranker.captions()

@@ -152,15 +152,23 @@ impl PickedCheckpoint {
 /// # Errors
 /// When the checkpoints cannot be listed or fetched.
 pub(crate) fn pick(dir: &Directory, pick: Pick) -> Result<Option<PickedCheckpoint>, PipelineError> {
+    let Some((step, trial)) = choose(dir, pick)? else { return Ok(None) };
+    let copy = fetch(dir, (step, trial), &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
+    Ok(Some(PickedCheckpoint { step, trial: trial as u32, copy }))
+}
+
+/// Returns step and trial of the checkpoint that [`pick`] picks.
+///
+/// # Errors
+/// When the checkpoints cannot be listed.
+pub(crate) fn choose(dir: &Directory, pick: Pick) -> Result<Option<(u64, usize)>, PipelineError> {
     let saved = CheckpointList::read(dir)?;
     let curve = read_curve(dir, &saved, u64::MAX)?;
     let best = best_point(&curve.validations).map(|point| (point.step, point.trial as usize));
     let winner = best.map_or(0, |(_, trial)| trial);
     let newest = saved.steps().into_iter().rev().find(|step| saved.contains(*step, winner)).map(|step| (step, winner));
     let best = best.filter(|(step, trial)| pick == Pick::Best && saved.contains(*step, *trial));
-    let Some((step, trial)) = best.or(newest) else { return Ok(None) };
-    let copy = fetch(dir, (step, trial), &[checkpoint::HEAD_FILE, checkpoint::STATE_FILE])?;
-    Ok(Some(PickedCheckpoint { step, trial: trial as u32, copy }))
+    Ok(best.or(newest))
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
 //! A feature chunk in memory: its samples, its validation images, and their features.
 
-use half::bf16;
-
-use crate::chunk::features::Features;
+use crate::chunk::features::{StoredFeatures, Values};
 use crate::pipeline::train::balance::LanguageBalance;
 use crate::train::Targets;
-use crate::types::{Precision, TargetKind, ValidationSplit};
+use crate::types::{TargetKind, ValidationSplit};
 
 /// Specification of the samples of a chunk.
 #[derive(Debug, Clone)]
@@ -31,11 +29,6 @@ pub(super) fn count_samples(targets: TargetKind, classes: &[u32]) -> usize {
     }
 }
 
-enum Values {
-    Bf16(Vec<bf16>),
-    F32(Vec<f32>),
-}
-
 /// A training sample of a chunk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
@@ -54,9 +47,7 @@ pub(crate) struct ChunkRows {
     pub(super) views: u32,
     pub(super) samples: Vec<Sample>,
     /// Rows of the validation images.
-    pub(crate) validation: Vec<u32>,
-    /// URLs of the validation images.
-    pub(crate) validation_urls: Vec<Box<str>>,
+    pub(super) validation: Vec<u32>,
 }
 
 impl ChunkRows {
@@ -86,9 +77,9 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     /// Finds the samples and the validation images of a chunk.
-    pub(super) fn new(chunk: Features, spec: &SampleSpec) -> Self {
+    pub(super) fn new(chunk: StoredFeatures, spec: &SampleSpec) -> Self {
         let (mut classes, mut samples, mut validation) = (Targets::default(), Vec::new(), Vec::new());
-        let (mut views, mut validation_urls) = (1, Vec::new());
+        let mut views = 1;
         for row in 0..chunk.rows.len() {
             let row_classes = chunk.rows.labels(row);
             classes.push(row_classes);
@@ -98,28 +89,18 @@ impl Chunk {
             }
             if spec.split.contains(chunk.rows.url(row)) {
                 validation.push(row as u32);
-                validation_urls.push(chunk.rows.url(row).into());
             } else {
                 let count = count_samples(spec.targets, row_classes) as u32;
                 samples.extend((0..count).map(|nth| Sample { row: row as u32, nth }));
             }
         }
-        let values = match chunk.precision {
-            // Lossless: the values were bf16 in the file.
-            Precision::Bf16 => Values::Bf16(chunk.values.into_iter().map(bf16::from_f32).collect()),
-            Precision::F32 => Values::F32(chunk.values),
-        };
-        let rows = ChunkRows { classes, views, samples, validation, validation_urls };
-        Self { values, dim: spec.dim, rows }
+        let rows = ChunkRows { classes, views, samples, validation };
+        Self { values: chunk.values, dim: spec.dim, rows }
     }
 
     /// Appends the feature of a row.
     pub(crate) fn copy_feature(&self, row: u32, out: &mut Vec<f32>) {
-        let span = row as usize * self.dim..(row as usize + 1) * self.dim;
-        match &self.values {
-            Values::Bf16(values) => out.extend(values[span].iter().map(|value| value.to_f32())),
-            Values::F32(values) => out.extend_from_slice(&values[span]),
-        }
+        self.values.copy_to(row as usize * self.dim..(row as usize + 1) * self.dim, out);
     }
 
     /// Returns the features of all rows, `[rows, dim]`.

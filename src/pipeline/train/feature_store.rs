@@ -2,15 +2,20 @@
 //!
 //! [`FeaturePlacement`] decides whether features are read from their chunk files in each epoch, kept in memory, or
 //! resident on the device. All placements yield the same samples in the same order. In memory, features keep the
-//! precision of their files.
+//! precision of their files. What is in memory counts towards `limits.memory`: all chunks, or those of the window that is
+//! trained on and of the next one.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use crate::chunk::features::READ_BYTES;
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
 use crate::pipeline::device::{FeatureRows, FeaturesOnDevice};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::train::chunk::{Chunk, ChunkRows, Sample, SampleSpec};
+use crate::pipeline::train::held_out::require_dim;
 use crate::run_dir::Directory;
+use crate::runtime::{ByteBudget, BytePermit};
 use crate::train::Targets;
 use crate::train::order::{self, Window};
 use crate::types::{Precision, TargetKind};
@@ -38,10 +43,59 @@ pub(crate) enum FeaturePlacement {
     Files,
 }
 
-/// Samples of one window, in the order of training.
-pub(crate) struct WindowSamples {
+/// Samples of a step, in the order of training.
+pub(crate) struct StepSamples {
     pub(crate) features: FeatureRows,
     pub(crate) targets: Targets,
+}
+
+/// Samples of one window, in the order of training. Its features are copied step by step.
+pub(super) struct WindowSamples {
+    features: WindowFeatures,
+    targets: Targets,
+    dim: usize,
+    _permit: Option<BytePermit>,
+}
+
+enum WindowFeatures {
+    /// Chunks in memory, and the samples as (chunk, row).
+    Host { chunks: Vec<Arc<Chunk>>, rows: Vec<(usize, u32)> },
+    /// Features on the device, and the rows of the samples.
+    Device { features: FeaturesOnDevice, rows: Vec<u32> },
+}
+
+impl WindowSamples {
+    /// Returns the number of samples.
+    pub(super) fn rows(&self) -> usize {
+        self.targets.rows()
+    }
+
+    /// Appends some samples to those of a step.
+    pub(super) fn append_to(&self, step: &mut StepSamples, span: Range<usize>) {
+        let features = match &self.features {
+            WindowFeatures::Host { chunks, rows } => {
+                let mut values = Vec::with_capacity(span.len() * self.dim);
+                rows[span.clone()].iter().for_each(|(slot, row)| chunks[*slot].copy_feature(*row, &mut values));
+                FeatureRows::Host { values, dim: self.dim }
+            }
+            WindowFeatures::Device { features, rows } => {
+                FeatureRows::Device { features: features.clone(), rows: rows[span.clone()].to_vec() }
+            }
+        };
+        if step.targets.rows() == 0 {
+            step.features = features;
+        } else {
+            step.features.append_from(&features, 0);
+        }
+        span.for_each(|row| step.targets.push(self.targets.row(row)));
+    }
+}
+
+impl StepSamples {
+    /// Creates a step without samples.
+    pub(super) fn empty() -> Self {
+        Self { features: FeatureRows::Host { values: Vec::new(), dim: 0 }, targets: Targets::default() }
+    }
 }
 
 /// A chunk whose features are on the device.
@@ -57,27 +111,97 @@ struct Resident {
     chunks: Vec<ResidentChunk>,
 }
 
+/// Bytes of chunks that are read together.
+const GROUP_BYTES: u64 = 32 << 20;
+
+/// The feature chunks of a run.
+pub(super) struct ChunkSet {
+    pub(super) dir: Directory,
+    /// Files in the order of the corpus.
+    pub(super) files: Vec<ChunkFile>,
+    /// Memory of each chunk in bytes.
+    pub(super) bytes: Vec<u64>,
+}
+
 /// The feature chunks of a run, in the order of the corpus.
 pub(crate) struct FeatureStore {
-    dir: Directory,
-    files: Vec<ChunkFile>,
+    chunks: ChunkSet,
     spec: SampleSpec,
+    budget: ByteBudget,
+    /// Bytes of the budget that are not taken for the whole training.
+    room: u64,
+    /// Memory of all chunks, if they stay there.
+    _permit: Option<BytePermit>,
     /// Chunks read so far; `None` if chunks do not stay in memory.
     cache: Option<Vec<OnceLock<Arc<Chunk>>>>,
     resident: OnceLock<Resident>,
 }
 
 impl FeatureStore {
-    /// Opens a store over chunk files. Nothing is read yet.
-    pub(crate) fn new(dir: Directory, files: Vec<ChunkFile>, spec: SampleSpec, placement: FeaturePlacement) -> Self {
+    /// Opens a store over chunk files. Nothing is read yet. If the chunks stay in memory, `budget` is charged for them;
+    /// this blocks the thread until it has room.
+    pub(super) fn new(chunks: ChunkSet, spec: SampleSpec, placement: FeaturePlacement, budget: ByteBudget) -> Self {
         let in_memory = placement == FeaturePlacement::Memory;
-        let cache = in_memory.then(|| files.iter().map(|_| OnceLock::new()).collect());
-        Self { dir, files, spec, cache, resident: OnceLock::new() }
+        let cache = in_memory.then(|| chunks.files.iter().map(|_| OnceLock::new()).collect());
+        let permit = in_memory.then(|| budget.acquire_blocking(chunks.bytes.iter().sum()));
+        let room = budget.limit_bytes().saturating_sub(budget.in_flight_bytes());
+        Self { chunks, spec, budget, room, _permit: permit, cache, resident: OnceLock::new() }
+    }
+
+    /// Takes bytes from the budget until the permit is dropped; none if the chunks stay in memory. A request for more than
+    /// there can ever be would wait forever, so it takes all there is. Blocks the thread.
+    fn acquire(&self, bytes: u64) -> Option<BytePermit> {
+        self.cache.is_none().then(|| self.budget.acquire_blocking(bytes.min(self.room)))
     }
 
     /// Returns the number of chunks.
     pub(crate) fn len(&self) -> usize {
-        self.files.len()
+        self.chunks.files.len()
+    }
+
+    /// Returns the memory that a window takes beside chunks that stay in memory or on the device.
+    pub(super) fn window_bytes(&self, window: &Window) -> u64 {
+        if self.cache.is_some() || self.resident.get().is_some() {
+            return 0;
+        }
+        READ_BYTES + window.chunks.iter().map(|chunk| self.chunks.bytes[*chunk]).sum::<u64>()
+    }
+
+    /// Splits all chunks into groups that are read together.
+    fn groups(&self) -> Vec<Range<usize>> {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        let mut bytes = 0;
+        for (index, chunk) in self.chunks.bytes.iter().enumerate() {
+            bytes += chunk;
+            if let Some(group) = groups.last_mut().filter(|_| bytes <= GROUP_BYTES) {
+                group.end = index + 1;
+            } else {
+                groups.push(index..index + 1);
+                bytes = *chunk;
+            }
+        }
+        groups
+    }
+
+    /// Passes all chunks to `visit` in order. Chunks are read in groups, which count towards `limits.memory`. Blocks the
+    /// thread.
+    ///
+    /// # Errors
+    /// As [`FeatureStore::load_chunks`].
+    pub(super) fn visit_chunks(&self, mut visit: impl FnMut(&Chunk)) -> Result<(), PipelineError> {
+        for group in self.groups() {
+            let (chunks, _permit) = self.load_group(group)?;
+            for chunk in &chunks {
+                visit(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    fn load_group(&self, group: Range<usize>) -> Result<(Vec<Arc<Chunk>>, Option<BytePermit>), PipelineError> {
+        let bytes = READ_BYTES + self.chunks.bytes[group.clone()].iter().sum::<u64>();
+        let permit = self.acquire(bytes);
+        Ok((self.load_chunks(&group.collect::<Vec<_>>())?, permit))
     }
 
     /// Copies all features to the device. From then on, [`FeatureStore::window`] refers to rows there.
@@ -86,9 +210,10 @@ impl FeatureStore {
     /// As [`FeatureStore::load_chunks`]; or when the device fails.
     pub(super) async fn upload(self: &Arc<Self>, features: FeaturesOnDevice) -> Result<(), PipelineError> {
         let (mut chunks, mut first) = (Vec::with_capacity(self.len()), 0);
-        for index in 0..self.len() {
+        for group in self.groups() {
             let store = Arc::clone(self);
-            for chunk in tokio::task::spawn_blocking(move || store.load_chunks(&[index])).await?? {
+            let (group, _permit) = tokio::task::spawn_blocking(move || store.load_group(group)).await??;
+            for chunk in group {
                 features.write(first, chunk.all_features()).await?;
                 chunks.push(ResidentChunk { rows: chunk.rows.clone(), first_row: first as u32 });
                 first += chunk.rows.len();
@@ -120,8 +245,8 @@ impl FeatureStore {
     pub(crate) fn load_chunks(&self, indices: &[usize]) -> Result<Vec<Arc<Chunk>>, PipelineError> {
         let cached: Vec<Option<Arc<Chunk>>> = indices.iter().map(|index| self.cached(*index)).collect();
         let missing = indices.iter().zip(&cached).filter(|(_, chunk)| chunk.is_none());
-        let files: Vec<ChunkFile> = missing.map(|(index, _)| self.files[*index].clone()).collect();
-        let mut fetched = fetch_files(&self.dir, &files);
+        let files: Vec<ChunkFile> = missing.map(|(index, _)| self.chunks.files[*index].clone()).collect();
+        let mut fetched = fetch_files(&self.chunks.dir, &files);
         let mut chunks = Vec::with_capacity(indices.len());
         for (index, cached) in indices.iter().zip(cached) {
             if let Some(chunk) = cached {
@@ -129,14 +254,8 @@ impl FeatureStore {
                 continue;
             }
             let Some((file, copy)) = fetched.next().transpose()? else { break };
-            let chunk = file.read_features(&copy)?;
-            if chunk.dim != self.spec.dim {
-                let name = self.dir.display(&file.name);
-                return Err(PipelineError::Input(format!(
-                    "`{name}` holds features of {} values, not {}: remove the file",
-                    chunk.dim, self.spec.dim
-                )));
-            }
+            let chunk = file.read_selected(&copy, |_, _| true)?;
+            require_dim(&self.chunks.dir.display(&file.name), chunk.dim, self.spec.dim)?;
             let chunk = Arc::new(Chunk::new(chunk, &self.spec));
             if let Some(cache) = &self.cache {
                 cache[*index].set(Arc::clone(&chunk)).ok();
@@ -146,8 +265,8 @@ impl FeatureStore {
         Ok(chunks)
     }
 
-    /// Returns the samples of a window, in its order. The epoch selects one view of an image with several views. Blocks
-    /// the thread.
+    /// Returns the samples of a window, in its order. The epoch selects one view of an image with several views. Waits
+    /// until `limits.memory` has room for its chunks. Blocks the thread.
     ///
     /// # Errors
     /// As [`FeatureStore::load_chunks`].
@@ -157,16 +276,15 @@ impl FeatureStore {
             let rows: Vec<&ChunkRows> = chunks.iter().map(|chunk| &chunk.rows).collect();
             let (selected, targets) = self.select(window, &rows, epoch);
             let rows = selected.into_iter().map(|(slot, row)| chunks[slot].first_row + row).collect();
-            return Ok(WindowSamples { features: FeatureRows::Device { features: features.clone(), rows }, targets });
+            let features = WindowFeatures::Device { features: features.clone(), rows };
+            return Ok(WindowSamples { features, targets, dim: self.spec.dim, _permit: None });
         }
+        let permit = self.acquire(self.window_bytes(window));
         let chunks = self.load_chunks(&window.chunks)?;
         let rows: Vec<&ChunkRows> = chunks.iter().map(|chunk| &chunk.rows).collect();
-        let (selected, targets) = self.select(window, &rows, epoch);
-        let mut values = Vec::with_capacity(selected.len() * self.spec.dim);
-        for (slot, row) in selected {
-            chunks[slot].copy_feature(row, &mut values);
-        }
-        Ok(WindowSamples { features: FeatureRows::Host { values, dim: self.spec.dim }, targets })
+        let (rows, targets) = self.select(window, &rows, epoch);
+        let features = WindowFeatures::Host { chunks, rows };
+        Ok(WindowSamples { features, targets, dim: self.spec.dim, _permit: permit })
     }
 
     /// Returns the rows of a window's samples as (chunk of the window, row), and their targets.
@@ -217,6 +335,7 @@ impl FeatureStore {
         let starts: Vec<u64> = chunk_samples.iter().scan(0, add).collect();
         let mut mixing = order::ShuffleQuality::new(chunk_samples.iter().sum());
         for window in windows {
+            let _permit = self.acquire(self.window_bytes(window));
             let chunks = self.load_chunks(&window.chunks)?;
             let chunks: Vec<&ChunkRows> = chunks.iter().map(|chunk| &chunk.rows).collect();
             let repeated = self.repeat_samples(window, &chunks, 0);
@@ -256,16 +375,21 @@ mod tests {
         writer.finish().unwrap();
     }
 
-    fn host_values(samples: &WindowSamples) -> &[f32] {
-        match &samples.features {
-            FeatureRows::Host { values, .. } => values,
+    /// Returns the features and targets of a window, read in steps of 7.
+    fn read_window(samples: &WindowSamples) -> (Vec<f32>, Targets) {
+        let mut step = StepSamples::empty();
+        for first in (0..samples.rows()).step_by(7) {
+            samples.append_to(&mut step, first..(first + 7).min(samples.rows()));
+        }
+        match step.features {
+            FeatureRows::Host { values, .. } => (values, step.targets),
             FeatureRows::Device { .. } => panic!("no feature is on a device"),
         }
     }
 
     #[test]
     fn every_placement_yields_equal_samples() {
-        for (targets, precision) in [(TargetKind::Pairs, Precision::Bf16), (TargetKind::Soft, Precision::F32)] {
+        for (kind, precision) in [(TargetKind::Pairs, Precision::Bf16), (TargetKind::Soft, Precision::F32)] {
             let dir = tempfile::tempdir().unwrap();
             let file = |chunk: u32| ChunkFile { name: format!("{chunk}.parquet"), ..ChunkFile::default() };
             let files: Vec<ChunkFile> = (0..5).map(file).collect();
@@ -274,8 +398,12 @@ mod tests {
             }
             let directory = Directory::from(LocalDirectory::create(dir.path().to_owned()).unwrap());
             let split = ValidationSplit { seed: 1, fraction: 0.2 };
-            let spec = SampleSpec { split, dim: 3, targets, contrastive: false, balance: None };
-            let store = |placement| FeatureStore::new(directory.clone(), files.clone(), spec.clone(), placement);
+            let spec = SampleSpec { split, dim: 3, targets: kind, contrastive: false, balance: None };
+            let budget = ByteBudget::new(1 << 30);
+            let store = |placement| {
+                let chunks = ChunkSet { dir: directory.clone(), files: files.clone(), bytes: vec![9000; 5] };
+                FeatureStore::new(chunks, spec.clone(), placement, budget.clone())
+            };
             let (memory, disk) = (store(FeaturePlacement::Memory), store(FeaturePlacement::Files));
             let chunks = memory.load_chunks(&[0, 1, 2, 3, 4]).unwrap();
             assert!(chunks.iter().any(|chunk| !chunk.rows.validation.is_empty()));
@@ -284,10 +412,12 @@ mod tests {
             let windows: Vec<Window> = (0..2).flat_map(|epoch| order::plan_epoch(&samples, 1, epoch, 70)).collect();
             assert!(windows.len() >= 4);
             for window in &windows {
+                let before = budget.in_flight_bytes();
                 let (one, other) = (memory.window(window, 1).unwrap(), disk.window(window, 1).unwrap());
-                let values = host_values(&one);
-                assert_eq!((values, &one.targets), (host_values(&other), &other.targets));
-                assert_eq!(values.len(), 3 * one.targets.rows());
+                assert_eq!(budget.in_flight_bytes() - before, READ_BYTES + 9000 * window.chunks.len() as u64);
+                let (values, targets) = read_window(&one);
+                assert_eq!((&values, &targets), (&read_window(&other).0, &other.targets));
+                assert_eq!(values.len(), 3 * targets.rows());
                 // Chunks of 30 rows lie on the device one after the other.
                 let rows: Vec<&ChunkRows> = window.chunks.iter().map(|index| &chunks[*index].rows).collect();
                 let (selected, selected_targets) = memory.select(window, &rows, 1);
@@ -296,10 +426,17 @@ mod tests {
                     device[3 * row..3 * (row + 1)].to_vec()
                 };
                 assert_eq!(selected.iter().flat_map(feature).collect::<Vec<f32>>(), values);
-                assert_eq!(selected_targets, one.targets);
-                let several = one.targets.iter().any(|(_, classes)| classes.len() > 1);
-                assert_eq!(several, targets == TargetKind::Soft);
+                assert_eq!(selected_targets, targets);
+                let several = targets.iter().any(|(_, classes)| classes.len() > 1);
+                assert_eq!(several, kind == TargetKind::Soft);
             }
+            assert_eq!(budget.in_flight_bytes(), 5 * 9000, "windows return their memory");
+            let (mut visited, mut all) = (Vec::new(), Vec::new());
+            disk.visit_chunks(|chunk| visited.extend(chunk.all_features())).unwrap();
+            for chunk in &chunks {
+                all.extend(chunk.all_features());
+            }
+            assert_eq!(visited, all);
             let mixing = |store: &FeatureStore| store.measure_mixing(&windows, &samples).unwrap().mean_displacement();
             assert!(mixing(&memory) > 0.1 && (mixing(&memory) - mixing(&disk)).abs() < 1e-12);
             for file in &files {

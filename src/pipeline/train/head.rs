@@ -12,15 +12,14 @@ use crate::pipeline::device::{LossSum, Update};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::TrainJob;
-use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
-use crate::pipeline::train::inventory::Inventory;
+use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
+use crate::pipeline::train::held_out::HeldOutRows;
 use crate::predict::metrics::{self, rank_of};
 use crate::predict::scorer::Scored;
-use crate::telemetry::StageTimer;
 use crate::train::{CheckpointError, Progress};
 
-pub(super) use classifier::ClassifierHead;
-pub(super) use projection::ProjectionHead;
+pub(super) use classifier::{ClassifierHead, HELD_OUT_SHARE};
+pub(super) use projection::{ProjectionHead, projection_checkpoint_bytes};
 
 /// Captions ranked for a validation image.
 const VALIDATION_TOP_K: usize = 5;
@@ -31,20 +30,19 @@ pub(super) trait Head {
     const CONTRASTIVE: bool;
     /// A head and its optimiser on the host.
     type Start;
+    /// Collector of the held-out images.
+    type HeldOut: HeldOutRows + Send + 'static;
     /// The heads of a sweep on the device.
     type Trainers: Trainers;
 
     /// Returns the languages that `train.balance` can balance; `None` if this kind of head does not support it.
     fn languages(&self) -> Option<&Arc<Languages>>;
 
-    /// Returns the size of a checkpoint in bytes.
-    fn checkpoint_bytes(&self, dim: usize) -> u64;
+    /// Returns the memory of heads, optimisers and logits on the device in bytes; 0 if it is small.
+    fn bytes(&self, job: &TrainJob) -> u64;
 
-    /// Returns the GPU memory of heads, optimisers and temporaries in bytes; 0 if it is small.
-    fn device_bytes(&self, dim: usize, trials: usize) -> u64;
-
-    /// Returns the memory of weights, optimiser and gradient in bytes; `None` if it is small.
-    fn host_bytes(&self, dim: usize, trials: usize) -> Option<u64>;
+    /// Starts to collect the held-out images.
+    fn collect_held_out(&self, job: &TrainJob) -> Self::HeldOut;
 
     /// Initialises new heads, one per trial.
     ///
@@ -77,16 +75,8 @@ pub(super) trait Head {
         job: &TrainJob,
         starts: Vec<Self::Start>,
         step: u64,
-        data: TrainingData,
+        held_out: Self::HeldOut,
     ) -> Result<Self::Trainers, PipelineError>;
-}
-
-/// Features that heads are trained and validated on.
-pub(super) struct TrainingData {
-    pub(super) store: Arc<FeatureStore>,
-    pub(super) inventory: Arc<Inventory>,
-    /// Timer of the device, which waits while features are read.
-    pub(super) timer: Arc<StageTimer>,
 }
 
 /// The heads of a sweep in training.
@@ -95,7 +85,7 @@ pub(super) trait Trainers {
     ///
     /// # Errors
     /// When a loss is not finite, or the device fails.
-    async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError>;
+    async fn step(&self, samples: StepSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError>;
 
     /// Returns the losses of each head and resets them to zero.
     ///

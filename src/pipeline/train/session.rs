@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use crate::config::Trial;
 use crate::objects::StoreError;
-use crate::pipeline::device::{FeatureRows, LossSum, Update, model_error};
+use crate::pipeline::device::{LossSum, Update, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Event;
 use crate::pipeline::observe::report::{LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
 use crate::pipeline::train::checkpoints::{self, CURVE_FILE, CheckpointList, best_point};
 use crate::pipeline::train::curve::Curve;
-use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
+use crate::pipeline::train::feature_store::{FeatureStore, StepSamples, WindowSamples};
 use crate::pipeline::train::head::{CurvePosition, Trainers};
 use crate::pipeline::train::inventory::Inventory;
 use crate::pipeline::train::{PLOT_FILE, TrainJob};
 use crate::telemetry::{Activity, StageTimer};
 use crate::train::order::{self, Window};
-use crate::train::{CheckpointError, Progress, Schedule, Targets, plot};
+use crate::train::{CheckpointError, Progress, Schedule, plot};
 
 /// Lower bound on the ratio of training time to the time of saving: saving takes at most 2 % of the time.
 const MIN_TRAIN_TO_SAVE: u32 = 50;
@@ -68,33 +68,25 @@ impl<T: Trainers> Session<'_, T> {
     async fn train_epoch(&mut self, windows: &[Window]) -> Result<(), PipelineError> {
         let Some((first, offset)) = order::locate(windows, self.progress.position) else { return Ok(()) };
         let epoch_samples: u64 = windows.iter().map(|window| window.samples).sum();
-        let mut skip = offset as usize;
-        // Samples read but not trained on yet: less than a step, plus the current window.
-        let (mut features, mut targets) = (FeatureRows::Host { values: Vec::new(), dim: 0 }, Targets::default());
+        let mut done = offset as usize;
+        // Samples of the next step: what the windows so far left over.
+        let mut step = StepSamples::empty();
         let mut next = Some(self.load_window(&windows[first]));
         for index in first..windows.len() {
             let Some(loading) = next.take() else { break };
-            let loaded = self.timer.wait(Activity::Starved, loading).await??;
+            let window = self.timer.wait(Activity::Starved, loading).await??;
             // The next window is read while this one is trained on.
             next = windows.get(index + 1).map(|window| self.load_window(window));
-            features.append_from(&loaded.features, skip);
-            targets.append_from(&loaded.targets, skip);
-            drop(loaded);
-            skip = 0;
-            let mut done = 0;
-            while done < targets.rows() {
-                let left = epoch_samples - self.progress.position;
-                let step = self.step_samples.min(left) as usize;
-                if targets.rows() - done < step {
-                    break;
+            while done < window.rows() {
+                let wanted = self.step_samples.min(epoch_samples - self.progress.position) as usize;
+                let taken = (wanted - step.targets.rows()).min(window.rows() - done);
+                window.append_to(&mut step, done..done + taken);
+                done += taken;
+                if step.targets.rows() == wanted {
+                    self.step(std::mem::replace(&mut step, StepSamples::empty())).await?;
                 }
-                let span = done..done + step;
-                let samples = WindowSamples { features: features.slice(span.clone()), targets: targets.slice(span) };
-                self.step(samples).await?;
-                done += step;
             }
-            features.drop_first(done);
-            targets.drop_first(done);
+            done = 0;
         }
         Ok(())
     }
@@ -105,7 +97,7 @@ impl<T: Trainers> Session<'_, T> {
         tokio::task::spawn_blocking(move || store.window(&window, epoch))
     }
 
-    async fn step(&mut self, samples: WindowSamples) -> Result<(), PipelineError> {
+    async fn step(&mut self, samples: StepSamples) -> Result<(), PipelineError> {
         let count = samples.targets.rows() as u64;
         let rates = self.schedules.iter().map(|schedule| schedule.rate(self.progress.step)).collect();
         let takes_losses = (self.progress.step + 1).is_multiple_of(u64::from(self.job.settings.log_every));
@@ -130,7 +122,7 @@ impl<T: Trainers> Session<'_, T> {
 
     /// Scores the validation images with the current weights of each head.
     async fn validate(&mut self) -> Result<(), PipelineError> {
-        if self.inventory.all_validation_images() == 0 {
+        if self.inventory.validation_images == 0 {
             return Ok(());
         }
         let position = CurvePosition { step: self.progress.step, epoch: self.progress.epoch };
@@ -249,7 +241,7 @@ impl<T: Trainers> Session<'_, T> {
         Ok(TrainingReport {
             steps: self.progress.step,
             samples: self.inventory.epoch_samples(0),
-            validation_images: self.inventory.all_validation_images(),
+            validation_images: self.inventory.validation_images,
             mixing,
             loss,
             validation,

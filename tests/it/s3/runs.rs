@@ -105,6 +105,33 @@ fn silent_request_is_retried() {
     }
 }
 
+/// Counts the downloads of each feature chunk in a part of a server's log.
+fn chunk_downloads(log: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for path in log.iter().filter_map(|line| line.strip_prefix("GET /runs/run/features/")) {
+        *counts.entry(path).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn feature_chunks_are_downloaded_to_count_and_to_train_and_never_to_validate() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = with_corpus(Faults::default());
+    // Each of two heads is validated twelve times.
+    let text = remote("s3://runs/run", &[("learning_rate = 0.2\n", "learning_rate = [0.1, 0.2]\n")]);
+    succeeds(command(&server, dir.path(), &text, ""), "first start");
+    let log = server.log();
+    let counts = chunk_downloads(&log);
+    assert!(counts.len() > 4 && counts.values().all(|count| *count == 2), "{counts:?}");
+    succeeds(command(&server, dir.path(), &text, ""), "start of a finished run");
+    let later = server.log().split_off(log.len());
+    let reads: Vec<&String> = later.iter().filter(|line| line.starts_with("GET /runs/run/")).collect();
+    for unread in [".safetensors", "/classes.parquet", "/predict/submission/features/"] {
+        assert!(!reads.iter().any(|line| line.contains(unread)), "{unread}: {reads:?}");
+    }
+}
+
 /// Returns a pipeline whose pixel chunks exceed one upload request.
 fn pixels(run_dir: &str, shards: &str, size_px: u32) -> String {
     format!(

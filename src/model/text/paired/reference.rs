@@ -66,6 +66,23 @@ fn vectors_match_transformers_for_any_batches() {
 }
 
 #[test]
+fn prefix_and_truncation_work_as_for_other_encoders() {
+    for name in ["altclip", "siglip"] {
+        let whole = TextCheckpoint::open_paired(&fixture(name)).unwrap();
+        let vector = |checkpoint: &TextCheckpoint, prefix: &str| {
+            let ids = CaptionTokenizer::load(checkpoint, prefix).unwrap().encode(&["a dog"]).unwrap();
+            let device = AnyDevice::Flex(FlexDevice);
+            let encoder = TextEncoder::<Any>::load(checkpoint, TextNumerics::default(), &device).unwrap();
+            encoder.embed(&[&ids[0]], ids[0].len()).unwrap()
+        };
+        let short = whole.clone().truncated(12);
+        assert_eq!((short.dim(), short.full_dim()), (12, whole.dim()));
+        assert_eq!(vector(&short, ""), vector(&whole, "")[..12]);
+        assert!(distance(&vector(&whole, "photo of "), &vector(&whole, "")) > 0.01, "{name}: a prefix changes nothing");
+    }
+}
+
+#[test]
 fn scale_and_bias_are_those_of_the_checkpoint() {
     let pairing = |name: &str| Checkpoint::open(&fixture(name)).unwrap().pairing().unwrap();
     assert_eq!(pairing("clip"), Some(Pairing { log_scale: 2.5, bias: 0.0 }));

@@ -1,7 +1,7 @@
 //! Scores of a projection head on held-out images and on a test set with a truth. The fusion weights are chosen on the
 //! held-out images.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{ProjectionRanking, read_names};
 use crate::catalog::url_hash;
@@ -22,8 +22,8 @@ impl ProjectionRanking<'_> {
         held_out: &HeldOutImages,
         remarks: &mut StageRemarks,
     ) -> Result<(FusionWeights, Option<SignalReport>), PipelineError> {
-        let (images, classes) = (&held_out.images, &self.catalog.classes);
-        let text = |class: &u32| classes.text(*class).unwrap_or_default();
+        let (images, texts) = (&held_out.images, &self.catalog.texts);
+        let text = |class: &u32| texts.get(*class).unwrap_or_default();
         let candidates = CandidateVectors {
             vectors: images.vectors.clone(),
             dim: self.head.output,
@@ -56,7 +56,7 @@ impl ProjectionRanking<'_> {
         for (image, places) in images.captions_of.iter() {
             for place in places {
                 let class = images.captions[*place as usize];
-                let (language, seen) = (languages.code(class), held_out.seen_classes.contains(&class));
+                let (language, seen) = (languages.code(class), held_out.seen_classes.contains(class));
                 queries.push(Query { image, caption: Some(*place), language, seen });
             }
         }
@@ -83,11 +83,19 @@ impl ProjectionRanking<'_> {
         for row in &truth {
             by_id.entry(&*row.id).or_default().push(row);
         }
+        let captions: HashSet<&str> = truth.iter().map(|row| &*row.caption).collect();
+        let (class_of, place_of) = (self.catalog.texts.find_all(&captions), self.list.captions.find_all(&captions));
         let (mut queries, mut languages) = (Vec::new(), Vec::<String>::new());
         visit_ids(&self.ctx.store, ids, |id| {
             let Some(image) = urls.position(url_hash(id.image_url)) else { return Ok(()) };
             for row in by_id.get(id.id).into_iter().flatten() {
-                queries.push(self.test_query(image, row, &mut languages));
+                let (class, caption) = (class_of.get(&*row.caption).copied(), place_of.get(&*row.caption).copied());
+                queries.push(self.test_query(
+                    Query { image, caption, language: None, seen: false },
+                    class,
+                    row,
+                    &mut languages,
+                ));
             }
             Ok(())
         })
@@ -106,9 +114,9 @@ impl ProjectionRanking<'_> {
         })
     }
 
-    /// Returns the query of a row of the truth. Adds a new language to `languages`.
-    fn test_query(&self, image: usize, row: &TruthRow, languages: &mut Vec<String>) -> Query {
-        let class = self.catalog.classes.classes_of(&row.caption).next();
+    /// Completes the query of a row of the truth, whose caption is this class of the run, if any. Adds a new language to
+    /// `languages`.
+    fn test_query(&self, query: Query, class: Option<u32>, row: &TruthRow, languages: &mut Vec<String>) -> Query {
         let name = if row.language.is_empty() {
             class.map_or("", |class| self.catalog.languages.language(class))
         } else {
@@ -121,10 +129,9 @@ impl ProjectionRanking<'_> {
             })
         });
         let seen = class.is_some_and(|class| match &self.held_out {
-            Some(held_out) => held_out.seen_classes.contains(&class),
+            Some(held_out) => held_out.seen_classes.contains(class),
             None => self.catalog.images.get(class as usize).is_some_and(|images| *images > 0),
         });
-        let caption = self.list.captions.classes_of(&row.caption).next();
-        Query { image, caption, language, seen }
+        Query { language, seen, ..query }
     }
 }

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CurvePosition, Head, Trainers, TrainingData, VALIDATION_TOP_K, ValidationScores};
+use super::{CurvePosition, Head, Trainers, VALIDATION_TOP_K, ValidationScores};
 use crate::catalog::Languages;
 use crate::config::Trial;
 use crate::pipeline::device::{ClassifierStart, ClassifierTrainers, LossSum, Update, damaged};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::ValidationPoint;
-use crate::pipeline::train::TrainJob;
-use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
-use crate::telemetry::Activity;
+use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
+use crate::pipeline::train::held_out::KeptRows;
+use crate::pipeline::train::{TrainJob, head_size};
 use crate::train::{CheckpointError, HeadState, Progress, Sgd, checkpoint};
 
 /// A classifier over the classes of the run.
@@ -25,14 +25,13 @@ pub(in crate::pipeline::train) struct TrainingClassifiers {
     trainers: ClassifierTrainers,
     /// Rows in a micro-batch.
     batch: usize,
-    data: TrainingData,
+    held_out: Arc<KeptRows>,
 }
 
-impl ClassifierHead {
-    fn weights(&self, dim: usize) -> u64 {
-        (self.classes * (dim + 1)) as u64
-    }
-}
+/// Part of `limits.memory` that held-out rows may take. More of them go to scratch disk.
+pub(in crate::pipeline::train) const HELD_OUT_SHARE: u64 = 4;
+/// Held-out rows that are scored at once.
+const SCORED_ROWS: usize = 1024;
 
 fn sgd(job: &TrainJob, trial: &Trial) -> Sgd {
     let (clip_norm, label_smoothing) = (job.settings.clip_norm, job.settings.label_smoothing);
@@ -42,24 +41,21 @@ fn sgd(job: &TrainJob, trial: &Trial) -> Sgd {
 impl Head for ClassifierHead {
     const CONTRASTIVE: bool = false;
     type Start = ClassifierStart;
+    type HeldOut = KeptRows;
     type Trainers = TrainingClassifiers;
 
     fn languages(&self) -> Option<&Arc<Languages>> {
         None
     }
 
-    fn checkpoint_bytes(&self, dim: usize) -> u64 {
-        8 * self.weights(dim)
+    fn bytes(&self, job: &TrainJob) -> u64 {
+        let size = head_size(&job.ctx.config, &job.settings, self.classes as u64, job.shape.dim);
+        size.bytes(job.device.options).total()
     }
 
-    fn device_bytes(&self, dim: usize, trials: usize) -> u64 {
-        // Weights, momentum, gradient and casts, with some room for logits and for kernels that auto-tuning tries.
-        20 * self.weights(dim) * trials as u64
-    }
-
-    fn host_bytes(&self, dim: usize, trials: usize) -> Option<u64> {
-        // Weights and momentum of each head, and one gradient that they share.
-        Some(4 * self.weights(dim) * (2 * trials as u64 + 1))
+    fn collect_held_out(&self, job: &TrainJob) -> KeptRows {
+        let memory = job.ctx.config.limits().memory.0 / HELD_OUT_SHARE;
+        KeptRows::new(job.shape.dim, job.shape.precision, memory, job.ctx.scratch_path())
     }
 
     async fn init(
@@ -94,15 +90,17 @@ impl Head for ClassifierHead {
         job: &TrainJob,
         starts: Vec<ClassifierStart>,
         step: u64,
-        data: TrainingData,
+        held_out: KeptRows,
     ) -> Result<TrainingClassifiers, PipelineError> {
         let trainers = job.device.load_classifier_trainers(starts, step).await?;
-        Ok(TrainingClassifiers { trainers, batch: job.settings.batch_size as usize, data })
+        let budget = job.ctx.budget.clone();
+        let held_out = tokio::task::spawn_blocking(move || held_out.finish(&budget)).await??;
+        Ok(TrainingClassifiers { trainers, batch: job.settings.batch_size as usize, held_out: Arc::new(held_out) })
     }
 }
 
 impl Trainers for TrainingClassifiers {
-    async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError> {
+    async fn step(&self, samples: StepSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError> {
         self.trainers.step(samples.features, samples.targets, self.batch, update).await
     }
 
@@ -111,28 +109,26 @@ impl Trainers for TrainingClassifiers {
     }
 
     async fn validate(&self, trial: usize, position: CurvePosition) -> Result<ValidationPoint, PipelineError> {
-        let TrainingData { store, inventory, timer } = &self.data;
         let scorer = self.trainers.scorer(trial).await?;
         let mut scores = ValidationScores::default();
-        let mut captions_per_image: Vec<u64> = Vec::new();
-        for index in (0..store.len()).filter(|index| inventory.validation_images[*index] > 0) {
-            let reader = Arc::clone(store);
-            let reading = tokio::task::spawn_blocking(move || reader.load_chunks(&[index]));
-            let (mut values, mut labels) = (Vec::new(), Vec::new());
-            for chunk in timer.wait(Activity::Starved, reading).await?? {
-                for row in chunk.rows.validation.iter().copied() {
-                    captions_per_image.push(chunk.rows.classes(row).len() as u64);
-                    for label in chunk.rows.classes(row) {
-                        chunk.copy_feature(row, &mut values);
-                        labels.push(*label);
-                    }
+        let targets = self.held_out.labels();
+        for first in (0..self.held_out.rows()).step_by(SCORED_ROWS) {
+            let span = first..(first + SCORED_ROWS).min(self.held_out.rows());
+            let (held_out, rows) = (Arc::clone(&self.held_out), span.clone());
+            let features = tokio::task::spawn_blocking(move || held_out.read(rows)).await??;
+            let dim = features.len() / span.len();
+            let (mut values, mut labels) = (Vec::with_capacity(features.len()), Vec::with_capacity(span.len()));
+            for (row, feature) in span.zip(features.chunks_exact(dim.max(1))) {
+                for label in targets.row(row) {
+                    values.extend_from_slice(feature);
+                    labels.push(*label);
                 }
             }
             let scored = scorer.score(values, labels.clone(), VALIDATION_TOP_K).await?;
             scores.add(&labels, &scored);
         }
         scorer.unload().await?;
-        Ok(scores.finish(trial, position, captions_per_image))
+        Ok(scores.finish(trial, position, targets.iter().map(|(_, classes)| classes.len() as u64)))
     }
 
     async fn save(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CurvePosition, Head, Trainers, TrainingData, VALIDATION_TOP_K, ValidationScores};
+use super::{CurvePosition, Head, Trainers, VALIDATION_TOP_K, ValidationScores};
 use crate::catalog::Languages;
 use crate::config::Trial;
 use crate::pipeline::captions::VectorStore;
@@ -14,8 +14,8 @@ use crate::pipeline::device::{
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::TrainJob;
-use crate::pipeline::train::feature_store::{FeatureStore, WindowSamples};
-use crate::pipeline::train::held_out::HeldOut;
+use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
+use crate::pipeline::train::held_out::{HeldOut, HeldOutSample};
 use crate::train::text::{AdamW, RunningMoments, TextHead, TextState};
 use crate::train::{CheckpointError, Progress, Targets, checkpoint};
 
@@ -25,8 +25,6 @@ pub(in crate::pipeline::train) struct ProjectionHead {
     pub(in crate::pipeline::train) vectors: Arc<VectorStore>,
     /// Language of each class.
     pub(in crate::pipeline::train) languages: Arc<Languages>,
-    /// Dimension of a caption's vector.
-    pub(in crate::pipeline::train) output: usize,
     /// Width of the hidden layer; 0 for none.
     pub(in crate::pipeline::train) hidden: usize,
     /// Logarithm of the scale of a checkpoint that pairs features and captions already: the head starts from its map.
@@ -43,6 +41,12 @@ pub(in crate::pipeline::train) struct TrainingProjections {
     held_out: Arc<HeldOut>,
 }
 
+/// Returns the size of a projection head's checkpoint in bytes.
+pub(in crate::pipeline::train) fn projection_checkpoint_bytes(dim: u64, hidden: u64, output: u64) -> u64 {
+    // The head and two moments of each parameter. No layer is larger than this product.
+    12 * (dim + 1 + hidden) * (hidden + output + 1)
+}
+
 fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
     AdamW { momentum: trial.momentum, weight_decay: trial.weight_decay, clip_norm: job.settings.clip_norm }
 }
@@ -50,24 +54,19 @@ fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
 impl Head for ProjectionHead {
     const CONTRASTIVE: bool = true;
     type Start = ProjectionStart;
+    type HeldOut = HeldOutSample;
     type Trainers = TrainingProjections;
 
     fn languages(&self) -> Option<&Arc<Languages>> {
         Some(&self.languages)
     }
 
-    fn checkpoint_bytes(&self, dim: usize) -> u64 {
-        // The head and two moments of each parameter. No layer is larger than this product.
-        let (dim, hidden, output) = (dim as u64, self.hidden as u64, self.output as u64);
-        12 * (dim + 1 + hidden) * (hidden + output + 1)
-    }
-
-    fn device_bytes(&self, _dim: usize, _trials: usize) -> u64 {
+    fn bytes(&self, _job: &TrainJob) -> u64 {
         0
     }
 
-    fn host_bytes(&self, _dim: usize, _trials: usize) -> Option<u64> {
-        None
+    fn collect_held_out(&self, job: &TrainJob) -> HeldOutSample {
+        HeldOutSample::new(job.split.seed, job.shape.dim)
     }
 
     async fn init(
@@ -109,14 +108,11 @@ impl Head for ProjectionHead {
         job: &TrainJob,
         starts: Vec<ProjectionStart>,
         step: u64,
-        data: TrainingData,
+        held_out: HeldOutSample,
     ) -> Result<TrainingProjections, PipelineError> {
         let trainers = job.device.load_projection_trainers(starts, step).await?;
-        let (vectors, seed) = (Arc::clone(&self.vectors), job.split.seed);
-        let read = move || {
-            let lookup = |captions: &[u32]| vectors.read_centred(captions);
-            HeldOut::read(&data.store, lookup, &data.inventory.validation_images, seed)
-        };
+        let vectors = Arc::clone(&self.vectors);
+        let read = move || held_out.finish(|captions| vectors.read_centred(captions));
         let held_out = Arc::new(tokio::task::spawn_blocking(read).await??);
         let batch = job.settings.batch_size as usize;
         Ok(TrainingProjections { trainers, device: Arc::clone(&job.device), vectors: self.vectors, batch, held_out })
@@ -124,8 +120,8 @@ impl Head for ProjectionHead {
 }
 
 impl Trainers for TrainingProjections {
-    async fn step(&self, samples: WindowSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError> {
-        let WindowSamples { features, targets } = samples;
+    async fn step(&self, samples: StepSamples, update: Update) -> Result<Option<Vec<LossSum>>, PipelineError> {
+        let StepSamples { features, targets } = samples;
         let (vectors, batch) = (Arc::clone(&self.vectors), self.batch);
         let micro_batches =
             tokio::task::spawn_blocking(move || split_micro_batches(&vectors, &targets, batch)).await??;
@@ -177,15 +173,13 @@ impl Trainers for TrainingProjections {
 /// Computes mean and spread of the features of the training images. Blocks the thread.
 fn feature_statistics(store: &FeatureStore) -> Result<RunningMoments, PipelineError> {
     let (mut running, mut feature) = (RunningMoments::default(), Vec::new());
-    for index in 0..store.len() {
-        for chunk in store.load_chunks(&[index])? {
-            for row in chunk.rows.training_rows() {
-                feature.clear();
-                chunk.copy_feature(row, &mut feature);
-                running.add(&feature);
-            }
+    store.visit_chunks(|chunk| {
+        for row in chunk.rows.training_rows() {
+            feature.clear();
+            chunk.copy_feature(row, &mut feature);
+            running.add(&feature);
         }
-    }
+    })?;
     Ok(running)
 }
 

@@ -1,0 +1,114 @@
+//! Memory that classifier heads take in training, added up before anything is allocated.
+
+use super::EngineKind;
+use super::trainer::Options;
+use crate::predict::tiles::Compute;
+
+/// Bytes of an f32.
+const F32_BYTES: u64 = 4;
+
+/// Size of the classifier heads of a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Outputs of a head.
+    pub classes: u64,
+    /// Values of a feature.
+    pub dim: u64,
+    /// Heads that train side by side.
+    pub heads: u64,
+    /// Rows of a micro-batch.
+    pub batch_rows: u64,
+    /// Whether the heads are validated.
+    pub validates: bool,
+}
+
+/// Memory of classifier heads, in bytes. These are lower bounds: the buffers that exist at the same time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadBytes {
+    /// Weights and momentum of all heads.
+    pub weights: u64,
+    /// The gradient, which the heads share.
+    pub gradient: u64,
+    /// Copies of weights in the format of the products, or for validation.
+    pub copies: u64,
+    /// Logits of a tile of rows.
+    pub logits: u64,
+}
+
+impl HeadSize {
+    /// Returns the number of weights of one head, bias included.
+    pub fn weights(self) -> u64 {
+        self.classes.saturating_mul(self.dim.saturating_add(1))
+    }
+
+    /// Returns the memory on the device that trains the heads.
+    pub fn bytes(self, options: Options) -> HeadBytes {
+        let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);
+        let rows = self.batch_rows.min(options.tiling.rows as u64);
+        let logits = self.classes.saturating_mul(rows).saturating_mul(F32_BYTES);
+        let weights = of_weights(2 * F32_BYTES).saturating_mul(self.heads);
+        let gradient = of_weights(F32_BYTES);
+        match options.engine {
+            // Validation copies the weights of one head into tiles.
+            EngineKind::Cpu => {
+                HeadBytes { weights, gradient, copies: if self.validates { of_weights(F32_BYTES) } else { 0 }, logits }
+            }
+            // Logits and probabilities exist together.
+            EngineKind::Gpu => HeadBytes {
+                weights,
+                gradient,
+                copies: if options.compute == Compute::Bf16 { of_weights(2).saturating_mul(self.heads) } else { 0 },
+                logits: logits.saturating_mul(2),
+            },
+        }
+    }
+
+    /// Returns the memory of the host if a GPU trains the heads: they are initialised or loaded there.
+    pub fn host_bytes_beside_gpu(self) -> u64 {
+        self.weights().saturating_mul(2 * F32_BYTES).saturating_mul(self.heads)
+    }
+}
+
+impl HeadBytes {
+    /// Returns the sum.
+    pub fn total(self) -> u64 {
+        [self.weights, self.gradient, self.copies, self.logits].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predict::tiles::Tiling;
+
+    const FULL: HeadSize = HeadSize { classes: 16_548_370, dim: 768, heads: 1, batch_rows: 128, validates: true };
+
+    #[test]
+    fn terms_add_up() {
+        let weights = 16_548_370 * 769;
+        let bytes = FULL.bytes(Options::default());
+        let expected = HeadBytes {
+            weights: 8 * weights,
+            gradient: 4 * weights,
+            copies: 4 * weights,
+            logits: 4 * 128 * 16_548_370,
+        };
+        assert_eq!((bytes, bytes.total()), (expected, 16 * weights + 512 * 16_548_370));
+        let sweep = HeadSize { heads: 3, validates: false, batch_rows: 32, ..FULL };
+        assert_eq!(sweep.bytes(Options::default()).total(), 28 * weights + 128 * 16_548_370);
+    }
+
+    #[test]
+    fn gpu_has_casts_and_two_matrices_of_logits() {
+        let tiling = Tiling { rows: 64, classes: 16_384 };
+        let bytes = FULL.bytes(Options { tiling, compute: Compute::Bf16, engine: EngineKind::Gpu });
+        assert_eq!(bytes.total(), 14 * FULL.weights() + 8 * 64 * 16_548_370);
+        assert_eq!(FULL.host_bytes_beside_gpu(), 8 * FULL.weights());
+    }
+
+    #[test]
+    fn absurd_sizes_saturate() {
+        let absurd = HeadSize { classes: u64::MAX, dim: u64::MAX, heads: 64, batch_rows: 1, validates: true };
+        assert_eq!(absurd.bytes(Options::default()).total(), u64::MAX);
+    }
+}
