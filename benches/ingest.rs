@@ -16,7 +16,9 @@ use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, u
 use wikicap_pipeline::chunk::RowMeta;
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
 use wikicap_pipeline::config::bytes::block_images;
-use wikicap_pipeline::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser as _};
+use wikicap_pipeline::corpus::{
+    Delimiter, EncodedImage, ImageColumns, ImageRow, ImageRows, PairColumns, PairRow, Pairs, PushParser as _,
+};
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, ImageSpec, Resample};
 use wikicap_pipeline::objects::Store;
 use wikicap_pipeline::types::Compression;
@@ -121,11 +123,11 @@ fn gunzip(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn split_rows(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::new(shard().len())).counter(ItemsCount::new(IMAGES)).bench_local(|| {
-        let (mut rows, mut bytes) = (ImageRows::new(64 << 20), 0);
+        let (mut rows, mut bytes) = (ImageRows::new("shard", ImageColumns::default(), 64 << 20), 0);
         for block in shard().chunks(FEED) {
             rows.feed(block);
-            while let Some(row) = rows.next() {
-                let ImageRow::Ok { base64, .. } = row else { panic!("a bad row") };
+            while let Some(row) = rows.next().unwrap() {
+                let ImageRow::Ok { image: EncodedImage::Base64(base64), .. } = row else { panic!("a bad row") };
                 bytes += base64.len();
             }
         }
@@ -303,7 +305,7 @@ fn count_pairs(pairs: &mut Pairs) -> usize {
 #[divan::bench]
 fn pairs_plain(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::new(pairs().len())).counter(ItemsCount::new(PAIRS)).bench_local(|| {
-        let (mut reader, mut found) = (Pairs::new("pairs", &[], 64 << 20), 0);
+        let (mut reader, mut found) = (Pairs::new("pairs", Delimiter::Tab, &PairColumns::default(), &[], 64 << 20), 0);
         for block in pairs().chunks(FEED) {
             reader.feed(block);
             found += count_pairs(&mut reader);
@@ -316,7 +318,7 @@ fn pairs_plain(bencher: Bencher<'_, '_>) {
 fn pairs_gzipped(bencher: Bencher<'_, '_>) {
     let (path, runtime) = (file("pairs.tsv.gz", pairs()), runtime());
     bencher.counter(BytesCount::new(pairs().len())).counter(ItemsCount::new(PAIRS)).bench_local(|| {
-        let (mut reader, mut found) = (Pairs::new("pairs", &[], 64 << 20), 0);
+        let (mut reader, mut found) = (Pairs::new("pairs", Delimiter::Tab, &PairColumns::default(), &[], 64 << 20), 0);
         runtime.block_on(read(&path, |block| {
             reader.feed(block);
             found += count_pairs(&mut reader);

@@ -112,6 +112,9 @@ pub struct JournalEntry {
     pub generation: String,
     /// Whether this is the last chunk of its shard.
     pub last: bool,
+    /// Offset in the shard's decompressed bytes at which the row after the chunk begins, if reading can go on there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_offset: Option<u64>,
     /// Row counts.
     pub tally: Tally,
     /// (image, class) pairs among the kept rows.

@@ -5,10 +5,13 @@
 //! 130 and 143 stopped by a signal after saving.
 
 mod args;
+mod cards;
 mod device;
 mod format;
+mod init;
 mod metrics;
 mod output;
+mod part;
 mod progress;
 mod render;
 
@@ -24,7 +27,7 @@ use crate::bench;
 use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
 use crate::pipeline::{self, PipelineError, Request};
 use crate::predict::evaluate::evaluate_files;
-use crate::runtime::{Resources, Shutdown, Signal};
+use crate::runtime::{Resources, Shutdown, Signal, usable_cores};
 use crate::sample::{self, SampleOptions};
 use crate::serve::{ServeError, Server, compare};
 use crate::telemetry::ProgressRegistry;
@@ -123,18 +126,24 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
     let json = args.json;
     let output = RunOutput { json, verbose: args.verbose > 0 };
     match args.command {
-        Command::Run { files, from, fresh, metrics, serve } => {
-            let config = load_config(&files)?;
+        Command::Run { files, cards: Some(cards), .. } => cards::run(&cards, &files, output),
+        Command::Run { files, from, fresh, part, part_only, cards: None, share, child, metrics, serve } => {
+            if child {
+                cards::end_with_parent();
+            }
+            let part = part.as_deref().map(part::parse).transpose().map_err(|message| Failure::new(2, message))?;
+            let config = load_share(&files, share.unwrap_or(1))?;
             let from = from.map(Stage::from);
             if let Some(stage) = from {
                 require_stage(&config, stage)?;
             }
-            let request = Request { predict_only: false, from: if fresh { Some(Stage::Catalog) } else { from } };
+            let from = if fresh { Some(Stage::Catalog) } else { from };
+            let request = Request { part, part_only, predict_only: false, from };
             let pages = Pages { metrics: metrics.as_deref(), page: serve.as_deref() };
             run(config, request, pages, screen, output)
         }
         Command::Predict { files, captions, output: name } => {
-            let request = Request { predict_only: true, from: None };
+            let request = Request { predict_only: true, ..Request::default() };
             let config = load_config(&files)?.rank(captions, name);
             let config = config.map_err(|error| config_failure(files.config(), &error))?;
             run(config, request, Pages::default(), screen, output)
@@ -156,8 +165,13 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         }
         Command::Serve { dirs, address, machine } => serve(&address, &dirs, &load_machine(machine.as_deref())?),
         Command::Check { files } => check(&files, json),
-        Command::Sample { out, train_images, test_images, seed } => {
-            let report = write_sample(&out, &SampleOptions { train_images, test_images, seed })?;
+        Command::Init { paths, output, run_dir, model, encoder, machine } => {
+            let options = init::Options { paths, output, run_dir, model, encoder };
+            init::init(&options, &load_machine(machine.as_deref())?.store, json)
+        }
+        Command::Sample { out, train_images, test_images, seed, format } => {
+            let options = SampleOptions { train_images, test_images, seed, format: format.into() };
+            let report = write_sample(&out, &options)?;
             emit(json, &report, || render::sample(&out, &report))
         }
         Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
@@ -238,8 +252,24 @@ fn load_config(files: &Files) -> Result<RunConfig, Failure> {
 }
 
 fn load_config_files(config: &Path, machine: Option<&Path>) -> Result<RunConfig, Failure> {
+    check_config_files(config, machine, |machine| machine)
+}
+
+/// Reads both configuration files and takes one of `count` equal shares of the limits.
+fn load_share(files: &Files, count: u32) -> Result<RunConfig, Failure> {
+    let cores = usable_cores() as u32;
+    check_config_files(files.config(), files.machine.as_deref(), |machine| {
+        if count > 1 { machine.share(count, cores) } else { machine }
+    })
+}
+
+fn check_config_files(
+    config: &Path,
+    machine: Option<&Path>,
+    edit: impl FnOnce(MachineFile) -> MachineFile,
+) -> Result<RunConfig, Failure> {
     let pipeline = PipelineFile::parse(&read_text(config)?).map_err(|error| config_failure(config, &error))?;
-    let machine_file = read_machine_file(machine)?;
+    let machine_file = edit(read_machine_file(machine)?);
     let both = machine
         .map_or_else(|| config.to_owned(), |machine| format!("{} and {}", config.display(), machine.display()).into());
     RunConfig::check(pipeline, &machine_file).map_err(|error| config_failure(&both, &error))
@@ -252,6 +282,19 @@ fn start_runtime(decoding_threads: usize) -> Result<tokio::runtime::Runtime, Fai
         .max_blocking_threads(BLOCKING_THREADS + 2 * decoding_threads)
         .build()
         .map_err(|error| Failure::new(5, format!("cannot start threads: {error}")))
+}
+
+/// Renders the corpus of the configuration's `[sample]`, unless it is there.
+fn render_sample(config: &RunConfig) -> Result<(), Failure> {
+    let Some(sample) = config.sample() else { return Ok(()) };
+    let out = Path::new(&sample.out);
+    if !out.join("sample.json").is_file() {
+        tracing::info!("rendering a corpus of {} training images into `{}`", sample.train_images, sample.out);
+        let (train_images, test_images) = (sample.train_images, sample.test_images);
+        let options = SampleOptions { train_images, test_images, seed: sample.seed, ..SampleOptions::default() };
+        write_sample(out, &options)?;
+    }
+    Ok(())
 }
 
 fn write_sample(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Failure> {
@@ -317,20 +360,13 @@ fn run(
     let dir = config.run_dir().to_owned();
     let page =
         pages.page.map(|address| announce(Server::beside_run(address, &dir, &config.machine().store))).transpose()?;
-    if let Some(sample) = config.sample() {
-        let out = Path::new(&sample.out);
-        if !out.join("sample.json").is_file() {
-            tracing::info!("rendering a corpus of {} training images into `{}`", sample.train_images, sample.out);
-            let (train_images, test_images) = (sample.train_images, sample.test_images);
-            write_sample(out, &SampleOptions { train_images, test_images, seed: sample.seed })?;
-        }
-    }
+    render_sample(&config)?;
     let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
     let runtime = start_runtime(pipeline::workers(&config))?;
     let outcome = runtime.block_on(async {
         let signals = tokio::spawn(watch_signals(shutdown.clone()));
         if let Some(listener) = listener {
-            tokio::spawn(metrics::serve(listener, registry.clone(), shutdown.clone()));
+            tokio::spawn(metrics::serve(listener, registry.clone(), request.part, shutdown.clone()));
         }
         if let Some(page) = page {
             tokio::spawn(page.run(shutdown.clone()));

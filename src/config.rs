@@ -12,7 +12,6 @@
 //! default, from the definitions that parse the files.
 
 pub mod bytes;
-mod hub;
 mod limits;
 mod parse;
 mod raw;
@@ -23,18 +22,20 @@ mod stored;
 mod validate;
 mod value;
 
-pub use hub::HubName;
 pub use parse::{MachineFile, PipelineFile};
 pub use run_config::RunConfig;
 pub use stage::{Stage, StageKeys};
 pub use stored::StoredPipeline;
 pub use validate::images::{
-    CaptionsConfig, CatalogConfig, ChunksConfig, ImagesConfig, ModelConfig, PairsConfig, PreprocessConfig, SampleConfig,
+    CaptionsConfig, CatalogConfig, ChunksConfig, ImageColumnNames, ImagesConfig, ModelConfig, PairsConfig,
+    PreprocessConfig, SampleConfig,
 };
 pub use validate::machine::{DeviceConfig, LimitsConfig, MachineConfig, StoreConfig};
 pub use validate::predict::{PredictConfig, output_stem};
 pub use validate::train::{HeadConfig, TextConfig, TrainConfig, Trial};
 pub use value::Bytes;
+
+pub use crate::types::HubName;
 
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Checkpoints of the Hugging Face hub, in the cache that all its clients share.
+//! Checkpoints of the Hugging Face hub, in the cache that all its clients share, and data sets, which are streamed.
 //!
 //! [`Hub::fetch`] completes a snapshot and returns its directory. It uses what Python's `huggingface_hub` downloaded, and
 //! Python finds what it downloads. A file gets its name once its size and hash match those that the hub states; until then
@@ -10,6 +10,9 @@
 //! from one commit. If the hub cannot be asked, the newest complete commit in the cache is used, with a warning. Processes
 //! exclude each other with a file lock. On a network file system without locks they may spoil each other's partial files,
 //! which the hash reveals.
+//!
+//! Files of data sets, `hf://datasets/ORG/NAME[@REVISION]/PATH`, are read in ranges and not stored. [`Datasets`] makes them
+//! inputs like any other.
 //!
 //! The crate `hf-hub` (1.0) shares this cache, but restarts a broken download at byte 0, publishes files without comparing
 //! their hash, and has no offline mode.
@@ -24,9 +27,11 @@
 //! | `blob` | downloads one file: resumes it and retries |
 //! | `partial_file` | hashes, verifies and publishes a file |
 //! | `progress` | progress of a download |
+//! | `dataset` | files of data sets: names, listings, ranged reads |
 
 mod blob;
 mod cache;
+mod dataset;
 mod http;
 mod hub;
 mod partial_file;
@@ -34,6 +39,7 @@ mod progress;
 mod repo;
 mod settings;
 
+pub(crate) use dataset::Datasets;
 pub use hub::{Hub, Missing};
 pub use progress::Download;
 pub use repo::{Repo, RepoKind};

@@ -27,7 +27,8 @@
 //!     test images, through the same stream ─► top k ─► submission      predict
 //! ```
 //!
-//! Stages run one after the other. Each is a small graph of bounded channels, and [`pipeline`] is the only module that
+//! Several processes can share the images: each streams the shards of its part, and the last one trains and predicts
+//! (`pipeline::part`). Stages run one after the other. Each is a small graph of bounded channels, and [`pipeline`] is the only module that
 //! wires them. One journal entry commits an artefact; it is created, if absent, after the artefact's files are durable.
 //!
 //! [`telemetry`] makes a run observable: stage progress, time by part and bytes in flight. The terminal, `status.json`,
@@ -43,7 +44,7 @@
 //! | [`telemetry`] | stage progress and timers | – |
 //! | [`objects`] | inputs by name and glob: listing, ranged reads, decompression, retries | `runtime` |
 //! | [`run_dir`] | the durable run directory, local or on S3: complete files, lease, event log | `objects`, `runtime` |
-//! | [`hf_hub`] | checkpoints of the Hugging Face hub and their cache | `objects`, `run_dir` |
+//! | [`hf_hub`] | checkpoints of the Hugging Face hub and their cache; streamed data sets | `objects`, `run_dir`, `types` |
 //! | [`corpus`] | the published files as typed rows; no I/O | – |
 //! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | `types` |
 //! | [`decode`] | image bytes → pixels; synchronous and pure | `types` |

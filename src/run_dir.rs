@@ -1,7 +1,8 @@
-//! Run directory: complete files under names, on a local disk or on S3, used by one process at a time.
+//! Run directory: complete files under names, on a local disk or on S3.
 //!
-//! A name holds a complete file or nothing ([`Directory`]). A process locks the directory before it writes: with `flock` on
-//! a local disk, with a lease object on S3.
+//! A name holds a complete file or nothing ([`Directory`]). A process takes a lock before it writes: with `flock` on a
+//! local disk, with a lease object on S3. One lock covers the whole directory; others cover parts of it, so that several
+//! processes can write different files at once.
 //!
 //! | part | does |
 //! | --- | --- |
@@ -22,5 +23,5 @@ mod space;
 pub use directory::{Directory, LocalCopy, Lock};
 pub use local::LocalDirectory;
 pub use log::Log;
-pub use process::{Process, boot_id};
+pub use process::{Holder, Process, boot_id};
 pub use space::{check_writable, free_bytes};

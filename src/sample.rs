@@ -18,6 +18,15 @@
 //! | `data/sample_submission.csv` | a submission in its published form, without merit |
 //! | `models/vit-tiny/` | a random `ViT` (64 px, patch 8, width 64, 2 blocks) in Hugging Face layout |
 //!
+//! In another [`SampleFormat`], the train tables and the image shards are replaced:
+//!
+//! | format | files |
+//! | --- | --- |
+//! | `parquet` | `data/image_data_{train,test}/part-*.parquet`: `image`, `image_url`, `wit_features` |
+//! | `jsonl` | `data/image_data_{train,test}/part-*.json.gz`: `image_url`, `b64_bytes`, `wit_features` |
+//! | `webdataset` | `data/image_data_{train,test}/part-*.tar`: `KEY.jpg`, `KEY.json` |
+//! | `folder` | `data/{train,test}/part-*/NUMBER.jpg`, `data/train/metadata.csv`; ids name the files |
+//!
 //! This module never reads a corpus. The images show forty scenes, each a shape in one colour on another. A score on
 //! them shows that the parts work together; it says nothing about photographs.
 
@@ -25,6 +34,7 @@ mod checkpoint;
 mod contents;
 mod encode;
 mod files;
+mod formats;
 mod png;
 mod render;
 mod rng;
@@ -52,7 +62,31 @@ const MIN_TRAIN_IMAGES: u32 = 40;
 /// Largest number of images: image numbers are 32 bits wide, and a duplicate takes a second one.
 const MAX_IMAGES: u32 = 1_000_000;
 
-/// Size and seed of a synthetic corpus.
+/// Format of images and captions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SampleFormat {
+    /// The published layout: images and captions in separate files, with every quirk of the published ones.
+    #[default]
+    Tsv,
+    /// Parquet as in `wikimedia/wit_base`: images with their captions.
+    Parquet,
+    /// Gzipped JSON lines as in Wikimedia's joined files: images with their captions.
+    Jsonl,
+    /// Tar archives as the `webdataset` library reads them: `KEY.jpg` with `KEY.json`.
+    Webdataset,
+    /// Picture files, and `metadata.csv` with the captions.
+    Folder,
+}
+
+impl SampleFormat {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_tsv(&self) -> bool {
+        *self == Self::Tsv
+    }
+}
+
+/// Size, seed and format of a synthetic corpus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleOptions {
     /// Usable images in the train shards, 40 to 1,000,000. About 1 % of unusable and duplicate rows are added.
@@ -61,11 +95,14 @@ pub struct SampleOptions {
     pub test_images: u32,
     /// Seed, which determines all content.
     pub seed: u64,
+    /// Format of images and captions; their content does not depend on it.
+    #[serde(default, skip_serializing_if = "SampleFormat::is_tsv")]
+    pub format: SampleFormat,
 }
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self { train_images: 2400, test_images: 300, seed: 42 }
+        Self { train_images: 2400, test_images: 300, seed: 42, format: SampleFormat::Tsv }
     }
 }
 
@@ -196,7 +233,7 @@ pub fn write(out: &Path, options: &SampleOptions) -> Result<SampleReport, Sample
     let marker = partial.join(INCOMPLETE_MARKER);
     fs::write(&marker, b"").map_err(disk_error(&marker))?;
     let contents = contents::generate(options);
-    files::write_all(&partial, &contents, options.seed)?;
+    files::write_all(&partial, &contents, options.seed, options.format)?;
     let files = hash_files(&partial)?;
     let report = report(options, &contents, &files);
     let manifest = Manifest { made_by: "wikicap-pipeline sample".to_owned(), options: options.clone(), files };

@@ -4,6 +4,7 @@
 //! use the same type, so that no mapping between two copies can go wrong. A module that gives a setting its meaning adds
 //! the methods itself: `catalog` for [`MatchRule`], `decode` for [`Resample`] and [`Alpha`], `model` for [`Pool`].
 
+mod hub;
 mod memory;
 mod part;
 mod validation;
@@ -12,6 +13,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use hub::HubName;
 pub use memory::AvailableMemory;
 pub use part::Part;
 pub use validation::ValidationSplit;
@@ -102,6 +104,55 @@ words!(
         White = "white",
         /// Ignores the alpha channel, which uncovers hidden colours: Pillow's `convert("RGB")`.
         Drop = "drop",
+    }
+);
+words!(
+    /// Format of the files that hold images.
+    ImageFormat {
+        /// Recognised by the name and the first bytes of the first file.
+        Auto = "auto",
+        /// Tab-separated rows of URL and base64.
+        Tsv = "tsv",
+        /// Parquet with the bytes of the image files in a column.
+        Parquet = "parquet",
+        /// One JSON object per line, with base64 in a key.
+        Jsonl = "jsonl",
+        /// Tar archives in the layout of the `webdataset` library.
+        WebDataset = "webdataset",
+        /// Folder of image files.
+        Folder = "folder",
+    }
+);
+words!(
+    /// Format of the files that hold captions.
+    PairsFormat {
+        /// Recognised by the name and the first bytes of the first file.
+        Auto = "auto",
+        /// Tab-separated rows with a header.
+        Tsv = "tsv",
+        /// Comma-separated rows with a header.
+        Csv = "csv",
+        /// Parquet with captions in a column.
+        Parquet = "parquet",
+        /// One JSON object per line.
+        Jsonl = "jsonl",
+        /// Tar archives in the layout of the `webdataset` library.
+        WebDataset = "webdataset",
+        /// Folder of image files.
+        Folder = "folder",
+    }
+);
+words!(
+    /// Origin of the captions of a folder of image files.
+    FolderCaptions {
+        /// The first of the other ones that the folder has.
+        Auto = "auto",
+        /// Files `metadata.csv`, `.tsv`, `.jsonl` or `.parquet` with a column of file names.
+        Metadata = "metadata",
+        /// Files `NAME.txt` beside the images.
+        Text = "text",
+        /// Names of the folders that the images are in.
+        Folders = "folders",
     }
 );
 words!(

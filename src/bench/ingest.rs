@@ -16,15 +16,18 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::RunConfig;
-use crate::corpus::{PairRow, Pairs, PushParser as _};
+use crate::config::{PairsConfig, RunConfig};
+use crate::corpus::{Delimiter, ImageColumns, PairRow, Pairs, PushParser as _};
 use crate::decode::{Decoder, ImageSpec};
-use crate::objects::Object;
+use crate::objects::{Object, Store};
 use crate::pipeline::context::workers;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::FEED_BYTES;
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::images::{MAX_OPEN_SHARDS, Views};
+use crate::pipeline::inputs::{list_images, list_pairs};
+use crate::pipeline::store::open_store;
+use crate::types::{ImageFormat, PairsFormat};
 
 pub use whole_stream::Whole;
 
@@ -137,17 +140,25 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
     };
     let (spec, threads) = (resolve_sampled_spec(&config), workers(&config));
     whole_stream::check_limits(&config, &spec, threads)?;
-    let (shards, first_rows) = read_first_rows(&config, "images.shards", &images.shards).await?;
+    let store = open_store(config.store());
+    let (input, shards) = list_images(&store, &images.shards, images.format, &images.columns).await?;
+    if input.format != ImageFormat::Tsv {
+        return Err(PipelineError::Input(format!(
+            "the parts of reading are measured on rows of text, but `images.shards` is {}: measure a pipeline with `tsv` shards",
+            input.format
+        )));
+    }
+    let first_rows = read_first_rows(&store, "images.shards", &shards).await?;
     let pairs = match config.catalog() {
-        Some(catalog) => Some(measure_pairs(&config, &catalog.pairs.shards).await?),
+        Some(catalog) => measure_pairs(&store, &catalog.pairs).await?,
         None => None,
     };
     let stages = {
-        let (config, spec, shards) = (config.clone(), spec.clone(), shards.clone());
-        let measure = move || measure_parts(&config, &shards, &first_rows, &spec, threads, pairs);
+        let (config, spec, shards, columns) = (config.clone(), spec.clone(), shards.clone(), input.columns.clone());
+        let measure = move || measure_parts(&config, (&shards, &columns), &first_rows, &spec, threads, pairs);
         tokio::task::spawn_blocking(measure).await??
     };
-    let whole = whole_stream::measure(&config, &shards, &spec, threads).await?;
+    let whole = whole_stream::measure(&config, (&input, &shards), &spec, threads).await?;
     let mut report = IngestReport { whole, ..stages };
     report.limit_to_measured();
     Ok(report)
@@ -162,10 +173,17 @@ fn resolve_sampled_spec(config: &RunConfig) -> ImageSpec {
     resolve_spec(config, preprocessing.unwrap_or_default())
 }
 
-/// Measures the parsing of pairs: rows and MB per second.
-async fn measure_pairs(config: &RunConfig, patterns: &[String]) -> Result<(f64, f64), PipelineError> {
-    let (shards, first_rows) = read_first_rows(config, "pairs.shards", patterns).await?;
-    let (mut pairs, mut rows, started) = (Pairs::new(&shards[0].url, &[], MAX_RECORD_BYTES), 0_u64, Instant::now());
+/// Measures the parsing of pairs: rows and MB per second. `None` if they are not text with columns.
+async fn measure_pairs(store: &Store, pairs: &PairsConfig) -> Result<Option<(f64, f64)>, PipelineError> {
+    let (input, shards) = list_pairs(store, pairs).await?;
+    let delimiter = match input.format {
+        PairsFormat::Tsv => Delimiter::Tab,
+        PairsFormat::Csv => Delimiter::Comma,
+        _ => return Ok(None),
+    };
+    let first_rows = read_first_rows(store, "pairs.shards", &shards).await?;
+    let mut pairs = Pairs::new(&shards[0].url, delimiter, &input.columns, &[], MAX_RECORD_BYTES);
+    let (mut rows, started) = (0_u64, Instant::now());
     for block in first_rows.text.chunks(FEED_BYTES) {
         pairs.feed(block);
         while let Some(row) = pairs.next()? {
@@ -173,13 +191,13 @@ async fn measure_pairs(config: &RunConfig, patterns: &[String]) -> Result<(f64, 
         }
     }
     let seconds = (started.elapsed() + first_rows.decompressing).as_secs_f64();
-    Ok((rows as f64 / seconds, first_rows.text.len() as f64 / 1e6 / seconds))
+    Ok(Some((rows as f64 / seconds, first_rows.text.len() as f64 / 1e6 / seconds)))
 }
 
 /// Measures each part on one core, then decoding on all threads.
 fn measure_parts(
     config: &RunConfig,
-    shards: &[Object],
+    (shards, columns): (&[Object], &ImageColumns),
     first_rows: &FirstRows,
     spec: &ImageSpec,
     threads: usize,
@@ -188,11 +206,11 @@ fn measure_parts(
     let shard = shards.first().map(|shard| shard.url.clone()).unwrap_or_default();
     let (mut samples, mut unusable, mut row_count) = (Vec::new(), 0, 0_usize);
     let started = Instant::now();
-    split_rows(&first_rows.text, |_| row_count += 1);
+    split_rows((&first_rows.text, columns), |_| row_count += 1)?;
     let splitting = started.elapsed();
     let (mut decoder, views) = (Decoder::new(spec.clone()), Views::from_config(config));
     let (mut base64, mut pixels) = (Vec::new(), Vec::new());
-    split_rows(&first_rows.text, |row| {
+    split_rows((&first_rows.text, columns), |row| {
         if samples.len() < MAX_IMAGES {
             let sample = row.map(|(url, base64)| Sample::new(views, url, base64));
             match sample.filter(|sample| sample.decode(&mut decoder, &mut base64, &mut pixels)) {
@@ -200,7 +218,7 @@ fn measure_parts(
                 None => unusable += 1,
             }
         }
-    });
+    })?;
     if samples.is_empty() || row_count == 0 {
         return Err(PipelineError::Input(format!(
             "no image in the first rows of `{shard}` can be used: check the file"

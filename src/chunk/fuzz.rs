@@ -127,6 +127,7 @@ proptest! {
             let entry = JournalEntry {
                 generation: "g".to_owned(),
                 last: row == 3,
+                next_offset: (row == 1).then_some(77),
                 tally: Tally { rows: 10, kept: 3, skipped, quarantined: BTreeMap::new() },
                 labels: 5,
                 files: BTreeMap::from([(name, 5), (layout.url_hashes(id), 6)]),
@@ -161,6 +162,7 @@ proptest! {
                 id,
                 generation: "g".to_owned(),
                 last: row == 3,
+                next_offset: (row == 1).then_some(77),
                 tally: Tally { rows: 10, kept: 6, skipped: BTreeMap::new(), quarantined },
                 labels: 5,
                 quarantined: quarantined_rows(4),

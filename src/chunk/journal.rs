@@ -283,6 +283,7 @@ mod tests {
         JournalEntry {
             generation: "g".to_owned(),
             last,
+            next_offset: None,
             tally: if files.is_empty() {
                 Tally { rows, skipped: BTreeMap::from([("no_label".to_owned(), rows)]), ..Tally::default() }
             } else {

@@ -39,6 +39,9 @@ pub struct SpoolEntry {
     pub generation: String,
     /// Whether this is the last chunk of its shard.
     pub last: bool,
+    /// Offset in the shard's decompressed bytes at which the row after the chunk begins, if reading can go on there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_offset: Option<u64>,
     /// Row counts.
     pub tally: Tally,
     /// (image, class) pairs among the kept rows.
@@ -250,6 +253,7 @@ mod tests {
             id: ChunkId { shard: 0, row },
             generation: generation.to_owned(),
             last: false,
+            next_offset: None,
             tally: Tally { rows: 10, kept: 10, ..Tally::default() },
             labels: 0,
             quarantined: Vec::new(),

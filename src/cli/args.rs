@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Stage;
+use crate::sample::SampleFormat;
 use crate::types::{Pool, Precision};
 
 /// Ranks captions for images: streams a corpus through a frozen vision transformer, trains a caption head and writes a
@@ -70,6 +71,24 @@ pub(super) enum Command {
         /// Deletes all results of the run and starts over.
         #[arg(long)]
         fresh: bool,
+        /// Works on part I of N: the shards whose number modulo N is I. Other processes, on any machines, work on the other
+        /// parts of the same run directory. `auto` takes I and N from the job array of AWS Batch, Slurm or `SkyPilot`. The
+        /// process that completes the last part trains and predicts.
+        #[arg(long, value_name = "I/N", conflicts_with_all = ["from", "fresh"])]
+        part: Option<String>,
+        /// Ends after the part, even if it was the last one; `run` without `--part` then trains and predicts.
+        #[arg(long, requires = "part")]
+        part_only: bool,
+        /// Runs one process for each card of this machine, with equal shares of the limits, then trains and predicts on the
+        /// first card. CARDS is `all`, or a list such as `0,1`.
+        #[arg(long, value_name = "CARDS", conflicts_with_all = ["from", "fresh", "part", "metrics", "serve"])]
+        cards: Option<String>,
+        /// Takes one of this many equal shares of the machine's limits.
+        #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+        share: Option<u32>,
+        /// Ends with the process that started this one.
+        #[arg(long, hide = true)]
+        child: bool,
         /// Serves Prometheus metrics at `/metrics` and a health check at `/healthz` during the run. ADDR is `PORT`, which listens on
         /// localhost only, or `HOST:PORT`.
         #[arg(long, value_name = "ADDR")]
@@ -122,6 +141,30 @@ pub(super) enum Command {
         #[command(flatten)]
         files: Files,
     },
+    /// Looks at your images and captions, and writes a pipeline file for them.
+    ///
+    /// Reads folders of pictures, Parquet, tar archives, JSON lines and TSV, on disk, in object stores, on web servers and in
+    /// data sets of the Hugging Face hub. Asks nothing, and overwrites no file.
+    Init {
+        /// Folder, file, glob or URL; `hf://datasets/ORG/NAME` for a data set of the hub.
+        #[arg(value_name = "PATH", default_value = ".")]
+        paths: Vec<PathBuf>,
+        /// Pipeline file to write; `-` prints it.
+        #[arg(short, long, value_name = "FILE", default_value = "pipeline.toml")]
+        output: PathBuf,
+        /// Directory of the run. Default: `runs/` and the name of the pipeline file.
+        #[arg(long, value_name = "DIR")]
+        run_dir: Option<String>,
+        /// Backbone: a directory or `hf:ORG/NAME`.
+        #[arg(long, value_name = "NAME")]
+        model: Option<String>,
+        /// Text encoder: a directory or `hf:ORG/NAME`.
+        #[arg(long, value_name = "NAME")]
+        encoder: Option<String>,
+        /// Machine file, for its `[store]` section.
+        #[arg(short, long, value_name = "FILE")]
+        machine: Option<PathBuf>,
+    },
     /// Renders a small synthetic corpus in the published file layout, with a tiny ViT checkpoint.
     Sample {
         /// Directory to write to; it must be empty or absent.
@@ -136,6 +179,9 @@ pub(super) enum Command {
         /// Random seed; equal seeds give equal files.
         #[arg(long, default_value_t = 42)]
         seed: u64,
+        /// Format of images and captions. The pictures and captions are the same in each.
+        #[arg(long, value_enum, default_value = "tsv")]
+        format: SampleFormatName,
     },
     /// Runs prediction only, with the trained head of an earlier run.
     Predict {
@@ -347,6 +393,33 @@ impl From<StageName> for Stage {
             StageName::Text => Self::Text,
             StageName::Train => Self::Train,
             StageName::Predict => Self::Predict,
+        }
+    }
+}
+
+/// Format of a synthetic corpus on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum SampleFormatName {
+    /// The published layout: rows of base64, and captions in tables of their own.
+    Tsv,
+    /// Parquet as in `wikimedia/wit_base`.
+    Parquet,
+    /// Gzipped JSON lines as in Wikimedia's joined files.
+    Jsonl,
+    /// Tar archives as the `webdataset` library reads them.
+    Webdataset,
+    /// Picture files with `metadata.csv`.
+    Folder,
+}
+
+impl From<SampleFormatName> for SampleFormat {
+    fn from(name: SampleFormatName) -> Self {
+        match name {
+            SampleFormatName::Tsv => Self::Tsv,
+            SampleFormatName::Parquet => Self::Parquet,
+            SampleFormatName::Jsonl => Self::Jsonl,
+            SampleFormatName::Webdataset => Self::Webdataset,
+            SampleFormatName::Folder => Self::Folder,
         }
     }
 }

@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::runtime::Shutdown;
 use crate::telemetry::{Activity, Metric, MetricKind, ProgressRegistry, StageSnapshot};
+use crate::types::Part;
 
 /// Content type of `OpenMetrics` text, by its specification, version 1.0.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,7 +42,7 @@ pub(super) fn bind(address: &str) -> Result<TcpListener, String> {
 }
 
 /// Answers requests until the runtime ends.
-pub(super) async fn serve(listener: TcpListener, registry: ProgressRegistry, shutdown: Shutdown) {
+pub(super) async fn serve(listener: TcpListener, registry: ProgressRegistry, part: Option<Part>, shutdown: Shutdown) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -61,7 +62,7 @@ pub(super) async fn serve(listener: TcpListener, registry: ProgressRegistry, shu
         let (registry, shutdown) = (registry.clone(), shutdown.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = respond(&request, &registry, &shutdown);
+                let response = respond(&request, &registry, part, &shutdown);
                 async move { Ok::<_, std::convert::Infallible>(response) }
             });
             // Errors of one connection concern nobody else. The time limit closes connections that send nothing.
@@ -75,7 +76,12 @@ pub(super) async fn serve(listener: TcpListener, registry: ProgressRegistry, shu
     }
 }
 
-fn respond<B>(request: &Request<B>, registry: &ProgressRegistry, shutdown: &Shutdown) -> Response<Full<Bytes>> {
+fn respond<B>(
+    request: &Request<B>,
+    registry: &ProgressRegistry,
+    part: Option<Part>,
+    shutdown: &Shutdown,
+) -> Response<Full<Bytes>> {
     let text = |status: StatusCode, kind: &'static str, body: String| {
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
@@ -87,16 +93,17 @@ fn respond<B>(request: &Request<B>, registry: &ProgressRegistry, shutdown: &Shut
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n");
     }
     match request.uri().path() {
-        "/metrics" => text(StatusCode::OK, OPEN_METRICS, encode_metrics(registry)),
+        "/metrics" => text(StatusCode::OK, OPEN_METRICS, encode_metrics(registry, part)),
         "/healthz" if shutdown.is_raised() => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         _ => plain(StatusCode::NOT_FOUND, "not found; see /metrics and /healthz\n"),
     }
 }
 
-/// Encodes all metrics as `OpenMetrics` text.
-fn encode_metrics(progress: &ProgressRegistry) -> String {
-    let mut registry = Registry::with_prefix("wikicap");
+/// Encodes all metrics as `OpenMetrics` text. Those of a process that works on a part have the label `run_part`.
+fn encode_metrics(progress: &ProgressRegistry, part: Option<Part>) -> String {
+    let label = part.map(|part| ("run_part".into(), part.to_string().into()));
+    let mut registry = Registry::with_prefix_and_labels("wikicap", label.into_iter());
     registry.register_collector(Box::new(Scrape(progress.clone())));
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -245,7 +252,7 @@ mod tests {
         stage.part(StageTimer::serial("read rows"));
         registry.gauge("in_flight_bytes", "Bytes in flight", Some(9), || Some(5));
         registry.counter("store_requests", "Requests", || 7);
-        let text = encode_metrics(&registry);
+        let text = encode_metrics(&registry, None);
         for line in [
             "# TYPE wikicap_stage_done counter",
             "wikicap_stage_done_total{stage=\"test \\\"images\\\"\",unit=\"rows\"} 3",
@@ -265,7 +272,7 @@ mod tests {
     #[test]
     fn health_check_fails_after_a_stop_request() {
         let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
-        let get = |path: &str| respond(&Request::get(path).body(()).unwrap(), &registry, &shutdown).status();
+        let get = |path: &str| respond(&Request::get(path).body(()).unwrap(), &registry, None, &shutdown).status();
         assert_eq!(
             (get("/healthz"), get("/metrics"), get("/x")),
             (StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND)

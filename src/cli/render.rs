@@ -15,7 +15,7 @@ pub(super) use bench::{forward, head, ingest, rank};
 pub(super) use check::check;
 pub(super) use compare::comparison;
 pub(super) use run::run;
-pub(super) use small::{devices, inspection, sample, scores};
+pub(super) use small::{devices, init, inspection, sample, scores};
 pub(super) use status::{LiveStatus, status};
 
 use std::borrow::Cow;

@@ -6,6 +6,7 @@ use toml::Value;
 
 use super::raw::{RawMachine, RawPipeline};
 use super::reference::{Key, keys_of_machine, keys_of_pipeline};
+use super::value::MemoryLimit;
 use super::{ConfigError, Problem};
 use crate::types::AvailableMemory;
 
@@ -50,6 +51,23 @@ impl MachineFile {
     #[must_use]
     pub fn with_available_memory(self, available: Option<AvailableMemory>) -> Self {
         Self { available, ..self }
+    }
+
+    /// Returns the settings of a process that takes one of `count` equal shares of the limits of a machine with `cores`
+    /// cores.
+    #[must_use]
+    pub fn share(mut self, count: u32, cores: u32) -> Self {
+        let limits = &mut self.raw.limits;
+        limits.disk.0 /= u64::from(count);
+        if let MemoryLimit::Bytes(memory) = &mut limits.memory {
+            memory.0 /= u64::from(count);
+        }
+        if let Some(available) = &mut self.available {
+            available.bytes /= u64::from(count);
+        }
+        let workers = if limits.cpu_workers == 0 { cores } else { limits.cpu_workers };
+        limits.cpu_workers = (workers / count).max(1);
+        self
     }
 }
 

@@ -8,9 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
 use crate::types::{
-    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, HeadKind, MatchRule, Optimizer, Pick, Pool,
-    Precision, Resample, ScheduleKind, TargetKind,
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FolderCaptions, HeadKind, ImageFormat, MatchRule,
+    Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
 };
+
+/// Whether a value is the default. Such keys are left out of files, so that new keys do not change old fingerprints.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 /// A pipeline file: what to run. An absent section means a stage that does not run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
@@ -24,10 +29,10 @@ pub(super) struct RawPipeline {
     /// Captions that become classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) captions: Option<RawCaptions>,
-    /// Rows that say which image has which caption (`train-*.tsv`).
+    /// Captions of the images: rows that say which image has which caption.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pairs: Option<RawPairs>,
-    /// Image shards to stream.
+    /// Images to stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) images: Option<RawImages>,
     /// Decoding and resizing, from the encoded image to the model's input square.
@@ -118,8 +123,33 @@ pub(super) struct RawCaptions {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPairs {
-    /// Globs of tab-separated files with a header (plain, gzip or zstd). Columns are found by name. Required.
+    /// Globs of files, or folders. Required, unless the files of `images.shards` hold captions: then these are read where
+    /// this list is empty.
     pub(super) shards: Vec<String>,
+    /// Format of the files: `tsv` or `csv` (with a header), `parquet`, `jsonl` (one JSON object per line), `webdataset` (tar,
+    /// captions in `KEY.txt` or `KEY.json`) or `folder`. `auto`: recognised by the name and the first bytes of the first file.
+    /// Text may be plain, gzip or zstd.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) format: PairsFormat,
+    /// Column with the URL or name of the image, as `[images]` has it. In Parquet and JSON, `a.b` is the field `b` of `a`.
+    /// Empty: the first of `image_url`, `url`, `URL`, `file_name`, `key`, `id` that the file has; in CSV and TSV `image_url`,
+    /// `url` or `file_name`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) url_column: String,
+    /// Column with the caption, or with a list of captions. For `webdataset`: the extension of the member with the caption, or a
+    /// key of `KEY.json`. Empty: the first of `caption_title_and_reference_description`,
+    /// `wit_features.caption_title_and_reference_description`, `caption`, `captions`, `text`, `TEXT`, `label` that the file has.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) caption_column: String,
+    /// Column with the language of the caption. Empty: `language`, or `wit_features.language` beside captions of
+    /// `wit_features`, where the file has it. Captions without a language belong to none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) language_column: String,
+    /// Captions of a folder: `metadata` for `metadata.csv`, `.tsv`, `.jsonl` or `.parquet` in the folder or below, with the columns
+    /// `file_name` (relative to the metadata file) and a caption; `text` for a file `NAME.txt` beside the image; `folders` for the
+    /// name of the folder that holds the image. `auto`: the first of these that the folder has.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) folder_captions: FolderCaptions,
     /// Languages to keep, as in the column `language`, for example `["en", "de"]`. Empty: all.
     pub(super) languages: Vec<String>,
 }
@@ -128,8 +158,26 @@ pub(super) struct RawPairs {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawImages {
-    /// Globs of files with rows of `image_url TAB base64 TAB metadata_url` and no header (plain, gzip or zstd). Required.
+    /// Globs of files with images, or folders of image files (a directory, or a URL that ends in `/`). `part-{000..199}.tar` stands
+    /// for a range of files, `@files.txt` for the names in the lines of a file, and `hf://datasets/ORG/NAME/PATH` for files of the
+    /// Hugging Face hub, which are streamed. Required.
     pub(super) shards: Vec<String>,
+    /// Format of the files: `tsv` (image URL, base64, metadata URL; with or without a header; plain, gzip or zstd), `parquet`
+    /// (image files in a column of bytes), `jsonl` (one JSON object per line, base64; plain, gzip or zstd), `webdataset` (tar with
+    /// `KEY.jpg`, `KEY.txt`, `KEY.json`; plain, gzip or zstd) or `folder` (image files, named by their path below the folder).
+    /// `auto`: recognised by the name and the first bytes of the first file.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) format: ImageFormat,
+    /// Column with the image: bytes of the file in Parquet, base64 elsewhere. In Parquet and JSON, `a.b` is the field `b` of `a`.
+    /// For `webdataset`: the extension of the member with the image. Empty: the first of `image.bytes`, `image`, `jpg`, `png`,
+    /// `webp`, `bytes`, `b64_bytes`, `image_base64` that the file has.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) image_column: String,
+    /// Column with the URL or another unique name of the image. For `webdataset`: a key of `KEY.json`. Empty: the first of
+    /// `image_url`, `url`, `URL`, `file_name`, `key`, `id` that the file has (in a tar, of the first three), and `FILE/KEY` in a tar
+    /// or `FILE/ROW` where it has none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) url_column: String,
 }
 
 /// `[preprocess]`
@@ -335,9 +383,14 @@ impl Default for RawTrain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPredict {
-    /// Globs of image shards with the test images, in the format of `[images]`. Required.
+    /// Globs of files with the test images, or folders, as in `images.shards`. The column names of `[images]` apply. Required.
     pub(super) images: Vec<String>,
-    /// Tab-separated file with the columns `id` and `image_url`. Required.
+    /// Format of the test images, as in `images.format`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) format: ImageFormat,
+    /// Tab-separated file with the columns `id` and `image_url`. Empty: each test image is an id, named by its URL or file name.
+    /// The names are then read before anything else: from the listing of a folder, from one column of Parquet, and from the whole
+    /// of other files.
     pub(super) ids: String,
     /// File name of the ranked captions, ending in `.csv`. It is written inside `run.dir` and replaces only an earlier ranking;
     /// `training.csv` is reserved.
@@ -370,6 +423,7 @@ impl Default for RawPredict {
     fn default() -> Self {
         Self {
             images: Vec::new(),
+            format: ImageFormat::default(),
             ids: String::new(),
             output: "submission.csv".to_owned(),
             top_k: 5,

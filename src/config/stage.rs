@@ -71,10 +71,11 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
     match stage {
         Stage::Catalog => {
             add(&mut keys, "captions", pipeline.captions.as_ref(), &["list"]);
-            add(&mut keys, "pairs", pipeline.pairs.as_ref(), &["shards"]);
+            // The plan adds the format that was recognised.
+            add(&mut keys, "pairs", pipeline.pairs.as_ref(), &["shards", "format"]);
         }
         Stage::Stream => {
-            add(&mut keys, "images", pipeline.images.as_ref(), &["shards"]);
+            add(&mut keys, "images", pipeline.images.as_ref(), &["shards", "format"]);
             add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
             add(&mut keys, "model", pipeline.model.as_ref(), &[]);
             let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
@@ -98,7 +99,18 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
                 &mut keys,
                 "predict",
                 pipeline.predict.as_ref(),
-                &["images", "ids", "truth", "top_k", "checkpoint", "captions", "file_names", "correction", "blend"],
+                &[
+                    "images",
+                    "format",
+                    "ids",
+                    "truth",
+                    "top_k",
+                    "checkpoint",
+                    "captions",
+                    "file_names",
+                    "correction",
+                    "blend",
+                ],
             );
             add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
             add(&mut keys, "model", pipeline.model.as_ref(), &[]);

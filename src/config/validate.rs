@@ -59,6 +59,9 @@ pub(super) fn check_stages(pipeline: &RawPipeline, problems: &mut Problems) {
     );
 }
 
+/// Keys whose values may be names of lists.
+const LISTS: [&str; 3] = ["pairs.shards", "images.shards", "predict.images"];
+
 /// Whether a shell would have replaced the beginning of a path. The program does not, so a folder named `~` would appear.
 fn is_unexpanded(path: &str) -> bool {
     path == "~" || path.starts_with("~/") || path.starts_with('$') && path.contains('/')
@@ -106,13 +109,15 @@ pub(super) fn check_paths(pipeline: &RawPipeline, problems: &mut Problems) {
         for path in paths {
             refuse_unexpanded(path, key, problems);
             let hub = ["model.checkpoint", "text.encoder"].contains(&key) && HubName::parse(path).is_some();
+            // `@` before a name makes it a list of names.
+            let path = if LISTS.contains(&key) { path.trim_start_matches('@') } else { path };
             let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
                 "run.dir" | "predict.blend" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
                 "model.checkpoint" | "text.encoder" => (&[], "a local directory or `hf:ORG/NAME`"),
                 _ => (
-                    &["file", "s3", "s3a", "gs", "az", "azure", "https", "http"],
-                    "a local path or a URL of s3, gs, az or https",
+                    &["file", "s3", "s3a", "gs", "az", "azure", "https", "http", "hf"],
+                    "a local path or a URL of s3, gs, az, https or hf",
                 ),
             };
             problems.refuse_if(!allowed.contains(&scheme), key, format!("`{path}` must be {what}"));

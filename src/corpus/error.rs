@@ -20,15 +20,58 @@ pub enum CorpusError {
         /// Reason.
         detail: String,
     },
-    /// The header lacks a required column.
-    #[error("`{file}` has no column `{column}`; its header names {found}: use the published file or rename the column")]
+    /// The file lacks a column that it must have, or that the configuration names.
+    #[error("`{file}` has no column `{column}`, which {}{}; it has {found}: {}",
+        if key.is_empty() { "it must have" } else { "`" },
+        if key.is_empty() { String::new() } else { format!("{key}` names") },
+        if key.is_empty() { "use the published file or rename the column" } else { "correct the name" })]
     MissingColumn {
         /// File name.
         file: String,
         /// Required column.
-        column: &'static str,
-        /// Columns of the header, in backticks.
+        column: String,
+        /// Configuration key that names the column; empty for a column with a fixed name.
+        key: &'static str,
+        /// Columns of the file, in backticks.
         found: String,
+    },
+    /// The file has none of the usual columns of a kind.
+    #[error("`{file}` has no column with {content}: it has {found}, but none of {tried}; name the column in `{key}`")]
+    NoUsualColumn {
+        /// File name.
+        file: String,
+        /// Content of the column, as a noun phrase.
+        content: &'static str,
+        /// Usual names, in backticks.
+        tried: String,
+        /// Configuration key that names the column.
+        key: &'static str,
+        /// Columns of the file, in backticks.
+        found: String,
+    },
+    /// The column has a type that cannot be used.
+    #[error("the column `{column}` of `{file}` holds {found}, but {expected} is needed; name another one in `{key}`")]
+    WrongColumnType {
+        /// File name.
+        file: String,
+        /// Column name.
+        column: String,
+        /// Type of the column.
+        found: String,
+        /// Types that can be used.
+        expected: &'static str,
+        /// Configuration key that names the column.
+        key: &'static str,
+    },
+    /// The structure of a container file is damaged or cannot be read.
+    #[error("`{file}` cannot be read as {format}: {detail}")]
+    Container {
+        /// File name.
+        file: String,
+        /// Name of the format, with its article.
+        format: &'static str,
+        /// What is wrong and what to do.
+        detail: String,
     },
     /// The header names a required column twice.
     #[error("`{file}` names the column `{column}` twice in its header: remove or rename one of them")]
@@ -36,7 +79,7 @@ pub enum CorpusError {
         /// File name.
         file: String,
         /// Column name.
-        column: &'static str,
+        column: String,
     },
     /// The caption list has several columns.
     #[error("`{file}` must have a single column of captions, but its header names {found}: remove the other columns")]

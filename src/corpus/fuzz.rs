@@ -30,20 +30,27 @@ type Driver = fn(&[u8], &[usize], bool) -> Vec<String>;
 /// One driver per parser. It returns the rows as text, up to the first error.
 const PARSERS: [Driver; 4] = [
     |data, sizes, collect| {
-        run_parser(ImageRows::new(LIMIT), data, sizes, collect, |rows, emit| {
-            while let Some(row) = rows.next() {
+        let rows = ImageRows::new("f", ImageColumns::default(), LIMIT);
+        run_parser(rows, data, sizes, collect, |rows, emit| {
+            while let Some(row) = rows.next()? {
                 emit(&row);
             }
             Ok(())
         })
     },
     |data, sizes, collect| {
-        run_parser(Pairs::new("f", &["en".to_owned()], LIMIT), data, sizes, collect, |rows, emit| {
-            while let Some(row) = rows.next()? {
-                emit(&row);
-            }
-            Ok(())
-        })
+        run_parser(
+            Pairs::new("f", Delimiter::Tab, &PairColumns::default(), &["en".to_owned()], LIMIT),
+            data,
+            sizes,
+            collect,
+            |rows, emit| {
+                while let Some(row) = rows.next()? {
+                    emit(&row);
+                }
+                Ok(())
+            },
+        )
     },
     |data, sizes, collect| {
         run_parser(CaptionList::new("f", LIMIT), data, sizes, collect, |rows, emit| {
@@ -113,5 +120,140 @@ proptest! {
         let table = 2 * 24 * 4096;
         let limit = 3 * (LIMIT + block) + table + 16 * 1024 + 16 * data.len();
         bounded(&data, limit as u64, || parse(&data, &sizes, false))?;
+    }
+}
+
+/// Upper bound on an image in the fuzz targets of containers.
+const IMAGE_LIMIT: u64 = 400;
+const START: ResumePoint = ResumePoint { byte_offset: 0, number: 0 };
+
+fn json_files() -> Vec<Vec<u8>> {
+    let nested = format!("{}1{}", "[{\"a\":".repeat(40), "}]".repeat(40));
+    [
+        concat!(
+            r#"{"image_url": "u", "b64_bytes": "QU\/D", "wit_features": [{"language": "en", "caption_title_and_reference_description": "A"}, {"language": "de"}]}"#,
+            "\n{\"url\": 7, \"image\": {\"bytes\": \"QUJD\"}, \"caption\": [\"a\", null, \"b\"]}\r\n\n",
+            r#"{"id": "x", "b64_bytes": "QQ==", "wit_features": {"language": ["en", "de"], "caption_title_and_reference_description": ["C", "D\u00e9"]}}"#,
+        )
+        .to_owned(),
+        format!("{{\"url\": \"v\", \"text\": {nested}, \"jpg\": \"QQ==\"}}\n{{}}\n[1]\n"),
+    ]
+    .map(String::into_bytes)
+    .to_vec()
+}
+
+fn tar_files() -> Vec<Vec<u8>> {
+    let long = format!("{}/1.jpg", "folder".repeat(30));
+    let files: [(&str, &[u8]); 8] = [
+        ("a/0.jpg", &[1; 300]),
+        ("a/0.txt", b"caption"),
+        ("a/0.json", br#"{"url": "http://0", "caption": "json"}"#),
+        ("b.png", &[2; 512]),
+        (&long, &[3; 20]),
+        ("c.webp", &[4; 900]),
+        ("c.json", b"{"),
+        ("d.txt", b""),
+    ];
+    let pack = |make: fn() -> ::tar::Header, mode: u8| {
+        let mut builder = ::tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            if mode == 1 {
+                builder.append_pax_extensions([("path", name.as_bytes()), ("comment", b"x")]).unwrap();
+            }
+            let mut header = make();
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, name, content).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    vec![pack(::tar::Header::new_gnu, 0), pack(::tar::Header::new_gnu, 1)]
+}
+
+/// One driver for images and one for captions of each container format that is fed as a stream.
+const CONTAINERS: [Driver; 4] = [
+    |data, sizes, collect| {
+        let rows = JsonImageRows::new("f", "f", &ImageColumns::default(), LIMIT, START);
+        run_parser(rows, data, sizes, collect, |rows, emit| {
+            while let Some(row) = rows.next()? {
+                emit(&row);
+            }
+            Ok(())
+        })
+    },
+    |data, sizes, collect| {
+        let pairs = JsonPairs::new(("f", "f"), &PairColumns::default(), &[], LIMIT, (START, PairCounts::default()));
+        run_parser(pairs, data, sizes, collect, |rows, emit| {
+            while let Some(row) = rows.next()? {
+                emit(&row);
+            }
+            Ok(())
+        })
+    },
+    |data, sizes, collect| {
+        let rows = WebDatasetImages::new("f", "f", &ImageColumns::default(), IMAGE_LIMIT, START);
+        run_parser(rows, data, sizes, collect, |rows, emit| {
+            while let Some(row) = rows.next()? {
+                emit(&row);
+            }
+            Ok(())
+        })
+    },
+    |data, sizes, collect| {
+        let pairs = WebDatasetPairs::new(("f", "f"), &PairColumns::default(), &[], (START, PairCounts::default()));
+        run_parser(pairs, data, sizes, collect, |rows, emit| {
+            while let Some(row) = rows.next()? {
+                emit(&row);
+            }
+            Ok(())
+        })
+    },
+];
+
+proptest! {
+    #![proptest_config(config(CHEAP_CASES))]
+
+    #[test]
+    fn containers_are_independent_of_blocks_and_memory_is_bounded(
+        which: Index,
+        damages in damage(),
+        parser in 0..CONTAINERS.len(),
+        sizes in prop::collection::vec(prop_oneof![1usize..8, 1usize..2000], 1..6),
+    ) {
+        let files = if parser < 2 { json_files() } else { tar_files() };
+        let data = damaged(&files, which, &damages);
+        let parse = CONTAINERS[parser];
+        let whole = parse(&data, &[usize::MAX], true);
+        prop_assert_eq!(&whole, &parse(&data, &[1], true));
+        prop_assert_eq!(&whole, &parse(&data, &sizes, true));
+        // The file itself is the block in the worst case. A header may announce 1 MiB of names, whose room is reserved.
+        let limit = 16 * data.len() as u64 + (2 << 20);
+        bounded(&data, limit, || parse(&data, &sizes, false))?;
+    }
+}
+
+/// Page limit of the fuzz target of Parquet.
+const PAGE_LIMIT: u64 = 1 << 20;
+
+fn parquet_files() -> &'static [Vec<u8>] {
+    static FILES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+    FILES.get_or_init(|| parquet::tests::properties().into_iter().map(parquet::tests::sample).collect())
+}
+
+fn read_parquet(data: &[u8]) -> Result<usize, CorpusError> {
+    let file = parquet::tests::open(data)?;
+    let images = file.image_columns(&ImageColumns::default())?.columns;
+    let pairs = file.pair_columns(&PairColumns::default())?.columns;
+    let rows = parquet::tests::read_rows(&file, data, &images, 0, PAGE_LIMIT)?.len();
+    Ok(rows + parquet::tests::read_rows(&file, data, &pairs, 7.min(file.rows()), PAGE_LIMIT)?.len())
+}
+
+proptest! {
+    #![proptest_config(config(CHEAP_CASES / 2))]
+
+    #[test]
+    fn damaged_parquet_is_read_or_refused(which: Index, damages in damage()) {
+        let data = damaged(parquet_files(), which, &damages);
+        // A copy of the file, the metadata, and for each of three columns a page with its values.
+        bounded(&data, 16 * PAGE_LIMIT, || read_parquet(&data).ok())?;
     }
 }

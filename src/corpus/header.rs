@@ -1,5 +1,6 @@
 //! Column lookup by name and UTF-8 conversion, shared by the parsers of files with a header.
 
+use crate::corpus::columns::ColumnKind;
 use crate::corpus::error::CorpusError;
 use crate::corpus::rows::Fields;
 use crate::corpus::rows::Record;
@@ -43,16 +44,33 @@ impl Header {
         self.names.first().map_or("", String::as_str)
     }
 
+    /// Returns whether there is a column of this name.
+    pub(super) fn has(&self, column: &str) -> bool {
+        self.names.iter().any(|name| name == column)
+    }
+
     /// Returns the index of a column, which must occur exactly once.
-    pub(super) fn column(&self, file: &str, column: &'static str) -> Result<usize, CorpusError> {
+    pub(super) fn column(&self, file: &str, column: &str) -> Result<usize, CorpusError> {
         let mut found = self.names.iter().enumerate().filter(|(_, name)| *name == column);
+        let (file, column) = (|| file.to_owned(), || column.to_owned());
         let Some((index, _)) = found.next() else {
-            return Err(CorpusError::MissingColumn { file: file.to_owned(), column, found: self.list_names() });
+            return Err(CorpusError::MissingColumn {
+                file: file(),
+                column: column(),
+                key: "",
+                found: self.list_names(),
+            });
         };
         if found.next().is_some() {
-            return Err(CorpusError::DuplicateColumn { file: file.to_owned(), column });
+            return Err(CorpusError::DuplicateColumn { file: file(), column: column() });
         }
         Ok(index)
+    }
+
+    /// Returns the index of a column by its kind: the one that the configuration names, or the first usual one.
+    pub(super) fn find(&self, file: &str, kind: ColumnKind, set: Option<&str>) -> Result<usize, CorpusError> {
+        let name = kind.find(file, set, |name| self.has(name), || self.list_names())?;
+        self.column(file, &name)
     }
 
     /// Lists the names in backticks, for a message.

@@ -1,5 +1,8 @@
-//! Parser of the image shards: image URL, base64, metadata URL; tab-separated, without a header.
+//! Rows of image shards, and the parser of tab-separated ones: image URL, base64, metadata URL, with or without a header.
 
+use crate::corpus::columns::{ColumnKind, IMAGE_COLUMNS, ImageColumns, URL_COLUMNS};
+use crate::corpus::error::CorpusError;
+use crate::corpus::header::Header;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::Fields;
 use crate::corpus::rows::PushParser;
@@ -17,10 +20,10 @@ pub enum ImageRow<'a> {
     Ok {
         /// Row number in the shard.
         row: u64,
-        /// URL exactly as in the file; it is the join key.
+        /// URL or name exactly as in the file; it is the join key.
         image_url: &'a str,
-        /// Base64 of the image, not validated and never empty.
-        base64: &'a [u8],
+        /// Image, never empty.
+        image: EncodedImage<'a>,
     },
     /// An unusable row.
     Bad {
@@ -33,6 +36,24 @@ pub enum ImageRow<'a> {
         /// URL. Exact for [`ImageRowProblem::MissingData`]; otherwise a displayable prefix of at most 512 bytes.
         image_url: Option<String>,
     },
+}
+
+/// Image as a shard stores it, not validated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncodedImage<'a> {
+    /// Image file in base64.
+    Base64(&'a [u8]),
+    /// Bytes of the image file.
+    File(&'a [u8]),
+}
+
+impl<'a> EncodedImage<'a> {
+    /// Returns the stored bytes.
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Base64(bytes) | Self::File(bytes) => bytes,
+        }
+    }
 }
 
 /// Reason why a row of an image shard is unusable.
@@ -50,17 +71,20 @@ pub enum ImageRowProblem {
     MissingData,
     /// The row exceeds the length limit.
     RowTooLong,
+    /// The row is not a JSON object.
+    InvalidJson,
 }
 
 impl ImageRowProblem {
     /// All problems in declaration order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::WrongFieldCount,
         Self::InvalidUtf8,
         Self::MissingUrl,
         Self::UrlTooLong,
         Self::MissingData,
         Self::RowTooLong,
+        Self::InvalidJson,
     ];
 
     /// Returns the name used in counts and quarantine files.
@@ -72,6 +96,7 @@ impl ImageRowProblem {
             Self::UrlTooLong => "url_too_long",
             Self::MissingData => "missing_data",
             Self::RowTooLong => "row_too_long",
+            Self::InvalidJson => "invalid_json",
         }
     }
 }
@@ -82,16 +107,52 @@ impl std::fmt::Display for ImageRowProblem {
     }
 }
 
-/// Parses an image shard.
+/// Positions of the columns of a file with a header.
+#[derive(Debug, Clone, Copy)]
+struct Positions {
+    count: usize,
+    url: usize,
+    image: usize,
+}
+
+/// First record of a file, kept until it is known whether it is a header.
+#[derive(Debug, Default)]
+enum FirstRecord {
+    /// It has not been read.
+    #[default]
+    Unread,
+    /// It is a row, which has not been returned.
+    Row { fields: usize, image_url: Vec<u8>, base64: Vec<u8> },
+    /// It is a row over the length limit, which has not been returned.
+    Oversized { byte_offset: u64, prefix: Vec<u8> },
+    /// It was a header, or has been returned.
+    Done,
+}
+
+/// Parses a tab-separated image shard.
 #[derive(Debug)]
 pub struct ImageRows {
     rows: RowSplitter,
+    file: String,
+    columns: ImageColumns,
+    first: FirstRecord,
+    /// First record, while its row is in use.
+    returned: FirstRecord,
+    /// Columns of the header; `None` without a header.
+    positions: Option<Positions>,
 }
 
 impl ImageRows {
-    /// Creates a parser for the start of a shard.
-    pub fn new(max_record_bytes: usize) -> Self {
-        Self { rows: RowSplitter::new(Delimiter::Tab, max_record_bytes) }
+    /// Creates a parser for the start of `file`; errors quote that name.
+    pub fn new(file: &str, columns: ImageColumns, max_record_bytes: usize) -> Self {
+        Self {
+            rows: RowSplitter::new(Delimiter::Tab, max_record_bytes),
+            file: file.to_owned(),
+            columns,
+            first: FirstRecord::Unread,
+            returned: FirstRecord::Done,
+            positions: None,
+        }
     }
 
     /// Frees the memory that unusually long rows needed.
@@ -100,23 +161,75 @@ impl ImageRows {
     }
 
     /// Returns the next row, or `None` if another block is needed or the shard has ended.
+    ///
+    /// # Errors
+    /// Fails if the header lacks a column that the configuration names.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
-    pub fn next(&mut self) -> Option<ImageRow<'_>> {
+    pub fn next(&mut self) -> Result<Option<ImageRow<'_>>, CorpusError> {
+        if matches!(self.first, FirstRecord::Unread) {
+            self.read_first()?;
+        }
         let limit_bytes = self.rows.max_record_bytes();
-        let record = self.rows.next()?;
-        let row = record.number;
-        Some(match record.content {
-            RecordContent::Fields(fields) => parse_row(row, &fields),
-            RecordContent::Oversized { prefix } => ImageRow::Bad {
-                row,
-                reason: ImageRowProblem::RowTooLong,
-                detail: format!("longer than {limit_bytes} bytes, at byte {} of the shard", record.byte_offset),
-                image_url: prefix
-                    .iter()
-                    .position(|&byte| byte == b'\t')
-                    .and_then(|end| displayable_url(prefix.get(..end)?)),
-            },
-        })
+        if matches!(self.first, FirstRecord::Unread) {
+            return Ok(None);
+        }
+        self.returned = std::mem::replace(&mut self.first, FirstRecord::Done);
+        match &self.returned {
+            FirstRecord::Row { fields, image_url, base64 } => {
+                return Ok(Some(parse_row(0, *fields, image_url, base64)));
+            }
+            FirstRecord::Oversized { byte_offset, prefix } => {
+                return Ok(Some(oversized_row(0, *byte_offset, limit_bytes, prefix)));
+            }
+            FirstRecord::Unread | FirstRecord::Done => {}
+        }
+        let Some(record) = self.rows.next() else { return Ok(None) };
+        let row = record.number - u64::from(self.positions.is_some());
+        Ok(Some(match record.content {
+            RecordContent::Fields(fields) => {
+                let field = |index| fields.get(index).unwrap_or_default();
+                match self.positions {
+                    None => parse_row(row, fields.len(), field(0), field(1)),
+                    Some(positions) => parse_named(row, &fields, positions),
+                }
+            }
+            RecordContent::Oversized { prefix } => oversized_row(row, record.byte_offset, limit_bytes, prefix),
+        }))
+    }
+
+    /// Reads the first record, if there are enough bytes.
+    ///
+    /// It is a header if one field is a usual name of the URL's column and another one of the image's column, or the names
+    /// that the configuration sets.
+    fn read_first(&mut self) -> Result<(), CorpusError> {
+        let limit_bytes = self.rows.max_record_bytes();
+        let Some(record) = self.rows.next() else { return Ok(()) };
+        let fields = match record.content {
+            RecordContent::Fields(fields) => fields,
+            RecordContent::Oversized { prefix } => {
+                self.first = FirstRecord::Oversized { byte_offset: record.byte_offset, prefix: prefix.to_vec() };
+                return Ok(());
+            }
+        };
+        let is_named = |set: &Option<String>, usual: &[&str]| {
+            let is_name = |name: &str| fields.iter().any(|field| field.trim_ascii() == name.as_bytes());
+            set.as_deref().map_or_else(|| usual.iter().any(|name| is_name(name)), is_name)
+        };
+        let ImageColumns { url, image } = &self.columns;
+        let has_header = is_named(url, &URL_COLUMNS) && is_named(image, &IMAGE_COLUMNS);
+        if !has_header && url.is_none() && image.is_none() {
+            let field = |index| fields.get(index).unwrap_or_default().to_vec();
+            self.first = FirstRecord::Row { fields: fields.len(), image_url: field(0), base64: field(1) };
+            return Ok(());
+        }
+        let header = Header::read(&self.file, &record, limit_bytes)?;
+        self.positions = Some(Positions {
+            count: header.len(),
+            url: header.find(&self.file, ColumnKind::ImageUrl, url.as_deref())?,
+            image: header.find(&self.file, ColumnKind::Image, image.as_deref())?,
+        });
+        self.first = FirstRecord::Done;
+        Ok(())
     }
 }
 
@@ -130,13 +243,40 @@ impl PushParser for ImageRows {
     }
 }
 
-fn parse_row<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
-    let image_url = fields.get(0).unwrap_or_default();
-    let base64 = fields.get(1).unwrap_or_default();
-    let bad = |reason, detail: String| ImageRow::Bad { row, reason, detail, image_url: displayable_url(image_url) };
-    if !(2..=3).contains(&fields.len()) {
-        return bad(ImageRowProblem::WrongFieldCount, format!("{} fields where 3 are expected", fields.len()));
+fn parse_row<'a>(row: u64, fields: usize, image_url: &'a [u8], base64: &'a [u8]) -> ImageRow<'a> {
+    if !(2..=3).contains(&fields) {
+        let detail = format!("{fields} fields where 3 are expected");
+        return bad_row(row, ImageRowProblem::WrongFieldCount, detail, image_url);
     }
+    check_row(row, image_url, EncodedImage::Base64(base64))
+}
+
+fn oversized_row<'a>(row: u64, byte_offset: u64, limit_bytes: usize, prefix: &[u8]) -> ImageRow<'a> {
+    let image_url = prefix.iter().position(|&byte| byte == b'\t').and_then(|end| prefix.get(..end));
+    ImageRow::Bad {
+        row,
+        reason: ImageRowProblem::RowTooLong,
+        detail: format!("longer than {limit_bytes} bytes, at byte {byte_offset} of the shard"),
+        image_url: image_url.and_then(displayable_url),
+    }
+}
+
+fn parse_named<'a>(row: u64, fields: &Fields<'a>, positions: Positions) -> ImageRow<'a> {
+    let image_url = fields.get(positions.url).unwrap_or_default();
+    if fields.len() != positions.count {
+        let detail = format!("{} fields where the header has {}", fields.len(), positions.count);
+        return bad_row(row, ImageRowProblem::WrongFieldCount, detail, image_url);
+    }
+    check_row(row, image_url, EncodedImage::Base64(fields.get(positions.image).unwrap_or_default()))
+}
+
+fn bad_row<'a>(row: u64, reason: ImageRowProblem, detail: String, image_url: &[u8]) -> ImageRow<'a> {
+    ImageRow::Bad { row, reason, detail, image_url: displayable_url(image_url) }
+}
+
+/// Returns the row of a URL and an image, or the reason why it cannot be used.
+pub fn check_row<'a>(row: u64, image_url: &'a [u8], image: EncodedImage<'a>) -> ImageRow<'a> {
+    let bad = |reason, detail: String| bad_row(row, reason, detail, image_url);
     let text = match std::str::from_utf8(image_url) {
         Ok(text) => text,
         Err(error) => {
@@ -151,20 +291,24 @@ fn parse_row<'a>(row: u64, fields: &Fields<'a>) -> ImageRow<'a> {
         let detail = format!("the image URL has {} bytes, over the limit of {MAX_URL_BYTES}", text.len());
         return bad(ImageRowProblem::UrlTooLong, detail);
     }
-    if base64.is_empty() {
+    if image.bytes().is_empty() {
+        let detail = match image {
+            EncodedImage::Base64(_) => "the base64 field is empty",
+            EncodedImage::File(_) => "the image is empty or missing",
+        };
         // The URL is valid and is needed unchanged, to filter the row and to find duplicates.
         return ImageRow::Bad {
             row,
             reason: ImageRowProblem::MissingData,
-            detail: "the base64 field is empty".to_owned(),
+            detail: detail.to_owned(),
             image_url: Some(text.to_owned()),
         };
     }
-    ImageRow::Ok { row, image_url: text, base64 }
+    ImageRow::Ok { row, image_url: text, image }
 }
 
 /// Returns a displayable prefix of a URL field. A malformed row can have megabytes here.
-fn displayable_url(field: &[u8]) -> Option<String> {
+pub(super) fn displayable_url(field: &[u8]) -> Option<String> {
     let shown = field.get(..MAX_URL_BYTES / 4).unwrap_or(field);
     let shown = String::from_utf8_lossy(shown).trim().to_owned();
     (!shown.is_empty()).then_some(shown)
@@ -175,14 +319,14 @@ mod tests {
     use super::*;
 
     fn read_all(text: &[u8], limit: usize) -> Vec<String> {
-        let mut rows = ImageRows::new(limit);
+        let mut rows = ImageRows::new("part.csv", ImageColumns::default(), limit);
         rows.feed(text);
         rows.finish();
         let mut seen = Vec::new();
-        while let Some(row) = rows.next() {
+        while let Some(row) = rows.next().unwrap() {
             seen.push(match row {
-                ImageRow::Ok { row, image_url, base64 } => {
-                    format!("{row} {image_url} {}", String::from_utf8_lossy(base64))
+                ImageRow::Ok { row, image_url, image } => {
+                    format!("{row} {image_url} {}", String::from_utf8_lossy(image.bytes()))
                 }
                 ImageRow::Bad { row, reason, image_url, .. } => format!("{row} {reason} {image_url:?}"),
             });
@@ -224,6 +368,34 @@ mod tests {
         assert_eq!(
             read_all(text, 30),
             ["0 row_too_long Some(\"\\\"http://a\")", "1 http://b QUJD", "2 http://c QUJD", "3 http://d QUJD"]
+        );
+    }
+
+    #[test]
+    fn header_names_the_columns() {
+        let text = b"id\tb64_bytes\timage_url\n7\tQUJD\thttp://a\n8\tQUJD\n9\t\thttp://c\n";
+        assert_eq!(
+            read_all(text, 100),
+            ["0 http://a QUJD", "1 wrong_field_count None", "2 missing_data Some(\"http://c\")"]
+        );
+        // One usual name alone may be the name of an image.
+        assert_eq!(read_all(b"image\tQUJD\n", 100), ["0 image QUJD"]);
+        assert_eq!(read_all(b"image_url\timage\tmetadata_url\n", 100), Vec::<String>::new());
+    }
+
+    #[test]
+    fn columns_of_the_configuration_are_required() {
+        let read = |text: &[u8]| {
+            let columns = ImageColumns { url: Some("link".to_owned()), ..ImageColumns::default() };
+            let mut rows = ImageRows::new("part.tsv", columns, 100);
+            rows.feed(text);
+            rows.finish();
+            rows.next().map(|row| format!("{row:?}")).map_err(|error| error.to_string())
+        };
+        assert!(read(b"image\tlink\nQUJD\thttp://a\n").unwrap().contains("http://a"));
+        assert_eq!(
+            read(b"image\turl\nQUJD\thttp://a\n").unwrap_err(),
+            "`part.tsv` has no column `link`, which `images.url_column` names; it has `image`, `url`: correct the name"
         );
     }
 }

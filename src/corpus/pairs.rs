@@ -1,5 +1,6 @@
-//! Parser of `train-*.tsv`: language, image URL and caption, with columns found by name.
+//! Captions of images: rows, counts, and the parser of text with a header, such as `train-*.tsv`.
 
+use crate::corpus::columns::{ColumnKind, PairColumns, language_candidates};
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
 use crate::corpus::rows::Delimiter;
@@ -9,20 +10,16 @@ use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::ResumePoint;
 use crate::corpus::rows::RowSplitter;
 
-const LANGUAGE: &str = "language";
-const IMAGE_URL: &str = "image_url";
-const TARGET: &str = "caption_title_and_reference_description";
-
 /// One image URL with one of its captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pair<'a> {
     /// Row number in the file.
     pub row: u64,
-    /// Language code, such as `en`.
+    /// Language code, such as `en`; empty if the row has none.
     pub language: &'a str,
     /// URL exactly as in the file; it is the join key.
     pub image_url: &'a str,
-    /// `caption_title_and_reference_description` exactly as in the file; contains more than white space.
+    /// Caption exactly as in the file; contains more than white space.
     pub target: &'a str,
 }
 
@@ -55,17 +52,20 @@ pub enum PairProblem {
     MissingCaption,
     /// Language, image URL or caption is not UTF-8.
     InvalidUtf8,
+    /// The row is not a JSON object.
+    InvalidJson,
 }
 
 impl PairProblem {
     /// All reasons in the order in which they are checked.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::RowTooLong,
         Self::WrongFieldCount,
         Self::LanguageFiltered,
         Self::MissingUrl,
         Self::MissingCaption,
         Self::InvalidUtf8,
+        Self::InvalidJson,
     ];
 
     /// Returns the name used in counts.
@@ -77,6 +77,7 @@ impl PairProblem {
             Self::MissingUrl => "missing_url",
             Self::MissingCaption => "missing_caption",
             Self::InvalidUtf8 => "invalid_utf8",
+            Self::InvalidJson => "invalid_json",
         }
     }
 }
@@ -112,7 +113,7 @@ impl PairCounts {
         }
     }
 
-    fn count(&mut self, row: &PairRow<'_>) {
+    pub(super) fn count(&mut self, row: &PairRow<'_>) {
         self.rows += 1;
         match row {
             PairRow::Pair(_) => self.pairs += 1,
@@ -128,7 +129,7 @@ impl PairCounts {
 #[derive(Debug, Clone, Copy)]
 struct Columns {
     count: usize,
-    language: usize,
+    language: Option<usize>,
     image_url: usize,
     target: usize,
 }
@@ -138,6 +139,8 @@ struct Columns {
 pub struct Pairs {
     file: String,
     languages: Vec<String>,
+    names: PairColumns,
+    delimiter: Delimiter,
     rows: RowSplitter,
     finished: bool,
     columns: Option<Columns>,
@@ -146,11 +149,19 @@ pub struct Pairs {
 
 impl Pairs {
     /// Creates a parser for the start of `file`; errors quote that name. An empty `languages` selects all.
-    pub fn new(file: &str, languages: &[String], max_record_bytes: usize) -> Self {
+    pub fn new(
+        file: &str,
+        delimiter: Delimiter,
+        names: &PairColumns,
+        languages: &[String],
+        max_record_bytes: usize,
+    ) -> Self {
         Self {
             file: file.to_owned(),
             languages: languages.to_vec(),
-            rows: RowSplitter::new(Delimiter::Tab, max_record_bytes),
+            names: names.clone(),
+            delimiter,
+            rows: RowSplitter::new(delimiter, max_record_bytes),
             finished: false,
             columns: None,
             counts: PairCounts::default(),
@@ -176,7 +187,7 @@ impl Pairs {
     /// Resumes at `point`, where the next block must start, with the `counts` of the rows before it. The header must
     /// have been parsed.
     pub fn resume_at(&mut self, point: ResumePoint, counts: PairCounts) {
-        self.rows = RowSplitter::resume_at(Delimiter::Tab, self.rows.max_record_bytes(), point);
+        self.rows = RowSplitter::resume_at(self.delimiter, self.rows.max_record_bytes(), point);
         self.counts = counts;
     }
 
@@ -211,11 +222,26 @@ impl Pairs {
             return if self.finished { Err(CorpusError::Empty { file: self.file.clone() }) } else { Ok(None) };
         };
         let header = Header::read(&self.file, &record, limit_bytes)?;
+        let PairColumns { url, caption, language } = &self.names;
+        let caption = ColumnKind::Caption.find(
+            &self.file,
+            caption.as_deref(),
+            |name| header.has(name),
+            || header.list_names(),
+        )?;
+        let language = match language {
+            Some(_) => Some(header.find(&self.file, ColumnKind::Language, language.as_deref())?),
+            None => language_candidates(&caption)
+                .iter()
+                .find(|name| header.has(name))
+                .map(|name| header.column(&self.file, name))
+                .transpose()?,
+        };
         Ok(Some(Columns {
             count: header.len(),
-            language: header.column(&self.file, LANGUAGE)?,
-            image_url: header.column(&self.file, IMAGE_URL)?,
-            target: header.column(&self.file, TARGET)?,
+            language,
+            image_url: header.find(&self.file, ColumnKind::PairUrl, url.as_deref())?,
+            target: header.column(&self.file, &caption)?,
         }))
     }
 }
@@ -236,15 +262,26 @@ fn parse_row<'a>(row: u64, fields: &Fields<'a>, columns: Columns, languages: &[S
     if fields.len() != columns.count {
         return skipped(PairProblem::WrongFieldCount);
     }
-    let language = fields.get(columns.language).unwrap_or_default();
+    let field = |index: usize| fields.get(index).unwrap_or_default();
+    let language = columns.language.map_or(&[][..], field);
+    check_pair(row, language, field(columns.image_url), field(columns.target), languages)
+}
+
+/// Returns the pair of an image and a caption, or the first reason to skip it. An empty `languages` selects all.
+pub(super) fn check_pair<'a>(
+    row: u64,
+    language: &'a [u8],
+    image_url: &'a [u8],
+    target: &'a [u8],
+    languages: &[String],
+) -> PairRow<'a> {
+    let skipped = |reason| PairRow::Skipped { row, reason };
     if !languages.is_empty() && !languages.iter().any(|selected| selected.as_bytes() == language) {
         return skipped(PairProblem::LanguageFiltered);
     }
-    let image_url = fields.get(columns.image_url).unwrap_or_default();
     if image_url.trim_ascii().is_empty() {
         return skipped(PairProblem::MissingUrl);
     }
-    let target = fields.get(columns.target).unwrap_or_default();
     if target.trim_ascii().is_empty() {
         return skipped(PairProblem::MissingCaption);
     }
@@ -264,7 +301,7 @@ mod tests {
 
     fn read_all(text: &[u8], languages: &[&str]) -> Result<(Vec<String>, PairCounts), CorpusError> {
         let languages: Vec<_> = languages.iter().map(|&language| language.to_owned()).collect();
-        let mut pairs = Pairs::new("train.tsv", &languages, 200);
+        let mut pairs = Pairs::new("train.tsv", Delimiter::Tab, &PairColumns::default(), &languages, 200);
         let mut rows = Vec::new();
         for block in text.chunks(7) {
             pairs.feed(block);
@@ -287,7 +324,7 @@ mod tests {
     #[test]
     fn columns_are_found_by_name_in_any_order() {
         let text = format!("{HEADER}\"T [SEP] two\nlines\"\t\u{e9}\thttp://a\ten\n");
-        let mut pairs = Pairs::new("train.tsv", &[], 200);
+        let mut pairs = Pairs::new("train.tsv", Delimiter::Tab, &PairColumns::default(), &[], 200);
         pairs.feed(text.as_bytes());
         pairs.finish();
         let expected = Pair { row: 0, language: "en", image_url: "http://a", target: "T [SEP] two\nlines" };
@@ -310,22 +347,44 @@ mod tests {
         assert_eq!(rows.len(), 8);
         assert_eq!((counts.rows, counts.pairs), (8, 1));
         let skipped = PairProblem::ALL.map(|reason| counts.skipped(reason));
-        assert_eq!(skipped, [1, 1, 1, 1, 2, 1]);
+        assert_eq!(skipped, [1, 1, 1, 1, 2, 1, 0]);
         assert_eq!(counts.rows, counts.pairs + skipped.iter().sum::<u64>());
     }
 
     #[test]
     fn missing_column_error_lists_the_header() {
-        let error = read_all(b"language\turl\nen\thttp://a\n", &[]).unwrap_err();
+        let error = read_all(b"language\tlink\ttext\nen\thttp://a\tx\n", &[]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`train.tsv` has no column `image_url`; its header names `language`, `url`: use the published file or rename the column"
+            "`train.tsv` has no column with the URL or name of the image: it has `language`, `link`, `text`, but none of \
+             `image_url`, `url`, `URL`, `file_name`, `key`, `id`; name the column in `pairs.url_column`"
         );
         assert!(matches!(read_all(b"", &[]), Err(CorpusError::Empty { .. })));
         assert!(matches!(
-            read_all(b"language\tlanguage\timage_url\tx\n", &[]),
-            Err(CorpusError::DuplicateColumn { column: "language", .. })
+            read_all(b"language\tlanguage\timage_url\tcaption\n", &[]),
+            Err(CorpusError::DuplicateColumn { .. })
         ));
         assert!(matches!(read_all("x".repeat(500).as_bytes(), &[]), Err(CorpusError::Header { .. })));
+    }
+
+    #[test]
+    fn columns_are_set_or_usual_and_language_is_optional() {
+        let read = |text: &[u8], delimiter, names: &PairColumns| {
+            let mut pairs = Pairs::new("own.csv", delimiter, names, &[], 200);
+            pairs.feed(text);
+            pairs.finish();
+            pairs.next().map(|row| format!("{row:?}")).map_err(|error| error.to_string())
+        };
+        let row = read(b"file_name,text\na.jpg,\"one, two\"\n", Delimiter::Comma, &PairColumns::default()).unwrap();
+        assert!(row.contains(r#"language: "", image_url: "a.jpg", target: "one, two""#), "{row}");
+        let name = |name: &str| Some(name.to_owned());
+        let names = PairColumns { url: name("f"), caption: name("c"), language: name("l") };
+        let row = read(b"f\tc\tl\ttext\nx\ty\tz\tw\n", Delimiter::Tab, &names).unwrap();
+        assert!(row.contains(r#"language: "z", image_url: "x", target: "y""#), "{row}");
+        let error = read(b"f\tc\ttext\nx\ty\tz\n", Delimiter::Tab, &names).unwrap_err();
+        assert_eq!(
+            error,
+            "`own.csv` has no column `l`, which `pairs.language_column` names; it has `f`, `c`, `text`: correct the name"
+        );
     }
 }

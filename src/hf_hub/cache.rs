@@ -110,6 +110,11 @@ impl Cache {
         Self { root: root.to_owned(), folder: format!("models--{}", repo.replace('/', "--")) }
     }
 
+    /// Returns the part of the cache that belongs to a data set; this program only reads it.
+    pub(super) fn of_dataset(root: &Path, repo: &str) -> Self {
+        Self { root: root.to_owned(), folder: format!("datasets--{}", repo.replace('/', "--")) }
+    }
+
     pub(super) fn repo(&self) -> PathBuf {
         self.root.join(&self.folder)
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RANGE,
 };
 use reqwest::{Method, Response};
 use serde::Deserialize;
@@ -118,7 +118,7 @@ impl Http {
     }
 
     /// Returns the URL of a path below the endpoint, which may have a path of its own.
-    fn url(&self, components: &[&str]) -> Url {
+    pub(super) fn url(&self, components: &[&str]) -> Url {
         let mut url = self.endpoint.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             // A `/` inside a component is percent-encoded, as the hub requires for revisions.
@@ -127,7 +127,7 @@ impl Http {
         url
     }
 
-    fn file_url(&self, repo: &str, commit: &str, file: &str) -> Url {
+    pub(super) fn file_url(&self, repo: &str, commit: &str, file: &str) -> Url {
         let mut components: Vec<&str> = repo.split('/').collect();
         components.extend(["resolve", commit]);
         components.extend(file.split('/'));
@@ -137,7 +137,13 @@ impl Http {
     /// Sends one request and follows its redirects.
     ///
     /// Without `follow_all`, an answer that redirects to another host is returned itself.
-    async fn send(&self, method: Method, mut url: Url, from: u64, follow_all: bool) -> Result<Response, RequestError> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        mut url: Url,
+        range: Option<&str>,
+        follow_all: bool,
+    ) -> Result<Response, RequestError> {
         for _ in 0..MAX_REDIRECTS {
             let ours = url.origin() == self.endpoint.origin();
             // Sizes and hashes are those of the uncompressed bytes.
@@ -145,8 +151,8 @@ impl Http {
             if let Some(value) = self.authorization.as_ref().filter(|_| ours) {
                 request = request.header(AUTHORIZATION, value.clone());
             }
-            if from > 0 {
-                request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(range) = range {
+                request = request.header(RANGE, range);
             }
             let response = request.send().await.map_err(|error| RequestError::Transient(describe(&error, &url)))?;
             let status = response.status();
@@ -173,13 +179,13 @@ impl Http {
     }
 
     /// Returns the error for an endpoint that does not answer like a hub.
-    fn not_a_hub(&self, why: &str) -> StoreError {
+    pub(super) fn not_a_hub(&self, why: &str) -> StoreError {
         let reason = format!("{why}, so it is no Hugging Face hub or a proxy answers for it: check HF_ENDPOINT");
         StoreError::BadUrl { url: self.host(), reason }
     }
 
     /// Converts an error answer; `subject` names the requested file or repository.
-    fn explain(&self, response: &Response, repo: &str, subject: &str) -> StoreError {
+    pub(super) fn explain(&self, response: &Response, repo: &str, subject: &str) -> StoreError {
         let code = response.headers().get(ERROR_CODE).and_then(|code| code.to_str().ok()).unwrap_or_default();
         let refused = |hint: &'static str| StoreError::Refused { url: repo.to_owned(), hint: hint.into() };
         let absent = |what: String| StoreError::NotOnHub { repo: repo.to_owned(), what };
@@ -207,7 +213,7 @@ impl Http {
         let mut retry_budget = self.retry_budget();
         loop {
             self.traffic.add_request(retry_budget.attempts() > 0);
-            match self.send(method.clone(), url.clone(), 0, follow_all).await {
+            match self.send(method.clone(), url.clone(), None, follow_all).await {
                 Ok(response) if response.status().is_client_error() => {
                     return Err(self.explain(&response, repo, subject));
                 }
@@ -222,10 +228,21 @@ impl Http {
     }
 
     /// Reads the body of a small answer.
-    async fn body(&self, url: &Url, repo: &str, subject: &str) -> Result<Vec<u8>, StoreError> {
+    pub(super) async fn body(&self, url: &Url, repo: &str, subject: &str) -> Result<Vec<u8>, StoreError> {
+        Ok(self.page(url, repo, subject).await?.0)
+    }
+
+    /// Reads the body of a small answer, and the URL of the next page of a listing.
+    pub(super) async fn page(
+        &self,
+        url: &Url,
+        repo: &str,
+        subject: &str,
+    ) -> Result<(Vec<u8>, Option<Url>), StoreError> {
         let mut retry_budget = self.retry_budget();
         'attempt: loop {
             let mut response = self.ask(Method::GET, url, repo, subject).await?;
+            let next = next_page(response.headers()).and_then(|next| url.join(next).ok());
             let mut body = Vec::new();
             loop {
                 match response.chunk().await {
@@ -236,7 +253,7 @@ impl Http {
                         self.traffic.add_read(part.len());
                         body.extend_from_slice(&part);
                     }
-                    Ok(None) => return Ok(body),
+                    Ok(None) => return Ok((body, next)),
                     Err(error) => {
                         retry_budget.wait(subject, "downloaded", describe(&error, url)).await?;
                         continue 'attempt;
@@ -306,7 +323,8 @@ impl Http {
         repeated: bool,
     ) -> Result<(Response, u64), RequestError> {
         self.traffic.add_request(repeated);
-        let response = self.send(Method::GET, self.file_url(repo, commit, file), from, true).await?;
+        let range = (from > 0).then(|| format!("bytes={from}-"));
+        let response = self.send(Method::GET, self.file_url(repo, commit, file), range.as_deref(), true).await?;
         match response.status().as_u16() {
             206 if range_start(response.headers()) == Some(from) => Ok((response, from)),
             206 => Err(self.not_a_hub("it answers with another range than the requested one").into()),
@@ -343,14 +361,21 @@ fn parse_metadata(headers: &HeaderMap, redirects: bool, commit: &str) -> Result<
     Ok(FileMetadata { etag: etag.to_owned(), size })
 }
 
+/// Returns the target of a header `Link: <URL>; rel="next"`.
+fn next_page(headers: &HeaderMap) -> Option<&str> {
+    let links = headers.get(LINK)?.to_str().ok()?;
+    let next = links.split(',').find(|link| link.split(';').any(|part| part.trim() == "rel=\"next\""))?;
+    next.split(';').next()?.trim().strip_prefix('<')?.strip_suffix('>')
+}
+
 /// Returns the first byte of a header `Content-Range: bytes FIRST-LAST/SIZE`.
-fn range_start(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn range_start(headers: &HeaderMap) -> Option<u64> {
     let value = headers.get(reqwest::header::CONTENT_RANGE)?.to_str().ok()?;
     value.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
 /// Returns a server's name for messages, without path and query.
-fn name(url: &Url) -> String {
+pub(super) fn name(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
@@ -426,6 +451,15 @@ mod tests {
             http.file_url("name", COMMIT, "config.json").as_str(),
             format!("https://mirror.example/api/hf/name/resolve/{COMMIT}/config.json")
         );
+    }
+
+    #[test]
+    fn next_page_is_read_from_the_link_header() {
+        let next = |link: &'static str| next_page(&headers(&[("link", link)])).map(ToOwned::to_owned);
+        let link = r#"<https://hub/api/first>; rel="first", <https://hub/api?cursor=a%3D>; rel="next""#;
+        assert_eq!(next(link).as_deref(), Some("https://hub/api?cursor=a%3D"));
+        assert_eq!(next(r#"<https://hub/api>; rel="prev""#), None);
+        assert_eq!(next("rel=\"next\""), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Clients of local files, `s3://`, `gs://`, `az://` and `https://`: one for each bucket or host.
+//! Clients of local files, `s3://`, `gs://`, `az://`, `https://` and the schemes of providers: one for each bucket or host.
 //!
 //! Credentials come from the environment, the AWS profile or the machine's metadata service. A connection has a timeout for
 //! its setup and one for each read, but none for a whole body, because a reader may wait for its consumer.
@@ -19,7 +19,8 @@ use url::Url;
 
 use super::http_error::{TypedConnector, Verdict, describe, explain, is_answer, is_without_credentials, judge};
 use super::http_retry::RetryBudget;
-use super::{StoreError, Traffic, profile};
+use super::web::WebConnector;
+use super::{Provider, StoreError, Traffic, profile};
 
 /// Timeout for setting up a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,6 +96,7 @@ pub(crate) struct Clients {
     settings: StoreSettings,
     pub(crate) traffic: Arc<Traffic>,
     open: Mutex<BTreeMap<String, Client>>,
+    providers: Vec<Arc<dyn Provider>>,
 }
 
 /// Returns the scheme of a remote URL; `None` for local names.
@@ -112,8 +114,8 @@ pub(crate) fn redact(url: &str) -> &str {
 }
 
 impl Clients {
-    pub(crate) fn new(settings: StoreSettings) -> Self {
-        Self { settings, traffic: Arc::default(), open: Mutex::default() }
+    pub(crate) fn new(settings: StoreSettings, providers: Vec<Arc<dyn Provider>>) -> Self {
+        Self { settings, traffic: Arc::default(), open: Mutex::default(), providers }
     }
 
     pub(crate) fn settings(&self) -> &StoreSettings {
@@ -137,9 +139,16 @@ impl Clients {
     /// When the URL or the environment is invalid.
     pub(crate) fn client_for<'a>(&self, url: &'a str) -> Result<(Client, &'a str), StoreError> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| bad_url(url, "it is not a URL"))?;
+        if let Some(provider) = self.providers.iter().find(|provider| provider.scheme() == scheme) {
+            return self.provided(provider.as_ref(), url);
+        }
         let (host, key) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() {
             return Err(bad_url(url, "it names no bucket or host"));
+        }
+        if let ("http" | "https", Some((_, host))) = (scheme, host.rsplit_once('@')) {
+            let reason = "a user name or password in a URL is not supported, because URLs are shown and recorded";
+            return Err(bad_url(&format!("{scheme}://{host}"), reason));
         }
         // A signed query is valid for one object, so it has a client of its own.
         let query = if scheme.starts_with("http") { key.split_once('?').map(|(_, query)| query) } else { None };
@@ -177,13 +186,11 @@ impl Clients {
             "http" | "https" => {
                 let mut base = Url::parse(&root).map_err(|error| bad_url(url, error.to_string()))?;
                 base.set_query(query);
-                let build = |options: ClientOptions| {
-                    let options = options.with_allow_http(true);
+                let build = |read_timeout| {
                     let builder = HttpBuilder::new().with_url(base.clone()).with_retry(retries_off());
-                    let builder = builder.with_http_connector(TypedConnector::default());
-                    builder.with_client_options(options).build().map_err(failed)
+                    builder.with_http_connector(WebConnector { read_timeout }).build().map_err(failed)
                 };
-                let (store, without_read_timeout) = (build(options)?, build(without_read_timeout())?);
+                let (store, without_read_timeout) = (build(Some(self.settings.read_timeout))?, build(None)?);
                 Client {
                     without_read_timeout: Some(Arc::new(without_read_timeout)),
                     ..self.client(Arc::new(store), None, root.clone())
@@ -192,11 +199,23 @@ impl Clients {
             other => {
                 return Err(bad_url(
                     url,
-                    format!("the scheme `{other}` is not supported; use s3, gs, az, https or a local path"),
+                    format!("the scheme `{other}` is not supported; use s3, gs, az, https, hf or a local path"),
                 ));
             }
         };
         open.insert(name, client.clone());
+        Ok((client, key))
+    }
+
+    /// Returns the client of a URL whose scheme another module implements.
+    fn provided<'a>(&self, provider: &dyn Provider, url: &'a str) -> Result<(Client, &'a str), StoreError> {
+        let (root, key) = provider.split(url)?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = open.get(&root) {
+            return Ok((client.clone(), key));
+        }
+        let client = self.client(provider.open(&root, &self.settings, &self.traffic)?, None, root.clone());
+        open.insert(root, client.clone());
         Ok((client, key))
     }
 

@@ -1,9 +1,10 @@
 //! Errors of stores, by what a person can do about them.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Failure to list, read or write an object or a file.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The object does not exist.
     #[error("`{url}` does not exist{answer}")]
@@ -171,7 +172,7 @@ pub enum StoreError {
         /// Attempted action, as a participle.
         action: &'static str,
         /// Error of the system.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
 }
 
@@ -186,7 +187,7 @@ impl StoreError {
             }
             std::io::ErrorKind::PermissionDenied => Self::Refused { url: path, hint: Cow::Borrowed("") },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            _ => Self::Io { path, action, source },
+            _ => Self::Io { path, action, source: Arc::new(source) },
         }
     }
 

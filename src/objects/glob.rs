@@ -13,7 +13,7 @@ use super::{StoreError, listing};
 const WILD: [char; 4] = ['*', '?', '[', '{'];
 
 /// Converts a local name (relative, absolute or `file://`) to an absolute location.
-fn local_location(name: &str) -> Result<Path, StoreError> {
+pub(super) fn local_location(name: &str) -> Result<Path, StoreError> {
     let bad = |reason: String| StoreError::BadPattern { pattern: name.to_owned(), reason };
     let absolute = std::path::absolute(name).map_err(|error| bad(error.to_string()))?;
     let climbs = absolute.components().any(|part| part == std::path::Component::ParentDir);
@@ -24,13 +24,25 @@ fn local_location(name: &str) -> Result<Path, StoreError> {
 }
 
 /// Converts the key of a remote object to a location. Web URLs are percent-encoded, keys of buckets are not.
-fn remote_location(client: &Client, key: &str) -> Result<Path, StoreError> {
+pub(super) fn remote_location(client: &Client, key: &str) -> Result<Path, StoreError> {
     let parsed = if client.root.starts_with("http") { Path::from_url_path(key) } else { Path::parse(key) };
     parsed.map_err(|error| StoreError::BadUrl { url: format!("{}/{key}", client.root), reason: error.to_string() })
 }
 
-fn strip_file_scheme(name: &str) -> &str {
+pub(super) fn strip_file_scheme(name: &str) -> &str {
     name.strip_prefix("file://").unwrap_or(name)
+}
+
+/// Returns a pattern that matches a name and nothing else.
+pub(super) fn escape(name: &str) -> String {
+    name.chars().fold(String::with_capacity(name.len()), |mut pattern, letter| {
+        if WILD.contains(&letter) || letter == '}' {
+            pattern.extend(['[', letter, ']']);
+        } else {
+            pattern.push(letter);
+        }
+        pattern
+    })
 }
 
 /// Returns the client and the location of an exact name.
@@ -48,6 +60,38 @@ pub(super) fn locate(clients: &Clients, name: &str) -> Result<(Client, Path), St
     Ok((clients.local(), local_location(strip_file_scheme(name))?))
 }
 
+/// Returns the client and the location of a remote folder, which may be the root of its bucket.
+pub(super) fn locate_folder(clients: &Clients, name: &str) -> Result<(Client, Path), StoreError> {
+    let (client, key) = clients.client_for(name)?;
+    let location = remote_location(&client, key)?;
+    Ok((client, location))
+}
+
+/// Returns the path of an object below the folder `name`.
+pub(super) fn below(client: &Client, name: &str, location: &Path) -> Result<String, StoreError> {
+    let outside =
+        || StoreError::BadUrl { url: redact(name).to_owned(), reason: format!("it does not hold `{location}`") };
+    if client.is_local() {
+        let root =
+            std::path::absolute(strip_file_scheme(name)).map_err(|error| StoreError::io(name, "found", error))?;
+        let root = if root.components().any(|part| part == std::path::Component::ParentDir) {
+            root.canonicalize().map_err(|error| StoreError::io(name, "found", error))?
+        } else {
+            root
+        };
+        let path = std::path::PathBuf::from(local_path(location));
+        return path.strip_prefix(root).map(|path| path.display().to_string()).map_err(|_| outside());
+    }
+    let url = client.url(location);
+    let root = format!("{}/", redact(name).trim_end_matches('/'));
+    if let Some(below) = url.strip_prefix(&root) {
+        return Ok(below.to_owned());
+    }
+    // Schemes have several spellings, such as `s3a`.
+    let key = root.splitn(4, '/').nth(3).unwrap_or_default();
+    location.as_ref().strip_prefix(key).map(ToOwned::to_owned).ok_or_else(outside)
+}
+
 /// Returns the display name of an object: in the form of the pattern that matched it.
 pub(super) fn display(client: &Client, pattern: &str, location: &Path) -> String {
     if !client.is_local() {
@@ -61,7 +105,7 @@ pub(super) fn display(client: &Client, pattern: &str, location: &Path) -> String
     full.strip_prefix(&here).map_or_else(|| full.clone(), |rest| rest.trim_start_matches('/').to_owned())
 }
 
-fn local_path(location: &Path) -> String {
+pub(super) fn local_path(location: &Path) -> String {
     LocalFileSystem::new()
         .path_to_filesystem(location)
         .map_or_else(|_| location.to_string(), |path| path.display().to_string())
@@ -96,7 +140,10 @@ pub(super) async fn expand(clients: &Clients, pattern: &str) -> Result<(Client, 
         return Ok((client, vec![meta]));
     }
     if web {
-        return Err(bad("a web server has no listing; name each file".to_owned()));
+        return Err(bad(
+            "a web server has no listing; name its files by a range such as `{00..99}`, or in a list: `@files.txt`"
+                .to_owned(),
+        ));
     }
     let (client, key) = match remote_scheme(pattern) {
         Some(_) => clients.client_for(pattern)?,

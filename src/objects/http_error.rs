@@ -5,6 +5,7 @@
 //! [`ServerError`]. `object_store` passes that source through inside its own errors.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use object_store::client::{
@@ -67,6 +68,11 @@ impl HttpConnector for TypedConnector {
         let client = ReqwestConnector::default().connect(options)?;
         Ok(HttpClient::new(TypedService { client, imdsv1_fallback: self.imdsv1_fallback }))
     }
+}
+
+/// Makes a client report unsuccessful responses as a [`ServerError`].
+pub(super) fn type_errors(client: HttpClient) -> HttpClient {
+    HttpClient::new(TypedService { client, imdsv1_fallback: false })
 }
 
 #[derive(Debug)]
@@ -132,6 +138,11 @@ fn status(error: &Error) -> Option<u16> {
     server_error(error).map(|answer| answer.status)
 }
 
+/// Returns the error of a store of this crate, which already says what to do.
+fn known_error(error: &Error) -> Option<&StoreError> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
 /// Returns whether a request failed for lack of credentials.
 pub(crate) fn is_without_credentials(error: &Error) -> bool {
     causes(error).any(<dyn StdError>::is::<NoCredentials>)
@@ -176,7 +187,7 @@ fn is_redirect(error: &Error) -> bool {
 pub(crate) fn judge(error: &Error) -> Verdict {
     let transient = match server_error(error) {
         Some(answer) => answer.is_transient(),
-        None if is_without_credentials(error) => false,
+        None if is_without_credentials(error) || known_error(error).is_some() => false,
         // Without an answer it is a broken connection or a malformed response, which is mostly a truncated one.
         None => matches!(error, Error::Generic { .. } | Error::JoinError { .. }),
     };
@@ -209,6 +220,9 @@ pub(crate) fn describe(error: &Error) -> String {
 
 /// Converts a permanent failure into the error that tells a person what to do.
 pub(crate) fn explain(url: &str, action: &'static str, error: &Error) -> StoreError {
+    if let Some(known) = known_error(error) {
+        return known.clone();
+    }
     let url = url.to_owned();
     if is_without_credentials(error) {
         let hint = ": no credentials were found in the environment, the profile or the machine's metadata";
@@ -239,7 +253,7 @@ pub(crate) fn explain(url: &str, action: &'static str, error: &Error) -> StoreEr
             match io.map(std::io::Error::kind) {
                 Some(std::io::ErrorKind::PermissionDenied) => StoreError::Refused { url, hint: hint().into() },
                 Some(std::io::ErrorKind::NotFound) => StoreError::NotFound { url, answer },
-                _ => StoreError::Io { path: url, action, source: std::io::Error::other(describe(error)) },
+                _ => StoreError::Io { path: url, action, source: Arc::new(std::io::Error::other(describe(error))) },
             }
         }
     }

@@ -1,5 +1,7 @@
 //! One input object, pinned to the version that was listed.
 
+use std::sync::Arc;
+
 use object_store::ObjectMeta;
 use object_store::path::Path;
 
@@ -19,6 +21,18 @@ pub struct Object {
     pub(super) e_tag: Option<String>,
     /// Time of the last change, in seconds since the Unix epoch.
     modified: i64,
+    /// Files of a folder that counts as one object.
+    pub(super) folder: Option<Arc<Folder>>,
+}
+
+/// Files of a folder that counts as one object. Each is named by its path below the folder, behind the name of the folder where
+/// several are listed.
+#[derive(Debug, Clone, Default)]
+pub struct Folder {
+    /// Files that are read one by one, in the order of their names.
+    pub files: Vec<Object>,
+    /// Other files of interest, in the order of their names.
+    pub others: Vec<Object>,
 }
 
 impl Object {
@@ -31,7 +45,20 @@ impl Object {
             location: meta.location,
             e_tag: meta.e_tag.map(add_quotes),
             modified: meta.last_modified.timestamp(),
+            folder: None,
         }
+    }
+
+    /// Makes one object of a folder with at least one file. Its size is that of the files that are read.
+    pub fn from_folder(url: String, name: String, folder: Folder) -> Option<Self> {
+        let size = folder.files.iter().map(|file| file.size).sum();
+        let first = folder.files.first()?.clone();
+        Some(Self { url, name, size, e_tag: None, folder: Some(Arc::new(folder)), ..first })
+    }
+
+    /// Returns the files of an object that stands for a folder.
+    pub fn folder(&self) -> Option<&Arc<Folder>> {
+        self.folder.as_ref()
     }
 
     /// Returns whether a response belongs to another version than the listed one.

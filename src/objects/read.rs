@@ -92,7 +92,7 @@ pub(super) async fn stream_blocks(
 }
 
 /// Returns whether the object's server supports ranges; only web servers may not.
-pub(super) async fn supports_ranges(object: &Object) -> Result<bool, StoreError> {
+pub(crate) async fn supports_ranges(object: &Object) -> Result<bool, StoreError> {
     if !object.client.is_web() {
         return Ok(true);
     }

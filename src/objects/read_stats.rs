@@ -27,9 +27,15 @@ impl ReadStats {
         waited + since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Counts bytes that an earlier process received and that are not read again.
-    pub(super) fn skip(&self, bytes: u64) {
+    /// Counts bytes that are not read: an earlier process received them, or they are of no use.
+    pub(crate) fn skip(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that arrived after a wait.
+    pub(crate) fn add(&self, bytes: u64, wait: Duration) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner).0 += wait;
     }
 
     /// Wraps a stream of stored bytes so that its items and waits are counted.

@@ -12,7 +12,7 @@ use super::client::{self, Clients};
 use super::gzip::GzipReader;
 use super::object::{Object, distinct_names};
 use super::sniff::{Content, FileFormat, sniff};
-use super::{ReadStats, StoreError, StoreSettings, Traffic, glob, read};
+use super::{Provider, ReadStats, StoreError, StoreSettings, Traffic, folder, glob, names, read};
 
 /// Bytes that the zstd decompressor returns at a time.
 const ZSTD_BYTES: usize = 256 << 10;
@@ -22,6 +22,8 @@ const GZIP_BYTES: usize = 64 << 10;
 const FINGERPRINT_BYTES: u64 = 64 << 10;
 /// Objects whose fingerprints are computed at once.
 const CONCURRENT_FINGERPRINTS: usize = 16;
+/// Names that are looked up at once.
+const CONCURRENT_LOOKUPS: usize = 16;
 
 /// Reader of an object's decompressed bytes, front to back, which lends out its own buffer.
 pub type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
@@ -44,7 +46,12 @@ impl Store {
 
     /// Creates a store with the given settings; connects to nothing yet.
     pub fn new(settings: StoreSettings) -> Self {
-        Self { clients: Arc::new(Clients::new(settings)) }
+        Self::with_providers(settings, Vec::new())
+    }
+
+    /// Creates a store that also knows the URL schemes of `providers`.
+    pub(crate) fn with_providers(settings: StoreSettings, providers: Vec<Arc<dyn Provider>>) -> Self {
+        Self { clients: Arc::new(Clients::new(settings, providers)) }
     }
 
     /// Returns whether a name is a URL of a remote store.
@@ -57,6 +64,11 @@ impl Store {
         client::redact(name)
     }
 
+    /// Returns a pattern that matches a name and nothing else.
+    pub fn escape(name: &str) -> String {
+        glob::escape(name)
+    }
+
     /// Returns the counters of requests and bytes.
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.clients.traffic)
@@ -64,30 +76,56 @@ impl Store {
 
     /// Lists the objects that match any of the patterns, each once, in the order of the patterns and then by name.
     ///
-    /// `*`, `?`, `[…]` and `{…}` match within one path component.
+    /// `*`, `?`, `[…]` and `{…}` match within one path component. `{00..19}` stands for a range of names, all of which must
+    /// exist, and `@NAME` for the names that the lines of a file hold.
     ///
     /// # Errors
     /// When a pattern is malformed or matches nothing, or the store refuses the listing.
     pub async fn list(&self, patterns: &[String]) -> Result<Vec<Object>, StoreError> {
         let mut objects: Vec<Object> = Vec::new();
         let mut listed = std::collections::BTreeSet::new();
+        let mut names = Vec::new();
         for pattern in patterns {
-            let (client, mut matches) = glob::expand(&self.clients, pattern).await?;
-            if matches.is_empty() {
-                return Err(StoreError::NoMatch { pattern: client::redact(pattern).to_owned() });
-            }
-            matches.sort_by(|one, other| one.location.cmp(&other.location));
+            names.extend(names::expand(self, pattern).await?);
+        }
+        let mut found = stream::iter(names)
+            .map(|name| async move {
+                let (client, mut matches) = Box::pin(glob::expand(&self.clients, &name)).await?;
+                if matches.is_empty() {
+                    return Err(StoreError::NoMatch { pattern: client::redact(&name).to_owned() });
+                }
+                matches.sort_by(|one, other| one.location.cmp(&other.location));
+                Ok((name, client, matches))
+            })
+            .buffered(CONCURRENT_LOOKUPS);
+        while let Some((name, client, matches)) = found.try_next().await? {
             for meta in matches {
                 if listed.insert((client.root.clone(), meta.location.clone())) {
-                    objects.push(Object::new(glob::display(&client, pattern, &meta.location), &client, meta));
+                    objects.push(Object::new(glob::display(&client, &name, &meta.location), &client, meta));
                 }
             }
         }
+        drop(found);
         let names: Vec<String> = distinct_names(objects.iter().map(|object| object.url.as_str()));
         for (object, name) in objects.iter_mut().zip(names) {
             object.name = name;
         }
         Ok(objects)
+    }
+
+    /// Lists all files below folders, at any depth, in the order of their names. A file is named by its path below its folder, or
+    /// below the folder that all of them share. Hidden files and folders are left out.
+    ///
+    /// # Errors
+    /// When a folder does not exist, holds no file, or the store refuses the listing.
+    pub async fn list_folders(&self, folders: &[String]) -> Result<Vec<(String, Vec<Object>)>, StoreError> {
+        folder::list(&self.clients, folders).await
+    }
+
+    /// Whether a name is that of a folder: it ends in `/`, or is a local directory.
+    pub fn is_folder(name: &str) -> bool {
+        let path = name.strip_prefix("file://").unwrap_or(name);
+        client::redact(name).ends_with('/') || (!Self::is_remote(name) && std::path::Path::new(path).is_dir())
     }
 
     /// Finds one object by its exact name.
@@ -110,6 +148,9 @@ impl Store {
     pub async fn fingerprints(&self, objects: &[Object]) -> Result<Vec<String>, StoreError> {
         stream::iter(objects.to_vec())
             .map(|object| async move {
+                if let Some(files) = object.folder() {
+                    return folder::fingerprint(files).await;
+                }
                 let mut hasher = blake3::Hasher::new();
                 hasher.update(&object.size.to_le_bytes());
                 let head = FINGERPRINT_BYTES.min(object.size);
@@ -145,9 +186,23 @@ impl Store {
     /// # Errors
     /// As [`Self::open`], and when the object ends before the offset.
     pub async fn open_at(&self, object: &Object, offset: u64, stats: Arc<ReadStats>) -> Result<Reader, StoreError> {
+        self.open_as(&[FileFormat::Text], object, offset, stats).await
+    }
+
+    /// Opens an object's decompressed bytes at an offset, as [`Self::open_at`], if they have one of the formats.
+    ///
+    /// # Errors
+    /// As [`Self::open_at`].
+    pub async fn open_as(
+        &self,
+        formats: &[FileFormat],
+        object: &Object,
+        offset: u64,
+        stats: Arc<ReadStats>,
+    ) -> Result<Reader, StoreError> {
         let before = stats.bytes();
         let (mut reader, Content { compression, format }) = self.open_any(object, Arc::clone(&stats)).await?;
-        if format != FileFormat::Text {
+        if !formats.contains(&format) {
             let (content, advice) = format.explain(compression);
             return Err(StoreError::WrongFormat { url: object.url.clone(), content, advice });
         }

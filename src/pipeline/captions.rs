@@ -25,7 +25,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::require_checkpoint;
 use crate::pipeline::manifest::ENCODER_FILES;
 use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
-use crate::types::Precision;
+use crate::types::{Part, Precision};
 
 use vector_set::{CHUNK_CAPTIONS, SetWriter, StoredSet, chunk_captions};
 
@@ -180,16 +180,44 @@ pub(crate) async fn embed(
     stage: &str,
     captions: Arc<Texts>,
 ) -> Result<VectorSet, PipelineError> {
-    let (own, hashed) = (encoder.clone(), Arc::clone(&captions));
-    let generation = tokio::task::spawn_blocking(move || vector_set::generation(&own, &hashed)).await?;
-    let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: captions.len() };
+    let writer = SetWriter::open(ctx, encoder, &captions).await?;
+    let chunks = embed_missing((ctx, encoder, device), stage, &writer, &captions, Part::WHOLE).await?;
+    Ok(writer.finish(chunks, encoder))
+}
+
+/// Embeds a part of the chunks of the classes of a run. Returns whether the chunks of all parts are complete.
+///
+/// # Errors
+/// As [`embed`]; or when the captions cannot be read.
+pub(crate) async fn embed_part(
+    ctx: &RunContext,
+    encoder: &Encoder,
+    device: &Arc<DeviceWorker>,
+    classes: StoredClasses,
+    part: Part,
+) -> Result<bool, PipelineError> {
+    let captions = Arc::new(tokio::task::spawn_blocking(move || classes.read_texts()).await??);
+    let writer = SetWriter::open(ctx, encoder, &captions).await?;
+    embed_missing((ctx, encoder, device), "captions", &writer, &captions, part).await?;
+    Ok(writer.committed_chunks()?.iter().all(Option::is_some))
+}
+
+/// Embeds the missing chunks of a part. Returns the checksum of each committed chunk.
+async fn embed_missing(
+    (ctx, encoder, device): (&RunContext, &Encoder, &Arc<DeviceWorker>),
+    stage: &str,
+    writer: &SetWriter,
+    captions: &Arc<Texts>,
+    part: Part,
+) -> Result<Vec<Option<Checksum>>, PipelineError> {
     let mut chunks = writer.committed_chunks()?;
-    writer.sweep(&chunks)?;
-    let missing: Vec<usize> = (0..chunks.len()).filter(|chunk| chunks[*chunk].is_none()).collect();
+    writer.sweep(&chunks, part)?;
+    let own: Vec<usize> = (0..chunks.len()).filter(|chunk| part.contains(*chunk as u32)).collect();
+    let missing: Vec<usize> = own.iter().copied().filter(|chunk| chunks[*chunk].is_none()).collect();
     if !missing.is_empty() {
-        let stage_progress = ctx.progress.stage(stage, "captions", captions.len() as u64);
-        let rows = |chunk: usize| (captions.len() - chunk * CHUNK_CAPTIONS).min(CHUNK_CAPTIONS) as u64;
-        let committed = (0..chunks.len()).filter(|chunk| chunks[*chunk].is_some());
+        let rows = |chunk: &usize| (captions.len() - chunk * CHUNK_CAPTIONS).min(CHUNK_CAPTIONS) as u64;
+        let stage_progress = ctx.progress.stage(stage, "captions", own.iter().map(rows).sum());
+        let committed = own.iter().filter(|chunk| chunks[**chunk].is_some());
         stage_progress.add_resumed(committed.map(rows).sum());
         ctx.events.stage_started(&stage_progress);
         let loaded = device.load_encoder(encoder.checkpoint.clone(), encoder.precision).await?;
@@ -198,15 +226,15 @@ pub(crate) async fn embed(
             encoder,
             loaded: &loaded,
             text_batches: device.text_batches,
-            writer: &writer,
-            captions: &captions,
+            writer,
+            captions,
             stage_progress: &stage_progress,
         };
         embedding.run(&missing, &mut chunks).await?;
         loaded.unload().await?;
         ctx.events.stage_finished(&stage_progress);
     }
-    Ok(writer.finish(chunks, encoder))
+    Ok(chunks)
 }
 
 /// As [`embed`], for the classes of a run. If the run directory has all of their vectors, the captions are neither read

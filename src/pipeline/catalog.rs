@@ -18,10 +18,11 @@ use crate::config::CatalogConfig;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::inputs::PairInput;
 use crate::pipeline::observe::report::{CatalogReport, StageRemarks};
 
-pub(crate) use build::{MAX_RECORD_BYTES, read_captions};
-pub(crate) use files::{RunCatalog, StoredClasses, count_classes};
+pub(crate) use build::read_captions;
+pub(crate) use files::{RunCatalog, StoredClasses, count_classes, is_complete};
 
 use checkpoint::CheckpointWriter;
 
@@ -45,6 +46,8 @@ pub(crate) struct Catalog {
 pub(crate) struct CatalogInput<'a> {
     /// Source of the classes, and filter of the pairs.
     pub(crate) config: &'a CatalogConfig,
+    /// Format and columns of the pairs.
+    pub(crate) input: PairInput,
     /// Files of pairs, in order.
     pub(crate) shards: Vec<Object>,
     /// Hash of everything that the catalog depends on.
@@ -64,13 +67,13 @@ pub(crate) struct CatalogOutput {
 /// # Errors
 /// When an input or the run directory fails, or there is no class; [`PipelineError::Stopped`] when the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: CatalogInput<'_>) -> Result<CatalogOutput, PipelineError> {
-    let CatalogInput { config, shards, generation } = input;
+    let CatalogInput { config, input, shards, generation } = input;
     let catalog = if let Some(catalog) = files::load(&ctx.dir, &config.captions, &generation)? {
         catalog
     } else {
         let stage_progress = ctx.progress.stage("pairs", "rows", 0);
         let (writer, checkpoint) = CheckpointWriter::open(ctx.dir.clone(), &generation)?;
-        let built = build::build(ctx, config, &shards, &stage_progress, writer, checkpoint).await?;
+        let built = build::build(ctx, config, (&input, &shards), &stage_progress, writer, checkpoint).await?;
         let Some(built) = built else { return Err(ctx.stopped()) };
         let catalog = files::save(&ctx.dir, built, &generation)?;
         CheckpointWriter::remove_all(&ctx.dir)?;

@@ -25,6 +25,7 @@ use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
+use crate::pipeline::inputs::{ImageInput, PairInput, list_images, list_pairs};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::predict::check_truth;
 use crate::pipeline::resolve::{Backbone, FeatureShape, paired_encoder_dir, resolve_backbone};
@@ -94,15 +95,15 @@ pub async fn check(config: &RunConfig) -> Check {
     machine::check_machine(config, &mut check);
     let models = resolve_models(config, &store, &mut check).await;
     if let Some(models) = &models {
-        for key in ["images.shards", "predict.images"] {
-            if let Some(shards) = inputs.get(key) {
-                sample_shards(config, &store, (key, shards), models, &mut check).await;
-            }
+        for (key, input, shards) in &inputs.images {
+            sample_shards(config, &store, (key, input, shards), models, &mut check).await;
         }
     }
-    if let Some(shard) = inputs.get("pairs.shards").and_then(|shards| shards.first()) {
-        let pairs_bytes = inputs.get("pairs.shards").into_iter().flatten().map(|shard| shard.size).sum();
-        let sampled = sample::sample_labels(&store, config, shard, pairs_bytes).await;
+    if let Some((input, shards)) = &inputs.pairs
+        && let Some(shard) = shards.first()
+    {
+        let pairs_bytes = shards.iter().map(|shard| shard.size).sum();
+        let sampled = sample::sample_labels(&store, config, (input, shard), pairs_bytes).await;
         if let Some(labels) = check.ok(sampled) {
             check.to_weigh.extend(labels.to_weigh(config));
             check.sample.insert("pairs.shards".to_owned(), labels.describe());
@@ -113,8 +114,9 @@ pub async fn check(config: &RunConfig) -> Check {
         }
     }
     if let Some(predict) = config.predict() {
-        let sampled = sample::sample_ids(&store, &predict.ids).await;
-        if let Some(text) = check.ok(sampled) {
+        if !predict.ids.is_empty()
+            && let Some(text) = check.ok(sample::sample_ids(&store, &predict.ids).await)
+        {
             check.sample.insert("predict.ids".to_owned(), text);
         }
         if let Some(truth) = &predict.truth {
@@ -124,21 +126,39 @@ pub async fn check(config: &RunConfig) -> Check {
     check
 }
 
-/// Lists the shards of each input by its key.
-async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> BTreeMap<&'static str, Vec<Object>> {
-    let patterns = [
-        ("pairs.shards", config.catalog().map(|catalog| catalog.pairs.shards.clone())),
-        ("images.shards", config.images().map(|images| images.shards.clone())),
-        ("predict.images", config.predict().map(|predict| predict.images.clone())),
-    ];
-    let mut inputs = BTreeMap::new();
-    for (key, patterns) in patterns {
-        let Some(patterns) = patterns else { continue };
-        let listed = store.list(&patterns).await.map_err(PipelineError::from);
-        if let Some(objects) = check.ok(listed) {
-            let bytes = objects.iter().map(|object| object.size).sum();
-            check.inputs.insert(key.to_owned(), format!("{} files, {}", objects.len(), bytesize::ByteSize(bytes)));
-            inputs.insert(key, objects);
+/// Inputs of a configuration.
+#[derive(Default)]
+struct Inputs {
+    pairs: Option<(PairInput, Vec<Object>)>,
+    /// Images by their key.
+    images: Vec<(&'static str, ImageInput, Vec<Object>)>,
+}
+
+/// Lists the shards of each input and recognises their formats.
+async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> Inputs {
+    let mut inputs = Inputs::default();
+    let describe = |check: &mut Check, key: &str, format: &str, objects: &[Object]| {
+        let bytes = bytesize::ByteSize(objects.iter().map(|object| object.size).sum());
+        let folders: usize = objects.iter().filter_map(Object::folder).map(|folder| folder.files.len()).sum();
+        let what = match folders {
+            0 => format!("{} files, {bytes}, {format}", objects.len()),
+            images => format!("{images} images, {bytes}, {format}"),
+        };
+        check.inputs.insert(key.to_owned(), what);
+    };
+    if let Some(catalog) = config.catalog()
+        && let Some((input, objects)) = check.ok(list_pairs(store, &catalog.pairs).await)
+    {
+        describe(check, "pairs.shards", input.format.as_str(), &objects);
+        inputs.pairs = Some((input, objects));
+    }
+    let columns = config.images().map(|images| images.columns.clone()).unwrap_or_default();
+    let images = config.images().map(|images| ("images.shards", &images.shards, images.format));
+    let predict = config.predict().map(|predict| ("predict.images", &predict.images, predict.format));
+    for (key, patterns, format) in images.into_iter().chain(predict) {
+        if let Some((input, objects)) = check.ok(list_images(store, patterns, format, &columns).await) {
+            describe(check, key, input.format.as_str(), &objects);
+            inputs.images.push((key, input, objects));
         }
     }
     inputs
@@ -198,12 +218,12 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
 async fn sample_shards(
     config: &RunConfig,
     store: &Store,
-    (key, shards): (&str, &[Object]),
+    (key, input, shards): (&str, &ImageInput, &[Object]),
     models: &Models,
     check: &mut Check,
 ) {
     let Some(shard) = shards.first() else { return };
-    let sampled = sample::sample_images(store, shard, models.spec.clone()).await;
+    let sampled = sample::sample_images(store, shard, input, models.spec.clone()).await;
     let Some(sample) = check.ok(sampled) else { return };
     check.sample.insert(key.to_owned(), sample.text.clone());
     estimate::add_image_estimates(check, config, (key, shards), &sample, &models.spec, models.shape);

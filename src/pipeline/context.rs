@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::config::{ConfigError, Problem, RunConfig};
 use crate::objects::{Store, TrafficSnapshot};
+use crate::pipeline::claims;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::require_run_directory;
 use crate::pipeline::observe::events::Events;
@@ -12,13 +13,16 @@ use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, usable_cores};
 use crate::telemetry::ProgressRegistry;
+use crate::types::Part;
 
 /// Everything that each stage of a run needs. Cheap to clone: all clones share the same services.
 #[derive(Debug, Clone)]
 pub(crate) struct RunContext {
     /// The checked configuration.
     pub(crate) config: Arc<RunConfig>,
-    /// The run directory, which this process has locked.
+    /// Part of the shards that this process works on; `None` for a whole run.
+    pub(crate) part: Option<Part>,
+    /// The run directory. This process has locked it, or a part of it.
     pub(crate) dir: Directory,
     /// Client for all input objects.
     pub(crate) store: Store,
@@ -35,7 +39,8 @@ pub(crate) struct RunContext {
 }
 
 impl RunContext {
-    /// Opens and locks the run directory and starts the shared services. Events are not logged yet.
+    /// Opens the run directory, locks it for a whole run or a `part`, and starts the shared services. Events are not logged
+    /// yet.
     ///
     /// If the owner of the lock may still be alive, the lock is watched for a while.
     ///
@@ -43,6 +48,7 @@ impl RunContext {
     /// When the directory is in use or cannot be opened; or when the run has to stop.
     pub(crate) async fn open(
         config: RunConfig,
+        part: Option<Part>,
         progress: ProgressRegistry,
         shutdown: Shutdown,
     ) -> Result<(Self, Lock), PipelineError> {
@@ -52,8 +58,16 @@ impl RunContext {
         let locked = tokio::task::spawn_blocking(move || {
             // Before anything is created in it.
             require_run_directory(&Directory::read_only(&client, own.run_dir())?)?;
-            let dir = Directory::open(&client, own.run_dir(), &scratch_path(&own).join("staging"))?;
-            let lock = dir.lock().inspect_err(|_| dir.abandon(None))?;
+            let dir = Directory::open(&client, own.run_dir(), &own_scratch_path(&own, part).join("staging"))?;
+            let lock = match part {
+                None => claims::claim_run(&dir),
+                Some(part) => {
+                    dir.warn_of_network_disk();
+                    claims::claim_part(&dir, part)
+                }
+            };
+            let lock = lock.inspect_err(|_| dir.abandon(None))?;
+            remove_other_scratch(&own, part);
             Ok::<_, PipelineError>((dir, lock))
         });
         let (dir, lock) = tokio::select! {
@@ -62,12 +76,20 @@ impl RunContext {
         };
         let budget = ByteBudget::new(config.limits().memory.0);
         let pool = CpuPool::new(workers(&config))?;
-        Ok((Self { config, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
+        Ok((Self { config, part, dir, store, budget, pool, shutdown, progress, events: Events::default() }, lock))
     }
 
-    /// Returns the scratch folder of this run.
+    /// Returns the scratch folder of this run, or of its part.
     pub(crate) fn scratch_path(&self) -> PathBuf {
-        scratch_path(&self.config)
+        own_scratch_path(&self.config, self.part)
+    }
+
+    /// Returns the name of a file that each process writes: in the run directory, or in the folder of the part.
+    pub(crate) fn own_file(&self, name: &str) -> String {
+        match self.part {
+            None => name.to_owned(),
+            Some(part) => format!("{}/{name}", claims::part_folder(part)),
+        }
     }
 
     /// Refuses a `limits.disk` below the `bytes` that `what` takes.
@@ -137,6 +159,27 @@ pub(crate) fn scratch_path(config: &RunConfig) -> PathBuf {
     root.join(format!("wikicap-{}", &hash[..16]))
 }
 
+/// Prefix of the scratch folders of parts.
+const SCRATCH_OF_PART: &str = "part-";
+
+/// Returns the scratch folder of a process. Parts on one machine have a folder each.
+fn own_scratch_path(config: &RunConfig, part: Option<Part>) -> PathBuf {
+    let path = scratch_path(config);
+    part.map_or_else(|| path.clone(), |part| path.join(format!("{SCRATCH_OF_PART}{}", part.folder())))
+}
+
+/// Removes the scratch folders of processes that can no longer be at work: those of all parts beside a whole run, and those
+/// of other partitions beside a part. What cannot be removed only takes space.
+fn remove_other_scratch(config: &RunConfig, part: Option<Part>) {
+    for entry in std::fs::read_dir(scratch_path(config)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let other = name.to_str().and_then(|name| Part::from_folder(name.strip_prefix(SCRATCH_OF_PART)?));
+        if other.is_some_and(|other| part.is_none_or(|part| part.count() != other.count())) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
 #[cfg(test)]
 impl RunContext {
     /// Creates a context for unit tests. Its run directory is never written to.
@@ -147,6 +190,7 @@ impl RunContext {
         let config = RunConfig::check(pipeline, &machine).unwrap();
         let store = Store::default();
         Self {
+            part: None,
             dir: Directory::read_only(&store, "run").unwrap(),
             config: Arc::new(config),
             store,

@@ -72,6 +72,15 @@ pub(crate) async fn run(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<Fe
     Ok(FeaturesOutput { features, report })
 }
 
+/// Streams the shards of the job's part to feature chunks, or resumes an earlier process.
+///
+/// # Errors
+/// When an input, the disk or the device fails, or the counts do not add up; [`PipelineError::Stopped`] when the run
+/// has to stop.
+pub(crate) async fn run_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<StreamReport, PipelineError> {
+    Ok(complete_part(ctx, input).await?.1)
+}
+
 /// Completes the shards of a part. If they are complete, loads no model and reads no chunk.
 async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Journal, StreamReport), PipelineError> {
     let (shards, spec) = (Arc::clone(&input.job.shards), input.job.spec.clone());

@@ -57,6 +57,7 @@ use crate::objects::Object;
 use crate::pipeline::chunk_files::settle_duplicates;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::inputs::ImageInput;
 use crate::pipeline::observe::report::StreamReport;
 use crate::runtime::{BufferPool, channel, queue_length};
 use crate::telemetry::StageProgress;
@@ -71,12 +72,14 @@ use bad_rows::BadRowLimit;
 use block::Block;
 use decoders::Decoders;
 use interleave::Interleaver;
-use memory::{BLOCKS_WAITING, MAX_REUSED_BYTES, max_decoded_blocks};
+use memory::{BLOCKS_WAITING, MAX_REUSED_BYTES, input_memory, max_decoded_blocks};
 use read_ahead::ReadAhead;
 use writer::ChunkWriter;
 
 /// Input and settings of one image stream.
 pub(crate) struct StreamJob {
+    /// Format and columns of the shards.
+    pub(crate) input: ImageInput,
     /// All shards in order.
     pub(crate) shards: Arc<Vec<Object>>,
     /// Shards to stream.
@@ -103,11 +106,12 @@ impl StreamJob {
         ctx: &RunContext,
         name: &str,
         spec: &ImageSpec,
-        shards: Vec<Object>,
+        (input, shards): (ImageInput, Vec<Object>),
         filter: ImageFilter,
         generation: &str,
     ) -> Self {
         Self {
+            input,
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter,
@@ -144,7 +148,8 @@ pub(crate) async fn stream_images(
 ) -> Result<(), PipelineError> {
     // The fixed share of each part is reserved first, so that blocks cannot starve a part.
     let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
-    let reserved = ctx.budget.acquire(bytes.reader + bytes.decoders + bytes.writer).await;
+    let input_bytes = input_memory(job.input.format, bytes, ctx.config.limits().memory.0).total_bytes;
+    let reserved = ctx.budget.acquire(bytes.reader + bytes.decoders + bytes.writer + input_bytes).await;
     let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
     // Add the blocks in the channel and the block that the reader holds.
     let blocks_at_once = decoded_blocks + BLOCKS_WAITING + 1;
@@ -181,6 +186,8 @@ pub(crate) async fn stream_images(
 
 /// Input of the stage whose product is pixel chunks.
 pub(crate) struct ImagesInput<'a> {
+    /// Format and columns of the shards.
+    pub(crate) input: ImageInput,
     /// Image shards in order.
     pub(crate) shards: Vec<Object>,
     /// Shards to stream.
@@ -198,8 +205,8 @@ pub(crate) struct ImagesInput<'a> {
 /// # Errors
 /// As [`stream_images`]; and when the counts do not add up.
 pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<StreamReport, PipelineError> {
-    let ImagesInput { shards, part, filter, spec, generation } = input;
-    let job = StreamJob { part, ..StreamJob::new(ctx, "images", spec, shards, filter, &generation) };
+    let ImagesInput { input, shards, part, filter, spec, generation } = input;
+    let job = StreamJob { part, ..StreamJob::new(ctx, "images", spec, (input, shards), filter, &generation) };
     let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
     let mut journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
     stage_progress.add_resumed(journal.tally().rows);

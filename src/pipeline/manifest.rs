@@ -24,6 +24,9 @@ pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
 /// Version of the artefacts. It changes when equal keys yield different bytes.
 const FORMAT: u32 = 2;
 
+/// Names in a run directory that may exist before the manifest does.
+const OWN_NAMES: [&str; 4] = ["lock", "scratch", "parts", "events"];
+
 /// Content of `run.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunFile {
@@ -81,8 +84,10 @@ pub(crate) struct Manifest {
     file: RunFile,
     /// First stage whose artefacts are discarded, if any.
     from: Option<Stage>,
-    /// Stages of this start with their new records.
-    proposed: Vec<(String, StageRecord)>,
+    /// Whether other processes may work on parts of this run with the recorded settings.
+    shared: bool,
+    /// Stages of this start with their names and new records, upstream first.
+    proposed: Vec<(Stage, String, StageRecord)>,
     /// Stages whose keys differ from those of the directory: (stage, old keys, new keys), upstream first.
     refused: Vec<(Stage, StageKeys, StageKeys)>,
     /// Stages whose keys differ, but which have made nothing yet. Their leftovers are removed.
@@ -148,7 +153,7 @@ fn read_run_file(directory: &Directory) -> Result<RunFile, PipelineError> {
         file.infer_predictions();
         return Ok(file);
     }
-    let foreign = directory.list("")?.into_iter().find(|name| name != "lock" && name != "scratch");
+    let foreign = directory.list("")?.into_iter().find(|name| !OWN_NAMES.contains(&name.as_str()));
     let Some(foreign) = foreign else { return Ok(RunFile::default()) };
     let dir = directory.display("");
     Err(refuse_key("run.dir", format!("`{dir}` holds `{foreign}` and is no run directory; name a new or empty one")))
@@ -188,11 +193,12 @@ impl RunFile {
 }
 
 impl Manifest {
-    /// Reads the manifest of a run directory. The artefacts of stage `from` and of later stages will be discarded.
+    /// Reads the manifest of a run directory. The artefacts of stage `from` and of later stages will be discarded. If the
+    /// run is `shared` with other processes, recorded settings count even before anything is made with them.
     ///
     /// # Errors
     /// As [`require_run_directory`].
-    pub(crate) fn open(directory: Directory, from: Option<Stage>) -> Result<Self, PipelineError> {
+    pub(crate) fn open(directory: Directory, from: Option<Stage>, shared: bool) -> Result<Self, PipelineError> {
         let file = read_run_file(&directory)?;
         if file.format != FORMAT && from != Some(Stage::ALL[0]) {
             return Err(PipelineError::Generation(format!(
@@ -207,6 +213,7 @@ impl Manifest {
             directory,
             file,
             from,
+            shared,
             proposed: Vec::new(),
             refused: Vec::new(),
             unmade: Vec::new(),
@@ -274,16 +281,46 @@ impl Manifest {
             hasher.update(format!("{key}={value}\n").as_bytes());
         }
         let generation = hasher.finalize().to_hex()[..32].to_owned();
-        let recorded = self.recorded(name).filter(|record| record.generation != generation);
-        if let Some(old) = recorded.map(|record| record.keys.clone()) {
-            if self.has_made(name, stage)? {
-                self.refused.push((stage, old, keys.clone()));
+        self.proposed.push((stage, name.to_owned(), StageRecord { generation: generation.clone(), keys }));
+        self.compare_proposed()?;
+        Ok(generation)
+    }
+
+    /// Compares the proposed stages with those that the directory records.
+    fn compare_proposed(&mut self) -> Result<(), PipelineError> {
+        let (mut refused, mut unmade) = (Vec::new(), Vec::new());
+        for (stage, name, new) in &self.proposed {
+            let Some(old) = self.recorded(name).filter(|old| old.generation != new.generation) else { continue };
+            if self.shared || self.has_made(name, *stage)? {
+                refused.push((*stage, old.keys.clone(), new.keys.clone()));
             } else {
-                self.unmade.push((name.to_owned(), stage));
+                unmade.push((name.clone(), *stage));
             }
         }
-        self.proposed.push((name.to_owned(), StageRecord { generation: generation.clone(), keys }));
-        Ok(generation)
+        (self.refused, self.unmade) = (refused, unmade);
+        Ok(())
+    }
+
+    /// Whether the directory records all proposed stages, and the proposed prediction, as they are.
+    fn is_recorded(&self) -> bool {
+        let predictions = &self.file.predictions;
+        self.proposed
+            .iter()
+            .all(|(_, name, new)| self.recorded(name).is_some_and(|old| old.generation == new.generation))
+            && self.prediction.as_ref().is_none_or(|(output, record)| predictions.get(output) == Some(record))
+    }
+
+    /// Compares this start with what the directory records by now. Returns whether everything is recorded.
+    ///
+    /// # Errors
+    /// A table of the changed keys; or when the manifest cannot be read.
+    pub(crate) fn compare(&mut self) -> Result<bool, PipelineError> {
+        self.file = RunFile { format: FORMAT, ..read_run_file(&self.directory)? };
+        self.compare_proposed()?;
+        match self.refusal() {
+            Some(refusal) => Err(PipelineError::Generation(refusal)),
+            None => Ok(self.is_recorded()),
+        }
     }
 
     /// Whether a recorded stage has made anything that another configuration could be mixed with.
@@ -376,14 +413,14 @@ impl Manifest {
             }
             self.file.predictions.insert(output, record);
         }
-        self.file.stages.extend(self.proposed.drain(..));
+        self.file.stages.extend(self.proposed.drain(..).map(|(_, name, record)| (name, record)));
         self.save()
     }
 
     fn remove_artefacts(&self, stage: Stage) -> Result<(), StoreError> {
         let remove = |names: &[&str]| names.iter().try_for_each(|name| self.directory.remove(name));
         match stage {
-            Stage::Catalog => remove(&["journal/catalog.json", "catalog"]),
+            Stage::Catalog => remove(&["parts", "journal/catalog.json", "catalog"]),
             Stage::Stream => {
                 remove(&["duplicates.parquet", "journal/features", "journal/chunks"])?;
                 remove(&["features", "chunks", "quarantine", "scratch"])

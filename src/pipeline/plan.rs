@@ -4,22 +4,31 @@ use crate::config::Stage;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::inputs::{ImageInput, PairInput, list_images, list_pairs};
 use crate::pipeline::manifest::{Manifest, add_inputs};
 use crate::pipeline::predict::{self, PreparedPrediction};
 use crate::pipeline::resolve::ResolvedModel;
 use crate::telemetry::ExpectedStage;
+use crate::types::{PairsFormat, Part};
 
 /// Stages that a command runs, and artefacts that it discards first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Request {
+    /// Part of the shards to work on; `None` for the whole run.
+    pub part: Option<Part>,
+    /// End after the part, even if it was the last one.
+    pub part_only: bool,
     /// Run only prediction, from the run's newest checkpoint.
     pub predict_only: bool,
     /// Discard the artefacts of this stage and of all later stages.
     pub from: Option<Stage>,
 }
 
-/// Input of a stage that reads shards.
-pub(crate) struct StageInput {
+/// Input of a stage that reads shards of some format.
+#[derive(Clone)]
+pub(crate) struct StageInput<F> {
+    /// Format and columns.
+    pub(crate) input: F,
     /// Shards in order.
     pub(crate) shards: Vec<Object>,
     /// Hash of everything that the artefacts of the stage depend on.
@@ -30,9 +39,9 @@ pub(crate) struct StageInput {
 #[derive(Default)]
 pub(crate) struct Plan {
     /// Classes and join index.
-    pub(crate) catalog: Option<StageInput>,
+    pub(crate) catalog: Option<StageInput<PairInput>>,
     /// Pixel or feature chunks of the training images.
-    pub(crate) images: Option<StageInput>,
+    pub(crate) images: Option<StageInput<ImageInput>>,
     /// Fingerprint of the heads to train.
     pub(crate) train: Option<String>,
     /// Ranking for the test images.
@@ -82,23 +91,27 @@ impl Plan {
     ) -> Result<(), PipelineError> {
         let RunContext { config, store, .. } = ctx;
         if let Some(catalog) = config.catalog() {
-            let shards = store.list(&catalog.pairs.shards).await?;
+            let (input, shards) = list_pairs(store, &catalog.pairs).await?;
             let mut keys = config.keys(Stage::Catalog);
+            if input.format != PairsFormat::Tsv {
+                keys.insert("pairs.format".to_owned(), input.format.to_string());
+            }
             add_inputs(store, &mut keys, "pairs.shards", &shards).await?;
             if let Some(list) = &catalog.captions.list {
                 let list = store.find(list).await?;
                 add_inputs(store, &mut keys, "captions.list", &[list]).await?;
             }
             let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[])?;
-            self.catalog = Some(StageInput { shards, generation });
+            self.catalog = Some(StageInput { input, shards, generation });
         }
         let catalog = self.catalog.as_ref().map(|catalog| catalog.generation.as_str());
         if let Some(images) = config.images() {
-            let shards = store.list(&images.shards).await?;
+            let (input, shards) = list_images(store, &images.shards, images.format, &images.columns).await?;
             let mut keys = model.stream_keys(config, Stage::Stream);
+            input.add_key(&mut keys, "images.format");
             add_inputs(store, &mut keys, "images.shards", &shards).await?;
             let generation = manifest.propose(Stage::Stream.as_str(), Stage::Stream, keys, catalog.as_slice())?;
-            self.images = Some(StageInput { shards, generation });
+            self.images = Some(StageInput { input, shards, generation });
         }
         if let (true, Some(images)) = (config.runs(Stage::Train), &self.images) {
             let text = if config.runs(Stage::Text) {

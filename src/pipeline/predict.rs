@@ -36,6 +36,7 @@ use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::features::{self, FeaturesInput, FeaturesOutput};
 use crate::pipeline::images::StreamJob;
+use crate::pipeline::inputs::ImageInput;
 use crate::pipeline::manifest::Manifest;
 use crate::pipeline::observe::report::{PredictionReport, StageRemarks, TextReport};
 use crate::pipeline::resolve::ResolvedModel;
@@ -45,7 +46,7 @@ use classifier::ClassifierRanker;
 use projection::ProjectionRanker;
 use ranking::Ranking;
 use submission::Submission;
-use test_set::TestSet;
+use test_set::{IdSource, TestSet};
 
 pub use export::export;
 pub use test_set::ceiling_of;
@@ -115,6 +116,8 @@ trait Ranker {
 /// Input of [`Ranker::rank`].
 struct RankInput<'a> {
     settings: &'a PredictConfig,
+    /// Origin of the ids.
+    ids: &'a IdSource,
     /// Committed feature chunks of the test images.
     features: &'a FeatureSet,
     test_set: &'a TestSet,
@@ -148,8 +151,8 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
         return Ok(Some(output));
     }
     let PredictInput { model, manifest, prepared, device } = input;
-    let PreparedPrediction { shards, generation, test_set, candidates, own } = prepared;
-    let prediction = Prediction { settings, model, shards, generation, test_set, device, own };
+    let PreparedPrediction { input, shards, ids, generation, test_set, candidates, own } = prepared;
+    let prediction = Prediction { settings, model, input, shards, ids, generation, test_set, device, own };
     let output = match ctx.config.head() {
         HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx, settings.top_k as usize)?).await,
         HeadConfig::Text { .. } => {
@@ -170,8 +173,12 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
 struct Prediction<'a> {
     settings: &'a PredictConfig,
     model: &'a ResolvedModel,
+    /// Format and columns of the shards.
+    input: ImageInput,
     /// Shards of the test images.
     shards: Vec<Object>,
+    /// Origin of the ids.
+    ids: IdSource,
     /// Hash of everything that the features of the test images depend on.
     generation: String,
     test_set: TestSet,
@@ -189,6 +196,7 @@ impl Prediction<'_> {
         stem: &str,
     ) -> Result<FeaturesOutput, PipelineError> {
         let filter = ImageFilter::Urls(Arc::clone(self.test_set.urls()));
+        let shards = (self.input.clone(), shards);
         let job = StreamJob::new(ctx, "test images", &self.model.spec, shards, filter, &self.generation);
         let (layout, backbone, device) = (Layout::predict(stem), self.model.backbone()?, self.device);
         features::run(ctx, FeaturesInput { job, layout, name: stem, backbone, device, thumbnails: None }).await
@@ -196,7 +204,7 @@ impl Prediction<'_> {
 
     async fn run<R: Ranker>(mut self, ctx: &RunContext, mut ranker: R) -> Result<PredictOutput, PipelineError> {
         let shards = std::mem::take(&mut self.shards);
-        let Self { settings, test_set, device, own, .. } = &self;
+        let Self { settings, ids, test_set, device, own, .. } = &self;
         let top_k = settings.top_k as usize;
         let picked = match ctx.config.head() {
             HeadConfig::Paired { .. } => None,
@@ -205,7 +213,7 @@ impl Prediction<'_> {
         let mut remarks = StageRemarks::default();
         let (mut tally, mut text) = (Tally::default(), None);
         let truth = match &settings.truth {
-            Some(truth) => submission::find_right_captions(ctx, truth, &settings.ids, &ranker).await?,
+            Some(truth) => submission::find_right_captions(ctx, truth, ids, &ranker).await?,
             None => Ok(()),
         };
         let has_truth = settings.truth.is_some() && truth.is_ok();
@@ -215,7 +223,7 @@ impl Prediction<'_> {
             let features = self.extract_features(ctx, shards, stem).await?;
             tally = features.report.tally;
             let (features, own) = (&features.features, *own);
-            let input = RankInput { settings, features, test_set, device, top_k, stem, own, has_truth };
+            let input = RankInput { settings, ids, features, test_set, device, top_k, stem, own, has_truth };
             let ranked = ranker.rank(ctx, head, input).await?;
             (text, remarks) = (ranked.report, ranked.remarks);
             ranked.ranking
@@ -226,7 +234,7 @@ impl Prediction<'_> {
         ranker.read_captions(&ranking)?;
         let output = ctx.config.output();
         let fallback = ranker.fallback(top_k);
-        let submission = Submission { ids: &settings.ids, output, test_set, ranking: &ranking, fallback: &fallback };
+        let submission = Submission { ids, output, test_set, ranking: &ranking, fallback: &fallback };
         let ids_without_image = submission.write(ctx, |number| ranker.caption(number)).await?;
         let scores = match &settings.truth {
             Some(truth) if has_truth => {

@@ -2,8 +2,8 @@
 //!
 //! A name holds a complete file or nothing. Locally a file is synced and then renamed; on S3 an upload is complete or
 //! absent. Nothing is appended or renamed afterwards, so both give the same guarantees. One process at a time may
-//! [lock](Directory::lock) a directory. Files pass through a staging directory on local disk on their way to S3 and back;
-//! it is emptied when the lock is acquired.
+//! hold a [lock](Directory::lock). Files pass through a staging directory on local disk on their way to S3 and back; it is
+//! emptied when the first lock is acquired.
 //!
 //! Calls block and are allowed on any thread; they are few compared with the work between them.
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::local::FileLock;
 use super::s3::{HeldLease, Remote};
-use super::{LocalDirectory, Log};
+use super::{Holder, LocalDirectory, Log};
 use crate::objects::{Store, StoreError};
 
 /// Root of a tree of durable files. Names are relative and use `/`.
@@ -29,7 +29,7 @@ enum Backend {
     Remote(Arc<Remote>),
 }
 
-/// Exclusive lock on a directory; dropping it, or the end of the process, releases it.
+/// Exclusive lock; dropping it, or the end of the process, releases it.
 #[derive(Debug)]
 pub struct Lock {
     kind: LockKind,
@@ -120,14 +120,16 @@ impl Directory {
         }
     }
 
-    /// Locks the directory for this process. On S3 this takes up to 15 s if the lease of a dead process has to expire.
+    /// Takes the lock `name` for this process. `work` says what for; it is empty for a whole run. On S3 this takes up to
+    /// 15 s if the lease of a dead process has to expire. From then on, this process writes only while it holds all of its
+    /// locks.
     ///
     /// # Errors
     /// [`StoreError::InUse`] names the process that holds the lock.
-    pub fn lock(&self) -> Result<Lock, StoreError> {
+    pub fn lock(&self, name: &str, work: &str) -> Result<Lock, StoreError> {
         let kind = match &self.backend {
-            Backend::Local(local) => LockKind::File(local.lock()?),
-            Backend::Remote(remote) => LockKind::Lease { _lease: remote.lock()? },
+            Backend::Local(local) => LockKind::File(local.lock(name, work)?),
+            Backend::Remote(remote) => LockKind::Lease { _lease: remote.lock(name, work)? },
         };
         Ok(Lock { kind })
     }
@@ -141,6 +143,31 @@ impl Directory {
                 LockKind::Lease { .. } => None,
             });
             local.abandon(file);
+        }
+    }
+
+    /// Logs a warning if the directory is on a network file system, where locks of other machines may go unnoticed.
+    pub fn warn_of_network_disk(&self) {
+        if let Backend::Local(local) = &self.backend
+            && let Some(kind) = local.network_file_system()
+        {
+            tracing::warn!(
+                "`{}` is on {kind}, where a lock of another machine may go unnoticed: two processes may then write the same \
+                 part. A run directory on S3 keeps them apart; here, see to it that each part runs once",
+                local.root().display()
+            );
+        }
+    }
+
+    /// Returns the processes that hold locks, in the order of `names`; `None` for each lock that is free. On S3, a lease
+    /// may be that of a dead process, unless `watch` asks to wait for up to 15 s whether it is renewed.
+    ///
+    /// # Errors
+    /// When a lock cannot be read.
+    pub fn holders(&self, names: &[String], watch: bool) -> Result<Vec<Option<Holder>>, StoreError> {
+        match &self.backend {
+            Backend::Local(local) => names.iter().map(|name| local.holder(name)).collect(),
+            Backend::Remote(remote) => remote.holders(names, watch),
         }
     }
 

@@ -1,6 +1,6 @@
-//! Lease on a remote run directory: one writer at a time.
+//! Leases on a remote run directory: one writer at a time for each.
 //!
-//! The object `lock` names the holder. It is created if absent. Every 3 s the holder replaces it, if it is still the version
+//! The object of a lease, such as `lock`, names its holder. It is created if absent. Every 3 s the holder replaces it, if it is still the version
 //! that the holder wrote (`If-Match`).
 //!
 //! A process that finds a lease watches it. If it changes, its holder is alive and the process is refused. If it stays the
@@ -21,7 +21,7 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
-use super::{Process, failpoint};
+use super::{Holder, Process, failpoint};
 use crate::objects::StoreError;
 use crate::objects::client::Client;
 use crate::objects::http_error::{explain, is_conflict, is_not_found, is_unsupported};
@@ -51,13 +51,17 @@ struct Record {
     #[serde(flatten)]
     process: Process,
     since: String,
+    /// What the holder holds the lease for; empty for a whole run.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    work: String,
     /// Number of renewals. It changes the content, and with it every kind of `ETag`.
     renewed: u64,
 }
 
 impl Record {
-    fn new() -> Self {
+    fn new(work: &str) -> Self {
         Self {
+            work: work.to_owned(),
             id: uuid::Uuid::new_v4().to_string(),
             process: Process::current(),
             since: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
@@ -65,8 +69,12 @@ impl Record {
         }
     }
 
+    fn holder(&self) -> Holder {
+        Holder { process: format!("{} since {}", self.process, self.since), work: self.work.clone() }
+    }
+
     fn describe_holder(&self) -> String {
-        format!("{} since {}", self.process, self.since)
+        self.holder().to_string()
     }
 }
 
@@ -173,19 +181,26 @@ async fn read_record(client: &Client, location: &Path) -> Result<Option<(Record,
         id: blake3::hash(&content).to_hex().to_string(),
         process: Process::unknown(),
         since: "an unknown time".to_owned(),
+        work: String::new(),
         renewed: 0,
     });
     Ok(Some((record, UpdateVersion { e_tag, version: None })))
 }
 
 impl Lease {
-    /// Acquires the lease of a directory.
+    /// Acquires a lease on a directory, for `work`.
     ///
     /// # Errors
     /// [`StoreError::InUse`] names the present holder; other errors are the store's.
-    pub(super) async fn acquire(client: Client, location: Path, directory: String) -> Result<Arc<Self>, StoreError> {
-        let own = Record::new();
+    pub(super) async fn acquire(
+        client: Client,
+        location: Path,
+        directory: String,
+        work: &str,
+    ) -> Result<Arc<Self>, StoreError> {
+        let own = Record::new(work);
         let (url, mut retry_budget) = (client.url(&location), client.retry_budget());
+        let subject = url.strip_prefix(&directory).unwrap_or(&url).trim_start_matches('/').to_owned();
         loop {
             // Read first, because a store may ignore the condition of a write.
             let mode = match read_record(&client, &location).await? {
@@ -209,14 +224,25 @@ impl Lease {
                 }
             };
             let asked = Instant::now();
-            failpoint::point("put", "lock");
+            failpoint::point("put", &subject);
             let written = write_record(&client, &location, &own, mode).await?;
-            failpoint::point("put-done", "lock");
+            failpoint::point("put-done", &subject);
             if let WriteOutcome::Written = written {
                 return Ok(Self::start(client, location, own, asked));
             }
             retry_budget.wait(&url, "claimed", "another process is writing it".to_owned()).await?;
         }
+    }
+
+    /// Returns the holder of a lease; `None` if there is none. With `watch`, waits until the lease is renewed or expires.
+    pub(super) async fn find_holder(
+        client: &Client,
+        location: &Path,
+        watch: bool,
+    ) -> Result<Option<Holder>, StoreError> {
+        let Some((record, _)) = read_record(client, location).await? else { return Ok(None) };
+        let is_gone = record.process.is_gone() || (watch && Self::is_expired(client, location, &record).await?);
+        Ok((!is_gone).then(|| record.holder()))
     }
 
     /// Watches another process's lease until it changes or expires.
@@ -339,6 +365,11 @@ impl Lease {
             }
             tokio::time::sleep(RETRY_AFTER / 5).await;
         }
+    }
+
+    /// Returns whether this process has released the lease.
+    pub(super) fn is_released(&self) -> bool {
+        self.released.load(Ordering::SeqCst)
     }
 
     /// Releases the lease, so that the next process need not wait.

@@ -22,6 +22,22 @@ impl fmt::Display for Process {
     }
 }
 
+/// Holder of a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The process, and since when it holds the lock.
+    pub process: String,
+    /// What it holds the lock for; empty for a whole run.
+    pub work: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { process, work } = self;
+        if work.is_empty() { out.write_str(process) } else { write!(out, "{process} ({work})") }
+    }
+}
+
 impl Process {
     /// Returns a process of which nothing is known.
     pub(super) fn unknown() -> Self {

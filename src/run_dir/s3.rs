@@ -1,8 +1,8 @@
 //! Run directory on S3.
 //!
 //! Requests run on a runtime of their own, so callers may block any thread without deadlock. A file of up to 8 MiB is
-//! uploaded in one request, a larger one in parts; either way it appears at once. If the directory is locked, each attempt
-//! at a write first checks that this process still holds the lease.
+//! uploaded in one request, a larger one in parts; either way it appears at once. If this process has leases, each attempt
+//! at a write first checks that it still holds all of them.
 
 mod writer;
 
@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use super::lease::Lease;
-use super::{LocalDirectory, failpoint};
+use super::{Holder, LocalDirectory, failpoint};
 use crate::objects::client::{Client, S3};
 use crate::objects::read::{RANGE_BYTES, read_range, read_small};
 use crate::objects::{Object, Store, StoreError, listing};
@@ -37,7 +37,8 @@ pub(super) struct Remote {
     prefix: Path,
     staging: LocalDirectory,
     fetched: AtomicU64,
-    lease: Mutex<Weak<Lease>>,
+    /// Leases that this process has acquired.
+    leases: Mutex<Vec<Weak<Lease>>>,
     /// Whether the directory is only read: its staging directory then belongs to this value and is removed with it.
     read_only: bool,
 }
@@ -62,10 +63,9 @@ fn shared_runtime() -> Result<&'static Runtime, StoreError> {
     let built = RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("store").enable_all().build()
     });
-    built.as_ref().map_err(|error| StoreError::Io {
-        path: "the run directory".to_owned(),
-        action: "reached",
-        source: std::io::Error::new(error.kind(), error.to_string()),
+    built.as_ref().map_err(|error| {
+        let source = std::io::Error::new(error.kind(), error.to_string());
+        StoreError::io("the run directory", "reached", source)
     })
 }
 
@@ -86,7 +86,7 @@ fn block_on<T: Send + 'static>(
     drop(task);
     received.unwrap_or_else(|_| {
         let source = std::io::Error::other("an internal error ended the request");
-        Err(StoreError::Io { path: "the run directory".to_owned(), action: "reached", source })
+        Err(StoreError::io("the run directory", "reached", source))
     })
 }
 
@@ -100,7 +100,7 @@ impl Remote {
         let prefix = Path::parse(key.trim_end_matches('/')).map_err(|error| bad_url(error.to_string()))?;
         // Created on first use. Before the lease is held it may belong to another process of the same run on this host.
         let staging = LocalDirectory::read_only(staging);
-        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), lease: Mutex::default(), read_only })
+        Ok(Self { client, s3, prefix, staging, fetched: AtomicU64::new(0), leases: Mutex::default(), read_only })
     }
 
     pub(super) fn staging(&self) -> &LocalDirectory {
@@ -123,20 +123,40 @@ impl Remote {
         text.strip_prefix(self.prefix.as_ref()).unwrap_or(text).trim_start_matches('/').to_owned()
     }
 
-    /// Returns a writer that checks the lease before each attempt.
+    /// Returns a writer that checks the leases before each attempt.
     fn writer(&self) -> Writer {
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        Writer { client: self.client.clone(), s3: self.s3.clone(), lease }
+        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let leases = leases.iter().filter_map(Weak::upgrade).filter(|lease| !lease.is_released()).collect();
+        Writer { client: self.client.clone(), s3: self.s3.clone(), leases }
     }
 
-    pub(super) fn lock(&self) -> Result<HeldLease, StoreError> {
-        let (client, location, directory) = (self.client.clone(), self.location("lock"), self.display(""));
-        let lease = block_on(Lease::acquire(client, location, directory))?;
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&lease);
-        let held = HeldLease { lease, staging: self.staging.clone() };
-        // Leftovers of an earlier process.
-        self.staging.clear()?;
+    pub(super) fn lock(&self, name: &str, work: &str) -> Result<HeldLease, StoreError> {
+        let (client, location, directory) = (self.client.clone(), self.location(name), self.display(""));
+        let work = work.to_owned();
+        let lease = block_on(async move { Lease::acquire(client, location, directory, &work).await })?;
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        leases.retain(|lease| lease.strong_count() > 0);
+        let is_first = leases.is_empty();
+        leases.push(Arc::downgrade(&lease));
+        drop(leases);
+        let held = HeldLease { lease, staging: is_first.then(|| self.staging.clone()) };
+        if is_first {
+            // Leftovers of an earlier process.
+            self.staging.clear()?;
+        }
         Ok(held)
+    }
+
+    pub(super) fn holders(&self, names: &[String], watch: bool) -> Result<Vec<Option<Holder>>, StoreError> {
+        let (client, locations) = (self.client.clone(), names.iter().map(|name| self.location(name)));
+        let locations: Vec<Path> = locations.collect();
+        block_on(async move {
+            let find = |location: &Path| {
+                let (client, location) = (client.clone(), location.clone());
+                async move { Lease::find_holder(&client, &location, watch).await }
+            };
+            futures::future::try_join_all(locations.iter().map(find)).await
+        })
     }
 
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
@@ -312,13 +332,16 @@ impl Remote {
 #[derive(Debug)]
 pub(super) struct HeldLease {
     lease: Arc<Lease>,
-    staging: LocalDirectory,
+    /// Set for the first lease of the process: emptied before the lease is released.
+    staging: Option<LocalDirectory>,
 }
 
 impl Drop for HeldLease {
     fn drop(&mut self) {
         // While the lease still keeps other processes away. What cannot be removed now, the next process removes.
-        self.staging.clear().ok();
+        if let Some(staging) = &self.staging {
+            staging.clear().ok();
+        }
         let lease = Arc::clone(&self.lease);
         // A lease that cannot be released expires.
         block_on(async move {

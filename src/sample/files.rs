@@ -5,6 +5,7 @@
 //! memory.
 
 use super::SampleError;
+use super::SampleFormat;
 use super::contents::CorpusContents;
 use super::contents::Payload;
 use super::contents::ShardRow;
@@ -36,12 +37,35 @@ const MULTI_MEMBER_SHARD: usize = 1;
 const MEMBER_ROWS: usize = 100;
 
 /// Writes all files to `root`, which must be empty except for the caller's own files.
-pub(super) fn write_all(root: &Path, contents: &CorpusContents, seed: u64) -> Result<(), SampleError> {
-    let data = root.join("data");
+pub(super) fn write_all(
+    root: &Path,
+    contents: &CorpusContents,
+    seed: u64,
+    format: SampleFormat,
+) -> Result<(), SampleError> {
+    let (data, model) = (root.join("data"), root.join("models/vit-tiny"));
+    for folder in [&data, &model] {
+        fs::create_dir_all(folder).map_err(disk_error(folder))?;
+    }
+    write_json(&model.join("config.json"), &super::checkpoint::config())?;
+    write_json(&model.join("preprocessor_config.json"), &super::checkpoint::preprocessor())?;
+    let weights = super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
+    write_file(&model.join("model.safetensors"), &weights)?;
+    let names = match format {
+        SampleFormat::Tsv => write_published(&data, contents, seed).map(|()| None)?,
+        other => super::formats::write(&data, contents, seed, other)?,
+    };
+    let names = names.unwrap_or_default();
+    // The missing image of one id has no file either.
+    let ids: Vec<String> = contents.ids.iter().map(|url| names.get(url).unwrap_or(url).clone()).collect();
+    write_test_tables(&data, contents, &ids)
+}
+
+/// Writes images and captions in the published layout.
+fn write_published(data: &Path, contents: &CorpusContents, seed: u64) -> Result<(), SampleError> {
     let train = data.join("image_data_train/image_pixels");
     let test = data.join("image_data_test/image_pixels");
-    let model = root.join("models/vit-tiny");
-    for folder in [&train, &test, &model] {
+    for folder in [&train, &test] {
         fs::create_dir_all(folder).map_err(disk_error(folder))?;
     }
     for (number, rows) in contents.train_rows.iter().enumerate() {
@@ -50,12 +74,6 @@ pub(super) fn write_all(root: &Path, contents: &CorpusContents, seed: u64) -> Re
         let rows = rows.iter().map(|row| row.iter().map(Vec::as_slice).collect());
         write_table(&path, b'\t', &header, rows)?;
     }
-    write_test_tables(&data, contents)?;
-    write_json(&model.join("config.json"), &super::checkpoint::config())?;
-    write_json(&model.join("preprocessor_config.json"), &super::checkpoint::preprocessor())?;
-    let weights = super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
-    write_file(&model.join("model.safetensors"), &weights)?;
-
     let train_shards = contents.train_shards.iter().enumerate().map(|(number, rows)| Shard {
         path: train.join(format!("train_image_pixels_part-{number:05}.csv.gz")),
         rows,
@@ -66,14 +84,15 @@ pub(super) fn write_all(root: &Path, contents: &CorpusContents, seed: u64) -> Re
         rows,
         format: ShardFormat::Plain,
     });
-    write_shards(&train_shards.chain(test_shards).collect::<Vec<_>>(), seed)
+    run_parallel(&train_shards.chain(test_shards).collect::<Vec<_>>(), |shard| write_shard(shard, seed))
 }
 
-fn write_test_tables(data: &Path, contents: &CorpusContents) -> Result<(), SampleError> {
+/// Writes the tables of the test: `urls` names the image of each id.
+fn write_test_tables(data: &Path, contents: &CorpusContents, urls: &[String]) -> Result<(), SampleError> {
     let numbers: Vec<String> = (0..contents.ids.len()).map(|id| id.to_string()).collect();
     let to_fields =
         |texts: &'_ [String]| -> Vec<Vec<u8>> { texts.iter().map(|text| text.as_bytes().to_vec()).collect() };
-    let (urls, truth) = (to_fields(&contents.ids), to_fields(&contents.truth));
+    let (urls, truth) = (to_fields(urls), to_fields(&contents.truth));
     let with_ids = |fields: &[Vec<u8>]| -> Vec<Vec<Vec<u8>>> {
         numbers.iter().zip(fields).map(|(id, field)| vec![id.as_bytes().to_vec(), field.clone()]).collect()
     };
@@ -98,7 +117,7 @@ fn write_test_tables(data: &Path, contents: &CorpusContents) -> Result<(), Sampl
     Ok(())
 }
 
-fn write_table<'a>(
+pub(super) fn write_table<'a>(
     path: &Path,
     delimiter: u8,
     header: &[&[u8]],
@@ -118,7 +137,7 @@ pub(super) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), S
     write_file(path, format!("{value:#}\n").as_bytes())
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SampleError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SampleError> {
     let mut file = File::create_new(path).map_err(disk_error(path))?;
     file.write_all(bytes).map_err(disk_error(path))
 }
@@ -142,16 +161,19 @@ struct Shard<'a> {
     format: ShardFormat,
 }
 
-/// Writes all shards in parallel. A thread stops at its first error, which is returned.
-fn write_shards(shards: &[Shard<'_>], seed: u64) -> Result<(), SampleError> {
+/// Writes all parts in parallel. A thread stops at its first error, which is returned.
+pub(super) fn run_parallel<T: Sync>(
+    parts: &[T],
+    write: impl Fn(&T) -> Result<(), SampleError> + Sync,
+) -> Result<(), SampleError> {
     let next = AtomicUsize::new(0);
     let run_worker = || {
-        while let Some(shard) = shards.get(next.fetch_add(1, Ordering::Relaxed)) {
-            write_shard(shard, seed)?;
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            write(part)?;
         }
         Ok(())
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(shards.len());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run_worker)).collect();
         let results: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
@@ -199,7 +221,7 @@ fn write_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
 
 /// Starts a gzip member without name and time, so that equal rows give equal bytes. Level 1, because base64 of
 /// compressed images hardly compresses.
-fn start_gzip<W: Write>(writer: W) -> GzEncoder<W> {
+pub(super) fn start_gzip<W: Write>(writer: W) -> GzEncoder<W> {
     GzBuilder::new().write(writer, Compression::new(1))
 }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 const TARGET: &str = "caption_title_and_reference_description";
 
 fn small() -> SampleOptions {
-    SampleOptions { train_images: 90, test_images: 45, seed: 7 }
+    SampleOptions { train_images: 90, test_images: 45, seed: 7, ..SampleOptions::default() }
 }
 
 fn write_small() -> (TempDir, PathBuf, SampleReport) {
@@ -190,7 +190,7 @@ fn shards_contain_unusable_and_duplicate_rows() {
 fn one_shard_has_several_gzip_members() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("sample");
-    write(&out, &SampleOptions { train_images: 260, test_images: 1, seed: 1 }).unwrap();
+    write(&out, &SampleOptions { train_images: 260, test_images: 1, seed: 1, ..SampleOptions::default() }).unwrap();
     let first_member = |part: u32| {
         let path = out.join(format!("data/image_data_train/image_pixels/train_image_pixels_part-{part:05}.csv.gz"));
         let mut bytes = Vec::new();
@@ -257,10 +257,60 @@ fn invalid_options_are_refused_before_writing() {
         (40, 0, "cannot generate `0` test images: choose a number from 1 to 1000000"),
         (2_000_000, 1, "cannot generate `2000000` train images: choose a number from 40 to 1000000"),
     ] {
-        let error = write(&out, &SampleOptions { train_images, test_images, seed: 1 }).unwrap_err();
+        let error =
+            write(&out, &SampleOptions { train_images, test_images, seed: 1, ..SampleOptions::default() }).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
     let error = write(Path::new("/"), &small()).unwrap_err();
     assert!(matches!(error, SampleError::Nameless { .. }));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn every_format_has_one_entry_for_each_row() {
+    let (_folder, tsv, _) = write_small();
+    let (train, test) = (train_shards(&tsv).len(), test_shards(&tsv).len());
+    for format in [SampleFormat::Parquet, SampleFormat::Jsonl, SampleFormat::Webdataset, SampleFormat::Folder] {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        for out in [&one, &two] {
+            write(out, &SampleOptions { format, ..small() }).unwrap();
+        }
+        assert_eq!(hashes(&one), hashes(&two), "{format:?}");
+        let counts = ["train", "test"].map(|part| count_entries(&one.join("data"), part, format));
+        assert_eq!(counts, [train, test], "{format:?}");
+        for name in ["test_caption_list.csv", "truth.csv"] {
+            let file = |out: &Path| fs::read(out.join("data").join(name)).unwrap();
+            assert_eq!(file(&one), file(&tsv), "{name}");
+        }
+    }
+}
+
+/// Returns the number of rows, samples or files of a part.
+fn count_entries(data: &Path, part: &str, format: SampleFormat) -> usize {
+    let folder = data.join(if format == SampleFormat::Folder { part.to_owned() } else { format!("image_data_{part}") });
+    let mut count = 0;
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        count += match format {
+            SampleFormat::Folder if path.is_dir() => fs::read_dir(path).unwrap().count(),
+            SampleFormat::Folder | SampleFormat::Tsv => 0,
+            SampleFormat::Parquet => {
+                let file = fs::File::open(path).unwrap();
+                let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+                assert!(reader.schema().field_with_name("wit_features").is_ok());
+                usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap()
+            }
+            SampleFormat::Jsonl => {
+                let mut text = Vec::new();
+                flate2::read::MultiGzDecoder::new(fs::File::open(path).unwrap()).read_to_end(&mut text).unwrap();
+                text.split(|&byte| byte == b'\n').count() - 1
+            }
+            SampleFormat::Webdataset => {
+                let mut archive = tar::Archive::new(fs::File::open(path).unwrap());
+                let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned());
+                names.filter(|name| name.extension().is_some_and(|ending| ending == "json")).count()
+            }
+        };
+    }
+    count
 }

@@ -1,6 +1,7 @@
 //! Checkpoints of the Hugging Face hub, against a local server of its protocol: equal features under network faults, and
 //! a cache that other clients share.
 
+mod datasets;
 mod server;
 
 use std::path::{Path, PathBuf};

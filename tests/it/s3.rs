@@ -4,6 +4,7 @@ mod faults;
 mod kills;
 mod lease;
 mod lists;
+mod parts;
 mod reads;
 mod runs;
 mod server;

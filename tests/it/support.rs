@@ -90,7 +90,7 @@ pub(crate) fn write(dir: &Path, text: &str) -> String {
 }
 
 /// Files that describe a process and differ between runs.
-const OF_PROCESSES: [&str; 5] = ["lock", "report.json", "run.toml", "status.json", "events"];
+const OF_PROCESSES: [&str; 6] = ["lock", "report.json", "run.toml", "status.json", "events", "parts"];
 
 /// Returns name → content of every durable artefact that must be the same bytes after any interruption.
 pub(crate) fn artefacts(run_dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncBufReadExt as _;
 
-use crate::config::RunConfig;
-use crate::corpus::{ImageRow, ImageRows, PushParser as _};
+use crate::corpus::{ImageColumns, ImageRow, ImageRows, PushParser as _};
 use crate::decode::{Decoder, View};
-use crate::objects::{Object, ReadStats, explain_read};
+use crate::objects::{Object, ReadStats, Store, explain_read};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::FEED_BYTES;
 use crate::pipeline::images::Views;
-use crate::pipeline::store::open_store;
 
 /// Upper bound on the decompressed bytes.
 const MAX_BYTES: usize = 128 << 20;
@@ -31,17 +29,11 @@ pub(super) struct FirstRows {
     pub(super) decompressing: Duration,
 }
 
-/// Lists the shards of a key and reads the first rows of the first one.
+/// Reads the first bytes of the first shard of a key.
 ///
 /// # Errors
 /// When there is no shard, or it cannot be read.
-pub(super) async fn read_first_rows(
-    config: &RunConfig,
-    key: &str,
-    patterns: &[String],
-) -> Result<(Vec<Object>, FirstRows), PipelineError> {
-    let store = open_store(config.store());
-    let shards = store.list(patterns).await?;
+pub(super) async fn read_first_rows(store: &Store, key: &str, shards: &[Object]) -> Result<FirstRows, PipelineError> {
     let shard = shards.first().ok_or_else(|| PipelineError::Input(format!("`{key}` names no file")))?;
     let stats = Arc::new(ReadStats::default());
     let mut reader = store.open(shard, Arc::clone(&stats)).await?;
@@ -57,21 +49,28 @@ pub(super) async fn read_first_rows(
     }
     let (waited, took) = (stats.waited(), started.elapsed());
     let decompressing = took.saturating_sub(waited);
-    Ok((shards, FirstRows { text, stored_bytes: stats.bytes(), waited, decompressing }))
+    Ok(FirstRows { text, stored_bytes: stats.bytes(), waited, decompressing })
 }
 
 /// Calls `process` for each image row with its URL and base64, or with `None` if the row is unusable.
-pub(super) fn split_rows(text: &[u8], mut process: impl FnMut(Option<(&str, &[u8])>)) {
-    let mut rows = ImageRows::new(MAX_RECORD_BYTES);
+///
+/// # Errors
+/// When a column of the configuration is missing.
+pub(super) fn split_rows(
+    (text, columns): (&[u8], &ImageColumns),
+    mut process: impl FnMut(Option<(&str, &[u8])>),
+) -> Result<(), PipelineError> {
+    let mut rows = ImageRows::new("the first shard", columns.clone(), MAX_RECORD_BYTES);
     for block in text.chunks(FEED_BYTES) {
         rows.feed(block);
-        while let Some(row) = rows.next() {
+        while let Some(row) = rows.next()? {
             match row {
-                ImageRow::Ok { image_url, base64, .. } => process(Some((image_url, base64))),
+                ImageRow::Ok { image_url, image, .. } => process(Some((image_url, image.bytes()))),
                 ImageRow::Bad { .. } => process(None),
             }
         }
     }
+    Ok(())
 }
 
 /// An image to decode.

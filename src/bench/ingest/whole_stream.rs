@@ -14,6 +14,7 @@ use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::{Sink, StartPoint, StreamJob, Views, stream_bytes, stream_images};
+use crate::pipeline::inputs::ImageInput;
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, LocalDirectory};
@@ -47,24 +48,24 @@ pub(super) fn check_limits(config: &RunConfig, spec: &ImageSpec, threads: usize)
 /// Runs the stream three times and measures the second and third pass.
 pub(super) async fn measure(
     config: &RunConfig,
-    shards: &[Object],
+    (input, shards): (&ImageInput, &[Object]),
     spec: &ImageSpec,
     threads: usize,
 ) -> Result<Whole, PipelineError> {
     let row_bytes = spec.pixel_bytes() * u64::from(config.views().max(1));
     let rows = (config.limits().disk.0 / 2 / row_bytes.max(1)).clamp(1, MAX_ROWS);
     // The first pass brings the files of a local disk into the page cache.
-    run_once(config, shards, spec, threads, rows, None).await?;
+    run_once(config, (input, shards), spec, threads, rows, None).await?;
     let folder = TemporaryPath::new(config, "run")?;
-    let written_per_s = run_once(config, shards, spec, threads, rows, Some(&folder)).await?;
-    let counted_per_s = run_once(config, shards, spec, threads, rows, None).await?;
+    let written_per_s = run_once(config, (input, shards), spec, threads, rows, Some(&folder)).await?;
+    let counted_per_s = run_once(config, (input, shards), spec, threads, rows, None).await?;
     Ok(Whole { written_per_s, counted_per_s })
 }
 
 /// Runs the stream until `rows` rows are read; returns rows per second.
 async fn run_once(
     config: &RunConfig,
-    shards: &[Object],
+    (input, shards): (&ImageInput, &[Object]),
     spec: &ImageSpec,
     threads: usize,
     rows: u64,
@@ -75,6 +76,7 @@ async fn run_once(
     let store = open_store(config.store());
     let ctx = RunContext {
         config: Arc::new(config.clone()),
+        part: None,
         dir: Directory::read_only(&store, config.run_dir())?,
         store,
         pool: CpuPool::new(threads).map_err(|error| PipelineError::Input(error.to_string()))?,
@@ -85,6 +87,7 @@ async fn run_once(
     };
     let stage_progress = ctx.progress.stage("images", "rows", 0);
     let job = StreamJob {
+        input: input.clone(),
         shards: Arc::new(shards.to_vec()),
         part: Part::WHOLE,
         filter: ImageFilter::Everything,

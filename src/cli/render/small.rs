@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Table;
 use crate::cli::device::Devices;
 use crate::cli::format::{bytes, count, plural};
-use crate::pipeline::Inspection;
+use crate::pipeline::{Head, Init, Inspection};
 use crate::predict::evaluate::Scores;
 use crate::sample::SampleReport;
 
@@ -44,6 +44,34 @@ pub(in crate::cli) fn inspection(path: &Path, inspection: &Inspection) -> String
     for (name, value) in &inspection.facts {
         table.row(name, value);
     }
+    table.text
+}
+
+/// Files that are not used and are listed.
+const MAX_LEFT_OUT: usize = 10;
+
+/// Renders what `init` found and wrote.
+pub(in crate::cli) fn init(file: &Path, init: &Init) -> String {
+    let mut table = Table::with_headings();
+    table.heading("Found");
+    for (name, value) in &init.found {
+        table.row(name, value);
+    }
+    for (index, what) in init.left_out.iter().take(MAX_LEFT_OUT).enumerate() {
+        table.row(if index == 0 { "left out" } else { "" }, what);
+    }
+    if init.left_out.len() > MAX_LEFT_OUT {
+        table.row("", format!("and {} more", init.left_out.len() - MAX_LEFT_OUT));
+    }
+    table.heading("Chosen");
+    let head = match init.head {
+        Head::Text => "text",
+        Head::Classes => "classes",
+        Head::None => "none",
+    };
+    table.row("head", format!("{head}: {}", init.reason));
+    table.heading(&format!("Wrote `{}`", file.display()));
+    table.row("next", format!("wikicap-pipeline check {}", file.display()));
     table.text
 }
 

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, percent, plural};
 use crate::pipeline::Status;
+use crate::pipeline::parts::{PartState, PartStatus};
 use crate::pipeline::status::{ReadingStatus, ShardStatus, StageStatus, State};
 
 /// A status with what only its reader knows: its age, and whether the process is alive.
@@ -26,6 +27,13 @@ impl<'a> LiveStatus<'a> {
 pub(in crate::cli) fn status(run_dir: &str, status: &Status, all_shards: bool, verbose: bool) -> String {
     let mut table = Table::with_headings();
     table.heading(&headline(run_dir, status));
+    for part in &status.parts {
+        table.row(&format!("part {}", part.part), describe_part(part));
+    }
+    if let Some((part, left)) = slowest(&status.parts) {
+        let process = part.process.as_deref().unwrap_or_default();
+        table.row("slowest part", format!("{}, {} left, {process}", part.part, duration(left as f64)));
+    }
     for stage in &status.stages {
         table.row(&stage.name, progress(stage, status.is_live()));
         if let Some(bottleneck) = &stage.bottleneck {
@@ -45,6 +53,36 @@ pub(in crate::cli) fn status(run_dir: &str, status: &Status, all_shards: bool, v
         }
     }
     table.text
+}
+
+/// Returns the part at work with the longest time left, if it is the only one that is far behind the others.
+fn slowest(parts: &[PartStatus]) -> Option<(&PartStatus, u64)> {
+    let mut left: Vec<(&PartStatus, u64)> = parts.iter().filter_map(|part| Some((part, part.left_s?))).collect();
+    left.sort_by_key(|(_, left)| std::cmp::Reverse(*left));
+    let next = left.get(1).map_or(0, |(_, left)| *left);
+    let is_behind = |(_, left): &(&PartStatus, u64)| parts.len() > 1 && *left > next + next / 4 + 10;
+    left.first().copied().filter(is_behind)
+}
+
+fn describe_part(part: &PartStatus) -> String {
+    let rows = match part.total_rows.filter(|total| *total > 0 && part.state != PartState::Done) {
+        Some(total) => format!("{} of about {} rows", count(part.rows), count(total)),
+        None => plural(part.rows, "rows"),
+    };
+    let age = duration(part.age_s.unwrap_or_default() as f64);
+    let process = part.process.as_deref().unwrap_or_default();
+    let detail = part.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}"));
+    match part.state {
+        PartState::NotStarted => "not started".to_owned(),
+        PartState::AtWork => {
+            let left = part.left_s.map_or_else(String::new, |left| format!(", {} left", duration(left as f64)));
+            format!("at work, {rows}, {} rows/s{left}", number(part.per_second))
+        }
+        PartState::Silent => format!("silent since {age} ({process}), {rows}"),
+        PartState::Done => format!("done, {rows}"),
+        PartState::Stopped => format!("stopped {age} ago, {rows}{detail}"),
+        PartState::Failed => format!("failed {age} ago, {rows}{detail}"),
+    }
 }
 
 fn headline(run_dir: &str, status: &Status) -> String {

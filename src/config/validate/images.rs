@@ -1,9 +1,11 @@
 //! From the corpus to chunks: `[sample]`, `[captions]`, `[pairs]`, `[images]`, `[preprocess]`, `[chunks]` and `[model]`.
 
-use super::super::raw::{RawCaptions, RawModel, RawPairs, RawPipeline, RawPreprocess, RawSample};
+use super::super::raw::{RawCaptions, RawImages, RawModel, RawPairs, RawPipeline, RawPreprocess, RawSample};
 use super::super::value::Bytes;
 use super::{Problems, check_checkpoint, non_empty};
-use crate::types::{Alpha, ClassSource, Compression, MatchRule, Pool, Precision, Resample};
+use crate::types::{
+    Alpha, ClassSource, Compression, FolderCaptions, ImageFormat, MatchRule, PairsFormat, Pool, Precision, Resample,
+};
 
 /// Checked `[sample]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,16 @@ impl CaptionsConfig {
 pub struct PairsConfig {
     /// Globs of the files; at least one.
     pub shards: Vec<String>,
+    /// Format of the files.
+    pub format: PairsFormat,
+    /// Column of the image's URL; `None` for the first usual one.
+    pub url_column: Option<String>,
+    /// Column of the caption; `None` for the first usual one.
+    pub caption_column: Option<String>,
+    /// Column of the language; `None` for the usual one, if the file has it.
+    pub language_column: Option<String>,
+    /// Captions of a folder.
+    pub folder_captions: FolderCaptions,
     /// Languages to keep; all if empty.
     pub languages: Vec<String>,
 }
@@ -59,6 +71,19 @@ pub struct PairsConfig {
 pub struct ImagesConfig {
     /// Globs of the files; at least one.
     pub shards: Vec<String>,
+    /// Format of the files.
+    pub format: ImageFormat,
+    /// Names of the columns.
+    pub columns: ImageColumnNames,
+}
+
+/// Names of the columns of image files; `None` for the first usual one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageColumnNames {
+    /// Column of the image.
+    pub image: Option<String>,
+    /// Column of the image's URL.
+    pub url: Option<String>,
 }
 
 /// Checked `[preprocess]`.
@@ -114,10 +139,12 @@ pub(in super::super) struct ImageSections {
 /// Checks the sections from the corpus to the chunks.
 pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Problems) -> ImageSections {
     let captions = pipeline.captions.as_ref().map(|captions| check_captions(captions, problems));
-    let pairs = pipeline.pairs.as_ref().map(|pairs| check_pairs(pairs, problems));
+    let pairs = pipeline.pairs.as_ref().map(|pairs| check_pairs(pairs, pipeline.images.as_ref(), problems));
     let images = pipeline.images.as_ref().map(|images| {
         problems.refuse_if(images.shards.is_empty(), "images.shards", "is required: name at least one file or glob");
-        ImagesConfig { shards: images.shards.clone() }
+        let RawImages { shards, format, image_column, url_column } = images;
+        let columns = ImageColumnNames { image: non_empty(image_column), url: non_empty(url_column) };
+        ImagesConfig { shards: shards.clone(), format: *format, columns }
     });
     let rows = pipeline.chunks.rows;
     problems.refuse_if(!(1..=1_000_000).contains(&rows), "chunks.rows", format!("`{rows}` must be from 1 to 1000000"));
@@ -157,10 +184,43 @@ fn check_captions(captions: &RawCaptions, problems: &mut Problems) -> CaptionsCo
     CaptionsConfig { list: non_empty(list), classes: *classes, match_rule: *match_rule }
 }
 
-fn check_pairs(pairs: &RawPairs, problems: &mut Problems) -> PairsConfig {
-    let RawPairs { shards, languages } = pairs.clone();
-    problems.refuse_if(shards.is_empty(), "pairs.shards", "is required: name at least one file or glob");
-    PairsConfig { shards, languages }
+fn check_pairs(pairs: &RawPairs, images: Option<&RawImages>, problems: &mut Problems) -> PairsConfig {
+    let RawPairs { shards, format, url_column, caption_column, language_column, folder_captions, languages } =
+        pairs.clone();
+    let (shards, format) = match images {
+        // The files of images hold the captions too.
+        Some(images) if shards.is_empty() && format == PairsFormat::Auto => {
+            (images.shards.clone(), pairs_format(images.format))
+        }
+        Some(images) if shards.is_empty() => (images.shards.clone(), format),
+        _ => (shards, format),
+    };
+    problems.refuse_if(
+        shards.is_empty(),
+        "pairs.shards",
+        "is required: name at least one file or glob, or images that hold captions in `images.shards`",
+    );
+    PairsConfig {
+        shards,
+        format,
+        url_column: non_empty(&url_column),
+        caption_column: non_empty(&caption_column),
+        language_column: non_empty(&language_column),
+        folder_captions,
+        languages,
+    }
+}
+
+/// Returns the format of captions in files of images.
+fn pairs_format(images: ImageFormat) -> PairsFormat {
+    match images {
+        ImageFormat::Auto => PairsFormat::Auto,
+        ImageFormat::Tsv => PairsFormat::Tsv,
+        ImageFormat::Parquet => PairsFormat::Parquet,
+        ImageFormat::Jsonl => PairsFormat::Jsonl,
+        ImageFormat::WebDataset => PairsFormat::WebDataset,
+        ImageFormat::Folder => PairsFormat::Folder,
+    }
 }
 
 fn check_preprocess(preprocess: &RawPreprocess, problems: &mut Problems) -> PreprocessConfig {

@@ -4,14 +4,16 @@ use std::path::Path;
 
 use super::super::raw::RawPredict;
 use super::{Problems, non_empty};
-use crate::types::{Correction, Pick};
+use crate::types::{Correction, ImageFormat, Pick};
 
 /// Checked `[predict]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PredictConfig {
     /// Globs of the test images' shards; at least one.
     pub images: Vec<String>,
-    /// File with the columns `id` and `image_url`.
+    /// Format of the files.
+    pub format: ImageFormat,
+    /// File with the columns `id` and `image_url`; empty if each image is an id.
     pub ids: String,
     /// File name inside `run.dir`, ending in `.csv`. The test features are named after it.
     pub output: String,
@@ -34,11 +36,6 @@ pub struct PredictConfig {
 /// Checks `[predict]`.
 pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Problems) -> PredictConfig {
     problems.refuse_if(predict.images.is_empty(), "predict.images", "is required: name at least one file or glob");
-    problems.refuse_if(
-        predict.ids.is_empty(),
-        "predict.ids",
-        "is required: name the file with the columns `id` and `image_url`",
-    );
     check_output(&predict.output, problems);
     problems.refuse_if(
         !(1..=1000).contains(&predict.top_k),
@@ -47,6 +44,7 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
     );
     PredictConfig {
         images: predict.images.clone(),
+        format: predict.format,
         ids: predict.ids.clone(),
         output: predict.output.clone(),
         top_k: predict.top_k,

@@ -1,6 +1,7 @@
 //! Stored vectors of one set of captions: chunk files, journal entries and readers.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +10,11 @@ use crate::catalog::Texts;
 use crate::chunk::Checksum;
 use crate::chunk::texts::{self, Vectors};
 use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
+use crate::pipeline::context::RunContext;
 use crate::pipeline::device::damaged;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
-use crate::types::Precision;
+use crate::types::{Part, Precision};
 
 /// Folder of all sets.
 const FOLDER: &str = "texts";
@@ -32,7 +34,7 @@ struct Entry {
 }
 
 /// Returns the hash of everything that the vectors of a set depend on.
-pub(super) fn generation(encoder: &Encoder, captions: &Texts) -> String {
+fn generation(encoder: &Encoder, captions: &Texts) -> String {
     let mut hasher = blake3::Hasher::new();
     hash_encoder(&mut hasher, encoder);
     for text in captions.iter() {
@@ -100,6 +102,17 @@ pub(super) struct SetWriter {
 }
 
 impl SetWriter {
+    /// Opens the set of some captions. Hashes them on a thread of its own.
+    pub(super) async fn open(
+        ctx: &RunContext,
+        encoder: &Encoder,
+        captions: &Arc<Texts>,
+    ) -> Result<Self, PipelineError> {
+        let (own, hashed) = (encoder.clone(), Arc::clone(captions));
+        let generation = tokio::task::spawn_blocking(move || generation(&own, &hashed)).await?;
+        Ok(Self { dir: ctx.dir.clone(), generation, captions: captions.len() })
+    }
+
     /// Returns the name of the set's folders.
     pub(super) fn set(&self) -> &str {
         &self.generation[..16]
@@ -136,14 +149,15 @@ impl SetWriter {
         Ok(chunks)
     }
 
-    /// Removes the files of chunks that are not committed.
+    /// Removes the files of a part's chunks that are not committed.
     ///
     /// # Errors
     /// When a file cannot be removed.
-    pub(super) fn sweep(&self, chunks: &[Option<Checksum>]) -> Result<(), PipelineError> {
-        self.dir.sweep(&format!("{FOLDER}/{}", self.set()), |file| {
-            let number = file.split('.').next().and_then(|stem| stem.parse::<usize>().ok());
-            number.is_some_and(|number| chunks.get(number).is_some_and(Option::is_some))
+    pub(super) fn sweep(&self, chunks: &[Option<Checksum>], part: Part) -> Result<(), PipelineError> {
+        let number = |file: &str| file.split('.').next().and_then(|stem| stem.parse::<u32>().ok());
+        let is_own = |file: &str| number(file).map_or(part == Part::WHOLE, |number| part.contains(number));
+        self.dir.sweep_own(&format!("{FOLDER}/{}", self.set()), is_own, |file| {
+            number(file).is_some_and(|number| chunks.get(number as usize).is_some_and(Option::is_some))
         })?;
         Ok(())
     }

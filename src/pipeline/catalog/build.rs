@@ -8,16 +8,14 @@ use crate::catalog::{
     ClassSource, Classes, HISTOGRAM_LABELS, JoinIndex, JoinIndexBuilder, Languages, Texts, UrlVariants, url_hash,
 };
 use crate::config::{CaptionsConfig, CatalogConfig};
-use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow, Pairs};
+use crate::corpus::{CaptionList, PairCounts, PairProblem, PairRow};
 use crate::objects::{Object, ReadStats, Store};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::feed_parser;
+use crate::pipeline::inputs::{MAX_RECORD_BYTES, PairInput, PairReader};
 use crate::pipeline::observe::report::CatalogReport;
 use crate::telemetry::{Party, Shard, StageProgress, StageTimer};
-
-/// Longest row of a pairs file or caption list. Context columns hold whole paragraphs.
-pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// Adds all captions of a list to `classes`.
 ///
@@ -57,12 +55,12 @@ pub(super) struct BuiltCatalog {
 pub(super) async fn build(
     ctx: &RunContext,
     config: &CatalogConfig,
-    shards: &[Object],
+    (input, shards): (&PairInput, &[Object]),
     stage_progress: &StageProgress,
     writer: CheckpointWriter,
     checkpoint: Option<CatalogCheckpoint>,
 ) -> Result<Option<BuiltCatalog>, PipelineError> {
-    let CatalogConfig { captions, pairs } = config;
+    let captions = &config.captions;
     let mut classes = Classes::new(captions.classes, captions.match_rule);
     if let Some(list) = captions.class_list() {
         read_captions(&ctx.store, list, &mut classes).await?;
@@ -81,7 +79,7 @@ pub(super) async fn build(
     stage_progress.set_shards(shards.iter().map(shard).collect());
     let mut reader = PairsReader {
         ctx,
-        wanted_languages: &pairs.languages,
+        input,
         source: captions.classes,
         stage_progress,
         stats,
@@ -110,8 +108,8 @@ pub(super) async fn build(
 /// Accumulates the rows of the pairs files.
 struct PairsReader<'a> {
     ctx: &'a RunContext,
-    /// Languages to keep; all if empty.
-    wanted_languages: &'a [String],
+    /// Format and columns of the files.
+    input: &'a PairInput,
     source: ClassSource,
     stage_progress: &'a StageProgress,
     stats: Arc<ReadStats>,
@@ -155,19 +153,11 @@ impl PairsReader<'_> {
     ) -> Result<bool, PipelineError> {
         let ctx = self.ctx;
         let stats_before = self.stats.bytes();
-        let mut pairs = Pairs::new(&shard.url, self.wanted_languages, MAX_RECORD_BYTES);
-        if let Some(start) = start {
-            let mut header = ctx.store.open(shard, Arc::default()).await?;
-            while !pairs.has_header()? {
-                feed_parser(&mut header, &mut pairs, &shard.url).await?;
-            }
-            pairs.resume_at(start.mark, start.of_shard);
-        }
-        let offset = start.map_or(0, |start| start.mark.byte_offset);
-        let mut reader = ctx.store.open_at(shard, offset, Arc::clone(&self.stats)).await?;
+        let start = start.map(|start| (start.mark, start.of_shard));
+        let mut pairs = PairReader::open(&ctx.store, shard, self.input, start, &self.stats).await?;
         let mut counted = pairs.counts().rows;
         loop {
-            let more = feed_parser(&mut reader, &mut pairs, &shard.url).await?;
+            let more = pairs.fill().await?;
             while let Some(row) = pairs.next()? {
                 let PairRow::Pair(pair) = row else { continue };
                 let group = match self.source {
@@ -185,7 +175,7 @@ impl PairsReader<'_> {
             self.show_progress(index, self.stats.bytes() - stats_before, counted, !more);
             let stopped = ctx.shutdown.is_raised();
             if let (true, true, Some(mark)) = (stopped || self.writer.is_due(), more, pairs.resume_point()) {
-                let position = Position { shard: index, mark, before: self.counts, of_shard: *pairs.counts() };
+                let position = Position { shard: index, mark, before: self.counts, of_shard: pairs.counts() };
                 let new_classes = (self.source == ClassSource::Train).then_some(&self.classes);
                 self.writer.append(position, &self.index, new_classes, &self.url_variants, &self.languages)?;
             }
@@ -194,7 +184,7 @@ impl PairsReader<'_> {
             }
             if !more {
                 self.bytes_before += shard.size;
-                self.counts.add(pairs.counts());
+                self.counts.add(&pairs.counts());
                 return Ok(true);
             }
         }
@@ -267,6 +257,7 @@ mod tests {
     use crate::config::PairsConfig;
     use crate::run_dir::{Directory, LocalDirectory};
     use crate::runtime::Signal;
+    use crate::types::PairsFormat;
 
     /// Returns a pairs file of about 1.5 MB whose captions contain line breaks.
     fn rows(seed: u32) -> String {
@@ -289,6 +280,7 @@ mod tests {
         let shards = Store::default().list(&[format!("{}/*.tsv*", dir.path().display())]).await.unwrap();
         let captions = CaptionsConfig { classes: ClassSource::Train, ..CaptionsConfig::default() };
         let config = CatalogConfig { captions, pairs: PairsConfig::default() };
+        let input = PairInput::new(PairsFormat::Tsv, &config.pairs);
         let directory: Directory = LocalDirectory::create(dir.path().join("run")).unwrap().into();
         let build = async |stopped: bool| {
             let ctx = RunContext::for_test(1, 1 << 30);
@@ -298,7 +290,7 @@ mod tests {
             let stage_progress = ctx.progress.stage("pairs", "rows", 0);
             let (writer, checkpoint) = CheckpointWriter::open(directory.clone(), "g").unwrap();
             let resumed = checkpoint.is_some();
-            let built = build(&ctx, &config, &shards, &stage_progress, writer, checkpoint).await;
+            let built = build(&ctx, &config, (&input, &shards), &stage_progress, writer, checkpoint).await;
             (built.unwrap(), resumed, stage_progress.snapshot())
         };
         let (Some(expected), false, _) = build(false).await else { panic!("the first build completes") };

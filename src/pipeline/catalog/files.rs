@@ -81,6 +81,19 @@ impl Entry {
     }
 }
 
+/// Returns whether the run directory has a complete catalog of this generation.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn is_complete(directory: &Directory, generation: &str) -> Result<bool, PipelineError> {
+    if Entry::read(directory)?.is_none_or(|entry| entry.generation != generation) {
+        return Ok(false);
+    }
+    // A user may have removed a damaged file so that the catalog is built again.
+    let present = directory.list("catalog")?;
+    Ok([CLASSES, LABELS].iter().all(|name| present.iter().any(|file| name.ends_with(file.as_str()))))
+}
+
 /// Loads the catalog of a run directory; `None` if it is absent or of another generation.
 ///
 /// # Errors
@@ -90,12 +103,7 @@ pub(super) fn load(
     captions: &CaptionsConfig,
     generation: &str,
 ) -> Result<Option<Catalog>, PipelineError> {
-    let Some(entry) = Entry::read(directory)?.filter(|entry| entry.generation == generation) else { return Ok(None) };
-    // A user may have removed a damaged file so that the catalog is built again.
-    let present = directory.list("catalog")?;
-    if [CLASSES, LABELS].iter().any(|name| !present.iter().any(|file| name.ends_with(file.as_str()))) {
-        return Ok(None);
-    }
+    let (true, Some(entry)) = (is_complete(directory, generation)?, Entry::read(directory)?) else { return Ok(None) };
     let groups = entry.groups(directory, captions)?;
     let entries = tables::read_labels(&entry.fetch(directory, LABELS)?)?;
     let tally = RowTally { rows: entry.rows, labelled_rows: entry.labelled_rows };

@@ -23,7 +23,7 @@ pub(super) fn check_run_dir(config: &RunConfig, store: &Store) -> Result<Option<
     if let Some(root) = directory.local_root() {
         check_writable(root).map_err(|why| refuse("run.dir", why))?;
     }
-    let mut manifest = Manifest::open(directory.clone(), None)?;
+    let mut manifest = Manifest::open(directory.clone(), None, false)?;
     if config.predict().is_some() {
         manifest.propose_prediction(config.output(), PredictionRecord::default())?;
     }

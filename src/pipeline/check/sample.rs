@@ -6,17 +6,22 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::{ClassSource, Classes, url_hash};
 use crate::config::{CatalogConfig, RunConfig};
-use crate::corpus::{ImageRow, ImageRows, PairRow, Pairs, PushParser, TestIds};
+use crate::corpus::{EncodedImage, ImageRow, PairRow, PushParser, TestIds};
 use crate::decode::{Decoder, ImageSpec};
 use crate::objects::{Object, ReadStats, Reader, Store};
-use crate::pipeline::catalog::{MAX_RECORD_BYTES, NO_LABEL, read_captions};
+use crate::pipeline::catalog::{NO_LABEL, read_captions};
 use crate::pipeline::check::class_count::{ClassCount, DistinctCurve};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::{FEED_BYTES, feed_parser};
+use crate::pipeline::inputs::{
+    ImageInput, ImageReader, MAX_RECORD_BYTES, NextRow as _, PairInput, PairReader, ReadLimits,
+};
 use crate::pipeline::resolve::require_captions;
 
 /// Decompressed bytes read from each input.
 const SAMPLE_BYTES: usize = 8 << 20;
+/// Number of times that a reader reads more of an input.
+const MAX_FILLS: usize = SAMPLE_BYTES / FEED_BYTES;
 /// Number of images decoded from the first shard.
 const SAMPLE_IMAGES: usize = 64;
 /// Fewest classes of a sample from which images per class are judged.
@@ -47,39 +52,43 @@ pub(super) struct ImageSample {
 pub(super) async fn sample_images(
     store: &Store,
     shard: &Object,
+    input: &ImageInput,
     spec: ImageSpec,
 ) -> Result<ImageSample, PipelineError> {
     let stats = Arc::<ReadStats>::default();
-    let mut reader = store.open(shard, Arc::clone(&stats)).await?;
-    let mut rows = ImageRows::new(MAX_RECORD_BYTES);
+    let limits = ReadLimits::alone(spec.max_encoded_bytes);
+    let mut rows = ImageReader::open(store, shard, input, limits, (0, None), &stats).await?;
     let mut decoder = Decoder::new(spec);
     let mut pixels = vec![0; decoder.pixel_bytes()];
-    let (mut sampled, mut usable, mut fed, mut counted) = (0usize, 0usize, 0, 0usize);
+    let (mut sampled, mut usable, mut fills, mut counted) = (0usize, 0usize, 0, 0usize);
     let mut decoding = Duration::ZERO;
     let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
     loop {
-        let more = feed_sample(&mut reader, &mut rows, &mut fed, &shard.url).await?;
-        while let Some(row) = rows.next() {
+        let more = rows.fill().await?;
+        fills += 1;
+        while let Some(row) = rows.next()? {
             counted += 1;
             if sampled == SAMPLE_IMAGES {
                 continue;
             }
             sampled += 1;
             let started = Instant::now();
-            let reason = match row {
-                ImageRow::Ok { base64, .. } => decoder
-                    .decode_base64_into(&mut base64.to_vec(), &mut pixels, |_| ())
-                    .err()
-                    .map(|error| error.reason().as_str()),
-                ImageRow::Bad { reason, .. } => Some(reason.as_str()),
+            let decoded = match row {
+                ImageRow::Ok { image: EncodedImage::Base64(text), .. } => decoder
+                    .decode_base64_into(&mut text.to_vec(), &mut pixels, |_| ())
+                    .map_err(|error| error.reason().as_str()),
+                ImageRow::Ok { image: EncodedImage::File(bytes), .. } => decoder
+                    .decode_into(&mut bytes.to_vec(), &mut pixels, |_| ())
+                    .map_err(|error| error.reason().as_str()),
+                ImageRow::Bad { reason, .. } => Err(reason.as_str()),
             };
             decoding += started.elapsed();
-            match reason {
-                None => usable += 1,
-                Some(reason) => *reasons.entry(reason).or_default() += 1,
+            match decoded {
+                Ok(_) => usable += 1,
+                Err(reason) => *reasons.entry(reason).or_default() += 1,
             }
         }
-        if !more {
+        if !more || fills == MAX_FILLS {
             break;
         }
     }
@@ -89,8 +98,8 @@ pub(super) async fn sample_images(
     let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
     if sampled > 0 && usable == 0 {
         return Err(PipelineError::Input(format!(
-            "none of the first {sampled} rows of `{}` can be used{bad}: check that the file has rows of image_url, base64, metadata_url",
-            shard.url
+            "none of the first {sampled} rows of `{}` can be used{bad}: check that the file is what `images.format` = `{}` means, see `config reference`",
+            shard.url, input.format
         )));
     }
     Ok(ImageSample {
@@ -153,11 +162,11 @@ impl SampledLabels {
 pub(super) async fn sample_labels(
     store: &Store,
     config: &RunConfig,
-    shard: &Object,
+    (input, shard): (&PairInput, &Object),
     pairs_bytes: u64,
 ) -> Result<SampledLabels, PipelineError> {
     let mut sampled = SampledLabels::default();
-    let Some(CatalogConfig { captions, pairs }) = config.catalog() else { return Ok(sampled) };
+    let Some(CatalogConfig { captions, .. }) = config.catalog() else { return Ok(sampled) };
     let mut classes = Classes::new(captions.classes, captions.match_rule);
     if let Some(list) = captions.class_list() {
         read_captions(store, list, &mut classes).await?;
@@ -172,11 +181,11 @@ pub(super) async fn sample_labels(
         }
     }
     let stats = Arc::<ReadStats>::default();
-    let mut reader = store.open(shard, Arc::clone(&stats)).await?;
-    let mut rows = Pairs::new(&shard.url, &pairs.languages, MAX_RECORD_BYTES);
-    let (mut fed, mut curve) = (0, DistinctCurve::default());
+    let mut rows = PairReader::open(store, shard, input, None, &stats).await?;
+    let (mut fills, mut curve) = (0, DistinctCurve::default());
     loop {
-        let more = feed_sample(&mut reader, &mut rows, &mut fed, &shard.url).await?;
+        let more = rows.fill().await?;
+        fills += 1;
         while let Some(row) = rows.next()? {
             let PairRow::Pair(pair) = row else { continue };
             let group = match captions.classes {
@@ -188,7 +197,7 @@ pub(super) async fn sample_labels(
                 sampled.add(u64::from(group.first_class()), url_hash(pair.image_url));
             }
         }
-        if !more {
+        if !more || fills == MAX_FILLS {
             break;
         }
     }
@@ -196,7 +205,7 @@ pub(super) async fn sample_labels(
     sampled.count = match captions.classes {
         ClassSource::List => ClassCount::Exact(classes.len() as u64),
         // A compressed file is read ahead, so the share is an upper bound and the estimate a lower one.
-        ClassSource::Train => curve.extrapolate((fed as u64).min(stats.bytes()), pairs_bytes),
+        ClassSource::Train => curve.extrapolate(((fills * FEED_BYTES) as u64).min(stats.bytes()), pairs_bytes),
     };
     Ok(sampled)
 }

@@ -337,6 +337,7 @@ mod tests {
                 id,
                 generation: "g".to_owned(),
                 last: false,
+                next_offset: None,
                 tally: Tally { rows: 1, ..Tally::default() },
                 labels: 0,
                 quarantined: Vec::new(),

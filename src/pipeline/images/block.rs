@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::catalog::{ImageFilter, UrlDedup, url_hash};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally};
-use crate::corpus::{ImageRow, ImageRowProblem};
+use crate::corpus::{EncodedImage, ImageRow, ImageRowProblem};
 use crate::runtime::BytePermit;
 
 /// Boundary after a block.
@@ -20,10 +20,12 @@ pub(super) enum Boundary {
     Shard,
 }
 
-/// A few rows of one chunk: base64 of the rows to decode, and counts of the other rows.
+/// A few rows of one chunk: encoded images of the rows to decode, and counts of the other rows.
 pub(super) struct Block {
     pub(super) id: ChunkId,
     pub(super) boundary: Boundary,
+    /// At the end of a chunk: offset in the shard's decompressed bytes at which the next row begins, if reading can go on there.
+    pub(super) next_offset: Option<u64>,
     /// Stored bytes of the shard up to the end of the block.
     pub(super) read_bytes: u64,
     /// Counts of the rows by outcome.
@@ -34,9 +36,11 @@ pub(super) struct Block {
     pub(super) rows: RowMeta,
     /// Row numbers in the shard of the rows to decode.
     pub(super) row_numbers: Vec<u64>,
-    /// Concatenated base64 of the rows to decode.
-    pub(super) base64: Vec<u8>,
-    /// Range of each row in `base64`. Dropped rows leave gaps.
+    /// Concatenated images to decode.
+    pub(super) encoded: Vec<u8>,
+    /// Whether the images are in base64, rather than bytes of image files. All images of a shard are the same.
+    pub(super) is_base64: bool,
+    /// Range of each row in `encoded`. Dropped rows leave gaps.
     pub(super) spans: Vec<Range<usize>>,
     /// Permit for bytes of the slot's read-ahead queue, held until the block leaves it.
     pub(super) queue_permit: Option<BytePermit>,
@@ -51,37 +55,40 @@ impl Block {
         Self {
             id,
             boundary: Boundary::None,
+            next_offset: None,
             read_bytes: 0,
             tally: Tally::default(),
             quarantined: Vec::new(),
             rows: RowMeta::with_capacity(rows),
             row_numbers: Vec::with_capacity(rows),
-            base64: buffer,
+            encoded: buffer,
+            is_base64: true,
             spans: Vec::with_capacity(rows),
             queue_permit: None,
             memory_permit: None,
         }
     }
 
-    /// Returns the size in bytes of the rows to decode: base64, URLs and labels.
+    /// Returns the size in bytes of the rows to decode: images, URLs and labels.
     pub(super) fn bytes(&self) -> usize {
-        self.base64.len() + self.rows.stored_bytes() as usize
+        self.encoded.len() + self.rows.stored_bytes() as usize
     }
 
     /// Adds a row to decode, skip or quarantine. [`Self::drop_duplicates`] drops duplicates later.
     pub(super) fn add_row(&mut self, row: ImageRow<'_>, filter: &ImageFilter) {
         self.tally.rows += 1;
         match row {
-            ImageRow::Ok { row, image_url, base64 } => {
+            ImageRow::Ok { row, image_url, image } => {
                 let hash = url_hash(image_url);
                 if self.skip_unwanted(hash, filter) {
                     return;
                 }
-                let start = self.base64.len();
+                let start = self.encoded.len();
+                self.is_base64 = matches!(image, EncodedImage::Base64(_));
                 self.rows.push(image_url, filter.labels(hash));
                 self.row_numbers.push(row);
-                self.base64.extend_from_slice(base64);
-                self.spans.push(start..self.base64.len());
+                self.encoded.extend_from_slice(image.bytes());
+                self.spans.push(start..self.encoded.len());
             }
             ImageRow::Bad { row, reason, detail, image_url } => {
                 // A row without data but with a valid URL is skipped like any other unwanted row.

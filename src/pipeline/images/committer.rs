@@ -47,6 +47,7 @@ pub(crate) fn commit_chunk(
     let mut entry = JournalEntry {
         generation: chunk.generation.clone(),
         last: chunk.last,
+        next_offset: chunk.next_offset,
         tally: chunk.tally.clone(),
         labels: chunk.labels,
         files: BTreeMap::new(),

@@ -1,4 +1,4 @@
-//! Blocks of base64 → blocks of decoded images. All threads of the pool work on one block at a time.
+//! Blocks of encoded images → blocks of decoded images. All threads of the pool work on one block at a time.
 //!
 //! Each thread takes the next row of the current block, and moves on to the next block when no row is left. A block
 //! thus completes soon after it starts: few blocks lie between reader and writer, and no thread finishes the last block
@@ -26,6 +26,7 @@ use crate::telemetry::{Activity, StageTimer};
 pub(super) struct DecodedBlock {
     pub(super) id: ChunkId,
     pub(super) boundary: Boundary,
+    pub(super) next_offset: Option<u64>,
     pub(super) tally: Tally,
     pub(super) quarantined: Vec<Quarantined>,
     /// URL, labels and view of each image.
@@ -59,8 +60,8 @@ pub(super) struct Decoders {
     views: Option<Views>,
     /// Memory of images being decoded, across all threads.
     decode_budget: ByteBudget,
-    /// Buffers for the base64 of blocks.
-    base64_buffers: BufferPool,
+    /// Buffers for the encoded images of blocks.
+    encoded_buffers: BufferPool,
     /// Buffers for the pixels of blocks.
     pixel_buffers: BufferPool,
     idle: Arc<Mutex<Vec<Decoder>>>,
@@ -69,14 +70,14 @@ pub(super) struct Decoders {
 
 impl Decoders {
     /// Creates decoders for at most `max_blocks` blocks at once, including the block being written.
-    pub(super) fn new(job: &StreamJob, pool: CpuPool, base64_buffers: BufferPool, max_blocks: usize) -> Self {
+    pub(super) fn new(job: &StreamJob, pool: CpuPool, encoded_buffers: BufferPool, max_blocks: usize) -> Self {
         let timer = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
         Self {
             pool,
             spec: job.spec.clone(),
             views: job.views,
             decode_budget: ByteBudget::new(job.spec.decode_bytes()),
-            base64_buffers,
+            encoded_buffers,
             pixel_buffers: BufferPool::new(max_blocks, MAX_REUSED_BYTES),
             idle: Arc::default(),
             timer,
@@ -116,18 +117,19 @@ impl Decoders {
         run: impl FnOnce(usize, &(dyn Fn() + Sync)) -> Result<(), JobPanicked>,
     ) -> Result<DecodedBlock, JobPanicked> {
         let mut pixels = Vec::new();
+        let is_base64 = block.is_base64;
         let rows = Mutex::new(PendingRows {
             views: self.views,
             image_bytes: self.spec.pixel_bytes() as usize,
             rows: &block.rows,
             spans: &block.spans,
             next: 0,
-            base64: Remaining(&mut block.base64),
+            encoded: Remaining(&mut block.encoded),
             buffer: Some(&mut pixels),
             pixels: Remaining(&mut []),
         });
         let failed = Mutex::new(Vec::new());
-        run(block.rows.len(), &|| self.decode_rows(&rows, &failed))?;
+        run(block.rows.len(), &|| self.decode_rows(&rows, is_base64, &failed))?;
         let done = rows.into_inner().unwrap_or_else(PoisonError::into_inner).next;
         if done < block.rows.len() {
             return Err(JobPanicked);
@@ -137,15 +139,20 @@ impl Decoders {
     }
 
     /// Decodes rows of a block until none is left.
-    fn decode_rows(&self, rows: &Mutex<PendingRows<'_>>, failed: &Mutex<Vec<(usize, DecodeError)>>) {
+    fn decode_rows(&self, rows: &Mutex<PendingRows<'_>>, is_base64: bool, failed: &Mutex<Vec<(usize, DecodeError)>>) {
         let started = Instant::now();
         let idle = lock(&self.idle).pop();
         let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
         let mut views = Vec::new();
         let next = |views: &mut Vec<View>| lock(rows).next(views, &self.pixel_buffers);
-        while let Some(PendingRow { index, base64, pixels }) = next(&mut views) {
+        while let Some(PendingRow { index, encoded, pixels }) = next(&mut views) {
             let reserve = |bytes| self.decode_budget.acquire_blocking(bytes);
-            if let Err(error) = decoder.decode_base64_views(base64, &views, pixels, reserve) {
+            let decoded = if is_base64 {
+                decoder.decode_base64_views(encoded, &views, pixels, reserve)
+            } else {
+                decoder.decode_views(encoded, &views, pixels, reserve)
+            };
+            if let Err(error) = decoded {
                 lock(failed).push((index, error));
             }
         }
@@ -156,8 +163,19 @@ impl Decoders {
     /// Quarantines the rows that could not be decoded and closes the gaps in the pixels.
     fn drop_failed(&self, block: Block, mut pixels: Vec<u8>, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
         let image = self.spec.pixel_bytes() as usize;
-        let Block { id, boundary, mut tally, mut quarantined, rows, row_numbers, base64, memory_permit, .. } = block;
-        self.base64_buffers.release(base64);
+        let Block {
+            id,
+            boundary,
+            next_offset,
+            mut tally,
+            mut quarantined,
+            rows,
+            row_numbers,
+            encoded,
+            memory_permit,
+            ..
+        } = block;
+        self.encoded_buffers.release(encoded);
         failed.sort_by_key(|(index, _)| *index);
         let mut failed = failed.into_iter().peekable();
         let mut kept = RowMeta::with_capacity(rows.len() * Views::per_image(self.views));
@@ -184,7 +202,7 @@ impl Decoders {
         }
         pixels.truncate(kept.len() * image);
         quarantined.sort_by_key(|row| row.row);
-        DecodedBlock { id, boundary, tally, quarantined, rows: kept, pixels, memory_permit }
+        DecodedBlock { id, boundary, next_offset, tally, quarantined, rows: kept, pixels, memory_permit }
     }
 
     /// Takes back the pixel buffer of a written block.
@@ -210,8 +228,8 @@ struct PendingRows<'a> {
     rows: &'a RowMeta,
     spans: &'a [Range<usize>],
     next: usize,
-    /// Base64 from the next row on.
-    base64: Remaining<'a>,
+    /// Encoded images from the next row on.
+    encoded: Remaining<'a>,
     /// Room for the pixels from the next row on.
     pixels: Remaining<'a>,
     /// Buffer behind `pixels`. It is taken with the first row, when an earlier block has returned its own buffer.
@@ -221,7 +239,7 @@ struct PendingRows<'a> {
 /// A row for one thread to decode.
 struct PendingRow<'a> {
     index: usize,
-    base64: &'a mut [u8],
+    encoded: &'a mut [u8],
     pixels: &'a mut [u8],
 }
 
@@ -237,10 +255,10 @@ impl<'a> PendingRows<'a> {
         }
         // Dropped duplicates leave gaps.
         let gap = span.start - index.checked_sub(1).map_or(0, |before| self.spans[before].end);
-        self.base64.split_front(gap);
+        self.encoded.split_front(gap);
         Views::list(self.views, self.rows.url(index), views);
         let pixels = self.pixels.split_front(self.image_bytes * views.len());
-        Some(PendingRow { index, base64: self.base64.split_front(span.len()), pixels })
+        Some(PendingRow { index, encoded: self.encoded.split_front(span.len()), pixels })
     }
 }
 

@@ -124,7 +124,7 @@ impl Interleaver {
     /// Starts the slots of the read-ahead, which share the pending shards.
     fn open_slots(&mut self) -> Slots {
         let seen = std::mem::take(&mut self.start.seen);
-        let pending = Arc::new(PendingShards::new(&self.start.pending, seen));
+        let pending = Arc::new(PendingShards::new(&self.start.pending, seen, &self.start.offsets));
         let open =
             || SlotReader::new(Arc::clone(&self.job), self.ctx.clone(), self.buffers.clone(), Arc::clone(&pending));
         if self.read_ahead.slots == 1 {

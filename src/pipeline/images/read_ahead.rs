@@ -72,8 +72,8 @@ pub(super) async fn read_into_queue(
 ) -> Result<(), PipelineError> {
     while let Some(mut block) = slot.next_block().await? {
         // Slots share buffers. A slot with small images must not pay for a buffer that held large ones.
-        if block.base64.capacity() > 2 * block.base64.len() + MAX_SLACK_BYTES {
-            block.base64.shrink_to_fit();
+        if block.encoded.capacity() > 2 * block.encoded.len() + MAX_SLACK_BYTES {
+            block.encoded.shrink_to_fit();
         }
         let bytes = block.bytes() + block.quarantined.len() * QUARANTINED_BYTES as usize;
         block.queue_permit = Some(queue.acquire(bytes as u64).await);

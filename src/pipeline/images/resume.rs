@@ -23,13 +23,15 @@ pub(crate) struct StartPoint {
     pub(crate) counted: BTreeMap<u32, Tally>,
     /// URL hashes of the earlier rows of shards that were begun.
     pub(crate) seen: BTreeMap<u32, Vec<u64>>,
+    /// Offset of the next row in shards that were begun, if reading can go on there.
+    pub(crate) offsets: BTreeMap<u32, u64>,
 }
 
 impl StartPoint {
     /// Returns the start of a new stream of `shards` shards.
     pub(crate) fn fresh(shards: u32) -> Self {
         let pending = (0..shards).map(|shard| ChunkId { shard, row: 0 }).collect();
-        Self { pending, counted: BTreeMap::new(), seen: BTreeMap::new() }
+        Self { pending, counted: BTreeMap::new(), seen: BTreeMap::new(), offsets: BTreeMap::new() }
     }
 
     /// Returns the point after all committed and spooled chunks; `pending` holds the next chunk of each unfinished
@@ -61,7 +63,14 @@ impl StartPoint {
                 seen.extend(claimed_hashes(&chunk.read_entry()?.quarantined));
             }
         }
-        Ok(Self { pending, counted, seen })
+        let committed = journal.entries().iter().map(|(id, entry)| (*id, entry.tally.rows, entry.next_offset));
+        let waiting = spooled.iter().map(|SpooledChunk { entry, .. }| (entry.id, entry.tally.rows, entry.next_offset));
+        let offsets = committed
+            .chain(waiting)
+            .filter(|(id, rows, _)| pending.contains(&ChunkId { row: id.row + rows, ..*id }))
+            .filter_map(|(id, _, offset)| Some((id.shard, offset?)))
+            .collect();
+        Ok(Self { pending, counted, seen, offsets })
     }
 }
 
@@ -82,14 +91,20 @@ pub(super) struct PendingShards(Mutex<VecDeque<PendingShard>>);
 pub(super) struct PendingShard {
     /// The next chunk.
     pub(super) next: ChunkId,
+    /// Offset of its first row, if reading can start there.
+    pub(super) offset: Option<u64>,
     /// URL hashes of the rows before it.
     pub(super) seen: Vec<u64>,
 }
 
 impl PendingShards {
     /// Creates the queue of the unfinished shards, in listing order.
-    pub(super) fn new(pending: &[ChunkId], mut seen: BTreeMap<u32, Vec<u64>>) -> Self {
-        let shard = |next: &ChunkId| PendingShard { next: *next, seen: seen.remove(&next.shard).unwrap_or_default() };
+    pub(super) fn new(pending: &[ChunkId], mut seen: BTreeMap<u32, Vec<u64>>, offsets: &BTreeMap<u32, u64>) -> Self {
+        let shard = |next: &ChunkId| PendingShard {
+            next: *next,
+            offset: offsets.get(&next.shard).copied(),
+            seen: seen.remove(&next.shard).unwrap_or_default(),
+        };
         Self(Mutex::new(pending.iter().map(shard).collect()))
     }
 

@@ -4,25 +4,19 @@ use std::sync::Arc;
 
 use super::StreamJob;
 use super::block::{Block, Boundary};
-use super::memory::block_rows;
+use super::memory::{block_rows, read_limits, stream_bytes};
 use super::resume::{PendingShard, PendingShards};
 use crate::catalog::UrlDedup;
 use crate::chunk::ChunkId;
-use crate::corpus::{ImageRow, ImageRows};
-use crate::decode::ImageSpec;
-use crate::objects::{ReadStats, Reader};
+use crate::corpus::ImageRow;
+use crate::objects::ReadStats;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::feed::feed_parser;
+use crate::pipeline::inputs::{ImageReader, NextRow};
 use crate::runtime::BufferPool;
 
 /// Encoded bytes at which a block is full, regardless of its number of rows.
 const BLOCK_BYTES: usize = 4 << 20;
-
-/// Returns the size of the largest record: an image of the largest size in base64, and its URLs.
-fn max_record_bytes(spec: &ImageSpec) -> usize {
-    usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10)
-}
 
 /// Reads pending shards one after the other. Drops the rows whose URL occurred earlier in their shard.
 pub(super) struct SlotReader {
@@ -36,10 +30,9 @@ pub(super) struct SlotReader {
 }
 
 struct OpenShard {
-    index: u32,
     /// URLs of the shard's rows so far.
     seen: UrlDedup,
-    reader: Reader,
+    reader: ImageReader,
     rows: ShardRows,
     /// Whether more bytes may follow.
     more: bool,
@@ -67,19 +60,25 @@ impl SlotReader {
             let open = match &mut self.open {
                 Some(open) => open,
                 closed => {
-                    let Some(PendingShard { next, seen: hashes }) = self.pending.take() else { return Ok(None) };
+                    let Some(PendingShard { next, offset, seen: hashes }) = self.pending.take() else {
+                        return Ok(None);
+                    };
                     let bytes_before = self.stats.bytes();
-                    let shard = &self.job.shards[next.shard as usize];
-                    let reader = self.ctx.store.open(shard, Arc::clone(&self.stats)).await?;
+                    let (job, memory) = (&self.job, self.ctx.config.limits().memory.0);
+                    let bytes = stream_bytes(&job.spec, self.ctx.pool.width(), job.chunk_rows);
+                    let limits = read_limits(job.input.format, &job.spec, bytes, memory);
+                    let (shard, store) = (&job.shards[next.shard as usize], &self.ctx.store);
+                    let start = (next.row, offset);
+                    let reader = ImageReader::open(store, shard, &job.input, limits, start, &self.stats).await?;
                     let rows = ShardRows::new(Arc::clone(&self.job), self.buffers.clone(), next);
                     let mut seen = UrlDedup::new(self.job.filter.clone());
                     for hash in hashes {
                         seen.insert(hash);
                     }
-                    closed.insert(OpenShard { index: next.shard, seen, reader, rows, more: true, bytes_before })
+                    closed.insert(OpenShard { seen, reader, rows, more: true, bytes_before })
                 }
             };
-            let mut block = open.rows.next_block();
+            let mut block = open.rows.next_block(&mut open.reader)?;
             if block.is_none() && !open.more {
                 block = Some(open.rows.last_block());
             }
@@ -88,14 +87,16 @@ impl SlotReader {
                 block.drop_duplicates(&mut open.seen);
                 match block.boundary {
                     // The slot may wait long for its next turn. Do not keep the buffer of a huge image meanwhile.
-                    Boundary::Chunk => open.rows.parser.trim(),
+                    Boundary::Chunk => {
+                        block.next_offset = open.reader.resume_offset(open.rows.next_row);
+                        open.reader.trim();
+                    }
                     Boundary::Shard => self.open = None,
                     Boundary::None => {}
                 }
                 return Ok(Some(block));
             }
-            let url = &self.job.shards[open.index as usize].url;
-            open.more = feed_parser(&mut open.reader, &mut open.rows.parser, url).await?;
+            open.more = open.reader.fill().await?;
             // Decompression never yields by itself, so yield here to other tasks.
             tokio::task::yield_now().await;
         }
@@ -105,7 +106,6 @@ impl SlotReader {
 /// Cuts the rows of a shard into blocks and chunks.
 pub(super) struct ShardRows {
     job: Arc<StreamJob>,
-    pub(super) parser: ImageRows,
     buffers: BufferPool,
     shard: u32,
     /// First row to read. An earlier process read the rows before it.
@@ -118,10 +118,9 @@ pub(super) struct ShardRows {
 
 impl ShardRows {
     pub(super) fn new(job: Arc<StreamJob>, buffers: BufferPool, start: ChunkId) -> Self {
-        let parser = ImageRows::new(max_record_bytes(&job.spec));
         let block_rows = block_rows(&job);
         let ChunkId { shard, row } = start;
-        Self { job, parser, buffers, shard, first_row: row, next_row: row, block_rows, block: None }
+        Self { job, buffers, shard, first_row: row, next_row: row, block_rows, block: None }
     }
 
     /// Returns the chunk of a row. Chunks start at multiples of `chunks.rows`.
@@ -129,11 +128,14 @@ impl ShardRows {
         ChunkId { shard: self.shard, row: row - row % self.job.chunk_rows }
     }
 
-    /// Returns the next full block; `None` when the parser needs more bytes.
-    pub(super) fn next_block(&mut self) -> Option<Block> {
+    /// Returns the next full block; `None` when the reader has to read more.
+    ///
+    /// # Errors
+    /// When the shard is damaged.
+    pub(super) fn next_block(&mut self, reader: &mut impl NextRow) -> Result<Option<Block>, PipelineError> {
         loop {
             let (first_row, shard, chunk_rows) = (self.first_row, self.shard, self.job.chunk_rows);
-            let row = self.parser.next()?;
+            let Some(row) = reader.next()? else { return Ok(None) };
             let number = match row {
                 ImageRow::Ok { row, .. } | ImageRow::Bad { row, .. } => row,
             };
@@ -146,11 +148,11 @@ impl ShardRows {
             block.add_row(row, &self.job.filter);
             let chunk_is_full = self.next_row.is_multiple_of(chunk_rows);
             if chunk_is_full || block.rows.len() >= self.block_rows || block.bytes() >= BLOCK_BYTES {
-                let mut full = self.block.take()?;
-                if chunk_is_full {
+                let mut full = self.block.take();
+                if let (Some(full), true) = (&mut full, chunk_is_full) {
                     full.boundary = Boundary::Chunk;
                 }
-                return Some(full);
+                return Ok(full);
             }
         }
     }

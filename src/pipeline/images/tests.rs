@@ -5,14 +5,15 @@ use std::time::Duration;
 use super::*;
 use crate::chunk::pixels::image_bytes;
 use crate::chunk::{Checksum, ChunkId, JournalEntry};
+use crate::config::ImageColumnNames;
 use crate::config::bytes::BLOCK_IMAGES;
-use crate::corpus::PushParser as _;
+use crate::corpus::{ImageColumns, ImageRows, PushParser as _};
 use crate::decode::{Alpha, Geometry, Resample};
 use crate::objects::{Store, StoreSettings};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, CpuPool};
 use crate::telemetry::ProgressRegistry;
-use crate::types::ValidationSplit;
+use crate::types::{ImageFormat, ValidationSplit};
 
 /// Blocks in the channel between reader and decoders.
 const CHANNEL: u64 = 2;
@@ -31,6 +32,11 @@ struct Stalled {
     running: tokio::task::JoinHandle<Result<(), PipelineError>>,
     own_bytes: u64,
     _dir: tempfile::TempDir,
+}
+
+/// Describes tab-separated shards.
+fn tsv() -> ImageInput {
+    ImageInput::new(ImageFormat::Tsv, &ImageColumnNames::default())
 }
 
 /// Returns an image in base64.
@@ -82,6 +88,7 @@ impl Stalled {
         let ctx = RunContext { store, ..RunContext::for_test(WORKERS, limit) };
         let stage_progress = ctx.progress.stage("images", "rows", 0);
         let job = StreamJob {
+            input: tsv(),
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter: ImageFilter::Everything,
@@ -218,6 +225,7 @@ async fn stream_into(
     let layout = Layout::train("chunks");
     for part in (0..parts).rev().map(|index| Part::new(index, parts).unwrap()) {
         let job = StreamJob {
+            input: tsv(),
             shards: Arc::clone(&shards),
             part,
             filter: ImageFilter::Everything,
@@ -323,6 +331,7 @@ fn blocks_reuse_buffers() {
     let rows: Vec<String> = (0..ROWS * 20).map(|row| format!("https://x/{row:05}\t{image}\tm\n")).collect();
     let text = rows.concat();
     let job = Arc::new(StreamJob {
+        input: tsv(),
         shards: Arc::default(),
         part: Part::WHOLE,
         filter: ImageFilter::Everything,
@@ -335,6 +344,7 @@ fn blocks_reuse_buffers() {
     });
     let texts = BufferPool::new(2, MAX_REUSED_BYTES);
     let mut rows = shard_reader::ShardRows::new(Arc::clone(&job), texts.clone(), ChunkId { shard: 0, row: 0 });
+    let mut reader = ImageRows::new("part.csv", ImageColumns::default(), 1 << 20);
     let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
     // Count the allocations of the decoder alone.
     let mut decoder = crate::decode::Decoder::new(spec());
@@ -348,8 +358,8 @@ fn blocks_reuse_buffers() {
     let mut counts = Vec::new();
     for text in text.as_bytes().chunks(text.len() / 20) {
         let measured = allocation_counter::measure(|| {
-            rows.parser.feed(text);
-            while let Some(block) = rows.next_block() {
+            reader.feed(text);
+            while let Some(block) = rows.next_block(&mut reader).unwrap() {
                 let on_this_thread = |_, work: &(dyn Fn() + Sync)| {
                     work();
                     Ok(())
@@ -382,6 +392,7 @@ async fn large_images_have_right_pixels_and_checksum() {
         let geometry = Geometry::Squash { size_px: SIZE_PX };
         let spec = ImageSpec { geometry, crops: views.is_some(), ..spec() };
         let job = StreamJob {
+            input: tsv(),
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter: ImageFilter::Everything,

@@ -111,6 +111,8 @@ impl ChunkWriter {
 struct OpenChunk {
     id: ChunkId,
     tally: Tally,
+    /// Offset of the row after the chunk, once its last block was written.
+    next_offset: Option<u64>,
     labels: u64,
     quarantined: Vec<Quarantined>,
     /// URL hashes of the images, if the chunk is the product.
@@ -135,7 +137,8 @@ impl OpenChunk {
         };
         let (tally, write_back) = (Tally::default(), WriteBack::default());
         let (quarantined, url_hashes) = (Vec::new(), Vec::new());
-        Ok(Self { id, tally, labels: 0, quarantined, url_hashes, path, writer: None, write_back, slot })
+        let next_offset = None;
+        Ok(Self { id, tally, next_offset, labels: 0, quarantined, url_hashes, path, writer: None, write_back, slot })
     }
 
     /// Appends a block and returns its pixel buffer for reuse.
@@ -147,6 +150,7 @@ impl OpenChunk {
         timer: &StageTimer,
     ) -> Result<Vec<u8>, PipelineError> {
         self.tally.merge(&block.tally);
+        self.next_offset = block.next_offset;
         self.labels += block.rows.label_count() as u64;
         self.quarantined.extend(block.quarantined);
         if block.rows.is_empty() || matches!(output, Output::Discard) {
@@ -205,6 +209,7 @@ impl OpenChunk {
             id: self.id,
             generation: job.generation.clone(),
             last: ends_shard,
+            next_offset: self.next_offset,
             tally: self.tally,
             labels: self.labels,
             quarantined: self.quarantined,

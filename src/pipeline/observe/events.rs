@@ -1,4 +1,5 @@
-//! Event log of a run: JSON lines in `events/TIME-PROCESS.jsonl` of the run directory, one file for each process.
+//! Event log of a run: JSON lines in `events/TIME-HOST-PROCESS.jsonl` of the run directory, one file for each process. The
+//! name of a process that works on a part ends with `-part-I-of-N`.
 //!
 //! Events cover everything that an operator may ask about later, but not single rows. Nothing resumes from the log.
 
@@ -9,6 +10,7 @@ use serde::Serialize;
 use crate::chunk::spool::SpoolEntry;
 use crate::run_dir::{Directory, Log, Process};
 use crate::telemetry::{Party, StageProgress};
+use crate::types::Part;
 
 /// Folder of the log files.
 const FOLDER: &str = "events";
@@ -59,9 +61,13 @@ pub(crate) struct Events {
 
 impl Events {
     /// Starts the log file of this process. If that fails, the run continues without events.
-    pub(crate) fn open(directory: &Directory) -> Self {
+    pub(crate) fn open(directory: &Directory, part: Option<Part>) -> Self {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
-        let name = format!("{FOLDER}/{now}-{}", Process::current().process);
+        let Process { process, host, .. } = Process::current();
+        // In containers all hosts may count their processes from 1.
+        let host: String = host.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').collect();
+        let part = part.map_or_else(String::new, |part| format!("-part-{}", part.folder()));
+        let name = format!("{FOLDER}/{now}-{host}-{process}{part}");
         let log = directory.open_log(&name).inspect_err(|error| tracing::warn!(%error, "events are not written"));
         Self { log: log.ok() }
     }

@@ -10,21 +10,24 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Event, Events};
+use super::parts::PartStatus;
 use super::report::{self, Bottleneck, PartReport, StageReport};
 use crate::config::StoreConfig;
 use crate::objects::StoreError;
+use crate::pipeline::claims::{self, PARTS_FOLDER};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::store::open_store;
 use crate::run_dir::{Directory, Process};
 use crate::runtime::Resources;
 use crate::telemetry::{ProgressRegistry, StageSnapshot};
+use crate::types::Part;
 
 mod killed;
 
 pub(crate) use killed::report_killed_process;
 
 /// Name of the file in the run directory.
-const FILE: &str = "status.json";
+pub(crate) const FILE: &str = "status.json";
 /// Time between two updates on a local disk.
 const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two updates on S3, where each is a paid request.
@@ -70,6 +73,9 @@ pub struct Status {
     /// Reason why the process failed or was stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Part of the shards that the process works on, as `I/N`; absent for a whole run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
     /// The process that works on the run.
     #[serde(flatten)]
     pub process: Process,
@@ -83,6 +89,9 @@ pub struct Status {
     pub every_s: u64,
     /// Stages that have started, in their order.
     pub stages: Vec<StageStatus>,
+    /// Parts of the run, if several processes work on it; `status` adds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartStatus>,
     /// Resident memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
@@ -235,15 +244,30 @@ impl Status {
     /// When the directory has no status, or it cannot be read.
     pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
         let directory = Directory::read_only(&open_store(store), run_dir)?;
-        let Some(content) = directory.read(FILE)? else {
-            return Err(if directory.read("run.toml")?.is_some() {
-                PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
-            } else {
-                StoreError::NotFound { url: directory.display("run.toml"), answer: String::new() }.into()
-            });
-        };
-        serde_json::from_slice(&content).map_err(|error| {
-            PipelineError::Input(format!("`{}` is no status of this version ({error})", directory.display(FILE)))
+        let folders = directory.list(PARTS_FOLDER)?;
+        let parts: Vec<Part> = folders.iter().filter_map(|name| Part::from_folder(name)).collect();
+        let names = std::iter::once(FILE.to_owned())
+            .chain(parts.iter().map(|part| format!("{}/{FILE}", claims::part_folder(*part))))
+            .collect::<Vec<_>>();
+        let mut found = Vec::with_capacity(names.len());
+        for (name, content) in names.iter().zip(directory.read_all(&names)?) {
+            let parse = |content: Vec<u8>| {
+                serde_json::from_slice::<Self>(&content).map_err(|error| {
+                    let path = directory.display(name);
+                    PipelineError::Input(format!("`{path}` is no status of this version ({error})"))
+                })
+            };
+            found.push(content.map(parse).transpose()?);
+        }
+        let whole = found.remove(0);
+        let parts = parts.into_iter().zip(found).filter_map(|(part, status)| Some((part, status?))).collect();
+        if let Some(status) = super::parts::merge(whole, &parts) {
+            return Ok(status);
+        }
+        Err(if directory.read("run.toml")?.is_some() {
+            PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
+        } else {
+            StoreError::NotFound { url: directory.display("run.toml"), answer: String::new() }.into()
         })
     }
 
@@ -293,15 +317,18 @@ impl Reporter {
         directory: Directory,
         registry: ProgressRegistry,
         events: Events,
+        part: Option<Part>,
         started: &str,
         report: &str,
     ) -> Self {
+        let name = part.map_or_else(|| FILE.to_owned(), |part| format!("{}/{FILE}", claims::part_folder(part)));
         let (outcome, ended) = sync_channel(1);
         let (done, finished) = sync_channel(1);
         let interval = if directory.is_remote() { REMOTE_INTERVAL } else { LOCAL_INTERVAL };
         let status = Status {
             process: Process::current(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            part: part.map(|part| part.to_string()),
             started: started.to_owned(),
             report: report.to_owned(),
             every_s: interval.as_secs(),
@@ -310,7 +337,7 @@ impl Reporter {
         let (version, host) = (&status.version, &status.process.host);
         events.write(&Event::RunStarted { version, process: status.process.process, host });
         let started = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
-            write_updates(&directory, &registry, &events, status, &ended);
+            write_updates((&directory, &name), &registry, &events, status, &ended);
             done.send(()).ok();
         });
         if let Err(error) = started {
@@ -327,7 +354,7 @@ impl Reporter {
 }
 
 fn write_updates(
-    directory: &Directory,
+    (directory, name): (&Directory, &str),
     registry: &ProgressRegistry,
     events: &Events,
     mut status: Status,
@@ -338,7 +365,7 @@ fn write_updates(
         status.refresh(registry);
         // Numbers and strings serialise without error.
         let content = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        if let Err(error) = directory.write_volatile(FILE, &content) {
+        if let Err(error) = directory.write_volatile(name, &content) {
             tracing::debug!(%error, "the status was not written");
         }
         let is_last = status.state != State::Running;
@@ -384,8 +411,8 @@ mod tests {
             read_bytes: 2,
             ..Default::default()
         }]);
-        let events = Events::open(&directory);
-        let reporter = Reporter::start(directory.clone(), registry, events, &now(), report::FILE);
+        let events = Events::open(&directory, None);
+        let reporter = Reporter::start(directory.clone(), registry, events, None, &now(), report::FILE);
         while Status::read(&name, &StoreConfig::default()).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -5,16 +5,21 @@ use crate::objects::Object;
 use crate::pipeline::catalog;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::inputs::{ImageInput, list_images};
 use crate::pipeline::manifest::{Manifest, PredictionRecord, add_inputs};
 use crate::pipeline::predict::candidates::Candidates;
 use crate::pipeline::predict::other_run::{OtherClassifier, is_feature_key};
-use crate::pipeline::predict::test_set::{TestSet, check_truth};
+use crate::pipeline::predict::test_set::{IdSource, TestSet, check_truth};
 use crate::pipeline::resolve::{ResolvedModel, require_captions};
 
 /// A prediction whose inputs were checked.
 pub(crate) struct PreparedPrediction {
+    /// Format and columns of the shards.
+    pub(crate) input: ImageInput,
     /// Shards of the test images.
     pub(crate) shards: Vec<Object>,
+    /// Origin of the ids.
+    pub(super) ids: IdSource,
     /// Hash of everything that the features of the test images depend on.
     pub(crate) generation: String,
     pub(crate) test_set: TestSet,
@@ -43,9 +48,10 @@ pub(crate) async fn prepare(
 ) -> Result<Option<PreparedPrediction>, PipelineError> {
     let Some(settings) = ctx.config.predict() else { return Ok(None) };
     let store = &ctx.store;
-    let test_set = TestSet::read(store, &settings.ids).await?;
-    let shards = store.list(&settings.images).await?;
-    let ids = store.find(&settings.ids).await?;
+    let columns = ctx.config.images().map(|images| images.columns.clone()).unwrap_or_default();
+    let (input, shards) = list_images(store, &settings.images, settings.format, &columns).await?;
+    let ids = IdSource::new(settings, (&input, &shards), ctx.config.preprocess().max_encoded.0);
+    let test_set = TestSet::read(store, &ids).await?;
     if let Some(truth) = &settings.truth {
         check_truth(store, truth).await?;
     }
@@ -82,11 +88,15 @@ pub(crate) async fn prepare(
     }
     let mut keys = model.stream_keys(&ctx.config, Stage::Predict);
     add_inputs(store, &mut keys, "predict.images", &shards).await?;
-    add_inputs(store, &mut keys, "predict.ids", &[ids]).await?;
+    input.add_key(&mut keys, "predict.format");
+    if let IdSource::File(ids) = &ids {
+        let file = store.find(ids).await?;
+        add_inputs(store, &mut keys, "predict.ids", &[file]).await?;
+    }
     let record = format!("{} {}", Stage::Predict.as_str(), output_stem(&settings.output));
     let generation = manifest.propose(&record, Stage::Predict, keys, &[])?;
     let own = propose_output(ctx, manifest, candidates.as_ref(), predict_only)?;
-    Ok(Some(PreparedPrediction { shards, generation, test_set, candidates, own }))
+    Ok(Some(PreparedPrediction { input, shards, ids, generation, test_set, candidates, own }))
 }
 
 /// Proposes the file of the ranking, and returns whether it is the submission of the run.

@@ -192,7 +192,7 @@ impl ProjectionRanker<'_> {
         if let Some(held_out) = held_out {
             held_out.images.urls.iter().try_for_each(|url| names.add(url))?;
         }
-        visit_ids(&ctx.store, &input.settings.ids, |id| names.add(id.image_url)).await?;
+        visit_ids(&ctx.store, input.ids, |id| names.add(id.image_url)).await?;
         let (names, name_of) = names.finish();
         let set = captions::embed(ctx, self.encoder, input.device, "file names", Arc::clone(&names)).await?;
         let vectors = VectorStore::open(ctx, set).await?;
@@ -283,7 +283,7 @@ impl ProjectionRanking<'_> {
                 .map(|(signal, ranking)| (*signal, ranking))
                 .chain(std::iter::once((submitted, &ranking)))
                 .collect();
-            report.test = Some(self.score_test_set(truth, &settings.ids, &shown).await?);
+            report.test = Some(self.score_test_set(truth, self.input.ids, &shown).await?);
         }
         Ok(RankOutput { ranking, report: Some(report), remarks })
     }

@@ -12,15 +12,15 @@ use crate::pipeline::error::chain;
 use crate::pipeline::observe::report::ScoreReport;
 use crate::pipeline::predict::Ranker;
 use crate::pipeline::predict::ranking::Ranking;
-use crate::pipeline::predict::test_set::{TestSet, read_truth_bytes, read_truth_rows, visit_ids};
+use crate::pipeline::predict::test_set::{IdSource, TestSet, read_truth_bytes, read_truth_rows, visit_ids};
 use crate::predict::evaluate::evaluate;
 use crate::predict::metrics;
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
 
 /// Rankings to write.
 pub(super) struct Submission<'a> {
-    /// The ids file, whose order the submission follows.
-    pub(super) ids: &'a str,
+    /// Origin of the ids, whose order the submission follows.
+    pub(super) ids: &'a IdSource,
     /// File name in the run directory.
     pub(super) output: &'a str,
     pub(super) test_set: &'a TestSet,
@@ -80,7 +80,7 @@ pub(super) fn most_frequent(images: &[u32], k: usize) -> Vec<u32> {
 pub(super) async fn find_right_captions(
     ctx: &RunContext,
     truth: &str,
-    ids: &str,
+    ids: &IdSource,
     ranker: &impl Ranker,
 ) -> Result<Result<(), String>, PipelineError> {
     let rows = read_truth_rows(&ctx.store, truth).await?;
@@ -102,8 +102,7 @@ pub(super) async fn find_right_captions(
     if found {
         return Ok(Ok(()));
     }
-    let ids = Store::redact(ids);
-    Ok(Err(format!("no score: `{shown}` (`predict.truth`) has no id of `{ids}` (`predict.ids`)")))
+    Ok(Err(format!("no score: `{shown}` (`predict.truth`) has no id of {}", ids.name())))
 }
 
 /// Scores the submission in the run directory against the truth. `captions` is the number of ranked captions.

@@ -1,14 +1,16 @@
 //! Test set: ids, their images, and the optional truth.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::catalog::{UrlSet, url_hash};
+use crate::config::PredictConfig;
 use crate::corpus::{TestId, TestIds};
-use crate::objects::Store;
+use crate::objects::{Object, Store};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
 use crate::pipeline::feed::feed_parser;
+use crate::pipeline::inputs::{ImageInput, visit_image_names};
 use crate::predict::evaluate::{TruthRow, evaluate, read_truth};
 use crate::predict::metrics;
 use crate::predict::submission::{CAPTION_COLUMN, ID_COLUMN};
@@ -17,6 +19,47 @@ use crate::predict::submission::{CAPTION_COLUMN, ID_COLUMN};
 const MAX_RECORD_BYTES: usize = 1 << 20;
 /// Upper bound on the truth file. The published list of captions is a few megabytes.
 const MAX_TRUTH_BYTES: u64 = 1 << 30;
+
+/// Origin of the ids.
+#[derive(Debug, Clone)]
+pub(crate) enum IdSource {
+    /// A file with the columns `id` and `image_url`.
+    File(String),
+    /// The images themselves, each of which is an id of the same name.
+    Images {
+        /// Format and columns of the shards.
+        input: ImageInput,
+        /// Shards in order.
+        shards: Arc<Vec<Object>>,
+        /// Largest encoded image.
+        max_encoded_bytes: u64,
+    },
+}
+
+impl IdSource {
+    /// Returns the file of the configuration, or the images where there is none.
+    pub(crate) fn new(
+        settings: &PredictConfig,
+        (input, shards): (&ImageInput, &[Object]),
+        max_encoded_bytes: u64,
+    ) -> Self {
+        if settings.ids.is_empty() {
+            Self::Images { input: input.clone(), shards: Arc::new(shards.to_vec()), max_encoded_bytes }
+        } else {
+            Self::File(settings.ids.clone())
+        }
+    }
+
+    /// Returns the name of the source and its configuration key, for messages.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::File(name) => format!("`{}` (`predict.ids`)", Store::redact(name)),
+            Self::Images { shards, .. } => {
+                format!("`{}` (`predict.images`)", shards.first().map_or("", |shard| shard.url.as_str()))
+            }
+        }
+    }
+}
 
 /// Distinct images of the ids.
 pub(crate) struct TestSet {
@@ -32,7 +75,7 @@ impl TestSet {
     ///
     /// # Errors
     /// When a row is malformed, or the file has no id.
-    pub(super) async fn read(store: &Store, ids: &str) -> Result<Self, PipelineError> {
+    pub(super) async fn read(store: &Store, ids: &IdSource) -> Result<Self, PipelineError> {
         let mut hashes = Vec::new();
         visit_ids(store, ids, |id| {
             hashes.push(url_hash(id.image_url));
@@ -40,8 +83,7 @@ impl TestSet {
         })
         .await?;
         if hashes.is_empty() {
-            let name = Store::redact(ids);
-            return Err(PipelineError::Input(format!("`{name}` (`predict.ids`) holds no id: check the file")));
+            return Err(PipelineError::Input(format!("{} holds no id: check the file", ids.name())));
         }
         hashes.sort_unstable();
         let ids_per_image = hashes.chunk_by(|one, other| one == other).map(|ids| ids.len() as u64).collect();
@@ -54,15 +96,32 @@ impl TestSet {
     }
 }
 
-/// Passes each row of an ids file to `visit`.
+/// Passes each id to `visit`: the rows of a file in order, or the distinct images in the order of their first rows.
 ///
 /// # Errors
-/// Those of `visit`; or when a row is malformed.
+/// Those of `visit`; or when a row of the file is malformed, or the images cannot be read.
 pub(super) async fn visit_ids(
     store: &Store,
-    ids: &str,
+    ids: &IdSource,
     mut visit: impl FnMut(TestId<'_>) -> Result<(), PipelineError>,
 ) -> Result<(), PipelineError> {
+    let ids = match ids {
+        IdSource::File(ids) => ids,
+        IdSource::Images { input, shards, max_encoded_bytes } => {
+            let (mut seen, mut row) = (HashSet::new(), 0);
+            for shard in shards.iter() {
+                visit_image_names(store, shard, input, *max_encoded_bytes, |name| {
+                    if !seen.insert(url_hash(name)) {
+                        return Ok(());
+                    }
+                    row += 1;
+                    visit(TestId { row: row - 1, id: name, image_url: name })
+                })
+                .await?;
+            }
+            return Ok(());
+        }
+    };
     let object = store.find(ids).await?;
     let mut reader = store.open(&object, Arc::default()).await?;
     let mut rows = TestIds::new(&object.url, MAX_RECORD_BYTES);
@@ -113,7 +172,7 @@ pub(super) async fn read_truth_rows(store: &Store, path: &str) -> Result<Vec<Tru
 /// When a row is malformed.
 pub async fn ceiling_of(ids: &str) -> Result<f64, PipelineError> {
     let mut images: HashMap<u64, u64> = HashMap::new();
-    visit_ids(&Store::default(), ids, |id| {
+    visit_ids(&Store::default(), &IdSource::File(ids.to_owned()), |id| {
         *images.entry(url_hash(id.image_url)).or_default() += 1;
         Ok(())
     })

@@ -23,20 +23,20 @@ const MAX_PARTS: u64 = 10_000;
 /// Parts of one object that are uploaded at once.
 const CONCURRENT_PARTS: usize = 2;
 
-/// Writes objects while the lease is held.
+/// Writes objects while all leases are held.
 pub(super) struct Writer {
     pub(super) client: Client,
     pub(super) s3: S3,
-    pub(super) lease: Option<Arc<Lease>>,
+    pub(super) leases: Vec<Arc<Lease>>,
 }
 
 impl Writer {
-    /// Waits until this process holds the lease; returns at once if the directory is not locked.
+    /// Waits until this process holds its leases; returns at once if it has none.
     async fn may_write(&self) -> Result<(), StoreError> {
-        match &self.lease {
-            Some(lease) => lease.wait_until_held().await,
-            None => Ok(()),
+        for lease in &self.leases {
+            lease.wait_until_held().await?;
         }
+        Ok(())
     }
 
     pub(super) async fn put(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
@@ -133,9 +133,7 @@ impl Writer {
             .map(Ok)
             .try_for_each_concurrent(CONCURRENT_REQUESTS, |location| async move {
                 let url = self.client.url(&location);
-                if let Some(lease) = &self.lease {
-                    lease.wait_until_held().await?;
-                }
+                self.may_write().await?;
                 match self.client.retry(&url, "removed", || self.client.inner.delete(&location)).await? {
                     Ok(()) => Ok(()),
                     Err(error) if is_not_found(&error) => Ok(()),
@@ -156,7 +154,5 @@ pub(super) async fn read_part(path: PathBuf, start: u64, bytes: u64) -> Result<B
             .map_err(|error| StoreError::io(&path, "read", error))?;
         Ok(Bytes::from(part))
     });
-    read.await.unwrap_or_else(|error| {
-        Err(StoreError::Io { path: "the upload".to_owned(), action: "read", source: std::io::Error::other(error) })
-    })
+    read.await.unwrap_or_else(|error| Err(StoreError::io("the upload", "read", std::io::Error::other(error))))
 }

@@ -12,7 +12,7 @@ use futures::StreamExt as _;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, RANGE};
+use hyper::header::{AUTHORIZATION, HOST, RANGE, REFERER};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
@@ -48,6 +48,7 @@ pub(crate) struct Seen {
     pub(crate) line: String,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
+    pub(crate) referer: Option<String>,
     pub(crate) body_bytes: usize,
 }
 
@@ -176,12 +177,45 @@ impl Server {
     }
 }
 
+impl State {
+    /// Returns a page of the files and folders directly in a folder, and the start of the next page.
+    fn datasets_tree(&self, rest: &str, query: &str) -> Option<(serde_json::Value, Option<usize>)> {
+        const PAGE: usize = 3;
+        let (repo, rest) = rest.split_once("/tree/")?;
+        let (revision, folder) = rest.split_once('/').unwrap_or((rest, ""));
+        let files = &self.commits[&commit(self.revisions.get(&format!("datasets/{repo}"))?, revision)?];
+        let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+        let mut entries = BTreeMap::new();
+        for (path, content) in files {
+            let Some(name) = path.strip_prefix(&prefix) else { continue };
+            let (path, mut entry) = match name.split_once('/') {
+                Some((folder, _)) => {
+                    (format!("{prefix}{folder}"), serde_json::json!({ "type": "directory", "oid": "0", "size": 0 }))
+                }
+                None => (
+                    path.clone(),
+                    serde_json::json!({ "type": "file", "oid": etag("git", content), "size": content.len() }),
+                ),
+            };
+            if entry["type"] == "file" && is_large(&path) {
+                entry["lfs"] =
+                    serde_json::json!({ "oid": etag(&path, content), "size": content.len(), "pointerSize": 9 });
+            }
+            entry["path"] = path.clone().into();
+            entries.insert(path, entry);
+        }
+        let from: usize = query.strip_prefix("cursor=").map_or(0, |cursor| cursor.parse().unwrap());
+        let next = (from + PAGE < entries.len()).then_some(from + PAGE);
+        Some((entries.into_values().skip(from).take(PAGE).collect(), next))
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn is_large(name: &str) -> bool {
-    name.rsplit('.').next().is_some_and(|ending| ["safetensors", "bin"].contains(&ending))
+    name.rsplit('.').next().is_some_and(|ending| ["safetensors", "bin", "parquet", "gz", "tar"].contains(&ending))
 }
 
 /// Returns the hash by which the hub identifies a file.
@@ -213,19 +247,37 @@ fn answer(state: &Mutex<State>, port: &'static str, request: &Request<Incoming>)
         line: format!("{} {}", request.method(), request.uri().path()),
         range: range.clone(),
         authorization: header(AUTHORIZATION),
+        referer: header(REFERER),
         body_bytes: 0,
     });
     let path = request.uri().path().trim_start_matches('/').replace("%2F", "/");
-    let from = range.and_then(|range| range.strip_prefix("bytes=")?.trim_end_matches('-').parse().ok()).unwrap_or(0);
+    let ends: Vec<Option<usize>> =
+        range.iter().flat_map(|range| range["bytes=".len()..].split('-')).map(|end| end.parse().ok()).collect();
+    let range = (ends.first().copied().flatten().unwrap_or(0), ends.get(1).copied().flatten());
+    let query = request.uri().query().unwrap_or_default();
     let answer = if port == "cdn" {
-        cdn(&mut state, &path, request.uri().query().unwrap_or_default(), from)
+        cdn(&mut state, &path, query, range)
+    } else if let Some(rest) = path.strip_prefix("api/datasets/").filter(|rest| rest.contains("/tree/")) {
+        let host = header(HOST).unwrap_or_default();
+        state.datasets_tree(rest, query).map(|(entries, next)| {
+            if entries.as_array().is_some_and(Vec::is_empty) {
+                let mut answer = text(404, "no such folder");
+                put(&mut answer, "x-error-code", "EntryNotFound");
+                return answer;
+            }
+            let mut answer = text(200, &entries.to_string());
+            if let Some(cursor) = next {
+                put(&mut answer, "link", &format!("<http://{host}/{path}?cursor={cursor}>; rel=\"next\""));
+            }
+            answer
+        })
     } else {
         hub(&mut state, request.method(), &path)
     };
     answer.unwrap_or_else(|| text(500, "the server does not know what this is"))
 }
 
-fn cdn(state: &mut State, path: &str, query: &str, from: usize) -> Option<Answer> {
+fn cdn(state: &mut State, path: &str, query: &str, (from, last): (usize, Option<usize>)) -> Option<Answer> {
     if query != "signature=of-a-moment" || take(&mut state.faults.signature_expired) {
         return Some(text(403, "no signature"));
     }
@@ -240,11 +292,12 @@ fn cdn(state: &mut State, path: &str, query: &str, from: usize) -> Option<Answer
         content[middle] ^= 1;
     }
     let size = content.len();
-    let from = if state.faults.no_ranges { 0 } else { from };
+    let (from, last) = if state.faults.no_ranges { (0, None) } else { (from, last) };
+    let until = last.map_or(size, |last| size.min(last + 1));
     if from >= size {
         return Some(text(416, "behind the end"));
     }
-    let mut content = Bytes::from(content).slice(from..);
+    let mut content = Bytes::from(content).slice(from..until);
     let whole = content.len();
     let reset = take(&mut state.faults.resets);
     if reset {
@@ -265,9 +318,9 @@ fn cdn(state: &mut State, path: &str, query: &str, from: usize) -> Option<Answer
     });
     let mut answer = Response::new(BoxBody::new(StreamBody::new(blocks.chain(end))));
     put(&mut answer, "content-length", &whole.to_string());
-    if from > 0 {
+    if from > 0 || last.is_some() {
         *answer.status_mut() = hyper::StatusCode::PARTIAL_CONTENT;
-        put(&mut answer, "content-range", &format!("bytes {from}-{}/{size}", size - 1));
+        put(&mut answer, "content-range", &format!("bytes {from}-{}/{size}", until - 1));
     }
     Some(answer)
 }
@@ -297,7 +350,7 @@ fn hub(state: &mut State, method: &Method, path: &str) -> Option<Answer> {
         put(&mut answer, "x-error-code", code);
         Some(answer)
     };
-    if let Some(rest) = path.strip_prefix("api/models/") {
+    if let Some(rest) = path.strip_prefix("api/models/").or_else(|| path.strip_prefix("api/")) {
         let (repo, rest) = rest.split_once("/revision/").or_else(|| rest.split_once("/tree/"))?;
         let Some(revisions) = state.revisions.get(repo) else { return refuse("RepoNotFound") };
         let Some(commit) = commit(revisions, rest) else { return refuse("RevisionNotFound") };

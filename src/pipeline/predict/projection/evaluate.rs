@@ -12,7 +12,7 @@ use crate::pipeline::predict::examples;
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWeights};
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::ranking::Ranking;
-use crate::pipeline::predict::test_set::{read_truth_rows, visit_ids};
+use crate::pipeline::predict::test_set::{IdSource, read_truth_rows, visit_ids};
 use crate::predict::evaluate::TruthRow;
 
 impl ProjectionRanking<'_> {
@@ -74,7 +74,7 @@ impl ProjectionRanking<'_> {
     pub(super) async fn score_test_set(
         &self,
         truth: &str,
-        ids: &str,
+        ids: &IdSource,
         rankings: &[(FusionSignal, &Ranking)],
     ) -> Result<SignalReport, PipelineError> {
         let urls = &self.input.test_set.urls;

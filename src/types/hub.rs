@@ -1,4 +1,5 @@
-//! `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, by name.
+//! `hf:ORG/NAME[@REVISION]`: a repository of the Hugging Face hub, by name. A data set's files are named
+//! `hf://datasets/ORG/NAME[@REVISION]/PATH`; `hf_hub` splits such URLs.
 //!
 //! An accepted name becomes a part of URLs and of paths in the cache, so a name that could lead elsewhere is refused. The
 //! rules are those of `huggingface_hub` for names, and git's for references.
@@ -28,11 +29,18 @@ impl HubName {
         let rest = text.strip_prefix(PREFIX)?;
         let (repo, revision) = rest.split_once('@').map_or((rest, None), |(repo, revision)| (repo, Some(revision)));
         let revision = revision.unwrap_or(DEFAULT_REVISION);
-        let wrong = bad_repo(repo).or_else(|| bad_revision(revision));
-        Some(match wrong {
-            None => Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() }),
-            Some(why) => Err(format!("`{text}` {why}; write `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`")),
+        Some(match Self::check(repo, revision) {
+            Ok(()) => Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() }),
+            Err(why) => Err(format!("`{text}` {why}; write `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`")),
         })
+    }
+
+    /// Checks that both names are well formed.
+    ///
+    /// # Errors
+    /// Says what is wrong, as a predicate.
+    pub(crate) fn check(repo: &str, revision: &str) -> Result<(), &'static str> {
+        bad_repo(repo).or_else(|| bad_revision(revision)).map_or(Ok(()), Err)
     }
 }
 
