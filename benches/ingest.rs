@@ -12,7 +12,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use image::{ExtendedColorType, ImageEncoder as _, ImageFormat, RgbImage};
 use tokio::io::AsyncReadExt as _;
-use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, Match, url_hash};
+use wikicap_pipeline::catalog::{ClassSource, Classes, JoinIndexBuilder, url_hash};
 use wikicap_pipeline::chunk::RowMeta;
 use wikicap_pipeline::chunk::pixels::{PixelReader, PixelWriter, image_bytes};
 use wikicap_pipeline::config::bytes::block_images;
@@ -22,6 +22,7 @@ use wikicap_pipeline::corpus::{
 use wikicap_pipeline::decode::{Alpha, Decoder, Geometry, ImageSpec, Resample};
 use wikicap_pipeline::objects::Store;
 use wikicap_pipeline::types::Compression;
+use wikicap_pipeline::types::MatchRule;
 
 fn main() {
     divan::main();
@@ -225,7 +226,7 @@ fn chunk_read(bencher: Bencher<'_, '_>) {
 }
 
 fn joined() -> (Classes, JoinIndexBuilder) {
-    let mut classes = Classes::new(ClassSource::Train, Match::Trimmed);
+    let mut classes = Classes::new(ClassSource::Train, MatchRule::Trimmed);
     let mut builder = JoinIndexBuilder::new();
     let groups: Vec<_> = (0..1000).map(|class| classes.add(&format!("caption {class}")).unwrap()).collect();
     for row in 0..JOINED as u64 {

@@ -57,7 +57,8 @@
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
 //! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `objects`, `pipeline`, `run_dir`, `runtime` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
+//! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
 //!
@@ -87,6 +88,7 @@ pub mod device;
 #[cfg(test)]
 mod fuzz;
 pub mod hf_hub;
+pub mod init;
 pub mod model;
 pub mod objects;
 pub mod pipeline;

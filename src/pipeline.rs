@@ -27,7 +27,6 @@
 //! | `execution` | the stages of a plan, in order | all of the above |
 //! | `part` | one of several processes: setup, its shards, the end of the run | `catalog`, `execution`, `plan`, `resolve` |
 //! | `check`, `inspect` | commands that run no stage | all but `plan`, `execution` and `part` |
-//! | `init` | files of unknown kind → a pipeline file | – |
 //!
 //! Every part may name the parts of the first six rows. The test `tests/it/layering.rs` enforces this table.
 
@@ -45,7 +44,6 @@ pub(crate) mod feed;
 mod finished;
 mod hub;
 pub(crate) mod images;
-mod init;
 pub(crate) mod inputs;
 mod inspect;
 mod manifest;
@@ -69,7 +67,6 @@ pub use check::{Check, check};
 pub(crate) use context::workers;
 pub use error::PipelineError;
 pub(crate) use error::chain;
-pub use init::{Head, Init, InitRequest, init};
 pub use inspect::{Inspection, inspect};
 pub use observe::report::Report;
 pub use observe::status::Status;

@@ -1,7 +1,7 @@
 //! Classes: distinct captions, numbered in order of first appearance.
 //!
 //! Beside its text, a class costs 4 to 8 bytes of offset ([`Texts`]) and 10 to 15 bytes of hash table. A class of a caption
-//! list costs another 8 bytes that link strings with the same key. Unless the rule is [`Match::Exact`], it also costs 10 to
+//! list costs another 8 bytes that link strings with the same key. Unless the rule is [`MatchRule::Exact`], it also costs 10 to
 //! 15 bytes in a second table. While a table grows, the old and the new one exist together, at most 25 bytes a class.
 //!
 //! All of this is needed only while captions are looked up. [`Classes::into_texts`] keeps the texts alone.
@@ -9,10 +9,10 @@
 use twox_hash::XxHash3_64;
 
 use crate::catalog::error::CatalogError;
-use crate::catalog::matching::Match;
 use crate::catalog::table::Table;
 use crate::catalog::texts::Texts;
 pub use crate::types::ClassSource;
+use crate::types::MatchRule;
 
 /// Upper bound on the number of classes; `u32::MAX` is reserved for [`NO_CLASS`].
 const MAX_CLASSES: u32 = u32::MAX - 1;
@@ -34,7 +34,7 @@ impl Group {
 #[derive(Debug)]
 pub struct Classes {
     source: ClassSource,
-    rule: Match,
+    rule: MatchRule,
     texts: Texts,
     /// Maps a key to the first class that has it.
     by_key: Table,
@@ -51,7 +51,7 @@ pub struct Classes {
 
 impl Classes {
     /// Creates an empty set of classes.
-    pub fn new(source: ClassSource, rule: Match) -> Self {
+    pub fn new(source: ClassSource, rule: MatchRule) -> Self {
         Self {
             source,
             rule,
@@ -67,7 +67,7 @@ impl Classes {
     }
 
     /// Returns the rule that decides whether captions are equal.
-    pub fn rule(&self) -> Match {
+    pub fn rule(&self) -> MatchRule {
         self.rule
     }
 
@@ -104,8 +104,8 @@ impl Classes {
                 Ok(Some(Group(class)))
             }
             ClassSource::List => {
-                let text_hash = if self.rule == Match::Exact { key_hash } else { hash(caption) };
-                let known = if self.rule == Match::Exact {
+                let text_hash = if self.rule == MatchRule::Exact { key_hash } else { hash(caption) };
+                let known = if self.rule == MatchRule::Exact {
                     group.map(Group::first_class)
                 } else {
                     self.by_text.find(text_hash, |class| self.texts.get(class) == Some(caption))
@@ -117,7 +117,7 @@ impl Classes {
                 let class = self.push(caption)?;
                 self.next.push(NO_CLASS);
                 self.last.push(class);
-                if self.rule != Match::Exact {
+                if self.rule != MatchRule::Exact {
                     self.by_text.insert(text_hash, class);
                 }
                 if key.is_empty() {
@@ -135,7 +135,7 @@ impl Classes {
     }
 
     /// Restores classes with [`ClassSource::Train`] from the texts of earlier ones, in the same order.
-    pub fn from_train_texts(rule: Match, texts: Texts) -> Self {
+    pub fn from_train_texts(rule: MatchRule, texts: Texts) -> Self {
         let mut by_key = Table::default();
         for (text, class) in texts.iter().zip(0..) {
             by_key.insert(hash(&rule.key(text)), class);
@@ -225,7 +225,7 @@ impl Classes {
     }
 
     /// Returns how many added captions have an empty key, so that no row can match them (` [SEP] …` under
-    /// [`Match::Title`]).
+    /// [`MatchRule::Title`]).
     pub fn keyless(&self) -> u64 {
         self.keyless
     }
@@ -352,7 +352,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    fn classes(source: ClassSource, rule: Match, captions: &[&str]) -> Classes {
+    fn classes(source: ClassSource, rule: MatchRule, captions: &[&str]) -> Classes {
         let mut classes = Classes::new(source, rule);
         for caption in captions {
             classes.add(caption).unwrap();
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn list_groups_distinct_strings_by_key() {
-        let list = classes(ClassSource::List, Match::Trimmed, &["b", "a ", "b", "", "a", " \u{a0}", "NA", "a "]);
+        let list = classes(ClassSource::List, MatchRule::Trimmed, &["b", "a ", "b", "", "a", " \u{a0}", "NA", "a "]);
         assert_eq!(list.texts().collect::<Vec<_>>(), ["b", "a ", "a", "NA"]);
         assert_eq!((list.duplicates(), list.empties(), list.keyless()), (2, 2, 0));
         assert_eq!(class_ids(&list, "\u{a0}a"), [1, 2]);
@@ -378,8 +378,11 @@ mod tests {
 
     #[test]
     fn title_matches_all_its_captions() {
-        let list =
-            classes(ClassSource::List, Match::Title, &["T [SEP] one", "U [SEP] one", "T [SEP] ", " [SEP] none", "T"]);
+        let list = classes(
+            ClassSource::List,
+            MatchRule::Title,
+            &["T [SEP] one", "U [SEP] one", "T [SEP] ", " [SEP] none", "T"],
+        );
         assert_eq!(list.len(), 5);
         assert_eq!(class_ids(&list, "T [SEP] another"), [0, 2, 4]);
         assert!(class_ids(&list, " [SEP] none").is_empty());
@@ -388,7 +391,7 @@ mod tests {
 
     #[test]
     fn training_classes_are_distinct_keys() {
-        let train = classes(ClassSource::Train, Match::Casefold, &["Straße", "x", "STRASSE", " strasse ", ""]);
+        let train = classes(ClassSource::Train, MatchRule::Casefold, &["Straße", "x", "STRASSE", " strasse ", ""]);
         assert_eq!(train.texts().collect::<Vec<_>>(), ["Straße", "x"]);
         assert_eq!((train.duplicates(), train.empties()), (2, 1));
         assert_eq!(class_ids(&train, "strasse"), [0]);
@@ -398,8 +401,8 @@ mod tests {
 
     #[test]
     fn classes_of_restored_texts_are_the_same() {
-        let build = || classes(ClassSource::Train, Match::Casefold, &["Straße", "x", "y"]);
-        let restored = Classes::from_train_texts(Match::Casefold, build().into_texts());
+        let build = || classes(ClassSource::Train, MatchRule::Casefold, &["Straße", "x", "y"]);
+        let restored = Classes::from_train_texts(MatchRule::Casefold, build().into_texts());
         assert_eq!(restored.digest(), build().digest());
         assert_eq!((class_ids(&restored, "STRASSE"), restored.len()), (vec![0], 3));
     }
@@ -416,16 +419,16 @@ mod tests {
     #[test]
     fn digest_depends_on_texts_rule_source_and_boundaries() {
         let digest = |source, rule, captions: &[&str]| classes(source, rule, captions).digest();
-        let first = digest(ClassSource::List, Match::Exact, &["ab", "c"]);
-        assert_eq!(first, digest(ClassSource::List, Match::Exact, &["ab", "c", "ab"]));
-        assert_ne!(first, digest(ClassSource::List, Match::Exact, &["a", "bc"]));
-        assert_ne!(first, digest(ClassSource::List, Match::Trimmed, &["ab", "c"]));
-        assert_ne!(first, digest(ClassSource::Train, Match::Exact, &["ab", "c"]));
+        let first = digest(ClassSource::List, MatchRule::Exact, &["ab", "c"]);
+        assert_eq!(first, digest(ClassSource::List, MatchRule::Exact, &["ab", "c", "ab"]));
+        assert_ne!(first, digest(ClassSource::List, MatchRule::Exact, &["a", "bc"]));
+        assert_ne!(first, digest(ClassSource::List, MatchRule::Trimmed, &["ab", "c"]));
+        assert_ne!(first, digest(ClassSource::Train, MatchRule::Exact, &["ab", "c"]));
     }
 
     #[test]
     fn overhead_is_at_most_24_bytes_a_class() {
-        let mut train = Classes::new(ClassSource::Train, Match::Trimmed);
+        let mut train = Classes::new(ClassSource::Train, MatchRule::Trimmed);
         let mut text_bytes = 0;
         for number in 0..100_000 {
             let caption = format!("Title {number} [SEP] caption");
@@ -440,7 +443,7 @@ mod tests {
     proptest! {
         #[test]
         fn classes_equal_a_linear_search(captions in prop::collection::vec("[aAé ]{0,3}( \\[SEP\\] [xX]?)?", 0..60)) {
-            for rule in Match::ALL {
+            for rule in MatchRule::ALL {
                 let mut texts: Vec<&str> = Vec::new();
                 for caption in captions.iter().filter(|caption| !caption.trim().is_empty()) {
                     if !texts.contains(&caption.as_str()) {

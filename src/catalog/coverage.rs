@@ -79,11 +79,11 @@ mod tests {
     use crate::catalog::classes::ClassSource;
     use crate::catalog::classes::Classes;
     use crate::catalog::join::JoinIndexBuilder;
-    use crate::catalog::matching::Match;
+    use crate::types::MatchRule;
 
     #[test]
     fn each_image_counts_once_per_class() {
-        let mut classes = Classes::new(ClassSource::List, Match::Trimmed);
+        let mut classes = Classes::new(ClassSource::List, MatchRule::Trimmed);
         for caption in ["a", "b", "a ", "c", "d"] {
             classes.add(caption).unwrap();
         }

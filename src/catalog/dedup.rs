@@ -174,11 +174,11 @@ mod tests {
     use crate::catalog::classes::ClassSource;
     use crate::catalog::classes::Classes;
     use crate::catalog::join::JoinIndexBuilder;
-    use crate::catalog::matching::Match;
+    use crate::types::MatchRule;
 
     #[test]
     fn each_image_is_inserted_once() {
-        let mut classes = Classes::new(ClassSource::Train, Match::Exact);
+        let mut classes = Classes::new(ClassSource::Train, MatchRule::Exact);
         let mut builder = JoinIndexBuilder::new();
         for (hash, caption) in [(5, "a"), (5, "b"), (u64::MAX, "a"), (6, "c")] {
             let group = classes.add(caption).unwrap();

@@ -300,10 +300,10 @@ mod tests {
     use proptest::prelude::*;
 
     use crate::catalog::classes::ClassSource;
-    use crate::catalog::matching::Match;
+    use crate::types::MatchRule;
 
     fn titles() -> Classes {
-        let mut classes = Classes::new(ClassSource::List, Match::Title);
+        let mut classes = Classes::new(ClassSource::List, MatchRule::Title);
         for caption in ["A [SEP] 1", "B [SEP] 1", "A [SEP] 2", "C", "B", "A"] {
             classes.add(caption).unwrap();
         }

@@ -79,11 +79,12 @@ impl Languages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{ClassSource, Classes, Match};
+    use crate::catalog::{ClassSource, Classes};
+    use crate::types::MatchRule;
 
     #[test]
     fn class_language_comes_from_first_row() {
-        let mut classes = Classes::new(ClassSource::List, Match::Trimmed);
+        let mut classes = Classes::new(ClassSource::List, MatchRule::Trimmed);
         for caption in ["a", "b", "a ", "c"] {
             classes.add(caption).unwrap();
         }

@@ -5,17 +5,17 @@ use std::borrow::Cow;
 use caseless::Caseless;
 use unicode_normalization::UnicodeNormalization;
 
-pub use crate::types::MatchRule as Match;
+use crate::types::MatchRule;
 
 /// Separator between page title and caption.
 const SEPARATOR: &str = " [SEP] ";
 /// Separator at the end of a string whose caption is empty and trimmed.
 const OPEN_SEPARATOR: &str = " [SEP]";
 
-impl Match {
+impl MatchRule {
     /// What is compared in place of `caption`. Equal captions have equal keys; an empty key equals nothing.
     ///
-    /// The key of [`Match::Casefold`] is NFC(toCasefold(NFD(X))) with full folding. This is the canonical caseless
+    /// The key of [`MatchRule::Casefold`] is NFC(toCasefold(NFD(X))) with full folding. This is the canonical caseless
     /// match of the Unicode Standard, section 3.13, definition D145, which compares NFD instead of NFC. Folding NFD
     /// rather than NFC matters only for the Greek iota subscript.
     pub fn key(self, caption: &str) -> Cow<'_, str> {
@@ -56,14 +56,14 @@ mod tests {
 
     #[test]
     fn trimming_removes_every_unicode_space() {
-        assert_eq!(Match::Trimmed.key("\u{a0}\u{2003}\u{3000} A\u{a0}b \r\n\t\u{2028}"), "A\u{a0}b");
-        assert_eq!(Match::Exact.key(" a "), " a ");
+        assert_eq!(MatchRule::Trimmed.key("\u{a0}\u{2003}\u{3000} A\u{a0}b \r\n\t\u{2028}"), "A\u{a0}b");
+        assert_eq!(MatchRule::Exact.key(" a "), " a ");
     }
 
     #[test]
     fn case_folding_is_full_and_ignores_composition() {
         let equal = |left, right| {
-            assert_eq!(Match::Casefold.key(left), Match::Casefold.key(right), "{left} {right}");
+            assert_eq!(MatchRule::Casefold.key(left), MatchRule::Casefold.key(right), "{left} {right}");
         };
         equal("Straße", "STRASSE");
         equal("ΌΣΟΣ", "όσος");
@@ -72,13 +72,13 @@ mod tests {
         equal("\u{1fc3}", "\u{397}\u{399}");
         equal("İ", "i\u{307}");
         equal(" ABC ", "abc");
-        assert_ne!(Match::Casefold.key("ı"), Match::Casefold.key("i"));
-        assert!(matches!(Match::Casefold.key("plain ascii"), Cow::Borrowed(_)));
+        assert_ne!(MatchRule::Casefold.key("ı"), MatchRule::Casefold.key("i"));
+        assert!(matches!(MatchRule::Casefold.key("plain ascii"), Cow::Borrowed(_)));
     }
 
     #[test]
     fn title_ends_at_the_first_separator() {
-        let title = |caption| Match::Title.key(caption).into_owned();
+        let title = |caption| MatchRule::Title.key(caption).into_owned();
         assert_eq!(title("Mont Blanc [SEP] seen from [SEP] the south"), "Mont Blanc");
         assert_eq!(title("Mont Blanc [SEP] "), "Mont Blanc");
         assert_eq!(title("Mont Blanc [SEP]"), "Mont Blanc");
@@ -90,7 +90,7 @@ mod tests {
     proptest! {
         #[test]
         fn keys_are_idempotent(caption in "\\PC{0,12}|[ A-Za-z\u{e9}\u{301}\u{345}ßΣςıİ\u{a0}]{0,12}") {
-            for rule in [Match::Exact, Match::Trimmed, Match::Casefold] {
+            for rule in [MatchRule::Exact, MatchRule::Trimmed, MatchRule::Casefold] {
                 let key = rule.key(&caption).into_owned();
                 prop_assert_eq!(&*rule.key(&key), &*key);
             }
@@ -99,7 +99,7 @@ mod tests {
         #[test]
         fn ascii_fast_path_equals_full_folding(caption in "[ -~]{0,20}") {
             let slow: String = caption.trim().nfd().default_case_fold().nfc().collect();
-            prop_assert_eq!(&*Match::Casefold.key(&caption), &*slow);
+            prop_assert_eq!(&*MatchRule::Casefold.key(&caption), &*slow);
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::output::{emit, print_raw};
 use super::{Failure, render, start_runtime};
 use crate::config::StoreConfig;
-use crate::pipeline::{self, Init, InitRequest};
+use crate::init::{Init, InitRequest};
 
 /// Output that stands for standard output.
 const STDOUT: &str = "-";
@@ -56,7 +56,7 @@ pub(super) fn init(options: &Options, store: &StoreConfig, json: bool) -> Result
     let stem = if to_stdout { "pipeline".into() } else { stem };
     let run_dir = options.run_dir.clone().unwrap_or_else(|| format!("runs/{stem}"));
     let request = InitRequest { paths, run_dir, model: options.model.clone(), encoder: options.encoder.clone() };
-    let init = start_runtime(0)?.block_on(pipeline::init(&request, store))?;
+    let init = start_runtime(0)?.block_on(crate::init::init(&request, store))?;
     if to_stdout {
         print_raw(&init.pipeline);
         return Ok(());

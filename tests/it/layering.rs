@@ -63,6 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
+    ("init", &["config", "corpus", "objects", "pipeline"]),
     ("serve", &["chunk", "config", "objects", "pipeline", "run_dir", "runtime"]),
     (
         "cli",
@@ -70,6 +71,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "bench",
             "config",
             "device",
+            "init",
             "objects",
             "pipeline",
             "predict",
@@ -316,7 +318,6 @@ const PIPELINE_STAGES: &[(&str, &[&str])] = &[
     ),
     ("part", &["catalog", "execution", "plan", "resolve"]),
     ("check", &["captions", "catalog", "device", "hub", "images", "needs", "predict", "resolve"]),
-    ("init", &[]),
     ("inspect", &["device", "hub"]),
 ];
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::Table;
 use crate::cli::device::Devices;
 use crate::cli::format::{bytes, count, plural};
-use crate::pipeline::{Head, Init, Inspection};
+use crate::init::{Head, Init};
+use crate::pipeline::Inspection;
 use crate::predict::evaluate::Scores;
 use crate::sample::SampleReport;
 

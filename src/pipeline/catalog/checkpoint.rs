@@ -257,8 +257,9 @@ fn parse_segment(content: &[u8], generation: &str) -> Option<(CatalogCheckpoint,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{ClassSource, Match, url_hash};
+    use crate::catalog::{ClassSource, url_hash};
     use crate::run_dir::LocalDirectory;
+    use crate::types::MatchRule;
 
     fn position(row: u64) -> Position {
         let (before, mut of_shard) = (PairCounts::default(), PairCounts::default());
@@ -272,7 +273,7 @@ mod tests {
         let directory: Directory = LocalDirectory::create(dir.path()).unwrap().into();
         let (mut writer, none) = CheckpointWriter::open(directory.clone(), "g").unwrap();
         assert!(none.is_none());
-        let mut classes = Classes::new(ClassSource::Train, Match::Exact);
+        let mut classes = Classes::new(ClassSource::Train, MatchRule::Exact);
         let (mut index, mut url_variants) = (JoinIndexBuilder::new(), UrlVariants::new());
         let mut languages = Languages::default();
         for row in 0..30u64 {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{ClassSource, Classes, Match, Texts};
+use crate::catalog::{ClassSource, Classes, Texts};
 use crate::objects::Store;
 use crate::pipeline::catalog::{self, RunCatalog};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
+use crate::types::MatchRule;
 
 /// Source of the captions in the report, if no file lists them.
 const RUN_CLASSES: &str = "the classes of the run";
@@ -29,7 +30,7 @@ impl Candidates {
         let listed = ctx.config.predict().and_then(|predict| predict.captions.as_deref());
         let run_list = || ctx.config.catalog().and_then(|catalog| catalog.captions.list.as_deref());
         let Some(name) = listed.or_else(run_list) else { return Ok(None) };
-        let mut captions = Classes::new(ClassSource::List, Match::Exact);
+        let mut captions = Classes::new(ClassSource::List, MatchRule::Exact);
         catalog::read_captions(&ctx.store, name, &mut captions).await?;
         let captions = captions.into_texts();
         let mut hasher = blake3::Hasher::new();

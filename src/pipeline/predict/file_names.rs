@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::catalog::{ClassSource, Classes, Match, Texts, file_name_words, url_hash};
+use crate::catalog::{ClassSource, Classes, Texts, file_name_words, url_hash};
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::centre_and_normalise;
+use crate::types::MatchRule;
 
 /// Number of names from which on they are centred by their own mean. Names are mostly in one language, so their mean
 /// differs from that of captions.
@@ -22,7 +23,7 @@ pub(super) struct FileNames {
 impl FileNames {
     /// Creates an empty collection.
     pub(super) fn new() -> Self {
-        Self { names: Classes::new(ClassSource::List, Match::Exact), name_of: HashMap::new() }
+        Self { names: Classes::new(ClassSource::List, MatchRule::Exact), name_of: HashMap::new() }
     }
 
     /// Adds the name of an image, unless the name is uninformative.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::corpus::folder::{is_image, split_folder, text_of};
 use crate::objects::{Store, StoreError, walk};
-use crate::pipeline::error::PipelineError;
+use crate::pipeline::PipelineError;
 
 /// Extensions of files that may hold images or captions, without that of a compression.
 const TABLES: [&str; 9] = ["tsv", "csv", "txt", "parquet", "jsonl", "ndjson", "json", "tar", "tgz"];

@@ -9,7 +9,7 @@ use super::pictures::{MAX_TEXTS, choose_pictures};
 use super::survey::{Group, Survey};
 use crate::corpus::folder::split_folder;
 use crate::objects::Store;
-use crate::pipeline::error::PipelineError;
+use crate::pipeline::PipelineError;
 
 /// Upper bound on the groups whose files are read.
 const MAX_GROUPS: usize = 200;

@@ -23,8 +23,7 @@ mod survey;
 use serde::Serialize;
 
 use crate::config::StoreConfig;
-use crate::pipeline::error::PipelineError;
-use crate::pipeline::store::open_store;
+use crate::pipeline::{PipelineError, open_store};
 
 pub use choice::Head;
 
