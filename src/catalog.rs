@@ -4,7 +4,7 @@
 //! hashes, and [`JoinIndex`] maps these hashes to class ids. Captions are compared as text, so distinct captions are
 //! never merged by a hash collision. URLs are compared by hash; [`url_hash`] states the collision odds.
 //!
-//! Two captions are equal if a [`MatchRule`] rule gives them the same key. Under a lenient rule, distinct strings of a
+//! Two captions are equal if a [`MatchRule`](crate::types::MatchRule) rule gives them the same key. Under a lenient rule, distinct strings of a
 //! caption list can share a key. They form a [`Group`], and a row with that key gets all its classes. The index stores
 //! the group, not its classes, so it takes 12 bytes per labelled row under any rule.
 //!

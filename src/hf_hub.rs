@@ -11,7 +11,7 @@
 //! exclude each other with a file lock. On a network file system without locks they may spoil each other's partial files,
 //! which the hash reveals.
 //!
-//! Files of data sets, `hf://datasets/ORG/NAME[@REVISION]/PATH`, are read in ranges and not stored. [`Datasets`] makes them
+//! Files of data sets, `hf://datasets/ORG/NAME[@REVISION]/PATH`, are read in ranges and not stored. `Datasets` makes them
 //! inputs like any other.
 //!
 //! The crate `hf-hub` (1.0) shares this cache, but restarts a broken download at byte 0, publishes files without comparing

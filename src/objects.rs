@@ -1,6 +1,6 @@
 //! Input objects: listing, and reads in bounded ranges pinned to one version.
 //!
-//! An object is named by a local path or a URL (`s3://`, `gs://`, `az://`, `https://`, and schemes of a [`Provider`]).
+//! An object is named by a local path or a URL (`s3://`, `gs://`, `az://`, `https://`, and schemes of a `Provider`).
 //! [`Store::list`] expands globs, brace ranges and lists of names.
 //! [`Store::open`] reads an object front to back in ranges of 4 MiB (256 KiB for local files), two at a time. A range is
 //! retried until it is complete, and refused when the object is no longer the version that was listed. Objects in gzip

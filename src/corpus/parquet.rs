@@ -1,10 +1,10 @@
 //! Parser of Parquet files: a few columns, row by row and page by page.
 //!
-//! The `parquet` crate decodes metadata, pages and values. [`pages`] lends it the bytes, and refuses pages that would take more
+//! The `parquet` crate decodes metadata, pages and values. `pages` lends it the bytes, and refuses pages that would take more
 //! memory than the limit before they are decoded. The rows of a row group are read one by one, so that memory is that of one page
 //! for each column. Reading can start at any row: pages and row groups before it are skipped where their sizes are known.
 //!
-//! A column is a value of a basic type, or a list of them, at any depth of groups. Names are those of [`super::columns`].
+//! A column is a value of a basic type, or a list of them, at any depth of groups. Names are those of `columns`.
 
 mod pages;
 mod schema;

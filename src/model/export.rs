@@ -24,7 +24,7 @@ use crate::model::weights::TensorSpec;
 /// prefix, the head is f32, and `labels[i]` is the name of class `i`. Tensors are streamed. `config.json` is written
 /// last.
 ///
-/// The classifiers of transformers use the last block's output under [`Pool::Default`], so only a head trained on such
+/// The classifiers of transformers use the last block's output under `Pool::Default`, so only a head trained on such
 /// features gives the same predictions there. For images of another size than the checkpoint's, most families need
 /// `interpolate_pos_encoding=True`; `dinov2` interpolates without it.
 ///
