@@ -7,7 +7,7 @@ use super::details::{append_details, signal_scores};
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, plural};
 use crate::pipeline::Report;
-use crate::pipeline::report::{CatalogReport, PredictionReport, StageReport, StreamReport, TrainingReport};
+use crate::pipeline::report::{CatalogReport, PredictionReport, StreamReport, TrainingReport};
 
 /// Width of the names in the summary.
 const NAMES: usize = 12;
@@ -146,8 +146,11 @@ fn time(table: &mut Table, report: &Report, wall: Duration) {
         processes => format!("; {} in {processes} processes", duration(report.seconds)),
     };
     table.row("Time", format!("{wall}{complete}{all}{memory}"));
-    let worked = |stage: &&StageReport| stage.done > 0;
-    let slowest = report.stages.iter().filter(worked).max_by(|one, other| one.seconds.total_cmp(&other.seconds));
+    // Of two stages that work side by side, the one that knows what slowed it down says more.
+    let worked = report.stages.iter().filter(|stage| stage.done > 0);
+    let slowest = worked.max_by(|one, other| {
+        one.bottleneck.is_some().cmp(&other.bottleneck.is_some()).then(one.seconds.total_cmp(&other.seconds))
+    });
     let Some(stage) = slowest else { return };
     let (seconds, rate) = (duration(stage.seconds), number(stage.per_second));
     let cause =
@@ -185,7 +188,8 @@ mod tests {
     use super::*;
     use crate::cli::render::WIDTH;
     use crate::pipeline::report::{
-        MixingReport, ProcessReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport, ValidationPoint,
+        MixingReport, ProcessReport, ScoreReport, SignalReport, SignalScores, SliceReport, StageReport, TextReport,
+        ValidationPoint,
     };
 
     fn full_report() -> Report {
