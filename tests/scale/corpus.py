@@ -501,6 +501,13 @@ def write_corpus(sizes, folder, jobs):
     return truth
 
 
+def duplicate_rows(table):
+    """Counts the rows of `duplicates.parquet`. Needs polars."""
+    import polars
+
+    return polars.read_parquet(table).height
+
+
 def wrong_pixels(sizes, chunks):
     """Counts rows of Parquet pixel chunks, and those whose pixels are not the colour of their URL. Needs polars."""
     import polars
