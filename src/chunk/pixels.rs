@@ -201,6 +201,37 @@ mod tests {
         }
     }
 
+    /// Before the reader of a list column leaves a page, it reads the header of the next page to see whether a row goes on.
+    #[test]
+    fn labels_of_any_number_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        // Many rows in each of several pages; rows whose page is smaller than a range of 4 MiB, just larger, and much larger.
+        let cases = [
+            (60_u32, 20_000, Compression::None, 7),
+            (60, 20_000, Compression::Lz4, 1000),
+            (3, 400_000, Compression::None, 1),
+            (2, 1 << 20, Compression::None, 1000),
+            (2, 1_300_000, Compression::None, 1),
+            (5, 0, Compression::None, 2),
+        ];
+        for (count, labels, compression, batch_rows) in cases {
+            let mut rows = RowMeta::default();
+            for row in 0..count {
+                rows.push(&format!("u{row}"), (0..labels).map(|label: u32| label.wrapping_mul(2_654_435_761) ^ row));
+            }
+            let mut writer = PixelWriter::create(&path, 2, compression, "g").unwrap();
+            writer.write(&rows, &vec![7; count as usize * image_bytes(2)]).unwrap();
+            writer.finish().unwrap();
+            let mut reader = PixelReader::open(&path, batch_rows).unwrap();
+            let (mut read, mut bytes) = (RowMeta::default(), Vec::new());
+            while let Some(batch) = reader.next_batch(&mut bytes).unwrap() {
+                read.append(&batch);
+            }
+            assert!(read == rows, "{count} rows of {labels} labels, {compression}, {batch_rows} at a time");
+        }
+    }
+
     #[test]
     fn file_has_its_checksum_and_fits_its_bound() {
         let dir = tempfile::tempdir().unwrap();

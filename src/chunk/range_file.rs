@@ -5,6 +5,7 @@
 //! Afterwards each column has a range of its own, because the columns of a row group are read in turn.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -147,10 +148,10 @@ impl Length for RangeFile {
 /// the Parquet reader skips a list element by element, up to the claimed length, unless the end is an error.
 pub(super) struct FailAtEof(Bytes);
 
-impl std::io::Read for FailAtEof {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+impl Read for FailAtEof {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.0.is_empty() && !buffer.is_empty() {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let count = buffer.len().min(self.0.len());
         buffer[..count].copy_from_slice(&self.0.split_to(count));
@@ -158,20 +159,35 @@ impl std::io::Read for FailAtEof {
     }
 }
 
+/// Reader of a page header, or of the footer. A page header is checked when it is first read. The Parquet reader also asks
+/// for a reader at the values of a page whose header it has already read, and reads nothing from it.
+pub(super) struct HeaderReader {
+    bytes: FailAtEof,
+    /// Bytes of the column before compression, until the header is checked; `None` for the footer.
+    unchecked: Option<u64>,
+}
+
+impl Read for HeaderReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(plain_bytes) = self.unchecked.take() {
+            pages::check_header(FailAtEof(self.bytes.0.clone()), plain_bytes).map_err(io::Error::other)?;
+        }
+        self.bytes.read(buffer)
+    }
+}
+
 impl ChunkReader for RangeFile {
-    type T = FailAtEof;
+    type T = HeaderReader;
 
     /// Returns a reader of the page header at `start`, or of the footer.
     fn get_read(&self, start: u64) -> Result<Self::T> {
         if start > self.0.bytes {
             return Err(ParquetError::EOF(format!("it refers to byte {start} of {}", self.0.bytes)));
         }
-        let limit = self.column_at(start).map_or(self.0.bytes, |column| column.end.min(self.0.bytes));
-        let bytes = self.read(start, limit.min(start.saturating_add(HEADER_BYTES)))?;
-        if let Some(column) = self.column_at(start) {
-            pages::check_header(FailAtEof(bytes.clone()), column.plain_bytes)?;
-        }
-        Ok(FailAtEof(bytes))
+        let column = self.column_at(start);
+        let limit = column.map_or(self.0.bytes, |column| column.end.min(self.0.bytes));
+        let bytes = FailAtEof(self.read(start, limit.min(start.saturating_add(HEADER_BYTES)))?);
+        Ok(HeaderReader { bytes, unchecked: column.map(|column| column.plain_bytes) })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
