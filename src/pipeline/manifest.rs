@@ -414,6 +414,8 @@ impl Manifest {
             self.file.predictions.insert(output, record);
         }
         self.file.stages.extend(self.proposed.drain(..).map(|(_, name, record)| (name, record)));
+        // What is recorded now is of this start, and nothing of it will be discarded.
+        self.from = None;
         self.save()
     }
 

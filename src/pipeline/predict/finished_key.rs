@@ -24,7 +24,9 @@ pub(super) async fn of(
         Some(encoder) => encoder.stage_keys(&ctx.config),
         None => StageKeys::new(),
     };
-    let PredictConfig { top_k, checkpoint, file_names, correction, output, blend, captions, truth, .. } = settings;
+    let PredictConfig { top_k, checkpoint, file_names, correction, blend, captions, truth, .. } = settings;
+    // The command line may name another file than the settings.
+    let output = ctx.config.output();
     keys.insert(
         "predict".to_owned(),
         format!("{top_k} {checkpoint:?} {file_names} {correction} {output} {}", input.prepared.own),

@@ -186,13 +186,17 @@ fn total_stages(processes: &[ProcessReport]) -> Vec<StageReport> {
         .collect()
 }
 
+/// Returns the report of the longest work on a stage.
+fn longest_of<'a>(stages: &[&'a StageReport]) -> Option<&'a StageReport> {
+    stages.iter().copied().max_by(|one, other| one.seconds.total_cmp(&other.seconds))
+}
+
 /// Adds up the work of several processes on one stage.
 fn total_stage(all: &[&StageReport]) -> Option<StageReport> {
     let worked: Vec<&StageReport> = all.iter().copied().filter(|stage| stage.done > 0).collect();
-    let (Some(longest), false) =
-        (worked.iter().max_by(|one, other| one.seconds.total_cmp(&other.seconds)), worked.len() < 2)
-    else {
-        return worked.first().or(all.last()).map(|stage| (*stage).clone());
+    let (Some(longest), false) = (longest_of(&worked), worked.len() < 2) else {
+        // If only a killed process worked, and before its first status, the process that finished the stage took longest.
+        return worked.first().copied().or_else(|| longest_of(all)).cloned();
     };
     let seconds: f64 = worked.iter().map(|stage| stage.seconds).sum();
     let mean = |values: &mut dyn Iterator<Item = (f64, f64)>| {
@@ -222,7 +226,7 @@ fn total_stage(all: &[&StageReport]) -> Option<StageReport> {
         per_second: mean(&mut worked.iter().map(|stage| (stage.per_second, stage.seconds))).unwrap_or(0.0),
         device_waited: mean(&mut worked.iter().filter_map(|stage| Some((stage.device_waited?, stage.seconds)))),
         parts: longest.parts.iter().map(part).collect(),
-        ..(*longest).clone()
+        ..longest.clone()
     })
 }
 
@@ -264,6 +268,16 @@ mod tests {
         assert_eq!((report.processes.len(), report.peak_memory_bytes), (3, Some(2)));
         assert!((report.seconds - 91.0).abs() < 1e-9, "{}", report.seconds);
         assert_eq!(report.started, "2026-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn time_of_a_stage_without_counted_work_is_the_longest() {
+        let mut report = Report::default();
+        // It finished what a killed process had read before its first status.
+        report.add_process(process("2026-01-01T00:00:00Z", &[("images", 0, 10.0)]));
+        report.add_process(process("2026-01-01T00:00:30Z", &[("images", 0, 0.001)]));
+        let seconds: Vec<f64> = report.stages.iter().map(|stage| stage.seconds).collect();
+        assert_eq!(seconds, [10.0]);
     }
 
     #[test]

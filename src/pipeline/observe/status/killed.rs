@@ -15,6 +15,10 @@ pub(crate) fn report_killed_process(directory: &Directory) -> Result<(), Pipelin
     let Some(content) = directory.read(FILE)? else { return Ok(()) };
     // A status of another version says nothing about its process.
     let Ok(status) = serde_json::from_slice::<Status>(&content) else { return Ok(()) };
+    if status.state == State::Done {
+        // It wrote its report. If that is gone, `--from` removed it.
+        return Ok(());
+    }
     let process = ProcessReport::from(&status);
     let mut found = Report::load(directory, &status.report)?;
     // The only process of a report of an earlier version is the one that wrote the status.
@@ -96,5 +100,15 @@ mod tests {
             assert_eq!((found.processes.len(), found.stages[0].done, found.seconds), (1, 5, 5.0));
             assert_eq!(found.processes[0].outcome, Outcome::Killed);
         }
+    }
+
+    #[test]
+    fn removed_report_of_a_finished_process_stays_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory: Directory = LocalDirectory::create(dir.path()).unwrap().into();
+        let status = Status { state: State::Done, report: "other.report.json".to_owned(), ..Status::default() };
+        directory.write(FILE, &serde_json::to_vec(&status).unwrap()).unwrap();
+        report_killed_process(&directory).unwrap();
+        assert_eq!(directory.read("other.report.json").unwrap(), None);
     }
 }
