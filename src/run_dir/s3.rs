@@ -84,9 +84,16 @@ fn block_on<T: Send + 'static>(
     // `block_in_place` moves the other tasks of a stage's thread elsewhere.
     let received = if in_stage { tokio::task::block_in_place(answer) } else { answer() };
     drop(task);
-    received.unwrap_or_else(|_| {
+    let received = received.unwrap_or_else(|_| {
         let source = std::io::Error::other("an internal error ended the request");
         Err(StoreError::io("the run directory", "reached", source))
+    });
+    received.map_err(|error| match error {
+        // A run directory is no input: its name is wrong, not its content.
+        StoreError::NoBucket { url, answer } => {
+            StoreError::BadUrl { url, reason: format!("its bucket does not exist{answer}") }
+        }
+        other => other,
     })
 }
 

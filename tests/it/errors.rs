@@ -248,7 +248,7 @@ fn prediction_inputs_are_checked_before_the_run() {
 }
 
 #[test]
-fn parent_paths_work_and_directories_are_refused() {
+fn parent_paths_work_and_folders_without_images_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let climbing = "data/../data/image_data_train/../image_data_train/image_pixels/*.csv.gz";
     let text = format!(
@@ -258,9 +258,22 @@ fn parent_paths_work_and_directories_are_refused() {
     );
     let out = run(&["run", "--config", &write(dir.path(), &text)]);
     assert!(out.status.success(), "{}", stderr_of(&out));
-    let (code, stderr_of) = fails(dir.path(), &text.replace(climbing, "data"));
-    assert_eq!(code, 2);
-    assert!(stderr_of.contains("it is a directory"), "{stderr_of}");
+    // A folder is a folder of image files or of shards: another input than the files that the run was made from.
+    let (code, stderr_of) = fails(dir.path(), &text.replace(climbing, "data/image_data_test"));
+    assert_eq!(code, 2, "{stderr_of}");
+    assert!(stderr_of.contains("images.shards (files)"), "{stderr_of}");
+    let shards = corpus().join(climbing).display().to_string();
+    let folder = dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let name = format!("`{}/`", folder.display());
+    let text = text.replace(&shards, folder.to_str().unwrap()).replace("/run'", "/other'");
+    let (code, stderr_of) = fails(dir.path(), &text);
+    assert_eq!(code, 3, "{stderr_of}");
+    assert!(stderr_of.contains(&format!("{name} matches no file")), "{stderr_of}");
+    std::fs::write(folder.join("notes.txt"), "no image").unwrap();
+    let (code, stderr_of) = fails(dir.path(), &text.replace("[images]", "[images]\nformat = 'folder'"));
+    assert_eq!(code, 3, "{stderr_of}");
+    assert!(stderr_of.contains(&format!("{name} holds no image file")), "{stderr_of}");
 }
 
 #[test]

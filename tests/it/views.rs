@@ -1,10 +1,10 @@
 //! Random crops (views) of the training images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use arrow::array::AsArray as _;
-use arrow::datatypes::UInt8Type;
+use arrow::array::{AsArray as _, RecordBatch};
+use arrow::datatypes::{UInt8Type, UInt32Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::support::{artefacts, corpus, differences, pipeline, program, run, stderr_of, write};
@@ -14,17 +14,42 @@ fn with_views(run_dir: &Path) -> String {
     pipeline(run_dir, &[("[train]", "[train]\nviews = 3"), ("epochs = 12", "epochs = 4")])
 }
 
-/// Returns the views of each image in the feature chunks, with their features.
+/// Reads a table of a run.
+fn read(path: &Path) -> impl Iterator<Item = RecordBatch> {
+    let file = std::fs::File::open(path).unwrap();
+    ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().map(Result::unwrap)
+}
+
+/// Returns the images that an earlier shard has: chunk and number of the image.
+fn duplicates(run_dir: &Path) -> BTreeSet<(String, u32)> {
+    let mut found = BTreeSet::new();
+    for batch in read(&run_dir.join("duplicates.parquet")) {
+        let chunks = batch.column_by_name("chunk").unwrap().as_string::<i32>();
+        let images = batch.column_by_name("image").unwrap().as_primitive::<UInt32Type>();
+        found.extend((0..batch.num_rows()).map(|row| (chunks.value(row).to_owned(), images.value(row))));
+    }
+    found
+}
+
+/// Returns the views of each image in the feature chunks, with their features. Leaves out the duplicates.
 fn features(run_dir: &Path) -> BTreeMap<String, Vec<(u8, Vec<u8>)>> {
+    let duplicates = duplicates(run_dir);
+    assert!(!duplicates.is_empty(), "no URL of the corpus is in two shards");
     let mut found: BTreeMap<String, Vec<(u8, Vec<u8>)>> = BTreeMap::new();
     for entry in std::fs::read_dir(run_dir.join("features")).unwrap() {
-        let file = std::fs::File::open(entry.unwrap().path()).unwrap();
-        for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
-            let batch = batch.unwrap();
+        let entry = entry.unwrap();
+        let chunk = entry.file_name().into_string().unwrap();
+        let mut images = 0;
+        for batch in read(&entry.path()) {
             let urls = batch.column_by_name("image_url").unwrap().as_string::<i32>();
             let views = batch.column_by_name("view").unwrap().as_primitive::<UInt8Type>();
             let features = batch.column_by_name("feature").unwrap().as_fixed_size_binary();
             for row in 0..batch.num_rows() {
+                // The first view of an image, or the whole image, begins the next image.
+                images += u32::from(views.value(row) <= 1);
+                if duplicates.contains(&(chunk.clone(), images - 1)) {
+                    continue;
+                }
                 let feature = features.value(row).to_vec();
                 found.entry(urls.value(row).to_owned()).or_default().push((views.value(row), feature));
             }

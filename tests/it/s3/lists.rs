@@ -54,7 +54,7 @@ fn unreachable_stores_fail_fast_in_one_sentence() {
     let (code, text, took) = fails(&server, &images(TEST_IMAGES, run), "", &[("AWS_SECRET_ACCESS_KEY", "wrong")]);
     assert_eq!(code, 4, "{text}");
     assert!(
-        text.contains("access to `s3://runs/run/lock` was refused: check the credentials") && took < soon,
+        text.contains("access to `s3://runs/run/run.toml` was refused: check the credentials") && took < soon,
         "{text}"
     );
     assert!(text.contains(&format!("(`{}` answers 403", server.endpoint())), "{text}");
@@ -66,7 +66,7 @@ fn unreachable_stores_fail_fast_in_one_sentence() {
 
     let (code, text, _) = fails(&server, &images(TEST_IMAGES, "s3://no-such-bucket/run"), "", &[]);
     assert_eq!(code, 4, "{text}");
-    assert!(text.contains("`s3://no-such-bucket/run/lock` cannot be used: its bucket does not exist"), "{text}");
+    assert!(text.contains("`s3://no-such-bucket/run` cannot be used: its bucket does not exist"), "{text}");
 
     let (code, text, _) = fails(&server, &images("s3://corpus/data/none-*.csv", run), "", &[]);
     assert_eq!(code, 3, "{text}");
@@ -95,7 +95,10 @@ fn retry_budget_bounds_refusals_and_silence() {
             let text = images(TEST_IMAGES, "s3://runs/run");
             let (code, text, took) = fails(&server, &text, "retry_budget = '18 s'", &[]);
             assert_eq!(code, 4, "{text}");
-            assert!(text.contains("`s3://runs/run/lock` cannot be read") && text.contains("gave up after"), "{text}");
+            assert!(
+                text.contains("`s3://runs/run/run.toml` cannot be read") && text.contains("gave up after"),
+                "{text}"
+            );
             assert!(text.contains("the same command resumes"), "{text}");
             assert!((Duration::from_secs(18)..Duration::from_secs(40)).contains(&took), "{took:?}");
         });
