@@ -149,12 +149,22 @@ pub(crate) fn require_run_directory(directory: &Directory) -> Result<(), Pipelin
 
 /// Reads `run.toml`; the default in a new or empty directory.
 fn read_run_file(directory: &Directory) -> Result<RunFile, PipelineError> {
-    if let Some(mut file) = RunFile::read(directory)? {
-        file.infer_predictions();
+    let read = || {
+        let file = RunFile::read(directory)?;
+        Ok::<_, PipelineError>(file.map(|mut file| {
+            file.infer_predictions();
+            file
+        }))
+    };
+    if let Some(file) = read()? {
         return Ok(file);
     }
     let foreign = directory.list("")?.into_iter().find(|name| !OWN_NAMES.contains(&name.as_str()));
     let Some(foreign) = foreign else { return Ok(RunFile::default()) };
+    // Another part may have set the run up between the two looks.
+    if let Some(file) = read()? {
+        return Ok(file);
+    }
     let dir = directory.display("");
     Err(refuse_key("run.dir", format!("`{dir}` holds `{foreign}` and is no run directory; name a new or empty one")))
 }
