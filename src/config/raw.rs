@@ -12,7 +12,7 @@ use crate::types::{
     Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
 };
 
-/// Whether a value is the default. Such keys are left out of files, so that new keys do not change old fingerprints.
+/// Returns whether a value is the default. Such keys are left out of files, so that new keys do not change old fingerprints.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

@@ -34,7 +34,7 @@ pub struct RunConfig {
     machine_source: RawMachine,
     /// File of the ranked captions, where it is not `predict.output`.
     output: Option<String>,
-    /// Whether the command line asks for another ranking than the file does.
+    /// True if the command line asks for another ranking than the file does.
     ad_hoc: bool,
 }
 

@@ -62,7 +62,7 @@ pub(super) fn check_stages(pipeline: &RawPipeline, problems: &mut Problems) {
 /// Keys whose values may be names of lists.
 const LISTS: [&str; 3] = ["pairs.shards", "images.shards", "predict.images"];
 
-/// Whether a shell would have replaced the beginning of a path. The program does not, so a folder named `~` would appear.
+/// Returns whether a shell would have replaced the beginning of a path. The program does not, so a folder named `~` would appear.
 fn is_unexpanded(path: &str) -> bool {
     path == "~" || path.starts_with("~/") || path.starts_with('$') && path.contains('/')
 }

@@ -45,7 +45,7 @@ impl CaptionQueue {
         self.rows.push_back(row);
     }
 
-    /// Whether all pairs were handed out.
+    /// Returns whether all pairs were handed out.
     pub fn is_empty(&self) -> bool {
         self.rows.front().is_none_or(|row| self.rows.len() == 1 && self.taken >= row.captions.len().max(1))
     }

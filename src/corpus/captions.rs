@@ -16,7 +16,7 @@ use crate::corpus::rows::RowSplitter;
 const COLUMN_NAMES: [&str; 9] =
     ["text", "texts", "title", "label", "labels", "class", "name", "description", "sentence"];
 
-/// Whether a first line is a header: one of [`COLUMN_NAMES`], or a word with `caption`, such as the published
+/// Returns whether a first line is a header: one of [`COLUMN_NAMES`], or a word with `caption`, such as the published
 /// `caption_title_and_reference_description`.
 fn is_column_name(line: &str) -> bool {
     let is_word = !line.contains(|c: char| !c.is_ascii_alphanumeric() && !"_-.".contains(c));

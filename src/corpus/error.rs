@@ -70,7 +70,7 @@ pub enum CorpusError {
         file: String,
         /// Name of the format, with its article.
         format: &'static str,
-        /// What is wrong and what to do.
+        /// Problem, and what to do about it.
         detail: String,
     },
     /// The header names a required column twice.

@@ -18,7 +18,7 @@ fn split_extension(path: &str) -> Option<(&str, &str)> {
     (!stem.is_empty() && !stem.starts_with('.')).then_some((stem, extension))
 }
 
-/// Whether a path names an image file.
+/// Returns whether a path names an image file.
 pub fn is_image(path: &str) -> bool {
     split_extension(path)
         .is_some_and(|(_, extension)| IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
@@ -37,7 +37,7 @@ pub fn class_of(image: &str) -> Option<&str> {
     Some(split_folder(folder).1)
 }
 
-/// Whether a path names a file of captions for the images in its folder and below.
+/// Returns whether a path names a file of captions for the images in its folder and below.
 pub fn is_metadata(path: &str) -> bool {
     METADATA_NAMES.contains(&split_folder(path).1)
 }

@@ -41,7 +41,7 @@ struct Pick<'p, 'o, 'a> {
     /// Column and the rest of its path.
     paths: &'p [(usize, &'p [String])],
     picked: &'o mut Vec<Values<'a>>,
-    /// Whether the value is the whole text, which must be an object.
+    /// True if the value is the whole text, which must be an object.
     top: bool,
 }
 

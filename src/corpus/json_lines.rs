@@ -25,7 +25,7 @@ pub(super) struct Choice {
     pub(super) names: Vec<String>,
     is_set: bool,
     pub(super) columns: JsonColumns,
-    /// Whether an object had the column.
+    /// True if an object had the column.
     found: bool,
     /// Objects read before.
     objects: u64,
@@ -234,7 +234,7 @@ impl JsonCaptions {
         Ok((url.unwrap_or_default(), join_captions(owned(captions), owned(language))))
     }
 
-    /// Whether the configuration names the column of the URL.
+    /// Returns whether the configuration names the column of the URL.
     pub(super) fn url_is_set(&self) -> bool {
         self.url.is_set
     }

@@ -29,11 +29,11 @@ pub(super) struct Lines {
     start: usize,
     /// Bytes before this one hold no line end.
     scanned: usize,
-    /// Whether the rest of an oversized line is being dropped.
+    /// True if the rest of an oversized line is being dropped.
     dropping: bool,
     finished: bool,
     next_number: u64,
-    /// Whether the line returned last was dropped. How much of it was read depends on the blocks.
+    /// True if the line returned last was dropped. How much of it was read depends on the blocks.
     last_dropped: bool,
 }
 

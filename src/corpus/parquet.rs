@@ -76,9 +76,9 @@ pub struct Columns {
 pub struct ImageLeaves {
     /// The URL, if the file has one, and then the image.
     pub columns: Columns,
-    /// Whether the first column is the URL.
+    /// True if the first column is the URL.
     pub has_url: bool,
-    /// Whether the images are in base64: the column has the type of text.
+    /// True if the images are in base64: the column has the type of text.
     pub is_base64: bool,
 }
 
@@ -87,7 +87,7 @@ pub struct ImageLeaves {
 pub struct PairLeaves {
     /// The URL if the file has one, the caption, and the language if the file has one.
     pub columns: Columns,
-    /// Whether the first column is the URL.
+    /// True if the first column is the URL.
     pub has_url: bool,
 }
 

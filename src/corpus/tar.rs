@@ -64,9 +64,9 @@ pub(super) struct TarMembers {
     member_offset: Option<u64>,
     long_name: Option<Vec<u8>>,
     extensions: Option<Vec<u8>>,
-    /// Whether a block of zeros was read, which ends an archive. Another archive may follow.
+    /// True if a block of zeros was read, which ends an archive. Another archive may follow.
     ended: bool,
-    /// Whether anything else followed, which means nothing.
+    /// True if anything else followed, which means nothing.
     closed: bool,
 }
 

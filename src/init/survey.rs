@@ -25,7 +25,7 @@ pub(super) struct Group {
     pub(super) first: String,
     pub(super) files: u64,
     pub(super) bytes: u64,
-    /// Whether the path says that it is for a test.
+    /// True if the path says that it is for a test.
     pub(super) is_test: bool,
     /// Size of `first`.
     first_bytes: u64,

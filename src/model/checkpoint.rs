@@ -265,7 +265,7 @@ impl Checkpoint {
         self.mask.as_ref().and_then(|name| self.weights.tensors().get(name))
     }
 
-    /// Whether the gate and up projections of a gated MLP are two tensors.
+    /// Returns whether the gate and up projections of a gated MLP are two tensors.
     pub(super) fn split_gate(&self) -> bool {
         self.split_gate
     }

@@ -58,7 +58,7 @@ pub struct BackboneConfig {
     pub(super) patch_px: u32,
     /// Shape of the tensor `embeddings.mask_token`, if transformers expects it.
     pub(super) mask_token: Option<Vec<usize>>,
-    /// Whether the file describes a vision tower without a text tower.
+    /// True if the file describes a vision tower without a text tower.
     pub(super) tower_only: bool,
     pub(super) body: Body,
 }

@@ -86,17 +86,17 @@ impl Family {
         format!("{others} and {last}")
     }
 
-    /// Whether the family's full checkpoints pair the backbone with a text tower.
+    /// Returns whether the family's full checkpoints pair the backbone with a text tower.
     pub fn is_paired(self) -> bool {
         self == Self::Siglip || self.is_clip()
     }
 
-    /// Whether the backbone is the vision tower of CLIP.
+    /// Returns whether the backbone is the vision tower of CLIP.
     pub(super) fn is_clip(self) -> bool {
         matches!(self, Self::Clip | Self::MetaClip2 | Self::AltClip)
     }
 
-    /// Whether tokens attend within windows, and stages merge tokens.
+    /// Returns whether tokens attend within windows, and stages merge tokens.
     pub(super) fn is_windowed(self) -> bool {
         matches!(self, Self::Swin | Self::Swinv2)
     }

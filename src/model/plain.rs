@@ -257,7 +257,7 @@ pub(super) struct BlockConfig {
     pub(super) activation: Activation,
     pub(super) biases: Biases,
     pub(super) layer_scale: bool,
-    /// Whether the gate and up projections of a gated MLP are two tensors.
+    /// True if the gate and up projections of a gated MLP are two tensors.
     pub(super) split_gate: bool,
 }
 

@@ -65,7 +65,7 @@ struct WindowBlock<B: Backend> {
 struct Merging<B: Backend> {
     norm: Norm<B>,
     reduction: Linear<B>,
-    /// Whether the norm comes after the reduction: Swin v2.
+    /// True if the norm comes after the reduction: Swin v2.
     norm_last: bool,
 }
 

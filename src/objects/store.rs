@@ -122,7 +122,7 @@ impl Store {
         folder::list(&self.clients, folders).await
     }
 
-    /// Whether a name is that of a folder: it ends in `/`, or is a local directory.
+    /// Returns whether a name is that of a folder: it ends in `/`, or is a local directory.
     pub fn is_folder(name: &str) -> bool {
         let path = name.strip_prefix("file://").unwrap_or(name);
         client::redact(name).ends_with('/') || (!Self::is_remote(name) && std::path::Path::new(path).is_dir())

@@ -45,7 +45,7 @@ pub(crate) struct RunFile {
 /// A file of ranked captions.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PredictionRecord {
-    /// Whether it is the submission of the run, whose scores are in `report.json`.
+    /// True if it is the submission of the run, whose scores are in `report.json`.
     pub(crate) own: bool,
     /// List of captions that were ranked, as its size and a hash; absent if the classes of the run were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,7 +84,7 @@ pub(crate) struct Manifest {
     file: RunFile,
     /// First stage whose artefacts are discarded, if any.
     from: Option<Stage>,
-    /// Whether other processes may work on parts of this run with the recorded settings.
+    /// True if other processes may work on parts of this run with the recorded settings.
     shared: bool,
     /// Stages of this start with their names and new records, upstream first.
     proposed: Vec<(Stage, String, StageRecord)>,
@@ -311,7 +311,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Whether the directory records all proposed stages, and the proposed prediction, as they are.
+    /// Returns whether the directory records all proposed stages, and the proposed prediction, as they are.
     fn is_recorded(&self) -> bool {
         let predictions = &self.file.predictions;
         self.proposed
@@ -333,7 +333,7 @@ impl Manifest {
         }
     }
 
-    /// Whether a recorded stage has made anything that another configuration could be mixed with.
+    /// Returns whether a recorded stage has made anything that another configuration could be mixed with.
     fn has_made(&self, name: &str, stage: Stage) -> Result<bool, PipelineError> {
         let holds = |folder: &str| self.directory.list(folder).map(|names| !names.is_empty());
         Ok(match stage {

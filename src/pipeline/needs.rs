@@ -28,7 +28,7 @@ pub(crate) struct ClassNeeds<'a> {
     pub(crate) host: Option<HostMemory>,
     /// The text encoder of a text head.
     pub(crate) encoder: Option<&'a Encoder>,
-    /// Whether prediction ranks the classes themselves.
+    /// True if prediction ranks the classes themselves.
     pub(crate) ranks_classes: bool,
 }
 

@@ -126,9 +126,9 @@ struct RankInput<'a> {
     top_k: usize,
     /// Stem of the prediction's files.
     stem: &'a str,
-    /// Whether the ranking is the submission of the run.
+    /// True if the ranking is the submission of the run.
     own: bool,
-    /// Whether `predict.truth` has any of the ranked captions.
+    /// True if `predict.truth` has any of the ranked captions.
     has_truth: bool,
 }
 
@@ -183,7 +183,7 @@ struct Prediction<'a> {
     generation: String,
     test_set: TestSet,
     device: &'a Arc<DeviceWorker>,
-    /// Whether the ranking is the submission of the run.
+    /// True if the ranking is the submission of the run.
     own: bool,
 }
 

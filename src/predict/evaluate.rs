@@ -299,7 +299,7 @@ const LANGUAGE_COLUMN: &str = "language";
 /// A file that was read.
 struct ReadFile {
     rows: u64,
-    /// Whether the header has the column [`LANGUAGE_COLUMN`].
+    /// True if the header has the column [`LANGUAGE_COLUMN`].
     names_language: bool,
 }
 

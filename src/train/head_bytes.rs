@@ -18,7 +18,7 @@ pub struct HeadSize {
     pub heads: u64,
     /// Rows of a micro-batch.
     pub batch_rows: u64,
-    /// Whether the heads are validated.
+    /// True if the heads are validated.
     pub validates: bool,
 }
 

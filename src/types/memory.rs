@@ -7,7 +7,7 @@ use std::fmt;
 pub struct AvailableMemory {
     /// Number of bytes.
     pub bytes: u64,
-    /// Whether a control group (a container, a Slurm job) sets the limit; otherwise it is the memory of the machine.
+    /// True if a control group (a container, a Slurm job) sets the limit; otherwise it is the memory of the machine.
     pub in_container: bool,
 }
 

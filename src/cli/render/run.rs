@@ -146,7 +146,7 @@ fn time(table: &mut Table, report: &Report, wall: Duration) {
         processes => format!("; {} in {processes} processes", duration(report.seconds)),
     };
     table.row("Time", format!("{wall}{complete}{all}{memory}"));
-    // Of two stages that work side by side, the one that knows what slowed it down says more.
+    // Stages may work side by side; a stage with a known bottleneck comes first.
     let worked = report.stages.iter().filter(|stage| stage.done > 0);
     let slowest = worked.max_by(|one, other| {
         one.bottleneck.is_some().cmp(&other.bottleneck.is_some()).then(one.seconds.total_cmp(&other.seconds))

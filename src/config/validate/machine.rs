@@ -57,7 +57,7 @@ impl Default for MachineConfig {
 pub struct LimitsConfig {
     /// Bytes in flight between stages.
     pub memory: Bytes,
-    /// Whether `memory` was derived (`"auto"`).
+    /// True if `memory` was derived (`"auto"`).
     pub memory_is_auto: bool,
     /// Memory that the process may use, if known.
     pub available: Option<AvailableMemory>,

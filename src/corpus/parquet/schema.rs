@@ -25,7 +25,7 @@ pub(super) struct Schema {
     leaves: Vec<Leaf>,
 }
 
-/// Whether a group is a list of the usual three levels.
+/// Returns whether a group is a list of the usual three levels.
 fn is_list(group: &Type) -> bool {
     let info = group.get_basic_info();
     let annotated =

@@ -66,17 +66,17 @@ pub(in crate::model) struct PlainConfig {
     pub(in crate::model) heads: usize,
     pub(in crate::model) feed_forward: FeedForward,
     pub(in crate::model) biases: Biases,
-    /// Whether the first token is a CLS token.
+    /// True if the first token is a CLS token.
     pub(in crate::model) cls: bool,
-    /// Whether a distillation token follows the CLS token.
+    /// True if a distillation token follows the CLS token.
     pub(in crate::model) distillation: bool,
     /// Register tokens between these tokens and the patches.
     pub(in crate::model) registers: usize,
     pub(in crate::model) positions: Positions,
     pub(in crate::model) relative: Option<RelativeBias>,
-    /// Whether a norm precedes the first block.
+    /// True if a norm precedes the first block.
     pub(in crate::model) first_norm: bool,
-    /// Whether blocks scale their updates by channel (`LayerScale`).
+    /// True if blocks scale their updates by channel (`LayerScale`).
     pub(in crate::model) layer_scale: bool,
     pub(in crate::model) final_norm: FinalNorm,
     pub(in crate::model) head: Option<ProjectionHead>,

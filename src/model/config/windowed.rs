@@ -27,11 +27,11 @@ pub(in crate::model) struct WindowedConfig {
     /// Inner width of the MLP, as a multiple of a token's width.
     pub(in crate::model) mlp_ratio: f64,
     pub(in crate::model) qkv_bias: bool,
-    /// Whether a table of positions is added to the embedding.
+    /// True if a table of positions is added to the embedding.
     pub(in crate::model) absolute_positions: bool,
     /// Patches along one side at the native image size.
     pub(in crate::model) native_grid: usize,
-    /// Whether the blocks are those of Swin v2.
+    /// True if the blocks are those of Swin v2.
     pub(in crate::model) v2: bool,
 }
 

@@ -55,7 +55,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawKey<T> {
 }
 
 impl RawKey<bool> {
-    /// Whether a step is on.
+    /// Returns whether a step is on.
     pub(super) fn is_on(self, default: bool) -> bool {
         match self {
             Self::Absent => default,

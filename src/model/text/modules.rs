@@ -52,7 +52,7 @@ pub(super) struct Modules {
     pub(super) lower_case: bool,
     /// Lower-casing by the tokenizer class of BERT, which replaces that of `tokenizer.json`; `None` for other classes.
     pub(super) bert_lower_case: Option<bool>,
-    /// Whether the pooling includes the tokens of the prefix.
+    /// True if the pooling includes the tokens of the prefix.
     pub(super) include_prompt: bool,
     /// Prompts by name.
     pub(super) prompts: BTreeMap<String, String>,

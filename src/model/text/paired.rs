@@ -80,7 +80,7 @@ pub(super) struct PairedConfig {
     /// Width of an embedding.
     pub(super) dim: usize,
     pub(super) pooled: PooledToken,
-    /// Whether tokens attend to earlier tokens alone.
+    /// True if tokens attend to earlier tokens alone.
     pub(super) causal: bool,
     /// Width of the first of two projections of an encoder of BERT's form (`AltCLIP`); `None` for a tower of CLIP's form.
     pub(super) transformed: Option<usize>,

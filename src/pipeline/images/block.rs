@@ -38,7 +38,7 @@ pub(super) struct Block {
     pub(super) row_numbers: Vec<u64>,
     /// Concatenated images to decode.
     pub(super) encoded: Vec<u8>,
-    /// Whether the images are in base64, rather than bytes of image files. All images of a shard are the same.
+    /// True if the images are in base64, rather than bytes of image files. All images of a shard are the same.
     pub(super) is_base64: bool,
     /// Range of each row in `encoded`. Dropped rows leave gaps.
     pub(super) spans: Vec<Range<usize>>,

@@ -136,7 +136,7 @@ pub(super) struct MetadataPairs {
 struct OpenMetadata {
     folder: String,
     rows: PairReader,
-    /// Whether all bytes were read.
+    /// True if all bytes were read.
     ended: bool,
 }
 

@@ -181,7 +181,7 @@ fn plain_name(url: &str) -> String {
     plain.to_owned()
 }
 
-/// Whether a name has an extension, in any case.
+/// Returns whether a name has an extension, in any case.
 fn has_extension(name: &str, wanted: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
 }

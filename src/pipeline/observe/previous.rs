@@ -29,7 +29,7 @@ pub(crate) fn explain_kill(previous: &Status, now: &Resources) -> Option<String>
     ))
 }
 
-/// Whether the kernel has ended a process of this control group since the last status, which came from the same group.
+/// Returns whether the kernel has ended a process of this control group since the last status, which came from the same group.
 fn is_counted(previous: &Status, now: &Resources) -> bool {
     let (Some(before), Some(after)) = (&previous.container, now.oom_kills) else { return false };
     previous.process.shares_pid_namespace()
@@ -38,7 +38,7 @@ fn is_counted(previous: &Status, now: &Resources) -> bool {
 }
 
 impl Status {
-    /// Whether the process used nearly all the memory that it may use.
+    /// Returns whether the process used nearly all the memory that it may use.
     pub fn is_short_of_memory(&self) -> bool {
         self.memory_share().is_some_and(|(used, limit)| used as f64 >= SUSPICIOUS_SHARE * limit as f64)
     }

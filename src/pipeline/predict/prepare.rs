@@ -25,7 +25,7 @@ pub(crate) struct PreparedPrediction {
     pub(crate) test_set: TestSet,
     /// List that a projection head ranks; `None` if the classes of the run are ranked.
     pub(super) candidates: Option<Candidates>,
-    /// Whether the ranking is the submission of the run, rather than ad hoc.
+    /// True if the ranking is the submission of the run, rather than ad hoc.
     pub(crate) own: bool,
 }
 

@@ -27,7 +27,7 @@ const FILE: &str = "held-out.features";
 
 /// Collector of held-out images.
 pub(crate) trait HeldOutRows {
-    /// Whether the features of a held-out row are kept. Called once for each held-out row, in order.
+    /// Returns whether the features of a held-out row are kept. Called once for each held-out row, in order.
     fn wants(&mut self, chunk: usize, row: usize) -> bool;
 
     /// Adds the rows of a chunk that were wanted, with their features.

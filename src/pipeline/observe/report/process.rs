@@ -91,12 +91,12 @@ impl ProcessReport {
         }
     }
 
-    /// Whether both are reports of one process.
+    /// Returns whether both are reports of one process.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         (&self.process, &self.started) == (&other.process, &other.started)
     }
 
-    /// Whether it did any work.
+    /// Returns whether it did any work.
     pub fn worked(&self) -> bool {
         self.stages.iter().any(|stage| stage.done > 0)
     }

@@ -26,7 +26,7 @@ pub struct StageReport {
     /// Times of the stage's parts.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<PartReport>,
-    /// Whether a later process has discarded the results, so that the totals leave them out.
+    /// True if a later process has discarded the results, so that the totals leave them out.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub discarded: bool,
 }

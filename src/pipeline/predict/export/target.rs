@@ -38,7 +38,7 @@ struct Record {
 pub(super) struct ExportTarget {
     out: PathBuf,
     run_dir: String,
-    /// Whether the directory was created for this export.
+    /// True if the directory was created for this export.
     created: bool,
 }
 
