@@ -6,13 +6,11 @@
 //! searches the headers, compiles a kernel that includes them with NVRTC and loads it on each GPU. It returns a list of
 //! GPUs, or one message that names everything that is missing.
 //!
-//! [`HostMemory`] is the memory that this process may use on the host.
 //!
 //! [`select_device`] selects a device from that result. [`configure_kernel_cache`] sets where compiled kernels and
 //! autotuning results are stored.
 
 mod headers;
-mod host_memory;
 mod kernel_cache;
 pub mod probe;
 mod toolkit;
@@ -28,7 +26,6 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _};
 use serde::Serialize;
 
 use crate::types::DeviceKind;
-pub use host_memory::{HostMemory, MemoryOrigin};
 pub use probe::{CudaStatus, GpuInfo};
 
 /// Hidden command that runs the CUDA probe.

@@ -9,6 +9,7 @@ mod buffer_pool;
 mod byte_budget;
 mod cpu_pool;
 mod device_thread;
+mod host_memory;
 mod resources;
 mod shutdown;
 
@@ -16,6 +17,7 @@ pub use buffer_pool::{BufferPool, PooledBuffer};
 pub use byte_budget::{ByteBudget, BytePermit};
 pub use cpu_pool::{CpuPool, JobPanicked, NoThreads};
 pub use device_thread::{DeviceGone, DeviceThread};
+pub use host_memory::{HostMemory, MemoryOrigin};
 pub use resources::{Resources, usable_cores};
 pub use shutdown::{Shutdown, Signal};
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::catalog::ImageFilter;
 use crate::chunk::journal::Layout;
 use crate::config::{ConfigError, HeadConfig};
-use crate::device::HostMemory;
 use crate::pipeline::captions;
 use crate::pipeline::catalog::{self, Catalog, CatalogInput, StoredClasses};
 use crate::pipeline::context::RunContext;
@@ -22,6 +21,7 @@ use crate::pipeline::predict::{self, PredictInput, PreparedPrediction};
 use crate::pipeline::records::Records;
 use crate::pipeline::resolve::{ResolvedModel, require_captions};
 use crate::pipeline::train::{self, TrainInput};
+use crate::runtime::HostMemory;
 use crate::types::Part;
 
 /// Context shared by the stages of one execution.

@@ -4,11 +4,12 @@
 use bytesize::ByteSize;
 
 use crate::config::{HeadConfig, Problem, RunConfig, Stage, TrainConfig};
-use crate::device::{HostMemory, SelectedDevice};
+use crate::device::SelectedDevice;
 use crate::pipeline::captions::{Encoder, ranking_problem, vector_space_problem};
 use crate::pipeline::device::training_options;
 use crate::pipeline::resolve::FeatureShape;
 use crate::pipeline::train::{head_size, remote_disk_problem, window_problem};
+use crate::runtime::HostMemory;
 use crate::train::{EngineKind, HeadBytes};
 use crate::types::ClassSource;
 
@@ -146,7 +147,8 @@ fn group_digits(number: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::{MachineFile, PipelineFile};
-    use crate::device::{GpuInfo, MemoryOrigin, select_device};
+    use crate::device::{GpuInfo, select_device};
+    use crate::runtime::MemoryOrigin;
     use crate::types::{DeviceKind, Precision};
 
     fn config(train: &str, run_dir: &str) -> RunConfig {

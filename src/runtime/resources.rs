@@ -33,7 +33,7 @@ impl Resources {
     }
 
     /// Reads the resources from the file tree below `root`.
-    fn read_below(root: &Path) -> Self {
+    pub(super) fn read_below(root: &Path) -> Self {
         let machine = read(&root.join("proc/meminfo")).and_then(|text| meminfo_total(&text));
         let Groups { memory, cpu } = Groups::find(root);
         let limit = memory.as_ref().and_then(Group::memory_limit);

@@ -4,10 +4,11 @@ use bytesize::ByteSize;
 
 use super::Check;
 use crate::config::{ConfigError, HeadConfig, RunConfig, Stage};
-use crate::device::{HostMemory, SelectedDevice};
+use crate::device::SelectedDevice;
 use crate::pipeline::captions::Encoder;
 use crate::pipeline::needs::ClassNeeds;
 use crate::pipeline::resolve::FeatureShape;
+use crate::runtime::HostMemory;
 
 /// Number of classes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,10 @@
 //! (containers), and its limit of address space (`ulimit -v`).
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::resources::Resources;
+use crate::types::AvailableMemory;
 
 /// Upper bound on the memory of this process, and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,49 +44,19 @@ impl HostMemory {
     }
 
     fn detect_below(root: &Path) -> Option<Self> {
-        let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap_or_default();
-        let bound = |origin| move |bytes| Self { bytes, origin };
-        let installed = parse_mem_total(&read("proc/meminfo")).map(bound(MemoryOrigin::Installed));
-        let groups = control_group_files(&read("proc/self/cgroup")).into_iter().filter_map(|file| {
-            // `max` is no number, and stands for no limit.
-            std::fs::read_to_string(root.join(file)).ok()?.trim().parse().ok()
+        let memory = Resources::read_below(root).memory.map(|AvailableMemory { bytes, in_container }| {
+            let origin = if in_container { MemoryOrigin::ControlGroup } else { MemoryOrigin::Installed };
+            Self { bytes, origin }
         });
-        let groups = groups.min().map(bound(MemoryOrigin::ControlGroup));
-        let space = parse_address_space(&read("proc/self/limits")).map(bound(MemoryOrigin::AddressSpace));
-        installed.into_iter().chain(groups).chain(space).min_by_key(|bound| bound.bytes)
+        let limits = std::fs::read_to_string(root.join("proc/self/limits")).unwrap_or_default();
+        let space = parse_address_space(&limits).map(|bytes| Self { bytes, origin: MemoryOrigin::AddressSpace });
+        memory.into_iter().chain(space).min_by_key(|bound| bound.bytes)
     }
-}
-
-/// Parses the installed memory from `/proc/meminfo`.
-fn parse_mem_total(text: &str) -> Option<u64> {
-    let kib: u64 =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
-    kib.checked_mul(1024)
 }
 
 /// Parses the soft limit of address space from `/proc/self/limits`; `None` if it is unlimited.
 fn parse_address_space(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("Max address space")?.split_whitespace().next()?.parse().ok())
-}
-
-/// Lists the files that may limit the memory of a process, from its `/proc/self/cgroup`: those of its group and of every
-/// group above it. Inside a container the listed path may not exist, but the files of the root do.
-fn control_group_files(text: &str) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let (root, file) = match controllers {
-            "" => ("sys/fs/cgroup", "memory.max"),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
-            _ => continue,
-        };
-        let group = Path::new(path.trim_start_matches('/'));
-        files.extend(group.ancestors().map(|group| Path::new(root).join(group).join(file)));
-    }
-    files
 }
 
 #[cfg(test)]
@@ -110,6 +83,9 @@ mod tests {
         let found = || HostMemory::detect_below(root).map(|bound| (bound.bytes, bound.origin));
         assert_eq!(found(), Some((24_683_652 << 10, MemoryOrigin::Installed)));
         write(root, "proc/self/cgroup", "4:cpu,memory:/a/b\n1:name=systemd:/\n0::/c\n");
+        let mounts = "30 20 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      31 20 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        write(root, "proc/self/mountinfo", mounts);
         write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
         write(root, "sys/fs/cgroup/c/memory.max", "max\n");
         assert_eq!(found(), Some((24_683_652 << 10, MemoryOrigin::Installed)));
