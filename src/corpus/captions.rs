@@ -5,11 +5,11 @@
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
+use crate::corpus::header::fields_of_row;
 use crate::corpus::header::truncate_for_display;
 use crate::corpus::header::utf8_field;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::PushParser;
-use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::RowSplitter;
 
 /// Names of the column besides those that contain `caption`, in any case.
@@ -107,21 +107,8 @@ impl CaptionList {
         let Some(record) = self.rows.next() else {
             return Ok(None);
         };
-        // Record 0 is the header.
-        let row = record.number.saturating_sub(1);
-        let file = &self.file;
-        let fields = match record.content {
-            RecordContent::Fields(fields) => fields,
-            RecordContent::Oversized { .. } => {
-                let byte_offset = record.byte_offset;
-                return Err(CorpusError::RowTooLong { file: file.clone(), row, byte_offset, limit_bytes });
-            }
-        };
-        let found = fields.len();
-        if found > 1 {
-            return Err(CorpusError::FieldCount { file: file.clone(), row, expected: 1, found, delimiter: "comma" });
-        }
-        let text = utf8_field(&fields, 0, column, file, row)?;
+        let (row, fields) = fields_of_row(record, (1, "comma"), &self.file, limit_bytes)?;
+        let text = utf8_field(&fields, 0, column, &self.file, row)?;
         self.counts.rows += 1;
         self.counts.empty += u64::from(text.trim().is_empty());
         Ok(Some(CaptionRow { row, text }))

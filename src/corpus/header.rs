@@ -90,6 +90,26 @@ pub(super) fn truncate_for_display(text: &str) -> String {
     }
 }
 
+/// Returns the number and the fields of a row below the header, which has `columns` columns.
+pub(super) fn fields_of_row<'a>(
+    record: Record<'a>,
+    (columns, delimiter): (usize, &'static str),
+    file: &str,
+    limit_bytes: usize,
+) -> Result<(u64, Fields<'a>), CorpusError> {
+    // Record 0 is the header.
+    let (row, byte_offset) = (record.number.saturating_sub(1), record.byte_offset);
+    let file = || file.to_owned();
+    let RecordContent::Fields(fields) = record.content else {
+        return Err(CorpusError::RowTooLong { file: file(), row, byte_offset, limit_bytes });
+    };
+    let (expected, found) = (columns, fields.len());
+    if found != expected {
+        return Err(CorpusError::FieldCount { file: file(), row, expected, found, delimiter });
+    }
+    Ok((row, fields))
+}
+
 /// Returns field `index` as UTF-8 text.
 pub(super) fn utf8_field<'a>(
     fields: &Fields<'a>,

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use crate::corpus::error::CorpusError;
 use crate::corpus::header::Header;
+use crate::corpus::header::fields_of_row;
 use crate::corpus::header::truncate_for_display;
 use crate::corpus::header::utf8_field;
 use crate::corpus::rows::Delimiter;
 use crate::corpus::rows::PushParser;
-use crate::corpus::rows::RecordContent;
 use crate::corpus::rows::RowSplitter;
 
 const ID: &str = "id";
@@ -80,19 +80,7 @@ impl TestIds {
         let Some(record) = self.rows.next() else {
             return Ok(None);
         };
-        // Record 0 is the header.
-        let row = record.number.saturating_sub(1);
-        let fields = match record.content {
-            RecordContent::Fields(fields) => fields,
-            RecordContent::Oversized { .. } => {
-                let byte_offset = record.byte_offset;
-                return Err(CorpusError::RowTooLong { file: file.clone(), row, byte_offset, limit_bytes });
-            }
-        };
-        let (expected, found) = (columns.count, fields.len());
-        if found != expected {
-            return Err(CorpusError::FieldCount { file: file.clone(), row, expected, found, delimiter: "tab" });
-        }
+        let (row, fields) = fields_of_row(record, (columns.count, "tab"), file, limit_bytes)?;
         let value = |index, column: &str| {
             let value = utf8_field(&fields, index, column, file, row)?;
             if value.trim().is_empty() {
