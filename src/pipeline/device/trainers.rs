@@ -1,14 +1,14 @@
 //! Heads in training on the device. The heads of a sweep train side by side.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{DeviceState, DeviceWorker, FeatureRows, LoadedProjector, LoadedScorer, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::{AdamW, ContrastiveBatch, TextState, TextTrainer};
-use crate::train::{CheckpointError, HeadState, Progress, Sgd, Targets, Trainer, checkpoint};
+use crate::train::{CheckpointError, HeadState, Progress, Sgd, Targets, TrainError, Trainer, checkpoint};
 
 /// Sum of the training losses since they were last taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -60,16 +60,55 @@ pub(crate) struct MicroBatch {
     pub(crate) masked: Vec<(u32, u32)>,
 }
 
-/// Classifiers in training, with their optimisers.
-pub(crate) struct ClassifierTrainers {
+/// Heads of a sweep on the device, with their optimisers.
+pub(crate) struct TrainerGroup<T> {
     device: Arc<DeviceWorker>,
-    trainers: OnDevice<Vec<Trainer<Any>>>,
+    trainers: OnDevice<Vec<T>>,
 }
 
-/// Projection heads in training, with their optimisers.
-pub(crate) struct ProjectionTrainers {
-    device: Arc<DeviceWorker>,
-    trainers: OnDevice<Vec<TextTrainer<Any>>>,
+/// Classifiers in training.
+pub(crate) type ClassifierTrainers = TrainerGroup<Trainer<Any>>;
+/// Projection heads in training.
+pub(crate) type ProjectionTrainers = TrainerGroup<TextTrainer<Any>>;
+
+/// Operations that both kinds of trainer have.
+pub(crate) trait HeadTrainer: Send + 'static {
+    /// Returns the sum of the losses not taken yet, in nats, and the number of samples in it.
+    fn loss(&mut self) -> Result<(f64, u64), TrainError>;
+
+    /// As [`HeadTrainer::loss`], and resets both to zero.
+    fn take_loss(&mut self) -> Result<(f64, u64), TrainError>;
+
+    /// Saves head and optimiser as a checkpoint in `dir`. The outer error is that of the device.
+    fn save(&self, dir: &Path, progress: &Progress) -> Result<Result<(), CheckpointError>, TrainError>;
+}
+
+impl HeadTrainer for Trainer<Any> {
+    fn loss(&mut self) -> Result<(f64, u64), TrainError> {
+        self.loss()
+    }
+
+    fn take_loss(&mut self) -> Result<(f64, u64), TrainError> {
+        self.take_loss()
+    }
+
+    fn save(&self, dir: &Path, progress: &Progress) -> Result<Result<(), CheckpointError>, TrainError> {
+        Ok(checkpoint::save(dir, &*self.view()?, progress))
+    }
+}
+
+impl HeadTrainer for TextTrainer<Any> {
+    fn loss(&mut self) -> Result<(f64, u64), TrainError> {
+        self.loss()
+    }
+
+    fn take_loss(&mut self) -> Result<(f64, u64), TrainError> {
+        self.take_loss()
+    }
+
+    fn save(&self, dir: &Path, progress: &Progress) -> Result<Result<(), CheckpointError>, TrainError> {
+        Ok(checkpoint::save_text(dir, &self.state()?, progress))
+    }
 }
 
 impl DeviceWorker {
@@ -90,7 +129,7 @@ impl DeviceWorker {
             Ok(OnDevice::new(trainers.into_iter().zip(losses).map(resume).collect()))
         };
         let trainers = self.run(load).await?;
-        Ok(ClassifierTrainers { device: Arc::clone(self), trainers })
+        Ok(TrainerGroup { device: Arc::clone(self), trainers })
     }
 
     /// Loads the projection heads of a sweep, in order. `step` is the number of updates made so far.
@@ -109,20 +148,61 @@ impl DeviceWorker {
             Ok(OnDevice::new(starts.into_iter().map(trainer).collect::<Result<_, _>>()?))
         };
         let trainers = self.run(load).await?;
-        Ok(ProjectionTrainers { device: Arc::clone(self), trainers })
+        Ok(TrainerGroup { device: Arc::clone(self), trainers })
     }
 }
 
-impl ClassifierTrainers {
-    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
+impl<T: HeadTrainer> TrainerGroup<T> {
+    async fn run<R, F>(&self, job: F) -> Result<R, PipelineError>
     where
-        T: Send + 'static,
-        F: FnOnce(&mut Vec<Trainer<Any>>, &DeviceState) -> Result<T, PipelineError> + Send + 'static,
+        R: Send + 'static,
+        F: FnOnce(&mut Vec<T>, &DeviceState) -> Result<R, PipelineError> + Send + 'static,
     {
         let trainers = self.trainers.clone();
         self.device.run(move |state| job(&mut trainers.get(), state)).await
     }
 
+    /// Returns the losses of each head and resets them to zero.
+    ///
+    /// # Errors
+    /// When a loss is not finite, or the device fails.
+    pub(crate) async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
+        self.run(|trainers, _| take_losses(trainers)).await
+    }
+
+    /// Saves a head and its optimiser as a checkpoint in `dir`, with the losses not taken yet.
+    ///
+    /// # Errors
+    /// The outer error is that of the device, the inner error that of the checkpoint files.
+    pub(crate) async fn save(
+        &self,
+        trial: usize,
+        dir: PathBuf,
+        mut progress: Progress,
+    ) -> Result<Result<(), CheckpointError>, PipelineError> {
+        // Save on the device's thread, so that a head in host memory is not copied.
+        let save = move |trainers: &mut Vec<T>, _: &DeviceState| {
+            let trainer = &mut trainers[trial];
+            (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
+            trainer.save(&dir, &progress).map_err(model_error)
+        };
+        self.run(save).await
+    }
+
+    /// Frees heads and optimisers.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
+        let free = move |state: &mut DeviceState| {
+            drop(self.trainers);
+            state.release_memory();
+        };
+        self.device.post(free).await
+    }
+}
+
+impl ClassifierTrainers {
     /// Updates each head once, with micro-batches of `batch` rows. Returns the losses if the update takes them.
     ///
     /// # Errors
@@ -146,37 +226,9 @@ impl ClassifierTrainers {
                 }
                 trainer.step(*rate).map_err(model_error)?;
             }
-            update.takes_losses.then(|| take_losses(trainers, Trainer::take_loss)).transpose()
+            update.takes_losses.then(|| take_losses(trainers)).transpose()
         };
         self.run(step).await
-    }
-
-    /// Returns the losses of each head and resets them to zero.
-    ///
-    /// # Errors
-    /// When a loss is not finite, or the device fails.
-    pub(crate) async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
-        self.run(|trainers, _| take_losses(trainers, Trainer::take_loss)).await
-    }
-
-    /// Saves a head and its optimiser as a checkpoint in `dir`, with the losses not taken yet.
-    ///
-    /// # Errors
-    /// The outer error is that of the device, the inner error that of the checkpoint files.
-    pub(crate) async fn save(
-        &self,
-        trial: usize,
-        dir: PathBuf,
-        mut progress: Progress,
-    ) -> Result<Result<(), CheckpointError>, PipelineError> {
-        // Save on the device's thread, so that a head in host memory is not copied.
-        let save = move |trainers: &mut Vec<Trainer<Any>>, _: &DeviceState| {
-            let trainer = &mut trainers[trial];
-            (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
-            let state = trainer.view().map_err(model_error)?;
-            Ok(checkpoint::save(&dir, &state, &progress))
-        };
-        self.run(save).await
     }
 
     /// Returns a scorer over the current weights of a head. Unload it before the next update: on a GPU it shares the
@@ -190,30 +242,9 @@ impl ClassifierTrainers {
         };
         Ok(LoadedScorer { device: Arc::clone(&self.device), scorer: self.run(scorer).await? })
     }
-
-    /// Frees heads and optimisers.
-    ///
-    /// # Errors
-    /// When the device's thread is gone.
-    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
-        let free = move |state: &mut DeviceState| {
-            drop(self.trainers);
-            state.release_memory();
-        };
-        self.device.post(free).await
-    }
 }
 
 impl ProjectionTrainers {
-    async fn run<T, F>(&self, job: F) -> Result<T, PipelineError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&mut Vec<TextTrainer<Any>>) -> Result<T, PipelineError> + Send + 'static,
-    {
-        let trainers = self.trainers.clone();
-        self.device.run(move |_| job(&mut trainers.get())).await
-    }
-
     /// Updates each head once. Returns the losses if the update takes them.
     ///
     /// # Errors
@@ -224,7 +255,7 @@ impl ProjectionTrainers {
         micro_batches: Vec<MicroBatch>,
         update: Update,
     ) -> Result<Option<Vec<LossSum>>, PipelineError> {
-        let step = move |trainers: &mut Vec<TextTrainer<Any>>| {
+        let step = move |trainers: &mut Vec<TextTrainer<Any>>, _: &DeviceState| {
             let rows = micro_batches.iter().map(|batch| batch.span.len()).sum();
             for (trainer, rate) in trainers.iter_mut().zip(&update.rates) {
                 for MicroBatch { span, captions, masked } in &micro_batches {
@@ -235,36 +266,9 @@ impl ProjectionTrainers {
                 }
                 trainer.step(*rate).map_err(model_error)?;
             }
-            update.takes_losses.then(|| take_losses(trainers, TextTrainer::take_loss)).transpose()
+            update.takes_losses.then(|| take_losses(trainers)).transpose()
         };
         self.run(step).await
-    }
-
-    /// As [`ClassifierTrainers::take_losses`].
-    ///
-    /// # Errors
-    /// As [`ClassifierTrainers::take_losses`].
-    pub(crate) async fn take_losses(&self) -> Result<Vec<LossSum>, PipelineError> {
-        self.run(|trainers| take_losses(trainers, TextTrainer::take_loss)).await
-    }
-
-    /// As [`ClassifierTrainers::save`].
-    ///
-    /// # Errors
-    /// As [`ClassifierTrainers::save`].
-    pub(crate) async fn save(
-        &self,
-        trial: usize,
-        dir: PathBuf,
-        mut progress: Progress,
-    ) -> Result<Result<(), CheckpointError>, PipelineError> {
-        let save = move |trainers: &mut Vec<TextTrainer<Any>>| {
-            let trainer = &mut trainers[trial];
-            (progress.loss_sum, progress.loss_count) = trainer.loss().map_err(model_error)?;
-            let state = trainer.state().map_err(model_error)?;
-            Ok(checkpoint::save_text(&dir, &state, &progress))
-        };
-        self.run(save).await
     }
 
     /// Returns the projection that a head has learned so far.
@@ -272,7 +276,7 @@ impl ProjectionTrainers {
     /// # Errors
     /// When the device fails.
     pub(crate) async fn projector(&self, trial: usize) -> Result<LoadedProjector, PipelineError> {
-        let projector = move |trainers: &mut Vec<TextTrainer<Any>>| {
+        let projector = move |trainers: &mut Vec<TextTrainer<Any>>, _: &DeviceState| {
             let trainer = &trainers[trial];
             let scale = trainer.state().map_err(model_error)?.head.scale();
             Ok((OnDevice::new(trainer.projector()), scale))
@@ -280,23 +284,8 @@ impl ProjectionTrainers {
         let (projector, scale) = self.run(projector).await?;
         Ok(LoadedProjector { device: Arc::clone(&self.device), projector, scale })
     }
-
-    /// Frees heads and optimisers.
-    ///
-    /// # Errors
-    /// When the device's thread is gone.
-    pub(crate) async fn unload(self) -> Result<(), PipelineError> {
-        let free = move |state: &mut DeviceState| {
-            drop(self.trainers);
-            state.release_memory();
-        };
-        self.device.post(free).await
-    }
 }
 
-fn take_losses<T, E: std::error::Error>(
-    trainers: &mut [T],
-    take: impl Fn(&mut T) -> Result<(f64, u64), E>,
-) -> Result<Vec<LossSum>, PipelineError> {
-    trainers.iter_mut().map(|trainer| take(trainer).map(LossSum::from).map_err(model_error)).collect()
+fn take_losses<T: HeadTrainer>(trainers: &mut [T]) -> Result<Vec<LossSum>, PipelineError> {
+    trainers.iter_mut().map(|trainer| trainer.take_loss().map(LossSum::from).map_err(model_error)).collect()
 }
