@@ -93,6 +93,8 @@ pub mod model;
 pub mod objects;
 pub mod pipeline;
 pub mod predict;
+#[cfg(test)]
+mod reference;
 pub mod run_dir;
 pub mod runtime;
 pub mod sample;

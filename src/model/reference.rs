@@ -21,6 +21,7 @@ use crate::model::Numerics;
 use crate::model::Pool;
 use crate::model::export_hf;
 use crate::model::load_classifier;
+use crate::reference::{self, distance};
 
 mod families;
 
@@ -30,7 +31,7 @@ type Altered = Option<(String, Vec<usize>)>;
 const TOLERANCE: f32 = 1e-4;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/model")).join(name)
+    reference::fixture("model").join(name)
 }
 
 /// Outputs of the script for one checkpoint, as tensors named `SIZE.NAME`.
@@ -59,23 +60,8 @@ impl Expected {
     }
 
     fn values(&self, size: u32, name: &str) -> Option<Vec<f32>> {
-        let tensors = self.tensors();
-        let view = tensors.tensor(&format!("{size}.{name}")).ok()?;
-        Some(view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        reference::read_f32(&self.0, &format!("{size}.{name}"))
     }
-}
-
-/// Returns the largest difference relative to the largest expected magnitude; infinite for NaN or another length.
-fn distance(found: &[f32], expected: &[f32]) -> f32 {
-    if found.len() != expected.len() {
-        return f32::INFINITY;
-    }
-    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let worst = found.iter().zip(expected).fold(0.0_f32, |worst, (found, expected)| {
-        let difference = (found - expected).abs();
-        if difference.is_nan() { f32::INFINITY } else { worst.max(difference) }
-    });
-    worst / largest
 }
 
 fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Any> {

@@ -126,9 +126,9 @@ fn files_of(module: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Whether a file holds a test module.
+/// Whether a file holds a test module, by its name or that of a folder.
 fn is_test_file(path: &Path) -> bool {
-    path.file_stem().is_some_and(|stem| stem == "tests" || stem == "fuzz") || path.ends_with("model/reference.rs")
+    module_path(path).iter().any(|part| ["tests", "fuzz", "reference"].contains(&part.as_str()))
 }
 
 /// Code of a file without comments and without its test modules, which stand at the end.

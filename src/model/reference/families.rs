@@ -1,17 +1,18 @@
 //! Compares every family with features that transformers computed (`tests/reference/families.py`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
 
-use super::{Expected, TOLERANCE, distance, head, load, logits, write_altered_from};
+use super::{Expected, TOLERANCE, head, load, logits, write_altered_from};
 use crate::model::export_hf;
 use crate::model::load_classifier;
 use crate::model::{Any, AnyDevice, Checkpoint, ExtractOptions, Extractor, Family, ModelError, Numerics, Pool};
+use crate::reference::{self, distance};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/families")).join(name)
+    reference::fixture("families").join(name)
 }
 
 fn fixtures() -> Vec<String> {

@@ -5,50 +5,46 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
-use safetensors::SafeTensors;
 
 use super::{CaptionTokenizer, TextCheckpoint, TextEncoder, TextNumerics, batch_by_length};
 use crate::model::{Any, AnyDevice};
+use crate::reference::{self, distance};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text").join(name)
+    reference::fixture("text").join(name)
 }
 
 fn captions() -> Vec<String> {
     serde_json::from_slice(&std::fs::read(fixture("captions.json")).unwrap()).unwrap()
 }
 
-fn expected(dir: &Path) -> Vec<f32> {
-    expected_tensor(dir, "embeddings")
+/// Returns a tensor of the script's outputs for a checkpoint.
+pub(super) fn read_expected(dir: &Path, name: &str) -> Vec<f32> {
+    reference::read_f32(&std::fs::read(dir.join("expected.safetensors")).unwrap(), name).unwrap()
 }
 
-fn expected_tensor(dir: &Path, name: &str) -> Vec<f32> {
-    let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.tensor(name).unwrap().data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-}
-
-fn encoder(checkpoint: &TextCheckpoint, format: DType) -> TextEncoder<Any> {
-    TextEncoder::load(checkpoint, TextNumerics { format }, &AnyDevice::Flex(FlexDevice)).unwrap()
-}
-
-/// Embeds the captions of the fixture in batches of at most `budget` tokens.
-fn embed(dir: &Path, prefix: &str, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
-    embed_with(&TextCheckpoint::open(dir).unwrap(), prefix, budget, fixed, format)
-}
-
-fn embed_with(checkpoint: &TextCheckpoint, prefix: &str, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
-    let captions = captions();
+/// Embeds the captions in batches of at most `budget` tokens.
+pub(super) fn embed(
+    checkpoint: &TextCheckpoint,
+    captions: &[String],
+    prefix: &str,
+    (budget, fixed): (usize, bool),
+    format: DType,
+) -> Vec<f32> {
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
     let ids = CaptionTokenizer::load(checkpoint, prefix).unwrap().encode(&texts).unwrap();
-    let encoder = encoder(checkpoint, format);
-    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let dim = encoder.dim();
+    let device = AnyDevice::Flex(FlexDevice);
+    let encoder = TextEncoder::<Any>::load(checkpoint, TextNumerics { format }, &device).unwrap();
+    let (lengths, dim): (Vec<usize>, usize) = (ids.iter().map(Vec::len).collect(), encoder.dim());
+    assert_eq!(dim, checkpoint.dim());
     let mut found = vec![f32::NAN; texts.len() * dim];
     for batch in batch_by_length(&lengths, budget, fixed) {
-        let rows: Vec<&[u32]> = batch.members.iter().map(|member| ids[*member].as_slice()).collect();
-        let tokens = batch.tokens.min(checkpoint.max_tokens());
-        let vectors = encoder.embed(&rows, tokens).unwrap();
+        let mut rows: Vec<&[u32]> = batch.members.iter().map(|member| ids[*member].as_slice()).collect();
+        if fixed {
+            // Empty captions pad a batch to a fixed shape.
+            rows.push(&[]);
+        }
+        let vectors = encoder.embed(&rows, batch.tokens.min(checkpoint.max_tokens())).unwrap();
         for (member, vector) in batch.members.iter().zip(vectors.chunks(dim)) {
             found[member * dim..(member + 1) * dim].copy_from_slice(vector);
         }
@@ -56,26 +52,21 @@ fn embed_with(checkpoint: &TextCheckpoint, prefix: &str, budget: usize, fixed: b
     found
 }
 
-/// Returns the largest difference relative to the largest value.
-fn distance(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let differences = found.iter().zip(expected).map(|(one, other)| (one - other).abs());
-    differences.fold(0.0_f32, |worst, now| if now.is_nan() { f32::INFINITY } else { worst.max(now) }) / largest
-}
-
 #[test]
 fn embeddings_match_transformers_for_any_batches() {
     for name in ["bert", "xlmr", "mini"] {
-        let dir = fixture(name);
-        let expected = expected(&dir);
-        for (budget, fixed) in [(1, false), (300, false), (100_000, false), (300, true)] {
-            let found = distance(&embed(&dir, "", budget, fixed, DType::F32), &expected);
-            assert!(found < 1e-5, "{name}, {budget}: {found}");
+        let checkpoint = TextCheckpoint::open(&fixture(name)).unwrap();
+        let expected = read_expected(&fixture(name), "embeddings");
+        let distance = |prefix: &str, batches: (usize, bool), format: DType| {
+            distance(&embed(&checkpoint, &captions(), prefix, batches, format), &expected)
+        };
+        for batches in [(1, false), (300, false), (100_000, false), (300, true)] {
+            let found = distance("", batches, DType::F32);
+            assert!(found < 1e-5, "{name}, {batches:?}: {found}");
         }
-        let half = distance(&embed(&dir, "", 300, true, DType::BF16), &expected);
+        let half = distance("", (300, true), DType::BF16);
         assert!((1e-4..0.1).contains(&half), "{name} in bf16: {half}");
-        let other = distance(&embed(&dir, "query: ", 300, false, DType::F32), &expected);
+        let other = distance("query: ", (300, false), DType::F32);
         assert!(other > 0.01, "{name}: a prefix changes nothing, {other}");
     }
 }
@@ -86,14 +77,15 @@ fn prompts_truncation_and_case_match_sentence_transformers() {
     let checkpoint = TextCheckpoint::open(&dir).unwrap();
     let (name, prompt) = checkpoint.default_prompt().unwrap();
     assert_eq!((name, prompt), ("query", "Query: "));
-    let embed = |checkpoint: &TextCheckpoint, prefix| embed_with(checkpoint, prefix, 300, false, DType::F32);
+    let captions = captions();
+    let embed = |checkpoint: &TextCheckpoint, prefix| embed(checkpoint, &captions, prefix, (300, false), DType::F32);
     for (name, prefix) in [("default", prompt), ("plain", "")] {
-        let found = distance(&embed(&checkpoint, prefix), &expected_tensor(&dir, name));
+        let found = distance(&embed(&checkpoint, prefix), &read_expected(&dir, name));
         assert!(found < 1e-5, "{name}: {found}");
     }
     let short = checkpoint.clone().truncated(12);
     assert_eq!((short.dim(), short.full_dim()), (12, 16));
-    let found = distance(&embed(&short, prompt), &expected_tensor(&dir, "truncated"));
+    let found = distance(&embed(&short, prompt), &read_expected(&dir, "truncated"));
     assert!(found < 1e-5, "{found}");
     assert_eq!(checkpoint.truncated(99).dim(), 16);
 }
@@ -152,9 +144,10 @@ fn damaged_prompts_are_rejected_by_name() {
 #[expect(clippy::print_stdout, reason = "the measurement")]
 fn real_encoder_matches_transformers() {
     let dir = PathBuf::from(std::env::var_os("TEXT_ENCODER").unwrap());
-    let expected = expected(&dir);
+    let checkpoint = TextCheckpoint::open(&dir).unwrap();
+    let expected = read_expected(&dir, "embeddings");
     for (format, most) in [(DType::F32, 1e-4), (DType::BF16, 0.1)] {
-        let found = distance(&embed(&dir, "", 1024, false, format), &expected);
+        let found = distance(&embed(&checkpoint, &captions(), "", (1024, false), format), &expected);
         println!("{format:?}: {found:.2e}");
         assert!(found < most, "{format:?}: {found}");
     }

@@ -1,10 +1,10 @@
 //! Compares the contrastive trainer with torch (`tests/reference/text_head.py`) and checks its invariants.
 
 use burn::backend::flex::FlexDevice;
-use safetensors::SafeTensors;
 
 use super::*;
 use crate::model::{Any, AnyDevice};
+use crate::reference;
 use crate::train::{Features, TrainError};
 
 fn device() -> AnyDevice {
@@ -15,13 +15,11 @@ struct Reference(Vec<u8>);
 
 impl Reference {
     fn open() -> Self {
-        Self(std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/text_head.safetensors")).unwrap())
+        Self(std::fs::read(reference::fixture("text_head.safetensors")).unwrap())
     }
 
     fn values(&self, name: &str) -> Vec<f32> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let data = file.tensor(name).unwrap_or_else(|_| panic!("{name}")).data().to_vec();
-        data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        reference::read_f32(&self.0, name).unwrap_or_else(|| panic!("{name}"))
     }
 
     /// Returns the head from which the reference training starts.

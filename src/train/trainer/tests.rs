@@ -6,6 +6,7 @@ use burn::backend::Flex;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::reference::distance;
 use crate::train::{Schedule, ScheduleKind};
 
 mod invariance;
@@ -74,17 +75,6 @@ impl Reference {
     fn schedule(&self) -> Schedule {
         Schedule { kind: ScheduleKind::Linear, peak: self.number("peak"), warmup_steps: 4, total_steps: 20 }
     }
-}
-
-/// Returns the largest difference relative to the largest expected magnitude; infinite for NaN.
-fn distance(actual: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(actual.len(), expected.len());
-    let scale = expected.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
-    let worst = actual.iter().zip(expected).fold(0.0_f32, |worst, (a, b)| {
-        let difference = (a - b).abs();
-        if difference.is_nan() { f32::INFINITY } else { worst.max(difference) }
-    });
-    worst / scale
 }
 
 fn options(rows: usize, classes: usize) -> Options {

@@ -1,16 +1,17 @@
 //! Compares text towers with vectors that transformers computed (`tests/reference/paired.py`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
-use safetensors::SafeTensors;
 
-use crate::model::text::{CaptionTokenizer, TextCheckpoint, TextEncoder, TextNumerics, batch_by_length};
+use crate::model::text::reference::{embed, read_expected};
+use crate::model::text::{CaptionTokenizer, TextCheckpoint, TextEncoder, TextNumerics};
 use crate::model::{Any, AnyDevice, Checkpoint, Pairing};
+use crate::reference::{self, distance};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/paired").join(name)
+    reference::fixture("paired").join(name)
 }
 
 fn captions() -> Vec<String> {
@@ -18,49 +19,19 @@ fn captions() -> Vec<String> {
     reader.records().map(|row| row.unwrap()[0].to_owned()).collect()
 }
 
-/// Embeds the captions in batches of at most `budget` tokens.
-fn embed(dir: &Path, budget: usize, fixed: bool, format: DType) -> Vec<f32> {
-    let checkpoint = TextCheckpoint::open_paired(dir).unwrap();
-    let captions = captions();
-    let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-    let ids = CaptionTokenizer::load(&checkpoint, "").unwrap().encode(&texts).unwrap();
-    let numerics = TextNumerics { format };
-    let encoder = TextEncoder::<Any>::load(&checkpoint, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
-    let (lengths, dim): (Vec<usize>, usize) = (ids.iter().map(Vec::len).collect(), encoder.dim());
-    assert_eq!(dim, checkpoint.dim());
-    let mut found = vec![f32::NAN; texts.len() * dim];
-    for batch in batch_by_length(&lengths, budget, fixed) {
-        let mut rows: Vec<&[u32]> = batch.members.iter().map(|member| ids[*member].as_slice()).collect();
-        // Empty captions pad a batch to a fixed shape.
-        rows.push(&[]);
-        let vectors = encoder.embed(&rows, batch.tokens.min(checkpoint.max_tokens())).unwrap();
-        for (member, vector) in batch.members.iter().zip(vectors.chunks(dim)) {
-            found[member * dim..(member + 1) * dim].copy_from_slice(vector);
-        }
-    }
-    found
-}
-
-/// Returns the largest difference relative to the largest value.
-fn distance(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    let differences = found.iter().zip(expected).map(|(one, other)| (one - other).abs());
-    differences.fold(0.0_f32, |worst, now| if now.is_nan() { f32::INFINITY } else { worst.max(now) }) / largest
-}
-
 #[test]
 fn vectors_match_transformers_for_any_batches() {
     for name in ["altclip", "clip", "metaclip_2", "siglip", "siglip2"] {
-        let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let values = file.tensor("embeddings").unwrap().data().as_chunks().0;
-        let expected: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        for (budget, fixed) in [(1, false), (300, true), (100_000, false)] {
-            let found = distance(&embed(&fixture(name), budget, fixed, DType::F32), &expected);
-            assert!(found < 1e-5, "{name}, {budget}: {found}");
+        let checkpoint = TextCheckpoint::open_paired(&fixture(name)).unwrap();
+        let expected = read_expected(&fixture(name), "embeddings");
+        let distance = |batches: (usize, bool), format: DType| {
+            distance(&embed(&checkpoint, &captions(), "", batches, format), &expected)
+        };
+        for batches in [(1, false), (300, true), (100_000, false)] {
+            let found = distance(batches, DType::F32);
+            assert!(found < 1e-5, "{name}, {batches:?}: {found}");
         }
-        let half = distance(&embed(&fixture(name), 300, true, DType::BF16), &expected);
+        let half = distance((300, true), DType::BF16);
         assert!((1e-4..0.1).contains(&half), "{name} in bf16: {half}");
     }
 }
