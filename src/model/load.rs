@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
-use crate::model::block::{Linear, Norm};
+use crate::model::block::{Linear, Mlp, Norm};
+use crate::model::config::Activation;
 use crate::model::error::ModelError;
 
 /// Reads tensors by their published names, as f32, and concatenates them.
@@ -46,6 +47,21 @@ impl<B: Backend> Loader<'_, B> {
     /// Loads a linear layer.
     pub(super) fn linear(&self, name: &str, input: usize, out: usize, bias: bool) -> Result<Linear<B>, ModelError> {
         self.joined(&[(name.to_owned(), bias)], input, out)
+    }
+
+    /// Loads an MLP that is not gated, by the names of its two layers. `hidden` is the width of its input and output.
+    pub(super) fn mlp(
+        &self,
+        [inner_name, outer_name]: [String; 2],
+        [hidden, inner]: [usize; 2],
+        activation: Activation,
+        bias: bool,
+    ) -> Result<Mlp<B>, ModelError> {
+        Ok(Mlp::Plain {
+            inner: self.linear(&inner_name, hidden, inner, bias)?,
+            activation,
+            outer: self.linear(&outer_name, inner, hidden, bias)?,
+        })
     }
 
     /// Loads linear layers of the same input as one product of `out` outputs in all. The flag of a part says whether it

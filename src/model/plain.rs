@@ -16,7 +16,7 @@ use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::layout::Names;
 use crate::model::load::Loader;
-use crate::model::pooling::Pooling;
+use crate::model::pooling::{Pooling, TapFeatures};
 use crate::model::position;
 use crate::model::relative;
 
@@ -132,17 +132,13 @@ impl<B: Backend> PlainBackbone<B> {
         if let Some(norm) = &self.first_norm {
             states = norm.forward(states);
         }
-        let mut features: Vec<Option<Tensor<B, 2>>> = vec![None; taps.len()];
+        let mut features = TapFeatures::new(taps);
         for (block, index) in self.blocks.iter().zip(0_u32..) {
             states = block.forward(states, rows, self.attention);
-            if taps.contains(&index) {
-                let tokens = states.clone().reshape([rows, count, hidden]);
-                let feature = self.pool(tokens, count - patches, pooling);
-                let places = features.iter_mut().zip(taps).filter(|(_, tap)| **tap == index);
-                places.for_each(|(place, _)| *place = Some(feature.clone()));
-            }
+            features
+                .collect(index, || self.pool(states.clone().reshape([rows, count, hidden]), count - patches, pooling));
         }
-        features.into_iter().flatten().collect()
+        features.into_vec()
     }
 
     /// Pools the tokens of a block, `[rows, tokens, hidden]`; the first `leading` are no patches.
@@ -275,11 +271,10 @@ pub(super) fn load_block<B: Backend>(
         Ok(if config.layer_scale { Some(loader.upload(loader.values(key(part))?, [1, hidden])) } else { None })
     };
     let mlp = match config.feed_forward {
-        FeedForward::Mlp { inner } => Mlp::Plain {
-            inner: loader.linear(&key(names.inner), hidden, inner, biases.mlp)?,
-            activation: config.activation,
-            outer: loader.linear(&key(names.outer), inner, hidden, biases.mlp)?,
-        },
+        FeedForward::Mlp { inner } => {
+            let layers = [key(names.inner), key(names.outer)];
+            loader.mlp(layers, [hidden, inner], config.activation, biases.mlp)?
+        }
         FeedForward::Gated { inner: width, activation } => {
             let sources = if config.split_gate { layout::GATED_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
             let sources: Vec<(String, bool)> = sources.iter().map(|part| (key(part), biases.mlp)).collect();
@@ -376,11 +371,7 @@ fn load_head<B: Backend>(
                 key_value: Linear::new(&key_weight, Some(key_bias), hidden, 2 * hidden, (loader.device, loader.format)),
                 output: loader.linear(&key("attention.out_proj"), hidden, hidden, true)?,
                 norm: loader.norm(&key("layernorm"))?,
-                mlp: Mlp::Plain {
-                    inner: loader.linear(&key("mlp.fc1"), hidden, inner, true)?,
-                    activation: config.activation,
-                    outer: loader.linear(&key("mlp.fc2"), inner, hidden, true)?,
-                },
+                mlp: loader.mlp([key("mlp.fc1"), key("mlp.fc2")], [hidden, inner], config.activation, true)?,
             })))
         }
     }

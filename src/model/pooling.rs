@@ -1,5 +1,8 @@
 //! Pooling of tokens to a feature: the meaning of [`Pool`] for a checkpoint.
 
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
 use crate::model::config::{BackboneConfig, Body, FinalNorm, ProjectionHead};
 use crate::model::error::ModelError;
 use crate::model::family::Family;
@@ -56,6 +59,33 @@ impl Pooling {
             },
             _ => width,
         }
+    }
+}
+
+/// Features of some blocks of a backbone, in the order in which the caller names the blocks.
+pub(super) struct TapFeatures<'a, B: Backend> {
+    taps: &'a [u32],
+    features: Vec<Option<Tensor<B, 2>>>,
+}
+
+impl<'a, B: Backend> TapFeatures<'a, B> {
+    /// Starts to collect the features of the blocks `taps`; a block may be named twice.
+    pub(super) fn new(taps: &'a [u32]) -> Self {
+        Self { taps, features: vec![None; taps.len()] }
+    }
+
+    /// Computes the feature of a block, `[rows, width]`, if the caller named that block.
+    pub(super) fn collect(&mut self, block: u32, feature: impl FnOnce() -> Tensor<B, 2>) {
+        if self.taps.contains(&block) {
+            let feature = feature();
+            let places = self.features.iter_mut().zip(self.taps).filter(|(_, tap)| **tap == block);
+            places.for_each(|(place, _)| *place = Some(feature.clone()));
+        }
+    }
+
+    /// Returns the features.
+    pub(super) fn into_vec(self) -> Vec<Tensor<B, 2>> {
+        self.features.into_iter().flatten().collect()
     }
 }
 

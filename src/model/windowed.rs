@@ -14,6 +14,7 @@ use crate::model::error::ModelError;
 use crate::model::layout::windowed as names;
 use crate::model::load::Loader;
 use crate::model::plain::load_patches;
+use crate::model::pooling::TapFeatures;
 use crate::model::position;
 
 /// Epsilon of the norm around the merging of tokens, which no key of `config.json` sets.
@@ -121,24 +122,20 @@ impl<B: Backend> WindowedBackbone<B> {
             states = states + positions.clone();
         }
         let mut states = states.reshape([rows * count, width]);
-        let mut features: Vec<Option<Tensor<B, 2>>> = vec![None; taps.len()];
+        let mut features = TapFeatures::new(taps);
         let mut index = 0;
         for stage in &self.stages {
             for block in &stage.blocks {
                 states = block.forward(states, rows, stage.grid);
-                if taps.contains(&index) {
-                    let norm = self.final_norm.as_ref().filter(|_| stage.merging.is_none());
-                    let feature = mean_tokens(states.clone(), rows, norm);
-                    let places = features.iter_mut().zip(taps).filter(|(_, tap)| **tap == index);
-                    places.for_each(|(place, _)| *place = Some(feature.clone()));
-                }
+                let norm = self.final_norm.as_ref().filter(|_| stage.merging.is_none());
+                features.collect(index, || mean_tokens(states.clone(), rows, norm));
                 index += 1;
             }
             if let Some(merging) = &stage.merging {
                 states = merging.forward(states, rows, stage.grid);
             }
         }
-        features.into_iter().flatten().collect()
+        features.into_vec()
     }
 }
 
@@ -286,11 +283,7 @@ fn load_block<B: Backend>(
         query_key_value: loader.joined(&parts, width, 3 * width)?,
         attention_output: loader.linear(&key(names::ATTENTION_OUTPUT), width, width, true)?,
         mlp_norm: loader.norm(&key(names::MLP_NORM))?,
-        mlp: Mlp::Plain {
-            inner: loader.linear(&key(names::INNER), width, inner, true)?,
-            activation,
-            outer: loader.linear(&key(names::OUTER), inner, width, true)?,
-        },
+        mlp: loader.mlp([key(names::INNER), key(names::OUTER)], [width, inner], activation, true)?,
         heads: config.heads[stage],
         window,
         shift,

@@ -120,6 +120,12 @@ impl TextConfig {
     }
 }
 
+/// Checks that a checkpoint has a tokenizer, which is read later.
+fn require_tokenizer(dir: &Path) -> Result<(), ModelError> {
+    let tokenizer = dir.join(TOKENIZER);
+    if tokenizer.is_file() { Ok(()) } else { Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into())) }
+}
+
 /// Text encoder in which every expected tensor exists with the expected shape.
 #[derive(Debug, Clone)]
 pub struct TextCheckpoint {
@@ -146,10 +152,7 @@ impl TextCheckpoint {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
         let config = TextConfig::parse(&text, &path)?;
-        let tokenizer = dir.join(TOKENIZER);
-        if !tokenizer.is_file() {
-            return Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into()));
-        }
+        require_tokenizer(dir)?;
         let modules = Modules::read(dir, config.hidden)?;
         let weights = WeightReader::open_dir(dir)?;
         let keys = weights.tensors().keys().filter_map(|name| Some((layout::published_name(name)?, name)));
@@ -169,10 +172,7 @@ impl TextCheckpoint {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
         let (config, mut paired) = paired::parse(&text, &path)?;
-        let tokenizer = dir.join(TOKENIZER);
-        if !tokenizer.is_file() {
-            return Err(ModelError::read(&tokenizer)(std::io::ErrorKind::NotFound.into()));
-        }
+        require_tokenizer(dir)?;
         let settings = paired.read_tokenizer_config(dir)?;
         let weights = WeightReader::open_dir(dir)?;
         let keys = weights.tensors().keys().filter_map(|name| Some((paired::published_name(name, &paired)?, name)));
