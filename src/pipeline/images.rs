@@ -211,11 +211,12 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
     let mut journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
     stage_progress.add_resumed(journal.tally().rows);
     show_committed(&job, &journal);
-    ctx.events.stage_started(&stage_progress);
     let pending = journal.pending(shards.len() as u32);
     if pending.is_empty() {
         stage_progress.set_total(stage_progress.progress().0);
-    } else {
+    }
+    ctx.events.stage_started(&stage_progress);
+    if !pending.is_empty() {
         let start = StartPoint::after(&journal, &[], pending)?;
         let chunks = ctx.config.chunks();
         if ctx.dir.is_remote() {
