@@ -21,6 +21,8 @@ enum FileKind {
     Jsonl,
     Tar,
     Image,
+    /// Text, by a name that does not tell which.
+    Text,
 }
 
 /// Lists images. The format is recognised by the first file unless it is configured.
@@ -34,12 +36,15 @@ pub(crate) async fn list_images(
     columns: &ImageColumnNames,
 ) -> Result<(ImageInput, Vec<Object>), PipelineError> {
     let (objects, kind) = list(store, patterns, format == ImageFormat::Auto, format == ImageFormat::Folder).await?;
+    if let (Listed::Folders(folders), Some(FileKind::Csv | FileKind::Text)) = (&objects, kind) {
+        return Err(refuse_texts(folders, "images", "images.format"));
+    }
     let format = match (format, kind) {
         (ImageFormat::Auto, Some(FileKind::Image)) => ImageFormat::Folder,
         (ImageFormat::Auto, Some(FileKind::Parquet)) => ImageFormat::Parquet,
         (ImageFormat::Auto, Some(FileKind::Jsonl)) => ImageFormat::Jsonl,
         (ImageFormat::Auto, Some(FileKind::Tar)) => ImageFormat::WebDataset,
-        (ImageFormat::Auto, Some(FileKind::Tsv | FileKind::Csv) | None) => ImageFormat::Tsv,
+        (ImageFormat::Auto, Some(FileKind::Tsv | FileKind::Csv | FileKind::Text) | None) => ImageFormat::Tsv,
         (format, _) => format,
     };
     let objects = if format == ImageFormat::Folder { make_folders(objects)? } else { flatten(objects) };
@@ -53,17 +58,30 @@ pub(crate) async fn list_images(
 pub(crate) async fn list_pairs(store: &Store, pairs: &PairsConfig) -> Result<(PairInput, Vec<Object>), PipelineError> {
     let (auto, folder) = (pairs.format == PairsFormat::Auto, pairs.format == PairsFormat::Folder);
     let (objects, kind) = list(store, &pairs.shards, auto, folder).await?;
+    if let (Listed::Folders(folders), Some(FileKind::Text)) = (&objects, kind) {
+        return Err(refuse_texts(folders, "captions", "pairs.format"));
+    }
     let format = match (pairs.format, kind) {
         (PairsFormat::Auto, Some(FileKind::Image)) => PairsFormat::Folder,
         (PairsFormat::Auto, Some(FileKind::Parquet)) => PairsFormat::Parquet,
         (PairsFormat::Auto, Some(FileKind::Jsonl)) => PairsFormat::Jsonl,
         (PairsFormat::Auto, Some(FileKind::Tar)) => PairsFormat::WebDataset,
         (PairsFormat::Auto, Some(FileKind::Csv)) => PairsFormat::Csv,
-        (PairsFormat::Auto, Some(FileKind::Tsv) | None) => PairsFormat::Tsv,
+        (PairsFormat::Auto, Some(FileKind::Tsv | FileKind::Text) | None) => PairsFormat::Tsv,
         (format, _) => format,
     };
     let objects = if format == PairsFormat::Folder { make_folders(objects)? } else { flatten(objects) };
     Ok((PairInput::new(format, pairs), objects))
+}
+
+/// Returns the error for folders that hold text files alone, none of them in a known format.
+fn refuse_texts(folders: &[(String, Vec<Object>)], what: &str, key: &str) -> PipelineError {
+    let folder = folders.iter().find(|(_, files)| !files.is_empty());
+    let (url, first) = folder.map_or(("", ""), |(url, files)| (url.as_str(), files[0].name.as_str()));
+    PipelineError::Input(format!(
+        "`{}` holds text files, such as `{first}`, and no {what}: name another folder, or say with `{key}` what the files are",
+        Store::redact(url)
+    ))
 }
 
 /// Objects that the patterns name: files, or folders with their files.
@@ -227,6 +245,7 @@ async fn recognise(store: &Store, object: &Object) -> Result<FileKind, PipelineE
             let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
             if line.contains(&b'\t') { FileKind::Tsv } else { FileKind::Csv }
         }
+        FileFormat::Text if Path::new(&name).extension().is_some() => FileKind::Text,
         // Opening it as text refuses any other format by name.
         _ => FileKind::Tsv,
     })
@@ -312,6 +331,10 @@ mod tests {
         assert_eq!(names(&objects[0].folder().unwrap().files), ["p/a/1.jpg", "q/3.jpg"]);
         let (input, objects) = list(&["t/"]).await.unwrap();
         assert_eq!((input.format, names(&objects)), (ImageFormat::WebDataset, vec!["x.tar".to_owned()]));
+        std::fs::create_dir(dir.path().join("n")).unwrap();
+        std::fs::write(dir.path().join("n/1.txt"), "a note\n").unwrap();
+        let error = list(&["n"]).await.unwrap_err().to_string();
+        assert!(error.contains("/n/` holds text files, such as `1.txt`, and no images: name another"), "{error}");
         let error = list(&["p", "t/x.tar"]).await.unwrap_err().to_string();
         assert!(error.contains("is a folder, but other patterns"), "{error}");
     }
