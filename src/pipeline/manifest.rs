@@ -12,7 +12,7 @@ use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, StoredPip
 use crate::objects::{Object, Store, StoreError};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::finished;
-use crate::pipeline::observe::report;
+use crate::pipeline::observe::{report, status};
 use crate::run_dir::Directory;
 
 /// Name of the file in the run directory.
@@ -408,12 +408,15 @@ impl Manifest {
             }
         }
         if let Some(from) = self.from {
+            // The report of a process that was killed is written now, or it would come back after its removal.
+            status::report_killed_process(&self.directory)?;
             // Save the records first. A kill in between leaves artefacts without a record, and the stages remove those.
             self.save()?;
             report::discard(&self.directory, from)?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
                 self.remove_artefacts(later)?;
             }
+            status::forget(&self.directory)?;
             // Forgotten last: a file that is not among the predictions counts as another's.
             self.file.predictions.clear();
         }

@@ -263,9 +263,37 @@ fn other_prediction_keeps_submission_and_report() {
     assert!(said.contains("predict.images (files)") && said.contains("another `predict.output`"), "{said}");
     assert_eq!(artefacts(&run_dir), now);
 
-    // Starting over removes all predictions, with their reports.
-    succeed(&["run", &write(dir.path(), &whole), "--from", "predict"]);
+    // Starting over removes all predictions, with their reports. That of a killed process does not come back.
+    let config = write(dir.path(), &whole);
+    let killed = program()
+        .args(["predict", &config, "--output", "killed.csv"])
+        .env("WIKICAP_KILL_AT", "rename killed.csv")
+        .output()
+        .unwrap();
+    assert_eq!(killed.status.signal(), Some(9));
+    assert!(!run_dir.join("killed.report.json").exists());
+    succeed(&["run", &config, "--from", "predict"]);
     assert_eq!(artefacts(&run_dir), before);
+    succeed(&["predict", &config, "--output", "killed.csv"]);
+}
+
+#[test]
+fn only_resumed_stage_says_that_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let shards = corpus().join("data/image_data_test/image_pixels/*.csv");
+    let text = format!(
+        "[run]\ndir = '{}'\n[images]\nshards = ['{}']\n[preprocess]\nsize_px = 16\n[chunks]\nrows = 20\n",
+        run_dir.display(),
+        shards.display()
+    );
+    let config = write(dir.path(), &text);
+    let killed = program().args(["run", &config]).env("WIKICAP_KILL_AT", "renamed journal/chunks 2").output().unwrap();
+    assert_eq!(killed.status.signal(), Some(9));
+    let resumed = run(&["run", &config]);
+    assert!(resumed.status.success() && stderr_of(&resumed).contains("going on: "), "{}", stderr_of(&resumed));
+    let finished = run(&["run", &config]);
+    assert!(finished.status.success() && !stderr_of(&finished).contains("going on"), "{}", stderr_of(&finished));
 }
 
 #[test]

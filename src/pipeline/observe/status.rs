@@ -28,6 +28,14 @@ pub(crate) use killed::report_killed_process;
 
 /// Name of the file in the run directory.
 pub(crate) const FILE: &str = "status.json";
+/// Removes the status of the previous process, after its report was written.
+///
+/// # Errors
+/// When the run directory cannot be written.
+pub(crate) fn forget(directory: &Directory) -> Result<(), StoreError> {
+    directory.remove(FILE)
+}
+
 /// Time between two updates on a local disk.
 const LOCAL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two updates on S3, where each is a paid request.
