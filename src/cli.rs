@@ -431,11 +431,13 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
         let what = format!("`{}` is both the submission and the truth: name two files", submission.display());
         return Err(Failure::new(2, what));
     }
-    let scores = evaluate_files(open(submission)?, open(truth)?)
+    let images = ids.map(device::read_test_images).transpose()?;
+    let image_of = images.as_ref().map(|images| &images.image_of);
+    let scores = evaluate_files(open(submission)?, open(truth)?, image_of)
         .with_context(|| format!("`{}` against `{}`", submission.display(), truth.display()))?;
-    let ceiling = ids.map(device::score_ceiling).transpose()?;
+    let ceiling = images.as_ref().map(|images| images.ndcg5_ceiling);
     if json {
-        let mut value = serde_json::to_value(scores).map_err(|error| Failure::new(5, error.to_string()))?;
+        let mut value = serde_json::to_value(&scores).map_err(|error| Failure::new(5, error.to_string()))?;
         if let (Some(ceiling), Some(map)) = (ceiling, value.as_object_mut()) {
             map.insert("ndcg5_ceiling".to_owned(), ceiling.into());
         }

@@ -72,7 +72,7 @@ pub use observe::report::Report;
 pub use observe::status::Status;
 pub use observe::{parts, report, status};
 pub use plan::Request;
-pub use predict::{ceiling_of, export};
+pub use predict::{TestImages, export, read_test_images};
 pub(crate) use store::open_store;
 
 use context::RunContext;

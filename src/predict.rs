@@ -4,6 +4,7 @@
 //! order: higher logit first, then lower class index; NaN never ranks. The same logits therefore give the same ranks
 //! for every tiling. Image decoding and training are absent.
 
+pub mod bootstrap;
 pub mod evaluate;
 pub mod metrics;
 pub mod rank;

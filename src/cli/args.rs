@@ -196,15 +196,19 @@ pub(super) enum Command {
         #[arg(long, value_name = "NAME.csv")]
         output: Option<String>,
     },
-    /// Scores a submission against the right captions: NDCG@5, recall@1, recall@5, mean reciprocal rank.
+    /// Scores a submission against the right captions: NDCG@5, recall@1, recall@5, mean reciprocal rank, mean rank.
+    ///
+    /// Each score comes with its interval of 95 % confidence, by the bootstrap over images.
     Evaluate {
         /// CSV file with the columns `id` and `caption_title_and_reference_description`, best caption first.
         #[arg(long, value_name = "FILE")]
         submission: PathBuf,
-        /// CSV file with the same columns and the right caption of each id. With a column `language`, an id may have several.
+        /// CSV file with the same columns and the right caption of each id. With a column `language`, an id may have several,
+        /// and each language is scored by itself too.
         #[arg(long, value_name = "FILE")]
         truth: PathBuf,
-        /// `test.tsv`, with the columns `id` and `image_url`: adds the highest score that one ranking per image can reach.
+        /// `test.tsv`, with the columns `id` and `image_url`: adds the highest score that one ranking per image can reach, and
+        /// lets the intervals of confidence treat the ids of one image as one. Without it each id counts as an image.
         #[arg(long, value_name = "FILE")]
         ids: Option<PathBuf>,
     },

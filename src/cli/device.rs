@@ -11,7 +11,7 @@ use super::{Failure, render, start_runtime};
 use crate::bench::{self, ForwardBench, HeadBench};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, CudaStatus, SelectedDevice};
-use crate::pipeline;
+use crate::pipeline::{self, TestImages};
 
 /// Devices of this machine that can run a model.
 #[derive(Debug, Serialize)]
@@ -114,9 +114,9 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
     }
 }
 
-/// Returns the highest NDCG@5 that one ranking per image can reach for a file of test ids.
-pub(super) fn score_ceiling(ids: &Path) -> Result<f64, Failure> {
-    Ok(start_runtime(0)?.block_on(pipeline::ceiling_of(&ids.display().to_string()))?)
+/// Reads the images of a file of test ids, and the highest NDCG@5 that one ranking per image can reach for it.
+pub(super) fn read_test_images(ids: &Path) -> Result<TestImages, Failure> {
+    Ok(start_runtime(0)?.block_on(pipeline::read_test_images(&ids.display().to_string()))?)
 }
 
 /// Writes backbone and head as a model directory.

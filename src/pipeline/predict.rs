@@ -16,11 +16,12 @@ mod hubness;
 mod other_run;
 mod prepare;
 mod projection;
+mod questions;
 mod ranking;
 mod submission;
 mod test_set;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -44,12 +45,13 @@ use crate::pipeline::train::checkpoints::{self, PickedCheckpoint};
 
 use classifier::ClassifierRanker;
 use projection::ProjectionRanker;
+use questions::Questions;
 use ranking::Ranking;
 use submission::Submission;
 use test_set::{IdSource, TestSet};
 
 pub use export::export;
-pub use test_set::ceiling_of;
+pub use test_set::{TestImages, read_test_images};
 
 pub(crate) use prepare::{PreparedPrediction, prepare};
 pub(crate) use test_set::check_truth;
@@ -79,11 +81,14 @@ trait Ranker {
     /// Returns the number of ranked captions.
     fn captions(&self) -> usize;
 
-    /// Returns whether any of some captions is ranked.
+    /// Returns the numbers of those of some captions that are ranked.
     ///
     /// # Errors
     /// When the texts cannot be read.
-    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError>;
+    fn find_captions<'t>(&self, captions: &HashSet<&'t str>) -> Result<HashMap<&'t str, u32>, PipelineError>;
+
+    /// Adds the languages of captions that the truth does not name and the run knows.
+    fn add_languages(&self, _questions: &mut Questions) {}
 
     /// Reads the texts that a submission of this ranking needs, if they are not in memory.
     ///
@@ -128,8 +133,8 @@ struct RankInput<'a> {
     stem: &'a str,
     /// True if the ranking is the submission of the run.
     own: bool,
-    /// True if `predict.truth` has any of the ranked captions.
-    has_truth: bool,
+    /// Right captions of `predict.truth`, if any of them is ranked.
+    questions: Option<&'a Questions>,
 }
 
 /// Result of [`Ranker::rank`].
@@ -212,18 +217,23 @@ impl Prediction<'_> {
         };
         let mut remarks = StageRemarks::default();
         let (mut tally, mut text) = (Tally::default(), None);
-        let truth = match &settings.truth {
-            Some(truth) => submission::find_right_captions(ctx, truth, ids, &ranker).await?,
-            None => Ok(()),
+        let questions = match &settings.truth {
+            Some(truth) => Some(Questions::read(ctx, truth, ids, test_set, &ranker).await?),
+            None => None,
         };
-        let has_truth = settings.truth.is_some() && truth.is_ok();
+        let (questions, why_no_score) = match questions {
+            Some(Ok(questions)) => (Some(questions), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
         // Refuse another kind of head before the long computation of the features.
         let ranking = if let Some(head) = ranker.load_head(picked.as_ref())? {
             let stem = output_stem(&settings.output);
             let features = self.extract_features(ctx, shards, stem).await?;
             tally = features.report.tally;
             let (features, own) = (&features.features, *own);
-            let input = RankInput { settings, ids, features, test_set, device, top_k, stem, own, has_truth };
+            let questions = questions.as_ref();
+            let input = RankInput { settings, ids, features, test_set, device, top_k, stem, own, questions };
             let ranked = ranker.rank(ctx, head, input).await?;
             (text, remarks) = (ranked.report, ranked.remarks);
             ranked.ranking
@@ -236,14 +246,14 @@ impl Prediction<'_> {
         let fallback = ranker.fallback(top_k);
         let submission = Submission { ids, output, test_set, ranking: &ranking, fallback: &fallback };
         let ids_without_image = submission.write(ctx, |number| ranker.caption(number)).await?;
-        let scores = match &settings.truth {
-            Some(truth) if has_truth => {
+        let scores = match (&settings.truth, &questions) {
+            (Some(truth), Some(questions)) => {
                 let captions = ranker.captions() as u64;
-                Some(submission::score(ctx, truth, output, test_set, captions).await?)
+                Some(submission::score(ctx, (truth, questions), output, test_set, (&ranking, captions)).await?)
             }
             _ => None,
         };
-        if let Err(why) = truth {
+        if let Some(why) = why_no_score {
             remarks.add_note(why);
         }
         let report = PredictionReport {

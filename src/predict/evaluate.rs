@@ -3,17 +3,23 @@
 //! Both files are CSV with the columns `id` and `caption_title_and_reference_description`, in any order and among other
 //! columns. Captions are compared byte by byte. Every id of the truth counts once; an id without a row in the
 //! submission scores 0. The rows of an id need not be consecutive; their order is their rank, and only the first five
-//! count. An id with several rows in the truth has several relevant captions, of which the best rank counts. Memory is
-//! the truth plus 40 bytes for each id of the submission, independent of the length of the submission.
+//! count, except for the mean rank. An id with several rows in the truth has several relevant captions, of which the best
+//! rank counts. With a column `language` in the truth, each language is scored by itself too. Memory is the truth plus 80
+//! bytes for each of its ids, independent of the length of the submission.
 
-use std::collections::{HashMap, HashSet};
+mod truth;
+
+use std::collections::HashSet;
 use std::io::Read;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use super::metrics::{DEPTH, Tally};
+use super::metrics::MeanScores;
 use super::submission::{CAPTION_COLUMN, ID_COLUMN};
+use truth::{IdState, ImageTallies, Truth, score_languages};
+
+pub use truth::ImageOfId;
 
 /// Input file that an error refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,50 +107,48 @@ pub enum EvaluateError {
 }
 
 /// Metrics of a submission, and counts of its irregularities.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Scores {
-    /// Ids of the truth, over which every mean is taken.
+    /// Ids of the truth, over which every mean but the mean rank is taken.
     pub ids: u64,
-    /// Mean NDCG@5.
-    pub ndcg5: f64,
-    /// Share of ids with a relevant caption at rank 1.
-    pub recall1: f64,
-    /// Share of ids with a relevant caption at ranks 1 to 5.
-    pub recall5: f64,
-    /// Mean reciprocal rank over ranks 1 to 5.
-    pub mrr: f64,
+    /// The means. The mean reciprocal rank is over ranks 1 to 5, the mean rank over the ids with a relevant caption in
+    /// any row.
+    #[serde(flatten)]
+    pub means: MeanScores,
+    /// Ids with a relevant caption in any of their rows.
+    pub ranked_ids: u64,
     /// Rows of the submission.
     pub rows: u64,
     /// Ids of the truth without a row in the submission; they score 0.
     pub missing_ids: u64,
     /// Distinct ids of the submission that the truth does not contain; they are ignored.
     pub unknown_ids: u64,
-    /// Rows beyond the fifth of an id of the truth; they are ignored.
+    /// Rows beyond the fifth of an id of the truth; only the mean rank considers them.
     pub rows_beyond_five: u64,
     /// Rows among the first five of an id that repeat one of its captions; each still occupies a rank.
     pub repeated_rows: u64,
+    /// Scores by the language of the relevant captions, in alphabetical order; empty if the truth names none.
+    pub by_language: Vec<LanguageScores>,
 }
 
-/// State of one id of the truth.
-#[derive(Default)]
-struct IdState {
-    relevant: Vec<Box<str>>,
-    /// Rows of the truth.
-    truth_rows: u32,
-    /// Best rank of a relevant caption so far, from 1.
-    best_rank: Option<u8>,
-    /// Rows of the submission so far, at most [`DEPTH`].
-    rows: u8,
-    /// Hashes of the captions of these rows.
-    hashes: [u64; DEPTH],
+/// Metrics of the ids with a relevant caption in one language.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LanguageScores {
+    /// The language.
+    pub language: String,
+    /// Number of the ids.
+    pub ids: u64,
+    /// The means, by the captions in this language alone.
+    #[serde(flatten)]
+    pub means: MeanScores,
 }
 
-/// Scores a submission.
+/// Scores a submission. Without `images`, each id counts as an image of its own.
 ///
 /// # Errors
 /// When a file lacks a column, a row cannot be read or has no id, or the truth is empty.
-pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, EvaluateError> {
-    score_files(submission, truth).map(|scored| scored.scores)
+pub fn evaluate(submission: impl Read, truth: impl Read, images: Option<&ImageOfId>) -> Result<Scores, EvaluateError> {
+    score_files(submission, truth, images).map(|scored| scored.scores)
 }
 
 /// Scores a submission that a user names, which may be the truth by mistake.
@@ -152,9 +156,13 @@ pub fn evaluate(submission: impl Read, truth: impl Read) -> Result<Scores, Evalu
 /// # Errors
 /// As [`evaluate`]; also when the columns or the repeated ids of the two files show that they are swapped, or they have no
 /// id in common.
-pub fn evaluate_files(submission: impl Read, truth: impl Read) -> Result<Scores, EvaluateError> {
+pub fn evaluate_files(
+    submission: impl Read,
+    truth: impl Read,
+    images: Option<&ImageOfId>,
+) -> Result<Scores, EvaluateError> {
     let Scored { scores, ids, first_id, truth_names_language, submission_names_language } =
-        score_files(submission, truth)?;
+        score_files(submission, truth, images)?;
     if submission_names_language {
         return Err(EvaluateError::TruthAsSubmission);
     }
@@ -189,75 +197,49 @@ struct Scored {
     submission_names_language: bool,
 }
 
-fn score_files(submission: impl Read, truth: impl Read) -> Result<Scored, EvaluateError> {
-    let mut index: HashMap<Box<str>, usize> = HashMap::new();
-    // In the order of the truth, so that sums do not depend on the order of the map.
-    let mut ids: Vec<IdState> = Vec::new();
-    let mut first_id: Option<Box<str>> = None;
-    let truth = for_each_row(FileRole::Truth, truth, |id, caption| {
-        let at = if let Some(&at) = index.get(id) {
-            at
-        } else {
-            first_id.get_or_insert_with(|| id.into());
-            index.insert(id.into(), ids.len());
-            ids.push(IdState::default());
-            ids.len() - 1
-        };
-        ids[at].truth_rows += 1;
-        if !ids[at].relevant.iter().any(|known| **known == *caption) {
-            ids[at].relevant.push(caption.into());
-        }
-    })?;
-    if ids.is_empty() {
-        return Err(EvaluateError::NoTruth);
-    }
-
+fn score_files(submission: impl Read, truth: impl Read, images: Option<&ImageOfId>) -> Result<Scored, EvaluateError> {
+    let Truth { index, mut ids, first_id, languages, names_language } = Truth::read(truth, images)?;
     let mut unknown = HashSet::new();
     let mut rows_beyond_five = 0;
     let mut repeated_rows = 0;
-    let submission = for_each_row(FileRole::Submission, submission, |id, caption| {
+    let submission = for_each_row(FileRole::Submission, submission, |id, caption, _| {
         let Some(&at) = index.get(id) else {
             unknown.insert(XxHash3_64::oneshot(id.as_bytes()));
             return;
         };
         let state = &mut ids[at];
-        let filled = usize::from(state.rows);
-        if filled == DEPTH {
+        let filled = state.rows as usize;
+        if let Some(free) = state.hashes.get_mut(filled) {
+            *free = XxHash3_64::oneshot(caption.as_bytes());
+            repeated_rows += u64::from(state.hashes[..filled].contains(&state.hashes[filled]));
+        } else {
             rows_beyond_five += 1;
-            return;
         }
-        let hash = XxHash3_64::oneshot(caption.as_bytes());
-        repeated_rows += u64::from(state.hashes[..filled].contains(&hash));
-        state.hashes[filled] = hash;
-        state.rows += 1;
-        if state.best_rank.is_none() && state.relevant.iter().any(|known| **known == *caption) {
-            state.best_rank = Some(state.rows);
+        state.rows = state.rows.saturating_add(1);
+        for own in state.relevant.iter_mut().filter(|own| own.rank == 0 && *own.caption == *caption) {
+            own.rank = state.rows;
         }
     })?;
 
-    let mut tally = Tally::default();
-    let mut missing_ids = 0;
-    for id in &ids {
-        tally.add(id.best_rank.map(usize::from));
-        missing_ids += u64::from(id.rows == 0);
-    }
+    let mut images = ImageTallies::default();
+    ids.iter().for_each(|id| id.add_to(&mut images, |_| true));
+    let (count, ranked_ids, means) = images.finish();
     let scores = Scores {
-        ids: tally.ids(),
-        ndcg5: tally.ndcg5(),
-        recall1: tally.recall1(),
-        recall5: tally.recall5(),
-        mrr: tally.mrr(),
+        ids: count,
+        means,
+        ranked_ids,
         rows: submission.rows,
-        missing_ids,
+        missing_ids: ids.iter().filter(|id| id.rows == 0).count() as u64,
         unknown_ids: unknown.len() as u64,
         rows_beyond_five,
         repeated_rows,
+        by_language: if names_language { score_languages(&ids, &languages) } else { Vec::new() },
     };
     Ok(Scored {
         scores,
         ids,
-        first_id: first_id.unwrap_or_default(),
-        truth_names_language: truth.names_language,
+        first_id,
+        truth_names_language: names_language,
         submission_names_language: submission.names_language,
     })
 }
@@ -303,17 +285,18 @@ struct ReadFile {
     names_language: bool,
 }
 
-/// Calls `visit` with id and caption of each row.
+/// Calls `visit` with id, caption and language of each row. The language is empty without its column.
 fn for_each_row(
     role: FileRole,
     input: impl Read,
-    mut visit: impl FnMut(&str, &str),
+    mut visit: impl FnMut(&str, &str, &str),
 ) -> Result<ReadFile, EvaluateError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(input);
     let unreadable = |row| move |source| EvaluateError::Row { role, row, source };
     let header = reader.headers().map_err(unreadable(0))?.clone();
     let id_at = find_column(role, &header, ID_COLUMN)?;
     let caption_at = find_column(role, &header, CAPTION_COLUMN)?;
+    let language_at = header.iter().position(|name| name == LANGUAGE_COLUMN);
     let mut record = csv::StringRecord::new();
     let mut row = 0;
     while reader.read_record(&mut record).map_err(unreadable(row + 1))? {
@@ -323,9 +306,9 @@ fn for_each_row(
         if id.is_empty() {
             return Err(EvaluateError::EmptyId { role, row, column: ID_COLUMN });
         }
-        visit(id, caption);
+        visit(id, caption, language_at.map_or("", |at| &record[at]));
     }
-    Ok(ReadFile { rows: row, names_language: header.iter().any(|name| name == LANGUAGE_COLUMN) })
+    Ok(ReadFile { rows: row, names_language: language_at.is_some() })
 }
 
 /// Returns the position of a column that must occur exactly once; ignores a byte order mark.

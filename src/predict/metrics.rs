@@ -3,6 +3,10 @@
 //! Ranks are 1-based; `None` means that the relevant caption was not ranked. NDCG@5 with one relevant item is
 //! `1 / log2(rank + 1)` up to rank 5 and 0 beyond; the ideal gain is 1 (Järvelin and Kekäläinen 2002).
 
+use serde::{Deserialize, Serialize};
+
+use super::bootstrap::{ScoreIntervals, intervals};
+
 /// Cut-off rank of the metrics.
 pub const DEPTH: usize = 5;
 
@@ -19,6 +23,46 @@ pub struct Tally {
     first: u64,
     within: u64,
     reciprocal: f64,
+    /// Number of known places, and their sum.
+    places: u64,
+    place_sum: f64,
+}
+
+/// Means of the metrics, with their confidence intervals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MeanScores {
+    /// NDCG@5.
+    pub ndcg5: f64,
+    /// Recall@1.
+    pub recall1: f64,
+    /// Recall@5.
+    pub recall5: f64,
+    /// Mean reciprocal rank within the listed captions: the top 20 of a held-out image, the `predict.top_k` of a test
+    /// image, all captions of a language within which an image is ranked, or the first five rows of an id in a file.
+    pub mrr: f64,
+    /// Mean rank of the right caption among all ranked captions, 1 at best. A caption that was not ranked counts as the
+    /// last. Absent in reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_rank: Option<f64>,
+    /// Intervals of 95 % confidence; absent with fewer than two images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<ScoreIntervals>,
+}
+
+impl MeanScores {
+    /// Computes the means over images and their intervals, from the tally of each image.
+    pub fn from_images(images: &[Tally]) -> Self {
+        let mut all = Tally::default();
+        images.iter().for_each(|image| all.merge(image));
+        Self {
+            ndcg5: all.ndcg5(),
+            recall1: all.recall1(),
+            recall5: all.recall5(),
+            mrr: all.mrr(),
+            mean_rank: all.mean_rank(),
+            intervals: intervals(images),
+        }
+    }
 }
 
 impl Tally {
@@ -34,6 +78,23 @@ impl Tally {
         self.first += u64::from(rank == 1);
         self.within += u64::from(rank <= DEPTH);
         self.reciprocal += 1.0 / rank as f64;
+    }
+
+    /// Adds the rank of a relevant caption among all captions, for the mean rank.
+    pub fn add_place(&mut self, place: u64) {
+        self.places += 1;
+        self.place_sum += place as f64;
+    }
+
+    /// Adds the sums of another tally.
+    pub fn merge(&mut self, other: &Self) {
+        self.ids += other.ids;
+        self.gain += other.gain;
+        self.first += other.first;
+        self.within += other.within;
+        self.reciprocal += other.reciprocal;
+        self.places += other.places;
+        self.place_sum += other.place_sum;
     }
 
     /// Returns the number of ids.
@@ -59,6 +120,16 @@ impl Tally {
     /// Returns the mean reciprocal rank over all ranks that were added; 0 without ids.
     pub fn mrr(&self) -> f64 {
         self.mean(self.reciprocal)
+    }
+
+    /// Returns the mean of the places that were added; `None` without any.
+    pub fn mean_rank(&self) -> Option<f64> {
+        (self.places > 0).then(|| self.place_sum / self.places as f64)
+    }
+
+    /// Returns the number of places that were added.
+    pub fn places(&self) -> u64 {
+        self.places
     }
 
     fn mean(&self, sum: f64) -> f64 {

@@ -3,6 +3,7 @@
 //! Besides the head, memory holds a few `[tile rows, tile classes]` matrices on the device; with [`Selection::Host`]
 //! also on the host. Labels are checked on the host before any work.
 
+mod places;
 mod selection;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use super::tiles::{
     upload_tiles,
 };
 
+pub use places::{Place, PlaceQuery};
 pub use selection::Selection;
 use selection::TopKSelector;
 

@@ -70,6 +70,59 @@ fn file_names_correction_and_truth_work_without_training() {
 }
 
 #[test]
+fn truth_gives_ranks_among_all_captions_and_within_each_language() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let config = zero_shot(&run_dir, "siglip", "top_k = 20\n");
+    let path = write(dir.path(), &config);
+    let out = run(&["run", "--config", &path]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let ranked = rows(&run_dir.join("submission.csv"));
+    // The eighth caption of each id is right. The language of a caption follows from its length.
+    let language = |caption: &str| if caption.len() % 2 == 0 { "de" } else { "en" };
+    let mut truth = "id,caption_title_and_reference_description,language\n".to_owned();
+    let (mut within, mut answers) = (Vec::new(), std::collections::BTreeSet::new());
+    for id in ranked.chunks(20) {
+        let right = &id[7][1];
+        answers.insert(right.clone());
+        truth.push_str(&format!("{},\"{right}\",{}\n", id[7][0], language(right)));
+    }
+    for id in ranked.chunks(20) {
+        let own = language(&id[7][1]);
+        let rank = id[..8].iter().filter(|row| answers.contains(&row[1]) && language(&row[1]) == own).count();
+        within.push((own, rank as f64));
+    }
+    let truth_path = dir.path().join("truth.csv");
+    std::fs::write(&truth_path, truth).unwrap();
+    let path = write(dir.path(), &format!("{config}truth = '{}'\n", truth_path.display()));
+    let out = run(&["run", "--config", &path]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let prediction = &report(&run_dir)["prediction"];
+    assert_eq!(prediction["scores"]["mean_rank"], 8.0, "{prediction}");
+    assert_eq!(prediction["scores"]["intervals"]["mean_rank"]["low"], 8.0, "{prediction}");
+    let tables = prediction["text"]["test"]["within_language"].as_array().unwrap();
+    let mut seen = 0;
+    for table in tables {
+        let own: Vec<f64> = within.iter().filter(|(name, _)| table["name"] == *name).map(|(_, rank)| *rank).collect();
+        let expected = own.iter().sum::<f64>() / own.len() as f64;
+        assert!((table["pixels"]["mean_rank"].as_f64().unwrap() - expected).abs() < 1e-9, "{table}");
+        seen += own.len();
+    }
+    assert_eq!(seen, ranked.len() / 20);
+    // `evaluate` finds the same in the file.
+    let ids = fixture("ids.tsv").display().to_string();
+    let (submission, truth) = (run_dir.join("submission.csv"), truth_path.display().to_string());
+    let submission = submission.display().to_string();
+    let out = run(&["evaluate", "--submission", &submission, "--truth", &truth, "--ids", &ids, "--json"]);
+    let scores: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&scores["mean_rank"], scores["ids"].as_u64()), (&Value::from(8.0), Some(seen as u64)), "{scores}");
+    assert_eq!(scores["by_language"].as_array().unwrap().len(), tables.len());
+    let out = run(&["evaluate", "--submission", &submission, "--truth", &truth]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("mean rank") && text.contains("language ") && text.contains("[95 % confidence"), "{text}");
+}
+
+#[test]
 fn impossible_pairs_are_refused_in_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |text: &str| {

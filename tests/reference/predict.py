@@ -59,6 +59,8 @@ def ndcg():
         "recall1": hits[:, 0].mean(),
         "recall5": hits.any(1).mean(),
         "mrr": (hits * reciprocal).sum(1).mean(),
+        "mean_rank": (hits.argmax(1) + 1)[hits.any(1)].mean(),
+        "ranked_ids": hits.any(1).sum(),
     }
     name = [f'Title {c}, "{c}" [SEP] caption\nno. {c}' for c in range(captions)]
     for path, rows in [

@@ -7,9 +7,12 @@ use crate::cli::format::{bytes, count, duration, number, part_of, percent, plura
 use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
-    CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SignalScores, SliceReport, StageReport,
-    StreamReport, TrainingReport,
+    CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SliceReport, StageReport, StreamReport,
+    TrainingReport,
 };
+use crate::predict::bootstrap::Interval;
+use crate::predict::evaluate::LanguageScores;
+use crate::predict::metrics::MeanScores;
 
 /// Languages with a line of their own; the report has all.
 const LANGUAGES: usize = 12;
@@ -161,6 +164,16 @@ fn prediction(table: &mut Table, part: &PredictionReport) {
     table.row("quarantined", count(part.tally.quarantined_rows()));
     add_counts(table, &part.tally.quarantined);
     table.row("ids without usable image", count(part.ids_without_image));
+    if let Some(scores) = part.scores.as_ref().filter(|scores| part.text.is_none() && !scores.by_language.is_empty()) {
+        table.heading("NDCG@5 by language of the right caption");
+        let mut languages: Vec<&LanguageScores> = scores.by_language.iter().collect();
+        languages.sort_by_key(|own| std::cmp::Reverse(own.ids));
+        for own in languages.iter().take(LANGUAGES) {
+            let interval = in_interval(own.means.intervals.map(|intervals| intervals.ndcg5));
+            let score = format!("{}{interval} ({})", number(own.means.ndcg5), plural(own.ids, "ids"));
+            table.row(&format!("language {}", own.language), score);
+        }
+    }
     let Some(text) = &part.text else { return };
     table.row("captions ranked", format!("{} of {}", count(text.captions), text.source));
     table.row("hubness correction", &text.correction);
@@ -196,14 +209,39 @@ fn add_signal_scores(table: &mut Table, title: &str, part: &SignalReport) {
     if languages.len() > LANGUAGES {
         table.row("other languages", format!("{} in report.json", languages.len() - LANGUAGES));
     }
+    let mut within: Vec<&SliceReport> = part.within_language.iter().collect();
+    within.sort_by_key(|group| std::cmp::Reverse(group.questions));
+    if !within.is_empty() {
+        table.heading(&format!("{title}, each language by itself"));
+    }
+    for group in within.iter().take(LANGUAGES) {
+        let best = group.both.as_ref().unwrap_or(&group.pixels);
+        let interval = best.intervals.map(|own| own.recall1);
+        let recall = format!("recall@1 {}{}", number(best.recall1), in_interval(interval));
+        table.row(&format!("language {}", group.name), format!("{}; {recall}; {}", line(group), mean_rank(best)));
+    }
 }
 
-/// Formats the NDCG@5 of each signal: `pixels 0.210, file names 0.330, both 0.365`.
+/// Formats an interval of confidence behind its score.
+pub(super) fn in_interval(interval: Option<Interval>) -> String {
+    interval.map_or_else(String::new, |own| format!(" [{}, {}]", number(own.low), number(own.high)))
+}
+
+/// Formats a mean rank with its interval.
+pub(super) fn mean_rank(scores: &MeanScores) -> String {
+    let interval = scores.intervals.and_then(|intervals| intervals.mean_rank);
+    scores.mean_rank.map_or_else(String::new, |rank| format!("mean rank {}{}", number(rank), in_interval(interval)))
+}
+
+/// Formats the NDCG@5 of each signal with its interval: `pixels 0.210 [0.190, 0.231], file names 0.330 [0.301, 0.360]`.
 pub(super) fn signal_scores(group: &SliceReport) -> String {
-    let mut text = format!("pixels {}", number(group.pixels.ndcg5));
-    let mut add = |name: &str, scores: Option<SignalScores>| {
+    let score = |scores: &MeanScores| {
+        format!("{}{}", number(scores.ndcg5), in_interval(scores.intervals.map(|intervals| intervals.ndcg5)))
+    };
+    let mut text = format!("pixels {}", score(&group.pixels));
+    let mut add = |name: &str, scores: Option<MeanScores>| {
         if let Some(scores) = scores {
-            text.push_str(&format!(", {name} {}", number(scores.ndcg5)));
+            text.push_str(&format!(", {name} {}", score(&scores)));
         }
     };
     add("file names", group.names);

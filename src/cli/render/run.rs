@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::details::{append_details, signal_scores};
+use super::details::{append_details, in_interval, signal_scores};
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, plural};
 use crate::pipeline::Report;
@@ -64,13 +64,15 @@ fn scores(table: &mut Table, report: &Report) {
         table.row(
             "NDCG@5",
             format!(
-                "{} on {} (ceiling {ceiling}, chance {chance})",
+                "{}{} on {} (ceiling {ceiling}, chance {chance})",
                 number(scores.ndcg5),
+                in_interval(scores.intervals.map(|intervals| intervals.ndcg5)),
                 plural(scores.ids, "test ids")
             ),
         );
         let (first, five, mrr) = (number(scores.recall1), number(scores.recall5), number(scores.mrr));
-        table.row("Recall", format!("@1 {first}, @5 {five}; mean reciprocal rank {mrr}"));
+        let rank = scores.mean_rank.map_or_else(String::new, |rank| format!(", mean rank {}", number(rank)));
+        table.row("Recall", format!("@1 {first}, @5 {five}; mean reciprocal rank {mrr}{rank}"));
     }
     let held_out = prediction.and_then(|prediction| prediction.text.as_ref()?.held_out.as_ref());
     if let Some((held_out, all)) = held_out.and_then(|found| Some((found, found.groups.first()?))) {
@@ -188,9 +190,9 @@ mod tests {
     use super::*;
     use crate::cli::render::WIDTH;
     use crate::pipeline::report::{
-        MixingReport, ProcessReport, ScoreReport, SignalReport, SignalScores, SliceReport, StageReport, TextReport,
-        ValidationPoint,
+        MixingReport, ProcessReport, ScoreReport, SignalReport, SliceReport, StageReport, TextReport, ValidationPoint,
     };
+    use crate::predict::metrics::MeanScores;
 
     fn full_report() -> Report {
         let mut images = StreamReport { shards: 200, ..StreamReport::default() };
@@ -199,7 +201,7 @@ mod tests {
             ["truncated", "invalid_base64", "unsupported_svg", "other"].map(|name| (name.to_owned(), 1234)).into();
         let point = ValidationPoint { epoch: 8, ndcg5: 0.847, ndcg5_ceiling: 0.896, ..ValidationPoint::default() };
         let scores = ScoreReport { ndcg5: 0.785, ndcg5_ceiling: 0.797, ids: 92_366, ..ScoreReport::default() };
-        let group = SliceReport { names: Some(SignalScores::default()), ..SliceReport::default() };
+        let group = SliceReport { names: Some(MeanScores::default()), ..SliceReport::default() };
         let held_out = SignalReport { images: 836, groups: vec![group], ..SignalReport::default() };
         let text = TextReport { held_out: Some(held_out), ..TextReport::default() };
         Report {

@@ -7,6 +7,7 @@ use crate::cli::device::Devices;
 use crate::cli::format::{bytes, count, plural};
 use crate::init::{Head, Init};
 use crate::pipeline::Inspection;
+use crate::predict::bootstrap::Interval;
 use crate::predict::evaluate::Scores;
 use crate::sample::SampleReport;
 
@@ -95,10 +96,30 @@ pub(in crate::cli) fn sample(out: &Path, report: &SampleReport) -> String {
 pub(in crate::cli) fn scores(scores: &Scores, ceiling: Option<f64>) -> String {
     let mut table = Table::new(26);
     let ceiling = ceiling.map_or_else(String::new, |ceiling| format!(" (ceiling {ceiling:.5})"));
-    table.row("NDCG@5", format!("{:.5}{ceiling}, mean over {}", scores.ndcg5, plural(scores.ids, "ids")));
-    table.row("recall@1", format!("{:.5}", scores.recall1));
-    table.row("recall@5", format!("{:.5}", scores.recall5));
-    table.row("mean reciprocal rank", format!("{:.5}", scores.mrr));
+    let (means, intervals) = (&scores.means, scores.means.intervals.as_ref());
+    let score = |value: f64, interval: Option<Interval>| {
+        format!("{value:.5}{}", interval.map_or_else(String::new, |own| format!(" [{:.5}, {:.5}]", own.low, own.high)))
+    };
+    let ndcg5 = score(means.ndcg5, intervals.map(|own| own.ndcg5));
+    table.row("NDCG@5", format!("{ndcg5}{ceiling}, mean over {}", plural(scores.ids, "ids")));
+    table.row("recall@1", score(means.recall1, intervals.map(|own| own.recall1)));
+    table.row("recall@5", score(means.recall5, intervals.map(|own| own.recall5)));
+    table.row("mean reciprocal rank", score(means.mrr, intervals.map(|own| own.mrr)));
+    if let Some(rank) = means.mean_rank {
+        let interval = intervals.and_then(|own| own.mean_rank);
+        let interval = interval.map_or_else(String::new, |own| format!(" [{:.3}, {:.3}]", own.low, own.high));
+        let ids = plural(scores.ranked_ids, "ids");
+        table.row("mean rank", format!("{rank:.3}{interval}, of the {ids} whose caption has a row"));
+    }
+    if intervals.is_some() {
+        table.row("", "[95 % confidence, by the bootstrap over images]");
+    }
+    for own in &scores.by_language {
+        let ndcg5 = score(own.means.ndcg5, own.means.intervals.map(|intervals| intervals.ndcg5));
+        let recall1 = score(own.means.recall1, own.means.intervals.map(|intervals| intervals.recall1));
+        let ids = plural(own.ids, "ids");
+        table.row(&format!("language {}", own.language), format!("NDCG@5 {ndcg5}, recall@1 {recall1}, {ids}"));
+    }
     for (name, value) in [
         ("ids without a row", scores.missing_ids),
         ("ids unknown to the truth", scores.unknown_ids),

@@ -1,6 +1,6 @@
 //! Files of a complete catalog in the run directory.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -180,13 +180,18 @@ impl StoredClasses {
         Ok(tables::read_class_images(&self.fetch()?)?)
     }
 
-    /// Returns whether any of some captions is a class. Blocks the thread.
+    /// Returns the classes of those of some captions that are classes. Blocks the thread.
     ///
     /// # Errors
     /// As [`Self::read_texts`].
-    pub(crate) fn contains_any(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
-        let mut found = false;
-        tables::read_classes(&self.fetch()?, |row| found |= captions.contains(row.caption))?;
+    pub(crate) fn find_all<'t>(&self, captions: &HashSet<&'t str>) -> Result<HashMap<&'t str, u32>, PipelineError> {
+        let (mut found, mut class) = (HashMap::new(), 0);
+        tables::read_classes(&self.fetch()?, |row| {
+            if let Some(caption) = captions.get(row.caption) {
+                found.entry(*caption).or_insert(class);
+            }
+            class += 1;
+        })?;
         Ok(found)
     }
 

@@ -6,7 +6,7 @@ use super::{DeviceState, DeviceWorker, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
 use crate::predict::rank::TopK;
-use crate::predict::scorer::{Scored, Scorer};
+use crate::predict::scorer::{Place, PlaceQuery, Scored, Scorer};
 use crate::predict::tiles::Compute;
 use crate::train::HeadState;
 use crate::train::text::{Projector, TextHead};
@@ -107,6 +107,27 @@ impl LoadedScorer {
         k: usize,
     ) -> Result<Vec<Scored>, PipelineError> {
         self.run(move |scorer| scorer.score(&features, &labels, k).map_err(model_error)).await
+    }
+
+    /// Returns the rank of each query's class among all classes, and within its group.
+    ///
+    /// # Errors
+    /// As [`LoadedScorer::top_k`]; or when a row or a class does not exist.
+    pub(crate) async fn places(
+        &self,
+        features: Vec<f32>,
+        rows: usize,
+        queries: Vec<PlaceQuery>,
+        groups: Option<Arc<Vec<u32>>>,
+    ) -> Result<Vec<Option<Place>>, PipelineError> {
+        if queries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let find = move |scorer: &Scorer<Any>| {
+            let groups = groups.as_ref().map(|groups| groups.as_slice());
+            scorer.places(&features, rows, &queries, groups).map_err(model_error)
+        };
+        self.run(find).await
     }
 
     /// Frees the layer.

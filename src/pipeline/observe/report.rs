@@ -16,7 +16,7 @@ use crate::objects::TrafficSnapshot;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 
-pub use prediction::{PredictionReport, ScoreReport, SignalReport, SignalScores, SliceReport, TextReport};
+pub use prediction::{PredictionReport, ScoreReport, SignalReport, SliceReport, TextReport};
 pub use process::{Outcome, ProcessReport};
 pub use stage::{Bottleneck, PartReport, StageReport};
 

@@ -63,8 +63,8 @@ impl Ranker for ClassifierRanker {
         self.classes.count
     }
 
-    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
-        self.classes.contains_any(captions)
+    fn find_captions<'t>(&self, captions: &HashSet<&'t str>) -> Result<HashMap<&'t str, u32>, PipelineError> {
+        self.classes.find_all(captions)
     }
 
     fn read_captions(&mut self, ranking: &Ranking) -> Result<(), PipelineError> {
@@ -97,6 +97,7 @@ impl Ranker for ClassifierRanker {
             stage: "rank".to_owned(),
             log: ctx.scratch_path().join(format!("{}.ranks", input.stem)),
             device: input.device,
+            questions: input.questions,
         };
         let ranking = job.run(ctx, &encoder).await?;
         Ok(RankOutput { ranking, report: None, remarks: StageRemarks::default() })

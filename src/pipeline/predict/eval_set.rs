@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{SignalReport, SignalScores, SliceReport};
+use crate::pipeline::observe::report::{SignalReport, SliceReport};
 use crate::pipeline::predict::fusion::{
     CandidateVectors, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
 };
 use crate::pipeline::predict::hubness::HubnessCorrection;
-use crate::predict::metrics::{Tally, rank_of};
+use crate::predict::metrics::{MeanScores, Tally, rank_of};
+use crate::predict::scorer::{Place, PlaceQuery};
 use crate::types::Correction;
 
 /// Number of captions ranked for an image, from which its reciprocal rank is computed.
@@ -30,8 +31,17 @@ pub(super) struct Query {
     pub(super) seen: bool,
 }
 
-/// Best captions of each image by each signal; pixels come first.
-pub(super) type Rankings = Vec<(FusionSignal, Vec<Vec<u32>>)>;
+/// Rankings by each signal; pixels come first.
+pub(super) type Rankings = Vec<(FusionSignal, RankedQueries)>;
+
+/// Ranking of candidates for some images, and the ranks of the queries' captions.
+#[derive(Debug, Default)]
+pub(super) struct RankedQueries {
+    /// Best captions of each image.
+    pub(super) captions: Vec<Vec<u32>>,
+    /// Rank of each query's caption among all candidates; `None` if it has none.
+    pub(super) places: Vec<Option<Place>>,
+}
 
 /// Images in memory, with their signals.
 pub(super) struct EvalImages {
@@ -59,16 +69,17 @@ impl EvalSet<'_> {
         self.images.pixels.len() / self.candidates.dim.max(1)
     }
 
-    /// Ranks candidates for each image.
+    /// Ranks candidates for each image, and finds the ranks of the captions of `queries`.
     async fn rank(
         &self,
         candidates: &CandidateVectors,
+        queries: &[Query],
         signal: FusionSignal,
         weights: FusionWeights,
-    ) -> Result<Vec<Vec<u32>>, PipelineError> {
+    ) -> Result<RankedQueries, PipelineError> {
         let (images, captions) = (self.images(), candidates.len());
         if captions == 0 || images == 0 {
-            return Ok(vec![Vec::new(); images]);
+            return Ok(RankedQueries { captions: vec![Vec::new(); images], places: vec![None; queries.len()] });
         }
         let EvalImages { pixels, names, features } = &self.images;
         let (names, features) = (names.as_deref(), features.as_deref());
@@ -82,14 +93,23 @@ impl EvalSet<'_> {
         }
         add_bias(Arc::make_mut(&mut layer), correction.bias().as_deref());
         let scorer = self.device.load_scorer(layer).await?;
+        let asked =
+            queries.iter().filter_map(|query| Some(PlaceQuery { row: query.image as u32, class: query.caption? }));
+        let asked: Vec<PlaceQuery> = asked.collect();
+        let found =
+            if asked.is_empty() { Vec::new() } else { scorer.places(rows.clone(), images, asked, None).await? };
         let tops = scorer.top_k(rows, images, TOP_K).await?;
         scorer.unload().await?;
-        Ok(tops.into_iter().map(|top| top.classes).collect())
+        let mut found = found.into_iter();
+        let places = queries.iter().map(|query| query.caption.and_then(|_| found.next().flatten())).collect();
+        Ok(RankedQueries { captions: tops.into_iter().map(|top| top.classes).collect(), places })
     }
 
     async fn ndcg5(&self, signal: FusionSignal, weights: FusionWeights) -> Result<f64, PipelineError> {
-        let ranked = self.rank(self.candidates, signal, weights).await?;
-        Ok(score(self.queries.iter(), &ranked).ndcg5)
+        let ranked = self.rank(self.candidates, &[], signal, weights).await?;
+        let mut tally = Tally::default();
+        self.queries.iter().for_each(|query| tally.add(rank_in_list(query, &ranked)));
+        Ok(tally.ndcg5())
     }
 
     /// Chooses the weights with the best NDCG@5: first the weight of the classifier, then that of names. Ties go to the
@@ -134,7 +154,7 @@ impl EvalSet<'_> {
         let mut rankings = Vec::new();
         for signal in [FusionSignal::Pixels, FusionSignal::Names, FusionSignal::Both] {
             if signal == FusionSignal::Pixels || self.images.names.is_some() {
-                rankings.push((signal, self.rank(self.candidates, signal, weights).await?));
+                rankings.push((signal, self.rank(self.candidates, &self.queries, signal, weights).await?));
             }
         }
         Ok(rankings)
@@ -166,10 +186,10 @@ impl EvalSet<'_> {
                 queries.iter().map(|query| Query { caption: query.caption.and_then(position), ..*query }).collect();
             let mut within = Vec::new();
             for (signal, _) in rankings {
-                within.push((*signal, self.rank(&candidates, *signal, weights).await?));
+                within.push((*signal, self.rank(&candidates, &own, *signal, weights).await?));
             }
-            let own: Vec<&Query> = own.iter().collect();
-            by_language.push(score_slice(&self.languages[language], places.len(), &own, &within));
+            let every: Vec<usize> = (0..own.len()).collect();
+            by_language.push(score_slice(&self.languages[language], places.len(), (&own, &every), &within));
         }
         by_language.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(SignalReport {
@@ -177,26 +197,58 @@ impl EvalSet<'_> {
             captions: self.candidates.len() as u64,
             groups: score_slices(&self.queries, self.candidates.len(), rankings),
             by_language,
+            within_language: Vec::new(),
         })
     }
 }
 
-fn score<'a>(queries: impl Iterator<Item = &'a Query>, ranked: &[Vec<u32>]) -> SignalScores {
-    let mut tally = Tally::default();
-    for query in queries {
-        tally.add(query.caption.and_then(|caption| rank_of(caption, &ranked[query.image])));
-    }
-    SignalScores { ndcg5: tally.ndcg5(), recall1: tally.recall1(), recall5: tally.recall5(), mrr: tally.mrr() }
+/// Returns the rank of a query's caption in the list of its image's best captions.
+fn rank_in_list(query: &Query, ranked: &RankedQueries) -> Option<usize> {
+    query.caption.and_then(|caption| rank_of(caption, &ranked.captions[query.image]))
 }
 
-fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Rankings) -> SliceReport {
+/// Scores the queries with the numbers `chosen`. `rank` returns the rank of a query for all means but the mean rank, and its
+/// rank among all captions.
+fn score(
+    (queries, chosen): (&[Query], &[usize]),
+    captions: usize,
+    rank: impl Fn(usize) -> (Option<usize>, Option<u32>),
+) -> MeanScores {
+    let mut images: BTreeMap<usize, Tally> = BTreeMap::new();
+    for number in chosen {
+        let (listed, place) = rank(*number);
+        let tally = images.entry(queries[*number].image).or_default();
+        tally.add(listed);
+        tally.add_place(place.map_or(captions as u64, u64::from));
+    }
+    MeanScores::from_images(&images.into_values().collect::<Vec<_>>())
+}
+
+fn score_slice(
+    name: &str,
+    captions: usize,
+    (queries, chosen): (&[Query], &[usize]),
+    rankings: &Rankings,
+) -> SliceReport {
+    score_slice_by(name, captions, (queries, chosen), rankings, |ranked, number| {
+        (rank_in_list(&queries[number], ranked), ranked.places[number].map(|place| place.all))
+    })
+}
+
+fn score_slice_by(
+    name: &str,
+    captions: usize,
+    (queries, chosen): (&[Query], &[usize]),
+    rankings: &Rankings,
+    rank: impl Fn(&RankedQueries, usize) -> (Option<usize>, Option<u32>),
+) -> SliceReport {
     let by = |signal: FusionSignal| {
         let ranked = rankings.iter().find(|(ranked_by, _)| *ranked_by == signal);
-        ranked.map(|(_, ranked)| score(queries.iter().copied(), ranked))
+        ranked.map(|(_, ranked)| score((queries, chosen), captions, |number| rank(ranked, number)))
     };
     SliceReport {
         name: name.to_owned(),
-        questions: queries.len() as u64,
+        questions: chosen.len() as u64,
         captions: captions as u64,
         pixels: by(FusionSignal::Pixels).unwrap_or_default(),
         names: by(FusionSignal::Names),
@@ -207,12 +259,27 @@ fn score_slice(name: &str, captions: usize, queries: &[&Query], rankings: &Ranki
 /// Scores all queries, the queries whose caption a training image has, and the other queries. Leaves out empty slices.
 pub(super) fn score_slices(queries: &[Query], captions: usize, rankings: &Rankings) -> Vec<SliceReport> {
     let slice = |name: &str, contains: &dyn Fn(&Query) -> bool| {
-        let chosen: Vec<&Query> = queries.iter().filter(|query| contains(query)).collect();
-        (!chosen.is_empty()).then(|| score_slice(name, captions, &chosen, rankings))
+        let chosen: Vec<usize> = (0..queries.len()).filter(|number| contains(&queries[*number])).collect();
+        (!chosen.is_empty()).then(|| score_slice(name, captions, (queries, &chosen), rankings))
     };
     let seen = slice("captions seen in training", &|query| query.seen);
     let unseen = slice("captions never seen", &|query| !query.seen);
     slice("all captions", &|_| true).into_iter().chain(seen).chain(unseen).collect()
+}
+
+/// Returns the numbers of the queries of each language that `wants` accepts, by the name of the language.
+fn group_by_language<'l>(
+    queries: &[Query],
+    languages: &'l [String],
+    wants: impl Fn(&Query) -> bool,
+) -> BTreeMap<&'l str, (usize, Vec<usize>)> {
+    let mut groups: BTreeMap<&str, (usize, Vec<usize>)> = BTreeMap::new();
+    for (number, query) in queries.iter().enumerate().filter(|(_, query)| wants(query)) {
+        if let Some(language) = query.language {
+            groups.entry(&languages[language]).or_insert((language, Vec::new())).1.push(number);
+        }
+    }
+    groups
 }
 
 /// Scores the queries of each language by the same rankings.
@@ -222,13 +289,26 @@ pub(super) fn score_by_language(
     captions: usize,
     rankings: &Rankings,
 ) -> Vec<SliceReport> {
-    let mut groups: BTreeMap<&str, Vec<&Query>> = BTreeMap::new();
-    for query in queries {
-        if let Some(language) = query.language {
-            groups.entry(&languages[language]).or_default().push(query);
-        }
-    }
-    groups.into_iter().map(|(name, queries)| score_slice(name, captions, &queries, rankings)).collect()
+    let groups = group_by_language(queries, languages, |_| true);
+    groups.into_iter().map(|(name, (_, chosen))| score_slice(name, captions, (queries, &chosen), rankings)).collect()
+}
+
+/// Scores the queries of each language among the captions of that language alone. `sizes` has the number of captions of each
+/// language.
+pub(super) fn score_within_language(
+    queries: &[Query],
+    languages: &[String],
+    sizes: &[usize],
+    rankings: &Rankings,
+) -> Vec<SliceReport> {
+    let groups = group_by_language(queries, languages, |query| query.caption.is_some());
+    let slice = |(name, (language, chosen)): (&str, (usize, Vec<usize>))| {
+        score_slice_by(name, sizes[language], (queries, &chosen), rankings, |ranked, number| {
+            let place = ranked.places[number].map(|place| place.within);
+            (place.map(|place| place as usize), place)
+        })
+    };
+    groups.into_iter().map(slice).collect()
 }
 
 #[cfg(test)]
@@ -240,8 +320,11 @@ mod tests {
         let query = |image, caption, language, seen| Query { image, caption, language, seen };
         let queries =
             [query(0, Some(4), Some(1), true), query(0, Some(9), Some(0), false), query(1, None, None, false)];
-        let rankings =
-            vec![(FusionSignal::Pixels, vec![vec![4, 9], vec![1]]), (FusionSignal::Names, vec![vec![9], vec![]])];
+        let place = |all, within| Some(Place { all, within });
+        let pixels =
+            RankedQueries { captions: vec![vec![4, 9], vec![1]], places: vec![place(1, 1), place(2, 1), None] };
+        let names = RankedQueries { captions: vec![vec![9], vec![]], places: vec![place(7, 7), place(1, 1), None] };
+        let rankings = vec![(FusionSignal::Pixels, pixels), (FusionSignal::Names, names)];
         let slices = score_slices(&queries, 12, &rankings);
         let shown: Vec<(&str, u64, f64)> =
             slices.iter().map(|slice| (slice.name.as_str(), slice.questions, slice.pixels.recall1)).collect();
@@ -255,5 +338,8 @@ mod tests {
         let languages = score_by_language(&queries, &["de".to_owned(), "ar".to_owned()], 12, &rankings);
         assert_eq!(languages.iter().map(|slice| slice.name.as_str()).collect::<Vec<_>>(), ["ar", "de"]);
         assert!((languages[1].pixels.mrr - 0.5).abs() < 1e-9);
+        assert_eq!(slices[0].pixels.mean_rank, Some(5.0), "a caption that was not ranked counts as the last");
+        let within = score_within_language(&queries, &["de".to_owned(), "ar".to_owned()], &[5, 7], &rankings);
+        assert_eq!((within[1].captions, within[1].pixels.mean_rank, within[1].pixels.recall1), (5, Some(1.0), 1.0));
     }
 }

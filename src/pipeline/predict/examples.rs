@@ -50,7 +50,7 @@ pub(super) fn write(
     let Some((signal, ranked)) = rankings.last() else { return Ok(()) };
     let mut examples: Vec<Example> = (0..images.images())
         .filter(|image| !images.captions_of.row(*image).is_empty())
-        .map(|image| score_image(image, images, &ranked[image]))
+        .map(|image| score_image(image, images, &ranked.captions[image]))
         .collect();
     // Images with equal scores stay in corpus order.
     examples.sort_by(|one, other| {
@@ -75,7 +75,7 @@ pub(super) fn write(
         page.push_str(&format!("<h2>{title}</h2>\n"));
         for example in examples {
             let thumbnail = thumbnails.get(&*images.urls[example.image]);
-            page.push_str(&render_example(example, images, catalog, &ranked[example.image], thumbnail));
+            page.push_str(&render_example(example, images, catalog, &ranked.captions[example.image], thumbnail));
         }
     }
     page.push_str("</body></html>\n");

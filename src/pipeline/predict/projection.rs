@@ -2,7 +2,7 @@
 
 mod evaluate;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::catalog::url_hash;
@@ -23,6 +23,7 @@ use crate::pipeline::predict::fusion::{
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::hubness::HubnessCorrection;
 use crate::pipeline::predict::other_run::OtherClassifier;
+use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
 use crate::pipeline::predict::test_set::visit_ids;
 use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
@@ -102,8 +103,20 @@ impl Ranker for ProjectionRanker<'_> {
         self.candidates.len()
     }
 
-    fn ranks_any_of(&self, captions: &HashSet<&str>) -> Result<bool, PipelineError> {
-        Ok(!self.candidates.captions.find_all(captions).is_empty())
+    fn find_captions<'t>(&self, captions: &HashSet<&'t str>) -> Result<HashMap<&'t str, u32>, PipelineError> {
+        Ok(self.candidates.captions.find_all(captions))
+    }
+
+    fn add_languages(&self, questions: &mut Questions) {
+        let texts = std::mem::take(&mut questions.texts);
+        let wanted = texts.iter().zip(&questions.queries).filter(|(_, query)| query.language.is_none());
+        let class_of = self.catalog.texts.find_all(&wanted.map(|(text, _)| &**text).collect());
+        for (number, text) in texts.iter().enumerate() {
+            if let (None, Some(class)) = (questions.queries[number].language, class_of.get(&**text)) {
+                questions.queries[number].language = questions.language(self.catalog.languages.language(*class));
+            }
+        }
+        questions.texts = texts;
     }
 
     fn caption(&self, number: u32) -> &str {
@@ -271,26 +284,26 @@ impl ProjectionRanking<'_> {
         // With a truth, each signal is also ranked alone. The submission comes last.
         let submitted = if self.names.is_some() { FusionSignal::Both } else { FusionSignal::Pixels };
         let mut rankings = Vec::new();
-        if self.names.is_some() && self.input.has_truth {
+        if self.names.is_some() && self.input.questions.is_some() {
             for signal in [FusionSignal::Pixels, FusionSignal::Names] {
                 rankings.push((signal, self.rank_by(signal, weights).await?));
             }
         }
         let ranking = self.rank_by(submitted, weights).await?;
-        if let Some(truth) = settings.truth.as_ref().filter(|_| self.input.has_truth) {
+        if let Some(questions) = self.input.questions {
             let shown: Vec<(FusionSignal, &Ranking)> = rankings
                 .iter()
                 .map(|(signal, ranking)| (*signal, ranking))
                 .chain(std::iter::once((submitted, &ranking)))
                 .collect();
-            report.test = Some(self.score_test_set(truth, self.input.ids, &shown).await?);
+            report.test = Some(self.score_test_set(questions, &shown));
         }
         Ok(RankOutput { ranking, report: Some(report), remarks })
     }
 
     /// Ranks captions for all test images by one signal.
     async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
-        let RankInput { settings, features, test_set, device, top_k, stem, .. } = &self.input;
+        let RankInput { settings, features, test_set, device, top_k, stem, questions, .. } = &self.input;
         let encoder = FusedQueries { ranking: self, signal, weights };
         let layer = Arc::new(self.candidates.linear_layer(signal, weights));
         let kind = settings.correction;
@@ -306,6 +319,7 @@ impl ProjectionRanking<'_> {
             stage: format!("rank by {word}"),
             log: self.ctx.scratch_path().join(format!("{stem}-{}.ranks", word.replace(' ', "-"))),
             device,
+            questions: *questions,
         };
         let mut ranking = job.run(self.ctx, &encoder).await?;
         if let Some(names) = self.names.as_ref().filter(|_| signal != FusionSignal::Pixels) {
@@ -343,6 +357,12 @@ impl ProjectionRanking<'_> {
                 dim: self.candidates.dim,
             };
             let rows = fuse_queries(encoder.signal, encoder.weights, signals);
+            if let Some(questions) = self.input.questions {
+                let asked: Vec<Option<usize>> = images.iter().copied().map(Some).collect();
+                let (numbers, asked) = questions.of_images(&asked);
+                let places = scorer.places(rows.clone(), images.len(), asked, questions.groups.clone()).await?;
+                ranking.set_places(&numbers, &places);
+            }
             let tops = scorer.top_k(rows, images.len(), self.input.top_k).await?;
             images.iter().zip(tops).for_each(|(image, top)| ranking.set(*image, &top.classes));
         }

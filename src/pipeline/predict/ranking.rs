@@ -14,6 +14,8 @@ use crate::pipeline::chunk_files::{ChunkFile, FeatureSet};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::predict::questions::Questions;
+use crate::predict::scorer::Place;
 use crate::telemetry::{Activity, Party, StageTimer};
 use crate::train::HeadState;
 
@@ -25,12 +27,14 @@ const NONE: u32 = u32::MAX;
 pub(super) struct Ranking {
     captions: Vec<u32>,
     top_k: usize,
+    /// Rank of each query's right caption; `None` where it has none. Empty without a truth.
+    pub(super) places: Vec<Option<Place>>,
 }
 
 impl Ranking {
     /// Creates a ranking in which no image has captions.
     pub(super) fn empty(images: usize, top_k: usize) -> Self {
-        Self { captions: vec![NONE; images * top_k], top_k }
+        Self { captions: vec![NONE; images * top_k], top_k, places: Vec::new() }
     }
 
     /// Returns the best captions of an image; `None` if it has no ranking.
@@ -42,6 +46,11 @@ impl Ranking {
     /// Returns all ranked captions, repeated ones included.
     pub(super) fn all_captions(&self) -> impl Iterator<Item = u32> {
         self.captions.iter().copied().filter(|caption| *caption != NONE)
+    }
+
+    /// Sets the ranks of the right captions of some queries.
+    pub(super) fn set_places(&mut self, queries: &[usize], places: &[Option<Place>]) {
+        queries.iter().zip(places).for_each(|(query, place)| self.places[*query] = *place);
     }
 
     /// Sets the best captions of an image, unless there are too few.
@@ -77,6 +86,8 @@ pub(super) struct RankJob<'a> {
     /// Path of the batch log.
     pub(super) log: PathBuf,
     pub(super) device: &'a Arc<DeviceWorker>,
+    /// Queries whose right caption is looked for among all captions.
+    pub(super) questions: Option<&'a Questions>,
 }
 
 impl RankJob<'_> {
@@ -85,11 +96,13 @@ impl RankJob<'_> {
     /// # Errors
     /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
     pub(super) async fn run(self, ctx: &RunContext, encoder: &impl QueryEncoder) -> Result<Ranking, PipelineError> {
-        let Self { features, layer, urls, top_k, stage, log, device } = self;
+        let Self { features, layer, urls, top_k, stage, log, device, questions } = self;
         let mut ranking = Ranking::empty(urls.len(), top_k);
+        let asked_key = questions.map_or_else(String::new, |questions| format!(" {}", questions.fingerprint()));
+        ranking.places = vec![None; questions.map_or(0, |questions| questions.queries.len())];
         let generation = features.entries().values().next().map_or("", |entry| entry.generation.as_str());
         let (hash, classes, dim, key) = (hash_layer(&layer), layer.classes, layer.dim, encoder.log_key());
-        let inputs = format!("{generation} {hash:016x} {classes} {dim} {top_k} {key}");
+        let inputs = format!("{generation} {hash:016x} {classes} {dim} {top_k} {key}{asked_key}");
         let (mut logged, mut log) = BatchLog::open(log, &inputs)?;
         let stage_progress = ctx.progress.stage(stage, "images", 0);
         let scorer = device.load_scorer(Arc::new(layer)).await?;
@@ -103,11 +116,15 @@ impl RankJob<'_> {
             let count = chunk.rows.len();
             let images: Vec<Option<usize>> =
                 (0..count).map(|row| urls.position(url_hash(chunk.rows.url(row)))).collect();
-            let ranked: Vec<u32> = if let Some(earlier) = logged.next_batch(count * top_k) {
+            let (queried, asked) = questions.map(|questions| questions.of_images(&images)).unwrap_or_default();
+            let ranked: Vec<u32> = if let Some(earlier) = logged.next_batch(count * top_k + 2 * asked.len()) {
                 stage_progress.add_resumed(count as u64);
                 earlier.into_iter().map(f32::to_bits).collect()
             } else {
                 let queries = encoder.encode(chunk).await?;
+                let groups = questions.and_then(|questions| questions.groups.clone());
+                let own_queries = if asked.is_empty() { Vec::new() } else { queries.clone() };
+                let places = scorer.places(own_queries, count, asked, groups).await?;
                 let tops = scorer.top_k(queries, count, top_k).await?;
                 let mut ranked = vec![NONE; count * top_k];
                 for (row, top) in ranked.chunks_mut(top_k).zip(&tops) {
@@ -116,11 +133,17 @@ impl RankJob<'_> {
                         row.copy_from_slice(&top.classes);
                     }
                 }
+                ranked.extend(
+                    places.into_iter().flat_map(|place| place.map_or([0; 2], |place| [place.all, place.within])),
+                );
                 stage_progress.add(count as u64);
                 // The log stores f32, so store the bits of the caption numbers.
                 log.append(&ranked.iter().copied().map(f32::from_bits).collect::<Vec<f32>>())?;
                 ranked
             };
+            let places = ranked[count * top_k..].as_chunks().0.iter();
+            let places = places.map(|&[all, within]| (all > 0).then_some(Place { all, within }));
+            ranking.set_places(&queried, &places.collect::<Vec<_>>());
             for (image, captions) in images.into_iter().zip(ranked.chunks(top_k)) {
                 if let Some(image) = image {
                     ranking.set(image, captions);

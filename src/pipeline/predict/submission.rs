@@ -1,6 +1,6 @@
 //! The submission file and its scores.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 
@@ -10,11 +10,12 @@ use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
 use crate::pipeline::observe::report::ScoreReport;
-use crate::pipeline::predict::Ranker;
+use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::Ranking;
-use crate::pipeline::predict::test_set::{IdSource, TestSet, read_truth_bytes, read_truth_rows, visit_ids};
-use crate::predict::evaluate::evaluate;
-use crate::predict::metrics;
+use crate::pipeline::predict::test_set::{IdSource, TestSet, read_truth_bytes, visit_ids};
+use crate::predict::bootstrap::{Interval, ScoreIntervals};
+use crate::predict::evaluate::{LanguageScores, evaluate};
+use crate::predict::metrics::{self, MeanScores, Tally};
 use crate::predict::submission::{SubmissionError, SubmissionWriter};
 
 /// Rankings to write.
@@ -72,62 +73,57 @@ pub(super) fn most_frequent(images: &[u32], k: usize) -> Vec<u32> {
     classes
 }
 
-/// Looks for a right caption of the truth among the ranked captions, and for one of its ids among the test ids. The inner
-/// error says why there is no score.
-///
-/// # Errors
-/// When the truth or the ids cannot be read.
-pub(super) async fn find_right_captions(
-    ctx: &RunContext,
-    truth: &str,
-    ids: &IdSource,
-    ranker: &impl Ranker,
-) -> Result<Result<(), String>, PipelineError> {
-    let rows = read_truth_rows(&ctx.store, truth).await?;
-    let captions: HashSet<&str> = rows.iter().map(|row| &*row.caption).collect();
-    let shown = Store::redact(truth);
-    if !ranker.ranks_any_of(&captions)? {
-        return Ok(Err(format!(
-            "no score: the {} ranked captions hold none of the right captions of `{shown}` (`predict.truth`)",
-            ranker.captions()
-        )));
-    }
-    let known: HashSet<&str> = rows.iter().map(|row| &*row.id).collect();
-    let mut found = false;
-    visit_ids(&ctx.store, ids, |id| {
-        found |= known.contains(id.id);
-        Ok(())
-    })
-    .await?;
-    if found {
-        return Ok(Ok(()));
-    }
-    Ok(Err(format!("no score: `{shown}` (`predict.truth`) has no id of {}", ids.name())))
-}
-
-/// Scores the submission in the run directory against the truth. `captions` is the number of ranked captions.
+/// Scores the submission in the run directory against the truth. `ranking` comes with the number of ranked captions.
 ///
 /// # Errors
 /// When the truth or the submission cannot be read.
 pub(super) async fn score(
     ctx: &RunContext,
-    truth: &str,
+    (truth, questions): (&str, &Questions),
     output: &str,
     test_set: &TestSet,
-    captions: u64,
+    (ranking, captions): (&Ranking, u64),
 ) -> Result<ScoreReport, PipelineError> {
     let submission = ctx.dir.fetch(output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth_rows = read_truth_bytes(&ctx.store, truth).await?;
     let refused = |error| PipelineError::Input(format!("`{}`: {}", Store::redact(truth), chain(&error)));
-    let scores = evaluate(submission, &*truth_rows).map_err(refused)?;
+    let scores = evaluate(submission, &*truth_rows, Some(&questions.image_of)).map_err(refused)?;
+    let (mean_rank, rank_interval) = mean_rank(questions, ranking, captions);
+    let with_rank = |intervals: ScoreIntervals| ScoreIntervals { mean_rank: rank_interval, ..intervals };
     Ok(ScoreReport {
-        ndcg5: scores.ndcg5,
+        ndcg5: scores.means.ndcg5,
         ndcg5_ceiling: metrics::ceiling(test_set.ids_per_image.iter().copied()),
         ndcg5_chance: metrics::chance(captions),
-        recall1: scores.recall1,
-        recall5: scores.recall5,
-        mrr: scores.mrr,
+        recall1: scores.means.recall1,
+        recall5: scores.means.recall5,
+        mrr: scores.means.mrr,
+        mean_rank,
+        intervals: scores.means.intervals.map(with_rank),
         ids: scores.ids,
+        by_language: scores.by_language.into_iter().map(without_rank).collect(),
     })
+}
+
+/// Computes the mean over ids of the best rank of a right caption among all captions, and its interval. An id without one
+/// counts as the last rank.
+fn mean_rank(questions: &Questions, ranking: &Ranking, captions: u64) -> (Option<f64>, Option<Interval>) {
+    let place_of = |query: &usize| ranking.places.get(*query).copied().flatten();
+    let mut images: BTreeMap<usize, Tally> = BTreeMap::new();
+    let numbers: Vec<usize> = (0..questions.queries.len()).collect();
+    for of_id in numbers.chunk_by(|one, other| questions.ids[*one] == questions.ids[*other]) {
+        let best = of_id.iter().filter_map(place_of).map(|place| u64::from(place.all)).min();
+        let tally = images.entry(questions.queries[of_id[0]].image).or_default();
+        tally.add(None);
+        tally.add_place(best.unwrap_or(captions));
+    }
+    let images: Vec<Tally> = images.into_values().collect();
+    let means = MeanScores::from_images(&images);
+    (means.mean_rank, means.intervals.and_then(|intervals| intervals.mean_rank))
+}
+
+/// Removes the mean rank, which a file knows for its own rows alone.
+fn without_rank(scores: LanguageScores) -> LanguageScores {
+    let intervals = scores.means.intervals.map(|intervals| ScoreIntervals { mean_rank: None, ..intervals });
+    LanguageScores { means: MeanScores { mean_rank: None, intervals, ..scores.means }, ..scores }
 }

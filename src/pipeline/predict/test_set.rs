@@ -11,7 +11,7 @@ use crate::pipeline::error::PipelineError;
 use crate::pipeline::error::chain;
 use crate::pipeline::feed::feed_parser;
 use crate::pipeline::inputs::{ImageInput, visit_image_names};
-use crate::predict::evaluate::{TruthRow, evaluate, read_truth};
+use crate::predict::evaluate::{ImageOfId, TruthRow, evaluate, read_truth};
 use crate::predict::metrics;
 use crate::predict::submission::{CAPTION_COLUMN, ID_COLUMN};
 
@@ -144,7 +144,7 @@ pub(crate) async fn check_truth(store: &Store, path: &str) -> Result<(), Pipelin
     let truth = read_truth_bytes(store, path).await?;
     let empty_submission = format!("{ID_COLUMN},{CAPTION_COLUMN}\n");
     let path = Store::redact(path);
-    evaluate(empty_submission.as_bytes(), &*truth)
+    evaluate(empty_submission.as_bytes(), &*truth, None)
         .map(|_| ())
         .map_err(|error| PipelineError::Input(format!("`{path}` (`predict.truth`): {}", chain(&error))))
 }
@@ -166,19 +166,30 @@ pub(super) async fn read_truth_rows(store: &Store, path: &str) -> Result<Vec<Tru
     read_truth(&*truth).map_err(|error| PipelineError::Input(chain(&error)))
 }
 
-/// Computes the ceiling of NDCG@5 from the ids file alone, for `evaluate --ids`.
+/// Images of the ids of a file, for `evaluate --ids`.
+#[derive(Debug, Default)]
+pub struct TestImages {
+    /// Image of each id.
+    pub image_of: ImageOfId,
+    /// Upper bound on NDCG@5 if all ids of an image get the same ranking.
+    pub ndcg5_ceiling: f64,
+}
+
+/// Reads the images of the ids of a file.
 ///
 /// # Errors
 /// When a row is malformed.
-pub async fn ceiling_of(ids: &str) -> Result<f64, PipelineError> {
-    let mut images: HashMap<u64, u64> = HashMap::new();
+pub async fn read_test_images(ids: &str) -> Result<TestImages, PipelineError> {
+    let (mut images, mut image_of) = (HashMap::<u64, u64>::new(), ImageOfId::new());
     visit_ids(&Store::default(), &IdSource::File(ids.to_owned()), |id| {
-        *images.entry(url_hash(id.image_url)).or_default() += 1;
+        let image = url_hash(id.image_url);
+        *images.entry(image).or_default() += 1;
+        image_of.insert(id.id.into(), image);
         Ok(())
     })
     .await?;
     // Sort the counts, so that the sum does not depend on the order of the map.
     let mut counts: Vec<u64> = images.into_values().collect();
     counts.sort_unstable();
-    Ok(metrics::ceiling(counts))
+    Ok(TestImages { image_of, ndcg5_ceiling: metrics::ceiling(counts) })
 }

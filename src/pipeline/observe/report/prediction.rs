@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::Tally;
+use crate::predict::bootstrap::ScoreIntervals;
+use crate::predict::evaluate::LanguageScores;
+use crate::predict::metrics::MeanScores;
 
 /// Prediction for the test images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,9 @@ pub struct SignalReport {
     pub groups: Vec<SliceReport>,
     /// Scores by language of the right caption. For held-out images each language is ranked by itself.
     pub by_language: Vec<SliceReport>,
+    /// Scores of the test images by language, each ranked among the right captions in that language alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within_language: Vec<SliceReport>,
 }
 
 /// Scores of a slice of the queries. A query is an image and one of its right captions.
@@ -75,26 +81,13 @@ pub struct SliceReport {
     /// Number of ranked captions.
     pub captions: u64,
     /// Scores by pixels alone.
-    pub pixels: SignalScores,
+    pub pixels: MeanScores,
     /// Scores by file names alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names: Option<SignalScores>,
+    pub names: Option<MeanScores>,
     /// Scores by pixels and file names together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub both: Option<SignalScores>,
-}
-
-/// Scores by one signal.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct SignalScores {
-    /// NDCG@5.
-    pub ndcg5: f64,
-    /// Recall@1.
-    pub recall1: f64,
-    /// Recall@5.
-    pub recall5: f64,
-    /// Mean reciprocal rank within the top 20 of a held-out image, or the `predict.top_k` of a test image.
-    pub mrr: f64,
+    pub both: Option<MeanScores>,
 }
 
 /// Scores of a submission.
@@ -112,6 +105,15 @@ pub struct ScoreReport {
     pub recall5: f64,
     /// Mean reciprocal rank within the submitted captions.
     pub mrr: f64,
+    /// Mean rank of the right caption among all ranked captions. An id without a ranking counts as the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_rank: Option<f64>,
+    /// Intervals of 95 % confidence, by the bootstrap over images; absent with fewer than two images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<ScoreIntervals>,
     /// Number of scored ids.
     pub ids: u64,
+    /// Scores by the language of the right caption; empty if the truth has no column `language`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_language: Vec<LanguageScores>,
 }

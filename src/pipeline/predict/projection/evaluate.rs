@@ -1,19 +1,18 @@
 //! Scores of a projection head on held-out images and on a test set with a truth. The fusion weights are chosen on the
 //! held-out images.
 
-use std::collections::{HashMap, HashSet};
-
 use super::{ProjectionRanking, read_names};
 use crate::catalog::url_hash;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{SignalReport, StageRemarks};
-use crate::pipeline::predict::eval_set::{EvalImages, EvalSet, Query, Rankings, score_by_language, score_slices};
+use crate::pipeline::predict::eval_set::{
+    EvalImages, EvalSet, Query, RankedQueries, Rankings, score_by_language, score_slices, score_within_language,
+};
 use crate::pipeline::predict::examples;
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWeights};
 use crate::pipeline::predict::held_out::HeldOutImages;
+use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::Ranking;
-use crate::pipeline::predict::test_set::{IdSource, read_truth_rows, visit_ids};
-use crate::predict::evaluate::TruthRow;
 
 impl ProjectionRanking<'_> {
     /// Chooses the weights on the held-out images, scores them, and writes the page of examples.
@@ -71,67 +70,35 @@ impl ProjectionRanking<'_> {
     }
 
     /// Scores the test images by signal, and by language if the truth or the catalog names it.
-    pub(super) async fn score_test_set(
-        &self,
-        truth: &str,
-        ids: &IdSource,
-        rankings: &[(FusionSignal, &Ranking)],
-    ) -> Result<SignalReport, PipelineError> {
+    pub(super) fn score_test_set(&self, questions: &Questions, rankings: &[(FusionSignal, &Ranking)]) -> SignalReport {
         let urls = &self.input.test_set.urls;
-        let truth = read_truth_rows(&self.ctx.store, truth).await?;
-        let mut by_id: HashMap<&str, Vec<&TruthRow>> = HashMap::new();
-        for row in &truth {
-            by_id.entry(&*row.id).or_default().push(row);
-        }
-        let captions: HashSet<&str> = truth.iter().map(|row| &*row.caption).collect();
-        let (class_of, place_of) = (self.catalog.texts.find_all(&captions), self.list.captions.find_all(&captions));
-        let (mut queries, mut languages) = (Vec::new(), Vec::<String>::new());
-        visit_ids(&self.ctx.store, ids, |id| {
-            let Some(image) = urls.position(url_hash(id.image_url)) else { return Ok(()) };
-            for row in by_id.get(id.id).into_iter().flatten() {
-                let (class, caption) = (class_of.get(&*row.caption).copied(), place_of.get(&*row.caption).copied());
-                queries.push(self.test_query(
-                    Query { image, caption, language: None, seen: false },
-                    class,
-                    row,
-                    &mut languages,
-                ));
-            }
-            Ok(())
-        })
-        .await?;
+        let class_of = self.catalog.texts.find_all(&questions.texts.iter().map(|text| &**text).collect());
+        let with_seen = |(query, text): (&Query, &Box<str>)| Query {
+            seen: class_of.get(&**text).is_some_and(|class| self.is_seen(*class)),
+            ..*query
+        };
+        let queries: Vec<Query> = questions.queries.iter().zip(&questions.texts).map(with_seen).collect();
         let by_image = |(signal, ranking): &(FusionSignal, &Ranking)| {
-            let captions = |image: usize| ranking.captions(image).map_or_else(Vec::new, <[u32]>::to_vec);
-            (*signal, (0..urls.len()).map(captions).collect())
+            let list = |image: usize| ranking.captions(image).map_or_else(Vec::new, <[u32]>::to_vec);
+            let captions = (0..urls.len()).map(list).collect();
+            (*signal, RankedQueries { captions, places: ranking.places.clone() })
         };
         let rankings: Rankings = rankings.iter().map(by_image).collect();
-        let captions = self.list.len();
-        Ok(SignalReport {
+        let (captions, languages) = (self.list.len(), &questions.languages);
+        SignalReport {
             images: urls.len() as u64,
             captions: captions as u64,
             groups: score_slices(&queries, captions, &rankings),
-            by_language: score_by_language(&queries, &languages, captions, &rankings),
-        })
+            by_language: score_by_language(&queries, languages, captions, &rankings),
+            within_language: score_within_language(&queries, languages, &questions.group_sizes(), &rankings),
+        }
     }
 
-    /// Completes the query of a row of the truth, whose caption is this class of the run, if any. Adds a new language to
-    /// `languages`.
-    fn test_query(&self, query: Query, class: Option<u32>, row: &TruthRow, languages: &mut Vec<String>) -> Query {
-        let name = if row.language.is_empty() {
-            class.map_or("", |class| self.catalog.languages.language(class))
-        } else {
-            &row.language
-        };
-        let language = (!name.is_empty()).then(|| {
-            languages.iter().position(|known| known == name).unwrap_or_else(|| {
-                languages.push(name.to_owned());
-                languages.len() - 1
-            })
-        });
-        let seen = class.is_some_and(|class| match &self.held_out {
+    /// Whether a training image has a class.
+    fn is_seen(&self, class: u32) -> bool {
+        match &self.held_out {
             Some(held_out) => held_out.seen_classes.contains(class),
             None => self.catalog.images.get(class as usize).is_some_and(|images| *images > 0),
-        });
-        Query { language, seen, ..query }
+        }
     }
 }
