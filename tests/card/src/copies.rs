@@ -1,0 +1,142 @@
+//! Asynchronous copies into shared memory.
+//!
+//! A copy happens as late as it may: when a thread waits for it. A kernel that reads before it waits finds old bytes.
+
+mod bulk;
+mod mbarrier;
+
+use std::collections::VecDeque;
+
+pub use bulk::Bulk;
+pub use mbarrier::mbarrier;
+
+use crate::exec::{Lanes, SHARED_WINDOW, Space};
+use crate::half::{Val, WARP};
+use crate::isa::build::Build;
+use crate::isa::lanewise::each;
+use crate::isa::{Exec, Result};
+use crate::ptx::{Class, Operand, Statement};
+use crate::races::Access;
+
+/// A `cp.async` that has not happened.
+#[derive(Clone, Copy)]
+pub struct Copy {
+    to: u64,
+    from: u64,
+    bytes: usize,
+    /// Bytes that are read. The rest is filled with zeros.
+    given: usize,
+}
+
+/// Copies of a lane: those without a group, and the groups.
+#[derive(Default, Clone)]
+pub struct Pending {
+    open: Vec<Copy>,
+    groups: VecDeque<Vec<Copy>>,
+}
+
+impl Pending {
+    /// Whether nothing remains to be copied.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.groups.iter().all(Vec::is_empty)
+    }
+}
+
+fn run(lanes: &mut Lanes, copy: Copy, lane: usize) {
+    // SAFETY: looked up.
+    unsafe {
+        let to = lanes.memory(Space::Shared, copy.to, copy.bytes, lane, Access::Sync);
+        if copy.given > 0 {
+            let from = lanes.memory(Space::Global, copy.from, copy.given, lane, Access::Read);
+            std::ptr::copy_nonoverlapping(from, to, copy.given);
+        }
+        std::ptr::write_bytes(to.add(copy.given), 0, copy.bytes - copy.given);
+    }
+    lanes.races(|races, warp| {
+        races.complete(copy.to & !SHARED_WINDOW, copy.bytes, warp);
+        None
+    });
+}
+
+fn wait(lanes: &mut Lanes, lane: usize, leave: usize) {
+    loop {
+        let pending = &mut lanes.pending[lane];
+        if pending.groups.len() <= leave {
+            return;
+        }
+        let Some(group) = pending.groups.pop_front() else { return };
+        for copy in group {
+            run(lanes, copy, lane);
+        }
+    }
+}
+
+fn wait_all(lanes: &mut Lanes, lane: usize) {
+    wait(lanes, lane, 0);
+    for copy in std::mem::take(&mut lanes.pending[lane].open) {
+        run(lanes, copy, lane);
+    }
+}
+
+/// Translates `cp.async` and its groups.
+pub fn cp(build: &mut Build, inst: &Statement) -> Result<Exec> {
+    let op: Vec<&str> = inst.op.iter().map(String::as_str).collect();
+    let has = |word: &str| op.contains(&word);
+    let args = &inst.operands;
+    if op.get(1) == Some(&"async") && has("bulk") {
+        return bulk::bulk(build, inst);
+    }
+    if has("commit_group") {
+        return Ok(Box::new(|lanes, mask| {
+            each!(mask, lane, {
+                let pending = &mut lanes.pending[lane];
+                let group = std::mem::take(&mut pending.open);
+                pending.groups.push_back(group);
+            });
+        }));
+    }
+    if has("wait_group") {
+        let Operand::Int(leave) = args[0] else { return Err("groups".to_owned()) };
+        return Ok(Box::new(move |lanes, mask| {
+            each!(mask, lane, { wait(lanes, lane, leave as usize) });
+        }));
+    }
+    if has("wait_all") {
+        return Ok(Box::new(|lanes, mask| {
+            each!(mask, lane, { wait_all(lanes, lane) });
+        }));
+    }
+    if has("mbarrier") {
+        let at = build.address(&args[0])?.at();
+        let counted = !has("noinc");
+        return Ok(Box::new(move |lanes, mask| {
+            each!(mask, lane, {
+                let barrier = at.get(lanes, lane);
+                if counted {
+                    mbarrier::change(lanes, barrier, 1, 0);
+                }
+                // The barrier learns of it when the copies are done, here at once.
+                wait_all(lanes, lane);
+                mbarrier::change(lanes, barrier, -1, 0);
+            });
+        }));
+    }
+    let (to, from) = (build.address(&args[0])?.at(), build.address(&args[1])?.at());
+    let Operand::Int(bytes) = args[2] else { return Err("bytes".to_owned()) };
+    let given = match args.get(3) {
+        Some(given) if !has("L2::cache_hint") || args.len() > 4 => Some(build.src(given, Class::B32)?),
+        _ => None,
+    };
+    Ok(Box::new(move |lanes, mask| {
+        each!(mask, lane, {
+            let given =
+                given.map_or(bytes as usize, |reg| unsafe { u32::load(lanes.regs.add(reg as usize), lane) as usize });
+            let (to, from) = (to.get(lanes, lane), from.get(lanes, lane));
+            if to % bytes as u64 != 0 || (given > 0 && from % bytes as u64 != 0) {
+                lanes.fail(format!("cp.async of {bytes} bytes from {from:#x} to {to:#x}: not aligned"));
+            }
+            lanes.races(|races, warp| races.issue(to & !SHARED_WINDOW, bytes as usize, warp));
+            lanes.pending[lane].open.push(Copy { to, from, bytes: bytes as usize, given });
+        });
+    }))
+}

@@ -1,0 +1,90 @@
+//! Runs kernels on the CPU: block after block, the warps of a block in turn, 32 lanes at once.
+//!
+//! Errors of a kernel that a card would punish or ignore are errors here: an access outside of every allocation or not aligned, a
+//! barrier that never completes or gets more arrivals than it expects, and, if asked for, a race on shared memory.
+
+mod block;
+mod lanes;
+mod warp;
+
+use std::time::{Duration, Instant};
+
+pub use lanes::{Block, Lanes, Space};
+
+use crate::races::Races;
+use crate::settings::settings;
+use crate::state::{ILLEGAL_ADDRESS, LAUNCH_FAILED, Launch, SUCCESS, State};
+use crate::{call, problem};
+
+/// Bits that mark a generic address as one of shared, local or parameter memory.
+pub const SHARED_WINDOW: u64 = 1 << 60;
+pub const LOCAL_WINDOW: u64 = 1 << 61;
+pub const PARAM_WINDOW: u64 = 1 << 62;
+
+/// First address of a block's own shared memory. The first KiB is the system's.
+pub const SHARED_FIRST: u64 = 1024;
+
+/// First address of dynamic shared memory.
+pub fn dynamic_first(static_bytes: usize) -> u64 {
+    SHARED_FIRST + static_bytes.next_multiple_of(1024) as u64
+}
+
+/// Runs a kernel to its end.
+pub fn launch(state: &mut State, launch: &Launch) -> i32 {
+    if !settings().execute {
+        return SUCCESS;
+    }
+    let function = &launch.function;
+    let module = &function.module;
+    let Some(Ok(program)) = &module.program else { return LAUNCH_FAILED };
+    let code = match program.code(function.name()) {
+        Ok(code) => code,
+        Err(why) => {
+            problem!("{} {} cannot be executed: {why}", module.name, function.name());
+            return LAUNCH_FAILED;
+        }
+    };
+    let started = Instant::now();
+    vary_time(&module.name);
+    let mut ranges = state.ranges(&launch.params);
+    let image = program.image.as_ptr() as u64;
+    ranges.push((image, image + program.image.len() as u64));
+    ranges.sort_unstable();
+    let shared_bytes = dynamic_first(code.shared) as usize + launch.shared as usize;
+    let mut block = Block {
+        shared: vec![0; shared_bytes],
+        params: launch.params.clone(),
+        bulk: Vec::new(),
+        ranges,
+        races: state.races.then(|| Races::new(shared_bytes)),
+        notes: Vec::new(),
+    };
+    let mut steps = 0;
+    let [width, height, depth] = launch.grid;
+    for number in 0..u64::from(width) * u64::from(height) * u64::from(depth) {
+        let (row, x) = ((number / u64::from(width)) as u32, (number % u64::from(width)) as u32);
+        let place = [x, row % height, row / height];
+        block.restart();
+        match block::run(code, launch, &mut block, place) {
+            Ok(more) => steps += more,
+            Err(why) => {
+                problem!("{} {} block {place:?} of {:?}: {why}", module.name, function.name(), launch.grid);
+                return ILLEGAL_ADDRESS;
+            }
+        }
+    }
+    for note in block.notes.drain(..) {
+        problem!("{} {}: {note}", module.name, function.name());
+    }
+    call!("ran {} {} in {:?}, {steps} instructions of warps", module.name, function.name(), started.elapsed());
+    SUCCESS
+}
+
+/// Makes each kernel take a time drawn with the seed, so that tuning keeps other kernels for each seed.
+fn vary_time(name: &str) {
+    if let Some(seed) = settings().tuning_seed {
+        let first = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        std::thread::sleep(Duration::from_millis(name.bytes().fold(first, mix) >> 40 & 15));
+    }
+}

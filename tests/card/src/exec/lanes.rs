@@ -1,0 +1,265 @@
+//! Registers and memory of a warp.
+
+use super::warp::{Group, Wait};
+use super::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_FIRST, SHARED_WINDOW};
+use crate::copies::{Bulk, Pending};
+use crate::half::{Val, WARP};
+use crate::isa::Code;
+use crate::ptx::Class;
+use crate::races::{Access, Races};
+use crate::state::Launch;
+
+/// State space of an access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    Global,
+    Shared,
+    Local,
+    Param,
+    Generic,
+}
+
+/// Most notes that one launch reports.
+const MAX_NOTES: usize = 5;
+
+/// Memory of the block that runs.
+pub struct Block {
+    pub shared: Vec<u8>,
+    pub params: Vec<u8>,
+    /// Copies of the engine that nobody has waited for.
+    pub bulk: Vec<Bulk>,
+    /// Allocations, sorted: first byte, and the one behind the last.
+    pub ranges: Vec<(u64, u64)>,
+    pub races: Option<Races>,
+    /// Problems that do not stop the kernel.
+    pub notes: Vec<String>,
+}
+
+impl Block {
+    /// Prepares for the next block. Shared memory starts with bytes that no kernel can mistake for its own.
+    pub fn restart(&mut self) {
+        self.shared.fill(0xFF);
+        self.bulk.clear();
+        if let Some(races) = &mut self.races {
+            races.restart();
+        }
+    }
+}
+
+/// A warp that runs.
+pub struct Lanes {
+    /// Registers: for each, one value a lane.
+    pub regs: *mut u8,
+    _store: Vec<u64>,
+    block_state: *mut Block,
+    number: usize,
+    local: Vec<u8>,
+    local_each: usize,
+    /// Copies with `cp.async` of each lane.
+    pub pending: Vec<Pending>,
+    pub error: Option<String>,
+    pub failed_poll: bool,
+    pub progress: bool,
+    /// The allocation of the last access.
+    range: (u64, u64),
+    pub(super) groups: Vec<Group>,
+    pub(super) live: u32,
+    /// Target of accesses that failed.
+    scratch: [u8; 256],
+}
+
+impl Lanes {
+    #[inline(always)]
+    pub fn pred(&self, at: u32, negated: bool) -> u32 {
+        // SAFETY: a predicate's register.
+        let value = unsafe { *self.regs.add(at as usize).cast::<u64>() } as u32;
+        if negated { !value } else { value }
+    }
+
+    #[inline(always)]
+    pub fn set_pred(&mut self, at: u32, mask: u32, value: u32) {
+        // SAFETY: a predicate's register.
+        let place = unsafe { &mut *self.regs.add(at as usize).cast::<u64>() };
+        *place = u64::from(*place as u32 & !mask | value & mask);
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    pub fn block_state(&self) -> &'static mut Block {
+        // SAFETY: the block outlives its warps, which run one after the other.
+        unsafe { &mut *self.block_state }
+    }
+
+    pub fn fail(&mut self, why: String) {
+        if self.error.is_none() {
+            self.error = Some(why);
+        }
+    }
+
+    pub fn note(&mut self, what: String) {
+        let notes = &mut self.block_state().notes;
+        if notes.len() < MAX_NOTES && !notes.contains(&what) {
+            notes.push(what);
+        }
+    }
+
+    /// Returns where `bytes` at an address are in this process. After a failure it is a scratch area.
+    ///
+    /// # Safety
+    /// The pointer is valid until something is allocated or freed.
+    #[inline(always)]
+    pub unsafe fn memory(&mut self, space: Space, address: u64, bytes: usize, lane: usize, access: Access) -> *mut u8 {
+        if space == Space::Global || (space == Space::Generic && address >> 60 == 0) {
+            if address >= self.range.0
+                && address + bytes as u64 <= self.range.1
+                && address & (bytes as u64).min(16).wrapping_sub(1) == 0
+            {
+                return address as *mut u8;
+            }
+            return self.global(address, bytes, lane, access);
+        }
+        self.elsewhere(space, address, bytes, lane, access)
+    }
+
+    fn global(&mut self, address: u64, bytes: usize, lane: usize, access: Access) -> *mut u8 {
+        let ranges = &self.block_state().ranges;
+        let at = ranges.partition_point(|range| range.0 <= address);
+        let what = access.verb();
+        if at == 0 || address + bytes as u64 > ranges[at - 1].1 {
+            self.fail(format!(
+                "lane {lane} {what} {bytes} bytes of global memory at {address:#x}, which no argument points to"
+            ));
+            return self.scratch.as_mut_ptr();
+        }
+        self.range = ranges[at - 1];
+        if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
+            self.fail(format!("lane {lane} {what} {bytes} bytes at {address:#x}: not aligned"));
+        }
+        address as *mut u8
+    }
+
+    fn elsewhere(&mut self, space: Space, address: u64, bytes: usize, lane: usize, access: Access) -> *mut u8 {
+        let (space, address) = match space {
+            Space::Generic if address & SHARED_WINDOW != 0 => (Space::Shared, address & !SHARED_WINDOW),
+            Space::Generic if address & LOCAL_WINDOW != 0 => (Space::Local, address & !LOCAL_WINDOW),
+            Space::Generic if address & PARAM_WINDOW != 0 => (Space::Param, address & !PARAM_WINDOW),
+            Space::Param => (Space::Param, address & !PARAM_WINDOW),
+            other => (other, address),
+        };
+        let what = access.verb();
+        let block = self.block_state();
+        let (base, from, end) = match space {
+            Space::Shared => (block.shared.as_mut_ptr(), SHARED_FIRST, block.shared.len() as u64),
+            Space::Param => (block.params.as_mut_ptr(), 0, block.params.len() as u64),
+            _ => {
+                let base = self.local.as_mut_ptr().wrapping_add(lane * self.local_each);
+                (base, 0, self.local_each as u64)
+            }
+        };
+        if address < from || address + bytes as u64 > end {
+            self.fail(format!("lane {lane} {what} {bytes} bytes of {space:?} memory at {address}, of {from} to {end}"));
+            return self.scratch.as_mut_ptr();
+        }
+        if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
+            self.fail(format!("lane {lane} {what} {bytes} bytes of {space:?} memory at {address}: not aligned"));
+        }
+        if space == Space::Shared {
+            let warp = self.number;
+            if let Some(why) = block.races.as_mut().and_then(|races| races.access(address, bytes, warp, access)) {
+                self.note(why);
+            }
+        }
+        // SAFETY: inside.
+        unsafe { base.add(address as usize) }
+    }
+
+    /// Reports to the race detector, if there is one.
+    pub fn races(&mut self, report: impl FnOnce(&mut Races, usize) -> Option<String>) {
+        let warp = self.number;
+        if let Some(why) = self.block_state().races.as_mut().and_then(|races| report(races, warp)) {
+            self.note(why);
+        }
+    }
+}
+
+/// Prepares a warp: constants and special registers.
+pub fn warp(code: &Code, launch: &Launch, block_state: *mut Block, number: u32, block: [u32; 3]) -> Lanes {
+    let words = code.register_bytes.div_ceil(8) + 16;
+    let mut store = vec![0u64; words];
+    let regs = store.as_mut_ptr().cast::<u8>();
+    let threads: u32 = launch.block.iter().product();
+    let live = (threads - number * 32).min(32);
+    let live = if live == 32 { u32::MAX } else { (1 << live) - 1 };
+    for (at, class, value) in &code.consts {
+        // SAFETY: inside the registers.
+        unsafe {
+            let at = regs.add(*at as usize);
+            match class {
+                Class::Pred => *at.cast::<u64>() = *value,
+                Class::B64 => (0..WARP).for_each(|lane| u64::store(at, lane, *value)),
+                Class::B128 => {
+                    (0..WARP).for_each(|lane| at.cast::<u128>().add(lane).write_unaligned(u128::from(*value)))
+                }
+                _ => (0..WARP).for_each(|lane| u32::store(at, lane, *value as u32)),
+            }
+        }
+    }
+    for (at, name) in &code.specials {
+        for lane in 0..WARP {
+            let thread = number * 32 + lane as u32;
+            let place = [
+                thread % launch.block[0],
+                thread / launch.block[0] % launch.block[1],
+                thread / launch.block[0] / launch.block[1],
+            ];
+            let of = |three: [u32; 3]| match name.rsplit('.').next() {
+                Some("y") => three[1],
+                Some("z") => three[2],
+                _ => three[0],
+            };
+            let value = match name.split('.').next().unwrap_or("") {
+                "%tid" => of(place),
+                "%ntid" => of(launch.block),
+                "%ctaid" => of(block),
+                "%nctaid" => of(launch.grid),
+                "%laneid" => lane as u32,
+                "%warpid" => number,
+                "%nwarpid" => threads.div_ceil(32),
+                "%lanemask_eq" => 1 << lane,
+                "%lanemask_lt" => (1u32 << lane) - 1,
+                "%lanemask_le" => ((1u64 << (lane + 1)) - 1) as u32,
+                "%lanemask_gt" => !(((1u64 << (lane + 1)) - 1) as u32),
+                "%lanemask_ge" => !((1u32 << lane) - 1),
+                "%nsmid" => crate::card::card().sms as u32,
+                "%dynamic_smem_size" | "%total_smem_size" => launch.shared,
+                "%cluster_nctaid" | "%cluster_nctarank" | "%nclusterid" => 1,
+                "%clusterid" => of(block),
+                _ => 0,
+            };
+            // SAFETY: inside the registers.
+            unsafe {
+                let at = regs.add(*at as usize);
+                if matches!(name.as_str(), "%clock64" | "%globaltimer" | "%gridid") {
+                    u64::store(at, lane, u64::from(value));
+                } else {
+                    u32::store(at, lane, value);
+                }
+            }
+        }
+    }
+    Lanes {
+        regs,
+        _store: store,
+        block_state,
+        number: number as usize,
+        local: vec![0; code.local * WARP],
+        local_each: code.local,
+        pending: vec![Pending::default(); WARP],
+        error: None,
+        failed_poll: false,
+        progress: false,
+        range: (0, 0),
+        groups: vec![Group { pc: 0, mask: live, wait: Wait::Ready }],
+        live,
+        scratch: [0; 256],
+    }
+}

@@ -1,0 +1,205 @@
+//! Kernels that are right run without a problem; each of them, broken on purpose, is caught.
+
+use crate::rig::{Rig, module};
+use cuda::module::Module;
+use cuda::state::{ILLEGAL_ADDRESS, SUCCESS};
+
+/// Words of the input of most tests.
+fn numbers(count: u32) -> Vec<u32> {
+    (0..count).map(|index| 1000 + index).collect()
+}
+
+fn run(ptx: &str, threads: u32) -> (i32, Vec<String>, Vec<u32>) {
+    let mut rig = Rig::new(false);
+    let (from, to) = (rig.buffer(&numbers(threads)), rig.buffer(&vec![7; threads as usize]));
+    let (code, problems) = rig.run(ptx, 1, threads, &[from, to]);
+    let values = rig.values(to, threads as usize);
+    (code, problems, values)
+}
+
+/// Each warp writes its words to shared memory and reads those of the other warp.
+fn exchange(barrier: &str) -> String {
+    module(
+        ".shared .align 4 .b8 tile[256];",
+        &format!(
+            "ld.global.u32 %r2, [%rd3];\nmov.u32 %r3, tile;\nshl.b32 %r4, %r1, 2;\nadd.s32 %r5, %r3, %r4;\n\
+             st.shared.u32 [%r5], %r2;\n{barrier}\nxor.b32 %r6, %r1, 32;\nshl.b32 %r7, %r6, 2;\nadd.s32 %r8, %r3, %r7;\n\
+             ld.shared.u32 %r9, [%r8];\nst.global.u32 [%rd4], %r9;"
+        ),
+    )
+}
+
+#[test]
+fn barrier_between_write_and_read_is_right() {
+    let (code, problems, values) = run(&exchange("bar.sync 0;"), 64);
+    assert_eq!((code, problems), (SUCCESS, vec![]));
+    assert_eq!(values[..3], [1032, 1033, 1034]);
+}
+
+#[test]
+fn missing_barrier_is_a_race() {
+    let (code, problems, _) = run(&exchange(""), 64);
+    assert_eq!(code, SUCCESS);
+    assert!(problems.iter().any(|problem| problem.contains("race: warp 1 writes shared memory")), "{problems:?}");
+}
+
+#[test]
+fn barrier_of_one_warp_does_not_order_the_other() {
+    let (_, problems, _) = run(&exchange("bar.warp.sync -1;"), 64);
+    assert!(problems.iter().any(|problem| problem.contains("race")), "{problems:?}");
+}
+
+/// Each thread copies its word to shared memory asynchronously and reads it back.
+fn asynchronous(wait: &str) -> String {
+    module(
+        ".shared .align 16 .b8 tile[256];",
+        &format!(
+            "mov.u32 %r3, tile;\nshl.b32 %r4, %r1, 2;\nadd.s32 %r5, %r3, %r4;\n\
+             cp.async.ca.shared.global [%r5], [%rd3], 4;\ncp.async.commit_group;\n{wait}\n\
+             ld.shared.u32 %r9, [%r5];\nst.global.u32 [%rd4], %r9;"
+        ),
+    )
+}
+
+#[test]
+fn waited_copy_gives_its_words() {
+    let (code, problems, values) = run(&asynchronous("cp.async.wait_group 0;"), 32);
+    assert_eq!((code, problems), (SUCCESS, vec![]));
+    assert_eq!(values, numbers(32));
+}
+
+#[test]
+fn dropped_wait_for_a_copy_gives_old_bytes_and_a_race() {
+    for wait in ["", "cp.async.wait_group 1;"] {
+        let (_, problems, values) = run(&asynchronous(wait), 32);
+        assert_eq!(values[0], u32::MAX);
+        assert!(problems.iter().any(|problem| problem.contains("before a copy to it was waited for")), "{problems:?}");
+    }
+}
+
+/// Thread 0 lets the copy engine bring 128 bytes; all threads wait for its barrier and read.
+fn engine(wait: &str) -> String {
+    module(
+        ".shared .align 128 .b8 tile[128];\n.shared .align 8 .b8 full[8];",
+        &format!(
+            "mov.u32 %r3, tile;\nmov.u32 %r10, full;\nsetp.ne.u32 %p1, %r1, 0;\n@%p1 bra $after;\n\
+             mbarrier.init.shared.b64 [%r10], 1;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%r10], 128;\n\
+             cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r3], [%rd1], 128, [%r10];\n\
+             $after:\nbar.sync 0;\n{wait}\nand.b32 %r4, %r1, 31;\nshl.b32 %r4, %r4, 2;\nadd.s32 %r5, %r3, %r4;\n\
+             ld.shared.u32 %r9, [%r5];\nst.global.u32 [%rd4], %r9;"
+        ),
+    )
+    .replace("sm_80", "sm_90")
+}
+
+const ENGINE_WAIT: &str = "$again:\nmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r10], 0;\n@!%p2 bra $again;";
+
+#[test]
+fn engine_copy_is_read_behind_its_barrier() {
+    let (code, problems, values) = run(&engine(ENGINE_WAIT), 64);
+    assert_eq!((code, problems), (SUCCESS, vec![]));
+    assert_eq!((values[0], values[31], values[32]), (1000, 1031, 1000));
+}
+
+#[test]
+fn dropped_wait_for_the_engine_is_caught() {
+    let (_, problems, values) = run(&engine(""), 64);
+    assert_eq!(values[0], u32::MAX);
+    assert!(problems.iter().any(|problem| problem.contains("before a copy")), "{problems:?}");
+}
+
+#[test]
+fn wait_by_one_warp_alone_is_caught() {
+    // Warp 1 skips the wait: warp 0 has seen the phase end, warp 1 has not.
+    let wait = format!("setp.gt.u32 %p3, %r1, 31;\n@%p3 bra $skip;\n{ENGINE_WAIT}\n$skip:");
+    let (_, problems, _) = run(&engine(&wait), 64);
+    assert!(problems.iter().any(|problem| problem.contains("behind a write by the copy engine")), "{problems:?}");
+}
+
+/// Copies words; `offset` bytes are added to each address that is read.
+fn copying(offset: i64) -> String {
+    module("", &format!("ld.global.u32 %r2, [%rd3+{offset}];\nst.global.u32 [%rd4], %r2;"))
+}
+
+#[test]
+fn access_behind_an_allocation_is_refused() {
+    let (code, problems, _) = run(&copying(4), 64);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+    assert!(problems[0].contains("lane 31 reads 4 bytes of global memory"), "{problems:?}");
+}
+
+#[test]
+fn access_before_the_first_argument_of_a_page_is_refused() {
+    let mut rig = Rig::new(false);
+    let page = rig.buffer(&numbers(128));
+    let (code, problems) = rig.run(&copying(-4), 1, 32, &[page + 256, page + 384]);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+    assert!(problems[0].contains("which no argument points to"), "{problems:?}");
+}
+
+#[test]
+fn access_to_a_buffer_that_is_no_argument_is_refused() {
+    let mut rig = Rig::new(false);
+    let (from, to, other) = (rig.buffer(&numbers(32)), rig.buffer(&[0; 32]), rig.buffer(&numbers(32)));
+    let distance = i64::try_from(other).expect("an address") - i64::try_from(from).expect("an address");
+    let (code, _) = rig.run(&copying(distance), 1, 32, &[from, to]);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+}
+
+#[test]
+fn misaligned_access_is_refused() {
+    let (code, problems, _) = run(&copying(2), 16);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+    assert!(problems[0].contains("not aligned"), "{problems:?}");
+}
+
+#[test]
+fn shared_memory_has_an_end() {
+    let body = "mov.u32 %r3, tile;\nshl.b32 %r4, %r1, 2;\nadd.s32 %r5, %r3, %r4;\nst.shared.u32 [%r5+1024], %r1;";
+    let (code, problems, _) = run(&module(".shared .align 4 .b8 tile[256];", body), 64);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+    assert!(problems[0].contains("writes 4 bytes of Shared memory"), "{problems:?}");
+}
+
+#[test]
+fn barrier_that_never_completes_ends_the_kernel() {
+    let body = "setp.gt.u32 %p1, %r1, 31;\n@%p1 bra $other;\nbar.sync 1, 64;\n$other:\nbar.sync 0, 64;";
+    let (code, problems, _) = run(&module("", body), 64);
+    assert_eq!(code, ILLEGAL_ADDRESS);
+    assert!(problems[0].contains("no warp can continue"), "{problems:?}");
+}
+
+#[test]
+fn lanes_that_part_meet_again() {
+    let body = "and.b32 %r2, %r1, 1;\nsetp.eq.u32 %p1, %r2, 1;\n@%p1 bra $odd;\nmov.u32 %r3, 10;\nbra $join;\n$odd:\n\
+                mov.u32 %r3, 20;\n$join:\nshfl.sync.bfly.b32 %r4, %r3, 1, 31, -1;\nst.global.u32 [%rd4], %r4;";
+    let (code, problems, values) = run(&module("", body), 32);
+    assert_eq!((code, problems), (SUCCESS, vec![]));
+    assert_eq!(values[..4], [20, 10, 20, 10]);
+}
+
+#[test]
+fn tensor_cores_multiply_matrices() {
+    // A is 16 × 16 of ones and B is 16 × 8 of twos, in bf16: each sum is 32.
+    let body = "mov.b32 %r10, 0x3F803F80;\nmov.b32 %r11, 0x40004000;\nmov.f32 %f1, 0f00000000;\n\
+                mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f2, %f3, %f4, %f5}, {%r10, %r10, %r10, %r10}, {%r11, %r11}, \
+                {%f1, %f1, %f1, %f1};\nst.global.f32 [%rd4], %f4;";
+    let (code, problems, values) = run(&module("", body), 32);
+    assert_eq!((code, problems), (SUCCESS, vec![]));
+    assert!(values.iter().all(|value| f32::from_bits(*value) == 32.0), "{values:?}");
+}
+
+#[test]
+fn unknown_instruction_refuses_the_launch() {
+    let (code, problems, _) = run(&module("", "tex.1d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [tex, {%r1}];"), 32);
+    assert_ne!(code, SUCCESS);
+    assert!(problems[0].contains("is not supported"), "{problems:?}");
+}
+
+#[test]
+fn code_for_another_generation_is_refused() {
+    for target in ["sm_100", "sm_80a"] {
+        let why = Module::load(copying(0).replace("sm_80", target).as_bytes()).err();
+        assert!(why.is_some_and(|why| why.contains("and the card is sm_90")));
+    }
+}
