@@ -2,13 +2,11 @@
 
     python docker/ray_job.py pipelines/train.toml --machine config/gpu.toml --parts 16
 
-Ray sets CUDA_VISIBLE_DEVICES, and starts the task of a lost node again; it resumes. Ray may leave a child behind when a worker
-dies (ray #34125); RAY_process_group_cleanup_enabled=true ends it, and until then the run directory's lease keeps a second
-process from writing.
+Ray sets CUDA_VISIBLE_DEVICES, and starts the task of a lost node again; it resumes. `--child` ends a process, after saving, when
+its worker dies, which Ray itself may not do (ray #34125). Until it has ended, the run directory's lock keeps a second process out.
 """
 
 import argparse
-import os
 import signal
 import subprocess
 
@@ -23,16 +21,17 @@ class TryAgain(Exception):
 
 
 def run_part(program: str, config: str, machine: str | None, index: int, count: int) -> int:
-    """Runs one part to its end, in a process group of its own."""
-    command = [program, "run", config, "--part", f"{index}/{count}", "--quiet"]
+    """Runs one part to its end."""
+    command = [program, "run", config, "--part", f"{index}/{count}", "--child", "--quiet"]
     if machine:
         command += ["--machine", machine]
-    child = subprocess.Popen(command, start_new_session=True)
+    child = subprocess.Popen(command)
     try:
         code = child.wait()
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGTERM)
+            child.terminate()
+            child.wait()
     if code in AGAIN:
         raise TryAgain(f"part {index}/{count} ended with exit code {code}")
     return code
@@ -49,7 +48,9 @@ def main() -> int:
     parser.add_argument("--address", default=None, help="address of the cluster")
     options = parser.parse_args()
     ray.init(address=options.address)
-    task = ray.remote(num_gpus=options.gpus, num_cpus=options.cpus, max_retries=20, retry_exceptions=[TryAgain])(run_part)
+    task = ray.remote(num_gpus=options.gpus, num_cpus=options.cpus, max_retries=20, retry_exceptions=[TryAgain])(
+        run_part
+    )
     waiting = [
         task.remote(options.program, options.config, options.machine, index, options.parts)
         for index in range(options.parts)

@@ -86,8 +86,8 @@ pub(super) enum Command {
         /// Takes one of this many equal shares of the machine's limits.
         #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
         share: Option<u32>,
-        /// Ends with the process that started this one.
-        #[arg(long, hide = true)]
+        /// Ends, after saving, when the process that started this one ends; for an engine that may lose track of its children.
+        #[arg(long)]
         child: bool,
         /// Serves Prometheus metrics at `/metrics` and a health check at `/healthz` during the run. ADDR is `PORT`, which listens on
         /// localhost only, or `HOST:PORT`.

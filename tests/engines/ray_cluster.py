@@ -1,4 +1,7 @@
-"""Ray: a cluster of two nodes with a card each, four parts, a node removed while they work. See README.md."""
+"""Ray: a cluster of two nodes with a card each, docker/ray_job.py, a node removed while it works. See README.md.
+
+python ray_cluster.py PROGRAM FOLDER
+"""
 
 import os
 import pathlib
@@ -6,58 +9,67 @@ import subprocess
 import sys
 import time
 
-import ray
+# No reports over the network; no task is ended for the memory that others take.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_memory_monitor_refresh_ms="0",
+    RAY_worker_niceness="0",
+    RAY_process_group_cleanup_enabled="true",
+)
+
+from common import PARTS, REPOSITORY, compare, pipeline, processes, say, stopped, wait_for, write_wrapper
 from ray.cluster_utils import Cluster
 
-PARTS = 4
-HERE = pathlib.Path(__file__).resolve().parent
-program, folder = str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve()
-subprocess.run(["bash", "-c", f". {HERE}/common.sh; prepare {program} {folder}"], check=True)
-os.chdir(folder)
-os.environ["RAY_process_group_cleanup_enabled"] = "true"
-
-sys.path.insert(0, str(HERE.parent.parent / "docker"))
-import ray_job  # noqa: E402
-
-ray.cloudpickle.register_pickle_by_value(ray_job)
+STORE = 80 << 20
 
 
-def run_part(index):
-    """Runs a part as docker/ray_job.py does, from the folder of this test."""
-    os.chdir(folder)
-    return ray_job.run_part(program, "parts.toml", "machine.toml", index, PARTS)
+def main():
+    program, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
+    shared = folder.parent
+    folder.mkdir()
+    (folder / "parts.toml").write_text(pipeline(shared / "corpus", folder / "parts"))
+    wrapper = write_wrapper(program, folder)
+    own = {"object_store_memory": STORE, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **own})
+    node = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE}
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    say("Ray is up")
+    command = [
+        sys.executable,
+        REPOSITORY / "docker/ray_job.py",
+        folder / "parts.toml",
+        "--machine",
+        shared / "machine.toml",
+    ]
+    command += ["--parts", str(PARTS), "--cpus", "1", "--program", wrapper, "--address", cluster.address]
+    with (folder / "job.log").open("w") as log:
+        job = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
+    victim = wait_for(lambda: stopped(folder), 90, "a process that has committed two chunks")
+    # The worker that started the process is a child of the node's daemon.
+    lost = next(node for node in nodes if is_below(victim, node.all_processes["raylet"][0].process.pid))
+    cluster.remove_node(lost, allow_graceful=False)
+    os.kill(victim, 18)
+    say(f"a node is removed with process {victim} at work")
+    wait_for(lambda: victim not in processes(folder), 30, "the end of the process, whose node is gone")
+    say("the process has ended with its node")
+    cluster.add_node(**node)
+    code = job.wait(timeout=200)
+    if code != 0:
+        raise SystemExit(f"the job ended with {code}:\n{(folder / 'job.log').read_text()[-3000:]}")
+    assert not processes(folder), f"processes outlive the job: {processes(folder)}"
+    say("the job has ended, and no process outlives it")
+    cluster.shutdown()
+    compare(shared / "whole", folder / "parts")
 
 
-def running():
-    """Returns the processes that work on this run."""
-    found = subprocess.run(["pgrep", "-f", f"{program} run parts.toml"], capture_output=True, text=True, check=False)
-    return found.stdout.split()
+def is_below(process, ancestor):
+    """Returns whether a process is a descendant of another one."""
+    while process > 1 and process != ancestor:
+        process = int(pathlib.Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return process == ancestor
 
 
-def entries():
-    journal = folder / "parts/journal/features"
-    return len(list(journal.glob("*.json"))) if journal.is_dir() else 0
-
-
-cluster = Cluster(
-    initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-)
-nodes = [cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20) for _ in range(2)]
-ray.init(address=cluster.address, log_to_driver=False)
-started = time.time()
-task = ray.remote(num_cpus=1, num_gpus=1, max_retries=20, retry_exceptions=True)(run_part)
-waiting = [task.remote(index) for index in range(PARTS)]
-while entries() < 3:
-    assert time.time() - started < 120, "no chunk is committed"
-    time.sleep(0.1)
-before = len(running())
-cluster.remove_node(nodes[0], allow_graceful=False)
-time.sleep(3)
-print(f"{time.time() - started:.1f} s: a node is removed; processes before {before}, after {len(running())}", flush=True)
-cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 << 20)
-codes = ray.get(waiting)
-print(f"{time.time() - started:.1f} s: exit codes {codes}, processes left {running()}", flush=True)
-ray.shutdown()
-cluster.shutdown()
-subprocess.run(["bash", "-c", f". {HERE}/common.sh; cd {folder}; compare"], check=True)
-assert codes == [0] * PARTS and not running()
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    say(f"Ray: {time.monotonic() - started:.0f} s")

@@ -1,0 +1,119 @@
+"""Slurm: three nodes on this host, an array of four parts, a node killed with its job. See README.md.
+
+python slurm.py PROGRAM FOLDER
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from common import PARTS, REPOSITORY, compare, pipeline, say, stopped, wait_for, write_wrapper
+
+CONF = """ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=16817
+AuthType=auth/munge
+AuthInfo=socket={own}/run/munge
+CryptoType=crypto/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={own}/state
+SlurmdSpoolDir={own}/spool/%n
+SlurmctldPidFile={own}/run/slurmctld.pid
+SlurmdPidFile={own}/run/slurmd.%n.pid
+SlurmctldLogFile={own}/log/slurmctld.log
+SlurmdLogFile={own}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SlurmdTimeout=10
+InactiveLimit=0
+KillWait=10
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+JobRequeue=1
+GresTypes=gpu
+NodeName=n[1-3] NodeAddr=127.0.0.1 NodeHostname={host} Port=[17001-17003] CPUs=1 RealMemory=2000 Gres=gpu:1
+PartitionName=main Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def output(*command):
+    """Returns what a command of Slurm prints; nothing while its daemon does not answer."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def start_munge(own, log):
+    """Starts the daemon that signs the messages between the daemons of Slurm, with a key of its own."""
+    key = own / "run/munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    files = [f"--{name}-file={own}/run/munge.{name}" for name in ("key", "pid", "seed", "log")]
+    subprocess.run(["munged", "--force", f"--socket={own}/run/munge", *files], check=True, stdout=log, stderr=log)
+
+
+def start_cluster(own):
+    """Starts the daemons; returns those of the nodes by name. Each node is a namespace of processes, which ends as a whole."""
+    for name in ("state", "spool", "run", "log", "dev"):
+        (own / name).mkdir(parents=True)
+    (own / "slurm.conf").write_text(CONF.format(host=os.uname().nodename, own=own))
+    gres = ""
+    for card in range(3):
+        # A device that Slurm takes for a card.
+        os.mknod(own / f"dev/nvidia{card}", 0o20666, os.makedev(1, 3))
+        gres += f"NodeName=n{card + 1} Name=gpu File={own}/dev/nvidia{card} Flags=nvidia_gpu_env\n"
+    (own / "gres.conf").write_text(gres)
+    os.environ["SLURM_CONF"] = str(own / "slurm.conf")
+    log = (own / "log/daemons.log").open("w")
+    start_munge(own, log)
+    subprocess.Popen(["slurmctld", "-D"], stdout=log, stderr=log)
+    namespace = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+    nodes = {
+        name: subprocess.Popen([*namespace, "slurmd", "-D", "-N", name], stdout=log, stderr=log)
+        for name in ("n1", "n2", "n3")
+    }
+    wait_for(lambda: output("sinfo", "-h", "-o", "%D %T") == "3 idle", 60, "three idle nodes")
+    return nodes
+
+
+def main():
+    program, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
+    shared = folder.parent
+    folder.mkdir()
+    os.chdir(folder)
+    (folder / "parts.toml").write_text(pipeline(shared / "corpus", folder / "parts"))
+    nodes = start_cluster(folder / "slurm")
+    say("Slurm is up")
+    settings = {"PROGRAM": write_wrapper(program, folder), "CONFIG": "parts.toml", "MACHINE": shared / "machine.toml"}
+    for name, value in settings.items():
+        os.environ[name] = str(value)
+    options = [f"--array=0-{PARTS - 1}%3", "--mem=600", "--cpus-per-task=1", "--time=10", "--output=part-%a.log"]
+    job = output("sbatch", "--parsable", *options, str(REPOSITORY / "docker/slurm.sbatch"))
+    victim = wait_for(lambda: stopped(folder), 90, "a process that has committed two chunks")
+    name = (folder / "first/node").read_text().strip()
+    nodes[name].kill()
+    nodes[name].wait()
+    assert victim != stopped(folder), "the job outlives its node"
+    say(f"node {name} is killed with its job, process {victim}")
+    wait_for(lambda: output("sinfo", "-h", "-n", name, "-o", "%T").startswith("down"), 60, f"{name} is down")
+    say(f"Slurm calls {name} down; the queue: {output('squeue', '-h', '-j', job, '-o', '%K %T %r').splitlines()}")
+    wait_for(lambda: not output("squeue", "-h", "-j", job), 270, "the end of the array")
+    states = [
+        dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for line in output("scontrol", "-o", "show", "job", job).splitlines()
+    ]
+    ended = {state["ArrayTaskId"]: (state["JobState"], int(state["Restarts"])) for state in states}
+    say(f"ended: {ended}")
+    assert len(ended) == PARTS and all(state == "COMPLETED" for state, _ in ended.values()), ended
+    assert sum(restarts for _, restarts in ended.values()) == 1, "no task was put back into the queue"
+    compare(shared / "whole", folder / "parts")
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    say(f"Slurm: {time.monotonic() - started:.0f} s")
