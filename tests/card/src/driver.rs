@@ -21,21 +21,25 @@ thread_local! {
     static CURRENT_CONTEXT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A call of a function that is to fail: how many calls from now, and with which error.
+/// A call of a function that is to fail: how many calls from now, whether all later ones fail too, and the error.
 struct Failure {
     function: String,
     calls: u64,
+    stays: bool,
     code: i32,
 }
 
-/// Returns the error that `EMUCUDA_FAIL` asks for at this call: `cuMemAllocAsync:100:2` lets the hundredth call give error 2.
+/// Returns the error that `EMUCUDA_FAIL` asks for at this call. `cuMemAllocAsync:100:2` lets the hundredth call give error 2, and
+/// `cuMemAllocAsync:100+:2` that call and all later ones.
 fn injected(name: &'static str) -> Option<i32> {
     static FAILURES: OnceLock<Mutex<Vec<Failure>>> = OnceLock::new();
     let failures = FAILURES.get_or_init(|| {
         let parse = |part: &str| {
             let mut words = part.split(':');
-            let (function, calls) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
-            Some(Failure { function, calls, code: words.next()?.parse().ok()? })
+            let (function, calls) = (words.next()?.to_owned(), words.next()?);
+            let stays = calls.ends_with('+');
+            let calls = calls.trim_end_matches('+').parse().ok()?;
+            Some(Failure { function, calls, stays, code: words.next()?.parse().ok()? })
         };
         Mutex::new(settings().fail.split(',').filter_map(parse).collect())
     });
@@ -43,6 +47,7 @@ fn injected(name: &'static str) -> Option<i32> {
     for failure in failures.iter_mut().filter(|failure| failure.function == name && failure.calls > 0) {
         failure.calls -= 1;
         if failure.calls == 0 {
+            failure.calls = u64::from(failure.stays);
             return Some(failure.code);
         }
     }
