@@ -19,7 +19,7 @@ on() {
     shift 3
     rm -rf "$log"
     mkdir -p "$log"
-    env EMUCUDA_SM="$sm" EMUCUDA_LOG="$log" EMUCUDA_ORDER=lazy EMUCUDA_RACES=1 CUDA_PATH="$toolkit" WIKICAP_CACHE="$work/cache" \
+    env EMUCUDA_SM="$sm" EMUCUDA_LOG="$log" EMUCUDA_ORDER=lazy EMUCUDA_RACES=1 EMUCUDA_COMPARE=1 CUDA_PATH="$toolkit" WIKICAP_CACHE="$work/cache" \
         LD_LIBRARY_PATH="$work/lib:$toolkit/lib" "$@"
 }
 

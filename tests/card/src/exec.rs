@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use lanes::{Block, Lanes, Space};
 
+use crate::candidates::Written;
 use crate::races::Races;
 use crate::settings::settings;
 use crate::state::{ILLEGAL_ADDRESS, LAUNCH_FAILED, Launch, SUCCESS, State};
@@ -47,6 +48,7 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     let started = Instant::now();
     vary_time(&module.name);
     let mut ranges = state.ranges(&launch.params);
+    let arguments = state.arguments(launch);
     let image = program.image.as_ptr() as u64;
     ranges.push((image, image + program.image.len() as u64));
     ranges.sort_unstable();
@@ -58,6 +60,7 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
         ranges,
         races: state.races.then(|| Races::new(shared_bytes)),
         notes: Vec::new(),
+        written: Written::default(),
     };
     let mut steps = 0;
     let [width, height, depth] = launch.grid;
@@ -75,6 +78,13 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     }
     for note in block.notes.drain(..) {
         problem!("{} {}: {note}", module.name, function.name());
+    }
+    if let Some(candidates) = &mut state.candidates {
+        let kernel = format!("{} {}", module.name, function.name());
+        // SAFETY: the arguments were looked up, and the writes were checked.
+        if let Some(why) = unsafe { candidates.add(&kernel, &arguments, block.written) } {
+            problem!("{kernel} {why}");
+        }
     }
     call!("ran {} {} in {:?}, {steps} instructions of warps", module.name, function.name(), started.elapsed());
     SUCCESS

@@ -4,6 +4,7 @@
 //! `module` loads PTX, `ptx` parses it, `isa`, `tensor` and `copies` translate its instructions, and `exec` runs kernels.
 //! README.md lists the settings, what is checked and what is not.
 
+mod candidates;
 mod card;
 mod copies;
 pub mod driver;

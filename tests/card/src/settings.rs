@@ -20,6 +20,8 @@ pub struct Settings {
     pub lazy: bool,
     /// `EMUCUDA_RACES`: 1 looks for races on shared memory.
     pub races: bool,
+    /// `EMUCUDA_COMPARE`: 1 compares kernels that compute the same product.
+    pub compare: bool,
     /// `EMUCUDA_TUNING_SEED`: draws how long kernels take.
     pub tuning_seed: Option<u64>,
     /// `EMUCUDA_FILL`: byte that fills fresh memory.
@@ -43,6 +45,7 @@ pub fn settings() -> &'static Settings {
         execute: text("EMUCUDA_EXECUTE").is_none_or(|value| value != "0"),
         lazy: text("EMUCUDA_ORDER").is_some_and(|value| value == "lazy"),
         races: text("EMUCUDA_RACES").is_some_and(|value| value == "1"),
+        compare: text("EMUCUDA_COMPARE").is_some_and(|value| value == "1"),
         tuning_seed: number("EMUCUDA_TUNING_SEED"),
         fill: text("EMUCUDA_FILL").and_then(|value| u8::from_str_radix(&value, 16).ok()),
         ptxas: text("EMUCUDA_PTXAS").map(PathBuf::from),

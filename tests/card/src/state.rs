@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::candidates::Candidates;
 use crate::module::{Function, Module};
 use crate::settings::settings;
 use crate::{call, card, problem};
@@ -80,6 +81,8 @@ const FIRST_HANDLE: u64 = 0x5A00_0000_0000;
 pub struct State {
     lazy: bool,
     pub races: bool,
+    /// Results of products, if they are to be compared.
+    pub candidates: Option<Candidates>,
     pub allocations: BTreeMap<u64, Allocation>,
     pub used: u64,
     pub peak: u64,
@@ -101,7 +104,7 @@ pub struct State {
 /// Returns the state of this process.
 pub fn state() -> &'static Mutex<State> {
     static STATE: OnceLock<Mutex<State>> = OnceLock::new();
-    STATE.get_or_init(|| Mutex::new(State::new(settings().lazy, settings().races)))
+    STATE.get_or_init(|| Mutex::new(State::new(settings().lazy, settings().races, settings().compare)))
 }
 
 unsafe extern "C" {
@@ -124,9 +127,11 @@ fn unmap(at: u64, bytes: u64) {
 }
 
 impl State {
-    /// A card without any memory in use. `lazy`: see the module. `races`: whether kernels are searched for races.
-    pub fn new(lazy: bool, races: bool) -> Self {
-        Self { lazy, races, next: FIRST_HANDLE, ..Self::default() }
+    /// A card without any memory in use. `lazy`: see the module. `races`: whether kernels are searched for races. `compare`: whether
+    /// products are compared.
+    pub fn new(lazy: bool, races: bool, compare: bool) -> Self {
+        let candidates = compare.then(Candidates::default);
+        Self { lazy, races, candidates, next: FIRST_HANDLE, ..Self::default() }
     }
 
     /// Returns an unused handle.
@@ -207,6 +212,19 @@ impl State {
             }
         }
         ranges
+    }
+
+    /// Addresses of a kernel's tensors, each with the end of its allocation: pointers, and the starts of tensor maps. Without the last
+    /// pointer, with which `CubeCL` passes shapes and strides.
+    pub fn arguments(&self, launch: &Launch) -> Vec<(u64, u64)> {
+        let last = launch.function.params().filter(|(_, size)| *size == 8).last();
+        let tensors = launch.function.params().filter(|param| Some(*param) != last && matches!(param.1, 8 | 128));
+        let word = |(offset, _): (usize, usize)| {
+            let bytes = launch.params.get(offset..offset + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let end = |at: u64| self.allocation_of(at, 0).map(|(base, allocation)| (at, base + allocation.size));
+        tensors.filter_map(word).filter_map(end).collect()
     }
 
     pub fn stream(&mut self, stream: u64) -> Result<&mut Stream, i32> {
@@ -328,7 +346,7 @@ impl State {
 
     pub fn summary(&self) {
         call!(
-            "summary: device memory at most {} MiB, pinned {} MiB; at the end {} MiB and {} MiB, {} streams, {} events, {} modules, context retained {} times; calls {:?}",
+            "summary: device memory at most {} MiB, pinned {} MiB; at the end {} MiB and {} MiB, {} streams, {} events, {} modules, context retained {} times, {} candidates of products compared; calls {:?}",
             self.peak >> 20,
             self.pinned_peak >> 20,
             self.used >> 20,
@@ -337,6 +355,7 @@ impl State {
             self.events.len(),
             self.modules.len(),
             self.retained,
+            self.candidates.as_ref().map_or(0, |candidates| candidates.compared),
             self.counts
         );
     }

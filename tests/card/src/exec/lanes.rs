@@ -2,6 +2,7 @@
 
 use super::warp::{Group, Wait};
 use super::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_FIRST, SHARED_WINDOW};
+use crate::candidates::Written;
 use crate::copies::{Bulk, Pending};
 use crate::half::{Val, WARP};
 use crate::isa::Code;
@@ -31,6 +32,8 @@ pub struct Block {
     /// Allocations, sorted: first byte, and the one behind the last.
     pub ranges: Vec<(u64, u64)>,
     pub races: Option<Races>,
+    /// Global memory that the launch has written.
+    pub written: Written,
     /// Problems that do not stop the kernel.
     pub notes: Vec<String>,
 }
@@ -113,6 +116,9 @@ impl Lanes {
                 && address + bytes as u64 <= self.range.1
                 && address & (bytes as u64).min(16).wrapping_sub(1) == 0
             {
+                if access != Access::Read {
+                    self.block_state().written.add(address, bytes);
+                }
                 return address as *mut u8;
             }
             return self.global(address, bytes, lane, access);
@@ -131,6 +137,9 @@ impl Lanes {
             return self.scratch.as_mut_ptr();
         }
         self.range = ranges[at - 1];
+        if access != Access::Read {
+            self.block_state().written.add(address, bytes);
+        }
         if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
             self.fail(format!("lane {lane} {what} {bytes} bytes at {address:#x}: not aligned"));
         }

@@ -203,3 +203,31 @@ fn code_for_another_generation_is_refused() {
         assert!(why.is_some_and(|why| why.contains("and the card is sm_90")));
     }
 }
+
+/// A product's kernel in name: each word of the result is `factor` times that of the input, as f32.
+fn product(factor: &str) -> String {
+    // Three pointers, of which the last is CubeCL's for shapes.
+    module(
+        "",
+        &format!(
+            "ld.global.f32 %f1, [%rd3];\nmov.f32 %f2, {factor};\nmul.f32 %f3, %f1, %f2;\nst.global.f32 [%rd4], %f3;"
+        ),
+    )
+    .replace(".param .u64 kernel_param_1\n", ".param .u64 kernel_param_1,\n.param .u64 kernel_param_2\n")
+    .replace("kernel", "matmul_entry_lhs_f32_acc_f32")
+}
+
+#[test]
+fn candidates_of_a_product_are_compared() {
+    let floats: Vec<u32> = (1u16..=32).map(|index| f32::from(index).to_bits()).collect();
+    let mut rig = Rig::new(false);
+    let (from, one, other) = (rig.buffer(&floats), rig.buffer(&[0; 32]), rig.buffer(&[0; 32]));
+    // The same product within rounding: 2 and the next number.
+    for (factor, to) in [("0f40000000", one), ("0f40000001", other)] {
+        assert_eq!(rig.run(&product(factor), 1, 32, &[from, to, from]), (SUCCESS, vec![]));
+    }
+    assert_eq!(rig.state.candidates.as_ref().map(|candidates| candidates.compared), Some(1));
+    let (code, problems) = rig.run(&product("0f40400000"), 1, 32, &[from, other, from]);
+    assert_eq!(code, SUCCESS);
+    assert!(problems[0].contains("differs by 5.0e-1 from"), "{problems:?}");
+}

@@ -13,10 +13,10 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A card that searches for races.
+    /// A card that searches for races and compares products.
     pub fn new(lazy: bool) -> Self {
         take_problems();
-        let mut state = State::new(lazy, true);
+        let mut state = State::new(lazy, true, true);
         state.streams.insert(STREAM, Stream::default());
         Self { state }
     }

@@ -1,0 +1,155 @@
+//! Compares the results of kernels that compute the same product.
+//!
+//! When a program tunes a matrix product, it runs several kernels on the same inputs and keeps the fastest. A wrong kernel that is
+//! slow this time may be the fastest elsewhere. The driver sees launches only, so it takes two of them for candidates of one product
+//! if both kernels are named as products, have the same inputs (addresses and bytes), and write results of the same size.
+
+use std::collections::HashMap;
+
+use crate::half::{Bf16, F16};
+
+/// Part of a kernel's name that marks it as a matrix product.
+const FAMILY: &str = "matmul";
+
+/// Largest accepted relative distance of two results, in the Euclidean norm. Both round to the format and sum in their own order.
+const LIMIT: f64 = 0.02;
+
+/// Bytes at the start of each input that identify its contents. More could belong to the next tensor of the same page.
+const SAMPLE_BYTES: u64 = 256;
+
+/// Largest result that is kept, and the largest number of them.
+const MAX_RESULT_BYTES: u64 = 1 << 22;
+const MAX_RESULTS: usize = 256;
+
+/// Global memory that a launch has written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Written {
+    first: u64,
+    end: u64,
+    bytes: u64,
+}
+
+impl Written {
+    /// Adds a write.
+    pub fn add(&mut self, at: u64, bytes: usize) {
+        let end = at + bytes as u64;
+        (self.first, self.end) = if self.bytes == 0 { (at, end) } else { (self.first.min(at), self.end.max(end)) };
+        self.bytes += bytes as u64;
+    }
+
+    /// Range of the writes, if they cover it.
+    fn range(self) -> Option<(u64, u64)> {
+        let length = self.end - self.first;
+        (self.bytes >= length && (1..=MAX_RESULT_BYTES).contains(&length)).then_some((self.first, length))
+    }
+}
+
+/// Format of a result, from the name of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Format {
+    Bf16,
+    F16,
+    F32,
+}
+
+/// Inputs and shape of a product.
+#[derive(PartialEq, Eq, Hash)]
+struct Product {
+    inputs: Vec<(u64, u64)>,
+    result_bytes: u64,
+    format: Format,
+}
+
+/// Results of products by their inputs.
+#[derive(Default)]
+pub struct Candidates {
+    results: HashMap<Product, (String, Vec<f32>)>,
+    /// Pairs of different kernels that were compared.
+    pub compared: u64,
+}
+
+impl Candidates {
+    /// Compares the result of a finished launch with that of an earlier kernel on the same inputs, and says how they differ.
+    ///
+    /// `kernel`: module and name. `arguments`: addresses of its tensors, and the ends of their allocations. `written`: see [`Written`].
+    ///
+    /// # Safety
+    /// Arguments and written memory are allocated.
+    pub unsafe fn add(&mut self, kernel: &str, arguments: &[(u64, u64)], written: Written) -> Option<String> {
+        let (first, result_bytes) = written.range()?;
+        let format = format(kernel)?;
+        let mut inputs: Vec<(u64, u64)> = arguments
+            .iter()
+            .filter(|(at, _)| !(first..first + result_bytes).contains(at))
+            // SAFETY: the caller's promise.
+            .map(|(at, end)| (*at, digest(unsafe { bytes(*at, (*end - *at).min(SAMPLE_BYTES)) })))
+            .collect();
+        inputs.sort_unstable();
+        inputs.dedup();
+        // SAFETY: the caller's promise.
+        let values = values(unsafe { bytes(first, result_bytes) }, format);
+        let product = Product { inputs, result_bytes, format };
+        match self.results.get(&product) {
+            Some((other, _)) if other == kernel => None,
+            Some((other, expected)) => {
+                self.compared += 1;
+                let found = distance(&values, expected);
+                (found > LIMIT).then(|| format!("differs by {found:.1e} from {other} on the same inputs"))
+            }
+            None => {
+                if self.results.len() < MAX_RESULTS {
+                    self.results.insert(product, (kernel.to_owned(), values));
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Returns the format of a product's result; `None` for other kernels.
+fn format(kernel: &str) -> Option<Format> {
+    let name = &kernel[kernel.find(FAMILY)?..];
+    // `matmul_entry_lhs_bf16_…_acc_bf16_acc_size_8`: the accumulator's name is that of the result's format.
+    let result = name.split("_acc_").nth(1)?;
+    if result.starts_with("bf16") {
+        Some(Format::Bf16)
+    } else if result.starts_with("f16") {
+        Some(Format::F16)
+    } else {
+        result.starts_with("f32").then_some(Format::F32)
+    }
+}
+
+/// # Safety
+/// The range is allocated.
+unsafe fn bytes<'a>(at: u64, count: u64) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(at as *const u8, count as usize) }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn values(bytes: &[u8], format: Format) -> Vec<f32> {
+    let half = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
+    match format {
+        Format::Bf16 => bytes.chunks_exact(2).map(|pair| Bf16(half(pair)).to_f32()).collect(),
+        Format::F16 => bytes.chunks_exact(2).map(|pair| F16(half(pair)).to_f32()).collect(),
+        Format::F32 => {
+            bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+        }
+    }
+}
+
+/// Relative distance; infinite if only one of two values is finite.
+fn distance(one: &[f32], other: &[f32]) -> f64 {
+    let square = |value: f64| value * value;
+    let norm: f64 = other.iter().map(|value| square(f64::from(*value))).sum();
+    let sum: f64 = one.iter().zip(other).map(|(one, other)| square(f64::from(*one) - f64::from(*other))).sum();
+    if sum == 0.0 {
+        return 0.0;
+    }
+    let found = (sum / norm).sqrt();
+    if found.is_nan() { f64::INFINITY } else { found }
+}
