@@ -8,8 +8,8 @@
 //! Only the files of a checkpoint are downloaded: `config.json`; `model.safetensors`, or its index with the shards; for
 //! images `preprocessor_config.json`; for text encoders `tokenizer.json` and the files of sentence-transformers. All come
 //! from one commit. If the hub cannot be asked, the newest complete commit in the cache is used, with a warning. Processes
-//! exclude each other with a file lock. On a network file system without locks they may spoil each other's partial files,
-//! which the hash reveals.
+//! exclude each other with a file lock. On a network file system without locks they may damage each other's partial files;
+//! the hash then reveals it.
 //!
 //! Files of data sets, `hf://datasets/ORG/NAME[@REVISION]/PATH`, are read in ranges and not stored. `Datasets` makes them
 //! inputs like any other.
@@ -24,6 +24,7 @@
 //! | `settings` | reads the environment: endpoint, cache, token, offline mode |
 //! | `cache` | the layout on disk |
 //! | `http` | requests, redirects and the meaning of answers |
+//! | `headers` | parses the headers of answers |
 //! | `blob` | downloads one file: resumes it and retries |
 //! | `partial_file` | hashes, verifies and publishes a file |
 //! | `progress` | progress of a download |
@@ -32,6 +33,7 @@
 mod blob;
 mod cache;
 mod dataset;
+mod headers;
 mod http;
 mod hub;
 mod partial_file;

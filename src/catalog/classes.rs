@@ -6,6 +6,8 @@
 //!
 //! All of this is needed only while captions are looked up. [`Classes::into_texts`] keeps the texts alone.
 
+mod groups;
+
 use twox_hash::XxHash3_64;
 
 use crate::catalog::error::CatalogError;
@@ -13,22 +15,12 @@ use crate::catalog::table::Table;
 use crate::catalog::texts::Texts;
 pub use crate::types::ClassSource;
 use crate::types::MatchRule;
+pub use groups::{Group, Groups};
 
 /// Upper bound on the number of classes; `u32::MAX` is reserved for [`NO_CLASS`].
 const MAX_CLASSES: u32 = u32::MAX - 1;
 /// End of a list of linked classes.
 const NO_CLASS: u32 = u32::MAX;
-
-/// The classes that share one key, named by the first of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Group(u32);
-
-impl Group {
-    /// Returns the smallest class id of the group. Groups are disjoint.
-    pub const fn first_class(self) -> u32 {
-        self.0
-    }
-}
 
 /// Classes in order of first appearance.
 #[derive(Debug)]
@@ -101,7 +93,7 @@ impl Classes {
                 }
                 let class = self.push(caption)?;
                 self.by_key.insert(key_hash, class);
-                Ok(Some(Group(class)))
+                Ok(Some(Group::of_first(class)))
             }
             ClassSource::List => {
                 let text_hash = if self.rule == MatchRule::Exact { key_hash } else { hash(caption) };
@@ -126,7 +118,7 @@ impl Classes {
                 }
                 let Some(group) = group else {
                     self.by_key.insert(key_hash, class);
-                    return Ok(Some(Group(class)));
+                    return Ok(Some(Group::of_first(class)));
                 };
                 self.link(group, class);
                 Ok(Some(group))
@@ -158,7 +150,7 @@ impl Classes {
     }
 
     fn link(&mut self, group: Group, class: u32) {
-        if let Some(last) = self.last.get_mut(group.0 as usize) {
+        if let Some(last) = self.last.get_mut(group.first_class() as usize) {
             let before = std::mem::replace(last, class);
             if let Some(next) = self.next.get_mut(before as usize) {
                 *next = class;
@@ -171,7 +163,7 @@ impl Classes {
             return None;
         }
         let same = |class| self.texts.get(class).is_some_and(|text| self.rule.key(text) == key);
-        self.by_key.find(key_hash, same).map(Group)
+        self.by_key.find(key_hash, same).map(Group::of_first)
     }
 
     /// Returns the group of a row with this caption, if any class has its key.
@@ -262,83 +254,14 @@ impl Classes {
 
     /// Returns the members of every group of more than one class.
     pub fn groups(&self) -> Groups {
-        let mut groups = Groups { classes: self.len(), ..Groups::default() };
+        let mut groups = Groups::new(self.len());
         for first in 0..self.next.len() as u32 {
             let links = self.last.get(first as usize).is_some_and(|&last| last != first);
-            if !links {
-                continue;
+            if links {
+                groups.push(first, std::iter::successors(Some(first), |&class| self.following(class)));
             }
-            groups.firsts.push(first);
-            groups.members.extend(std::iter::successors(Some(first), |&class| self.following(class)));
-            groups.ends.push(groups.members.len());
         }
         groups
-    }
-}
-
-/// Groups of classes that share a key, as the join index needs them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Groups {
-    classes: usize,
-    /// First class of each group of more than one class, ascending.
-    firsts: Vec<u32>,
-    /// End of each group in `members`.
-    ends: Vec<usize>,
-    members: Vec<u32>,
-}
-
-impl Groups {
-    /// Restores groups from the [`Groups::all_members`] of `classes` classes; `None` if they are not those of such groups.
-    pub fn from_members(classes: usize, all_members: &[Vec<u32>]) -> Option<Self> {
-        let mut groups = Self { classes, ..Self::default() };
-        for members in all_members {
-            let first = *members.first()?;
-            let ascends =
-                members.is_sorted_by(|one, other| one < other) && groups.firsts.last().is_none_or(|&last| last < first);
-            if members.len() < 2 || !ascends || members.iter().any(|class| *class as usize >= classes) {
-                return None;
-            }
-            groups.firsts.push(first);
-            groups.members.extend_from_slice(members);
-            groups.ends.push(groups.members.len());
-        }
-        Some(groups)
-    }
-
-    /// Returns the members of every group of more than one class, ascending.
-    pub fn all_members(&self) -> Vec<Vec<u32>> {
-        self.firsts.iter().filter_map(|&first| self.members(first)).map(<[u32]>::to_vec).collect()
-    }
-
-    /// Returns the number of classes, grouped or not.
-    pub fn classes(&self) -> usize {
-        self.classes
-    }
-
-    /// Returns whether no two classes share a key.
-    pub fn is_trivial(&self) -> bool {
-        self.firsts.is_empty()
-    }
-
-    /// Returns the classes of the group that starts with class `first`, ascending, or `None` if it is alone.
-    pub fn members(&self, first: u32) -> Option<&[u32]> {
-        let position = self.firsts.binary_search(&first).ok()?;
-        let start = position.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.members.get(start..*self.ends.get(position)?)
-    }
-
-    /// Copies the value of each group's first class to its other classes.
-    pub(super) fn copy_from_first(&self, values: &mut [u32]) {
-        for members in self.firsts.iter().filter_map(|&first| self.members(first)) {
-            let Some(&value) = members.first().and_then(|&first| values.get(first as usize)) else {
-                continue;
-            };
-            for &class in members {
-                if let Some(slot) = values.get_mut(class as usize) {
-                    *slot = value;
-                }
-            }
-        }
     }
 }
 
@@ -408,15 +331,6 @@ mod tests {
     }
 
     #[test]
-    fn impossible_groups_are_refused() {
-        for (classes, members) in
-            [(3, vec![vec![1]]), (3, vec![vec![1, 3]]), (3, vec![vec![2, 1]]), (5, vec![vec![2, 3], vec![1, 4]])]
-        {
-            assert_eq!(Groups::from_members(classes, &members), None);
-        }
-    }
-
-    #[test]
     fn digest_depends_on_texts_rule_source_and_boundaries() {
         let digest = |source, rule, captions: &[&str]| classes(source, rule, captions).digest();
         let first = digest(ClassSource::List, MatchRule::Exact, &["ab", "c"]);
@@ -433,7 +347,7 @@ mod tests {
         for number in 0..100_000 {
             let caption = format!("Title {number} [SEP] caption");
             text_bytes += caption.len();
-            assert_eq!(train.add(&caption).unwrap(), Some(Group(number)));
+            assert_eq!(train.add(&caption).unwrap(), Some(Group::of_first(number)));
         }
         train.shrink();
         assert!(train.bytes() <= text_bytes + 24 * 100_000, "{}", train.bytes() - text_bytes);

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::cache::{BlobLock, Cache};
-use super::http::{FileMetadata, Http, RequestError, describe};
+use super::headers::FileMetadata;
+use super::http::{Http, RequestError, describe};
 use super::partial_file::{PartialFile, SharedPartialFile, run_blocking};
 use super::progress::ProgressReporter;
 use crate::objects::StoreError;

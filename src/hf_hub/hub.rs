@@ -8,7 +8,8 @@ use super::blob;
 use super::cache::{
     BlobLock, CONFIG, Cache, INDEX, TOKENIZER, Trust, WEIGHTS, is_commit, is_module_file, parse_shards,
 };
-use super::http::{FileMetadata, Http, Listing};
+use super::headers::FileMetadata;
+use super::http::{Http, Listing};
 use super::progress::{Download, ProgressReporter};
 use super::repo::{Repo, RepoKind};
 use super::settings::Settings;

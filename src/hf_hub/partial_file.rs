@@ -11,7 +11,7 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 use super::cache::BlobLock;
-use super::http::FileMetadata;
+use super::headers::FileMetadata;
 use crate::objects::StoreError;
 use crate::run_dir::local::sync_parent;
 

@@ -1,11 +1,14 @@
 //! Marker segments of a JPEG (ITU-T T.81, annex B): size, memory, and the choice of the decoder.
 
-use std::ops::Range;
+mod frame;
+mod segments;
 
 use crate::decode::error::DecodeError;
 use crate::decode::sniff::Format;
 
 use super::MAX_SCANS;
+use frame::{Frame, Progress, Scan};
+pub(super) use segments::{Segment, Segments};
 
 /// Properties of a file that its segments determine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,112 +54,6 @@ fn variant(detail: impl std::fmt::Display) -> DecodeError {
 }
 
 const TRUNCATED: DecodeError = DecodeError::Truncated { format: Format::Jpeg };
-
-/// A marker segment, and the entropy-coded data behind it if it starts a scan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) marker: u8,
-    /// Content, without the length.
-    pub(super) body: Range<usize>,
-    /// End of the entropy-coded data; the end of the body where there is none.
-    pub(super) scan_end: usize,
-    /// True if there are restart markers, stray bytes or meaningless markers before the segment or in its scan.
-    irregular: bool,
-}
-
-/// The segments of a file, up to the end-of-image marker.
-pub(super) struct Segments<'a> {
-    data: &'a [u8],
-    at: usize,
-    ended: bool,
-}
-
-impl<'a> Segments<'a> {
-    pub(super) fn new(data: &'a [u8]) -> Self {
-        Self { data, at: 2, ended: false }
-    }
-
-    fn read_segment(&mut self) -> Result<Segment, DecodeError> {
-        let mut irregular = false;
-        let marker = loop {
-            let marker = next_marker(self.data, self.at).ok_or(TRUNCATED)?;
-            irregular |= marker.start != self.at;
-            self.at = marker.end;
-            if !stands_alone(marker.code) {
-                break marker.code;
-            }
-            irregular = true;
-        };
-        if marker == 0xd9 || marker == 0xd8 {
-            self.ended = true;
-            return Ok(Segment { marker, body: self.at..self.at, scan_end: self.at, irregular });
-        }
-        let length = self.data.get(self.at..self.at + 2).ok_or(TRUNCATED)?;
-        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-        if length < 2 {
-            return Err(corrupt("a segment is shorter than its length field"));
-        }
-        let body = self.at + 2..self.at + length;
-        if body.end > self.data.len() {
-            return Err(TRUNCATED);
-        }
-        self.at = body.end;
-        if marker == 0xda {
-            loop {
-                let next = next_marker(self.data, self.at).ok_or(TRUNCATED)?;
-                if !stands_alone(next.code) {
-                    self.at = next.start;
-                    break;
-                }
-                self.at = next.end;
-                irregular = true;
-            }
-        }
-        Ok(Segment { marker, scan_end: self.at, body, irregular })
-    }
-}
-
-impl Iterator for Segments<'_> {
-    type Item = Result<Segment, DecodeError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let segment = self.read_segment();
-        self.ended |= segment.is_err();
-        Some(segment)
-    }
-}
-
-/// True for markers without a length: TEM, restart markers, and reserved codes, which libjpeg skips as damage.
-fn stands_alone(code: u8) -> bool {
-    matches!(code, 0x01..=0xbf | 0xd0..=0xd7 | 0xf0..=0xfd)
-}
-
-/// A marker: offsets of its 0xFF and behind its code.
-struct Marker {
-    code: u8,
-    start: usize,
-    end: usize,
-}
-
-/// Finds the next marker as libjpeg's `next_marker` does, with entropy-coded data and stray bytes skipped alike: 0xFF, any
-/// number of fill bytes 0xFF, and a code that is not 0.
-fn next_marker(data: &[u8], mut at: usize) -> Option<Marker> {
-    loop {
-        let start = at + memchr::memchr(0xff, data.get(at..)?)?;
-        at = start + 1;
-        while data.get(at)? == &0xff {
-            at += 1;
-        }
-        let code = *data.get(at)?;
-        at += 1;
-        if code != 0 {
-            return Some(Marker { code, start, end: at });
-        }
-    }
-}
 
 /// True for the header of a scan that corrects DC coefficients of a progressive file.
 pub(super) fn is_refinement_of_dc(scan: &[u8]) -> bool {
@@ -259,122 +156,6 @@ fn codes_leave_ones_free(mut tables: &[u8]) -> bool {
         tables = &rest[values..];
     }
     tables.is_empty()
-}
-
-/// A scan header.
-struct Scan<'a> {
-    /// Two bytes a component: identifier and tables.
-    components: &'a [u8],
-    /// First and last coefficient, in zigzag order.
-    first: u8,
-    last: u8,
-    /// Bit position of the coefficients before this scan (0: none were sent) and after it.
-    high: u8,
-    low: u8,
-}
-
-impl<'a> Scan<'a> {
-    fn read(body: &'a [u8]) -> Option<Self> {
-        let (count, rest) = body.split_first()?;
-        let (components, rest) = rest.split_at_checked(2 * usize::from(*count))?;
-        let &[first, last, bits] = rest else { return None };
-        Some(Self { components, first, last, high: bits >> 4, low: bits & 0x0f })
-    }
-}
-
-/// Progress of a file: for each coefficient of three components one more than its bit position, 0 before its first scan.
-struct Progress([[u8; 64]; 3]);
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self([[0; 64]; 3])
-    }
-}
-
-impl Progress {
-    /// Adds a scan. Returns false if it does not continue the ones before in the order that the specification demands.
-    fn add(&mut self, frame: &Frame, scan: &Scan<'_>) -> bool {
-        let (first, last) = (usize::from(scan.first), usize::from(scan.last));
-        let range_is_sound = if frame.progressive {
-            last < 64 && if first == 0 { last == 0 } else { first <= last && scan.components.len() == 2 }
-        } else {
-            // All components in the order of the frame.
-            let ids = scan.components.iter().step_by(2);
-            (first, last, scan.high, scan.low) == (0, 63, 0, 0) && ids.eq(&frame.ids[..usize::from(frame.components)])
-        };
-        let steps_by_one = scan.high == 0 || scan.high == scan.low + 1;
-        if !range_is_sound || !steps_by_one || scan.low > 13 {
-            return false;
-        }
-        scan.components.chunks_exact(2).all(|component| {
-            let Some(component) = frame.ids.iter().position(|id| *id == component[0]) else { return false };
-            let Some(bits) = self.0.get_mut(component) else { return false };
-            // The DC coefficient of a component comes first.
-            let in_order = first == 0 || bits[0] > 0;
-            let expected = if scan.high == 0 { 0 } else { scan.high + 1 };
-            let continues = bits[first..=last].iter().all(|bit| *bit == expected);
-            bits[first..=last].fill(scan.low + 1);
-            in_order && continues
-        })
-    }
-
-    /// True if every coefficient was sent to its last bit. libjpeg smooths an image whose coefficients are missing.
-    fn is_complete(&self, frame: &Frame) -> bool {
-        self.0.iter().take(usize::from(frame.components)).flatten().all(|bit| *bit == 1)
-    }
-}
-
-struct Frame {
-    width: u16,
-    height: u16,
-    components: u8,
-    progressive: bool,
-    ids: [u8; 4],
-    sampling: [(u8, u8); 4],
-}
-
-impl Frame {
-    fn read(body: &[u8], progressive: bool) -> Result<Self, DecodeError> {
-        let &[precision, h1, h0, w1, w0, components, ref rest @ ..] = body else {
-            return Err(corrupt("the frame header is too short"));
-        };
-        if precision != 8 {
-            return Err(variant(format!("{precision} bits a sample")));
-        }
-        if !matches!(components, 1 | 3 | 4) {
-            return Err(variant(format!("{components} components")));
-        }
-        let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
-        if width == 0 {
-            return Err(corrupt("it is 0 pixels wide"));
-        }
-        if rest.len() < usize::from(components) * 3 {
-            return Err(corrupt("the frame header is too short"));
-        }
-        let id = |index: usize| rest.get(index * 3).copied().unwrap_or(0);
-        let factors = |index: usize| rest.get(index * 3 + 1).map_or((1, 1), |both| (both >> 4, both & 0x0f));
-        let sampling = [factors(0), factors(1), factors(2), factors(3)];
-        Ok(Self { width, height, components, progressive, ids: [id(0), id(1), id(2), id(3)], sampling })
-    }
-
-    /// True for the layouts of grey and YCbCr that zune-jpeg is trusted with.
-    fn is_plain(&self, jfif: bool, adobe: Option<u8>) -> bool {
-        let [luma, cb, cr, _] = self.sampling;
-        match self.components {
-            1 => luma == (1, 1),
-            3 => {
-                let [a, b, c, _] = self.ids;
-                // libjpeg's `default_decompress_parms` takes files with these identifiers or this flag for RGB.
-                let is_rgb = self.ids.starts_with(b"RGB") || !jfif && adobe == Some(0);
-                let distinct = a != b && b != c && a != c;
-                let sampled = matches!(luma, (1 | 2, 1 | 2)) && (cb, cr) == ((1, 1), (1, 1));
-                // libjpeg repeats samples where a row has fewer than three of them; zune-jpeg interpolates.
-                let wide = luma.0 == 1 || self.width > 4;
-                !is_rgb && distinct && sampled && wide
-            }
-            _ => false,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Read-only store of one data set.
 //!
-//! The hub redirects a large file to another host by a URL that is signed for a short time. That URL is used again for the
+//! The hub redirects a large file to another host by a URL that is signed for a short time. That URL is reused for the
 //! next ranges, without the token, until the host refuses it.
 
 use std::collections::HashMap;
@@ -21,7 +21,8 @@ use reqwest::{Method, Response};
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::super::http::{Http, RequestError, describe, name, range_start};
+use super::super::headers::range_start;
+use super::super::http::{Http, RequestError, describe, name};
 use super::super::settings::Settings;
 use super::listing::{Entry, find_commit, list_folder};
 use super::name::DatasetName;
@@ -244,7 +245,7 @@ impl ObjectStore for DatasetStore {
         let entries = self.0.folder(folder).await.map_err(permanent)?;
         let (mut objects, mut common_prefixes) = (Vec::new(), Vec::new());
         for entry in entries.iter() {
-            // A name that is no path of `object_store`, such as one with `//`, cannot be asked for.
+            // A name that is not a path of `object_store`, such as one with `//`, cannot be asked for.
             let Ok(location) = Path::parse(&entry.path) else { continue };
             if entry.is_file() {
                 objects.push(describe_file(entry, location));
