@@ -158,11 +158,11 @@ async fn pass(
             features.extend(oldest.await??);
             arrived();
         }
-        let (mut lent, rows) = (device.buffers.acquire_pooled(), batch.len() / image);
-        let buffer: &mut Vec<u8> = lent.borrow_mut();
+        let (mut pixels, rows) = (device.buffers.acquire_pooled(), batch.len() / image);
+        let buffer: &mut Vec<u8> = pixels.borrow_mut();
         buffer.clear();
         buffer.extend_from_slice(batch);
-        let pending = backbone.submit(lent, rows).await?;
+        let pending = backbone.submit(pixels, rows).await?;
         waiting.push_back(tokio::task::spawn_blocking(move || pending.wait()));
     }
     for batch in waiting {

@@ -17,7 +17,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::http_error::{TypedConnector, Verdict, describe, explain, is_answer, is_without_credentials, judge};
+use super::http_error::{FailureKind, TypedConnector, classify, describe, explain, is_answer, is_without_credentials};
 use super::http_retry::RetryBudget;
 use super::web::WebConnector;
 use super::{Provider, StoreError, Traffic, profile};
@@ -291,17 +291,17 @@ impl Client {
     }
 
     /// Decides whether another attempt may succeed, and records whether the failure was an answer.
-    pub(crate) fn judge(&self, error: &Error) -> Verdict {
+    pub(crate) fn classify(&self, error: &Error) -> FailureKind {
         if is_answer(error) {
             self.mark_reached();
         }
         if self.is_local() {
-            Verdict::Permanent
+            FailureKind::Permanent
         } else if self.reached.load(Ordering::Relaxed) && is_without_credentials(error) {
             // Credentials were found earlier, so the metadata service may return.
-            Verdict::Transient
+            FailureKind::Transient
         } else {
-            judge(error)
+            classify(error)
         }
     }
 
@@ -321,7 +321,7 @@ impl Client {
                 self.traffic.add_request(retry_budget.attempts() > 0);
             }
             match request().await {
-                Err(error) if self.judge(&error) == Verdict::Transient => {
+                Err(error) if self.classify(&error) == FailureKind::Transient => {
                     retry_budget.wait(url, action, describe(&error)).await?;
                 }
                 answer => {
@@ -353,7 +353,7 @@ impl Client {
             self.traffic.add_request(retry_budget.attempts() > 0);
             let reason = match tokio::time::timeout(limit, request()).await {
                 Err(_) => "no answer arrived before the timeout".to_owned(),
-                Ok(Err(error)) if self.judge(&error) == Verdict::Transient => describe(&error),
+                Ok(Err(error)) if self.classify(&error) == FailureKind::Transient => describe(&error),
                 Ok(answer) => {
                     if answer.is_ok() {
                         self.mark_reached();

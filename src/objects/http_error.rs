@@ -1,4 +1,4 @@
-//! Failed requests: their HTTP status by type, whether another attempt may succeed, and how they read to a person.
+//! Failed requests: the HTTP status as a type, whether another attempt may succeed, and the message for people.
 //!
 //! `object_store` keeps the status of a failed request in a type that it does not export. [`TypedConnector`] sits between
 //! `object_store` and its HTTP client and turns each unsuccessful response into an [`HttpError`] whose source is a
@@ -117,9 +117,9 @@ fn error_code(body: &[u8]) -> Option<String> {
     Some(text.split("<Code>").nth(1)?.split("</Code>").next()?.to_owned())
 }
 
-/// What to do after a failed attempt.
+/// Kind of a failed attempt.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum FailureKind {
     /// Another attempt may succeed: after timeouts, resets, bodies that end early and some statuses.
     Transient,
     /// No further attempt can succeed.
@@ -184,14 +184,14 @@ fn is_redirect(error: &Error) -> bool {
 }
 
 /// Decides whether another attempt may succeed.
-pub(crate) fn judge(error: &Error) -> Verdict {
+pub(crate) fn classify(error: &Error) -> FailureKind {
     let transient = match server_error(error) {
         Some(answer) => answer.is_transient(),
         None if is_without_credentials(error) || known_error(error).is_some() => false,
         // Without an answer it is a broken connection or a malformed response, which is mostly a truncated one.
         None => matches!(error, Error::Generic { .. } | Error::JoinError { .. }),
     };
-    if transient { Verdict::Transient } else { Verdict::Permanent }
+    if transient { FailureKind::Transient } else { FailureKind::Permanent }
 }
 
 /// Describes a failure in few words, without the request's URL and headers, which may hold secrets.
@@ -277,18 +277,18 @@ mod tests {
     #[test]
     fn status_decides_whether_to_retry() {
         for (status, code) in [(429, ""), (500, ""), (503, "SlowDown"), (408, ""), (400, "RequestTimeout")] {
-            assert_eq!(judge(&answer(status, code)), Verdict::Transient, "{status}");
+            assert_eq!(classify(&answer(status, code)), FailureKind::Transient, "{status}");
         }
         for (status, code) in [(400, "ExpiredToken"), (301, ""), (404, ""), (416, ""), (501, "NotImplemented")] {
-            assert_eq!(judge(&answer(status, code)), Verdict::Permanent, "{status}");
+            assert_eq!(classify(&answer(status, code)), FailureKind::Permanent, "{status}");
             assert!(is_answer(&answer(status, code)));
         }
         let broken = HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other("reset"));
         let broken = Error::Generic { store: "S3", source: broken.into() };
-        assert_eq!(judge(&broken), Verdict::Transient);
+        assert_eq!(classify(&broken), FailureKind::Transient);
         assert!(!is_answer(&broken));
         let nobody = HttpError::new(HttpErrorKind::Unknown, NoCredentials);
-        assert_eq!(judge(&Error::Generic { store: "S3", source: nobody.into() }), Verdict::Permanent);
+        assert_eq!(classify(&Error::Generic { store: "S3", source: nobody.into() }), FailureKind::Permanent);
     }
 
     #[test]

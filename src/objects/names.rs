@@ -68,7 +68,7 @@ fn resolve(list: &str, line: &str) -> Result<String, String> {
 /// Expands the ranges of a name and, in a web URL, its alternatives.
 fn expand_braces(name: &str) -> Result<Vec<String>, String> {
     let web = name.starts_with("http://") || name.starts_with("https://");
-    // The query of a URL is no part of its name.
+    // The query of a URL is not part of its name.
     let (mut rest, query) = if web { name.split_at(name.find('?').unwrap_or(name.len())) } else { (name, "") };
     let mut names = vec![String::new()];
     let append = |names: &mut Vec<String>, text: &str| names.iter_mut().for_each(|name| name.push_str(text));

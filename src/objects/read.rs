@@ -18,7 +18,7 @@ use object_store::{Error, GetOptions, GetRange, GetResult, ObjectStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::client::Client;
-use super::http_error::{Verdict, describe, explain, is_not_found, is_out_of_range};
+use super::http_error::{FailureKind, describe, explain, is_not_found, is_out_of_range};
 use super::http_retry::RetryBudget;
 use super::{Object, ReadStats, StoreError};
 use local::{LOCAL_RANGE_BYTES, OpenFile};
@@ -43,13 +43,13 @@ enum AttemptError {
 
 impl AttemptError {
     fn from_store(object: &Object, error: &Error) -> Self {
-        match object.client.judge(error) {
-            Verdict::Transient => Self::Transient(describe(error)),
+        match object.client.classify(error) {
+            FailureKind::Transient => Self::Transient(describe(error)),
             // The object was longer when it was listed.
-            Verdict::Permanent if is_out_of_range(error) => {
+            FailureKind::Permanent if is_out_of_range(error) => {
                 Self::Permanent(StoreError::Changed { url: object.url.clone() })
             }
-            Verdict::Permanent => Self::Permanent(explain(&object.url, "read", error)),
+            FailureKind::Permanent => Self::Permanent(explain(&object.url, "read", error)),
         }
     }
 }
@@ -229,12 +229,12 @@ pub(crate) async fn read_small(
                 return Ok(Some((bytes, e_tag)));
             }
             Ok(_) => "the answer ended early".to_owned(),
-            Err(error) => match client.judge(&error) {
-                Verdict::Transient => describe(&error),
-                Verdict::Permanent if is_not_found(&error) => return Ok(None),
+            Err(error) => match client.classify(&error) {
+                FailureKind::Transient => describe(&error),
+                FailureKind::Permanent if is_not_found(&error) => return Ok(None),
                 // Every range lies outside an empty object.
-                Verdict::Permanent if is_out_of_range(&error) && range.take().is_some() => continue,
-                Verdict::Permanent => return Err(explain(&url, "read", &error)),
+                FailureKind::Permanent if is_out_of_range(&error) && range.take().is_some() => continue,
+                FailureKind::Permanent => return Err(explain(&url, "read", &error)),
             },
         };
         retry_budget.wait(&url, "read", reason).await?;

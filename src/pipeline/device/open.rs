@@ -237,13 +237,13 @@ mod tests {
         let checkpoint = Checkpoint::open(Path::new("tests/reference/model/vit")).unwrap();
         let size_px = checkpoint.image_size_px();
         let options = ExtractOptions { size_px, layers: vec![-1], pool: crate::model::Pool::Default };
-        let spares = BufferPool::new(1, 1 << 20);
+        let pool = BufferPool::new(1, 1 << 20);
         let batch = |seed: usize, rows: usize| -> PooledBuffer {
-            let mut lent = spares.acquire_pooled();
-            let pixels: &mut Vec<u8> = lent.borrow_mut();
+            let mut buffer = pool.acquire_pooled();
+            let pixels: &mut Vec<u8> = buffer.borrow_mut();
             pixels.clear();
             pixels.extend((0..rows * (3 * size_px * size_px) as usize).map(|at| (at * (31 + seed) % 251) as u8));
-            lent
+            buffer
         };
         let load = async |streams| -> LoadedBackbone {
             gpu_like_worker(streams).await.load_backbone(checkpoint.clone(), options.clone()).await.unwrap()

@@ -81,7 +81,7 @@ impl Faults {
         }
     }
 
-    fn dice(&self, request: RequestKey<'_>) -> ChaCha8Rng {
+    fn rng(&self, request: RequestKey<'_>) -> ChaCha8Rng {
         let RequestKey { method, path, range, attempt, .. } = request;
         let text = format!("{} {method} {path} {range} {attempt}", self.seed);
         ChaCha8Rng::from_seed(*blake3::hash(text.as_bytes()).as_bytes())
@@ -89,18 +89,18 @@ impl Faults {
 
     /// Returns the delay of the response.
     pub(crate) fn lateness(&self, request: RequestKey<'_>) -> Duration {
-        let mut dice = self.dice(request);
-        dice.set_stream(1);
-        self.latency.mul_f64(share(&mut dice))
+        let mut rng = self.rng(request);
+        rng.set_stream(1);
+        self.latency.mul_f64(share(&mut rng))
     }
 
     /// Decides the fate of a request.
     pub(crate) fn fate(&self, request: RequestKey<'_>) -> Fate {
-        let mut dice = self.dice(request);
-        let mut falls = |likelihood: f64| share(&mut dice) < likelihood;
+        let mut rng = self.rng(request);
+        let mut falls = |likelihood: f64| share(&mut rng) < likelihood;
         let (reads, writes) = (request.method == "GET", ["PUT", "POST", "DELETE"].contains(&request.method));
         if falls(self.fail) {
-            let which = dice.next_u32() % 5;
+            let which = rng.next_u32() % 5;
             return match which {
                 0 => Fate::Unheard,
                 1 => Fate::Status(500),
@@ -115,21 +115,21 @@ impl Faults {
             return Fate::Status(409);
         }
         if falls(self.reset) && reads {
-            return Fate::Reset(share(&mut dice));
+            return Fate::Reset(share(&mut rng));
         }
         if falls(self.truncate) && reads {
-            let at = share(&mut dice);
-            return if dice.next_u32().is_multiple_of(2) { Fate::Short(at) } else { Fate::Chunked(at) };
+            let at = share(&mut rng);
+            return if rng.next_u32().is_multiple_of(2) { Fate::Short(at) } else { Fate::Chunked(at) };
         }
         if falls(self.stall) {
-            return if reads { Fate::Stalled(share(&mut dice)) } else { Fate::Late };
+            return if reads { Fate::Stalled(share(&mut rng)) } else { Fate::Late };
         }
         Fate::Served
     }
 }
 
-fn share(dice: &mut ChaCha8Rng) -> f64 {
-    f64::from(dice.next_u32()) / f64::from(u32::MAX)
+fn share(rng: &mut ChaCha8Rng) -> f64 {
+    f64::from(rng.next_u32()) / f64::from(u32::MAX)
 }
 
 #[test]
