@@ -1,7 +1,7 @@
-//! Each stage of ingestion by itself, on images and rows that are drawn here: images/s and MB/s of one core.
+//! Benchmarks of each stage of ingestion on one core, in images/s and MB/s, with generated images and rows.
 //!
-//! `cargo bench` runs all, `cargo bench -- decode` some. `wikicap-pipeline bench --config …` does the same on the head of a user's own
-//! input, and `tests/peers/ingest.sh` compares the whole with other programs.
+//! `cargo bench` runs all, `cargo bench -- decode` those of decoding. `wikicap-pipeline bench --config …` measures the same
+//! stages on a user's own input. `tests/peers/ingest.py` is the torchvision program that whole runs are compared with.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
 use std::io::{Cursor, Write as _};
