@@ -75,7 +75,7 @@ fn require_replaceable_checkpoint(argument: &str, dir: &Path) -> Result<(), Pipe
         _ if dir.is_file() => Err(refuse(argument, format!("`{shown}` is a file: name a directory"))),
         Some(name) => Err(refuse(
             argument,
-            format!("`{shown}` holds `{name}`, which is no part of a checkpoint: name a new directory"),
+            format!("`{shown}` holds `{name}`, which is not part of a checkpoint: name a new directory"),
         )),
         None => Ok(()),
     }
@@ -119,6 +119,6 @@ mod tests {
         let error = require_replaceable_checkpoint("--save", &saved).unwrap_err().to_string();
         assert!(error.contains("belongs to a run"), "{error}");
         let error = require_replaceable_checkpoint("--save", dir.path()).unwrap_err().to_string();
-        assert!(error.contains("no part of a checkpoint"), "{error}");
+        assert!(error.contains("not part of a checkpoint"), "{error}");
     }
 }

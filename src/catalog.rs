@@ -4,9 +4,9 @@
 //! hashes, and [`JoinIndex`] maps these hashes to class ids. Captions are compared as text, so distinct captions are
 //! never merged by a hash collision. URLs are compared by hash; [`url_hash`] states the collision odds.
 //!
-//! Two captions are equal if a [`MatchRule`](crate::types::MatchRule) rule gives them the same key. Under a lenient rule, distinct strings of a
-//! caption list can share a key. They form a [`Group`], and a row with that key gets all its classes. The index stores
-//! the group, not its classes, so it takes 12 bytes per labelled row under any rule.
+//! Two captions are equal if the [`MatchRule`](crate::types::MatchRule) gives them the same key. Under a lenient rule,
+//! distinct strings of a caption list can share a key. They form a [`Group`], and a row with that key gets all its
+//! classes. The index stores the group, not its classes, so it takes 12 bytes per labelled row under any rule.
 //!
 //! Results are deterministic: the same captions and rows in the same order give the same classes, and the same rows in
 //! any order give the same index. Files, pixels and tensors belong to other modules.

@@ -8,7 +8,7 @@
 //! 3. [`RunConfig`] hands out checked sections. All defaults are filled in, so the rest of the program never sees a raw
 //!    value.
 //!
-//! [`bytes`] computes what the work takes of memory and disk. [`mod@reference`] prints every key with its meaning and
+//! [`bytes`] computes the memory and disk that a run takes. [`mod@reference`] prints every key with its meaning and
 //! default, from the definitions that parse the files.
 
 pub mod bytes;

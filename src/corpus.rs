@@ -1,9 +1,9 @@
 //! Parsers of the input files: images, captions, the caption list and the test ids.
 //!
 //! Input is decompressed bytes in blocks of any size; output is typed rows. The parsers do no I/O, so blocking and
-//! async readers share them. [`parquet`] alone asks for the bytes that it needs. In text, quoting follows the default dialect of Python's `csv.reader`, for which the files were
-//! written: a quoted field may contain delimiters, quotes and newlines. UTF-8 is checked only in the columns that are
-//! used.
+//! async readers share them. [`parquet`] alone asks for the bytes that it needs. In text, quoting follows the default
+//! dialect of Python's `csv.reader`, for which the files were written: a quoted field may contain delimiters, quotes and
+//! newlines. UTF-8 is checked only in the columns that are used.
 //!
 //! Rows are numbered from 0, without header and blank lines. The numbers do not depend on where the blocks were cut. In
 //! an image shard or a pairs file, an unusable row becomes a value with a reason. In the caption list and the test ids

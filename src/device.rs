@@ -6,7 +6,6 @@
 //! searches the headers, compiles a kernel that includes them with NVRTC and loads it on each GPU. It returns a list of
 //! GPUs, or one message that names everything that is missing.
 //!
-//!
 //! [`select_device`] selects a device from that result. [`configure_kernel_cache`] sets where compiled kernels and
 //! autotuning results are stored.
 

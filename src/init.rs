@@ -1,9 +1,9 @@
 //! Command `init`: looks at files of unknown kind and composes a pipeline file for them.
 //!
-//! Names tell pictures and archives; of every other group of files, such as `part-*.parquet`, the start of the first one is
-//! read. The largest group of images is the input. Captions come from the same files, from a table that names the same
-//! images, from files beside the pictures, or from the names of their folders. The captions choose the head: few that are
-//! repeated are classes, different ones need a text head.
+//! Pictures and archives are recognised by their names. Of every other group of files, such as `part-*.parquet`, the start
+//! of the first file is read. The largest group of images is the input. Captions come from the same files, from a table
+//! that names the same images, from files beside the pictures, or from the names of their folders. The captions determine
+//! the head: captions that repeat often become classes; captions that mostly differ need a text head.
 //!
 //! | part | does |
 //! | --- | --- |

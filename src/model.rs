@@ -10,9 +10,10 @@
 //! features are `[rows, feature_dim]`, row-major.
 //!
 //! Supported are the families of [`Family`], square images and patches, three channels, and safetensors weights in f32,
-//! f16 or bf16. `block` and `attention` hold what they share. `plain` runs all families whose tokens attend to each
-//! other; `config` and `layout` describe how they differ. `windowed` runs Swin and Swin v2. [`Preprocessor`] describes the preprocessing of the training; this module only rescales and
-//! normalises, on the device. Image decoding, resizing, threads and network access are absent.
+//! f16 or bf16. `plain` runs all families with global attention; `config` and `layout` describe how they differ.
+//! `windowed` runs Swin and Swin v2. `block` and `attention` hold the layers that both share. [`Preprocessor`] describes
+//! the preprocessing of the training; this module only rescales and normalises, on the device. Image decoding, resizing,
+//! threads and network access are absent.
 
 mod attention;
 mod block;

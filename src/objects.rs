@@ -15,7 +15,7 @@
 //! | `provider` | URL schemes that other modules implement |
 //! | `profile` | keys, region and endpoint of the AWS profile |
 //! | `web` | HTTP client of web servers |
-//! | `http_error` | status of failed requests by type; whether to retry |
+//! | `http_error` | failed requests: status, whether to retry, message |
 //! | `http_retry` | waits between attempts, and when to give up |
 //! | `read` | one version of an object in ranges |
 //! | `read_stats` | bytes received and time waited |

@@ -1,9 +1,9 @@
 //! Stages of a run, in their order.
 //!
 //! [`run`] opens the run directory, plans the stages and executes them one after the other, for all shards or for a part
-//! of them. Planning checks every input, model and fingerprint before anything is written or removed. Each stage is a folder with a function `run`
-//! over the `RunContext`. A stage resumes after the artefacts in the run directory and returns its part of the
-//! [`Report`]. Nothing here prints; progress goes to the [`ProgressRegistry`].
+//! of them. Planning checks every input, model and fingerprint before anything is written or removed. Each stage is a
+//! folder with a function `run` over the `RunContext`. A stage resumes after the artefacts in the run directory and
+//! returns its part of the [`Report`]. Nothing here prints; progress goes to the [`ProgressRegistry`].
 //!
 //! | part | does | may name |
 //! | --- | --- | --- |

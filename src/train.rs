@@ -5,10 +5,9 @@
 //! out. No tensor crosses the boundary.
 //!
 //! Pure functions determine the result: the sample order depends on seed, epoch and chunk sizes ([`order`]), the
-//! learning rate on the step ([`schedule`]), the validation split on the image URL
-//! ([`crate::types::ValidationSplit`]). On the CPU a run
-//! that resumes from a checkpoint ends with the same bits as an uninterrupted run. Reading features and storing
-//! checkpoints are absent.
+//! learning rate on the step ([`schedule`]), the validation split on the image URL ([`crate::types::ValidationSplit`]).
+//! On the CPU a run that resumes from a checkpoint ends with the same bits as an uninterrupted run. `pipeline` reads the
+//! features and decides when and where checkpoints are saved.
 
 pub mod checkpoint;
 mod features;

@@ -1,7 +1,7 @@
 //! Images whose URL an earlier shard has.
 //!
 //! Shards are streamed independently, so a URL may be kept once in each of several shards. Its first kept row in listing
-//! order counts. The others are listed here, and whoever reads the chunks leaves them out. `duplicates.parquet` stores
+//! order counts. The others are listed here, and readers of the chunks leave them out. `duplicates.parquet` stores
 //! the list, with the columns `chunk` Utf8 (the name of the chunk's file) and `image` UInt32 (the number of the image in
 //! that file, from 0; without `train.views` it is the number of the row).
 

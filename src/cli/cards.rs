@@ -60,7 +60,7 @@ fn list(cards: &str) -> Result<Vec<String>, Failure> {
     if listed.iter().all(is_name) && distinct.len() == listed.len() {
         return Ok(listed);
     }
-    Err(Failure::new(2, format!("--cards: `{cards}` is no list of different cards, such as `0,1`, and not `all`")))
+    Err(Failure::new(2, format!("--cards: `{cards}` is neither `all` nor a list of different cards, such as `0,1`")))
 }
 
 async fn run_all(
@@ -199,7 +199,7 @@ mod tests {
     fn list_of_cards_is_parsed() {
         assert_eq!(list("0, 2").ok().unwrap(), ["0", "2"]);
         for cards in ["", "0,", "0,0", "a b", "0;1"] {
-            assert!(list(cards).err().unwrap().message.contains("no list of different cards"), "{cards}");
+            assert!(list(cards).err().unwrap().message.contains("nor a list of different cards"), "{cards}");
         }
     }
 }

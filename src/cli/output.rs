@@ -79,7 +79,7 @@ pub(super) fn emit(json: bool, value: &impl serde::Serialize, text: impl FnOnce(
     Ok(())
 }
 
-/// Prints a failure to standard error. A run that was asked to stop is no error and is not called one.
+/// Prints a failure to standard error. A run that was asked to stop is not reported as an error.
 pub(super) fn print_failure(failure: &Failure) {
     if failure.message.is_empty() {
         return;

@@ -41,7 +41,7 @@ fn find_in(variable: impl Fn(&str) -> Option<String>) -> Result<Part, String> {
         ));
     };
     let number = |name: &str, text: &str| {
-        text.trim().parse::<u32>().map_err(|_| format!("--part auto: {name} is `{text}`, which is no number"))
+        text.trim().parse::<u32>().map_err(|_| format!("--part auto: {name} is `{text}`, which is not a number"))
     };
     let count = variable(array.count)
         .ok_or_else(|| format!("--part auto: {} is set, but {} is not; write --part I/N", array.index, array.count))?;
@@ -52,7 +52,7 @@ fn find_in(variable: impl Fn(&str) -> Option<String>) -> Result<Part, String> {
     let (index, count) = (number(array.index, &index)?, number(array.count, &count)?);
     index.checked_sub(first).and_then(|index| Part::new(index, count)).ok_or_else(|| {
         format!(
-            "--part auto: {} = {index} and {} = {count} are no part; number the tasks of the array without gaps",
+            "--part auto: {} = {index} and {} = {count} are not a part; number the tasks of the array without gaps",
             array.index, array.count
         )
     })
@@ -87,6 +87,6 @@ mod tests {
             let text = find(variables).unwrap_err();
             assert!(text.contains(expected), "{text}");
         }
-        assert!(parse("4/4").unwrap_err().starts_with("--part: `4/4` is no part"));
+        assert!(parse("4/4").unwrap_err().starts_with("--part: `4/4` is not a part"));
     }
 }

@@ -1,4 +1,4 @@
-//! Memory and disk that the work takes, in bytes.
+//! Memory and disk that a run takes, in bytes.
 
 /// Upper bound on the file of a pixel chunk on scratch disk, in bytes: the pixels, and 1 KiB per row for URL, labels and
 /// the format's overhead.

@@ -281,7 +281,7 @@ pub(super) struct RawHead {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawText {
     /// `paired`: the text tower of `model.checkpoint`, which must be a `siglip`, `clip`, `metaclip_2` or `altclip` with `tokenizer.json`; a
-    /// text head without a hidden layer then starts from the checkpoint's own map. Otherwise the
+    /// text head without a hidden layer then starts from the checkpoint's own projection. Otherwise the
     /// directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
     /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
     /// configures are applied. Required, except with `head.kind = "paired"`, where it is `paired` by default; another encoder must

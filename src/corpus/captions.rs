@@ -1,6 +1,6 @@
-//! Parser of the caption list: comma-separated, one column, a header that is a name of a caption column.
+//! Parser of the caption list: comma-separated, one column, with a header such as `caption`.
 //!
-//! A first line that is no such name may be a caption. The list is then refused, because a caption that is taken for a
+//! Any other first line may be a caption itself. The list is then refused, because a caption that is taken for the
 //! header would be lost in silence.
 
 use crate::corpus::error::CorpusError;
@@ -78,8 +78,8 @@ impl CaptionList {
     /// Returns the next row, or `None` if another block is needed or the list has ended.
     ///
     /// # Errors
-    /// Fails if the header is absent, names several columns or is no name of a caption column, or if a row has several fields, is not UTF-8 or exceeds
-    /// the length limit.
+    /// Fails if the header is absent, has several columns or is not a name of a caption column. Fails if a row has
+    /// several fields, is not UTF-8 or exceeds the length limit.
     #[expect(clippy::should_implement_trait, reason = "the row borrows from the reader, which `Iterator` cannot say")]
     pub fn next(&mut self) -> Result<Option<CaptionRow<'_>>, CorpusError> {
         let limit_bytes = self.rows.max_record_bytes();
@@ -93,7 +93,7 @@ impl CaptionList {
                 if header.len() > 1 {
                     return Err(CorpusError::SeveralColumns { file: self.file.clone(), found: header.list_names() });
                 }
-                // A byte order mark is no part of the name.
+                // A byte order mark is not part of the name.
                 let name = header.first().trim_start_matches('\u{feff}');
                 if !is_column_name(name) {
                     return Err(CorpusError::NoCaptionHeader {

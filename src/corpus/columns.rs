@@ -1,6 +1,6 @@
 //! Names of columns: those that a configuration sets, and the usual ones that are tried otherwise.
 //!
-//! In Parquet and JSON, `a.b` is the field `b` of `a`. Lists on the way are entered: `a.b` of `{"a": [{"b": 1}]}` and of
+//! In Parquet and JSON, `a.b` is the field `b` of `a`. Lists along the path are traversed: `a.b` of `{"a": [{"b": 1}]}` and of
 //! `{"a": {"b": [1]}}` is a list of one value.
 
 use crate::corpus::error::CorpusError;

@@ -14,7 +14,7 @@ pub fn split_folder(path: &str) -> (&str, &str) {
 fn split_extension(path: &str) -> Option<(&str, &str)> {
     let (_, name) = split_folder(path);
     let (stem, extension) = name.rsplit_once('.')?;
-    // A hidden file, or that of a system such as `._photo.jpg`, is no image.
+    // A hidden file, or that of a system such as `._photo.jpg`, is not an image.
     (!stem.is_empty() && !stem.starts_with('.')).then_some((stem, extension))
 }
 

@@ -24,7 +24,7 @@ impl JsonColumns {
     /// Picks the values of each column, in the order of the names. A column that the object lacks has none.
     ///
     /// # Errors
-    /// When the text is no JSON object, or a column has too many values.
+    /// When the text is not a JSON object, or a column has too many values.
     pub(super) fn pick<'a>(&self, text: &'a [u8]) -> Result<Vec<Values<'a>>, String> {
         let mut picked: Vec<Values<'a>> = vec![Vec::new(); self.0.len()];
         let paths: Vec<(usize, &[String])> =
@@ -49,7 +49,7 @@ impl<'a> Pick<'_, '_, 'a> {
     /// Adds a plain value to the columns whose path ends here.
     fn add<E: de::Error>(self, value: Option<&Cow<'a, str>>) -> Result<(), E> {
         if self.top {
-            return Err(E::custom("it is no JSON object"));
+            return Err(E::custom("it is not a JSON object"));
         }
         for (column, _) in self.paths.iter().filter(|(_, rest)| rest.is_empty()) {
             let values = &mut self.picked[*column];
@@ -107,7 +107,7 @@ impl<'a> Visitor<'a> for Pick<'_, '_, 'a> {
 
     fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<(), S::Error> {
         if self.top {
-            return Err(de::Error::custom("it is no JSON object"));
+            return Err(de::Error::custom("it is not a JSON object"));
         }
         let Self { paths, picked, .. } = self;
         let mut before: Vec<usize> = paths.iter().map(|(column, _)| picked[*column].len()).collect();

@@ -1,7 +1,7 @@
 //! Parsers of JSON lines: images in base64, and captions. One object a line, plain or as Wikimedia publishes the corpus.
 //!
-//! A line that is no JSON object costs one row. Each object is read by itself, so that parsing can resume at any line: a column
-//! without a name in the configuration is the first usual one that the object has.
+//! A line that is not a JSON object costs one row. Each object is read by itself, so that parsing can resume at any line:
+//! a column without a name in the configuration is the first usual one that the object has.
 
 use std::borrow::Cow;
 
@@ -215,7 +215,7 @@ impl JsonCaptions {
     /// Returns the URL and the captions of an object. The URL is empty if the object has none.
     ///
     /// # Errors
-    /// When the text is no JSON object.
+    /// When the text is not a JSON object.
     pub(super) fn pick(&mut self, text: &[u8]) -> Result<UrlAndCaptions, String> {
         let owned = |values: Values<'_>| -> Vec<Option<Vec<u8>>> {
             values.into_iter().map(|value| value.map(|text| text.into_owned().into_bytes())).collect()

@@ -6,8 +6,8 @@
 //!
 //! The second pass follows the first a few rows behind, so that the rows between them stay in the first-level cache.
 //!
-//! Memory: a table of at most 1 MiB of weights for each pass, a few small tables of recent sizes, and between the passes as
-//! many rows as one output row needs, and [`BAND_ROWS`].
+//! Memory: a table of at most 1 MiB of weights for each pass, a few small tables of recent sizes, and, between the passes,
+//! the rows that one output row needs plus [`BAND_ROWS`].
 
 mod passes;
 mod weights;

@@ -1,10 +1,10 @@
 //! Folder of compiled kernels and tuning results, on disk between runs.
 //!
 //! `CubeCL` appends to one file for each kind of entry and guards it by a lock file. A killed process leaves that lock
-//! behind, perhaps with half an entry, and a process that waits too long steals it, so two processes must not share the files. Each process therefore
-//! takes a slot for itself: the first numbered folder whose `in-use` file it can lock. The lock belongs to the open file, ends
-//! with the process, and holds across containers that mount the same volume. A new slot starts with the kernels of the
-//! fullest other one.
+//! behind, perhaps with half an entry, and a process that waits too long steals it, so two processes must not share the
+//! files. Each process therefore takes a slot for itself: the first numbered folder whose `in-use` file it can lock. The
+//! lock belongs to the open file, ends with the process, and holds across containers that mount the same volume. A new
+//! slot starts with the kernels of the fullest other one.
 
 use std::fs::{File, TryLockError};
 use std::io;

@@ -9,7 +9,7 @@ use super::parquet;
 use crate::corpus::ColumnKind;
 use crate::objects::{Object, Store, StoreError, explain_read};
 
-/// Bytes that are read of a file, decompressed.
+/// Upper bound on the decompressed bytes that are read from a file.
 const MAX_BYTES: u64 = 16 << 20;
 /// Rows that are looked at.
 pub(super) const MAX_ROWS: usize = 2000;

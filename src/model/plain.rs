@@ -1,4 +1,4 @@
-//! Backbone whose tokens all attend to each other: patches → blocks → features.
+//! Plain backbone, with global attention (every token attends to all tokens): patches → blocks → features.
 
 use burn::tensor::Int;
 use burn::tensor::Tensor;

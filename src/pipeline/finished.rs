@@ -1,7 +1,7 @@
-//! Results of finished stages, so that a finished run that starts again does their work no second time.
+//! Results of finished stages, so that a run that is complete does not repeat their work when it is started again.
 //!
-//! A record holds a key of everything that the result depends on. It is written last, and is believed only while its key
-//! and its artefacts are the same. It lies in `journal/finished/`; `--from` removes it with the artefacts of its stage.
+//! A record holds a hash of everything that the result depends on. It is written last, and it counts only while the hash
+//! and the artefacts are the same. It is stored in `journal/finished/`; `--from` removes it with the artefacts of its stage.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -8,8 +8,8 @@
 //! | `parquet` | row groups of a Parquet file, read by ranges |
 //! | `folder` | image files one by one; captions of a folder |
 //!
-//! A reader has two halves: `fill` reads more bytes, and `next` returns the rows that are at hand. The rows and their numbers
-//! depend on the file alone.
+//! A reader has two functions: `fill` reads more bytes, and `next` returns the rows that they complete. The rows and their
+//! numbers depend on the file alone.
 
 mod folder;
 mod images;

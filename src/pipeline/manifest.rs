@@ -166,7 +166,7 @@ fn read_run_file(directory: &Directory) -> Result<RunFile, PipelineError> {
         return Ok(file);
     }
     let dir = directory.display("");
-    Err(refuse_key("run.dir", format!("`{dir}` holds `{foreign}` and is no run directory; name a new or empty one")))
+    Err(refuse_key("run.dir", format!("`{dir}` holds `{foreign}` and is not a run directory; name a new or empty one")))
 }
 
 /// Returns the configuration error of a key.

@@ -1,6 +1,6 @@
 //! A process that works on a part of the shards, beside processes that work on the others.
 //!
-//! 1. Whoever gets the run's lock records the settings in `run.toml` and builds the catalog. The others wait for both.
+//! 1. The process that gets the run's lock records the settings in `run.toml` and builds the catalog. The others wait.
 //! 2. Each process streams the shards of its part, and embeds its share of the captions for a text head.
 //! 3. A process that finds everything complete takes the run's lock, trains and predicts. The others end.
 

@@ -1,7 +1,7 @@
 //! Leases on a remote run directory: one writer at a time for each.
 //!
-//! The object of a lease, such as `lock`, names its holder. It is created if absent. Every 3 s the holder replaces it, if it is still the version
-//! that the holder wrote (`If-Match`).
+//! The object of a lease, such as `lock`, names its holder. It is created if absent. Every 3 s the holder replaces it, if
+//! it is still the version that the holder wrote (`If-Match`).
 //!
 //! A process that finds a lease watches it. If it changes, its holder is alive and the process is refused. If it stays the
 //! same for 15 s by the process's own clock, it has expired and is replaced, again only if it is still that version. No two
@@ -10,8 +10,8 @@
 //! A holder that could not renew its lease for 12 s by its own clock stops writing before the next request, so a successor
 //! is safe from it. It continues once it has renewed the lease, if nobody took it.
 //!
-//! A store without conditional writes says so. The object is then read before and after each write, and the last writer
-//! holds the lease. That tells two processes apart unless they start within the same second.
+//! Some stores refuse conditional writes. There the object is read before and after each write, and the last writer holds
+//! the lease. That keeps two processes apart unless they start within the same second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

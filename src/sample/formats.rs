@@ -195,7 +195,7 @@ fn render(row: &ShardRow, seed: u64) -> Result<Picture, SampleError> {
                 Unusable::UrlBytes => picture.url.extend_from_slice(b"?\xff\xfe"),
                 _ => {}
             }
-            // Damaged base64 stands for bytes that are no image.
+            // Damaged base64 stands for bytes that are not an image.
             let decoded = base64_simd::STANDARD.decode_to_vec(&field);
             picture.bytes = Some(decoded.unwrap_or_else(|_| field.clone().into_bytes()[..64].to_vec()));
             picture.base64 = Some(field);

@@ -61,7 +61,7 @@ pub(super) async fn show(
 ) -> Result<Response, Failure> {
     let run = app.run(number)?;
     if let Some(from) = filter.from.as_deref().filter(|from| ChunkId::parse(from).is_none()) {
-        return Err(Failure::bad_request(format!("`{from}` is no chunk")));
+        return Err(Failure::bad_request(format!("`{from}` is not a chunk")));
     }
     super::json(&super::read(move || collect(&run.directory, &filter)).await?)
 }

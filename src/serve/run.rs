@@ -46,7 +46,7 @@ impl Run {
     /// Opens a run directory that has been written to.
     ///
     /// # Errors
-    /// When it cannot be read, or is no run directory.
+    /// When it cannot be read, or is not a run directory.
     pub(super) fn open(store: &Store, name: &str) -> Result<Self, ServeError> {
         let run = Self::new(store, name)?;
         // A run that is being started has a status before it has a configuration.

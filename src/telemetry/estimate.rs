@@ -9,7 +9,7 @@ use super::StageSnapshot;
 pub struct ExpectedStage {
     /// Display name of the stage.
     pub name: &'static str,
-    /// Stored bytes of the images that it reads; 0 for other inputs. Such stages take about equal time for a byte.
+    /// Stored bytes of the images that it reads; 0 for other inputs. Stages that read images take about the same time per byte.
     pub image_bytes: u64,
 }
 

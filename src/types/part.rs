@@ -63,7 +63,7 @@ impl FromStr for Part {
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
         numbers.and_then(|(index, count)| Self::new(index, count)).ok_or_else(|| {
-            format!("`{text}` is no part: write I/N with I from 0 to N - 1, such as `0/4`, or `auto` in a job array")
+            format!("`{text}` is not a part: write I/N with I from 0 to N - 1, such as `0/4`, or `auto` in a job array")
         })
     }
 }
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!((part.to_string(), part.folder()), ("2/7".to_owned(), "2-of-7".to_owned()));
         assert_eq!(Part::from_folder("2-of-7"), Some(part));
         for text in ["", "2", "7/7", "-1/2", "0/0", "1/2/3", "0/100001"] {
-            assert!(text.parse::<Part>().unwrap_err().contains(&format!("`{text}` is no part")), "{text}");
+            assert!(text.parse::<Part>().unwrap_err().contains(&format!("`{text}` is not a part")), "{text}");
         }
         for name in ["2-7", "02-of-7", "7-of-7", "lock"] {
             assert_eq!(Part::from_folder(name), None, "{name}");

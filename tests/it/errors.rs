@@ -152,9 +152,9 @@ fn foreign_directory_is_left_alone() {
 }
 
 #[test]
-fn hostile_rows_are_quarantined_once() {
+fn malformed_rows_are_quarantined_once() {
     let dir = tempfile::tempdir().unwrap();
-    let shard = dir.path().join("hostile.csv");
+    let shard = dir.path().join("malformed.csv");
     let good = {
         // One usable image of the synthetic corpus.
         let text =

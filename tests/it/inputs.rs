@@ -1,4 +1,4 @@
-//! Inputs of every kind: equal pixels and labels, kills in the middle of each, ids from the images, hostile files.
+//! Inputs of every kind: equal pixels and labels, kills in the middle of each, ids from the images, damaged files.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -270,7 +270,7 @@ fn folder_is_trained_on_and_ranked_without_an_ids_file() {
 }
 
 #[test]
-fn hostile_and_unsuitable_files_get_one_clear_sentence() {
+fn damaged_and_unsuitable_files_get_one_clear_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let tar = tar_file(&photos()[..3]);
     let parquet = parquet_file(&photos()[..3]);

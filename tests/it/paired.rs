@@ -148,7 +148,7 @@ fn impossible_pairs_are_refused_in_one_sentence() {
 }
 
 #[test]
-fn text_head_starts_from_the_paired_map() {
+fn text_head_starts_from_the_paired_projection() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let text = "[text]\nencoder = 'paired'\n\n[head]\nkind = 'text'\n\n[train]";

@@ -164,7 +164,7 @@ fn one_of_the_parts_that_end_last_finishes_the_run() {
 }
 
 #[test]
-fn rivals_of_a_live_part_are_refused_by_name() {
+fn competitors_of_a_live_part_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 1")]));
@@ -211,12 +211,12 @@ fn impossible_parts_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[]));
     for (args, expected) in [
-        (vec!["--part", "2/2"], "`2/2` is no part"),
+        (vec!["--part", "2/2"], "`2/2` is not a part"),
         (vec!["--part", "0/2", "--fresh"], "--fresh"),
         (vec!["--part", "0/2", "--from", "train"], "--from"),
         (vec!["--part-only"], "--part"),
         (vec!["--part", "auto"], "no job array"),
-        (vec!["--cards", "0,0"], "no list of different cards"),
+        (vec!["--cards", "0,0"], "nor a list of different cards"),
         (vec!["--cards", "0,1", "--part", "0/2"], "--part"),
     ] {
         let out = run(&[&["run", "--config", &config][..], &args].concat());

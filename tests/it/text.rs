@@ -58,8 +58,8 @@ fn text_head_ranks_any_caption_list() {
         let groups = text_report[side]["groups"].as_array().unwrap();
         let all = &groups[0];
         assert_eq!(all["name"], "all captions");
-        for evidence in ["pixels", "names", "both"] {
-            assert!(all[evidence]["ndcg5"].as_f64().is_some(), "{side}: {all}");
+        for signal in ["pixels", "names", "both"] {
+            assert!(all[signal]["ndcg5"].as_f64().is_some(), "{side}: {all}");
         }
         let questions = |group: &Value| group["questions"].as_u64().unwrap();
         assert_eq!(questions(all), groups[1..].iter().map(questions).sum::<u64>(), "{side}: {groups:?}");

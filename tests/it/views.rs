@@ -156,5 +156,5 @@ fn bench_config_renders_requested_views() {
         let side = report["size_px"].as_f64().unwrap();
         assert!((per_image * 1e6 - 3.0 * side * side).abs() < 1e-3, "{device}");
     }
-    assert!(!run_dir.exists(), "a benchmark is no run");
+    assert!(!run_dir.exists(), "a benchmark is not a run");
 }

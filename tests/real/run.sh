@@ -51,7 +51,7 @@ python3 tests/real/judge.py "$here/run/report.json" "$here/run" "$here/corpus"
 
 "$program" check --config tests/real/text.toml
 "$program" run --config tests/real/text.toml
-# The head of classes takes the features from a copy of the run.
+# The classifier takes the features from a copy of the run.
 if [ ! -d "$here/text-classes" ]; then
     cp -r "$here/text" "$here/text-classes.partial"
     mv "$here/text-classes.partial" "$here/text-classes"

@@ -5,7 +5,7 @@ use crate::bench::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
 use crate::bench::{ForwardReport, HeadReport, RankReport};
 use crate::cli::format::{bytes, number, percent, plural};
 
-/// Shorter waits for storage are not shown, in seconds.
+/// Waits for storage below this limit, in seconds, are not shown.
 const SHOWN_WAIT_S: f64 = 0.05;
 
 /// Renders the rates of a pipeline's ingestion and the estimates for other machines.

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn paired_head_takes_the_checkpoint_s_own_tower_and_pooling() {
+    fn paired_head_uses_tower_and_pooling_of_the_checkpoint() {
         let parse = |text: &str| {
             let file = PipelineFile::parse(&format!("[run]\ndir='r'\n[model]\ncheckpoint='m'\n{text}")).unwrap();
             RunConfig::check(file, &MachineFile::default())

@@ -1,7 +1,7 @@
 //! A copy of a JPEG for zune-jpeg, in which a scan that ends early is an error.
 //!
-//! Behind the end of a scan, zune-jpeg decodes zero bits as if they were data. The copy has one-bits there. No Huffman code of
-//! a plain file consists of ones alone, so that the first symbol behind the end is an error.
+//! After the end of a scan, zune-jpeg decodes zero bits as if they were data. The copy has one-bits there. No Huffman code
+//! of a plain file consists of ones alone, so the first symbol after the end is an error.
 
 use super::MAX_SCANS;
 use super::markers::{Segments, is_refinement_of_dc};

@@ -1,4 +1,4 @@
-//! Backbones whose tokens all attend to each other: the differences between their families.
+//! Plain backbones, with global attention: the differences between their families.
 
 use super::{Activation, FeedForward, Keys, MAX_LAYERS, MAX_WIDTH, check_heads, check_range};
 use crate::model::error::ModelError;

@@ -1,4 +1,4 @@
-//! Backbones whose tokens attend within windows: Swin and Swin v2.
+//! Backbones with attention within windows: Swin and Swin v2.
 
 use super::{Keys, MAX_LAYERS, MAX_WIDTH, check_heads};
 use crate::model::error::ModelError;

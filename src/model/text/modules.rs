@@ -188,7 +188,7 @@ impl Modules {
         Ok(())
     }
 
-    /// Reads the prompts. They are no part of the fingerprint: the prefix that captions get is a key of its own.
+    /// Reads the prompts. They are not part of the fingerprint: the prefix that captions get is a key of its own.
     fn read_prompts(&mut self, path: &Path) -> Result<(), ModelError> {
         let Some(raw) = parse_optional::<RawPrompts>(path)? else { return Ok(()) };
         self.prompts = raw.prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();

@@ -2,9 +2,9 @@
 //!
 //! The tower of `AltCLIP` is an `XLM-R` encoder with a projection of its first token, which runs like any text encoder. The
 //! others are pre-norm transformers like the image towers, and their embedding is the projected state of one token. In
-//! CLIP a token attends to those before it, and the token is the first end of the text. In `SigLIP` every token attends
-//! to all of them, padding included, and the token is the last one, even where it is padding: the towers were trained
-//! on captions padded to 64 tokens.
+//! CLIP attention is causal, and the embedding is that of the first end-of-text token. In `SigLIP` every token attends
+//! to all tokens, padding included, and the embedding is that of the last token, even where it is padding: the towers
+//! were trained on captions padded to 64 tokens.
 
 #[cfg(test)]
 mod reference;

@@ -180,7 +180,7 @@ impl StoredClasses {
         Ok(tables::read_class_images(&self.fetch()?)?)
     }
 
-    /// Returns the classes of those of some captions that are classes. Blocks the thread.
+    /// Returns the class of each of these captions that is a class. Blocks the thread.
     ///
     /// # Errors
     /// As [`Self::read_texts`].

@@ -37,7 +37,7 @@ pub(super) fn add_image_estimates(
         None => ("pixels", image_bytes(spec.geometry.output_px()) as u64),
     };
     let disk = bytesize::ByteSize((rows * (views * row_bytes) as f64) as u64);
-    check.estimates.insert(format!("disk for {what} ({key})"), format!("about {disk}, if every image is wanted"));
+    check.estimates.insert(format!("disk for {what} ({key})"), format!("about {disk}, if every image is used"));
 }
 
 /// Adds the disk of the vectors of some captions.

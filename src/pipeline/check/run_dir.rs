@@ -52,7 +52,7 @@ fn local_run_dir(config: &RunConfig) -> Option<PathBuf> {
 /// fit.
 pub(super) fn weigh_product(config: &RunConfig, bytes: u64) -> Option<String> {
     let dir = local_run_dir(config)?;
-    weigh_space(&dir, "run.dir", bytes, "the pixels take, if every image is wanted")
+    weigh_space(&dir, "run.dir", bytes, "the pixels take, if every image is used")
 }
 
 /// Compares the scratch disk that the run may use with the free space there. `bytes` is the size of all decoded images.

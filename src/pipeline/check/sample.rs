@@ -225,7 +225,7 @@ pub(super) async fn sample_ids(store: &Store, name: &str) -> Result<String, Pipe
             return Err(PipelineError::Input(format!("`{}` (`predict.ids`) holds no id: check the file", object.url)));
         }
         if !more {
-            return Ok(format!("the first {count} ids are sound"));
+            return Ok(format!("the first {count} ids are valid"));
         }
     }
 }

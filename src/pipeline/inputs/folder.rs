@@ -29,7 +29,7 @@ const TEXTS_AT_ONCE: usize = 32;
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 fn folder_of(object: &Object) -> Result<&Arc<Folder>, PipelineError> {
-    object.folder().ok_or_else(|| PipelineError::Internal(format!("`{}` is no folder", object.url)))
+    object.folder().ok_or_else(|| PipelineError::Internal(format!("`{}` is not a folder", object.url)))
 }
 
 /// Reads a whole file; an empty one without a request.

@@ -1,7 +1,7 @@
 //! End of the process that worked on the run before this one.
 //!
 //! A process that the kernel ends for lack of memory cannot report it. Its last status says how much memory it used, and the
-//! control group counts such ends. The group of a container that was started again is a new one, so its count starts at 0.
+//! control group counts such ends. A restarted container has a new group, whose count starts at 0.
 
 use crate::pipeline::observe::status::{State, Status};
 use crate::runtime::Resources;

@@ -47,7 +47,7 @@ impl HubnessCorrection {
         if kind == Correction::None {
             return Ok(None);
         }
-        let stage_progress = ctx.progress.stage("closeness of captions", "images", features.images());
+        let stage_progress = ctx.progress.stage("hubness of captions", "images", features.images());
         let mut correction = Self::new(kind, layer.classes);
         let scorer = device.load_scorer(Arc::clone(layer)).await?;
         for file in features.files() {

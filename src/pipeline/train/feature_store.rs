@@ -2,8 +2,8 @@
 //!
 //! [`FeaturePlacement`] decides whether features are read from their chunk files in each epoch, kept in memory, or
 //! resident on the device. All placements yield the same samples in the same order. In memory, features keep the
-//! precision of their files. What is in memory counts towards `limits.memory`: all chunks, or those of the window that is
-//! trained on and of the next one.
+//! precision of their files. Features in memory count towards `limits.memory`: all chunks, or those of the current window
+//! and of the next one.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
