@@ -53,7 +53,9 @@ impl MeanScores {
     /// Computes the means over images and their intervals, from the tally of each image.
     pub fn from_images(images: &[Tally]) -> Self {
         let mut all = Tally::default();
-        images.iter().for_each(|image| all.merge(image));
+        for image in images {
+            all.merge(image);
+        }
         Self {
             ndcg5: all.ndcg5(),
             recall1: all.recall1(),

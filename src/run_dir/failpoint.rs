@@ -57,8 +57,10 @@ pub fn point(name: &str, subject: &str) {
         {
             kill_process(getpid(), failpoint.signal).ok();
             // Nothing may happen before a fatal signal arrives.
-            while failpoint.signal == Signal::KILL {
-                std::thread::park();
+            if failpoint.signal == Signal::KILL {
+                loop {
+                    std::thread::park();
+                }
             }
         }
     }

@@ -57,7 +57,9 @@ impl Questions {
             )));
         }
         let mut by_id: HashMap<&str, Vec<&TruthRow>> = HashMap::new();
-        rows.iter().for_each(|row| by_id.entry(&*row.id).or_default().push(row));
+        for row in &rows {
+            by_id.entry(&*row.id).or_default().push(row);
+        }
         let (mut questions, mut number) = (Self::default(), 0);
         visit_ids(&ctx.store, ids, |id| {
             let (Some(rows), hash) = (by_id.get(id.id), url_hash(id.image_url)) else { return Ok(()) };

@@ -42,7 +42,7 @@ impl IdState {
             return;
         }
         let best = ranks.into_iter().filter(|rank| *rank > 0).min();
-        let tally = images.of(self.image);
+        let tally = images.tally(self.image);
         tally.add(best.map(|rank| rank as usize).filter(|rank| *rank <= DEPTH));
         if let Some(rank) = best {
             tally.add_place(u64::from(rank));
@@ -58,7 +58,7 @@ pub(super) struct ImageTallies {
 }
 
 impl ImageTallies {
-    fn of(&mut self, image: u64) -> &mut Tally {
+    fn tally(&mut self, image: u64) -> &mut Tally {
         let place = *self.place_of.entry(image).or_insert_with(|| {
             self.tallies.push(Tally::default());
             self.tallies.len() - 1
@@ -85,10 +85,10 @@ pub(super) fn score_languages(ids: &[IdState], languages: &BTreeMap<Box<str>, us
             id.add_to(&mut images[language], |caption| caption.language == language);
         }
     }
-    let named = languages.iter().filter(|(name, _)| !name.is_empty());
-    let score = |(name, index): (&Box<str>, &usize)| {
-        let (ids, _, means) = std::mem::take(&mut images[*index]).finish();
-        LanguageScores { language: name.to_string(), ids, means }
+    let named = languages.iter().filter(|(name, _)| !name.is_empty()).map(|(name, index)| (&**name, *index));
+    let score = |(name, index): (&str, usize)| {
+        let (ids, _, means) = std::mem::take(&mut images[index]).finish();
+        LanguageScores { language: name.to_owned(), ids, means }
     };
     named.map(score).collect()
 }

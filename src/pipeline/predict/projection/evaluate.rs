@@ -73,11 +73,12 @@ impl ProjectionRanking<'_> {
     pub(super) fn score_test_set(&self, questions: &Questions, rankings: &[(FusionSignal, &Ranking)]) -> SignalReport {
         let urls = &self.input.test_set.urls;
         let class_of = self.catalog.texts.find_all(&questions.texts.iter().map(|text| &**text).collect());
-        let with_seen = |(query, text): (&Query, &Box<str>)| Query {
-            seen: class_of.get(&**text).is_some_and(|class| self.is_seen(*class)),
+        let with_seen = |(query, text): (&Query, &str)| Query {
+            seen: class_of.get(text).is_some_and(|class| self.is_seen(*class)),
             ..*query
         };
-        let queries: Vec<Query> = questions.queries.iter().zip(&questions.texts).map(with_seen).collect();
+        let queries: Vec<Query> =
+            questions.queries.iter().zip(questions.texts.iter().map(|text| &**text)).map(with_seen).collect();
         let by_image = |(signal, ranking): &(FusionSignal, &Ranking)| {
             let list = |image: usize| ranking.captions(image).map_or_else(Vec::new, <[u32]>::to_vec);
             let captions = (0..urls.len()).map(list).collect();
