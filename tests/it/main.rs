@@ -5,6 +5,7 @@ mod adversarial_limits;
 mod container;
 mod damage;
 mod device;
+mod docs;
 mod end_to_end;
 mod errors;
 mod fingerprints;
