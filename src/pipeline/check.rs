@@ -49,8 +49,8 @@ pub struct Check {
     pub sample: BTreeMap<String, String>,
     /// All problems.
     pub problems: Vec<String>,
-    /// What does not stop the run, but may make it useless or fail late.
-    pub to_weigh: Vec<String>,
+    /// Warnings: facts that do not stop the run, but may make it useless or fail late.
+    pub warnings: Vec<String>,
     /// Exit code of the most severe problem; 0 without problems.
     pub exit_code: u8,
 }
@@ -78,7 +78,7 @@ fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
     let state = |stage: Stage| {
         let is_record = |name: &String| name.split(' ').next() == Some(stage.as_str());
         let known = recorded.is_some_and(|file| file.stages.keys().any(is_record));
-        if known { "goes on with what the run directory holds" } else { "new" }
+        if known { "resumes from what the run directory holds" } else { "new" }
     };
     let runs = Stage::ALL.into_iter().filter(|stage| config.runs(*stage));
     runs.map(|stage| format!("{} ({})", stage.as_str(), state(stage))).collect()
@@ -105,7 +105,7 @@ pub async fn check(config: &RunConfig) -> Check {
         let pairs_bytes = shards.iter().map(|shard| shard.size).sum();
         let sampled = sample::sample_labels(&store, config, (input, shard), pairs_bytes).await;
         if let Some(labels) = check.ok(sampled) {
-            check.to_weigh.extend(labels.to_weigh(config));
+            check.warnings.extend(labels.warning(config));
             check.sample.insert("pairs.shards".to_owned(), labels.describe());
             if let Some(Models { shape: Some(shape), device: Some(device), encoder, .. }) = &models {
                 let trained = class_count::TrainedModels { shape: *shape, device, encoder: encoder.as_ref() };
@@ -234,9 +234,9 @@ async fn sample_shards(
     let images = bytes as f64 / sample.bytes_per_row.max(1.0);
     let pixels = (images * image_bytes(models.spec.geometry.output_px()) as f64) as u64;
     if config.model().is_some() {
-        check.to_weigh.extend(run_dir::weigh_scratch(config, pixels));
+        check.warnings.extend(run_dir::check_scratch_space(config, pixels));
     } else {
-        check.to_weigh.extend(run_dir::weigh_product(config, pixels));
+        check.warnings.extend(run_dir::check_product_space(config, pixels));
     }
 }
 

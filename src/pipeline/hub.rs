@@ -44,7 +44,7 @@ pub(crate) fn require_checkpoint(key: &str, name: &str, dir: &Path) -> Result<()
         return Ok(());
     }
     Err(PipelineError::Model(format!(
-        "`{key}`: there is no directory `{name}`; for the checkpoint of that name on the Hugging Face hub, write `{on_hub}`"
+        "`{key}`: there is no directory `{name}`; if that is the name of a checkpoint on the Hugging Face hub, write `{on_hub}`"
     )))
 }
 

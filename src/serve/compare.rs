@@ -33,7 +33,7 @@ pub struct RunSummary {
     pub validation_ndcg5: Option<f64>,
     /// Number of images that were used.
     pub images: Option<u64>,
-    /// Time of all stages in seconds.
+    /// Working time in seconds: of all processes of a finished run, else of the stages so far.
     pub seconds: f64,
 }
 
@@ -93,6 +93,7 @@ fn summarise(overview: &Overview) -> RunSummary {
     };
     let stages = at(&overview.status, "/stages");
     let stages = stages.as_ref().and_then(Value::as_array).into_iter().flatten();
+    let total = at(&overview.report, "/seconds").and_then(|seconds| seconds.as_f64()).filter(|_| state == "done");
     let validations = overview.curve.iter().filter_map(|row| row.get("validation_ndcg5")?.as_f64());
     RunSummary {
         name: overview.name.clone(),
@@ -100,7 +101,7 @@ fn summarise(overview: &Overview) -> RunSummary {
         test_ndcg5: at(&overview.report, "/prediction/scores/ndcg5").and_then(|score| score.as_f64()),
         validation_ndcg5: validations.max_by(f64::total_cmp),
         images: at(&overview.report, "/images/tally/kept").and_then(|kept| kept.as_u64()),
-        seconds: stages.filter_map(|stage| stage.get("seconds")?.as_f64()).sum(),
+        seconds: total.unwrap_or_else(|| stages.filter_map(|stage| stage.get("seconds")?.as_f64()).sum()),
     }
 }
 

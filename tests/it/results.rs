@@ -97,8 +97,8 @@ fn unreadable_curve_costs_no_checkpoint() {
     let header_end = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     let before = tree(&run_dir.join("checkpoints"));
     for (content, expected) in [
-        (Some(b"id,caption_title_and_reference_description\n1,a\n".to_vec()), "is no training curve"),
-        (Some(whole[..whole.len() - 3].to_vec()), "is no training curve"),
+        (Some(b"id,caption_title_and_reference_description\n1,a\n".to_vec()), "is not a training curve"),
+        (Some(whole[..whole.len() - 3].to_vec()), "is not a training curve"),
         (Some(whole[..header_end].to_vec()), "lacks the validation"),
         (None, "is missing"),
     ] {
@@ -464,13 +464,13 @@ fn class_head_on_single_images_is_explained() {
     let config = write(dir.path(), &pipeline(&dir.path().join("run"), &edits.concat()));
     let said = words(&succeed(&["check", &config]));
     assert!(said.contains("have a single image") && said.contains("[head] kind = \"text\""), "{said}");
-    assert!(said.contains("1 problem to weigh") && !said.contains("No problem found"), "{said}");
+    assert!(said.contains("1 warning:") && !said.contains("No problem found"), "{said}");
     let said = words(&succeed(&["run", &config]));
     assert!(said.contains("the head learned nothing") && said.contains("[head] kind = \"text\""), "{said}");
 }
 
 #[test]
-fn check_weighs_labels_and_the_run_directory() {
+fn check_warns_about_labels_and_the_run_directory() {
     let dir = tempfile::tempdir().unwrap();
     let list = dir.path().join("list.csv");
     std::fs::write(&list, "caption\nnothing\nof\nthis\nis\nthere\n").unwrap();

@@ -26,14 +26,14 @@ pub(in crate::cli) fn check(check: &Check) -> String {
             }
         }
     }
-    if check.problems.is_empty() && check.to_weigh.is_empty() {
+    if check.problems.is_empty() && check.warnings.is_empty() {
         table.text.push_str("\nNo problem found.\n");
     }
-    for (list, what) in [(&check.problems, ""), (&check.to_weigh, " to weigh before the run")] {
+    for (list, kind) in [(&check.problems, "problem"), (&check.warnings, "warning")] {
         match list.len() {
             0 => continue,
-            1 => table.text.push_str(&format!("\n1 problem{what}:\n")),
-            problems => table.text.push_str(&format!("\n{problems} problems{what}:\n")),
+            1 => table.text.push_str(&format!("\n1 {kind}:\n")),
+            several => table.text.push_str(&format!("\n{several} {kind}s:\n")),
         }
         for problem in list {
             table.text.push_str(&format!("  {}\n", problem.replace('\n', "\n    ")));

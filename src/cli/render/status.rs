@@ -113,6 +113,10 @@ fn progress(stage: &StageStatus, live: bool) -> String {
         }
         None => plural(*done, unit),
     };
+    if stage.finished && stage.per_second == 0.0 {
+        // An earlier process did the work.
+        return format!("{units}, done");
+    }
     let (rate, time) = (number(stage.per_second), duration(stage.seconds));
     let left = match stage.left_s {
         _ if stage.finished => ", done".to_owned(),

@@ -121,7 +121,7 @@ pub(super) fn check_needs(config: &RunConfig, count: ClassCount, models: Trained
     if matches!(count, ClassCount::About(_)) {
         for problem in &mut problems {
             problem.what.push_str(&format!(
-                " (the pairs have about {} distinct captions, estimated from their first rows; half of that is judged here)",
+                " (the pairs have about {} distinct captions, estimated from their first rows; this check assumes half of that)",
                 round(classes)
             ));
         }

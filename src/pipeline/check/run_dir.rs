@@ -50,15 +50,15 @@ fn local_run_dir(config: &RunConfig) -> Option<PathBuf> {
 
 /// Compares the bytes that the run writes to its directory with the free space there. Returns a sentence if they do not
 /// fit.
-pub(super) fn weigh_product(config: &RunConfig, bytes: u64) -> Option<String> {
+pub(super) fn check_product_space(config: &RunConfig, bytes: u64) -> Option<String> {
     let dir = local_run_dir(config)?;
-    weigh_space(&dir, "run.dir", bytes, "the pixels take, if every image is used")
+    check_space(&dir, "run.dir", bytes, "the pixels take, if every image is used")
 }
 
 /// Compares the scratch disk that the run may use with the free space there. `bytes` is the size of all decoded images.
-pub(super) fn weigh_scratch(config: &RunConfig, bytes: u64) -> Option<String> {
+pub(super) fn check_scratch_space(config: &RunConfig, bytes: u64) -> Option<String> {
     let bytes = bytes.min(config.limits().disk.0);
-    weigh_space(
+    check_space(
         &scratch_path(config),
         "limits.disk",
         bytes,
@@ -66,7 +66,7 @@ pub(super) fn weigh_scratch(config: &RunConfig, bytes: u64) -> Option<String> {
     )
 }
 
-fn weigh_space(path: &Path, key: &str, bytes: u64, what: &str) -> Option<String> {
+fn check_space(path: &Path, key: &str, bytes: u64, what: &str) -> Option<String> {
     let free = free_bytes(path).filter(|free| *free < bytes)?;
     let (free, bytes, path) = (bytesize::ByteSize(free), bytesize::ByteSize(bytes), path.display());
     Some(format!("`{key}`: the disk of `{path}` has {free} free, less than the {bytes} that {what}"))
@@ -77,11 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn need_beyond_the_free_space_is_weighed() {
+    fn need_beyond_the_free_space_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/scratch");
-        assert_eq!(weigh_space(&path, "limits.disk", 0, "chunks take"), None);
-        let sentence = weigh_space(&path, "limits.disk", u64::MAX, "chunks take").unwrap();
+        assert_eq!(check_space(&path, "limits.disk", 0, "chunks take"), None);
+        let sentence = check_space(&path, "limits.disk", u64::MAX, "chunks take").unwrap();
         assert!(
             sentence.starts_with("`limits.disk`: the disk of `") && sentence.ends_with("that chunks take"),
             "{sentence}"

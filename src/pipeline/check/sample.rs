@@ -141,7 +141,7 @@ impl SampledLabels {
     }
 
     /// Says why a head would learn nothing, as far as the sample shows it.
-    pub(super) fn to_weigh(&self, config: &RunConfig) -> Option<String> {
+    pub(super) fn warning(&self, config: &RunConfig) -> Option<String> {
         if self.rows > 0 && self.labelled == 0 {
             return Some(format!("none of the first {} rows of `pairs.shards` has a label: {NO_LABEL}", self.rows));
         }

@@ -262,7 +262,7 @@ impl Status {
             let parse = |content: Vec<u8>| {
                 serde_json::from_slice::<Self>(&content).map_err(|error| {
                     let path = directory.display(name);
-                    PipelineError::Input(format!("`{path}` is no status of this version ({error})"))
+                    PipelineError::Input(format!("`{path}` is not a status of this version ({error})"))
                 })
             };
             found.push(content.map(parse).transpose()?);
@@ -275,7 +275,8 @@ impl Status {
         Err(if directory.read("run.toml")?.is_some() {
             PipelineError::Input(format!("no process has reported on `{run_dir}` yet"))
         } else {
-            StoreError::NotFound { url: directory.display("run.toml"), answer: String::new() }.into()
+            let advice = "`run.toml` is missing; give the `run.dir` of a pipeline file";
+            PipelineError::Input(format!("`{run_dir}` holds no run: {advice}"))
         })
     }
 
@@ -409,7 +410,7 @@ mod tests {
     fn status_is_readable_by_another_process() {
         let (_guard, directory, name) = directory();
         let error = Status::read(&name, &StoreConfig::default()).unwrap_err().to_string();
-        assert!(error.contains("run.toml` does not exist"), "{error}");
+        assert!(error.contains("holds no run: `run.toml` is missing"), "{error}");
         let registry = ProgressRegistry::default();
         let stage_progress = registry.stage("images", "rows", 10);
         stage_progress.add(4);
