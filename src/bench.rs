@@ -53,7 +53,7 @@ fn refuse(argument: &str, what: String) -> PipelineError {
 fn require_replaceable_file(argument: &str, path: &Path, row_bytes: u64) -> Result<(), PipelineError> {
     match path.metadata() {
         Ok(found) if !found.is_file() || !found.len().is_multiple_of(row_bytes) => {
-            let what = format!("`{}` exists and holds no such values: name a new file", path.display());
+            let what = format!("`{}` exists and is not such a file: name a new one", path.display());
             Err(refuse(argument, what))
         }
         _ => Ok(()),

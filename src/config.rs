@@ -42,7 +42,7 @@ pub use crate::types::HubName;
 pub struct Problem {
     /// Dotted path of the key; empty for a problem of the whole file.
     pub key: String,
-    /// What is wrong and what to do, in one clause.
+    /// The problem and its remedy, in one clause.
     pub what: String,
 }
 

@@ -213,7 +213,7 @@ pub fn configure_kernel_cache(scratch: &Path, selected: &SelectedDevice) {
         let root = std::env::var_os(CACHE_VARIABLE).filter(|folder| !folder.is_empty());
         let folder =
             root.map_or_else(|| scratch.to_owned(), PathBuf::from).join(KERNEL_FOLDER).join(selected.kernel_folder());
-        let slot = kernel_cache::Slot::take(&folder)
+        let slot = kernel_cache::Slot::acquire(&folder)
             .inspect_err(|error| tracing::warn!("compiled kernels are not kept: `{}`: {error}", folder.display()))
             .ok();
         let cache = slot.as_ref().map(|slot| CacheConfig::File(slot.folder.clone()));

@@ -40,7 +40,7 @@ pub struct InitRequest {
     pub encoder: Option<String>,
 }
 
-/// What was found, and the pipeline file for it.
+/// Findings, and the pipeline file for them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Init {
     /// Findings as (name, value), in reading order.

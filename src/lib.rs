@@ -10,7 +10,7 @@
 //!  caption list ─► classes ┐
 //!  pairs (TSV) ─► url → class ids (join index)            stage catalog: corpus, catalog, chunk::tables
 //!                                │
-//!  image shards ─► gunzip ─► rows ─► filter ─► blocks of rows          four shards side by side; the first row of a shard with
+//!  image shards ─► gunzip ─► rows ─► filter ─► blocks of rows          up to four shards side by side; the first row of a shard with
 //!     objects       objects   corpus  catalog         │                a URL is kept, and counts unless an earlier shard has it
 //!                                  base64 ─► decode ─► resize          CPU pool, results in input order; with `train.views = k`,
 //!                                             decode  │                k random crops of each training image
@@ -20,7 +20,7 @@
 //!                                                     │
 //!                              feature chunks + journal entry          chunk::features, chunk::journal
 //!                                                     │
-//!  captions ─► tokens ─► text encoder, frozen ─► vectors               model::text, for a text head only
+//!  captions ─► tokens ─► text encoder, frozen ─► vectors               model::text, for a text or paired head
 //!                                                     │
 //!     sample order ─► SGD, or contrastive AdamW ─► checkpoints         train, one head or a sweep
 //!                                                     │
@@ -28,8 +28,9 @@
 //! ```
 //!
 //! Several processes can share the images: each streams the shards of its part, and the last one trains and predicts
-//! (`pipeline::part`). Stages run one after the other. Each is a small graph of bounded channels, and [`pipeline`] is the only module that
-//! wires them. One journal entry commits an artefact; it is created, if absent, after the artefact's files are durable.
+//! (`pipeline::part`). Stages run one after the other. Each is a small graph of bounded channels, and [`pipeline`] is the
+//! only module that wires them. One journal entry commits an artefact; it is created, if absent, after the artefact's
+//! files are durable.
 //!
 //! [`telemetry`] makes a run observable: stage progress, time by part and bytes in flight. The terminal, `status.json`,
 //! Prometheus and the report read the same snapshots; `events/` records what happened.
@@ -60,7 +61,8 @@
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
-//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of `pipeline`.
+//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of
+//! `pipeline`. Two modules serve tests alone: `fuzz` damages input, `reference` compares with other implementations.
 //!
 //! # Promises
 //!

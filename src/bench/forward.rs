@@ -86,7 +86,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
             if image == 0 || pixels.is_empty() || pixels.len() % image != 0 {
                 let (path, found) = (path.display(), pixels.len());
                 return Err(PipelineError::Input(format!(
-                    "`{path}` has {found} bytes, which are no images of {size_px} × {size_px} × 3"
+                    "`{path}` has {found} bytes, which is not a whole number of images of {size_px} × {size_px} × 3"
                 )));
             }
             pixels

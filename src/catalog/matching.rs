@@ -13,7 +13,7 @@ const SEPARATOR: &str = " [SEP] ";
 const OPEN_SEPARATOR: &str = " [SEP]";
 
 impl MatchRule {
-    /// What is compared in place of `caption`. Equal captions have equal keys; an empty key equals nothing.
+    /// Returns the key that is compared instead of `caption`. Equal captions have equal keys; an empty key equals nothing.
     ///
     /// The key of [`MatchRule::Casefold`] is NFC(toCasefold(NFD(X))) with full folding. This is the canonical caseless
     /// match of the Unicode Standard, section 3.13, definition D145, which compares NFD instead of NFC. Folding NFD

@@ -169,7 +169,7 @@ async fn wait_for_all(
         }
     }
     if let Some(signal) = shutdown.signal() {
-        return Err(Failure::new(signal.exit_code(), "stopped after saving; the same command goes on from here"));
+        return Err(Failure::new(signal.exit_code(), "stopped after saving; run the same command again to resume"));
     }
     // The process has said why on standard error.
     failed.map_or(Ok(()), |code| Err(Failure::new(code, "")))

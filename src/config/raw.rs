@@ -46,7 +46,7 @@ pub(super) struct RawPipeline {
     /// - Of an animated GIF or WebP the first frame is used; of a TIFF the first page.
     /// - A file that ends early is quarantined. Damage inside a JPEG is tolerated; what cannot be decoded is grey.
     pub(super) preprocess: RawPreprocess,
-    /// Size and format of the artefacts that the stream is cut into.
+    /// Size and compression of chunks, the files in which results are stored.
     pub(super) chunks: RawChunks,
     /// The frozen backbone. Without this section the pixel chunks are the product.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,7 +249,7 @@ pub(super) struct RawModel {
     /// checkpoint's mapping to the space of its text tower: the attention pooling of `siglip`, the projection of the CLS token
     /// of `clip`, `metaclip_2` and `altclip`. `default` is the input of the family's classifier in transformers: `cls` for `vit`, `deit`,
     /// `vit_mae` and `dinov3_vit`; `cls+mean` for `dinov2` and `dinov2_with_registers`; `mean` for `siglip`, `swin`, `swinv2` and
-    /// a `beit` with mean pooling; for the last three, `mean` without the norm. Where the paired text tower is used, `default` is `head`.
+    /// a `beit` with mean pooling; `mean` without the norm for `clip`, `metaclip_2` and `altclip`. Where the paired text tower is used, `default` is `head`.
     pub(super) pool: Pool,
 }
 
@@ -290,7 +290,7 @@ pub(super) struct RawText {
     /// Text that is put before every caption, such as `"query: "` for multilingual-e5. Without this key it is the default
     /// prompt of the encoder's `config_sentence_transformers.json`, if it has one; `""` overrides that. `check` shows it.
     pub(super) prefix: Option<String>,
-    /// Number of leading values of each vector that are kept, for encoders trained so ("Matryoshka"). Without this key all are
+    /// Number of leading values of each vector that are kept, for encoders that were trained for it ("Matryoshka"). Without this key all are
     /// kept, or as many as a `truncate_dim` in `config_sentence_transformers.json` says.
     pub(super) truncate_dim: Option<u32>,
     /// Precision of the stored vectors: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
@@ -443,7 +443,7 @@ impl Default for RawPredict {
 pub(super) struct RawMachine {
     /// Memory, disk and threads that the run may use.
     pub(super) limits: RawLimits,
-    /// Disk space that may be lost with the machine.
+    /// Scratch disk, whose content may be lost with the machine.
     pub(super) scratch: RawScratch,
     /// Device of the model.
     pub(super) device: RawDevice,

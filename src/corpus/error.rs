@@ -89,9 +89,9 @@ pub enum CorpusError {
         /// Columns of the header, in backticks.
         found: String,
     },
-    /// The first line of the caption list is no known name of its column.
+    /// The first line of the caption list is not a known name of its column.
     #[error(
-        "`{file}` starts with `{found}`, which is no known header and may be a caption: add a first line `caption`, or rename \
+        "`{file}` starts with `{found}`, which is not a known header and may be a caption: add a first line `caption`, or rename \
          the header to `caption`"
     )]
     NoCaptionHeader {

@@ -77,7 +77,7 @@ impl Lines {
                     if self.buffer.len() - self.start <= self.max_line_bytes {
                         return None;
                     }
-                    // Without a line end in sight, the line is dropped up to it.
+                    // The line is too long, and its end is not in the buffer: drop everything up to that end.
                     let byte_offset = self.base + self.start as u64;
                     self.start = self.buffer.len();
                     if std::mem::replace(&mut self.dropping, true) {

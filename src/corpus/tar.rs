@@ -136,7 +136,7 @@ impl TarMembers {
                     self.closed = true;
                     continue;
                 }
-                return Err(format!("the bytes at {offset} are no header: the file is damaged, fetch it again"));
+                return Err(format!("the bytes at {offset} are not a header: the file is damaged, fetch it again"));
             }
             self.ended = false;
             self.start += BLOCK_BYTES;
@@ -271,7 +271,7 @@ fn has_right_checksum(header: &Header) -> bool {
     header.cksum().is_ok_and(|stated| stated == sum)
 }
 
-/// Where reading can go on at a header.
+/// Returns the point at which reading can resume, which is that of a header.
 pub(super) fn point(byte_offset: u64, number: u64) -> ResumePoint {
     ResumePoint { byte_offset, number }
 }
@@ -335,7 +335,7 @@ mod tests {
         assert!(error(&archive[..1600]).contains("in the middle of a header, at byte 1536"));
         let mut damaged = archive.clone();
         damaged[1540] ^= 1;
-        assert!(error(&damaged).contains("the bytes at 1536 are no header"));
+        assert!(error(&damaged).contains("the bytes at 1536 are not a header"));
         let mut header = Header::new_gnu();
         header.set_size(u64::MAX / 2);
         header.set_entry_type(EntryType::GNULongName);

@@ -1,6 +1,6 @@
 //! PNG → RGB, with depth and transparency as in Pillow.
 //!
-//! Where Pillow departs from the specification, so does this, because published models were trained on its output:
+//! It departs from the specification where Pillow does, because published models were trained on its output:
 //! * 16-bit grey is cut off at 255, not scaled (`I;16` to `RGB`); other 16-bit samples keep their high byte.
 //! * A transparent grey or colour (`tRNS`) is compared with the pixel after its conversion to 8 bits, so that it seldom
 //!   matches in files of 2, 4 or 16 bits.

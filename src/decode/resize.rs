@@ -40,7 +40,7 @@ impl Resample {
         }
     }
 
-    /// Returns `None` for nearest neighbour, which is no convolution.
+    /// Returns `None` for nearest neighbour, which is not a convolution.
     const fn kernel(self) -> Option<Kernel> {
         match self {
             Self::Nearest => None,

@@ -4,7 +4,7 @@
 //! therefore gets one strip or tile at a time, through a [rewritten directory](Directory::write_chunk) that describes an image
 //! of grey samples. This module converts the samples to RGB. libjpeg decodes strips of JPEG, as in libtiff.
 //!
-//! Where Pillow departs from the specification, so does this, because published models were trained on its output:
+//! It departs from the specification where Pillow does, because published models were trained on its output:
 //! * 16-bit grey is cut off at 255, not scaled, and is never inverted; other 16-bit samples keep their high byte.
 //! * The orientation is applied, which Pillow does for no other format.
 

@@ -28,7 +28,7 @@ impl Slot {
     ///
     /// # Errors
     /// When the folder cannot be written to or locked, or all slots are taken.
-    pub(super) fn take(folder: &Path) -> io::Result<Self> {
+    pub(super) fn acquire(folder: &Path) -> io::Result<Self> {
         for number in 0..MAX_SLOTS {
             let slot = folder.join(number.to_string());
             std::fs::create_dir_all(&slot)?;
@@ -163,11 +163,11 @@ mod tests {
     #[test]
     fn two_processes_have_slots_of_their_own() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Slot::take(dir.path()).unwrap();
+        let first = Slot::acquire(dir.path()).unwrap();
         std::fs::create_dir(first.folder.join("cuda")).unwrap();
         std::fs::write(first.folder.join("cuda/ptx.json.log"), "kernels\nhalf").unwrap();
         std::fs::write(first.folder.join("cuda/ptx.json.log.lock"), "").unwrap();
-        let second = Slot::take(dir.path()).unwrap();
+        let second = Slot::acquire(dir.path()).unwrap();
         assert_ne!(first.folder, second.folder);
         // The second starts with the kernels of the first, but not with its locks.
         assert_eq!(std::fs::read(second.folder.join("cuda/ptx.json.log")).unwrap(), b"kernels\n");
@@ -178,11 +178,11 @@ mod tests {
     #[test]
     fn slot_of_an_ended_process_is_taken_again_without_its_locks() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Slot::take(dir.path()).unwrap().folder;
+        let folder = Slot::acquire(dir.path()).unwrap().folder;
         for name in ["ptx.json.log", "ptx.json.log.lock"] {
             std::fs::write(folder.join(name), "x").unwrap();
         }
-        let again = Slot::take(dir.path()).unwrap();
+        let again = Slot::acquire(dir.path()).unwrap();
         assert_eq!(again.folder, folder);
         assert!(folder.join("ptx.json.log").exists() && !folder.join("ptx.json.log.lock").exists());
     }
@@ -205,6 +205,6 @@ mod tests {
     fn unwritable_folder_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
-        assert!(Slot::take(&dir.path().join("file")).is_err());
+        assert!(Slot::acquire(&dir.path().join("file")).is_err());
     }
 }

@@ -57,7 +57,7 @@ fn open_cached(name: &DatasetName, hub: &Settings) -> Result<Arc<dyn ObjectStore
             hint: "HF_HUB_OFFLINE is set: unset it to stream the files, or download the data set with another client first",
         });
     };
-    tracing::warn!(dataset = %name, "HF_HUB_OFFLINE is set: only those files of the data set are read that are in the cache");
+    tracing::warn!(dataset = %name, "HF_HUB_OFFLINE is set: only the files of the data set that are in the cache are read");
     let store = LocalFileSystem::new_with_prefix(&snapshot)
         .map_err(|error| StoreError::io(&snapshot, "opened", std::io::Error::other(error)))?;
     Ok(Arc::new(store))

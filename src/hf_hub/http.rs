@@ -196,7 +196,7 @@ impl Http {
     }
 
     /// Repeats a request until it succeeds or fails permanently.
-    async fn ask(&self, method: Method, url: &Url, repo: &str, subject: &str) -> Result<Response, StoreError> {
+    async fn request(&self, method: Method, url: &Url, repo: &str, subject: &str) -> Result<Response, StoreError> {
         let follow_all = method == Method::GET;
         let mut retry_budget = self.retry_budget();
         loop {
@@ -229,7 +229,7 @@ impl Http {
     ) -> Result<(Vec<u8>, Option<Url>), StoreError> {
         let mut retry_budget = self.retry_budget();
         'attempt: loop {
-            let mut response = self.ask(Method::GET, url, repo, subject).await?;
+            let mut response = self.request(Method::GET, url, repo, subject).await?;
             let next = next_page(response.headers()).and_then(|next| url.join(next).ok());
             let mut body = Vec::new();
             loop {
@@ -289,7 +289,7 @@ impl Http {
         label: &str,
     ) -> Result<FileMetadata, StoreError> {
         let subject = format!("{label}/{file}");
-        let response = self.ask(Method::HEAD, &self.file_url(repo, commit, file), label, &subject).await?;
+        let response = self.request(Method::HEAD, &self.file_url(repo, commit, file), label, &subject).await?;
         parse_metadata(response.headers(), response.status().is_redirection(), commit)
             .map_err(|why| self.not_a_hub(&format!("{why} for `{file}`")))
     }

@@ -91,7 +91,7 @@ pub(super) async fn choose(store: &Store, mut survey: Survey) -> Result<Choice, 
     let (images, pairs, used) = match largest {
         Some((kind, bytes)) if bytes > picture_bytes => {
             if !survey.pictures.is_empty() {
-                survey.left_out.push(format!("{} picture files: there is more in other files", survey.pictures.len()));
+                survey.left_out.push(format!("{} picture files: other files hold more images", survey.pictures.len()));
             }
             let used = |content: &Content| content.image.is_some() && (content.format, content.image.clone()) == kind;
             let images = choose_tables(&groups, used, &mut found);
@@ -249,9 +249,9 @@ fn choose_head(pairs: Option<&Pairs>) -> (Head, String) {
         return (Head::None, format!("{what}, so the run ends with features"));
     }
     if captions.len() >= CLASS_REPEATS * distinct || pairs.folder_captions == Some("folders") {
-        return (Head::Classes, format!("{looked_at} are {distinct} different ones, so each of these is a class"));
+        return (Head::Classes, format!("{looked_at}, {distinct} of them different: few enough to be classes"));
     }
-    (Head::Text, format!("{looked_at} are {distinct} different ones, too many to be classes"))
+    (Head::Text, format!("{looked_at}, {distinct} of them different: too many to be classes"))
 }
 
 #[cfg(test)]

@@ -248,7 +248,7 @@ fn invalid_deflate(error: fdeflate::DecompressionError) -> Error {
 }
 
 fn wrong_checksum() -> Error {
-    invalid("what is output does not have the checksum and length that it announces")
+    invalid("the decompressed bytes do not have the checksum and length that its trailer states")
 }
 
 #[cfg(test)]

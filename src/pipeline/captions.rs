@@ -73,7 +73,7 @@ impl Encoder {
         let (dim, full) = (checkpoint.dim(), checkpoint.full_dim());
         let values = if dim < full { format!("the first {dim} of {full} values") } else { format!("{dim} values") };
         format!(
-            "{} parameters beside the words, vectors of {values} in {}, captions of up to {} tokens, {}",
+            "{} parameters without the word table, vectors of {values} in {}, captions of up to {} tokens, {}",
             checkpoint.parameters(),
             self.precision,
             checkpoint.max_tokens(),
@@ -139,7 +139,7 @@ pub(crate) fn vector_space_problem(config: &RunConfig, encoder: &Encoder, captio
     if bytes <= resident_limit_bytes(config) {
         return None;
     }
-    disk_problem(config, bytes, "the vectors of the captions, a quarter of `limits.memory` being less,")
+    disk_problem(config, bytes, "the vectors of the captions, which are more than a quarter of `limits.memory`,")
 }
 
 /// Returns the problem of captions whose vectors take more than `limits.memory`, since all are ranked in memory.

@@ -38,7 +38,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Threads(#[from] NoThreads),
     /// The run was asked to stop; everything done so far is saved.
-    #[error("stopped after saving; the same command goes on from here")]
+    #[error("stopped after saving; run the same command again to resume")]
     Stopped(Signal),
     /// A bug in this program.
     #[error("{0}; please report it with the command and the log")]

@@ -48,7 +48,7 @@ impl FinishedStage {
     /// When the run directory cannot be read.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, PipelineError> {
         let Some(content) = self.dir.read(&self.name)? else { return Ok(None) };
-        // A record of another version is no result.
+        // A record of another version does not count.
         let Ok(record) = serde_json::from_slice::<Record<T>>(&content) else { return Ok(None) };
         if record.key != self.key {
             return Ok(None);

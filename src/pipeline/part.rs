@@ -54,7 +54,7 @@ impl PartRun {
         let dir = ctx.dir.clone();
         let claimed = tokio::task::spawn_blocking(move || claims::try_claim(&dir, "training and prediction")).await??;
         let Ok(_lock) = claimed else { return Ok(report) };
-        tracing::info!("all parts are complete: part {part} goes on with what follows");
+        tracing::info!("all parts are complete: part {part} finishes the run");
         let ctx = RunContext { part: None, ..ctx };
         ctx.dir.sweep(".", |_| true)?;
         Box::pin(prepared.run(&ctx, &started)).await

@@ -151,7 +151,7 @@ struct RankOutput {
 /// When an input, the disk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Option<PredictOutput>, PipelineError> {
     let Some(settings) = ctx.config.predict() else { return Ok(None) };
-    let finished = finished_key::of(ctx, settings, &input).await?;
+    let finished = finished_key::compute(ctx, settings, &input).await?;
     if let Some(output) = tokio::task::block_in_place(|| finished.read())? {
         return Ok(Some(output));
     }

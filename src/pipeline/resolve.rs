@@ -171,7 +171,7 @@ pub(crate) fn resolve_backbone(
     let patch = checkpoint.patch_size_px();
     if checkpoint.check_size(options.size_px).is_err() && !options.size_px.is_multiple_of(patch) {
         let what = format!(
-            "`{}` is no multiple of the checkpoint's patch of {patch} pixels; {} would be",
+            "`{}` is not a multiple of the checkpoint's patch of {patch} pixels; {} would be",
             options.size_px,
             options.size_px / patch.max(1) * patch
         );

@@ -82,8 +82,8 @@ struct TrainJob {
 }
 
 impl TrainJob {
-    /// Whether a checkpoint was made from the same features and settings.
-    fn made(&self, progress: &Progress) -> bool {
+    /// Returns whether a checkpoint was made from the same features and settings.
+    fn is_checkpoint_of(&self, progress: &Progress) -> bool {
         progress.hashes.get("train") == Some(&self.generation)
     }
 
@@ -155,7 +155,7 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         remarks.add_output("checkpoints", checkpoints::FOLDER);
         remarks.add_output("training curve", PLOT_FILE);
     } else {
-        remarks.add_note("no head was trained: no image has a label on the training side");
+        remarks.add_note("no head was trained: no image with a label is left to train on");
     }
     Ok(TrainOutput { report, remarks })
 }
@@ -443,7 +443,9 @@ fn choose_placement(job: &TrainJob, head_bytes: u64) -> FeaturePlacement {
         FeaturePlacement::Memory
     } else {
         let limit = memory_bytes >> 20;
-        tracing::info!("features are read in each epoch: {mib} MiB are over half of `limits.memory`, {limit} MiB");
+        tracing::info!(
+            "features are read from their files in each epoch: {mib} MiB are more than half of `limits.memory`, {limit} MiB"
+        );
         FeaturePlacement::Files
     }
 }

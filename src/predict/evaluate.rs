@@ -98,7 +98,7 @@ pub enum EvaluateError {
     },
     /// No id of the truth has a row in the submission.
     #[error(
-        "the submission has no row for any id of the truth, whose first is `{first}`: they are of different test sets"
+        "no row of the submission has an id of the truth, such as `{first}`: the two files belong to different test sets"
     )]
     NoCommonId {
         /// First id of the truth.
@@ -222,7 +222,9 @@ fn score_files(submission: impl Read, truth: impl Read, images: Option<&ImageOfI
     })?;
 
     let mut images = ImageTallies::default();
-    ids.iter().for_each(|id| id.add_to(&mut images, |_| true));
+    for id in &ids {
+        id.add_to(&mut images, |_| true);
+    }
     let (count, ranked_ids, means) = images.finish();
     let scores = Scores {
         ids: count,

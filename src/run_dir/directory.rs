@@ -153,7 +153,7 @@ impl Directory {
         {
             tracing::warn!(
                 "`{}` is on {kind}, where a lock of another machine may go unnoticed: two processes may then write the same \
-                 part. A run directory on S3 keeps them apart; here, see to it that each part runs once",
+                 part. A run directory on S3 keeps them apart; here, make sure that each part runs only once",
                 local.root().display()
             );
         }

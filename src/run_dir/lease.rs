@@ -51,7 +51,7 @@ struct Record {
     #[serde(flatten)]
     process: Process,
     since: String,
-    /// What the holder holds the lease for; empty for a whole run.
+    /// Work that the lease covers; empty for a whole run.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     work: String,
     /// Number of renewals. It changes the content, and with it every kind of `ETag`.

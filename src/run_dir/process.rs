@@ -27,7 +27,7 @@ impl fmt::Display for Process {
 pub struct Holder {
     /// The process, and since when it holds the lock.
     pub process: String,
-    /// What it holds the lock for; empty for a whole run.
+    /// Work that the lock covers; empty for a whole run.
     pub work: String,
 }
 

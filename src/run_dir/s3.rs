@@ -89,7 +89,7 @@ fn block_on<T: Send + 'static>(
         Err(StoreError::io("the run directory", "reached", source))
     });
     received.map_err(|error| match error {
-        // A run directory is no input: its name is wrong, not its content.
+        // A run directory is not an input: its name is wrong, not its content.
         StoreError::NoBucket { url, answer } => {
             StoreError::BadUrl { url, reason: format!("its bucket does not exist{answer}") }
         }
@@ -169,7 +169,7 @@ impl Remote {
     pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         failpoint::point("put", name);
         let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
-        block_on(async move { writer.put(&location, content).await })?;
+        block_on(async move { writer.write_object(&location, content).await })?;
         failpoint::point("put-done", name);
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Remote {
     /// Writes a small file like [`Self::write`], without failpoints: nothing depends on it.
     pub(super) fn write_volatile(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
         let (writer, location, content) = (self.writer(), self.location(name), Bytes::copy_from_slice(content));
-        block_on(async move { writer.put(&location, content).await })
+        block_on(async move { writer.write_object(&location, content).await })
     }
 
     pub(super) fn create_new(&self, name: &str, content: &[u8]) -> Result<bool, StoreError> {
@@ -221,7 +221,7 @@ impl Remote {
         block_on(async move {
             if bytes <= MAX_SINGLE_PUT_BYTES {
                 let content = read_part(path, 0, bytes).await?;
-                return writer.put(&location, content).await;
+                return writer.write_object(&location, content).await;
             }
             writer.put_parts(&location, &path, bytes).await
         })?;

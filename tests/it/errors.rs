@@ -35,7 +35,7 @@ fn size_not_divisible_by_patch_is_refused() {
     let text = pipeline(&dir.path().join("run"), &[("[chunks]", "[preprocess]\nsize_px = 65\n[chunks]")]);
     let (code, text) = fails(dir.path(), &text);
     assert_eq!(code, 2);
-    assert!(text.contains("`preprocess.size_px`: `65` is no multiple of the checkpoint's patch"), "{text}");
+    assert!(text.contains("`preprocess.size_px`: `65` is not a multiple of the checkpoint's patch"), "{text}");
 }
 
 #[test]

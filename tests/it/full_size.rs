@@ -1,4 +1,4 @@
-//! What matters at the size of the real corpus: needs that are refused before the work, and work that is not done twice.
+//! Behaviour at the size of the real corpus: impossible needs are refused first, and finished work is not repeated.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -282,7 +282,7 @@ fn damaged_and_unsuitable_files_get_one_clear_sentence() {
     let cases: [(&str, Vec<u8>, &str); 8] = [
         ("cut.tar", tar[..tar.len() / 2].to_vec(), "it is truncated, fetch it again"),
         ("huge.tar", bomb.as_bytes().to_vec(), "it ends in the middle of `a.jpg`"),
-        ("noise.tar", vec![7; 5000], "the bytes at 0 are no header"),
+        ("noise.tar", vec![7; 5000], "the bytes at 0 are not a header"),
         ("cut.parquet", parquet[..parquet.len() / 2].to_vec(), "does not end with the mark of a Parquet file"),
         ("deep.jsonl", deep.repeat(3).into_bytes(), "invalid_json"),
         ("array.json", b"[{\"image_url\": 1}]".to_vec(), "write one object per line"),

@@ -32,7 +32,7 @@ pub struct CatalogConfig {
 /// Checked `[captions]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CaptionsConfig {
-    /// CSV file of captions. It is there with [`ClassSource::List`]; otherwise it only names captions to rank.
+    /// CSV file of captions. Always present with [`ClassSource::List`]; otherwise it only lists captions to rank.
     pub list: Option<String>,
     /// Origin of the classes.
     pub classes: ClassSource,

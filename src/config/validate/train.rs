@@ -37,7 +37,7 @@ pub enum HeadConfig {
 pub(in super::super) const PAIRED_ENCODER: &str = "paired";
 
 impl HeadConfig {
-    /// Tells whether the head ranks captions by their vectors, and is no classifier.
+    /// Tells whether the head ranks captions by their vectors, and is not a classifier.
     pub fn is_text(&self) -> bool {
         !matches!(self, Self::Classes)
     }

@@ -108,8 +108,8 @@ impl PendingShards {
         Self(Mutex::new(pending.iter().map(shard).collect()))
     }
 
-    /// Takes the next shard.
-    pub(super) fn take(&self) -> Option<PendingShard> {
+    /// Removes and returns the next shard.
+    pub(super) fn take_next(&self) -> Option<PendingShard> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }

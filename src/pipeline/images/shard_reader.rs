@@ -60,7 +60,7 @@ impl SlotReader {
             let open = match &mut self.open {
                 Some(open) => open,
                 closed => {
-                    let Some(PendingShard { next, offset, seen: hashes }) = self.pending.take() else {
+                    let Some(PendingShard { next, offset, seen: hashes }) = self.pending.take_next() else {
                         return Ok(None);
                     };
                     let bytes_before = self.stats.bytes();

@@ -10,7 +10,7 @@ use sha1::Digest as _;
 use super::*;
 use crate::corpus::{PairCounts, PairRow, ResumePoint};
 
-/// What a file holds.
+/// Content of a file.
 #[derive(Debug, Deserialize)]
 struct Expected {
     /// Name and digest of each image; no digest for a missing one.

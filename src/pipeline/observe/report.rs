@@ -124,7 +124,7 @@ impl Report {
                 dir.write(UNREADABLE_FILE, &text)?;
                 let (path, copy) = (dir.display(name), dir.display(UNREADABLE_FILE));
                 tracing::warn!(
-                    "`{path}` is no report ({error}): a new one is started, and the old one kept as `{copy}`"
+                    "`{path}` is not a report ({error}): a new one is started, and the old one kept as `{copy}`"
                 );
                 Ok(new())
             }

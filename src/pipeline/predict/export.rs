@@ -28,7 +28,8 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     };
     if config.head().is_text() {
         return Err(PipelineError::Input(
-            "transformers cannot load a text head: it is no classifier; its tensors are in `checkpoints/`".to_owned(),
+            "transformers cannot load a text head: it is not a classifier; its tensors are in `checkpoints/`"
+                .to_owned(),
         ));
     }
     if model.layers != [-1] || model.pool != Pool::Default {

@@ -15,7 +15,7 @@ use crate::types::Pick;
 ///
 /// # Errors
 /// When an input or a run directory cannot be read.
-pub(super) async fn of(
+pub(super) async fn compute(
     ctx: &RunContext,
     settings: &PredictConfig,
     input: &PredictInput<'_>,

@@ -55,8 +55,8 @@ impl OtherClassifier {
         // Otherwise the scores of images held out here would favour the classifier.
         if !holds_out(theirs, own_split(ctx, manifest)?) {
             return Err(refused(
-                "images that are held out from training here were trained on there: give both runs one `run.seed`, and it no \
-                 smaller a `train.validation_fraction`",
+                "images that are held out from training here were trained on there: give both \
+                 runs the same `run.seed`, and the other run at least the `train.validation_fraction` of this one",
             ));
         }
         let picked = checkpoints::pick(&dir, Pick::Best)?.ok_or_else(|| refused("it has no checkpoint"))?;

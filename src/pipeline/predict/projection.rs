@@ -275,8 +275,8 @@ impl ProjectionRanking<'_> {
             (weights, report.held_out) = self.evaluate_held_out(held_out, &mut remarks).await?;
         } else if self.names.is_some() || self.classifier.is_some() {
             remarks.add_note(
-                "no image is held out from training, so the weights of file names and of the other run's head are not chosen \
-                 but fixed",
+                "no image is held out from training, so file names and the head of the other run have \
+                 fixed weights",
             );
         }
         report.names_weight = self.names.is_some().then_some(weights.names);

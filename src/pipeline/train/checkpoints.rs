@@ -90,9 +90,8 @@ pub(super) fn read_curve(dir: &Directory, saved: &CheckpointList, up_to_step: u6
         ))
     };
     match dir.read(CURVE_FILE)? {
-        Some(content) => {
-            Curve::from_csv(&content, up_to_step).map_err(|error| refused(&format!("is no training curve ({error})")))
-        }
+        Some(content) => Curve::from_csv(&content, up_to_step)
+            .map_err(|error| refused(&format!("is not a training curve ({error})"))),
         None if saved.0.is_empty() => Ok(Curve::default()),
         None => Err(refused("is missing")),
     }

@@ -39,7 +39,7 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) async fn put(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
+    pub(super) async fn write_object(&self, location: &Path, content: Bytes) -> Result<(), StoreError> {
         let url = self.client.url(location);
         let put = || self.s3.upload.put(location, PutPayload::from(content.clone()));
         let answer = self.client.retry_upload(&url, content.len(), || self.may_write(), put).await?;
@@ -73,7 +73,7 @@ impl Writer {
                         return Ok(there == content);
                     }
                     // The lease keeps other processes away.
-                    self.put(location, content).await?;
+                    self.write_object(location, content).await?;
                     return Ok(true);
                 }
                 Err(error) => return Err(explain(&url, "written", &error)),

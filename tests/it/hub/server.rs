@@ -98,7 +98,7 @@ impl Server {
                             let answer = answer(&state, port, &request);
                             async move { Ok::<_, Infallible>(answer) }
                         });
-                        // A killed client is no failure of the server.
+                        // A killed client is not a failure of the server.
                         hyper::server::conn::http1::Builder::new()
                             .serve_connection(TokioIo::new(stream), service)
                             .await
@@ -234,7 +234,7 @@ fn text(status: u16, body: &str) -> Answer {
     answer
 }
 
-fn put(answer: &mut Answer, name: &'static str, value: &str) {
+fn insert_header(answer: &mut Answer, name: &'static str, value: &str) {
     answer.headers_mut().insert(name, value.parse().unwrap());
 }
 
@@ -262,12 +262,12 @@ fn answer(state: &Mutex<State>, port: &'static str, request: &Request<Incoming>)
         state.datasets_tree(rest, query).map(|(entries, next)| {
             if entries.as_array().is_some_and(Vec::is_empty) {
                 let mut answer = text(404, "no such folder");
-                put(&mut answer, "x-error-code", "EntryNotFound");
+                insert_header(&mut answer, "x-error-code", "EntryNotFound");
                 return answer;
             }
             let mut answer = text(200, &entries.to_string());
             if let Some(cursor) = next {
-                put(&mut answer, "link", &format!("<http://{host}/{path}?cursor={cursor}>; rel=\"next\""));
+                insert_header(&mut answer, "link", &format!("<http://{host}/{path}?cursor={cursor}>; rel=\"next\""));
             }
             answer
         })
@@ -278,7 +278,7 @@ fn answer(state: &Mutex<State>, port: &'static str, request: &Request<Incoming>)
 }
 
 fn cdn(state: &mut State, path: &str, query: &str, (from, last): (usize, Option<usize>)) -> Option<Answer> {
-    if query != "signature=of-a-moment" || take(&mut state.faults.signature_expired) {
+    if query != "signature=of-a-moment" || take_one(&mut state.faults.signature_expired) {
         return Some(text(403, "no signature"));
     }
     let (commit, name) = path.split_once('/')?;
@@ -287,7 +287,7 @@ fn cdn(state: &mut State, path: &str, query: &str, (from, last): (usize, Option<
     if longer != 0 {
         content.resize((content.len() as i64 + longer) as usize, 0);
     }
-    if take(&mut state.faults.corrupt) {
+    if take_one(&mut state.faults.corrupt) {
         let middle = content.len() / 2;
         content[middle] ^= 1;
     }
@@ -299,7 +299,7 @@ fn cdn(state: &mut State, path: &str, query: &str, (from, last): (usize, Option<
     }
     let mut content = Bytes::from(content).slice(from..until);
     let whole = content.len();
-    let reset = take(&mut state.faults.resets);
+    let reset = take_one(&mut state.faults.resets);
     if reset {
         content.truncate(whole / 2);
     }
@@ -317,37 +317,37 @@ fn cdn(state: &mut State, path: &str, query: &str, (from, last): (usize, Option<
         Err(std::io::Error::other("reset"))
     });
     let mut answer = Response::new(BoxBody::new(StreamBody::new(blocks.chain(end))));
-    put(&mut answer, "content-length", &whole.to_string());
+    insert_header(&mut answer, "content-length", &whole.to_string());
     if from > 0 || last.is_some() {
         *answer.status_mut() = hyper::StatusCode::PARTIAL_CONTENT;
-        put(&mut answer, "content-range", &format!("bytes {from}-{}/{size}", until - 1));
+        insert_header(&mut answer, "content-range", &format!("bytes {from}-{}/{size}", until - 1));
     }
     Some(answer)
 }
 
-fn take(count: &mut u32) -> bool {
+fn take_one(count: &mut u32) -> bool {
     let some = *count > 0;
     *count = count.saturating_sub(1);
     some
 }
 
 fn hub(state: &mut State, method: &Method, path: &str) -> Option<Answer> {
-    if take(&mut state.faults.unavailable) {
+    if take_one(&mut state.faults.unavailable) {
         return Some(text(503, "later"));
     }
     if let Some((status, code)) = state.faults.refuses {
         let mut answer = text(status, "no");
-        put(&mut answer, "x-error-code", code);
+        insert_header(&mut answer, "x-error-code", code);
         return Some(answer);
     }
     if let Some((old, new)) = state.renamed.iter().find(|(old, _)| path.contains(&format!("{old}/"))) {
         let mut answer = text(307, "renamed");
-        put(&mut answer, "location", &format!("/{}", path.replace(old, new)));
+        insert_header(&mut answer, "location", &format!("/{}", path.replace(old, new)));
         return Some(answer);
     }
     let refuse = |code: &str| {
         let mut answer = text(404, code);
-        put(&mut answer, "x-error-code", code);
+        insert_header(&mut answer, "x-error-code", code);
         Some(answer)
     };
     if let Some(rest) = path.strip_prefix("api/models/").or_else(|| path.strip_prefix("api/")) {
@@ -381,19 +381,19 @@ fn hub(state: &mut State, method: &Method, path: &str) -> Option<Answer> {
     let tag = format!("\"{}\"", etag(name, content));
     let mut answer = if is_large(name) {
         let mut answer = text(302, "elsewhere");
-        put(&mut answer, "location", &format!("{}/{commit}/{name}?signature=of-a-moment", state.cdn));
-        put(&mut answer, "etag", "\"of-the-redirect\"");
-        put(&mut answer, "x-linked-etag", &tag);
-        put(&mut answer, "x-linked-size", &content.len().to_string());
+        insert_header(&mut answer, "location", &format!("{}/{commit}/{name}?signature=of-a-moment", state.cdn));
+        insert_header(&mut answer, "etag", "\"of-the-redirect\"");
+        insert_header(&mut answer, "x-linked-etag", &tag);
+        insert_header(&mut answer, "x-linked-size", &content.len().to_string());
         answer
     } else {
         let body = if method == Method::HEAD { Bytes::new() } else { content.clone() };
         let mut answer = Response::new(Full::new(body).map_err(|never| match never {}).boxed());
-        put(&mut answer, "content-length", &content.len().to_string());
-        put(&mut answer, "etag", &tag);
+        insert_header(&mut answer, "content-length", &content.len().to_string());
+        insert_header(&mut answer, "etag", &tag);
         answer
     };
-    put(&mut answer, "x-repo-commit", &commit);
+    insert_header(&mut answer, "x-repo-commit", &commit);
     Some(answer)
 }
 

@@ -76,7 +76,7 @@ fn prompts_come_from_the_hub_and_check_shows_the_prefix() {
         let needs = found["needs"]["text encoder"].as_str().unwrap();
         assert!(needs.contains(shown), "{keys}: {needs}");
     }
-    // The same prefix, spelled out, is no other setting; another one is.
+    // The same prefix, spelled out, is the same setting; another one is not.
     let out = lab.program().args(["run", &config("prefix = 'Query: '")]).output().unwrap();
     assert!(out.status.success(), "{}", stderr_of(&out));
     let out = lab.program().args(["run", &config("prefix = ''")]).output().unwrap();

@@ -102,7 +102,7 @@ impl ProcessReport {
     }
 }
 
-/// Returns the seconds between two times in RFC 3339; 0 if one is no time.
+/// Returns the seconds between two times in RFC 3339; 0 if one is not a time.
 pub(crate) fn seconds_between(start: &str, end: &str) -> f64 {
     let times = humantime::parse_rfc3339(start).ok().zip(humantime::parse_rfc3339(end).ok());
     times.and_then(|(start, end)| end.duration_since(start).ok()).unwrap_or_default().as_secs_f64()
@@ -125,7 +125,7 @@ impl Report {
     pub(crate) fn add_process(&mut self, process: ProcessReport) {
         self.processes.retain(|other| !other.is_same(&process));
         self.processes.push(process);
-        self.add_up();
+        self.compute_totals();
     }
 
     /// Marks the work of `from` and of later stages as discarded.
@@ -134,7 +134,7 @@ impl Report {
         for stage in stages.filter(|stage| stage_of(&stage.name).is_some_and(|stage| stage >= from)) {
             stage.discarded = true;
         }
-        self.add_up();
+        self.compute_totals();
     }
 
     /// Keeps the figures of a report that an earlier version wrote, as those of a process without a start.
@@ -152,7 +152,7 @@ impl Report {
         }
     }
 
-    fn add_up(&mut self) {
+    fn compute_totals(&mut self) {
         let all = &self.processes;
         self.stages = total_stages(all);
         self.started = all.first().map(|process| process.started.clone()).unwrap_or_default();

@@ -162,7 +162,7 @@ fn require_own_export(out: &Path, run_dir: &str) -> Result<(), PipelineError> {
     let content = fs::read(out.join(RECORD_FILE)).ok();
     let Some(record) = content.and_then(|content| serde_json::from_slice::<Record>(&content).ok()) else {
         return Err(refuse(format!(
-            "`{shown}` holds `{first}` and is no export of this run: name a new or empty directory"
+            "`{shown}` holds `{first}` and is not an export of this run: name a new or empty directory"
         )));
     };
     if record.run_dir != run_dir {
@@ -173,7 +173,7 @@ fn require_own_export(out: &Path, run_dir: &str) -> Result<(), PipelineError> {
     }
     for (name, hash) in &record.files {
         let path = out.join(name);
-        // An absent file is no loss.
+        // An absent file is not a loss.
         if path.exists() && hash_file(&path).map_err(|error| StoreError::io(&path, "read", error))? != *hash {
             return Err(refuse(format!(
                 "`{}` was changed since it was exported: name a new directory, or remove the file",

@@ -78,7 +78,7 @@ impl Head for ClassifierHead {
         checkpoint: &Path,
     ) -> Result<Option<(ClassifierStart, Progress)>, PipelineError> {
         let (state, progress) = checkpoint::load(checkpoint).map_err(damaged)?;
-        if !job.made(&progress) || (state.classes, state.dim) != (self.classes, job.shape.dim) {
+        if !job.is_checkpoint_of(&progress) || (state.classes, state.dim) != (self.classes, job.shape.dim) {
             return Ok(None);
         }
         let loss = LossSum::from((progress.loss_sum, progress.loss_count));

@@ -96,7 +96,7 @@ impl Head for ProjectionHead {
         checkpoint: &Path,
     ) -> Result<Option<(ProjectionStart, Progress)>, PipelineError> {
         let (state, progress) = checkpoint::load_text(checkpoint).map_err(damaged)?;
-        if !job.made(&progress) || state.head.input != job.shape.dim {
+        if !job.is_checkpoint_of(&progress) || state.head.input != job.shape.dim {
             return Ok(None);
         }
         let loss = LossSum::from((progress.loss_sum, progress.loss_count));
