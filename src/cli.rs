@@ -12,6 +12,7 @@ mod init;
 mod metrics;
 mod output;
 mod part;
+mod predict;
 mod progress;
 mod render;
 
@@ -24,8 +25,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 
 use crate::bench;
-use crate::config::{self, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
-use crate::pipeline::{self, PipelineError, Request};
+use crate::config::{self, AdHocRanking, MachineConfig, MachineFile, PipelineFile, RunConfig, Stage};
+use crate::pipeline::{self, PipelineError, Report, Request};
 use crate::predict::evaluate::evaluate_files;
 use crate::runtime::{Resources, Shutdown, Signal, usable_cores};
 use crate::sample::{self, SampleOptions};
@@ -138,15 +139,15 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
                 require_stage(&config, stage)?;
             }
             let from = if fresh { Some(Stage::Catalog) } else { from };
-            let request = Request { part, part_only, predict_only: false, from };
+            let request = Request { part, part_only, from, ..Request::default() };
             let pages = Pages { metrics: metrics.as_deref(), page: serve.as_deref() };
             run(config, request, pages, screen, output)
         }
-        Command::Predict { files, captions, output: name } => {
-            let request = Request { predict_only: true, ..Request::default() };
-            let config = load_config(&files)?.rank(captions, name);
-            let config = config.map_err(|error| config_failure(files.config(), &error))?;
-            run(config, request, Pages::default(), screen, output)
+        Command::Predict { files, captions, output: names, images, ids, truth, wait } => {
+            let request = Request { predict_only: true, wait, ..Request::default() };
+            let common = AdHocRanking { images, ids, truth, ..AdHocRanking::default() };
+            let rankings = predict::pair_lists(captions, names, &common).map_err(|what| Failure::new(2, what))?;
+            predict::run(&files, rankings, request, screen, output)
         }
         Command::Status { dir, run_dir, machine, shards, check } => {
             let run_dir = dir.or(run_dir).unwrap_or_default();
@@ -355,6 +356,17 @@ fn run(
     output: RunOutput,
 ) -> Result<(), Failure> {
     let started = Instant::now();
+    let report = run_pipeline(config, request, pages, screen)?;
+    emit(output.json, &report, || render::run(&report, started.elapsed(), output.verbose))
+}
+
+/// Runs the stages, with progress on the screen and the servers beside them.
+fn run_pipeline(
+    config: RunConfig,
+    request: Request,
+    pages: Pages<'_>,
+    screen: &progress::Screen,
+) -> Result<Report, Failure> {
     // A port that is in use is reported before a corpus is rendered.
     let listener = pages.metrics.map(metrics::bind).transpose().map_err(|message| Failure::new(2, message))?;
     let dir = config.run_dir().to_owned();
@@ -380,8 +392,7 @@ fn run(
         outcome
     });
     runtime.shutdown_timeout(ABANDON_TIMEOUT);
-    let report = outcome?;
-    emit(output.json, &report, || render::run(&report, started.elapsed(), output.verbose))
+    Ok(outcome?)
 }
 
 /// Asks the run to stop at the first signal and ends the process at the second, which is as safe as a kill.

@@ -23,7 +23,7 @@ mod validate;
 mod value;
 
 pub use parse::{MachineFile, PipelineFile};
-pub use run_config::RunConfig;
+pub use run_config::{AdHocRanking, RunConfig};
 pub use stage::{Stage, StageKeys};
 pub use stored::StoredPipeline;
 pub use validate::images::{

@@ -93,7 +93,7 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<Report, PipelineError> {
     let started = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-    let (ctx, lock) = RunContext::open(config, request.part, progress, shutdown).await?;
+    let (ctx, lock) = RunContext::open(config, request.part, request.wait, progress, shutdown).await?;
     let prepared = match prepare(&ctx, request).await {
         Ok(prepared) => prepared,
         Err(error) => {

@@ -75,6 +75,20 @@ pub fn read(path: &Path) -> Result<Vectors, ChunkError> {
     Ok(Vectors { values, dim, precision })
 }
 
+/// Passes the captions of a chunk to `visit`, in order. The vectors are not read.
+///
+/// # Errors
+/// Fails if the file is not such a chunk.
+pub fn visit_captions(path: &Path, mut visit: impl FnMut(&str)) -> Result<(), ChunkError> {
+    let mut table = TableReader::open(path, GROUP_ROWS, &["caption"])?;
+    while let Some(batch) = table.next()? {
+        let column = batch.column_by_name("caption").and_then(|column| column.as_string_opt::<i32>());
+        let damaged = || ChunkError::damaged(path, "chunk of caption vectors", "the column `caption` is missing");
+        column.ok_or_else(damaged)?.iter().for_each(|caption| visit(caption.unwrap_or_default()));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -91,6 +105,9 @@ mod tests {
             write(&path, &["a", "", "ü\n\"", "d"], &vectors, "g").unwrap();
             let restored = read(&path).unwrap();
             assert_eq!((restored.dim, restored.precision), (5, precision));
+            let mut captions = Vec::new();
+            visit_captions(&path, |caption| captions.push(caption.to_owned())).unwrap();
+            assert_eq!(captions, ["a", "", "ü\n\"", "d"]);
             let rounded =
                 |value: &f32| if precision == Precision::F32 { *value } else { bf16::from_f32(*value).to_f32() };
             assert_eq!(restored.values, values.iter().map(rounded).collect::<Vec<_>>());

@@ -65,7 +65,8 @@ pub(super) enum Command {
     Run {
         #[command(flatten)]
         files: Files,
-        /// Deletes the results of this stage and of all later stages, and computes them again.
+        /// Deletes the results of this stage and of all later stages, and computes them again. `text` and `train` keep the
+        /// features of the test images, which depend on neither.
         #[arg(long, value_name = "STAGE", conflicts_with = "fresh")]
         from: Option<StageName>,
         /// Deletes all results of the run and starts over.
@@ -188,13 +189,26 @@ pub(super) enum Command {
         #[command(flatten)]
         files: Files,
         /// Captions to rank instead of the configured list: a CSV file with a header such as `caption` and one column. Needs a text
-        /// head, and `--output`.
+        /// head, and `--output`. Several lists are ranked one after the other, each into the `--output` in the same place.
         #[arg(long, value_name = "FILE", requires = "output")]
-        captions: Option<String>,
+        captions: Vec<String>,
         /// Name of the ranked file in the run directory, instead of `predict.output`. Scores and times go to `NAME.report.json`
         /// beside it; the submission and the report of the run stay as they are.
         #[arg(long, value_name = "NAME.csv")]
-        output: Option<String>,
+        output: Vec<String>,
+        /// Images to rank captions for, instead of `predict.images`: files, globs or folders; may be given several times. Needs
+        /// `--output`. Without `--ids` each image is an id, and without `--truth` there is no score.
+        #[arg(long, value_name = "GLOB", requires = "output")]
+        images: Vec<String>,
+        /// File of ids instead of `predict.ids`, with the columns `id` and `image_url`. Needs `--output`.
+        #[arg(long, value_name = "FILE", requires = "output")]
+        ids: Option<String>,
+        /// CSV file with the right caption of each id, instead of `predict.truth`.
+        #[arg(long, value_name = "FILE")]
+        truth: Option<String>,
+        /// Waits while another process works on the run directory, instead of ending with an error.
+        #[arg(long)]
+        wait: bool,
     },
     /// Scores a submission against the right captions: NDCG@5, recall@1, recall@5, mean reciprocal rank, mean rank.
     ///

@@ -14,6 +14,27 @@ use super::{
 };
 use crate::types::ValidationSplit;
 
+/// What a ranking on the command line differs in from the pipeline file; absent or empty where it is the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdHocRanking {
+    /// File of captions to rank.
+    pub captions: Option<String>,
+    /// File of the ranked captions, inside `run.dir`.
+    pub output: Option<String>,
+    /// Globs of the images.
+    pub images: Vec<String>,
+    /// File of the ids.
+    pub ids: Option<String>,
+    /// File of the right captions.
+    pub truth: Option<String>,
+}
+
+/// Hashes names with FNV-1a, so that the same names always give the same number.
+fn hash_names<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
+    let bytes = names.flat_map(|name| name.bytes().chain([0]));
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// A configuration in which every value can work and every default is filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunConfig {
@@ -78,28 +99,48 @@ impl RunConfig {
         }
     }
 
-    /// Ranks another list of captions, or writes the ranking to another file of the run directory. The features are the
-    /// same.
+    /// Ranks other captions, or for other images, or writes the ranking to another file of the run directory. The features
+    /// of the same images and ids are shared by all rankings.
     ///
     /// # Errors
     /// When the pipeline has no `[predict]`, or a value cannot work.
-    pub fn rank(self, captions: Option<String>, output: Option<String>) -> Result<Self, ConfigError> {
+    pub fn rank(self, ranking: AdHocRanking) -> Result<Self, ConfigError> {
         let Self { mut source, machine, machine_source, .. } = self;
+        let AdHocRanking { captions, output, images, ids, truth } = ranking;
         let Some(predict) = &mut source.predict else {
             return Err(ConfigError(vec![Problem::new("predict", "is required to rank captions")]));
         };
         let mut problems = Problems::default();
         let other_output = output.as_ref().is_some_and(|output| *output != predict.output);
-        if captions.is_some() && !other_output {
-            // Otherwise the ranking of another list would replace the submission.
+        let (other_list, other_images) = (captions.is_some(), !images.is_empty() || ids.is_some());
+        if (other_list || other_images) && !other_output {
+            // Otherwise another ranking would replace the submission.
             let what = format!(
-                "`{}` is the submission of the run: name another file for the ranking of another list, with `--output NAME.csv`",
-                predict.output
+                "`{}` is the submission of the run: name another file for the ranking of {}, with `--output NAME.csv`",
+                predict.output,
+                if other_list { "another list" } else { "other images" }
             );
             return Err(ConfigError(vec![Problem::new("predict.output", what)]));
         }
         if let Some(captions) = captions {
             predict.captions = captions;
+        }
+        if !images.is_empty() {
+            predict.images = images;
+            // Ids and truth of the pipeline file belong to its own images.
+            predict.ids.clear();
+            predict.truth.clear();
+        }
+        if let Some(ids) = ids {
+            predict.ids = ids;
+        }
+        if let Some(truth) = truth {
+            predict.truth = truth;
+        }
+        if other_images {
+            // Features are named after `predict.output`. Those of other images have a name of their own.
+            let names = predict.images.iter().chain([&predict.ids]);
+            predict.output = format!("images-{:08x}.csv", hash_names(names.map(String::as_str)));
         }
         if let Some(output) = &output {
             check_output(output, &mut problems);

@@ -58,6 +58,15 @@ impl Stage {
             Self::Predict => "test features and submission",
         }
     }
+
+    /// Names the artefacts of this stage that recomputing an earlier one replaces, for a message.
+    pub fn artefacts_after(self, earlier: Self) -> &'static str {
+        match (self, earlier) {
+            // The features of the test images depend neither on captions nor on a head.
+            (Self::Predict, Self::Text | Self::Train) => "submission",
+            _ => self.artefacts(),
+        }
+    }
 }
 
 /// Dotted key → value as TOML, for every key that a stage's artefacts depend on.

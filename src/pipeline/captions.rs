@@ -1,10 +1,11 @@
 //! Captions → vectors: each distinct caption is embedded once by the frozen text encoder.
 //!
 //! Vectors are stored in chunks under `texts/`, in a folder for each set of captions. Its name is a hash of everything
-//! that the vectors depend on: the encoder's files, the prefix, the precision, and the captions in order. So a list is
-//! never embedded twice in a run directory, and two lists never mix. A chunk exists if and only if its entry under
-//! `journal/texts/` does.
+//! that the vectors depend on: the encoder's files, the prefix, the precision, and the captions in order. Two sets never
+//! mix. A caption that another set of the same encoder has is copied and not embedded again, so a changed list costs its new
+//! captions only. A chunk exists if and only if its entry under `journal/texts/` does.
 
+mod known;
 mod vector_set;
 mod vector_store;
 
@@ -27,6 +28,7 @@ use crate::pipeline::manifest::ENCODER_FILES;
 use crate::telemetry::{Activity, Party, StageProgress, StageTimer};
 use crate::types::{Part, Precision};
 
+use known::KnownVectors;
 use vector_set::{CHUNK_CAPTIONS, SetWriter, StoredSet, chunk_captions};
 
 pub(crate) use vector_set::VectorSet;
@@ -219,22 +221,45 @@ async fn embed_missing(
         let stage_progress = ctx.progress.stage(stage, "captions", own.iter().map(rows).sum());
         let committed = own.iter().filter(|chunk| chunks[**chunk].is_some());
         stage_progress.add_resumed(committed.map(rows).sum());
+        let known = find_known(ctx, encoder, writer, captions, &missing).await?;
+        stage_progress.add_resumed(known.len() as u64);
         ctx.events.stage_started(&stage_progress);
-        let loaded = device.load_encoder(encoder.checkpoint.clone(), encoder.precision).await?;
+        let new = missing.iter().map(rows).sum::<u64>() - known.len() as u64;
+        let loaded = match new {
+            0 => None,
+            _ => Some(device.load_encoder(encoder.checkpoint.clone(), encoder.precision).await?),
+        };
         let embedding = Embedding {
             ctx,
             encoder,
-            loaded: &loaded,
+            loaded: loaded.as_ref(),
             text_batches: device.text_batches,
             writer,
             captions,
+            known: Arc::new(known),
             stage_progress: &stage_progress,
         };
         embedding.run(&missing, &mut chunks).await?;
-        loaded.unload().await?;
+        if let Some(loaded) = loaded {
+            loaded.unload().await?;
+        }
         ctx.events.stage_finished(&stage_progress);
     }
     Ok(chunks)
+}
+
+/// Finds vectors of the missing chunks' captions in other sets.
+async fn find_known(
+    ctx: &RunContext,
+    encoder: &Encoder,
+    writer: &SetWriter,
+    captions: &Arc<Texts>,
+    missing: &[usize],
+) -> Result<KnownVectors, PipelineError> {
+    let (writer, captions, missing) = (writer.clone(), Arc::clone(captions), missing.to_vec());
+    let format = (encoder.checkpoint.dim(), encoder.precision);
+    let limit_bytes = resident_limit_bytes(&ctx.config) / 2;
+    tokio::task::spawn_blocking(move || KnownVectors::find(&writer, &captions, &missing, format, limit_bytes)).await?
 }
 
 /// As [`embed`], for the classes of a run. If the run directory has all of their vectors, the captions are neither read
@@ -251,7 +276,7 @@ pub(crate) async fn embed_classes(
 ) -> Result<VectorSet, PipelineError> {
     let known = classes.identity().map(|identity| StoredSet::new(ctx.dir.clone(), encoder, &identity));
     if let Some(generation) = known.as_ref().map(StoredSet::generation).transpose()?.flatten() {
-        let writer = SetWriter { dir: ctx.dir.clone(), generation, captions: classes.count };
+        let writer = SetWriter::new(ctx.dir.clone(), generation, classes.count, encoder);
         let chunks = writer.committed_chunks()?;
         if chunks.iter().all(Option::is_some) {
             return Ok(writer.finish(chunks, encoder));
@@ -265,9 +290,11 @@ pub(crate) async fn embed_classes(
     Ok(set)
 }
 
-/// Token ids of a chunk's captions.
+/// Token ids of a chunk's captions, without those whose vectors are known.
 struct TokenizedChunk {
     chunk: usize,
+    /// Position of each caption in the chunk.
+    places: Vec<usize>,
     tokens: Vec<Vec<u32>>,
 }
 
@@ -275,10 +302,12 @@ struct TokenizedChunk {
 struct Embedding<'a> {
     ctx: &'a RunContext,
     encoder: &'a Encoder,
-    loaded: &'a LoadedEncoder,
+    /// The encoder; absent if all vectors are known.
+    loaded: Option<&'a LoadedEncoder>,
     text_batches: TextBatches,
     writer: &'a SetWriter,
     captions: &'a Arc<Texts>,
+    known: Arc<KnownVectors>,
     stage_progress: &'a StageProgress,
 }
 
@@ -307,23 +336,39 @@ impl Embedding<'_> {
         tokenizer: &Arc<CaptionTokenizer>,
         chunk: usize,
     ) -> tokio::task::JoinHandle<Result<TokenizedChunk, PipelineError>> {
-        let (tokenizer, captions) = (Arc::clone(tokenizer), Arc::clone(self.captions));
+        let (tokenizer, captions, known) = (Arc::clone(tokenizer), Arc::clone(self.captions), Arc::clone(&self.known));
         tokio::task::spawn_blocking(move || {
-            let tokens = tokenizer.encode(&chunk_captions(&captions, chunk)).map_err(model_error)?;
-            Ok(TokenizedChunk { chunk, tokens })
+            let all = chunk_captions(&captions, chunk);
+            let is_new = |place: &usize| !known.contains(chunk * CHUNK_CAPTIONS + place);
+            let places: Vec<usize> = (0..all.len()).filter(is_new).collect();
+            let new: Vec<&str> = places.iter().map(|place| all[*place]).collect();
+            let tokens = tokenizer.encode(&new).map_err(model_error)?;
+            Ok(TokenizedChunk { chunk, places, tokens })
         })
     }
 
     /// Embeds, writes and commits a chunk.
     async fn embed_chunk(&self, tokenized: TokenizedChunk) -> Result<Checksum, PipelineError> {
-        let TokenizedChunk { chunk, tokens: mut numbers } = tokenized;
+        let TokenizedChunk { chunk, places, tokens: mut numbers } = tokenized;
         let dim = self.encoder.checkpoint.dim();
         let lengths: Vec<usize> = numbers.iter().map(Vec::len).collect();
         let TextBatches { tokens: budget, fixed_shapes } = self.text_batches;
         let path = self.ctx.scratch_path().join(format!("texts-{}-{chunk:06}", self.writer.set()));
-        let inputs = format!("{} {chunk} {budget} {fixed_shapes}", self.writer.generation);
+        let rows = chunk_captions(self.captions, chunk).len();
+        let mut inputs = format!("{} {chunk} {budget} {fixed_shapes}", self.writer.generation);
+        if places.len() < rows {
+            inputs.push_str(&format!(
+                " {}",
+                blake3::hash(&places.iter().flat_map(|at| at.to_le_bytes()).collect::<Vec<u8>>())
+            ));
+        }
         let (mut logged, mut log) = BatchLog::open(path, &inputs)?;
-        let mut values = vec![0.0_f32; numbers.len() * dim];
+        let mut values = vec![0.0_f32; rows * dim];
+        for place in 0..rows {
+            if let Some(vector) = self.known.read(chunk * CHUNK_CAPTIONS + place) {
+                values[place * dim..(place + 1) * dim].copy_from_slice(&vector);
+            }
+        }
         for batch in batch_by_length(&lengths, budget, fixed_shapes) {
             if let Some(signal) = self.ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
@@ -337,7 +382,8 @@ impl Embedding<'_> {
                 let tokens = batch.tokens.min(self.encoder.checkpoint.max_tokens());
                 // Empty captions pad the batch to its fixed shape.
                 let batch_rows = if fixed_shapes { (budget / tokens.max(1)).max(count) } else { count };
-                let vectors = self.loaded.embed(rows, tokens, batch_rows).await?;
+                let absent = || PipelineError::Internal("the text encoder is not loaded".to_owned());
+                let vectors = self.loaded.ok_or_else(absent)?.embed(rows, tokens, batch_rows).await?;
                 log.append(&vectors)?;
                 vectors
             };
@@ -348,7 +394,8 @@ impl Embedding<'_> {
                 ));
             }
             for (member, vector) in batch.members.iter().zip(vectors.chunks_exact(dim)) {
-                values[member * dim..(member + 1) * dim].copy_from_slice(vector);
+                let place = places[*member];
+                values[place * dim..(place + 1) * dim].copy_from_slice(vector);
             }
             self.stage_progress.add(count as u64);
         }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{ConfigError, Problem, RunConfig};
-use crate::objects::{Store, TrafficSnapshot};
+use crate::objects::{Store, StoreError, TrafficSnapshot};
 use crate::pipeline::claims;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::require_run_directory;
@@ -14,6 +15,9 @@ use crate::run_dir::{Directory, Lock};
 use crate::runtime::{ByteBudget, CpuPool, Shutdown, usable_cores};
 use crate::telemetry::ProgressRegistry;
 use crate::types::Part;
+
+/// Time between two attempts to lock a run directory that another process holds.
+const CLAIM_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Everything that each stage of a run needs. Cheap to clone: all clones share the same services.
 #[derive(Debug, Clone)]
@@ -42,37 +46,40 @@ impl RunContext {
     /// Opens the run directory, locks it for a whole run or a `part`, and starts the shared services. Events are not logged
     /// yet.
     ///
-    /// If the owner of the lock may still be alive, the lock is watched for a while.
+    /// If the owner of the lock may still be alive, the lock is watched for a while; with `wait`, until it is free.
     ///
     /// # Errors
     /// When the directory is in use or cannot be opened; or when the run has to stop.
     pub(crate) async fn open(
         config: RunConfig,
         part: Option<Part>,
+        wait: bool,
         progress: ProgressRegistry,
         shutdown: Shutdown,
     ) -> Result<(Self, Lock), PipelineError> {
         let config = Arc::new(config);
         let store = open_store(config.store());
-        let (own, client) = (Arc::clone(&config), store.clone());
-        let locked = tokio::task::spawn_blocking(move || {
-            // Before anything is created in it.
-            require_run_directory(&Directory::read_only(&client, own.run_dir())?)?;
-            let dir = Directory::open(&client, own.run_dir(), &own_scratch_path(&own, part).join("staging"))?;
-            let lock = match part {
-                None => claims::claim_run(&dir),
-                Some(part) => {
-                    dir.warn_of_network_disk();
-                    claims::claim_part(&dir, part)
-                }
+        let mut holder_shown = None;
+        let (dir, lock) = loop {
+            let (own, client) = (Arc::clone(&config), store.clone());
+            let locking = tokio::task::spawn_blocking(move || claim_directory(&own, &client, part));
+            let locked = tokio::select! {
+                locked = locking => locked?,
+                () = shutdown.raised() => return Err(stopped(&shutdown)),
             };
-            let lock = lock.inspect_err(|_| dir.abandon(None))?;
-            remove_other_scratch(&own, part);
-            Ok::<_, PipelineError>((dir, lock))
-        });
-        let (dir, lock) = tokio::select! {
-            locked = locked => locked??,
-            () = shutdown.raised() => return Err(stopped(&shutdown)),
+            match locked {
+                Err(PipelineError::Store(StoreError::InUse { path, holder })) if wait => {
+                    if holder_shown.as_ref() != Some(&holder) {
+                        tracing::info!("waiting for `{path}`, which is in use by {holder}");
+                        holder_shown = Some(holder);
+                    }
+                }
+                locked => break locked?,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(CLAIM_AGAIN_AFTER) => {}
+                () = shutdown.raised() => return Err(stopped(&shutdown)),
+            }
         };
         let budget = ByteBudget::new(config.limits().memory.0);
         let pool = CpuPool::new(workers(&config))?;
@@ -120,6 +127,23 @@ impl RunContext {
         counter("store_read_bytes", "Bytes read of inputs and of the run directory", |traffic| traffic.bytes_read);
         counter("store_written_bytes", "Bytes written to a remote run directory", |traffic| traffic.bytes_written);
     }
+}
+
+/// Opens the run directory and locks it for a whole run or a part. Blocks the thread.
+fn claim_directory(config: &RunConfig, store: &Store, part: Option<Part>) -> Result<(Directory, Lock), PipelineError> {
+    // Before anything is created in it.
+    require_run_directory(&Directory::read_only(store, config.run_dir())?)?;
+    let dir = Directory::open(store, config.run_dir(), &own_scratch_path(config, part).join("staging"))?;
+    let lock = match part {
+        None => claims::claim_run(&dir),
+        Some(part) => {
+            dir.warn_of_network_disk();
+            claims::claim_part(&dir, part)
+        }
+    };
+    let lock = lock.inspect_err(|_| dir.abandon(None))?;
+    remove_other_scratch(config, part);
+    Ok((dir, lock))
 }
 
 /// Returns the error of work that ended because `shutdown` was raised.

@@ -4,7 +4,7 @@
 //! A *generation* is the hash of a stage's keys and of the generations upstream. Every artefact carries it, and a start
 //! with a changed key is refused by name, so that a directory never mixes two generations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
 pub(crate) const ENCODER_FILES: &str = "text.encoder (files)";
 /// Version of the artefacts. It changes when equal keys yield different bytes.
 const FORMAT: u32 = 2;
+
+/// Begin of the name of a prediction's record; its stem follows.
+const PREDICTION_PREFIX: &str = "predict ";
 
 /// Names in a run directory that may exist before the manifest does.
 const OWN_NAMES: [&str; 4] = ["lock", "scratch", "parts", "events"];
@@ -118,7 +121,7 @@ pub(crate) async fn add_inputs(
 
 /// Returns the stem of a prediction from the name of its record.
 fn prediction_stem(name: &str) -> &str {
-    name.strip_prefix("predict ").unwrap_or(name)
+    name.strip_prefix(PREDICTION_PREFIX).unwrap_or(name)
 }
 
 impl RunFile {
@@ -192,7 +195,7 @@ impl RunFile {
             return;
         }
         let own = self.config.output().unwrap_or_default();
-        for stem in self.stages.keys().filter_map(|name| name.strip_prefix("predict ")) {
+        for stem in self.stages.keys().filter_map(|name| name.strip_prefix(PREDICTION_PREFIX)) {
             // A name with an ending in other letters is its own stem.
             let is_whole = std::path::Path::new(stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
             let output = if is_whole { stem.to_owned() } else { format!("{stem}.csv") };
@@ -263,6 +266,28 @@ impl Manifest {
     /// Returns the record that an earlier start made of a stage, unless this start discards it.
     pub(crate) fn recorded(&self, name: &str) -> Option<&StageRecord> {
         self.file.stages.get(name).filter(|_| !self.discards(name))
+    }
+
+    /// Returns the value of a key in the record of a stage, as [`Manifest::recorded`] returns it.
+    pub(crate) fn recorded_value(&self, name: &str, key: &str) -> Option<String> {
+        self.recorded(name)?.keys.get(key).cloned()
+    }
+
+    /// Returns the recorded predictions whose test features stay although this start discards the stage: they depend neither
+    /// on captions nor on a head. Those of a prediction that this start makes from other images do not stay.
+    fn kept_test_features(&self) -> BTreeSet<String> {
+        if !matches!(self.from, Some(Stage::Text | Stage::Train)) {
+            return BTreeSet::new();
+        }
+        let is_proposed_otherwise = |name: &str, record: &StageRecord| {
+            self.proposed.iter().any(|(_, own, new)| own == name && new.generation != record.generation)
+        };
+        let kept = self
+            .file
+            .stages
+            .iter()
+            .filter(|(name, record)| name.starts_with(PREDICTION_PREFIX) && !is_proposed_otherwise(name, record));
+        kept.map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether this start discards the artefacts of a stage.
@@ -350,8 +375,8 @@ impl Manifest {
         let (first, ..) = self.refused.first()?;
         let mut rows = vec![["key", "then", "now", "invalidates"].map(str::to_owned)];
         for (stage, old, new) in &self.refused {
-            let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-            let later = Stage::ALL.iter().filter(|later| *later >= stage).map(|later| later.artefacts());
+            let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+            let later = Stage::ALL.iter().filter(|later| *later >= stage).map(|later| later.artefacts_after(*stage));
             let invalid = later.collect::<Vec<_>>().join(", ");
             for name in names.into_iter().filter(|name| old.get(*name) != new.get(*name)) {
                 let show = |value: Option<&String>| value.map_or("(absent)", String::as_str).to_owned();
@@ -390,7 +415,9 @@ impl Manifest {
         if let Some(refusal) = self.refusal() {
             return Err(PipelineError::Generation(refusal));
         }
-        let discarded: Vec<String> = self.file.stages.keys().filter(|name| self.discards(name)).cloned().collect();
+        let kept = self.kept_test_features();
+        let is_discarded = |name: &&String| self.discards(name) && !kept.contains(*name);
+        let discarded: Vec<String> = self.file.stages.keys().filter(is_discarded).cloned().collect();
         for name in discarded {
             self.file.stages.remove(&name);
         }
@@ -404,7 +431,7 @@ impl Manifest {
                     self.directory.remove(&format!("journal/predict-{stem}"))?;
                     self.directory.remove(&format!("predict/{stem}"))?;
                 }
-                _ => self.remove_artefacts(stage)?,
+                _ => self.remove_artefacts(stage, &BTreeSet::new())?,
             }
         }
         if let Some(from) = self.from {
@@ -414,7 +441,7 @@ impl Manifest {
             self.save()?;
             report::discard(&self.directory, from)?;
             for later in Stage::ALL.into_iter().filter(|later| *later >= from) {
-                self.remove_artefacts(later)?;
+                self.remove_artefacts(later, &kept)?;
             }
             status::forget(&self.directory)?;
             // Forgotten last: a file that is not among the predictions counts as another's.
@@ -432,7 +459,8 @@ impl Manifest {
         self.save()
     }
 
-    fn remove_artefacts(&self, stage: Stage) -> Result<(), StoreError> {
+    /// Removes the artefacts of a stage, but for the test features of the predictions `kept`.
+    fn remove_artefacts(&self, stage: Stage, kept: &BTreeSet<String>) -> Result<(), StoreError> {
         let remove = |names: &[&str]| names.iter().try_for_each(|name| self.directory.remove(name));
         match stage {
             Stage::Catalog => remove(&["parts", "journal/catalog.json", "catalog"]),
@@ -443,9 +471,15 @@ impl Manifest {
             Stage::Text => remove(&["journal/texts", "texts"]),
             Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", finished::FOLDER]),
             Stage::Predict => {
+                let is_kept = |stem: &str| kept.contains(&format!("{PREDICTION_PREFIX}{stem}"));
                 for name in self.directory.list("journal")? {
-                    if name.starts_with("predict-") {
+                    if name.strip_prefix("predict-").is_some_and(|stem| !is_kept(stem)) {
                         self.directory.remove(&format!("journal/{name}"))?;
+                    }
+                }
+                for stem in self.directory.list("predict")? {
+                    if !is_kept(&stem) {
+                        self.directory.remove(&format!("predict/{stem}"))?;
                     }
                 }
                 for output in self.file.predictions.keys() {
@@ -457,7 +491,10 @@ impl Manifest {
                         self.directory.remove(&format!("{}/{name}", finished::FOLDER))?;
                     }
                 }
-                remove(&["predict", "examples.html"])
+                if kept.is_empty() {
+                    remove(&["predict"])?;
+                }
+                remove(&["examples.html"])
             }
         }
     }

@@ -22,6 +22,8 @@ pub struct Request {
     pub predict_only: bool,
     /// Discard the artefacts of this stage and of all later stages.
     pub from: Option<Stage>,
+    /// Wait while another process works on the run directory.
+    pub wait: bool,
 }
 
 /// Input of a stage that reads shards of some format.
@@ -97,9 +99,13 @@ impl Plan {
                 keys.insert("pairs.format".to_owned(), input.format.to_string());
             }
             add_inputs(store, &mut keys, "pairs.shards", &shards).await?;
-            if let Some(list) = &catalog.captions.list {
+            if let Some(list) = catalog.captions.class_list() {
                 let list = store.find(list).await?;
                 add_inputs(store, &mut keys, "captions.list", &[list]).await?;
+            } else if let Some(then) = manifest.recorded_value(Stage::Catalog.as_str(), "captions.list (files)") {
+                // A list that is only ranked decides nothing here. Earlier versions recorded it all the same, and their
+                // artefacts stay valid under the fingerprint that they have.
+                keys.insert("captions.list (files)".to_owned(), then);
             }
             let generation = manifest.propose(Stage::Catalog.as_str(), Stage::Catalog, keys, &[])?;
             self.catalog = Some(StageInput { input, shards, generation });

@@ -22,6 +22,7 @@ mod parts;
 mod resource_limits;
 mod results;
 mod resume;
+mod reuse;
 mod s3;
 mod support;
 mod sweep;

@@ -12,7 +12,7 @@ fn encoder() -> String {
 }
 
 /// Returns a pipeline over the shared corpus with a text head.
-fn text(run_dir: &Path, edits: &[(&str, &str)]) -> String {
+pub(crate) fn text(run_dir: &Path, edits: &[(&str, &str)]) -> String {
     let sections = format!("[text]\nencoder = '{}'\nprefix = 'query: '\n\n[head]\nkind = 'text'\n\n[train]", encoder());
     let mut all = vec![
         ("[train]", sections.as_str()),

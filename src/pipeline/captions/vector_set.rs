@@ -31,6 +31,9 @@ const GENERATION_DIGITS: usize = 32;
 struct Entry {
     generation: String,
     checksum: Checksum,
+    /// Hash of the encoder and its settings; empty in entries of earlier versions.
+    #[serde(default)]
+    encoder: String,
 }
 
 /// Returns the hash of everything that the vectors of a set depend on.
@@ -76,6 +79,13 @@ impl StoredSet {
     }
 }
 
+/// Returns a hash of the encoder and its settings.
+fn encoder_hash(encoder: &Encoder) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hash_encoder(&mut hasher, encoder);
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
 /// Hashes the encoder and its settings.
 fn hash_encoder(hasher: &mut blake3::Hasher, encoder: &Encoder) {
     for part in [FORMAT, &encoder.fingerprint, &encoder.prefix, encoder.precision.as_str()] {
@@ -99,9 +109,16 @@ pub(super) struct SetWriter {
     pub(super) generation: String,
     /// Number of captions.
     pub(super) captions: usize,
+    /// Hash of the encoder and its settings.
+    encoder: String,
 }
 
 impl SetWriter {
+    /// Opens the set of this generation, of `captions` captions.
+    pub(super) fn new(dir: Directory, generation: String, captions: usize, encoder: &Encoder) -> Self {
+        Self { dir, generation, captions, encoder: encoder_hash(encoder) }
+    }
+
     /// Opens the set of some captions. Hashes them on a thread of its own.
     pub(super) async fn open(
         ctx: &RunContext,
@@ -110,7 +127,7 @@ impl SetWriter {
     ) -> Result<Self, PipelineError> {
         let (own, hashed) = (encoder.clone(), Arc::clone(captions));
         let generation = tokio::task::spawn_blocking(move || generation(&own, &hashed)).await?;
-        Ok(Self { dir: ctx.dir.clone(), generation, captions: captions.len() })
+        Ok(Self::new(ctx.dir.clone(), generation, captions.len(), encoder))
     }
 
     /// Returns the name of the set's folders.
@@ -149,6 +166,34 @@ impl SetWriter {
         Ok(chunks)
     }
 
+    /// Returns the committed chunks of all other sets of the same encoder, by set and chunk.
+    ///
+    /// # Errors
+    /// When a folder or an entry cannot be read.
+    pub(super) fn other_chunks(&self) -> Result<Vec<ChunkFile>, PipelineError> {
+        let mut sets = self.dir.list(FOLDER)?;
+        sets.sort_unstable();
+        let mut chunks = Vec::new();
+        for set in sets.iter().filter(|set| *set != self.set()) {
+            let files: BTreeSet<String> = self.dir.list(&format!("{FOLDER}/{set}"))?.into_iter().collect();
+            let stems = files.iter().filter_map(|file| file.strip_suffix(".parquet"));
+            let names: Vec<String> = stems.clone().map(|stem| format!("{JOURNAL}/{set}/{stem}.json")).collect();
+            // All entries of a set name one encoder, so the first decides.
+            let first = names.first().map(|name| self.dir.read(name)).transpose()?.flatten();
+            let is_own =
+                |text: Vec<u8>| serde_json::from_slice::<Entry>(&text).is_ok_and(|entry| entry.encoder == self.encoder);
+            if !first.is_some_and(is_own) {
+                continue;
+            }
+            for (stem, text) in stems.zip(self.dir.read_all(&names)?) {
+                let entry = text.and_then(|text| serde_json::from_slice::<Entry>(&text).ok());
+                let name = format!("{FOLDER}/{set}/{stem}.parquet");
+                chunks.extend(entry.map(|entry| ChunkFile { name, sum: Some(entry.checksum), ..ChunkFile::default() }));
+            }
+        }
+        Ok(chunks)
+    }
+
     /// Removes the files of a part's chunks that are not committed.
     ///
     /// # Errors
@@ -170,7 +215,7 @@ impl SetWriter {
         let name = self.chunk_name(chunk);
         let checksum = texts::write(&self.dir.temporary(&name)?, captions, vectors, &self.generation)?;
         self.dir.publish(&name)?;
-        let entry = Entry { generation: self.generation.clone(), checksum };
+        let entry = Entry { generation: self.generation.clone(), checksum, encoder: self.encoder.clone() };
         let content = serde_json::to_vec(&entry).map_err(|error| PipelineError::Internal(error.to_string()))?;
         let entry_name = self.entry_name(chunk);
         if !self.dir.create_new(&entry_name, &content)? {
