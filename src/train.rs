@@ -1,7 +1,7 @@
 //! Trains a head on features in a deterministic order, with checkpoints that resume exactly.
 //!
 //! There are two kinds of head: a linear classifier ([`Trainer`]) and a projection head into the embedding space of a
-//! text encoder ([`text`]). Host vectors come in (`[rows, dim]` f32 features, class indices); states and numbers go
+//! text encoder ([`text`]). Both can also be solved for in closed form ([`closed_form`]). Host vectors come in (`[rows, dim]` f32 features, class indices); states and numbers go
 //! out. No tensor crosses the boundary.
 //!
 //! Pure functions determine the result: the sample order depends on seed, epoch and chunk sizes ([`order`]), the
@@ -10,6 +10,7 @@
 //! features and decides when and where checkpoints are saved.
 
 pub mod checkpoint;
+pub mod closed_form;
 mod features;
 pub mod head;
 mod head_bytes;

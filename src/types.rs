@@ -192,6 +192,17 @@ words!(
     }
 );
 words!(
+    /// Method by which a head is trained.
+    HeadMethod {
+        /// Stochastic gradient descent.
+        Sgd = "sgd",
+        /// Canonical correlation, in closed form.
+        Cca = "cca",
+        /// Ridge regression, in closed form.
+        Ridge = "ridge",
+    }
+);
+words!(
     /// Kind of the trained head.
     HeadKind {
         /// Linear classifier with one output per class.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
 use crate::types::{
-    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FolderCaptions, HeadKind, ImageFormat, MatchRule,
-    Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FolderCaptions, HeadKind, HeadMethod,
+    ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
 };
 
 /// Returns whether a value is the default. Such keys are left out of files, so that new keys do not change old fingerprints.
@@ -274,6 +274,16 @@ pub(super) struct RawHead {
     pub(super) kind: HeadKind,
     /// With `text`: width of the projection's hidden layer. 0: a linear projection.
     pub(super) hidden: u32,
+    /// `sgd`: trained step by step, as `[train]` says. In closed form, from one pass over the features without a learning rate:
+    /// - `cca` (with `text`): regularised canonical correlation of features and captions; the best choice for a few thousand
+    ///   images or fewer, which `sgd` overfits;
+    /// - `ridge`: ridge regression, with `text` to the captions' vectors, with `classes` to the class means or to one-hot targets.
+    ///
+    /// Shrinkage, and for `cca` the number of directions and the power of their correlations, are chosen on the images held out
+    /// for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
+    /// `validation_fraction` have an effect.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) method: HeadMethod,
 }
 
 /// `[text]`

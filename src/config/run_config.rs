@@ -79,7 +79,7 @@ impl RunConfig {
         check_paths(&source, problems);
         let images = check_images(&source, problems);
         let head = check_head(&source, problems);
-        let train = source.train.as_mut().map(|train| check_train(train, source.head.kind, problems));
+        let train = source.train.as_mut().map(|train| check_train(train, &source.head, problems));
         let predict = source.predict.as_ref().map(|predict| check_predict(predict, problems));
         Self {
             sample: images.sample,

@@ -175,20 +175,20 @@ fn inspect_run(path: &str) -> Result<Inspection, PipelineError> {
 }
 
 fn inspect_checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
-    let loaded = train::checkpoint::load(path);
-    let (mut inspection, progress, tensors) = match loaded {
-        Ok((state, progress)) => {
+    let progress = train::checkpoint::load_progress(path).map_err(model_error)?;
+    let loaded = train::checkpoint::load_head(path);
+    let (mut inspection, tensors) = match loaded {
+        Ok(state) => {
             let mut inspection = Inspection::new("checkpoint of a head");
             inspection.add("classes", state.classes);
             inspection.add("dimensions", state.dim);
-            (inspection, progress, vec![("weight", state.weight), ("bias", state.bias)])
+            (inspection, vec![("weight", state.weight), ("bias", state.bias)])
         }
         Err(error) => {
             // The file is a text head, or it is damaged and the first error describes it.
-            let Ok((state, progress)) = train::checkpoint::load_text(path) else {
+            let Ok(head) = train::checkpoint::load_text_head(path) else {
                 return Err(model_error(error));
             };
-            let head = state.head;
             let mut inspection = Inspection::new("checkpoint of a text head");
             inspection.add("projection", format!("{} → {} values", head.input, head.output));
             inspection.add(
@@ -196,7 +196,10 @@ fn inspect_checkpoint(path: &Path) -> Result<Inspection, PipelineError> {
                 if head.hidden == 0 { "none".to_owned() } else { format!("{} values", head.hidden) },
             );
             inspection.add("logit scale", format!("{:.3}", head.scale()));
-            (inspection, progress, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
+            if head.text_map.is_some() {
+                inspection.add("map of captions", format!("{} → {} values", head.text_mean.len(), head.output));
+            }
+            (inspection, head.parameters.into_iter().map(|part| (part.name, part.values)).collect())
         }
     };
     inspection.add("step", progress.step);

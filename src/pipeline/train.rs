@@ -6,6 +6,7 @@
 mod balance;
 pub(crate) mod checkpoints;
 pub(crate) mod chunk;
+mod closed_form;
 mod curve;
 pub(crate) mod feature_store;
 mod head;
@@ -31,7 +32,7 @@ use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
 use crate::predict::metrics;
 use crate::telemetry::{Party, StageProgress, StageTimer};
 use crate::train::{HeadSize, Progress, Schedule, checkpoint, order};
-use crate::types::{Balance, TargetKind, ValidationSplit};
+use crate::types::{Balance, HeadMethod, TargetKind, ValidationSplit};
 
 use checkpoints::{CheckpointList, best_point};
 use chunk::SampleSpec;
@@ -120,8 +121,12 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         stage_progress: ctx.progress.stage("train", "samples", 0),
     };
     let is_known = known.is_some();
+    let closed_form = ctx.config.train().is_some_and(|train| train.method != HeadMethod::Sgd);
     let report = match ctx.config.head() {
         _ if is_known => known,
+        HeadConfig::Classes if closed_form => {
+            closed_form::train(job(), closed_form::Captions::Classes(catalog.classes)).await?
+        }
         HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes }).await?,
         // The configuration has no training with a paired head.
         HeadConfig::Paired { .. } => None,
@@ -134,14 +139,14 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
             };
             let classes = StoredClasses::open(&ctx.dir)?;
             let set = captions::embed_classes(ctx, encoder, device, "captions", classes.clone()).await?;
-            let languages = tokio::task::spawn_blocking(move || classes.read_languages()).await??;
-            let head = ProjectionHead {
-                vectors: Arc::new(VectorStore::open(ctx, set).await?),
-                languages: Arc::new(languages),
-                hidden: *hidden as usize,
-                log_scale: pairing.map(|pairing| pairing.log_scale),
-            };
-            train(job(), head).await?
+            let languages = Arc::new(tokio::task::spawn_blocking(move || classes.read_languages()).await??);
+            let vectors = Arc::new(VectorStore::open(ctx, set).await?);
+            if closed_form {
+                closed_form::train(job(), closed_form::Captions::Vectors { vectors, languages }).await?
+            } else {
+                let (hidden, log_scale) = (*hidden as usize, pairing.map(|pairing| pairing.log_scale));
+                train(job(), ProjectionHead { vectors, languages, hidden, log_scale }).await?
+            }
         }
     };
     if let (Some(report), false) = (&report, is_known) {
@@ -153,7 +158,9 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
             remarks.add_note(note);
         }
         remarks.add_output("checkpoints", checkpoints::FOLDER);
-        remarks.add_output("training curve", PLOT_FILE);
+        if report.closed_form.is_none() {
+            remarks.add_output("training curve", PLOT_FILE);
+        }
     } else {
         remarks.add_note("no head was trained: no image with a label is left to train on");
     }

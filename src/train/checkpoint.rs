@@ -8,7 +8,8 @@
 //!
 //! The head of a projection head holds `projection.weight` `[output, input]`, `projection.bias`, `logit_scale` (its
 //! logarithm), `features.mean`, `features.std`, `text.mean` and, with a hidden layer, `hidden.weight` and
-//! `hidden.bias`. Its optimiser holds `NAME.exp_avg` and `NAME.exp_avg_sq` for each trained tensor.
+//! `hidden.bias`. A map of captions is `text.projection.weight` `[output, embedding]` and `text.projection.bias`. The
+//! optimiser holds `NAME.exp_avg` and `NAME.exp_avg_sq` for each trained tensor, and nothing for a head in closed form.
 //!
 //! The bytes depend on head and progress only. Tensors are streamed through a small buffer, so neither saving nor
 //! loading holds a second copy. Values that are not finite are rejected by both. The caller saves to a temporary
@@ -27,7 +28,7 @@ mod tensors;
 mod text;
 
 use tensors::NamedTensor;
-pub use text::{load_text, load_text_head, save_text};
+pub use text::{load_text, load_text_head, save_text, save_text_head};
 
 /// Version of `state.json`.
 const FORMAT: u32 = 1;
@@ -129,6 +130,17 @@ pub fn save(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), Ch
     let head = file(HEAD_NAMES, state.bias.as_slice(), state.weight.as_slice());
     let optimizer = file(MOMENTUM_NAMES, state.bias_momentum.as_slice(), state.weight_momentum.as_slice());
     save_tensors(dir, &head, &optimizer, progress)
+}
+
+/// Saves a classifier that has no optimiser, since it was solved for in closed form.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_head(dir: &Path, state: &HeadState, progress: &Progress) -> Result<(), CheckpointError> {
+    let (matrix, row) = ([state.classes, state.dim], [state.classes]);
+    let head =
+        [(HEAD_NAMES[0], &row[..], state.bias.as_slice()), (HEAD_NAMES[1], &matrix[..], state.weight.as_slice())];
+    save_tensors(dir, &head, &[], progress)
 }
 
 /// Saves the tensors of a head and its optimiser, and the progress.

@@ -21,7 +21,7 @@ mod projector;
 mod trainer;
 
 pub(super) use head::parameter_shapes;
-pub use head::{Parameter, TextHead, TextState, centre_and_normalise};
+pub use head::{Parameter, TextHead, TextMap, TextState, centre_and_normalise};
 pub use moments::RunningMoments;
 pub use projector::Projector;
 pub use trainer::{AdamW, ContrastiveBatch, TextTrainer};

@@ -7,8 +7,8 @@ use crate::cli::format::{bytes, count, duration, number, part_of, percent, plura
 use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
-    CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SliceReport, StageReport, StreamReport,
-    TrainingReport,
+    Candidate, CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SliceReport, StageReport,
+    StreamReport, TrainingReport,
 };
 use crate::predict::bootstrap::Interval;
 use crate::predict::evaluate::LanguageScores;
@@ -144,6 +144,10 @@ fn training(table: &mut Table, part: &TrainingReport) {
     if let Some(best) = &part.best {
         table.row("best epoch", format!("{}, NDCG@5 {}", best.epoch, number(best.ndcg5)));
     }
+    if let Some(own) = &part.closed_form {
+        table.row("closed form", format!("{}, {}", own.method, describe_candidate(&own.chosen)));
+        table.row("candidates", format!("{} on held-out images", count(own.candidates.len() as u64)));
+    }
     for (index, trial) in part.trials.iter().enumerate() {
         let Trial { learning_rate, momentum, weight_decay } = trial.settings;
         let best = trial.best.map_or_else(|| "no score".to_owned(), |best| format!("NDCG@5 {}", number(best.ndcg5)));
@@ -151,6 +155,21 @@ fn training(table: &mut Table, part: &TrainingReport) {
         let chosen = if trial.wins { ", used for prediction" } else { "" };
         table.row(&format!("head {index} of the sweep"), format!("{settings}: {best}{chosen}"));
     }
+}
+
+/// Describes the settings of a head in closed form: `shrinkage 0.1, 96 directions, power 0.5`.
+pub(super) fn describe_candidate(candidate: &Candidate) -> String {
+    let mut text = format!("shrinkage {}", candidate.shrinkage);
+    if let Some(rank) = candidate.rank {
+        text.push_str(&format!(", {}", plural(rank, "directions")));
+    }
+    if let Some(power) = candidate.power {
+        text.push_str(&format!(", power {power}"));
+    }
+    if let Some(targets) = &candidate.targets {
+        text.push_str(&format!(", targets {targets}"));
+    }
+    text
 }
 
 fn prediction(table: &mut Table, part: &PredictionReport) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::details::{append_details, in_interval, signal_scores};
+use super::details::{append_details, describe_candidate, in_interval, signal_scores};
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, plural};
 use crate::pipeline::Report;
@@ -30,7 +30,9 @@ pub(in crate::cli) fn run(report: &Report, wall: Duration, verbose: bool) -> Str
         }
     }
     if let Some(training) = &report.training {
-        table.row("Shuffle", shuffle(training));
+        if training.closed_form.is_none() {
+            table.row("Shuffle", shuffle(training));
+        }
     }
     if let Some(prediction) = &report.prediction {
         table.row("Test ids", ids(prediction));
@@ -84,6 +86,10 @@ fn scores(table: &mut Table, report: &Report) {
         let score = format!("NDCG@5 {} (ceiling {})", number(point.ndcg5), number(point.ndcg5_ceiling));
         let images = plural(training.validation_images, "images");
         table.row("Validation", format!("{score} on {images}, best epoch {}", point.epoch));
+    }
+    if let Some(own) = &training.closed_form {
+        let samples = plural(training.samples, "samples");
+        table.row("Head", format!("{} in closed form over {samples}: {}", own.method, describe_candidate(&own.chosen)));
     }
     if let (Some(first), Some(last)) = (training.curve.first(), training.loss) {
         let steps = plural(training.steps, "steps");

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::bytes::MAX_VIEWS;
-use super::super::raw::{RawPipeline, RawText, RawTrain};
+use super::super::raw::{RawHead, RawPipeline, RawText, RawTrain};
 use super::{Problems, check_checkpoint};
-use crate::types::{Balance, Correction, HeadKind, Optimizer, Pool, Precision, ScheduleKind, TargetKind};
+use crate::types::{Balance, Correction, HeadKind, HeadMethod, Optimizer, Pool, Precision, ScheduleKind, TargetKind};
 
 /// Upper bound on the heads that a sweep trains side by side.
 const MAX_TRIALS: usize = 64;
@@ -59,6 +59,8 @@ pub struct TextConfig {
 /// Checked `[train]`, with the defaults of the head's kind filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
+    /// Method of training.
+    pub method: HeadMethod,
     /// Passes over the training samples; at least 1.
     pub epochs: u32,
     /// Meaning of a sample.
@@ -200,7 +202,11 @@ fn check_text(text: &RawText, problems: &mut Problems) -> TextConfig {
 }
 
 /// Checks `[train]`, and fills in the defaults that depend on the kind of head.
-pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, problems: &mut Problems) -> TrainConfig {
+pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, problems: &mut Problems) -> TrainConfig {
+    let (kind, method) = (head.kind, head.method);
+    if method != HeadMethod::Sgd {
+        check_closed_form(train, head, problems);
+    }
     let (optimizer, batch_size, rate) = match kind {
         HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
         // A paired head is refused elsewhere.
@@ -239,6 +245,7 @@ pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, proble
         "`0` holds out no image to choose the best of several heads by: set a share over 0",
     );
     TrainConfig {
+        method,
         epochs: train.epochs,
         targets: train.targets,
         label_smoothing: train.label_smoothing,
@@ -255,6 +262,27 @@ pub(in super::super) fn check_train(train: &mut RawTrain, kind: HeadKind, proble
         log_every: train.log_every,
         checkpoint_every: train.checkpoint_every.0,
     }
+}
+
+/// Checks what a head in closed form excludes.
+fn check_closed_form(train: &RawTrain, head: &RawHead, problems: &mut Problems) {
+    let method = format!("`head.method = \"{}\"`", head.method);
+    problems.refuse_if(
+        head.method == HeadMethod::Cca && head.kind == HeadKind::Classes,
+        "head.method",
+        "`cca` needs captions with vectors: use `ridge`, or set `head.kind = \"text\"`",
+    );
+    let mut unused = |used: bool, key: &str| {
+        problems.refuse_if(used, key, format!("does not work with {method}: remove it"));
+    };
+    unused(head.hidden > 0, "head.hidden");
+    unused(train.batch_size.is_some(), "train.batch_size");
+    unused(train.learning_rate.is_some(), "train.learning_rate");
+    unused(train.optimizer.is_some(), "train.optimizer");
+    unused(train.momentum.0.len() > 1, "train.momentum");
+    unused(train.weight_decay.0.len() > 1, "train.weight_decay");
+    unused(train.balance != Balance::None, "train.balance");
+    unused(train.label_smoothing != 0.0, "train.label_smoothing");
 }
 
 /// Checks what a text head alone restricts.
@@ -335,7 +363,8 @@ mod tests {
     fn defaults_follow_the_kind_of_head() {
         for (kind, batch_size, rate) in [(HeadKind::Classes, 128, 5e-5), (HeadKind::Text, 1024, 1e-3)] {
             let (mut raw, mut problems) = (RawTrain::default(), Problems::default());
-            let train = check_train(&mut raw, kind, &mut problems);
+            let head = RawHead { kind, ..RawHead::default() };
+            let train = check_train(&mut raw, &head, &mut problems);
             assert!(problems.into_result(()).is_ok());
             assert_eq!((train.batch_size, raw.batch_size), (batch_size, Some(batch_size)));
             assert_eq!(train.trials, [Trial { learning_rate: rate, momentum: 0.9, weight_decay: 0.0 }]);
@@ -360,6 +389,23 @@ mod tests {
         let text = refused(&format!("layer=[1, 2]\npool='mean'\n[head]\nkind='paired'\nhidden=3\n[train]\n{predict}"));
         for key in ["`model.layer`", "`model.pool`", "`head.hidden`", "`train`"] {
             assert!(text.contains(key), "{key} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn closed_form_excludes_the_keys_of_the_optimiser() {
+        let text = "[run]\ndir='r'\n[captions]\nlist='l'\n[pairs]\nshards=['p']\n[images]\nshards=['i']\n[model]\ncheckpoint='m'\n";
+        let parse = |head: &str| {
+            let file = PipelineFile::parse(&format!("{text}{head}")).unwrap();
+            RunConfig::check(file, &MachineFile::default())
+        };
+        let config = parse("[head]\nmethod='ridge'\n[train]\nviews=2\n").unwrap();
+        assert_eq!(config.train().unwrap().method, HeadMethod::Ridge);
+        let keys = "[train]\nlearning_rate=0.1\nbatch_size=9\nlabel_smoothing=0.1\nmomentum=[0.1, 0.2]\n";
+        let refused = parse(&format!("[head]\nmethod='cca'\n{keys}")).unwrap_err().to_string();
+        for key in ["head.method", "train.learning_rate", "train.batch_size", "train.label_smoothing", "train.momentum"]
+        {
+            assert!(refused.contains(&format!("`{key}`")), "{key} is missing in:\n{refused}");
         }
     }
 

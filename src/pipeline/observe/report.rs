@@ -16,6 +16,7 @@ use crate::objects::TrafficSnapshot;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 
+pub use crate::train::closed_form::Candidate;
 pub use prediction::{PredictionReport, ScoreReport, SignalReport, SliceReport, TextReport};
 pub use process::{Outcome, ProcessReport};
 pub use stage::{Bottleneck, PartReport, StageReport};
@@ -277,6 +278,20 @@ pub struct TrainingReport {
     /// and `validations` hold all heads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
+    /// A head that was solved for in closed form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_form: Option<ClosedFormReport>,
+}
+
+/// A head in closed form.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClosedFormReport {
+    /// Method, as `head.method` spells it.
+    pub method: String,
+    /// Settings that were chosen on the held-out images, or the defaults without any.
+    pub chosen: Candidate,
+    /// All settings that were tried, in this order.
+    pub candidates: Vec<Candidate>,
 }
 
 /// Quality of a shuffle. `train.shuffle_rows` and `chunks.rows` decide it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::{ClassSource, Classes, Texts, file_name_words, url_hash};
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
-use crate::train::text::centre_and_normalise;
+use crate::train::text::TextHead;
 use crate::types::MatchRule;
 
 /// Number of names from which on they are centred by their own mean. Names are mostly in one language, so their mean
@@ -49,19 +49,16 @@ pub(super) struct NameVectors {
     name_of: HashMap<u64, u32>,
     vectors: VectorStore,
     mean: Vec<f32>,
+    /// Head whose space the vectors are mapped to.
+    head: TextHead,
 }
 
 impl NameVectors {
-    /// Centres the vectors of names: by their own mean if there are many, else by `caption_mean`.
-    pub(super) fn new(
-        names: Arc<Texts>,
-        name_of: HashMap<u64, u32>,
-        vectors: VectorStore,
-        caption_mean: &[f32],
-    ) -> Self {
+    /// Centres the vectors of names, by their own mean if there are many, else by that of captions, and maps them like captions.
+    pub(super) fn new(names: Arc<Texts>, name_of: HashMap<u64, u32>, vectors: VectorStore, head: TextHead) -> Self {
         let own = names.len() >= MIN_NAMES_FOR_MEAN;
-        let mean = if own { vectors.mean().to_vec() } else { caption_mean.to_vec() };
-        Self { names, name_of, vectors, mean }
+        let mean = if own { vectors.mean().to_vec() } else { head.text_mean.clone() };
+        Self { names, name_of, vectors, mean, head }
     }
 
     /// Reads the vectors of images by the hashes of their URLs, `[images, dim]`. An uninformative name yields zeros.
@@ -70,10 +67,9 @@ impl NameVectors {
     /// # Errors
     /// When scratch disk fails.
     pub(super) fn read(&self, urls: &[u64]) -> Result<Vec<f32>, PipelineError> {
-        let dim = self.mean.len();
+        let dim = self.head.output;
         let known: Vec<u32> = urls.iter().filter_map(|url| self.name_of.get(url).copied()).collect();
-        let mut vectors = self.vectors.read(&known)?;
-        centre_and_normalise(&mut vectors, &self.mean);
+        let vectors = self.head.map_centred(self.vectors.read(&known)?, &self.mean);
         let mut all = vec![0.0; urls.len() * dim];
         let places = urls.iter().enumerate().filter(|(_, url)| self.contains(**url)).map(|(place, _)| place);
         for (place, vector) in places.zip(vectors.chunks_exact(dim.max(1))) {

@@ -133,7 +133,7 @@ impl Ranker for ProjectionRanker<'_> {
         }
         let Some(checkpoint) = checkpoint else { return Ok(None) };
         let head = checkpoint.load_projection()?;
-        if (head.input, head.output) == (self.model.backbone()?.shape.dim, self.encoder.checkpoint.dim()) {
+        if (head.input, head.text_mean.len()) == (self.model.backbone()?.shape.dim, self.encoder.checkpoint.dim()) {
             return Ok(Some(head));
         }
         Err(PipelineError::Generation(
@@ -181,11 +181,7 @@ impl ProjectionRanker<'_> {
         }
         let classes = StoredClasses::open(&ctx.dir)?;
         let set = captions::embed_classes(ctx, self.encoder, input.device, "captions", classes).await?;
-        let read_vectors = |captions: &[u32]| {
-            let mut vectors = set.read(captions)?;
-            head.centre(&mut vectors);
-            Ok(vectors)
-        };
+        let read_vectors = |captions: &[u32]| Ok(head.map_captions(set.read(captions)?));
         let dim = self.model.backbone()?.shape.dim;
         tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, read_vectors))
     }
@@ -209,7 +205,7 @@ impl ProjectionRanker<'_> {
         let (names, name_of) = names.finish();
         let set = captions::embed(ctx, self.encoder, input.device, "file names", Arc::clone(&names)).await?;
         let vectors = VectorStore::open(ctx, set).await?;
-        Ok(Some(NameVectors::new(names, name_of, vectors, &head.text_mean)))
+        Ok(Some(NameVectors::new(names, name_of, vectors, head.clone())))
     }
 
     /// Embeds the captions to rank.
@@ -222,8 +218,8 @@ impl ProjectionRanker<'_> {
     ) -> Result<CandidateVectors, PipelineError> {
         let captions = &self.candidates.captions;
         let set = captions::embed(ctx, self.encoder, input.device, "captions to rank", Arc::clone(captions)).await?;
-        let mut vectors = tokio::task::spawn_blocking(move || set.read_all()).await??;
-        head.centre(&mut vectors);
+        let vectors = tokio::task::spawn_blocking(move || set.read_all()).await??;
+        let vectors = head.map_captions(vectors);
         let classifier = classifier.map(|classifier| classifier.rows(captions.iter()));
         let bias = self.pairing.map_or(0.0, |pairing| pairing.bias);
         Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), bias, classifier })
@@ -235,7 +231,8 @@ fn fingerprint(head: &TextHead, names: Option<&NameVectors>) -> String {
     let mut hasher = blake3::Hasher::new();
     let parameters = head.parameters.iter().map(|parameter| &parameter.values);
     let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
-    for value in parameters.chain(statistics).flatten() {
+    let map = head.text_map.iter().flat_map(|map| [&map.weight, &map.bias]);
+    for value in parameters.chain(statistics).chain(map).flatten() {
         hasher.update(&value.to_le_bytes());
     }
     if let Some(names) = names {

@@ -189,11 +189,23 @@ impl FeatureStore {
     /// # Errors
     /// As [`FeatureStore::load_chunks`].
     pub(super) fn visit_chunks(&self, mut visit: impl FnMut(&Chunk)) -> Result<(), PipelineError> {
+        self.try_visit_chunks(|chunk| {
+            visit(chunk);
+            Ok(())
+        })
+    }
+
+    /// As [`FeatureStore::visit_chunks`], until `visit` fails.
+    ///
+    /// # Errors
+    /// Those of `visit`, and those of [`FeatureStore::visit_chunks`].
+    pub(super) fn try_visit_chunks(
+        &self,
+        mut visit: impl FnMut(&Chunk) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
         for group in self.groups() {
             let (chunks, _permit) = self.load_group(group)?;
-            for chunk in &chunks {
-                visit(chunk);
-            }
+            chunks.iter().try_for_each(|chunk| visit(chunk))?;
         }
         Ok(())
     }

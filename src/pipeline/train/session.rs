@@ -249,12 +249,13 @@ impl<T: Trainers> Session<'_, T> {
             trials,
             curve: losses,
             validations,
+            closed_form: None,
         })
     }
 }
 
 /// Converts a failed write into an error of the run directory, and a bad head into an error of the model.
-fn save_error(error: CheckpointError) -> PipelineError {
+pub(super) fn save_error(error: CheckpointError) -> PipelineError {
     match error {
         CheckpointError::Io { path, source, .. } => StoreError::io(path, "written", source).into(),
         other => model_error(other),

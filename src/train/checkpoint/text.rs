@@ -4,10 +4,12 @@ use std::path::Path;
 
 use super::tensors::{self, NamedTensor, Tensor};
 use super::{CheckpointError, HEAD_FILE, OPTIMIZER_FILE, Progress, load_state, save_tensors, verify_checksums};
-use crate::train::text::{Parameter, TextHead, TextState, parameter_shapes};
+use crate::train::text::{Parameter, TextHead, TextMap, TextState, parameter_shapes};
 
 /// Tensors of a head that are not trained.
 const STATISTICS: [&str; 3] = ["features.mean", "features.std", "text.mean"];
+/// Tensors of the map of captions.
+const TEXT_MAP: [&str; 2] = ["text.projection.weight", "text.projection.bias"];
 
 /// Returns the name of a moment, as in a `torch.optim.AdamW` state.
 fn moment_name(name: &str, second: bool) -> String {
@@ -31,14 +33,7 @@ pub fn save_text(dir: &Path, state: &TextState, progress: &Progress) -> Result<(
     let head = &state.head;
     let shapes: Vec<Vec<usize>> =
         head.parameters.iter().map(|parameter| stored_shape(parameter.name, parameter.shape)).collect();
-    let rows = [[head.input], [head.input], [head.output]];
-    let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
     let parameters = || head.parameters.iter().zip(&shapes);
-    let mut tensors: Vec<NamedTensor<'_>> = parameters()
-        .map(|(parameter, shape)| (parameter.name, shape.as_slice(), parameter.values.as_slice()))
-        .collect();
-    let more = STATISTICS.iter().zip(&rows).zip(statistics);
-    tensors.extend(more.map(|((name, row), values)| (*name, row.as_slice(), values.as_slice())));
     let names: Vec<(String, String)> = head
         .parameters
         .iter()
@@ -50,7 +45,39 @@ pub fn save_text(dir: &Path, state: &TextState, progress: &Progress) -> Result<(
             [(one.as_str(), shape.as_slice(), first.as_slice()), (other.as_str(), shape.as_slice(), second.as_slice())]
         })
         .collect();
-    save_tensors(dir, &tensors, &moments, progress)
+    save_head_tensors(dir, head, &moments, progress)
+}
+
+/// Saves a projection head that has no optimiser, since it was solved for in closed form.
+///
+/// # Errors
+/// As [`super::save`].
+pub fn save_text_head(dir: &Path, head: &TextHead, progress: &Progress) -> Result<(), CheckpointError> {
+    save_head_tensors(dir, head, &[], progress)
+}
+
+fn save_head_tensors(
+    dir: &Path,
+    head: &TextHead,
+    optimizer: &[NamedTensor<'_>],
+    progress: &Progress,
+) -> Result<(), CheckpointError> {
+    let stored = |parameter: &Parameter| stored_shape(parameter.name, parameter.shape);
+    let shapes: Vec<Vec<usize>> = head.parameters.iter().map(stored).collect();
+    let rows = [[head.input], [head.input], [head.text_mean.len()]];
+    let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
+    let parameters = head.parameters.iter().zip(&shapes);
+    let mut tensors: Vec<NamedTensor<'_>> =
+        parameters.map(|(parameter, shape)| (parameter.name, shape.as_slice(), parameter.values.as_slice())).collect();
+    let more = STATISTICS.iter().zip(&rows).zip(statistics);
+    tensors.extend(more.map(|((name, row), values)| (*name, row.as_slice(), values.as_slice())));
+    let map_shapes = [vec![head.output, head.text_mean.len()], vec![head.output]];
+    if let Some(map) = &head.text_map {
+        let values = [map.weight.as_slice(), map.bias.as_slice()];
+        let more = TEXT_MAP.iter().zip(&map_shapes).zip(values);
+        tensors.extend(more.map(|((name, shape), values)| (*name, shape.as_slice(), values)));
+    }
+    save_tensors(dir, &tensors, optimizer, progress)
 }
 
 /// Loads the checkpoint of a projection head.
@@ -93,17 +120,21 @@ pub fn load_text_head(dir: &Path) -> Result<TextHead, CheckpointError> {
 
 /// Reads the file of a head.
 fn read_head(path: &Path) -> Result<TextHead, CheckpointError> {
-    // The tensors in the file decide whether there is a hidden layer.
-    read_layers(path, false).or_else(|error| match error {
-        CheckpointError::Content { .. } => read_layers(path, true).map_err(|_| error),
+    // The tensors in the file decide whether there is a hidden layer, or a map of captions.
+    read_layers(path, false, false).or_else(|error| match error {
+        CheckpointError::Content { .. } => {
+            read_layers(path, true, false).or_else(|_| read_layers(path, false, true)).map_err(|_| error)
+        }
         other => Err(other),
     })
 }
 
-/// Reads a head with or without a hidden layer.
-fn read_layers(path: &Path, with_hidden: bool) -> Result<TextHead, CheckpointError> {
-    let names: Vec<&str> =
-        parameter_shapes(1, usize::from(with_hidden), 1).into_iter().map(|(name, _)| name).chain(STATISTICS).collect();
+/// Reads a head with or without a hidden layer, and with or without a map of captions.
+fn read_layers(path: &Path, with_hidden: bool, with_map: bool) -> Result<TextHead, CheckpointError> {
+    let shapes = parameter_shapes(1, usize::from(with_hidden), 1).into_iter();
+    let names: Vec<&str> = shapes.map(|(name, _)| name).chain(STATISTICS).collect();
+    let parameters = names.len() - STATISTICS.len();
+    let names: Vec<&str> = names.into_iter().chain(TEXT_MAP.into_iter().filter(|_| with_map)).collect();
     let mut sizes = (0, 0, 0);
     let check = |shapes: &[&[usize]]| {
         let mismatch = || "its shapes do not match".to_owned();
@@ -114,28 +145,52 @@ fn read_layers(path: &Path, with_hidden: bool) -> Result<TextHead, CheckpointErr
         let (first, last) = (matrix(0)?, matrix(if with_hidden { 2 } else { 0 })?);
         sizes = (first.1, if with_hidden { first.0 } else { 0 }, last.0);
         let (input, hidden, output) = sizes;
-        let parameters =
-            parameter_shapes(input, hidden, output).into_iter().map(|(name, shape)| stored_shape(name, shape));
-        let expected = parameters.chain([vec![input], vec![input], vec![output]]);
+        let text = if with_map { matrix(parameters + STATISTICS.len())?.1 } else { output };
+        let stored = parameter_shapes(input, hidden, output).into_iter().map(|(name, shape)| stored_shape(name, shape));
+        let map = [vec![output, text], vec![output]].into_iter().filter(|_| with_map);
+        let expected = stored.chain([vec![input], vec![input], vec![text]]).chain(map);
         if shapes.iter().zip(expected).all(|(one, other)| **one == *other) { Ok(()) } else { Err(mismatch()) }
     };
     let mut tensors = tensors::read(path, &names, check)?;
     let (input, hidden, output) = sizes;
-    let mut statistics = tensors.split_off(tensors.len() - STATISTICS.len()).into_iter().map(|tensor| tensor.values);
+    let mut statistics = tensors.split_off(parameters).into_iter().map(|tensor| tensor.values);
     let mut next = || statistics.next().unwrap_or_default();
     let (feature_mean, feature_std, text_mean) = (next(), next(), next());
+    let text_map = with_map.then(|| TextMap { weight: next(), bias: next() });
     let parameter = |((name, shape), tensor): ((&'static str, [usize; 2]), Tensor)| Parameter {
         name,
         shape,
         values: tensor.values,
     };
     let parameters = parameter_shapes(input, hidden, output).into_iter().zip(tensors).map(parameter).collect();
-    Ok(TextHead { input, hidden, output, feature_mean, feature_std, text_mean, parameters })
+    Ok(TextHead { input, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn head_in_closed_form_round_trips_without_an_optimiser() {
+        let dir = tempfile::tempdir().unwrap();
+        let maps = [None, Some(TextMap { weight: vec![0.25; 2 * 3], bias: vec![1.0, -1.0] })];
+        for (number, map) in maps.into_iter().enumerate() {
+            let output = if map.is_some() { 2 } else { 3 };
+            let weight = (0..output * 4).map(|at| at as f32 / 8.0).collect();
+            let head = TextHead::from_weight([vec![0.5; 4], vec![2.0; 4], vec![0.1; 3]], weight, map, 20.0);
+            let path = dir.path().join(number.to_string());
+            save_text_head(&path, &head, &Progress::default()).unwrap();
+            assert_eq!(load_text_head(&path).unwrap(), head);
+            assert!((head.scale() - 20.0).abs() < 1e-4);
+            let vectors = head.map_captions(vec![0.1, 1.1, 0.1, 3.1, 0.1, 0.1]);
+            assert_eq!(vectors.len(), 2 * output);
+            assert!(
+                vectors
+                    .chunks(output)
+                    .all(|row| (row.iter().map(|value| value * value).sum::<f32>() - 1.0).abs() < 1e-5)
+            );
+        }
+    }
 
     #[test]
     fn projection_head_round_trips_and_damage_is_detected() {

@@ -1,5 +1,7 @@
 //! Host state of a projection head and its optimiser.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -19,6 +21,31 @@ pub struct Parameter {
     pub values: Vec<f32>,
 }
 
+/// Linear map of caption embeddings into another space, where images are compared with them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextMap {
+    /// Weight, `[output, embedding]`, row-major.
+    pub weight: Vec<f32>,
+    /// Bias, `[output]`.
+    pub bias: Vec<f32>,
+}
+
+impl TextMap {
+    /// Maps embeddings, `[rows, embedding]`, to vectors of unit length, `[rows, output]`.
+    pub fn apply(&self, vectors: &[f32]) -> Vec<f32> {
+        let output = self.bias.len();
+        let input = self.weight.len() / output.max(1);
+        let rows = vectors.len() / input.max(1);
+        let mut mapped: Vec<f32> = (0..rows).flat_map(|_| &self.bias).copied().collect();
+        let weight = MatRef::from_row_major_slice(&self.weight, output, input);
+        let vectors = MatRef::from_row_major_slice(vectors, rows, input);
+        let out = MatMut::from_row_major_slice_mut(&mut mapped, rows, output);
+        matmul(out, Accum::Add, vectors, weight.transpose(), 1.0, Par::Seq);
+        centre_and_normalise(&mut mapped, &vec![0.0; output]);
+        mapped
+    }
+}
+
 /// Projection head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextHead {
@@ -26,14 +53,16 @@ pub struct TextHead {
     pub input: usize,
     /// Width of the hidden layer; 0 for a linear head.
     pub hidden: usize,
-    /// Width of a caption embedding.
+    /// Width of the projection: that of a caption embedding, or of the map of captions.
     pub output: usize,
     /// Mean of the features, `[input]`.
     pub feature_mean: Vec<f32>,
     /// Standard deviation of the features, `[input]`, never zero.
     pub feature_std: Vec<f32>,
-    /// Mean of the caption embeddings, `[output]`.
+    /// Mean of the caption embeddings, `[embedding]`.
     pub text_mean: Vec<f32>,
+    /// Map of the centred embeddings, if images are compared in another space.
+    pub text_map: Option<TextMap>,
     /// Weight and bias of the hidden layer, if there is one, and of the projection, then λ, the logarithm of the scale.
     pub parameters: Vec<Parameter>,
 }
@@ -86,7 +115,7 @@ impl TextHead {
             Parameter { name, shape, values }
         };
         let parameters = parameter_shapes(input, hidden, output).into_iter().map(parameter).collect();
-        Self { input, hidden, output, feature_mean, feature_std, text_mean, parameters }
+        Self { input, hidden, output, feature_mean, feature_std, text_mean, text_map: None, parameters }
     }
 
     /// Initialises a linear head for features that are in the space of the captions already: it undoes the division by
@@ -98,7 +127,24 @@ impl TextHead {
         let dim = feature_mean.len();
         let log_scale = log_scale.min(MAX_SCALE.ln() as f32);
         let parameters = diagonal_parameters(&feature_std, log_scale);
-        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std, text_mean, parameters }
+        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std, text_mean, text_map: None, parameters }
+    }
+
+    /// Creates a linear head from a weight, `[output, input]`, without a bias.
+    ///
+    /// `statistics` as for [`TextHead::init`]. Captions are mapped by `text_map`, if there is one.
+    pub fn from_weight(statistics: [Vec<f32>; 3], weight: Vec<f32>, text_map: Option<TextMap>, scale: f32) -> Self {
+        let [feature_mean, feature_std, text_mean] = statistics;
+        let (input, output) = (feature_mean.len(), weight.len() / feature_mean.len().max(1));
+        let mut weight = Some(weight);
+        let mut values = |name: &str| match name {
+            "logit_scale" => vec![scale.ln()],
+            "projection.bias" => vec![0.0; output],
+            _ => weight.take().unwrap_or_default(),
+        };
+        let shapes = parameter_shapes(input, 0, output).into_iter();
+        let parameters = shapes.map(|(name, shape)| Parameter { name, shape, values: values(name) }).collect();
+        Self { input, hidden: 0, output, feature_mean, feature_std, text_mean, text_map, parameters }
     }
 
     /// Returns the head that maps features of width `dim` to themselves, scaled to unit length.
@@ -106,7 +152,8 @@ impl TextHead {
         let ones = vec![1.0; dim];
         let parameters = diagonal_parameters(&ones, log_scale);
         let (feature_mean, text_mean) = (vec![0.0; dim], vec![0.0; dim]);
-        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std: ones, text_mean, parameters }
+        let text_map = None;
+        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std: ones, text_mean, text_map, parameters }
     }
 
     /// Returns the factor of the similarities, exp(λ).
@@ -114,9 +161,19 @@ impl TextHead {
         self.parameters.last().and_then(|last| last.values.first()).map_or(1.0, |log| log.exp())
     }
 
-    /// Subtracts the mean of the training captions from caption embeddings, `[rows, output]`, and normalises them.
-    pub fn centre(&self, vectors: &mut [f32]) {
-        centre_and_normalise(vectors, &self.text_mean);
+    /// Maps caption embeddings, `[rows, embedding]`, to the vectors that images are compared with, `[rows, output]`: the mean of
+    /// the training captions is subtracted, and the map of captions applied. All have unit length.
+    pub fn map_captions(&self, vectors: Vec<f32>) -> Vec<f32> {
+        self.map_centred(vectors, &self.text_mean)
+    }
+
+    /// As [`TextHead::map_captions`], with another mean.
+    pub fn map_centred(&self, mut vectors: Vec<f32>, mean: &[f32]) -> Vec<f32> {
+        centre_and_normalise(&mut vectors, mean);
+        match &self.text_map {
+            Some(map) => map.apply(&vectors),
+            None => vectors,
+        }
     }
 }
 

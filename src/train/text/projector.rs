@@ -38,10 +38,16 @@ impl<B: Backend> Projector<B> {
     /// # Errors
     /// When a length does not match.
     pub fn new(head: &TextHead, device: &B::Device) -> Result<Self, TrainError> {
-        let TextHead { input, hidden, output, feature_mean, feature_std, text_mean, parameters } = head;
+        let TextHead { input, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters } = head;
         check_length("feature_mean", feature_mean.len(), *input)?;
         check_length("feature_std", feature_std.len(), *input)?;
-        check_length("text_mean", text_mean.len(), *output)?;
+        match text_map {
+            None => check_length("text_mean", text_mean.len(), *output)?,
+            Some(map) => {
+                check_length("text_map bias", map.bias.len(), *output)?;
+                check_length("text_map weight", map.weight.len(), output * text_mean.len())?;
+            }
+        }
         let expected = parameter_shapes(*input, *hidden, *output);
         check_length("parameters", parameters.len(), expected.len())?;
         for (parameter, (name, shape)) in parameters.iter().zip(expected) {

@@ -1,0 +1,241 @@
+//! Choice of a projection head in closed form: shrinkage, number of directions and power, by held-out images.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use serde::{Deserialize, Serialize};
+
+use super::{Answers, Cca, ClosedFormError, Covariances, Ridge, ndcg5_by_language};
+use crate::train::text::{TextHead, TextMap, centre_and_normalise};
+use crate::types::HeadMethod;
+
+/// Shrinkages to try.
+pub const SHRINKAGES: [f64; 6] = [0.003, 0.01, 0.03, 0.1, 0.3, 0.6];
+/// Powers of the correlations to try.
+const POWERS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
+/// Shares of the directions to try.
+const RANK_SHARES: [f64; 4] = [0.125, 0.25, 0.5, 1.0];
+/// Shrinkage without held-out images, and the first that is tried.
+pub const DEFAULT_SHRINKAGE: f64 = 0.1;
+/// Power without held-out images, and the first that is tried.
+const DEFAULT_POWER: f64 = 0.5;
+/// Factor of the cosine similarities: the inverse of the temperature 0.05, at which the softmax correction works best.
+const SCALE: f32 = 20.0;
+
+/// Settings of a head in closed form, with its score.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Share of the identity in the covariances.
+    pub shrinkage: f64,
+    /// Number of canonical directions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u64>,
+    /// Power of the correlations that directions are scaled by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
+    /// Regression targets of a classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<String>,
+    /// NDCG@5 on held-out images, averaged over languages; absent if none is held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ndcg5: Option<f64>,
+}
+
+/// Held-out images with the centred vectors of their captions.
+pub struct HeldOutPairs<'a> {
+    /// `[images, input]`.
+    pub features: &'a [f32],
+    /// `[captions, embedding]`, centred and of unit length.
+    pub captions: &'a [f32],
+    /// Right captions.
+    pub answers: Answers,
+}
+
+/// Vectors of images and captions by a head, both of unit length.
+pub struct MappedPairs {
+    /// `[images, output]`.
+    pub images: Vec<f32>,
+    /// `[captions, output]`.
+    pub captions: Vec<f32>,
+}
+
+/// Maps held-out images and captions by a linear head.
+pub fn map_pairs(head: &TextHead, pairs: &HeldOutPairs<'_>) -> MappedPairs {
+    let (input, output) = (head.input, head.output);
+    let rows = pairs.features.len() / input.max(1);
+    let mut standard = pairs.features.to_vec();
+    for row in standard.chunks_exact_mut(input.max(1)) {
+        let statistics = head.feature_mean.iter().zip(&head.feature_std);
+        row.iter_mut().zip(statistics).for_each(|(value, (mean, std))| *value = (*value - mean) / std);
+    }
+    let weight = head.parameters.first().map_or(&[][..], |first| first.values.as_slice());
+    let mut images = vec![0.0; rows * output];
+    let (standard, weight) =
+        (MatRef::from_row_major_slice(&standard, rows, input), MatRef::from_row_major_slice(weight, output, input));
+    let out = MatMut::from_row_major_slice_mut(&mut images, rows, output);
+    matmul(out, Accum::Replace, standard, weight.transpose(), 1.0, Par::Seq);
+    centre_and_normalise(&mut images, &vec![0.0; output]);
+    let captions = match &head.text_map {
+        Some(map) => map.apply(pairs.captions),
+        None => pairs.captions.to_vec(),
+    };
+    MappedPairs { images, captions }
+}
+
+/// Fits a projection head by a closed-form method, and returns it with its settings and all candidates.
+///
+/// `covariances` are those of standardised features and of centred captions of unit length; `text_mean` is the mean that was
+/// subtracted from the captions before.
+///
+/// # Errors
+/// When a covariance is singular.
+pub fn choose_projection(
+    method: HeadMethod,
+    covariances: &Covariances,
+    text_mean: &[f32],
+    pairs: Option<&HeldOutPairs<'_>>,
+) -> Result<(TextHead, Candidate, Vec<Candidate>), ClosedFormError> {
+    let mut choice = Choice { covariances, text_mean, pairs, best: None, tried: Vec::new() };
+    let shrinkages = if pairs.is_some() { &SHRINKAGES[..] } else { &[DEFAULT_SHRINKAGE] };
+    match method {
+        HeadMethod::Cca => {
+            let mut best: Option<(f64, Cca)> = None;
+            for shrinkage in shrinkages {
+                let cca = Cca::new(covariances, *shrinkage)?;
+                if choice.try_cca(&cca, *shrinkage, cca.correlations.len(), DEFAULT_POWER) {
+                    best = Some((*shrinkage, cca));
+                }
+            }
+            if let (Some((shrinkage, cca)), true) = (best, pairs.is_some()) {
+                for share in RANK_SHARES {
+                    let rank = ((cca.correlations.len() as f64 * share).ceil() as usize).max(1);
+                    for power in POWERS {
+                        choice.try_cca(&cca, shrinkage, rank, power);
+                    }
+                }
+            }
+        }
+        // `sgd` is not solved for.
+        HeadMethod::Ridge | HeadMethod::Sgd => {
+            for shrinkage in shrinkages {
+                choice.try_ridge(&Ridge::new(covariances, *shrinkage)?, *shrinkage);
+            }
+        }
+    }
+    let (head, candidate) = choice.best.ok_or(ClosedFormError::Empty)?;
+    Ok((head, candidate, choice.tried))
+}
+
+/// State of a choice.
+struct Choice<'a> {
+    covariances: &'a Covariances,
+    text_mean: &'a [f32],
+    pairs: Option<&'a HeldOutPairs<'a>>,
+    best: Option<(TextHead, Candidate)>,
+    tried: Vec<Candidate>,
+}
+
+impl Choice<'_> {
+    fn try_cca(&mut self, cca: &Cca, shrinkage: f64, rank: usize, power: f64) -> bool {
+        let known = |own: &Candidate| {
+            own.shrinkage.to_bits() == shrinkage.to_bits()
+                && own.rank == Some(rank as u64)
+                && own.power.is_some_and(|own| own.to_bits() == power.to_bits())
+        };
+        if self.tried.iter().any(known) {
+            return false;
+        }
+        let [images, captions] = cca.maps(rank, power);
+        let mean = &self.covariances.caption_mean;
+        let offset = |row: &[f64]| -row.iter().zip(mean).map(|(weight, mean)| weight * mean).sum::<f64>();
+        let bias = captions.chunks_exact(mean.len().max(1)).map(offset);
+        let map = TextMap { bias: narrow(bias), weight: narrow(captions.iter().copied()) };
+        let candidate = Candidate { shrinkage, rank: Some(rank as u64), power: Some(power), ..Candidate::default() };
+        self.add(&images, Some(map), candidate)
+    }
+
+    fn try_ridge(&mut self, ridge: &Ridge, shrinkage: f64) -> bool {
+        let weight = ridge.caption_map(self.covariances);
+        self.add(&weight, None, Candidate { shrinkage, ..Candidate::default() })
+    }
+
+    /// Scores a head. Returns whether it is the best so far; of equal scores the first counts.
+    fn add(&mut self, weight: &[f64], map: Option<TextMap>, mut candidate: Candidate) -> bool {
+        let own = self.covariances;
+        let means = [&own.feature_mean, &own.feature_std].map(|values| narrow(values.iter().copied()));
+        let [mean, std] = means;
+        let head =
+            TextHead::from_weight([mean, std, self.text_mean.to_vec()], narrow(weight.iter().copied()), map, SCALE);
+        if let Some(pairs) = self.pairs {
+            let MappedPairs { images, captions } = map_pairs(&head, pairs);
+            candidate.ndcg5 = Some(ndcg5_by_language(&images, &captions, head.output, &pairs.answers));
+        }
+        self.tried.push(candidate.clone());
+        let is_better = self.best.as_ref().is_none_or(|(_, best)| candidate.ndcg5 > best.ndcg5);
+        if is_better {
+            self.best = Some((head, candidate));
+        }
+        is_better
+    }
+}
+
+fn narrow(values: impl Iterator<Item = f64>) -> Vec<f32> {
+    values.map(|value| value as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Targets;
+    use crate::train::closed_form::PairMoments;
+
+    /// Returns a number in (−1, 1) that looks random.
+    fn noise(seed: usize) -> f32 {
+        ((seed as f32 * 12.9898).sin() * 43758.547).fract()
+    }
+
+    #[test]
+    fn chosen_head_finds_the_captions_of_new_images() {
+        let (dim, input, output, images) = (4, 12, 6, 300);
+        let latent = |image: usize| (0..dim).map(|at| noise(image * 7 + at * 1013 + 5)).collect::<Vec<f32>>();
+        let mix = |latent: &[f32], width: usize, salt: usize| {
+            let value = |at: usize| {
+                let own = latent.iter().enumerate().map(|(from, value)| value * noise(from * 31 + at * 17 + salt));
+                own.sum::<f32>() + 0.05 * noise((latent[0].abs() * 1e6) as usize + at + salt)
+            };
+            (0..width).map(value).collect::<Vec<f32>>()
+        };
+        let feature = |image: usize| mix(&latent(image), input, 3);
+        let caption = |image: usize| {
+            let mut own = mix(&latent(image), output, 77);
+            centre_and_normalise(&mut own, &[0.0; 6]);
+            own
+        };
+        let mut moments = PairMoments::new(input, output);
+        (0..images).for_each(|image| moments.add(&feature(image), &caption(image), 1.0));
+        let mut covariances = moments.finish().unwrap();
+        covariances.standardise();
+        let (mut features, mut captions, mut captions_of) = (Vec::new(), Vec::new(), Targets::default());
+        for image in images..images + 40 {
+            features.extend(feature(image));
+            captions.extend(caption(image));
+            captions_of.push(&[(image - images) as u32]);
+        }
+        let pairs =
+            HeldOutPairs { features: &features, captions: &captions, answers: Answers::new(&captions_of, |_| None) };
+        for method in [HeadMethod::Cca, HeadMethod::Ridge] {
+            let (head, candidate, tried) = choose_projection(method, &covariances, &[0.0; 6], Some(&pairs)).unwrap();
+            assert!(candidate.ndcg5 > Some(0.5), "{method}: {candidate:?}");
+            assert!(tried.iter().all(|other| other.ndcg5 <= candidate.ndcg5) && tried.len() >= SHRINKAGES.len());
+            assert_eq!(
+                (candidate.rank.is_some(), head.text_map.is_some()),
+                (method == HeadMethod::Cca, method == HeadMethod::Cca)
+            );
+            let (alone, candidate, tried) = choose_projection(method, &covariances, &[0.0; 6], None).unwrap();
+            assert_eq!(
+                (tried.len(), candidate.ndcg5, candidate.shrinkage.to_bits()),
+                (1, None, DEFAULT_SHRINKAGE.to_bits())
+            );
+            assert_eq!(alone.input, input);
+        }
+    }
+}
