@@ -120,9 +120,10 @@ impl<B: Backend> Scorer<B> {
                 logits.clone().greater_equal(own.clone()).float() * lower + logits.greater(own).float() * higher;
             let mut sums = before.clone().sum_dim(1);
             if let Some(groups) = groups {
-                let tile =
-                    groups[first as usize..first as usize + width].iter().map(|group| i64::from(*group)).collect();
-                let group_of = |query: &PlaceQuery| i64::from(groups[query.class as usize]);
+                // Integers of devices have 32 bits with a sign.
+                let group = |class: usize| i64::from(groups[class] as i32);
+                let tile = (first as usize..first as usize + width).map(group).collect();
+                let group_of = |query: &PlaceQuery| group(query.class as usize);
                 let group = column(queries.iter().map(group_of).collect()).expand(shape);
                 let same = row(tile).expand(shape).equal(group).float();
                 sums = Tensor::cat(vec![sums, (before * same).sum_dim(1)], 1);
@@ -167,7 +168,7 @@ mod tests {
             let ranked = scorer.top_k(&features, features.len(), weight.len()).unwrap();
             let every = (0..features.len() as u32).flat_map(|row| (0..weight.len() as u32).map(move |class| (row, class)));
             let queries: Vec<PlaceQuery> = every.map(|(row, class)| PlaceQuery { row, class }).collect();
-            let groups: Vec<u32> = (0..weight.len() as u32).map(|class| class % 3).collect();
+            let groups: Vec<u32> = (0..weight.len() as u32).map(|class| (class % 3).wrapping_sub(1)).collect();
             let places = scorer.places(&features, features.len(), &queries, Some(&groups)).unwrap();
             for (query, place) in queries.iter().zip(places) {
                 let order = &ranked[query.row as usize].classes;
