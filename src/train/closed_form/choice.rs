@@ -190,7 +190,7 @@ mod tests {
 
     /// Returns a number in (−1, 1) that looks random.
     fn noise(seed: usize) -> f32 {
-        ((seed as f32 * 12.9898).sin() * 43758.547).fract()
+        ((seed as f32 * 12.9898).sin() * 43_758.547).fract()
     }
 
     #[test]

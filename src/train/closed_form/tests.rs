@@ -1,4 +1,4 @@
-//! Compares the fits with NumPy and scikit-learn (`tests/reference/closed_form.py`) and checks their invariants.
+//! Compares the fits with `NumPy` and scikit-learn (`tests/reference/closed_form.py`) and checks their invariants.
 
 use serde_json::Value;
 

@@ -1,5 +1,8 @@
 //! Scores of candidate heads on held-out images, by inner products on the host.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
@@ -27,7 +30,7 @@ impl Answers {
             .iter()
             .flat_map(|(image, captions)| captions.iter().map(move |caption| (image as u32, *caption)))
             .collect();
-        let mut by_language: std::collections::BTreeMap<usize, Vec<usize>> = std::collections::BTreeMap::new();
+        let mut by_language: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (number, (_, caption)) in pairs.iter().enumerate() {
             if let Some(language) = language_of(*caption) {
                 by_language.entry(language).or_default().push(number);
@@ -130,6 +133,10 @@ fn products(rows: &[f32], others: &[f32], dim: usize) -> Vec<f32> {
 /// Returns the rank of a position, from 1. Of equal scores the lower position ranks first.
 fn rank(scores: &[f32], right: usize) -> usize {
     let own = scores[right];
-    let is_before = |(at, score): (usize, &f32)| *score > own || *score == own && at < right;
+    let is_before = |(at, score): (usize, &f32)| match score.partial_cmp(&own) {
+        Some(Ordering::Greater) => true,
+        Some(Ordering::Equal) => at < right,
+        _ => false,
+    };
     1 + scores.iter().enumerate().filter(|pair| is_before(*pair)).count()
 }
