@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use crate::call;
 use crate::half::{Bf16, F16};
 
 /// Part of a kernel's name that marks it as a matrix product.
@@ -94,6 +95,7 @@ impl Candidates {
             Some((other, expected)) => {
                 self.compared += 1;
                 let found = distance(&values, expected);
+                call!("compared {kernel} with {other}: {found:.1e}");
                 (found > LIMIT).then(|| format!("differs by {found:.1e} from {other} on the same inputs"))
             }
             None => {
