@@ -24,7 +24,7 @@ mod trainer;
 pub use checkpoint::{CheckpointError, Progress};
 pub use features::{DeviceFeatures, Features};
 pub use head::HeadState;
-pub use head_bytes::{HeadBytes, HeadSize};
+pub use head_bytes::{HeadBytes, HeadSize, ProjectionSize};
 pub use schedule::{Schedule, ScheduleKind};
 pub use targets::Targets;
 pub use trainer::{EngineKind, Options, Sgd, StepReport, Trainer};

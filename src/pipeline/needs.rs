@@ -10,7 +10,7 @@ use crate::pipeline::device::training_options;
 use crate::pipeline::resolve::FeatureShape;
 use crate::pipeline::train::{head_size, remote_disk_problem, window_problem};
 use crate::runtime::HostMemory;
-use crate::train::{EngineKind, HeadBytes};
+use crate::train::{EngineKind, HeadBytes, ProjectionSize};
 use crate::types::ClassSource;
 
 /// A run whose number of classes is known.
@@ -41,6 +41,11 @@ impl ClassNeeds<'_> {
             (self.config.head(), self.config.train(), self.config.runs(Stage::Train))
         {
             problems.extend(self.head_problem(settings));
+        }
+        if let (HeadConfig::Text { hidden, .. }, Some(settings), Some(encoder)) =
+            (self.config.head(), self.config.train(), self.encoder)
+        {
+            problems.extend(self.projection_problem(u64::from(*hidden), settings, encoder.checkpoint.dim() as u64));
         }
         if self.config.runs(Stage::Train) {
             problems.extend(remote_disk_problem(self.config, self.classes, self.shape.dim, self.encoder));
@@ -86,6 +91,37 @@ impl ClassNeeds<'_> {
         let host = self.host.filter(|host| on_host.total().saturating_add(self.held_bytes) > host.bytes)?;
         let available = format!("the {} of {}", ByteSize(host.bytes), host.origin);
         Some(self.refuse(settings, on_host, &available))
+    }
+
+    /// Refuses a batch of a text head whose matrices exceed the memory of the device that trains it.
+    fn projection_problem(self, hidden: u64, settings: &TrainConfig, output: u64) -> Option<Problem> {
+        let pairs = self.labelled.map_or(u64::MAX, |(_, pairs)| pairs);
+        let batch_rows = u64::from(settings.batch_size).min(pairs);
+        let (weights, batch) = ProjectionSize { input: self.shape.dim as u64, output, hidden, batch_rows }.bytes();
+        let heads = settings.trials.len() as u64;
+        let total = weights.saturating_mul(heads).saturating_add(batch);
+        let (available, place) = match (&self.device.gpu, self.host) {
+            (Some(gpu), _) => {
+                (gpu.free_bytes, format!("the {} of free memory of GPU {}", ByteSize(gpu.free_bytes), gpu.index))
+            }
+            (None, Some(host)) => {
+                let left = host.bytes.saturating_sub(self.held_bytes);
+                (left, format!("the {} of {} beside the join index", ByteSize(left), host.origin))
+            }
+            (None, None) => return None,
+        };
+        (total > available).then(|| {
+            Problem::new(
+                "train.batch_size",
+                format!(
+                    "`{}` takes {} with a text head, mostly 16 bytes for each pair of an image and a caption of the batch, and the \
+                     head {}: more than {place}; lower it",
+                    settings.batch_size,
+                    ByteSize(batch),
+                    ByteSize(total - batch),
+                ),
+            )
+        })
     }
 
     fn refuse(self, settings: &TrainConfig, bytes: HeadBytes, available: &str) -> Problem {
@@ -216,6 +252,35 @@ mod tests {
         let found = problems(&sweep, 1_000_000, None, 20 << 30);
         assert!(found[0].contains("3 heads") && found[0].contains("fewer settings"), "{found:?}");
         assert!(problems(&config("", "r"), 1_000_000, None, 20 << 30).is_empty());
+    }
+
+    #[test]
+    fn batch_of_a_text_head_must_fit_the_memory() {
+        let encoder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/text/mini");
+        let text = format!("batch_size = 16384\n[head]\nkind = 'text'\n[text]\nencoder = '{encoder}'");
+        let config = config(&text, "r");
+        let encoder = Encoder::open(config.text().unwrap(), None).unwrap();
+        let found = |host: u64, pairs: u64| {
+            let needs = ClassNeeds {
+                config: &config,
+                classes: 1000,
+                held_bytes: 1 << 30,
+                labelled: Some((1000, pairs)),
+                shape: FeatureShape { dim: 768, precision: Precision::Bf16 },
+                device: &select_device(DeviceKind::Cpu, 0).unwrap(),
+                host: Some(HostMemory { bytes: host, origin: MemoryOrigin::Installed }),
+                encoder: Some(&encoder),
+                ranks_classes: false,
+            };
+            needs.problems().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let refused = found(4 << 30, 1 << 20);
+        assert!(refused[0].starts_with("`train.batch_size`: `16384` takes 4.0 GiB with a text head"), "{refused:?}");
+        assert!(
+            refused[0].ends_with("more than the 3.0 GiB of memory of this machine beside the join index; lower it"),
+            "{refused:?}"
+        );
+        assert!(found(6 << 30, 1 << 20).is_empty() && found(4 << 30, 5000).is_empty());
     }
 
     #[test]

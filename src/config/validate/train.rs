@@ -291,7 +291,7 @@ fn check_contrastive(train: &RawTrain, batch_size: u32, problems: &mut Problems)
         batch_size > MAX_CONTRASTED,
         "train.batch_size",
         format!(
-            "`{batch_size}` must be at most {MAX_CONTRASTED} for a text head, which needs 32 bytes for each pair of captions in \
+            "`{batch_size}` must be at most {MAX_CONTRASTED} for a text head, which needs 16 bytes for each pair of captions in \
              a batch; raise `train.accumulation` for larger steps"
         ),
     );
