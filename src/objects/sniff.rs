@@ -232,21 +232,25 @@ impl FileFormat {
             Self::Zip => "unpack it with `unzip` and name the files inside",
             Self::SevenZip => "unpack it with `7z x` and name the files inside",
             Self::Rar => "unpack it with `unrar x` and name the files inside",
-            Self::Tar => "unpack it with `tar -x` and name the files inside",
-            Self::Parquet
-            | Self::Arrow
+            Self::Tar => {
+                "set `format = \"webdataset\"` for an archive of images; otherwise unpack it with `tar -x` and name the files inside"
+            }
+            Self::Parquet => "set `format = \"parquet\"` for images or captions; otherwise convert it to text",
+            Self::JsonLines => "set `format = \"jsonl\"` for images or captions; otherwise convert it to text",
+            Self::Arrow
             | Self::Avro
             | Self::Orc
             | Self::Hdf5
             | Self::Npy
             | Self::Sqlite
             | Self::Pdf
-            | Self::JsonLines
             | Self::JsonArray => "convert it to rows of text, as docs/inputs.md describes them",
             Self::Html => "download the file again, and check its address and your access",
             Self::LfsPointer => "run `git lfs pull`",
             Self::WideText => "convert it to UTF-8, for example with `iconv -t UTF-8`",
-            Self::Image => "convert images to rows with base64, as docs/inputs.md describes",
+            Self::Image => {
+                "name the folder of the pictures, or convert them to rows with base64, as docs/inputs.md describes"
+            }
         }
     }
 }
