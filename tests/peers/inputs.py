@@ -97,7 +97,7 @@ def library(dataset):
 
 
 def compare(directory, path, rounds):
-    for name in glob.glob(f"{directory}/*/*"):
+    for name in [name for kind in ["tsv", "parquet", "webdataset"] for name in glob.glob(f"{directory}/{kind}/*")]:
         with open(name, "rb") as file:
             while file.read(1 << 24):
                 pass
