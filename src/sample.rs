@@ -27,11 +27,15 @@
 //! | `webdataset` | `data/image_data_{train,test}/part-*.tar`: `KEY.jpg`, `KEY.json` |
 //! | `folder` | `data/{train,test}/part-*/NUMBER.jpg`, `data/train/metadata.csv`; ids name the files |
 //!
+//! With `embeddings`, the files of `image_pixels` are replaced by `resnet_embeddings/{train,test}_resnet_embeddings_part-*`:
+//! rows of URL and 2,048 numbers as text.
+//!
 //! This module never reads a corpus. The images show forty scenes, each a shape in one colour on another. A score on
 //! them shows that the parts work together; it says nothing about photographs.
 
 mod checkpoint;
 mod contents;
+mod embeddings;
 mod encode;
 mod files;
 mod formats;
@@ -77,6 +81,8 @@ pub enum SampleFormat {
     Webdataset,
     /// Picture files, and `metadata.csv` with the captions.
     Folder,
+    /// The published layout with features as text in place of the images.
+    Embeddings,
 }
 
 impl SampleFormat {

@@ -203,6 +203,15 @@ words!(
     }
 );
 words!(
+    /// Origin of the features.
+    FeatureOrigin {
+        /// The checkpoint computes them from pixels.
+        Checkpoint = "checkpoint",
+        /// The image files hold them, as text.
+        Published = "published",
+    }
+);
+words!(
     /// Kind of the trained head.
     HeadKind {
         /// Linear classifier with one output per class.

@@ -138,6 +138,11 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
     let Some(images) = config.images() else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
+    if config.published_dim().is_some() {
+        return Err(PipelineError::Input(
+            "published features are read, not decoded: measure a pipeline with images".to_owned(),
+        ));
+    }
     let (spec, threads) = (resolve_sampled_spec(&config), workers(&config));
     whole_stream::check_limits(&config, &spec, threads)?;
     let store = open_store(config.store());

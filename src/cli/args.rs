@@ -428,6 +428,8 @@ pub(super) enum SampleFormatName {
     Webdataset,
     /// Picture files with `metadata.csv`.
     Folder,
+    /// The published layout with features as text in place of images, as `resnet_embeddings`.
+    Embeddings,
 }
 
 impl From<SampleFormatName> for SampleFormat {
@@ -438,6 +440,7 @@ impl From<SampleFormatName> for SampleFormat {
             SampleFormatName::Jsonl => Self::Jsonl,
             SampleFormatName::Webdataset => Self::Webdataset,
             SampleFormatName::Folder => Self::Folder,
+            SampleFormatName::Embeddings => Self::Embeddings,
         }
     }
 }

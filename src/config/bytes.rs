@@ -43,7 +43,7 @@ pub struct StreamBytes {
     pub block: u64,
     /// The base64 text of the largest block.
     pub text: u64,
-    /// Pixels of one image.
+    /// Pixels, or values, of one image.
     pub pixels: u64,
 }
 
@@ -64,6 +64,23 @@ impl StreamBytes {
             block: record.saturating_add(4 << 20).saturating_add(BLOCK_IMAGES as u64 * pixels),
             text: record.saturating_add(4 << 20),
             pixels,
+        }
+    }
+
+    /// Computes the memory for features of `dim` values, each read from a text of at most `record` bytes, and chunks of
+    /// `chunk_rows` rows.
+    pub fn of_numbers(dim: u32, record: u64, chunk_rows: u64) -> Self {
+        let values = 4 * u64::from(dim);
+        let block = BLOCK_IMAGES as u64 * values;
+        Self {
+            reader: record.saturating_mul(2).saturating_add(16 << 20),
+            decoders: 0,
+            // A row group of features, and the values of the block that is added to it.
+            writer: (24 << 20) + block + chunk_rows.saturating_mul(2 * QUARANTINED_BYTES),
+            model: 0,
+            block: record.saturating_add(4 << 20).saturating_add(block),
+            text: record.saturating_add(4 << 20),
+            pixels: values,
         }
     }
 

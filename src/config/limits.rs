@@ -10,6 +10,10 @@ impl RunConfig {
     /// another is read. The memory must hold what each stage needs for itself, and one block of rows.
     pub fn check_bounds(&self, size_px: u32, bytes: StreamBytes) -> Vec<Problem> {
         let mut problems = Vec::new();
+        if self.published_dim().is_some() {
+            problems.extend(self.check_memory_of_numbers(bytes));
+            return problems;
+        }
         let (limits, preprocess, rows) = (self.limits(), self.preprocess(), self.chunks().rows);
         let chunk = chunk_disk_bytes(self.chunk_images(), size_px);
         if self.model().is_some() && limits.disk.0 < 2 * chunk {
@@ -43,6 +47,21 @@ impl RunConfig {
             problems.push(Problem::new("limits.memory", what));
         }
         problems
+    }
+
+    /// Refuses a `limits.memory` below what published features need.
+    fn check_memory_of_numbers(&self, bytes: StreamBytes) -> Option<Problem> {
+        let (limits, floor) = (self.limits(), bytes.floor());
+        (limits.memory.0 < floor).then(|| {
+            Problem::new(
+                "limits.memory",
+                format!(
+                    "`{}` is less than the {} ({floor} bytes) that reading published features needs: raise it, or lower `chunks.rows`",
+                    limits.memory,
+                    bytesize::ByteSize(floor)
+                ),
+            )
+        })
     }
 }
 

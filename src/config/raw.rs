@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
 use crate::types::{
-    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FolderCaptions, HeadKind, HeadMethod,
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FeatureOrigin, FolderCaptions, HeadKind, HeadMethod,
     ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
 };
 
@@ -48,7 +48,7 @@ pub(super) struct RawPipeline {
     pub(super) preprocess: RawPreprocess,
     /// Size and compression of chunks, the files in which results are stored.
     pub(super) chunks: RawChunks,
-    /// The frozen backbone. Without this section the pixel chunks are the product.
+    /// The frozen backbone, or published features in its place. Without this section the pixel chunks are the product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<RawModel>,
     /// Kind of head that is trained on the features.
@@ -229,11 +229,22 @@ impl Default for RawChunks {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModel {
+    /// Origin of the features: `checkpoint`, which computes them, or `published` for files that hold them: then `images.shards` and
+    /// `predict.images` are tab-separated rows of image URL and numbers between commas, as the corpus's `resnet_embeddings`
+    /// (plain, gzip or zstd; with a header if `images.image_column` and `images.url_column` name its columns). No image is decoded,
+    /// and `[preprocess]`, `layer` and `pool` have no meaning. A row with another number of values, or with one that is not
+    /// finite, is quarantined.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) features: FeatureOrigin,
+    /// With `features = "published"`: values of a feature, from 1 to 65,536. Default: 2048, as ResNet-50 has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) feature_dim: Option<u32>,
     /// Directory in Hugging Face layout: `config.json`, `model.safetensors` (or its sharded index) and
     /// `preprocessor_config.json`. Families: `vit` (also DINO v1), `deit`, `vit_mae`, `beit`, `dinov2`, `dinov2_with_registers`,
     /// `dinov3_vit`, `siglip` (also `siglip2-*` with a fixed size), `clip`, `metaclip_2`, `altclip`, `swin` and `swinv2`. Or `hf:ORG/NAME[@REVISION]`, a repository of the Hugging Face hub: its files are taken from
     /// the usual cache, or downloaded into it. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` have
-    /// their usual meaning. A branch may move, so name a commit for results that are to be reproduced. Required.
+    /// their usual meaning. A branch may move, so name a commit for results that are to be reproduced. Required, except with
+    /// `features = "published"`.
     pub(super) checkpoint: String,
     /// Precision of the stored features: `bf16` or `f32`. A GPU also computes in it; the CPU always computes in f32.
     pub(super) precision: Precision,
@@ -256,6 +267,8 @@ pub(super) struct RawModel {
 impl Default for RawModel {
     fn default() -> Self {
         Self {
+            features: FeatureOrigin::default(),
+            feature_dim: None,
             checkpoint: String::new(),
             precision: Precision::default(),
             layer: Layers(vec![-1]),

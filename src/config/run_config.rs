@@ -200,6 +200,11 @@ impl RunConfig {
         self.model.as_ref()
     }
 
+    /// Values of a published feature; `None` if a checkpoint computes the features, or there are none.
+    pub fn published_dim(&self) -> Option<u32> {
+        self.model.as_ref()?.published_dim
+    }
+
     /// Kind of head that is trained on the features, or predicts (`[head]` and `[text]`).
     pub fn head(&self) -> &HeadConfig {
         &self.head

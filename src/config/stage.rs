@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use toml::Value;
 
-use super::raw::RawPipeline;
+use super::raw::{RawModel, RawPipeline};
+use crate::types::FeatureOrigin;
 
 /// A stage that leaves artefacts. The variants are ordered as the stages depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,8 +86,7 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
         }
         Stage::Stream => {
             add(&mut keys, "images", pipeline.images.as_ref(), &["shards", "format"]);
-            add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
-            add(&mut keys, "model", pipeline.model.as_ref(), &[]);
+            add_feature_keys(&mut keys, pipeline);
             let skipped: &[&str] = if pipeline.model.is_some() { &["compression"] } else { &[] };
             add(&mut keys, "chunks", Some(&pipeline.chunks), skipped);
             let views = pipeline.train.as_ref().filter(|train| train.views > 0 && pipeline.model.is_some());
@@ -121,12 +121,22 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
                     "blend",
                 ],
             );
-            add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
-            add(&mut keys, "model", pipeline.model.as_ref(), &[]);
+            add_feature_keys(&mut keys, pipeline);
             add(&mut keys, "chunks", Some(&pipeline.chunks), &["compression"]);
         }
     }
     keys
+}
+
+/// Adds the keys of what becomes of an image. Published features depend on neither pixels nor a checkpoint.
+fn add_feature_keys(keys: &mut StageKeys, pipeline: &RawPipeline) {
+    let published = |model: &&RawModel| model.features == FeatureOrigin::Published;
+    if let Some(model) = pipeline.model.as_ref().filter(published) {
+        add(keys, "model", Some(model), &["checkpoint", "layer", "pool"]);
+        return;
+    }
+    add(keys, "preprocess", Some(&pipeline.preprocess), &[]);
+    add(keys, "model", pipeline.model.as_ref(), &[]);
 }
 
 fn add<T: Serialize>(keys: &mut StageKeys, section: &str, value: Option<&T>, skipped: &[&str]) {

@@ -241,6 +241,30 @@ mod tests {
     }
 
     #[test]
+    fn published_features_go_with_neither_checkpoint_nor_views() {
+        let start = "[run]\ndir='r'\n[images]\nshards=['i']\n[model]\nfeatures='published'\n";
+        let config = RunConfig::check(PipelineFile::parse(start).unwrap(), &MachineFile::default()).unwrap();
+        assert_eq!(config.published_dim(), Some(2048));
+        let text = problems(
+            &format!(
+                "{}feature_dim=0\ncheckpoint='m'\nlayer=3\npool='cls'\n[captions]\nclasses='train'\n[pairs]\nshards=['p']\n[train]\nviews=2\n",
+                start.replace("shards=['i']", "shards=['i']\nformat='parquet'")
+            ),
+            "",
+        );
+        for key in
+            ["model.checkpoint", "model.layer", "model.pool", "train.views", "images.format", "model.feature_dim"]
+        {
+            assert!(text.contains(&format!("`{key}`")), "{key} is missing in:\n{text}");
+        }
+        let paired = format!("{start}[head]\nkind='paired'\n[predict]\nimages=['i']\ncaptions='c'\n");
+        let text = problems(&paired, "");
+        assert!(text.starts_with("`head.kind`: `paired` does not go with") && text.lines().count() == 1, "{text}");
+        let text = problems(&start.replace("features='published'", "checkpoint='m'\nfeature_dim=7"), "");
+        assert!(text.starts_with("`model.feature_dim`: goes with `features = \"published\"` alone"), "{text}");
+    }
+
+    #[test]
     fn checkpoint_is_a_directory_or_a_hub_name() {
         let pipeline =
             |checkpoint: &str| format!("[run]\ndir='r'\n[images]\nshards=['i']\n[model]\ncheckpoint='{checkpoint}'\n");

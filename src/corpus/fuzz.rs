@@ -123,6 +123,23 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(config(CHEAP_CASES))]
+
+    #[test]
+    fn damaged_numbers_are_read_or_refused(which: Index, damages in damage(), count in 1usize..300) {
+        let text = (0..256).map(|value| format!("{:?}", f64::from(value as f32 / 7.0))).collect::<Vec<_>>().join(",");
+        let data = damaged(&[text.into_bytes()], which, &damages);
+        let mut out = vec![0; 4 * count];
+        let read = bounded(&data, 4096, || parse_numbers(&data, &mut out))?;
+        if read.is_ok() {
+            let values = out.as_chunks::<4>().0;
+            prop_assert!(values.iter().all(|value| f32::from_le_bytes(*value).is_finite()));
+            prop_assert_eq!(data.iter().filter(|byte| **byte == b',').count() + 1, count);
+        }
+    }
+}
+
 /// Upper bound on an image in the fuzz targets of containers.
 const IMAGE_LIMIT: u64 = 400;
 const START: ResumePoint = ResumePoint { byte_offset: 0, number: 0 };

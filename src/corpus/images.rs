@@ -245,7 +245,7 @@ impl PushParser for ImageRows {
 
 fn parse_row<'a>(row: u64, fields: usize, image_url: &'a [u8], base64: &'a [u8]) -> ImageRow<'a> {
     if !(2..=3).contains(&fields) {
-        let detail = format!("{fields} fields where 3 are expected");
+        let detail = format!("{fields} fields where 2 or 3 are expected");
         return bad_row(row, ImageRowProblem::WrongFieldCount, detail, image_url);
     }
     check_row(row, image_url, EncodedImage::Base64(base64))
@@ -293,7 +293,7 @@ pub fn check_row<'a>(row: u64, image_url: &'a [u8], image: EncodedImage<'a>) -> 
     }
     if image.bytes().is_empty() {
         let detail = match image {
-            EncodedImage::Base64(_) => "the base64 field is empty",
+            EncodedImage::Base64(_) => "the field with the data is empty",
             EncodedImage::File(_) => "the image is empty or missing",
         };
         // The URL is valid and is needed unchanged, to filter the row and to find duplicates.

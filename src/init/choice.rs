@@ -33,6 +33,8 @@ pub enum Head {
 /// Images to train on.
 #[derive(Debug, Default)]
 pub(super) struct Images {
+    /// Values of a published feature, if the shards hold these in place of images.
+    pub(super) feature_dim: Option<u32>,
     /// Word of `images.format`.
     pub(super) format: &'static str,
     pub(super) shards: Vec<String>,
@@ -75,6 +77,13 @@ pub(super) struct Choice {
 /// Groups with the start of their first file.
 pub(super) type Groups = Vec<(Group, Content)>;
 
+/// Form of a table with images: its format, the column of the images, and the values of a published feature.
+type Kind = (Format, Option<String>, Option<u32>);
+
+fn kind_of(content: &Content) -> Kind {
+    (content.format, content.image.clone(), content.feature_dim)
+}
+
 /// Chooses inputs, captions and head.
 ///
 /// # Errors
@@ -82,9 +91,9 @@ pub(super) type Groups = Vec<(Group, Content)>;
 pub(super) async fn choose(store: &Store, mut survey: Survey) -> Result<Choice, PipelineError> {
     let groups = read_groups(store, &mut survey).await;
     let picture_bytes: u64 = survey.pictures.values().sum();
-    let mut tables: BTreeMap<(Format, Option<String>), u64> = BTreeMap::new();
+    let mut tables: BTreeMap<Kind, u64> = BTreeMap::new();
     for (group, content) in groups.iter().filter(|(_, content)| content.image.is_some()) {
-        *tables.entry((content.format, content.image.clone())).or_default() += group.bytes;
+        *tables.entry(kind_of(content)).or_default() += group.bytes;
     }
     let largest = tables.into_iter().max_by_key(|(_, bytes)| *bytes);
     let mut found = Vec::new();
@@ -93,7 +102,7 @@ pub(super) async fn choose(store: &Store, mut survey: Survey) -> Result<Choice, 
             if !survey.pictures.is_empty() {
                 survey.left_out.push(format!("{} picture files: other files hold more images", survey.pictures.len()));
             }
-            let used = |content: &Content| content.image.is_some() && (content.format, content.image.clone()) == kind;
+            let used = |content: &Content| content.image.is_some() && kind_of(content) == kind;
             let images = choose_tables(&groups, used, &mut found);
             (images, pair_tables(&groups, used), Some(kind))
         }
@@ -104,7 +113,7 @@ pub(super) async fn choose(store: &Store, mut survey: Survey) -> Result<Choice, 
         _ => return Err(nothing(&survey, &groups)),
     };
     for (group, content) in &groups {
-        if content.image.is_some() && used.as_ref() != Some(&(content.format, content.image.clone())) {
+        if content.image.is_some() && used.as_ref() != Some(&kind_of(content)) {
             survey.left_out.push(format!("{}: images in another form; run `init` on them alone", group.describe()));
         }
     }
@@ -178,12 +187,14 @@ fn choose_tables(groups: &Groups, used: impl Fn(&Content) -> bool, found: &mut V
     let mut images = Images { count: Some(0), ..Images::default() };
     for (group, content) in used {
         images.format = content.format.word();
+        images.feature_dim = content.feature_dim;
         let test = split && group.is_test;
         let name = if test { "test images" } else { "images" };
         let shards = if test { &mut images.test } else { &mut images.shards };
         shards.push(group.pattern.clone());
         let column = content.image.as_deref().filter(|column| !column.is_empty());
         let column = column.map_or_else(String::new, |column| format!(", images in `{column}`"));
+        let column = content.feature_dim.map_or(column, |dim| format!(", features of {dim} numbers"));
         found.push((name.to_owned(), format!("{}: {}{column}", content.format.word(), group.describe())));
         if !test {
             images.count = images.count.zip(content.row_count).map(|(count, rows)| count + rows * group.files);

@@ -129,14 +129,32 @@ fn captions(file: &mut File, choice: &Choice, pairs: &Pairs) {
 }
 
 fn model(file: &mut File, request: &InitRequest, choice: &Choice) {
+    if let Some(dim) = choice.images.feature_dim {
+        file.section("model", "none: the files hold features");
+        file.string("features", "published", "");
+        file.key("feature_dim", dim, "numbers in a row");
+    } else {
+        backbone(file, request);
+    }
+    text_encoder(file, request, choice);
+}
+
+/// Returns the comment on a model.
+fn downloaded(name: &str) -> &'static str {
+    if name.starts_with("hf:") { "downloaded once; or a local directory" } else { "" }
+}
+
+fn backbone(file: &mut File, request: &InitRequest) {
     file.section("model", "the frozen backbone");
-    let downloaded = |name: &str| if name.starts_with("hf:") { "downloaded once; or a local directory" } else { "" };
     if let Some(model) = &request.model {
         file.string("checkpoint", model, downloaded(model));
     } else {
         file.string("checkpoint", MODEL, downloaded(MODEL));
         file.string("pool", "cls+mean", "");
     }
+}
+
+fn text_encoder(file: &mut File, request: &InitRequest, choice: &Choice) {
     if choice.head != Head::Text {
         return;
     }

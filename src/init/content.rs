@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use super::parquet;
-use crate::corpus::ColumnKind;
+use crate::corpus::{ColumnKind, looks_like_numbers};
 use crate::objects::{Object, Store, StoreError, explain_read};
 
 /// Upper bound on the decompressed bytes that are read from a file.
@@ -48,6 +48,8 @@ pub(super) struct Content {
     /// First rows of a table, by column.
     pub(super) rows: Vec<Vec<String>>,
     pub(super) image: Option<String>,
+    /// Values of a published feature, if rows hold these in place of images.
+    pub(super) feature_dim: Option<u32>,
     pub(super) url: Option<String>,
     pub(super) caption: Option<String>,
     /// First captions.
@@ -63,7 +65,8 @@ impl Content {
         };
         let [image, url, caption] =
             [ColumnKind::Image, ColumnKind::PairUrl, ColumnKind::Caption].map(|kind| find(kind.usual()));
-        Self { format, columns, rows: Vec::new(), image, url, caption, captions: Vec::new(), row_count: None }
+        let (rows, captions) = (Vec::new(), Vec::new());
+        Self { format, columns, rows, image, feature_dim: None, url, caption, captions, row_count: None }
     }
 
     pub(super) fn has(&self, column: &str) -> bool {
@@ -142,9 +145,17 @@ fn read_table(start: &[u8], named_csv: bool) -> Result<Content, String> {
     Ok(content)
 }
 
-/// Recognises rows of URL, base64 and metadata URL, which have no header.
+/// Recognises rows of URL, base64 and metadata URL, or of URL and numbers, which have no header.
 fn read_image_rows(line: &[u8]) -> Option<Content> {
     let fields: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b'\t').collect();
+    if let [_, numbers] = fields.as_slice()
+        && looks_like_numbers(numbers)
+    {
+        let mut content = Content::new(Format::Tsv, Vec::new());
+        (content.image, content.url) = (Some(String::new()), Some(String::new()));
+        content.feature_dim = u32::try_from(numbers.split(|byte| *byte == b',').count()).ok();
+        return Some(content);
+    }
     let base64 = fields.get(1)?.trim_ascii();
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
     if !(2..=3).contains(&fields.len()) || base64.len() < 64 || !base64.iter().all(is_base64) {
@@ -263,6 +274,14 @@ mod tests {
         assert_eq!((content.format, content.image, content.captions), (Format::Tsv, None, vec!["A cat".to_owned()]));
         let content = read_table(b"file,text\na.jpg,\"A cat, black\"\n", true).unwrap();
         assert_eq!((content.format, content.captions), (Format::Csv, vec!["A cat, black".to_owned()]));
+    }
+
+    #[test]
+    fn rows_of_numbers_are_published_features() {
+        let line = format!("http://a\t0.5{}\n", ",1.25".repeat(2047));
+        let content = read_table(line.as_bytes(), true).unwrap();
+        assert_eq!((content.feature_dim, content.columns), (Some(2048), Vec::new()));
+        assert_eq!(read_table(b"name\tscores\nx\t1,2\n", false).unwrap().feature_dim, None);
     }
 
     #[test]

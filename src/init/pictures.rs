@@ -56,7 +56,7 @@ pub(super) async fn choose_pictures(
         format!("{} picture files in `{}` ({})", train.len(), shard(&folder), kinds.join(", ")),
     ));
     let mut images =
-        Images { format: "folder", shards: vec![shard(&folder)], count: Some(train.len() as u64), test: Vec::new() };
+        Images { format: "folder", shards: vec![shard(&folder)], count: Some(train.len() as u64), ..Images::default() };
     if !test.is_empty() {
         found.push(("test images".to_owned(), format!("{} picture files in `{}`", test.len(), shard(&test_folder))));
         images.test.push(shard(&test_folder));

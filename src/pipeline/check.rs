@@ -13,10 +13,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::catalog::{ClassSource, Classes};
-use crate::chunk::pixels::image_bytes;
 use crate::config::bytes::chunk_disk_bytes;
 use crate::config::{RunConfig, Stage};
-use crate::decode::ImageSpec;
 use crate::device::SelectedDevice;
 use crate::objects::{Object, Store};
 use crate::pipeline::captions::{Encoder, require_vector_memory};
@@ -24,11 +22,12 @@ use crate::pipeline::catalog::read_captions;
 use crate::pipeline::device;
 use crate::pipeline::error::{PipelineError, chain};
 use crate::pipeline::hub::{self, HubModel};
+use crate::pipeline::images::RowContent;
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::inputs::{ImageInput, PairInput, list_images, list_pairs};
 use crate::pipeline::manifest::RunFile;
 use crate::pipeline::predict::check_truth;
-use crate::pipeline::resolve::{Backbone, FeatureShape, paired_encoder_dir, resolve_backbone};
+use crate::pipeline::resolve::{Backbone, FeatureShape, needs_device_alone, paired_encoder_dir, resolve_backbone};
 use crate::pipeline::store::open_store;
 use crate::types::MatchRule;
 
@@ -166,8 +165,8 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> In
 
 /// Properties of the models that the estimates need.
 struct Models {
-    spec: ImageSpec,
-    /// Shape of a feature; `None` without a backbone, or before it is downloaded.
+    content: RowContent,
+    /// Shape of a feature; `None` without features, or before the backbone is downloaded.
     shape: Option<FeatureShape>,
     /// Device of the models, if there are any.
     device: Option<SelectedDevice>,
@@ -181,7 +180,7 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     let location = locate_backbone(config, store, check).await;
     let paired_dir = location.as_ref().and_then(|snapshot| paired_encoder_dir(config, snapshot.as_deref()));
     let to_download = location.is_none();
-    let mut needs_device = to_download;
+    let mut needs_device = to_download || needs_device_alone(config);
     let resolved = location.and_then(|snapshot| check.ok(resolve_backbone(config, snapshot)));
     if let Some((_, Some(backbone))) = &resolved {
         check.needs.insert("model".to_owned(), describe_backbone(backbone));
@@ -197,21 +196,31 @@ async fn resolve_models(config: &RunConfig, store: &Store, check: &mut Check) ->
     }
     let limits = config.limits();
     check.needs.insert("memory in flight".to_owned(), format!("up to {}", limits.memory));
-    let Some((spec, backbone)) = resolved else {
+    let Some((content, backbone)) = resolved else {
         // Images can be sampled before the checkpoint is known.
-        let spec = || resolve_spec(config, CheckpointPreprocessing::default());
-        return to_download.then(|| Models { spec: spec(), shape: None, device: None, encoder });
+        let content = || RowContent::Images(resolve_spec(config, CheckpointPreprocessing::default()));
+        return to_download.then(|| Models { content: content(), shape: None, device: None, encoder });
     };
-    let (size_px, rows) = (spec.geometry.output_px(), config.chunk_images());
-    check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px"));
+    let shape = match (&backbone, &content) {
+        (Some(backbone), _) => Some(backbone.shape),
+        (None, RowContent::Numbers(spec)) => Some((*spec).into()),
+        (None, RowContent::Images(_)) => None,
+    };
+    let (size_px, rows) = (content.size_px(), config.chunk_images());
+    match &content {
+        RowContent::Images(_) => check.needs.insert("input square".to_owned(), format!("{size_px} × {size_px} px")),
+        RowContent::Numbers(spec) => {
+            check.needs.insert("model".to_owned(), format!("none: features of {} values are published", spec.dim))
+        }
+    };
     let chunk = bytesize::ByteSize(chunk_disk_bytes(rows, size_px));
-    let scratch = if config.model().is_some() {
+    let scratch = if backbone.is_some() {
         format!("up to {} for the spool; a chunk of {rows} images takes up to {chunk}", limits.disk)
     } else {
         "none: the chunks are the product".to_owned()
     };
     check.needs.insert("scratch disk".to_owned(), scratch);
-    Some(Models { spec, shape: backbone.map(|backbone| backbone.shape), device: chosen, encoder })
+    Some(Models { content, shape, device: chosen, encoder })
 }
 
 /// Decodes a sample of the first shard.
@@ -223,16 +232,19 @@ async fn sample_shards(
     check: &mut Check,
 ) {
     let Some(shard) = shards.first() else { return };
-    let sampled = sample::sample_images(store, shard, input, models.spec.clone()).await;
+    let sampled = sample::sample_images(store, shard, input, &models.content).await;
     let Some(sample) = check.ok(sampled) else { return };
     check.sample.insert(key.to_owned(), sample.text.clone());
-    estimate::add_image_estimates(check, config, (key, shards), &sample, &models.spec, models.shape);
+    estimate::add_image_estimates(check, config, (key, shards), &sample, &models.content, models.shape);
     if key != "images.shards" {
         return;
     }
     let bytes: u64 = shards.iter().map(|object| object.size).sum();
     let images = bytes as f64 / sample.bytes_per_row.max(1.0);
-    let pixels = (images * image_bytes(models.spec.geometry.output_px()) as f64) as u64;
+    let pixels = (images * models.content.decoded_bytes() as f64) as u64;
+    if config.published_dim().is_some() {
+        return;
+    }
     if config.model().is_some() {
         check.warnings.extend(run_dir::check_scratch_space(config, pixels));
     } else {

@@ -10,7 +10,7 @@ use crate::pipeline::catalog::{self, Catalog, CatalogInput, StoredClasses};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::features::{self, FeaturesInput, Thumbnails};
+use crate::pipeline::features::{self, FeatureSource, FeaturesInput, Thumbnails};
 use crate::pipeline::images::{self, ImagesInput, StreamJob, Views};
 use crate::pipeline::inputs::{ImageInput, PairInput};
 use crate::pipeline::manifest::{Manifest, report_name};
@@ -72,9 +72,9 @@ impl Execution<'_> {
         if let Some(catalog) = &catalog {
             self.require_class_needs(catalog, ranks_classes)?;
         }
-        match (images, &device) {
-            (Some(images), Some(device)) => {
-                self.run_features_and_training(images, train, catalog.as_ref(), device, report).await?;
+        match (images, self.model.feature_shape()) {
+            (Some(images), Some(_)) => {
+                self.run_features_and_training(images, train, catalog.as_ref(), device.as_ref(), report).await?;
             }
             (Some(images), None) => self.run_pixels(images, Part::WHOLE, catalog.as_ref(), report).await?,
             (None, _) => {}
@@ -103,15 +103,15 @@ impl Execution<'_> {
             self.require_class_needs(catalog, ranks_classes)?;
         }
         let Some(images) = plan.images.clone() else { return Ok(true) };
-        let Some(device) = device else {
+        if self.model.feature_shape().is_none() {
             self.run_pixels(images, part, catalog.as_ref(), report).await?;
             return Ok(true);
-        };
-        let input = self.features_input(images, part, catalog.as_ref(), &device)?;
+        }
+        let input = self.features_input(images, part, catalog.as_ref(), device.as_ref())?;
         report.images = Some(features::run_part(self.ctx, input).await?);
         report.add_output(&self.ctx.dir, "features", "features");
-        match (&plan.train, catalog, self.ctx.config.head()) {
-            (Some(_), Some(catalog), HeadConfig::Text { .. }) => {
+        match (&plan.train, catalog, self.ctx.config.head(), device) {
+            (Some(_), Some(catalog), HeadConfig::Text { .. }, Some(device)) => {
                 drop(catalog);
                 let classes = StoredClasses::open(&self.ctx.dir)?;
                 captions::embed_part(self.ctx, self.model.text_encoder()?, &device, classes, part).await
@@ -122,13 +122,13 @@ impl Execution<'_> {
 
     /// Refuses a number of classes that exceeds memory or disk, before any image is read.
     fn require_class_needs(self, catalog: &Catalog, ranks_classes: bool) -> Result<(), PipelineError> {
-        let (Some(backbone), Some(device)) = (&self.model.backbone, &self.model.device) else { return Ok(()) };
+        let (Some(shape), Some(device)) = (self.model.feature_shape(), &self.model.device) else { return Ok(()) };
         let needs = ClassNeeds {
             config: &self.ctx.config,
             classes: catalog.classes as u64,
             held_bytes: catalog.index.bytes() as u64,
             labelled: Some((catalog.index.images() as u64, catalog.index.len() as u64)),
-            shape: backbone.shape,
+            shape,
             device,
             host: HostMemory::detect(),
             encoder: self.model.text_encoder.as_ref(),
@@ -173,20 +173,20 @@ impl Execution<'_> {
         report: &mut Report,
     ) -> Result<(), PipelineError> {
         let StageInput { input, shards, generation } = images;
-        let (filter, spec) = (image_filter(catalog), &self.model.spec);
-        let input = ImagesInput { input, shards, part, filter, spec, generation };
+        let (filter, content) = (image_filter(catalog), &self.model.content);
+        let input = ImagesInput { input, shards, part, filter, content, generation };
         report.images = Some(images::run(self.ctx, input).await?);
         report.add_output(&self.ctx.dir, "pixel chunks", "chunks");
         Ok(())
     }
 
-    /// Computes the features of the training images and, if the plan says so, trains heads on them.
+    /// Computes or stores the features of the training images and, if the plan says so, trains heads on them.
     async fn run_features_and_training(
         self,
         images: StageInput<ImageInput>,
         train: Option<String>,
         catalog: Option<&Catalog>,
-        device: &Arc<DeviceWorker>,
+        device: Option<&Arc<DeviceWorker>>,
         report: &mut Report,
     ) -> Result<(), PipelineError> {
         let Self { ctx, model, .. } = self;
@@ -194,7 +194,7 @@ impl Execution<'_> {
         let output = features::run(ctx, input).await?;
         report.images = Some(output.report);
         report.add_output(&ctx.dir, "features", "features");
-        if let (Some(generation), Some(catalog)) = (train, catalog) {
+        if let (Some(generation), Some(catalog), Some(device)) = (train, catalog, device) {
             let input = TrainInput { features: output.features, generation, catalog, model, device };
             let output = train::run(ctx, input).await?;
             report.training = output.report;
@@ -209,22 +209,17 @@ impl Execution<'_> {
         images: StageInput<ImageInput>,
         part: Part,
         catalog: Option<&Catalog>,
-        device: &'a Arc<DeviceWorker>,
+        device: Option<&'a Arc<DeviceWorker>>,
     ) -> Result<FeaturesInput<'a>, PipelineError> {
         let Self { ctx, model, .. } = self;
         let StageInput { input, shards, generation } = images;
         let shards = (input, shards);
-        let mut job = StreamJob::new(ctx, "images", &model.spec, shards, image_filter(catalog), &generation);
+        let mut job = StreamJob::new(ctx, "images", &model.content, shards, image_filter(catalog), &generation);
         (job.part, job.views) = (part, Views::from_config(&ctx.config));
-        let (split, side_px) = (ctx.config.validation_split(), model.spec.geometry.output_px());
-        Ok(FeaturesInput {
-            job,
-            layout: Layout::train("features"),
-            name: "images",
-            backbone: model.backbone()?,
-            device,
-            thumbnails: (!split.is_empty()).then_some(Thumbnails { split, side_px }),
-        })
+        let (split, side_px) = (ctx.config.validation_split(), model.content.size_px());
+        let thumbnails = (!split.is_empty()).then_some(Thumbnails { split, side_px });
+        let source = FeatureSource::of(model, device, thumbnails)?;
+        Ok(FeaturesInput { job, layout: Layout::train("features"), name: "images", source })
     }
 }
 

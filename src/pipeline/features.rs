@@ -1,4 +1,4 @@
-//! Stage `features`: images → backbone → feature chunks, committed one by one.
+//! Stage `features`: images → backbone → feature chunks, committed one by one; or published features → feature chunks.
 //!
 //! [`images`](mod@crate::pipeline::images) writes pixel chunks into a scratch spool. Three tasks of [`forward`] read them
 //! batch by batch, run the backbone and write the features. A chunk leaves the spool once its features are committed.
@@ -16,12 +16,13 @@ use crate::pipeline::chunk_files::{FeatureSet, settle_duplicates};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::images::{self, Sink, StartPoint, StreamJob};
+use crate::pipeline::images::{self, RowContent, Sink, StartPoint, StreamJob};
 use crate::pipeline::observe::report::StreamReport;
-use crate::pipeline::resolve::{Backbone, FeatureShape};
+use crate::pipeline::resolve::{Backbone, FeatureShape, ResolvedModel};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{channel, queue_length};
 use crate::telemetry::{Party, StageProgress, StageTimer};
+use crate::types::Compression;
 
 pub(crate) use forward::Thumbnails;
 
@@ -39,12 +40,41 @@ pub(crate) struct FeaturesInput<'a> {
     pub(crate) layout: Layout,
     /// Name of the spool, and of the stage in progress reports.
     pub(crate) name: &'a str,
-    /// The model.
-    pub(crate) backbone: &'a Backbone,
-    /// The device of the model.
-    pub(crate) device: &'a Arc<DeviceWorker>,
-    /// Thumbnails to store with the features.
-    pub(crate) thumbnails: Option<Thumbnails>,
+    /// Origin of the features.
+    pub(crate) source: FeatureSource<'a>,
+}
+
+/// Origin of features.
+pub(crate) enum FeatureSource<'a> {
+    /// A model computes them from pixels.
+    Backbone {
+        /// The model.
+        backbone: &'a Backbone,
+        /// The device of the model.
+        device: &'a Arc<DeviceWorker>,
+        /// Thumbnails to store with the features.
+        thumbnails: Option<Thumbnails>,
+    },
+    /// The rows of the job hold them.
+    Published,
+}
+
+impl<'a> FeatureSource<'a> {
+    /// Returns the origin of the features of a model. Published features have no thumbnails.
+    ///
+    /// # Errors
+    /// An internal error if the model or its device is missing.
+    pub(crate) fn of(
+        model: &'a ResolvedModel,
+        device: Option<&'a Arc<DeviceWorker>>,
+        thumbnails: Option<Thumbnails>,
+    ) -> Result<Self, PipelineError> {
+        if let RowContent::Numbers(_) = model.content {
+            return Ok(Self::Published);
+        }
+        let absent = || PipelineError::Internal("a model has no device".to_owned());
+        Ok(Self::Backbone { backbone: model.backbone()?, device: device.ok_or_else(absent)?, thumbnails })
+    }
 }
 
 /// Output of the stage.
@@ -83,7 +113,7 @@ pub(crate) async fn run_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Resu
 
 /// Completes the shards of a part. If they are complete, loads no model and reads no chunk.
 async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Journal, StreamReport), PipelineError> {
-    let (shards, spec) = (Arc::clone(&input.job.shards), input.job.spec.clone());
+    let (shards, content) = (Arc::clone(&input.job.shards), input.job.content.clone());
     let mut journal = Journal::open(ctx.dir.clone(), input.layout.clone(), &input.job.generation, input.job.part)?;
     let rows = Arc::clone(&input.job.stage_progress);
     let images = ctx.progress.stage(format!("features ({})", input.name), "images", 0);
@@ -95,22 +125,52 @@ async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Jo
         rows.set_total(tally.rows);
         images.set_total(tally.kept);
     } else {
-        journal = stream_features(ctx, input, journal, Arc::clone(&images)).await?;
+        journal = match input.source {
+            FeatureSource::Backbone { backbone, device, thumbnails } => {
+                let model = (backbone, device, thumbnails);
+                stream_features(ctx, (input.job, input.name), model, journal, Arc::clone(&images)).await?
+            }
+            FeatureSource::Published => store_published(ctx, input.job, input.layout, journal, &images).await?,
+        };
     }
     ctx.events.stage_finished(&rows);
     ctx.events.stage_finished(&images);
-    let report = images::report_stream(&journal, &shards, &spec)?;
+    let report = images::report_stream(&journal, &shards, &content)?;
     Ok((journal, report))
 }
 
-/// Streams the unfinished shards. Unloads the backbone at the end.
+/// Streams the unfinished shards of published features. Nothing waits on scratch disk, except a chunk on its way to a remote
+/// run directory.
+async fn store_published(
+    ctx: &RunContext,
+    job: StreamJob,
+    layout: Layout,
+    journal: Journal,
+    images: &StageProgress,
+) -> Result<Journal, PipelineError> {
+    ctx.events.stage_started(&job.stage_progress);
+    ctx.events.stage_started(images);
+    if ctx.dir.is_remote() {
+        let chunk = u64::from(ctx.config.chunks().rows) * (job.content.decoded_bytes() + 1024) + (1 << 20);
+        ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
+    }
+    let start = StartPoint::after(&journal, &[], journal.pending(job.shards.len() as u32))?;
+    let (generation, part, before) = (job.generation.clone(), job.part, journal.tally().kept);
+    images::stream_images(ctx, job, start, Sink::Product(journal, Compression::None)).await?;
+    let journal = Journal::open(ctx.dir.clone(), layout, &generation, part)?;
+    images.add(journal.tally().kept - before);
+    images.set_total(journal.tally().kept);
+    Ok(journal)
+}
+
+/// Streams the unfinished shards through the backbone. Unloads it at the end.
 async fn stream_features(
     ctx: &RunContext,
-    input: FeaturesInput<'_>,
+    (job, name): (StreamJob, &str),
+    (backbone, device, thumbnails): (&Backbone, &Arc<DeviceWorker>, Option<Thumbnails>),
     journal: Journal,
     images: Arc<StageProgress>,
 ) -> Result<Journal, PipelineError> {
-    let FeaturesInput { job, name, backbone, device, thumbnails, .. } = input;
     let shape = backbone.shape;
     let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options.clone()).await?;
     let spools = LocalDirectory::create(ctx.scratch_path())?;
@@ -137,7 +197,7 @@ fn spool_bytes(ctx: &RunContext, job: &StreamJob, shape: FeatureShape) -> Result
     let log = u64::from(rows) * (4 * shape.dim as u64 + 24);
     let staged = u64::from(rows) * (4 * shape.dim as u64 + 1024) + (1 << 20);
     let beside = log + if ctx.dir.is_remote() { staged } else { 0 };
-    let least = 2 * chunk_disk_bytes(rows, job.spec.geometry.output_px()) + beside;
+    let least = 2 * chunk_disk_bytes(rows, job.content.size_px()) + beside;
     ctx.require_disk(least, "two chunks of pixels and the features of one")?;
     Ok(ctx.config.limits().disk.0 - beside)
 }
@@ -165,7 +225,7 @@ impl Forward {
         let device = Arc::clone(backbone.device());
         // The model's memory is reserved first, so that decoders cannot starve the model.
         let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-        let reserved = ctx.budget.acquire(job.spec.pixel_bytes() * batches as u64).await;
+        let reserved = ctx.budget.acquire(job.content.decoded_bytes() * batches as u64).await;
         let (chunks_in, chunks) = channel(CHUNKS_WAITING.max(spooled.len()));
         ctx.progress.gauge(
             "chunks_waiting",

@@ -17,18 +17,21 @@
 //! | --- | --- |
 //! | `shard_reader` | rows of a shard → blocks |
 //! | `interleave`, `read_ahead` | blocks of several shards → one sequence, chunk by chunk |
-//! | `decoders` | base64 → pixels, on the CPU pool |
+//! | `decoders` | base64 → pixels, or text → features, on the CPU pool |
+//! | `content` | images or published features: decoder, writer, sizes |
 //! | `writer`, `committer` | blocks → chunk files; chunks that are the product → journal |
 //! | `bad_rows` | `limits.max_bad_fraction` |
 //! | `resume` | state after an interruption |
 //! | `memory` | memory and queue limits |
 //! | `preprocess` | configuration and checkpoint → [`ImageSpec`] |
 //!
-//! [`run`] is the stage whose product is pixels. Stage `features` streams into a scratch spool instead.
+//! [`run`] is the stage whose product is pixels. Stage `features` streams into a scratch spool instead; published features
+//! are the product of their stream.
 
 mod bad_rows;
 mod block;
 mod committer;
+mod content;
 mod decoders;
 mod interleave;
 mod memory;
@@ -52,7 +55,6 @@ use crate::chunk::Tally;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::chunk_disk_bytes;
-use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::chunk_files::settle_duplicates;
 use crate::pipeline::context::RunContext;
@@ -64,7 +66,8 @@ use crate::telemetry::StageProgress;
 use crate::types::{Compression, Part};
 
 pub(crate) use committer::{RowFile, commit_chunk};
-pub(crate) use memory::{MAX_OPEN_SHARDS, stream_bytes};
+pub(crate) use content::{NumberSpec, RowContent, RowDecoder};
+pub(crate) use memory::MAX_OPEN_SHARDS;
 pub(crate) use resume::{StartPoint, image_hashes, show_committed};
 pub(crate) use views::Views;
 
@@ -86,8 +89,8 @@ pub(crate) struct StreamJob {
     pub(crate) part: Part,
     /// Filter of the wanted images, with their labels.
     pub(crate) filter: ImageFilter,
-    /// Preprocessing of the images.
-    pub(crate) spec: ImageSpec,
+    /// Images with their preprocessing, or published features.
+    pub(crate) content: RowContent,
     /// Random crops of each image; `None` for the whole image.
     pub(crate) views: Option<Views>,
     /// Source rows that a chunk covers.
@@ -105,7 +108,7 @@ impl StreamJob {
     pub(crate) fn new(
         ctx: &RunContext,
         name: &str,
-        spec: &ImageSpec,
+        content: &RowContent,
         (input, shards): (ImageInput, Vec<Object>),
         filter: ImageFilter,
         generation: &str,
@@ -115,7 +118,7 @@ impl StreamJob {
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter,
-            spec: spec.clone(),
+            content: content.clone(),
             views: None,
             chunk_rows: u64::from(ctx.config.chunks().rows),
             generation: generation.to_owned(),
@@ -147,7 +150,7 @@ pub(crate) async fn stream_images(
     sink: Sink,
 ) -> Result<(), PipelineError> {
     // The fixed share of each part is reserved first, so that blocks cannot starve a part.
-    let bytes = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows);
+    let bytes = job.content.stream_bytes(ctx.pool.width(), job.chunk_rows);
     let input_bytes = input_memory(job.input.format, bytes, ctx.config.limits().memory.0).total_bytes;
     let reserved = ctx.budget.acquire(bytes.reader + bytes.decoders + bytes.writer + input_bytes).await;
     let decoded_blocks = max_decoded_blocks(&job, ctx.pool.width());
@@ -195,7 +198,7 @@ pub(crate) struct ImagesInput<'a> {
     /// Filter of the wanted images.
     pub(crate) filter: ImageFilter,
     /// Preprocessing of the images.
-    pub(crate) spec: &'a ImageSpec,
+    pub(crate) content: &'a RowContent,
     /// Hash of everything that the chunks depend on.
     pub(crate) generation: String,
 }
@@ -205,8 +208,8 @@ pub(crate) struct ImagesInput<'a> {
 /// # Errors
 /// As [`stream_images`]; and when the counts do not add up.
 pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<StreamReport, PipelineError> {
-    let ImagesInput { input, shards, part, filter, spec, generation } = input;
-    let job = StreamJob { part, ..StreamJob::new(ctx, "images", spec, (input, shards), filter, &generation) };
+    let ImagesInput { input, shards, part, filter, content, generation } = input;
+    let job = StreamJob { part, ..StreamJob::new(ctx, "images", content, (input, shards), filter, &generation) };
     let (stage_progress, shards) = (Arc::clone(&job.stage_progress), Arc::clone(&job.shards));
     let mut journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
     stage_progress.add_resumed(journal.tally().rows);
@@ -220,14 +223,14 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
         let start = StartPoint::after(&journal, &[], pending)?;
         let chunks = ctx.config.chunks();
         if ctx.dir.is_remote() {
-            let chunk = chunk_disk_bytes(chunks.rows, spec.geometry.output_px());
+            let chunk = chunk_disk_bytes(chunks.rows, content.size_px());
             ctx.require_disk(chunk, "the chunk on its way to the run directory")?;
         }
         stream_images(ctx, job, start, Sink::Product(journal, chunks.compression)).await?;
         journal = Journal::open(ctx.dir.clone(), Layout::train("chunks"), &generation, part)?;
     }
     ctx.events.stage_finished(&stage_progress);
-    let mut report = report_stream(&journal, &shards, spec)?;
+    let mut report = report_stream(&journal, &shards, content)?;
     if part == Part::WHOLE {
         report.duplicates = settle_duplicates(&journal, &generation)?.count();
     }
@@ -241,7 +244,7 @@ pub(crate) async fn run(ctx: &RunContext, input: ImagesInput<'_>) -> Result<Stre
 pub(crate) fn report_stream(
     journal: &Journal,
     shards: &[Object],
-    spec: &ImageSpec,
+    content: &RowContent,
 ) -> Result<StreamReport, PipelineError> {
     let name = |shard: u32| shards.get(shard as usize).map_or_else(String::new, |object| object.url.clone());
     let by_shard: BTreeMap<String, Tally> =
@@ -275,7 +278,7 @@ pub(crate) fn report_stream(
         by_shard,
         labels: journal.entries().values().map(|entry| entry.labels).sum(),
         chunks: journal.entries().values().filter(|entry| entry.tally.kept > 0).count() as u64,
-        size_px: spec.geometry.output_px(),
+        size_px: content.size_px(),
         duplicates: 0,
     })
 }

@@ -35,7 +35,7 @@ use crate::pipeline::chunk_files::FeatureSet;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::features::{self, FeaturesInput, FeaturesOutput};
+use crate::pipeline::features::{self, FeatureSource, FeaturesInput, FeaturesOutput};
 use crate::pipeline::images::StreamJob;
 use crate::pipeline::inputs::ImageInput;
 use crate::pipeline::manifest::Manifest;
@@ -202,9 +202,9 @@ impl Prediction<'_> {
     ) -> Result<FeaturesOutput, PipelineError> {
         let filter = ImageFilter::Urls(Arc::clone(self.test_set.urls()));
         let shards = (self.input.clone(), shards);
-        let job = StreamJob::new(ctx, "test images", &self.model.spec, shards, filter, &self.generation);
-        let (layout, backbone, device) = (Layout::predict(stem), self.model.backbone()?, self.device);
-        features::run(ctx, FeaturesInput { job, layout, name: stem, backbone, device, thumbnails: None }).await
+        let job = StreamJob::new(ctx, "test images", &self.model.content, shards, filter, &self.generation);
+        let (layout, source) = (Layout::predict(stem), FeatureSource::of(self.model, Some(self.device), None)?);
+        features::run(ctx, FeaturesInput { job, layout, name: stem, source }).await
     }
 
     async fn run<R: Ranker>(mut self, ctx: &RunContext, mut ranker: R) -> Result<PredictOutput, PipelineError> {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{ConfigError, HeadConfig, Problem, RunConfig, Stage, StageKeys};
-use crate::decode::ImageSpec;
 use crate::device::SelectedDevice;
 use crate::model::{Checkpoint, ExtractOptions};
 use crate::pipeline::captions::Encoder;
@@ -13,10 +12,10 @@ use crate::pipeline::device::{self, DeviceWorker, MemoryNeeds, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::hub::{self, HubModel};
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
-use crate::pipeline::images::stream_bytes;
+use crate::pipeline::images::{NumberSpec, RowContent};
 use crate::pipeline::manifest::CHECKPOINT_FILES;
 use crate::pipeline::observe::report::ModelReport;
-use crate::types::Precision;
+use crate::types::{FeatureOrigin, Precision};
 
 /// Shape and storage format of a feature.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +24,12 @@ pub(crate) struct FeatureShape {
     pub(crate) dim: usize,
     /// Format in which a value is stored.
     pub(crate) precision: Precision,
+}
+
+impl From<NumberSpec> for FeatureShape {
+    fn from(NumberSpec { dim, precision }: NumberSpec) -> Self {
+        Self { dim: dim as usize, precision }
+    }
 }
 
 /// The frozen image model.
@@ -41,13 +46,13 @@ pub(crate) struct Backbone {
 
 /// Opened models of a run, and the device chosen for them.
 pub(crate) struct ResolvedModel {
-    /// Preprocessing of the images.
-    pub(crate) spec: ImageSpec,
-    /// The frozen image model; `None` if pixel chunks are the product.
+    /// Images with their preprocessing, or published features.
+    pub(crate) content: RowContent,
+    /// The frozen image model; `None` if pixel chunks are the product, or features are published.
     pub(crate) backbone: Option<Backbone>,
     /// The frozen text encoder of a text head.
     pub(crate) text_encoder: Option<Encoder>,
-    /// Device of the models; `None` without a backbone.
+    /// Device of the models and heads; `None` if neither runs.
     pub(crate) device: Option<SelectedDevice>,
 }
 
@@ -62,13 +67,17 @@ impl ResolvedModel {
         let encoder_dir = hub::download(config, HubModel::TextEncoder, store, progress, shutdown).await?;
         let encoder_dir = encoder_dir.or_else(|| paired_encoder_dir(config, backbone_dir.as_deref()));
         let own = Arc::clone(config);
-        let (spec, backbone) = tokio::task::spawn_blocking(move || resolve_backbone(&own, backbone_dir)).await??;
+        let (content, backbone) = tokio::task::spawn_blocking(move || resolve_backbone(&own, backbone_dir)).await??;
         let text_encoder = match config.text().cloned() {
             Some(text) => Some(tokio::task::spawn_blocking(move || Encoder::open(&text, encoder_dir)).await??),
             None => None,
         };
-        let device = if backbone.is_some() { Some(device::choose(config.device()).await?) } else { None };
-        Ok(Self { spec, backbone, text_encoder, device })
+        let device = if backbone.is_some() || needs_device_alone(config) {
+            Some(device::choose(config.device()).await?)
+        } else {
+            None
+        };
+        Ok(Self { content, backbone, text_encoder, device })
     }
 
     /// Returns the backbone.
@@ -80,6 +89,24 @@ impl ResolvedModel {
         self.backbone.as_ref().ok_or_else(absent)
     }
 
+    /// Returns the shape of the features; `None` if pixel chunks are the product.
+    pub(crate) fn feature_shape(&self) -> Option<FeatureShape> {
+        match (&self.backbone, &self.content) {
+            (Some(backbone), _) => Some(backbone.shape),
+            (None, RowContent::Numbers(spec)) => Some((*spec).into()),
+            (None, RowContent::Images(_)) => None,
+        }
+    }
+
+    /// Returns the shape of the features.
+    ///
+    /// # Errors
+    /// An internal error without features. Only stages that need them call this.
+    pub(crate) fn shape(&self) -> Result<FeatureShape, PipelineError> {
+        let absent = || PipelineError::Internal("a stage needs features that the configuration lacks".to_owned());
+        self.feature_shape().ok_or_else(absent)
+    }
+
     /// Returns the text encoder.
     ///
     /// # Errors
@@ -89,8 +116,14 @@ impl ResolvedModel {
         self.text_encoder.as_ref().ok_or_else(absent)
     }
 
-    /// Describes the models for the report; `None` without a backbone.
+    /// Describes the models for the report; `None` without features.
     pub(crate) fn report(&self, config: &RunConfig) -> Option<ModelReport> {
+        let text_encoder = config.text().map(|text| text.encoder.clone());
+        if let RowContent::Numbers(NumberSpec { dim, precision }) = self.content {
+            let (feature_dim, precision) = (u64::from(dim), precision.to_string());
+            let family = FeatureOrigin::Published.to_string();
+            return Some(ModelReport { family, feature_dim, precision, text_encoder, ..ModelReport::default() });
+        }
         let (Backbone { checkpoint, options, shape, fingerprint }, model) = (self.backbone.as_ref()?, config.model()?);
         Some(ModelReport {
             checkpoint: model.checkpoint.clone(),
@@ -100,7 +133,7 @@ impl ResolvedModel {
             image_px: options.size_px,
             feature_dim: shape.dim as u64,
             precision: shape.precision.to_string(),
-            text_encoder: config.text().map(|text| text.encoder.clone()),
+            text_encoder,
         })
     }
 
@@ -109,14 +142,19 @@ impl ResolvedModel {
     /// # Errors
     /// When host or GPU have too little memory.
     pub(crate) async fn open_device(&self, ctx: &RunContext) -> Result<Option<Arc<DeviceWorker>>, PipelineError> {
-        let (Some(chosen), Some(backbone)) = (&self.device, &self.backbone) else { return Ok(None) };
-        let bytes = stream_bytes(&self.spec, ctx.pool.width(), u64::from(ctx.config.chunks().rows));
-        let needs = MemoryNeeds {
-            parameters: backbone.checkpoint.parameters(),
-            activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
-            pixel_bytes: self.spec.pixel_bytes(),
-            host_bytes: bytes.left_for_model(ctx.config.limits().memory.0),
-            precision: backbone.shape.precision,
+        let (Some(chosen), Some(shape)) = (&self.device, self.feature_shape()) else { return Ok(None) };
+        let needs = match &self.backbone {
+            None => MemoryNeeds::for_head(shape.precision),
+            Some(backbone) => {
+                let bytes = self.content.stream_bytes(ctx.pool.width(), u64::from(ctx.config.chunks().rows));
+                MemoryNeeds {
+                    parameters: backbone.checkpoint.parameters(),
+                    activation_bytes: backbone.checkpoint.activation_bytes(backbone.options.size_px),
+                    pixel_bytes: self.content.decoded_bytes(),
+                    host_bytes: bytes.left_for_model(ctx.config.limits().memory.0),
+                    precision: shape.precision,
+                }
+            }
         };
         let device = device::open(chosen, needs, ctx.config.device().batch_size, &ctx.scratch_path()).await?;
         tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
@@ -126,11 +164,11 @@ impl ResolvedModel {
     /// Returns the keys that the chunks of an image stream depend on, without its input files.
     pub(crate) fn stream_keys(&self, config: &RunConfig, stage: Stage) -> StageKeys {
         let mut keys = config.keys(stage);
-        let geometry = serde_json::to_string(&self.spec.geometry).unwrap_or_default();
-        keys.insert(
-            "preprocess (resolved)".to_owned(),
-            format!("{geometry} {}", self.spec.resample.fingerprint_name()),
-        );
+        if let RowContent::Images(spec) = &self.content {
+            let geometry = serde_json::to_string(&spec.geometry).unwrap_or_default();
+            let resolved = format!("{geometry} {}", spec.resample.fingerprint_name());
+            keys.insert("preprocess (resolved)".to_owned(), resolved);
+        }
         if let Some(backbone) = &self.backbone {
             // The content of the files counts, not their path.
             keys.insert(CHECKPOINT_FILES.to_owned(), backbone.fingerprint.clone());
@@ -148,6 +186,11 @@ pub(crate) fn paired_encoder_dir(config: &RunConfig, snapshot: Option<&Path>) ->
     snapshot.map(Path::to_owned).or_else(named)
 }
 
+/// Returns whether a head needs a device although no backbone does.
+pub(crate) fn needs_device_alone(config: &RunConfig) -> bool {
+    config.published_dim().is_some() && (config.train().is_some() || config.predict().is_some())
+}
+
 /// Opens the backbone of a configuration and resolves its preprocessing. `snapshot` is the directory of a checkpoint
 /// from the hub.
 ///
@@ -156,12 +199,17 @@ pub(crate) fn paired_encoder_dir(config: &RunConfig, snapshot: Option<&Path>) ->
 pub(crate) fn resolve_backbone(
     config: &RunConfig,
     snapshot: Option<PathBuf>,
-) -> Result<(ImageSpec, Option<Backbone>), PipelineError> {
+) -> Result<(RowContent, Option<Backbone>), PipelineError> {
     let Some(model) = config.model() else {
-        let spec = resolve_spec(config, CheckpointPreprocessing::default());
-        check_bounds(config, &spec)?;
-        return Ok((spec, None));
+        let content = RowContent::Images(resolve_spec(config, CheckpointPreprocessing::default()));
+        check_bounds(config, &content)?;
+        return Ok((content, None));
     };
+    if let Some(dim) = model.published_dim {
+        let content = RowContent::Numbers(NumberSpec { dim, precision: model.precision });
+        check_bounds(config, &content)?;
+        return Ok((content, None));
+    }
     let dir = snapshot.unwrap_or_else(|| PathBuf::from(&model.checkpoint));
     hub::require_checkpoint("model.checkpoint", &model.checkpoint, &dir)?;
     let checkpoint = Checkpoint::open(&dir).map_err(model_error)?;
@@ -191,14 +239,15 @@ pub(crate) fn resolve_backbone(
     }
     let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
     let shape = FeatureShape { dim, precision: model.precision };
-    check_bounds(config, &spec)?;
-    Ok((spec, Some(Backbone { checkpoint, options, shape, fingerprint })))
+    let content = RowContent::Images(spec);
+    check_bounds(config, &content)?;
+    Ok((content, Some(Backbone { checkpoint, options, shape, fingerprint })))
 }
 
 /// Refuses limits under which the image stream cannot work.
-fn check_bounds(config: &RunConfig, spec: &ImageSpec) -> Result<(), PipelineError> {
-    let bytes = stream_bytes(spec, workers(config), u64::from(config.chunks().rows));
-    let problems = config.check_bounds(spec.geometry.output_px(), bytes);
+fn check_bounds(config: &RunConfig, content: &RowContent) -> Result<(), PipelineError> {
+    let bytes = content.stream_bytes(workers(config), u64::from(config.chunks().rows));
+    let problems = config.check_bounds(content.size_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
 }
 

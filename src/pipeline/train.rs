@@ -107,7 +107,7 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     let TrainInput { features, generation, catalog, model, device } = input;
     let Some(settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
     let split = ctx.config.validation_split();
-    let shape = model.backbone()?.shape;
+    let shape = model.shape()?;
     let finished = FinishedStage::new(&ctx.dir, "train", [generation.as_str()]);
     let known = tokio::task::block_in_place(|| read_finished(ctx, &finished, settings.trials.len()))?;
     let job = || TrainJob {

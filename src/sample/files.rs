@@ -10,6 +10,7 @@ use super::contents::CorpusContents;
 use super::contents::Payload;
 use super::contents::ShardRow;
 use super::contents::TRAIN_FILES;
+use super::embeddings::Embedder;
 use super::encode::Unusable;
 use super::encode::encode;
 use super::render::RenderedImage;
@@ -52,7 +53,14 @@ pub(super) fn write_all(
     let weights = super::checkpoint::weights(seed).map_err(|source| SampleError::Weights { source })?;
     write_file(&model.join("model.safetensors"), &weights)?;
     let names = match format {
-        SampleFormat::Tsv => write_published(&data, contents, seed).map(|()| None)?,
+        SampleFormat::Tsv => {
+            write_published(&data, contents, "image_pixels", &|row| encode_row(row, seed)).map(|()| None)?
+        }
+        SampleFormat::Embeddings => {
+            let embedder = Embedder::new();
+            let encode = |row: &ShardRow| embedder.encode_row(row, seed);
+            write_published(&data, contents, "resnet_embeddings", &encode).map(|()| None)?
+        }
         other => super::formats::write(&data, contents, seed, other)?,
     };
     let names = names.unwrap_or_default();
@@ -61,10 +69,18 @@ pub(super) fn write_all(
     write_test_tables(&data, contents, &ids)
 }
 
-/// Writes images and captions in the published layout.
-fn write_published(data: &Path, contents: &CorpusContents, seed: u64) -> Result<(), SampleError> {
-    let train = data.join("image_data_train/image_pixels");
-    let test = data.join("image_data_test/image_pixels");
+/// Returns the line of a row of a shard.
+type EncodeRow<'a> = &'a (dyn Fn(&ShardRow) -> Result<Vec<u8>, SampleError> + Sync);
+
+/// Writes shards of images, or of their features, and captions in the published layout. `kind` names folder and files.
+fn write_published(
+    data: &Path,
+    contents: &CorpusContents,
+    kind: &str,
+    encode: EncodeRow<'_>,
+) -> Result<(), SampleError> {
+    let train = data.join("image_data_train").join(kind);
+    let test = data.join("image_data_test").join(kind);
     for folder in [&train, &test] {
         fs::create_dir_all(folder).map_err(disk_error(folder))?;
     }
@@ -75,16 +91,16 @@ fn write_published(data: &Path, contents: &CorpusContents, seed: u64) -> Result<
         write_table(&path, b'\t', &header, rows)?;
     }
     let train_shards = contents.train_shards.iter().enumerate().map(|(number, rows)| Shard {
-        path: train.join(format!("train_image_pixels_part-{number:05}.csv.gz")),
+        path: train.join(format!("train_{kind}_part-{number:05}.csv.gz")),
         rows,
         format: if number == MULTI_MEMBER_SHARD { ShardFormat::MultiMemberGzip } else { ShardFormat::Gzip },
     });
     let test_shards = contents.test_shards.iter().enumerate().map(|(number, rows)| Shard {
-        path: test.join(format!("test_image_pixels_part-{number:05}.csv")),
+        path: test.join(format!("test_{kind}_part-{number:05}.csv")),
         rows,
         format: ShardFormat::Plain,
     });
-    run_parallel(&train_shards.chain(test_shards).collect::<Vec<_>>(), |shard| write_shard(shard, seed))
+    run_parallel(&train_shards.chain(test_shards).collect::<Vec<_>>(), |shard| write_shard(shard, encode))
 }
 
 /// Writes the tables of the test: `urls` names the image of each id.
@@ -184,19 +200,19 @@ pub(super) fn run_parallel<T: Sync>(
     })
 }
 
-fn write_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
+fn write_shard(shard: &Shard<'_>, encode: EncodeRow<'_>) -> Result<(), SampleError> {
     let failed = disk_error(&shard.path);
     let mut file = BufWriter::new(File::create_new(&shard.path).map_err(&failed)?);
     match shard.format {
         ShardFormat::Plain => {
             for row in shard.rows {
-                file.write_all(&encode_row(row, seed)?).map_err(&failed)?;
+                file.write_all(&encode(row)?).map_err(&failed)?;
             }
         }
         ShardFormat::Gzip => {
             let mut member = start_gzip(&mut file);
             for row in shard.rows {
-                member.write_all(&encode_row(row, seed)?).map_err(&failed)?;
+                member.write_all(&encode(row)?).map_err(&failed)?;
             }
             member.finish().map_err(&failed)?;
         }
@@ -204,7 +220,7 @@ fn write_shard(shard: &Shard<'_>, seed: u64) -> Result<(), SampleError> {
             // Members end in the middle of a row, because readers must treat the joined members as one text.
             let mut member = start_gzip(&mut file);
             for (index, row) in shard.rows.iter().enumerate() {
-                let line = encode_row(row, seed)?;
+                let line = encode(row)?;
                 let (head, tail) = line.split_at(line.len() / 2);
                 member.write_all(head).map_err(&failed)?;
                 if index % MEMBER_ROWS == MEMBER_ROWS / 2 {

@@ -119,7 +119,9 @@ pub(super) fn write(
         }
     }
     run_parallel(&parts, |part| match format {
-        SampleFormat::Tsv | SampleFormat::Parquet => parquet::write(&part.path, &part.rows, seed),
+        SampleFormat::Tsv | SampleFormat::Embeddings | SampleFormat::Parquet => {
+            parquet::write(&part.path, &part.rows, seed)
+        }
         SampleFormat::Jsonl => jsonl::write(&part.path, &part.rows, seed),
         SampleFormat::Webdataset => webdataset::write(&part.path, &part.rows, seed),
         SampleFormat::Folder => folder::write(&part.path, &part.rows, seed),
@@ -135,7 +137,7 @@ pub(super) fn write(
 
 fn part_name(part: usize, format: SampleFormat) -> String {
     match format {
-        SampleFormat::Tsv | SampleFormat::Parquet => format!("part-{part:05}.parquet"),
+        SampleFormat::Tsv | SampleFormat::Embeddings | SampleFormat::Parquet => format!("part-{part:05}.parquet"),
         SampleFormat::Jsonl => format!("part-{part:05}.json.gz"),
         SampleFormat::Webdataset => format!("part-{part:05}.tar"),
         SampleFormat::Folder => format!("part-{part:05}"),

@@ -286,6 +286,31 @@ fn every_format_has_one_entry_for_each_row() {
     }
 }
 
+#[test]
+fn embeddings_have_one_row_for_each_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let options = SampleOptions { train_images: 40, test_images: 5, format: SampleFormat::Embeddings, ..small() };
+    for out in [&one, &two] {
+        write(out, &options).unwrap();
+    }
+    assert_eq!(hashes(&one), hashes(&two));
+    let images = folder.path().join("images");
+    write(&images, &SampleOptions { format: SampleFormat::Tsv, ..options }).unwrap();
+    let urls = |rows: Vec<Vec<Vec<u8>>>| rows.into_iter().map(|row| row[0].clone()).collect::<Vec<_>>();
+    let folder = one.join("data/image_data_train/resnet_embeddings");
+    let rows: Vec<_> =
+        (0..4).flat_map(|part| shard(&folder.join(format!("train_resnet_embeddings_part-{part:05}.csv.gz")))).collect();
+    assert!(
+        rows.iter().filter(|row| row.len() == 2 && row[1].split(|byte| *byte == b',').count() == 2048).count() >= 40
+    );
+    assert_eq!(urls(rows), urls(train_shards(&images)));
+    let file = |out: &Path, name: &str| fs::read(out.join("data").join(name)).unwrap();
+    for name in ["test.tsv", "truth.csv", "train-00000-of-00005.tsv"] {
+        assert_eq!(file(&one, name), file(&images, name), "{name}");
+    }
+}
+
 /// Returns the number of rows, samples or files of a part.
 fn count_entries(data: &Path, part: &str, format: SampleFormat) -> usize {
     let folder = data.join(if format == SampleFormat::Folder { part.to_owned() } else { format!("image_data_{part}") });
@@ -293,7 +318,7 @@ fn count_entries(data: &Path, part: &str, format: SampleFormat) -> usize {
     for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
         count += match format {
             SampleFormat::Folder if path.is_dir() => fs::read_dir(path).unwrap().count(),
-            SampleFormat::Folder | SampleFormat::Tsv => 0,
+            SampleFormat::Folder | SampleFormat::Tsv | SampleFormat::Embeddings => 0,
             SampleFormat::Parquet => {
                 let file = fs::File::open(path).unwrap();
                 let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();

@@ -20,6 +20,7 @@ mod observability;
 mod page;
 mod paired;
 mod parts;
+mod published;
 mod resource_limits;
 mod results;
 mod resume;

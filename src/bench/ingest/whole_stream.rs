@@ -13,7 +13,7 @@ use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::images::{Sink, StartPoint, StreamJob, Views, stream_bytes, stream_images};
+use crate::pipeline::images::{RowContent, Sink, StartPoint, StreamJob, Views, stream_images};
 use crate::pipeline::inputs::ImageInput;
 use crate::pipeline::observe::events::Events;
 use crate::pipeline::store::open_store;
@@ -40,7 +40,7 @@ pub struct Whole {
 
 /// Refuses limits under which the stream cannot work.
 pub(super) fn check_limits(config: &RunConfig, spec: &ImageSpec, threads: usize) -> Result<(), PipelineError> {
-    let bytes = stream_bytes(spec, threads, u64::from(config.chunks().rows));
+    let bytes = RowContent::Images(spec.clone()).stream_bytes(threads, u64::from(config.chunks().rows));
     let problems = config.check_bounds(spec.geometry.output_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }
 }
@@ -91,7 +91,7 @@ async fn run_once(
         shards: Arc::new(shards.to_vec()),
         part: Part::WHOLE,
         filter: ImageFilter::Everything,
-        spec: spec.clone(),
+        content: RowContent::Images(spec.clone()),
         views: Views::from_config(config),
         chunk_rows: u64::from(chunks.rows),
         generation: "bench".to_owned(),

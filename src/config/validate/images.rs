@@ -2,9 +2,11 @@
 
 use super::super::raw::{RawCaptions, RawImages, RawModel, RawPairs, RawPipeline, RawPreprocess, RawSample};
 use super::super::value::Bytes;
+use super::train::PAIRED_ENCODER;
 use super::{Problems, check_checkpoint, non_empty};
 use crate::types::{
-    Alpha, ClassSource, Compression, FolderCaptions, ImageFormat, MatchRule, PairsFormat, Pool, Precision, Resample,
+    Alpha, ClassSource, Compression, FeatureOrigin, FolderCaptions, HeadKind, ImageFormat, MatchRule, PairsFormat,
+    Pool, Precision, Resample,
 };
 
 /// Checked `[sample]`.
@@ -113,11 +115,16 @@ pub struct ChunksConfig {
 /// Upper bound on the blocks whose outputs make a feature.
 const MAX_LAYERS: usize = 64;
 
+/// Values of a published feature without a setting: those of ResNet-50.
+const PUBLISHED_DIM: u32 = 2048;
+
 /// Checked `[model]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelConfig {
-    /// Directory in Hugging Face layout, or a valid `hf:ORG/NAME[@REVISION]`.
+    /// Directory in Hugging Face layout, or a valid `hf:ORG/NAME[@REVISION]`; empty with published features.
     pub checkpoint: String,
+    /// Values of a published feature, from 1 to 65,536; `None` if the checkpoint computes the features.
+    pub published_dim: Option<u32>,
     /// Precision of the stored features.
     pub precision: Precision,
     /// Blocks whose outputs make the feature, each from 0, or from -1 backwards; at least one.
@@ -154,7 +161,13 @@ pub(in super::super) fn check_images(pipeline: &RawPipeline, problems: &mut Prob
         images,
         preprocess: check_preprocess(&pipeline.preprocess, problems),
         chunks: ChunksConfig { rows, compression: pipeline.chunks.compression },
-        model: pipeline.model.as_ref().map(|model| check_model(model, problems)),
+        model: pipeline.model.as_ref().map(|model| {
+            if model.features == FeatureOrigin::Published {
+                check_published(pipeline, model, problems)
+            } else {
+                check_model(model, problems)
+            }
+        }),
     }
 }
 
@@ -246,8 +259,13 @@ fn check_preprocess(preprocess: &RawPreprocess, problems: &mut Problems) -> Prep
 }
 
 fn check_model(model: &RawModel, problems: &mut Problems) -> ModelConfig {
-    let RawModel { checkpoint, precision, layer, pool } = model.clone();
+    let RawModel { checkpoint, precision, layer, pool, feature_dim, features: _ } = model.clone();
     check_checkpoint("model.checkpoint", &checkpoint, problems);
+    problems.refuse_if(
+        feature_dim.is_some(),
+        "model.feature_dim",
+        "goes with `features = \"published\"` alone; a checkpoint has its own: remove it",
+    );
     let layers = layer.0;
     problems.refuse_if(
         layers.is_empty() || layers.len() > MAX_LAYERS,
@@ -257,5 +275,36 @@ fn check_model(model: &RawModel, problems: &mut Problems) -> ModelConfig {
     if let Some(layer) = layers.iter().enumerate().find(|(at, layer)| layers[..*at].contains(layer)) {
         problems.refuse_if(true, "model.layer", format!("names block `{}` twice", layer.1));
     }
-    ModelConfig { checkpoint, precision, layers, pool }
+    ModelConfig { checkpoint, published_dim: None, precision, layers, pool }
+}
+
+/// Checks a model whose features are published, and all that it cannot go with.
+fn check_published(pipeline: &RawPipeline, model: &RawModel, problems: &mut Problems) -> ModelConfig {
+    const PUBLISHED: &str = "`model.features = \"published\"`";
+    let default = RawModel::default();
+    let mut refuse = |bad: bool, key: &str, why: &str| {
+        problems.refuse_if(bad, key, format!("does not go with {PUBLISHED}, {why}: remove it"));
+    };
+    refuse(!model.checkpoint.is_empty(), "model.checkpoint", "which takes its place");
+    refuse(model.layer != default.layer, "model.layer", "which has no blocks");
+    let paired_head = pipeline.head.kind == HeadKind::Paired;
+    let paired_text = pipeline.text.as_ref().is_some_and(|text| text.encoder == PAIRED_ENCODER);
+    // A paired text tower sets the pooling.
+    refuse(model.pool != default.pool && !paired_head && !paired_text, "model.pool", "which has no tokens");
+    refuse(pipeline.train.as_ref().is_some_and(|train| train.views > 0), "train.views", "since no image is decoded");
+    let formats = [
+        ("images.format", pipeline.images.as_ref().map(|images| images.format)),
+        ("predict.format", pipeline.predict.as_ref().map(|predict| predict.format)),
+    ];
+    for (key, format) in formats {
+        let other = format.is_some_and(|format| !matches!(format, ImageFormat::Auto | ImageFormat::Tsv));
+        refuse(other, key, "whose files are rows of text (`tsv`)");
+    }
+    let no_tower = format!("`paired` does not go with {PUBLISHED}, which has no text tower: name a text encoder");
+    problems.refuse_if(paired_head, "head.kind", no_tower.clone());
+    problems.refuse_if(paired_text && !paired_head, "text.encoder", no_tower);
+    let dim = model.feature_dim.unwrap_or(PUBLISHED_DIM);
+    problems.refuse_if(!(1..=65_536).contains(&dim), "model.feature_dim", format!("`{dim}` must be from 1 to 65536"));
+    let RawModel { precision, layer, pool, .. } = model.clone();
+    ModelConfig { checkpoint: String::new(), published_dim: Some(dim), precision, layers: layer.0, pool }
 }

@@ -2,11 +2,10 @@
 
 use super::Check;
 use super::sample::ImageSample;
-use crate::chunk::pixels::image_bytes;
 use crate::config::RunConfig;
-use crate::decode::ImageSpec;
 use crate::objects::Object;
 use crate::pipeline::context::workers;
+use crate::pipeline::images::RowContent;
 use crate::pipeline::resolve::FeatureShape;
 use crate::types::Precision;
 
@@ -19,7 +18,7 @@ pub(super) fn add_image_estimates(
     config: &RunConfig,
     (key, shards): (&str, &[Object]),
     sample: &ImageSample,
-    spec: &ImageSpec,
+    content: &RowContent,
     shape: Option<FeatureShape>,
 ) {
     let stored: u64 = shards.iter().map(|object| object.size).sum();
@@ -27,14 +26,18 @@ pub(super) fn add_image_estimates(
     let threads = workers(config);
     let seconds = rows * sample.seconds_per_row / threads.max(1) as f64;
     let time = humantime::format_duration(std::time::Duration::from_secs(seconds.ceil() as u64));
-    let model = if config.model().is_some() { ", without the model (`bench forward` measures it)" } else { "" };
+    let model = if config.model().is_some() && config.published_dim().is_none() {
+        ", without the model (`bench forward` measures it)"
+    } else {
+        ""
+    };
     let text = format!("about {} images; decoding about {time} on {threads} threads{model}", round(rows));
     check.estimates.insert(key.to_owned(), text);
     let views = if key == "images.shards" { u64::from(config.views().max(1)) } else { 1 };
     let (what, row_bytes) = match shape {
         Some(FeatureShape { dim, precision }) => ("features", dim as u64 * width(precision) + FEATURE_ROW_BYTES),
         None if config.model().is_some() => return,
-        None => ("pixels", image_bytes(spec.geometry.output_px()) as u64),
+        None => ("pixels", content.decoded_bytes()),
     };
     let disk = bytesize::ByteSize((rows * (views * row_bytes) as f64) as u64);
     check.estimates.insert(format!("disk for {what} ({key})"), format!("about {disk}, if every image is used"));

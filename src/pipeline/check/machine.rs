@@ -45,7 +45,8 @@ pub(super) fn check_weights(config: &RunConfig, backbone: &Backbone, check: &mut
 fn check_disks(config: &RunConfig, check: &mut Check) {
     let run_dir = config.run_dir();
     let local = (!Store::is_remote(run_dir)).then(|| PathBuf::from(run_dir.strip_prefix("file://").unwrap_or(run_dir)));
-    let scratch = config.model().is_some().then(|| ("scratch", scratch_path(config)));
+    let scratch =
+        config.model().is_some_and(|model| model.published_dim.is_none()).then(|| ("scratch", scratch_path(config)));
     let run = local.map(|folder| ("run directory", folder));
     for (name, folder) in scratch.into_iter().chain(run) {
         if let Some(free) = free_bytes(&folder) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::catalog::{ClassSource, Classes, url_hash};
 use crate::config::{CatalogConfig, RunConfig};
-use crate::corpus::{EncodedImage, ImageRow, PairRow, PushParser, TestIds};
-use crate::decode::{Decoder, ImageSpec};
+use crate::corpus::{ImageRow, PairRow, PushParser, TestIds};
 use crate::objects::{Object, ReadStats, Reader, Store};
 use crate::pipeline::catalog::{NO_LABEL, read_captions};
 use crate::pipeline::check::class_count::{ClassCount, DistinctCurve};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::feed::{FEED_BYTES, feed_parser};
+use crate::pipeline::images::{RowContent, RowDecoder};
 use crate::pipeline::inputs::{
     ImageInput, ImageReader, MAX_RECORD_BYTES, NextRow as _, PairInput, PairReader, ReadLimits,
 };
@@ -53,13 +53,13 @@ pub(super) async fn sample_images(
     store: &Store,
     shard: &Object,
     input: &ImageInput,
-    spec: ImageSpec,
+    content: &RowContent,
 ) -> Result<ImageSample, PipelineError> {
     let stats = Arc::<ReadStats>::default();
-    let limits = ReadLimits::alone(spec.max_encoded_bytes);
+    let limits = ReadLimits::alone(content.max_encoded_bytes());
     let mut rows = ImageReader::open(store, shard, input, limits, (0, None), &stats).await?;
-    let mut decoder = Decoder::new(spec);
-    let mut pixels = vec![0; decoder.pixel_bytes()];
+    let mut decoder = RowDecoder::new(content);
+    let mut decoded_row = vec![0; content.decoded_bytes() as usize];
     let (mut sampled, mut usable, mut fills, mut counted) = (0usize, 0usize, 0, 0usize);
     let mut decoding = Duration::ZERO;
     let mut reasons: BTreeMap<&'static str, u64> = BTreeMap::new();
@@ -74,17 +74,14 @@ pub(super) async fn sample_images(
             sampled += 1;
             let started = Instant::now();
             let decoded = match row {
-                ImageRow::Ok { image: EncodedImage::Base64(text), .. } => decoder
-                    .decode_base64_into(&mut text.to_vec(), &mut pixels, |_| ())
-                    .map_err(|error| error.reason().as_str()),
-                ImageRow::Ok { image: EncodedImage::File(bytes), .. } => decoder
-                    .decode_into(&mut bytes.to_vec(), &mut pixels, |_| ())
-                    .map_err(|error| error.reason().as_str()),
+                ImageRow::Ok { image, .. } => {
+                    decoder.decode_whole(image, &mut decoded_row).map_err(|error| error.reason())
+                }
                 ImageRow::Bad { reason, .. } => Err(reason.as_str()),
             };
             decoding += started.elapsed();
             match decoded {
-                Ok(_) => usable += 1,
+                Ok(()) => usable += 1,
                 Err(reason) => *reasons.entry(reason).or_default() += 1,
             }
         }
@@ -97,9 +94,13 @@ pub(super) async fn sample_images(
     let bad: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let bad = if bad.is_empty() { String::new() } else { format!(" ({})", bad.join(", ")) };
     if sampled > 0 && usable == 0 {
+        let meant = match content {
+            RowContent::Images(_) => format!("`images.format` = `{}` means", input.format),
+            RowContent::Numbers(spec) => format!("`model.features` = `published` with {} values means", spec.dim),
+        };
         return Err(PipelineError::Input(format!(
-            "none of the first {sampled} rows of `{}` can be used{bad}: check that the file is what `images.format` = `{}` means, see `config reference`",
-            shard.url, input.format
+            "none of the first {sampled} rows of `{}` can be used{bad}: check that the file is what {meant}, see `config reference`",
+            shard.url
         )));
     }
     Ok(ImageSample {

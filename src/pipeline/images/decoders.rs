@@ -13,11 +13,12 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::block::{Block, Boundary};
+use super::content::{RowContent, RowDecoder, RowError};
 use super::memory::MAX_REUSED_BYTES;
 use super::{StreamJob, Views};
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::{ChunkId, RowMeta, Tally};
-use crate::decode::{DecodeError, Decoder, ImageSpec, View};
+use crate::decode::View;
 use crate::pipeline::error::PipelineError;
 use crate::runtime::{BufferPool, ByteBudget, BytePermit, CpuPool, JobPanicked, channel};
 use crate::telemetry::{Activity, StageTimer};
@@ -56,7 +57,7 @@ impl DecodedBlocks {
 #[derive(Clone)]
 pub(super) struct Decoders {
     pool: CpuPool,
-    spec: ImageSpec,
+    content: RowContent,
     views: Option<Views>,
     /// Memory of images being decoded, across all threads.
     decode_budget: ByteBudget,
@@ -64,7 +65,7 @@ pub(super) struct Decoders {
     encoded_buffers: BufferPool,
     /// Buffers for the pixels of blocks.
     pixel_buffers: BufferPool,
-    idle: Arc<Mutex<Vec<Decoder>>>,
+    idle: Arc<Mutex<Vec<RowDecoder>>>,
     timer: Arc<StageTimer>,
 }
 
@@ -74,9 +75,9 @@ impl Decoders {
         let timer = job.stage_progress.part(StageTimer::pool("decode", pool.width() as u32));
         Self {
             pool,
-            spec: job.spec.clone(),
+            content: job.content.clone(),
             views: job.views,
-            decode_budget: ByteBudget::new(job.spec.decode_bytes()),
+            decode_budget: ByteBudget::new(job.content.decode_bytes()),
             encoded_buffers,
             pixel_buffers: BufferPool::new(max_blocks, MAX_REUSED_BYTES),
             idle: Arc::default(),
@@ -120,7 +121,7 @@ impl Decoders {
         let is_base64 = block.is_base64;
         let rows = Mutex::new(PendingRows {
             views: self.views,
-            image_bytes: self.spec.pixel_bytes() as usize,
+            image_bytes: self.content.decoded_bytes() as usize,
             rows: &block.rows,
             spans: &block.spans,
             next: 0,
@@ -139,20 +140,15 @@ impl Decoders {
     }
 
     /// Decodes rows of a block until none is left.
-    fn decode_rows(&self, rows: &Mutex<PendingRows<'_>>, is_base64: bool, failed: &Mutex<Vec<(usize, DecodeError)>>) {
+    fn decode_rows(&self, rows: &Mutex<PendingRows<'_>>, is_base64: bool, failed: &Mutex<Vec<(usize, RowError)>>) {
         let started = Instant::now();
         let idle = lock(&self.idle).pop();
-        let mut decoder = idle.unwrap_or_else(|| Decoder::new(self.spec.clone()));
+        let mut decoder = idle.unwrap_or_else(|| RowDecoder::new(&self.content));
         let mut views = Vec::new();
         let next = |views: &mut Vec<View>| lock(rows).next(views, &self.pixel_buffers);
         while let Some(PendingRow { index, encoded, pixels }) = next(&mut views) {
             let reserve = |bytes| self.decode_budget.acquire_blocking(bytes);
-            let decoded = if is_base64 {
-                decoder.decode_base64_views(encoded, &views, pixels, reserve)
-            } else {
-                decoder.decode_views(encoded, &views, pixels, reserve)
-            };
-            if let Err(error) = decoded {
+            if let Err(error) = decoder.decode((encoded, is_base64), &views, pixels, reserve) {
                 lock(failed).push((index, error));
             }
         }
@@ -161,8 +157,8 @@ impl Decoders {
     }
 
     /// Quarantines the rows that could not be decoded and closes the gaps in the pixels.
-    fn drop_failed(&self, block: Block, mut pixels: Vec<u8>, mut failed: Vec<(usize, DecodeError)>) -> DecodedBlock {
-        let image = self.spec.pixel_bytes() as usize;
+    fn drop_failed(&self, block: Block, mut pixels: Vec<u8>, mut failed: Vec<(usize, RowError)>) -> DecodedBlock {
+        let image = self.content.decoded_bytes() as usize;
         let Block {
             id,
             boundary,
@@ -186,7 +182,7 @@ impl Decoders {
             let (from, to, bytes) = (offset, kept.len() * image, views.len() * image);
             offset += bytes;
             if let Some((_, error)) = failed.next_if(|(failed, _)| *failed == index) {
-                let reason = error.reason().as_str().to_owned();
+                let reason = error.reason().to_owned();
                 *tally.quarantined.entry(reason.clone()).or_default() += 1;
                 let image_url = Some(url.to_owned());
                 quarantined.push(Quarantined { row, image_url, reason, detail: error.to_string() });

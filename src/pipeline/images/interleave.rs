@@ -13,13 +13,11 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::block::{Block, Boundary};
-use super::memory::stream_bytes;
 use super::read_ahead::{ReadAhead, read_into_queue};
 use super::resume::PendingShards;
 use super::shard_reader::SlotReader;
 use super::{StartPoint, StreamJob, Views};
 use crate::chunk::ChunkId;
-use crate::chunk::pixels::image_bytes;
 use crate::objects::ReadStats;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
@@ -178,10 +176,10 @@ impl Interleaver {
     /// Sends a block once its bytes fit the budget. Returns false if the receiver is gone or the run has to stop.
     async fn send(&self, mut block: Block, blocks: &mpsc::Sender<Block>) -> bool {
         let Self { job, ctx, .. } = self;
-        let pixels = block.rows.len() * Views::per_image(job.views) * image_bytes(job.spec.geometry.output_px());
+        let pixels = block.rows.len() * Views::per_image(job.views) * job.content.decoded_bytes() as usize;
         // A row can have more labels than the planned block size allows. The permit is capped at that size, because a
         // larger permit might never be granted. The cap is safe because the labels are in the join index anyway.
-        let most = stream_bytes(&job.spec, ctx.pool.width(), job.chunk_rows).block;
+        let most = job.content.stream_bytes(ctx.pool.width(), job.chunk_rows).block;
         let bytes = (block.bytes() as u64 + pixels as u64).min(most);
         let send = async {
             block.memory_permit = Some(ctx.budget.acquire(bytes).await);

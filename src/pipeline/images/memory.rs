@@ -1,9 +1,7 @@
 //! Memory and queue limits of an image stream.
 
-use super::{StreamJob, Views};
-use crate::chunk::pixels::image_bytes;
+use super::{RowContent, StreamJob, Views};
 use crate::config::bytes::{StreamBytes, block_images};
-use crate::decode::{HEADER_BYTES, ImageSpec, RETAINED_BYTES};
 use crate::pipeline::inputs::ReadLimits;
 use crate::types::ImageFormat;
 
@@ -19,12 +17,6 @@ const MAX_BESIDE_BYTES: u64 = 32 << 20;
 /// Largest block buffer kept for reuse. A buffer that held a huge image is freed. Idle buffers count on top of
 /// `limits.memory`, at most one for each block that was in flight at once.
 pub(super) const MAX_REUSED_BYTES: usize = 8 << 20;
-
-/// Returns the bytes of `limits.memory` that each part of a stream takes.
-pub(crate) fn stream_bytes(spec: &ImageSpec, threads: usize, chunk_rows: u64) -> StreamBytes {
-    let decoders = spec.decode_bytes() + threads as u64 * (RETAINED_BYTES + HEADER_BYTES);
-    StreamBytes::new(spec.geometry.output_px(), spec.max_encoded_bytes, decoders, chunk_rows)
-}
 
 /// Memory of `limits.memory` for what a format holds beyond rows of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +41,11 @@ pub(super) fn input_memory(format: ImageFormat, bytes: StreamBytes, memory: u64)
 }
 
 /// Returns the limits of a reader.
-pub(super) fn read_limits(format: ImageFormat, spec: &ImageSpec, bytes: StreamBytes, memory: u64) -> ReadLimits {
+pub(super) fn read_limits(format: ImageFormat, content: &RowContent, bytes: StreamBytes, memory: u64) -> ReadLimits {
     let InputMemory { shard_bytes, .. } = input_memory(format, bytes, memory);
     ReadLimits {
-        max_encoded_bytes: spec.max_encoded_bytes,
-        max_record_bytes: usize::try_from(spec.max_encoded_bytes / 3 * 4).unwrap_or(usize::MAX / 2) + (64 << 10),
+        max_encoded_bytes: content.max_encoded_bytes(),
+        max_record_bytes: content.max_record_bytes(),
         // The buffer of a line doubles as it grows.
         max_json_bytes: (shard_bytes / 2) as usize,
         max_page_bytes: shard_bytes,
@@ -62,7 +54,7 @@ pub(super) fn read_limits(format: ImageFormat, spec: &ImageSpec, bytes: StreamBy
 
 /// Returns the number of rows that fill a block.
 pub(super) fn block_rows(job: &StreamJob) -> usize {
-    let images = block_images(image_bytes(job.spec.geometry.output_px()) as u64);
+    let images = block_images(job.content.decoded_bytes());
     (images / Views::per_image(job.views)).max(1)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::StreamJob;
 use super::block::{Block, Boundary};
-use super::memory::{block_rows, read_limits, stream_bytes};
+use super::memory::{block_rows, read_limits};
 use super::resume::{PendingShard, PendingShards};
 use crate::catalog::UrlDedup;
 use crate::chunk::ChunkId;
@@ -65,8 +65,8 @@ impl SlotReader {
                     };
                     let bytes_before = self.stats.bytes();
                     let (job, memory) = (&self.job, self.ctx.config.limits().memory.0);
-                    let bytes = stream_bytes(&job.spec, self.ctx.pool.width(), job.chunk_rows);
-                    let limits = read_limits(job.input.format, &job.spec, bytes, memory);
+                    let bytes = job.content.stream_bytes(self.ctx.pool.width(), job.chunk_rows);
+                    let limits = read_limits(job.input.format, &job.content, bytes, memory);
                     let (shard, store) = (&job.shards[next.shard as usize], &self.ctx.store);
                     let start = (next.row, offset);
                     let reader = ImageReader::open(store, shard, &job.input, limits, start, &self.stats).await?;

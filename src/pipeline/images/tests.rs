@@ -8,7 +8,7 @@ use crate::chunk::{Checksum, ChunkId, JournalEntry};
 use crate::config::ImageColumnNames;
 use crate::config::bytes::BLOCK_IMAGES;
 use crate::corpus::{ImageColumns, ImageRows, PushParser as _};
-use crate::decode::{Alpha, Geometry, Resample};
+use crate::decode::{Alpha, Geometry, ImageSpec, Resample};
 use crate::objects::{Store, StoreSettings};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{ByteBudget, CpuPool};
@@ -60,7 +60,11 @@ fn block_bytes() -> u64 {
     ROWS * (image().len() + "https://x/00000".len() + 64 + image_bytes(8)) as u64
 }
 
-fn spec() -> ImageSpec {
+fn spec() -> RowContent {
+    RowContent::Images(image_spec())
+}
+
+fn image_spec() -> ImageSpec {
     ImageSpec {
         geometry: Geometry::Squash { size_px: 8 },
         resample: Resample::Bilinear,
@@ -82,7 +86,7 @@ impl Stalled {
         let store = Store::new(StoreSettings::default());
         let shards = store.list(&[shard.display().to_string()]).await.unwrap();
         let spec = spec();
-        let own = stream_bytes(&spec, WORKERS, ROWS);
+        let own = spec.stream_bytes(WORKERS, ROWS);
         let own_bytes = own.reader + own.decoders + own.writer;
         let limit = ByteBudget::rounded(own_bytes) + budget * ByteBudget::rounded(block_bytes());
         let ctx = RunContext { store, ..RunContext::for_test(WORKERS, limit) };
@@ -92,7 +96,7 @@ impl Stalled {
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter: ImageFilter::Everything,
-            spec,
+            content: spec,
             views: None,
             chunk_rows: ROWS,
             generation: "g".to_owned(),
@@ -229,7 +233,7 @@ async fn stream_into(
             shards: Arc::clone(&shards),
             part,
             filter: ImageFilter::Everything,
-            spec: spec(),
+            content: spec(),
             views,
             chunk_rows: 16,
             generation: "g".to_owned(),
@@ -251,7 +255,7 @@ async fn stream_into(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reading_ahead_gives_the_same_bytes() {
-    let own = stream_bytes(&spec(), 2, 16);
+    let own = spec().stream_bytes(2, 16);
     let least = ByteBudget::rounded(own.reader + own.decoders + own.writer + own.block);
     let (alone, peak) = stream_shards(2, least, None, 1).await;
     assert!(peak <= least);
@@ -335,7 +339,7 @@ fn blocks_reuse_buffers() {
         shards: Arc::default(),
         part: Part::WHOLE,
         filter: ImageFilter::Everything,
-        spec: spec(),
+        content: spec(),
         views: None,
         chunk_rows: ROWS * 20,
         generation: "g".to_owned(),
@@ -347,7 +351,7 @@ fn blocks_reuse_buffers() {
     let mut reader = ImageRows::new("part.csv", ImageColumns::default(), 1 << 20);
     let decoders = Decoders::new(&job, CpuPool::new(1).unwrap(), texts, 1);
     // Count the allocations of the decoder alone.
-    let mut decoder = crate::decode::Decoder::new(spec());
+    let mut decoder = crate::decode::Decoder::new(image_spec());
     let mut out = vec![0; decoder.pixel_bytes()];
     let mut by_decoder = 0;
     for _ in 0..3 {
@@ -390,13 +394,13 @@ async fn large_images_have_right_pixels_and_checksum() {
         let ctx = RunContext { store, ..RunContext::for_test(WORKERS, 1 << 30) };
         let run_dir = dir.path().join("run");
         let geometry = Geometry::Squash { size_px: SIZE_PX };
-        let spec = ImageSpec { geometry, crops: views.is_some(), ..spec() };
+        let spec = ImageSpec { geometry, crops: views.is_some(), ..image_spec() };
         let job = StreamJob {
             input: tsv(),
             shards: Arc::new(shards),
             part: Part::WHOLE,
             filter: ImageFilter::Everything,
-            spec: spec.clone(),
+            content: RowContent::Images(spec.clone()),
             views,
             chunk_rows: 70,
             generation: "g".to_owned(),

@@ -8,10 +8,11 @@ use tokio::sync::mpsc;
 use super::bad_rows::BadRowLimit;
 use super::block::Boundary;
 use super::committer::{Committer, CompleteChunk, WriteBack, drop_cached_pages};
+use super::content::RowWriter;
 use super::decoders::{DecodedBlock, DecodedBlocks, Decoders};
 use super::resume::image_hashes;
 use super::{Sink, StreamJob};
-use crate::chunk::pixels::{GROUP_OVERHEAD_BYTES, PixelWriter};
+use crate::chunk::pixels::GROUP_OVERHEAD_BYTES;
 use crate::chunk::quarantine::Quarantined;
 use crate::chunk::spool::{PendingChunk, Spool, SpoolEntry, SpooledChunk};
 use crate::chunk::{ChunkId, Tally};
@@ -119,7 +120,7 @@ struct OpenChunk {
     url_hashes: Vec<u64>,
     /// Path of the row file, which is created with the first row.
     path: PathBuf,
-    writer: Option<PixelWriter>,
+    writer: Option<RowWriter>,
     write_back: WriteBack,
     /// Reservation in the spool.
     slot: Option<PendingChunk>,
@@ -171,7 +172,7 @@ impl OpenChunk {
         };
         let mut writer = match self.writer.take() {
             Some(writer) => writer,
-            None => PixelWriter::create(&self.path, job.spec.geometry.output_px(), compression, &job.generation)?,
+            None => RowWriter::create(&self.path, &job.content, compression, &job.generation)?,
         };
         let sync_is_due = in_place && self.write_back.add(block.pixels.len());
         let syncing = self.write_back.is_busy();

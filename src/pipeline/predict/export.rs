@@ -26,6 +26,13 @@ pub fn export(config: &RunConfig, out: &Path) -> Result<u64, PipelineError> {
     let Some(model) = config.model() else {
         return Err(PipelineError::Input("the pipeline has no `[model]`, so there is nothing to export".to_owned()));
     };
+    if model.published_dim.is_some() {
+        return Err(PipelineError::Input(
+            "transformers cannot load a head on published features, since there is no backbone to export with it; its tensors \
+             are in `checkpoints/`"
+                .to_owned(),
+        ));
+    }
     if config.head().is_text() {
         return Err(PipelineError::Input(
             "transformers cannot load a text head: it is not a classifier; its tensors are in `checkpoints/`"

@@ -133,7 +133,7 @@ impl Ranker for ProjectionRanker<'_> {
         }
         let Some(checkpoint) = checkpoint else { return Ok(None) };
         let head = checkpoint.load_projection()?;
-        if (head.input, head.text_mean.len()) == (self.model.backbone()?.shape.dim, self.encoder.checkpoint.dim()) {
+        if (head.input, head.text_mean.len()) == (self.model.shape()?.dim, self.encoder.checkpoint.dim()) {
             return Ok(Some(head));
         }
         Err(PipelineError::Generation(
@@ -182,7 +182,7 @@ impl ProjectionRanker<'_> {
         let classes = StoredClasses::open(&ctx.dir)?;
         let set = captions::embed_classes(ctx, self.encoder, input.device, "captions", classes).await?;
         let read_vectors = |captions: &[u32]| Ok(head.map_captions(set.read(captions)?));
-        let dim = self.model.backbone()?.shape.dim;
+        let dim = self.model.shape()?.dim;
         tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, read_vectors))
     }
 
