@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::content::{self, Content, Format, MAX_ROWS};
 use super::pictures::{MAX_TEXTS, choose_pictures};
 use super::survey::{Group, Survey};
-use crate::corpus::folder::split_folder;
+use crate::corpus::folder::{is_metadata, split_folder};
 use crate::objects::Store;
 use crate::pipeline::PipelineError;
 
@@ -139,6 +139,13 @@ pub(super) async fn choose(store: &Store, mut survey: Survey) -> Result<Choice, 
     let truth = truth.map(|(group, _)| group.first.clone());
     let list = list.filter(|_| pairs.is_some());
     let (ids, truth) = if images.test.is_empty() { (None, None) } else { (ids, truth) };
+    let used_files: Vec<&String> = [&list, &ids, &truth].into_iter().flatten().collect();
+    for (group, _) in groups.iter().filter(|(_, content)| plain(content)) {
+        let of_images = pairs.as_ref().is_some_and(|pairs| pairs.shards.contains(&group.pattern));
+        if !of_images && !is_metadata(&group.first) && !used_files.contains(&&group.first) {
+            survey.left_out.push(format!("{}: no captions of these images are recognised in it", group.describe()));
+        }
+    }
     for (name, file) in [("captions to rank", &list), ("test ids", &ids), ("right captions", &truth)] {
         if let Some(file) = file {
             found.push((name.to_owned(), format!("`{file}`")));

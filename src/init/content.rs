@@ -7,8 +7,11 @@ use tokio::io::AsyncReadExt as _;
 
 use super::parquet;
 use crate::corpus::{ColumnKind, looks_like_numbers};
-use crate::objects::{Object, Store, StoreError, explain_read};
+use crate::objects::{FileFormat, Object, Store, StoreError, explain_read};
 
+/// Formats whose start is looked at. Others are named in the reason why a file is left out.
+const READ: &[FileFormat] =
+    &[FileFormat::Text, FileFormat::JsonLines, FileFormat::JsonArray, FileFormat::Tar, FileFormat::Parquet];
 /// Upper bound on the decompressed bytes that are read from a file.
 const MAX_BYTES: u64 = 16 << 20;
 /// Rows that are looked at.
@@ -91,11 +94,11 @@ pub(super) async fn read(store: &Store, name: &str) -> Result<Content, String> {
         endings.iter().any(|ending| lower.trim_end_matches(".gz").trim_end_matches(".zst").ends_with(ending))
     };
     if is(&[".parquet"]) {
-        return Box::pin(parquet::read(&object)).await;
+        return Box::pin(parquet::read(store, &object)).await;
     }
     let start = Box::pin(read_start(store, &object)).await.map_err(|error| error.to_string())?;
     if start.starts_with(b"PAR1") {
-        return Box::pin(parquet::read(&object)).await;
+        return Box::pin(parquet::read(store, &object)).await;
     }
     if is(&[".tar", ".tgz"]) || start.get(257..262) == Some(b"ustar") {
         return read_tar(&start);
@@ -108,7 +111,7 @@ pub(super) async fn read(store: &Store, name: &str) -> Result<Content, String> {
 
 async fn read_start(store: &Store, object: &Object) -> Result<Vec<u8>, StoreError> {
     let mut start = Vec::new();
-    let mut reader = store.open(object, std::sync::Arc::default()).await?.take(MAX_BYTES);
+    let mut reader = store.open_as(READ, object, 0, std::sync::Arc::default()).await?.take(MAX_BYTES);
     reader.read_to_end(&mut start).await.map_err(|error| explain_read(&object.url, error))?;
     Ok(start)
 }

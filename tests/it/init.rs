@@ -164,6 +164,33 @@ fn strange_names_and_broken_files_are_left_out_by_name() {
 }
 
 #[test]
+fn archives_and_json_lines_hold_images_and_captions() {
+    for (format, word, caption) in
+        [("webdataset", "webdataset", "caption_title_and_reference_description"), ("jsonl", "jsonl", "wit_features")]
+    {
+        let dir = folder();
+        let made = program()
+            .current_dir(dir.path())
+            .args(["sample", "--format", format, "--out", "corpus", "--train-images", "40", "--test-images", "4"])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", stderr_of(&made));
+        let (printed, file) = writes_checked_file(dir.path(), &["corpus/data"]);
+        assert!(file.contains(&format!("format = \"{word}\"")), "{file}");
+        assert!(printed.contains("beside the images") && printed.contains(caption), "{printed}");
+    }
+}
+
+#[test]
+fn table_that_is_not_used_is_named() {
+    let dir = folder();
+    pictures(dir.path(), &["photos/a.png", "photos/b.png"]);
+    write(dir.path(), "photos/results.csv", b"image_name| comment\na.png| A cat\n");
+    let (printed, _) = writes_checked_file(dir.path(), &["photos"]);
+    assert!(printed.contains("results.csv`, 33 B: no captions of these images are recognised in it"), "{printed}");
+}
+
+#[test]
 fn published_layout_gets_all_its_files() {
     let dir = folder();
     let corpus = corpus().join("data").display().to_string();
