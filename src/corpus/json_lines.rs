@@ -376,6 +376,18 @@ mod tests {
         assert_eq!(rows.unwrap(), ["0 7 QQ==", "1 missing_url"]);
     }
 
+    /// The published copy has 120 records whose unused keys are misformatted.
+    #[test]
+    fn misformatted_unused_keys_do_not_matter() {
+        let text = concat!(
+            r#"{"image_url": "http://a", "b64_bytes": "QUJD", "original_height": "12\tpx", "mime_type": [null, {"x": 1e999}],"#,
+            r#" "caption_attribution_description": "\ud83d cut", "original_width": -0.0}"#,
+        );
+        assert_eq!(read_images(text, &ImageColumns::default()).unwrap(), ["0 http://a QUJD"]);
+        let text = r#"{"image_url": "http://a", "original_width": {}, "wit_features": [{"caption_title_and_reference_description": "A", "mime_type": 7}]}"#;
+        assert_eq!(read_pairs(text, &PairColumns::default(), &[]).unwrap().0.len(), 1);
+    }
+
     #[test]
     fn file_without_images_is_refused() {
         let error = read_images("{\"url\": \"a\"}\n{}\n", &ImageColumns::default()).unwrap_err().to_string();
