@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::WriterProperties;
 
+use crate::s3::faults::Faults;
+use crate::s3::server::Server;
 use crate::support::{artefacts, corpus, differences, program, run, stderr_of, write};
 
 /// Labels and feature of each image.
@@ -235,6 +238,71 @@ fn kills_in_the_middle_of_each_kind_change_no_byte() {
     }
 }
 
+/// Runs a pipeline against a server, after a kill in its middle.
+fn succeed_after_kill(server: &Server, config: &str, about: &str) {
+    let start = |plan: &str| {
+        let mut command = program();
+        command.args(["run", config]).env("WIKICAP_KILL_AT", plan);
+        server.reached_by(&mut command);
+        command.output().unwrap()
+    };
+    let killed = start("linked journal/chunks 2");
+    assert_eq!(killed.status.signal(), Some(9), "{about}: {}", stderr_of(&killed));
+    let out = start("");
+    assert!(out.status.success(), "{about}: {}", stderr_of(&out));
+}
+
+#[test]
+fn kinds_on_stores_and_web_servers_give_the_same_pixels() {
+    let dir = tempfile::tempdir().unwrap();
+    write_kinds(dir.path());
+    let folder = dir.path().join("folder");
+    for (number, photo) in photos().iter().enumerate() {
+        let class = folder.join(["red", "blue"][number % 2]);
+        std::fs::create_dir_all(&class).unwrap();
+        std::fs::write(class.join(format!("{number:03}.jpg")), &photo.image).unwrap();
+    }
+    let (store, web) = (Server::start(Faults::default()), Server::open_to_all(Faults::default()));
+    store.serve("kinds", dir.path());
+    web.serve("kinds", dir.path());
+    web.set_headless(true);
+    let at = |base: &str, rest: &str| format!("{base}/{rest}");
+    for (kind, local, range) in [
+        ("parquet", "parquet/*.parquet", "parquet/part-{0..1}.parquet"),
+        ("tar", "tar/*.tar", "tar/part-{0..1}.tar"),
+        ("jsonl.gz", "jsonl.gz/*.gz", "jsonl.gz/part-{0..1}.jsonl.gz"),
+        ("folder", "folder/", ""),
+    ] {
+        let run_dir = |place: &str| dir.path().join(format!("run-{kind}-{place}"));
+        succeed(&write(
+            dir.path(),
+            &pipeline(&run_dir("disk"), &at(&dir.path().display().to_string(), local), TRAIN_CLASSES),
+        ));
+        let expected = pixels(&run_dir("disk"));
+        assert!(expected.len() > 100, "{kind}");
+        let text = pipeline(&run_dir("s3"), &at("s3://kinds", local), TRAIN_CLASSES);
+        succeed_after_kill(&store, &write(dir.path(), &text), kind);
+        assert!(pixels(&run_dir("s3")) == expected, "{kind} on S3");
+        if !range.is_empty() {
+            let text = pipeline(&run_dir("web"), &at(&web.endpoint(), &format!("kinds/{range}")), TRAIN_CLASSES);
+            succeed_after_kill(&web, &write(dir.path(), &text), kind);
+            assert!(pixels(&run_dir("web")) == expected, "{kind} on a web server");
+        }
+    }
+
+    // Without ranges a tar is read from its start, and Parquet cannot be read.
+    web.set_whole(true);
+    let text = pipeline(&dir.path().join("whole"), &at(&web.endpoint(), "kinds/tar/part-{0..1}.tar"), TRAIN_CLASSES);
+    succeed_after_kill(&web, &write(dir.path(), &text), "tar without ranges");
+    for (name, why) in [("parquet/part-{0..1}.parquet", "range"), ("folder/", "cannot be listed")] {
+        let name = at(&web.endpoint(), &format!("kinds/{name}"));
+        let config = write(dir.path(), &pipeline(&dir.path().join("refused"), &name, TRAIN_CLASSES));
+        let out = run(&["run", &config]);
+        let said = stderr_of(&out).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(!out.status.success() && said.contains(why) && said.contains(&web.endpoint()), "{name}: {said}");
+    }
+}
+
 #[test]
 fn folder_is_trained_on_and_ranked_without_an_ids_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -267,6 +335,38 @@ fn folder_is_trained_on_and_ranked_without_an_ids_file() {
         lines[0].starts_with("120.jpg,") && lines[59].starts_with("149.jpg,") && lines.iter().all(is_class),
         "{submission}"
     );
+}
+
+#[test]
+fn ready_pipeline_for_photos_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("photos/trip"), dir.path().join("new-photos"));
+    for folder in [&old, &new] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    for (number, photo) in photos()[..60].iter().enumerate() {
+        let folder = if number < 50 { &old } else { &new };
+        std::fs::write(folder.join(format!("{number:03}.jpg")), &photo.image).unwrap();
+        std::fs::write(folder.join(format!("{number:03}.txt")), &photo.captions[0]).unwrap();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = std::fs::read_to_string(root.join("pipelines/photos.toml")).unwrap();
+    for (from, to) in [
+        ("hf:facebook/dinov2-small", corpus().join("models/vit-tiny").display().to_string()),
+        ("pool = \"cls+mean\"", "pool = \"cls\"".to_owned()),
+        ("hf:intfloat/multilingual-e5-small", root.join("tests/reference/text/mini").display().to_string()),
+        ("batch_size = 256", "batch_size = 16".to_owned()),
+    ] {
+        assert!(text.contains(from), "`{from}` is not in the pipeline");
+        text = text.replace(from, &to);
+    }
+    std::fs::write(dir.path().join("mine.toml"), text).unwrap();
+    for command in ["check", "run"] {
+        let out = program().current_dir(dir.path()).args([command, "mine.toml"]).output().unwrap();
+        assert!(out.status.success(), "{command}: {}{}", String::from_utf8_lossy(&out.stdout), stderr_of(&out));
+    }
+    let submission = std::fs::read_to_string(dir.path().join("runs/photos/submission.csv")).unwrap();
+    assert_eq!(submission.lines().count(), 1 + 10 * 5, "{submission}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Inputs and run directories on S3: a real S3 server in the test process, with faults injected in front of it.
 
-mod faults;
+pub(crate) mod faults;
 mod kills;
 mod lease;
 mod lists;
 mod parts;
 mod reads;
 mod runs;
-mod server;
+pub(crate) mod server;

@@ -238,3 +238,49 @@ fn web_files_are_named_by_ranges_or_lists_and_redirects_get_no_credentials() {
     let (code, text) = fails(&lab, "star", &format!("'{root}/train_*.csv.gz'"));
     assert!(code == 2 && text.contains("{00..99}") && text.contains("@files.txt"), "{text}");
 }
+
+#[test]
+fn ready_pipeline_for_the_corpus_runs() {
+    let lab = Lab::new();
+    let out = lab.dir.path().join("corpus");
+    let size = ["--train-images", "60", "--test-images", "1"];
+    let made = lab.program().args(["sample", "--format", "parquet", "--out"]).arg(&out).args(size).output().unwrap();
+    assert!(made.status.success(), "{}", stderr_of(&made));
+    let mut parts: Vec<PathBuf> =
+        std::fs::read_dir(out.join("data/image_data_train")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    parts.sort();
+    let files: Vec<(String, Vec<u8>)> = parts
+        .iter()
+        .enumerate()
+        .map(|(part, path)| (format!("data/train-{part:05}-of-00330.parquet"), std::fs::read(path).unwrap()))
+        .collect();
+    let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
+    let commit = lab.server.publish("datasets/wikimedia/wit_base", "main", &files);
+
+    let ready = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/wit_base.toml");
+    let mut text = std::fs::read_to_string(ready).unwrap();
+    let encoder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/mini");
+    for (from, to) in [
+        ("c73b61df5d052752895099695914a7e2ac16b6c2", commit.as_str()),
+        ("\"runs/wit_base\"", &format!("\"{}\"", lab.run_dir("ready").display())),
+        ("hf:facebook/dinov2-small", &model().display().to_string()),
+        ("pool = \"cls+mean\"", "pool = \"cls\""),
+        ("hf:intfloat/multilingual-e5-small", &encoder.display().to_string()),
+        ("batch_size = 4096", "batch_size = 32"),
+        ("validation_fraction = 0.005", "validation_fraction = 0.1"),
+    ] {
+        assert!(text.contains(from), "`{from}` is not in the pipeline");
+        text = text.replace(from, to);
+    }
+    let config = lab.dir.path().join("ready.toml");
+    std::fs::write(&config, text).unwrap();
+    for command in ["check", "run"] {
+        let out = program(&lab).arg(command).arg(&config).output().unwrap();
+        assert!(out.status.success(), "{command}: {}{}", String::from_utf8_lossy(&out.stdout), stderr_of(&out));
+    }
+    let report = std::fs::read(lab.run_dir("ready").join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert!(report["images"]["tally"]["kept"].as_u64() > Some(50), "{report}");
+    assert!(report["training"]["validation"]["ndcg5"].as_f64() > Some(0.0), "{report}");
+    assert!(!lab.home().join("hub/datasets--wikimedia--wit_base").exists(), "files were stored");
+}
