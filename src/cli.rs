@@ -188,10 +188,11 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
         Command::Bench { machine, command: Some(command), .. } => {
             device::bench(command, &load_machine(machine.as_deref())?, json)
         }
-        Command::Bench { config, machine, command: None } => {
+        Command::Bench { config, machine, cluster, command: None } => {
             let config = config.ok_or_else(|| Failure::new(2, "`bench` needs `--config FILE` or a subcommand"))?;
             let config = load_config_files(&config, machine.as_deref())?;
-            let report = start_runtime(pipeline::workers(&config))?.block_on(bench::ingest::ingest(config))?;
+            let runtime = start_runtime(pipeline::workers(&config))?;
+            let report = runtime.block_on(bench::ingest::ingest(config, cluster.into()))?;
             emit(json, &report, || render::ingest(&report))
         }
         Command::Config { command: ConfigCommand::Reference } => {
@@ -289,23 +290,25 @@ fn start_runtime(decoding_threads: usize) -> Result<tokio::runtime::Runtime, Fai
 fn render_sample(config: &RunConfig) -> Result<(), Failure> {
     let Some(sample) = config.sample() else { return Ok(()) };
     let out = Path::new(&sample.out);
+    let (train_images, test_images) = (sample.train_images, sample.test_images);
     if !out.join("sample.json").is_file() {
-        tracing::info!("rendering a corpus of {} training images into `{}`", sample.train_images, sample.out);
-        let (train_images, test_images) = (sample.train_images, sample.test_images);
-        let options = SampleOptions { train_images, test_images, seed: sample.seed, ..SampleOptions::default() };
-        write_sample(out, &options)?;
+        tracing::info!("rendering a corpus of {train_images} training images into `{}`", sample.out);
     }
-    Ok(())
+    let options = SampleOptions { train_images, test_images, seed: sample.seed, ..SampleOptions::default() };
+    let waits = || tracing::info!("waiting for another process, which renders a corpus beside `{}`", sample.out);
+    sample::write_if_absent(out, &options, waits).map_err(|error| sample_failure(&error))
+}
+
+fn sample_failure(error: &sample::SampleError) -> Failure {
+    let code = match error {
+        sample::SampleError::Count { .. } | sample::SampleError::Nameless { .. } => 2,
+        _ => 4,
+    };
+    Failure::new(code, pipeline::chain(error))
 }
 
 fn write_sample(out: &Path, options: &SampleOptions) -> Result<sample::SampleReport, Failure> {
-    sample::write(out, options).map_err(|error| {
-        let code = match error {
-            sample::SampleError::Count { .. } | sample::SampleError::Nameless { .. } => 2,
-            _ => 4,
-        };
-        Failure::new(code, pipeline::chain(&error))
-    })
+    sample::write(out, options).map_err(|error| sample_failure(&error))
 }
 
 /// Form of a run's result.

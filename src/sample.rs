@@ -209,6 +209,29 @@ struct ManifestFile {
     blake3: String,
 }
 
+/// Writes a corpus as [`write`] does, unless `out` holds one. Of several processes on a machine one writes, and the others wait
+/// for it; `waits` is called before that.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_if_absent(out: &Path, options: &SampleOptions, waits: impl FnOnce()) -> Result<(), SampleError> {
+    if out.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(disk_error(parent))?;
+    // The lock is on the folder above, so that no lock file is left.
+    let folder = fs::File::open(parent).map_err(disk_error(parent))?;
+    if folder.try_lock().is_err() {
+        waits();
+        folder.lock().map_err(disk_error(parent))?;
+    }
+    if out.join(MANIFEST).is_file() {
+        return Ok(());
+    }
+    write(out, options).map(|_| ())
+}
+
 /// Writes a synthetic corpus and a checkpoint to the new folder `out`; a folder from an earlier call is replaced.
 ///
 /// Blocks and uses all processors. Each image takes about 30 KB of disk.

@@ -45,6 +45,8 @@ pub struct ForwardBench {
 pub struct ForwardReport {
     /// The device.
     pub device: String,
+    /// True if the device is the CPU.
+    pub on_cpu: bool,
     /// Format of the features, and of the computation if the device supports it.
     pub precision: &'static str,
     /// Images in a batch.
@@ -128,6 +130,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
     let images_per_s = f64::from(bench.passes) * rows as f64 / seconds;
     Ok(ForwardReport {
         device: chosen.to_string(),
+        on_cpu: chosen.gpu.is_none(),
         precision: bench.precision.as_str(),
         batch_size: device.batch_rows,
         rows,

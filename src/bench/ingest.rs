@@ -4,9 +4,11 @@
 //! decoding threads run together. Last the whole image stream runs, once with written chunks and once without.
 //!
 //! The forecast for other machines assumes equal cores. Reading is serial within each of a few shards, decoding spreads
-//! over all cores, and the slowest part limits the rate.
+//! over all cores, and the slowest part limits the rate. A model of several machines stands on these rates.
 
 mod chunks;
+mod cluster;
+mod forward;
 mod input;
 mod whole_stream;
 
@@ -29,9 +31,12 @@ use crate::pipeline::inputs::{list_images, list_pairs};
 use crate::pipeline::store::open_store;
 use crate::types::{ImageFormat, PairsFormat};
 
+pub use cluster::{Cluster, ClusterForecast, ClusterSettings};
 pub use whole_stream::Whole;
 
 use chunks::measure_chunk;
+use cluster::Measured;
+use forward::measure_forward;
 use input::{FirstRows, MAX_RECORD_BYTES, Sample, read_first_rows, split_rows};
 
 /// Upper bound on the images that are decoded.
@@ -111,12 +116,16 @@ pub struct IngestReport {
     pub devices: Vec<Demand>,
     /// Rows per second of the pairs on one core, and decompressed MB/s.
     pub pairs: Option<(f64, f64)>,
+    /// Images per second of the model on this machine's device, and its description, if it was measured.
+    pub forward: Option<(f64, String)>,
+    /// Forecasts for several machines.
+    pub cluster: Cluster,
 }
 
 impl IngestReport {
     /// Scales the estimates down so that the one for this machine's threads is not above the measured rate of the whole
-    /// stream. The parts alone promise more: together they share caches, memory and disk.
-    fn limit_to_measured(&mut self) {
+    /// stream, and returns the factor. The parts alone promise more: together they share caches, memory and disk.
+    fn limit_to_measured(&mut self) -> f64 {
         let seconds: f64 = self.stages.iter().map(|stage| 1.0 / stage.images_per_s).sum();
         let promised = self.machines.iter().filter(|machine| machine.cores <= self.threads).map(|one| one.images_per_s);
         let promised = promised.fold(self.threads as f64 / seconds, f64::max);
@@ -127,6 +136,13 @@ impl IngestReport {
         for demand in &mut self.devices {
             demand.cores /= share.max(f64::MIN_POSITIVE);
         }
+        share
+    }
+
+    /// Returns the seconds that one core needs for an image in the named stages; in all stages without a name.
+    fn core_seconds(&self, names: &[&str]) -> f64 {
+        let named = self.stages.iter().filter(|stage| names.is_empty() || names.contains(&stage.name));
+        named.map(|stage| 1.0 / stage.images_per_s).sum()
     }
 }
 
@@ -134,7 +150,7 @@ impl IngestReport {
 ///
 /// # Errors
 /// When the input cannot be read, or scratch disk cannot be written.
-pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
+pub async fn ingest(config: RunConfig, settings: ClusterSettings) -> Result<IngestReport, PipelineError> {
     let Some(images) = config.images() else {
         return Err(PipelineError::Input("the pipeline has no `[images]` to measure".to_owned()));
     };
@@ -158,6 +174,7 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
         Some(catalog) => measure_pairs(&store, &catalog.pairs).await?,
         None => None,
     };
+    let (pairs, all_pairs) = pairs.map_or((None, (0, 0.0)), |(rates, all)| (Some(rates), all));
     let stages = {
         let (config, spec, shards, columns) = (config.clone(), spec.clone(), shards.clone(), input.columns.clone());
         let measure = move || measure_parts(&config, (&shards, &columns), &first_rows, &spec, threads, pairs);
@@ -165,7 +182,26 @@ pub async fn ingest(config: RunConfig) -> Result<IngestReport, PipelineError> {
     };
     let whole = whole_stream::measure(&config, (&input, &shards), &spec, threads).await?;
     let mut report = IngestReport { whole, ..stages };
-    report.limit_to_measured();
+    let share = report.limit_to_measured();
+    let forward = match settings.forward_per_s {
+        Some(per_s) => Some((per_s, false)),
+        None => measure_forward(&config, &spec, &mut report).await?,
+    };
+    let serial = report.core_seconds(&["unpack", "split rows"]);
+    let reading = serial / shards.len().clamp(1, MAX_OPEN_SHARDS) as f64;
+    let limits = [("reading", reading), ("writing", report.core_seconds(&["write chunks"]))];
+    let cores = settings.cores.unwrap_or(threads);
+    let measured = Measured {
+        shard_bytes: shards.iter().map(|shard| shard.size).collect(),
+        stored_bytes: report.stored_bytes,
+        cores_per_s: share * forecast(cores, report.core_seconds(&[]), &limits).images_per_s,
+        shard_per_s: 1.0 / serial,
+        forward: forward.map(|(per_s, on_cores)| (per_s / report.squares_per_image, on_cores)),
+        pairs: all_pairs,
+        chunk_rows: f64::from(config.chunks().rows),
+        pixel_bytes: config.model().is_none().then(|| 3.0 * f64::from(report.size_px).powi(2)),
+    };
+    report.cluster = measured.model(&settings);
     Ok(report)
 }
 
@@ -178,8 +214,9 @@ fn resolve_sampled_spec(config: &RunConfig) -> ImageSpec {
     resolve_spec(config, preprocessing.unwrap_or_default())
 }
 
-/// Measures the parsing of pairs: rows and MB per second. `None` if they are not text with columns.
-async fn measure_pairs(store: &Store, pairs: &PairsConfig) -> Result<Option<(f64, f64)>, PipelineError> {
+/// Measures the parsing of pairs: rows and MB per second, then the stored bytes of all pairs and the seconds for them. `None`
+/// if they are not text with columns.
+async fn measure_pairs(store: &Store, pairs: &PairsConfig) -> Result<Option<((f64, f64), (u64, f64))>, PipelineError> {
     let (input, shards) = list_pairs(store, pairs).await?;
     let delimiter = match input.format {
         PairsFormat::Tsv => Delimiter::Tab,
@@ -196,7 +233,9 @@ async fn measure_pairs(store: &Store, pairs: &PairsConfig) -> Result<Option<(f64
         }
     }
     let seconds = (started.elapsed() + first_rows.decompressing).as_secs_f64();
-    Ok(Some((rows as f64 / seconds, first_rows.text.len() as f64 / 1e6 / seconds)))
+    let all_bytes: u64 = shards.iter().map(|shard| shard.size).sum();
+    let all_s = seconds * all_bytes as f64 / first_rows.stored_bytes.max(1) as f64;
+    Ok(Some(((rows as f64 / seconds, first_rows.text.len() as f64 / 1e6 / seconds), (all_bytes, all_s))))
 }
 
 /// Measures each part on one core, then decoding on all threads.
@@ -295,6 +334,8 @@ fn measure_parts(
         machines,
         devices: DEVICE_RATES.map(demand).to_vec(),
         pairs,
+        forward: None,
+        cluster: Cluster::default(),
     })
 }
 
@@ -357,6 +398,8 @@ mod tests {
                 machines: machines.clone(),
                 devices: vec![Demand { images_per_s: 1000.0, cores: 1.0, read_mb_per_s: 1.0, scratch_mb_per_s: 1.0 }],
                 pairs: None,
+                forward: None,
+                cluster: Cluster::default(),
             };
             report.limit_to_measured();
             report

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::bench::ingest::ClusterSettings;
 use crate::config::Stage;
 use crate::sample::SampleFormat;
 use crate::types::{Pool, Precision};
@@ -247,8 +248,8 @@ pub(super) enum Command {
     },
     /// Measures how fast this machine reads and decodes a pipeline's images, or one part of the model.
     ///
-    /// `bench --config FILE` measures each stage on the first images of the pipeline's own input and estimates the rates of
-    /// larger machines. The subcommands measure the forward pass, the training of a head, and ranking.
+    /// `bench --config FILE` measures each stage on the first images of the pipeline's own input, estimates the rates of larger
+    /// machines, and models a run in parts on 1 to 64 machines. The subcommands measure the forward pass, the training of a head, and ranking.
     #[command(subcommand_negates_reqs = true)]
     Bench {
         /// Pipeline file whose image stages are measured.
@@ -257,6 +258,8 @@ pub(super) enum Command {
         /// Machine file, for `[limits]`, `[device]`, `[scratch]` and `[store]`.
         #[arg(short, long, value_name = "FILE", global = true)]
         machine: Option<PathBuf>,
+        #[command(flatten)]
+        cluster: ClusterArgs,
         #[command(subcommand)]
         command: Option<BenchCommand>,
     },
@@ -270,6 +273,51 @@ pub(super) enum Command {
         /// Shell that the script is for.
         shell: clap_complete::Shell,
     },
+}
+
+/// Assumptions of the model of several machines.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Model of a run in parts on several machines")]
+pub(super) struct ClusterArgs {
+    /// Cores of each machine, such as those of this one. Default: the threads of this machine.
+    #[arg(long, value_name = "N", requires = "config", value_parser = parse_positive)]
+    cores: Option<usize>,
+    /// Images/s that a GPU beside the cores runs through the model. Default: measured on this machine's device.
+    #[arg(long, value_name = "RATE", requires = "config", value_parser = parse_rate)]
+    forward_rate: Option<f64>,
+    /// MB/s that the source of the images gives to all machines together.
+    #[arg(long, value_name = "RATE", requires = "config", default_value = "5000", value_parser = parse_rate)]
+    source_rate: f64,
+    /// MB/s of each machine's network.
+    #[arg(long, value_name = "RATE", requires = "config", default_value = "1250", value_parser = parse_rate)]
+    network_rate: f64,
+    /// Seconds from the start of a part to its first image: the program, the model, the catalog.
+    #[arg(long, value_name = "SECONDS", requires = "config", default_value = "20", value_parser = parse_rate)]
+    start_up: f64,
+    /// Price of a machine, in USD per hour.
+    #[arg(long, value_name = "USD", requires = "config", default_value = "1", value_parser = parse_rate)]
+    machine_price: f64,
+    /// Images of the whole corpus, if the pipeline names a sample of it.
+    #[arg(long, value_name = "N", requires = "config", value_parser = clap::value_parser!(u64).range(1..))]
+    images: Option<u64>,
+    /// Shards of the whole corpus, all of one size.
+    #[arg(long, value_name = "N", requires = "images", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    shards: Option<u32>,
+}
+
+impl From<ClusterArgs> for ClusterSettings {
+    fn from(args: ClusterArgs) -> Self {
+        Self {
+            cores: args.cores,
+            forward_per_s: args.forward_rate,
+            source_mb_per_s: args.source_rate,
+            network_mb_per_s: args.network_rate,
+            start_s: args.start_up,
+            machine_price: args.machine_price,
+            images: args.images,
+            shards: args.shards,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -372,6 +420,12 @@ pub(super) enum BenchCommand {
 /// Parses a value that the configuration spells the same way.
 fn parse_config_value<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+/// Parses a number above 0.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().map_err(|error: std::num::ParseFloatError| error.to_string())?;
+    if f64::is_finite(rate) && rate > 0.0 { Ok(rate) } else { Err("must be a number above 0".to_owned()) }
 }
 
 /// Parses a count of at least 1.

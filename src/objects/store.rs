@@ -41,6 +41,8 @@ impl Default for Store {
 }
 
 impl Store {
+    /// Bytes that one request reads.
+    pub const RANGE_BYTES: u64 = read::RANGE_BYTES;
     /// Upper bound on the memory of one open object: ranges read ahead and decompressed bytes.
     pub const OPEN_BYTES: u64 = read::RANGE_BYTES * (read::RANGES_AHEAD as u64 + 1) + 2 * ZSTD_BYTES as u64;
 

@@ -207,6 +207,27 @@ fn cards_of_one_machine_give_the_bytes_of_a_whole_run() {
 }
 
 #[test]
+fn parts_that_start_at_once_render_one_corpus() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/demo.toml")).unwrap();
+    let mut text = demo.replace("demo/", &format!("{}/", dir.path().display()));
+    for (from, to) in [("[sample] ", "[sample]\ntrain_images = 200\ntest_images = 20 "), ("epochs = 10", "epochs = 1")]
+    {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    let config = write(dir.path(), &text);
+    all_succeed((0..3).map(|index| part(&config, &format!("{index}/3")).spawn().unwrap()).collect());
+    let rendered: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(rendered.len(), 3, "the corpus, the run and the pipeline: {rendered:?}");
+    let corpus = dir.path().join("corpus");
+    let again = dir.path().join("again");
+    let size = ["--train-images", "200", "--test-images", "20", "--out"];
+    succeeds(program().arg("sample").args(size).arg(&again).stdout(Stdio::null()));
+    assert_eq!(differences(&artefacts(&again), &artefacts(&corpus)), Vec::<String>::new());
+}
+
+#[test]
 fn impossible_parts_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = write(dir.path(), &pipeline(&dir.path().join("run"), &[]));

@@ -195,6 +195,36 @@ fn kills_change_no_byte_of_text_run() {
 }
 
 #[test]
+fn captions_embedded_in_parts_give_the_bytes_of_a_whole_run() {
+    let dir = tempfile::tempdir().unwrap();
+    // More captions than a chunk of vectors holds.
+    let list = corpus().join("data/test_caption_list.csv");
+    let mut captions = std::fs::read_to_string(&list).unwrap();
+    (0..2100).for_each(|number| captions.push_str(&format!("caption {number}\n")));
+    let long = dir.path().join("captions.csv");
+    std::fs::write(&long, captions).unwrap();
+    let edits = [(list.to_str().unwrap(), long.to_str().unwrap()), ("epochs = 12", "epochs = 1")];
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    finish(dir.path(), &text(&whole, &edits));
+    let config = write(dir.path(), &text(&parts, &edits));
+    let part = |name: &str| {
+        let out = run(&["run", "--config", &config, "--part", name]);
+        assert!(out.status.success(), "{}", stderr_of(&out));
+    };
+    let chunks = |run_dir: &Path| -> Vec<String> {
+        let names = artefacts(run_dir).into_keys();
+        let files = names.filter_map(|name| Some(name.strip_prefix("texts/")?.rsplit('/').next()?.to_owned()));
+        files.filter(|name| name.ends_with(".parquet")).collect()
+    };
+    part("1/2");
+    assert_eq!(chunks(&parts), ["000001.parquet"]);
+    assert!(!parts.join("checkpoints").exists());
+    part("0/2");
+    assert_eq!(differences(&artefacts(&whole), &artefacts(&parts)), Vec::<String>::new());
+    assert!(chunks(&whole).contains(&"000001.parquet".to_owned()));
+}
+
+#[test]
 fn classifier_of_another_run_is_blended_in() {
     let dir = tempfile::tempdir().unwrap();
     let (classes, both) = (dir.path().join("classes"), dir.path().join("both"));

@@ -156,5 +156,12 @@ fn bench_config_renders_requested_views() {
         let side = report["size_px"].as_f64().unwrap();
         assert!((per_image * 1e6 - 3.0 * side * side).abs() < 1e-3, "{device}");
     }
+    // The model of several machines: one for each of the four shards, at most, and the rate of the model on this device.
+    let machines: Vec<u64> =
+        plain["cluster"]["forecasts"].as_array().unwrap().iter().map(|one| one["machines"].as_u64().unwrap()).collect();
+    assert_eq!(machines, [1, 2, 4]);
+    assert!(plain["forward"][0].as_f64() > Some(0.0) && alone["forward"].is_null(), "{plain}");
+    let out = run(&["bench", "--config", &write(dir.path(), &pipeline(&run_dir, &[])), "--shards", "9"]);
+    assert!(stderr_of(&out).contains("--images"), "{}", stderr_of(&out));
     assert!(!run_dir.exists(), "a benchmark is not a run");
 }

@@ -1,9 +1,9 @@
 //! `bench`: rates of a pipeline's ingestion and of the model's parts.
 
 use super::Table;
-use crate::bench::ingest::{Demand, Forecast, IngestReport, StageRate, Whole};
+use crate::bench::ingest::{Cluster, Demand, Forecast, IngestReport, StageRate, Whole};
 use crate::bench::{ForwardReport, HeadReport, RankReport};
-use crate::cli::format::{bytes, number, percent, plural};
+use crate::cli::format::{bytes, count, duration, number, percent, plural};
 
 /// Waits for storage below this limit, in seconds, are not shown.
 const SHOWN_WAIT_S: f64 = 0.05;
@@ -54,6 +54,30 @@ pub(in crate::cli) fn ingest(report: &IngestReport) -> String {
             &format!("{} images/s", number(*images_per_s)),
             format!("{cores} cores, {read} MB/s of shards, {scratch} MB/s of scratch disk, written and read"),
         );
+    }
+    if let Some((rate, device)) = &report.forward {
+        table.heading("Model");
+        table.row("forward pass", format!("{} images/s on {device}", number(*rate)));
+    }
+    table.text + &cluster(&report.cluster)
+}
+
+/// Renders the model of several machines: assumptions, then a line for each number of machines.
+fn cluster(cluster: &Cluster) -> String {
+    let mut table = Table::new(2);
+    table.text.push('\n');
+    table.text.push_str("Model of a run in parts on several machines\n");
+    for assumption in &cluster.assumptions {
+        table.row("-", assumption);
+    }
+    table.text.push_str("  machines parts       time  images/s  start   idle   requests      USD  limit\n");
+    for one in &cluster.forecasts {
+        let (time, rate, usd) = (duration(one.seconds), count(one.images_per_s.round() as u64), number(one.usd));
+        let (starting, idle, requests) = (percent(one.starting), percent(one.idle), count(one.reads + one.writes));
+        table.text.push_str(&format!(
+            "  {:>8} {:>5} {time:>10} {rate:>9} {starting:>6} {idle:>6} {requests:>10} {usd:>8}  {}\n",
+            one.machines, one.parts, one.bottleneck
+        ));
     }
     table.text
 }

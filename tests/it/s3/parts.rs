@@ -77,6 +77,35 @@ fn resuming_reads_no_committed_chunk() {
 }
 
 #[test]
+fn resuming_reads_less_than_a_hundredth_of_what_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = with_corpus(Faults::default());
+    // Chunks of 100 images with 96 pixels a side, 2.8 MB; those of real runs are larger still.
+    let large = |run_dir: &str| {
+        pixels(run_dir, "s3://corpus").replace("size_px = 16", "size_px = 96\n").replace("rows = 40", "rows = 100")
+    };
+    let start = |kill: Option<&str>| {
+        let mut command = command(&server, dir.path(), &large("s3://runs/run"), "");
+        command.args(["--part", "0/1"]).envs(kill.map(|plan| ("WIKICAP_KILL_AT", plan))).output().unwrap()
+    };
+    assert_eq!(start(Some("put-done journal/chunks/00003 1")).status.code(), None);
+    let run_dir = server.bucket("runs").join("run");
+    let bytes = |name: &str| std::fs::metadata(run_dir.join(name)).map_or(0, |found| found.len());
+    let committed: u64 = artefacts(&run_dir).values().map(|content| content.len() as u64).sum();
+    for interrupted in [true, false] {
+        let before = server.log().len();
+        let out = start(None);
+        assert!(out.status.success(), "{}", stderr_of(&out));
+        let log = server.log().split_off(before);
+        let objects: Vec<&str> = log.iter().filter_map(|line| line.strip_prefix("GET /runs/run/")).collect();
+        assert!(objects.iter().any(|name| name.starts_with("journal/chunks/")), "{objects:?}");
+        // What this start wrote itself is not read either, so that the sizes at its end are those of what was there.
+        let read: u64 = objects.iter().map(|name| bytes(name)).sum();
+        assert!(100 * read < committed, "interrupted: {interrupted}; {read} of {committed} bytes: {objects:?}");
+    }
+}
+
+#[test]
 fn part_paused_past_its_lease_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
