@@ -24,7 +24,7 @@ pub(super) struct Overview {
     pub(super) live: bool,
     /// Seconds since the last report of that process, rounded down to ten if it is not live.
     pub(super) age_s: u64,
-    /// Progress, as the last process reported it.
+    /// Progress, as the last process reported it, or all processes that work on parts.
     pub(super) status: Option<Value>,
     /// Result of the last process that ended without an error.
     pub(super) report: Option<Value>,
@@ -66,19 +66,22 @@ impl Run {
     /// # Errors
     /// When the directory cannot be read.
     pub(super) fn overview(&self) -> Result<Overview, StoreError> {
-        let names = ["status.json", "report.json", "run.toml", "training.csv"].map(str::to_owned);
+        let names = ["report.json", "run.toml", "training.csv"].map(str::to_owned);
         let mut files = self.directory.read_all(&names)?.into_iter();
         let mut next = || files.next().flatten();
-        let status = next();
-        let parsed = status.as_deref().and_then(|text| serde_json::from_slice::<Status>(text).ok());
-        let live = parsed.as_ref().is_some_and(Status::is_live);
-        let age_s = parsed.as_ref().map_or(0, |status| status.age().as_secs());
+        let mut status = Status::read_known(&self.directory)?;
+        let live = status.as_ref().is_some_and(Status::is_live);
+        // A dead run does not change from second to second, so that nothing is sent for it.
+        let shown = |age_s: u64| if live { age_s } else { age_s / 10 * 10 };
+        let age_s = shown(status.as_ref().map_or(0, |status| status.age().as_secs()));
+        for part in status.iter_mut().flat_map(|status| &mut status.parts) {
+            part.age_s = part.age_s.map(shown);
+        }
         Ok(Overview {
             name: self.name.clone(),
             live,
-            // A dead run does not change from second to second, so that nothing is sent for it.
-            age_s: if live { age_s } else { age_s / 10 * 10 },
-            status: status.and_then(|text| serde_json::from_slice(&text).ok()),
+            age_s,
+            status: status.and_then(|status| serde_json::to_value(status).ok()),
             report: next().and_then(|text| serde_json::from_slice(&text).ok()),
             config: next().and_then(|text| read_config(&text)),
             curve: next().map(|text| read_curve(&text)).unwrap_or_default(),
@@ -125,5 +128,22 @@ mod tests {
         assert_eq!((overview.report, overview.status, overview.live), (None, None, false));
         let curve = serde_json::json!([{ "step": 1.0, "loss": 0.5, "trial": 0.0 }, { "step": 2.0, "trial": 0.0 }]);
         assert_eq!(Value::Array(overview.curve), curve);
+    }
+
+    #[test]
+    fn overview_lists_the_parts_of_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = LocalDirectory::create(dir.path()).unwrap();
+        local.write("run.toml", b"").unwrap();
+        local.write("parts/1-of-3/status.json", &serde_json::to_vec(&Status::default()).unwrap()).unwrap();
+        local.write("parts/2-of-3/status.json", b"of another version").unwrap();
+        let run = Run::open(&Store::default(), &dir.path().display().to_string()).unwrap();
+        let status = run.overview().unwrap().status.unwrap();
+        let parts = status["parts"].as_array().unwrap();
+        let found: Vec<_> =
+            parts.iter().map(|part| (part["part"].as_str().unwrap(), part["state"].as_str().unwrap())).collect();
+        assert_eq!(found[0], ("0/3", "not_started"));
+        assert_eq!(found[2], ("2/3", "not_started"));
+        assert_eq!(found[1].0, "1/3");
     }
 }

@@ -245,6 +245,30 @@ fn default_report() -> String {
     report::FILE.to_owned()
 }
 
+/// Reads the files that hold the status of a run, without a part, and of each part: name, part, content.
+fn read_files(directory: &Directory) -> Result<Vec<(String, Option<Part>, Vec<u8>)>, StoreError> {
+    let folders = directory.list(PARTS_FOLDER)?;
+    let parts = folders.iter().filter_map(|name| Part::from_folder(name));
+    let files = std::iter::once((FILE.to_owned(), None))
+        .chain(parts.map(|part| (format!("{}/{FILE}", claims::part_folder(part)), Some(part))));
+    let (names, parts): (Vec<String>, Vec<Option<Part>>) = files.unzip();
+    let contents = directory.read_all(&names)?;
+    let files = names.into_iter().zip(parts).zip(contents);
+    Ok(files.filter_map(|((name, part), content)| Some((name, part, content?))).collect())
+}
+
+/// Merges the statuses of a run and of its parts; `None` without any.
+fn merge(found: Vec<(Option<Part>, Status)>) -> Option<Status> {
+    let (mut whole, mut parts) = (None, BTreeMap::new());
+    for (part, status) in found {
+        match part {
+            Some(part) => drop(parts.insert(part, status)),
+            None => whole = Some(status),
+        }
+    }
+    super::parts::merge(whole, &parts)
+}
+
 impl Status {
     /// Reads the status of a run directory, which is a path or URL.
     ///
@@ -252,24 +276,15 @@ impl Status {
     /// When the directory has no status, or it cannot be read.
     pub fn read(run_dir: &str, store: &StoreConfig) -> Result<Self, PipelineError> {
         let directory = Directory::read_only(&open_store(store), run_dir)?;
-        let folders = directory.list(PARTS_FOLDER)?;
-        let parts: Vec<Part> = folders.iter().filter_map(|name| Part::from_folder(name)).collect();
-        let names = std::iter::once(FILE.to_owned())
-            .chain(parts.iter().map(|part| format!("{}/{FILE}", claims::part_folder(*part))))
-            .collect::<Vec<_>>();
-        let mut found = Vec::with_capacity(names.len());
-        for (name, content) in names.iter().zip(directory.read_all(&names)?) {
-            let parse = |content: Vec<u8>| {
-                serde_json::from_slice::<Self>(&content).map_err(|error| {
-                    let path = directory.display(name);
-                    PipelineError::Input(format!("`{path}` is not a status of this version ({error})"))
-                })
-            };
-            found.push(content.map(parse).transpose()?);
-        }
-        let whole = found.remove(0);
-        let parts = parts.into_iter().zip(found).filter_map(|(part, status)| Some((part, status?))).collect();
-        if let Some(status) = super::parts::merge(whole, &parts) {
+        let parse = |(name, part, content): (String, Option<Part>, Vec<u8>)| {
+            let status = serde_json::from_slice::<Self>(&content).map_err(|error| {
+                let path = directory.display(&name);
+                PipelineError::Input(format!("`{path}` is not a status of this version ({error})"))
+            })?;
+            Ok::<_, PipelineError>((part, status))
+        };
+        let found = read_files(&directory)?.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        if let Some(status) = merge(found) {
             return Ok(status);
         }
         Err(if directory.read("run.toml")?.is_some() {
@@ -278,6 +293,16 @@ impl Status {
             let advice = "`run.toml` is missing; give the `run.dir` of a pipeline file";
             PipelineError::Input(format!("`{run_dir}` holds no run: {advice}"))
         })
+    }
+
+    /// Reads the status of a run directory, with all parts; `None` if there is none that this version understands.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn read_known(directory: &Directory) -> Result<Option<Self>, StoreError> {
+        let parse =
+            |(_, part, content): (String, Option<Part>, Vec<u8>)| Some((part, serde_json::from_slice(&content).ok()?));
+        Ok(merge(read_files(directory)?.into_iter().filter_map(parse).collect()))
     }
 
     /// Reads the status that the previous process of a run left; `None` if there is none that this version understands.

@@ -72,6 +72,20 @@ function stages(run) {
     list.length ? table(columns, stageRows(list), "Stages") : h("p", { class: "empty" }, "No stage has started."));
 }
 
+function parts(run) {
+  const list = run.status?.parts ?? [];
+  if (!list.length) return null;
+  const rows = list.map((part) => [part.part,
+    part.state.replaceAll("_", " ") + (part.detail ? `: ${part.detail}` : ""),
+    part.total_rows ? `${count(part.rows)} of about ${count(part.total_rows)}` : count(part.rows),
+    part.state === "at_work" ? `${number(part.per_second)}/s` : "–",
+    part.left_s == null ? "–" : duration(part.left_s),
+    part.age_s == null ? "–" : `${duration(part.age_s)} ago`,
+    part.process ?? "–"]);
+  const columns = [["Part"], ["State"], ["Rows", true], ["Rate", true], ["Left", true], ["Last report", true], ["Process"]];
+  return h("section", {}, h("h2", {}, "Parts"), table(columns, rows, "Parts"));
+}
+
 function readings(run) {
   const entries = Object.entries(run.status?.readings ?? {});
   if (!entries.length) return null;
@@ -128,6 +142,6 @@ function configuration(run) {
 }
 
 export function view(run) {
-  return [h("h1", {}, run.name), summary(run), stages(run), shards(run), curves(run),
+  return [h("h1", {}, run.name), summary(run), stages(run), parts(run), shards(run), curves(run),
     h("div", { class: "columns" }, readings(run), notes(run)), configuration(run)];
 }
