@@ -143,9 +143,16 @@ impl Situation {
 
     /// Explains that the driver refuses a kernel.
     pub(super) fn refused_kernel(&self, error: &dyn fmt::Display) -> String {
-        let supported = self.driver.as_deref().and_then(supported_by);
-        let (Some(toolkit), Some(driver), Some(supported)) = (self.toolkit, &self.driver, supported) else {
+        let Some(toolkit) = self.toolkit else {
             return format!("the driver refuses kernels of NVRTC ({error}): it may be older than the toolkit");
+        };
+        let supported = self.driver.as_deref().and_then(supported_by);
+        let (Some(driver), Some(supported)) = (&self.driver, supported) else {
+            return format!(
+                "the driver refuses kernels of NVRTC {toolkit} ({error}): {}update the driver to {} or later",
+                self.older_image(toolkit),
+                driver_for(toolkit)
+            );
         };
         if toolkit <= supported {
             return format!(
@@ -162,6 +169,12 @@ impl Situation {
             "NVRTC is of CUDA {toolkit}, but driver {driver} supports CUDA up to {supported}: {other}, or update the driver to {branch} \
              or later"
         )
+    }
+
+    /// Names the newest image whose toolkit is older than this version; empty outside images, and if there is none.
+    fn older_image(&self, toolkit: CudaVersion) -> String {
+        let older = IMAGES.iter().find(|(_, cuda)| *cuda < toolkit).filter(|_| self.image.is_some());
+        older.map_or_else(String::new, |(image, _)| format!("take the image `{image}`, or "))
     }
 
     /// Names a toolkit of at least this version.
@@ -230,6 +243,9 @@ mod tests {
         assert!(text.contains("use NVRTC and headers of CUDA 12.2 or earlier, or update the driver to 550"), "{text}");
         assert!(situation("12.4", "550.1", "").refused_kernel(&"X").contains("although it supports CUDA 12.4"));
         assert!(situation("", "", "").refused_kernel(&"X").contains("(X): it may be older"));
+        let unknown = |image| situation("12.9", "", image).refused_kernel(&"X");
+        assert!(unknown("gpu-cuda12.9").ends_with("(X): take the image `gpu`, or update the driver to 575 or later"));
+        assert!(unknown("").ends_with("of NVRTC 12.9 (X): update the driver to 575 or later"));
     }
 
     #[test]

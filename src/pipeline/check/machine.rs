@@ -17,7 +17,7 @@ const CPU_WEIGHT_BYTES: u64 = 4;
 
 /// Adds memory, cores, disks and credentials, and the problems with them.
 pub(super) fn check_machine(config: &RunConfig, check: &mut Check) {
-    check.machine.insert("cores".to_owned(), format!("{} decoding threads", workers(config)));
+    check.machine.insert("cores".to_owned(), decoding_threads(workers(config)));
     if let Some(available) = config.limits().available {
         let auto = if config.limits().memory_is_auto { ", chosen by `auto`" } else { "" };
         let text = format!("{available}; up to {} of it in flight{auto}", config.limits().memory);
@@ -25,6 +25,11 @@ pub(super) fn check_machine(config: &RunConfig, check: &mut Check) {
     }
     check_disks(config, check);
     check_credentials(config, check);
+}
+
+/// Says how many threads decode.
+fn decoding_threads(count: usize) -> String {
+    if count == 1 { "1 decoding thread".to_owned() } else { format!("{count} decoding threads") }
 }
 
 /// Refuses a model whose weights, together with `limits.memory`, exceed the memory. Only the CPU keeps weights in it.
