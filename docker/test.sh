@@ -91,7 +91,10 @@ stop_engine() {
     pid=$(cat "$out/dockerd.pid")
     kill "$pid"
     until_true 60 not_running "$pid" || { kill -KILL "$pid"; fail "the engine does not end"; }
+    # An overloaded engine may forget the process that watches over a container.
+    watchers | xargs --no-run-if-empty kill -KILL
 }
+watchers() { pgrep --full -- "containerd-shim.*$memory" || true; }
 not_running() { ! kill -0 "$1" 2> /dev/null; }
 mounts() { awk -v root="$out/" 'index($2, root) == 1 { print $2 }' /proc/mounts | sort --reverse; }
 bridges() { ip -brief link show type bridge | awk '{ print $1 }' | sort; }
@@ -135,17 +138,17 @@ start_engine() {
     ip link add name "$bridge" type bridge
     ip address add 10.213.77.1/24 dev "$bridge"
     ip link set "$bridge" up
-    # Stands for NVIDIA's container toolkit, which gives containers the driver: it notes what the container asks for.
     mkdir "$work/bin"
-    printf '#!/bin/sh\ncd "$(python3 -c "import json, sys; print(json.load(sys.stdin)[\\"bundle\\"])")" && cp config.json "%s"\n' \
-        "$work/gpu-container.json" > "$work/bin/nvidia-container-runtime-hook"
-    chmod +x "$work/bin/nvidia-container-runtime-hook"
+    install docker/emulated_toolkit.py "$work/bin/nvidia-container-runtime-hook"
     # The engine ends with this script, even if the script is killed.
-    PATH=$work/bin:$PATH setpriv --pdeathsig TERM dockerd --data-root "$memory/data" --exec-root "$memory/exec" \
+    EMULATED_DRIVER=$out/card/release/libcuda.so EMULATED_NOTES=$work/gpu-container.json PATH=$work/bin:$PATH setpriv --pdeathsig TERM dockerd --data-root "$memory/data" --exec-root "$memory/exec" \
         --pidfile "$out/dockerd.pid" --host "$DOCKER_HOST" --iptables=false --ip-forward=false --bridge "$bridge" \
         --default-address-pool base=10.213.128.0/17,size=24 > "$out/dockerd.log" 2>&1 &
     until_true 60 sh -c '"$1" info > /dev/null 2>&1' sh "$docker" || { tail "$out/dockerd.log" >&2; fail "the engine does not start"; }
 }
+
+# Builds the CUDA driver of an emulated card.
+build_driver() { CARGO_TARGET_DIR=$out/card cargo build --quiet --release --locked --manifest-path tests/card/Cargo.toml; }
 
 # Copies what a checkout holds, with the program where a release build leaves it, and secrets where users leave them.
 make_context() {
@@ -168,8 +171,9 @@ build() {
         --file "$context/docker/Dockerfile" --target "$target" --tag "wikicap-pipeline:$tag" "$context"
 }
 
-exec 9> "$out/lock"
-flock --wait 60 9 || fail "another docker/test.sh is working in \`$out\`"
+# The bridge has a fixed name. Each process of the engine holds the lock, too.
+exec 9> /tmp/wikicap-docker-test.lock
+flock --wait 60 9 || fail "another docker/test.sh is at work, or left a process: fuser /tmp/wikicap-docker-test.lock"
 trap clean_up EXIT
 trap 'exit 143' TERM INT
 rm -rf "$work" "$out/docker.sock" "$out/dockerd.pid"
@@ -180,6 +184,7 @@ step "packages"
 install_packages
 bridges_before=$(bridges)
 spawn "base image" make_base
+spawn "driver of an emulated card" build_driver
 install_linters
 
 step "lint"
@@ -376,6 +381,20 @@ done
 grep -q 'NVIDIA_VISIBLE_DEVICES=all' "$work/gpu-container.json" || fail "the profile gpu does not ask for the cards"
 attempt compose "compose does not resume" compose cpu up --no-build --exit-code-from cpu
 attempt compose "compose does not end" compose gpu down --volumes
+
+join "driver of an emulated card"
+step "devices with --gpus all on an emulated card"
+# devices_say TEXT VARIABLE=VALUE…: on a card with these settings.
+devices_say() {
+    local text=$1 variable settings=()
+    shift
+    for variable in "$@"; do settings+=(--env "$variable"); done
+    attempt devices "devices fails" "$docker" run --rm --gpus all "${limits[@]}" "${settings[@]}" wikicap-pipeline:gpu devices
+    expect "$text" "$out/devices.log"
+}
+devices_say 'compute capability 9.0, 79.5 of 80.0 GiB free, NVRTC 12.4' EMUCUDA_SM=90
+devices_say 'compute capability 10.0 needs CUDA 12.8: take the image `gpu-cuda12.9`' EMUCUDA_SM=100
+devices_say 'update the driver to 550 or later' EMUCUDA_SM=90 EMUCUDA_FAIL=cuModuleLoadData:1:222
 
 for name in "structure of cpu" "structure of gpu" "NVRTC compiles without a card" "the same file by buildah"; do join "$name"; done
 
