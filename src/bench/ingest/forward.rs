@@ -9,7 +9,7 @@ use crate::decode::ImageSpec;
 use crate::pipeline::error::PipelineError;
 
 /// Random images for a first measurement of the model.
-const FEW_FORWARD_IMAGES: usize = 64;
+const FEW_FORWARD_IMAGES: usize = 16;
 /// Random images for the measurement of a fast device.
 const MAX_FORWARD_IMAGES: usize = 2048;
 
@@ -39,8 +39,8 @@ pub(super) async fn measure_forward(
     };
     let mut measured = forward(bench.clone(), config.machine()).await?;
     if measured.images_per_s > FEW_FORWARD_IMAGES as f64 {
-        // Full batches, and enough of them.
-        bench.rows = MAX_FORWARD_IMAGES;
+        // Full batches, for about a second.
+        bench.rows = (measured.images_per_s as usize).min(MAX_FORWARD_IMAGES);
         measured = forward(bench, config.machine()).await?;
     }
     report.forward = Some((measured.images_per_s, measured.device));
