@@ -6,9 +6,6 @@
 //!
 //! Training and prediction follow on one machine. The model leaves them out.
 
-#[cfg(test)]
-mod tests;
-
 use serde::Serialize;
 
 use crate::objects::Store;
@@ -300,3 +297,6 @@ fn divide(shards: &[f64], count: u32) -> Vec<Load> {
     };
     (0..count).map(of).collect()
 }
+
+#[cfg(test)]
+mod tests;
