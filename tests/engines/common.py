@@ -19,13 +19,16 @@ DURABLE = [
     "submission.csv",
     "training.csv",
 ]
-# A program for engines: its first process stops, as if it hung, once it has committed its second chunk.
+# A program for engines: its first processes stop, as if they hung, once they have committed their second chunk.
 WRAPPER = """#!/bin/sh
 export ENGINE_TEST='{folder}'
-if mkdir '{folder}/first' 2>/dev/null; then
-  export WIKICAP_STOP_AT='{commit} journal/features 2'
-  echo "${{SLURMD_NODENAME:-}}" >'{folder}/first/node'
-fi
+for name in {names}; do
+  if mkdir "{folder}/$name" 2>/dev/null; then
+    export WIKICAP_STOP_AT='{commit} journal/features 2'
+    echo "${{SLURMD_NODENAME:-}} ${{SLURM_ARRAY_TASK_ID:-}}" >"{folder}/$name/task"
+    break
+  fi
+done
 {start}'{program}' "$@"
 """
 
@@ -71,12 +74,15 @@ def pipeline(corpus, run_dir):
     return text
 
 
-def write_wrapper(program, folder, commit="linked", seen_as=None):
-    """Writes the program for an engine, which sees `folder` as `seen_as`; `commit` is the failpoint after a chunk is committed."""
+def write_wrapper(program, folder, commit="linked", seen_as=None, names=("first",)):
+    """Writes the program for an engine, which sees `folder` as `seen_as`; `commit` is the failpoint after a chunk is committed.
+
+    As many processes stop as there are `names`, each of which is a folder with a file about its process.
+    """
     path = folder / "program.sh"
     # The first process of a container cannot stop itself, so that there the program is its child.
     start = "" if seen_as else "exec "
-    path.write_text(WRAPPER.format(folder=seen_as or folder, program=program, commit=commit, start=start))
+    path.write_text(WRAPPER.format(folder=seen_as or folder, program=program, commit=commit, start=start, names=" ".join(names)))
     path.chmod(0o755)
     return path
 

@@ -1,15 +1,16 @@
-"""Slurm: three nodes on this host, an array of four parts, a node killed with its job. See README.md.
+"""Slurm: three nodes on this host, an array of four parts, a node killed with its job, a job told that its time ends. See README.md.
 
 python slurm.py PROGRAM FOLDER
 """
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 
-from common import PARTS, REPOSITORY, compare, pipeline, say, stopped, wait_for, write_wrapper
+from common import PARTS, REPOSITORY, compare, pipeline, processes, say, wait_for, write_wrapper
 
 CONF = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -80,6 +81,12 @@ def start_cluster(own):
     return nodes
 
 
+def two_stopped(folder):
+    """Returns the processes that have stopped themselves, once there are two."""
+    found = [process for process, state in processes(folder).items() if state in "Tt"]
+    return found if len(found) == 2 else None
+
+
 def main():
     program, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
     shared = folder.parent
@@ -88,17 +95,23 @@ def main():
     (folder / "parts.toml").write_text(pipeline(shared / "corpus", folder / "parts"))
     nodes = start_cluster(folder / "slurm")
     say("Slurm is up")
-    settings = {"PROGRAM": write_wrapper(program, folder), "CONFIG": "parts.toml", "MACHINE": shared / "machine.toml"}
+    settings = {"PROGRAM": write_wrapper(program, folder, names=("first", "second")), "CONFIG": "parts.toml", "MACHINE": shared / "machine.toml"}
     for name, value in settings.items():
         os.environ[name] = str(value)
     options = [f"--array=0-{PARTS - 1}%3", "--mem=600", "--cpus-per-task=1", "--time=10", "--output=part-%a.log"]
     job = output("sbatch", "--parsable", *options, str(REPOSITORY / "docker/slurm.sbatch"))
-    victim = wait_for(lambda: stopped(folder), 90, "a process that has committed two chunks")
-    name = (folder / "first/node").read_text().strip()
+    two = wait_for(lambda: two_stopped(folder), 180, "two processes that have committed two chunks each")
+    name, _ = (folder / "first/task").read_text().split()
     nodes[name].kill()
     nodes[name].wait()
-    assert victim != stopped(folder), "the job outlives its node"
-    say(f"node {name} is killed with its job, process {victim}")
+    (left,) = [process for process in two if process in processes(folder)]
+    say(f"node {name} is killed with its job")
+    # The signal before the time limit, which Slurm sends to the script alone.
+    _, index = (folder / "second/task").read_text().split()
+    subprocess.run(["scancel", "--batch", "--signal=TERM", f"{job}_{index}"], check=True)
+    os.kill(left, signal.SIGCONT)
+    wait_for(lambda: left not in processes(folder), 60, "the end of the process that was asked to stop")
+    say(f"task {index} has got the signal before its time limit")
     wait_for(lambda: output("sinfo", "-h", "-n", name, "-o", "%T").startswith("down"), 60, f"{name} is down")
     say(f"Slurm calls {name} down; the queue: {output('squeue', '-h', '-j', job, '-o', '%K %T %r').splitlines()}")
     wait_for(lambda: not output("squeue", "-h", "-j", job), 270, "the end of the array")
@@ -109,7 +122,7 @@ def main():
     ended = {state["ArrayTaskId"]: (state["JobState"], int(state["Restarts"])) for state in states}
     say(f"ended: {ended}")
     assert len(ended) == PARTS and all(state == "COMPLETED" for state, _ in ended.values()), ended
-    assert sum(restarts for _, restarts in ended.values()) == 1, "no task was put back into the queue"
+    assert sorted(restarts for _, restarts in ended.values()) == [0, 0, 1, 1], "two tasks had to go back into the queue"
     compare(shared / "whole", folder / "parts")
 
 
