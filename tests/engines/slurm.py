@@ -1,4 +1,4 @@
-"""Slurm: three nodes on this host, an array of four parts, a node killed with its job, a job told that its time ends. See README.md.
+"""Slurm: three nodes on this host, an array of four parts; a node is killed, and a task gets the signal before its limit. See README.md.
 
 python slurm.py PROGRAM FOLDER
 """
