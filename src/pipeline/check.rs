@@ -157,7 +157,9 @@ async fn list_inputs(config: &RunConfig, store: &Store, check: &mut Check) -> In
     for (key, patterns, format) in images.into_iter().chain(predict) {
         if let Some((input, objects)) = check.ok(list_images(store, patterns, format, &columns).await) {
             describe(check, key, input.format.as_str(), &objects);
-            inputs.images.push((key, input, objects));
+            if check.ok(input.require_rows_of_numbers(config, key)).is_some() {
+                inputs.images.push((key, input, objects));
+            }
         }
     }
     inputs

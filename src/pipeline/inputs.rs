@@ -21,7 +21,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::config::{ImageColumnNames, PairsConfig, StageKeys};
+use crate::config::{ImageColumnNames, PairsConfig, RunConfig, StageKeys};
 use crate::corpus::{EncodedImage, ImageColumns, ImageRow, ImageRowProblem, PairColumns, check_row};
 use crate::objects::{FileFormat, Object, ReadStats, Reader, Store};
 use crate::pipeline::error::PipelineError;
@@ -48,6 +48,20 @@ impl ImageInput {
     pub(crate) fn new(format: ImageFormat, columns: &ImageColumnNames) -> Self {
         let ImageColumnNames { image, url } = columns.clone();
         Self { format, columns: ImageColumns { image, url } }
+    }
+
+    /// Refuses a format that cannot hold published features, if the configuration asks for them. `key` names the files.
+    ///
+    /// # Errors
+    /// When the files are no rows of text.
+    pub(crate) fn require_rows_of_numbers(&self, config: &RunConfig, key: &str) -> Result<(), PipelineError> {
+        if config.published_dim().is_none() || self.format == ImageFormat::Tsv {
+            return Ok(());
+        }
+        Err(PipelineError::Input(format!(
+            "`{key}` is `{}`, but with `model.features = \"published\"` it must be rows of image URL and numbers (`tsv`)",
+            self.format
+        )))
     }
 
     /// Adds a key for the format to those that artefacts depend on. Without one the format is `tsv`.

@@ -113,6 +113,7 @@ impl Plan {
         let catalog = self.catalog.as_ref().map(|catalog| catalog.generation.as_str());
         if let Some(images) = config.images() {
             let (input, shards) = list_images(store, &images.shards, images.format, &images.columns).await?;
+            input.require_rows_of_numbers(config, "images.shards")?;
             let mut keys = model.stream_keys(config, Stage::Stream);
             input.add_key(&mut keys, "images.format");
             add_inputs(store, &mut keys, "images.shards", &shards).await?;

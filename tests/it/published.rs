@@ -131,6 +131,17 @@ fn published_features_are_stored_exactly_trained_on_and_ranked() {
     let other = write(dir.path(), &pipeline(&run_dir, &[("\"published\"", "\"published\"\nfeature_dim = 2047")]));
     let out = run(&["run", &other]);
     assert!(out.status.code() == Some(2) && stderr_of(&out).contains("model.feature_dim"), "{}", stderr_of(&out));
+    let folder = dir.path().join("pictures");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("a.jpg"), "x").unwrap();
+    let images = format!("{}/data/image_data_train/resnet_embeddings/*.csv.gz", corpus().display());
+    let pictures = write(dir.path(), &pipeline(&dir.path().join("other"), &[(&images, folder.to_str().unwrap())]));
+    for command in ["check", "run"] {
+        let out = run(&[command, &pictures]);
+        let said = stderr_of(&out) + &String::from_utf8_lossy(&out.stdout);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(out.status.code() == Some(3) && said.contains("`images.shards` is `folder`, but with"), "{said}");
+    }
     let out = run(&["export", &write(dir.path(), &pipeline(&run_dir, &[])), "--out", "x"]);
     assert!(out.status.code() == Some(3) && stderr_of(&out).contains("no backbone"), "{}", stderr_of(&out));
 }
