@@ -6,12 +6,11 @@ use std::sync::Arc;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
 use super::content::{Content, Format, MAX_ROWS};
-use crate::corpus::{PairColumns, PairRow};
+use crate::corpus::PairRow;
 use crate::objects::read::read_range;
 use crate::objects::{Object, Store};
 use crate::pipeline::PipelineError;
 use crate::pipeline::inputs::{PairInput, PairReader};
-use crate::types::{FolderCaptions, PairsFormat};
 
 /// Upper bound on the description at the end of a file, as for a run.
 const MAX_FOOTER_BYTES: u64 = 16 << 20;
@@ -70,12 +69,7 @@ async fn read_captions(
     column: String,
     captions: &mut Vec<String>,
 ) -> Result<(), PipelineError> {
-    let input = PairInput {
-        format: PairsFormat::Parquet,
-        columns: PairColumns { caption: Some(column), ..PairColumns::default() },
-        folder_captions: FolderCaptions::Auto,
-        languages: Vec::new(),
-    };
+    let input = PairInput::parquet_captions(column);
     let mut rows = PairReader::open(store, object, &input, None, &Arc::default()).await?;
     loop {
         let more = rows.fill().await?;

@@ -95,6 +95,13 @@ impl PairInput {
         };
         Self { format, columns, folder_captions: pairs.folder_captions, languages: pairs.languages.clone() }
     }
+
+    /// Describes the captions in one column of Parquet, in all languages.
+    pub(crate) fn parquet_captions(column: String) -> Self {
+        let columns = PairColumns { caption: Some(column), ..PairColumns::default() };
+        let (format, folder_captions) = (PairsFormat::Parquet, FolderCaptions::Auto);
+        Self { format, columns, folder_captions, languages: Vec::new() }
+    }
 }
 
 /// Passes the URL or name of each image of an object to `visit`, in order. Rows without a usable one are left out.
