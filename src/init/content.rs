@@ -1,5 +1,6 @@
 //! Recognises a file by its start: format, columns and first captions.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use serde_json::Value;
@@ -14,6 +15,8 @@ const READ: &[FileFormat] =
     &[FileFormat::Text, FileFormat::JsonLines, FileFormat::JsonArray, FileFormat::Tar, FileFormat::Parquet];
 /// Upper bound on the decompressed bytes that are read from a file.
 const MAX_BYTES: u64 = 16 << 20;
+/// Rows that are looked at for published features. Single ones may be damaged.
+const FEATURE_ROWS: usize = 32;
 /// Rows that are looked at.
 pub(super) const MAX_ROWS: usize = 2000;
 /// Extensions of pictures in tar archives.
@@ -133,7 +136,7 @@ fn read_table(start: &[u8], named_csv: bool) -> Result<Content, String> {
     }
     let is_tsv = tabs && !(named_csv && line.contains(&b','));
     let (format, delimiter) = if is_tsv { (Format::Tsv, b'\t') } else { (Format::Csv, b',') };
-    if tabs && let Some(content) = read_image_rows(line) {
+    if tabs && let Some(content) = read_image_rows(text) {
         return Ok(content);
     }
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(text);
@@ -149,16 +152,16 @@ fn read_table(start: &[u8], named_csv: bool) -> Result<Content, String> {
 }
 
 /// Recognises rows of URL, base64 and metadata URL, or of URL and numbers, which have no header.
-fn read_image_rows(line: &[u8]) -> Option<Content> {
-    let fields: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b'\t').collect();
-    if let [_, numbers] = fields.as_slice()
-        && looks_like_numbers(numbers)
-    {
+fn read_image_rows(text: &[u8]) -> Option<Content> {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    if let Some(dim) = find_feature_dim(lines.clone()) {
         let mut content = Content::new(Format::Tsv, Vec::new());
         (content.image, content.url) = (Some(String::new()), Some(String::new()));
-        content.feature_dim = u32::try_from(numbers.split(|byte| *byte == b',').count()).ok();
+        content.feature_dim = Some(dim);
         return Some(content);
     }
+    let line = lines.next().unwrap_or_default();
+    let fields: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b'\t').collect();
     let base64 = fields.get(1)?.trim_ascii();
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
     if !(2..=3).contains(&fields.len()) || base64.len() < 64 || !base64.iter().all(is_base64) {
@@ -167,6 +170,22 @@ fn read_image_rows(line: &[u8]) -> Option<Content> {
     let mut content = Content::new(Format::Tsv, Vec::new());
     (content.image, content.url) = (Some(String::new()), Some(String::new()));
     Some(content)
+}
+
+/// Returns the most frequent number of values in the first rows of URL and numbers; `None` if most rows are no such rows.
+fn find_feature_dim<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<u32> {
+    let (mut counts, mut rows) = (BTreeMap::<usize, usize>::new(), 0);
+    for line in lines.filter(|line| !line.trim_ascii().is_empty()).take(FEATURE_ROWS) {
+        rows += 1;
+        let fields: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b'\t').collect();
+        if let [_, numbers] = fields.as_slice()
+            && looks_like_numbers(numbers)
+        {
+            *counts.entry(numbers.split(|byte| *byte == b',').count()).or_default() += 1;
+        }
+    }
+    let (dim, found) = counts.into_iter().max_by_key(|(_, found)| *found)?;
+    u32::try_from(dim).ok().filter(|_| 2 * found > rows)
 }
 
 fn read_json_lines(start: &[u8]) -> Result<Content, String> {
@@ -284,6 +303,9 @@ mod tests {
         let line = format!("http://a\t0.5{}\n", ",1.25".repeat(2047));
         let content = read_table(line.as_bytes(), true).unwrap();
         assert_eq!((content.feature_dim, content.columns), (Some(2048), Vec::new()));
+        // The first row may be damaged.
+        let text = format!("http://b\t0.5{}\n{}", ",1.25".repeat(2046), line.repeat(2));
+        assert_eq!(read_table(text.as_bytes(), false).unwrap().feature_dim, Some(2048));
         assert_eq!(read_table(b"name\tscores\nx\t1,2\n", false).unwrap().feature_dim, None);
     }
 
