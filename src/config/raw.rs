@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
 use crate::types::{
-    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FeatureOrigin, FolderCaptions, HeadKind, HeadMethod,
-    ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind, TargetKind,
+    Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FeatureOrigin, FolderCaptions, HeadKind,
+    HeadMethod, ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind,
+    TargetKind,
 };
 
 /// Returns whether a value is the default. Such keys are left out of files, so that new keys do not change old fingerprints.
