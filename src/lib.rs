@@ -22,7 +22,7 @@
 //!                                                     │
 //!  captions ─► tokens ─► text encoder, frozen ─► vectors               model::text, for a text or paired head
 //!                                                     │
-//!     sample order ─► SGD, or contrastive AdamW ─► checkpoints         train, one head or a sweep
+//!     sample order ─► SGD or AdamW, or closed form ─► checkpoints      train, one head or a sweep
 //!                                                     │
 //!     test images, through the same stream ─► top k ─► submission      predict
 //! ```

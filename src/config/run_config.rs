@@ -14,7 +14,7 @@ use super::{
 };
 use crate::types::ValidationSplit;
 
-/// What a ranking on the command line differs in from the pipeline file; absent or empty where it is the same.
+/// Differences of a ranking on the command line from the pipeline file; absent or empty where there is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdHocRanking {
     /// File of captions to rank.

@@ -15,7 +15,7 @@ pub enum NumbersProblem {
         /// Values of a feature.
         expected: usize,
     },
-    /// A value is no number.
+    /// A value is not a number.
     Invalid {
         /// Position of the value, from 1.
         position: usize,
@@ -46,7 +46,7 @@ impl fmt::Display for NumbersProblem {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongCount { found, expected } => write!(out, "{found} numbers where {expected} are expected"),
-            Self::Invalid { position, text } => write!(out, "value {position}, `{text}`, is no number"),
+            Self::Invalid { position, text } => write!(out, "value {position}, `{text}`, is not a number"),
             Self::NotFinite { position, text } => write!(out, "value {position}, `{text}`, is not finite"),
         }
     }
@@ -121,9 +121,9 @@ mod tests {
             ("1,2", "wrong_value_count 2 numbers where 3 are expected"),
             ("1,2,3,4", "wrong_value_count 4 numbers where 3 are expected"),
             ("", "wrong_value_count 1 numbers where 3 are expected"),
-            ("1,,3", "invalid_number value 2, ``, is no number"),
-            ("1,2,QUJD", "invalid_number value 3, `QUJD`, is no number"),
-            ("1,0x10,2", "invalid_number value 2, `0x10`, is no number"),
+            ("1,,3", "invalid_number value 2, ``, is not a number"),
+            ("1,2,QUJD", "invalid_number value 3, `QUJD`, is not a number"),
+            ("1,0x10,2", "invalid_number value 2, `0x10`, is not a number"),
             ("NaN,1,2", "not_finite value 1, `NaN`, is not finite"),
             ("1,-inf,2", "not_finite value 2, `-inf`, is not finite"),
             ("1,1e39,2", "not_finite value 2, `1e39`, is not finite"),

@@ -29,7 +29,7 @@ fn write_list(path: &Path, captions: &[String]) {
     writer.flush().unwrap();
 }
 
-/// Returns the changed artefacts that are no ranking and no set of caption vectors.
+/// Returns the changed artefacts other than rankings and sets of caption vectors.
 fn changed(before: &BTreeMap<String, Vec<u8>>, run_dir: &Path) -> Vec<String> {
     let mut names = differences(before, &artefacts(run_dir));
     let of_ranking = ["submission.csv", "examples.html", "journal/finished/predict-submission.json"];
