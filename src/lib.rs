@@ -53,7 +53,7 @@
 //! | [`chunk`] | pixel and feature chunks, journal, duplicates, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
 //! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
-//! | [`train`] | heads, targets, schedule, sample order, optimisers, checkpoints; burn in the trainers | `predict`, `types` |
+//! | [`train`] | heads, targets, schedule, sample order, optimisers, closed-form fits, checkpoints; burn in the trainers | `predict`, `types` |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |

@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod metrics;
 pub mod rank;
 pub mod scorer;
+pub mod slices;
 pub mod submission;
 pub mod tiles;
 

@@ -6,7 +6,7 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span};
+use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span, Temperature};
 use crate::types::{
     Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FeatureOrigin, FolderCaptions, HeadKind,
     HeadMethod, ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind,
@@ -298,6 +298,14 @@ pub(super) struct RawHead {
     /// `validation_fraction` have an effect.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) method: HeadMethod,
+    /// With `text` and `sgd`: temperature that divides the cosine similarities in the loss. `"learned"` starts at 0.07 and is limited
+    /// to 0.01. A number from 0.01 to 10 is fixed; about 0.17 keeps a head from overfitting few images.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) temperature: Temperature,
+    /// With `text` and `sgd`: share of the inputs of the projection that are set to 0 at random in each step, from 0 to below 1: of
+    /// the standardised features, or of the hidden layer where there is one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) dropout: f64,
 }
 
 /// `[text]`
@@ -433,6 +441,10 @@ pub(super) struct RawPredict {
     /// With a text head: hubness correction, which lowers captions that are close to every image. `none`, `softmax` (over the
     /// images, for each caption) or `csls`.
     pub(super) correction: Correction,
+    /// With `correction = "softmax"`: factor of the cosine similarities in the correction, over 0. Default: that of the head, the
+    /// inverse of its temperature. A head with a high temperature needs a factor of its own, such as 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) correction_strength: Option<f64>,
     /// With a text head: directory of another run, with a head of kind `classes` on the same features, whose logits are added.
     /// Their weight is chosen on the images held out for validation. Empty: none.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -455,6 +467,7 @@ impl Default for RawPredict {
             captions: String::new(),
             file_names: false,
             correction: Correction::default(),
+            correction_strength: None,
             blend: String::new(),
             truth: String::new(),
         }

@@ -118,6 +118,7 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
                     "captions",
                     "file_names",
                     "correction",
+                    "correction_strength",
                     "blend",
                 ],
             );

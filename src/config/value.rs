@@ -185,6 +185,41 @@ impl<'de> Deserialize<'de> for Numbers {
     }
 }
 
+/// Temperature of a contrastive loss: a number, or `"learned"`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) enum Temperature {
+    /// Learned, from the initial value of the head.
+    #[default]
+    Learned,
+    /// Fixed.
+    Fixed(f64),
+}
+
+impl Serialize for Temperature {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Learned => serializer.serialize_str("learned"),
+            Self::Fixed(number) => serializer.serialize_f64(*number),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Temperature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Text(String),
+            Number(f64),
+        }
+        match Written::deserialize(deserializer).map_err(|_| de::Error::custom("expected \"learned\" or a number"))? {
+            Written::Text(text) if text == "learned" => Ok(Self::Learned),
+            Written::Text(text) => Err(de::Error::custom(format!("`{text}` is neither \"learned\" nor a number"))),
+            Written::Number(number) => Ok(Self::Fixed(number)),
+        }
+    }
+}
+
 /// One transformer block, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layers(pub(super) Vec<i32>);
@@ -262,6 +297,22 @@ mod tests {
         for wrong in ["layer = 1.5", "layer = 99999999999", "layer = ['a']"] {
             assert!(toml::from_str::<Model>(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn temperature_is_a_number_or_learned() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Head {
+            temperature: Temperature,
+        }
+        for (text, value) in
+            [("'learned'", Temperature::Learned), ("0.125", Temperature::Fixed(0.125)), ("1", Temperature::Fixed(1.0))]
+        {
+            let head: Head = toml::from_str(&format!("temperature = {text}")).unwrap();
+            assert_eq!(head.temperature, value);
+            assert_eq!(toml::from_str::<Head>(&toml::to_string(&head).unwrap()).unwrap(), head);
+        }
+        assert!(toml::from_str::<Head>("temperature = 'hot'").is_err());
     }
 
     #[test]

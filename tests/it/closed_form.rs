@@ -84,3 +84,28 @@ fn classifier_by_ridge_ranks_without_a_learning_rate() {
     let scores = &found["prediction"]["scores"];
     assert!(scores["ndcg5"].as_f64() > scores["ndcg5_chance"].as_f64().map(|chance| 5.0 * chance), "{scores}");
 }
+
+#[test]
+fn fixed_temperature_and_dropout_train_and_correction_has_its_own_strength() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let edits = [
+        ("kind = 'text'", "kind = 'text'\ntemperature = 0.2\ndropout = 0.1"),
+        ("epochs = 12", "epochs = 4"),
+        ("[predict]", "[predict]\ncorrection = 'softmax'\ncorrection_strength = 20"),
+    ];
+    let text = text(&run_dir, &edits);
+    let found = finish(&["run", &write(dir.path(), &text)]);
+    let prediction = &found["prediction"];
+    assert_eq!(prediction["text"]["correction"], "softmax of strength 20");
+    let (ndcg5, chance) = (&prediction["scores"]["ndcg5"], &prediction["scores"]["ndcg5_chance"]);
+    assert!(ndcg5.as_f64() > chance.as_f64().map(|chance| 3.0 * chance), "{prediction}");
+    let step = found["training"]["steps"].as_u64().unwrap();
+    let checkpoint = run_dir.join(format!("checkpoints/step-{step}")).display().to_string();
+    let out = run(&["inspect", &checkpoint]);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("5.000"), "the scale is the inverse of the temperature");
+    // Another strength ranks again, with the same features and the same head.
+    let again = finish(&["run", &write(dir.path(), &text.replace("strength = 20", "strength = 2"))]);
+    assert_eq!(again["training"], found["training"]);
+    assert_eq!(again["prediction"]["text"]["correction"], "softmax of strength 2");
+}

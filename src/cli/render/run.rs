@@ -29,10 +29,8 @@ pub(in crate::cli) fn run(report: &Report, wall: Duration, verbose: bool) -> Str
             table.row("Quarantined", most_frequent(&images.tally.quarantined));
         }
     }
-    if let Some(training) = &report.training {
-        if training.closed_form.is_none() {
-            table.row("Shuffle", shuffle(training));
-        }
+    if let Some(training) = report.training.as_ref().filter(|training| training.closed_form.is_none()) {
+        table.row("Shuffle", shuffle(training));
     }
     if let Some(prediction) = &report.prediction {
         table.row("Test ids", ids(prediction));

@@ -7,7 +7,7 @@ use super::{Problems, non_empty};
 use crate::types::{Correction, ImageFormat, Pick};
 
 /// Checked `[predict]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PredictConfig {
     /// Globs of the test images' shards; at least one.
     pub images: Vec<String>,
@@ -27,6 +27,8 @@ pub struct PredictConfig {
     pub file_names: bool,
     /// Hubness correction, for a text head.
     pub correction: Correction,
+    /// Factor of the similarities in the correction, over 0; `None` for that of the head.
+    pub correction_strength: Option<f64>,
     /// Directory of a run whose classifier is blended in, for a text head.
     pub blend: Option<String>,
     /// CSV file with the right caption of each id.
@@ -42,6 +44,13 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
         "predict.top_k",
         format!("`{}` must be from 1 to 1000", predict.top_k),
     );
+    if let Some(strength) = predict.correction_strength {
+        let key = "predict.correction_strength";
+        let good = strength.is_finite() && strength > 0.0;
+        problems.refuse_if(!good, key, format!("`{strength}` must be over 0"));
+        let softmax = predict.correction == Correction::Softmax;
+        problems.refuse_if(!softmax, key, "works only with `predict.correction = \"softmax\"`: remove it, or set that");
+    }
     PredictConfig {
         images: predict.images.clone(),
         format: predict.format,
@@ -52,6 +61,7 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
         captions: non_empty(&predict.captions),
         file_names: predict.file_names,
         correction: predict.correction,
+        correction_strength: predict.correction_strength,
         blend: non_empty(&predict.blend),
         truth: non_empty(&predict.truth),
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::bytes::MAX_VIEWS;
 use super::super::raw::{RawHead, RawPipeline, RawText, RawTrain};
+use super::super::value::Temperature;
 use super::{Problems, check_checkpoint};
 use crate::types::{Balance, Correction, HeadKind, HeadMethod, Optimizer, Pool, Precision, ScheduleKind, TargetKind};
 
@@ -61,6 +62,10 @@ pub struct TextConfig {
 pub struct TrainConfig {
     /// Method of training.
     pub method: HeadMethod,
+    /// Fixed temperature of the contrastive loss; `None` if it is learned.
+    pub temperature: Option<f64>,
+    /// Share of the projection's inputs that are dropped in each step, from 0 to below 1.
+    pub dropout: f64,
     /// Passes over the training samples; at least 1.
     pub epochs: u32,
     /// Meaning of a sample.
@@ -204,6 +209,7 @@ fn check_text(text: &RawText, problems: &mut Problems) -> TextConfig {
 /// Checks `[train]`, and fills in the defaults that depend on the kind of head.
 pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, problems: &mut Problems) -> TrainConfig {
     let (kind, method) = (head.kind, head.method);
+    let temperature = check_loss(head, problems);
     if method != HeadMethod::Sgd {
         check_closed_form(train, head, problems);
     }
@@ -246,6 +252,8 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
     );
     TrainConfig {
         method,
+        temperature,
+        dropout: head.dropout,
         epochs: train.epochs,
         targets: train.targets,
         label_smoothing: train.label_smoothing,
@@ -261,6 +269,29 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
         shuffle_rows: train.shuffle_rows,
         log_every: train.log_every,
         checkpoint_every: train.checkpoint_every.0,
+    }
+}
+
+/// Checks temperature and dropout of a contrastive loss. Returns the temperature if it is fixed.
+fn check_loss(head: &RawHead, problems: &mut Problems) -> Option<f64> {
+    let is_contrastive = head.kind == HeadKind::Text && head.method == HeadMethod::Sgd;
+    let needs = "works only with `head.kind = \"text\"` and `head.method = \"sgd\"`: remove it";
+    problems.refuse_if(head.temperature != Temperature::Learned && !is_contrastive, "head.temperature", needs);
+    problems.refuse_if(head.dropout != 0.0 && !is_contrastive, "head.dropout", needs);
+    let dropout = head.dropout;
+    let good = (0.0..1.0).contains(&dropout);
+    problems.refuse_if(!good, "head.dropout", format!("`{dropout}` must be from 0 to below 1"));
+    match head.temperature {
+        Temperature::Learned => None,
+        Temperature::Fixed(number) => {
+            let good = (0.01..=10.0).contains(&number);
+            problems.refuse_if(
+                !good,
+                "head.temperature",
+                format!("`{number}` must be from 0.01 to 10, or \"learned\""),
+            );
+            Some(number)
+        }
     }
 }
 
@@ -403,6 +434,9 @@ mod tests {
         assert_eq!(config.train().unwrap().method, HeadMethod::Ridge);
         let keys = "[train]\nlearning_rate=0.1\nbatch_size=9\nlabel_smoothing=0.1\nmomentum=[0.1, 0.2]\n";
         let refused = parse(&format!("[head]\nmethod='cca'\n{keys}")).unwrap_err().to_string();
+        let loss = parse("[head]\ntemperature=0.001\ndropout=1.0\n[train]\n").unwrap_err().to_string();
+        assert!(loss.contains("`head.temperature`: works only") && loss.contains("must be from 0.01 to 10"), "{loss}");
+        assert!(loss.contains("`head.dropout`: `1` must be from 0 to below 1"), "{loss}");
         for key in ["head.method", "train.learning_rate", "train.batch_size", "train.label_smoothing", "train.momentum"]
         {
             assert!(refused.contains(&format!("`{key}`")), "{key} is missing in:\n{refused}");

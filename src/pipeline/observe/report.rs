@@ -16,8 +16,9 @@ use crate::objects::TrafficSnapshot;
 use crate::pipeline::error::PipelineError;
 use crate::run_dir::Directory;
 
+pub use crate::predict::slices::SliceReport;
 pub use crate::train::closed_form::Candidate;
-pub use prediction::{PredictionReport, ScoreReport, SignalReport, SliceReport, TextReport};
+pub use prediction::{PredictionReport, ScoreReport, SignalReport, TextReport};
 pub use process::{Outcome, ProcessReport};
 pub use stage::{Bottleneck, PartReport, StageReport};
 

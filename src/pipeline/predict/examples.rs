@@ -11,10 +11,10 @@ use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StageRemarks;
-use crate::pipeline::predict::eval_set::Rankings;
-use crate::pipeline::predict::fusion::{FusionSignal, FusionWeights};
+use crate::pipeline::predict::fusion::FusionWeights;
 use crate::pipeline::train::held_out::HeldOut;
 use crate::predict::metrics::{gain, rank_of};
+use crate::predict::slices::{FusionSignal, Rankings};
 use crate::run_dir::Directory;
 
 /// Name of the page in the run directory.

@@ -31,6 +31,9 @@ pub(super) async fn compute(
         "predict".to_owned(),
         format!("{top_k} {checkpoint:?} {file_names} {correction} {output} {}", input.prepared.own),
     );
+    if let Some(strength) = settings.correction_strength {
+        keys.insert("predict.correction_strength".to_owned(), strength.to_string());
+    }
     // The features, with their images and ids.
     keys.insert("features".to_owned(), input.prepared.generation.clone());
     keys.insert("head".to_owned(), describe_head(&ctx.dir, *checkpoint, &recorded(input.manifest, Stage::Train))?);

@@ -6,38 +6,8 @@
 //! bias.
 
 use crate::pipeline::device::linear_layer;
+use crate::predict::slices::FusionSignal;
 use crate::train::HeadState;
-
-/// Signals of a ranking. A classifier contributes wherever pixels do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FusionSignal {
-    /// Pixels only.
-    Pixels,
-    /// File names only.
-    Names,
-    /// Pixels and file names.
-    Both,
-}
-
-impl FusionSignal {
-    /// Returns the name in the inputs of a batch log. The name never changes.
-    pub(super) fn fingerprint_name(self) -> &'static str {
-        match self {
-            Self::Pixels => "Pixels",
-            Self::Names => "Names",
-            Self::Both => "Both",
-        }
-    }
-
-    /// Returns the name in progress and report.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Pixels => "pixels",
-            Self::Names => "file names",
-            Self::Both => "pixels and file names",
-        }
-    }
-}
 
 /// Weights of the signals, relative to the projected feature.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

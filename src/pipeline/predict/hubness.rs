@@ -13,43 +13,71 @@ use crate::types::Correction;
 /// Number of a caption's nearest images whose mean similarity CSLS subtracts.
 const CSLS_NEIGHBOURS: usize = 10;
 
+/// A correction and its strength.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct CorrectionSettings {
+    pub(super) kind: Correction,
+    /// Factor of the cosine similarities in a softmax correction; `None` for that of the logits.
+    pub(super) strength: Option<f64>,
+}
+
+impl CorrectionSettings {
+    /// Returns the factor between the logits of a layer, whose similarities have the factor `scale`, and those that the
+    /// correction is computed from.
+    pub(super) fn factor(self, scale: f32) -> f32 {
+        self.strength.map_or(1.0, |strength| strength as f32 / scale)
+    }
+}
+
+/// Returns the layer whose logits are `factor` times those of `layer`.
+pub(super) fn scale_layer(layer: &Arc<HeadState>, factor: f32) -> Arc<HeadState> {
+    if factor.to_bits() == 1.0_f32.to_bits() {
+        return Arc::clone(layer);
+    }
+    let mut scaled = HeadState::clone(layer);
+    scaled.weight.iter_mut().chain(&mut scaled.bias).for_each(|value| *value *= factor);
+    Arc::new(scaled)
+}
+
 /// Statistics over images that determine the correction of each caption.
 pub(super) enum HubnessCorrection {
     None,
-    /// `log Σ exp` of each caption's logits.
-    Softmax(Vec<f64>),
+    /// `log Σ exp` of each caption's logits, and their factor relative to the logits that are corrected.
+    Softmax(Vec<f64>, f32),
     /// The largest logits of each caption.
     Csls(Vec<Vec<f32>>),
 }
 
 impl HubnessCorrection {
-    /// Creates the statistics of no images.
-    pub(super) fn new(kind: Correction, captions: usize) -> Self {
+    /// Creates the statistics of no images, for logits with a [factor](CorrectionSettings::factor).
+    pub(super) fn new(kind: Correction, captions: usize, factor: f32) -> Self {
         match kind {
             Correction::None => Self::None,
-            Correction::Softmax => Self::Softmax(vec![f64::NEG_INFINITY; captions]),
+            Correction::Softmax => Self::Softmax(vec![f64::NEG_INFINITY; captions], factor),
             Correction::Csls => Self::Csls(vec![Vec::new(); captions]),
         }
     }
 
-    /// Measures the correction over all images of a set of features, for the captions that `layer` ranks.
+    /// Measures the correction over all images of a set of features, for the captions that `layer` ranks with similarities of
+    /// the factor `scale`.
     ///
     /// # Errors
     /// When a chunk or the device fails; [`PipelineError::Stopped`] if the run has to stop.
     pub(super) async fn measure(
         ctx: &RunContext,
-        kind: Correction,
+        settings: CorrectionSettings,
         features: &FeatureSet,
-        layer: &Arc<HeadState>,
+        (layer, scale): (&Arc<HeadState>, f32),
         device: &Arc<DeviceWorker>,
         encoder: &impl QueryEncoder,
     ) -> Result<Option<Vec<f32>>, PipelineError> {
-        if kind == Correction::None {
+        if settings.kind == Correction::None {
             return Ok(None);
         }
+        let factor = settings.factor(scale);
         let stage_progress = ctx.progress.stage("hubness of captions", "images", features.images());
-        let mut correction = Self::new(kind, layer.classes);
-        let scorer = device.load_scorer(Arc::clone(layer)).await?;
+        let mut correction = Self::new(settings.kind, layer.classes, factor);
+        let scorer = device.load_scorer(scale_layer(layer, factor)).await?;
         for file in features.files() {
             if let Some(signal) = ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
@@ -77,7 +105,7 @@ impl HubnessCorrection {
     ) -> Result<(), PipelineError> {
         match self {
             Self::None => {}
-            Self::Softmax(sums) => {
+            Self::Softmax(sums, _) => {
                 let more = scorer.lse_by_class(queries, images).await?;
                 for (sum, more) in sums.iter_mut().zip(more) {
                     let (low, high) = if *sum < more { (*sum, more) } else { (more, *sum) };
@@ -96,8 +124,9 @@ impl HubnessCorrection {
     pub(super) fn bias(&self) -> Option<Vec<f32>> {
         match self {
             Self::None => None,
-            Self::Softmax(sums) => {
-                Some(sums.iter().map(|sum| if sum.is_finite() { -*sum as f32 } else { 0.0 }).collect())
+            Self::Softmax(sums, factor) => {
+                let bias = |sum: &f64| if sum.is_finite() { (-*sum / f64::from(*factor)) as f32 } else { 0.0 };
+                Some(sums.iter().map(bias).collect())
             }
             // CSLS is twice the similarity minus both means. Neither the image's own mean nor a factor of one half
             // changes the order.

@@ -18,10 +18,10 @@ use crate::pipeline::observe::report::{StageRemarks, TextReport};
 use crate::pipeline::predict::candidates::Candidates;
 use crate::pipeline::predict::file_names::{FileNames, NameVectors};
 use crate::pipeline::predict::fusion::{
-    CandidateVectors, ClassifierRows, FusionSignal, FusionWeights, ImageSignals, add_bias, fuse_queries,
+    CandidateVectors, ClassifierRows, FusionWeights, ImageSignals, add_bias, fuse_queries,
 };
 use crate::pipeline::predict::held_out::HeldOutImages;
-use crate::pipeline::predict::hubness::HubnessCorrection;
+use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection};
 use crate::pipeline::predict::other_run::OtherClassifier;
 use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
@@ -29,6 +29,7 @@ use crate::pipeline::predict::test_set::visit_ids;
 use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
 use crate::pipeline::resolve::ResolvedModel;
 use crate::pipeline::train::checkpoints::PickedCheckpoint;
+use crate::predict::slices::FusionSignal;
 use crate::train::text::TextHead;
 
 /// Weight of names if there are no held-out images to choose it on.
@@ -263,7 +264,10 @@ impl ProjectionRanking<'_> {
         let (mut remarks, mut report) = (StageRemarks::default(), TextReport::default());
         report.source.clone_from(&self.list.source);
         report.captions = self.list.len() as u64;
-        report.correction = settings.correction.to_string();
+        report.correction = match settings.correction_strength {
+            Some(strength) => format!("{} of strength {strength}", settings.correction),
+            None => settings.correction.to_string(),
+        };
         let mut weights = FusionWeights {
             names: if self.names.is_some() { DEFAULT_NAMES_WEIGHT } else { 0.0 },
             classifier: if self.classifier.is_some() { DEFAULT_CLASSIFIER_WEIGHT } else { 0.0 },
@@ -298,13 +302,20 @@ impl ProjectionRanking<'_> {
         Ok(RankOutput { ranking, report: Some(report), remarks })
     }
 
+    /// Returns the hubness correction of the configuration.
+    fn correction(&self) -> CorrectionSettings {
+        let settings = self.input.settings;
+        CorrectionSettings { kind: settings.correction, strength: settings.correction_strength }
+    }
+
     /// Ranks captions for all test images by one signal.
     async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
-        let RankInput { settings, features, test_set, device, top_k, stem, questions, .. } = &self.input;
+        let RankInput { features, test_set, device, top_k, stem, questions, .. } = &self.input;
         let encoder = FusedQueries { ranking: self, signal, weights };
         let layer = Arc::new(self.candidates.linear_layer(signal, weights));
-        let kind = settings.correction;
-        let correction = HubnessCorrection::measure(self.ctx, kind, features, &layer, device, &encoder).await?;
+        let scaled = (&layer, self.candidates.scale);
+        let correction =
+            HubnessCorrection::measure(self.ctx, self.correction(), features, scaled, device, &encoder).await?;
         let mut layer = Arc::unwrap_or_clone(layer);
         add_bias(&mut layer, correction.as_deref());
         let word = signal.as_str();

@@ -8,10 +8,10 @@ use crate::objects::Store;
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::predict::Ranker;
-use crate::pipeline::predict::eval_set::Query;
 use crate::pipeline::predict::test_set::{IdSource, TestSet, read_truth_rows, visit_ids};
 use crate::predict::evaluate::{ImageOfId, TruthRow};
 use crate::predict::scorer::PlaceQuery;
+use crate::predict::slices::Query;
 
 /// Group of captions without a language.
 const NO_LANGUAGE: u32 = u32::MAX;

@@ -48,6 +48,9 @@ struct Fit {
     held_out: HeldOut,
 }
 
+/// A classifier, its settings and its scores.
+type FittedClassifier = (Candidate, Arc<HeadState>, Option<ValidationPoint>);
+
 /// A head and its description.
 struct Fitted {
     chosen: Candidate,
@@ -253,8 +256,7 @@ async fn fit_classifier(fit: &Arc<Fit>, classes: usize) -> Result<Fitted, Pipeli
     let has_held_out = fit.held_out.captions_of.iter().any(|(_, labels)| !labels.is_empty());
     let shrinkages = if has_held_out { &SHRINKAGES[..] } else { &[DEFAULT_SHRINKAGE] };
     let targets = if has_held_out { &[ClassTargets::Means, ClassTargets::OneHot][..] } else { &[ClassTargets::Means] };
-    let (mut best, mut candidates): (Option<(Candidate, Arc<HeadState>, Option<ValidationPoint>)>, _) =
-        (None, Vec::new());
+    let (mut best, mut candidates) = (None::<FittedClassifier>, Vec::new());
     for shrinkage in shrinkages {
         let (own, shrinkage) = (Arc::clone(&sums), *shrinkage);
         let ridge = tokio::task::spawn_blocking(move || Ridge::new(&own.0, shrinkage)).await?.map_err(model_error)?;

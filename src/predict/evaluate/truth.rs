@@ -69,7 +69,9 @@ impl ImageTallies {
     /// Returns the number of ids, the number of those with a rank, and the means.
     pub(super) fn finish(self) -> (u64, u64, MeanScores) {
         let mut all = Tally::default();
-        self.tallies.iter().for_each(|image| all.merge(image));
+        for image in &self.tallies {
+            all.merge(image);
+        }
         (all.ids(), all.places(), MeanScores::from_images(&self.tallies))
     }
 }

@@ -15,9 +15,9 @@ const POWERS: [f64; 5] = [0.0, 0.25, 0.5, 1.0, 2.0];
 /// Shares of the directions to try.
 const RANK_SHARES: [f64; 4] = [0.125, 0.25, 0.5, 1.0];
 /// Shrinkage without held-out images, and the first that is tried.
-pub const DEFAULT_SHRINKAGE: f64 = 0.1;
+pub const DEFAULT_SHRINKAGE: f64 = 0.3;
 /// Power without held-out images, and the first that is tried.
-const DEFAULT_POWER: f64 = 0.5;
+const DEFAULT_POWER: f64 = 1.0;
 /// Factor of the cosine similarities: the inverse of the temperature 0.05, at which the softmax correction works best.
 const SCALE: f32 = 20.0;
 

@@ -127,7 +127,9 @@ fn fits_match_numpy_and_scikit_learn() {
 fn views_and_captions_share_the_weight_of_an_image() {
     let fit = |rows: &[(&[f32], &[f32], f64)]| {
         let mut moments = PairMoments::new(2, 1);
-        rows.iter().for_each(|(feature, captions, weight)| moments.add(feature, captions, *weight));
+        for (feature, captions, weight) in rows {
+            moments.add(feature, captions, *weight);
+        }
         moments.finish().unwrap()
     };
     let once = fit(&[(&[1.0, 2.0], &[0.5, -0.5], 1.0), (&[0.0, 1.0], &[1.0], 1.0), (&[3.0, -1.0], &[0.2], 1.0)]);

@@ -161,6 +161,15 @@ impl TextHead {
         self.parameters.last().and_then(|last| last.values.first()).map_or(1.0, |log| log.exp())
     }
 
+    /// Sets the factor of the similarities.
+    #[must_use]
+    pub fn with_scale(mut self, scale: f64) -> Self {
+        if let Some(value) = self.parameters.last_mut().and_then(|last| last.values.first_mut()) {
+            *value = scale.ln() as f32;
+        }
+        self
+    }
+
     /// Maps caption embeddings, `[rows, embedding]`, to the vectors that images are compared with, `[rows, output]`: the mean of
     /// the training captions is subtracted, and the map of captions applied. All have unit length.
     pub fn map_captions(&self, vectors: Vec<f32>) -> Vec<f32> {

@@ -26,6 +26,8 @@ pub(super) struct Forward<B: Backend> {
     inputs: Tensor<B, 2>,
     /// Hidden layer before and after its activation, `[rows, hidden]` each.
     hidden: Option<(Tensor<B, 2>, Tensor<B, 2>)>,
+    /// Factors of the projection's inputs, if some are dropped.
+    mask: Option<Tensor<B, 2>>,
     /// Lengths of the outputs before normalisation, `[rows, 1]`.
     lengths: Tensor<B, 2>,
     /// Outputs of unit length, `[rows, output]`.
@@ -81,23 +83,33 @@ impl<B: Backend> Projector<B> {
 
     /// Runs a forward pass on features, `[rows, input]`.
     pub(super) fn forward(&self, features: Tensor<B, 2>) -> Forward<B> {
-        let inputs = (features - self.mean.clone()) * self.inverse_std.clone();
+        self.forward_with(features, None)
+    }
+
+    /// Runs a forward pass in which the inputs of the last layer are multiplied by `mask`.
+    pub(super) fn forward_with(&self, features: Tensor<B, 2>, mask: Option<Tensor<B, 2>>) -> Forward<B> {
+        let mut inputs = (features - self.mean.clone()) * self.inverse_std.clone();
+        let is_hidden = self.parameters.len() > 3;
+        if let Some(mask) = mask.clone().filter(|_| !is_hidden) {
+            inputs = inputs * mask;
+        }
         let linear = |input: Tensor<B, 2>, at: usize| {
             input.matmul(self.parameters[at].clone().transpose()) + self.parameters[at + 1].clone()
         };
-        let hidden = (self.parameters.len() > 3).then(|| {
+        let hidden = is_hidden.then(|| {
             let before = linear(inputs.clone(), 0);
-            (before.clone(), activation::gelu(before))
+            let after = activation::gelu(before.clone());
+            (before, mask.clone().map_or_else(|| after.clone(), |mask| after.clone() * mask))
         });
         let last = hidden.as_ref().map_or_else(|| inputs.clone(), |(_, after)| after.clone());
         let outputs = linear(last, self.parameters.len() - 3);
         let lengths = outputs.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(MIN_LENGTH);
-        Forward { inputs, hidden, outputs: outputs / lengths.clone(), lengths }
+        Forward { inputs, hidden, mask, outputs: outputs / lengths.clone(), lengths }
     }
 
     /// Maps the gradient of the outputs, `[rows, output]`, to gradients of all parameters except the scale.
     pub(super) fn backward(&self, forward: Forward<B>, outputs: Tensor<B, 2>) -> Vec<Tensor<B, 2>> {
-        let Forward { inputs, hidden, lengths, outputs: units } = forward;
+        let Forward { inputs, hidden, mask, lengths, outputs: units } = forward;
         let radial = (units.clone() * outputs.clone()).sum_dim(1);
         let linear = (outputs - units * radial) / lengths;
         let layer_gradients = |gradient: &Tensor<B, 2>, input: Tensor<B, 2>| {
@@ -106,7 +118,10 @@ impl<B: Backend> Projector<B> {
         let Some((before, after)) = hidden else { return layer_gradients(&linear, inputs).into() };
         let last = layer_gradients(&linear, after);
         let projection = self.parameters[self.parameters.len() - 3].clone();
-        let inner = linear.matmul(projection) * gelu_derivative(before);
+        let mut inner = linear.matmul(projection) * gelu_derivative(before);
+        if let Some(mask) = mask {
+            inner = inner * mask;
+        }
         layer_gradients(&inner, inputs).into_iter().chain(last).collect()
     }
 }

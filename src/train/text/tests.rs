@@ -34,7 +34,8 @@ impl Reference {
     }
 }
 
-const ADAM: AdamW = AdamW { momentum: 0.9, weight_decay: 0.05, clip_norm: 0.8 };
+const ADAM: AdamW =
+    AdamW { momentum: 0.9, weight_decay: 0.05, clip_norm: 0.8, fixed_scale: false, dropout: 0.0, seed: 5 };
 
 fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
@@ -99,6 +100,64 @@ fn resumed_state_continues_bit_for_bit() {
     }
     assert_eq!(whole.state().unwrap(), cut.state().unwrap());
     assert_eq!(whole.take_loss().unwrap(), cut.take_loss().unwrap());
+}
+
+#[test]
+fn fixed_scale_stays_and_dropout_resumes_bit_for_bit() {
+    let reference = Reference::open();
+    for (kind, hidden) in [("linear", 0), ("hidden", 14)] {
+        let adam = AdamW { fixed_scale: true, dropout: 0.3, ..ADAM };
+        let new = |state, step, losses, adam| TextTrainer::<Any>::new(state, adam, step, losses, &device()).unwrap();
+        let start = || {
+            let mut state = reference.start(kind, hidden);
+            state.head = state.head.with_scale(6.0);
+            state
+        };
+        let mut whole = new(start(), 0, (0.0, 0), adam);
+        let mut cut = new(start(), 0, (0.0, 0), adam);
+        let mut other = new(start(), 0, (0.0, 0), AdamW { seed: 6, ..adam });
+        for step in 0..6 {
+            [&mut whole, &mut cut, &mut other].into_iter().for_each(|trainer| run_step(&reference, trainer, step));
+            if step == 2 {
+                let losses = cut.loss().unwrap();
+                cut = new(cut.state().unwrap(), 3, losses, adam);
+            }
+        }
+        let head = whole.state().unwrap().head;
+        assert!((head.scale() - 6.0).abs() < 1e-5, "{}", head.scale());
+        assert_eq!(whole.state().unwrap(), cut.state().unwrap(), "{kind}");
+        assert_ne!(head, other.state().unwrap().head, "another seed drops others");
+    }
+}
+
+#[test]
+fn gradient_with_dropout_matches_finite_differences() {
+    let reference = Reference::open();
+    for (kind, hidden) in [("linear", 0), ("hidden", 14)] {
+        let adam = AdamW { momentum: 0.0, weight_decay: 0.0, clip_norm: 0.0, dropout: 0.4, ..ADAM };
+        // Loss of the first step, whose dropped inputs depend on the seed alone.
+        let loss = |state: TextState| {
+            let mut trainer = TextTrainer::<Any>::new(state, adam, 0, (0.0, 0), &device()).unwrap();
+            run_step(&reference, &mut trainer, 0);
+            (trainer.loss().unwrap().0 / 48.0, trainer.state().unwrap())
+        };
+        let start = reference.start(kind, hidden);
+        let (_, after) = loss(start.clone());
+        // The first moment of the first update is the gradient itself without momentum.
+        for (parameter, value) in [(0, 0), (0, 17), (start.head.parameters.len() - 3, 5)] {
+            let shifted = |by: f32| {
+                let mut state = start.clone();
+                state.head.parameters[parameter].values[value] += by;
+                loss(state).0
+            };
+            let difference = (shifted(0.01) - shifted(-0.01)) / 0.02;
+            let gradient = f64::from(after.first[parameter][value]);
+            assert!(
+                (difference - gradient).abs() < 2e-2 * gradient.abs().max(0.05),
+                "{kind}: {difference} for {gradient}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::MAX_SCALE;
 use super::head::{Parameter, TextHead, TextState};
@@ -20,7 +22,10 @@ const CLIP_EPSILON: f64 = 1e-6;
 /// Decay β₂ of the second moment.
 const SECOND_DECAY: f64 = 0.999;
 
-/// Settings of `AdamW`.
+/// Separates the stream of dropped inputs from other uses of the seed.
+const MASK_DOMAIN: u64 = u64::from_le_bytes(*b"wc-mask.");
+
+/// Settings of `AdamW` and of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Decay β₁ of the first moment, in [0, 1).
@@ -29,6 +34,12 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Upper bound on the norm of the gradient; 0 disables clipping.
     pub clip_norm: f64,
+    /// Whether the scale of the similarities stays as it is.
+    pub fixed_scale: bool,
+    /// Share of the projection's inputs that are dropped, in [0, 1).
+    pub dropout: f64,
+    /// Seed of the dropped inputs.
+    pub seed: u64,
 }
 
 /// Captions of a micro-batch.
@@ -51,6 +62,8 @@ pub struct TextTrainer<B: Backend> {
     gradient: Vec<Tensor<B, 2>>,
     step: u64,
     rate: f64,
+    /// Micro-batches of the current step so far.
+    micro_batches: u64,
     /// Summed losses on the device.
     pending: Vec<Tensor<B, 2>>,
     pending_rows: u64,
@@ -74,6 +87,7 @@ impl<B: Backend> TextTrainer<B> {
             ("momentum", adam.momentum, 1.0),
             ("weight_decay", adam.weight_decay, f64::INFINITY),
             ("clip_norm", adam.clip_norm, f64::INFINITY),
+            ("dropout", adam.dropout, 1.0),
         ] {
             if !(value >= 0.0 && value < limit) {
                 let range = if limit.is_finite() { "[0, 1)" } else { "[0, ∞)" };
@@ -101,6 +115,7 @@ impl<B: Backend> TextTrainer<B> {
             gradient,
             step,
             rate: 0.0,
+            micro_batches: 0,
             pending,
             pending_rows: 0,
             loss_sum,
@@ -135,7 +150,9 @@ impl<B: Backend> TextTrainer<B> {
             return Ok(());
         }
         let captions = upload::<B>(batch.captions, rows, output, &device);
-        let forward = self.projector.forward(features);
+        let mask = self.dropout_mask(rows);
+        self.micro_batches += 1;
+        let forward = self.projector.forward_with(features, mask);
         let scale = self.projector.parameters[self.projector.parameters.len() - 1].clone().exp();
         let mut logits = forward.outputs.clone().matmul(captions.clone().transpose()) * scale.clone();
         // Logits of the positive pairs, `[rows, 1]`.
@@ -162,12 +179,33 @@ impl<B: Backend> TextTrainer<B> {
         let outputs = (probabilities.clone().matmul(captions.clone()) - captions * each) * scale;
         let scale_gradient = (probabilities * logits).sum_dim(1).sum_dim(0) - positives.sum_dim(0) * each;
         let mut gradient = self.projector.backward(forward, outputs);
-        gradient.push(scale_gradient);
+        gradient.push(if self.adam.fixed_scale { scale_gradient.zeros_like() } else { scale_gradient });
         self.gradient = match std::mem::take(&mut self.gradient) {
             sum if sum.is_empty() => gradient,
             sum => sum.into_iter().zip(gradient).map(|(sum, more)| sum + more).collect(),
         };
         Ok(())
+    }
+
+    /// Returns factors of the projection's inputs, `[rows, width]`: 0 for dropped ones, and such that the mean stays for all
+    /// others; `None` without dropout. They depend on seed, step and micro-batch only, so a resumed training drops the same.
+    fn dropout_mask(&self, rows: usize) -> Option<Tensor<B, 2>> {
+        let AdamW { dropout, seed, .. } = self.adam;
+        if dropout <= 0.0 {
+            return None;
+        }
+        let mut key = [0; 32];
+        for (place, part) in
+            key.as_chunks_mut::<8>().0.iter_mut().zip([seed, self.step, self.micro_batches, MASK_DOMAIN])
+        {
+            *place = part.to_le_bytes();
+        }
+        let mut random = ChaCha8Rng::from_seed(key);
+        let width = if self.head.hidden > 0 { self.head.hidden } else { self.head.input };
+        let (limit, kept) = ((dropout * 2.0_f64.powi(32)) as u64, (1.0 / (1.0 - dropout)) as f32);
+        let value = |_| if u64::from(random.next_u32()) < limit { 0.0 } else { kept };
+        let mask: Vec<f32> = (0..rows * width).map(value).collect();
+        Some(upload(&mask, rows, width, &self.projector.device))
     }
 
     /// Updates the head with the accumulated gradient.
@@ -179,6 +217,7 @@ impl<B: Backend> TextTrainer<B> {
             return Err(TrainError::Setting { what: "rate", range: "[0, ∞)", value: rate });
         }
         self.step += 1;
+        self.micro_batches = 0;
         self.rate = rate;
         let mut gradient = std::mem::take(&mut self.gradient);
         if self.adam.clip_norm > 0.0 && !gradient.is_empty() {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::chunk::Tally;
 use crate::predict::bootstrap::ScoreIntervals;
 use crate::predict::evaluate::LanguageScores;
-use crate::predict::metrics::MeanScores;
+use crate::predict::slices::SliceReport;
 
 /// Prediction for the test images.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -69,25 +69,6 @@ pub struct SignalReport {
     /// Scores of the test images by language, each ranked among the right captions in that language alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within_language: Vec<SliceReport>,
-}
-
-/// Scores of a slice of the queries. A query is an image and one of its right captions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SliceReport {
-    /// Name of the slice.
-    pub name: String,
-    /// Number of queries.
-    pub questions: u64,
-    /// Number of ranked captions.
-    pub captions: u64,
-    /// Scores by pixels alone.
-    pub pixels: MeanScores,
-    /// Scores by file names alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names: Option<MeanScores>,
-    /// Scores by pixels and file names together.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub both: Option<MeanScores>,
 }
 
 /// Scores of a submission.

@@ -5,14 +5,15 @@ use super::{ProjectionRanking, read_names};
 use crate::catalog::url_hash;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{SignalReport, StageRemarks};
-use crate::pipeline::predict::eval_set::{
-    EvalImages, EvalSet, Query, RankedQueries, Rankings, score_by_language, score_slices, score_within_language,
-};
+use crate::pipeline::predict::eval_set::{EvalImages, EvalSet};
 use crate::pipeline::predict::examples;
-use crate::pipeline::predict::fusion::{CandidateVectors, FusionSignal, FusionWeights};
+use crate::pipeline::predict::fusion::{CandidateVectors, FusionWeights};
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::Ranking;
+use crate::predict::slices::{
+    FusionSignal, Query, RankedQueries, Rankings, score_by_language, score_slices, score_within_language,
+};
 
 impl ProjectionRanking<'_> {
     /// Chooses the weights on the held-out images, scores them, and writes the page of examples.
@@ -64,7 +65,7 @@ impl ProjectionRanking<'_> {
             candidates,
             queries,
             languages: languages.names().to_vec(),
-            correction: self.input.settings.correction,
+            correction: self.correction(),
             device: self.input.device,
         })
     }

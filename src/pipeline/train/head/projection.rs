@@ -48,7 +48,14 @@ pub(in crate::pipeline::train) fn projection_checkpoint_bytes(dim: u64, hidden: 
 }
 
 fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
-    AdamW { momentum: trial.momentum, weight_decay: trial.weight_decay, clip_norm: job.settings.clip_norm }
+    AdamW {
+        momentum: trial.momentum,
+        weight_decay: trial.weight_decay,
+        clip_norm: job.settings.clip_norm,
+        fixed_scale: job.settings.temperature.is_some(),
+        dropout: job.settings.dropout,
+        seed: job.split.seed,
+    }
 }
 
 impl Head for ProjectionHead {
@@ -82,6 +89,10 @@ impl Head for ProjectionHead {
             let head = match self.log_scale {
                 Some(log_scale) => TextHead::init_paired(statistics.clone(), log_scale),
                 None => TextHead::init(statistics.clone(), self.hidden, job.split.seed),
+            };
+            let head = match job.settings.temperature {
+                Some(temperature) => head.with_scale(1.0 / temperature),
+                None => head,
             };
             let state = TextState::new(head);
             ProjectionStart { state, adam: adam(job, trial), loss: LossSum::default() }
