@@ -57,6 +57,7 @@
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
+//! | [`search`] | exact search over vectors on scratch disk | `runtime`, `types` |
 //! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `objects`, `pipeline`, `run_dir`, `runtime` |
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
@@ -100,6 +101,7 @@ mod reference;
 pub mod run_dir;
 pub mod runtime;
 pub mod sample;
+pub mod search;
 pub mod serve;
 pub mod telemetry;
 pub mod train;

@@ -64,6 +64,7 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     ("init", &["config", "corpus", "objects", "pipeline"]),
+    ("search", &["runtime", "types"]),
     ("serve", &["chunk", "config", "objects", "pipeline", "run_dir", "runtime"]),
     (
         "cli",
