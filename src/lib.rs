@@ -58,7 +58,8 @@
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
 //! | [`search`] | exact search over vectors on scratch disk | `runtime`, `types` |
-//! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `objects`, `pipeline`, `run_dir`, `runtime` |
+//! | [`explore`] | pictures, captions and search of a run; reads runs and never writes | `pipeline` and what it may import but `hf_hub`, `runtime`, `telemetry`; `search` |
+//! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `explore`, `objects`, `pipeline`, `run_dir`, `runtime` |
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
@@ -88,6 +89,7 @@ pub mod config;
 pub mod corpus;
 pub mod decode;
 pub mod device;
+pub mod explore;
 #[cfg(test)]
 mod fuzz;
 pub mod hf_hub;

@@ -30,10 +30,10 @@
 //!
 //! Every part may name the parts of the first six rows. The test `tests/it/layering.rs` enforces this table.
 
-mod captions;
-mod catalog;
+pub(crate) mod captions;
+pub(crate) mod catalog;
 mod check;
-mod chunk_files;
+pub(crate) mod chunk_files;
 mod claims;
 pub(crate) mod context;
 pub(crate) mod device;
@@ -42,20 +42,20 @@ mod execution;
 mod features;
 pub(crate) mod feed;
 mod finished;
-mod hub;
+pub(crate) mod hub;
 pub(crate) mod images;
 pub(crate) mod inputs;
 mod inspect;
-mod manifest;
+pub(crate) mod manifest;
 mod needs;
 pub(crate) mod observe;
 mod part;
 mod plan;
 mod predict;
 mod records;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod store;
-mod train;
+pub(crate) mod train;
 
 use std::time::SystemTime;
 

@@ -11,13 +11,17 @@
 //! | `compare` | several runs side by side |
 //! | `live` | the same as server-sent events, whenever it changes |
 //! | `quarantine` | rows that could not be used |
+//! | `pictures` | images with their ranked captions |
+//! | `search` | search by picture, text or row |
 
 mod assets;
 mod compare;
 mod guard;
 mod live;
+mod pictures;
 mod quarantine;
 mod run;
+mod search;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -29,10 +33,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use crate::config::StoreConfig;
+use crate::explore::Building;
 use crate::objects::StoreError;
-use crate::pipeline;
+use crate::pipeline::{self, PipelineError};
 use crate::runtime::Shutdown;
 
 pub use compare::{Comparison, RunSummary, compare};
@@ -130,11 +136,16 @@ impl Server {
     }
 }
 
+/// Uploaded pictures that are in memory at once.
+const UPLOADS: usize = 2;
+
 /// State that the handlers share.
 #[derive(Clone, Debug)]
 struct App {
     runs: Arc<Vec<Run>>,
     shutdown: Shutdown,
+    /// Permits to hold an uploaded picture in memory.
+    uploads: Arc<Semaphore>,
 }
 
 impl App {
@@ -152,9 +163,13 @@ fn router(runs: Arc<Vec<Run>>, guard: Arc<Guard>, shutdown: Shutdown) -> Router 
         .route("/api/runs/{run}", get(show_run))
         .route("/api/runs/{run}/live", get(live::follow))
         .route("/api/runs/{run}/quarantine", get(quarantine::show))
+        .route("/api/runs/{run}/contents", get(pictures::contents))
+        .route("/api/runs/{run}/pictures", get(pictures::show))
+        .route("/api/runs/{run}/picture", get(pictures::picture))
+        .route("/api/runs/{run}/search", get(search::by_choice).post(search::by_picture))
         .fallback(|| async { Failure::not_found("there is no such page") })
         .layer(middleware::from_fn_with_state(guard, guard::check))
-        .with_state(App { runs, shutdown })
+        .with_state(App { runs, shutdown, uploads: Arc::new(Semaphore::new(UPLOADS)) })
 }
 
 async fn list_runs(State(app): State<App>) -> Result<Response, Failure> {
@@ -178,6 +193,13 @@ async fn show_run(State(app): State<App>, Path(number): Path<usize>) -> Result<R
 fn json(value: &impl Serialize) -> Result<Response, Failure> {
     let text = serde_json::to_string(value).map_err(|_| Failure::internal())?;
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+/// Answers that a result is being built.
+fn building(progress: &Building) -> Result<Response, Failure> {
+    let mut response = json(&serde_json::json!({ "building": progress }))?;
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
 }
 
 /// Runs a blocking read on a thread of its own.
@@ -210,6 +232,18 @@ impl Failure {
 
     fn bad_request(message: impl fmt::Display) -> Self {
         Self { status: StatusCode::BAD_REQUEST, message: message.to_string() }
+    }
+
+    /// Something that this run, or this machine, cannot show.
+    fn unusable(error: &PipelineError) -> Self {
+        let status = match error {
+            PipelineError::Store(_) | PipelineError::Chunk(_) => StatusCode::BAD_GATEWAY,
+            PipelineError::Gone(_) | PipelineError::Threads(_) | PipelineError::Internal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            _ => StatusCode::CONFLICT,
+        };
+        Self { status, message: pipeline::chain(error) }
     }
 
     fn unreadable(error: &dyn std::error::Error) -> Self {

@@ -111,6 +111,9 @@ mod tests {
             let rounded =
                 |value: &f32| if precision == Precision::F32 { *value } else { bf16::from_f32(*value).to_f32() };
             assert_eq!(restored.values, values.iter().map(rounded).collect::<Vec<_>>());
+            let mut captions = Vec::new();
+            visit_captions(&path, |caption| captions.push(caption.to_owned())).unwrap();
+            assert_eq!(captions, ["a", "", "ü\n\"", "d"]);
         }
         write(&path, &[], &Vectors { values: Vec::new(), dim: 5, precision: Precision::F32 }, "g").unwrap();
         assert!(read(&path).unwrap().values.is_empty());

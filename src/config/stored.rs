@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::parse::PipelineFile;
 use super::raw::RawPipeline;
 
 /// A pipeline with all defaults filled in, in the form of a pipeline file.
@@ -27,5 +28,11 @@ impl StoredPipeline {
             let single = [&mut predict.ids, &mut predict.truth, &mut predict.captions, &mut predict.blend];
             predict.images.iter_mut().chain(single).for_each(edit);
         }
+    }
+}
+
+impl From<StoredPipeline> for PipelineFile {
+    fn from(stored: StoredPipeline) -> Self {
+        Self(stored.0)
     }
 }

@@ -12,12 +12,16 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const ASSETS: &[Asset] = &[
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+    ("/icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
     ("/main.js", SCRIPT, include_str!("page/main.js")),
     ("/dom.js", SCRIPT, include_str!("page/dom.js")),
     ("/format.js", SCRIPT, include_str!("page/format.js")),
     ("/chart.js", SCRIPT, include_str!("page/chart.js")),
     ("/run.js", SCRIPT, include_str!("page/run.js")),
     ("/quarantine.js", SCRIPT, include_str!("page/quarantine.js")),
+    ("/pictures.js", SCRIPT, include_str!("page/pictures.js")),
+    ("/search.js", SCRIPT, include_str!("page/search.js")),
+    ("/picture.js", SCRIPT, include_str!("page/picture.js")),
     ("/compare.js", SCRIPT, include_str!("page/compare.js")),
 ];
 

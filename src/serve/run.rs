@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::ServeError;
+use crate::explore::Explorer;
 use crate::objects::{Store, StoreError};
 use crate::pipeline::Status;
 use crate::run_dir::Directory;
@@ -13,6 +14,8 @@ use crate::run_dir::Directory;
 pub(super) struct Run {
     name: String,
     pub(super) directory: Directory,
+    /// Pictures, captions and search of the run.
+    pub(super) explorer: Explorer,
 }
 
 /// Everything about a run that fits on one screen.
@@ -40,7 +43,9 @@ impl Run {
     /// # Errors
     /// When the name is invalid.
     pub(super) fn new(store: &Store, name: &str) -> Result<Self, StoreError> {
-        Ok(Self { name: name.to_owned(), directory: Directory::read_only(store, name)? })
+        let directory = Directory::read_only(store, name)?;
+        let explorer = Explorer::new(directory.clone(), store.clone());
+        Ok(Self { name: name.to_owned(), directory, explorer })
     }
 
     /// Opens a run directory that has been written to.

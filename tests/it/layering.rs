@@ -65,7 +65,14 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     ("init", &["config", "corpus", "objects", "pipeline"]),
     ("search", &["runtime", "types"]),
-    ("serve", &["chunk", "config", "objects", "pipeline", "run_dir", "runtime"]),
+    (
+        "explore",
+        &[
+            "catalog", "chunk", "config", "corpus", "decode", "device", "model", "objects", "pipeline", "predict",
+            "run_dir", "search", "train", "types",
+        ],
+    ),
+    ("serve", &["chunk", "config", "explore", "objects", "pipeline", "run_dir", "runtime"]),
     (
         "cli",
         &[

@@ -57,6 +57,43 @@ impl Page {
         assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
         serde_json::from_str(&body).unwrap()
     }
+
+    /// Returns an answer, once everything that it needs is built.
+    fn built(request: impl Fn() -> (String, Vec<u8>)) -> Value {
+        let deadline = Instant::now() + Duration::from_mins(2);
+        loop {
+            let (head, body) = request();
+            assert!(Instant::now() < deadline, "it is never built");
+            if !head.starts_with("http/1.1 202") {
+                let text = String::from_utf8(body).unwrap();
+                assert!(head.starts_with("http/1.1 200"), "{head}: {text}");
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
+    }
+
+    fn built_json(&self, path: &str) -> Value {
+        Self::built(|| self.exchange("GET", path, &[]))
+    }
+
+    /// Sends a request with a body, and returns the head and the body of the answer.
+    fn exchange(&self, method: &str, path: &str, body: &[u8]) -> (String, Vec<u8>) {
+        let mut connection = TcpStream::connect(&self.address).unwrap();
+        connection.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        let (host, bytes) = (&self.address, body.len());
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {bytes}\r\nConnection: close\r\n\r\n");
+        connection.write_all(head.as_bytes()).unwrap();
+        // A server may answer a request whose body it refuses before it has read all of it.
+        connection.write_all(body).ok();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(answer[..end].to_vec()).unwrap().to_ascii_lowercase();
+        let chunked = head.contains("transfer-encoding: chunked");
+        assert!(!chunked, "{head}");
+        (head, answer[end + 4..].to_vec())
+    }
 }
 
 impl Drop for Page {
@@ -153,4 +190,136 @@ fn page_refuses_foreign_requests() {
     let out = run(&["serve", text(dir.path()), "--address", &page.address]);
     assert_eq!(out.status.code(), Some(2));
     assert!(stderr_of(&out).contains("in use"), "{}", stderr_of(&out));
+}
+
+/// Returns the address of a picture of a set.
+fn picture_path(images: &str, row: &Value, kind: &str) -> String {
+    format!("/api/runs/0/picture?images={images}&row={row}&kind={kind}")
+}
+
+/// Checks the pictures of a set: ranked captions, filters, and all three renditions of one.
+fn check_pictures(page: &Page, images: &str, report_ndcg5: &Value) {
+    let all = page.built_json(&format!("/api/runs/0/pictures?images={images}"));
+    let pictures = all["pictures"].as_array().unwrap();
+    assert!(!pictures.is_empty() && all["matching"] == all["total"], "{all}");
+    let (mean, reported) = (all["mean_ndcg5"].as_f64().unwrap(), report_ndcg5.as_f64().unwrap());
+    assert!((mean - reported).abs() < 1e-6, "{images}: {mean} on the page, {reported} in the report");
+    let best = &pictures[0];
+    assert_eq!(best["ndcg5"], 1.0, "{best}");
+    assert!(best["ranked"].as_array().unwrap().len() >= 5 && best["ranked"][0]["is_right"] == true, "{best}");
+    let scores: Vec<f64> =
+        best["ranked"].as_array().unwrap().iter().map(|one| one["score"].as_f64().unwrap()).collect();
+    assert!(scores.is_sorted_by(|one, other| one >= other), "{scores:?}");
+    let worst = page.built_json(&format!("/api/runs/0/pictures?images={images}&order=worst"));
+    assert!(worst["pictures"][0]["ndcg5"].as_f64() < best["ndcg5"].as_f64(), "{worst}");
+    let language = best["right"][0]["language"].as_str().unwrap();
+    let some = page.built_json(&format!("/api/runs/0/pictures?images={images}&language={language}&from=1&to=1"));
+    assert!(some["matching"].as_u64() < all["matching"].as_u64(), "{some}");
+    for picture in some["pictures"].as_array().unwrap() {
+        assert!(picture["right"].as_array().unwrap().iter().any(|one| one["language"] == language), "{picture}");
+    }
+    for (kind, magic) in [("thumbnail", &b"\xff\xd8\xff"[..]), ("model", b"\x89PNG")] {
+        let (head, bytes) = page.exchange("GET", &picture_path(images, &best["row"], kind), &[]);
+        assert!(head.starts_with("http/1.1 200") && bytes.starts_with(magic), "{kind}: {head}");
+    }
+    // Of the first pictures, some are in a format that browsers show.
+    let original = |picture: &Value| page.exchange("GET", &picture_path(images, &picture["row"], "original"), &[]);
+    let shown = pictures.iter().map(original).find(|(head, _)| head.starts_with("http/1.1 200")).unwrap();
+    assert!(shown.0.contains("content-type: image/"), "{}", shown.0);
+}
+
+#[test]
+fn page_shows_pictures_of_a_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    assert!(run(&["run", "--config", &write(dir.path(), &pipeline(&run_dir, &[]))]).status.success());
+    let before = artefacts(&run_dir);
+    let page = Page::start(&["serve", text(&run_dir), "--address", "0"]);
+    let contents = page.json("/api/runs/0/contents");
+    assert_eq!((&contents["head"], &contents["texts"]), (&"classes".into(), &false.into()));
+    let report: Value = serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap();
+    check_pictures(&page, "test:submission", &report["prediction"]["scores"]["ndcg5"]);
+    let step = &contents["step"];
+    let mut validations = report["training"]["validations"].as_array().unwrap().iter();
+    let at_step = validations.rfind(|point| &point["step"] == step).unwrap();
+    check_pictures(&page, "held-out", &at_step["ndcg5"]);
+
+    // A held-out picture finds itself, and the classes that it was ranked for.
+    let item = &page.built_json("/api/runs/0/pictures?images=held-out")["pictures"][0];
+    let found = page
+        .built_json(&format!("/api/runs/0/search?of_images=held-out&row={}&list=classes&images=held-out", item["row"]));
+    assert_eq!(found["captions"][0]["text"], item["ranked"][0]["text"]);
+    assert_eq!(found["images"][0]["row"], item["row"]);
+    let (head, body) = page.get("/api/runs/0/search?text=a&images=held-out");
+    assert!(head.starts_with("http/1.1 409") && body.contains("only a text head"), "{head}: {body}");
+    for path in [
+        "pictures?images=test:..%2F..%2Fx",
+        "picture?images=held-out&row=99999",
+        "search?row=1&of_list=../x&list=classes",
+    ] {
+        let (head, _) = page.get(&format!("/api/runs/0/{path}"));
+        assert!(head.starts_with("http/1.1 409"), "{path}: {head}");
+    }
+    assert!(artefacts(&run_dir) == before, "the page wrote to the run");
+}
+
+#[test]
+fn page_searches_by_picture_text_and_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let config = crate::text::text(&run_dir, &[("[predict]", "[preprocess]\nmax_encoded = '64 KiB'\n\n[predict]")]);
+    let out = run(&["run", "--config", &write(dir.path(), &config)]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let before = artefacts(&run_dir);
+    let page = Page::start(&["serve", text(&run_dir), "--address", "0"]);
+    let contents = page.json("/api/runs/0/contents");
+    assert_eq!((&contents["head"], &contents["texts"]), (&"text".into(), &true.into()));
+    let classes = contents["lists"].as_array().unwrap().last().unwrap();
+    let list = classes["name"].as_str().unwrap();
+    let pictures = page.built_json("/api/runs/0/pictures?images=held-out");
+    let report: Value = serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap();
+    let (mean, reported) = (pictures["mean_ndcg5"].as_f64().unwrap(), &report["prediction"]["text"]["held_out"]);
+    let reported = reported["groups"][0]["pixels"]["ndcg5"].as_f64().unwrap();
+    assert!((mean - reported).abs() < 1e-6, "{mean} on the page, {reported} in the report");
+
+    // The bytes of a held-out picture find that picture, and its best caption where only held-out captions are ranked.
+    let item = &pictures["pictures"][0];
+    let row = &item["row"];
+    let (_, bytes) = page.exchange("GET", &picture_path("held-out", row, "model"), &[]);
+    let by_picture = || page.exchange("POST", &format!("/api/runs/0/search?list={list}&images=held-out"), &bytes);
+    let found = Page::built(by_picture);
+    assert_eq!(found["images"][0]["row"], *row, "{found}");
+    let by_row =
+        page.built_json(&format!("/api/runs/0/search?of_images=held-out&row={row}&list={list}&images=held-out"));
+    assert_eq!(by_row["captions"][0]["text"], found["captions"][0]["text"]);
+    assert!(by_row["images"][0]["score"].as_f64().unwrap() > 0.99, "{by_row}");
+
+    // A caption of the run, as a text, finds itself.
+    let caption = &found["captions"][3];
+    let (text, number) = (caption["text"].as_str().unwrap(), &caption["row"]);
+    let encoded = percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+    let by_text = page.built_json(&format!("/api/runs/0/search?text={encoded}&list={list}&images=held-out"));
+    assert_eq!(by_text["captions"][0]["text"], text, "{by_text}");
+    let by_caption =
+        page.built_json(&format!("/api/runs/0/search?of_list={list}&row={number}&list={list}&images=held-out"));
+    assert_eq!(by_caption["captions"][0]["row"], *number);
+    assert_eq!(by_caption["images"][0]["row"], by_text["images"][0]["row"]);
+    let side_by_side = page.built_json(&format!("/api/runs/0/search?text=a&by_language=true&list={list}"));
+    let languages = side_by_side["languages"].as_object().unwrap();
+    assert!(languages.len() >= 8, "{languages:?}");
+    for (language, captions) in languages {
+        assert!(captions.as_array().unwrap().iter().all(|caption| caption["language"] == language.as_str()));
+    }
+
+    for (body, status, word) in [
+        (vec![0_u8; 70_000], "413", "preprocess.max_encoded"),
+        (vec![0_u8; 300], "409", "cannot be used"),
+        (bytes[..bytes.len() / 2].to_vec(), "409", "cannot be used"),
+        (Vec::new(), "400", "no picture"),
+    ] {
+        let (head, answer) = page.exchange("POST", &format!("/api/runs/0/search?list={list}"), &body);
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(head.starts_with(&format!("http/1.1 {status}")) && answer.contains(word), "{head}: {answer}");
+    }
+    assert!(artefacts(&run_dir) == before, "the page wrote to the run");
 }

@@ -195,6 +195,14 @@ impl StoredClasses {
         Ok(found)
     }
 
+    /// Passes each class to `visit`, in order. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::read_texts`].
+    pub(crate) fn visit(&self, visit: impl FnMut(tables::ClassRow<'_>)) -> Result<(), PipelineError> {
+        Ok(tables::read_classes(&self.fetch()?, visit)?)
+    }
+
     /// Reads the captions of some classes, by ascending class. Blocks the thread.
     ///
     /// # Errors

@@ -2,10 +2,14 @@
 
 import * as compare from "./compare.js";
 import { h, update } from "./dom.js";
+import * as pictures from "./pictures.js";
 import * as quarantine from "./quarantine.js";
 import * as runView from "./run.js";
+import * as search from "./search.js";
 
-const VIEWS = [["run", "Run"], ["quarantine", "Quarantine"], ["compare", "Compare"]];
+const VIEWS = [["run", "Run"], ["pictures", "Pictures"], ["search", "Search"], ["quarantine", "Quarantine"], ["compare", "Compare"]];
+/** Views with choices: their state is the query of the address. */
+const CHOOSING = { pictures, quarantine, search };
 const view = document.getElementById("view");
 const connection = document.getElementById("connection");
 let runs = [];
@@ -21,7 +25,7 @@ function place() {
 }
 
 function address(run, name, query = {}) {
-  const text = new URLSearchParams(Object.entries(query).filter(([, value]) => value)).toString();
+  const text = new URLSearchParams(Object.entries(query).filter(([, value]) => value != null && value !== "")).toString();
   return `#/${run}/${name}${text && `?${text}`}`;
 }
 
@@ -76,10 +80,12 @@ async function render() {
   follow(here.run);
   try {
     const go = (query) => { location.hash = address(here.run, here.name, query); };
+    const isCurrent = () => request === requests;
+    const show = (content) => { if (isCurrent()) view.replaceChildren(...h("main", {}, content).childNodes); };
     const content = here.name === "compare" ? await compare.view(runs, fetchJson)
-      : here.name === "quarantine" ? await quarantine.view({ run: runs[here.run], number: here.run, query: here.query, go, fetchJson })
+      : CHOOSING[here.name] ? await CHOOSING[here.name].view({ run: runs[here.run], number: here.run, query: here.query, go, fetchJson, isCurrent, show, address: (name, query) => address(here.run, name, query) })
       : runView.view(runs[here.run]);
-    if (request !== requests) return;
+    if (request !== requests || content == null) return;
     const fresh = h("main", {}, content);
     // Views with lists of choices are built anew, since their listeners belong to the new query.
     if (here.name === "run" || here.name === "compare") update(view, fresh);

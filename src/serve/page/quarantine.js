@@ -2,11 +2,7 @@
 
 import { h, table } from "./dom.js";
 import { count, fileName } from "./format.js";
-
-function choice(label, options, chosen, onchange) {
-  return h("label", {}, label, h("select", { onchange: (event) => onchange(event.target.value) },
-    options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))));
-}
+import { choice } from "./picture.js";
 
 /** The command that prints a row of a text shard. */
 function command(path, row) {
