@@ -33,7 +33,7 @@ pub use validate::images::{
 pub use validate::machine::{DeviceConfig, LimitsConfig, MachineConfig, StoreConfig};
 pub use validate::predict::{PredictConfig, output_stem};
 pub use validate::train::{HeadConfig, TextConfig, TrainConfig, Trial};
-pub use value::Bytes;
+pub use value::{Bytes, EventFolder};
 
 pub use crate::types::HubName;
 

@@ -11,6 +11,7 @@
 
 pub mod checkpoint;
 pub mod closed_form;
+pub mod event_file;
 mod features;
 pub mod head;
 mod head_bytes;

@@ -6,7 +6,7 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Bytes, Layers, MemoryLimit, Numbers, Span, Temperature};
+use super::value::{Bytes, EventFolder, Layers, MemoryLimit, Numbers, Span, Temperature};
 use crate::types::{
     Alpha, Balance, ClassSource, Compression, Correction, DeviceKind, FeatureOrigin, FolderCaptions, HeadKind,
     HeadMethod, ImageFormat, MatchRule, Optimizer, PairsFormat, Pick, Pool, Precision, Resample, ScheduleKind,
@@ -384,6 +384,10 @@ pub(super) struct RawTrain {
     /// of each epoch. A head that takes long to save is saved less often, so that saving takes at most 2 % of the time. The
     /// result does not depend on this key.
     pub(super) checkpoint_every: Span,
+    /// Event files for TensorBoard: `true` writes them to `tensorboard/` of the run directory, and the name of a folder to a
+    /// folder in it named after the run, so that several runs are shown together. The result does not depend on this key.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) tensorboard: EventFolder,
 }
 
 impl Default for RawTrain {
@@ -407,6 +411,7 @@ impl Default for RawTrain {
             shuffle_rows: 65_536,
             log_every: 50,
             checkpoint_every: Span::seconds(5),
+            tensorboard: EventFolder::default(),
         }
     }
 }

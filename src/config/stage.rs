@@ -101,7 +101,7 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
         Stage::Train => {
             add(&mut keys, "run", Some(&pipeline.run), &["dir"]);
             add(&mut keys, "head", Some(&pipeline.head), &[]);
-            add(&mut keys, "train", pipeline.train.as_ref(), &["checkpoint_every", "log_every"]);
+            add(&mut keys, "train", pipeline.train.as_ref(), &["checkpoint_every", "log_every", "tensorboard"]);
         }
         Stage::Predict => {
             add(

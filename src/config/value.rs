@@ -263,6 +263,51 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
+/// Folder of event files, written `true`, `false`, or as the name of a folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum EventFolder {
+    /// No event files.
+    #[default]
+    Off,
+    /// In the run directory.
+    RunDirectory,
+    /// In a folder of the run's name, in this folder.
+    At(String),
+}
+
+impl Serialize for EventFolder {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_bool(false),
+            Self::RunDirectory => serializer.serialize_bool(true),
+            Self::At(folder) => serializer.serialize_str(folder),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for EventFolder {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = EventFolder;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("true, false or the name of a folder")
+            }
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<EventFolder, E> {
+                Ok(if value { EventFolder::RunDirectory } else { EventFolder::Off })
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<EventFolder, E> {
+                if text.is_empty() {
+                    Err(E::custom("the name of the folder is empty"))
+                } else {
+                    Ok(EventFolder::At(text.to_owned()))
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -469,7 +469,7 @@ impl Manifest {
                 remove(&["features", "chunks", "quarantine", "scratch"])
             }
             Stage::Text => remove(&["journal/texts", "texts"]),
-            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", finished::FOLDER]),
+            Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "tensorboard", finished::FOLDER]),
             Stage::Predict => {
                 let is_kept = |stem: &str| kept.contains(&format!("{PREDICTION_PREFIX}{stem}"));
                 for name in self.directory.list("journal")? {

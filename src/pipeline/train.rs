@@ -13,6 +13,7 @@ mod head;
 pub(crate) mod held_out;
 mod inventory;
 mod session;
+mod tensorboard;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ use feature_store::{ChunkSet, FeaturePlacement, FeatureStore, resident_bytes};
 use head::{ClassifierHead, Head, ProjectionHead};
 use inventory::{Inventory, InventorySpec};
 use session::Session;
+use tensorboard::EventFiles;
 
 /// GPU memory that resident features leave free in addition to the heads, for temporaries, kernels and auto-tuning.
 const DEVICE_RESERVE_BYTES: u64 = 6 << 30;
@@ -276,6 +278,7 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         let (rows, precision) = (job.feature_rows() as usize, job.shape.precision);
         store.upload(job.device.allocate_features(rows, dim, precision).await?).await?;
     }
+    let event_files = EventFiles::create(&job.ctx, &job.settings.tensorboard, trials.len(), &curve)?;
     let mut session = Session {
         job: &job,
         trainers,
@@ -289,6 +292,7 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         curve,
         saved: Instant::now(),
         save_took: Duration::ZERO,
+        event_files,
     };
     session.train().await?;
     session.tidy()?;

@@ -28,5 +28,6 @@ mod reuse;
 mod s3;
 mod support;
 mod sweep;
+mod tensorboard;
 mod text;
 mod views;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::bytes::MAX_VIEWS;
 use super::super::raw::{RawHead, RawPipeline, RawText, RawTrain};
-use super::super::value::Temperature;
+use super::super::value::{EventFolder, Temperature};
 use super::{Problems, check_checkpoint};
 use crate::types::{Balance, Correction, HeadKind, HeadMethod, Optimizer, Pool, Precision, ScheduleKind, TargetKind};
 
@@ -96,6 +96,8 @@ pub struct TrainConfig {
     pub log_every: u32,
     /// Time between two checkpoints; longer than zero.
     pub checkpoint_every: Duration,
+    /// Folder of the event files for TensorBoard.
+    pub tensorboard: EventFolder,
 }
 
 /// One combination of the values that a sweep varies.
@@ -269,6 +271,7 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
         shuffle_rows: train.shuffle_rows,
         log_every: train.log_every,
         checkpoint_every: train.checkpoint_every.0,
+        tensorboard: train.tensorboard.clone(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::pipeline::train::curve::Curve;
 use crate::pipeline::train::feature_store::{FeatureStore, StepSamples, WindowSamples};
 use crate::pipeline::train::head::{CurvePosition, Trainers};
 use crate::pipeline::train::inventory::Inventory;
+use crate::pipeline::train::tensorboard::EventFiles;
 use crate::pipeline::train::{PLOT_FILE, TrainJob};
 use crate::telemetry::{Activity, StageTimer};
 use crate::train::order::{self, Window};
@@ -40,6 +41,8 @@ pub(super) struct Session<'a, T> {
     pub(super) saved: Instant,
     /// Duration of the last save.
     pub(super) save_took: Duration,
+    /// Event files for TensorBoard, if the configuration asks for them.
+    pub(super) event_files: Option<EventFiles>,
 }
 
 impl<T: Trainers> Session<'_, T> {
@@ -143,6 +146,9 @@ impl<T: Trainers> Session<'_, T> {
         let dir = &self.job.ctx.dir;
         let content = self.curve.to_csv().map_err(|error| PipelineError::Internal(error.to_string()))?;
         dir.write(CURVE_FILE, &content)?;
+        if let Some(files) = &mut self.event_files {
+            files.write(&self.curve)?;
+        }
         let step = self.progress.step;
         // Save the first head last, because its checkpoint marks the whole sweep as complete.
         for trial in (0..self.trials.len()).rev() {
