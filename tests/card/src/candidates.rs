@@ -96,7 +96,10 @@ impl Candidates {
                 self.compared += 1;
                 let found = distance(&values, expected);
                 call!("compared {kernel} with {other}: {found:.1e}");
-                (found > LIMIT).then(|| format!("differs by {found:.1e} from {other} on the same inputs"))
+                (found > LIMIT).then(|| {
+                    let (mine, theirs) = (describe(&values), describe(expected));
+                    format!("differs by {found:.1e} from {other} on the same inputs ({mine}; {theirs})")
+                })
             }
             None => {
                 if self.results.len() < MAX_RESULTS {
@@ -144,14 +147,54 @@ fn values(bytes: &[u8], format: Format) -> Vec<f32> {
     }
 }
 
-/// Relative distance; infinite if only one of two values is finite.
+/// Relative distance. Equal values that are not finite do not count; others make it infinite.
 fn distance(one: &[f32], other: &[f32]) -> f64 {
-    let square = |value: f64| value * value;
-    let norm: f64 = other.iter().map(|value| square(f64::from(*value))).sum();
-    let sum: f64 = one.iter().zip(other).map(|(one, other)| square(f64::from(*one) - f64::from(*other))).sum();
-    if sum == 0.0 {
-        return 0.0;
+    let (mut sum, mut norm) = (0.0, 0.0);
+    for (one, other) in one.iter().zip(other) {
+        if one.is_finite() && other.is_finite() {
+            sum += (f64::from(*one) - f64::from(*other)).powi(2);
+            norm += f64::from(*one).powi(2).max(f64::from(*other).powi(2));
+        } else if one != other && !(one.is_nan() && other.is_nan()) {
+            return f64::INFINITY;
+        }
     }
-    let found = (sum / norm).sqrt();
-    if found.is_nan() { f64::INFINITY } else { found }
+    if sum == 0.0 { 0.0 } else { (sum / norm).sqrt() }
+}
+
+/// Counts what is no usual number, for messages.
+fn describe(values: &[f32]) -> String {
+    let count = |test: fn(&f32) -> bool| values.iter().filter(|value| test(value)).count();
+    let (odd, zero) = (count(|value| !value.is_finite()), count(|value| *value == 0.0));
+    format!("{} values, {zero} zero, {odd} not finite", values.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_is_relative_and_notices_nan_on_one_side() {
+        assert_eq!(distance(&[1.0, 2.0], &[1.0, 2.0]), 0.0);
+        assert_eq!(distance(&[0.0], &[2.0]), 1.0);
+        assert_eq!(distance(&[f32::NAN, 1.0], &[f32::NAN, 1.0]), 0.0);
+        assert_eq!(distance(&[f32::NAN], &[1.0]), f64::INFINITY);
+        assert_eq!(distance(&[f32::INFINITY], &[f32::NEG_INFINITY]), f64::INFINITY);
+    }
+
+    #[test]
+    fn format_comes_from_the_name_of_the_result() {
+        assert_eq!(format("x matmul_entry_lhs_f32_lhs_size_1_acc_bf16_acc_size_8"), Some(Format::Bf16));
+        assert_eq!(format("x matmul_entry_lhs_bf16_acc_f32_acc_size_1"), Some(Format::F32));
+        assert_eq!(format("x reduce_kernel_acc_f32"), None);
+    }
+
+    #[test]
+    fn writes_with_gaps_are_no_result() {
+        let mut written = Written::default();
+        written.add(4096, 16);
+        written.add(4112, 16);
+        assert_eq!(written.range(), Some((4096, 32)));
+        written.add(8192, 16);
+        assert_eq!(written.range(), None);
+    }
 }

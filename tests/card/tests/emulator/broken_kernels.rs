@@ -229,5 +229,5 @@ fn candidates_of_a_product_are_compared() {
     assert_eq!(rig.state.candidates.as_ref().map(|candidates| candidates.compared), Some(1));
     let (code, problems) = rig.run(&product("0f40400000"), 1, 32, &[from, other, from]);
     assert_eq!(code, SUCCESS);
-    assert!(problems[0].contains("differs by 5.0e-1 from"), "{problems:?}");
+    assert!(problems[0].contains("differs by 3.3e-1 from"), "{problems:?}");
 }
