@@ -84,7 +84,7 @@ other=$!
 numbers 90 12.9
 wait "$other"
 dropped_wait
-failure "out of memory" cuMemAllocAsync:1+:2
+failure "out of memory" cuMemAllocAsync:2+:2,cuMemAlloc_v2:1+:2
 failure "illegal address" cuLaunchKernel:60:700
 failure "lost card" cuMemcpy2DAsync_v2:10:999
 failure "bad module" cuModuleLoadData:10:218
