@@ -115,7 +115,7 @@ pub fn cp(build: &mut Build, inst: &Statement) -> Result<Exec> {
                 if counted {
                     mbarrier::change(lanes, barrier, 1, 0);
                 }
-                // The barrier learns of it when the copies are done, here at once.
+                // The copies complete now, and the barrier is told.
                 wait_all(lanes, lane);
                 mbarrier::change(lanes, barrier, -1, 0);
             });

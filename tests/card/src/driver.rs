@@ -21,7 +21,7 @@ thread_local! {
     static CURRENT_CONTEXT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A call of a function that is to fail: how many calls from now, whether all later ones fail too, and the error.
+/// Injected failure: the function, the number of calls until it fails, whether later calls fail too, and the error.
 struct Failure {
     function: String,
     calls: u64,

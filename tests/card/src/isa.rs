@@ -25,7 +25,7 @@ pub type Result<T> = std::result::Result<T, String>;
 /// Executes an instruction for the lanes of a mask.
 pub type Exec = Box<dyn Fn(&mut Lanes, u32) + Send + Sync>;
 
-/// What an instruction asks of the scheduler of its warp.
+/// Effect of an instruction on the scheduling of its warp.
 pub enum Kind {
     Plain(Exec),
     /// All lanes of a mask execute together. The register holds the mask; without one, it is all live lanes.

@@ -74,7 +74,7 @@ fn number(sm: &str) -> u32 {
     sm.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0)
 }
 
-/// What the real driver would do: a module that does not assemble is refused, and registers count at launch.
+/// Assembles a module as the driver does: one that does not assemble is refused. Registers count at launch.
 fn assemble(assembler: &Path, path: &Path, target: &str, entries: &mut [Entry]) -> Result<(), String> {
     let cubin = path.with_extension("cubin");
     let report = path.with_extension("ptxas");
@@ -118,7 +118,7 @@ fn entries(text: &str) -> Result<Vec<Entry>, String> {
         };
         let (mut params, mut end) = (Vec::new(), 0usize);
         for param in list.split(',').filter(|param| !param.trim().is_empty()) {
-            // What comes behind `.ptr` is about what it points to.
+            // Words behind `.ptr` describe the memory it points to.
             let own = param.split(".ptr").next().unwrap_or(param);
             let words: Vec<&str> = own.split_whitespace().collect();
             let mut align = None;
@@ -201,7 +201,7 @@ impl Function {
         if shared > self.most_shared.load(Ordering::SeqCst) {
             return Err((INVALID_VALUE, format!("{shared} bytes of shared memory, and fewer were asked for")));
         }
-        // Registers are handed out to warps in portions of 256.
+        // Registers are allocated to warps in units of 256.
         let warps = threads.div_ceil(32);
         let registers = u64::from(entry.registers).next_multiple_of(8) * 32 * warps.next_multiple_of(4);
         if registers > 65_536 {

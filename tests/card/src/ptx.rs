@@ -81,7 +81,7 @@ pub struct Func {
 pub struct Program {
     pub funcs: Vec<Func>,
     pub compiled: Vec<std::sync::OnceLock<Result<crate::isa::Code, String>>>,
-    /// What lies at module scope, initialised.
+    /// Bytes of the variables at module scope.
     pub image: Vec<u8>,
     pub symbols: HashMap<String, Symbol>,
 }

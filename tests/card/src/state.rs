@@ -25,11 +25,11 @@ pub const OUT_OF_RESOURCES: i32 = 701;
 pub const LAUNCH_FAILED: i32 = 719;
 pub const NOT_SUPPORTED: i32 = 801;
 
-/// A piece of device or pinned memory, which is memory of this process.
+/// Device or pinned memory, which is memory of this process.
 pub struct Allocation {
     pub size: u64,
     pub host: bool,
-    /// A free that a stream has not come to yet.
+    /// Whether a free is queued.
     pub freeing: bool,
 }
 
@@ -94,10 +94,10 @@ pub struct State {
     pub functions: HashMap<u64, Arc<Function>>,
     pub next: u64,
     pub retained: i64,
-    /// A failure that stays, as on a card: everything after it fails too.
+    /// Error that stays: every later call fails with it. 0 without one.
     pub broken: i32,
     pub counts: BTreeMap<&'static str, u64>,
-    /// Addresses that were freed, newest last: to say what an address that is not there was.
+    /// Freed ranges, newest last, for messages about stale addresses.
     pub freed: VecDeque<(u64, u64)>,
 }
 
@@ -113,7 +113,7 @@ unsafe extern "C" {
 }
 
 fn map(bytes: u64) -> Option<u64> {
-    // Private, anonymous, no reserve: pages come when they are touched. A page more, which nothing lies on.
+    // Private, anonymous, not reserved: pages appear when touched. One unused page follows.
     let size = (bytes.max(1).next_multiple_of(4096) + 4096) as usize;
     // SAFETY: fresh memory of the kernel's choice.
     let at = unsafe { mmap(std::ptr::null_mut(), size, 3, 0x4022, -1, 0) };
@@ -191,13 +191,13 @@ impl State {
         }
     }
 
-    /// The allocation that has all of a range.
+    /// Returns the allocation that contains a whole range.
     pub fn allocation_of(&self, at: u64, bytes: u64) -> Option<(u64, &Allocation)> {
         let (base, block) = self.allocations.range(..=at).next_back()?;
         (at + bytes <= base + block.size).then_some((*base, block))
     }
 
-    /// Ranges that a kernel with these parameters may touch: in each allocation that a parameter points into, from the first
+    /// Returns the ranges that a kernel with these parameters may touch: in each allocation that a parameter points into, from the first
     /// such parameter to the end. Allocations are pages of many tensors for `CubeCL`, and the ends of tensors are unknown here.
     pub fn ranges(&self, params: &[u8]) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
@@ -214,8 +214,8 @@ impl State {
         ranges
     }
 
-    /// Addresses of a kernel's tensors, each with the end of its allocation: pointers, and the starts of tensor maps. Without the last
-    /// pointer, with which `CubeCL` passes shapes and strides.
+    /// Returns the addresses of a kernel's tensors, each with the end of its allocation: pointers, and the starts of tensor maps.
+    /// Leaves out the last pointer, with which `CubeCL` passes shapes and strides.
     pub fn arguments(&self, launch: &Launch) -> Vec<(u64, u64)> {
         let last = launch.function.params().filter(|(_, size)| *size == 8).last();
         let tensors = launch.function.params().filter(|param| Some(*param) != last && matches!(param.1, 8 | 128));
@@ -251,7 +251,7 @@ impl State {
         SUCCESS
     }
 
-    /// Runs what a stream was given: all of it, or until an event is reached.
+    /// Runs the queued work of a stream: all of it, or until an event is reached.
     pub fn run_stream(&mut self, stream: u64, until: Option<(u64, u64)>) -> i32 {
         loop {
             if let Some((event, generation)) = until

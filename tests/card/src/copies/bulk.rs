@@ -10,7 +10,7 @@ use crate::ptx::{Class, Statement};
 use crate::races::Access;
 use crate::tensor_map::TensorMap;
 
-/// A copy of a tile, or of bytes, which tells a barrier.
+/// A copy of a tile or of bytes that reports to a barrier.
 pub enum Bulk {
     Tile { map: TensorMap, at: [i32; 5], shared: u64, barrier: u64 },
     Bytes { from: u64, shared: u64, bytes: u64, barrier: u64 },
@@ -32,7 +32,7 @@ impl Bulk {
     }
 }
 
-/// Swizzled place of a byte of a tile.
+/// Returns the swizzled address of a byte of a tile.
 fn swizzle(mode: u32, at: u64) -> u64 {
     match mode {
         1 => at ^ (at >> 7 & 1) << 4,
@@ -134,7 +134,7 @@ pub fn bulk(build: &mut Build, inst: &Statement) -> Result<Exec> {
         return Ok(Box::new(|_, _| ()));
     }
     if has("wait_group") {
-        // Stores were done at once.
+        // Stores complete when issued.
         return Ok(Box::new(|_, _| ()));
     }
     let spaces: Vec<&str> = op.iter().map(|word| word.split("::").next().unwrap_or("")).collect();

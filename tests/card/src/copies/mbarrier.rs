@@ -9,7 +9,7 @@ use crate::isa::{Kind, Result};
 use crate::ptx::{Class, Operand, Statement};
 use crate::races::Access;
 
-/// A barrier's word: pending, expected, bytes to come (from a middle), phase.
+/// Layout of a barrier's word, from bit 0: 20 bits of pending arrivals, 20 of expected ones, 22 of pending bytes plus `MIDDLE`, the phase.
 const FIELD: u64 = (1 << 20) - 1;
 const MIDDLE: i64 = 1 << 21;
 
@@ -28,7 +28,7 @@ fn word(lanes: &mut Lanes, barrier: u64) -> *mut u64 {
     }
 }
 
-/// Arrivals that are still to come and bytes; gives the state before.
+/// Adds to pending arrivals and bytes, ends the phase at zero, and returns the word before.
 pub fn change(lanes: &mut Lanes, barrier: u64, arrivals: i64, bytes: i64) -> u64 {
     let at = word(lanes, barrier);
     // SAFETY: eight bytes of shared memory.
@@ -99,7 +99,7 @@ pub fn mbarrier(build: &mut Build, inst: &Statement) -> Result<Kind> {
                     let number = number.map_or(1, |reg| i64::from(u32::load(lanes.regs.add(reg as usize), lane)));
                     let barrier = at.get(lanes, lane);
                     let old = if expects || completes {
-                        // First the bytes, then the arrival.
+                        // The bytes count before the arrival.
                         let at = word(lanes, barrier);
                         let before = at.read_unaligned();
                         let bytes = if completes { -number } else { number };

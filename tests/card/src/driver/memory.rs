@@ -14,7 +14,7 @@ fn allocate(name: &'static str, out: *mut u64, bytes: usize, stream: Option<u64>
             return code;
         }
         if bytes == 0 && stream.is_some() {
-            // Drivers with memory pools give nothing and no error; `cuMemAlloc` of nothing is an error.
+            // Memory pools accept an allocation of 0 bytes; `cuMemAlloc` refuses it.
             state.count("allocations of no bytes");
             call!("{name} of no bytes");
             unsafe { *out = 0 };
@@ -76,7 +76,7 @@ pub extern "C" fn cuMemFreeAsync(at: u64, stream: u64) -> i32 {
 pub extern "C" fn cuMemFree_v2(at: u64) -> i32 {
     call!("cuMemFree_v2 {at:#x}");
     with("cuMemFree_v2", true, |state| {
-        // It waits for the card.
+        // This call synchronises.
         state.run_all();
         state.free(at, false)
     })

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(out: *mut u64, module: u64, name: *
 pub extern "C" fn cuFuncSetAttribute(function: u64, attribute: i32, value: i32) -> i32 {
     with("cuFuncSetAttribute", true, |state| {
         let Some(function) = state.functions.get(&function) else { return INVALID_HANDLE };
-        // Most dynamic shared memory.
+        // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         if attribute == 8 {
             if value < 0 || value as u32 + function.static_shared() > card::card().shared_optin as u32 {
                 problem!("{}: {value} bytes of shared memory are more than the card has", function.name());
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn cuTensorMapEncodeTiled(
             return NOT_SUPPORTED;
         }
         let rank_of = rank.min(5) as usize;
-        // SAFETY: as long as the rank says.
+        // SAFETY: the arrays have as many elements as the rank says.
         let (dims, strides, tile, element_strides) = unsafe {
             (
                 std::slice::from_raw_parts(dims, rank_of),

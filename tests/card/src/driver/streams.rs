@@ -83,7 +83,7 @@ pub extern "C" fn cuEventRecord(event: u64, stream: u64) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: u64) -> i32 {
     call!("cuEventSynchronize {event:#x}");
-    // cudarc's threads wait without a context of their own.
+    // cudarc's threads wait without a context.
     with("cuEventSynchronize", false, |state| match state.events.get(&event) {
         Some(of) => {
             let (stream, generation) = (of.stream, of.recorded);
@@ -109,7 +109,7 @@ pub extern "C" fn cuEventQuery(event: u64) -> i32 {
 pub extern "C" fn cuEventDestroy_v2(event: u64) -> i32 {
     with("cuEventDestroy_v2", false, |state| match state.events.get(&event) {
         Some(of) if of.reached < of.recorded => {
-            // Waits that were queued for it hold: as on a card, it goes when it is reached.
+            // As on a card, it is freed when it is reached; queued waits for it hold.
             call!("cuEventDestroy {event:#x} before it is reached");
             SUCCESS
         }

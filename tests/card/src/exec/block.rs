@@ -16,7 +16,7 @@ const MAX_DESCRIPTION: usize = 600;
 /// Runs a block to its end, and returns the number of its warps' instructions.
 ///
 /// # Errors
-/// What a card would punish, or a block in which no warp can continue.
+/// An error of the kernel, or a block in which no warp can continue.
 pub fn run(code: &Code, launch: &Launch, block: &mut Block, place: [u32; 3]) -> Result<u64, String> {
     let threads: u32 = launch.block.iter().product();
     let block_at: *mut Block = block;

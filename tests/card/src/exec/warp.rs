@@ -29,12 +29,12 @@ pub struct Group {
     pub wait: Wait,
 }
 
-/// Runs a warp until all of its lanes wait or have ended; gives how many instructions that took.
+/// Runs a warp until all of its lanes wait or have ended, and returns the number of instructions.
 pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
     let mut steps = 0;
     let insts: &[Inst] = &code.insts;
     'groups: loop {
-        // The one furthest behind; those that poll after all others.
+        // The group furthest behind.
         let mut best: Option<usize> = None;
         for (index, group) in lanes.groups.iter().enumerate() {
             if group.wait == Wait::Ready && best.is_none_or(|best| group.pc < lanes.groups[best].pc) {
@@ -59,7 +59,7 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                 }
                 Kind::Converged(exec, members) => {
                     if active != 0 {
-                        // All lanes that are named and live have to be here.
+                        // All live lanes of the mask must arrive first.
                         let members = members.map_or(lanes.live, |at| {
                             let lane = active.trailing_zeros() as usize;
                             // SAFETY: a register.
@@ -112,7 +112,7 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                     lanes.progress = true;
                     mask &= !active;
                     pc += 1;
-                    // Those that waited for the lanes that are gone.
+                    // Groups that waited for lanes that have exited.
                     for group in &mut lanes.groups {
                         if group.wait == Wait::Converging {
                             group.wait = Wait::Ready;
@@ -144,7 +144,7 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                 return steps;
             }
             if !lanes.groups.is_empty() {
-                // Do others stand here, or further behind?
+                // Merge groups at the same instruction; yield to one further behind.
                 let mut changed = false;
                 let mut index = 0;
                 while index < lanes.groups.len() {

@@ -235,7 +235,7 @@ fn carry(build: &mut Build, inst: &Statement, class: Class) -> Result<Exec> {
     }))
 }
 
-/// Translates approximations of functions, which are exact here.
+/// Translates approximations of functions, computed exactly.
 pub fn function(build: &mut Build, inst: &Statement) -> Result<Exec> {
     let kind = inst.op.last().unwrap().as_str();
     let ftz = inst.op.iter().any(|word| word == "ftz");

@@ -83,7 +83,7 @@ fn function(signature: &str, body: &str, first_line: usize) -> Result<Func, Stri
     if let (Some(open), Some(close)) = (signature.find('('), signature.find(')')) {
         let mut end = 0usize;
         for param in split_top(&signature[open + 1..close]) {
-            // What comes behind `.ptr` is about what it points to.
+            // Words behind `.ptr` describe the memory it points to.
             let own = param.split(".ptr").next().unwrap_or(param).replace(".param ", "");
             let name = param.split_whitespace().last().unwrap_or("");
             let text = if param.contains(".ptr") { format!("{own} {name}") } else { own };

@@ -2,7 +2,7 @@
 
 use super::{Operand, size};
 
-/// Without comments, directives of single lines and debug sections.
+/// Removes comments, single-line directives and debug sections.
 pub fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_section = false;
@@ -135,7 +135,7 @@ pub fn operand(text: &str) -> Result<Operand, String> {
     Ok(Operand::Name(text.to_owned()))
 }
 
-/// `.shared .align 16 .b8 name[128]`, with what follows `=`.
+/// Parses `.shared .align 16 .b8 name[128]`: name, alignment, bytes, and the initial value behind `=`.
 pub fn declaration(text: &str) -> Result<(String, usize, usize, Option<Vec<u8>>), String> {
     let (head, init) = match text.split_once('=') {
         Some((head, init)) => (head.trim(), Some(init.trim())),
