@@ -77,9 +77,20 @@ impl From<PipelineError> for Failure {
         let mut message = pipeline::chain(&error);
         // GPU libraries panic where they fail, often on their own threads; the first panic names the cause.
         if let Some(panic) = FIRST_PANIC.get().filter(|_| error.is_panic()) {
-            message.push_str(&format!(" (cause: {panic})"));
+            message = with_cause(&message, panic);
         }
         Self::new(error.exit_code(), message)
+    }
+}
+
+/// Adds the first panic to the message of a failure. `CubeCL` panics when the device has too little memory.
+fn with_cause(message: &str, panic: &str) -> String {
+    match panic.split_once("can't allocate buffer of size: ").and_then(|(_, bytes)| bytes.trim().parse::<u64>().ok()) {
+        Some(bytes) => format!(
+            "the device is out of memory: it has no {} MiB left; set a smaller `device.batch_size` or `train.batch_size`, or stop other users of the device",
+            bytes.div_ceil(1 << 20)
+        ),
+        None => format!("{message} (cause: {panic})"),
     }
 }
 
@@ -110,7 +121,8 @@ pub fn main() -> ExitCode {
         // The owner of the thread reports the panic as one sentence; the location is for bug reports.
         tracing::debug!(location = ?info.location(), "internal error");
         let message = info.payload_as_str().and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
-        crate::device::record_panic(std::thread::current().name());
+        let file = info.location().map(std::panic::Location::file);
+        crate::device::record_panic(std::thread::current().name(), file);
         FIRST_PANIC.get_or_init(|| message.unwrap_or("unknown").chars().take(PANIC_CHARS).collect());
     }));
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(args, &screen)));
@@ -459,4 +471,17 @@ fn score(submission: &Path, truth: &Path, ids: Option<&Path>, json: bool) -> Res
     }
     print(&render::scores(&scores, ceiling));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_memory_is_named_when_it_runs_out() {
+        let panic = "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 20971520";
+        let message = with_cause("the device stopped answering", panic);
+        assert!(message.starts_with("the device is out of memory: it has no 20 MiB left; set a smaller"), "{message}");
+        assert_eq!(with_cause("it failed", "why"), "it failed (cause: why)");
+    }
 }

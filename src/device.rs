@@ -230,19 +230,24 @@ pub fn configure_kernel_cache(scratch: &Path, selected: &SelectedDevice) {
 /// Number of panics of device threads.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts a panic if `thread` is a device thread. The process's panic hook calls this.
+/// Counts a panic if it happened in a thread of `CubeCL`; `file` is the source file of the panic. The process's panic hook calls
+/// this.
 ///
-/// After a panic of its threads, `CubeCL` continues without the kernel that was being launched, so later results are
-/// wrong.
-pub fn record_panic(thread: Option<&str>) {
-    if thread.is_some_and(is_device_thread) {
+/// After a panic of its threads, `CubeCL` continues without the kernel that was being launched or with memory that is never
+/// freed, so later results are wrong.
+pub fn record_panic(thread: Option<&str>, file: Option<&str>) {
+    if is_device_thread(thread, file) {
         PANICS.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// Returns whether this is one of the two threads that `CubeCL` starts for each device.
-fn is_device_thread(thread: &str) -> bool {
-    thread.starts_with("DSU-") || thread.starts_with("DSD-")
+/// Returns whether this is one of the threads that `CubeCL` starts for each device. Two have names; the one that frees memory
+/// after the device has used it has none, so its source file tells.
+fn is_device_thread(thread: Option<&str>, file: Option<&str>) -> bool {
+    match thread {
+        Some(name) => name.starts_with("DSU-") || name.starts_with("DSD-"),
+        None => file.is_some_and(|file| file.contains("cubecl-") || file.contains("cudarc-")),
+    }
 }
 
 /// Returns the number of panics of device threads so far.
@@ -313,10 +318,13 @@ mod tests {
     fn only_panics_of_device_threads_count() {
         // The counter is global to the process, and other tests rely on it.
         for thread in [None, Some("main"), Some("tokio-runtime-worker")] {
-            record_panic(thread);
+            record_panic(thread, Some("src/decode.rs"));
         }
         assert_eq!(panic_count(), 0);
-        assert!(is_device_thread("DSU-0-1") && is_device_thread("DSD-0-0") && !is_device_thread("device"));
+        let collector = Some("/registry/cubecl-runtime-0.10.0/src/stream/event.rs");
+        assert!(is_device_thread(None, collector) && !is_device_thread(Some("device"), collector));
+        assert!(!is_device_thread(None, None) && !is_device_thread(None, Some("library/core/src/option.rs")));
+        assert!(is_device_thread(Some("DSU-0-1"), None) && is_device_thread(Some("DSD-0-0"), None));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct ForwardReport {
     pub rows: usize,
     /// Dimension of a feature.
     pub feature_dim: usize,
-    /// Implementation of attention: `plain`, `fused` or `products`.
+    /// Implementation of attention: `plain`, `tuned` or `products`.
     pub attention: &'static str,
     /// Seconds until the first batch of features: device check, loading, compilation and auto-tuning.
     pub first_features_s: f64,

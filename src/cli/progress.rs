@@ -208,9 +208,10 @@ impl Display {
 
 /// Sends log lines to standard error, above the bars.
 pub(super) fn start_log(screen: &Screen, verbose: u8, quiet: bool) {
+    // CubeCL warns of each task after a thread of its own has panicked, without a reason. The panic ends the command, with one.
     let default = match verbose {
-        0 if quiet => "warn",
-        0 => "warn,wikicap_pipeline=info",
+        0 if quiet => "warn,cubecl_common=off",
+        0 => "warn,wikicap_pipeline=info,cubecl_common=off",
         1 => "info,wikicap_pipeline=debug",
         _ => "debug",
     };

@@ -62,8 +62,12 @@ impl<B: Backend> Rotation<B> {
 pub enum Attention {
     /// burn's attention operation on strided tensors; its softmax has the format of the inputs.
     Plain,
-    /// burn's attention operation on contiguous tensors with padded queries, as fused kernels require.
-    Fused,
+    /// burn's attention operation on contiguous tensors with padded queries, as fused kernels require. Tuning chooses one of
+    /// `CubeK`'s fused kernels, or burn's own products.
+    ///
+    /// `CubeK` refuses bf16, for which burn would silently use its products with a bf16 softmax. Queries, keys and values in bf16
+    /// are therefore converted to f16, which has more digits and is exact for them up to 65,504.
+    Tuned,
     /// Two matrix products with the scores in memory; the softmax is in f32.
     Products,
 }
@@ -73,13 +77,13 @@ impl Attention {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
-            Self::Fused => "fused",
+            Self::Tuned => "tuned",
             Self::Products => "products",
         }
     }
 
-    /// Runs fused kernels on one batch and chooses them if they agree with [`Attention::Products`]. The run also tunes
-    /// them.
+    /// Runs burn's operation on one batch and chooses it if it agrees with [`Attention::Products`]. The run also tunes
+    /// its kernels.
     ///
     /// `shape` is `[images, heads, tokens, width of a head]`.
     ///
@@ -91,10 +95,10 @@ impl Attention {
         device: &B::Device,
     ) -> Result<Self, ModelError> {
         let [query, key, value] = trial_input::<B>(shape, format, device);
-        let fused = Self::Fused.attend(query.clone(), key.clone(), value.clone());
+        let fused = Self::Tuned.attend(query.clone(), key.clone(), value.clone());
         let difference = max_difference(fused, Self::Products.attend(query, key, value))?;
         // False for NaN.
-        Ok(if difference <= tolerance(format) { Self::Fused } else { Self::Products })
+        Ok(if difference <= tolerance(format) { Self::Tuned } else { Self::Products })
     }
 
     /// Maps concatenated query, key and value, `[rows · tokens, 3 · hidden]`, to `[rows · tokens, hidden]`.
@@ -132,7 +136,9 @@ impl Attention {
         let operation = |query, key, value| attention(query, key, value, None, None, AttentionModuleOptions::default());
         match self {
             Self::Plain => operation(query, key, value),
-            Self::Fused => {
+            Self::Tuned => {
+                let fused_format = if format == DType::BF16 { DType::F16 } else { format };
+                let [query, key, value] = [query, key, value].map(|part| cast_to(part, fused_format));
                 // No view has the intermediate shape, so the reshape copies to contiguous memory.
                 let to_contiguous = |tensor: Tensor<B, 4>| {
                     tensor.reshape([rows * heads, tokens, width]).reshape([rows, heads, tokens, width])
@@ -141,10 +147,11 @@ impl Attention {
                 let query = if missing == 0 {
                     to_contiguous(query)
                 } else {
-                    let padding = Tensor::zeros([rows, heads, missing, width], (&query.device(), format));
+                    let padding = Tensor::zeros([rows, heads, missing, width], (&query.device(), fused_format));
                     Tensor::cat(vec![query, padding], 2)
                 };
-                operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens)
+                let attended = operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens);
+                cast_to(attended, format)
             }
             Self::Products => attend_with_bias(query, key, value, None),
         }
@@ -210,7 +217,7 @@ mod tests {
                 way.forward(&input, 2, heads, &AttentionPositions::none()).into_data().into_vec::<f32>().unwrap()
             };
             let plain = output(Attention::Plain);
-            for way in [Attention::Fused, Attention::Products] {
+            for way in [Attention::Tuned, Attention::Products] {
                 let other = output(way);
                 let largest = plain.iter().zip(&other).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
                 assert!(plain.len() == other.len() && largest < 1e-5, "{way:?}, {tokens} tokens: {largest}");
@@ -224,7 +231,7 @@ mod tests {
         for shape in [[3, 2, 17, 16], [2, 3, 197, 64]] {
             for format in [DType::F32, DType::BF16] {
                 let way = Attention::choose_by_trial::<Any>(shape, format, &device).unwrap();
-                assert_eq!(way, Attention::Fused, "{format:?}");
+                assert_eq!(way, Attention::Tuned, "{format:?}");
                 let [query, key, value] = trial_input::<Any>(shape, format, &device);
                 let right = Attention::Products.attend(query.clone(), key.clone(), value.clone());
                 // Two faulty kernels: one ignores strides, one omits the last token.

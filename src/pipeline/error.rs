@@ -108,5 +108,66 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    one_line(text)
+}
+
+/// Shortens an error of `CubeCL`, a tree of causes and backtraces over many lines, to one line.
+///
+/// An error of the CUDA driver stands for all of them: the first one makes all later calls fail.
+fn one_line(text: String) -> String {
+    if !text.contains('\n') {
+        return text;
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for line in text.lines().map(|line| line.trim().trim_matches(['[', ']'])) {
+        let noise = ["Caused by:", "Backtrace", "No backtrace available"].iter().any(|start| line.starts_with(start));
+        if !line.is_empty() && !noise && !parts.contains(&line) {
+            parts.push(line);
+        }
+    }
+    let found = parts.iter().find_map(|part| driver_error(part));
+    match (found, parts.first().and_then(|first| first.split(": ").next())) {
+        (Some(found), Some(subject)) => format!("{subject}: {found}"),
+        _ => parts.join(": "),
+    }
+}
+
+/// Returns `message (CODE)` for a line with `DriverError(CODE, "message")`, behind the text before it.
+fn driver_error(line: &str) -> Option<String> {
+    let (before, behind) = line.split_once("DriverError(")?;
+    let (code, message) = behind.split_once(", ")?;
+    let message = message.trim_start_matches('"').split('"').next()?;
+    Some(format!("{before}{message} ({code})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_error_is_one_line() {
+        let text = "the device failed: An error happened during execution\nCaused by:\n  The server is in an invalid state\n\
+                    Caused by:\n  [Launch(An unknown error happened during launch\nCaused by:\n  \
+                    DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")\nBacktrace\n\
+                    No backtrace available), Io(Unknown error happened during execution\nNo backtrace available)]";
+        let wanted = "the device failed: an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)";
+        assert_eq!(one_line(text.to_owned()), wanted);
+    }
+
+    #[test]
+    fn text_before_a_driver_error_is_kept() {
+        let text =
+            "the device failed: x\nCaused by:\n  Unable to load the PTX: DriverError(CUDA_ERROR_INVALID_PTX, \"bad\")";
+        assert_eq!(
+            one_line(text.to_owned()),
+            "the device failed: Unable to load the PTX: bad (CUDA_ERROR_INVALID_PTX)"
+        );
+    }
+
+    #[test]
+    fn other_lines_are_joined_once_each() {
+        let text = "the device failed: one\nCaused by:\n  two\nCaused by:\n  two\nBacktrace:\nNo backtrace available";
+        assert_eq!(one_line(text.to_owned()), "the device failed: one: two");
+        assert_eq!(one_line("as it is".to_owned()), "as it is");
+    }
 }
