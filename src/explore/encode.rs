@@ -16,6 +16,7 @@ use crate::pipeline::device::{
     self, DeviceWorker, LoadedBackbone, LoadedEncoder, LoadedProjector, MemoryNeeds, model_error,
 };
 use crate::pipeline::hub::{self, HubModel};
+use crate::pipeline::images::RowContent;
 use crate::pipeline::resolve::{Backbone, paired_encoder_dir, resolve_backbone};
 use crate::train::text::centre_and_normalise;
 use crate::types::{DeviceKind, Precision};
@@ -69,7 +70,14 @@ impl Encoders {
             let (config, store) = (Arc::clone(&self.run.config), self.run.store.clone());
             let resolve = move || {
                 let snapshot = hub::find_cached(&config, HubModel::Backbone, &store)?;
-                resolve_backbone(&config, snapshot).map(Arc::new)
+                let (content, backbone) = resolve_backbone(&config, snapshot)?;
+                let RowContent::Images(spec) = content else {
+                    return Err(PipelineError::Input(
+                        "the run reads published features, so it has no pictures, and no model to encode one"
+                            .to_owned(),
+                    ));
+                };
+                Ok(Arc::new((spec, backbone)))
             };
             tokio::task::spawn_blocking(resolve).await?
         };

@@ -63,7 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
-    ("init", &["config", "corpus", "objects", "pipeline"]),
+    ("init", &["config", "corpus", "objects", "pipeline", "types"]),
     ("search", &["runtime", "types"]),
     (
         "explore",
