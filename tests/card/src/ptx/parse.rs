@@ -136,7 +136,8 @@ fn statement(func: &mut Func, text: &str, line: usize) -> Result<(), String> {
     if text.is_empty() {
         return Ok(());
     }
-    if let Some(rest) = text.strip_prefix(".reg ") {
+    // Inline assembly may write `.reg.b16` without a space.
+    if let Some(rest) = text.strip_prefix(".reg").filter(|rest| rest.starts_with(['.', ' '])) {
         let rest = rest.trim();
         let (kind, names) = rest.split_once(' ').ok_or("a register without a name")?;
         let class = class(kind.trim_start_matches('.'))?;
