@@ -131,10 +131,9 @@ impl Measured {
     fn part_limit(&self, settings: &ClusterSettings, open: f64) -> (f64, &'static str) {
         let cores = self.cores_per_s;
         let computing = match self.forward {
-            None => (cores, "cores"),
             Some((forward, true)) => (1.0 / (1.0 / cores + 1.0 / forward), "cores"),
             Some((forward, false)) if forward < cores => (forward, "device"),
-            Some(_) => (cores, "cores"),
+            Some((_, false)) | None => (cores, "cores"),
         };
         let reading = (open * self.shard_per_s, "reading of a shard");
         let network = (settings.network_mb_per_s * 1e6 / self.stored_bytes, "network");
@@ -147,13 +146,11 @@ impl Measured {
     fn shard_images(&self, settings: &ClusterSettings) -> Vec<f64> {
         let own: Vec<f64> = self.shard_bytes.iter().map(|bytes| *bytes as f64 / self.stored_bytes).collect();
         let total = settings.images.map_or_else(|| own.iter().sum(), |images| images as f64);
-        match settings.shards {
-            Some(shards) => vec![total / f64::from(shards); shards as usize],
-            None => {
-                let scale = total / own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-                own.into_iter().map(|images| images * scale).collect()
-            }
+        if let Some(shards) = settings.shards {
+            return vec![total / f64::from(shards); shards as usize];
         }
+        let scale = total / own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        own.into_iter().map(|images| images * scale).collect()
     }
 
     /// Returns the time in which one machine builds the catalog: it reads the pairs through its network and parses them. A
@@ -222,9 +219,8 @@ impl Measured {
             }
             let streaming = running.iter().filter(|part| part.starting_s <= 0.0).count();
             let share = source_per_s / streaming.max(1) as f64;
-            let until = |part: &Running| match part.starting_s > 0.0 {
-                true => part.starting_s,
-                false => part.images / part.limit_per_s.min(share),
+            let until = |part: &Running| {
+                if part.starting_s > 0.0 { part.starting_s } else { part.images / part.limit_per_s.min(share) }
             };
             let step = running.iter().map(until).fold(f64::INFINITY, f64::min);
             course.seconds += step;
