@@ -294,7 +294,7 @@ fn kinds_on_stores_and_web_servers_give_the_same_pixels() {
     web.set_whole(true);
     let text = pipeline(&dir.path().join("whole"), &at(&web.endpoint(), "kinds/tar/part-{0..1}.tar"), TRAIN_CLASSES);
     succeed_after_kill(&web, &write(dir.path(), &text), "tar without ranges");
-    for (name, why) in [("parquet/part-{0..1}.parquet", "range"), ("folder/", "cannot be listed")] {
+    for (name, why) in [("parquet/part-{0..1}.parquet", "range"), ("folder/", "has no listing")] {
         let name = at(&web.endpoint(), &format!("kinds/{name}"));
         let config = write(dir.path(), &pipeline(&dir.path().join("refused"), &name, TRAIN_CLASSES));
         let out = run(&["run", &config]);
