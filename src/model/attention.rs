@@ -65,8 +65,7 @@ pub enum Attention {
     /// burn's attention operation on contiguous tensors with padded queries, as fused kernels require. Tuning chooses one of
     /// `CubeK`'s fused kernels, or burn's own products.
     ///
-    /// `CubeK` refuses bf16, for which burn would silently use its products with a bf16 softmax. Queries, keys and values in bf16
-    /// are therefore converted to f16, which has more digits and is exact for them up to 65,504.
+    /// `CubeK` refuses bf16. Tuning then keeps burn's products, whose softmax is in bf16.
     Tuned,
     /// Two matrix products with the scores in memory; the softmax is in f32.
     Products,
@@ -137,8 +136,6 @@ impl Attention {
         match self {
             Self::Plain => operation(query, key, value),
             Self::Tuned => {
-                let fused_format = if format == DType::BF16 { DType::F16 } else { format };
-                let [query, key, value] = [query, key, value].map(|part| cast_to(part, fused_format));
                 // No view has the intermediate shape, so the reshape copies to contiguous memory.
                 let to_contiguous = |tensor: Tensor<B, 4>| {
                     tensor.reshape([rows * heads, tokens, width]).reshape([rows, heads, tokens, width])
@@ -147,11 +144,10 @@ impl Attention {
                 let query = if missing == 0 {
                     to_contiguous(query)
                 } else {
-                    let padding = Tensor::zeros([rows, heads, missing, width], (&query.device(), fused_format));
+                    let padding = Tensor::zeros([rows, heads, missing, width], (&query.device(), format));
                     Tensor::cat(vec![query, padding], 2)
                 };
-                let attended = operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens);
-                cast_to(attended, format)
+                operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens)
             }
             Self::Products => attend_with_bias(query, key, value, None),
         }
