@@ -199,7 +199,7 @@ def main():
     data = {name: base64.b64encode(value.encode()).decode() for name, value in CREDENTIALS.items()}
     podman.run("secret", "create", secret, "-", input=json.dumps(data))
     controller = Controller(podman, folder, spec, config)
-    victim = wait_for(lambda: controller.step() or stopped("/first"), 120, "a process that has committed two chunks")
+    victim = wait_for(lambda: controller.step() or stopped("/first"), 300, "a process that has committed two chunks")
     assert controller.live, "no process has stopped"
     namespace = os.readlink(f"/proc/{victim}/ns/pid")
     index = next(
@@ -207,7 +207,7 @@ def main():
     )
     podman.run("kill", "--signal", "KILL", controller.container(index))
     say(f"pod {index} is killed")
-    wait_for(controller.step, 240, "the end of the Job")
+    wait_for(controller.step, 600, "the end of the Job")
     assert (index, 137) in controller.codes, controller.codes
     download(s3, folder / "parts")
     left = [path for path in (folder / "parts").rglob("lock")]

@@ -44,7 +44,7 @@ def main():
     command += ["--parts", str(PARTS), "--cpus", "1", "--program", wrapper, "--address", cluster.address]
     with (folder / "job.log").open("w") as log:
         job = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
-    victim = wait_for(lambda: stopped(folder), 90, "a process that has committed two chunks")
+    victim = wait_for(lambda: stopped(folder), 300, "a process that has committed two chunks")
     # The worker that started the process is a child of the node's daemon.
     lost = next(node for node in nodes if is_below(victim, node.all_processes["raylet"][0].process.pid))
     cluster.remove_node(lost, allow_graceful=False)
@@ -53,7 +53,7 @@ def main():
     wait_for(lambda: victim not in processes(folder), 30, "the end of the process, whose node is gone")
     say("the process has ended with its node")
     cluster.add_node(**node)
-    code = job.wait(timeout=200)
+    code = job.wait(timeout=600)
     if code != 0:
         raise SystemExit(f"the job ended with {code}:\n{(folder / 'job.log').read_text()[-3000:]}")
     assert not processes(folder), f"processes outlive the job: {processes(folder)}"

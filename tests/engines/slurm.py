@@ -100,7 +100,7 @@ def main():
         os.environ[name] = str(value)
     options = [f"--array=0-{PARTS - 1}%3", "--mem=600", "--cpus-per-task=1", "--time=10", "--output=part-%a.log"]
     job = output("sbatch", "--parsable", *options, str(REPOSITORY / "docker/slurm.sbatch"))
-    two = wait_for(lambda: two_stopped(folder), 180, "two processes that have committed two chunks each")
+    two = wait_for(lambda: two_stopped(folder), 300, "two processes that have committed two chunks each")
     name, _ = (folder / "first/task").read_text().split()
     nodes[name].kill()
     nodes[name].wait()
@@ -114,7 +114,7 @@ def main():
     say(f"task {index} has got the signal before its time limit")
     wait_for(lambda: output("sinfo", "-h", "-n", name, "-o", "%T").startswith("down"), 60, f"{name} is down")
     say(f"Slurm calls {name} down; the queue: {output('squeue', '-h', '-j', job, '-o', '%K %T %r').splitlines()}")
-    wait_for(lambda: not output("squeue", "-h", "-j", job), 270, "the end of the array")
+    wait_for(lambda: not output("squeue", "-h", "-j", job), 600, "the end of the array")
     states = [
         dict(word.split("=", 1) for word in line.split() if "=" in word)
         for line in output("scontrol", "-o", "show", "job", job).splitlines()
