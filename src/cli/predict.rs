@@ -62,7 +62,10 @@ pub(super) fn run(
 mod tests {
     use super::*;
 
-    fn pair(captions: &[&str], outputs: &[&str]) -> Result<Vec<(Option<String>, Option<String>)>, String> {
+    /// A list of captions and its output.
+    type Pair = (Option<String>, Option<String>);
+
+    fn pair(captions: &[&str], outputs: &[&str]) -> Result<Vec<Pair>, String> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let pairs = pair_lists(own(captions), own(outputs), &AdHocRanking::default())?;
         Ok(pairs.into_iter().map(|ranking| (ranking.captions, ranking.output)).collect())

@@ -100,7 +100,7 @@ fn features_do_not_depend_on_batch_size() {
     }
     let out = run(&["bench", "forward", "--checkpoint", &checkpoint, "--pixels", &file("all"), "--size-px", "48"]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(stderr_of(&out).contains("are no images of 48 × 48 × 3"), "{}", stderr_of(&out));
+    assert!(stderr_of(&out).contains("is not a whole number of images of 48 × 48 × 3"), "{}", stderr_of(&out));
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn status_describes_running_and_killed_runs() {
     let config = write(dir.path(), &pipeline(&run_dir, &[("epochs = 12", "epochs = 20000")]));
     let out = run(&["status", "--run-dir", run_dir.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(3));
-    assert!(stderr_of(&out).contains("does not exist"), "{}", stderr_of(&out));
+    assert!(stderr_of(&out).contains("holds no run: `run.toml` is missing"), "{}", stderr_of(&out));
 
     let mut child = program()
         .args(["run", "--config", &config, "--metrics", "0"])

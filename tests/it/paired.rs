@@ -79,7 +79,7 @@ fn truth_gives_ranks_among_all_captions_and_within_each_language() {
     assert!(out.status.success(), "{}", stderr_of(&out));
     let ranked = rows(&run_dir.join("submission.csv"));
     // The eighth caption of each id is right. The language of a caption follows from its length.
-    let language = |caption: &str| if caption.len() % 2 == 0 { "de" } else { "en" };
+    let language = |caption: &str| if caption.len().is_multiple_of(2) { "de" } else { "en" };
     let mut truth = "id,caption_title_and_reference_description,language\n".to_owned();
     let (mut within, mut answers) = (Vec::new(), std::collections::BTreeSet::new());
     for id in ranked.chunks(20) {

@@ -25,7 +25,9 @@ fn done(report: &Value, stage: &str) -> Option<u64> {
 fn write_list(path: &Path, captions: &[String]) {
     let mut writer = csv::Writer::from_path(path).unwrap();
     writer.write_record(["caption"]).unwrap();
-    captions.iter().for_each(|caption| writer.write_record([caption]).unwrap());
+    for caption in captions {
+        writer.write_record([caption]).unwrap();
+    }
     writer.flush().unwrap();
 }
 

@@ -174,7 +174,7 @@ pub(super) enum RowWriter {
     /// Of squares of pixels.
     Pixels(PixelWriter),
     /// Of features.
-    Features(FeatureWriter),
+    Features(Box<FeatureWriter>),
 }
 
 impl RowWriter {
@@ -190,7 +190,8 @@ impl RowWriter {
                 PixelWriter::create(path, spec.geometry.output_px(), compression, generation).map(Self::Pixels)
             }
             RowContent::Numbers(NumberSpec { dim, precision }) => {
-                FeatureWriter::create(path, *dim as usize, *precision, generation).map(Self::Features)
+                let writer = FeatureWriter::create(path, *dim as usize, *precision, generation)?;
+                Ok(Self::Features(Box::new(writer)))
             }
         }
     }

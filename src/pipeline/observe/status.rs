@@ -245,8 +245,11 @@ fn default_report() -> String {
     report::FILE.to_owned()
 }
 
-/// Reads the files that hold the status of a run, without a part, and of each part: name, part, content.
-fn read_files(directory: &Directory) -> Result<Vec<(String, Option<Part>, Vec<u8>)>, StoreError> {
+/// A file that holds the status of a run, or of a part: name, part, content.
+type StatusFile = (String, Option<Part>, Vec<u8>);
+
+/// Reads the files that hold the status of a run, without a part, and of each part.
+fn read_files(directory: &Directory) -> Result<Vec<StatusFile>, StoreError> {
     let folders = directory.list(PARTS_FOLDER)?;
     let parts = folders.iter().filter_map(|name| Part::from_folder(name));
     let files = std::iter::once((FILE.to_owned(), None))

@@ -117,7 +117,9 @@ fn fixed_scale_stays_and_dropout_resumes_bit_for_bit() {
         let mut cut = new(start(), 0, (0.0, 0), adam);
         let mut other = new(start(), 0, (0.0, 0), AdamW { seed: 6, ..adam });
         for step in 0..6 {
-            [&mut whole, &mut cut, &mut other].into_iter().for_each(|trainer| run_step(&reference, trainer, step));
+            for trainer in [&mut whole, &mut cut, &mut other] {
+                run_step(&reference, trainer, step);
+            }
             if step == 2 {
                 let losses = cut.loss().unwrap();
                 cut = new(cut.state().unwrap(), 3, losses, adam);

@@ -204,7 +204,11 @@ fn offline_mode_reads_the_cache_and_sends_no_request() {
     std::os::unix::fs::symlink("../../../../blobs/e1", folder.join("test-0.csv")).unwrap();
     let out = offline();
     assert!(out.status.success(), "{}", stderr_of(&out));
-    assert!(stderr_of(&out).contains("only those files"), "{}", stderr_of(&out));
+    assert!(
+        stderr_of(&out).contains("only the files of the data set that are in the cache are read"),
+        "{}",
+        stderr_of(&out)
+    );
 }
 
 #[test]
