@@ -109,7 +109,7 @@ clean_up() {
 }
 install_packages() {
     local package missing=()
-    for package in docker.io docker-compose mmdebstrap buildah ca-certificates curl iproute2 python3-venv; do
+    for package in docker.io docker-compose mmdebstrap buildah ca-certificates curl iproute2 procps python3-venv; do
         dpkg-query --show --showformat '${db:Status-Status}' "$package" 2> /dev/null | grep -q '^installed' || missing+=("$package")
     done
     if [ ${#missing[@]} -gt 0 ]; then

@@ -9,8 +9,9 @@ shots=${2:-target/browser/shots}
 axe=4.14.1
 
 if ! command -v chromedriver > /dev/null || ! command -v chromium > /dev/null; then
+    [ "$(id --user)" = 0 ] && command -v apt-get > /dev/null || { echo "NOT TESTED: chromium and chromedriver are missing" >&2; exit 77; }
     apt-get update -q > /dev/null
-    apt-get install -y -q chromium chromium-driver > /dev/null
+    apt-get -o DPkg::Lock::Timeout=300 install -y -q chromium chromium-driver > /dev/null
 fi
 mkdir -p target/browser
 [ -f "target/browser/node_modules/axe-core/axe.min.js" ] || npm install --silent --no-save --no-audit --prefix target/browser "axe-core@$axe" > /dev/null

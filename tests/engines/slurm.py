@@ -87,6 +87,12 @@ def two_stopped(folder):
     return found if len(found) == 2 else None
 
 
+def one_left(folder, two):
+    """Returns the one of two processes that is left, once the other has ended."""
+    found = [process for process in two if process in processes(folder)]
+    return found[0] if len(found) == 1 else None
+
+
 def main():
     program, folder = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
     shared = folder.parent
@@ -104,7 +110,7 @@ def main():
     name, _ = (folder / "first/task").read_text().split()
     nodes[name].kill()
     nodes[name].wait()
-    (left,) = [process for process in two if process in processes(folder)]
+    left = wait_for(lambda: one_left(folder, two), 60, "the end of the process on the killed node")
     say(f"node {name} is killed with its job")
     # The signal before the time limit, which Slurm sends to the script alone.
     _, index = (folder / "second/task").read_text().split()

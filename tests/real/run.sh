@@ -15,7 +15,9 @@ mkdir -p "$here"
 if [ ! -d "$here/corpus-local" ]; then
     rm -rf "$here/corpus" "$here/corpus-local"
     if ! (cd "$here" && apt-get download tuxpaint-stamps-default) 2>/dev/null; then
-        apt-get update -qq && (cd "$here" && apt-get download tuxpaint-stamps-default)
+        # Another process may hold the lists.
+        for _ in 1 2 3 4 5 6; do apt-get update -qq && break; sleep 5; done
+        (cd "$here" && apt-get download tuxpaint-stamps-default)
     fi
     rm -rf "$here/deb" && dpkg-deb -x "$here"/tuxpaint-stamps-default_*.deb "$here/deb"
     python3 tests/real/stamps_corpus.py --stamps "$here/deb/usr/share/tuxpaint/stamps" --out "$here/corpus"

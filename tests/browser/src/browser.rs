@@ -52,7 +52,7 @@ impl Browser {
         let driver = driver.spawn().map_err(|error| {
             format!("`chromedriver` does not start ({error}): install Debian's chromium and chromium-driver")
         })?;
-        let options = json!({ "args": ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-prefers-reduced-motion"] });
+        let options = json!({ "args": ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-prefers-reduced-motion"] });
         let capabilities = json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } });
         let Value::Object(capabilities) = capabilities else { return Err("no capabilities".to_owned()) };
         let started = Instant::now();

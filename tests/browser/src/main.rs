@@ -87,7 +87,7 @@ impl Tests {
 
     /// A run with a classifier, from its first second to its last, on one page that is never reloaded.
     async fn follows_a_run(&mut self) -> Step {
-        let pipeline = self.program.write_pipeline("classes", "", 40)?;
+        let pipeline = self.program.write_pipeline("classes", "", 100_000)?;
         let port = self.port.to_string();
         let mut run = self.program.serve(&["run", "--config", &pipeline, "--serve", &port], self.port).await?;
         self.browser.appearance(1200, 1000, "light").await?;
@@ -103,6 +103,9 @@ impl Tests {
             )
             .await?;
         self.browser.wait("the training curve", "document.querySelector('svg.chart path')").await?;
+        // A training that long ends by a signal.
+        let id = run.id().ok_or("the run has ended by itself")?.to_string();
+        tokio::process::Command::new("kill").args(["-TERM", &id]).status().await.map_err(|error| error.to_string())?;
         run.wait().await.map_err(|error| error.to_string())?;
         // The page ends with the run.
         self.browser.expected.push("ERR_CONNECTION_REFUSED");
@@ -113,6 +116,8 @@ impl Tests {
 
     /// Another process serves the run at the same address; the page connects by itself.
     async fn connection_comes_back(&mut self) -> Step {
+        let classes = self.program.write_pipeline("classes", "", 4)?;
+        self.program.run(&["run", "--config", &classes, "--from", "train"]).await?;
         let pipeline = self.program.write_pipeline("text", &self.program.text_head(), 4)?;
         self.program.run(&["run", "--config", &pipeline]).await?;
         let port = self.port.to_string();
