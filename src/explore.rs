@@ -57,6 +57,8 @@ pub struct Explorer {
     dir: Directory,
     store: Store,
     opened: Arc<Mutex<Option<Opened>>>,
+    /// Held while the run is opened, so that requests at the same time open it once.
+    opening: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Opened {
@@ -188,19 +190,25 @@ fn internal(what: &str) -> PipelineError {
 impl Explorer {
     /// Creates an explorer of a run directory. Nothing is read.
     pub fn new(dir: Directory, store: Store) -> Self {
-        Self { dir, store, opened: Arc::default() }
+        Self { dir, store, opened: Arc::default(), opening: Arc::default() }
+    }
+
+    /// Returns the state that was checked a moment ago.
+    fn recent(&self) -> Option<Arc<State>> {
+        let opened = lock(&self.opened);
+        opened.as_ref().filter(|opened| opened.checked.elapsed() < RECHECK).map(|opened| Arc::clone(&opened.state))
     }
 
     /// Returns the present state of the run directory.
     async fn state(&self) -> Result<Arc<State>, PipelineError> {
-        let known = {
-            let opened = lock(&self.opened);
-            let fresh = opened.as_ref().filter(|opened| opened.checked.elapsed() < RECHECK);
-            if let Some(opened) = fresh {
-                return Ok(Arc::clone(&opened.state));
-            }
-            opened.as_ref().map(|opened| Arc::clone(&opened.state))
-        };
+        if let Some(state) = self.recent() {
+            return Ok(state);
+        }
+        let _opening = self.opening.lock().await;
+        if let Some(state) = self.recent() {
+            return Ok(state);
+        }
+        let known = lock(&self.opened).as_ref().map(|opened| Arc::clone(&opened.state));
         let (dir, store) = (self.dir.clone(), self.store.clone());
         let state = tokio::task::spawn_blocking(move || {
             let stamp = opened::stamp(&dir)?;

@@ -385,7 +385,7 @@ pub(super) struct RawTrain {
     /// result does not depend on this key.
     pub(super) checkpoint_every: Span,
     /// Event files for TensorBoard: `true` writes them to `tensorboard/` of the run directory, and the name of a folder to a
-    /// folder in it named after the run, so that several runs are shown together. The result does not depend on this key.
+    /// folder in it named by the path of the run, so that several runs are shown together. The result does not depend on this key.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) tensorboard: EventFolder,
 }

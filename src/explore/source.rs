@@ -180,6 +180,10 @@ async fn serve(run: Arc<OpenRun>, mut requests: mpsc::Receiver<Request>) {
             groups.entry((next.is_test, next.chunk.shard)).or_default().push(next);
         }
         for ((is_test, shard), mut group) in groups {
+            group.retain(|request| !request.reply.is_closed());
+            if group.is_empty() {
+                continue;
+            }
             let read = async {
                 let shards = match inputs.get(&is_test) {
                     Some(shards) => Arc::clone(shards),
@@ -255,6 +259,10 @@ async fn read_group(
         }
         // Decompression never yields by itself.
         tokio::task::yield_now().await;
+        group.retain(|request| !request.reply.is_closed());
+        if group.is_empty() {
+            return Ok(());
+        }
     }
 }
 

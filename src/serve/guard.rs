@@ -2,7 +2,7 @@
 //!
 //! A page of any site can send requests to a server on localhost. Two checks keep other sites out: the `Host` header
 //! must name this server, so that a name which an attacker points at 127.0.0.1 is refused (DNS rebinding), and a request
-//! with an `Origin` must come from this server's own page.
+//! that names its origin or its site must come from this server's own page.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -64,6 +64,12 @@ impl Guard {
         {
             return refuse(StatusCode::FORBIDDEN, "requests of other sites are refused");
         }
+        // A browser says which site a request comes from. A link to the page may be anywhere; other sites may load nothing.
+        let site = text(header::HeaderName::from_static("sec-fetch-site"));
+        let is_link = text(header::HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
+        if site.is_some_and(|site| !["same-origin", "none"].contains(&site)) && !is_link {
+            return refuse(StatusCode::FORBIDDEN, "requests of other sites are refused");
+        }
         if ![Method::GET, Method::HEAD, Method::POST].contains(method) {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and POST are allowed");
         }
@@ -97,6 +103,23 @@ mod tests {
 
     fn guard(bound: &str, address: &str) -> Guard {
         Guard::new(bound.parse().unwrap(), address)
+    }
+
+    #[test]
+    fn other_sites_may_link_but_load_nothing() {
+        let guard = guard("127.0.0.1:8080", "127.0.0.1:8080");
+        let status = |site: &str, mode: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, "127.0.0.1:8080".parse().unwrap());
+            headers.insert("sec-fetch-site", site.parse().unwrap());
+            headers.insert("sec-fetch-mode", mode.parse().unwrap());
+            guard.check(&Method::GET, &headers).map_or_else(|failure| failure.status, |()| StatusCode::OK)
+        };
+        assert_eq!(status("same-origin", "no-cors"), StatusCode::OK);
+        assert_eq!(status("none", "navigate"), StatusCode::OK);
+        assert_eq!(status("cross-site", "navigate"), StatusCode::OK);
+        assert_eq!(status("cross-site", "no-cors"), StatusCode::FORBIDDEN);
+        assert_eq!(status("same-site", "no-cors"), StatusCode::FORBIDDEN);
     }
 
     fn status(guard: &Guard, host: &str, origin: Option<&str>) -> StatusCode {

@@ -19,6 +19,8 @@ use crate::train::HeadState;
 const BATCH_ROWS: usize = 256;
 /// Upper bound on the ranked images: each takes about 200 bytes of memory.
 const MAX_IMAGES: u64 = 100_000;
+/// Upper bound on the vectors of the candidates, which are in memory three times while they are prepared.
+const MAX_CANDIDATE_BYTES: u64 = 1 << 30;
 /// Upper bound on the operations of a ranking: about a minute on two cores.
 const MAX_OPERATIONS: u64 = 4_000_000_000_000;
 
@@ -83,6 +85,15 @@ fn candidates(run: &OpenRun, images: &ImageIndex) -> Result<(Arc<HeadState>, Opt
                 numbers.extend(images.record(row)?.labels);
             }
             let numbers: Vec<u32> = numbers.into_iter().collect();
+            let bytes = 3 * 4 * numbers.len() as u64 * head.text_mean.len().max(head.output) as u64;
+            if bytes > MAX_CANDIDATE_BYTES {
+                return Err(PipelineError::Input(format!(
+                    "the {} captions of the held-out images take {} of memory to rank, and the page takes {} at most; look at the test images",
+                    numbers.len(),
+                    bytesize::ByteSize(bytes),
+                    bytesize::ByteSize(MAX_CANDIDATE_BYTES)
+                )));
+            }
             let is_classes = |list: &CaptionList| matches!(list, CaptionList::Set { is_classes: true, .. });
             let absent = || PipelineError::Input("the vectors of the training captions are not in the run".to_owned());
             let list = captions::lists(run)?.into_iter().find(is_classes).ok_or_else(absent)?;

@@ -45,6 +45,13 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
+/// Returns the folder of a run among those of other runs: its whole path, since runs of two folders may have the same name.
+fn folder_of(run_dir: &str) -> String {
+    let path = run_dir.split_once("://").map_or(run_dir, |(_, path)| path);
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect();
+    if parts.is_empty() { "run".to_owned() } else { parts.join("/") }
+}
+
 impl EventFiles {
     /// Creates the files of a training with `trials` heads, with the points of the curve so far; `None` if the configuration
     /// asks for none.
@@ -61,10 +68,9 @@ impl EventFiles {
             EventFolder::Off => return Ok(None),
             EventFolder::RunDirectory => (ctx.dir.clone(), FOLDER.to_owned()),
             EventFolder::At(folder) => {
-                let run = ctx.config.run_dir().trim_end_matches('/');
-                let name = run.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("run");
+                let name = folder_of(ctx.config.run_dir());
                 let staging = ctx.scratch_path().join("tensorboard");
-                (Directory::open(&ctx.store, Store::redact(folder), &staging)?, name.to_owned())
+                (Directory::open(&ctx.store, Store::redact(folder), &staging)?, name)
             }
         };
         let file = format!("events.out.{MARK}.{:010}.{}", now() as u64, std::process::id());

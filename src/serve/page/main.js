@@ -96,6 +96,8 @@ async function render() {
 }
 
 document.getElementById("run").addEventListener("change", (event) => { location.hash = address(+event.target.value, place().name); });
+// The hash is the address of a view, so the link moves the focus and leaves the hash.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); view.focus(); });
 addEventListener("hashchange", () => { render(); view.focus({ preventScroll: true }); });
 
 try {
