@@ -209,11 +209,11 @@ struct ManifestFile {
     blake3: String,
 }
 
-/// Writes a corpus as [`write`] does, unless `out` holds one. Of several processes on a machine one writes, and the others wait
+/// Writes a corpus as [`write()`] does, unless `out` holds one. Of several processes on a machine one writes, and the others wait
 /// for it; `waits` is called before that.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_if_absent(out: &Path, options: &SampleOptions, waits: impl FnOnce()) -> Result<(), SampleError> {
     if out.join(MANIFEST).is_file() {
         return Ok(());

@@ -29,6 +29,7 @@ use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec}
 use crate::pipeline::images::{MAX_OPEN_SHARDS, Views};
 use crate::pipeline::inputs::{list_images, list_pairs};
 use crate::pipeline::store::open_store;
+use crate::runtime::usable_cores;
 use crate::types::{ImageFormat, PairsFormat};
 
 pub use cluster::{Cluster, ClusterForecast, ClusterSettings};
@@ -196,7 +197,12 @@ pub async fn ingest(config: RunConfig, settings: ClusterSettings) -> Result<Inge
         stored_bytes: report.stored_bytes,
         cores_per_s: share * forecast(cores, report.core_seconds(&[]), &limits).images_per_s,
         shard_per_s: 1.0 / serial,
-        forward: forward.map(|(per_s, on_cores)| (per_s / report.squares_per_image, on_cores)),
+        forward: forward.map(|(per_s, on_cores)| {
+            // Measured on all cores of this machine.
+            let own = settings.cores.filter(|_| on_cores);
+            let scale = own.map_or(1.0, |cores| cores as f64 / usable_cores() as f64);
+            (per_s * scale / report.squares_per_image, on_cores)
+        }),
         pairs: all_pairs,
         chunk_rows: f64::from(config.chunks().rows),
         pixel_bytes: config.model().is_none().then(|| 3.0 * f64::from(report.size_px).powi(2)),

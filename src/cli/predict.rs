@@ -22,6 +22,11 @@ pub(super) fn pair_lists(
             outputs.len()
         ));
     }
+    if let Some(name) = outputs.iter().enumerate().find_map(|(at, name)| outputs[..at].contains(name).then_some(name)) {
+        return Err(format!(
+            "`--output {name}` is given twice, and the second ranking would replace the first: name two files"
+        ));
+    }
     if captions.is_empty() {
         return Ok(vec![AdHocRanking { output: outputs.into_iter().next(), ..common.clone() }]);
     }

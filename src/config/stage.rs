@@ -6,6 +6,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::raw::{RawModel, RawPipeline};
+use super::validate::images::PUBLISHED_DIM;
 use crate::types::FeatureOrigin;
 
 /// A stage that leaves artefacts. The variants are ordered as the stages depend on each other.
@@ -134,6 +135,10 @@ fn add_feature_keys(keys: &mut StageKeys, pipeline: &RawPipeline) {
     let published = |model: &&RawModel| model.features == FeatureOrigin::Published;
     if let Some(model) = pipeline.model.as_ref().filter(published) {
         add(keys, "model", Some(model), &["checkpoint", "layer", "pool"]);
+        // The default changes nothing where it is written out.
+        if model.feature_dim == Some(PUBLISHED_DIM) {
+            keys.remove("model.feature_dim");
+        }
         return;
     }
     add(keys, "preprocess", Some(&pipeline.preprocess), &[]);

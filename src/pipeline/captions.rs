@@ -259,7 +259,9 @@ async fn find_known(
     let (writer, captions, missing) = (writer.clone(), Arc::clone(captions), missing.to_vec());
     let format = (encoder.checkpoint.dim(), encoder.precision);
     let limit_bytes = resident_limit_bytes(&ctx.config) / 2;
-    tokio::task::spawn_blocking(move || KnownVectors::find(&writer, &captions, &missing, format, limit_bytes)).await?
+    let shutdown = ctx.shutdown.clone();
+    let find = move || KnownVectors::find(&writer, &captions, &missing, format, limit_bytes, &shutdown);
+    tokio::task::spawn_blocking(find).await?
 }
 
 /// As [`embed`], for the classes of a run. If the run directory has all of their vectors, the captions are neither read

@@ -26,6 +26,8 @@ fn part_lock(part: Part) -> String {
 /// # Errors
 /// [`StoreError::InUse`] if another process works on the run or on a part of it.
 pub(crate) fn claim_run(dir: &Directory) -> Result<Lock, StoreError> {
+    // First without the lock, so that a process that waits does not keep parts from starting or finishing.
+    refuse_live_parts(dir, |_| true)?;
     let lock = dir.lock(RUN_LOCK, "")?;
     refuse_live_parts(dir, |_| true)?;
     Ok(lock)

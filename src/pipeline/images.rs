@@ -23,7 +23,7 @@
 //! | `bad_rows` | `limits.max_bad_fraction` |
 //! | `resume` | state after an interruption |
 //! | `memory` | memory and queue limits |
-//! | `preprocess` | configuration and checkpoint → [`ImageSpec`] |
+//! | `preprocess` | configuration and checkpoint → `ImageSpec` |
 //!
 //! [`run`] is the stage whose product is pixels. Stage `features` streams into a scratch spool instead; published features
 //! are the product of their stream.

@@ -124,6 +124,12 @@ fn prediction_stem(name: &str) -> &str {
     name.strip_prefix(PREDICTION_PREFIX).unwrap_or(name)
 }
 
+/// Returns whether a record is that of images named on the command line: `predict images-` and 8 hexadecimal digits.
+fn is_of_named_images(name: &str) -> bool {
+    let hash = name.strip_prefix(PREDICTION_PREFIX).and_then(|stem| stem.strip_prefix("images-"));
+    hash.is_some_and(|hash| hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 impl RunFile {
     /// Reads `run.toml`; `None` in a new directory.
     ///
@@ -326,7 +332,8 @@ impl Manifest {
         let (mut refused, mut unmade) = (Vec::new(), Vec::new());
         for (stage, name, new) in &self.proposed {
             let Some(old) = self.recorded(name).filter(|old| old.generation != new.generation) else { continue };
-            if self.shared || self.has_made(name, *stage)? {
+            // Features of images named on the command line are made again; nothing else depends on them.
+            if !is_of_named_images(name) && (self.shared || self.has_made(name, *stage)?) {
                 refused.push((*stage, old.keys.clone(), new.keys.clone()));
             } else {
                 unmade.push((name.clone(), *stage));

@@ -11,7 +11,7 @@ use crate::pipeline::resolve::FeatureShape;
 use crate::pipeline::train::{head_size, remote_disk_problem, window_problem};
 use crate::runtime::HostMemory;
 use crate::train::{EngineKind, HeadBytes, ProjectionSize};
-use crate::types::ClassSource;
+use crate::types::{ClassSource, HeadMethod};
 
 /// A run whose number of classes is known.
 #[derive(Clone, Copy)]
@@ -73,6 +73,12 @@ impl ClassNeeds<'_> {
     }
 
     fn head_problem(self, settings: &TrainConfig) -> Option<Problem> {
+        if settings.method != HeadMethod::Sgd {
+            let size = head_size(self.config, settings, self.classes, self.shape.dim);
+            let bytes = HeadBytes { weights: size.closed_form_bytes(), ..HeadBytes::default() };
+            let host = self.host.filter(|host| bytes.total().saturating_add(self.held_bytes) > host.bytes)?;
+            return Some(self.refuse(settings, bytes, &format!("the {} of {}", ByteSize(host.bytes), host.origin)));
+        }
         let bytes = self.head_bytes(settings);
         let options = training_options(self.device, self.shape.precision);
         if let (EngineKind::Gpu, Some(gpu)) = (options.engine, &self.device.gpu)
@@ -125,7 +131,8 @@ impl ClassNeeds<'_> {
     }
 
     fn refuse(self, settings: &TrainConfig, bytes: HeadBytes, available: &str) -> Problem {
-        let mut terms = vec![format!("{} for weights and momentum", ByteSize(bytes.weights))];
+        let weights = if settings.method == HeadMethod::Sgd { "weights and momentum" } else { "sums and weights" };
+        let mut terms = vec![format!("{} for {weights}", ByteSize(bytes.weights))];
         for (bytes, of) in
             [(bytes.gradient, "the gradient"), (bytes.copies, "copies of weights"), (bytes.logits, "logits")]
         {

@@ -249,7 +249,12 @@ impl Prediction<'_> {
         let scores = match (&settings.truth, &questions) {
             (Some(truth), Some(questions)) => {
                 let captions = ranker.captions() as u64;
-                Some(submission::score(ctx, (truth, questions), output, test_set, (&ranking, captions)).await?)
+                let (scores, remark) =
+                    submission::score(ctx, (truth, questions), output, test_set, (&ranking, captions)).await?;
+                if let Some(remark) = remark {
+                    remarks.add_note(remark);
+                }
+                Some(scores)
             }
             _ => None,
         };

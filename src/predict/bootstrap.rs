@@ -1,7 +1,7 @@
 //! Confidence intervals of scores by the bootstrap over images (Efron 1979).
 //!
 //! Captions of one image share its ranking, so images are resampled and not captions. An interval holds the central 95 %
-//! of the scores of [`RESAMPLES`] sets of images drawn with replacement. The draws come from a fixed seed, so the same
+//! of the scores of `RESAMPLES` sets of images drawn with replacement. The draws come from a fixed seed, so the same
 //! tallies in the same order give the same interval.
 
 use rand_chacha::ChaCha8Rng;

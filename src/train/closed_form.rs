@@ -29,8 +29,10 @@ pub enum ClosedFormError {
     /// There is nothing to fit.
     #[error("no training image has a caption")]
     Empty,
-    /// A covariance is singular or holds values that are not numbers.
-    #[error("the covariance of the {0} cannot be inverted: the values are not finite, or the shrinkage is too small")]
+    /// A covariance is zero or holds values that are not finite.
+    #[error(
+        "a head in closed form needs {0} that differ, and those of all training images are equal, or some are not finite: train on more images"
+    )]
     Singular(&'static str),
     /// The singular value decomposition does not converge.
     #[error("the correlation of features and captions has no singular value decomposition")]

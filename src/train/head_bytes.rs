@@ -41,6 +41,13 @@ impl HeadSize {
         self.classes.saturating_mul(self.dim.saturating_add(1))
     }
 
+    /// Returns the memory of the host for a classifier in closed form: sums in f64, the new head, the best head and a copy
+    /// that scores, and the covariance, its shrunk copy and its factor.
+    pub fn closed_form_bytes(self) -> u64 {
+        let squares = self.dim.saturating_mul(self.dim).saturating_mul(3 * 8);
+        self.weights().saturating_mul(8 + 3 * F32_BYTES).saturating_add(squares)
+    }
+
     /// Returns the memory on the device that trains the heads.
     pub fn bytes(self, options: Options) -> HeadBytes {
         let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);

@@ -116,7 +116,7 @@ pub struct ChunksConfig {
 const MAX_LAYERS: usize = 64;
 
 /// Values of a published feature without a setting: those of ResNet-50.
-const PUBLISHED_DIM: u32 = 2048;
+pub(in crate::config) const PUBLISHED_DIM: u32 = 2048;
 
 /// Checked `[model]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -317,6 +317,7 @@ fn check_closed_form(train: &RawTrain, head: &RawHead, problems: &mut Problems) 
     unused(train.weight_decay.0.len() > 1, "train.weight_decay");
     unused(train.balance != Balance::None, "train.balance");
     unused(train.label_smoothing != 0.0, "train.label_smoothing");
+    unused(train.tensorboard != EventFolder::default(), "train.tensorboard");
 }
 
 /// Checks what a text head alone restricts.

@@ -9,13 +9,17 @@ use crate::catalog::Texts;
 use crate::chunk::features::Values;
 use crate::chunk::texts;
 use crate::pipeline::chunk_files::fetch_files;
-use crate::pipeline::device::damaged;
-use crate::pipeline::error::PipelineError;
+use crate::pipeline::error::{PipelineError, chain};
+use crate::runtime::Shutdown;
 use crate::types::Precision;
 
 /// Other sets are not searched if they hold more than this many times the captions that are wanted: reading them would take
 /// longer than embedding.
 const MAX_SEARCHED_PER_WANTED: usize = 64;
+
+fn not_reused(error: &dyn std::error::Error) {
+    tracing::warn!("vectors of another list of captions are not used again: {}", chain(error));
+}
 
 /// Vectors of some captions of a set.
 pub(super) struct KnownVectors {
@@ -26,17 +30,18 @@ pub(super) struct KnownVectors {
 }
 
 impl KnownVectors {
-    /// Finds the vectors of the captions of the chunks `missing` in other sets. Keeps at most `limit_bytes` of vectors. Blocks
-    /// the thread.
+    /// Finds the vectors of the captions of the chunks `missing` in other sets. Keeps at most `limit_bytes` of vectors. A chunk
+    /// of another set that cannot be read is left out, since its vectors can be computed again. Blocks the thread.
     ///
     /// # Errors
-    /// When a chunk cannot be read or is damaged.
+    /// [`PipelineError::Stopped`] on a shutdown request; or when the run directory cannot be listed.
     pub(super) fn find(
         writer: &SetWriter,
         captions: &Texts,
         missing: &[usize],
         (dim, precision): (usize, Precision),
         limit_bytes: u64,
+        shutdown: &Shutdown,
     ) -> Result<Self, PipelineError> {
         let mut known = Self { rows: HashMap::new(), values: Values::new(precision), dim };
         let others = writer.other_chunks()?;
@@ -51,7 +56,16 @@ impl KnownVectors {
         let width = if precision == Precision::Bf16 { 2 } else { 4 };
         let mut free_rows = (limit_bytes as usize) / (width * dim).max(1);
         for fetched in fetch_files(&writer.dir, &others) {
-            let (_, copy) = fetched?;
+            if let Some(signal) = shutdown.signal() {
+                return Err(PipelineError::Stopped(signal));
+            }
+            let copy = match fetched {
+                Ok((_, copy)) => copy,
+                Err(error) => {
+                    not_reused(&error);
+                    continue;
+                }
+            };
             let (mut row, mut found) = (0, Vec::new());
             let visit = |caption: &str| {
                 let key = hash(caption);
@@ -63,11 +77,20 @@ impl KnownVectors {
                 }
                 row += 1;
             };
-            texts::visit_captions(&copy, visit).map_err(damaged)?;
+            if let Err(error) = texts::visit_captions(&copy, visit) {
+                not_reused(&error);
+                continue;
+            }
             if found.is_empty() {
                 continue;
             }
-            let vectors = texts::read(&copy).map_err(damaged)?;
+            let vectors = match texts::read(&copy) {
+                Ok(vectors) => vectors,
+                Err(error) => {
+                    not_reused(&error);
+                    continue;
+                }
+            };
             if vectors.dim != dim || vectors.precision != precision {
                 continue;
             }

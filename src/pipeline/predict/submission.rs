@@ -73,7 +73,8 @@ pub(super) fn most_frequent(images: &[u32], k: usize) -> Vec<u32> {
     classes
 }
 
-/// Scores the submission in the run directory against the truth. `ranking` comes with the number of ranked captions.
+/// Scores the submission in the run directory against the truth. `ranking` comes with the number of ranked captions. Also
+/// returns a remark for the report if ids of the truth were not ranked.
 ///
 /// # Errors
 /// When the truth or the submission cannot be read.
@@ -83,15 +84,23 @@ pub(super) async fn score(
     output: &str,
     test_set: &TestSet,
     (ranking, captions): (&Ranking, u64),
-) -> Result<ScoreReport, PipelineError> {
+) -> Result<(ScoreReport, Option<String>), PipelineError> {
     let submission = ctx.dir.fetch(output)?;
     let submission = File::open(&submission).map_err(|error| StoreError::io(&submission, "opened", error))?;
     let truth_rows = read_truth_bytes(&ctx.store, truth).await?;
     let refused = |error| PipelineError::Input(format!("`{}`: {}", Store::redact(truth), chain(&error)));
     let scores = evaluate(submission, &*truth_rows, Some(&questions.image_of)).map_err(refused)?;
+    let remark = (scores.missing_ids > 0).then(|| {
+        format!(
+            "{} of the {} ids of `{}` are not among the ranked ids and count 0 in the score",
+            scores.missing_ids,
+            scores.ids,
+            Store::redact(truth)
+        )
+    });
     let (mean_rank, rank_interval) = mean_rank(questions, ranking, captions);
     let with_rank = |intervals: ScoreIntervals| ScoreIntervals { mean_rank: rank_interval, ..intervals };
-    Ok(ScoreReport {
+    let report = ScoreReport {
         ndcg5: scores.means.ndcg5,
         ndcg5_ceiling: metrics::ceiling(test_set.ids_per_image.iter().copied()),
         ndcg5_chance: metrics::chance(captions),
@@ -102,7 +111,8 @@ pub(super) async fn score(
         intervals: scores.means.intervals.map(with_rank),
         ids: scores.ids,
         by_language: scores.by_language.into_iter().map(without_rank).collect(),
-    })
+    };
+    Ok((report, remark))
 }
 
 /// Computes the mean over ids of the best rank of a right caption among all captions, and its interval. An id without one

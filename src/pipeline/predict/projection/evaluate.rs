@@ -87,12 +87,21 @@ impl ProjectionRanking<'_> {
         };
         let rankings: Rankings = rankings.iter().map(by_image).collect();
         let (captions, languages) = (self.list.len(), &questions.languages);
+        // A caption of several languages is ranked within the first of them, so it counts in no other.
+        let is_in_own_group = |query: &Query| match (query.caption, query.language, &questions.groups) {
+            (Some(caption), Some(language), Some(groups)) => groups[caption as usize] == language as u32,
+            _ => false,
+        };
+        let within: Vec<Query> = queries
+            .iter()
+            .map(|query| Query { language: query.language.filter(|_| is_in_own_group(query)), ..*query })
+            .collect();
         SignalReport {
             images: urls.len() as u64,
             captions: captions as u64,
             groups: score_slices(&queries, captions, &rankings),
             by_language: score_by_language(&queries, languages, captions, &rankings),
-            within_language: score_within_language(&queries, languages, &questions.group_sizes(), &rankings),
+            within_language: score_within_language(&within, languages, &questions.group_sizes(), &rankings),
         }
     }
 
