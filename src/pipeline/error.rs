@@ -111,11 +111,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     one_line(text)
 }
 
-/// Shortens an error of `CubeCL`, a tree of causes and backtraces over many lines, to one line.
+/// Shortens an error of `CubeCL`, a tree of causes and backtraces over many lines, to one line. Other texts stay as they are: a
+/// table of changed keys has lines.
 ///
 /// An error of the CUDA driver stands for all of them: the first one makes all later calls fail.
 fn one_line(text: String) -> String {
-    if !text.contains('\n') {
+    if !["\nCaused by:", "\nBacktrace", "\nNo backtrace available"].iter().any(|mark| text.contains(mark)) {
         return text;
     }
     let mut parts: Vec<&str> = Vec::new();
@@ -168,6 +169,7 @@ mod tests {
     fn other_lines_are_joined_once_each() {
         let text = "the device failed: one\nCaused by:\n  two\nCaused by:\n  two\nBacktrace:\nNo backtrace available";
         assert_eq!(one_line(text.to_owned()), "the device failed: one: two");
-        assert_eq!(one_line("as it is".to_owned()), "as it is");
+        let table = "made with other settings:\n  key  then  now\nset the keys back";
+        assert_eq!(one_line(table.to_owned()), table);
     }
 }

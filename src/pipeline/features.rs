@@ -122,6 +122,8 @@ async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Jo
     images.add_resumed(tally.kept);
     images::show_committed(&input.job, &journal);
     if journal.pending(shards.len() as u32).is_empty() {
+        // An earlier process may have been killed before it removed its empty spool.
+        remove_spool(ctx, input.name)?;
         rows.set_total(tally.rows);
         images.set_total(tally.kept);
     } else {
@@ -137,6 +139,15 @@ async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Jo
     ctx.events.stage_finished(&images);
     let report = images::report_stream(&journal, &shards, &content)?;
     Ok((journal, report))
+}
+
+/// Removes the spool of an earlier process.
+fn remove_spool(ctx: &RunContext, name: &str) -> Result<(), PipelineError> {
+    let path = ctx.scratch_path();
+    if path.join(name).exists() {
+        LocalDirectory::create(path)?.remove(name)?;
+    }
+    Ok(())
 }
 
 /// Streams the unfinished shards of published features. Nothing waits on scratch disk, except a chunk on its way to a remote

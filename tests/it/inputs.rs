@@ -355,7 +355,6 @@ fn ready_pipeline_for_photos_runs() {
         ("hf:facebook/dinov2-small", corpus().join("models/vit-tiny").display().to_string()),
         ("pool = \"cls+mean\"", "pool = \"cls\"".to_owned()),
         ("hf:intfloat/multilingual-e5-small", root.join("tests/reference/text/mini").display().to_string()),
-        ("batch_size = 256", "batch_size = 16".to_owned()),
     ] {
         assert!(text.contains(from), "`{from}` is not in the pipeline");
         text = text.replace(from, &to);

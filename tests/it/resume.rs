@@ -47,6 +47,21 @@ fn repeated_kills_change_no_byte() {
     assert!(killed >= 8, "only {killed} kills met a running process");
 }
 
+#[test]
+fn kill_after_the_last_chunk_leaves_no_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let is_entry = |name: &&String| name.starts_with("journal/features/") && name.ends_with(".json");
+    let plan = format!("linked journal/features {}", expected.keys().filter(is_entry).count());
+    let run_dir = dir.path().join("killed");
+    let config = write(dir.path(), &pipeline(&run_dir, &[]));
+    let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", &plan).output().unwrap();
+    assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
+    assert!(run_dir.join("scratch/images").exists());
+    assert!(run(&["run", "--config", &config]).status.success());
+    assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
+}
+
 /// Failpoints in the order in which a run reaches them: (point, subject, occurrence). Each group starts with its own run
 /// directory.
 const POINTS: [&[(&str, &str, u32)]; 4] = [
