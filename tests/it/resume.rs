@@ -51,7 +51,7 @@ fn repeated_kills_change_no_byte() {
 fn kill_after_the_last_chunk_leaves_no_spool() {
     let dir = tempfile::tempdir().unwrap();
     let expected = undisturbed(dir.path());
-    let is_entry = |name: &&String| name.starts_with("journal/features/") && name.ends_with(".json");
+    let is_entry = |name: &&String| name.starts_with("journal/features/") && name.strip_suffix(".json").is_some();
     let plan = format!("linked journal/features {}", expected.keys().filter(is_entry).count());
     let run_dir = dir.path().join("killed");
     let config = write(dir.path(), &pipeline(&run_dir, &[]));
