@@ -99,8 +99,10 @@ fn tensorboard_opens_event_files() {
     let out = Command::new(python).arg(script).arg(&folder).output().unwrap();
     let runs: Value =
         serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr_of(&out)));
+    // The folder of a run is the path of its directory.
+    let name = run_dir.display().to_string().trim_start_matches('/').to_owned();
     for trial in ["0", "1"] {
-        let tags = &runs[format!("sweep/trial-{trial}")];
+        let tags = &runs[format!("{name}/trial-{trial}")];
         for (tag, column) in
             [("loss/train", "loss"), ("learning_rate", "learning_rate"), ("validation/ndcg5", "validation_ndcg5")]
         {
