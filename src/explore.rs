@@ -78,14 +78,14 @@ struct State {
     pictures: Jobs<PictureSet>,
 }
 
-/// What can be seen and searched in a run.
+/// Lists and sets of images of a run that can be seen and searched.
 #[derive(Debug, Clone, Serialize)]
 pub struct Contents {
     /// `classes`, `text` or `paired`.
     pub head: &'static str,
     /// Update of the checkpoint in use; `None` for a paired head.
     pub step: Option<u64>,
-    /// Whether a text can be searched for.
+    /// True if a text can be searched for.
     pub texts: bool,
     /// Lists of captions.
     pub lists: Vec<Entry>,
@@ -106,7 +106,7 @@ pub struct Entry {
     pub rows: Option<u64>,
 }
 
-/// What to search for.
+/// Query of a search.
 pub enum Wanted {
     /// Encoded bytes of a picture.
     Picture(Vec<u8>),
@@ -127,7 +127,7 @@ pub struct SearchSettings {
     pub images: Option<String>,
     /// Results of each kind.
     pub limit: usize,
-    /// Whether captions are ranked in each language.
+    /// True to rank captions in each language on its own.
     pub by_language: bool,
 }
 

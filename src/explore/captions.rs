@@ -50,7 +50,7 @@ pub(super) enum CaptionList {
         first: String,
         /// Number of captions.
         count: u64,
-        /// Whether it holds the classes of the run.
+        /// True if it holds the classes of the run.
         is_classes: bool,
     },
 }
@@ -99,7 +99,7 @@ pub(super) fn lists(run: &OpenRun) -> Result<Vec<CaptionList>, PipelineError> {
             lists.push(list);
         }
     }
-    // What is ranked for users comes first, the longest list last.
+    // The lists that predictions rank come first, the longest list last.
     lists.sort_by_key(|list| list.entry().rows);
     Ok(lists)
 }

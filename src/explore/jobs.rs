@@ -32,7 +32,7 @@ impl Progress {
 /// A job under way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Building {
-    /// What the job does.
+    /// Description of the work, for people.
     pub what: String,
     /// Rows done.
     pub done: u64,

@@ -54,7 +54,7 @@ pub struct RankedCaption {
     pub language: String,
     /// Logit of a classifier, or cosine similarity by pixels; `None` if it is not known.
     pub score: Option<f32>,
-    /// Whether it is a right caption of the image.
+    /// True if it is a right caption of the image.
     pub is_right: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Whether the machine or container fits a run: memory, cores, writable disks and credentials.
+//! Checks that the machine or container fits a run: memory, cores, writable disks and credentials.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -96,18 +96,18 @@ impl RowContent {
 
 /// Decoder of rows, with buffers that are reused.
 pub(crate) enum RowDecoder {
-    /// Of image files.
+    /// Decoder of image files.
     Image(Box<Decoder>),
-    /// Of numbers.
+    /// Decoder of numbers.
     Numbers,
 }
 
 /// Reason why a row cannot be decoded.
 #[derive(Debug)]
 pub(crate) enum RowError {
-    /// Of an image.
+    /// The image cannot be decoded.
     Image(DecodeError),
-    /// Of a text of numbers.
+    /// The text is not a feature.
     Numbers(NumbersProblem),
 }
 
@@ -171,9 +171,9 @@ impl RowDecoder {
 
 /// Writer of one chunk of rows.
 pub(super) enum RowWriter {
-    /// Of squares of pixels.
+    /// Writer of squares of pixels.
     Pixels(PixelWriter),
-    /// Of features.
+    /// Writer of features.
     Features(Box<FeatureWriter>),
 }
 
