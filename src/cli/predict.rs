@@ -6,7 +6,7 @@ use super::args::Files;
 use super::output::{emit, print, print_json};
 use super::progress::Screen;
 use super::{Failure, Pages, RunOutput, config_failure, load_config, render, run_pipeline};
-use crate::config::AdHocRanking;
+use crate::config::{AdHocRanking, RunConfig};
 use crate::pipeline::Request;
 
 /// Pairs each list of captions with the output in the same place. All rankings share the images, ids and truth of `common`.
@@ -47,20 +47,25 @@ pub(super) fn run(
     let configs = configs.map_err(|error| config_failure(files.config(), &error))?;
     let several = configs.len() > 1;
     let mut reports = Vec::new();
-    for config in configs {
+    let mut rank = |config: RunConfig| {
         let started = Instant::now();
         let name = config.output().to_owned();
         let report = run_pipeline(config, request, Pages::default(), screen)?;
         if output.json && several {
             reports.push(report);
-            continue;
+            return Ok(());
         }
         if several {
             print(&format!("{name}\n"));
         }
-        emit(output.json, &report, || render::run(&report, started.elapsed(), output.verbose))?;
+        emit(output.json, &report, || render::run(&report, started.elapsed(), output.verbose))
+    };
+    // The reports of finished rankings are printed even if a later one fails.
+    let ended = configs.into_iter().try_for_each(&mut rank);
+    if !reports.is_empty() {
+        print_json(&reports)?;
     }
-    if reports.is_empty() { Ok(()) } else { print_json(&reports) }
+    ended
 }
 
 #[cfg(test)]

@@ -169,6 +169,14 @@ fn predict_takes_images_ids_truth_and_several_lists() {
         assert!([2, 3].contains(&out.status.code().unwrap()), "{args:?}: {}", stderr_of(&out));
         assert!(stderr_of(&out).contains(expected), "{args:?}: {}", stderr_of(&out));
     }
+
+    // A list that fails takes no finished report away.
+    let gone = dir.path().join("gone.csv").display().to_string();
+    let args = [&common[..], &["--captions", &gone, "--output", "d.csv", "--json"]].concat();
+    let out = run(&args);
+    assert_eq!(out.status.code(), Some(3), "{}", stderr_of(&out));
+    let reports: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(reports.as_array().unwrap().len(), 1, "{reports}");
 }
 
 #[test]
