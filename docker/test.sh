@@ -154,7 +154,7 @@ build_driver() { CARGO_TARGET_DIR=$out/card cargo build --quiet --release --lock
 make_context() {
     mkdir -p "$context/target/release" "$context/docker"
     cp -r .dockerignore .cargo Cargo.toml Cargo.lock src pipelines config LICENSE-MIT LICENSE-APACHE "$context/"
-    cp docker/Dockerfile docker/cuda-*.txt docker/sbom.py "$context/docker/"
+    cp docker/Dockerfile docker/cuda-*.txt docker/sbom.py docker/stubs.sh "$context/docker/"
     cp "$program" "$context/target/release/wikicap-pipeline"
     docker/sbom.py program > "$context/target/release/wikicap-pipeline.cdx.json"
     for file in .env .netrc target/secret docker/secret; do
@@ -190,6 +190,11 @@ install_linters
 step "lint"
 "$venv/bin/hadolint" docker/Dockerfile
 for profile in cpu gpu; do docker-compose --file docker/compose.yaml --profile "$profile" config --quiet; done
+
+step "the layer of dependencies has a source file for each target"
+mkdir "$work/stubs"
+cp -r Cargo.toml Cargo.lock docker "$work/stubs/"
+(cd "$work/stubs" && docker/stubs.sh && cargo metadata --locked --offline --no-deps --format-version 1 > /dev/null)
 
 step "engine"
 start_engine
