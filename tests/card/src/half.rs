@@ -119,29 +119,23 @@ val!(F16, u32, |raw| F16(raw as u16), |value: F16| u32::from(value.0));
 #[derive(Clone, Copy)]
 pub struct Pair<T>(pub T, pub T);
 
-impl Val for Pair<Bf16> {
-    #[inline(always)]
-    unsafe fn load(at: *const u8, lane: usize) -> Self {
-        let raw = unsafe { *at.cast::<u32>().add(lane) };
-        Self(Bf16(raw as u16), Bf16((raw >> 16) as u16))
-    }
-    #[inline(always)]
-    unsafe fn store(at: *mut u8, lane: usize, value: Self) {
-        unsafe { *at.cast::<u32>().add(lane) = u32::from(value.0.0) | u32::from(value.1.0) << 16 };
-    }
+macro_rules! pair {
+    ($half:ident) => {
+        impl Val for Pair<$half> {
+            #[inline(always)]
+            unsafe fn load(at: *const u8, lane: usize) -> Self {
+                let raw = unsafe { *at.cast::<u32>().add(lane) };
+                Self($half(raw as u16), $half((raw >> 16) as u16))
+            }
+            #[inline(always)]
+            unsafe fn store(at: *mut u8, lane: usize, value: Self) {
+                unsafe { *at.cast::<u32>().add(lane) = u32::from(value.0.0) | u32::from(value.1.0) << 16 };
+            }
+        }
+    };
 }
-
-impl Val for Pair<F16> {
-    #[inline(always)]
-    unsafe fn load(at: *const u8, lane: usize) -> Self {
-        let raw = unsafe { *at.cast::<u32>().add(lane) };
-        Self(F16(raw as u16), F16((raw >> 16) as u16))
-    }
-    #[inline(always)]
-    unsafe fn store(at: *mut u8, lane: usize, value: Self) {
-        unsafe { *at.cast::<u32>().add(lane) = u32::from(value.0.0) | u32::from(value.1.0) << 16 };
-    }
-}
+pair!(Bf16);
+pair!(F16);
 
 /// A half-precision format: computed in f32, rounded once.
 pub trait Half: Val {
