@@ -36,8 +36,11 @@ async fn open(
 ) -> Result<(Arc<DeviceWorker>, SelectedDevice), PipelineError> {
     let chosen = device::choose(&machine.device).await?;
     let scratch = machine.scratch_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("wikicap-bench"));
-    let batch_size = if batch_size == 0 { machine.device.batch_size } else { batch_size };
-    Ok((device::open(&chosen, needs, batch_size, &scratch).await?, chosen))
+    let mut settings = machine.device;
+    if batch_size != 0 {
+        settings.batch_size = batch_size;
+    }
+    Ok((device::open(&chosen, needs, settings, &scratch).await?, chosen))
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, PipelineError> {

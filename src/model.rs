@@ -11,7 +11,8 @@
 //!
 //! Supported are the families of [`Family`], square images and patches, three channels, and safetensors weights in f32,
 //! f16 or bf16. `plain` runs all families with global attention; `config` and `layout` describe how they differ.
-//! `windowed` runs Swin and Swin v2. `block` and `attention` hold the layers that both share. [`Preprocessor`] describes
+//! `windowed` runs Swin and Swin v2. `block` and `attention` hold the layers that both share. `kernels` runs most plain
+//! backbones on CUDA without burn. [`Preprocessor`] describes
 //! the preprocessing of the training; this module only rescales and normalises, on the device. Image decoding, resizing,
 //! threads and network access are absent.
 
@@ -26,6 +27,7 @@ mod export;
 mod extractor;
 mod family;
 mod json;
+mod kernels;
 mod layout;
 mod load;
 mod pending;
@@ -56,6 +58,7 @@ pub use extractor::ExtractOptions;
 pub use extractor::Extractor;
 pub use extractor::Numerics;
 pub use family::Family;
+pub use kernels::Kernels;
 pub use pending::Pending;
 pub use preprocessor::Preprocessor;
 pub use preprocessor::Resize;

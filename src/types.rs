@@ -272,6 +272,15 @@ words!(
     }
 );
 words!(
+    /// Kernels that compute the features of images on a GPU.
+    KernelChoice {
+        /// This program's own where they cover the model, else burn's.
+        Auto = "auto",
+        /// Those of burn.
+        Burn = "burn",
+    }
+);
+words!(
     /// Device that runs the model.
     DeviceKind {
         /// The best available.

@@ -55,8 +55,10 @@ pub struct ForwardReport {
     pub rows: usize,
     /// Dimension of a feature.
     pub feature_dim: usize,
-    /// Implementation of attention: `plain`, `tuned` or `products`.
+    /// Implementation of attention: `plain`, `tuned`, `products`, or `flash` of this program's own kernels.
     pub attention: &'static str,
+    /// Kernels: `burn`, or the instruction of the products of this program's own, `mma.sync` or `wgmma`.
+    pub kernels: &'static str,
     /// Seconds until the first batch of features: device check, loading, compilation and auto-tuning.
     pub first_features_s: f64,
     /// Seconds of the timed passes.
@@ -135,7 +137,8 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
         batch_size: device.batch_rows,
         rows,
         feature_dim,
-        attention: backbone.attention.as_str(),
+        attention: backbone.attention,
+        kernels: backbone.kernels,
         first_features_s,
         seconds,
         images_per_s,

@@ -7,6 +7,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::internal;
 use super::opened::{Head, OpenRun};
+use crate::config::MachineConfig;
 use crate::decode::{Decoder, ImageSpec};
 use crate::device::select_device;
 use crate::model::text::CaptionTokenizer;
@@ -59,7 +60,8 @@ impl Encoders {
     pub(super) async fn device(&self) -> Result<&Arc<DeviceWorker>, PipelineError> {
         let open = || async {
             let cpu = select_device(DeviceKind::Cpu, 0).map_err(|error| PipelineError::Model(error.to_string()))?;
-            device::open(&cpu, MemoryNeeds::for_head(Precision::F32), 0, &super::scratch()).await
+            let settings = MachineConfig::default().device;
+            device::open(&cpu, MemoryNeeds::for_head(Precision::F32), settings, &super::scratch()).await
         };
         self.device.get_or_try_init(open).await
     }

@@ -16,7 +16,12 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::config::Body;
 use crate::model::error::ModelError;
+use crate::model::kernels;
+use crate::model::kernels::CardBackbone;
+use crate::model::kernels::Kernels;
+use crate::model::kernels::Shape;
 use crate::model::load::Loader;
+use crate::model::pending::Computed;
 use crate::model::pending::Pending;
 use crate::model::plain::PlainBackbone;
 use crate::model::pooling::Pooling;
@@ -49,12 +54,14 @@ pub struct Numerics {
     pub batch_rows: Option<usize>,
     /// Whether to use fused attention kernels if a trial accepts them.
     pub fused: bool,
+    /// Kernels that may compute the backbone.
+    pub kernels: Kernels,
 }
 
 impl Default for Numerics {
     /// Returns the settings for a CPU: f32, batches of any size, no fused kernels.
     fn default() -> Self {
-        Self { format: DType::F32, batch_rows: None, fused: false }
+        Self { format: DType::F32, batch_rows: None, fused: false, kernels: Kernels::Burn }
     }
 }
 
@@ -69,12 +76,15 @@ pub struct Extractor<B: Backend> {
     size_px: u32,
     numerics: Numerics,
     device: B::Device,
+    /// Reason for burn's operations although own kernels were allowed.
+    gap: Option<&'static str>,
 }
 
 #[derive(Debug)]
 enum Network<B: Backend> {
     Plain(PlainBackbone<B>),
     Windowed(WindowedBackbone<B>),
+    Card(Box<CardBackbone>),
 }
 
 impl<B: Backend> Extractor<B> {
@@ -109,15 +119,21 @@ impl<B: Backend> Extractor<B> {
                 Ok(Attention::Products)
             }
         };
-        let network = match &config.body {
-            Body::Plain(plain) => {
+        let shape = numerics.batch_rows.map(|images| Shape { images, size_px, taps: &taps, pooling, feature_dim });
+        let own = numerics.kernels.own().zip(shape).filter(|_| numerics.format == DType::BF16);
+        let gap = own.and_then(|([_, capability], _)| kernels::find_gap(config, pooling, capability as u32));
+        let network = match (&config.body, own) {
+            (Body::Plain(plain), Some((gpu, shape))) if gap.is_none() => {
+                Network::Card(Box::new(CardBackbone::load((checkpoint, plain), shape, &loader, gpu)?))
+            }
+            (Body::Plain(plain), _) => {
                 Network::Plain(PlainBackbone::load((checkpoint, plain), size_px, last, pooling, &loader, attention)?)
             }
-            Body::Windowed(windowed) => {
+            (Body::Windowed(windowed), _) => {
                 Network::Windowed(WindowedBackbone::load((checkpoint, windowed), size_px, last, &loader)?)
             }
         };
-        Ok(Self { network, taps, pooling, feature_dim, size_px, numerics, device: device.clone() })
+        Ok(Self { network, taps, pooling, feature_dim, size_px, numerics, device: device.clone(), gap })
     }
 
     /// Returns the width of a feature.
@@ -125,13 +141,27 @@ impl<B: Backend> Extractor<B> {
         self.feature_dim
     }
 
-    /// Returns the attention implementation in use.
-    pub fn attention(&self) -> Attention {
+    /// Returns the name of the attention implementation in use.
+    pub fn attention(&self) -> &'static str {
         match &self.network {
-            Network::Plain(plain) => plain.attention(),
+            Network::Plain(plain) => plain.attention().as_str(),
             // Its position bias is added to scores in memory.
-            Network::Windowed(_) => Attention::Products,
+            Network::Windowed(_) => Attention::Products.as_str(),
+            Network::Card(_) => "flash",
         }
+    }
+
+    /// Returns the kernels in use: `burn`, or the instruction of the products of this crate's own kernels, `mma.sync` or `wgmma`.
+    pub fn kernels(&self) -> &'static str {
+        match &self.network {
+            Network::Plain(_) | Network::Windowed(_) => "burn",
+            Network::Card(card) => card.instruction(),
+        }
+    }
+
+    /// Returns the part of the model that this crate's kernels do not cover, if burn runs it for that reason.
+    pub fn gap(&self) -> Option<&'static str> {
+        self.gap
     }
 
     /// Maps pixels, `[rows, size_px, size_px, 3]`, RGB, to features, `[rows, feature_dim]`; both row-major.
@@ -169,10 +199,13 @@ impl<B: Backend> Extractor<B> {
         }
         pixels.borrow_mut().resize(all * image, 0);
         let bytes = Bytes::from_shared(bytes::Bytes::from_owner(pixels), AllocationProperty::Native);
+        if let Network::Card(card) = &self.network {
+            return Ok(Pending::new(Some(Computed::Card(card.forward(bytes), self.feature_dim)), rows));
+        }
         // One-dimensional: the upload would pad and copy each row of a wider shape by itself.
         let data = TensorData::from_bytes(bytes, [all * image], DType::U8);
         let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
-        Ok(Pending::new(Some(self.forward(uploaded, all)), rows))
+        Ok(Pending::new(self.forward(uploaded, all).map(Computed::Burn), rows))
     }
 
     /// Computes a batch of black images, so that all kernels are compiled and tuned.
@@ -196,13 +229,15 @@ impl<B: Backend> Extractor<B> {
     }
 
     /// Maps pixels, `[rows · size_px · size_px · 3]`, to features, `[rows, feature_dim]`, in the configured format.
-    fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Tensor<B, 2> {
+    fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Option<Tensor<B, 2>> {
         let (format, side) = (self.numerics.format, self.size_px as usize);
         let mut features = match &self.network {
             Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps, self.pooling),
             Network::Windowed(windowed) => windowed.forward(pixels, (rows, side), format, &self.taps),
+            // It has no tensors.
+            Network::Card(_) => return None,
         };
         let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
-        cast_to(features, format)
+        Some(cast_to(features, format))
     }
 }

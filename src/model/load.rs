@@ -67,6 +67,16 @@ impl<B: Backend> Loader<'_, B> {
     /// Loads linear layers of the same input as one product of `out` outputs in all. The flag of a part says whether it
     /// has a bias; another part's bias makes it zero.
     pub(super) fn joined(&self, parts: &[(String, bool)], input: usize, out: usize) -> Result<Linear<B>, ModelError> {
+        let (weight, bias) = self.joined_values(parts, out)?;
+        Ok(Linear::new(&weight, bias, input, out, (self.device, self.format)))
+    }
+
+    /// Reads the weight and the bias of [`Self::joined`].
+    pub(super) fn joined_values(
+        &self,
+        parts: &[(String, bool)],
+        out: usize,
+    ) -> Result<(Vec<f32>, Option<Vec<f32>>), ModelError> {
         let weights: Vec<String> = parts.iter().map(|(part, _)| format!("{part}.weight")).collect();
         let weight = (self.read)(&weights)?;
         let bias = if parts.iter().any(|(_, bias)| *bias) {
@@ -82,6 +92,6 @@ impl<B: Backend> Loader<'_, B> {
         } else {
             None
         };
-        Ok(Linear::new(&weight, bias, input, out, (self.device, self.format)))
+        Ok((weight, bias))
     }
 }

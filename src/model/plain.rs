@@ -192,7 +192,7 @@ pub(super) fn load_patches<B: Backend>(
 }
 
 /// Reads the tokens before the patches with their positions, and the positions of the patches.
-fn load_embeddings<B: Backend>(
+pub(super) fn load_embeddings<B: Backend>(
     config: &BackboneConfig,
     plain: &PlainConfig,
     grid: usize,

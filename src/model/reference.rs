@@ -16,6 +16,7 @@ use crate::model::Classifier;
 use crate::model::ExtractOptions;
 use crate::model::Extractor;
 use crate::model::Family;
+use crate::model::Kernels;
 use crate::model::ModelError;
 use crate::model::Numerics;
 use crate::model::Pool;
@@ -205,7 +206,7 @@ fn bf16_features_match_f32_within_precision() {
         let pixels: Vec<u8> = (0..12 * size_px * size_px).map(|at| (at * 31 % 251) as u8).collect();
         let expected = load(&checkpoint, size_px, -1, Pool::ClsMean).features(&pixels, 4).unwrap();
         let options = ExtractOptions { size_px, layers: vec![-1], pool: Pool::ClsMean };
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4), fused };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4), fused, kernels: Kernels::Burn };
         let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
         let found = extractor.features(&pixels, 4).unwrap();
         assert!(found.iter().all(|value| value.to_bits().trailing_zeros() >= 16), "{name}: more than bf16");

@@ -156,7 +156,7 @@ impl ResolvedModel {
                 }
             }
         };
-        let device = device::open(chosen, needs, ctx.config.device().batch_size, &ctx.scratch_path()).await?;
+        let device = device::open(chosen, needs, *ctx.config.device(), &ctx.scratch_path()).await?;
         tracing::info!(device = %chosen, batch = device.batch_rows, "the model runs");
         Ok(Some(device))
     }

@@ -89,6 +89,7 @@ pub(in crate::cli) fn forward(report: &ForwardReport) -> String {
     let (rows, batch) = (plural(report.rows as u64, "images"), report.batch_size);
     table.row("input", format!("{rows} in batches of {batch}, {}", report.precision));
     table.row("feature", plural(report.feature_dim as u64, "values"));
+    table.row("kernels", report.kernels);
     table.row("attention", report.attention);
     table.row("first features", format!("after {} s", number(report.first_features_s)));
     let (images, tera) = (number(report.images_per_s), number(report.tflop_per_s));

@@ -4,7 +4,7 @@ use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 use super::super::value::{Bytes, MemoryLimit, Span};
-use crate::types::DeviceKind;
+use crate::types::{DeviceKind, KernelChoice};
 
 /// A machine file: where to run it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
@@ -64,6 +64,10 @@ pub(in crate::config) struct RawDevice {
     /// Images in one forward pass, at most 65,536. 0: chosen, on a GPU by its free memory. Another batch size may change the last
     /// bits of features.
     pub(in crate::config) batch_size: u32,
+    /// `auto` or `burn`: kernels that compute features on a GPU. `auto` takes this program's own in bf16 on compute capability 8.0
+    /// and later, where they cover the model, and burn's otherwise; the log names them. The two round differently, so another
+    /// choice changes the last bits of features.
+    pub(in crate::config) kernels: KernelChoice,
 }
 
 /// `[store]`

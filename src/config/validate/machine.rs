@@ -8,7 +8,7 @@ use super::super::parse::MachineFile;
 use super::super::raw::{RawDevice, RawLimits, RawStore};
 use super::super::value::{Bytes, MemoryLimit};
 use super::{Problems, non_empty, refuse_unexpanded};
-use crate::types::{AvailableMemory, DeviceKind};
+use crate::types::{AvailableMemory, DeviceKind, KernelChoice};
 
 /// Upper bound on an automatic `limits.memory`. More does not make a run faster.
 const MOST_AUTO_BYTES: u64 = 2 << 30;
@@ -78,6 +78,8 @@ pub struct DeviceConfig {
     pub index: u32,
     /// Images in one forward pass, at most 65,536; 0 for automatic.
     pub batch_size: u32,
+    /// Kernels that compute features on a GPU.
+    pub kernels: KernelChoice,
 }
 
 /// Checked `[store]`.
@@ -108,7 +110,7 @@ pub(in super::super) fn check_machine(file: &MachineFile, problems: &mut Problem
         "limits.max_bad_fraction",
         format!("`{max_bad_fraction}` must be over 0 and at most 1"),
     );
-    let RawDevice { kind, index, batch_size } = machine.device;
+    let RawDevice { kind, index, batch_size, kernels } = machine.device;
     problems.refuse_if(batch_size > 65_536, "device.batch_size", format!("`{batch_size}` must be at most 65536"));
     let scratch = &machine.scratch.dir;
     let store = check_store(&machine.store, problems);
@@ -124,7 +126,7 @@ pub(in super::super) fn check_machine(file: &MachineFile, problems: &mut Problem
             max_bad_fraction,
         },
         scratch_dir: non_empty(scratch).map(PathBuf::from),
-        device: DeviceConfig { kind, index, batch_size },
+        device: DeviceConfig { kind, index, batch_size, kernels },
         store,
     }
 }

@@ -8,7 +8,9 @@ use burn::tensor::DType;
 use super::{Expected, TOLERANCE, head, load, logits, write_altered_from};
 use crate::model::export_hf;
 use crate::model::load_classifier;
-use crate::model::{Any, AnyDevice, Checkpoint, ExtractOptions, Extractor, Family, ModelError, Numerics, Pool};
+use crate::model::{
+    Any, AnyDevice, Checkpoint, ExtractOptions, Extractor, Family, Kernels, ModelError, Numerics, Pool,
+};
 use crate::reference::{self, distance};
 
 fn fixture(name: &str) -> PathBuf {
@@ -78,7 +80,7 @@ fn bf16_features_match_f32_within_precision() {
                 continue;
             }
             let exact = load(&checkpoint, size_px, -1, pool).features(&pixels, 2).unwrap();
-            let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true };
+            let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true, kernels: Kernels::Burn };
             let extractor =
                 Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
             let found = extractor.features(&pixels, 2).unwrap();

@@ -6,7 +6,7 @@ use burn::tensor::StreamId;
 
 use super::{DeviceState, DeviceWorker, OnDevice, check_panics, model_error};
 use crate::device;
-use crate::model::{Any, Attention, Checkpoint, ExtractOptions, Extractor, Pending};
+use crate::model::{Any, Checkpoint, ExtractOptions, Extractor, Pending};
 use crate::pipeline::error::PipelineError;
 use crate::runtime::PooledBuffer;
 
@@ -19,14 +19,25 @@ const WARM_UPS: usize = 3;
 pub(crate) struct LoadedBackbone {
     device: Arc<DeviceWorker>,
     copies: OnDevice<Copies>,
-    /// Implementation of attention that the device uses.
-    pub(crate) attention: Attention,
+    /// Name of the implementation of attention that the device uses.
+    pub(crate) attention: &'static str,
+    /// Kernels that the device uses: `burn`, or the instruction of our own.
+    pub(crate) kernels: &'static str,
 }
 
 struct Copies {
     extractors: Vec<Extractor<Any>>,
     /// Stream of the next batch.
     next: usize,
+}
+
+/// Copies of the backbone, and what computes them.
+struct Loaded {
+    copies: OnDevice<Copies>,
+    attention: &'static str,
+    kernels: &'static str,
+    /// Part of the model that our own kernels do not cover.
+    gap: Option<&'static str>,
 }
 
 /// Features that are being computed.
@@ -58,9 +69,12 @@ impl DeviceWorker {
         options: ExtractOptions,
     ) -> Result<LoadedBackbone, PipelineError> {
         let load = move |state: &mut DeviceState| load_copies(state, &checkpoint, &options);
-        let (copies, attention) = self.run(load).await?;
-        tracing::info!(attention = attention.as_str(), "the backbone is on the device");
-        Ok(LoadedBackbone { device: Arc::clone(self), copies, attention })
+        let Loaded { copies, attention, kernels, gap } = self.run(load).await?;
+        tracing::info!(kernels, attention, "the backbone is on the device");
+        if let Some(gap) = gap {
+            tracing::info!("burn's kernels run it, because our own do not cover {gap}");
+        }
+        Ok(LoadedBackbone { device: Arc::clone(self), copies, attention, kernels })
     }
 }
 
@@ -107,14 +121,14 @@ fn load_copies(
     state: &mut DeviceState,
     checkpoint: &Checkpoint,
     options: &ExtractOptions,
-) -> Result<(OnDevice<Copies>, Attention), PipelineError> {
+) -> Result<Loaded, PipelineError> {
     let first = load_copy(state, 0, checkpoint, options)?;
-    let attention = first.attention();
+    let (attention, kernels, gap) = (first.attention(), first.kernels(), first.gap());
     let mut extractors = vec![first];
     for stream in 1..state.streams {
         extractors.push(load_copy(state, stream, checkpoint, options)?);
     }
-    Ok((OnDevice::new(Copies { extractors, next: 0 }), attention))
+    Ok(Loaded { copies: OnDevice::new(Copies { extractors, next: 0 }), attention, kernels, gap })
 }
 
 fn load_copy(

@@ -10,13 +10,13 @@ use burn::tensor::DType;
 use super::{DeviceState, DeviceWorker, TextBatches};
 use crate::config::{ConfigError, DeviceConfig, Problem};
 use crate::device::{self, GpuInfo, SelectedDevice};
-use crate::model::{AnyDevice, Numerics};
+use crate::model::{AnyDevice, Kernels, Numerics};
 use crate::pipeline::error::PipelineError;
 use crate::predict::scorer::Selection;
 use crate::predict::tiles::{Compute, Tiling};
 use crate::runtime::{BufferPool, DeviceThread};
 use crate::train::{EngineKind, Options};
-use crate::types::Precision;
+use crate::types::{KernelChoice, Precision};
 
 /// Pixel batches queued on the host: one being read, one waiting, one being submitted.
 pub(crate) const BATCHES_AHEAD: usize = 3;
@@ -88,7 +88,7 @@ pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision) ->
     Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu }
 }
 
-/// Opens a device on its own thread. A `batch_size` of 0 selects the size automatically. Compiled kernels are cached in
+/// Opens a device on its own thread. `settings` are those with which it was chosen. A `batch_size` of 0 selects the size automatically. Compiled kernels are cached in
 /// `scratch`.
 ///
 /// # Errors
@@ -96,9 +96,10 @@ pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision) ->
 pub(crate) async fn open(
     chosen: &SelectedDevice,
     needs: MemoryNeeds,
-    batch_size: u32,
+    settings: DeviceConfig,
     scratch: &Path,
 ) -> Result<Arc<DeviceWorker>, PipelineError> {
+    let batch_size = settings.batch_size;
     let streams = if chosen.is_cuda() { CUDA_STREAMS } else { 1 };
     let host_rows = needs.host_bytes / (needs.pixel_bytes * (BATCHES_AHEAD + streams) as u64).max(1);
     if u64::from(batch_size.max(1)) > host_rows {
@@ -121,7 +122,7 @@ pub(crate) async fn open(
         };
         device::configure_kernel_cache(scratch, chosen);
         let device = AnyDevice::Cuda(CudaDevice::new(gpu.index as usize));
-        let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true };
+        let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true, kernels: kernels(settings, gpu) };
         let options = training_options(chosen, needs.precision);
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
         (batch_rows, text_batches, (device, numerics, options, Selection::Device))
@@ -138,6 +139,16 @@ pub(crate) async fn open(
     let buffers = BufferPool::new(BATCHES_AHEAD + streams, batch_rows * needs.pixel_bytes as usize);
     let free_bytes = chosen.gpu.as_ref().map(|gpu| gpu.free_bytes);
     Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, options, text_batches, free_bytes }))
+}
+
+/// Returns the kernels that may compute features on a GPU.
+fn kernels(settings: DeviceConfig, gpu: &GpuInfo) -> Kernels {
+    // "9.0"; without a number, the capability of a GPU that has no kernels of ours.
+    let capability = gpu.compute_capability.replace('.', "").parse().unwrap_or(0);
+    match settings.kernels {
+        KernelChoice::Auto => Kernels::Own { gpu: gpu.index as usize, capability },
+        KernelChoice::Burn => Kernels::Burn,
+    }
 }
 
 /// Computes the largest batch that fits the free memory of a GPU.
@@ -169,6 +180,7 @@ mod tests {
     use std::borrow::BorrowMut as _;
 
     use super::*;
+    use crate::config::MachineConfig;
     use crate::model::{Checkpoint, ExtractOptions};
     use crate::pipeline::device::LoadedBackbone;
     use crate::pipeline::device::backbone::PendingFeatures;
@@ -199,6 +211,13 @@ mod tests {
     }
 
     #[test]
+    fn compute_capability_is_a_number() {
+        let auto = MachineConfig::default().device;
+        assert_eq!(kernels(auto, &gpu(1 << 30)), Kernels::Own { gpu: 3, capability: 80 });
+        assert_eq!(kernels(DeviceConfig { kernels: KernelChoice::Burn, ..auto }, &gpu(1 << 30)), Kernels::Burn);
+    }
+
+    #[test]
     fn full_gpu_is_refused_with_both_sizes() {
         let error = fit_batch(needs(Precision::F32), &gpu(1 << 30)).unwrap_err();
         assert_eq!(error.exit_code(), 5);
@@ -207,7 +226,7 @@ mod tests {
 
     /// Creates a CPU worker with the streams, fixed batches and bf16 of a GPU.
     async fn gpu_like_worker(streams: usize) -> Arc<DeviceWorker> {
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true };
+        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true, kernels: Kernels::Burn };
         let state = move || {
             let device = AnyDevice::Flex(FlexDevice);
             Ok::<_, std::convert::Infallible>(DeviceState::new(
@@ -270,10 +289,11 @@ mod tests {
     async fn batch_over_the_memory_limit_is_refused_by_key() {
         let cpu = device::select_device(crate::types::DeviceKind::Cpu, 0).unwrap();
         let scratch = Path::new("/nonexistent");
-        let error = open(&cpu, needs(Precision::F32), 60_000, scratch).await.err().unwrap();
+        let settings = |batch_size| DeviceConfig { batch_size, ..MachineConfig::default().device };
+        let error = open(&cpu, needs(Precision::F32), settings(60_000), scratch).await.err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("`device.batch_size`") && error.to_string().contains("1783"), "{error}");
-        let device = open(&cpu, needs(Precision::F32), 0, scratch).await.unwrap();
+        let device = open(&cpu, needs(Precision::F32), settings(0), scratch).await.unwrap();
         assert_eq!((device.batch_rows, device.in_flight), (CPU_BATCH_ROWS, 1));
     }
 }

@@ -1,0 +1,81 @@
+//! The forward pass of plain backbones on CUDA as a few kernels of this crate's own, in CUDA C++ (`kernels/*.cu`).
+//!
+//! NVRTC compiles them through `CubeCL`, which also owns memory and streams. A block is seven launches: norm, query-key-value
+//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, residual sums and the
+//! positions of patches are part of the products; `LayerScale` is multiplied into the weights when they are loaded. Sums,
+//! statistics of norms and the softmax are f32; weights and activations are bf16.
+//!
+//! Products run on `wgmma` and the copy engine on compute capability 9.0, on `mma.sync` elsewhere from 8.0 on.
+//! [`find_gap`] says which models are covered; burn's operations run the others.
+
+mod backbone;
+mod card;
+mod product;
+mod program;
+
+use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead};
+use crate::model::pooling::Pooling;
+
+pub(super) use backbone::{CardBackbone, Shape};
+pub(super) use card::Features;
+
+/// Smallest compute capability with bf16 in `mma.sync`.
+const LEAST_CAPABILITY: u32 = 80;
+
+/// Widest token whose norm fits the registers of a warp.
+const MAX_HIDDEN: usize = 2048;
+
+/// Widest head whose tiles fit shared memory and registers.
+const MAX_HEAD_WIDTH: usize = 128;
+
+/// Values that a load of 16 bytes brings. All widths are multiples of it.
+const VECTOR: usize = 8;
+
+/// Kernels that may compute a backbone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// burn's operations.
+    Burn,
+    /// This crate's CUDA kernels in bf16 if they cover the model, else burn's operations.
+    Own {
+        /// Index of the GPU.
+        gpu: usize,
+        /// Compute capability, such as 90 for 9.0.
+        capability: u32,
+    },
+}
+
+/// Returns the first part of a model that the kernels do not cover; `None` if they cover all of it.
+pub(super) fn find_gap(config: &BackboneConfig, pooling: Pooling, capability: u32) -> Option<&'static str> {
+    let Body::Plain(plain) = &config.body else { return Some("attention within windows") };
+    if capability < LEAST_CAPABILITY {
+        return Some("a GPU without bf16");
+    }
+    if matches!(plain.positions, Positions::Rotary { .. }) {
+        return Some("rotary positions");
+    }
+    if plain.relative.is_some() {
+        return Some("a position bias in attention");
+    }
+    let FeedForward::Mlp { inner } = plain.feed_forward else { return Some("a gated MLP") };
+    find_odd_width(plain, inner).or_else(|| find_odd_pooling(plain, pooling))
+}
+
+fn find_odd_width(plain: &PlainConfig, inner: usize) -> Option<&'static str> {
+    let width = plain.hidden / plain.heads;
+    if plain.hidden > MAX_HIDDEN || !plain.hidden.is_multiple_of(VECTOR) || !inner.is_multiple_of(VECTOR) {
+        return Some("the width of its layers");
+    }
+    (width > MAX_HEAD_WIDTH || !width.is_multiple_of(2 * VECTOR)).then_some("the width of its heads")
+}
+
+fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static str> {
+    match pooling {
+        Pooling::Mean | Pooling::ClsMean if plain.final_norm == FinalNorm::Feature => Some("a norm after pooling"),
+        Pooling::Head => match plain.head {
+            Some(ProjectionHead::Linear { dim }) if dim.is_multiple_of(VECTOR) => None,
+            _ => Some("its pooling head"),
+        },
+        _ => None,
+    }
+}

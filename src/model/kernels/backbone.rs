@@ -1,0 +1,432 @@
+//! A backbone of this crate's own kernels: loading, and one forward pass.
+
+use burn::tensor::Bytes;
+use burn::tensor::backend::Backend;
+use cubecl::server::Handle;
+
+use super::Kernels;
+use super::card::{Arguments, Card, Features};
+use super::product::{Epilogue, Product, has_wgmma};
+use super::program::{File, Program};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::{FeedForward, PlainConfig, ProjectionHead};
+use crate::model::error::ModelError;
+use crate::model::layout;
+use crate::model::load::Loader;
+use crate::model::plain::load_embeddings;
+use crate::model::pooling::Pooling;
+
+/// Multiple to which the pixels of a patch are padded: the depth of a tile.
+const PATCH_MULTIPLE: usize = 64;
+
+/// Queries of a block of attention, and keys of a tile.
+const ATTENTION_TILE: usize = 64;
+
+/// Inputs and features of a backbone.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::model) struct Shape<'a> {
+    /// Images in every batch.
+    pub(in crate::model) images: usize,
+    /// Side of an image, in pixels.
+    pub(in crate::model) size_px: u32,
+    /// Blocks whose features are concatenated.
+    pub(in crate::model) taps: &'a [u32],
+    pub(in crate::model) pooling: Pooling,
+    /// Width of all features together.
+    pub(in crate::model) feature_dim: usize,
+}
+
+/// Backbone on a GPU. Its buffers hold one batch; all batches use them one after the other.
+#[derive(Debug)]
+pub(in crate::model) struct CardBackbone {
+    card: Card,
+    patches: Patches,
+    first_norm: Option<Norm>,
+    blocks: Vec<Block>,
+    attention: Attention,
+    pools: Vec<Pool>,
+    projection: Option<Product>,
+    sizes: Sizes,
+    buffers: Buffers,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    images: usize,
+    /// Tokens of an image.
+    tokens: usize,
+    /// Tokens of an image before its patches.
+    leading: usize,
+    hidden: usize,
+    inner: usize,
+    feature_dim: usize,
+}
+
+impl Sizes {
+    /// Returns the tokens of a batch.
+    fn rows(&self) -> usize {
+        self.images * self.tokens
+    }
+}
+
+#[derive(Debug)]
+struct Buffers {
+    /// Residual stream, `[rows, hidden]`.
+    states: Handle,
+    /// Input of the next product, `[rows, hidden]`.
+    input: Handle,
+    /// Patches; query, key and value; or the hidden layer of the MLP.
+    wide: Handle,
+}
+
+#[derive(Debug)]
+struct Patches {
+    program: Program,
+    blocks: usize,
+    /// Tokens before the patches, f32.
+    leading: Handle,
+    numbers: Vec<u32>,
+    projection: Product,
+}
+
+#[derive(Debug)]
+struct Norm {
+    program: Program,
+    weight: Handle,
+    bias: Handle,
+    rows: usize,
+    epsilon: f32,
+}
+
+#[derive(Debug)]
+struct Attention {
+    program: Program,
+    blocks: usize,
+    numbers: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Block {
+    attention_norm: Norm,
+    query_key_value: Product,
+    attention_output: Product,
+    mlp_norm: Norm,
+    inner: Product,
+    outer: Product,
+}
+
+/// Pooling of a block into a part of the feature.
+#[derive(Debug)]
+struct Pool {
+    block: usize,
+    program: Program,
+    norm: Norm,
+    numbers: Vec<u32>,
+    /// First value of the part in the feature.
+    column: usize,
+}
+
+impl CardBackbone {
+    /// Loads the blocks up to the last of `shape.taps`. [`super::find_gap`] must have found nothing.
+    pub(in crate::model) fn load<B: Backend>(
+        (checkpoint, plain): (&Checkpoint, &PlainConfig),
+        shape: Shape<'_>,
+        loader: &Loader<'_, B>,
+        [gpu, capability]: [usize; 2],
+    ) -> Result<Self, ModelError> {
+        let FeedForward::Mlp { inner } = plain.feed_forward else {
+            return Err(ModelError::Device { reason: "a gated MLP has no kernel".to_owned() });
+        };
+        let card = Card::new(gpu, capability as u32);
+        let grid = (shape.size_px / checkpoint.config().patch_px) as usize;
+        let leading = plain.leading_tokens();
+        let tokens = leading + grid * grid;
+        let Shape { images, feature_dim, .. } = shape;
+        let sizes = Sizes { images, tokens, leading, hidden: plain.hidden, inner, feature_dim };
+        let load = Load { card: &card, checkpoint, plain, loader, sizes };
+        let patches = load.patches(shape.size_px as usize, grid)?;
+        let names = layout::names(checkpoint.config().family);
+        let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };
+        let last = shape.taps.iter().copied().max().unwrap_or(0);
+        let blocks = (0..=last).map(|index| load.block(index)).collect::<Result<_, _>>()?;
+        let (pools, projection) = load.pools(shape)?;
+        let pitch = load.patch_pitch();
+        let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
+        let buffers = Buffers {
+            states: card.allocate(sizes.rows() * plain.hidden),
+            input: card.allocate(sizes.rows() * plain.hidden),
+            wide: card.allocate(images * wide),
+        };
+        let attention = Attention::new(plain, sizes);
+        Ok(Self { card, patches, first_norm, blocks, attention, pools, projection, sizes, buffers })
+    }
+
+    /// Returns the instruction of the products.
+    pub(in crate::model) fn instruction(&self) -> &'static str {
+        if has_wgmma(self.card.capability) { "wgmma" } else { "mma.sync" }
+    }
+
+    /// Enqueues the forward pass of a batch, `[images, side, side, 3]`.
+    pub(in crate::model) fn forward(&self, pixels: Bytes) -> Features {
+        let (card, hidden) = (&self.card, self.sizes.hidden);
+        let Buffers { states, input, wide } = &self.buffers;
+        let features = card.allocate(self.sizes.images * self.sizes.feature_dim);
+        self.patches.launch(card, card.upload_bytes(pixels), &self.buffers, hidden);
+        if let Some(norm) = &self.first_norm {
+            norm.launch(card, states, states);
+        }
+        for (index, block) in self.blocks.iter().enumerate() {
+            block.attention_norm.launch(card, states, input);
+            block.query_key_value.launch(card, input, wide, 3 * hidden);
+            self.attention.launch(card, wide, input);
+            block.attention_output.launch(card, input, states, hidden);
+            block.mlp_norm.launch(card, states, input);
+            block.inner.launch(card, input, wide, self.sizes.inner);
+            block.outer.launch(card, wide, states, hidden);
+            for pool in self.pools.iter().filter(|pool| pool.block == index) {
+                self.pool(pool, &features);
+            }
+        }
+        card.features(features)
+    }
+
+    fn pool(&self, pool: &Pool, features: &Handle) {
+        let Buffers { states, input, .. } = &self.buffers;
+        match &self.projection {
+            None => pool.launch(&self.card, states, features, self.sizes.images),
+            Some(projection) => {
+                pool.launch(&self.card, states, input, self.sizes.images);
+                let part = features.clone().offset_start(2 * pool.column as u64);
+                projection.launch(&self.card, input, &part, self.sizes.feature_dim);
+            }
+        }
+    }
+}
+
+impl Patches {
+    fn launch(&self, card: &Card, pixels: Handle, buffers: &Buffers, hidden: usize) {
+        let Buffers { states, wide, .. } = buffers;
+        let arguments = Arguments {
+            buffers: vec![pixels, self.leading.clone(), wide.clone(), states.clone()],
+            numbers: self.numbers.clone(),
+            ..Arguments::default()
+        };
+        card.launch(&self.program, self.blocks, arguments);
+        self.projection.launch(card, wide, states, hidden);
+    }
+}
+
+impl Norm {
+    /// Rows of a block: one a warp.
+    const BLOCK: usize = 8;
+
+    fn launch(&self, card: &Card, from: &Handle, to: &Handle) {
+        let arguments = Arguments {
+            buffers: vec![from.clone(), self.weight.clone(), self.bias.clone(), to.clone()],
+            numbers: vec![self.rows as u32, self.epsilon.to_bits()],
+            ..Arguments::default()
+        };
+        card.launch(&self.program, self.rows.div_ceil(Self::BLOCK), arguments);
+    }
+}
+
+impl Attention {
+    fn new(plain: &PlainConfig, sizes: Sizes) -> Self {
+        let width = plain.hidden / plain.heads;
+        // A tile of queries, and two tiles each of keys and values; rows are padded by 16 bytes.
+        let shared_bytes = 5 * ATTENTION_TILE * (2 * width + 16);
+        let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
+        Self {
+            program: Program::new(File::Attention, &[("WIDTH", width)], 128, shared_bytes),
+            blocks: sizes.images * plain.heads * sizes.tokens.div_ceil(ATTENTION_TILE),
+            numbers: vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), 0],
+        }
+    }
+
+    fn launch(&self, card: &Card, packed: &Handle, to: &Handle) {
+        let arguments = Arguments {
+            buffers: vec![packed.clone(), to.clone()],
+            numbers: self.numbers.clone(),
+            ..Arguments::default()
+        };
+        card.launch(&self.program, self.blocks, arguments);
+    }
+}
+
+impl Pool {
+    fn launch(&self, card: &Card, states: &Handle, to: &Handle, images: usize) {
+        let Norm { weight, bias, .. } = &self.norm;
+        let arguments = Arguments {
+            buffers: vec![states.clone(), weight.clone(), bias.clone(), to.clone()],
+            numbers: self.numbers.clone(),
+            ..Arguments::default()
+        };
+        card.launch(&self.program, images, arguments);
+    }
+}
+
+/// Reader of a checkpoint's layers.
+struct Load<'a, B: Backend> {
+    card: &'a Card,
+    checkpoint: &'a Checkpoint,
+    plain: &'a PlainConfig,
+    loader: &'a Loader<'a, B>,
+    sizes: Sizes,
+}
+
+impl<B: Backend> Load<'_, B> {
+    /// Returns the values of a patch with its padding.
+    fn patch_pitch(&self) -> usize {
+        let patch = self.checkpoint.config().patch_px as usize;
+        (3 * patch * patch).next_multiple_of(PATCH_MULTIPLE)
+    }
+
+    fn patches(&self, side: usize, grid: usize) -> Result<Patches, ModelError> {
+        let config = self.checkpoint.config();
+        let Sizes { images, tokens, leading, hidden, .. } = self.sizes;
+        let name = layout::names(config.family).patch;
+        let (patch, pitch) = (config.patch_px as usize, self.patch_pitch());
+        let area = patch * patch;
+        // From [hidden, channel, row, column] to the order of pixels in an image.
+        let published = self.loader.values(format!("{name}.weight"))?;
+        let mut weight = Vec::with_capacity(hidden * pitch);
+        for kernel in published.chunks_exact(3 * area) {
+            weight.extend((0..area).flat_map(|cell| (0..3).map(move |channel| kernel[channel * area + cell])));
+            weight.resize(weight.len().next_multiple_of(pitch), 0.0);
+        }
+        let [first, positions] = load_embeddings(config, self.plain, grid, self.loader)?;
+        let mut bias = positions.unwrap_or_else(|| vec![0.0; grid * grid * hidden]);
+        if self.plain.biases.patch {
+            let shift = self.loader.values(format!("{name}.bias"))?;
+            bias.chunks_exact_mut(hidden).for_each(|row| row.iter_mut().zip(&shift).for_each(|(to, by)| *to += by));
+        }
+        let product = Product::new(self.card, (&weight, &bias), pitch, images * grid * grid, Epilogue::Embedding);
+        let sizes = [images, side, patch, grid, pitch, hidden, leading, tokens];
+        let mut numbers: Vec<u32> = sizes.map(|size| size as u32).to_vec();
+        let preprocessor = self.checkpoint.preprocessor();
+        let (rescale, mean, std) = (preprocessor.rescale, preprocessor.mean, preprocessor.std);
+        numbers.extend(std.map(|std| (rescale / std).to_bits()));
+        numbers.extend(std::array::from_fn::<_, 3, _>(|channel| (-mean[channel] / std[channel]).to_bits()));
+        // A thread writes eight values of a patch or of a leading token.
+        let threads = images * (grid * grid * pitch + leading * hidden) / 8;
+        Ok(Patches {
+            program: Program::new(File::Patches, &[], 256, 0),
+            blocks: threads.div_ceil(256),
+            leading: self.card.upload_f32(&first.unwrap_or_default()),
+            numbers,
+            projection: product.with_image(grid * grid, tokens),
+        })
+    }
+
+    fn norm(&self, name: &str) -> Result<Norm, ModelError> {
+        let upload = |kind: &str| Ok(self.card.upload_f32(&self.loader.values(format!("{name}.{kind}"))?));
+        Ok(Norm {
+            program: Program::new(File::Norm, &[("HIDDEN", self.sizes.hidden)], 256, 0),
+            weight: upload("weight")?,
+            bias: upload("bias")?,
+            rows: self.sizes.rows(),
+            epsilon: self.loader.norm_epsilon as f32,
+        })
+    }
+
+    /// Loads linear layers of the same input as one product. `scale` names a `LayerScale` of the result.
+    fn linear(
+        &self,
+        parts: &[(String, bool)],
+        [input, out]: [usize; 2],
+        epilogue: Epilogue,
+        scale: Option<String>,
+    ) -> Result<Product, ModelError> {
+        let (mut weight, mut bias) = self.loader.joined_values(parts, out)?;
+        if let Some(scale) = scale {
+            let scale = self.loader.values(scale)?;
+            for (row, factor) in weight.chunks_exact_mut(input).zip(&scale) {
+                for value in row.iter_mut() {
+                    *value *= factor;
+                }
+            }
+            bias.iter_mut().flatten().zip(&scale).for_each(|(value, factor)| *value *= factor);
+        }
+        let bias = bias.unwrap_or_else(|| vec![0.0; out]);
+        Ok(Product::new(self.card, (&weight, &bias), input, self.sizes.rows(), epilogue))
+    }
+
+    fn block(&self, index: u32) -> Result<Block, ModelError> {
+        let config = self.checkpoint.config();
+        let (names, biases) = (layout::names(config.family), self.plain.biases);
+        let Sizes { hidden, inner, .. } = self.sizes;
+        let key = |part: &str| names.block(index, part);
+        let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
+        let [query, key_part, value] = names.query_key_value;
+        let query_key_value = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
+        let single = |part: &str, bias: bool| [(key(part), bias)];
+        Ok(Block {
+            attention_norm: self.norm(&key(names.attention_norm))?,
+            query_key_value: self.linear(&query_key_value, [hidden, 3 * hidden], Epilogue::Bias, None)?,
+            attention_output: self.linear(
+                &single(names.attention_output, biases.attention_output),
+                [hidden, hidden],
+                Epilogue::Residual,
+                scale(names.attention_scale),
+            )?,
+            mlp_norm: self.norm(&key(names.mlp_norm))?,
+            inner: self.linear(
+                &single(names.inner, biases.mlp),
+                [hidden, inner],
+                Epilogue::Activation(config.activation),
+                None,
+            )?,
+            outer: self.linear(
+                &single(names.outer, biases.mlp),
+                [inner, hidden],
+                Epilogue::Residual,
+                scale(names.mlp_scale),
+            )?,
+        })
+    }
+
+    /// Loads the final norm for each part of the feature, and the projection behind it.
+    fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Product>), ModelError> {
+        let Sizes { images, tokens, leading, hidden, feature_dim, .. } = self.sizes;
+        let width = feature_dim / shape.taps.len().max(1);
+        let projection = match (shape.pooling, self.plain.head) {
+            (Pooling::Head, Some(ProjectionHead::Linear { dim })) => {
+                let weight = self.loader.values(layout::PROJECTION)?;
+                let values = (weight.as_slice(), vec![0.0; dim]);
+                Some(Product::new(self.card, (values.0, &values.1), hidden, images, Epilogue::Bias))
+            }
+            _ => None,
+        };
+        let code = match shape.pooling {
+            Pooling::Cls | Pooling::Head => 0,
+            Pooling::Mean => 1,
+            Pooling::ClsMean => 2,
+            Pooling::MeanBeforeNorm => 3,
+        };
+        let pool = |(place, block): (usize, &u32)| {
+            let norm = self.norm(layout::final_norm(self.checkpoint.config(), self.plain))?;
+            let column = place * width;
+            let [pitch, first] = if projection.is_some() { [hidden, 0] } else { [feature_dim, column] };
+            let sizes = [tokens, leading, pitch, first].map(|size| size as u32);
+            Ok(Pool {
+                block: *block as usize,
+                program: Program::new(File::Pool, &[("HIDDEN", hidden), ("POOLING", code)], 128, 0),
+                numbers: sizes.into_iter().chain([norm.epsilon.to_bits(), 0]).collect(),
+                norm,
+                column,
+            })
+        };
+        let pools = shape.taps.iter().enumerate().map(pool).collect::<Result<_, _>>()?;
+        Ok((pools, projection))
+    }
+}
+
+impl Kernels {
+    /// Returns index and compute capability of the GPU whose own kernels may run.
+    pub(in crate::model) fn own(self) -> Option<[usize; 2]> {
+        match self {
+            Self::Burn => None,
+            Self::Own { gpu, capability } => Some([gpu, capability as usize]),
+        }
+    }
+}

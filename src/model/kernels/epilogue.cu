@@ -1,0 +1,87 @@
+// Ends of a product: what happens to a sum before it is stored.
+//
+// EPILOGUE: 0 adds the bias; 1 adds the bias and applies ACTIVATION; 2 adds bias and residual; 3 adds the row's position and stores
+// the row behind the leading tokens of its image.
+// ACTIVATION: 0 GELU, 1 GELU by tanh, 2 ReLU, 3 x·σ(1.702·x), 4 SiLU.
+
+struct Info {
+    u32 rows;    // of the left matrix and of the result
+    u32 columns; // of the result; a multiple of 8
+    u32 depth;   // of the sum; a multiple of 8
+    u32 pitch;   // of the result, in values
+    u32 patches; // of an image (EPILOGUE 3)
+    u32 tokens;  // of an image (EPILOGUE 3)
+};
+
+#if EPILOGUE == 1
+__device__ __forceinline__ float sigmoid(float x) {
+    return __fdividef(1.0f, 1.0f + exp2_approx(-1.44269504f * x));
+}
+
+__device__ __forceinline__ float activate(float x) {
+#if ACTIVATION == 0
+    // x·Φ(x), with erfc by Abramowitz and Stegun 7.1.26 (error below 1.5e-7): no cancellation for negative x.
+    const float z = 0.70710678f * fabsf(x);
+    const float t = __fdividef(1.0f, fmaf(0.3275911f, z, 1.0f));
+    float sum = fmaf(1.061405429f, t, -1.453152027f);
+    sum = fmaf(sum, t, 1.421413741f);
+    sum = fmaf(sum, t, -0.284496736f);
+    sum = fmaf(sum, t, 0.254829592f);
+    const float tail = 0.5f * sum * t * exp2_approx(-1.44269504f * z * z);
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+#elif ACTIVATION == 1
+    // x·(1 + tanh(u)) / 2 = x·σ(2u).
+    return x * sigmoid(1.5957691216f * x * fmaf(0.044715f * x, x, 1.0f));
+#elif ACTIVATION == 2
+    return fmaxf(x, 0.0f);
+#elif ACTIVATION == 3
+    return x * sigmoid(1.702f * x);
+#else
+    return x * sigmoid(x);
+#endif
+}
+#endif
+
+// Stores COLUMNS columns of 16 rows from `sums`, f32 in shared memory of this warp alone, with `PITCH` values a row. The tile starts at
+// `row` and `column` of the result.
+template <int COLUMNS, int PITCH>
+__device__ __forceinline__ void store_tile(const float* sums, u32 row, u32 column, const float* bias, const bf16* residual, bf16* out, const Info& info) {
+    constexpr u32 LANES = COLUMNS / 4; // of a row
+    constexpr u32 STEP = 32 / LANES;   // rows at once
+    const u32 lane = threadIdx.x % 32, x = lane % LANES * 4;
+    column += x;
+    if (column >= info.columns) return;
+#if EPILOGUE != 3
+    const float4 shift = *reinterpret_cast<const float4*>(bias + column);
+#endif
+#pragma unroll 4
+    for (u32 y = lane / LANES; y < 16; y += STEP) {
+        const u32 at = row + y;
+        if (at >= info.rows) break;
+        float4 value = *reinterpret_cast<const float4*>(sums + y * PITCH + x);
+#if EPILOGUE == 3
+        const u32 image = at / info.patches, patch = at - image * info.patches;
+        const float4 shift = *reinterpret_cast<const float4*>(bias + (u64)patch * info.columns + column);
+        const u64 to = (u64)(image * info.tokens + info.tokens - info.patches + patch) * info.pitch + column;
+#else
+        const u64 to = (u64)at * info.pitch + column;
+#endif
+        value.x += shift.x;
+        value.y += shift.y;
+        value.z += shift.z;
+        value.w += shift.w;
+#if EPILOGUE == 1
+        value.x = activate(value.x);
+        value.y = activate(value.y);
+        value.z = activate(value.z);
+        value.w = activate(value.w);
+#elif EPILOGUE == 2
+        const uint2 old = *reinterpret_cast<const uint2*>(residual + to);
+        value.x += low_half(old.x);
+        value.y += high_half(old.x);
+        value.z += low_half(old.y);
+        value.w += high_half(old.y);
+#endif
+        *reinterpret_cast<uint2*>(out + to) = make_uint2(pack(value.x, value.y), pack(value.z, value.w));
+    }
+}
