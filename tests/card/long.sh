@@ -41,27 +41,30 @@ compile() {
     done
 }
 
-# compare_forward NAME SM ROWS BATCH VARIABLES…: features of a checkpoint on a card, against those of the CPU.
+# compare_forward NAME SM ROWS BATCH MACHINE VARIABLES…: features of a checkpoint on a card with the kernels that MACHINE asks for, against
+# those of the CPU.
 compare_forward() {
-    local name=$1 sm=$2 rows=$3 batch=$4 at=$work/long-$1-$2
-    shift 4
+    local name=$1 sm=$2 rows=$3 batch=$4 machine=$5 at=$work/long-$1-$2 limit=$forward_limit
+    [ "$machine" = burn ] && limit=$burn_limit
+    shift 5
     local job=(--checkpoint "$work/vit-$name" --rows "$rows" --batch-size "$batch" --passes 1)
     "$program" --quiet bench forward "${job[@]}" -m "$work/cpu.toml" --precision f32 --features "$at.cpu" --json > /dev/null
-    on "$sm" 12.9 "$at" env "$@" "$program" --quiet bench forward "${job[@]}" -m "$work/cuda.toml" --features "$at.bin" --json > "$at.json"
+    on "$sm" 12.9 "$at" env "$@" "$program" --quiet bench forward "${job[@]}" -m "$work/$machine.toml" --features "$at.bin" --json > "$at.json"
     no_problems "$at"
-    echo "$name on sm_$sm, $rows images in batches of $batch${*:+, $*}: $("$python" "$card/compare.py" features "$at.bin" "$at.cpu" "$forward_limit")"
+    echo "$name on sm_$sm, $rows images in batches of $batch${*:+, $*}: $("$python" "$card/compare.py" features "$at.bin" "$at.cpu" "$limit")"
 }
 
 sizes() {
     vit small 384 2 6 224 16
     vit base 768 2 12 224 16
     vit large 1024 1 16 224 14
-    compare_forward small 90 3 2
-    compare_forward small 80 3 2
-    compare_forward small 120 1 1
-    compare_forward base 90 2 2
-    compare_forward base 80 2 2
-    compare_forward large 90 1 1
+    compare_forward small 90 3 2 cuda
+    compare_forward small 80 3 2 cuda
+    compare_forward small 120 1 1 cuda
+    compare_forward base 90 2 2 cuda
+    compare_forward base 90 2 2 burn
+    compare_forward base 80 2 2 cuda
+    compare_forward large 90 1 1 cuda
 }
 
 tuning() {
@@ -70,7 +73,7 @@ tuning() {
     for seed in 1 2 3 4 5 6 7 8 9 10; do
         # Compiled kernels stay; what tuning chose goes.
         find "$work/cache" -type d -name autotune -exec rm -rf {} +
-        compare_forward tiny 90 6 3 "EMUCUDA_TUNING_SEED=$seed"
+        compare_forward tiny 90 6 3 burn "EMUCUDA_TUNING_SEED=$seed"
     done
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks the program's CUDA side on an emulated card: run.sh PROGRAM [WORK]
 #
-# Builds and tests the emulator, then runs PROGRAM on it: `devices` on eight generations with two toolkits, the forward pass and the
-# training of the head on two generations against the CPU's numbers, and failures of the card. WORK (default `target/card`) keeps
+# Builds and tests the emulator, runs each of the program's own kernels against plain sums, then runs PROGRAM: `devices` on eight
+# generations with two toolkits, the forward pass and the training of the head on two generations against the CPU's numbers, burn's
+# forward pass on one, and failures of the card. WORK (default `target/card`) keeps
 # toolkits and compiled kernels; with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
 set -euo pipefail
 
@@ -41,18 +42,31 @@ devices() {
     echo "devices: ${#generations[@]} generations with 2 toolkits"
 }
 
-# numbers SM TOOLKIT: the forward pass and the head's training, against the CPU.
-numbers() {
+# kernels SM TOOLKIT: each kernel of the program against plain sums, and broken ones, which must be noticed.
+kernels() {
+    EMUCUDA_SM=$1 CARD_TOOLKIT=$work/cuda-$2 CARGO_TARGET_DIR=$work/target cargo test --quiet --release --locked \
+        --manifest-path "$card/Cargo.toml" --test kernels > "$work/kernels-$1.log" 2>&1 || fail "kernels: $(grep -v '^emulated' "$work/kernels-$1.log")"
+    echo "sm_$1 with CUDA $2: $(sed -n 's/^test result: ok. \([0-9]* passed\).*/\1/p' "$work/kernels-$1.log") of the kernels' tests"
+}
+
+# forward_pass SM TOOLKIT MACHINE KERNELS LIMIT: the forward pass with the kernels that MACHINE asks for, against the CPU.
+forward_pass() {
+    local sm=$1 toolkit=$2 at=$work/numbers-$1-$3
+    on "$sm" "$toolkit" "$at" timeout 600 "$program" --quiet bench forward "${forward[@]}" -m "$work/$3.toml" --features "$at.bin" --json \
+        > "$at.json"
+    no_problems "$at"
+    grep -q "\"kernels\": \"$4\"" "$at.json" || fail "the kernels are not $4: $(grep kernels "$at.json")"
+    echo "sm_$sm with CUDA $toolkit: $4, $(grep -ch ' launch ' "$at"/calls.*.log | sort -n | tail -1) launches"
+    "$python" "$card/compare.py" features "$at.bin" "$work/cpu.bin" "$5"
+}
+
+# head_training SM TOOLKIT: the head's training, against the CPU.
+head_training() {
     local sm=$1 toolkit=$2 at=$work/numbers-$1
-    on "$sm" "$toolkit" "$at-forward" timeout 600 "$program" --quiet bench forward "${forward[@]}" -m "$work/cuda.toml" \
-        --features "$at.bin" --json > "$at.json"
-    no_problems "$at-forward"
     rm -rf "$at-head-saved"
     on "$sm" "$toolkit" "$at-head" timeout 600 "$program" --quiet bench head "${head[@]}" -m "$work/cuda.toml" \
         --save "$at-head-saved" --json > "$at-head.json"
     no_problems "$at-head"
-    echo "sm_$sm with CUDA $toolkit: $(grep -ch ' launch ' "$at-forward"/calls.*.log | sort -n | tail -1) launches of the forward pass"
-    "$python" "$card/compare.py" features "$at.bin" "$work/cpu.bin" "$forward_limit"
     "$python" "$card/compare.py" losses "$at-head.json" "$work/cpu-head.json" "$head_limit"
     "$python" "$card/compare.py" tensors "$at-head-saved/optimizer.safetensors" "$work/cpu-head/optimizer.safetensors" "$head_limit"
 }
@@ -65,7 +79,7 @@ dropped_wait() {
     # Either the card reports it, or the features are others.
     if [ ! -s "$work/dropped/problems.log" ]; then
         [ -s "$work/dropped.bin" ] || fail "dropped wait: neither features nor a problem"
-        "$python" "$card/compare.py" differ "$work/dropped.bin" "$work/numbers-90.bin"
+        "$python" "$card/compare.py" differ "$work/dropped.bin" "$work/numbers-90-cuda.bin"
     fi
     echo "dropped wait: noticed"
 }
@@ -83,12 +97,19 @@ failure() {
 prepare
 inputs
 devices
-numbers 80 12.4 &
+{
+    kernels 80 12.4
+    forward_pass 80 12.4 cuda mma.sync "$forward_limit"
+    head_training 80 12.4
+    head_training 90 12.9
+} &
 other=$!
-numbers 90 12.9
+kernels 90 12.9
+forward_pass 90 12.9 cuda wgmma "$forward_limit"
+forward_pass 90 12.9 burn burn "$burn_limit"
 wait "$other"
 dropped_wait
 failure "out of memory" cuMemAllocAsync:2+:2,cuMemAlloc_v2:1+:2
 failure "illegal address" cuLaunchKernel:60:700
-failure "lost card" cuMemcpy2DAsync_v2:10:999
-failure "bad module" cuModuleLoadData:10:218
+failure "lost card" cuMemcpyDtoHAsync_v2:2:999
+failure "bad module" cuModuleLoadData:5:218

@@ -18,4 +18,4 @@ mod races;
 mod settings;
 pub mod state;
 mod tensor;
-mod tensor_map;
+pub mod tensor_map;

@@ -1,0 +1,90 @@
+//! Attention for odd token counts and all widths of a head.
+
+use crate::card::{Arg, Card};
+use crate::nvrtc::Source;
+use crate::values::{check, noise, round};
+
+pub struct Attention {
+    pub images: usize,
+    pub heads: usize,
+    pub tokens: usize,
+    pub width: usize,
+    packed: Vec<f32>,
+}
+
+impl Attention {
+    pub fn new(images: usize, heads: usize, tokens: usize, width: usize) -> Self {
+        // Scores differ by a few units: some keys count much more than others.
+        let packed = noise(7, images * tokens * 3 * heads * width).into_iter().map(|value| round(value * 1.5)).collect();
+        Self { images, heads, tokens, width, packed }
+    }
+
+    pub fn source(width: usize) -> Source {
+        Source::new(&["common.cu", "attention.cu"], &[("WIDTH", width as u32)])
+    }
+
+    pub fn try_run(&self, source: &Source) -> (Vec<String>, Vec<f32>) {
+        let mut card = Card::new();
+        let count = self.images * self.tokens * self.heads * self.width;
+        let (packed, out) = (card.bf16(&self.packed), card.results(count));
+        let scale = std::f32::consts::LOG2_E / (self.width as f32).sqrt();
+        let info = Arg::Info(vec![self.tokens as u32, self.heads as u32, scale.to_bits(), 0]);
+        let blocks = self.images * self.heads * self.tokens.div_ceil(64);
+        let shared = 5 * 64 * (2 * self.width as u32 + 16);
+        let problems = card.try_run(source, blocks, 128, shared, &[Arg::Pointer(packed), Arg::Pointer(out), info]);
+        let found = card.read(out, count);
+        (problems, found)
+    }
+
+    fn check(&self) {
+        let what = format!("{} images, {} heads, {} tokens, width {}", self.images, self.heads, self.tokens, self.width);
+        let (problems, found) = self.try_run(&Self::source(self.width));
+        assert!(problems.is_empty(), "{what}: {problems:#?}");
+        let hidden = self.heads * self.width;
+        let mut exact = vec![0.0; found.len()];
+        for image in 0..self.images {
+            for head in 0..self.heads {
+                let line = |token: usize, part: usize| {
+                    let at = (image * self.tokens + token) * 3 * hidden + part * hidden + head * self.width;
+                    &self.packed[at..at + self.width]
+                };
+                for query in 0..self.tokens {
+                    let dot = |key: usize| {
+                        let pairs = line(query, 0).iter().zip(line(key, 1));
+                        f64::from(pairs.map(|(one, other)| one * other).sum::<f32>()) / (self.width as f64).sqrt()
+                    };
+                    let scores: Vec<f64> = (0..self.tokens).map(dot).collect();
+                    let most = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let shares: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+                    let sum: f64 = shares.iter().sum();
+                    let to = (image * self.tokens + query) * hidden + head * self.width;
+                    for (key, share) in shares.iter().enumerate() {
+                        let values = line(key, 2);
+                        exact[to..to + self.width].iter_mut().zip(values).for_each(|(to, value)| *to += share / sum * f64::from(*value));
+                    }
+                }
+            }
+        }
+        // Shares are rounded to bf16 before they meet the values.
+        check(&what, &found, &exact, 0.01);
+    }
+}
+
+#[test]
+fn attention_is_right_for_any_token_count() {
+    for [images, heads, tokens] in [[3, 2, 1], [1, 1, 16], [2, 3, 17], [1, 2, 64], [1, 1, 65], [2, 1, 197], [1, 1, 257]] {
+        Attention::new(images, heads, tokens, 64).check();
+    }
+}
+
+#[test]
+fn attention_is_right_for_1370_tokens() {
+    Attention::new(1, 1, 1370, 64).check();
+}
+
+#[test]
+fn attention_is_right_for_all_widths() {
+    for width in [16, 32, 48, 80, 96, 112, 128] {
+        Attention::new(1, 2, 70, width).check();
+    }
+}

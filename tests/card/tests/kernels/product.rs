@@ -1,0 +1,192 @@
+//! Products by mma.sync and wgmma, with all epilogues.
+
+use crate::card::{Arg, Card, card_sm};
+use crate::nvrtc::Source;
+use crate::values::{check, noise};
+
+/// Which kernel computes a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    Large,
+    Small,
+    Wgmma,
+}
+
+pub const BIAS: u32 = 0;
+pub const ACTIVATION: u32 = 1;
+pub const RESIDUAL: u32 = 2;
+pub const EMBED: u32 = 3;
+
+impl Kernel {
+    /// The kernels that the card can run.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Large, Self::Small];
+        if card_sm() == 90 {
+            all.push(Self::Wgmma);
+        }
+        all
+    }
+
+    pub fn source(self, epilogue: u32, activation: u32) -> Source {
+        let common = [("EPILOGUE", epilogue), ("ACTIVATION", activation)];
+        let own: &[(&str, u32)] = match self {
+            Self::Large => &[("TILE_M", 128), ("TILE_N", 128), ("WARP_M", 64), ("STAGES", 3), ("BLOCKS_PER_SM", 2)],
+            Self::Small => &[("TILE_M", 64), ("TILE_N", 64), ("WARP_M", 32), ("STAGES", 4), ("BLOCKS_PER_SM", 4)],
+            Self::Wgmma => &[("STAGES", 3)],
+        };
+        let file = if self == Self::Wgmma { "product_wgmma.cu" } else { "product.cu" };
+        Source::new(&["common.cu", "epilogue.cu", file], &[&common, own].concat())
+    }
+
+    /// Side of a tile, threads of a block, and bytes of shared memory.
+    fn launch(self) -> (usize, u32, u32) {
+        match self {
+            Self::Large => (128, 256, 3 * (128 + 128) * 64),
+            Self::Small => (64, 128, 4 * (64 + 64) * 64),
+            Self::Wgmma => (128, 288, 3 * 32_768 + 48),
+        }
+    }
+}
+
+/// A product, and what its result must be.
+pub struct Product {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    /// Patches and tokens of an image.
+    pub image: [usize; 2],
+    pub left: Vec<f32>,
+    pub right: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub old: Vec<f32>,
+}
+
+impl Product {
+    pub fn new(rows: usize, columns: usize, depth: usize) -> Self {
+        Self {
+            rows,
+            columns,
+            depth,
+            image: [rows, rows],
+            left: noise(1, rows * depth),
+            right: noise(2, columns * depth),
+            bias: noise(3, columns),
+            old: noise(4, rows * columns),
+        }
+    }
+
+    /// A product whose rows are patches, each with a bias of its own.
+    pub fn embedding(images: usize, patches: usize, tokens: usize, columns: usize, depth: usize) -> Self {
+        let rows = images * patches;
+        let (bias, old) = (noise(3, patches * columns), noise(4, images * tokens * columns));
+        Self { image: [patches, tokens], bias, old, ..Self::new(rows, columns, depth) }
+    }
+
+    pub fn exact(&self, row: usize, column: usize) -> f64 {
+        let line = self.left[row * self.depth..].iter().zip(&self.right[column * self.depth..]).take(self.depth);
+        line.map(|(left, right)| f64::from(*left) * f64::from(*right)).sum()
+    }
+
+    /// Runs the kernel; returns what the card reports, and the results.
+    pub fn try_run(&self, kernel: Kernel, source: &Source) -> (Vec<String>, Vec<f32>) {
+        let mut card = Card::new();
+        let (left, right, bias, out) =
+            (card.bf16(&self.left), card.bf16(&self.right), card.f32(&self.bias), card.bf16(&self.old));
+        let mut args = Vec::new();
+        if kernel == Kernel::Wgmma {
+            args = vec![Card::map(left, self.rows, self.depth), Card::map(right, self.columns, self.depth)];
+        }
+        args.extend([left, right, bias, out, out].map(Arg::Pointer));
+        let sizes = [self.rows, self.columns, self.depth, self.columns, self.image[0], self.image[1]];
+        args.push(Arg::Info(sizes.map(|size| size as u32).to_vec()));
+        let (side, threads, shared) = kernel.launch();
+        let blocks = self.rows.div_ceil(side) * self.columns.div_ceil(side);
+        let problems = card.try_run(source, blocks, threads, shared, &args);
+        let found = card.read(out, self.old.len());
+        (problems, found)
+    }
+
+    fn check(&self, kernel: Kernel, epilogue: u32, activation: u32) {
+        let what = format!("{kernel:?}, epilogue {epilogue}, activation {activation}, {} × {} × {}", self.rows, self.columns, self.depth);
+        let (problems, found) = self.try_run(kernel, &kernel.source(epilogue, activation));
+        assert!(problems.is_empty(), "{what}: {problems:#?}");
+        let mut exact: Vec<f64> = self.old.iter().map(|value| f64::from(*value)).collect();
+        let [patches, tokens] = self.image;
+        for row in 0..self.rows {
+            for column in 0..self.columns {
+                let (sum, at) = (self.exact(row, column), row * self.columns + column);
+                match epilogue {
+                    EMBED => {
+                        let token = row / patches * tokens + tokens - patches + row % patches;
+                        exact[token * self.columns + column] = sum + f64::from(self.bias[row % patches * self.columns + column]);
+                    }
+                    RESIDUAL => exact[at] += sum + f64::from(self.bias[column]),
+                    ACTIVATION => exact[at] = activate(activation, sum + f64::from(self.bias[column])),
+                    _ => exact[at] = sum + f64::from(self.bias[column]),
+                }
+            }
+        }
+        check(&what, &found, &exact, 1e-5 * (self.depth as f64).sqrt());
+    }
+}
+
+fn activate(kind: u32, x: f64) -> f64 {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    match kind {
+        0 => x * (1.0 - erfc(x / 2.0_f64.sqrt()) / 2.0),
+        1 => x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)),
+        2 => x.max(0.0),
+        3 => x * sigmoid(1.702 * x),
+        _ => x * sigmoid(x),
+    }
+}
+
+/// The complementary error function, by Simpson's rule on its integral.
+fn erfc(x: f64) -> f64 {
+    let steps = 2000;
+    let width = x / f64::from(steps);
+    let value = |at: i32| (-(f64::from(at) * width).powi(2)).exp();
+    let inner: f64 = (1..steps).map(|at| value(at) * if at % 2 == 1 { 4.0 } else { 2.0 }).sum();
+    1.0 - 2.0 / std::f64::consts::PI.sqrt() * width / 3.0 * (value(0) + inner + value(steps))
+}
+
+#[test]
+fn products_are_right_for_odd_shapes() {
+    for kernel in Kernel::all() {
+        for [rows, columns, depth] in [[1, 64, 64], [129, 136, 40], [197, 192, 64], [70, 8, 200], [257, 72, 128], [64, 64, 8]] {
+            Product::new(rows, columns, depth).check(kernel, BIAS, 0);
+        }
+    }
+}
+
+#[test]
+fn deep_products_use_each_stage_many_times() {
+    for kernel in Kernel::all() {
+        Product::new(130, 136, 776).check(kernel, RESIDUAL, 0);
+    }
+}
+
+#[test]
+fn activations_are_right() {
+    for kernel in Kernel::all() {
+        for activation in 0..5 {
+            Product::new(33, 128, 24).check(kernel, ACTIVATION, activation);
+        }
+    }
+}
+
+#[test]
+fn residual_is_added_in_place() {
+    for kernel in Kernel::all() {
+        Product::new(129, 72, 64).check(kernel, RESIDUAL, 0);
+    }
+}
+
+#[test]
+fn patches_are_stored_behind_the_leading_tokens() {
+    for kernel in Kernel::all() {
+        for [images, patches, tokens] in [[3, 49, 50], [2, 64, 69], [5, 16, 16], [16, 64, 65]] {
+            Product::embedding(images, patches, tokens, 64, 192).check(kernel, EMBED, 0);
+        }
+    }
+}
