@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
         float all = total[half];
         all += __shfl_xor_sync(0xFFFFFFFFu, all, 1);
         all += __shfl_xor_sync(0xFFFFFFFFu, all, 2);
-        const float factor = __fdividef(1.0f, all);
+        const float factor = reciprocal_approx(all);
 #pragma unroll
         for (int i = 0; i < WIDTH / 8; i++)
             *reinterpret_cast<u32*>(own + (lane / 4 + 8 * half) * PITCH + i * 16 + lane % 4 * 4) =

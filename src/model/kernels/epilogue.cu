@@ -15,19 +15,19 @@ struct Info {
 
 #if EPILOGUE == 1
 __device__ __forceinline__ float sigmoid(float x) {
-    return __fdividef(1.0f, 1.0f + exp2_approx(-1.44269504f * x));
+    return reciprocal_approx(1.0f + exp2_approx(-1.44269504f * x));
 }
 
 __device__ __forceinline__ float activate(float x) {
 #if ACTIVATION == 0
     // x·Φ(x), with erfc by Abramowitz and Stegun 7.1.26 (error below 1.5e-7): no cancellation for negative x.
     const float z = 0.70710678f * fabsf(x);
-    const float t = __fdividef(1.0f, fmaf(0.3275911f, z, 1.0f));
+    const float t = reciprocal_approx(fmaf(0.3275911f, z, 1.0f));
     float sum = fmaf(1.061405429f, t, -1.453152027f);
     sum = fmaf(sum, t, 1.421413741f);
     sum = fmaf(sum, t, -0.284496736f);
     sum = fmaf(sum, t, 0.254829592f);
-    const float tail = 0.5f * sum * t * exp2_approx(-1.44269504f * z * z);
+    const float tail = 0.5f * sum * t * exp2_approx(-0.72134752f * x * x);
     return x * (x < 0.0f ? tail : 1.0f - tail);
 #elif ACTIVATION == 1
     // x·(1 + tanh(u)) / 2 = x·σ(2u).

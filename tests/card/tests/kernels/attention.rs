@@ -15,7 +15,8 @@ pub struct Attention {
 impl Attention {
     pub fn new(images: usize, heads: usize, tokens: usize, width: usize) -> Self {
         // Scores differ by a few units: some keys count much more than others.
-        let packed = noise(7, images * tokens * 3 * heads * width).into_iter().map(|value| round(value * 1.5)).collect();
+        let packed =
+            noise(7, images * tokens * 3 * heads * width).into_iter().map(|value| round(value * 1.5)).collect();
         Self { images, heads, tokens, width, packed }
     }
 
@@ -37,7 +38,8 @@ impl Attention {
     }
 
     fn check(&self) {
-        let what = format!("{} images, {} heads, {} tokens, width {}", self.images, self.heads, self.tokens, self.width);
+        let what =
+            format!("{} images, {} heads, {} tokens, width {}", self.images, self.heads, self.tokens, self.width);
         let (problems, found) = self.try_run(&Self::source(self.width));
         assert!(problems.is_empty(), "{what}: {problems:#?}");
         let hidden = self.heads * self.width;
@@ -60,7 +62,10 @@ impl Attention {
                     let to = (image * self.tokens + query) * hidden + head * self.width;
                     for (key, share) in shares.iter().enumerate() {
                         let values = line(key, 2);
-                        exact[to..to + self.width].iter_mut().zip(values).for_each(|(to, value)| *to += share / sum * f64::from(*value));
+                        exact[to..to + self.width]
+                            .iter_mut()
+                            .zip(values)
+                            .for_each(|(to, value)| *to += share / sum * f64::from(*value));
                     }
                 }
             }
@@ -72,7 +77,8 @@ impl Attention {
 
 #[test]
 fn attention_is_right_for_any_token_count() {
-    for [images, heads, tokens] in [[3, 2, 1], [1, 1, 16], [2, 3, 17], [1, 2, 64], [1, 1, 65], [2, 1, 197], [1, 1, 257]] {
+    for [images, heads, tokens] in [[3, 2, 1], [1, 1, 16], [2, 3, 17], [1, 2, 64], [1, 1, 65], [2, 1, 197], [1, 1, 257]]
+    {
         Attention::new(images, heads, tokens, 64).check();
     }
 }

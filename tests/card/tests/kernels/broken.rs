@@ -34,7 +34,8 @@ fn dropped_wait_for_copies_is_a_race() {
         let source = Kernel::Wgmma.source(BIAS, 0).replace("wait(full + 8 * stage, parity);", "");
         let (problems, _) = product.try_run(Kernel::Wgmma, &source);
         assert!(!problems.is_empty(), "wait for the copy engine");
-        let source = Kernel::Wgmma.source(BIAS, 0).replace("if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);", "");
+        let source =
+            Kernel::Wgmma.source(BIAS, 0).replace("if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);", "");
         let (problems, _) = Product::new(130, 136, 520).try_run(Kernel::Wgmma, &source);
         assert!(!problems.is_empty(), "wait for the products");
     }

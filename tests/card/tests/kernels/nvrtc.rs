@@ -12,7 +12,8 @@ unsafe extern "C" {
     fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
-type Create = unsafe extern "C" fn(*mut usize, *const c_char, *const c_char, c_int, *const c_void, *const c_void) -> c_int;
+type Create =
+    unsafe extern "C" fn(*mut usize, *const c_char, *const c_char, c_int, *const c_void, *const c_void) -> c_int;
 type Compile = unsafe extern "C" fn(usize, c_int, *const *const c_char) -> c_int;
 type Size = unsafe extern "C" fn(usize, *mut usize) -> c_int;
 type Text = unsafe extern "C" fn(usize, *mut u8) -> c_int;
@@ -64,7 +65,10 @@ fn run_nvrtc(text: &str) -> Vec<u8> {
         let compile: Compile = std::mem::transmute(find(c"nvrtcCompileProgram"));
         let text = CString::new(text).unwrap();
         let mut program = 0;
-        assert_eq!(create(&mut program, text.as_ptr(), c"kernel.cu".as_ptr(), 0, std::ptr::null(), std::ptr::null()), 0);
+        assert_eq!(
+            create(&mut program, text.as_ptr(), c"kernel.cu".as_ptr(), 0, std::ptr::null(), std::ptr::null()),
+            0
+        );
         let sm = card_sm();
         let option = CString::new(format!("--gpu-architecture=sm_{sm}{}", if sm >= 90 { "a" } else { "" })).unwrap();
         let code = compile(program, 1, [option.as_ptr()].as_ptr());

@@ -107,7 +107,10 @@ impl Product {
     }
 
     fn check(&self, kernel: Kernel, epilogue: u32, activation: u32) {
-        let what = format!("{kernel:?}, epilogue {epilogue}, activation {activation}, {} × {} × {}", self.rows, self.columns, self.depth);
+        let what = format!(
+            "{kernel:?}, epilogue {epilogue}, activation {activation}, {} × {} × {}",
+            self.rows, self.columns, self.depth
+        );
         let (problems, found) = self.try_run(kernel, &kernel.source(epilogue, activation));
         assert!(problems.is_empty(), "{what}: {problems:#?}");
         let mut exact: Vec<f64> = self.old.iter().map(|value| f64::from(*value)).collect();
@@ -118,7 +121,8 @@ impl Product {
                 match epilogue {
                     EMBED => {
                         let token = row / patches * tokens + tokens - patches + row % patches;
-                        exact[token * self.columns + column] = sum + f64::from(self.bias[row % patches * self.columns + column]);
+                        exact[token * self.columns + column] =
+                            sum + f64::from(self.bias[row % patches * self.columns + column]);
                     }
                     RESIDUAL => exact[at] += sum + f64::from(self.bias[column]),
                     ACTIVATION => exact[at] = activate(activation, sum + f64::from(self.bias[column])),
@@ -153,7 +157,9 @@ fn erfc(x: f64) -> f64 {
 #[test]
 fn products_are_right_for_odd_shapes() {
     for kernel in Kernel::all() {
-        for [rows, columns, depth] in [[1, 64, 64], [129, 136, 40], [197, 192, 64], [70, 8, 200], [257, 72, 128], [64, 64, 8]] {
+        for [rows, columns, depth] in
+            [[1, 64, 64], [129, 136, 40], [197, 192, 64], [70, 8, 200], [257, 72, 128], [64, 64, 8]]
+        {
             Product::new(rows, columns, depth).check(kernel, BIAS, 0);
         }
     }

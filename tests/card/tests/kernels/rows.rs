@@ -12,7 +12,9 @@ fn normalised(row: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
     let variance = row.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / count;
     let factor = 1.0 / (variance + f64::from(EPSILON)).sqrt();
     let scaled = row.iter().zip(weight).zip(bias);
-    scaled.map(|((value, weight), bias)| (f64::from(*value) - mean) * factor * f64::from(*weight) + f64::from(*bias)).collect()
+    scaled
+        .map(|((value, weight), bias)| (f64::from(*value) - mean) * factor * f64::from(*weight) + f64::from(*bias))
+        .collect()
 }
 
 #[test]
@@ -24,7 +26,13 @@ fn norms_are_right_for_all_widths() {
         let (from, w, b) = (card.bf16(&states), card.f32(&weight), card.f32(&bias));
         let source = Source::new(&["common.cu", "row.cu", "norm.cu"], &[("HIDDEN", hidden as u32)]);
         // In place.
-        let args = [Arg::Pointer(from), Arg::Pointer(w), Arg::Pointer(b), Arg::Pointer(from), Arg::Info(vec![rows as u32, EPSILON.to_bits()])];
+        let args = [
+            Arg::Pointer(from),
+            Arg::Pointer(w),
+            Arg::Pointer(b),
+            Arg::Pointer(from),
+            Arg::Info(vec![rows as u32, EPSILON.to_bits()]),
+        ];
         card.run(&source, rows.div_ceil(8), 256, 0, &args);
         let exact: Vec<f64> = states.chunks(hidden).flat_map(|row| normalised(row, &weight, &bias)).collect();
         check(&format!("norm of {hidden}"), &card.read(from, rows * hidden), &exact, 1e-5);
@@ -40,18 +48,36 @@ fn pools_are_right() {
             let (column, pitch) = (8, hidden * parts + 16);
             let (states, weight, bias) = (noise(1, images * tokens * hidden), noise(2, hidden), noise(3, hidden));
             let mut card = Card::new();
-            let (from, w, b, out) = (card.bf16(&states), card.f32(&weight), card.f32(&bias), card.bf16(&vec![0.5; images * pitch]));
-            let source = Source::new(&["common.cu", "row.cu", "pool.cu"], &[("HIDDEN", hidden as u32), ("POOLING", pooling)]);
+            let (from, w, b, out) =
+                (card.bf16(&states), card.f32(&weight), card.f32(&bias), card.bf16(&vec![0.5; images * pitch]));
+            let source =
+                Source::new(&["common.cu", "row.cu", "pool.cu"], &[("HIDDEN", hidden as u32), ("POOLING", pooling)]);
             let info = [tokens as u32, leading as u32, pitch as u32, column as u32, EPSILON.to_bits(), 0];
             let pointers = [from, w, b, out].map(Arg::Pointer);
-            card.run(&source, images, 128, 0, &[pointers.into_iter().collect::<Vec<_>>(), vec![Arg::Info(info.to_vec())]].into_iter().flatten().collect::<Vec<_>>());
+            card.run(
+                &source,
+                images,
+                128,
+                0,
+                &[pointers.into_iter().collect::<Vec<_>>(), vec![Arg::Info(info.to_vec())]]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>(),
+            );
             let mut exact = Vec::new();
             for image in states.chunks(tokens * hidden) {
                 let rows: Vec<Vec<f64>> = image
                     .chunks(hidden)
-                    .map(|row| if pooling == 3 { row.iter().map(|value| f64::from(*value)).collect() } else { normalised(row, &weight, &bias) })
+                    .map(|row| {
+                        if pooling == 3 {
+                            row.iter().map(|value| f64::from(*value)).collect()
+                        } else {
+                            normalised(row, &weight, &bias)
+                        }
+                    })
                     .collect();
-                let mean = (0..hidden).map(|at| rows[leading..].iter().map(|row| row[at]).sum::<f64>() / (tokens - leading) as f64);
+                let mean = (0..hidden)
+                    .map(|at| rows[leading..].iter().map(|row| row[at]).sum::<f64>() / (tokens - leading) as f64);
                 exact.extend([0.5; 8]);
                 if pooling == 0 || pooling == 2 {
                     exact.extend(&rows[0]);
@@ -76,8 +102,10 @@ fn patches_are_cut_and_normalised() {
         let (scale, shift) = ([0.01_f32, 0.02, 0.03], [-1.0_f32, 0.5, 0.25]);
         let mut card = Card::new();
         let (from, lead) = (card.bytes(&pixels), card.f32(&first));
-        let (out, states) = (card.results(images * grid * grid * pitch), card.bf16(&vec![0.5; images * tokens * hidden]));
-        let mut info: Vec<u32> = [images, side, patch, grid, pitch, hidden, leading, tokens].map(|size| size as u32).to_vec();
+        let (out, states) =
+            (card.results(images * grid * grid * pitch), card.bf16(&vec![0.5; images * tokens * hidden]));
+        let mut info: Vec<u32> =
+            [images, side, patch, grid, pitch, hidden, leading, tokens].map(|size| size as u32).to_vec();
         info.extend(scale.iter().chain(&shift).map(|value| value.to_bits()));
         let threads = images * grid * grid * pitch / 8 + images * leading * hidden / 8;
         let source = Source::new(&["common.cu", "patches.cu"], &[]);
@@ -90,7 +118,11 @@ fn patches_are_cut_and_normalised() {
             for at in 0..pitch {
                 let (line, column, channel) = (at / (3 * patch), at / 3 % patch, at % 3);
                 let pixel = ((image * side + y * patch + line) * side + x * patch + column) * 3 + channel;
-                exact.push(if line < patch { f64::from(pixels[pixel]) * f64::from(scale[channel]) + f64::from(shift[channel]) } else { 0.0 });
+                exact.push(if line < patch {
+                    f64::from(pixels[pixel]) * f64::from(scale[channel]) + f64::from(shift[channel])
+                } else {
+                    0.0
+                });
             }
         }
         check(&format!("patches of {patch}"), &card.read(out, exact.len()), &exact, 1e-6);

@@ -16,7 +16,9 @@ pub fn round(value: f32) -> f32 {
 
 /// Values in [-1, 1) that are exact in bf16.
 pub fn noise(seed: u32, count: usize) -> Vec<f32> {
-    let mixed = |at: u32| (at ^ seed.wrapping_mul(0x51ED_270B)).wrapping_mul(0x9E37_79B1).rotate_left(15).wrapping_mul(0x85EB_CA77);
+    let mixed = |at: u32| {
+        (at ^ seed.wrapping_mul(0x51ED_270B)).wrapping_mul(0x9E37_79B1).rotate_left(15).wrapping_mul(0x85EB_CA77)
+    };
     (0..count as u32).map(|at| round((f64::from(mixed(at) >> 8) / f64::from(1 << 23) - 1.0) as f32)).collect()
 }
 
