@@ -21,6 +21,7 @@ head=(--classes 300 --dim 64 --batch-size 64 --steps 8 --log-every 2 --learning-
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
+    [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" 768 1 12 224 16
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     rm -rf "$work/cpu-head"
     "$program" --quiet bench head "${head[@]}" -m "$work/cpu.toml" --save "$work/cpu-head" --json > "$work/cpu-head.json"
@@ -58,6 +59,18 @@ forward_pass() {
     grep -q "\"kernels\": \"$4\"" "$at.json" || fail "the kernels are not $4: $(grep kernels "$at.json")"
     echo "sm_$sm with CUDA $toolkit: $4, $(grep -ch ' launch ' "$at"/calls.*.log | sort -n | tail -1) launches"
     "$python" "$card/compare.py" features "$at.bin" "$work/cpu.bin" "$5"
+}
+
+# assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B, and none of them spills registers.
+assembled() {
+    local log=$work/assembled-$1 reports
+    on "$1" "$2" "$log" env EMUCUDA_EXECUTE=0 EMUCUDA_PTXAS="$work/cuda-$2/bin/ptxas" timeout 300 "$program" --quiet bench forward \
+        --checkpoint "$work/vit-block" --rows 128 --batch-size 128 --passes 0 -m "$work/cuda.toml" --json > "$log.json"
+    no_problems "$log"
+    reports=$(find "$log/modules" -name '*.ptxas' | wc -l)
+    [ "$reports" -gt 0 ] || fail "ptxas took no kernel for sm_$1"
+    ! grep -l '[1-9][0-9]* bytes spill' "$log"/modules/*.ptxas || fail "kernels for sm_$1 spill registers"
+    echo "sm_$1 with CUDA $2: $reports kernels assembled without spills"
 }
 
 # head_training SM TOOLKIT: the head's training, against the CPU.
@@ -98,12 +111,14 @@ prepare
 inputs
 devices
 {
+    assembled 80 12.4
     kernels 80 12.4
     forward_pass 80 12.4 cuda mma.sync "$forward_limit"
     head_training 80 12.4
     head_training 90 12.9
 } &
 other=$!
+assembled 90 12.9
 kernels 90 12.9
 forward_pass 90 12.9 cuda wgmma "$forward_limit"
 forward_pass 90 12.9 burn burn "$burn_limit"
