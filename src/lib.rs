@@ -54,12 +54,13 @@
 //! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | heads, targets, schedule, sample order, optimisers, closed-form fits, checkpoints; burn in the trainers | `predict`, `types` |
+//! | [`view`] | charts and pages as text, in one design; pure | – |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
 //! | [`bench`](mod@bench) | measurements of reading, decoding and the device; models of larger machines | `pipeline` and all that it may import |
 //! | [`search`] | exact search over vectors on scratch disk | `runtime`, `types` |
 //! | [`explore`] | pictures, captions and search of a run; reads runs and never writes | `pipeline` and what it may import but `hf_hub`, `runtime`, `telemetry`; `search` |
-//! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `explore`, `objects`, `pipeline`, `run_dir`, `runtime` |
+//! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `explore`, `objects`, `pipeline`, `run_dir`, `runtime`, `view` |
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline`, `types` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
@@ -108,3 +109,4 @@ pub mod serve;
 pub mod telemetry;
 pub mod train;
 pub mod types;
+pub mod view;

@@ -178,10 +178,19 @@ async fn list_runs(State(app): State<App>) -> Result<Response, Failure> {
     json(&overviews)
 }
 
+/// A comparison with its chart as HTML.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    comparison: Comparison,
+    chart: String,
+}
+
 async fn compare_runs(State(app): State<App>) -> Result<Response, Failure> {
     let runs = Arc::clone(&app.runs);
     let overviews = read(move || runs.iter().map(Run::overview).collect::<Result<Vec<_>, _>>()).await?;
-    json(&compare::compare_overviews(&overviews))
+    let shown = Shown { comparison: compare::compare_overviews(&overviews), chart: compare::draw(&overviews) };
+    json(&shown)
 }
 
 async fn show_run(State(app): State<App>, Path(number): Path<usize>) -> Result<Response, Failure> {

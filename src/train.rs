@@ -16,7 +16,6 @@ mod features;
 pub mod head;
 mod head_bytes;
 pub mod order;
-pub mod plot;
 pub mod schedule;
 mod targets;
 pub mod text;

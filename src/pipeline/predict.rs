@@ -159,7 +159,9 @@ pub(crate) async fn run(ctx: &RunContext, input: PredictInput<'_>) -> Result<Opt
     let PreparedPrediction { input, shards, ids, generation, test_set, candidates, own } = prepared;
     let prediction = Prediction { settings, model, input, shards, ids, generation, test_set, device, own };
     let output = match ctx.config.head() {
-        HeadConfig::Classes => prediction.run(ctx, ClassifierRanker::open(ctx, settings.top_k as usize)?).await,
+        HeadConfig::Classes => {
+            prediction.run(ctx, ClassifierRanker::open(ctx, manifest, settings.top_k as usize)?).await
+        }
         HeadConfig::Text { .. } => {
             let ranker = ProjectionRanker::open(ctx, model, manifest, candidates)?;
             prediction.run(ctx, ranker).await

@@ -10,6 +10,10 @@ use super::run::{Overview, Run};
 use crate::config::StoreConfig;
 use crate::pipeline;
 use crate::run_dir::Directory;
+use crate::view::{Chart, Line};
+
+/// Colours of lines.
+const COLOURS: usize = 6;
 
 /// Runs side by side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -75,6 +79,19 @@ pub(super) fn compare_overviews(overviews: &[Overview]) -> Comparison {
     }
 }
 
+/// Draws the validation of each run's best trial.
+pub(super) fn draw(overviews: &[Overview]) -> String {
+    let line = |(number, overview): (usize, &Overview)| Line {
+        dashed: number >= COLOURS,
+        ..overview.curve.best_trial(&overview.name, number % COLOURS + 1)
+    };
+    let lines = overviews.iter().enumerate().map(line).collect();
+    let title = "Validation NDCG@5 of each run's best trial".to_owned();
+    let mut chart = Chart::new(title, lines);
+    chart.from_zero = true;
+    chart.figure()
+}
+
 /// Returns the settings of a run as `section.key` → JSON.
 fn flatten_settings(overview: &Overview) -> BTreeMap<String, String> {
     let sections = overview.config.as_ref().and_then(Value::as_object).into_iter().flatten();
@@ -94,12 +111,11 @@ fn summarise(overview: &Overview) -> RunSummary {
     let stages = at(&overview.status, "/stages");
     let stages = stages.as_ref().and_then(Value::as_array).into_iter().flatten();
     let total = at(&overview.report, "/seconds").and_then(|seconds| seconds.as_f64()).filter(|_| state == "done");
-    let validations = overview.curve.iter().filter_map(|row| row.get("validation_ndcg5")?.as_f64());
     RunSummary {
         name: overview.name.clone(),
         state,
         test_ndcg5: at(&overview.report, "/prediction/scores/ndcg5").and_then(|score| score.as_f64()),
-        validation_ndcg5: validations.max_by(f64::total_cmp),
+        validation_ndcg5: overview.best.as_ref().map(|best| best.ndcg5),
         images: at(&overview.report, "/images/tally/kept").and_then(|kept| kept.as_u64()),
         seconds: total.unwrap_or_else(|| stages.filter_map(|stage| stage.get("seconds")?.as_f64()).sum()),
     }
@@ -110,6 +126,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::view::BestValidation;
 
     #[test]
     fn settings_that_differ_are_listed() {
@@ -120,7 +137,7 @@ mod tests {
                 json!({ "prediction": { "scores": { "ndcg5": rate } }, "images": { "tally": { "kept": 7 } } }),
             ),
             config: Some(json!({ "run": { "seed": 1 }, "train": { "learning_rate": rate } })),
-            curve: vec![json!({ "step": 1 }), json!({ "validation_ndcg5": 0.5 }), json!({ "validation_ndcg5": 0.25 })],
+            best: Some(BestValidation { step: 1.0, trial: 0, ndcg5: 0.5, ceiling: None }),
             ..Overview::default()
         };
         let comparison = compare_overviews(&[run("a", 0.5, "done"), run("b", 0.75, "running"), Overview::default()]);

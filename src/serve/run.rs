@@ -8,6 +8,7 @@ use crate::explore::Explorer;
 use crate::objects::{Store, StoreError};
 use crate::pipeline::Status;
 use crate::run_dir::Directory;
+use crate::view::{BestValidation, TrainingCurve};
 
 /// A run directory, opened for reading.
 #[derive(Clone, Debug)]
@@ -33,8 +34,13 @@ pub(super) struct Overview {
     pub(super) report: Option<Value>,
     /// Configuration of the run.
     pub(super) config: Option<Value>,
-    /// Rows of `training.csv`.
-    pub(super) curve: Vec<Value>,
+    /// Losses and validations.
+    #[serde(skip)]
+    pub(super) curve: TrainingCurve,
+    /// The training curve as HTML; empty if training has not started.
+    pub(super) charts: String,
+    /// The best validation.
+    pub(super) best: Option<BestValidation>,
 }
 
 impl Run {
@@ -82,14 +88,20 @@ impl Run {
         for part in status.iter_mut().flat_map(|status| &mut status.parts) {
             part.age_s = part.age_s.map(shown);
         }
+        let report: Option<Value> = next().and_then(|text| serde_json::from_slice(&text).ok());
+        let config = next().and_then(|text| read_config(&text));
+        let curve = next().map(|text| TrainingCurve::from_csv(&text)).unwrap_or_default();
+        let chance = report.as_ref().and_then(|report| report.pointer("/prediction/scores/ndcg5_chance")?.as_f64());
         Ok(Overview {
             name: self.name.clone(),
             live,
             age_s,
             status: status.and_then(|status| serde_json::to_value(status).ok()),
-            report: next().and_then(|text| serde_json::from_slice(&text).ok()),
-            config: next().and_then(|text| read_config(&text)),
-            curve: next().map(|text| read_curve(&text)).unwrap_or_default(),
+            charts: curve.figures(&report.as_ref().map(describe_trials).unwrap_or_default(), chance),
+            best: curve.best(),
+            curve,
+            report,
+            config,
         })
     }
 }
@@ -101,16 +113,15 @@ fn read_config(text: &[u8]) -> Option<Value> {
     file.as_object_mut()?.remove("config")
 }
 
-/// Parses `training.csv`: one object a row, without its empty fields. A row that cannot be parsed ends the curve.
-fn read_curve(text: &[u8]) -> Vec<Value> {
-    let mut reader = csv::Reader::from_reader(text);
-    let Ok(names) = reader.headers().cloned() else { return Vec::new() };
-    let row = |record: csv::StringRecord| {
-        let fields = names.iter().zip(record.iter()).filter(|(_, text)| !text.is_empty());
-        let numbers = fields.map(|(name, text)| Some((name.to_owned(), text.parse::<f64>().ok()?.into())));
-        numbers.collect::<Option<serde_json::Map<String, Value>>>().map(Value::Object)
+/// Describes the settings of each trial of a sweep by the report.
+fn describe_trials(report: &Value) -> Vec<String> {
+    let trials = report.pointer("/training/trials").and_then(Value::as_array).into_iter().flatten();
+    let describe = |trial: &Value| {
+        let names = [("learning_rate", "lr"), ("momentum", "m"), ("weight_decay", "wd")];
+        let settings = names.iter().filter_map(|(key, name)| Some(format!("{name} {}", trial.get(*key)?)));
+        settings.collect::<Vec<_>>().join(", ")
     };
-    reader.records().map_while(|record| record.ok().and_then(row)).collect()
+    trials.map(describe).collect()
 }
 
 #[cfg(test)]
@@ -131,8 +142,8 @@ mod tests {
         let overview = Run::open(&Store::default(), &name).unwrap().overview().unwrap();
         assert_eq!(overview.config, Some(serde_json::json!({ "run": { "seed": 7 } })));
         assert_eq!((overview.report, overview.status, overview.live), (None, None, false));
-        let curve = serde_json::json!([{ "step": 1.0, "loss": 0.5, "trial": 0.0 }, { "step": 2.0, "trial": 0.0 }]);
-        assert_eq!(Value::Array(overview.curve), curve);
+        assert_eq!(overview.curve.last_step(), Some(2.0));
+        assert!(overview.charts.starts_with("<div class=\"columns\"><figure>") && overview.best.is_none());
     }
 
     #[test]

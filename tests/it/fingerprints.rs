@@ -67,6 +67,7 @@ fn fingerprints_and_artefact_names_are_stable() {
             ("checkpoints/step-N/optimizer.safetensors", checkpoints),
             ("checkpoints/step-N/state.json", checkpoints),
             ("duplicates.parquet", 1),
+            ("examples.html", 1),
             ("features/N.parquet", 16),
             ("journal/catalog.json", 1),
             ("journal/features/N.json", 16),

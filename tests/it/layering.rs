@@ -14,6 +14,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("corpus", &[]),
     ("predict", &[]),
     ("sample", &[]),
+    ("view", &[]),
     ("config", &["types"]),
     ("catalog", &["types"]),
     ("decode", &["types"]),
@@ -42,6 +43,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "telemetry",
             "train",
             "types",
+            "view",
         ],
     ),
     (
@@ -72,7 +74,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "run_dir", "search", "train", "types",
         ],
     ),
-    ("serve", &["chunk", "config", "explore", "objects", "pipeline", "run_dir", "runtime"]),
+    ("serve", &["chunk", "config", "explore", "objects", "pipeline", "run_dir", "runtime", "view"]),
     (
         "cli",
         &[
@@ -109,6 +111,7 @@ const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
     ("model", &["arrow", "parquet", "tokio"]),
     ("train", &["arrow", "parquet", "tokio", "clap", "image"]),
     ("predict", &["arrow", "parquet", "tokio", "clap", "image"]),
+    ("view", &["arrow", "burn", "std::fs", "tokio"]),
     ("pipeline", &["clap", "indicatif"]),
 ];
 

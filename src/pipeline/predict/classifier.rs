@@ -1,20 +1,31 @@
 //! Prediction by a classifier: the classes of the run, ranked by their logits.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::chunk::features::Features;
 use crate::pipeline::catalog::StoredClasses;
 use crate::pipeline::context::RunContext;
+use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::manifest::Manifest;
 use crate::pipeline::observe::report::StageRemarks;
+use crate::pipeline::predict::examples::ChosenExamples;
+use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
 use crate::pipeline::predict::submission::most_frequent;
 use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
 use crate::pipeline::train::checkpoints::PickedCheckpoint;
 use crate::train::HeadState;
 
+/// Captions that are ranked for a held-out image.
+const EXAMPLE_CAPTIONS: usize = 10;
+/// Held-out images that are ranked at once.
+const EXAMPLE_ROWS: usize = 256;
+
 /// Ranks the classes of the run. Memory holds the texts of ranked classes only.
-pub(super) struct ClassifierRanker {
+pub(super) struct ClassifierRanker<'a> {
+    manifest: &'a Manifest,
     classes: StoredClasses,
     /// Classes with the most images, most frequent first.
     frequent: Vec<u32>,
@@ -22,15 +33,50 @@ pub(super) struct ClassifierRanker {
     texts: HashMap<u32, Box<str>>,
 }
 
-impl ClassifierRanker {
+impl<'a> ClassifierRanker<'a> {
     /// Finds the `top_k` most frequent classes.
     ///
     /// # Errors
     /// When the run directory has no complete catalog.
-    pub(super) fn open(ctx: &RunContext, top_k: usize) -> Result<Self, PipelineError> {
+    pub(super) fn open(ctx: &RunContext, manifest: &'a Manifest, top_k: usize) -> Result<Self, PipelineError> {
         let classes = StoredClasses::open(&ctx.dir)?;
         let frequent = most_frequent(&classes.read_images()?, top_k);
-        Ok(Self { classes, frequent, texts: HashMap::new() })
+        Ok(Self { manifest, classes, frequent, texts: HashMap::new() })
+    }
+
+    /// Ranks the classes for the held-out images, and writes the page of examples.
+    async fn write_examples(
+        &self,
+        ctx: &RunContext,
+        head: Arc<HeadState>,
+        device: &Arc<DeviceWorker>,
+        remarks: &mut StageRemarks,
+    ) -> Result<(), PipelineError> {
+        let dim = head.dim;
+        let read = || HeldOutImages::read(ctx, self.manifest, dim, |_| Ok(Vec::new()));
+        let Some(HeldOutImages { images, .. }) = tokio::task::block_in_place(read)? else { return Ok(()) };
+        let top_k = EXAMPLE_CAPTIONS.min(head.classes);
+        let scorer = device.load_scorer(head).await?;
+        let mut ranked = Vec::with_capacity(images.images());
+        for features in images.features.chunks(EXAMPLE_ROWS * dim) {
+            if let Some(signal) = ctx.shutdown.signal() {
+                return Err(PipelineError::Stopped(signal));
+            }
+            ranked.extend(scorer.top_k(features.to_vec(), features.len() / dim, top_k).await?);
+        }
+        scorer.unload().await?;
+        let examples = ChosenExamples::choose(&images, |image| ranked[image].classes.clone());
+        let write = || {
+            let shown = examples.classes();
+            let (texts, languages) = (self.classes.read_some_texts(&shown)?, self.classes.read_languages()?);
+            let caption = |class: u32| {
+                let text = shown.binary_search(&class).ok().and_then(|place| texts.get(place));
+                (text.map_or("", |text| &**text), languages.language(class))
+            };
+            let how = format!("all {} classes are ranked by the classifier", self.classes.count);
+            examples.write(ctx, &images, caption, &how, remarks)
+        };
+        tokio::task::block_in_place(write)
     }
 }
 
@@ -55,7 +101,7 @@ impl QueryEncoder for RawFeatures {
     }
 }
 
-impl Ranker for ClassifierRanker {
+impl Ranker for ClassifierRanker<'_> {
     const FALLBACK: &'static str = "the most frequent captions (the first of the list where no image has a label)";
     type Head = HeadState;
 
@@ -88,10 +134,11 @@ impl Ranker for ClassifierRanker {
     }
 
     async fn rank(&self, ctx: &RunContext, head: HeadState, input: RankInput<'_>) -> Result<RankOutput, PipelineError> {
+        let (head, mut remarks) = (Arc::new(head), StageRemarks::default());
         let encoder = RawFeatures { dim: head.dim };
         let job = RankJob {
             features: input.features,
-            layer: head,
+            layer: Arc::clone(&head),
             urls: &input.test_set.urls,
             top_k: input.top_k,
             stage: "rank".to_owned(),
@@ -100,6 +147,9 @@ impl Ranker for ClassifierRanker {
             questions: input.questions,
         };
         let ranking = job.run(ctx, &encoder).await?;
-        Ok(RankOutput { ranking, report: None, remarks: StageRemarks::default() })
+        if input.own {
+            self.write_examples(ctx, head, input.device, &mut remarks).await?;
+        }
+        Ok(RankOutput { ranking, report: None, remarks })
     }
 }

@@ -1,98 +1,134 @@
-//! `examples.html`: the held-out images that a projection head ranks best and worst, with thumbnails and captions.
+//! Content of `examples.html`: the held-out images that the run's head ranks best and worst, with their thumbnails.
 
-use std::collections::HashMap;
-
-use base64_simd::STANDARD;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::chunk::features::read_thumbnails;
 use crate::chunk::journal::{Journal, Layout};
-use crate::pipeline::catalog::RunCatalog;
 use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StageRemarks;
-use crate::pipeline::predict::fusion::FusionWeights;
 use crate::pipeline::train::held_out::HeldOut;
 use crate::predict::metrics::{gain, rank_of};
-use crate::predict::slices::{FusionSignal, Rankings};
 use crate::run_dir::Directory;
+use crate::view::{Example, ExampleCaption, examples_page};
 
 /// Name of the page in the run directory.
 const FILE: &str = "examples.html";
-/// Images in each of the two lists.
+/// Images in each of the two lists, at most.
 const LIST_IMAGES: usize = 20;
 /// Ranked captions shown for an image.
 const SHOWN_RANKED: usize = 5;
 /// Right captions shown for an image.
 const SHOWN_RIGHT: usize = 8;
 
-/// An image with its scores.
-struct Example {
+/// An image with its scores and captions, which are classes.
+#[derive(Debug, Clone)]
+struct Chosen {
     image: usize,
-    /// Mean gain over its captions.
+    /// Mean gain over its right captions.
     ndcg5: f64,
-    /// Mean reciprocal rank over its captions.
+    /// Mean reciprocal rank over its right captions.
     mrr: f64,
+    ranked: Vec<u32>,
+    right: Vec<u32>,
 }
 
-/// Writes the page for the ranking by all signals.
-///
-/// # Errors
-/// When a chunk cannot be read, or the run directory cannot be written.
-pub(super) fn write(
-    ctx: &RunContext,
-    images: &HeldOut,
-    catalog: &RunCatalog,
-    weights: FusionWeights,
-    rankings: &Rankings,
-    remarks: &mut StageRemarks,
-) -> Result<(), PipelineError> {
-    let Some((signal, ranked)) = rankings.last() else { return Ok(()) };
-    let mut examples: Vec<Example> = (0..images.images())
-        .filter(|image| !images.captions_of.row(*image).is_empty())
-        .map(|image| score_image(image, images, &ranked.captions[image]))
-        .collect();
-    // Images with equal scores stay in corpus order.
-    examples.sort_by(|one, other| {
-        other.ndcg5.total_cmp(&one.ndcg5).then(other.mrr.total_cmp(&one.mrr)).then(one.image.cmp(&other.image))
-    });
-    let worst: Vec<&Example> = examples.iter().rev().take(LIST_IMAGES).collect();
-    let best: Vec<&Example> = examples.iter().take(LIST_IMAGES).collect();
-    let urls: Vec<&str> = best.iter().chain(&worst).map(|example| &*images.urls[example.image]).collect();
-    let thumbnails = read_listed_thumbnails(&ctx.dir, &urls)?;
-    let by = match signal {
-        FusionSignal::Both => format!("pixels and file names (which count {} where pixels count 1)", weights.names),
-        _ => "pixels".to_owned(),
-    };
-    let mut page = String::from(HEAD);
-    page.push_str(&format!(
-        "<h1>Captions for images held out from training</h1>\n<p>{} images, {} captions, ranked by {by}. Right captions are in \
-         green; each image has its address below it.</p>\n",
-        images.images(),
-        images.captions.len()
-    ));
-    for (title, examples) in [("Best", best), ("Worst", worst)] {
-        page.push_str(&format!("<h2>{title}</h2>\n"));
-        for example in examples {
-            let thumbnail = thumbnails.get(&*images.urls[example.image]);
-            page.push_str(&render_example(example, images, catalog, &ranked.captions[example.image], thumbnail));
-        }
+impl Chosen {
+    /// Better images come first, equal ones in the order of the corpus.
+    fn compare(&self, other: &Self) -> Ordering {
+        other.ndcg5.total_cmp(&self.ndcg5).then(other.mrr.total_cmp(&self.mrr)).then(self.image.cmp(&other.image))
     }
-    page.push_str("</body></html>\n");
-    ctx.dir.write(FILE, page.as_bytes())?;
-    remarks.add_output("examples", FILE);
-    Ok(())
 }
 
-fn score_image(image: usize, images: &HeldOut, ranked: &[u32]) -> Example {
-    let (mut gains, mut reciprocals, mut count) = (0.0, 0.0, 0.0);
-    for place in images.captions_of.row(image) {
-        let rank = rank_of(*place, ranked);
+/// The images that are ranked best and worst.
+#[derive(Debug, Default)]
+pub(super) struct ChosenExamples {
+    best: Vec<Chosen>,
+    worst: Vec<Chosen>,
+}
+
+impl ChosenExamples {
+    /// Chooses among images with right captions. `ranked` returns the best classes of an image.
+    pub(super) fn choose(images: &HeldOut, ranked: impl Fn(usize) -> Vec<u32>) -> Self {
+        let mut examples: Vec<Chosen> = (0..images.images())
+            .filter(|image| !images.captions_of.row(*image).is_empty())
+            .map(|image| {
+                let class_of = |place: &u32| images.captions[*place as usize];
+                score_image(image, ranked(image), images.captions_of.row(image).iter().map(class_of).collect())
+            })
+            .collect();
+        examples.sort_by(Chosen::compare);
+        // No image is in both lists.
+        let worst = LIST_IMAGES.min(examples.len() / 2);
+        let worst: Vec<Chosen> = examples.iter().rev().take(worst).cloned().collect();
+        examples.truncate(LIST_IMAGES.min(examples.len() - worst.len()));
+        Self { best: examples, worst }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Chosen> {
+        self.best.iter().chain(&self.worst)
+    }
+
+    /// Returns the classes whose texts are shown, ascending.
+    pub(super) fn classes(&self) -> Vec<u32> {
+        let shown =
+            self.all().flat_map(|one| one.ranked.iter().take(SHOWN_RANKED).chain(one.right.iter().take(SHOWN_RIGHT)));
+        shown.copied().collect::<BTreeSet<u32>>().into_iter().collect()
+    }
+
+    /// Writes the page. `caption` returns the text and the language of a class, `ranked` says what is ranked and how. Blocks
+    /// the thread.
+    ///
+    /// # Errors
+    /// When a chunk cannot be read, or the run directory cannot be written.
+    pub(super) fn write<'t>(
+        &self,
+        ctx: &RunContext,
+        images: &HeldOut,
+        caption: impl Fn(u32) -> (&'t str, &'t str),
+        ranked: &str,
+        remarks: &mut StageRemarks,
+    ) -> Result<(), PipelineError> {
+        if self.best.is_empty() {
+            return Ok(());
+        }
+        let urls: Vec<&str> = self.all().map(|one| &*images.urls[one.image]).collect();
+        let thumbnails = read_listed_thumbnails(&ctx.dir, &urls)?;
+        let shown = |class: &u32, right: &[u32]| {
+            let (text, language) = caption(*class);
+            ExampleCaption { text, language, is_right: right.contains(class) }
+        };
+        let render = |one: &Chosen| {
+            let url = &*images.urls[one.image];
+            Example {
+                url: &images.urls[one.image],
+                thumbnail: thumbnails.get(url).map(Vec::as_slice),
+                ndcg5: one.ndcg5,
+                ranked: one.ranked.iter().take(SHOWN_RANKED).map(|class| shown(class, &one.right)).collect(),
+                right: one.right.iter().take(SHOWN_RIGHT).map(|class| shown(class, &one.right)).collect(),
+                rights: one.right.len(),
+            }
+        };
+        let sections =
+            [("Best", self.best.iter().map(render).collect()), ("Worst", self.worst.iter().map(render).collect())];
+        let notes = [format!("{} images; {ranked}.", images.images())];
+        ctx.dir
+            .write(FILE, examples_page("Captions for images held out from training", &notes, &sections).as_bytes())?;
+        remarks.add_output("examples", FILE);
+        Ok(())
+    }
+}
+
+fn score_image(image: usize, ranked: Vec<u32>, right: Vec<u32>) -> Chosen {
+    let (mut gains, mut reciprocals, count) = (0.0, 0.0, right.len() as f64);
+    for class in &right {
+        let rank = rank_of(*class, &ranked);
         gains += rank.map_or(0.0, gain);
         reciprocals += rank.map_or(0.0, |rank| 1.0 / rank as f64);
-        count += 1.0;
     }
-    Example { image, ndcg5: gains / count, mrr: reciprocals / count }
+    Chosen { image, ndcg5: gains / count, mrr: reciprocals / count, ranked, right }
 }
 
 /// Reads the thumbnails of some images from the feature chunks, by URL.
@@ -117,98 +153,38 @@ fn read_listed_thumbnails(dir: &Directory, urls: &[&str]) -> Result<HashMap<Stri
     Ok(found)
 }
 
-/// Renders the section of an image.
-fn render_example(
-    example: &Example,
-    images: &HeldOut,
-    catalog: &RunCatalog,
-    ranked: &[u32],
-    thumbnail: Option<&Vec<u8>>,
-) -> String {
-    let Example { image, ndcg5, .. } = *example;
-    let right = images.captions_of.row(image);
-    let caption = |place: u32, class: &str| {
-        let number = images.captions[place as usize];
-        let (text, language) = (catalog.texts.get(number).unwrap_or_default(), catalog.languages.language(number));
-        let language = if language.is_empty() { String::new() } else { format!("<i>{}</i> ", escape(language)) };
-        format!("<li class=\"{class}\" dir=\"auto\">{language}{}</li>\n", escape(text))
-    };
-    let picture = match thumbnail {
-        Some(bytes) => format!("<img alt=\"\" src=\"data:image/jpeg;base64,{}\">", STANDARD.encode_to_string(bytes)),
-        None => "<span>no thumbnail</span>".to_owned(),
-    };
-    let top: String = ranked
-        .iter()
-        .take(SHOWN_RANKED)
-        .map(|place| caption(*place, if right.contains(place) { "right" } else { "wrong" }))
-        .collect();
-    let mut own: String = right.iter().take(SHOWN_RIGHT).map(|place| caption(*place, "right")).collect();
-    if right.len() > SHOWN_RIGHT {
-        own.push_str(&format!("<li>and {} more</li>\n", right.len() - SHOWN_RIGHT));
-    }
-    format!(
-        "<section>\n<figure>{picture}<figcaption>{}</figcaption></figure>\n<div><b>Ranked</b> (NDCG@5 {ndcg5:.2})<ol>\n{top}</ol></div>\n\
-         <div><b>Its captions</b><ul>\n{own}</ul></div>\n</section>\n",
-        escape(&images.urls[image])
-    )
-}
-
-/// Escapes text for HTML.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            other => safe.push(other),
-        }
-    }
-    safe
-}
-
-const HEAD: &str = "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Examples</title>\n<style>\n\
-body { font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }\n\
-section { display: grid; grid-template-columns: 8em 1fr 1fr; gap: 1em; border-top: 1px solid #ccc; padding: .7em 0; }\n\
-figure { margin: 0; } figcaption { font-size: 10px; color: #666; overflow-wrap: anywhere; }\n\
-ol, ul { margin: .2em 0; padding-inline-start: 1.4em; } i { color: #888; } .right { color: #070; } .wrong { color: #900; }\n\
-</style></head><body>\n";
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::catalog::{Languages, Texts};
     use crate::train::Targets;
 
     #[test]
-    fn captions_are_escaped() {
+    fn no_image_is_best_and_worst() {
         let mut captions_of = Targets::default();
-        captions_of.push(&[0, 1]);
+        for image in 0..5 {
+            captions_of.push(if image == 3 { &[] } else { &[0, 1] });
+        }
         let images = HeldOut {
             features: Vec::new(),
             captions_of,
-            captions: vec![2, 5, 6],
+            captions: vec![20, 50],
             vectors: Vec::new(),
-            urls: vec!["https://x/<a>.jpg".into()],
+            urls: (0..5).map(|number| format!("{number}").into()).collect(),
         };
-        let mut texts = Texts::default();
-        let mut languages = Languages::default();
-        for class in 0..7 {
-            texts.push(&format!("<b>{class}</b> & \"it's\"")).unwrap();
-            languages.set(class, "ar");
-        }
-        let catalog = RunCatalog { texts: Arc::new(texts), languages, images: vec![1; 7] };
-        let example = Example { image: 0, ndcg5: 0.5, mrr: 0.5 };
-        let text = render_example(&example, &images, &catalog, &[2, 0], Some(&vec![1, 2, 3]));
-        assert!(text.contains("src=\"data:image/jpeg;base64,AQID\"") && text.contains("https://x/&lt;a&gt;.jpg"));
-        assert!(text.contains(
-            "<li class=\"wrong\" dir=\"auto\"><i>ar</i> &lt;b&gt;6&lt;/b&gt; &amp; &quot;it&#39;s&quot;</li>"
-        ));
-        assert_eq!(text.matches("class=\"right\"").count(), 3);
-        assert!(render_example(&example, &images, &catalog, &[], None).contains("no thumbnail"));
+        let ranked = |image: usize| match image {
+            0 => vec![1, 2],
+            1 => vec![50, 20],
+            _ => vec![2, 20],
+        };
+        let chosen = ChosenExamples::choose(&images, ranked);
+        let numbers = |list: &[Chosen]| list.iter().map(|one| one.image).collect::<Vec<_>>();
+        assert_eq!((numbers(&chosen.best), numbers(&chosen.worst)), (vec![1, 2], vec![0, 4]));
+        assert_eq!(chosen.classes(), [1, 2, 20, 50]);
+        assert!((chosen.best[0].ndcg5 - f64::midpoint(gain(1), gain(2))).abs() < 1e-12);
+        assert!(
+            ChosenExamples::choose(&HeldOut { captions_of: Targets::default(), ..images }, |_| Vec::new())
+                .best
+                .is_empty()
+        );
     }
 }

@@ -321,7 +321,7 @@ impl ProjectionRanking<'_> {
         let word = signal.as_str();
         let job = RankJob {
             features,
-            layer,
+            layer: Arc::new(layer),
             urls: &test_set.urls,
             top_k: *top_k,
             stage: format!("rank by {word}"),

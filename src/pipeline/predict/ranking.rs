@@ -78,7 +78,7 @@ pub(super) trait QueryEncoder {
 pub(super) struct RankJob<'a> {
     pub(super) features: &'a FeatureSet,
     /// Linear layer that ranks the captions.
-    pub(super) layer: HeadState,
+    pub(super) layer: Arc<HeadState>,
     pub(super) urls: &'a UrlSet,
     pub(super) top_k: usize,
     /// Name of the stage in progress and report.
@@ -105,7 +105,7 @@ impl RankJob<'_> {
         let inputs = format!("{generation} {hash:016x} {classes} {dim} {top_k} {key}{asked_key}");
         let (mut logged, mut log) = BatchLog::open(log, &inputs)?;
         let stage_progress = ctx.progress.stage(stage, "images", 0);
-        let scorer = device.load_scorer(Arc::new(layer)).await?;
+        let scorer = device.load_scorer(layer).await?;
         stage_progress.set_total(features.images());
         let timer = stage_progress.part(StageTimer::device().starved_by(Party::Features));
         for file in features.files() {

@@ -18,7 +18,8 @@ use crate::pipeline::train::tensorboard::EventFiles;
 use crate::pipeline::train::{PLOT_FILE, TrainJob};
 use crate::telemetry::{Activity, StageTimer};
 use crate::train::order::{self, Window};
-use crate::train::{CheckpointError, Progress, Schedule, plot};
+use crate::train::{CheckpointError, Progress, Schedule};
+use crate::view::TrainingCurve;
 
 /// Lower bound on the ratio of training time to the time of saving: saving takes at most 2 % of the time.
 const MIN_TRAIN_TO_SAVE: u32 = 50;
@@ -194,28 +195,14 @@ impl<T: Trainers> Session<'_, T> {
     }
 
     fn draw_curve(&self) -> Result<(), PipelineError> {
-        let series =
-            |(number, trial): (usize, &Trial)| {
-                let is_own = |trial: u32| trial as usize == number;
-                let losses = self.curve.losses.iter().filter(|point| is_own(point.trial)).map(|point| {
-                    plot::CurvePoint { step: point.step, train_loss: Some(point.loss), ..plot::CurvePoint::default() }
-                });
-                let validations =
-                    self.curve.validations.iter().filter(|point| is_own(point.trial)).map(|point| plot::CurvePoint {
-                        step: point.step,
-                        val_loss: Some(point.loss),
-                        val_ndcg5: Some(point.ndcg5),
-                        ..plot::CurvePoint::default()
-                    });
-                let mut points: Vec<_> = losses.chain(validations).collect();
-                points.sort_by_key(|point| point.step);
-                let Trial { learning_rate, momentum, weight_decay } = trial;
-                plot::Series { name: format!("{number}: lr {learning_rate}, m {momentum}, wd {weight_decay}"), points }
-            };
-        let series: Vec<plot::Series> = self.trials.iter().enumerate().map(series).collect();
-        let dir = &self.job.ctx.dir;
-        plot::write_training_curves(&dir.temporary(PLOT_FILE)?, &series).map_err(model_error)?;
-        dir.publish(PLOT_FILE)?;
+        let describe = |trial: &Trial| {
+            let Trial { learning_rate, momentum, weight_decay } = trial;
+            format!("lr {learning_rate}, m {momentum}, wd {weight_decay}")
+        };
+        let names: Vec<String> = self.trials.iter().map(describe).collect();
+        let text = self.curve.to_csv().map_err(|error| PipelineError::Internal(format!("training curve: {error}")))?;
+        let picture = TrainingCurve::from_csv(&text).picture(&names);
+        self.job.ctx.dir.write(PLOT_FILE, picture.as_bytes())?;
         Ok(())
     }
 

@@ -22,6 +22,11 @@ export function svg(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
+/** Elements of HTML that the server has drawn, such as charts; every text in it is escaped there. Scripts in it never run. */
+export function drawn(html) {
+  return [...new DOMParser().parseFromString(html, "text/html").body.childNodes];
+}
+
 /** Replaces the content of an element only where it differs, so that focus and selection survive an update. */
 export function update(parent, fresh) {
   morph(parent, fresh);

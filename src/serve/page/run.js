@@ -1,7 +1,6 @@
 // View "Run": score, stages, training curve, resources, configuration.
 
-import { lineChart } from "./chart.js";
-import { h, table } from "./dom.js";
+import { drawn, h, table } from "./dom.js";
 import { bytes, clock, count, duration, fileName, number, percent } from "./format.js";
 
 /** State of a run in one word, with the class of its colour. */
@@ -10,11 +9,6 @@ export function stateOf(run) {
   const state = run.status?.state;
   if (state === "running") return ["not running; its process ended without a word", "state-lost"];
   return [state ?? "not started", `state-${state}`];
-}
-
-export function bestValidation(run) {
-  const points = run.curve.filter((row) => row.validation_ndcg5 != null);
-  return points.reduce((best, row) => (best && best.validation_ndcg5 >= row.validation_ndcg5 ? best : row), null);
 }
 
 export function testScore(run) {
@@ -27,7 +21,7 @@ function figure(name, value, detail) {
 
 function summary(run) {
   const [state, kind] = stateOf(run);
-  const best = bestValidation(run);
+  const best = run.best;
   const score = testScore(run);
   const stages = run.status?.stages ?? [];
   const left = stages.filter((stage) => !stage.finished && stage.left_s != null).map((stage) => stage.left_s);
@@ -41,8 +35,8 @@ function summary(run) {
         score.ndcg5_ceiling != null && `ceiling ${number(score.ndcg5_ceiling)}`,
         score.ndcg5_chance != null && `chance ${number(score.ndcg5_chance)}`,
       ].filter(Boolean).join(", ")),
-      best && figure("Best validation NDCG@5", number(best.validation_ndcg5),
-        `ceiling ${number(best.validation_ndcg5_ceiling)}, step ${count(best.step)}`),
+      best && figure("Best validation NDCG@5", number(best.ndcg5),
+        [best.ceiling != null && `ceiling ${number(best.ceiling)}`, `step ${count(best.step)}`].filter(Boolean).join(", ")),
       images && figure("Images used", count(images.kept), `of ${count(images.rows)} rows`),
       run.live && left.length > 0 && figure("This stage ends", clock(Math.max(...left)), `in ${duration(Math.max(...left))}`),
       bottleneck && figure("Bottleneck", bottleneck.who, `busy ${percent(bottleneck.share)} of the time`),
@@ -69,7 +63,7 @@ function stages(run) {
   const list = run.status?.stages ?? [];
   const columns = [["Stage"], ["Progress"], ["Done", true], ["Rate", true], ["Time", true], ["Left", true], ["Bottleneck"]];
   return h("section", {}, h("h2", {}, "Stages"),
-    list.length ? table(columns, stageRows(list), "Stages") : h("p", { class: "empty" }, "No stage has started."));
+    list.length ? table(columns, stageRows(list), "Stages") : h("p", { class: "empty" }, "No stage has started. This page follows the run once it does."));
 }
 
 function parts(run) {
@@ -86,36 +80,22 @@ function parts(run) {
   return h("section", {}, h("h2", {}, "Parts"), table(columns, rows, "Parts"));
 }
 
+/** Names of readings that do not explain themselves. */
+const READINGS = { in_flight_bytes: "bytes between stages", ring_bytes: "scratch disk" };
+
 function readings(run) {
   const entries = Object.entries(run.status?.readings ?? {});
   if (!entries.length) return null;
   const format = (name, value) => (value == null ? "–" : name.includes("bytes") ? bytes(value) : count(value));
   return h("section", {}, h("h2", {}, "Memory, disk and requests"),
     table([["Reading"], ["Now", true], ["Limit", true]],
-      entries.map(([name, reading]) => [name.replace(/_bytes$/, "").replaceAll("_", " "), format(name, reading.value), format(name, reading.limit)]),
+      entries.map(([name, reading]) => [READINGS[name] ?? name.replace(/_bytes$/, "").replaceAll("_", " "), format(name, reading.value), format(name, reading.limit)]),
       "Memory, disk and requests"));
 }
 
 function curves(run) {
-  const trials = [...new Set(run.curve.map((row) => row.trial ?? 0))].sort((one, other) => one - other);
-  if (!trials.length) return h("section", {}, h("h2", {}, "Training"), h("p", { class: "empty" }, "Training has not started."));
-  const rows = (trial) => run.curve.filter((row) => (row.trial ?? 0) === trial);
-  const points = (trial, key) => rows(trial).filter((row) => row[key] != null).map((row) => [row.step, row[key]]);
-  const ceiling = run.curve.find((row) => row.validation_ndcg5_ceiling != null)?.validation_ndcg5_ceiling;
-  const best = bestValidation(run);
-  const chance = testScore(run)?.ndcg5_chance;
-  // Small multiples: one pair of charts a trial, all with the same scale of steps.
-  return h("section", {}, h("h2", {}, "Training"), trials.map((trial) => {
-    const name = trials.length > 1 ? `Trial ${trial + 1}: ` : "";
-    return h("div", { class: "columns" },
-      lineChart({ title: `${name}loss`, xLabel: "step", lines: [
-        { name: "training", series: 1, points: points(trial, "loss") },
-        { name: "validation", series: 2, points: points(trial, "validation_loss") }] }),
-      lineChart({ title: `${name}validation NDCG@5`, xLabel: "step", fromZero: true,
-        limits: [ceiling != null && { name: "ceiling", y: ceiling }, chance != null && { name: "chance", y: chance }].filter(Boolean),
-        lines: [{ name: "NDCG@5", series: 1, points: points(trial, "validation_ndcg5"),
-          best: best && (best.trial ?? 0) === trial ? [best.step, best.validation_ndcg5] : null }] }));
-  }));
+  return h("section", {}, h("h2", {}, "Training"),
+    run.charts ? drawn(run.charts) : h("p", { class: "empty" }, "Training has not started."));
 }
 
 function shards(run) {

@@ -6,7 +6,7 @@ use crate::catalog::url_hash;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{SignalReport, StageRemarks};
 use crate::pipeline::predict::eval_set::{EvalImages, EvalSet};
-use crate::pipeline::predict::examples;
+use crate::pipeline::predict::examples::ChosenExamples;
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionWeights};
 use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::predict::questions::Questions;
@@ -35,8 +35,18 @@ impl ProjectionRanking<'_> {
         let weights = eval_set.choose_weights().await?;
         let rankings = eval_set.rank_by_signal(weights).await?;
         let report = eval_set.report(weights, &rankings).await?;
-        if self.input.own {
-            examples::write(self.ctx, images, self.catalog, weights, &rankings, remarks)?;
+        if let Some((signal, ranked)) = rankings.last().filter(|_| self.input.own) {
+            let classes =
+                |image: usize| ranked.captions[image].iter().map(|place| images.captions[*place as usize]).collect();
+            let by = match signal {
+                FusionSignal::Both => {
+                    format!("pixels and file names (which count {} where pixels count 1)", weights.names)
+                }
+                _ => "pixels".to_owned(),
+            };
+            let caption = |class: u32| (texts.get(class).unwrap_or_default(), self.catalog.languages.language(class));
+            let ranked = format!("their {} captions are ranked by {by}", images.captions.len());
+            ChosenExamples::choose(images, classes).write(self.ctx, images, caption, &ranked, remarks)?;
         }
         Ok((weights, Some(report)))
     }
