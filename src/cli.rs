@@ -17,6 +17,7 @@ mod part;
 mod predict;
 mod progress;
 mod render;
+mod row;
 mod run;
 
 use std::path::Path;
@@ -132,7 +133,10 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             emit(json, &report, || render::sample(&out, &report))
         }
         Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
-        Command::Inspect { path } => {
+        Command::Inspect { path, row: Some(row), output, machine } => {
+            row::inspect(&path, &row, output.as_deref(), machine.as_deref(), json)
+        }
+        Command::Inspect { path, row: None, .. } => {
             let inspection = pipeline::inspect(&path)?;
             emit(json, &inspection, || render::inspection(&path, &inspection))
         }

@@ -39,6 +39,7 @@ pub use error::CorpusError;
 pub use ids::{TestId, TestIds};
 pub use images::{EncodedImage, ImageRow, ImageRowProblem, ImageRows, MAX_URL_BYTES, check_row};
 pub use json_lines::{JsonImageRows, JsonPairs};
+pub use lines::{Line, Lines};
 pub use numbers::{MAX_NUMBER_BYTES, NumbersProblem, looks_like_numbers, parse_numbers};
 pub use pairs::{Pair, PairCounts, PairProblem, PairRow, Pairs};
 pub use rows::{Delimiter, Fields, PushParser, Record, RecordContent, ResumePoint, RowSplitter, fill_from};

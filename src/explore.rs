@@ -13,6 +13,7 @@
 //! | `captions` | lists of captions → vectors in the same space |
 //! | `ranked` | held-out and test images with their ranked captions and scores |
 //! | `encode` | a picture or a text → a query |
+//! | `rows` | one row of the run's inputs |
 //! | `source` | a picture as it was, from the run's inputs |
 //!
 //! Bounded: one picture is decoded at a time, one job builds at a time, results are pages. Vectors are on scratch disk.
@@ -23,6 +24,7 @@ mod images;
 mod jobs;
 mod opened;
 mod ranked;
+mod rows;
 mod source;
 
 use std::collections::BTreeMap;
@@ -46,6 +48,7 @@ use source::SourceReader;
 
 pub use jobs::{Building, Built};
 pub use ranked::{Filter, Order, Page, Picture, PictureSet, RankedCaption};
+pub use rows::{InputRow, RowPart, RowPlace, TRAIN_STREAM, read_row};
 pub use source::Rendition;
 
 /// Time for which an opened run is used before the run directory is looked at again.
@@ -360,6 +363,14 @@ impl Explorer {
             return Err(PipelineError::Input("the images are still being read; try again soon".to_owned()));
         };
         state.source.render(&state.encoders, stream, &index, row, rendition).await
+    }
+
+    /// Reads a row of the run's inputs.
+    ///
+    /// # Errors
+    /// When the run has no such row, or its inputs cannot be read or have changed.
+    pub async fn input_row(&self, place: &RowPlace) -> Result<InputRow, PipelineError> {
+        read_row(&self.dir, &self.store, place).await
     }
 
     /// Returns the largest picture that a search accepts, in bytes: `preprocess.max_encoded`.

@@ -62,7 +62,7 @@
 //! | [`explore`] | pictures, captions and search of a run; reads runs and never writes | `pipeline` and what it may import but `hf_hub`, `runtime`, `telemetry`; `search` |
 //! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `explore`, `objects`, `pipeline`, `run_dir`, `runtime`, `view` |
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline`, `types` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `init`, `objects`, `pipeline`, `predict`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `explore`, `init`, `objects`, `pipeline`, `predict`, `run_dir`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of
 //! `pipeline`. Two modules serve tests alone: `fuzz` damages input, `reference` compares with other implementations.

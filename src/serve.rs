@@ -11,6 +11,7 @@
 //! | `compare` | several runs side by side |
 //! | `live` | the same as server-sent events, whenever it changes |
 //! | `quarantine` | rows that could not be used |
+//! | `rows` | one of them, with its bytes |
 //! | `pictures` | images with their ranked captions |
 //! | `search` | search by picture, text or row |
 
@@ -20,6 +21,7 @@ mod guard;
 mod live;
 mod pictures;
 mod quarantine;
+mod rows;
 mod run;
 mod search;
 
@@ -44,6 +46,7 @@ use crate::runtime::Shutdown;
 pub use compare::{Comparison, RunSummary, compare};
 
 use guard::Guard;
+use rows::LastRow;
 use run::Run;
 
 /// Server of the page, bound to its address.
@@ -146,6 +149,7 @@ struct App {
     shutdown: Shutdown,
     /// Permits to hold an uploaded picture in memory.
     uploads: Arc<Semaphore>,
+    last_row: Arc<LastRow>,
 }
 
 impl App {
@@ -163,13 +167,15 @@ fn router(runs: Arc<Vec<Run>>, guard: Arc<Guard>, shutdown: Shutdown) -> Router 
         .route("/api/runs/{run}", get(show_run))
         .route("/api/runs/{run}/live", get(live::follow))
         .route("/api/runs/{run}/quarantine", get(quarantine::show))
+        .route("/api/runs/{run}/quarantine/row", get(rows::show))
+        .route("/api/runs/{run}/quarantine/picture", get(rows::picture))
         .route("/api/runs/{run}/contents", get(pictures::contents))
         .route("/api/runs/{run}/pictures", get(pictures::show))
         .route("/api/runs/{run}/picture", get(pictures::picture))
         .route("/api/runs/{run}/search", get(search::by_choice).post(search::by_picture))
         .fallback(|| async { Failure::not_found("there is no such page") })
         .layer(middleware::from_fn_with_state(guard, guard::check))
-        .with_state(App { runs, shutdown, uploads: Arc::new(Semaphore::new(UPLOADS)) })
+        .with_state(App { runs, shutdown, uploads: Arc::new(Semaphore::new(UPLOADS)), last_row: Arc::default() })
 }
 
 async fn list_runs(State(app): State<App>) -> Result<Response, Failure> {
@@ -241,6 +247,10 @@ impl Failure {
 
     fn bad_request(message: impl fmt::Display) -> Self {
         Self { status: StatusCode::BAD_REQUEST, message: message.to_string() }
+    }
+
+    fn conflict(message: &str) -> Self {
+        Self { status: StatusCode::CONFLICT, message: message.to_owned() }
     }
 
     /// Something that this run, or this machine, cannot show.

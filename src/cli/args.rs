@@ -232,6 +232,16 @@ pub(super) enum Command {
     Inspect {
         /// File or directory, or `hf:ORG/NAME` for a model in the Hugging Face cache.
         path: PathBuf,
+        /// Reads one row of the inputs of a run directory instead: SHARD/ROW, both from 0 as in the quarantine files, or
+        /// STEM:SHARD/ROW for the test images of the submission STEM.csv.
+        #[arg(long, value_name = "ROW")]
+        row: Option<String>,
+        /// Writes the bytes of the row to a file, instead of showing the first of them.
+        #[arg(long, value_name = "FILE", requires = "row")]
+        output: Option<PathBuf>,
+        /// Machine file, for its `[store]` section.
+        #[arg(short, long, value_name = "FILE", requires = "row")]
+        machine: Option<PathBuf>,
     },
     /// Writes the backbone and the trained head as a model directory for Hugging Face transformers.
     Export {

@@ -160,6 +160,11 @@ impl ImageRows {
         self.rows.trim();
     }
 
+    /// Returns whether the first record was a header, once the first row has been returned.
+    pub fn has_header(&self) -> bool {
+        self.positions.is_some()
+    }
+
     /// Returns the next row, or `None` if another block is needed or the shard has ended.
     ///
     /// # Errors

@@ -9,18 +9,28 @@ const RETAINED_BUFFER_BYTES: usize = 1 << 20;
 
 /// One line of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line<'a> {
+pub enum Line<'a> {
     /// A line without its end.
-    Text { number: u64, text: &'a [u8] },
+    Text {
+        /// Number of the line; blank lines are not counted.
+        number: u64,
+        /// Content.
+        text: &'a [u8],
+    },
     /// A line over the limit. It was dropped.
-    Oversized { number: u64, byte_offset: u64 },
+    Oversized {
+        /// Number of the line.
+        number: u64,
+        /// Offset of its first byte in the decompressed file.
+        byte_offset: u64,
+    },
 }
 
 /// Splits the bytes of one file into lines. Blank lines are skipped and not counted.
 ///
 /// Call `feed`, then `next` until it returns `None`, and repeat. The buffer then holds at most one line and one block.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub struct Lines {
     max_line_bytes: usize,
     buffer: Vec<u8>,
     /// File offset of the first byte in the buffer.
@@ -39,7 +49,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Creates a splitter whose first block starts at `point`.
-    pub(super) fn new(max_line_bytes: usize, point: ResumePoint) -> Self {
+    pub fn new(max_line_bytes: usize, point: ResumePoint) -> Self {
         Self {
             max_line_bytes,
             buffer: Vec::new(),
@@ -54,18 +64,19 @@ impl Lines {
     }
 
     /// Returns the limit of a line.
-    pub(super) fn max_line_bytes(&self) -> usize {
+    pub fn max_line_bytes(&self) -> usize {
         self.max_line_bytes
     }
 
     /// Returns where the next line begins, or `None` after a line that was dropped.
-    pub(super) fn resume_point(&self) -> Option<ResumePoint> {
+    pub fn resume_point(&self) -> Option<ResumePoint> {
         (!self.last_dropped)
             .then(|| ResumePoint { byte_offset: self.base + self.start as u64, number: self.next_number })
     }
 
     /// Returns the next line; `None` if another block is needed or the file has ended.
-    pub(super) fn next(&mut self) -> Option<Line<'_>> {
+    #[expect(clippy::should_implement_trait, reason = "the line borrows from the buffer, which `Iterator` cannot say")]
+    pub fn next(&mut self) -> Option<Line<'_>> {
         loop {
             let from = self.scanned.max(self.start);
             let ahead = self.buffer.get(from..).unwrap_or_default();
@@ -107,7 +118,7 @@ impl Lines {
     }
 
     /// Shrinks a buffer that is much larger than its content.
-    pub(super) fn trim(&mut self) {
+    pub fn trim(&mut self) {
         self.discard_returned();
         if self.buffer.capacity() > RETAINED_BUFFER_BYTES.max(2 * self.buffer.len()) {
             self.buffer.shrink_to_fit();

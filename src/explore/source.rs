@@ -17,16 +17,17 @@ use super::images::{ImageIndex, Stream};
 use super::opened::OpenRun;
 use super::{internal, lock};
 use crate::chunk::{ChunkId, features};
+use crate::config::RunConfig;
 use crate::corpus::{EncodedImage, ImageRow};
 use crate::decode::jpeg_thumbnail;
-use crate::objects::{Object, ReadStats};
+use crate::objects::{Object, ReadStats, Store};
 use crate::pipeline::PipelineError;
 use crate::pipeline::inputs::{ImageInput, ImageReader, NextRow as _, ReadLimits, list_images};
 
 /// Requests that wait for the reader.
 const WAITING: usize = 64;
 /// Time in which the pictures of one shard are read.
-const READ_TIMEOUT: Duration = Duration::from_mins(1);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// Bytes of small pictures that stay in memory.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -156,7 +157,7 @@ fn read_stored(run: &OpenRun, name: &str, url: &str) -> Result<Option<Vec<u8>>, 
 }
 
 /// Returns the content type of a picture that browsers show.
-fn content_type(bytes: &[u8]) -> Result<&'static str, PipelineError> {
+pub(super) fn content_type(bytes: &[u8]) -> Result<&'static str, PipelineError> {
     use image::ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
     match image::guess_format(bytes) {
         Ok(format @ (Bmp | Gif | Jpeg | Png | WebP)) => Ok(format.to_mime_type()),
@@ -168,7 +169,7 @@ fn content_type(bytes: &[u8]) -> Result<&'static str, PipelineError> {
 }
 
 /// Shards of the training or the test images.
-type Shards = (ImageInput, Vec<Object>);
+pub(super) type Shards = (ImageInput, Vec<Object>);
 
 /// Answers requests until all senders are dropped.
 async fn serve(run: Arc<OpenRun>, mut requests: mpsc::Receiver<Request>) {
@@ -187,7 +188,7 @@ async fn serve(run: Arc<OpenRun>, mut requests: mpsc::Receiver<Request>) {
             let read = async {
                 let shards = match inputs.get(&is_test) {
                     Some(shards) => Arc::clone(shards),
-                    None => Arc::new(list_shards(&run, is_test).await?),
+                    None => Arc::new(list_shards(&run.config, &run.store, is_test).await?),
                 };
                 inputs.insert(is_test, Arc::clone(&shards));
                 read_group(&run, &shards, shard, &mut group).await
@@ -210,16 +211,20 @@ async fn serve(run: Arc<OpenRun>, mut requests: mpsc::Receiver<Request>) {
     }
 }
 
-async fn list_shards(run: &OpenRun, is_test: bool) -> Result<Shards, PipelineError> {
-    let images = run.config.images();
+/// Lists the shards of a run's training or test images.
+///
+/// # Errors
+/// When the configuration names none, or they cannot be listed.
+pub(super) async fn list_shards(config: &RunConfig, store: &Store, is_test: bool) -> Result<Shards, PipelineError> {
+    let images = config.images();
     let columns = images.map(|images| images.columns.clone()).unwrap_or_default();
-    let absent = || internal("the configuration names no images");
+    let absent = || PipelineError::Input("the configuration of the run names no such images".to_owned());
     if is_test {
-        let predict = run.config.predict().ok_or_else(absent)?;
-        return list_images(&run.store, &predict.images, predict.format, &columns).await;
+        let predict = config.predict().ok_or_else(absent)?;
+        return list_images(store, &predict.images, predict.format, &columns).await;
     }
     let images = images.ok_or_else(absent)?;
-    list_images(&run.store, &images.shards, images.format, &columns).await
+    list_images(store, &images.shards, images.format, &columns).await
 }
 
 /// Reads the pictures of one shard and answers their requests. Those that are not found stay in `group`.
@@ -267,7 +272,7 @@ async fn read_group(
 }
 
 /// Returns the bytes of a picture, which may be in base64.
-fn decode_text(image: &EncodedImage<'_>) -> Result<Vec<u8>, PipelineError> {
+pub(super) fn decode_text(image: &EncodedImage<'_>) -> Result<Vec<u8>, PipelineError> {
     match image {
         EncodedImage::File(bytes) => Ok(bytes.to_vec()),
         EncodedImage::Base64(text) => {

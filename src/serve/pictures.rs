@@ -1,11 +1,10 @@
 //! Held-out and test images with their ranked captions, and the pictures themselves.
 
 use axum::extract::{Path, Query, State};
-use axum::http::header;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use serde::Deserialize;
 
-use super::{App, Failure};
+use super::{App, Failure, rows};
 use crate::explore::{Built, Filter, Order, Rendition};
 
 /// Pictures of one answer.
@@ -83,5 +82,5 @@ pub(super) async fn picture(
     let explorer = app.run(number)?.explorer;
     let picture = explorer.picture(&choice.images, choice.row, rendition).await;
     let (kind, bytes) = picture.map_err(|error| Failure::unusable(&error))?;
-    Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
+    Ok(rows::untrusted(kind, bytes))
 }

@@ -81,6 +81,28 @@ fn list_streams(directory: &Directory) -> Result<Vec<(String, Layout)>, ChunkErr
     Ok(streams)
 }
 
+/// Finds the record of a quarantined row.
+///
+/// # Errors
+/// When the run directory cannot be read.
+pub(super) fn find(
+    directory: &Directory,
+    stream: &str,
+    shard: u32,
+    row: u64,
+) -> Result<Option<quarantine::Quarantined>, ChunkError> {
+    let streams = list_streams(directory)?;
+    let Some((_, layout)) = streams.into_iter().find(|(name, _)| name == stream) else { return Ok(None) };
+    let journal = Journal::read(directory.clone(), layout, None)?;
+    // A chunk covers the rows from its own to that of the next chunk.
+    let mut chunks = journal.entries().iter().filter(|(id, _)| id.shard == shard && id.row <= row);
+    let Some((id, _)) = chunks.next_back().filter(|(_, entry)| !entry.tally.quarantined.is_empty()) else {
+        return Ok(None);
+    };
+    let copy = journal.directory().fetch(&journal.layout().quarantine(*id))?;
+    Ok(quarantine::read(&copy)?.into_iter().find(|found| found.row == row))
+}
+
 fn collect(directory: &Directory, filter: &Filter) -> Result<Answer, ChunkError> {
     let streams = list_streams(directory)?;
     let names: Vec<String> = streams.iter().map(|(name, _)| name.clone()).collect();

@@ -67,6 +67,11 @@ impl Run {
         Ok(run)
     }
 
+    /// Returns the run directory, as given.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Returns whether the directory is on a remote store.
     pub(super) fn is_remote(&self) -> bool {
         self.directory.is_remote()

@@ -11,14 +11,21 @@ use serde_json::Value;
 use crate::support::{artefacts, pipeline, program, run, stderr_of, write};
 
 /// A process that serves a page; it is killed at the end of the test.
-struct Page {
+pub(crate) struct Page {
     child: Child,
     address: String,
 }
 
 impl Page {
     fn start(args: &[&str]) -> Self {
-        let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = program();
+        command.args(args);
+        Self::start_command(command)
+    }
+
+    /// Starts a command that serves a page.
+    pub(crate) fn start_command(mut command: std::process::Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         let address = loop {
@@ -52,7 +59,7 @@ impl Page {
         self.get_with(path, &format!("Host: {}\r\n", self.address))
     }
 
-    fn json(&self, path: &str) -> Value {
+    pub(crate) fn json(&self, path: &str) -> Value {
         let (head, body) = self.get(path);
         assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
         serde_json::from_str(&body).unwrap()
@@ -72,12 +79,12 @@ impl Page {
         }
     }
 
-    fn built_json(&self, path: &str) -> Value {
+    pub(crate) fn built_json(&self, path: &str) -> Value {
         Self::built(|| self.exchange("GET", path, &[]))
     }
 
     /// Sends a request with a body, and returns the head and the body of the answer.
-    fn exchange(&self, method: &str, path: &str, body: &[u8]) -> (String, Vec<u8>) {
+    pub(crate) fn exchange(&self, method: &str, path: &str, body: &[u8]) -> (String, Vec<u8>) {
         let mut connection = TcpStream::connect(&self.address).unwrap();
         connection.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         let (host, bytes) = (&self.address, body.len());
@@ -115,7 +122,7 @@ fn page_beside_a_run_follows_it() {
     let page = Page::start(&["run", "--config", &config, "--serve", "0"]);
     assert!(page.address.starts_with("127.0.0.1:"), "{}", page.address);
     let events = BufReader::new(page.connect("/api/runs/0/live", &format!("Host: {}\r\n", page.address)));
-    let deadline = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(4);
     let overviews = events.lines().map_while(Result::ok).filter_map(|line| {
         assert!(Instant::now() < deadline, "the training was never seen");
         serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok()
@@ -165,6 +172,90 @@ fn page_shows_quarantine_and_compares_runs() {
     let comparison: Value = serde_json::from_slice(&out.stdout).unwrap();
     let states: Vec<&Value> = comparison["runs"].as_array().unwrap().iter().map(|run| &run["state"]).collect();
     assert_eq!(states, ["done", "done"]);
+}
+
+/// A shard whose rows hold a picture, half a picture, markup, text, and fewer fields than a row has.
+fn write_hostile_shard(path: &Path) -> Vec<u8> {
+    let mut png = Vec::new();
+    let pixels = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 9]));
+    pixels.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+    let half = png[..png.len() / 2].to_vec();
+    let svg =
+        b"<svg xmlns='http://www.w3.org/2000/svg' onload='window.attacked=1'><script>window.attacked=1</script></svg>";
+    let html = b"<!DOCTYPE html><script>window.attacked=1</script>";
+    let mut shard = String::new();
+    for (url, bytes) in [("good", &png[..]), ("half", &half), ("svg", svg), ("html", html)] {
+        shard.push_str(&format!("https://x/{url}\t{}\tmeta\n", base64_simd::STANDARD.encode_to_string(bytes)));
+    }
+    shard.push_str("https://x/text\t<b>no base64</b>\tmeta\nhttps://x/alone\n");
+    std::fs::write(path, shard).unwrap();
+    half
+}
+
+#[test]
+fn quarantined_bytes_are_shown_and_never_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run_dir, shard) = (dir.path().join("run"), dir.path().join("a.tsv"));
+    let half = write_hostile_shard(&shard);
+    let config = format!(
+        "[run]\ndir = '{}'\n[images]\nshards = ['{}']\nformat = 'tsv'\n[chunks]\nrows = 50\n[preprocess]\nsize_px = 32\n",
+        run_dir.display(),
+        shard.display()
+    );
+    let machine = dir.path().join("machine.toml");
+    std::fs::write(&machine, "[limits]\nmax_bad_fraction = 1.0\n").unwrap();
+    let out = run(&["run", "--config", &write(dir.path(), &config), "--machine", text(&machine)]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let page = Page::start(&["serve", text(&run_dir), "--address", "0"]);
+    let rows = page.json("/api/runs/0/quarantine?stream=train")["rows"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 5, "{rows:?}");
+    let place = |row: u64| format!("stream=train&shard=0&row={row}");
+    let shown = |row: u64| page.json(&format!("/api/runs/0/quarantine/row?{}", place(row)));
+
+    let picture = shown(1);
+    assert_eq!((&picture["is_picture"], &picture["bytes"]), (&true.into(), &half.len().into()), "{picture}");
+    assert!(picture["dump"].as_str().unwrap().starts_with("00000000: 8950 4e47"), "{picture}");
+    let (head, bytes) = page.exchange("GET", &format!("/api/runs/0/quarantine/picture?{}", place(1)), &[]);
+    assert_eq!(bytes, half);
+    for header in [
+        "content-type: image/png",
+        "x-content-type-options: nosniff",
+        "content-security-policy: default-src 'none'; sandbox",
+        "content-disposition: attachment",
+        "cross-origin-resource-policy: same-origin",
+    ] {
+        assert!(head.contains(header), "{header}: {head}");
+    }
+    // The command of the page writes these bytes.
+    let command = picture["command"].as_str().unwrap();
+    assert_eq!(command, format!("wikicap-pipeline inspect '{}' --row '0/1' --output row.bin", run_dir.display()));
+    let target = dir.path().join("row.bin");
+    let out = run(&["inspect", text(&run_dir), "--row", "0/1", "--output", text(&target)]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    assert_eq!(std::fs::read(&target).unwrap(), half);
+
+    for (row, description, start) in [
+        (2, "bytes of no picture that browsers show", "3c73 7667"),
+        (3, "bytes of no picture that browsers show", "3c21 444f"),
+        (4, "text that is no base64", "3c62 3e6e"),
+        (5, "the row as it is stored", "6874 7470"),
+    ] {
+        let found = shown(row);
+        assert_eq!((&found["is_picture"], &found["description"]), (&false.into(), &description.into()), "{found}");
+        assert!(found["dump"].as_str().unwrap()[10..].starts_with(start), "{found}");
+        let (head, body) = page.get(&format!("/api/runs/0/quarantine/picture?{}", place(row)));
+        assert!(head.starts_with("http/1.1 409") && head.contains("content-type: application/json"), "{head}: {body}");
+    }
+    for query in ["stream=train&shard=0&row=0", "stream=train&shard=7&row=1", "stream=..%2F..%2Fx&shard=0&row=1"] {
+        let (head, _) = page.get(&format!("/api/runs/0/quarantine/row?{query}"));
+        assert!(head.starts_with("http/1.1 404"), "{query}: {head}");
+    }
+    // Inputs that have changed since are not shown as if they were those of the run.
+    std::fs::write(&shard, "https://x/other\tAAAA\n".repeat(9)).unwrap();
+    let (head, body) = page.get(&format!("/api/runs/0/quarantine/row?{}", place(2)));
+    assert!(head.starts_with("http/1.1 409") && body.contains("changed"), "{head}: {body}");
+    let out = run(&["inspect", text(&run_dir), "--row", "nonsense"]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr_of(&out));
 }
 
 #[test]

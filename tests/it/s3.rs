@@ -4,6 +4,7 @@ pub(crate) mod faults;
 mod kills;
 mod lease;
 mod lists;
+mod page;
 mod parts;
 mod reads;
 mod runs;

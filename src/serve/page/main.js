@@ -8,6 +8,8 @@ import * as runView from "./run.js";
 import * as search from "./search.js";
 
 const VIEWS = [["run", "Run"], ["pictures", "Pictures"], ["search", "Search"], ["quarantine", "Quarantine"], ["compare", "Compare"]];
+/** Time between two attempts to reach the server. */
+const RETRY_MS = 3000;
 /** Views with choices: their state is the query of the address. */
 const CHOOSING = { pictures, quarantine, search };
 const view = document.getElementById("view");
@@ -15,6 +17,7 @@ const connection = document.getElementById("connection");
 let runs = [];
 let events = null;
 let followed = null;
+let isLost = false;
 let requests = 0;
 
 function place() {
@@ -34,7 +37,7 @@ async function fetchJson(url, options) {
   try {
     response = await fetch(url, options);
   } catch {
-    throw new Error("The server does not answer. Start it again, then reload.");
+    throw new Error("The server does not answer. This page goes on by itself once it does.");
   }
   const body = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(body.error ?? `The server answered with status ${response.status}.`);
@@ -50,16 +53,41 @@ function follow(number) {
   if (followed === number) return;
   events?.close();
   followed = number;
-  events = new EventSource(`/api/runs/${number}/live`);
-  events.addEventListener("open", () => showConnection("live"));
-  // The browser connects again by itself.
-  events.addEventListener("error", () => showConnection("connection lost; trying again", true));
+  const source = new EventSource(`/api/runs/${number}/live`);
+  events = source;
+  source.addEventListener("open", () => {
+    showConnection("live");
+    if (isLost) recover();
+  });
+  source.addEventListener("error", () => {
+    isLost = true;
+    showConnection("connection lost; trying again", true);
+    // The browser connects again by itself, unless it got an answer that is no stream of events.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => {
+      if (events !== source) return;
+      followed = null;
+      follow(number);
+    }, RETRY_MS);
+  });
   events.addEventListener("unreadable", (event) => showConnection(event.data, true));
   events.addEventListener("overview", (event) => {
     runs[number] = JSON.parse(event.data);
     showConnection(runs[number].live ? "live" : "not running");
     if (["run", "compare"].includes(place().name)) render();
   });
+}
+
+/** After a lost connection: the server may show other runs now, and what failed meanwhile is asked for again. */
+async function recover() {
+  isLost = false;
+  try {
+    runs = await fetchJson("/api/runs");
+  } catch {
+    isLost = true;
+    return;
+  }
+  if (["run", "compare"].includes(place().name) || view.querySelector(".error, .missing")) render();
+  else renderHeader(place());
 }
 
 function renderHeader(here) {
@@ -91,8 +119,12 @@ async function render() {
     if (here.name === "run" || here.name === "compare") update(view, fresh);
     else view.replaceChildren(...fresh.childNodes);
   } catch (error) {
-    if (request === requests) view.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+    if (request === requests) showError(VIEWS.find(([name]) => name === here.name)[1], error);
   }
+}
+
+function showError(title, error) {
+  view.replaceChildren(h("h1", {}, title), h("p", { class: "error", role: "alert" }, error.message));
 }
 
 document.getElementById("run").addEventListener("change", (event) => { location.hash = address(+event.target.value, place().name); });
@@ -100,9 +132,15 @@ document.getElementById("run").addEventListener("change", (event) => { location.
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); view.focus(); });
 addEventListener("hashchange", () => { render(); view.focus({ preventScroll: true }); });
 
-try {
-  runs = await fetchJson("/api/runs");
+async function start() {
+  try {
+    runs = await fetchJson("/api/runs");
+  } catch (error) {
+    showError("wikicap-pipeline", error);
+    setTimeout(start, RETRY_MS);
+    return;
+  }
   await render();
-} catch (error) {
-  view.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
 }
+
+await start();

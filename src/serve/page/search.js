@@ -1,7 +1,7 @@
 // View "Search": a picture → captions, a text → images, a row of either → more like it.
 
 import { h } from "./dom.js";
-import { count, number } from "./format.js";
+import { count, fileName, number } from "./format.js";
 import { caption, choice, fetchBuilt, picture, showPicture } from "./picture.js";
 
 /** The last picture that was dropped, pasted or chosen, by run. It stays in this page's memory alone. */
@@ -22,7 +22,7 @@ function results(run, answer, { images, list, likeImage, likeCaption, isClassifi
     h("li", {}, h("button", { type: "button", class: "plain", "aria-label": `Show ${found.url} larger`, onclick: () => showPicture(run, images, found.row, found.url) },
       picture(run, images, found.row, { alt: "" })),
     h("span", { class: "facts" }, h("span", { class: "score" }, number(found.score)), " ", h("a", { href: likeImage(found.row) }, "more like it")),
-    h("span", { class: "address" }, found.url)))));
+    h("span", { class: "address", title: found.url }, fileName(found.url))))));
   const ranked = list && h("section", {}, h("h2", {}, "Captions"), captions);
   return [
     h("p", { class: "note", role: "status" }, `Compared in ${number(1000 * answer.seconds)} ms.`),

@@ -15,6 +15,9 @@ pub type Step<T = ()> = Result<T, String>;
 /// Time in which a page has to show something. It is an upper bound; nothing sleeps for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Sizes of the window.
+const WIDTHS: [(u32, u32); 3] = [(400, 900), (900, 1100), (1600, 1200)];
+
 /// A command of Chromium's driver beyond the standard.
 #[derive(Debug)]
 struct Extension {
@@ -152,9 +155,34 @@ impl Browser {
         if violations.is_empty() { Ok(()) } else { Err(format!("accessibility:\n{}", violations.join("\n"))) }
     }
 
+    /// Keeps a picture of the present page at three widths in both colours. Texts of a chart must be large enough to read.
+    pub async fn look_at_picture(&self, name: &str) -> Step {
+        for (width, height) in WIDTHS {
+            for colours in ["light", "dark"] {
+                self.appearance(width, height, colours).await?;
+                let smallest = self
+                    .run("return Math.min(...[...document.querySelectorAll('text')].map((text) => text.getBoundingClientRect().height))")
+                    .await?;
+                if smallest.as_f64().is_none_or(|smallest| smallest < 11.0) {
+                    return Err(format!("{name} has text {smallest} px high at {width} px"));
+                }
+                self.shoot(&format!("{name}-{width}-{colours}")).await?;
+            }
+        }
+        self.appearance(1200, 1000, "light").await
+    }
+
+    /// Keeps a picture of what the window shows.
+    pub async fn shoot(&self, name: &str) -> Step {
+        let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await?;
+        let data = shot["data"].as_str().ok_or("no screenshot")?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(data).map_err(|error| error.to_string())?;
+        std::fs::write(self.shots.join(format!("{name}.png")), bytes).map_err(|error| error.to_string())
+    }
+
     /// Checks the present page at three widths in both colours, and keeps a picture of each.
     pub async fn look(&self, name: &str) -> Step {
-        for (width, height) in [(400, 900), (900, 1100), (1600, 1200)] {
+        for (width, height) in WIDTHS {
             for colours in ["light", "dark"] {
                 self.appearance(width, height, colours).await?;
                 let inner = self.run("return document.documentElement.scrollWidth").await?;
@@ -162,12 +190,7 @@ impl Browser {
                     return Err(format!("{name} is {inner} px wide at {width} px"));
                 }
                 self.check_accessibility().await.map_err(|error| format!("{name}, {width} px, {colours}: {error}"))?;
-                let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await?;
-                let data = shot["data"].as_str().ok_or("no screenshot")?;
-                let bytes =
-                    base64::engine::general_purpose::STANDARD.decode(data).map_err(|error| error.to_string())?;
-                let path = self.shots.join(format!("{name}-{width}-{colours}.png"));
-                std::fs::write(path, bytes).map_err(|error| error.to_string())?;
+                self.shoot(&format!("{name}-{width}-{colours}")).await?;
             }
         }
         self.appearance(1200, 1000, "light").await

@@ -10,6 +10,8 @@ mod program;
 
 use std::process::ExitCode;
 
+use tokio::process::Child;
+
 use browser::{Browser, Step, free_port};
 use program::{HOSTILE, Program, absolute};
 
@@ -18,6 +20,8 @@ struct Tests {
     browser: Browser,
     program: Program,
     port: u16,
+    /// The process that serves the page.
+    page: Option<Child>,
 }
 
 #[tokio::main]
@@ -45,7 +49,7 @@ async fn run_all() -> Step<(u32, u32)> {
     let program = Program { path: absolute(program)?, dir: dir.clone(), encoder: absolute(encoder)? };
     program.render_corpus().await?;
     let browser = Browser::start(&absolute(axe)?, &absolute(folder)?).await?;
-    let mut tests = Tests { browser, program, port: free_port()? };
+    let mut tests = Tests { browser, program, port: free_port()?, page: None };
     let (mut passed, mut failed) = (0, 0);
     macro_rules! test {
         ($name:literal, $test:ident) => {
@@ -75,6 +79,13 @@ async fn run_all() -> Step<(u32, u32)> {
     test!("classifier says that it knows no texts", search_of_classifier);
     test!("hostile captions stay text", hostile_captions);
     test!("quarantine and comparison are accessible", other_views);
+    test!("quarantined rows are shown and never run", quarantined_rows);
+    test!("snapshots are readable at all widths", snapshots);
+    test!("open page goes on when its server is restarted", restarted_server);
+    test!("runs without results say what is missing", empty_states);
+    if let Some(mut page) = tests.page.take() {
+        page.kill().await.ok();
+    }
     tests.browser.end().await;
     std::fs::remove_dir_all(&dir).ok();
     Ok((passed, failed))
@@ -120,13 +131,7 @@ impl Tests {
         self.program.run(&["run", "--config", &classes, "--from", "train"]).await?;
         let pipeline = self.program.write_pipeline("text", &self.program.text_head(), 4)?;
         self.program.run(&["run", "--config", &pipeline]).await?;
-        let port = self.port.to_string();
-        let page = self.program.serve(&["serve", "classes", "text", "--address", &port], self.port).await?;
-        // The process lives until this one ends.
-        tokio::spawn(async move {
-            let mut page = page;
-            page.wait().await
-        });
+        self.serve(&["classes", "text"]).await?;
         self.browser.wait("the connection", "!document.querySelector('#connection.lost') && document.querySelector('#connection').innerText === 'not running'").await?;
         self.browser
             .wait("the score of the finished run", "window.same && /Test NDCG@5/.test(document.body.innerText)")
@@ -231,5 +236,109 @@ impl Tests {
         self.browser.open(&self.url("0/compare")).await?;
         self.browser.wait("the comparison", "document.querySelectorAll('tbody tr').length > 2").await?;
         self.browser.look("compare").await
+    }
+
+    /// Serves runs at the address of the page.
+    async fn serve(&mut self, runs: &[&str]) -> Step {
+        let port = self.port.to_string();
+        let args = [&["serve"], runs, &["--address", &port]].concat();
+        self.page = Some(self.program.serve(&args, self.port).await?);
+        Ok(())
+    }
+
+    /// Rows of the input as a browser can show them; one is markup that would run a script.
+    async fn quarantined_rows(&mut self) -> Step {
+        self.browser.open(&self.url("0/quarantine?stream=submission")).await?;
+        self.browser.wait("quarantined rows", "document.querySelector('tbody button')").await?;
+        let count = self.browser.run("return document.querySelectorAll('tbody button').length").await?;
+        let mut has_markup = false;
+        for row in 0..count.as_u64().unwrap_or(0) {
+            self.browser.run(&format!("document.querySelectorAll('tbody button')[{row}].click()")).await?;
+            self.browser
+                .wait("the row's bytes", "document.querySelector('dialog[open] .dump, dialog[open] .error')")
+                .await?;
+            let text = self.browser.run("return document.querySelector('dialog').innerText").await?;
+            has_markup |= text.as_str().is_some_and(|text| text.contains("<svg xmlns='http"));
+            self.browser.press("Escape").await?;
+            self.browser.wait("a closed dialog", "!document.querySelector('dialog')").await?;
+        }
+        if !has_markup {
+            return Err("the row of markup is not among those shown".to_owned());
+        }
+        if self.browser.run("return Boolean(window.attacked)").await? != false {
+            return Err("bytes of a row were run".to_owned());
+        }
+        // A picture that breaks off; the browser shows its beginning, or says that it cannot.
+        self.browser.open(&self.url("0/quarantine?stream=train&reason=truncated")).await?;
+        self.browser.wait("a truncated row", "document.querySelector('tbody button')").await?;
+        self.browser.run("document.querySelector('tbody button').click()").await?;
+        self.browser.wait("the picture", "document.querySelector('dialog figure img')?.complete || /cannot show/.test(document.querySelector('dialog figure')?.innerText)").await?;
+        self.browser.look("quarantine-row").await?;
+        self.browser.press("Escape").await?;
+        self.browser.wait("a closed dialog", "!document.querySelector('dialog')").await
+    }
+
+    /// The files that a run leaves for people.
+    async fn snapshots(&mut self) -> Step {
+        for run in ["classes", "text"] {
+            let file = |name: &str| format!("file://{}/{run}/{name}", self.program.dir.display());
+            self.browser.open(&file("examples.html")).await?;
+            self.browser
+                .wait("an example with its picture", "document.querySelector('.card img')?.naturalWidth > 0")
+                .await?;
+            self.browser.look(&format!("examples-{run}")).await?;
+            self.browser.open(&file("training.svg")).await?;
+            self.browser.wait("the curve", "document.querySelector('path.line')").await?;
+            self.browser.look_at_picture(&format!("training-{run}")).await?;
+        }
+        Ok(())
+    }
+
+    /// The server is killed and started again at its address while a view is open.
+    async fn restarted_server(&mut self) -> Step {
+        self.browser.open(&self.url("1/pictures")).await?;
+        self.browser.wait("a picture", "document.querySelector('.card img')?.naturalWidth > 0").await?;
+        self.browser.run("window.same = true").await?;
+        let mut page = self.page.take().ok_or("nothing is served")?;
+        page.kill().await.map_err(|error| error.to_string())?;
+        for message in ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET"] {
+            self.browser.expected.push(message);
+        }
+        self.browser.wait("a lost connection", "document.querySelector('#connection.lost')").await?;
+        self.browser.run("location.hash = '#/1/pictures?order=worst'").await?;
+        self.browser
+            .wait("why nothing is shown", "/does not answer/.test(document.querySelector('main .error')?.innerText)")
+            .await?;
+        self.browser.look("lost").await?;
+        self.serve(&["classes", "text"]).await?;
+        let shown = "window.same && !document.querySelector('#connection.lost') && document.querySelector('select option[value=worst]')?.selected && document.querySelector('.card img')?.naturalWidth > 0";
+        self.browser.wait("the view that was asked for", shown).await
+    }
+
+    /// A run that has only started, and one whose rows are all usable.
+    async fn empty_states(&mut self) -> Step {
+        if let Some(mut page) = self.page.take() {
+            page.kill().await.map_err(|error| error.to_string())?;
+        }
+        let empty = self.program.dir.join("empty");
+        std::fs::create_dir_all(&empty).map_err(|error| error.to_string())?;
+        std::fs::write(empty.join("run.toml"), "[stages]\n").map_err(|error| error.to_string())?;
+        self.serve(&["empty"]).await?;
+        self.browser.open("about:blank").await?;
+        for (view, text) in [
+            ("run", "No stage has started"),
+            ("pictures", "run.toml|configuration|not started"),
+            ("search", "run.toml|configuration|not started"),
+            ("quarantine", "could be used"),
+        ] {
+            self.browser.open(&self.url(&format!("0/{view}"))).await?;
+            self.browser
+                .wait(&format!("what {view} lacks"), &format!("/{text}/.test(document.body.innerText)"))
+                .await?;
+            self.browser.look(&format!("empty-{view}")).await?;
+        }
+        // The console repeats the status of an answer that explains what is missing.
+        self.browser.expected.push("409 (Conflict)");
+        Ok(())
     }
 }

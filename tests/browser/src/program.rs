@@ -4,12 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::process::{Child, Command};
 
 use crate::browser::Step;
 
 /// Caption that would run a script if it were not escaped, and breaks the layout if it may not wrap.
 pub const HOSTILE: &str = "<img src=x onerror=window.attacked=1><script>window.attacked=1</script>&amp;";
+
+/// Bytes in place of an image: a picture that would run a script if it were shown as one.
+pub const MARKUP: &str =
+    "<svg xmlns='http://www.w3.org/2000/svg' onload='window.attacked=1'><script>window.attacked=1</script></svg>";
 
 /// The program and the folder in which it works.
 pub struct Program {
@@ -62,7 +67,30 @@ impl Program {
                 std::fs::write(&path, hostile).map_err(|error| error.to_string())?;
             }
         }
+        self.hide_markup()?;
         if replaced == 0 { Err("the corpus has no caption to make hostile".to_owned()) } else { Ok(()) }
+    }
+
+    /// Puts markup in place of a test image.
+    fn hide_markup(&self) -> Step {
+        let folder = self.dir.join("corpus/data/image_data_test/image_pixels");
+        let mut names: Vec<PathBuf> = std::fs::read_dir(folder)
+            .map_err(|error| error.to_string())?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "csv"))
+            .collect();
+        names.sort();
+        let path = names.first().ok_or("the corpus has no test images")?;
+        let text = std::fs::read(path).map_err(|error| error.to_string())?;
+        let mut lines: Vec<Vec<u8>> = text.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        // A JPEG in base64 starts with these letters.
+        let jpeg = |line: &Vec<u8>| line.windows(5).any(|window| window == b"\t/9j/");
+        let line = lines.iter_mut().find(|line| jpeg(line)).ok_or("the corpus has no JPEG")?;
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b'\t').collect();
+        let markup = base64::engine::general_purpose::STANDARD.encode(MARKUP);
+        let changed = [fields[0], markup.as_bytes(), fields.get(2).copied().unwrap_or_default()].join(&b'\t');
+        *line = changed;
+        std::fs::write(path, lines.join(&b'\n')).map_err(|error| error.to_string())
     }
 
     /// Writes a pipeline file, and returns its name.
