@@ -4,8 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::failure::Failure;
+use super::files::load_machine;
 use super::output::emit;
-use super::{Failure, load_machine, start_runtime};
+use super::run::start_runtime;
 use crate::explore::{InputRow, RowPlace, TRAIN_STREAM, read_row};
 use crate::pipeline;
 use crate::run_dir::Directory;
