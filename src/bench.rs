@@ -3,6 +3,7 @@
 //! They use the same worker and handles as a run. The clock starts after a first pass or first steps, which include
 //! compilation and auto-tuning and are reported separately.
 
+mod embed;
 mod forward;
 mod head;
 pub mod ingest;
@@ -21,6 +22,7 @@ use crate::pipeline::device::{self, DeviceWorker, MemoryNeeds};
 use crate::pipeline::error::PipelineError;
 use crate::train::checkpoint;
 
+pub use embed::{EmbedBench, EmbedReport, embed};
 pub use forward::{ForwardBench, ForwardReport, forward};
 pub use head::{HeadBench, HeadReport, head};
 pub use rank::{RankReport, rank};

@@ -12,7 +12,7 @@
 //! Supported are the families of [`Family`], square images and patches, three channels, and safetensors weights in f32,
 //! f16 or bf16. `plain` runs all families with global attention; `config` and `layout` describe how they differ.
 //! `windowed` runs Swin and Swin v2. `block` and `attention` hold the layers that both share. `kernels` runs most plain
-//! backbones on CUDA without burn. [`Preprocessor`] describes
+//! backbones on CUDA without burn; `cpu` runs the blocks of plain backbones and text encoders on a CPU. [`Preprocessor`] describes
 //! the preprocessing of the training; this module only rescales and normalises, on the device. Image decoding, resizing,
 //! threads and network access are absent.
 
@@ -22,6 +22,7 @@ mod checkpoint;
 mod classifier;
 mod config;
 mod cost;
+mod cpu;
 mod error;
 mod export;
 mod extractor;

@@ -55,7 +55,8 @@ pub struct ForwardReport {
     pub rows: usize,
     /// Dimension of a feature.
     pub feature_dim: usize,
-    /// Implementation of attention: `plain`, `tuned`, `products`, or `flash` of this program's own kernels.
+    /// Implementation of attention: `plain`, `tuned`, `products`, `flash` of this program's own kernels, or `direct` of its path
+    /// for CPUs.
     pub attention: &'static str,
     /// Kernels: `burn`, or the instruction of the products of this program's own, `mma.sync` or `wgmma`.
     pub kernels: &'static str,

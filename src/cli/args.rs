@@ -260,7 +260,8 @@ pub(super) enum Command {
     /// Measures how fast this machine reads and decodes a pipeline's images, or one part of the model.
     ///
     /// `bench --config FILE` measures each stage on the first images of the pipeline's own input, estimates the rates of larger
-    /// machines, and models a run in parts on 1 to 64 machines. The subcommands measure the forward pass, the training of a head, and ranking.
+    /// machines, and models a run in parts on 1 to 64 machines. The subcommands measure the forward pass, the text encoder,
+    /// the training of a head, and ranking.
     #[command(subcommand_negates_reqs = true)]
     Bench {
         /// Pipeline file whose image stages are measured.

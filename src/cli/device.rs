@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::BenchCommand;
 use super::output::{emit, print, print_json, print_raw};
 use super::{Failure, render, start_runtime};
-use crate::bench::{self, ForwardBench, HeadBench};
+use crate::bench::{self, EmbedBench, ForwardBench, HeadBench};
 use crate::config::{DeviceConfig, MachineConfig, RunConfig};
 use crate::device::{self, CudaStatus, SelectedDevice};
 use crate::pipeline::{self, TestImages};
@@ -72,6 +72,11 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
             };
             let report = runtime.block_on(bench::forward(settings, machine))?;
             emit(json, &report, || render::forward(&report))
+        }
+        BenchCommand::Embed { checkpoint, captions, prefix, precision, vectors, passes } => {
+            let settings = EmbedBench { checkpoint, captions, prefix, precision, vectors, passes };
+            let report = runtime.block_on(bench::embed(settings, machine))?;
+            emit(json, &report, || render::embed(&report))
         }
         BenchCommand::Head {
             classes,

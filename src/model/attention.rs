@@ -69,6 +69,8 @@ pub enum Attention {
     Tuned,
     /// Two matrix products with the scores in memory; the softmax is in f32.
     Products,
+    /// The direct path for CPUs, which runs whole blocks; its attention has a few rows of scores in memory.
+    Direct,
 }
 
 impl Attention {
@@ -78,6 +80,7 @@ impl Attention {
             Self::Plain => "plain",
             Self::Tuned => "tuned",
             Self::Products => "products",
+            Self::Direct => "direct",
         }
     }
 
@@ -149,7 +152,8 @@ impl Attention {
                 };
                 operation(query, to_contiguous(key), to_contiguous(value)).narrow(2, 0, tokens)
             }
-            Self::Products => attend_with_bias(query, key, value, None),
+            // Blocks of the direct path never come here.
+            Self::Products | Self::Direct => attend_with_bias(query, key, value, None),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::model::block::cast_to;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::checkpoint::Pool;
 use crate::model::config::Body;
+use crate::model::cpu;
 use crate::model::error::ModelError;
 use crate::model::kernels;
 use crate::model::kernels::CardBackbone;
@@ -54,14 +55,17 @@ pub struct Numerics {
     pub batch_rows: Option<usize>,
     /// Whether to use fused attention kernels if a trial accepts them.
     pub fused: bool,
+    /// Whether transformer blocks run on the direct path for CPUs, where there is one for the backbone and the CPU. It
+    /// computes in f32, so other formats do not use it.
+    pub direct: bool,
     /// Kernels that may compute the backbone.
     pub kernels: Kernels,
 }
 
 impl Default for Numerics {
-    /// Returns the settings for a CPU: f32, batches of any size, no fused kernels.
+    /// Returns the settings for a CPU: f32, batches of any size, the direct path.
     fn default() -> Self {
-        Self { format: DType::F32, batch_rows: None, fused: false, kernels: Kernels::Burn }
+        Self { format: DType::F32, batch_rows: None, fused: false, kernels: Kernels::Burn, direct: true }
     }
 }
 
@@ -107,7 +111,8 @@ impl<B: Backend> Extractor<B> {
         let last = taps.iter().copied().max().unwrap_or(0);
         let pooling = Pooling::resolve(options.pool, config)?;
         let read = |keys: &[String]| checkpoint.read(keys);
-        let loader = Loader { read: &read, device, format: numerics.format, norm_epsilon: config.norm_epsilon };
+        let direct = if numerics.direct && numerics.format == DType::F32 { cpu::detect() } else { None };
+        let loader = Loader { read: &read, device, format: numerics.format, norm_epsilon: config.norm_epsilon, direct };
         let attention = |[tokens, heads, width]: [usize; 3]| {
             if numerics.fused {
                 let images = numerics.batch_rows.unwrap_or(2).max(1);
@@ -151,9 +156,10 @@ impl<B: Backend> Extractor<B> {
         }
     }
 
-    /// Returns the kernels in use: `burn`, or the instruction of the products of this crate's own kernels, `mma.sync` or `wgmma`.
+    /// Returns the kernels in use: `burn`, `direct` for the path of CPUs, or the instruction of the products of this crate's own kernels, `mma.sync` or `wgmma`.
     pub fn kernels(&self) -> &'static str {
         match &self.network {
+            Network::Plain(plain) if plain.attention() == Attention::Direct => "direct",
             Network::Plain(_) | Network::Windowed(_) => "burn",
             Network::Card(card) => card.instruction(),
         }
@@ -205,7 +211,7 @@ impl<B: Backend> Extractor<B> {
         // One-dimensional: the upload would pad and copy each row of a wider shape by itself.
         let data = TensorData::from_bytes(bytes, [all * image], DType::U8);
         let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
-        Ok(Pending::new(self.forward(uploaded, all).map(Computed::Burn), rows))
+        Ok(Pending::new(self.forward(uploaded, all)?.map(Computed::Burn), rows))
     }
 
     /// Computes a batch of black images, so that all kernels are compiled and tuned.
@@ -229,15 +235,15 @@ impl<B: Backend> Extractor<B> {
     }
 
     /// Maps pixels, `[rows · size_px · size_px · 3]`, to features, `[rows, feature_dim]`, in the configured format.
-    fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Option<Tensor<B, 2>> {
+    fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Result<Option<Tensor<B, 2>>, ModelError> {
         let (format, side) = (self.numerics.format, self.size_px as usize);
         let mut features = match &self.network {
-            Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps, self.pooling),
+            Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps, self.pooling)?,
             Network::Windowed(windowed) => windowed.forward(pixels, (rows, side), format, &self.taps),
             // It has no tensors.
-            Network::Card(_) => return None,
+            Network::Card(_) => return Ok(None),
         };
         let features = if features.len() == 1 { features.remove(0) } else { Tensor::cat(features, 1) };
-        Some(cast_to(features, format))
+        Ok(Some(cast_to(features, format)))
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Loader<'a, B: Backend> {
     pub(super) format: DType,
     /// Summand under the root of a norm.
     pub(super) norm_epsilon: f64,
+    /// Vectors of the CPU, if blocks run on the direct path.
+    pub(super) direct: Option<pulp::Arch>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -71,7 +73,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Linear::new(&weight, bias, input, out, (self.device, self.format)))
     }
 
-    /// Reads the weight and the bias of [`Self::joined`].
+    /// Reads weight, `[out, in]`, and bias of the layers that [`Self::joined`] loads.
     pub(super) fn joined_values(
         &self,
         parts: &[(String, bool)],

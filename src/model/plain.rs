@@ -1,17 +1,22 @@
 //! Plain backbone, with global attention (every token attends to all tokens): patches → blocks → features.
 
+mod direct;
+mod positions;
+
+use std::sync::Arc;
+
 use burn::tensor::Int;
 use burn::tensor::Tensor;
-use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, activation};
 
-use crate::model::attention::{Attention, AttentionPositions, Rotation};
+use crate::model::attention::{Attention, AttentionPositions};
 use crate::model::block::{Block, Linear, Mlp, Norm, PatchEmbedding, cast_to};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{
-    Activation, BackboneConfig, Biases, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead, RelativeBias,
+    Activation, BackboneConfig, Biases, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead,
 };
+use crate::model::cpu;
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::layout::Names;
@@ -19,6 +24,13 @@ use crate::model::load::Loader;
 use crate::model::pooling::{Pooling, TapFeatures};
 use crate::model::position;
 use crate::model::relative;
+
+/// Blocks on a device, or on the direct path for CPUs.
+#[derive(Debug)]
+enum Blocks<B: Backend> {
+    Device(Vec<Block<B>>),
+    Direct(cpu::Blocks),
+}
 
 /// Backbone of equal blocks on a device.
 #[derive(Debug)]
@@ -29,7 +41,7 @@ pub(super) struct PlainBackbone<B: Backend> {
     /// Positions of the patches, `[1, grid², hidden]`.
     positions: Option<Tensor<B, 3>>,
     first_norm: Option<Norm<B>>,
-    blocks: Vec<Block<B>>,
+    blocks: Blocks<B>,
     final_norm: Norm<B>,
     norm_input: FinalNorm,
     head: Option<Head<B>>,
@@ -55,17 +67,11 @@ impl<B: Backend> PlainBackbone<B> {
         let leading_tokens = plain.leading_tokens();
         let tokens = leading_tokens + grid * grid;
         let rotation = match plain.positions {
-            Positions::Rotary { theta } => Some(rotation(theta, plain, grid, loader)),
+            Positions::Rotary { theta } => Some(positions::rotation(theta, plain, grid)),
             _ => None,
         };
-        let bias = |name: String| -> Result<Tensor<B, 4>, ModelError> {
-            let table = loader.values(name)?;
-            let values = relative::bias_with_cls(&table, plain.heads, config.native_grid(), grid);
-            Ok(loader.upload(values, [1, plain.heads, tokens, tokens]))
-        };
-        let shared = match plain.relative {
-            Some(RelativeBias::Shared) => Some(bias(names.shared_bias.to_owned())?),
-            _ => None,
+        let bias = |name: String| -> Result<Vec<f32>, ModelError> {
+            Ok(relative::bias_with_cls(&loader.values(name)?, plain.heads, config.native_grid(), grid))
         };
         let block = BlockConfig {
             hidden: plain.hidden,
@@ -76,15 +82,20 @@ impl<B: Backend> PlainBackbone<B> {
             layer_scale: plain.layer_scale,
             split_gate: checkpoint.split_gate(),
         };
-        let mut blocks = Vec::with_capacity(last as usize + 1);
-        for index in 0..=last {
-            let bias = match plain.relative {
-                Some(RelativeBias::PerBlock) => Some(bias(names.block(index, names.bias_table))?),
-                _ => shared.clone(),
+        let blocks = if let Some(arch) = loader.direct {
+            let bias = |name| bias(name).map(Arc::new);
+            let biases = positions::load_biases(plain, &names, last, bias)?;
+            Blocks::Direct(direct::load_blocks(arch, &names, &block, loader, biases, rotation)?)
+        } else {
+            let bias = |name| Ok(loader.upload(bias(name)?, [1, plain.heads, tokens, tokens]));
+            let rotation = rotation.map(|rotation| positions::upload_rotation(rotation, tokens, loader));
+            let load = |(index, bias)| {
+                let positions = AttentionPositions { bias, rotation: rotation.clone() };
+                load_block(&names, &block, index, loader, positions)
             };
-            let positions = AttentionPositions { bias, rotation: rotation.clone() };
-            blocks.push(load_block(&names, &block, index, loader, positions)?);
-        }
+            let biases = positions::load_biases(plain, &names, last, bias)?;
+            Blocks::Device((0..).zip(biases).map(load).collect::<Result<_, _>>()?)
+        };
         let first_norm = if plain.first_norm { Some(loader.norm(names.first_norm)?) } else { None };
         let head = if pooling == Pooling::Head { load_head(config, plain, loader)? } else { None };
         Ok(Self {
@@ -92,15 +103,16 @@ impl<B: Backend> PlainBackbone<B> {
             leading: leading.map(|values| loader.upload(values, [1, leading_tokens, plain.hidden])),
             positions: positions.map(|values| loader.upload(values, [1, grid * grid, plain.hidden])),
             first_norm,
+            attention: match (&blocks, plain.relative) {
+                (Blocks::Direct(_), _) => Attention::Direct,
+                // The bias is added to scores in memory.
+                (_, Some(_)) => Attention::Products,
+                _ => attention([tokens, plain.heads, plain.hidden / plain.heads])?,
+            },
             blocks,
             final_norm: loader.norm(layout::final_norm(config, plain))?,
             norm_input: plain.final_norm,
             head,
-            attention: match plain.relative {
-                // The bias is added to scores in memory.
-                Some(_) => Attention::Products,
-                None => attention([tokens, plain.heads, plain.hidden / plain.heads])?,
-            },
         })
     }
 
@@ -117,7 +129,7 @@ impl<B: Backend> PlainBackbone<B> {
         format: DType,
         taps: &[u32],
         pooling: Pooling,
-    ) -> Vec<Tensor<B, 2>> {
+    ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
         let mut tokens = self.patches.forward(pixels, rows, side, format);
         let [_, patches, hidden] = tokens.dims();
         if let Some(positions) = &self.positions {
@@ -133,12 +145,19 @@ impl<B: Backend> PlainBackbone<B> {
             states = norm.forward(states);
         }
         let mut features = TapFeatures::new(taps);
-        for (block, index) in self.blocks.iter().zip(0_u32..) {
-            states = block.forward(states, rows, self.attention);
-            features
-                .collect(index, || self.pool(states.clone().reshape([rows, count, hidden]), count - patches, pooling));
+        let mut collect = |block: u32, states: Tensor<B, 2>| {
+            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), count - patches, pooling));
+        };
+        match &self.blocks {
+            Blocks::Device(blocks) => {
+                for (block, index) in blocks.iter().zip(0..) {
+                    states = block.forward(states, rows, self.attention);
+                    collect(index, states.clone());
+                }
+            }
+            Blocks::Direct(blocks) => direct::forward(blocks, states, (rows, count), taps, collect)?,
         }
-        features.into_vec()
+        Ok(features.into_vec())
     }
 
     /// Pools the tokens of a block, `[rows, tokens, hidden]`; the first `leading` are no patches.
@@ -217,31 +236,6 @@ pub(super) fn load_embeddings<B: Backend>(
         leading.iter_mut().zip(table).for_each(|(value, position)| *value += position);
     }
     Ok([(!leading.is_empty()).then_some(leading), positions])
-}
-
-/// Computes the rotation of `DINOv3`: coordinates of patch centres in [-1, 1], rows before columns. Leading tokens are
-/// not rotated.
-fn rotation<B: Backend>(theta: f64, plain: &PlainConfig, grid: usize, loader: &Loader<'_, B>) -> Rotation<B> {
-    let (width, leading) = (plain.hidden / plain.heads, plain.leading_tokens());
-    let tokens = leading + grid * grid;
-    // In f32 like transformers, so that large angles agree.
-    let frequencies: Vec<f32> =
-        (0..width / 4).map(|at| 1.0 / (theta as f32).powf(4.0 * at as f32 / width as f32)).collect();
-    let coordinate = |cell: usize| 2.0 * ((cell as f32 + 0.5) / grid as f32) - 1.0;
-    let mut angles = vec![0.0_f32; leading * width];
-    for patch in 0..grid * grid {
-        let axes = [patch / grid, patch % grid].map(coordinate);
-        let half: Vec<f32> = axes
-            .iter()
-            .flat_map(|axis| frequencies.iter().map(move |frequency| std::f32::consts::TAU * axis * frequency))
-            .collect();
-        angles.extend(half.iter().chain(&half));
-    }
-    let table = |value: fn(f32) -> f32| {
-        let values: Vec<f32> = angles.iter().map(|angle| value(*angle)).collect();
-        Tensor::from_data(TensorData::new(values, [1, 1, tokens, width]), (loader.device, DType::F32))
-    };
-    Rotation { cosine: table(f32::cos), sine: table(f32::sin) }
 }
 
 /// Architecture of a block.

@@ -66,10 +66,15 @@ impl Expected {
 }
 
 fn load(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool) -> Extractor<Any> {
+    load_with(checkpoint, size_px, layer, pool, true)
+}
+
+/// Loads a backbone on the CPU. `direct` says whether its blocks run on the direct path.
+fn load_with(checkpoint: &Checkpoint, size_px: u32, layer: i32, pool: Pool, direct: bool) -> Extractor<Any> {
     Extractor::load(
         checkpoint,
         &ExtractOptions { size_px, layers: vec![layer], pool },
-        Numerics::default(),
+        Numerics { direct, ..Numerics::default() },
         &AnyDevice::Flex(FlexDevice),
     )
     .unwrap()
@@ -89,11 +94,14 @@ fn check(dir: &Path, inner: i32) -> f32 {
             let both = expected.values(size, name).unwrap();
             let cls: Vec<f32> = both.chunks(2 * hidden).flat_map(|row| &row[..hidden]).copied().collect();
             for (pool, expected) in [(Pool::ClsMean, &both), (Pool::Cls, &cls)] {
-                let extractor = load(&checkpoint, size, layer, pool);
-                assert_eq!(extractor.feature_dim(), expected.len() / rows);
-                let distance = distance(&extractor.features(&pixels, rows).unwrap(), expected);
-                println!("{} {size} px, layer {layer}, {pool:?}: {distance:.2e}", dir.display());
-                worst = worst.max(distance);
+                for direct in [true, false] {
+                    let extractor = load_with(&checkpoint, size, layer, pool, direct);
+                    assert_eq!(extractor.feature_dim(), expected.len() / rows);
+                    let distance = distance(&extractor.features(&pixels, rows).unwrap(), expected);
+                    let path = extractor.kernels();
+                    println!("{} {size} px, layer {layer}, {pool:?}, {path}: {distance:.2e}", dir.display());
+                    worst = worst.max(distance);
+                }
             }
         }
     }
@@ -118,7 +126,8 @@ fn real_checkpoint_matches_transformers() {
     assert!(worst <= TOLERANCE, "{worst}");
 }
 
-/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture images_per_second`.
+/// `MODEL_CHECKPOINT=DIR cargo test --release --lib -- --ignored --nocapture images_per_second`; with `MODEL_BURN=1` by
+/// burn's modules instead of the direct path.
 #[test]
 #[ignore = "a measurement, of a checkpoint named by MODEL_CHECKPOINT"]
 #[expect(clippy::print_stdout, reason = "the measurement")]
@@ -126,7 +135,8 @@ fn images_per_second() {
     let dir = PathBuf::from(std::env::var_os("MODEL_CHECKPOINT").unwrap());
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let (size, rows) = (224, 8);
-    let extractor = load(&checkpoint, size, -1, Pool::Default);
+    let direct = std::env::var_os("MODEL_BURN").is_none();
+    let extractor = load_with(&checkpoint, size, -1, Pool::Default, direct);
     let pixels: Vec<u8> = (0..rows * (size * size * 3) as usize).map(|i| (i * 7 % 251) as u8).collect();
     let mut best = f64::INFINITY;
     for _ in 0..4 {
@@ -206,7 +216,8 @@ fn bf16_features_match_f32_within_precision() {
         let pixels: Vec<u8> = (0..12 * size_px * size_px).map(|at| (at * 31 % 251) as u8).collect();
         let expected = load(&checkpoint, size_px, -1, Pool::ClsMean).features(&pixels, 4).unwrap();
         let options = ExtractOptions { size_px, layers: vec![-1], pool: Pool::ClsMean };
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(4), fused, kernels: Kernels::Burn };
+        let numerics =
+            Numerics { format: DType::BF16, batch_rows: Some(4), fused, kernels: Kernels::Burn, direct: false };
         let extractor = Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
         let found = extractor.features(&pixels, 4).unwrap();
         assert!(found.iter().all(|value| value.to_bits().trailing_zeros() >= 16), "{name}: more than bf16");

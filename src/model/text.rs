@@ -13,6 +13,7 @@
 //! The table is by far the largest tensor of a multilingual encoder.
 
 mod checkpoint;
+mod direct;
 mod encoder;
 mod layout;
 mod modules;

@@ -86,6 +86,8 @@ fn features_do_not_depend_on_batch_size() {
         for key in ["images_per_s", "first_features_s", "tflop_per_s", "flop_per_image"] {
             assert!(report[key].as_f64().unwrap() > 0.0, "{report}");
         }
+        // A CPU without fused multiplication has no direct path.
+        assert!(["direct", "plain"].contains(&report["attention"].as_str().unwrap()), "{report}");
         let bytes = std::fs::read(&features).unwrap();
         assert_eq!(bytes.len() as u64, 4 * report["rows"].as_u64().unwrap() * report["feature_dim"].as_u64().unwrap());
         bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect()
@@ -101,6 +103,30 @@ fn features_do_not_depend_on_batch_size() {
     let out = run(&["bench", "forward", "--checkpoint", &checkpoint, "--pixels", &file("all"), "--size-px", "48"]);
     assert_eq!(out.status.code(), Some(3));
     assert!(stderr_of(&out).contains("is not a whole number of images of 48 × 48 × 3"), "{}", stderr_of(&out));
+}
+
+#[test]
+fn caption_vectors_do_not_depend_on_their_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/bert").display().to_string();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let embed = |name: &str, captions: &str| {
+        std::fs::write(file("captions"), captions).unwrap();
+        let (captions, vectors) = (file("captions"), file(name));
+        let args = ["--json", "bench", "embed", "--checkpoint", &encoder, "--captions", &captions, "--passes", "1"];
+        let out = run(&[&args[..], &["--vectors", &vectors]].concat());
+        (out, std::fs::read(&vectors).unwrap_or_default())
+    };
+    let (out, all) = embed("all", "a red house\ntwo\n\nthe third caption is much longer than the others\n");
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(report["captions"] == 4 && report["captions_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    let width = 4 * report["dim"].as_u64().unwrap() as usize;
+    let (_, alone) = embed("alone", "two\n");
+    assert_eq!((all.len(), &all[width..2 * width]), (4 * width, alone.as_slice()));
+    let (out, _) = embed("none", "");
+    assert_eq!(out.status.code(), Some(3));
+    assert!(stderr_of(&out).contains("has no captions"), "{}", stderr_of(&out));
 }
 
 #[test]

@@ -87,6 +87,27 @@ pub(in crate::cli) enum BenchCommand {
         #[arg(long, default_value_t = 3)]
         passes: u32,
     },
+    /// Measures the text encoder on captions of a file.
+    Embed {
+        /// Checkpoint directory of the encoder in Hugging Face layout.
+        #[arg(long, value_name = "DIR")]
+        checkpoint: PathBuf,
+        /// File with a caption in each line.
+        #[arg(long, value_name = "FILE")]
+        captions: PathBuf,
+        /// Prefix of each caption.
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Number format: `bf16` or `f32`. A CPU computes in f32.
+        #[arg(long, default_value = "bf16", value_parser = parse_config_value::<Precision>)]
+        precision: Precision,
+        /// Writes the vectors to this file: raw little-endian f32, captions × values.
+        #[arg(long, value_name = "FILE")]
+        vectors: Option<PathBuf>,
+        /// Number of timed passes, after one warm-up pass.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        passes: u32,
+    },
     /// Measures the training of a classification head on features in memory.
     Head {
         /// Number of classes.

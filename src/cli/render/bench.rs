@@ -2,7 +2,7 @@
 
 use super::Table;
 use crate::bench::ingest::{Cluster, Demand, Forecast, IngestReport, StageRate, Whole};
-use crate::bench::{ForwardReport, HeadReport, RankReport};
+use crate::bench::{EmbedReport, ForwardReport, HeadReport, RankReport};
 use crate::cli::format::{bytes, count, duration, number, percent, plural};
 
 /// Waits for storage below this limit, in seconds, are not shown.
@@ -94,6 +94,20 @@ pub(in crate::cli) fn forward(report: &ForwardReport) -> String {
     table.row("first features", format!("after {} s", number(report.first_features_s)));
     let (images, tera) = (number(report.images_per_s), number(report.tflop_per_s));
     table.row("rate", format!("{images} images/s, {tera} TFLOP/s"));
+    table.text
+}
+
+/// Renders the rate of a text encoder.
+pub(in crate::cli) fn embed(report: &EmbedReport) -> String {
+    let mut table = Table::with_headings();
+    table.heading(&format!("Text encoder on {}", report.device));
+    let (captions, tokens) = (plural(report.captions as u64, "captions"), plural(report.tokens as u64, "tokens"));
+    table.row("input", format!("{captions}, {tokens}"));
+    table.row("vector", plural(report.dim as u64, "values"));
+    table.row("attention", report.attention);
+    table.row("tokenizing", format!("{} s", number(report.tokenize_s)));
+    let (captions, tokens) = (number(report.captions_per_s), number(report.tokens_per_s));
+    table.row("rate", format!("{captions} captions/s, {tokens} tokens/s"));
     table.text
 }
 

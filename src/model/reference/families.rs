@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::backend::flex::FlexDevice;
 use burn::tensor::DType;
 
-use super::{Expected, TOLERANCE, head, load, logits, write_altered_from};
+use super::{Expected, TOLERANCE, head, load, load_with, logits, write_altered_from};
 use crate::model::export_hf;
 use crate::model::load_classifier;
 use crate::model::{
@@ -50,12 +50,14 @@ fn features_of_every_family_match_transformers() {
         let expected = Expected::read(&dir);
         let mut worst = 0.0_f32;
         for (size, block, pool, tensor) in features(&expected) {
-            let extractor = load(&checkpoint, size, block, pool);
             let wanted = expected.values(size, &tensor).unwrap();
-            let found = extractor.features(&expected.pixels(size), 2).unwrap();
-            let distance = distance(&found, &wanted);
-            assert!(distance <= TOLERANCE, "{name} at {size} px, block {block}, {pool}: {distance}");
-            worst = worst.max(distance);
+            for direct in [true, false] {
+                let extractor = load_with(&checkpoint, size, block, pool, direct);
+                let found = extractor.features(&expected.pixels(size), 2).unwrap();
+                let (distance, path) = (distance(&found, &wanted), extractor.kernels());
+                assert!(distance <= TOLERANCE, "{name} at {size} px, block {block}, {pool}, {path}: {distance}");
+                worst = worst.max(distance);
+            }
         }
         println!("{name}: {worst:.1e}");
     }
@@ -80,7 +82,13 @@ fn bf16_features_match_f32_within_precision() {
                 continue;
             }
             let exact = load(&checkpoint, size_px, -1, pool).features(&pixels, 2).unwrap();
-            let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true, kernels: Kernels::Burn };
+            let numerics = Numerics {
+                format: DType::BF16,
+                batch_rows: Some(3),
+                fused: true,
+                kernels: Kernels::Burn,
+                direct: false,
+            };
             let extractor =
                 Extractor::<Any>::load(&checkpoint, &options, numerics, &AnyDevice::Flex(FlexDevice)).unwrap();
             let found = extractor.features(&pixels, 2).unwrap();

@@ -4,11 +4,14 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData, activation};
 
 use super::checkpoint::TextCheckpoint;
+use super::direct::Direct;
 use super::layout;
 use super::modules::Pooling;
 use super::paired::{self, PairedConfig, PairedTower, PooledToken};
+use crate::model::attention::Attention;
 use crate::model::block::{Linear, Norm, activate, cast_to};
 use crate::model::config::Activation;
+use crate::model::cpu;
 use crate::model::error::ModelError;
 use crate::model::weights::{Format, WeightReader};
 
@@ -20,11 +23,14 @@ const MASKED_SCORE: f32 = -1e30;
 pub struct TextNumerics {
     /// Format of weights and activations. Norms, softmax, activation functions and pooling always compute in f32.
     pub format: DType,
+    /// Whether blocks run on the direct path for CPUs, where there is one for the encoder and the CPU. It computes in f32,
+    /// so other formats do not use it.
+    pub direct: bool,
 }
 
 impl Default for TextNumerics {
     fn default() -> Self {
-        Self { format: DType::F32 }
+        Self { format: DType::F32, direct: true }
     }
 }
 
@@ -64,6 +70,18 @@ struct PostNormBlock<B: Backend> {
     output_norm: Norm<B>,
 }
 
+/// Layers between the embeddings of tokens and pooling.
+#[derive(Debug)]
+enum Body<B: Backend> {
+    Device {
+        first_norm: Norm<B>,
+        blocks: Vec<PostNormBlock<B>>,
+    },
+    Direct(Direct),
+    /// Text tower, which pools itself, and the place of its pooled token.
+    Tower(PairedTower<B>, PooledToken),
+}
+
 /// Text encoder on the device `B::Device`.
 #[derive(Debug)]
 pub struct TextEncoder<B: Backend> {
@@ -71,10 +89,7 @@ pub struct TextEncoder<B: Backend> {
     /// Sum of the position embeddings and the embedding of token type 0, `[positions, hidden]`.
     positions: Vec<f32>,
     first_position: usize,
-    first_norm: Option<Norm<B>>,
-    blocks: Vec<PostNormBlock<B>>,
-    /// Blocks of a text tower, instead of `first_norm` and `blocks`, and its pooled token.
-    tower: Option<(PairedTower<B>, PooledToken)>,
+    body: Body<B>,
     /// Norm of the pooled state.
     pooled_norm: Option<Norm<B>>,
     /// Layers after the pooling; the flag says whether tanh follows.
@@ -123,6 +138,14 @@ impl<B: Backend> TextEncoder<B> {
         if let Some(paired) = checkpoint.paired.as_ref().filter(|paired| paired.transformed.is_none()) {
             return Self::load_tower(checkpoint, paired, numerics, device);
         }
+        let direct = if numerics.direct && numerics.format == DType::F32 { cpu::detect() } else { None };
+        let body = match direct {
+            Some(arch) => Body::Direct(Direct::load(checkpoint, arch)?),
+            None => Body::Device {
+                first_norm: norm(layout::FIRST_NORM)?,
+                blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            },
+        };
         let (bytes, format) = checkpoint.read_raw(layout::WORDS)?;
         let mut positions = checkpoint.read(&[layout::POSITIONS.to_owned()])?;
         let types = checkpoint.read(&[layout::TYPES.to_owned()])?;
@@ -157,9 +180,7 @@ impl<B: Backend> TextEncoder<B> {
             words: WordEmbeddings { bytes, format, hidden },
             positions,
             first_position: config.first_position,
-            first_norm: Some(norm(layout::FIRST_NORM)?),
-            tower: None,
-            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            body,
             pooled_norm,
             dense,
             activation: config.activation,
@@ -186,9 +207,7 @@ impl<B: Backend> TextEncoder<B> {
             words: WordEmbeddings { bytes, format, hidden: config.hidden },
             positions: checkpoint.read(&[paired::POSITIONS.to_owned()])?,
             first_position: config.first_position,
-            first_norm: None,
-            blocks: Vec::new(),
-            tower: Some((PairedTower::load(checkpoint, paired, numerics.format, device)?, paired.pooled)),
+            body: Body::Tower(PairedTower::load(checkpoint, paired, numerics.format, device)?, paired.pooled),
             pooled_norm: None,
             dense: Vec::new(),
             activation: config.activation,
@@ -205,6 +224,14 @@ impl<B: Backend> TextEncoder<B> {
     /// Returns the width of an embedding.
     pub fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// Returns the attention implementation in use.
+    pub fn attention(&self) -> Attention {
+        match self.body {
+            Body::Direct(_) => Attention::Direct,
+            Body::Device { .. } | Body::Tower(..) => Attention::Products,
+        }
     }
 
     /// Maps token ids to embeddings, `[captions, dim]`, row-major. Each caption is padded to `tokens` tokens.
@@ -225,25 +252,21 @@ impl<B: Backend> TextEncoder<B> {
             return Ok(vec![0.0; captions.len() * self.dim]);
         }
         let rows = captions.len();
-        let mut inputs = vec![0.0_f32; rows * tokens * self.hidden];
-        let (mut mask, mut counts) = (vec![MASKED_SCORE; rows * tokens], Vec::with_capacity(rows));
-        for (row, caption) in captions.iter().enumerate() {
-            counts.push(caption.len() as f32);
-            for (position, word) in caption.iter().enumerate() {
-                mask[row * tokens + position] = 0.0;
-                let to = &mut inputs[(row * tokens + position) * self.hidden..][..self.hidden];
-                to.copy_from_slice(&self.positions[(self.first_position + position) * self.hidden..][..self.hidden]);
-                self.words.add_row(*word, to);
+        let vectors = match &self.body {
+            Body::Device { first_norm, blocks } => self.map_pooled(self.forward(captions, tokens, first_norm, blocks)),
+            Body::Direct(direct) => {
+                let lengths: Vec<usize> = captions.iter().map(|caption| caption.len()).collect();
+                let embed = |caption: usize, to: &mut [f32]| self.write_embeddings(captions[caption], to);
+                let pooled = direct.forward(&lengths, embed, self.pooling);
+                let data = TensorData::new(pooled, [rows, self.hidden]);
+                self.map_pooled(Tensor::from_data(data, (&self.device, DType::F32)))
             }
-        }
-        let padded = mask.iter().any(|value| *value != 0.0);
-        let vectors = if let Some((tower, pooled)) = &self.tower {
-            let pooled: Vec<usize> = captions.iter().map(|caption| pooled.position(caption)).collect();
-            let data = TensorData::new(inputs, [rows * tokens, self.hidden]);
-            let inputs = Tensor::from_data(data, (&self.device, self.numerics.format));
-            scale_to_unit_length(tower.forward(inputs, rows, tokens, &pooled))
-        } else {
-            self.forward(inputs, padded.then_some(mask), counts, rows, tokens)
+            Body::Tower(tower, pooled) => {
+                let pooled: Vec<usize> = captions.iter().map(|caption| pooled.position(caption)).collect();
+                let data = TensorData::new(self.padded_embeddings(captions, tokens), [rows * tokens, self.hidden]);
+                let inputs = Tensor::from_data(data, (&self.device, self.numerics.format));
+                scale_to_unit_length(tower.forward(inputs, rows, tokens, &pooled))
+            }
         };
         let vectors = if vectors.dims()[1] > self.dim { vectors.narrow(1, 0, self.dim) } else { vectors };
         let failed = |reason: String| ModelError::Device { reason };
@@ -251,30 +274,47 @@ impl<B: Backend> TextEncoder<B> {
         data.convert::<f32>().into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))
     }
 
-    /// Maps summed embeddings, `[rows · tokens, hidden]`, to caption embeddings, `[rows, dim before truncation]`.
-    ///
-    /// `mask`: 0 for a token, [`MASKED_SCORE`] for padding, `[rows, tokens]`. `counts`: tokens of each row.
+    /// Writes the summed embeddings of a caption's tokens to `to`, `[tokens, hidden]`.
+    fn write_embeddings(&self, caption: &[u32], to: &mut [f32]) {
+        let positions = self.positions.chunks_exact(self.hidden).skip(self.first_position);
+        for ((word, position), to) in caption.iter().zip(positions).zip(to.chunks_exact_mut(self.hidden)) {
+            to.copy_from_slice(position);
+            self.words.add_row(*word, to);
+        }
+    }
+
+    /// Returns the summed embeddings of captions, each padded with zeros to `tokens` tokens.
+    fn padded_embeddings(&self, captions: &[&[u32]], tokens: usize) -> Vec<f32> {
+        let mut inputs = vec![0.0_f32; captions.len() * tokens * self.hidden];
+        for (caption, to) in captions.iter().zip(inputs.chunks_exact_mut(tokens * self.hidden)) {
+            self.write_embeddings(caption, to);
+        }
+        inputs
+    }
+
+    /// Maps captions to their states after the last block, each padded to `tokens` tokens, and pools these.
     fn forward(
         &self,
-        inputs: Vec<f32>,
-        mask: Option<Vec<f32>>,
-        counts: Vec<f32>,
-        rows: usize,
+        captions: &[&[u32]],
         tokens: usize,
+        first_norm: &Norm<B>,
+        blocks: &[PostNormBlock<B>],
     ) -> Tensor<B, 2> {
-        let (hidden, heads, format) = (self.hidden, self.heads, self.numerics.format);
+        let (rows, hidden, heads, format) = (captions.len(), self.hidden, self.heads, self.numerics.format);
         let upload = |values: Vec<f32>, shape: [usize; 2]| {
             Tensor::<B, 2>::from_data(TensorData::new(values, shape), (&self.device, DType::F32))
         };
-        let mask = mask.map(|mask| upload(mask, [rows, tokens]));
+        // 0 for a token, `MASKED_SCORE` for padding.
+        let is_padding = |at: usize| at % tokens >= captions[at / tokens].len();
+        let padded = captions.iter().any(|caption| caption.len() < tokens);
+        let mask = padded.then(|| {
+            let scores = (0..rows * tokens).map(|at| if is_padding(at) { MASKED_SCORE } else { 0.0 });
+            upload(scores.collect(), [rows, tokens])
+        });
         let scores_mask = mask.clone().map(|mask| mask.reshape([rows, 1, 1, tokens]));
-        let inputs = upload(inputs, [rows * tokens, hidden]);
-        let states = match &self.first_norm {
-            Some(norm) => norm.forward_f32(inputs),
-            None => inputs,
-        };
-        let mut states = cast_to(states, format);
-        for block in &self.blocks {
+        let inputs = upload(self.padded_embeddings(captions, tokens), [rows * tokens, hidden]);
+        let mut states = cast_to(first_norm.forward_f32(inputs), format);
+        for block in blocks {
             let query_key_value = block.query_key_value.forward(states.clone());
             let split = |index: usize| {
                 let values = query_key_value.clone().narrow(1, index * hidden, hidden);
@@ -292,7 +332,7 @@ impl<B: Backend> TextEncoder<B> {
             states = block.output_norm.forward(states + mlp);
         }
         let states = cast_to(states, DType::F32).reshape([rows, tokens, hidden]);
-        let counts = upload(counts, [rows, 1]);
+        let counts = upload(captions.iter().map(|caption| caption.len() as f32).collect(), [rows, 1]);
         // 1 for a token, 0 for padding.
         let present = mask.map(|mask| (mask / -f64::from(MASKED_SCORE) + 1.0).reshape([rows, tokens, 1]));
         let sum = |states: Tensor<B, 3>| {
@@ -302,7 +342,7 @@ impl<B: Backend> TextEncoder<B> {
             };
             states.sum_dim(1).squeeze_dim::<2>(1)
         };
-        let mut vectors = match self.pooling {
+        match self.pooling {
             Pooling::Mean => sum(states) / counts.clamp_min(1e-9),
             Pooling::MeanSqrt => sum(states) / counts.clamp_min(1e-9).sqrt(),
             Pooling::Cls => states.narrow(1, 0, 1).squeeze_dim(1),
@@ -313,7 +353,11 @@ impl<B: Backend> TextEncoder<B> {
                 };
                 states.max_dim(1).squeeze_dim(1)
             }
-        };
+        }
+    }
+
+    /// Applies the layers after the pooling, `[rows, hidden]` to `[rows, dim before truncation]`.
+    fn map_pooled(&self, mut vectors: Tensor<B, 2>) -> Tensor<B, 2> {
         if let Some(norm) = &self.pooled_norm {
             vectors = norm.forward_f32(vectors);
         }

@@ -28,13 +28,23 @@ pub(super) fn embed(
     checkpoint: &TextCheckpoint,
     captions: &[String],
     prefix: &str,
-    (budget, fixed): (usize, bool),
+    batches: (usize, bool),
     format: DType,
+) -> Vec<f32> {
+    embed_with(checkpoint, captions, prefix, batches, TextNumerics { format, direct: true })
+}
+
+fn embed_with(
+    checkpoint: &TextCheckpoint,
+    captions: &[String],
+    prefix: &str,
+    (budget, fixed): (usize, bool),
+    numerics: TextNumerics,
 ) -> Vec<f32> {
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
     let ids = CaptionTokenizer::load(checkpoint, prefix).unwrap().encode(&texts).unwrap();
     let device = AnyDevice::Flex(FlexDevice);
-    let encoder = TextEncoder::<Any>::load(checkpoint, TextNumerics { format }, &device).unwrap();
+    let encoder = TextEncoder::<Any>::load(checkpoint, numerics, &device).unwrap();
     let (lengths, dim): (Vec<usize>, usize) = (ids.iter().map(Vec::len).collect(), encoder.dim());
     assert_eq!(dim, checkpoint.dim());
     let mut found = vec![f32::NAN; texts.len() * dim];
@@ -60,9 +70,16 @@ fn embeddings_match_transformers_for_any_batches() {
         let distance = |prefix: &str, batches: (usize, bool), format: DType| {
             distance(&embed(&checkpoint, &captions(), prefix, batches, format), &expected)
         };
+        let mut first: Option<Vec<f32>> = None;
         for batches in [(1, false), (300, false), (100_000, false), (300, true)] {
             let found = distance("", batches, DType::F32);
             assert!(found < 1e-5, "{name}, {batches:?}: {found}");
+            let numerics = |direct| TextNumerics { format: DType::F32, direct };
+            let found =
+                reference::distance(&embed_with(&checkpoint, &captions(), "", batches, numerics(false)), &expected);
+            assert!(found < 1e-5, "{name}, {batches:?}, burn's modules: {found}");
+            let direct = embed_with(&checkpoint, &captions(), "", batches, numerics(true));
+            assert_eq!(first.get_or_insert(direct.clone()), &direct, "{name}: {batches:?} change bits");
         }
         let half = distance("", (300, true), DType::BF16);
         assert!((1e-4..0.1).contains(&half), "{name} in bf16: {half}");

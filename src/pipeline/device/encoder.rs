@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use burn::tensor::DType;
 
-use super::{DeviceState, DeviceWorker, OnDevice, model_error};
-use crate::model::Any;
+use super::{DeviceState, DeviceWorker, OnDevice, TextBatches, model_error};
 use crate::model::text::{TextCheckpoint, TextEncoder, TextNumerics};
+use crate::model::{Any, Attention};
 use crate::pipeline::error::PipelineError;
 use crate::types::Precision;
 
@@ -14,6 +14,8 @@ use crate::types::Precision;
 pub(crate) struct LoadedEncoder {
     device: Arc<DeviceWorker>,
     encoder: OnDevice<TextEncoder<Any>>,
+    /// Implementation of attention that the device uses.
+    pub(crate) attention: Attention,
 }
 
 impl DeviceWorker {
@@ -31,15 +33,22 @@ impl DeviceWorker {
             let half = precision == Precision::Bf16 && state.numerics.fused;
             let format = if half { DType::BF16 } else { DType::F32 };
             let encoder =
-                TextEncoder::load(&checkpoint, TextNumerics { format }, &state.device).map_err(model_error)?;
-            Ok(OnDevice::new(encoder))
+                TextEncoder::load(&checkpoint, TextNumerics { format, direct: state.numerics.direct }, &state.device)
+                    .map_err(model_error)?;
+            let attention = encoder.attention();
+            Ok((OnDevice::new(encoder), attention))
         };
-        let encoder = self.run(load).await?;
-        Ok(LoadedEncoder { device: Arc::clone(self), encoder })
+        let (encoder, attention) = self.run(load).await?;
+        Ok(LoadedEncoder { device: Arc::clone(self), encoder, attention })
     }
 }
 
 impl LoadedEncoder {
+    /// Returns the size of batches that suits the device.
+    pub(crate) fn batches(&self) -> TextBatches {
+        self.device.text_batches
+    }
+
     /// Computes caption vectors, `[captions, dim]`, from token ids. The batch has `tokens` columns. Empty rows pad it
     /// to `batch_rows`.
     ///

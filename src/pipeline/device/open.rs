@@ -122,14 +122,16 @@ pub(crate) async fn open(
         };
         device::configure_kernel_cache(scratch, chosen);
         let device = AnyDevice::Cuda(CudaDevice::new(gpu.index as usize));
-        let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true, kernels: kernels(settings, gpu) };
+        let kernels = kernels(settings, gpu);
+        let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true, kernels, direct: false };
         let options = training_options(chosen, needs.precision);
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
         (batch_rows, text_batches, (device, numerics, options, Selection::Device))
     } else {
         let batch_rows = if automatic { CPU_BATCH_ROWS.min(host_rows as usize) } else { batch_size as usize };
         let options = training_options(chosen, needs.precision);
-        let state = (AnyDevice::Flex(FlexDevice), Numerics::default(), options, Selection::Host);
+        let numerics = Numerics { direct: settings.kernels == KernelChoice::Auto, ..Numerics::default() };
+        let state = (AnyDevice::Flex(FlexDevice), numerics, options, Selection::Host);
         (batch_rows, TextBatches { tokens: CPU_TEXT_TOKENS, fixed_shapes: false }, state)
     };
     let (device, numerics, options, selection) = state;
@@ -226,7 +228,8 @@ mod tests {
 
     /// Creates a CPU worker with the streams, fixed batches and bf16 of a GPU.
     async fn gpu_like_worker(streams: usize) -> Arc<DeviceWorker> {
-        let numerics = Numerics { format: DType::BF16, batch_rows: Some(3), fused: true, kernels: Kernels::Burn };
+        let numerics =
+            Numerics { format: DType::BF16, batch_rows: Some(3), fused: true, kernels: Kernels::Burn, direct: false };
         let state = move || {
             let device = AnyDevice::Flex(FlexDevice);
             Ok::<_, std::convert::Infallible>(DeviceState::new(

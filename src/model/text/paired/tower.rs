@@ -37,7 +37,7 @@ impl<B: Backend> PairedTower<B> {
     ) -> Result<Self, ModelError> {
         let config = &checkpoint.config;
         let read = |keys: &[String]| checkpoint.read(keys);
-        let loader = Loader { read: &read, device, format, norm_epsilon: config.norm_epsilon };
+        let loader = Loader { read: &read, device, format, norm_epsilon: config.norm_epsilon, direct: None };
         let names = layout::names(Family::Clip);
         let block = BlockConfig {
             hidden: config.hidden,
