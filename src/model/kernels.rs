@@ -66,7 +66,7 @@ fn find_odd_width(plain: &PlainConfig, inner: usize) -> Option<&'static str> {
     if plain.hidden > MAX_HIDDEN || !plain.hidden.is_multiple_of(VECTOR) || !inner.is_multiple_of(VECTOR) {
         return Some("the width of its layers");
     }
-    (width > MAX_HEAD_WIDTH || !width.is_multiple_of(2 * VECTOR)).then_some("the width of its heads")
+    (width > MAX_HEAD_WIDTH || !width.is_multiple_of(VECTOR)).then_some("the width of its heads")
 }
 
 fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static str> {
@@ -77,5 +77,70 @@ fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static st
             _ => Some("its pooling head"),
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::Checkpoint;
+
+    #[test]
+    fn gaps_follow_the_architecture() {
+        let gap = |folder: &str, pooling, capability| {
+            let checkpoint = Checkpoint::open(&Path::new("tests/reference").join(folder)).unwrap();
+            find_gap(checkpoint.config(), pooling, capability)
+        };
+        for folder in [
+            "model/vit",
+            "model/dinov2",
+            "families/clip",
+            "families/deit",
+            "families/dinov2_registers",
+            "families/siglip",
+        ] {
+            assert_eq!(gap(folder, Pooling::ClsMean, 80), None, "{folder}");
+            assert_eq!(gap(folder, Pooling::ClsMean, 75), Some("a GPU without bf16"), "{folder}");
+        }
+        for (folder, expected) in [
+            ("families/swin", "attention within windows"),
+            ("families/dinov3", "rotary positions"),
+            ("families/beit_shared", "a position bias in attention"),
+            ("model/dinov2_swiglu", "a gated MLP"),
+            ("families/dino", "the width of its layers"),
+        ] {
+            assert_eq!(gap(folder, Pooling::Mean, 90), Some(expected), "{folder}");
+        }
+    }
+
+    #[test]
+    fn widths_and_heads_that_do_not_fit_are_gaps() {
+        let checkpoint = Checkpoint::open(Path::new("tests/reference/model/dinov2")).unwrap();
+        let Body::Plain(plain) = &checkpoint.config().body else { unreachable!("DINOv2 has no windows") };
+        let width = |hidden, heads, inner| find_odd_width(&PlainConfig { hidden, heads, ..plain.clone() }, inner);
+        for (hidden, heads) in [(384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16), (1408, 16), (2048, 16)] {
+            assert_eq!(width(hidden, heads, 4 * hidden), None, "{hidden} / {heads}");
+        }
+        for (hidden, heads, inner) in [(2304, 18, 9216), (60, 3, 240), (64, 1, 100)] {
+            assert_eq!(width(hidden, heads, inner), Some("the width of its layers"), "{hidden} / {heads} / {inner}");
+        }
+        for (hidden, heads) in [(192, 1), (768, 192), (384, 32)] {
+            assert_eq!(width(hidden, heads, 4 * hidden), Some("the width of its heads"), "{hidden} / {heads}");
+        }
+    }
+
+    #[test]
+    fn pooling_heads_need_a_linear_projection() {
+        let checkpoint = Checkpoint::open(Path::new("tests/reference/model/dinov2")).unwrap();
+        let Body::Plain(plain) = &checkpoint.config().body else { unreachable!("DINOv2 has no windows") };
+        let head = |head| find_odd_pooling(&PlainConfig { head, ..plain.clone() }, Pooling::Head);
+        assert_eq!(head(Some(ProjectionHead::Linear { dim: 512 })), None);
+        assert_eq!(head(Some(ProjectionHead::Linear { dim: 20 })), Some("its pooling head"));
+        assert_eq!(head(Some(ProjectionHead::Attention)), Some("its pooling head"));
+        let feature = PlainConfig { final_norm: FinalNorm::Feature, ..plain.clone() };
+        assert_eq!(find_odd_pooling(&feature, Pooling::Mean), Some("a norm after pooling"));
+        assert_eq!(find_odd_pooling(&feature, Pooling::Cls), None);
     }
 }

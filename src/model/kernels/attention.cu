@@ -2,11 +2,12 @@
 //
 // `packed` is [images · tokens, 3 · heads · WIDTH], `out` is [images · tokens, heads · WIDTH]. A block of four warps has 64 queries of
 // one head, a warp 16 of them. Keys and values pass in tiles of 64, one tile ahead (flash attention: running maximum and sum of each
-// query in f32, scores never stored). Any number of tokens; WIDTH is a multiple of 16. A row in shared memory is 16 bytes longer than
-// its values, an odd number of chunks, so that eight rows of a chunk lie in eight groups of banks.
+// query in f32, scores never stored). Any number of tokens; WIDTH is a multiple of 8, and zeros fill it up to a multiple of 16. A row in
+// shared memory is 16 bytes longer than that, an odd number of chunks, so that eight rows of a chunk lie in eight groups of banks.
 
 constexpr int TILE = 64; // keys of a tile, and queries of a block
-constexpr int PITCH = 2 * WIDTH + 16;
+constexpr int PADDED = (WIDTH + 15) / 16 * 16;
+constexpr int PITCH = 2 * PADDED + 16;
 constexpr int TILE_BYTES = TILE * PITCH;
 constexpr int CHUNKS = WIDTH / 8; // of a row
 
@@ -38,9 +39,11 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
         for (u32 half = 0; half < 2; half++) {
             const bool present = start + own_row + 32 * half < tokens;
 #pragma unroll
-            for (u32 chunk = 0; chunk < CHUNKS; chunk += 4)
-                if (CHUNKS % 4 == 0 || own_chunk + chunk < CHUNKS)
-                    copy_async(to + (own_row + 32 * half) * PITCH + (own_chunk + chunk) * 16, at + chunk * 8, present);
+            for (u32 chunk = 0; chunk < PADDED / 8; chunk += 4)
+                if (PADDED % 32 == 0 || own_chunk + chunk < PADDED / 8) {
+                    const bool filled = CHUNKS == PADDED / 8 || own_chunk + chunk < CHUNKS;
+                    copy_async(to + (own_row + 32 * half) * PITCH + (own_chunk + chunk) * 16, at + chunk * 8, present && filled);
+                }
             at += 32 * 3 * hidden;
         }
     };
@@ -51,10 +54,10 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
     copy(key_place(0) + TILE_BYTES, value, 0);
     commit_copies();
 
-    u32 queries[WIDTH / 16][4];
-    float sums[WIDTH / 8][4], most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {0.0f, 0.0f};
+    u32 queries[PADDED / 16][4];
+    float sums[PADDED / 8][4], most[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, total[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < WIDTH / 8; i++)
+    for (int i = 0; i < PADDED / 8; i++)
 #pragma unroll
         for (int part = 0; part < 4; part++) sums[i][part] = 0.0f;
     // Warps without a query only copy.
@@ -71,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
         if (works) {
             if (tile == 0) {
 #pragma unroll
-                for (int i = 0; i < WIDTH / 16; i++)
+                for (int i = 0; i < PADDED / 16; i++)
                     load_matrices(queries[i], base + (warp * 16 + lane % 16) * PITCH + (2 * i + lane / 16) * 16);
             }
             const u32 keys = key_place(tile), values = keys + TILE_BYTES, left = tokens - tile * TILE;
@@ -83,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
                 // Sixteen keys at once; none of the last tile's absent ones.
                 if (8 * j < left) {
 #pragma unroll
-                    for (int i = 0; i < WIDTH / 16; i++) {
+                    for (int i = 0; i < PADDED / 16; i++) {
                         u32 b[4];
                         load_matrices(b, keys + (8 * j + lane % 8 + lane / 16 * 8) * PITCH + (2 * i + lane / 8 % 2) * 16);
                         multiply(scores[j], queries[i], b[0], b[1]);
@@ -110,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
                 most[half] = largest;
                 total[half] *= shrink;
 #pragma unroll
-                for (int i = 0; i < WIDTH / 8; i++) {
+                for (int i = 0; i < PADDED / 8; i++) {
                     sums[i][2 * half] *= shrink;
                     sums[i][2 * half + 1] *= shrink;
                 }
@@ -128,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
                     const u32 shares[4] = {pack(scores[j][0], scores[j][1]), pack(scores[j][2], scores[j][3]),
                                            pack(scores[j + 1][0], scores[j + 1][1]), pack(scores[j + 1][2], scores[j + 1][3])};
 #pragma unroll
-                    for (int i = 0; i < WIDTH / 8; i += 2) {
+                    for (int i = 0; i < PADDED / 8; i += 2) {
                         u32 b[4];
                         load_matrices_transposed(b, values + (8 * j + lane % 16) * PITCH + (i + lane / 16) * 16);
                         multiply(sums[i], shares, b[0], b[1]);
@@ -150,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
         all += __shfl_xor_sync(0xFFFFFFFFu, all, 2);
         const float factor = reciprocal_approx(all);
 #pragma unroll
-        for (int i = 0; i < WIDTH / 8; i++)
+        for (int i = 0; i < PADDED / 8; i++)
             *reinterpret_cast<u32*>(own + (lane / 4 + 8 * half) * PITCH + i * 16 + lane % 4 * 4) =
                 pack(sums[i][2 * half] * factor, sums[i][2 * half + 1] * factor);
     }

@@ -233,8 +233,8 @@ impl Norm {
 impl Attention {
     fn new(plain: &PlainConfig, sizes: Sizes) -> Self {
         let width = plain.hidden / plain.heads;
-        // A tile of queries, and two tiles each of keys and values; rows are padded by 16 bytes.
-        let shared_bytes = 5 * ATTENTION_TILE * (2 * width + 16);
+        // A tile of queries, and two tiles each of keys and values; rows are padded to whole products and by 16 bytes.
+        let shared_bytes = 5 * ATTENTION_TILE * (2 * width.next_multiple_of(16) + 16);
         let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
         Self {
             program: Program::new(File::Attention, &[("WIDTH", width)], 128, shared_bytes),

@@ -31,7 +31,7 @@ impl Attention {
         let scale = std::f32::consts::LOG2_E / (self.width as f32).sqrt();
         let info = Arg::Info(vec![self.tokens as u32, self.heads as u32, scale.to_bits(), 0]);
         let blocks = self.images * self.heads * self.tokens.div_ceil(64);
-        let shared = 5 * 64 * (2 * self.width as u32 + 16);
+        let shared = 5 * 64 * (2 * self.width.next_multiple_of(16) as u32 + 16);
         let problems = card.try_run(source, blocks, 128, shared, &[Arg::Pointer(packed), Arg::Pointer(out), info]);
         let found = card.read(out, count);
         (problems, found)
@@ -90,7 +90,7 @@ fn attention_is_right_for_1370_tokens() {
 
 #[test]
 fn attention_is_right_for_all_widths() {
-    for width in [16, 32, 48, 80, 96, 112, 128] {
+    for width in [8, 16, 24, 32, 48, 72, 80, 88, 96, 112, 128] {
         Attention::new(1, 2, 70, width).check();
     }
 }
