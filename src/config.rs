@@ -26,6 +26,7 @@ pub use parse::{MachineFile, PipelineFile};
 pub use run_config::{AdHocRanking, RunConfig};
 pub use stage::{Stage, StageKeys};
 pub use stored::StoredPipeline;
+pub use validate::ensemble::EnsembleConfig;
 pub use validate::images::{
     CaptionsConfig, CatalogConfig, ChunksConfig, ImageColumnNames, ImagesConfig, ModelConfig, PairsConfig,
     PreprocessConfig, SampleConfig,

@@ -200,6 +200,17 @@ words!(
         Cca = "cca",
         /// Ridge regression, in closed form.
         Ridge = "ridge",
+        /// Canonical correlation for few images, stochastic gradient descent for many.
+        Auto = "auto",
+    }
+);
+words!(
+    /// Weights of the members of an ensemble.
+    MemberWeights {
+        /// All have the same.
+        Equal = "equal",
+        /// Chosen on held-out images.
+        HeldOut = "held-out",
     }
 );
 words!(
@@ -249,6 +260,8 @@ words!(
         Softmax = "softmax",
         /// Mean similarity to the ten closest images (cross-domain similarity local scaling).
         Csls = "csls",
+        /// The best on held-out images.
+        Auto = "auto",
     }
 );
 words!(

@@ -79,7 +79,8 @@ impl RunConfig {
         check_paths(&source, problems);
         let images = check_images(&source, problems);
         let head = check_head(&source, problems);
-        let train = source.train.as_mut().map(|train| check_train(train, &source.head, problems));
+        let layers = source.model.as_ref().map_or(1, |model| model.layer.0.len());
+        let train = source.train.as_mut().map(|train| check_train(train, &source.head, layers, problems));
         let predict = source.predict.as_ref().map(|predict| check_predict(predict, problems));
         Self {
             sample: images.sample,

@@ -3,6 +3,7 @@
 //! Each `check_*` function reports to [`Problems`] and returns its section in any case. A section counts only if there
 //! was no problem, which [`Problems::into_result`] ensures.
 
+pub(super) mod ensemble;
 pub(super) mod images;
 pub(super) mod machine;
 pub(super) mod predict;

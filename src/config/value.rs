@@ -134,6 +134,17 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A number of things, 1 by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Count(pub(super) u32);
+
+impl Default for Count {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
 /// One number, or a list of numbers for a sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Numbers(pub(super) Vec<f64>);

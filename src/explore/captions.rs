@@ -209,15 +209,15 @@ fn build_set(
         let copy = run.dir.fetch(name)?;
         let mut vectors = texts::read(&copy)?;
         match &run.head {
-            Head::Projection(head) if head.text_mean.len() == vectors.dim => {
+            Head::Projection(head) if head.text_mean().len() == vectors.dim => {
                 vectors.values = head.map_captions(std::mem::take(&mut vectors.values));
-                vectors.dim = head.output;
+                vectors.dim = head.output();
             }
             Head::Projection(head) => {
                 return Err(PipelineError::Generation(format!(
                     "the list has vectors of {} values, and the head expects {}: another text encoder made it",
                     vectors.dim,
-                    head.text_mean.len()
+                    head.text_mean().len()
                 )));
             }
             Head::Classes(_) | Head::Paired => {}

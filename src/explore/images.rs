@@ -216,7 +216,7 @@ impl Builder<'_> {
     fn require_space(&self, images: u64, dim: usize) -> Result<(), PipelineError> {
         let share = if *self.stream == Stream::HeldOut { self.run.config.validation_split().fraction } else { 1.0 };
         let dim = match &self.run.head {
-            Head::Projection(head) => head.output,
+            Head::Projection(head) => head.output(),
             Head::Classes(_) | Head::Paired => dim,
         };
         let width = if self.precision() == Precision::Bf16 { 2 } else { 4 };

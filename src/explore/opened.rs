@@ -9,7 +9,7 @@ use crate::pipeline::manifest::RunFile;
 use crate::pipeline::train::checkpoints;
 use crate::run_dir::Directory;
 use crate::train::HeadState;
-use crate::train::text::TextHead;
+use crate::train::text::Ensemble;
 use crate::types::Pick;
 
 /// A run directory with its configuration and head.
@@ -27,7 +27,7 @@ pub(super) enum Head {
     /// Linear classifier: a caption is a class.
     Classes(Arc<HeadState>),
     /// Projection of a feature into the space of caption vectors.
-    Projection(Arc<TextHead>),
+    Projection(Arc<Ensemble>),
     /// Features are in the space of caption vectors already.
     Paired,
 }

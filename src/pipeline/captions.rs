@@ -16,7 +16,7 @@ use crate::catalog::Texts;
 use crate::chunk::Checksum;
 use crate::chunk::batch_log::BatchLog;
 use crate::chunk::texts::Vectors;
-use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, TextConfig};
+use crate::config::{ConfigError, Problem, RunConfig, Stage, StageKeys, TextConfig, TrainConfig};
 use crate::model::text::{CaptionTokenizer, TextCheckpoint, batch_by_length};
 use crate::objects::StoreError;
 use crate::pipeline::catalog::StoredClasses;
@@ -146,7 +146,8 @@ pub(crate) fn vector_space_problem(config: &RunConfig, encoder: &Encoder, captio
 
 /// Returns the problem of captions whose vectors take more than `limits.memory`, since all are ranked in memory.
 pub(crate) fn ranking_problem(config: &RunConfig, encoder: &Encoder, captions: usize) -> Option<Problem> {
-    let bytes = 4 * captions as u64 * encoder.checkpoint.dim() as u64;
+    let blocks = config.train().map_or(1, TrainConfig::caption_blocks);
+    let bytes = 4 * (captions * blocks) as u64 * encoder.checkpoint.dim() as u64;
     let limit = config.limits().memory;
     let what = || {
         format!(

@@ -8,11 +8,13 @@ pub(crate) mod checkpoints;
 pub(crate) mod chunk;
 mod closed_form;
 mod curve;
+pub(crate) mod ensemble;
 pub(crate) mod feature_store;
 mod head;
 pub(crate) mod held_out;
 mod inventory;
 mod limits;
+mod members;
 mod session;
 mod tensorboard;
 
@@ -32,10 +34,11 @@ use crate::pipeline::observe::report::{CatalogReport, MixingReport, StageRemarks
 use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
 use crate::predict::metrics;
 use crate::telemetry::{Party, StageProgress, StageTimer};
+use crate::train::text::MemberSpec;
 use crate::train::{Progress, Schedule, checkpoint, order};
 use crate::types::{Balance, HeadMethod, ValidationSplit};
 
-use checkpoints::{CheckpointList, best_point};
+use checkpoints::{CheckpointList, Selection};
 use chunk::SampleSpec;
 use feature_store::{ChunkSet, FeaturePlacement, FeatureStore, resident_bytes};
 use head::{ClassifierHead, Head, ProjectionHead};
@@ -74,6 +77,8 @@ struct TrainJob {
     ctx: RunContext,
     features: Arc<FeatureSet>,
     settings: TrainConfig,
+    /// The heads, one for each of the trials.
+    members: Vec<MemberSpec>,
     /// Split that holds out images from training. Its seed is the run's seed.
     split: ValidationSplit,
     shape: FeatureShape,
@@ -86,6 +91,11 @@ impl TrainJob {
     /// Returns whether a checkpoint was made from the same features and settings.
     fn is_checkpoint_of(&self, progress: &Progress) -> bool {
         progress.hashes.get("train") == Some(&self.generation)
+    }
+
+    /// Returns how the best checkpoint is found.
+    fn selection(&self) -> Selection {
+        Selection::new(self.settings.ensemble.map(|_| self.members.len() as u32))
     }
 
     /// Returns the upper bound on the views of an image.
@@ -105,15 +115,21 @@ impl TrainJob {
 /// When a chunk, the disk or the device fails; [`PipelineError::Stopped`] after saving, if the run has to stop.
 pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<TrainOutput, PipelineError> {
     let TrainInput { features, generation, catalog, model, device } = input;
-    let Some(settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
+    let Some(mut settings) = ctx.config.train().cloned() else { return Ok(TrainOutput::default()) };
+    resolve_method(&mut settings, &features);
+    let members = members::list(&ctx.config, &settings, model)?;
+    settings.trials.truncate(members.len());
     let split = ctx.config.validation_split();
     let shape = model.shape()?;
     let finished = FinishedStage::new(&ctx.dir, "train", [generation.as_str()]);
     let known = tokio::task::block_in_place(|| read_finished(ctx, &finished, settings.trials.len()))?;
+    let closed_form = settings.method != HeadMethod::Sgd;
+    let per_layer = settings.ensemble.is_some_and(|ensemble| ensemble.per_layer);
     let job = || TrainJob {
         ctx: ctx.clone(),
         features: Arc::new(features),
         settings,
+        members,
         split,
         shape,
         generation,
@@ -121,7 +137,6 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         stage_progress: ctx.progress.stage("train", "samples", 0),
     };
     let is_known = known.is_some();
-    let closed_form = ctx.config.train().is_some_and(|train| train.method != HeadMethod::Sgd);
     let report = match ctx.config.head() {
         _ if is_known => known,
         HeadConfig::Classes if closed_form => {
@@ -132,7 +147,8 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         HeadConfig::Paired { .. } => None,
         HeadConfig::Text { hidden, encoder: settings } => {
             let encoder = model.text_encoder()?;
-            let pairing = if settings.is_paired() && *hidden == 0 && shape.dim == encoder.checkpoint.dim() {
+            let starts_paired = settings.is_paired() && *hidden == 0 && !per_layer;
+            let pairing = if starts_paired && shape.dim == encoder.checkpoint.dim() {
                 model.backbone()?.checkpoint.pairing().map_err(model_error)?
             } else {
                 None
@@ -150,7 +166,9 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         }
     };
     if let (Some(report), false) = (&report, is_known) {
-        tokio::task::block_in_place(|| finished.write(report, &FINISHED_FILES))?;
+        let ensemble = report.ensemble.as_ref().map(|_| ensemble::file_name());
+        let files: Vec<&str> = FINISHED_FILES.into_iter().chain(ensemble.as_deref()).collect();
+        tokio::task::block_in_place(|| finished.write(report, &files))?;
     }
     let mut remarks = StageRemarks::default();
     if let Some(report) = &report {
@@ -165,6 +183,15 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         remarks.add_note("no head was trained: no image with a label is left to train on");
     }
     Ok(TrainOutput { report, remarks })
+}
+
+/// Replaces the method `auto` by the one for the number of training images.
+fn resolve_method(settings: &mut TrainConfig, features: &FeatureSet) {
+    if settings.method == HeadMethod::Auto {
+        let images = features.entries().values().map(|entry| entry.tally.kept).sum();
+        settings.method = members::resolve_method(settings.method, images);
+        tracing::info!(images, method = %settings.method, "method of the head, chosen by the number of training images");
+    }
 }
 
 /// Returns the report of a training that an earlier process finished, if its newest checkpoint is still there.
@@ -276,7 +303,8 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
         let (rows, precision) = (job.feature_rows() as usize, job.shape.precision);
         store.upload(job.device.allocate_features(rows, dim, precision).await?).await?;
     }
-    let event_files = EventFiles::create(&job.ctx, &job.settings.tensorboard, trials.len(), &curve)?;
+    let is_ensemble = job.settings.ensemble.is_some();
+    let event_files = EventFiles::create(&job.ctx, &job.settings.tensorboard, (trials.len(), is_ensemble), &curve)?;
     let mut session = Session {
         job: &job,
         trainers,
@@ -335,9 +363,9 @@ async fn start<H: Head>(
         return Ok((head.init(job, trials, store).await?, progress));
     };
     let (mut starts, mut first) = (Vec::with_capacity(trials.len()), None);
-    for (number, trial) in trials.iter().enumerate() {
+    for (number, of_head) in trials.iter().zip(&job.members).enumerate() {
         let copy = checkpoints::fetch(dir, (step, number), &checkpoint::FILES)?;
-        let Some((start, progress)) = head.resume(job, trial, &copy)? else {
+        let Some((start, progress)) = head.resume(job, of_head, &copy)? else {
             return Err(PipelineError::Generation(format!(
                 "`{}` was made from other features or settings; recompute with --from train",
                 dir.display(&checkpoints::folder_name(step, number))
@@ -347,11 +375,13 @@ async fn start<H: Head>(
         first = first.or(Some(progress));
     }
     let progress = first.unwrap_or_default();
-    checkpoints::require_best(dir, &curve, progress.best)?;
-    // Removes the remains of an interrupted save or removal, but not the best head so far. A head saved after `newest`
+    let selection = job.selection();
+    checkpoints::require_best(dir, selection, &curve, progress.best)?;
+    // Removes the remains of an interrupted save or removal, but not the best heads so far. A head saved after `newest`
     // will be saved again.
-    let best = best_point(&curve.validations).map(|point| checkpoints::folder_name(point.step, point.trial as usize));
-    let kept: Vec<String> = (0..trials.len()).map(|trial| checkpoints::folder_name(step, trial)).chain(best).collect();
+    let best = selection.best_heads(&curve.validations);
+    let newest = (0..trials.len()).map(|trial| (step, trial));
+    let kept: Vec<String> = newest.chain(best).map(|(step, trial)| checkpoints::folder_name(step, trial)).collect();
     dir.sweep(checkpoints::FOLDER, |name| kept.contains(&format!("{}/{name}", checkpoints::FOLDER)))?;
     tracing::info!(step, epoch = progress.epoch + 1, position = progress.position, "training resumes");
     Ok((starts, progress))

@@ -71,6 +71,38 @@ pub fn intervals(images: &[Tally]) -> Option<ScoreIntervals> {
     })
 }
 
+/// Tallies of images whose ranks come image by image.
+#[derive(Debug, Clone, Default)]
+pub struct ImageTallies {
+    tallies: Vec<Tally>,
+    last: Option<usize>,
+}
+
+impl ImageTallies {
+    /// Adds the rank of a right caption of an image.
+    pub fn add(&mut self, image: usize, rank: Option<usize>) {
+        if self.last != Some(image) {
+            self.last = Some(image);
+            self.tallies.push(Tally::default());
+        }
+        if let Some(tally) = self.tallies.last_mut() {
+            tally.add(rank);
+        }
+    }
+
+    /// Returns the tally of all images.
+    pub fn sum(&self) -> Tally {
+        let mut sum = Tally::default();
+        self.tallies.iter().for_each(|own| sum.merge(own));
+        sum
+    }
+
+    /// Returns the interval of NDCG@5; `None` with fewer than two images.
+    pub fn interval(&self) -> Option<Interval> {
+        intervals(&self.tallies).map(|intervals| intervals.ndcg5)
+    }
+}
+
 /// Returns the images with queries; combined to groups if they are many.
 fn combine(images: &[Tally]) -> Vec<Tally> {
     let asked = images.iter().filter(|image| image.ids() > 0);
@@ -121,6 +153,23 @@ mod tests {
         let found = intervals(&images).unwrap().recall1;
         let half = 1.96 * (0.3_f64 * 0.7 / 400.0).sqrt();
         assert!((found.low - (0.3 - half)).abs() < 0.006 && (found.high - (0.3 + half)).abs() < 0.006, "{found:?}");
+    }
+
+    #[test]
+    fn ranks_are_counted_by_image() {
+        let mut tallies = ImageTallies::default();
+        for (image, rank) in [(3, 1), (3, 2), (5, 1), (6, 9)] {
+            tallies.add(image, Some(rank));
+        }
+        let expected = [vec![1, 2], vec![1], vec![9]].map(|ranks| {
+            let mut tally = Tally::default();
+            for rank in ranks {
+                tally.add(Some(rank));
+            }
+            tally
+        });
+        assert_eq!(tallies.interval(), intervals(&expected).map(|own| own.ndcg5));
+        assert_eq!(tallies.sum().ids(), 4);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::HeadState;
+use super::text::Columns;
 
 mod tensors;
 mod text;
@@ -69,6 +70,9 @@ pub struct Progress {
     pub loss_count: u64,
     /// Hash of each input artefact and setting, by name.
     pub hashes: BTreeMap<String, String>,
+    /// Columns of the features that the head reads; absent if it reads all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Columns>,
 }
 
 /// Content of `state.json`.

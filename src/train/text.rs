@@ -15,16 +15,22 @@
 //! `dY = (dU − U (U · dU)) / |Y|`. The optimiser equals `torch.optim.AdamW` (Loshchilov and Hutter 2019) with weight
 //! decay on matrices only; the gradient is clipped to a norm as in [`super::Sgd`].
 
+mod ensemble;
 mod head;
+mod member;
 mod moments;
 mod projector;
 mod trainer;
+mod weights;
 
+pub use ensemble::{Ensemble, EnsembleError};
 pub(super) use head::parameter_shapes;
-pub use head::{Parameter, TextHead, TextMap, TextState, centre_and_normalise};
+pub use head::{Columns, Parameter, TextHead, TextMap, TextState, centre_and_normalise};
+pub use member::MemberSpec;
 pub use moments::RunningMoments;
 pub use projector::Projector;
 pub use trainer::{AdamW, ContrastiveBatch, TextTrainer};
+pub use weights::WeightSearch;
 
 /// Lower bound on the length of a vector before it is scaled to unit length.
 const MIN_LENGTH: f64 = 1e-12;

@@ -8,6 +8,7 @@ mod damage;
 mod device;
 mod docs;
 mod end_to_end;
+mod ensemble;
 mod errors;
 mod fingerprints;
 mod formats;

@@ -414,3 +414,28 @@ fn page_searches_by_picture_text_and_row() {
     }
     assert!(artefacts(&run_dir) == before, "the page wrote to the run");
 }
+
+#[test]
+fn page_ranks_and_searches_by_all_heads_of_an_ensemble() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let config = crate::ensemble::layers(&run_dir, "method = 'auto'", "");
+    let out = run(&["run", "--config", &write(dir.path(), &config)]);
+    assert!(out.status.success(), "{}", stderr_of(&out));
+    let page = Page::start(&["serve", text(&run_dir), "--address", "0"]);
+    let contents = page.json("/api/runs/0/contents");
+    let list = contents["lists"].as_array().unwrap().last().unwrap()["name"].as_str().unwrap().to_owned();
+    let pictures = page.built_json("/api/runs/0/pictures?images=held-out");
+    let report: Value = serde_json::from_slice(&std::fs::read(run_dir.join("report.json")).unwrap()).unwrap();
+    let reported = &report["prediction"]["text"]["held_out"]["groups"][0]["pixels"]["ndcg5"];
+    let (mean, reported) = (pictures["mean_ndcg5"].as_f64().unwrap(), reported.as_f64().unwrap());
+    assert!((mean - reported).abs() < 1e-6, "{mean} on the page, {reported} in the report");
+    let row = &pictures["pictures"][0]["row"];
+    let found =
+        page.built_json(&format!("/api/runs/0/search?of_images=held-out&row={row}&list={list}&images=held-out"));
+    let caption = found["captions"][0]["text"].as_str().unwrap();
+    let encoded = percent_encoding::utf8_percent_encode(caption, percent_encoding::NON_ALPHANUMERIC);
+    let by_text = page.built_json(&format!("/api/runs/0/search?text={encoded}&list={list}&images=held-out"));
+    assert_eq!(by_text["captions"][0]["text"], caption, "{by_text}");
+    assert!(by_text["captions"][0]["score"].as_f64().unwrap() > 0.9, "{by_text}");
+}

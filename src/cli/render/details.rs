@@ -7,8 +7,8 @@ use crate::cli::format::{bytes, count, duration, number, part_of, percent, plura
 use crate::config::Trial;
 use crate::pipeline::Report;
 use crate::pipeline::report::{
-    Candidate, CatalogReport, Outcome, PredictionReport, ProcessReport, SignalReport, SliceReport, StageReport,
-    StreamReport, TrainingReport,
+    Candidate, CatalogReport, MemberReport, Outcome, PredictionReport, ProcessReport, SignalReport, SliceReport,
+    StageReport, StreamReport, TrainingReport,
 };
 use crate::predict::bootstrap::Interval;
 use crate::predict::evaluate::LanguageScores;
@@ -148,6 +148,17 @@ fn training(table: &mut Table, part: &TrainingReport) {
         table.row("closed form", format!("{}, {}", own.method, describe_candidate(&own.chosen)));
         table.row("candidates", format!("{} on held-out images", count(own.candidates.len() as u64)));
     }
+    if let Some(ensemble) = &part.ensemble {
+        let score = ensemble.ndcg5.map_or_else(String::new, |ndcg5| format!(", NDCG@5 by language {}", number(ndcg5)));
+        let heads = plural(ensemble.members.len() as u64, "heads");
+        table.row(
+            "ensemble",
+            format!("{heads} at step {}, weights `{}`{score}", count(ensemble.step), ensemble.weights),
+        );
+        for (index, member) in ensemble.members.iter().enumerate() {
+            table.row(&format!("  head {index}"), describe_member(member));
+        }
+    }
     for (index, trial) in part.trials.iter().enumerate() {
         let Trial { learning_rate, momentum, weight_decay } = trial.settings;
         let best = trial.best.map_or_else(|| "no score".to_owned(), |best| format!("NDCG@5 {}", number(best.ndcg5)));
@@ -155,6 +166,19 @@ fn training(table: &mut Table, part: &TrainingReport) {
         let chosen = if trial.wins { ", used for prediction" } else { "" };
         table.row(&format!("head {index} of the sweep"), format!("{settings}: {best}{chosen}"));
     }
+}
+
+/// Describes a head of an ensemble: `layer 9, seed 7: weight 0.333, NDCG@5 by language 0.412`.
+fn describe_member(member: &MemberReport) -> String {
+    let layer = member.layer.map_or_else(String::new, |layer| format!("layer {layer}, "));
+    let mut text = format!("{layer}seed {}: weight {}", member.seed, number(member.weight));
+    if let Some(ndcg5) = member.ndcg5 {
+        text.push_str(&format!(", NDCG@5 by language {}", number(ndcg5)));
+    }
+    if let Some(own) = &member.closed_form {
+        text.push_str(&format!("; {}", describe_candidate(own)));
+    }
+    text
 }
 
 /// Describes the settings of a head in closed form: `shrinkage 0.1, 96 directions, power 0.5`.

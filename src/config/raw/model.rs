@@ -3,11 +3,11 @@
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::super::value::{EventFolder, Layers, Numbers, Span, Temperature};
+use super::super::value::{Count, EventFolder, Layers, Numbers, Span, Temperature};
 use super::is_default;
 use crate::types::{
-    Balance, Correction, FeatureOrigin, HeadKind, HeadMethod, ImageFormat, Optimizer, Pick, Pool, Precision,
-    ScheduleKind, TargetKind,
+    Balance, Correction, FeatureOrigin, HeadKind, HeadMethod, ImageFormat, MemberWeights, Optimizer, Pick, Pool,
+    Precision, ScheduleKind, TargetKind,
 };
 
 /// `[model]`
@@ -77,6 +77,8 @@ pub(in crate::config) struct RawHead {
     ///   images or fewer, which `sgd` overfits;
     /// - `ridge`: ridge regression, with `text` to the captions' vectors, with `classes` to the class means or to one-hot targets.
     ///
+    /// `auto` (with `text`): `cca` for fewer than 1,000 training images, else `sgd`; log and report name the choice.
+    ///
     /// Shrinkage, and for `cca` the number of directions and the power of their correlations, are chosen on the images held out
     /// for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
     /// `validation_fraction` have an effect.
@@ -90,6 +92,18 @@ pub(in crate::config) struct RawHead {
     /// the standardised features, or of the hidden layer where there is one.
     #[serde(skip_serializing_if = "is_default")]
     pub(in crate::config) dropout: f64,
+    /// With `text` and a list in `model.layer`: `true` trains a head for each block, and an image and a caption score the mean of
+    /// the cosines of all heads. `false`: one head reads all blocks side by side.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(in crate::config) per_layer: bool,
+    /// With `text` and `sgd`: heads from as many random starts, which score together as with `per_layer`; 1 to 16. A head in closed
+    /// form does not depend on a start.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(in crate::config) seeds: Count,
+    /// Weights of the heads that score together: `equal`, or `held-out`, where they are chosen on the images held out for
+    /// validation by NDCG@5 averaged over languages. The report has weight and score of each.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(in crate::config) weights: MemberWeights,
 }
 
 /// `[text]`
@@ -228,7 +242,8 @@ pub(in crate::config) struct RawPredict {
     /// the images held out for validation.
     pub(in crate::config) file_names: bool,
     /// With a text head: hubness correction, which lowers captions that are close to every image. `none`, `softmax` (over the
-    /// images, for each caption) or `csls`.
+    /// images, for each caption) or `csls`. `auto`: the best of these, and of several strengths of `softmax`, on the images held out
+    /// for validation, by NDCG@5 averaged over languages; without such images `softmax` of strength 20.
     pub(in crate::config) correction: Correction,
     /// With `correction = "softmax"`: factor of the cosine similarities in the correction, over 0. Default: that of the head, the
     /// inverse of its temperature. A head with a high temperature needs a factor of its own, such as 20.

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::super::bytes::MAX_VIEWS;
 use super::super::raw::{RawHead, RawPipeline, RawText, RawTrain};
 use super::super::value::{EventFolder, Temperature};
+use super::ensemble::{EnsembleConfig, check_ensemble, expand_trials};
 use super::{Problems, check_checkpoint};
 use crate::types::{Balance, Correction, HeadKind, HeadMethod, Optimizer, Pool, Precision, ScheduleKind, TargetKind};
 
 /// Upper bound on the heads that a sweep trains side by side.
-const MAX_TRIALS: usize = 64;
+pub(super) const MAX_TRIALS: usize = 64;
 /// Upper bound on the captions that a text head tells apart in one batch.
 const MAX_CONTRASTED: u32 = 16_384;
 
@@ -66,6 +67,8 @@ pub struct TrainConfig {
     pub temperature: Option<f64>,
     /// Share of the projection's inputs that are dropped in each step, from 0 to below 1.
     pub dropout: f64,
+    /// Heads that score together; `None` for a single head or a sweep.
+    pub ensemble: Option<EnsembleConfig>,
     /// Passes over the training samples; at least 1.
     pub epochs: u32,
     /// Meaning of a sample.
@@ -98,6 +101,15 @@ pub struct TrainConfig {
     pub checkpoint_every: Duration,
     /// Folder of the event files for TensorBoard.
     pub tensorboard: EventFolder,
+}
+
+impl TrainConfig {
+    /// Returns the upper bound on the vectors that a caption is compared by: each head by canonical correlation has a map of
+    /// captions of its own.
+    pub fn caption_blocks(&self) -> usize {
+        let is_mapped = matches!(self.method, HeadMethod::Cca | HeadMethod::Auto);
+        self.ensemble.filter(|_| is_mapped).map_or(1, |ensemble| ensemble.layers)
+    }
 }
 
 /// One combination of the values that a sweep varies.
@@ -209,17 +221,21 @@ fn check_text(text: &RawText, problems: &mut Problems) -> TextConfig {
 }
 
 /// Checks `[train]`, and fills in the defaults that depend on the kind of head.
-pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, problems: &mut Problems) -> TrainConfig {
+///
+/// `layers` is the number of blocks in `model.layer`.
+pub(in super::super) fn check_train(
+    train: &mut RawTrain,
+    head: &RawHead,
+    layers: usize,
+    problems: &mut Problems,
+) -> TrainConfig {
     let (kind, method) = (head.kind, head.method);
+    let (optimizer, batch_size, rate) = optimiser_defaults(kind);
     let temperature = check_loss(head, problems);
-    if method != HeadMethod::Sgd {
+    let ensemble = check_ensemble(head, layers, problems);
+    if !matches!(method, HeadMethod::Sgd | HeadMethod::Auto) {
         check_closed_form(train, head, problems);
     }
-    let (optimizer, batch_size, rate) = match kind {
-        HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
-        // A paired head is refused elsewhere.
-        HeadKind::Text | HeadKind::Paired => (Optimizer::AdamW, 1024, 1e-3),
-    };
     let batch_size = *train.batch_size.get_or_insert(batch_size);
     let chosen = *train.optimizer.get_or_insert(optimizer);
     problems.refuse_if(
@@ -241,7 +257,7 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
         problems.refuse_if(value == 0, key, "`0` must be at least 1");
     }
     check_numbers(train, &rates, problems);
-    let trials = trials(&rates, &train.momentum.0, &train.weight_decay.0);
+    let mut trials = trials(&rates, &train.momentum.0, &train.weight_decay.0);
     problems.refuse_if(
         trials.len() > MAX_TRIALS,
         "train.learning_rate",
@@ -252,10 +268,14 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
         "train.validation_fraction",
         "`0` holds out no image to choose the best of several heads by: set a share over 0",
     );
+    if let Some(ensemble) = ensemble {
+        trials = expand_trials(&trials, ensemble, train, problems);
+    }
     TrainConfig {
         method,
         temperature,
         dropout: head.dropout,
+        ensemble,
         epochs: train.epochs,
         targets: train.targets,
         label_smoothing: train.label_smoothing,
@@ -277,7 +297,12 @@ pub(in super::super) fn check_train(train: &mut RawTrain, head: &RawHead, proble
 
 /// Checks temperature and dropout of a contrastive loss. Returns the temperature if it is fixed.
 fn check_loss(head: &RawHead, problems: &mut Problems) -> Option<f64> {
-    let is_contrastive = head.kind == HeadKind::Text && head.method == HeadMethod::Sgd;
+    let is_contrastive = head.kind == HeadKind::Text && matches!(head.method, HeadMethod::Sgd | HeadMethod::Auto);
+    problems.refuse_if(
+        head.method == HeadMethod::Auto && head.kind != HeadKind::Text,
+        "head.method",
+        "`auto` works only with `head.kind = \"text\"`: name another method, or set that",
+    );
     let needs = "works only with `head.kind = \"text\"` and `head.method = \"sgd\"`: remove it";
     problems.refuse_if(head.temperature != Temperature::Learned && !is_contrastive, "head.temperature", needs);
     problems.refuse_if(head.dropout != 0.0 && !is_contrastive, "head.dropout", needs);
@@ -298,7 +323,16 @@ fn check_loss(head: &RawHead, problems: &mut Problems) -> Option<f64> {
     }
 }
 
-/// Checks what a head in closed form excludes.
+/// Returns optimiser, batch size and learning rate of a kind of head.
+fn optimiser_defaults(kind: HeadKind) -> (Optimizer, u32, f64) {
+    match kind {
+        HeadKind::Classes => (Optimizer::Sgd, 128, 5e-5),
+        // A paired head is refused elsewhere.
+        HeadKind::Text | HeadKind::Paired => (Optimizer::AdamW, 1024, 1e-3),
+    }
+}
+
+/// Checks what a head in closed form excludes. Defaults have no effect, and a stored configuration has them filled in.
 fn check_closed_form(train: &RawTrain, head: &RawHead, problems: &mut Problems) {
     let method = format!("`head.method = \"{}\"`", head.method);
     problems.refuse_if(
@@ -310,9 +344,10 @@ fn check_closed_form(train: &RawTrain, head: &RawHead, problems: &mut Problems) 
         problems.refuse_if(used, key, format!("does not work with {method}: remove it"));
     };
     unused(head.hidden > 0, "head.hidden");
-    unused(train.batch_size.is_some(), "train.batch_size");
-    unused(train.learning_rate.is_some(), "train.learning_rate");
-    unused(train.optimizer.is_some(), "train.optimizer");
+    let (optimizer, batch_size, rate) = optimiser_defaults(head.kind);
+    unused(train.batch_size.is_some_and(|own| own != batch_size), "train.batch_size");
+    unused(train.learning_rate.as_ref().is_some_and(|own| *own != rate.into()), "train.learning_rate");
+    unused(train.optimizer.is_some_and(|own| own != optimizer), "train.optimizer");
     unused(train.momentum.0.len() > 1, "train.momentum");
     unused(train.weight_decay.0.len() > 1, "train.weight_decay");
     unused(train.balance != Balance::None, "train.balance");
@@ -399,7 +434,7 @@ mod tests {
         for (kind, batch_size, rate) in [(HeadKind::Classes, 128, 5e-5), (HeadKind::Text, 1024, 1e-3)] {
             let (mut raw, mut problems) = (RawTrain::default(), Problems::default());
             let head = RawHead { kind, ..RawHead::default() };
-            let train = check_train(&mut raw, &head, &mut problems);
+            let train = check_train(&mut raw, &head, 1, &mut problems);
             assert!(problems.into_result(()).is_ok());
             assert_eq!((train.batch_size, raw.batch_size), (batch_size, Some(batch_size)));
             assert_eq!(train.trials, [Trial { learning_rate: rate, momentum: 0.9, weight_decay: 0.0 }]);
@@ -435,6 +470,8 @@ mod tests {
             RunConfig::check(file, &MachineFile::default())
         };
         let config = parse("[head]\nmethod='ridge'\n[train]\nviews=2\n").unwrap();
+        let stored = RunConfig::check(PipelineFile::from(config.stored()), &MachineFile::default()).unwrap();
+        assert_eq!(stored.train(), config.train(), "a stored configuration has its defaults filled in");
         assert_eq!(config.train().unwrap().method, HeadMethod::Ridge);
         let keys = "[train]\nlearning_rate=0.1\nbatch_size=9\nlabel_smoothing=0.1\nmomentum=[0.1, 0.2]\n";
         let refused = parse(&format!("[head]\nmethod='cca'\n{keys}")).unwrap_err().to_string();

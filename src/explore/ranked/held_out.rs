@@ -85,7 +85,7 @@ fn candidates(run: &OpenRun, images: &ImageIndex) -> Result<(Arc<HeadState>, Opt
                 numbers.extend(images.record(row)?.labels);
             }
             let numbers: Vec<u32> = numbers.into_iter().collect();
-            let bytes = 3 * 4 * numbers.len() as u64 * head.text_mean.len().max(head.output) as u64;
+            let bytes = 3 * 4 * numbers.len() as u64 * head.text_mean().len().max(head.output()) as u64;
             if bytes > MAX_CANDIDATE_BYTES {
                 return Err(PipelineError::Input(format!(
                     "the {} captions of the held-out images take {} of memory to rank, and the page takes {} at most; look at the test images",
@@ -98,7 +98,7 @@ fn candidates(run: &OpenRun, images: &ImageIndex) -> Result<(Arc<HeadState>, Opt
             let absent = || PipelineError::Input("the vectors of the training captions are not in the run".to_owned());
             let list = captions::lists(run)?.into_iter().find(is_classes).ok_or_else(absent)?;
             let vectors = head.map_captions(captions::read_vectors(run, &list, &numbers)?);
-            let layer = linear_layer(vectors, vec![0.0; numbers.len()], head.output);
+            let layer = linear_layer(vectors, vec![0.0; numbers.len()], head.output());
             Ok((Arc::new(layer), Some(numbers)))
         }
         Head::Paired => Err(PipelineError::Input("a run without training holds out no images".to_owned())),

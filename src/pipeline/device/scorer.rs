@@ -9,7 +9,7 @@ use crate::predict::rank::TopK;
 use crate::predict::scorer::{Place, PlaceQuery, Scored, Scorer};
 use crate::predict::tiles::Compute;
 use crate::train::HeadState;
-use crate::train::text::{Projector, TextHead};
+use crate::train::text::{Ensemble, Projector};
 
 /// A linear layer that ranks classes by their logits.
 pub(crate) struct LoadedScorer {
@@ -33,17 +33,21 @@ impl DeviceWorker {
         Ok(LoadedScorer { device: Arc::clone(self), scorer })
     }
 
-    /// Loads a projection head.
+    /// Loads projection heads that rank together, or a single one.
     ///
     /// # Errors
-    /// When the head's lengths do not fit, or the device fails.
-    pub(crate) async fn load_projector(self: &Arc<Self>, head: &TextHead) -> Result<LoadedProjector, PipelineError> {
-        let (scale, head) = (head.scale(), head.clone());
+    /// When a head's lengths do not fit, or the device fails.
+    pub(crate) async fn load_projector(
+        self: &Arc<Self>,
+        heads: &Arc<Ensemble>,
+    ) -> Result<LoadedProjector, PipelineError> {
+        let own = Arc::clone(heads);
         let load = move |state: &mut DeviceState| {
-            Ok(OnDevice::new(Projector::new(&head, &state.device).map_err(model_error)?))
+            let load = |(head, _)| Projector::new(head, &state.device).map_err(model_error);
+            Ok(OnDevice::new(own.members().map(load).collect::<Result<Vec<_>, _>>()?))
         };
-        let projector = self.run(load).await?;
-        Ok(LoadedProjector { device: Arc::clone(self), projector, scale })
+        let projectors = self.run(load).await?;
+        Ok(LoadedProjector { device: Arc::clone(self), projectors, heads: Arc::clone(heads) })
     }
 }
 
@@ -139,22 +143,28 @@ impl LoadedScorer {
     }
 }
 
-/// A projection from features into the space of caption vectors.
+/// Projections from features into the space of caption vectors, and their combination.
 pub(crate) struct LoadedProjector {
-    pub(super) device: Arc<DeviceWorker>,
-    pub(super) projector: OnDevice<Projector<Any>>,
-    /// Factor that turns cosine similarities into logits.
-    pub(crate) scale: f32,
+    device: Arc<DeviceWorker>,
+    projectors: OnDevice<Vec<Projector<Any>>>,
+    heads: Arc<Ensemble>,
 }
 
 impl LoadedProjector {
-    /// Projects features to vectors of length 1: `[rows, dim]`.
+    /// Projects features to the vectors that are compared with captions: `[rows, output]`. They have length 1 with a single head,
+    /// and at most that with several.
     ///
     /// # Errors
     /// When a length does not fit, or the device fails.
     pub(crate) async fn project(&self, features: Vec<f32>, rows: usize) -> Result<Vec<f32>, PipelineError> {
-        let projector = self.projector.clone();
-        self.device.run(move |_| projector.get().project(&features, rows).map_err(model_error)).await
+        let projectors = self.projectors.clone();
+        let project = move |_: &mut DeviceState| {
+            let projectors = projectors.get();
+            let own = projectors.iter().map(|projector| projector.project(&features, rows).map_err(model_error));
+            own.collect::<Result<Vec<_>, _>>()
+        };
+        let vectors = self.device.run(project).await?;
+        Ok(self.heads.combine_images(&vectors))
     }
 
     /// Frees the projection.
@@ -162,6 +172,6 @@ impl LoadedProjector {
     /// # Errors
     /// When the device's thread is gone.
     pub(crate) async fn unload(self) -> Result<(), PipelineError> {
-        self.device.post(move |_| drop(self.projector)).await
+        self.device.post(move |_| drop(self.projectors)).await
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{DeviceState, DeviceWorker, FeatureRows, LoadedProjector, LoadedScorer, OnDevice, model_error};
+use super::{DeviceState, DeviceWorker, FeatureRows, LoadedScorer, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
 use crate::train::text::{AdamW, ContrastiveBatch, TextState, TextTrainer};
@@ -271,18 +271,23 @@ impl ProjectionTrainers {
         self.run(step).await
     }
 
-    /// Returns the projection that a head has learned so far.
+    /// Projects features by what a head has learned so far: `[rows, output]`, of unit length. Returns the factor of the
+    /// similarities, too.
     ///
     /// # Errors
-    /// When the device fails.
-    pub(crate) async fn projector(&self, trial: usize) -> Result<LoadedProjector, PipelineError> {
-        let projector = move |trainers: &mut Vec<TextTrainer<Any>>, _: &DeviceState| {
+    /// When a length does not fit, or the device fails.
+    pub(crate) async fn project(
+        &self,
+        trial: usize,
+        features: Vec<f32>,
+        rows: usize,
+    ) -> Result<(Vec<f32>, f32), PipelineError> {
+        let project = move |trainers: &mut Vec<TextTrainer<Any>>, _: &DeviceState| {
             let trainer = &trainers[trial];
-            let scale = trainer.state().map_err(model_error)?.head.scale();
-            Ok((OnDevice::new(trainer.projector()), scale))
+            let vectors = trainer.projector().project(&features, rows).map_err(model_error)?;
+            Ok((vectors, trainer.state().map_err(model_error)?.head.scale()))
         };
-        let (projector, scale) = self.run(projector).await?;
-        Ok(LoadedProjector { device: Arc::clone(&self.device), projector, scale })
+        self.run(project).await
     }
 }
 

@@ -14,11 +14,13 @@ use crate::chunk::Tally;
 use crate::config::{Stage, Trial};
 use crate::objects::TrafficSnapshot;
 use crate::pipeline::error::PipelineError;
+use crate::predict::bootstrap::Interval;
 use crate::run_dir::Directory;
+use crate::types::MemberWeights;
 
 pub use crate::predict::slices::SliceReport;
 pub use crate::train::closed_form::Candidate;
-pub use prediction::{PredictionReport, ScoreReport, SignalReport, TextReport};
+pub use prediction::{CorrectionScore, PredictionReport, ScoreReport, SignalReport, TextReport};
 pub use process::{Outcome, ProcessReport};
 pub use stage::{Bottleneck, PartReport, StageReport};
 
@@ -282,6 +284,42 @@ pub struct TrainingReport {
     /// A head that was solved for in closed form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_form: Option<ClosedFormReport>,
+    /// Heads that rank together. `best` and `validation` are then scores of all together, and points of the curve whose `trial`
+    /// is the number of heads are theirs, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble: Option<EnsembleReport>,
+}
+
+/// Heads that rank together, at one step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EnsembleReport {
+    /// Step.
+    pub step: u64,
+    /// How the weights were found.
+    pub weights: MemberWeights,
+    /// NDCG@5 on held-out images, averaged over languages; absent if none is held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ndcg5: Option<f64>,
+    /// The heads, by the number of their checkpoint.
+    pub members: Vec<MemberReport>,
+}
+
+/// A head of an ensemble.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemberReport {
+    /// Block of the backbone whose feature it reads; absent if it reads all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<i32>,
+    /// Seed of its initial weights.
+    pub seed: u64,
+    /// Share in the score; all shares add up to 1.
+    pub weight: f64,
+    /// NDCG@5 of this head alone, as that of the ensemble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ndcg5: Option<f64>,
+    /// Settings of a head in closed form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_form: Option<Candidate>,
 }
 
 /// A head in closed form.
@@ -352,6 +390,12 @@ pub struct ValidationPoint {
     pub recall1: f64,
     /// Recall@5 over pairs.
     pub recall5: f64,
+    /// Interval of 95 % confidence of `ndcg5`, by the bootstrap over images; absent with fewer than two images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ndcg5_interval: Option<Interval>,
+    /// NDCG@5 among the captions of one language, averaged over languages; only for ensembles and their members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ndcg5_languages: Option<f64>,
     /// Number of the head in a sweep.
     #[serde(default)]
     pub trial: u32,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::SignalReport;
+use crate::pipeline::observe::report::{CorrectionScore, SignalReport};
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionWeights, ImageSignals, add_bias, fuse_queries};
 use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection, scale_layer};
 use crate::predict::metrics::Tally;
@@ -17,6 +17,16 @@ use crate::types::Correction;
 const TOP_K: usize = 20;
 /// Candidate weights of a signal.
 const WEIGHTS: [f32; 9] = [0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0];
+
+/// Captions that a language needs to be scored by itself. The score of fewer is mostly luck.
+const MIN_CAPTIONS: usize = 10;
+
+/// Queries of one language, with its captions alone.
+struct LanguageGroup {
+    language: usize,
+    candidates: CandidateVectors,
+    queries: Vec<Query>,
+}
 
 /// Images in memory, with their signals.
 pub(super) struct EvalImages {
@@ -136,6 +146,59 @@ impl EvalSet<'_> {
         Ok(rankings)
     }
 
+    /// Returns the queries of each language with its captions alone.
+    fn language_groups(&self) -> Vec<LanguageGroup> {
+        let mut groups: BTreeMap<usize, Vec<Query>> = BTreeMap::new();
+        for query in &self.queries {
+            if let (Some(language), Some(_)) = (query.language, query.caption) {
+                groups.entry(language).or_default().push(*query);
+            }
+        }
+        let group = |(language, queries): (usize, Vec<Query>)| {
+            let mut places: Vec<u32> = queries.iter().filter_map(|query| query.caption).collect();
+            places.sort_unstable();
+            places.dedup();
+            let position = |caption: u32| places.binary_search(&caption).ok().map(|place| place as u32);
+            let queries =
+                queries.iter().map(|query| Query { caption: query.caption.and_then(position), ..*query }).collect();
+            LanguageGroup { language, candidates: self.candidates.subset(&places), queries }
+        };
+        groups.into_iter().map(group).collect()
+    }
+
+    /// Chooses the hubness correction with the best NDCG@5 by pixels, averaged over languages with enough captions; over all
+    /// captions if no language has enough. Returns every option with its score.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) async fn choose_correction(&mut self) -> Result<Vec<CorrectionScore>, PipelineError> {
+        let mut groups = self.language_groups();
+        groups.retain(|group| group.candidates.len() >= MIN_CAPTIONS);
+        let weights = FusionWeights::default();
+        let (mut tried, mut best) = (Vec::new(), (self.correction, f64::NEG_INFINITY));
+        for option in CorrectionSettings::options() {
+            self.correction = option;
+            let mut ndcg5 = 0.0;
+            for LanguageGroup { candidates, queries, .. } in &groups {
+                let ranked = self.rank(candidates, queries, FusionSignal::Pixels, weights).await?;
+                let mut tally = Tally::default();
+                for query in queries {
+                    tally.add(rank_in_list(query, &ranked));
+                }
+                ndcg5 += tally.ndcg5() / groups.len() as f64;
+            }
+            if groups.is_empty() {
+                ndcg5 = self.ndcg5(FusionSignal::Pixels, weights).await?;
+            }
+            tried.push(CorrectionScore { correction: option.describe(), ndcg5 });
+            if ndcg5 > best.1 {
+                best = (option, ndcg5);
+            }
+        }
+        self.correction = best.0;
+        Ok(tried)
+    }
+
     /// Scores rankings of all queries. For the scores of a language, only its captions are ranked.
     ///
     /// # Errors
@@ -146,26 +209,13 @@ impl EvalSet<'_> {
         rankings: &Rankings,
     ) -> Result<SignalReport, PipelineError> {
         let mut by_language = Vec::new();
-        let mut groups: BTreeMap<usize, Vec<Query>> = BTreeMap::new();
-        for query in &self.queries {
-            if let (Some(language), Some(_)) = (query.language, query.caption) {
-                groups.entry(language).or_default().push(*query);
-            }
-        }
-        for (language, queries) in groups {
-            let mut places: Vec<u32> = queries.iter().filter_map(|query| query.caption).collect();
-            places.sort_unstable();
-            places.dedup();
-            let candidates = self.candidates.subset(&places);
-            let position = |caption: u32| places.binary_search(&caption).ok().map(|place| place as u32);
-            let own: Vec<Query> =
-                queries.iter().map(|query| Query { caption: query.caption.and_then(position), ..*query }).collect();
+        for LanguageGroup { language, candidates, queries } in self.language_groups() {
             let mut within = Vec::new();
             for (signal, _) in rankings {
-                within.push((*signal, self.rank(&candidates, &own, *signal, weights).await?));
+                within.push((*signal, self.rank(&candidates, &queries, *signal, weights).await?));
             }
-            let every: Vec<usize> = (0..own.len()).collect();
-            by_language.push(score_slice(&self.languages[language], places.len(), (&own, &every), &within));
+            let every: Vec<usize> = (0..queries.len()).collect();
+            by_language.push(score_slice(&self.languages[language], candidates.len(), (&queries, &every), &within));
         }
         by_language.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(SignalReport {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::{ClassSource, Classes, Texts, file_name_words, url_hash};
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::error::PipelineError;
-use crate::train::text::TextHead;
+use crate::train::text::Ensemble;
 use crate::types::MatchRule;
 
 /// Number of names from which on they are centred by their own mean. Names are mostly in one language, so their mean
@@ -50,14 +50,19 @@ pub(super) struct NameVectors {
     vectors: VectorStore,
     mean: Vec<f32>,
     /// Head whose space the vectors are mapped to.
-    head: TextHead,
+    head: Arc<Ensemble>,
 }
 
 impl NameVectors {
     /// Centres the vectors of names, by their own mean if there are many, else by that of captions, and maps them like captions.
-    pub(super) fn new(names: Arc<Texts>, name_of: HashMap<u64, u32>, vectors: VectorStore, head: TextHead) -> Self {
+    pub(super) fn new(
+        names: Arc<Texts>,
+        name_of: HashMap<u64, u32>,
+        vectors: VectorStore,
+        head: Arc<Ensemble>,
+    ) -> Self {
         let own = names.len() >= MIN_NAMES_FOR_MEAN;
-        let mean = if own { vectors.mean().to_vec() } else { head.text_mean.clone() };
+        let mean = if own { vectors.mean().to_vec() } else { head.text_mean().to_vec() };
         Self { names, name_of, vectors, mean, head }
     }
 
@@ -67,7 +72,7 @@ impl NameVectors {
     /// # Errors
     /// When scratch disk fails.
     pub(super) fn read(&self, urls: &[u64]) -> Result<Vec<f32>, PipelineError> {
-        let dim = self.head.output;
+        let dim = self.head.output();
         let known: Vec<u32> = urls.iter().filter_map(|url| self.name_of.get(url).copied()).collect();
         let vectors = self.head.map_centred(self.vectors.read(&known)?, &self.mean);
         let mut all = vec![0.0; urls.len() * dim];

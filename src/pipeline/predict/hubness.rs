@@ -21,7 +21,35 @@ pub(super) struct CorrectionSettings {
     pub(super) strength: Option<f64>,
 }
 
+/// Strength of a softmax correction that is not chosen on held-out images.
+const DEFAULT_STRENGTH: f64 = 20.0;
+/// Strengths of a softmax correction to choose from.
+const STRENGTHS: [f64; 6] = [5.0, 10.0, 15.0, 20.0, 30.0, 40.0];
+
 impl CorrectionSettings {
+    /// Returns the settings to start with: `auto` is a softmax until a choice is made.
+    pub(super) fn initial(kind: Correction, strength: Option<f64>) -> Self {
+        match kind {
+            Correction::Auto => Self { kind: Correction::Softmax, strength: Some(DEFAULT_STRENGTH) },
+            kind => Self { kind, strength },
+        }
+    }
+
+    /// Returns the settings that `auto` chooses from. Of equal scores the first counts.
+    pub(super) fn options() -> Vec<Self> {
+        let softmax = |strength| Self { kind: Correction::Softmax, strength: Some(strength) };
+        let others = [Correction::None, Correction::Csls].map(|kind| Self { kind, strength: None });
+        others.into_iter().chain(STRENGTHS.map(softmax)).collect()
+    }
+
+    /// Describes the settings.
+    pub(super) fn describe(self) -> String {
+        match self.strength {
+            Some(strength) => format!("{} of strength {strength}", self.kind),
+            None => self.kind.to_string(),
+        }
+    }
+
     /// Returns the factor between the logits of a layer, whose similarities have the factor `scale`, and those that the
     /// correction is computed from.
     pub(super) fn factor(self, scale: f32) -> f32 {
@@ -53,7 +81,8 @@ impl HubnessCorrection {
     pub(super) fn new(kind: Correction, captions: usize, factor: f32) -> Self {
         match kind {
             Correction::None => Self::None,
-            Correction::Softmax => Self::Softmax(vec![f64::NEG_INFINITY; captions], factor),
+            // `auto` is replaced before.
+            Correction::Softmax | Correction::Auto => Self::Softmax(vec![f64::NEG_INFINITY; captions], factor),
             Correction::Csls => Self::Csls(vec![Vec::new(); captions]),
         }
     }

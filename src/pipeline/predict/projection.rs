@@ -30,7 +30,8 @@ use crate::pipeline::predict::{RankInput, RankOutput, Ranker};
 use crate::pipeline::resolve::ResolvedModel;
 use crate::pipeline::train::checkpoints::PickedCheckpoint;
 use crate::predict::slices::FusionSignal;
-use crate::train::text::TextHead;
+use crate::train::text::{Ensemble, TextHead};
+use crate::types::Correction;
 
 /// Weight of names if there are no held-out images to choose it on.
 const DEFAULT_NAMES_WEIGHT: f32 = 0.5;
@@ -98,7 +99,7 @@ impl<'a> ProjectionRanker<'a> {
 
 impl Ranker for ProjectionRanker<'_> {
     const FALLBACK: &'static str = "the first captions of the list";
-    type Head = TextHead;
+    type Head = Arc<Ensemble>;
 
     fn captions(&self) -> usize {
         self.candidates.len()
@@ -128,14 +129,15 @@ impl Ranker for ProjectionRanker<'_> {
         (0..top_k as u32).collect()
     }
 
-    fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<TextHead>, PipelineError> {
+    fn load_head(&self, checkpoint: Option<&PickedCheckpoint>) -> Result<Option<Arc<Ensemble>>, PipelineError> {
         if let Some(pairing) = self.pairing {
-            return Ok(Some(TextHead::identity(self.encoder.checkpoint.dim(), pairing.log_scale)));
+            let head = TextHead::identity(self.encoder.checkpoint.dim(), pairing.log_scale);
+            return Ok(Some(Arc::new(head.into())));
         }
         let Some(checkpoint) = checkpoint else { return Ok(None) };
         let head = checkpoint.load_projection()?;
-        if (head.input, head.text_mean.len()) == (self.model.shape()?.dim, self.encoder.checkpoint.dim()) {
-            return Ok(Some(head));
+        if (head.input(), head.text_mean().len()) == (self.model.shape()?.dim, self.encoder.checkpoint.dim()) {
+            return Ok(Some(Arc::new(head)));
         }
         Err(PipelineError::Generation(
             "the projection head in the checkpoint does not map these features to vectors of this text encoder; recompute with \
@@ -144,12 +146,19 @@ impl Ranker for ProjectionRanker<'_> {
         ))
     }
 
-    async fn rank(&self, ctx: &RunContext, head: TextHead, input: RankInput<'_>) -> Result<RankOutput, PipelineError> {
+    async fn rank(
+        &self,
+        ctx: &RunContext,
+        head: Arc<Ensemble>,
+        input: RankInput<'_>,
+    ) -> Result<RankOutput, PipelineError> {
         let classifier = OtherClassifier::open(ctx, self.model, self.manifest).await?;
         let held_out = self.read_held_out(ctx, &head, &input).await?;
         let names = self.embed_names(ctx, &head, held_out.as_ref(), &input).await?;
         let candidates = self.embed_candidates(ctx, &head, classifier.as_ref(), &input).await?;
         let projector = input.device.load_projector(&head).await?;
+        let settings = input.settings;
+        let correction = CorrectionSettings::initial(settings.correction, settings.correction_strength);
         let ranking = ProjectionRanking {
             ctx,
             input,
@@ -162,6 +171,7 @@ impl Ranker for ProjectionRanker<'_> {
             held_out,
             names,
             candidates,
+            correction,
         };
         let output = ranking.run().await?;
         projector.unload().await?;
@@ -174,7 +184,7 @@ impl ProjectionRanker<'_> {
     async fn read_held_out(
         &self,
         ctx: &RunContext,
-        head: &TextHead,
+        head: &Ensemble,
         input: &RankInput<'_>,
     ) -> Result<Option<HeldOutImages>, PipelineError> {
         if self.pairing.is_some() {
@@ -191,7 +201,7 @@ impl ProjectionRanker<'_> {
     async fn embed_names(
         &self,
         ctx: &RunContext,
-        head: &TextHead,
+        head: &Arc<Ensemble>,
         held_out: Option<&HeldOutImages>,
         input: &RankInput<'_>,
     ) -> Result<Option<NameVectors>, PipelineError> {
@@ -206,14 +216,14 @@ impl ProjectionRanker<'_> {
         let (names, name_of) = names.finish();
         let set = captions::embed(ctx, self.encoder, input.device, "file names", Arc::clone(&names)).await?;
         let vectors = VectorStore::open(ctx, set).await?;
-        Ok(Some(NameVectors::new(names, name_of, vectors, head.clone())))
+        Ok(Some(NameVectors::new(names, name_of, vectors, Arc::clone(head))))
     }
 
     /// Embeds the captions to rank.
     async fn embed_candidates(
         &self,
         ctx: &RunContext,
-        head: &TextHead,
+        head: &Ensemble,
         classifier: Option<&OtherClassifier>,
         input: &RankInput<'_>,
     ) -> Result<CandidateVectors, PipelineError> {
@@ -223,18 +233,23 @@ impl ProjectionRanker<'_> {
         let vectors = head.map_captions(vectors);
         let classifier = classifier.map(|classifier| classifier.rows(captions.iter()));
         let bias = self.pairing.map_or(0.0, |pairing| pairing.bias);
-        Ok(CandidateVectors { vectors, dim: head.output, scale: head.scale(), bias, classifier })
+        Ok(CandidateVectors { vectors, dim: head.output(), scale: head.scale(), bias, classifier })
     }
 }
 
 /// Returns a hash of everything that the projection and the vectors of names depend on.
-fn fingerprint(head: &TextHead, names: Option<&NameVectors>) -> String {
+fn fingerprint(heads: &Ensemble, names: Option<&NameVectors>) -> String {
     let mut hasher = blake3::Hasher::new();
-    let parameters = head.parameters.iter().map(|parameter| &parameter.values);
-    let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
-    let map = head.text_map.iter().flat_map(|map| [&map.weight, &map.bias]);
-    for value in parameters.chain(statistics).chain(map).flatten() {
-        hasher.update(&value.to_le_bytes());
+    for (head, weight) in heads.members() {
+        let parameters = head.parameters.iter().map(|parameter| &parameter.values);
+        let statistics = [&head.feature_mean, &head.feature_std, &head.text_mean];
+        let map = head.text_map.iter().flat_map(|map| [&map.weight, &map.bias]);
+        for value in parameters.chain(statistics).chain(map).flatten() {
+            hasher.update(&value.to_le_bytes());
+        }
+        if heads.members().len() > 1 {
+            hasher.update(&weight.to_le_bytes());
+        }
     }
     if let Some(names) = names {
         names.hash_into(&mut hasher);
@@ -248,7 +263,7 @@ struct ProjectionRanking<'a> {
     input: RankInput<'a>,
     catalog: &'a RunCatalog,
     list: &'a Candidates,
-    head: TextHead,
+    head: Arc<Ensemble>,
     /// Hash of everything that the projection and the names depend on.
     fingerprint: String,
     projector: &'a LoadedProjector,
@@ -256,29 +271,38 @@ struct ProjectionRanking<'a> {
     held_out: Option<HeldOutImages>,
     names: Option<NameVectors>,
     candidates: CandidateVectors,
+    /// Hubness correction, of which `auto` is replaced by the choice on held-out images.
+    correction: CorrectionSettings,
 }
 
 impl ProjectionRanking<'_> {
-    async fn run(self) -> Result<RankOutput, PipelineError> {
+    async fn run(mut self) -> Result<RankOutput, PipelineError> {
         let settings = self.input.settings;
         let (mut remarks, mut report) = (StageRemarks::default(), TextReport::default());
         report.source.clone_from(&self.list.source);
         report.captions = self.list.len() as u64;
-        report.correction = match settings.correction_strength {
-            Some(strength) => format!("{} of strength {strength}", settings.correction),
-            None => settings.correction.to_string(),
-        };
         let mut weights = FusionWeights {
             names: if self.names.is_some() { DEFAULT_NAMES_WEIGHT } else { 0.0 },
             classifier: if self.classifier.is_some() { DEFAULT_CLASSIFIER_WEIGHT } else { 0.0 },
         };
         if let Some(held_out) = &self.held_out {
-            (weights, report.held_out) = self.evaluate_held_out(held_out, &mut remarks).await?;
+            let found = self.evaluate_held_out(held_out, &mut remarks).await?;
+            (weights, report.held_out) = (found.weights, Some(found.report));
+            (self.correction, report.corrections) = (found.correction, found.corrections);
         } else if self.names.is_some() || self.classifier.is_some() {
             remarks.add_note(
                 "no image is held out from training, so file names and the head of the other run have \
                  fixed weights",
             );
+        }
+        report.correction = self.correction.describe();
+        if settings.correction == Correction::Auto {
+            let how = if report.corrections.is_empty() {
+                "no image is held out to choose by"
+            } else {
+                "chosen on held-out images"
+            };
+            report.correction.push_str(&format!(", {how}"));
         }
         report.names_weight = self.names.is_some().then_some(weights.names);
         report.classes_weight = self.classifier.is_some().then_some(weights.classifier);
@@ -302,12 +326,6 @@ impl ProjectionRanking<'_> {
         Ok(RankOutput { ranking, report: Some(report), remarks })
     }
 
-    /// Returns the hubness correction of the configuration.
-    fn correction(&self) -> CorrectionSettings {
-        let settings = self.input.settings;
-        CorrectionSettings { kind: settings.correction, strength: settings.correction_strength }
-    }
-
     /// Ranks captions for all test images by one signal.
     async fn rank_by(&self, signal: FusionSignal, weights: FusionWeights) -> Result<Ranking, PipelineError> {
         let RankInput { features, test_set, device, top_k, stem, questions, .. } = &self.input;
@@ -315,7 +333,7 @@ impl ProjectionRanking<'_> {
         let layer = Arc::new(self.candidates.linear_layer(signal, weights));
         let scaled = (&layer, self.candidates.scale);
         let correction =
-            HubnessCorrection::measure(self.ctx, self.correction(), features, scaled, device, &encoder).await?;
+            HubnessCorrection::measure(self.ctx, self.correction, features, scaled, device, &encoder).await?;
         let mut layer = Arc::unwrap_or_clone(layer);
         add_bias(&mut layer, correction.as_deref());
         let word = signal.as_str();
@@ -400,7 +418,7 @@ impl QueryEncoder for FusedQueries<'_> {
         let urls: Vec<u64> = (0..count).map(|row| url_hash(rows.url(row))).collect();
         let names = read_names(self.ranking.names.as_ref(), &urls)?;
         let (names, features) = (names.as_deref(), features.as_deref());
-        let signals = ImageSignals { pixels: &pixels, names, features, dim: self.ranking.head.output };
+        let signals = ImageSignals { pixels: &pixels, names, features, dim: self.ranking.head.output() };
         Ok(fuse_queries(self.signal, self.weights, signals))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::checkpoints::{self, CURVE_FILE};
 use super::chunk::{Chunk, SampleSpec};
 use super::curve::Curve;
+use super::ensemble::{self, EnsembleFile, Members, WeightData};
 use super::feature_store::{ChunkSet, FeaturePlacement, FeatureStore, resident_bytes};
 use super::held_out::{HeldOut, HeldOutSample};
 use super::inventory::{Inventory, InventorySpec};
@@ -15,15 +16,20 @@ use super::session::save_error;
 use super::{TrainJob, head};
 use crate::catalog::Languages;
 use crate::chunk::features::READ_BYTES;
+use crate::config::EnsembleConfig;
 use crate::pipeline::captions::VectorStore;
 use crate::pipeline::device::{linear_layer, model_error};
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{ClosedFormReport, MixingReport, TrainingReport, ValidationPoint};
-use crate::predict::metrics::{self, Tally, rank_of};
-use crate::train::closed_form::{
-    Answers, Candidate, ClassMoments, ClassTargets, Covariances, DEFAULT_SHRINKAGE, HeldOutPairs, PairMoments, Ridge,
-    SHRINKAGES, choose_projection, map_pairs, score_mixed,
+use crate::pipeline::observe::report::{
+    ClosedFormReport, EnsembleReport, MixingReport, TrainingReport, ValidationPoint,
 };
+use crate::predict::bootstrap::ImageTallies;
+use crate::predict::metrics::{self, rank_of};
+use crate::train::closed_form::{
+    Answers, Candidate, ClassMoments, ClassTargets, Covariances, DEFAULT_SHRINKAGE, HeldOutPairs, MixedScores,
+    PairMoments, Ridge, SHRINKAGES, choose_projection, map_pairs, score_mixed,
+};
+use crate::train::text::{Ensemble, MemberSpec, TextHead};
 use crate::train::{HeadState, Progress, checkpoint};
 
 /// Captions that a head is fitted to.
@@ -45,17 +51,20 @@ const SCORED_ROWS: usize = 1024;
 struct Fit {
     job: TrainJob,
     inventory: Inventory,
-    held_out: HeldOut,
+    held_out: Arc<HeldOut>,
 }
 
 /// A classifier, its settings and its scores.
 type FittedClassifier = (Candidate, Arc<HeadState>, Option<ValidationPoint>);
 
-/// A head and its description.
+/// Description of the heads.
 struct Fitted {
+    /// Settings of the best head.
     chosen: Candidate,
     candidates: Vec<Candidate>,
-    validation: Option<ValidationPoint>,
+    /// Scores of each head; the last are those of the head that predicts, or of all together.
+    validations: Vec<ValidationPoint>,
+    ensemble: Option<EnsembleReport>,
 }
 
 /// Fits a head; `None` if there is no sample to fit to.
@@ -78,7 +87,8 @@ pub(super) async fn train(job: TrainJob, captions: Captions) -> Result<Option<Tr
         Captions::Classes(classes) => fit_classifier(&fit, classes).await?,
     };
     fit.job.ctx.events.stage_finished(&fit.job.stage_progress);
-    let Fitted { chosen, candidates, validation } = fitted;
+    let Fitted { chosen, candidates, validations, ensemble } = fitted;
+    let validation = validations.last().copied();
     Ok(Some(TrainingReport {
         steps: STEP,
         samples,
@@ -86,7 +96,8 @@ pub(super) async fn train(job: TrainJob, captions: Captions) -> Result<Option<Tr
         mixing: MixingReport::default(),
         validation,
         best: validation,
-        validations: validation.into_iter().collect(),
+        validations,
+        ensemble,
         closed_form: Some(ClosedFormReport { method: fit.job.settings.method.to_string(), chosen, candidates }),
         ..TrainingReport::default()
     }))
@@ -117,7 +128,7 @@ impl Fit {
                 Some(vectors) => vectors.read_centred(captions),
                 None => Ok(Vec::new()),
             })?;
-            Ok(Self { job, inventory, held_out })
+            Ok(Self { job, inventory, held_out: Arc::new(held_out) })
         })
         .await?
     }
@@ -160,32 +171,39 @@ impl Fit {
         })
     }
 
-    /// Writes the curve with the only validation, then the checkpoint, which `save` writes to a folder.
+    /// Writes the curve with the only validations, then the checkpoint of each head, which `save` writes to a folder. `best` is
+    /// the score of the checkpoint.
     fn commit(
         &self,
-        validation: Option<ValidationPoint>,
-        save: impl FnOnce(&std::path::Path, &Progress) -> Result<(), checkpoint::CheckpointError>,
+        validations: &[ValidationPoint],
+        best: Option<f64>,
+        heads: usize,
+        save: impl Fn(&std::path::Path, usize, &Progress) -> Result<(), checkpoint::CheckpointError>,
     ) -> Result<(), PipelineError> {
         let (job, dir) = (&self.job, &self.job.ctx.dir);
-        let curve = Curve { losses: Vec::new(), validations: validation.into_iter().collect() };
+        let curve = Curve { losses: Vec::new(), validations: validations.to_vec() };
         let content = curve.to_csv().map_err(|error| PipelineError::Internal(error.to_string()))?;
         dir.write(CURVE_FILE, &content)?;
         let progress = Progress {
             step: STEP,
             epoch: 1,
             seed: job.split.seed,
-            best: validation.map(|point| point.ndcg5),
+            best,
             hashes: [("train".to_owned(), job.generation.clone())].into(),
             ..Progress::default()
         };
-        let name = checkpoints::folder_name(STEP, 0);
-        save(&dir.temporary(&name)?, &progress).map_err(save_error)?;
-        dir.publish_folder(&name)?;
+        // The first head is saved last, because its checkpoint marks all as complete.
+        for number in (0..heads).rev() {
+            let name = checkpoints::folder_name(STEP, number);
+            save(&dir.temporary(&name)?, number, &progress).map_err(save_error)?;
+            dir.publish_folder(&name)?;
+        }
         Ok(())
     }
 
-    /// Returns a validation point with the ceiling of the held-out images.
-    fn validation(&self, loss: f64, ndcg5: f64, recall: [f64; 2]) -> ValidationPoint {
+    /// Returns the validation point of a head, with the ceiling of the held-out images.
+    fn validation(&self, trial: usize, scores: MixedScores, by_language: Option<f64>) -> ValidationPoint {
+        let MixedScores { loss, ndcg5, recall1, recall5, interval } = scores;
         let captions_per_image = self.held_out.captions_of.iter().map(|(_, captions)| captions.len() as u64);
         ValidationPoint {
             step: STEP,
@@ -193,9 +211,11 @@ impl Fit {
             loss,
             ndcg5,
             ndcg5_ceiling: metrics::ceiling(captions_per_image),
-            recall1: recall[0],
-            recall5: recall[1],
-            trial: 0,
+            recall1,
+            recall5,
+            ndcg5_interval: interval,
+            ndcg5_languages: by_language,
+            trial: trial as u32,
         }
     }
 }
@@ -205,32 +225,120 @@ async fn fit_projection(
     vectors: Arc<VectorStore>,
     languages: Arc<Languages>,
 ) -> Result<Fitted, PipelineError> {
-    let fit = Arc::clone(fit);
-    tokio::task::spawn_blocking(move || {
-        let held = &fit.held_out;
-        let mut moments = PairMoments::new(fit.job.shape.dim, vectors.mean().len());
-        fit.visit_images(|feature, classes, share| {
+    let held = &fit.held_out;
+    let language_of = |place: u32| languages.code(held.captions[place as usize]);
+    let answers = Arc::new(Answers::new(&held.captions_of, language_of));
+    let (own, known) = (Arc::clone(fit), Arc::clone(&answers));
+    let solve = move || {
+        let mut moments = PairMoments::new(own.job.shape.dim, vectors.mean().len());
+        own.visit_images(|feature, classes, share| {
             moments.add(feature, &vectors.read_centred(classes)?, share);
             Ok(())
         })?;
         let covariances = finish(moments)?;
-        let language_of = |place: u32| languages.code(held.captions[place as usize]);
-        let answers = Answers::new(&held.captions_of, language_of);
-        let pairs = HeldOutPairs { features: &held.features, captions: &held.vectors, answers };
-        let pairs = Some(pairs).filter(|pairs| !pairs.answers.is_empty());
-        let method = fit.job.settings.method;
-        let (head, chosen, candidates) =
-            choose_projection(method, &covariances, vectors.mean(), pairs.as_ref()).map_err(model_error)?;
-        let validation = pairs.map(|pairs| {
-            let mapped = map_pairs(&head, &pairs);
-            let scale = f64::from(head.scale());
-            let scores = score_mixed(&mapped.images, &mapped.captions, head.output, scale, &pairs.answers);
-            fit.validation(scores.loss, scores.ndcg5, [scores.recall1, scores.recall5])
-        });
-        fit.commit(validation, |dir, progress| checkpoint::save_text_head(dir, &head, progress))?;
-        Ok(Fitted { chosen, candidates, validation })
-    })
-    .await?
+        let members = own.job.members.iter();
+        let solve = |member| solve_member(&own, member, &covariances, vectors.mean(), &known);
+        members.map(solve).collect::<Result<Vec<Solved>, PipelineError>>()
+    };
+    let solved = tokio::task::spawn_blocking(solve).await??;
+    let ensemble = match fit.job.settings.ensemble {
+        Some(config) => Some(combine(fit, &solved, &answers, config).await?),
+        None => None,
+    };
+    let (own, report) = (Arc::clone(fit), ensemble.clone());
+    tokio::task::spawn_blocking(move || commit_projections(&own, solved, report, &answers)).await?
+}
+
+/// A head and the choice of its settings.
+struct Solved {
+    head: TextHead,
+    chosen: Candidate,
+    candidates: Vec<Candidate>,
+}
+
+/// Solves for one head.
+fn solve_member(
+    fit: &Fit,
+    member: &MemberSpec,
+    all: &Covariances,
+    text_mean: &[f32],
+    answers: &Answers,
+) -> Result<Solved, PipelineError> {
+    let (job, held, dim) = (&fit.job, &fit.held_out, fit.job.shape.dim);
+    let part = (job.members.len() > 1).then(|| all.of_features(member.span(dim)));
+    let features = member.select(&held.features, dim);
+    let pairs = HeldOutPairs { features: &features, captions: &held.vectors, answers };
+    let pairs = Some(pairs).filter(|pairs| !pairs.answers.is_empty());
+    let covariances = part.as_ref().unwrap_or(all);
+    let (head, mut chosen, mut candidates) =
+        choose_projection(job.settings.method, covariances, text_mean, pairs.as_ref()).map_err(model_error)?;
+    candidates.iter_mut().chain([&mut chosen]).for_each(|candidate| candidate.layer = member.layer);
+    Ok(Solved { head: head.with_columns(member.columns(dim)), chosen, candidates })
+}
+
+/// Weights the heads of an ensemble.
+async fn combine(
+    fit: &Arc<Fit>,
+    solved: &[Solved],
+    answers: &Arc<Answers>,
+    config: EnsembleConfig,
+) -> Result<EnsembleReport, PipelineError> {
+    let heads = solved.iter().map(|own| own.head.clone()).collect();
+    let chosen = solved.iter().map(|own| own.chosen.clone()).collect();
+    let data = WeightData { held_out: Arc::clone(&fit.held_out), answers: Arc::clone(answers) };
+    let members = Members { step: STEP, heads, chosen };
+    ensemble::combine(&fit.job.device, &data, members, &fit.job.members, config.weights).await
+}
+
+/// Scores the heads, alone and together, and writes curve, checkpoints and the file of the ensemble.
+fn commit_projections(
+    fit: &Fit,
+    solved: Vec<Solved>,
+    ensemble: Option<EnsembleReport>,
+    answers: &Answers,
+) -> Result<Fitted, PipelineError> {
+    let held = &fit.held_out;
+    let mut validations = Vec::new();
+    if !answers.is_empty() {
+        let captions = &held.vectors;
+        let mut images = Vec::new();
+        for (own, member) in solved.iter().zip(&fit.job.members) {
+            let features = member.select(&held.features, fit.job.shape.dim);
+            let mapped = map_pairs(&own.head, &HeldOutPairs { features: &features, captions, answers });
+            let scale = f64::from(own.head.scale());
+            let scores = score_mixed(&mapped.images, &mapped.captions, own.head.output, scale, answers);
+            validations.push(fit.validation(validations.len(), scores, own.chosen.ndcg5));
+            images.push(mapped.images);
+        }
+        if let Some(report) = &ensemble {
+            let heads = solved.iter().zip(&report.members).map(|(own, member)| (own.head.clone(), member.weight));
+            let all = Ensemble::new(heads.collect()).map_err(model_error)?;
+            let used = images.into_iter().zip(&report.members).filter(|(_, member)| member.weight > 0.0);
+            let images = all.combine_images(&used.map(|(images, _)| images).collect::<Vec<_>>());
+            let captions = all.combine_captions(captions);
+            let scores = score_mixed(&images, &captions, all.output(), f64::from(all.scale()), answers);
+            validations.push(fit.validation(solved.len(), scores, report.ndcg5));
+        }
+    }
+    if ensemble.is_none() {
+        for point in &mut validations {
+            point.ndcg5_languages = None;
+        }
+    }
+    let validation = validations.last().copied();
+    let best = if ensemble.is_some() { validation.and_then(|point| point.ndcg5_languages) } else { None };
+    let heads: Vec<TextHead> = solved.iter().map(|own| own.head.clone()).collect();
+    fit.commit(&validations, best.or(validation.map(|point| point.ndcg5)), heads.len(), |dir, number, progress| {
+        checkpoint::save_text_head(dir, &heads[number], progress)
+    })?;
+    if let Some(report) = &ensemble {
+        EnsembleFile { best: report.clone(), last: report.clone() }.write(&fit.job.ctx.dir)?;
+    }
+    let mut chosen = solved.iter().map(|own| &own.chosen).rev();
+    let first = chosen.next().cloned().unwrap_or_default();
+    let chosen = chosen.fold(first, |best, own| if own.ndcg5 >= best.ndcg5 { own.clone() } else { best });
+    let candidates = solved.into_iter().flat_map(|own| own.candidates).collect();
+    Ok(Fitted { chosen, candidates, validations, ensemble })
 }
 
 /// Returns the standardised covariances of all images.
@@ -279,16 +387,21 @@ async fn fit_classifier(fit: &Arc<Fit>, classes: usize) -> Result<Fitted, Pipeli
     let nothing = || PipelineError::Internal("no classifier was fitted".to_owned());
     let (chosen, head, validation) = best.ok_or_else(nothing)?;
     let own = Arc::clone(fit);
-    let commit = move || own.commit(validation, |dir, progress| checkpoint::save_head(dir, &head, progress));
-    tokio::task::spawn_blocking(commit).await??;
-    Ok(Fitted { chosen, candidates, validation })
+    let validations: Vec<ValidationPoint> = validation.into_iter().collect();
+    let commit = move || {
+        let best = validation.map(|point| point.ndcg5);
+        own.commit(&validations, best, 1, |dir, _, progress| checkpoint::save_head(dir, &head, progress))?;
+        Ok::<_, PipelineError>(validations)
+    };
+    let validations = tokio::task::spawn_blocking(commit).await??;
+    Ok(Fitted { chosen, candidates, validations, ensemble: None })
 }
 
 /// Scores a classifier on the held-out images.
 async fn score_classifier(fit: &Fit, head: &Arc<HeadState>) -> Result<ValidationPoint, PipelineError> {
-    let HeldOut { features, captions_of, captions, .. } = &fit.held_out;
+    let HeldOut { features, captions_of, captions, .. } = &*fit.held_out;
     let scorer = fit.job.device.load_scorer(Arc::clone(head)).await?;
-    let (mut tally, mut loss) = (Tally::default(), 0.0);
+    let (mut tallies, mut loss) = (ImageTallies::default(), 0.0);
     let pairs: Vec<(usize, u32)> = captions_of
         .iter()
         .flat_map(|(image, places)| places.iter().map(move |place| (image, captions[*place as usize])))
@@ -297,12 +410,14 @@ async fn score_classifier(fit: &Fit, head: &Arc<HeadState>) -> Result<Validation
         let rows = pairs.iter().flat_map(|(image, _)| &features[image * head.dim..(image + 1) * head.dim]);
         let labels: Vec<u32> = pairs.iter().map(|(_, label)| *label).collect();
         let scored = scorer.score(rows.copied().collect(), labels.clone(), TOP_K).await?;
-        for (label, row) in labels.iter().zip(scored) {
-            tally.add(rank_of(*label, &row.top.classes));
+        for (((image, _), label), row) in pairs.iter().zip(&labels).zip(scored) {
+            tallies.add(*image, rank_of(*label, &row.top.classes));
             loss += row.loss;
         }
     }
     scorer.unload().await?;
-    let loss = loss / pairs.len().max(1) as f64;
-    Ok(fit.validation(loss, tally.ndcg5(), [tally.recall1(), tally.recall5()]))
+    let (loss, tally) = (loss / pairs.len().max(1) as f64, tallies.sum());
+    let (ndcg5, recall1, recall5) = (tally.ndcg5(), tally.recall1(), tally.recall5());
+    let scores = MixedScores { loss, ndcg5, recall1, recall5, interval: tallies.interval() };
+    Ok(fit.validation(0, scores, None))
 }

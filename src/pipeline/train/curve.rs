@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::observe::report::{LossPoint, ValidationPoint};
+use crate::predict::bootstrap::Interval;
 
 /// Points of the training curve, of all heads of a sweep.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,6 +27,12 @@ struct CurveRow {
     validation_ndcg5_ceiling: Option<f64>,
     validation_recall1: Option<f64>,
     validation_recall5: Option<f64>,
+    #[serde(default)]
+    validation_ndcg5_low: Option<f64>,
+    #[serde(default)]
+    validation_ndcg5_high: Option<f64>,
+    #[serde(default)]
+    validation_ndcg5_languages: Option<f64>,
     #[serde(default)]
     trial: u32,
 }
@@ -51,6 +58,9 @@ impl Curve {
             validation_ndcg5_ceiling: Some(point.ndcg5_ceiling),
             validation_recall1: Some(point.recall1),
             validation_recall5: Some(point.recall5),
+            validation_ndcg5_low: point.ndcg5_interval.map(|interval| interval.low),
+            validation_ndcg5_high: point.ndcg5_interval.map(|interval| interval.high),
+            validation_ndcg5_languages: point.ndcg5_languages,
             trial: point.trial,
             ..CurveRow::default()
         });
@@ -87,12 +97,18 @@ impl Curve {
                     ndcg5_ceiling: row.validation_ndcg5_ceiling.unwrap_or_default(),
                     recall1: row.validation_recall1.unwrap_or_default(),
                     recall5: row.validation_recall5.unwrap_or_default(),
+                    ndcg5_interval: interval(row.validation_ndcg5_low, row.validation_ndcg5_high),
+                    ndcg5_languages: row.validation_ndcg5_languages,
                     trial,
                 });
             }
         }
         Ok(curve)
     }
+}
+
+fn interval(low: Option<f64>, high: Option<f64>) -> Option<Interval> {
+    Some(Interval { low: low?, high: high? })
 }
 
 #[cfg(test)]
@@ -125,6 +141,8 @@ mod tests {
             for (epoch, (loss, ndcg5)) in (1..).zip(&validations) {
                 curve.validations.push(ValidationPoint {
                     step: u64::from(epoch) * 70, epoch, loss: *loss, ndcg5: *ndcg5, ndcg5_ceiling: 0.7, recall1: 0.1, recall5: 0.3, trial: epoch % 2,
+                    ndcg5_interval: (epoch % 3 > 0).then(|| Interval { low: ndcg5 / 3.0, high: ndcg5 * 1.1 }),
+                    ndcg5_languages: (epoch % 2 > 0).then_some(ndcg5 / 7.0),
                 });
             }
             let text = curve.to_csv().unwrap();

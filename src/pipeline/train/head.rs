@@ -12,10 +12,13 @@ use crate::pipeline::device::{LossSum, Update};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::TrainJob;
+use crate::pipeline::train::ensemble::WeightData;
 use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
 use crate::pipeline::train::held_out::HeldOutRows;
+use crate::predict::bootstrap::ImageTallies;
 use crate::predict::metrics::{self, rank_of};
 use crate::predict::scorer::Scored;
+use crate::train::text::MemberSpec;
 use crate::train::{CheckpointError, Progress};
 
 pub(super) use classifier::{ClassifierHead, HELD_OUT_SHARE};
@@ -55,14 +58,14 @@ pub(super) trait Head {
         store: &Arc<FeatureStore>,
     ) -> Result<Vec<Self::Start>, PipelineError>;
 
-    /// Loads a trial's head from a checkpoint; `None` if it was made from other features or settings.
+    /// Loads the head of a trial and member from a checkpoint; `None` if it was made from other features or settings.
     ///
     /// # Errors
     /// When the checkpoint is damaged.
     fn resume(
         &self,
         job: &TrainJob,
-        trial: &Trial,
+        of_head: (&Trial, &MemberSpec),
         checkpoint: &Path,
     ) -> Result<Option<(Self::Start, Progress)>, PipelineError>;
 
@@ -99,6 +102,24 @@ pub(super) trait Trainers {
     /// When a feature chunk cannot be read, or the device fails.
     async fn validate(&self, trial: usize, position: CurvePosition) -> Result<ValidationPoint, PipelineError>;
 
+    /// Scores the validation images with the current weights of all heads together, which count alike; `None` for heads that
+    /// cannot rank together, or without validation images. The number of heads is that of `trials`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    async fn validate_ensemble(
+        &self,
+        _trials: usize,
+        _position: CurvePosition,
+    ) -> Result<Option<ValidationPoint>, PipelineError> {
+        Ok(None)
+    }
+
+    /// Returns the images that the weights of an ensemble are chosen on; `None` for heads that cannot rank together.
+    fn weight_data(&self) -> Option<WeightData> {
+        None
+    }
+
     /// Saves a head and its optimiser as a checkpoint in `dir`.
     ///
     /// # Errors
@@ -129,15 +150,15 @@ pub(super) struct CurvePosition {
 /// Running scores of a validation.
 #[derive(Default)]
 struct ValidationScores {
-    tally: metrics::Tally,
+    tallies: ImageTallies,
     loss_sum: f64,
 }
 
 impl ValidationScores {
-    /// Adds rows, each scored against its label.
-    fn add(&mut self, labels: &[u32], scored: &[Scored]) {
-        for (label, row) in labels.iter().zip(scored) {
-            self.tally.add(rank_of(*label, &row.top.classes));
+    /// Adds rows of images, each scored against its label. The rows of an image follow each other.
+    fn add(&mut self, images: &[usize], labels: &[u32], scored: &[Scored]) {
+        for ((image, label), row) in images.iter().zip(labels).zip(scored) {
+            self.tallies.add(*image, rank_of(*label, &row.top.classes));
             self.loss_sum += row.loss;
         }
     }
@@ -148,7 +169,8 @@ impl ValidationScores {
         position: CurvePosition,
         captions_per_image: impl IntoIterator<Item = u64>,
     ) -> ValidationPoint {
-        let Self { tally, loss_sum } = self;
+        let Self { tallies, loss_sum } = self;
+        let tally = tallies.sum();
         ValidationPoint {
             step: position.step,
             epoch: position.epoch,
@@ -157,6 +179,8 @@ impl ValidationScores {
             ndcg5_ceiling: metrics::ceiling(captions_per_image),
             recall1: tally.recall1(),
             recall5: tally.recall5(),
+            ndcg5_interval: tallies.interval(),
+            ndcg5_languages: None,
             trial: trial as u32,
         }
     }

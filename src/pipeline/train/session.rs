@@ -8,9 +8,12 @@ use crate::objects::StoreError;
 use crate::pipeline::device::{LossSum, Update, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::events::Event;
-use crate::pipeline::observe::report::{LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint};
+use crate::pipeline::observe::report::{
+    EnsembleReport, LossPoint, MixingReport, TrainingReport, TrialReport, ValidationPoint,
+};
 use crate::pipeline::train::checkpoints::{self, CURVE_FILE, CheckpointList, best_point};
 use crate::pipeline::train::curve::Curve;
+use crate::pipeline::train::ensemble::{self, EnsembleFile, Members};
 use crate::pipeline::train::feature_store::{FeatureStore, StepSamples, WindowSamples};
 use crate::pipeline::train::head::{CurvePosition, Trainers};
 use crate::pipeline::train::inventory::Inventory;
@@ -18,6 +21,7 @@ use crate::pipeline::train::tensorboard::EventFiles;
 use crate::pipeline::train::{PLOT_FILE, TrainJob};
 use crate::telemetry::{Activity, StageTimer};
 use crate::train::order::{self, Window};
+use crate::train::text::MemberSpec;
 use crate::train::{CheckpointError, Progress, Schedule};
 use crate::view::TrainingCurve;
 
@@ -137,7 +141,14 @@ impl<T: Trainers> Session<'_, T> {
             self.job.ctx.events.write(&Event::Validated { step, epoch, trial: point.trial, loss, ndcg5 });
             self.curve.validations.push(point);
         }
-        self.progress.best = best_point(&self.curve.validations).map(|point| point.ndcg5);
+        if self.job.settings.ensemble.is_some()
+            && let Some(point) = self.trainers.validate_ensemble(self.trials.len(), position).await?
+        {
+            let ValidationPoint { step, epoch, loss, ndcg5, ndcg5_languages, .. } = point;
+            tracing::info!(epoch, step, loss, ndcg5, ndcg5_languages, "all heads together validated");
+            self.curve.validations.push(point);
+        }
+        self.progress.best = self.job.selection().best_score(&self.curve.validations);
         Ok(())
     }
 
@@ -172,11 +183,11 @@ impl<T: Trainers> Session<'_, T> {
     /// # Errors
     /// When the run directory cannot be changed.
     pub(super) fn tidy(&self) -> Result<(), PipelineError> {
-        let best = best_point(&self.curve.validations).map(|point| (point.step, point.trial as usize));
+        let best = self.job.selection().best_heads(&self.curve.validations);
         let saved = CheckpointList::read(&self.job.ctx.dir)?;
         for step in saved.steps().into_iter().filter(|step| *step != self.progress.step) {
             let trials = (0..self.trials.len()).filter(|trial| saved.contains(step, *trial));
-            for trial in trials.filter(|trial| Some((step, *trial)) != best) {
+            for trial in trials.filter(|trial| !best.contains(&(step, *trial))) {
                 self.job.ctx.dir.remove(&checkpoints::folder_name(step, trial))?;
             }
         }
@@ -194,14 +205,22 @@ impl<T: Trainers> Session<'_, T> {
         }
     }
 
-    fn draw_curve(&self) -> Result<(), PipelineError> {
-        let describe = |trial: &Trial| {
+    /// Returns a name in the legend for each head, and for an ensemble.
+    fn series_names(&self) -> Vec<String> {
+        if self.job.settings.ensemble.is_some() {
+            let heads = self.job.members.iter().map(MemberSpec::describe);
+            return heads.chain(["all together".to_owned()]).collect();
+        }
+        let name = |trial: &Trial| {
             let Trial { learning_rate, momentum, weight_decay } = trial;
             format!("lr {learning_rate}, m {momentum}, wd {weight_decay}")
         };
-        let names: Vec<String> = self.trials.iter().map(describe).collect();
+        self.trials.iter().map(name).collect()
+    }
+
+    fn draw_curve(&self) -> Result<(), PipelineError> {
         let text = self.curve.to_csv().map_err(|error| PipelineError::Internal(format!("training curve: {error}")))?;
-        let picture = TrainingCurve::from_csv(&text).picture(&names);
+        let picture = TrainingCurve::from_csv(&text).picture(&self.series_names());
         self.job.ctx.dir.write(PLOT_FILE, picture.as_bytes())?;
         Ok(())
     }
@@ -211,16 +230,21 @@ impl<T: Trainers> Session<'_, T> {
     /// # Errors
     /// When the device's thread is gone.
     pub(super) async fn finish(self, mixing: MixingReport) -> Result<TrainingReport, PipelineError> {
+        let ensemble = self.combine_heads().await?;
         self.trainers.unload().await?;
         if let Some(store) = Arc::into_inner(self.store) {
             store.unload().await?;
         }
         let Curve { losses, validations } = self.curve;
-        let winner = best_point(&validations).map_or(0, |point| point.trial);
+        let heads = self.trials.len() as u32;
+        let winner = match ensemble {
+            Some(_) => heads,
+            None => best_point(&validations).map_or(0, |point| point.trial),
+        };
         let summarise = |trial: u32| {
             let own: Vec<ValidationPoint> = validations.iter().filter(|point| point.trial == trial).copied().collect();
             let loss = losses.iter().rev().find(|point| point.trial == trial).map(|point| point.loss);
-            (loss, own.last().copied(), best_point(&own).copied())
+            (loss, own.last().copied(), self.job.selection().best(&own).copied())
         };
         let trial_report = |(number, settings): (usize, &Trial)| {
             let (loss, validation, best) = summarise(number as u32);
@@ -228,9 +252,12 @@ impl<T: Trainers> Session<'_, T> {
         };
         let trials = match self.trials.as_slice() {
             [_] => Vec::new(),
+            _ if ensemble.is_some() => Vec::new(),
             several => several.iter().enumerate().map(trial_report).collect(),
         };
         let (loss, validation, best) = summarise(winner);
+        // All heads train on the same samples; the loss is that of the first.
+        let loss = loss.or_else(|| summarise(0).0);
         Ok(TrainingReport {
             steps: self.progress.step,
             samples: self.inventory.epoch_samples(0),
@@ -243,7 +270,34 @@ impl<T: Trainers> Session<'_, T> {
             curve: losses,
             validations,
             closed_form: None,
+            ensemble,
         })
+    }
+
+    /// Weights the heads of an ensemble at the best and at the last step, and writes both to the run directory. Returns the
+    /// best; `None` without an ensemble.
+    async fn combine_heads(&self) -> Result<Option<EnsembleReport>, PipelineError> {
+        let (job, dir) = (self.job, &self.job.ctx.dir);
+        let (Some(config), Some(data)) = (job.settings.ensemble, self.trainers.weight_data()) else {
+            return Ok(None);
+        };
+        let combine = async |step: u64| {
+            let load = |trial: usize| {
+                let copy = checkpoints::fetch(dir, (step, trial), &checkpoints::HEAD_FILES)?;
+                checkpoints::load_text_head(&copy)
+            };
+            let heads = (0..self.trials.len()).map(load).collect::<Result<_, PipelineError>>()?;
+            let members = Members { step, heads, chosen: Vec::new() };
+            ensemble::combine(&job.device, &data, members, &job.members, config.weights).await
+        };
+        let last = combine(self.progress.step).await?;
+        let best = match job.selection().best(&self.curve.validations).map(|point| point.step) {
+            Some(step) if step != last.step => combine(step).await?,
+            _ => last.clone(),
+        };
+        let file = EnsembleFile { best: best.clone(), last };
+        file.write(dir)?;
+        Ok(Some(best))
     }
 }
 

@@ -61,7 +61,7 @@ impl EventFiles {
     pub(super) fn create(
         ctx: &RunContext,
         folder: &EventFolder,
-        trials: usize,
+        (trials, is_ensemble): (usize, bool),
         curve: &Curve,
     ) -> Result<Option<Self>, PipelineError> {
         let (dir, root) = match folder {
@@ -75,8 +75,12 @@ impl EventFiles {
         };
         let file = format!("events.out.{MARK}.{:010}.{}", now() as u64, std::process::id());
         let mut heads = Vec::new();
-        for trial in 0..trials {
-            let head = if trials == 1 { root.clone() } else { format!("{root}/trial-{trial}") };
+        for trial in 0..trials + usize::from(is_ensemble) {
+            let head = match trials {
+                1 => root.clone(),
+                _ if trial == trials => format!("{root}/ensemble"),
+                _ => format!("{root}/trial-{trial}"),
+            };
             for other in dir.list(&head)?.into_iter().filter(|other| other.contains(MARK)) {
                 dir.remove(&format!("{head}/{other}"))?;
             }

@@ -13,6 +13,7 @@ pub(super) fn progress() -> Progress {
         loss_sum: 1e300 / 3.0,
         loss_count: 77,
         hashes: BTreeMap::from([("checkpoint".to_owned(), "ab12".to_owned())]),
+        columns: None,
     }
 }
 

@@ -77,7 +77,7 @@ fn save_head_tensors(
         let more = TEXT_MAP.iter().zip(&map_shapes).zip(values);
         tensors.extend(more.map(|((name, shape), values)| (*name, shape.as_slice(), values)));
     }
-    save_tensors(dir, &tensors, optimizer, progress)
+    save_tensors(dir, &tensors, optimizer, &Progress { columns: head.columns, ..progress.clone() })
 }
 
 /// Loads the checkpoint of a projection head.
@@ -87,7 +87,7 @@ fn save_head_tensors(
 pub fn load_text(dir: &Path) -> Result<(TextState, Progress), CheckpointError> {
     let (progress, checksums) = load_state(dir)?;
     verify_checksums(dir, checksums.iter())?;
-    let head = read_head(&dir.join(HEAD_FILE))?;
+    let head = read_head(&dir.join(HEAD_FILE))?.with_columns(progress.columns);
     let names: Vec<String> = head
         .parameters
         .iter()
@@ -113,9 +113,9 @@ pub fn load_text(dir: &Path) -> Result<(TextState, Progress), CheckpointError> {
 /// # Errors
 /// As [`super::load_head`].
 pub fn load_text_head(dir: &Path) -> Result<TextHead, CheckpointError> {
-    let (_, checksums) = load_state(dir)?;
+    let (progress, checksums) = load_state(dir)?;
     verify_checksums(dir, checksums.iter().filter(|(file, _)| *file == HEAD_FILE))?;
-    read_head(&dir.join(HEAD_FILE))
+    Ok(read_head(&dir.join(HEAD_FILE))?.with_columns(progress.columns))
 }
 
 /// Reads the file of a head.
@@ -163,12 +163,14 @@ fn read_layers(path: &Path, with_hidden: bool, with_map: bool) -> Result<TextHea
         values: tensor.values,
     };
     let parameters = parameter_shapes(input, hidden, output).into_iter().zip(tensors).map(parameter).collect();
-    Ok(TextHead { input, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters })
+    let columns = None;
+    Ok(TextHead { input, columns, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::text::Columns;
 
     #[test]
     fn head_in_closed_form_round_trips_without_an_optimiser() {
@@ -181,6 +183,9 @@ mod tests {
             let path = dir.path().join(number.to_string());
             save_text_head(&path, &head, &Progress::default()).unwrap();
             assert_eq!(load_text_head(&path).unwrap(), head);
+            let part = head.clone().with_columns(Some(Columns { first: 4, of: 12 }));
+            save_text_head(&path, &part, &Progress::default()).unwrap();
+            assert_eq!(load_text_head(&path).unwrap(), part);
             assert!((head.scale() - 20.0).abs() < 1e-4);
             let vectors = head.map_captions(vec![0.1, 1.1, 0.1, 3.1, 0.1, 0.1]);
             assert_eq!(vectors.len(), 2 * output);

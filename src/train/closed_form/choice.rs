@@ -24,6 +24,9 @@ const SCALE: f32 = 20.0;
 /// Settings of a head in closed form, with its score.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
+    /// Block of the backbone whose feature the head reads; absent if it reads all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<i32>,
     /// Share of the identity in the covariances.
     pub shrinkage: f64,
     /// Number of canonical directions.
@@ -47,7 +50,7 @@ pub struct HeldOutPairs<'a> {
     /// `[captions, embedding]`, centred and of unit length.
     pub captions: &'a [f32],
     /// Right captions.
-    pub answers: Answers,
+    pub answers: &'a Answers,
 }
 
 /// Vectors of images and captions by a head, both of unit length.
@@ -114,8 +117,8 @@ pub fn choose_projection(
                 }
             }
         }
-        // `sgd` is not solved for.
-        HeadMethod::Ridge | HeadMethod::Sgd => {
+        // The others are not solved for.
+        HeadMethod::Ridge | HeadMethod::Sgd | HeadMethod::Auto => {
             for shrinkage in shrinkages {
                 choice.try_ridge(&Ridge::new(covariances, *shrinkage)?, *shrinkage);
             }
@@ -167,7 +170,7 @@ impl Choice<'_> {
             TextHead::from_weight([mean, std, self.text_mean.to_vec()], narrow(weight.iter().copied()), map, SCALE);
         if let Some(pairs) = self.pairs {
             let MappedPairs { images, captions } = map_pairs(&head, pairs);
-            candidate.ndcg5 = Some(ndcg5_by_language(&images, &captions, head.output, &pairs.answers));
+            candidate.ndcg5 = Some(ndcg5_by_language(&images, &captions, head.output, pairs.answers));
         }
         self.tried.push(candidate.clone());
         let is_better = self.best.as_ref().is_none_or(|(_, best)| candidate.ndcg5 > best.ndcg5);
@@ -220,8 +223,8 @@ mod tests {
             captions.extend(caption(image));
             captions_of.push(&[(image - images) as u32]);
         }
-        let pairs =
-            HeldOutPairs { features: &features, captions: &captions, answers: Answers::new(&captions_of, |_| None) };
+        let answers = Answers::new(&captions_of, |_| None);
+        let pairs = HeldOutPairs { features: &features, captions: &captions, answers: &answers };
         for method in [HeadMethod::Cca, HeadMethod::Ridge] {
             let (head, candidate, tried) = choose_projection(method, &covariances, &[0.0; 6], Some(&pairs)).unwrap();
             assert!(candidate.ndcg5 > Some(0.5), "{method}: {candidate:?}");

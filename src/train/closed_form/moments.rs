@@ -1,5 +1,7 @@
 //! Weighted means and covariances of image features and caption vectors.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use rayon::iter::{IndexedParallelIterator as _, IntoParallelRefMutIterator as _, ParallelIterator as _};
@@ -176,6 +178,21 @@ pub struct Covariances {
 const MIN_STD: f64 = 1e-6;
 
 impl Covariances {
+    /// Copies the part of some features.
+    #[must_use]
+    pub fn of_features(&self, span: Range<usize>) -> Self {
+        let (first, count) = (span.start, span.len());
+        Self {
+            weight: self.weight,
+            feature_mean: self.feature_mean[span.clone()].to_vec(),
+            caption_mean: self.caption_mean.clone(),
+            features: self.features.submatrix(first, first, count, count).to_owned(),
+            cross: self.cross.submatrix(first, 0, count, self.cross.ncols()).to_owned(),
+            captions: self.captions.clone(),
+            feature_std: self.feature_std[span].to_vec(),
+        }
+    }
+
     /// Divides each feature by its standard deviation, so that the shrinkage treats all alike.
     pub fn standardise(&mut self) {
         let deviation = |at: usize| self.features[(at, at)].max(0.0).sqrt();

@@ -7,7 +7,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
-use crate::predict::metrics::{Tally, gain};
+use crate::predict::bootstrap::{ImageTallies, Interval};
+use crate::predict::metrics::gain;
 use crate::train::Targets;
 
 /// Captions that a language needs to be scored by itself. The score of fewer is mostly luck.
@@ -99,24 +100,27 @@ pub struct MixedScores {
     pub recall1: f64,
     /// Recall@5.
     pub recall5: f64,
+    /// Interval of 95 % confidence of NDCG@5.
+    pub interval: Option<Interval>,
 }
 
 /// Scores all pairs with each image ranked among all captions. `scale` turns inner products into logits.
 pub fn score_mixed(images: &[f32], captions: &[f32], dim: usize, scale: f64, answers: &Answers) -> MixedScores {
-    let (count, mut tally, mut loss) = (captions.len() / dim.max(1), Tally::default(), 0.0);
+    let (count, mut tallies, mut loss) = (captions.len() / dim.max(1), ImageTallies::default(), 0.0);
     for pairs in answers.pairs.chunks(BLOCK_IMAGES) {
         let rows = gather(images, dim, pairs.iter().map(|(image, _)| *image as usize));
         let scores = products(&rows, captions, dim);
-        for ((_, caption), row) in pairs.iter().zip(scores.chunks_exact(count.max(1))) {
+        for ((image, caption), row) in pairs.iter().zip(scores.chunks_exact(count.max(1))) {
             let right = *caption as usize;
-            tally.add(Some(rank(row, right)));
+            tallies.add(*image as usize, Some(rank(row, right)));
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.iter().map(|score| (scale * f64::from(score - max)).exp()).sum();
             loss += sum.ln() - scale * f64::from(row[right] - max);
         }
     }
-    let pairs = answers.pairs.len().max(1) as f64;
-    MixedScores { loss: loss / pairs, ndcg5: tally.ndcg5(), recall1: tally.recall1(), recall5: tally.recall5() }
+    let (loss, tally) = (loss / answers.pairs.len().max(1) as f64, tallies.sum());
+    let (ndcg5, recall1, recall5) = (tally.ndcg5(), tally.recall1(), tally.recall5());
+    MixedScores { loss, ndcg5, recall1, recall5, interval: tallies.interval() }
 }
 
 /// Computes all inner products of two lists of rows, `[rows, others]`.

@@ -4,6 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use super::{MAX_SCALE, MIN_LENGTH};
 
@@ -19,6 +20,15 @@ pub struct Parameter {
     pub shape: [usize; 2],
     /// Values, row-major.
     pub values: Vec<f32>,
+}
+
+/// Columns of the features that a head reads, where it does not read all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Columns {
+    /// The first column. The width of the head's input is their number.
+    pub first: usize,
+    /// Width of the features.
+    pub of: usize,
 }
 
 /// Linear map of caption embeddings into another space, where images are compared with them.
@@ -49,8 +59,10 @@ impl TextMap {
 /// Projection head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextHead {
-    /// Width of a feature.
+    /// Width of the input: that of a feature, or the number of its columns that the head reads.
     pub input: usize,
+    /// Columns that the head reads; `None` for all.
+    pub columns: Option<Columns>,
     /// Width of the hidden layer; 0 for a linear head.
     pub hidden: usize,
     /// Width of the projection: that of a caption embedding, or of the map of captions.
@@ -115,7 +127,8 @@ impl TextHead {
             Parameter { name, shape, values }
         };
         let parameters = parameter_shapes(input, hidden, output).into_iter().map(parameter).collect();
-        Self { input, hidden, output, feature_mean, feature_std, text_mean, text_map: None, parameters }
+        let (columns, text_map) = (None, None);
+        Self { input, columns, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters }
     }
 
     /// Initialises a linear head for features that are in the space of the captions already: it undoes the division by
@@ -127,7 +140,8 @@ impl TextHead {
         let dim = feature_mean.len();
         let log_scale = log_scale.min(MAX_SCALE.ln() as f32);
         let parameters = diagonal_parameters(&feature_std, log_scale);
-        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std, text_mean, text_map: None, parameters }
+        let (input, output, hidden, columns, text_map) = (dim, dim, 0, None, None);
+        Self { input, columns, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters }
     }
 
     /// Creates a linear head from a weight, `[output, input]`, without a bias.
@@ -144,7 +158,8 @@ impl TextHead {
         };
         let shapes = parameter_shapes(input, 0, output).into_iter();
         let parameters = shapes.map(|(name, shape)| Parameter { name, shape, values: values(name) }).collect();
-        Self { input, hidden: 0, output, feature_mean, feature_std, text_mean, text_map, parameters }
+        let (hidden, columns) = (0, None);
+        Self { input, columns, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters }
     }
 
     /// Returns the head that maps features of width `dim` to themselves, scaled to unit length.
@@ -152,8 +167,19 @@ impl TextHead {
         let ones = vec![1.0; dim];
         let parameters = diagonal_parameters(&ones, log_scale);
         let (feature_mean, text_mean) = (vec![0.0; dim], vec![0.0; dim]);
-        let text_map = None;
-        Self { input: dim, hidden: 0, output: dim, feature_mean, feature_std: ones, text_mean, text_map, parameters }
+        let (input, output, hidden, columns, text_map) = (dim, dim, 0, None, None);
+        Self { input, columns, hidden, output, feature_mean, feature_std: ones, text_mean, text_map, parameters }
+    }
+
+    /// Sets the columns that the head reads.
+    #[must_use]
+    pub fn with_columns(self, columns: Option<Columns>) -> Self {
+        Self { columns, ..self }
+    }
+
+    /// Returns the width of the features that the head reads columns of.
+    pub fn width(&self) -> usize {
+        self.columns.map_or(self.input, |columns| columns.of)
     }
 
     /// Returns the factor of the similarities, exp(λ).

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, activation};
 
 use super::MIN_LENGTH;
-use super::head::{Parameter, TextHead, parameter_shapes};
+use super::head::{Columns, Parameter, TextHead, parameter_shapes};
 use crate::predict::scorer::check_length;
 use crate::predict::tiles::{download, upload};
 use crate::train::TrainError;
@@ -12,7 +12,10 @@ use crate::train::TrainError;
 /// Projection head on a device.
 #[derive(Debug, Clone)]
 pub struct Projector<B: Backend> {
-    pub(super) input: usize,
+    input: usize,
+    columns: Option<Columns>,
+    /// Width of the features.
+    pub(super) width: usize,
     pub(super) output: usize,
     mean: Tensor<B, 2>,
     inverse_std: Tensor<B, 2>,
@@ -40,7 +43,11 @@ impl<B: Backend> Projector<B> {
     /// # Errors
     /// When a length does not match.
     pub fn new(head: &TextHead, device: &B::Device) -> Result<Self, TrainError> {
-        let TextHead { input, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters } = head;
+        let TextHead { input, columns, hidden, output, feature_mean, feature_std, text_mean, text_map, parameters } =
+            head;
+        if let Some(Columns { first, of }) = columns {
+            check_length("columns", (first + input).max(*of), *of)?;
+        }
         check_length("feature_mean", feature_mean.len(), *input)?;
         check_length("feature_std", feature_std.len(), *input)?;
         match text_map {
@@ -60,6 +67,8 @@ impl<B: Backend> Projector<B> {
             |parameter: &Parameter| upload(&parameter.values, parameter.shape[0], parameter.shape[1], device);
         Ok(Self {
             input: *input,
+            columns: *columns,
+            width: head.width(),
             output: *output,
             mean: upload(feature_mean, 1, *input, device),
             inverse_std: upload(&inverse, 1, *input, device),
@@ -68,26 +77,30 @@ impl<B: Backend> Projector<B> {
         })
     }
 
-    /// Maps features, `[rows, input]`, to embeddings of unit length, `[rows, output]`; both row-major.
+    /// Maps features, `[rows, width]`, to embeddings of unit length, `[rows, output]`; both row-major.
     ///
     /// # Errors
     /// When the length does not match, or the device fails.
     pub fn project(&self, features: &[f32], rows: usize) -> Result<Vec<f32>, TrainError> {
-        check_length("features", features.len(), rows.saturating_mul(self.input))?;
+        check_length("features", features.len(), rows.saturating_mul(self.width))?;
         if rows == 0 {
             return Ok(Vec::new());
         }
-        let features = upload(features, rows, self.input, &self.device);
+        let features = upload(features, rows, self.width, &self.device);
         Ok(download(self.forward(features).outputs)?)
     }
 
-    /// Runs a forward pass on features, `[rows, input]`.
+    /// Runs a forward pass on features, `[rows, width]`.
     pub(super) fn forward(&self, features: Tensor<B, 2>) -> Forward<B> {
         self.forward_with(features, None)
     }
 
     /// Runs a forward pass in which the inputs of the last layer are multiplied by `mask`.
     pub(super) fn forward_with(&self, features: Tensor<B, 2>, mask: Option<Tensor<B, 2>>) -> Forward<B> {
+        let features = match self.columns {
+            Some(columns) => features.narrow(1, columns.first, self.input),
+            None => features,
+        };
         let mut inputs = (features - self.mean.clone()) * self.inverse_std.clone();
         let is_hidden = self.parameters.len() > 3;
         if let Some(mask) = mask.clone().filter(|_| !is_hidden) {

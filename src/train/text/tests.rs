@@ -103,6 +103,34 @@ fn resumed_state_continues_bit_for_bit() {
 }
 
 #[test]
+fn head_of_some_columns_equals_a_head_of_those_features_alone() {
+    let reference = Reference::open();
+    let mut whole = TextTrainer::<Any>::new(reference.start("hidden", 14), ADAM, 0, (0.0, 0), &device()).unwrap();
+    let state = reference.start("hidden", 14);
+    let (input, output) = (state.head.input, state.head.output);
+    let columns = Some(Columns { first: 2, of: input + 5 });
+    let state = TextState { head: state.head.with_columns(columns), ..state };
+    let mut part = TextTrainer::<Any>::new(state, ADAM, 0, (0.0, 0), &device()).unwrap();
+    let rows = 6;
+    let value = |at: usize| ((at * 37) as f32 * 0.61).sin();
+    let features: Vec<f32> = (0..rows * input).map(value).collect();
+    let wide: Vec<f32> = features.chunks(input).flat_map(|row| [&[9.0, 8.0], row, &[7.0; 3]].concat()).collect();
+    let mut captions: Vec<f32> = (0..rows * output).map(|at| value(at + 1000)).collect();
+    centre_and_normalise(&mut captions, &vec![0.0; output]);
+    let batch = ContrastiveBatch { captions: &captions, masked_negatives: &[] };
+    for _ in 0..3 {
+        whole.accumulate(&Features::Host(&features), batch, rows).unwrap();
+        part.accumulate(&Features::Host(&wide), batch, rows).unwrap();
+        whole.step(0.01).unwrap();
+        part.step(0.01).unwrap();
+    }
+    assert_eq!(whole.state().unwrap().head.parameters, part.state().unwrap().head.parameters);
+    assert_eq!(whole.projector().project(&features, rows).unwrap(), part.projector().project(&wide, rows).unwrap());
+    let wrong = reference.start("hidden", 14).head.with_columns(Some(Columns { first: 6, of: input + 5 }));
+    assert!(Projector::<Any>::new(&wrong, &device()).is_err(), "the columns end after the features");
+}
+
+#[test]
 fn fixed_scale_stays_and_dropout_resumes_bit_for_bit() {
     let reference = Reference::open();
     for (kind, hidden) in [("linear", 0), ("hidden", 14)] {

@@ -138,8 +138,8 @@ impl<B: Backend> TextTrainer<B> {
         check_length("captions", batch.captions.len(), rows * output)?;
         let features = match features {
             Features::Host(values) => {
-                check_length("features", values.len(), rows * self.projector.input)?;
-                upload(values, rows, self.projector.input, &device)
+                check_length("features", values.len(), rows * self.projector.width)?;
+                upload(values, rows, self.projector.width, &device)
             }
             Features::Device(resident, indices) => {
                 check_length("features", indices.len(), rows)?;

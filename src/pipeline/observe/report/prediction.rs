@@ -41,6 +41,9 @@ pub struct TextReport {
     pub captions: u64,
     /// Hubness correction: the treatment of captions that are close to every image.
     pub correction: String,
+    /// Corrections that `predict.correction = "auto"` chose from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<CorrectionScore>,
     /// Weight of file names, relative to weight 1 of pixels; absent if names were not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names_weight: Option<f32>,
@@ -53,6 +56,15 @@ pub struct TextReport {
     /// Scores on the test images against `predict.truth`, among all ranked captions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SignalReport>,
+}
+
+/// A hubness correction with its score on held-out images.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CorrectionScore {
+    /// The correction and its strength.
+    pub correction: String,
+    /// NDCG@5, averaged over languages.
+    pub ndcg5: f64,
 }
 
 /// Scores by signal.

@@ -4,34 +4,49 @@
 use super::{ProjectionRanking, read_names};
 use crate::catalog::url_hash;
 use crate::pipeline::error::PipelineError;
-use crate::pipeline::observe::report::{SignalReport, StageRemarks};
+use crate::pipeline::observe::report::{CorrectionScore, SignalReport, StageRemarks};
 use crate::pipeline::predict::eval_set::{EvalImages, EvalSet};
 use crate::pipeline::predict::examples::ChosenExamples;
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionWeights};
 use crate::pipeline::predict::held_out::HeldOutImages;
+use crate::pipeline::predict::hubness::CorrectionSettings;
 use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::Ranking;
 use crate::predict::slices::{
     FusionSignal, Query, RankedQueries, Rankings, score_by_language, score_slices, score_within_language,
 };
+use crate::types::Correction;
+
+/// Result of the held-out images.
+pub(super) struct HeldOutResult {
+    pub(super) weights: FusionWeights,
+    pub(super) correction: CorrectionSettings,
+    /// Corrections that were tried, if one was chosen.
+    pub(super) corrections: Vec<CorrectionScore>,
+    pub(super) report: SignalReport,
+}
 
 impl ProjectionRanking<'_> {
-    /// Chooses the weights on the held-out images, scores them, and writes the page of examples.
+    /// Chooses correction and weights on the held-out images, scores them, and writes the page of examples.
     pub(super) async fn evaluate_held_out(
         &self,
         held_out: &HeldOutImages,
         remarks: &mut StageRemarks,
-    ) -> Result<(FusionWeights, Option<SignalReport>), PipelineError> {
+    ) -> Result<HeldOutResult, PipelineError> {
         let (images, texts) = (&held_out.images, &self.catalog.texts);
         let text = |class: &u32| texts.get(*class).unwrap_or_default();
         let candidates = CandidateVectors {
             vectors: images.vectors.clone(),
-            dim: self.head.output,
+            dim: self.head.output(),
             scale: self.head.scale(),
             bias: 0.0,
             classifier: self.classifier.as_ref().map(|other| other.rows(images.captions.iter().map(text))),
         };
-        let eval_set = self.build_eval_set(held_out, &candidates).await?;
+        let mut eval_set = self.build_eval_set(held_out, &candidates).await?;
+        let corrections = match self.input.settings.correction {
+            Correction::Auto => eval_set.choose_correction().await?,
+            _ => Vec::new(),
+        };
         let weights = eval_set.choose_weights().await?;
         let rankings = eval_set.rank_by_signal(weights).await?;
         let report = eval_set.report(weights, &rankings).await?;
@@ -48,7 +63,7 @@ impl ProjectionRanking<'_> {
             let ranked = format!("their {} captions are ranked by {by}", images.captions.len());
             ChosenExamples::choose(images, classes).write(self.ctx, images, caption, &ranked, remarks)?;
         }
-        Ok((weights, Some(report)))
+        Ok(HeldOutResult { weights, correction: eval_set.correction, corrections, report })
     }
 
     async fn build_eval_set<'c>(
@@ -75,7 +90,7 @@ impl ProjectionRanking<'_> {
             candidates,
             queries,
             languages: languages.names().to_vec(),
-            correction: self.correction(),
+            correction: self.correction,
             device: self.input.device,
         })
     }

@@ -12,6 +12,7 @@ use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
 use crate::pipeline::train::held_out::KeptRows;
 use crate::pipeline::train::{TrainJob, head_size};
+use crate::train::text::MemberSpec;
 use crate::train::{CheckpointError, HeadState, Progress, Sgd, checkpoint};
 
 /// A classifier over the classes of the run.
@@ -74,7 +75,7 @@ impl Head for ClassifierHead {
     fn resume(
         &self,
         job: &TrainJob,
-        trial: &Trial,
+        (trial, _): (&Trial, &MemberSpec),
         checkpoint: &Path,
     ) -> Result<Option<(ClassifierStart, Progress)>, PipelineError> {
         let (state, progress) = checkpoint::load(checkpoint).map_err(damaged)?;
@@ -118,14 +119,16 @@ impl Trainers for TrainingClassifiers {
             let features = tokio::task::spawn_blocking(move || held_out.read(rows)).await??;
             let dim = features.len() / span.len();
             let (mut values, mut labels) = (Vec::with_capacity(features.len()), Vec::with_capacity(span.len()));
+            let mut images = Vec::with_capacity(span.len());
             for (row, feature) in span.zip(features.chunks_exact(dim.max(1))) {
                 for label in targets.row(row) {
                     values.extend_from_slice(feature);
                     labels.push(*label);
+                    images.push(row);
                 }
             }
             let scored = scorer.score(values, labels.clone(), VALIDATION_TOP_K).await?;
-            scores.add(&labels, &scored);
+            scores.add(&images, &labels, &scored);
         }
         scorer.unload().await?;
         Ok(scores.finish(trial, position, targets.iter().map(|(_, classes)| classes.len() as u64)))

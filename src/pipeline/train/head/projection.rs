@@ -14,9 +14,12 @@ use crate::pipeline::device::{
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::ValidationPoint;
 use crate::pipeline::train::TrainJob;
+use crate::pipeline::train::ensemble::WeightData;
 use crate::pipeline::train::feature_store::{FeatureStore, StepSamples};
 use crate::pipeline::train::held_out::{HeldOut, HeldOutSample};
-use crate::train::text::{AdamW, RunningMoments, TextHead, TextState};
+use crate::predict::metrics;
+use crate::train::closed_form::{Answers, ndcg5_by_language, score_mixed};
+use crate::train::text::{AdamW, MemberSpec, RunningMoments, TextHead, TextState};
 use crate::train::{CheckpointError, Progress, Targets, checkpoint};
 
 /// A projection into the space of the captions' vectors.
@@ -39,6 +42,18 @@ pub(in crate::pipeline::train) struct TrainingProjections {
     /// Rows in a micro-batch.
     batch: usize,
     held_out: Arc<HeldOut>,
+    /// Right captions of the held-out images, by language.
+    answers: Arc<Answers>,
+    is_ensemble: bool,
+}
+
+impl TrainingProjections {
+    /// Returns NDCG@5 of vectors of the held-out images, averaged over languages.
+    async fn score_languages(&self, images: Vec<f32>, dim: usize) -> Result<f64, PipelineError> {
+        let (held_out, answers) = (Arc::clone(&self.held_out), Arc::clone(&self.answers));
+        let score = move || ndcg5_by_language(&images, &held_out.vectors, dim, &answers);
+        Ok(tokio::task::spawn_blocking(score).await?)
+    }
 }
 
 /// Returns the size of a projection head's checkpoint in bytes.
@@ -47,14 +62,14 @@ pub(in crate::pipeline::train) fn projection_checkpoint_bytes(dim: u64, hidden: 
     12 * (dim + 1 + hidden) * (hidden + output + 1)
 }
 
-fn adam(job: &TrainJob, trial: &Trial) -> AdamW {
+fn adam(job: &TrainJob, trial: &Trial, seed: u64) -> AdamW {
     AdamW {
         momentum: trial.momentum,
         weight_decay: trial.weight_decay,
         clip_norm: job.settings.clip_norm,
         fixed_scale: job.settings.temperature.is_some(),
         dropout: job.settings.dropout,
-        seed: job.split.seed,
+        seed,
     }
 }
 
@@ -85,33 +100,39 @@ impl Head for ProjectionHead {
         let store = Arc::clone(store);
         let features = tokio::task::spawn_blocking(move || feature_statistics(&store)).await??;
         let statistics = [features.mean(), features.std(), self.vectors.mean().to_vec()];
-        let start = |trial| {
+        let start = |(trial, member): (&Trial, &MemberSpec)| {
+            let dim = job.shape.dim;
+            let [mean, std, text_mean] = &statistics;
+            let statistics = [member.select(mean, dim), member.select(std, dim), text_mean.clone()];
             let head = match self.log_scale {
-                Some(log_scale) => TextHead::init_paired(statistics.clone(), log_scale),
-                None => TextHead::init(statistics.clone(), self.hidden, job.split.seed),
+                Some(log_scale) => TextHead::init_paired(statistics, log_scale),
+                None => TextHead::init(statistics, self.hidden, member.seed),
             };
+            let head = head.with_columns(member.columns(dim));
             let head = match job.settings.temperature {
                 Some(temperature) => head.with_scale(1.0 / temperature),
                 None => head,
             };
             let state = TextState::new(head);
-            ProjectionStart { state, adam: adam(job, trial), loss: LossSum::default() }
+            ProjectionStart { state, adam: adam(job, trial, member.seed), loss: LossSum::default() }
         };
-        Ok(trials.iter().map(start).collect())
+        Ok(trials.iter().zip(&job.members).map(start).collect())
     }
 
     fn resume(
         &self,
         job: &TrainJob,
-        trial: &Trial,
+        (trial, member): (&Trial, &MemberSpec),
         checkpoint: &Path,
     ) -> Result<Option<(ProjectionStart, Progress)>, PipelineError> {
         let (state, progress) = checkpoint::load_text(checkpoint).map_err(damaged)?;
-        if !job.is_checkpoint_of(&progress) || state.head.input != job.shape.dim {
+        let dim = job.shape.dim;
+        let fits = (state.head.width(), state.head.columns) == (dim, member.columns(dim));
+        if !job.is_checkpoint_of(&progress) || !fits {
             return Ok(None);
         }
         let loss = LossSum::from((progress.loss_sum, progress.loss_count));
-        Ok(Some((ProjectionStart { state, adam: adam(job, trial), loss }, progress)))
+        Ok(Some((ProjectionStart { state, adam: adam(job, trial, member.seed), loss }, progress)))
     }
 
     async fn load(
@@ -125,8 +146,12 @@ impl Head for ProjectionHead {
         let vectors = Arc::clone(&self.vectors);
         let read = move || held_out.finish(|captions| vectors.read_centred(captions));
         let held_out = Arc::new(tokio::task::spawn_blocking(read).await??);
-        let batch = job.settings.batch_size as usize;
-        Ok(TrainingProjections { trainers, device: Arc::clone(&job.device), vectors: self.vectors, batch, held_out })
+        let (batch, device) = (job.settings.batch_size as usize, Arc::clone(&job.device));
+        let Self { vectors, languages, .. } = self;
+        let language_of = |place: u32| languages.code(held_out.captions[place as usize]);
+        let answers = Arc::new(Answers::new(&held_out.captions_of, language_of));
+        let is_ensemble = job.settings.ensemble.is_some();
+        Ok(TrainingProjections { trainers, device, vectors, batch, held_out, answers, is_ensemble })
     }
 }
 
@@ -146,25 +171,69 @@ impl Trainers for TrainingProjections {
     async fn validate(&self, trial: usize, position: CurvePosition) -> Result<ValidationPoint, PipelineError> {
         let HeldOut { features, captions_of, captions, vectors, .. } = &*self.held_out;
         let (images, captions) = (captions_of.rows(), captions.len());
-        let mut scores = ValidationScores::default();
+        let (mut scores, mut by_language) = (ValidationScores::default(), None);
         if let Some(dim) = vectors.len().checked_div(captions) {
-            let projector = self.trainers.projector(trial).await?;
-            let queries = projector.project(features.clone(), images).await?;
-            let weight = vectors.iter().map(|value| value * projector.scale).collect();
+            let (queries, scale) = self.trainers.project(trial, features.clone(), images).await?;
+            let weight = vectors.iter().map(|value| value * scale).collect();
             let scorer = self.device.load_scorer(Arc::new(linear_layer(weight, vec![0.0; captions], dim))).await?;
-            let (mut rows, mut labels) = (Vec::new(), Vec::new());
+            let (mut rows, mut labels, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
             for (image, places) in captions_of.iter() {
                 for place in places {
                     rows.extend_from_slice(&queries[image * dim..(image + 1) * dim]);
                     labels.push(*place);
+                    numbers.push(image);
                 }
             }
             let scored = scorer.score(rows, labels.clone(), VALIDATION_TOP_K).await?;
-            scores.add(&labels, &scored);
+            scores.add(&numbers, &labels, &scored);
             scorer.unload().await?;
-            projector.unload().await?;
+            if self.is_ensemble && !self.answers.is_empty() {
+                by_language = Some(self.score_languages(queries, dim).await?);
+            }
         }
-        Ok(scores.finish(trial, position, captions_of.iter().map(|(_, places)| places.len() as u64)))
+        let point = scores.finish(trial, position, captions_of.iter().map(|(_, places)| places.len() as u64));
+        Ok(ValidationPoint { ndcg5_languages: by_language, ..point })
+    }
+
+    async fn validate_ensemble(
+        &self,
+        trials: usize,
+        position: CurvePosition,
+    ) -> Result<Option<ValidationPoint>, PipelineError> {
+        let HeldOut { features, captions_of, captions, vectors, .. } = &*self.held_out;
+        let images = captions_of.rows();
+        let Some(dim) = vectors.len().checked_div(captions.len()).filter(|_| !self.answers.is_empty()) else {
+            return Ok(None);
+        };
+        // All heads map to the captions' own vectors, so their mean is the vector of the ensemble.
+        let (mut mean, mut log_scale) = (vec![0.0; images * dim], 0.0);
+        for trial in 0..trials {
+            let (own, scale) = self.trainers.project(trial, features.clone(), images).await?;
+            mean.iter_mut().zip(own).for_each(|(sum, value)| *sum += value / trials as f32);
+            log_scale += f64::from(scale).ln() / trials as f64;
+        }
+        let (held_out, answers) = (Arc::clone(&self.held_out), Arc::clone(&self.answers));
+        let score = move || {
+            let scores = score_mixed(&mean, &held_out.vectors, dim, log_scale.exp(), &answers);
+            (scores, ndcg5_by_language(&mean, &held_out.vectors, dim, &answers))
+        };
+        let (scores, by_language) = tokio::task::spawn_blocking(score).await?;
+        Ok(Some(ValidationPoint {
+            step: position.step,
+            epoch: position.epoch,
+            loss: scores.loss,
+            ndcg5: scores.ndcg5,
+            ndcg5_ceiling: metrics::ceiling(captions_of.iter().map(|(_, places)| places.len() as u64)),
+            recall1: scores.recall1,
+            recall5: scores.recall5,
+            ndcg5_interval: scores.interval,
+            ndcg5_languages: Some(by_language),
+            trial: trials as u32,
+        }))
+    }
+
+    fn weight_data(&self) -> Option<WeightData> {
+        Some(WeightData { held_out: Arc::clone(&self.held_out), answers: Arc::clone(&self.answers) })
     }
 
     async fn save(
