@@ -4,6 +4,7 @@
 //! compilation and auto-tuning and are reported separately.
 
 mod embed;
+mod fit;
 mod forward;
 mod head;
 pub mod ingest;
@@ -23,6 +24,7 @@ use crate::pipeline::error::PipelineError;
 use crate::train::checkpoint;
 
 pub use embed::{EmbedBench, EmbedReport, embed};
+pub use fit::{FitBench, FitReport, fit};
 pub use forward::{ForwardBench, ForwardReport, forward};
 pub use head::{HeadBench, HeadReport, head};
 pub use rank::{RankReport, rank};

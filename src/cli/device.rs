@@ -112,6 +112,10 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
             let report = runtime.block_on(bench::head(settings, machine))?;
             emit(json, &report, || render::head(&report))
         }
+        BenchCommand::Fit { method, rows, dim, text_dim } => {
+            let report = bench::fit(bench::FitBench { method, rows, dim, text_dim })?;
+            emit(json, &report, || render::fit(&report))
+        }
         BenchCommand::Rank { classes, dim, rows, top_k } => {
             let report = runtime.block_on(bench::rank(classes, dim, rows, top_k, machine))?;
             emit(json, &report, || render::rank(&report))

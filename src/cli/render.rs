@@ -11,7 +11,7 @@ mod run;
 mod small;
 mod status;
 
-pub(super) use bench::{embed, forward, head, ingest, rank};
+pub(super) use bench::{embed, fit, forward, head, ingest, rank};
 pub(super) use check::check;
 pub(super) use compare::comparison;
 pub(super) use run::run;

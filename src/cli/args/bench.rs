@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 
 use crate::bench::ingest::ClusterSettings;
-use crate::types::{Pool, Precision};
+use crate::types::{HeadMethod, Pool, Precision};
 
 /// Assumptions of the model of several machines.
 #[derive(Debug, ClapArgs)]
@@ -152,6 +152,21 @@ pub(in crate::cli) enum BenchCommand {
         /// Steps between two loss values.
         #[arg(long, default_value_t = 10)]
         log_every: u64,
+    },
+    /// Measures time and memory of a text head in closed form on random features.
+    Fit {
+        /// Method: `cca` or `ridge`.
+        #[arg(long, default_value = "cca", value_parser = parse_config_value::<HeadMethod>)]
+        method: HeadMethod,
+        /// Number of images.
+        #[arg(long, default_value_t = 100_000, value_parser = parse_positive)]
+        rows: usize,
+        /// Values per feature.
+        #[arg(long, default_value_t = 768, value_parser = parse_positive)]
+        dim: usize,
+        /// Values per vector of a caption.
+        #[arg(long, default_value_t = 384, value_parser = parse_positive)]
+        text_dim: usize,
     },
     /// Measures the ranking of classes for random features.
     Rank {

@@ -2,7 +2,7 @@
 
 use super::Table;
 use crate::bench::ingest::{Cluster, Demand, Forecast, IngestReport, StageRate, Whole};
-use crate::bench::{EmbedReport, ForwardReport, HeadReport, RankReport};
+use crate::bench::{EmbedReport, FitReport, ForwardReport, HeadReport, RankReport};
 use crate::cli::format::{bytes, count, duration, number, percent, plural};
 
 /// Waits for storage below this limit, in seconds, are not shown.
@@ -123,6 +123,19 @@ pub(in crate::cli) fn head(report: &HeadReport) -> String {
     }
     if let Some((step, loss)) = report.losses.last() {
         table.row("loss", format!("{} at step {step}", number(*loss)));
+    }
+    table.text
+}
+
+/// Renders time and memory of a head in closed form.
+pub(in crate::cli) fn fit(report: &FitReport) -> String {
+    let mut table = Table::with_headings();
+    table.heading(&format!("A head in closed form, features of {}", plural(report.dim as u64, "values")));
+    let (rate, rows) = (number(report.rows_per_s), plural(report.rows as u64, "images"));
+    table.row("covariances", format!("{rate} images/s over {rows}"));
+    table.row("solution", format!("{} s", number(report.solve_s)));
+    if let Some(peak) = report.peak_memory_bytes {
+        table.row("peak memory", bytes(peak));
     }
     table.text
 }
