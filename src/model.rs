@@ -6,6 +6,8 @@
 //! the same batch gives the same bits. [`export_hf`] writes backbone and trained head as a directory that transformers
 //! opens.
 //!
+//! [`caption`] runs captioning checkpoints, which join such a backbone and a text decoder.
+//!
 //! Slices and vectors cross the boundary, tensors do not. Pixels are `[rows, size_px, size_px, 3]`, RGB, row-major;
 //! features are `[rows, feature_dim]`, row-major.
 //!
@@ -18,6 +20,7 @@
 
 mod attention;
 mod block;
+pub mod caption;
 mod checkpoint;
 mod classifier;
 mod config;

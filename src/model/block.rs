@@ -33,8 +33,18 @@ impl<B: Backend> Linear<B> {
         out: usize,
         target: (&B::Device, DType),
     ) -> Self {
-        let transposed = transpose(values, out, input);
-        let weight = Tensor::from_data(TensorData::new(transposed, [input, out]), target);
+        Self::from_columns(transpose(values, out, input), bias, input, out, target)
+    }
+
+    /// Creates a layer from a weight that is stored `[in, out]`, as that of GPT-2.
+    pub(super) fn from_columns(
+        values: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        input: usize,
+        out: usize,
+        target: (&B::Device, DType),
+    ) -> Self {
+        let weight = Tensor::from_data(TensorData::new(values, [input, out]), target);
         let bias = bias.map(|bias| Tensor::from_data(TensorData::new(bias, [out]), target));
         Self { weight, bias }
     }

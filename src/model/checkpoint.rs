@@ -57,7 +57,16 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config_path = dir.join(CONFIG);
         let text = std::fs::read(&config_path).map_err(ModelError::read(&config_path))?;
-        let mut config = BackboneConfig::parse(&text, &config_path)?;
+        Self::open_part(dir, &text, "")
+    }
+
+    /// Opens a backbone that is part of a larger model: `text` is its part of `config.json`, and its tensors are those whose
+    /// names begin with `prefix`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_part(dir: &Path, text: &[u8], prefix: &str) -> Result<Self, ModelError> {
+        let mut config = BackboneConfig::parse(text, &dir.join(CONFIG))?;
         let preprocessor_path = dir.join(PREPROCESSOR);
         let preprocessor = match std::fs::read(&preprocessor_path) {
             Ok(text) => Preprocessor::parse(&text, &preprocessor_path, config.family)?,
@@ -76,7 +85,8 @@ impl Checkpoint {
         }
         let (mut keys, mut mask, mut classifier) = (Vec::new(), None, false);
         for name in weights.tensors().keys() {
-            match layout::classify_name(config.family, name) {
+            let Some(bare) = name.strip_prefix(prefix) else { continue };
+            match layout::classify_name(config.family, bare) {
                 TensorRole::Classifier => classifier = true,
                 TensorRole::Unused => {}
                 TensorRole::Mask => mask = Some(name.clone()),

@@ -191,27 +191,60 @@ impl<B: Backend> Extractor<B> {
     ///
     /// # Errors
     /// When the length of `pixels` does not match `rows`, or `rows` exceeds the fixed batch size.
-    pub fn submit<P>(&self, mut pixels: P, rows: usize) -> Result<Pending<B>, ModelError>
+    pub fn submit<P>(&self, pixels: P, rows: usize) -> Result<Pending<B>, ModelError>
+    where
+        P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
+    {
+        let Some((bytes, all)) = self.pad(pixels, rows)? else { return Ok(Pending::new(None, 0)) };
+        if let Network::Card(card) = &self.network {
+            return Ok(Pending::new(Some(Computed::Card(card.forward(bytes), self.feature_dim)), rows));
+        }
+        Ok(Pending::new(self.forward(self.upload(bytes), all)?.map(Computed::Burn), rows))
+    }
+
+    /// Enqueues one batch and returns the states of all tokens after the last loaded block and the final norm, `[rows, tokens,
+    /// hidden]`; `None` without rows. The buffer is dropped once it is copied.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub(super) fn states<P>(&self, pixels: P, rows: usize) -> Result<Option<Tensor<B, 3>>, ModelError>
+    where
+        P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
+    {
+        let Some((bytes, all)) = self.pad(pixels, rows)? else { return Ok(None) };
+        let (format, side) = (self.numerics.format, self.size_px as usize);
+        let states = match &self.network {
+            Network::Plain(plain) => plain.states(self.upload(bytes), (all, side), format, &self.taps)?,
+            Network::Windowed(windowed) => windowed.states(self.upload(bytes), (all, side), format),
+            Network::Card(_) => {
+                let reason = "own kernels return features and no states of tokens".to_owned();
+                return Err(ModelError::Device { reason });
+            }
+        };
+        Ok(Some(if all > rows { states.narrow(0, 0, rows) } else { states }))
+    }
+
+    /// Pads a batch to the fixed batch size; returns it with its rows. `None` without rows.
+    fn pad<P>(&self, mut pixels: P, rows: usize) -> Result<Option<(Bytes, usize)>, ModelError>
     where
         P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
     {
         let image = self.image_bytes(pixels.as_ref().len(), rows)?;
         if rows == 0 {
-            return Ok(Pending::new(None, 0));
+            return Ok(None);
         }
         let all = self.numerics.batch_rows.unwrap_or(rows);
         if rows > all {
             return Err(ModelError::Batch { rows, batch_rows: all });
         }
         pixels.borrow_mut().resize(all * image, 0);
-        let bytes = Bytes::from_shared(bytes::Bytes::from_owner(pixels), AllocationProperty::Native);
-        if let Network::Card(card) = &self.network {
-            return Ok(Pending::new(Some(Computed::Card(card.forward(bytes), self.feature_dim)), rows));
-        }
+        Ok(Some((Bytes::from_shared(bytes::Bytes::from_owner(pixels), AllocationProperty::Native), all)))
+    }
+
+    fn upload(&self, bytes: Bytes) -> Tensor<B, 1, Int> {
         // One-dimensional: the upload would pad and copy each row of a wider shape by itself.
-        let data = TensorData::from_bytes(bytes, [all * image], DType::U8);
-        let uploaded = Tensor::from_data(data, (&self.device, DType::U8));
-        Ok(Pending::new(self.forward(uploaded, all)?.map(Computed::Burn), rows))
+        let count = bytes.len();
+        Tensor::from_data(TensorData::from_bytes(bytes, [count], DType::U8), (&self.device, DType::U8))
     }
 
     /// Computes a batch of black images, so that all kernels are compiled and tuned.

@@ -130,6 +130,54 @@ impl<B: Backend> PlainBackbone<B> {
         taps: &[u32],
         pooling: Pooling,
     ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let (states, patches) = self.embed(pixels, (rows, side), format);
+        let [all, hidden] = states.dims();
+        let count = all / rows;
+        let mut features = TapFeatures::new(taps);
+        self.run_blocks(states, (rows, count), taps, |block, states| {
+            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), count - patches, pooling));
+        })?;
+        Ok(features.into_vec())
+    }
+
+    /// Maps pixels, `[rows · side · side · 3]`, to the states of all tokens after the last loaded block and the final norm,
+    /// `[rows, tokens, hidden]`. `taps` names that block.
+    pub(super) fn states(
+        &self,
+        pixels: Tensor<B, 1, Int>,
+        (rows, side): (usize, usize),
+        format: DType,
+        taps: &[u32],
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let (mut states, _) = self.embed(pixels, (rows, side), format);
+        let [all, hidden] = states.dims();
+        self.run_blocks(states.clone(), (rows, all / rows), taps, |_, after| states = after)?;
+        Ok(self.final_norm.forward(states).reshape([rows, all / rows, hidden]))
+    }
+
+    /// Applies the blocks to `[rows · tokens, hidden]` and passes the states after each block, or after those of `taps` alone, to
+    /// `collect`.
+    fn run_blocks(
+        &self,
+        mut states: Tensor<B, 2>,
+        (rows, count): (usize, usize),
+        taps: &[u32],
+        mut collect: impl FnMut(u32, Tensor<B, 2>),
+    ) -> Result<(), ModelError> {
+        match &self.blocks {
+            Blocks::Device(blocks) => {
+                for (block, index) in blocks.iter().zip(0..) {
+                    states = block.forward(states, rows, self.attention);
+                    collect(index, states.clone());
+                }
+                Ok(())
+            }
+            Blocks::Direct(blocks) => direct::forward(blocks, states, (rows, count), taps, collect),
+        }
+    }
+
+    /// Maps pixels to the input of the first block, `[rows · tokens, hidden]`; returns it with the number of patches.
+    fn embed(&self, pixels: Tensor<B, 1, Int>, (rows, side): (usize, usize), format: DType) -> (Tensor<B, 2>, usize) {
         let mut tokens = self.patches.forward(pixels, rows, side, format);
         let [_, patches, hidden] = tokens.dims();
         if let Some(positions) = &self.positions {
@@ -140,24 +188,12 @@ impl<B: Backend> PlainBackbone<B> {
             tokens = Tensor::cat(vec![leading.clone().expand([rows, count, hidden]), tokens], 1);
         }
         let [_, count, _] = tokens.dims();
-        let mut states = tokens.reshape([rows * count, hidden]);
-        if let Some(norm) = &self.first_norm {
-            states = norm.forward(states);
-        }
-        let mut features = TapFeatures::new(taps);
-        let mut collect = |block: u32, states: Tensor<B, 2>| {
-            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), count - patches, pooling));
+        let states = tokens.reshape([rows * count, hidden]);
+        let states = match &self.first_norm {
+            Some(norm) => norm.forward(states),
+            None => states,
         };
-        match &self.blocks {
-            Blocks::Device(blocks) => {
-                for (block, index) in blocks.iter().zip(0..) {
-                    states = block.forward(states, rows, self.attention);
-                    collect(index, states.clone());
-                }
-            }
-            Blocks::Direct(blocks) => direct::forward(blocks, states, (rows, count), taps, collect)?,
-        }
-        Ok(features.into_vec())
+        (states, patches)
     }
 
     /// Pools the tokens of a block, `[rows, tokens, hidden]`; the first `leading` are no patches.

@@ -115,13 +115,7 @@ impl<B: Backend> WindowedBackbone<B> {
         format: DType,
         taps: &[u32],
     ) -> Vec<Tensor<B, 2>> {
-        let tokens = self.patches.forward(pixels, rows, side, format);
-        let [_, count, width] = tokens.dims();
-        let mut states = self.first_norm.forward(tokens);
-        if let Some(positions) = &self.positions {
-            states = states + positions.clone();
-        }
-        let mut states = states.reshape([rows * count, width]);
+        let mut states = self.embed(pixels, (rows, side), format);
         let mut features = TapFeatures::new(taps);
         let mut index = 0;
         for stage in &self.stages {
@@ -136,6 +130,42 @@ impl<B: Backend> WindowedBackbone<B> {
             }
         }
         features.into_vec()
+    }
+
+    /// Maps pixels, `[rows · side · side · 3]`, to the states of all tokens after the last loaded block, `[rows, tokens, width]`.
+    ///
+    /// The final norm is applied in the last stage, whose width it has.
+    pub(super) fn states(
+        &self,
+        pixels: Tensor<B, 1, Int>,
+        (rows, side): (usize, usize),
+        format: DType,
+    ) -> Tensor<B, 3> {
+        let mut states = self.embed(pixels, (rows, side), format);
+        for stage in &self.stages {
+            for block in &stage.blocks {
+                states = block.forward(states, rows, stage.grid);
+            }
+            if let Some(merging) = &stage.merging {
+                states = merging.forward(states, rows, stage.grid);
+            }
+        }
+        if let Some(norm) = &self.final_norm {
+            states = norm.forward(states);
+        }
+        let [all, width] = states.dims();
+        states.reshape([rows, all / rows, width])
+    }
+
+    /// Maps pixels to the input of the first block, `[rows · tokens, width]`.
+    fn embed(&self, pixels: Tensor<B, 1, Int>, (rows, side): (usize, usize), format: DType) -> Tensor<B, 2> {
+        let tokens = self.patches.forward(pixels, rows, side, format);
+        let [_, count, width] = tokens.dims();
+        let mut states = self.first_norm.forward(tokens);
+        if let Some(positions) = &self.positions {
+            states = states + positions.clone();
+        }
+        states.reshape([rows * count, width])
     }
 }
 

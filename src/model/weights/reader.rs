@@ -167,6 +167,8 @@ impl WeightReader {
                 Dtype::F16 => Format::F16,
                 Dtype::BF16 => Format::Bf16,
                 Dtype::F32 => Format::F32,
+                // Masks that older versions of GPT-2 saved.
+                Dtype::BOOL | Dtype::U8 if name.ends_with("attn.bias") || name.ends_with("attention.bias") => continue,
                 other => {
                     let reason = format!("`{name}` has dtype `{other:?}`; supported are `F32`, `F16` and `BF16`");
                     return Err(ModelError::weights(path, reason));
