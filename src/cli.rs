@@ -5,6 +5,7 @@
 //! 130 and 143 stopped by a signal after saving.
 
 mod args;
+mod caption;
 mod cards;
 mod device;
 mod failure;
@@ -27,7 +28,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 
 use crate::bench;
-use crate::config::{self, AdHocRanking, MachineConfig, RunConfig, Stage};
+use crate::config::{self, AdHocCaptions, AdHocRanking, MachineConfig, RunConfig, Stage};
 use crate::pipeline::{self, Request};
 use crate::predict::evaluate::evaluate_files;
 use crate::runtime::Shutdown;
@@ -38,7 +39,7 @@ use args::{Args, Command, ConfigCommand, Files};
 use failure::{FIRST_PANIC, Failure};
 use files::{config_failure, load_config, load_config_files, load_machine, load_share};
 use output::{emit, print, print_failure, print_json, print_raw, print_usage_error};
-use run::{Pages, RunOutput, render_sample, run, run_pipeline, start_runtime, watch_signals};
+use run::{Pages, RunOutput, render_sample, run, run_pipeline, run_to_end, start_runtime, watch_signals};
 
 /// Exit code of `status --check` for a run that is neither alive nor complete; container health checks expect this one.
 const UNHEALTHY: u8 = 1;
@@ -91,6 +92,12 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             }
             let part = part.as_deref().map(part::parse).transpose().map_err(|message| Failure::new(2, message))?;
             let config = load_share(&files, share.unwrap_or(1))?;
+            if !Stage::ALL.into_iter().any(|stage| config.runs(stage)) {
+                return Err(Failure::new(
+                    2,
+                    "the pipeline file has no stage to run: `caption` writes the captions of its `[caption]`",
+                ));
+            }
             let from = from.map(Stage::from);
             if let Some(stage) = from {
                 require_stage(&config, stage)?;
@@ -105,6 +112,10 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let common = AdHocRanking { images, ids, truth, ..AdHocRanking::default() };
             let rankings = predict::pair_lists(captions, names, &common).map_err(|what| Failure::new(2, what))?;
             predict::run(&files, rankings, request, screen, output)
+        }
+        Command::Caption { files, images, ids, output: name, references, wait } => {
+            let captions = AdHocCaptions { images, ids, output: name, references };
+            caption::run(&files, captions, wait, screen, output)
         }
         Command::Status { dir, run_dir, machine, shards, check } => {
             let run_dir = dir.or(run_dir).unwrap_or_default();
@@ -132,7 +143,10 @@ fn dispatch(args: Args, screen: &progress::Screen) -> Result<(), Failure> {
             let report = write_sample(&out, &options)?;
             emit(json, &report, || render::sample(&out, &report))
         }
-        Command::Evaluate { submission, truth, ids } => score(&submission, &truth, ids.as_deref(), json),
+        Command::Evaluate { captions: Some(captions), truth, .. } => caption::evaluate(&captions, &truth, json),
+        Command::Evaluate { submission, truth, ids, captions: None } => {
+            score(&submission.unwrap_or_default(), &truth, ids.as_deref(), json)
+        }
         Command::Inspect { path, row: Some(row), output, machine } => {
             row::inspect(&path, &row, output.as_deref(), machine.as_deref(), json)
         }

@@ -23,9 +23,10 @@ mod validate;
 mod value;
 
 pub use parse::{MachineFile, PipelineFile};
-pub use run_config::{AdHocRanking, RunConfig};
+pub use run_config::{AdHocCaptions, AdHocRanking, RunConfig};
 pub use stage::{Stage, StageKeys};
 pub use stored::StoredPipeline;
+pub use validate::caption::CaptionConfig;
 pub use validate::ensemble::EnsembleConfig;
 pub use validate::images::{
     CaptionsConfig, CatalogConfig, ChunksConfig, ImageColumnNames, ImagesConfig, ModelConfig, PairsConfig,

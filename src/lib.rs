@@ -52,6 +52,7 @@
 //! | [`device`] | available devices, probed in a process of their own; the kernel cache | `types` |
 //! | [`chunk`] | pixel and feature chunks, journal, duplicates, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
 //! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
+//! | [`caption`] | generated captions against references: BLEU, METEOR, `CIDEr` | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
 //! | [`train`] | heads, targets, schedule, sample order, optimisers, closed-form fits, checkpoints; burn in the trainers | `predict`, `types` |
 //! | [`view`] | charts and pages as text, in one design; pure | – |
@@ -62,7 +63,7 @@
 //! | [`explore`] | pictures, captions and search of a run; reads runs and never writes | `pipeline` and what it may import but `hf_hub`, `runtime`, `telemetry`; `search` |
 //! | [`serve`] | the page about runs, over HTTP; reads run directories and never writes | `chunk`, `config`, `explore`, `objects`, `pipeline`, `run_dir`, `runtime`, `view` |
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline`, `types` |
-//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `config`, `device`, `explore`, `init`, `objects`, `pipeline`, `predict`, `run_dir`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
+//! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `caption`, `config`, `device`, `explore`, `init`, `objects`, `pipeline`, `predict`, `run_dir`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
 //! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of
 //! `pipeline`. Two modules serve tests alone: `fuzz` damages input, `reference` compares with other implementations.
@@ -83,6 +84,7 @@
 //!    compiled kernels below `WIKICAP_CACHE` where that is set.
 
 pub mod bench;
+pub mod caption;
 pub mod catalog;
 pub mod chunk;
 pub mod cli;

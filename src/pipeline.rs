@@ -22,6 +22,7 @@
 //! | `features` | pixel chunks → backbone → feature chunks | `device`, `images`, `resolve` |
 //! | `train` | feature chunks → trained heads | `captions`, `catalog`, `device`, `resolve` |
 //! | `predict` | test images → ranked captions | all of the above |
+//! | `caption` | images → captioning model → captions | `captions`, `device`, `features`, `hub`, `images`, `predict`, `resolve` |
 //! | `needs` | memory and disk that grow with the classes | `captions`, `device`, `resolve`, `train` |
 //! | `plan` | the stages of one start, with inputs and generations | `predict`, `resolve` |
 //! | `execution` | the stages of a plan, in order | all of the above |
@@ -30,6 +31,7 @@
 //!
 //! Every part may name the parts of the first six rows. The test `tests/it/layering.rs` enforces this table.
 
+mod caption;
 pub(crate) mod captions;
 pub(crate) mod catalog;
 mod check;
@@ -63,6 +65,7 @@ use crate::config::{RunConfig, Stage};
 use crate::runtime::Shutdown;
 use crate::telemetry::ProgressRegistry;
 
+pub use caption::write_captions;
 pub use check::{Check, check};
 pub(crate) use context::workers;
 pub use error::PipelineError;

@@ -212,15 +212,45 @@ pub(super) enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Writes a caption of each image with a captioning model, as `[caption]` of the pipeline file says: a baseline beside the
+    /// ranking heads.
+    ///
+    /// The same command resumes after an interruption. With changed settings the captions are made again.
+    Caption {
+        #[command(flatten)]
+        files: Files,
+        /// Images to caption instead of `caption.images`: files, globs or folders; may be given several times. Needs `--output`.
+        #[arg(long, value_name = "GLOB", requires = "output")]
+        images: Vec<String>,
+        /// File of ids instead of `caption.ids`, with the columns `id` and `image_url`.
+        #[arg(long, value_name = "FILE")]
+        ids: Option<String>,
+        /// Name of the file of captions in the run directory, instead of `caption.output`: `NAME.csv` or `NAME.jsonl`. Counts and
+        /// scores go to `NAME.report.json` beside it.
+        #[arg(long, value_name = "NAME")]
+        output: Option<String>,
+        /// CSV file of right captions instead of `caption.references`: adds BLEU, METEOR (exact + stem) and `CIDEr`.
+        #[arg(long, value_name = "FILE")]
+        references: Option<String>,
+        /// Waits while another process works on the run directory, instead of ending with an error.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Scores a submission against the right captions: NDCG@5, recall@1, recall@5, mean reciprocal rank, mean rank.
     ///
     /// Each score comes with its interval of 95 % confidence, by the bootstrap over images.
+    ///
+    /// With `--captions`, scores generated captions against references instead: BLEU-1 to BLEU-4, METEOR (exact + stem) and `CIDEr`.
     Evaluate {
         /// CSV file with the columns `id` and `caption_title_and_reference_description`, best caption first.
-        #[arg(long, value_name = "FILE")]
-        submission: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "captions")]
+        submission: Option<PathBuf>,
+        /// CSV file of generated captions, with the columns `id` and `caption`, as `caption` writes it.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["submission", "ids"])]
+        captions: Option<PathBuf>,
         /// CSV file with the same columns and the right caption of each id. With a column `language`, an id may have several,
-        /// and each language is scored by itself too.
+        /// and each language is scored by itself too. For `--captions`: references, several rows an id, in the column `caption`,
+        /// `reference` or `caption_title_and_reference_description`.
         #[arg(long, value_name = "FILE")]
         truth: PathBuf,
         /// `test.tsv`, with the columns `id` and `image_url`: adds the highest score that one ranking per image can reach, and

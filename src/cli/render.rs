@@ -4,6 +4,7 @@
 //! text is not.
 
 mod bench;
+mod captions;
 mod check;
 mod compare;
 mod details;
@@ -12,6 +13,7 @@ mod small;
 mod status;
 
 pub(super) use bench::{embed, fit, forward, head, ingest, rank};
+pub(super) use captions::caption_scores;
 pub(super) use check::check;
 pub(super) use compare::comparison;
 pub(super) use run::run;

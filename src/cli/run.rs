@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::output::emit;
 use super::{Failure, announce, metrics, progress, render, sample_failure};
 use crate::config::RunConfig;
-use crate::pipeline::{self, Report, Request};
+use crate::pipeline::{self, PipelineError, Report, Request};
 use crate::runtime::{Shutdown, Signal};
 use crate::sample::{self, SampleOptions};
 use crate::serve::Server;
@@ -60,20 +60,34 @@ pub(super) fn run_pipeline(
     let page =
         pages.page.map(|address| announce(Server::beside_run(address, &dir, &config.machine().store))).transpose()?;
     render_sample(&config)?;
-    let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
-    let runtime = start_runtime(pipeline::workers(&config))?;
-    let outcome = runtime.block_on(async {
-        let signals = tokio::spawn(watch_signals(shutdown.clone()));
+    run_to_end(pipeline::workers(&config), screen, |registry, shutdown| {
         if let Some(listener) = listener {
             tokio::spawn(metrics::serve(listener, registry.clone(), request.part, shutdown.clone()));
         }
         if let Some(page) = page {
             tokio::spawn(page.run(shutdown.clone()));
         }
+        Box::pin(pipeline::run(config, request, registry, shutdown))
+    })
+}
+
+/// Starts the runtime and does some work on it to its end, or to a signal, with progress on the screen.
+pub(super) fn run_to_end<F>(
+    decoding_threads: usize,
+    screen: &progress::Screen,
+    start: impl FnOnce(ProgressRegistry, Shutdown) -> F,
+) -> Result<Report, Failure>
+where
+    F: Future<Output = Result<Report, PipelineError>> + Send + 'static,
+{
+    let (registry, shutdown) = (ProgressRegistry::default(), Shutdown::default());
+    let runtime = start_runtime(decoding_threads)?;
+    let outcome = runtime.block_on(async {
+        let signals = tokio::spawn(watch_signals(shutdown.clone()));
         let display = screen.follow(&registry);
         // A task of its own turns a panic into an error.
-        let run = Box::pin(pipeline::run(config, request, registry.clone(), shutdown.clone()));
-        let outcome = tokio::spawn(run).await.unwrap_or_else(|error| Err(error.into()));
+        let work = start(registry.clone(), shutdown.clone());
+        let outcome = tokio::spawn(work).await.unwrap_or_else(|error| Err(error.into()));
         display.end();
         signals.abort();
         outcome

@@ -3,6 +3,7 @@
 //! `wikicap-pipeline config reference` prints the doc comments of sections and keys, so they are written for the person
 //! who fills in a file. Here values are checked for their type alone; `validate` checks the rest.
 
+mod caption;
 mod input;
 mod machine;
 mod model;
@@ -10,6 +11,7 @@ mod model;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
+pub(super) use caption::RawCaption;
 pub(super) use input::{RawCaptions, RawChunks, RawImages, RawPairs, RawPreprocess, RawSample};
 pub(super) use machine::{RawDevice, RawLimits, RawMachine, RawScratch, RawStore};
 pub(super) use model::{RawHead, RawModel, RawPredict, RawText, RawTrain};
@@ -64,6 +66,9 @@ pub(super) struct RawPipeline {
     /// Ranking of captions for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) predict: Option<RawPredict>,
+    /// Captions that a captioning model writes, for the command `caption`; `run` ignores this section.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) caption: Option<RawCaption>,
 }
 
 /// `[run]`

@@ -5,8 +5,8 @@ use serde::Serialize;
 use toml::Value;
 
 use super::raw::{
-    RawCaptions, RawChunks, RawDevice, RawHead, RawImages, RawLimits, RawMachine, RawModel, RawPairs, RawPipeline,
-    RawPredict, RawPreprocess, RawRun, RawSample, RawScratch, RawStore, RawText, RawTrain,
+    RawCaption, RawCaptions, RawChunks, RawDevice, RawHead, RawImages, RawLimits, RawMachine, RawModel, RawPairs,
+    RawPipeline, RawPredict, RawPreprocess, RawRun, RawSample, RawScratch, RawStore, RawText, RawTrain,
 };
 
 /// One key of a configuration file.
@@ -46,6 +46,7 @@ pub fn keys_of_pipeline() -> Vec<Key> {
     section::<RawHead>("head", &mut keys);
     section::<RawTrain>("train", &mut keys);
     section::<RawPredict>("predict", &mut keys);
+    section::<RawCaption>("caption", &mut keys);
     keys
 }
 

@@ -1,16 +1,17 @@
 //! The checked configuration, which the rest of the program relies on.
 
 use super::raw::{RawMachine, RawPipeline};
-use super::stage::stage_keys;
+use super::stage::{caption_keys, stage_keys};
+use super::validate::caption::check_caption;
 use super::validate::images::check_images;
 use super::validate::machine::check_machine;
 use super::validate::predict::{check_output, check_predict};
 use super::validate::train::{check_head, check_train, set_paired_defaults};
 use super::validate::{Problems, check_paths, check_stages};
 use super::{
-    CatalogConfig, ChunksConfig, ConfigError, DeviceConfig, HeadConfig, ImagesConfig, LimitsConfig, MachineConfig,
-    MachineFile, ModelConfig, PipelineFile, PredictConfig, PreprocessConfig, Problem, SampleConfig, Stage, StageKeys,
-    StoreConfig, StoredPipeline, TextConfig, TrainConfig,
+    CaptionConfig, CatalogConfig, ChunksConfig, ConfigError, DeviceConfig, HeadConfig, ImagesConfig, LimitsConfig,
+    MachineConfig, MachineFile, ModelConfig, PipelineFile, PredictConfig, PreprocessConfig, Problem, SampleConfig,
+    Stage, StageKeys, StoreConfig, StoredPipeline, TextConfig, TrainConfig,
 };
 use crate::types::ValidationSplit;
 
@@ -27,6 +28,19 @@ pub struct AdHocRanking {
     pub ids: Option<String>,
     /// File of the right captions.
     pub truth: Option<String>,
+}
+
+/// Differences of the captions on the command line from `[caption]`; absent or empty where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdHocCaptions {
+    /// Globs of the images.
+    pub images: Vec<String>,
+    /// File of the ids.
+    pub ids: Option<String>,
+    /// File of the captions, inside `run.dir`.
+    pub output: Option<String>,
+    /// File of the right captions.
+    pub references: Option<String>,
 }
 
 /// Hashes names with FNV-1a, so that the same names always give the same number.
@@ -47,6 +61,7 @@ pub struct RunConfig {
     head: HeadConfig,
     train: Option<TrainConfig>,
     predict: Option<PredictConfig>,
+    caption: Option<CaptionConfig>,
     machine: MachineConfig,
     /// The pipeline file that the sections were made from, with defaults filled in. Fingerprints and `run.toml` come
     /// from it.
@@ -92,6 +107,7 @@ impl RunConfig {
             head,
             train,
             predict,
+            caption: check_caption(&source, problems),
             machine: MachineConfig::default(),
             source,
             machine_source: RawMachine::default(),
@@ -148,6 +164,39 @@ impl RunConfig {
         }
         let checked = Self::check_pipeline(source, &mut problems);
         problems.into_result(Self { machine, machine_source, output, ad_hoc: other_output, ..checked })
+    }
+
+    /// Captions other images, or writes the captions to another file of the run directory.
+    ///
+    /// # Errors
+    /// When the pipeline has no `[caption]`, or a value cannot work.
+    pub fn caption_with(self, captions: AdHocCaptions) -> Result<Self, ConfigError> {
+        let Self { mut source, machine, machine_source, .. } = self;
+        let Some(caption) = &mut source.caption else {
+            return Err(ConfigError(vec![Problem::new("caption", "is required to write captions: name a checkpoint")]));
+        };
+        if !captions.images.is_empty() {
+            let is_named = captions.output.as_ref().is_some_and(|output| *output != caption.output);
+            if !is_named {
+                let what = format!(
+                    "`{}` holds the captions of the pipeline's images: name another file for those of other images, with \
+                     `--output NAME.csv`",
+                    caption.output
+                );
+                return Err(ConfigError(vec![Problem::new("caption.output", what)]));
+            }
+            caption.images = captions.images;
+            // Ids and references of the pipeline file belong to its own images.
+            caption.ids.clear();
+            caption.references.clear();
+        }
+        let replace = |to: &mut String, value: Option<String>| value.into_iter().for_each(|value| *to = value);
+        replace(&mut caption.ids, captions.ids);
+        replace(&mut caption.output, captions.output);
+        replace(&mut caption.references, captions.references);
+        let mut problems = Problems::default();
+        let checked = Self::check_pipeline(source, &mut problems);
+        problems.into_result(Self { machine, machine_source, ..checked })
     }
 
     /// Tells whether the configuration includes the stage.
@@ -229,6 +278,11 @@ impl RunConfig {
         self.predict.as_ref()
     }
 
+    /// Captions that a captioning model writes (`[caption]`).
+    pub fn caption(&self) -> Option<&CaptionConfig> {
+        self.caption.as_ref()
+    }
+
     /// The machine file.
     pub fn machine(&self) -> &MachineConfig {
         &self.machine
@@ -289,6 +343,11 @@ impl RunConfig {
     /// path.
     pub fn keys(&self, stage: Stage) -> StageKeys {
         stage_keys(&self.source, stage)
+    }
+
+    /// Returns the keys that generated captions depend on, beside the checkpoint and its settings of generation.
+    pub fn caption_keys(&self) -> StageKeys {
+        caption_keys(&self.source)
     }
 
     /// Returns the pipeline with all defaults filled in, as `run.toml` stores it.

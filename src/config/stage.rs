@@ -130,6 +130,14 @@ pub(super) fn stage_keys(pipeline: &RawPipeline, stage: Stage) -> StageKeys {
     keys
 }
 
+/// Returns the keys that generated captions depend on, beside the checkpoint and its settings of generation.
+pub(super) fn caption_keys(pipeline: &RawPipeline) -> StageKeys {
+    let mut keys = StageKeys::new();
+    add(&mut keys, "preprocess", Some(&pipeline.preprocess), &[]);
+    add(&mut keys, "chunks", Some(&pipeline.chunks), &["compression"]);
+    keys
+}
+
 /// Adds the keys of what becomes of an image. Published features depend on neither pixels nor a checkpoint.
 fn add_feature_keys(keys: &mut StageKeys, pipeline: &RawPipeline) {
     let published = |model: &&RawModel| model.features == FeatureOrigin::Published;

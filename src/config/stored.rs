@@ -26,7 +26,10 @@ impl StoredPipeline {
         pipeline.images.iter_mut().flat_map(|images| &mut images.shards).for_each(&mut edit);
         if let Some(predict) = &mut pipeline.predict {
             let single = [&mut predict.ids, &mut predict.truth, &mut predict.captions, &mut predict.blend];
-            predict.images.iter_mut().chain(single).for_each(edit);
+            predict.images.iter_mut().chain(single).for_each(&mut edit);
+        }
+        if let Some(caption) = &mut pipeline.caption {
+            caption.images.iter_mut().chain([&mut caption.ids, &mut caption.references]).for_each(edit);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Each `check_*` function reports to [`Problems`] and returns its section in any case. A section counts only if there
 //! was no problem, which [`Problems::into_result`] ensures.
 
+pub(super) mod caption;
 pub(super) mod ensemble;
 pub(super) mod images;
 pub(super) mod machine;
@@ -54,14 +55,17 @@ pub(super) fn check_stages(pipeline: &RawPipeline, problems: &mut Problems) {
     }
     require(predict.is_some() && model.is_none(), "model", "is required with `[predict]`");
     require(
-        images.is_none() && captions.is_none() && predict.is_none(),
+        images.is_none() && captions.is_none() && predict.is_none() && pipeline.caption.is_none(),
         "",
-        "the pipeline has nothing to run: add `[images]`, `[captions]` or `[predict]`",
+        "the pipeline has nothing to run: add `[images]`, `[captions]`, `[predict]` or `[caption]`",
     );
 }
 
 /// Keys whose values may be names of lists.
-const LISTS: [&str; 3] = ["pairs.shards", "images.shards", "predict.images"];
+const LISTS: [&str; 4] = ["pairs.shards", "images.shards", "predict.images", "caption.images"];
+
+/// Keys whose values name models.
+const MODELS: [&str; 3] = ["model.checkpoint", "text.encoder", "caption.checkpoint"];
 
 /// Returns whether a shell would have replaced the beginning of a path. The program does not, so a folder named `~` would appear.
 fn is_unexpanded(path: &str) -> bool {
@@ -109,13 +113,13 @@ pub(super) fn check_paths(pipeline: &RawPipeline, problems: &mut Problems) {
     for (key, paths) in paths(pipeline) {
         for path in paths {
             refuse_unexpanded(path, key, problems);
-            let hub = ["model.checkpoint", "text.encoder"].contains(&key) && HubName::parse(path).is_some();
+            let hub = MODELS.contains(&key) && HubName::parse(path).is_some();
             // `@` before a name makes it a list of names.
             let path = if LISTS.contains(&key) { path.trim_start_matches('@') } else { path };
             let Some((scheme, _)) = path.split_once("://").filter(|_| !hub) else { continue };
             let (allowed, what): (&[&str], _) = match key {
                 "run.dir" | "predict.blend" => (&["file", "s3", "s3a"], "a local path or an `s3://` URL"),
-                "model.checkpoint" | "text.encoder" => (&[], "a local directory or `hf:ORG/NAME`"),
+                key if MODELS.contains(&key) => (&[], "a local directory or `hf:ORG/NAME`"),
                 _ => (
                     &["file", "s3", "s3a", "gs", "az", "azure", "https", "http", "hf"],
                     "a local path or a URL of s3, gs, az, https or hf",
@@ -153,6 +157,12 @@ fn paths(pipeline: &RawPipeline) -> Vec<(&'static str, Vec<&str>)> {
         found.push(("predict.truth", vec![predict.truth.as_str()]));
         found.push(("predict.captions", vec![predict.captions.as_str()]));
         found.push(("predict.blend", vec![predict.blend.as_str()]));
+    }
+    if let Some(caption) = &pipeline.caption {
+        found.push(("caption.checkpoint", vec![caption.checkpoint.as_str()]));
+        found.push(("caption.images", strs(&caption.images)));
+        found.push(("caption.ids", vec![caption.ids.as_str()]));
+        found.push(("caption.references", vec![caption.references.as_str()]));
     }
     found
 }

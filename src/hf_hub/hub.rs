@@ -230,7 +230,7 @@ impl Hub {
         }
         let mut required = vec![CONFIG.to_owned()];
         required.extend(repo.kind.optional_files().iter().filter(|file| listed(file)).map(|file| (*file).to_owned()));
-        if matches!(repo.kind, RepoKind::Text | RepoKind::Paired) {
+        if repo.kind != RepoKind::Images {
             if !listed(TOKENIZER) {
                 let what =
                     format!("has no `{TOKENIZER}`: name a repository that has one, or save it with transformers");

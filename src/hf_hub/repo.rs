@@ -10,6 +10,8 @@ pub enum RepoKind {
     Text,
     /// Image backbone with the text tower that it is paired with.
     Paired,
+    /// Captioning model: image encoder and text decoder.
+    Captions,
 }
 
 impl RepoKind {
@@ -17,6 +19,7 @@ impl RepoKind {
     pub(super) fn optional_files(self) -> &'static [&'static str] {
         match self {
             Self::Images => &["preprocessor_config.json"],
+            Self::Captions => &["preprocessor_config.json", "tokenizer_config.json", "generation_config.json"],
             Self::Paired => &["preprocessor_config.json", "tokenizer_config.json"],
             Self::Text => &[
                 "modules.json",

@@ -1,6 +1,7 @@
 //! Command `check`: stages and needs of a run, from its configuration and the first megabytes of its inputs. Changes
 //! nothing.
 
+mod caption;
 mod class_count;
 mod estimate;
 mod machine;
@@ -80,7 +81,8 @@ fn list_stages(config: &RunConfig, recorded: Option<&RunFile>) -> Vec<String> {
         if known { "resumes from what the run directory holds" } else { "new" }
     };
     let runs = Stage::ALL.into_iter().filter(|stage| config.runs(*stage));
-    runs.map(|stage| format!("{} ({})", stage.as_str(), state(stage))).collect()
+    let own = config.caption().map(|_| "captions (by the command `caption`)".to_owned());
+    runs.map(|stage| format!("{} ({})", stage.as_str(), state(stage))).chain(own).collect()
 }
 
 /// Checks a configuration against the first megabytes of its inputs.
@@ -122,6 +124,7 @@ pub async fn check(config: &RunConfig) -> Check {
             check.ok(check_truth(&store, truth).await);
         }
     }
+    caption::check_caption(config, &store, &mut check).await;
     check
 }
 

@@ -23,7 +23,7 @@ use burn::tensor::backend::Backend as _;
 use cubecl::Runtime as _;
 use cubecl::cuda::CudaRuntime;
 
-pub(crate) use backbone::LoadedBackbone;
+pub(crate) use backbone::{LoadedBackbone, NO_TOKEN};
 pub(crate) use encoder::LoadedEncoder;
 pub(crate) use features::{FeatureRows, FeaturesOnDevice};
 pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open, training_options};

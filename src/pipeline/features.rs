@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::chunk::journal::{Journal, Layout};
 use crate::chunk::spool::{Spool, SpooledChunk};
 use crate::config::bytes::chunk_disk_bytes;
+use crate::model::caption::CaptionCheckpoint;
 use crate::pipeline::chunk_files::{FeatureSet, settle_duplicates};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
@@ -22,7 +23,7 @@ use crate::pipeline::resolve::{Backbone, FeatureShape, ResolvedModel};
 use crate::run_dir::LocalDirectory;
 use crate::runtime::{channel, queue_length};
 use crate::telemetry::{Party, StageProgress, StageTimer};
-use crate::types::Compression;
+use crate::types::{Compression, Precision};
 
 pub(crate) use forward::Thumbnails;
 
@@ -54,6 +55,13 @@ pub(crate) enum FeatureSource<'a> {
         device: &'a Arc<DeviceWorker>,
         /// Thumbnails to store with the features.
         thumbnails: Option<Thumbnails>,
+    },
+    /// A captioning model writes captions of the pixels; a feature is the tokens of one.
+    Captioner {
+        /// Files of the model.
+        checkpoint: &'a CaptionCheckpoint,
+        /// The device of the model.
+        device: &'a Arc<DeviceWorker>,
     },
     /// The rows of the job hold them.
     Published,
@@ -129,7 +137,14 @@ async fn complete_part(ctx: &RunContext, input: FeaturesInput<'_>) -> Result<(Jo
     } else {
         journal = match input.source {
             FeatureSource::Backbone { backbone, device, thumbnails } => {
-                let model = (backbone, device, thumbnails);
+                let loaded = device.load_backbone(backbone.checkpoint.clone(), backbone.options.clone()).await?;
+                let model = (backbone.shape, loaded, thumbnails);
+                stream_features(ctx, (input.job, input.name), model, journal, Arc::clone(&images)).await?
+            }
+            FeatureSource::Captioner { checkpoint, device } => {
+                let shape = FeatureShape { dim: checkpoint.generation().max_new_tokens(), precision: Precision::F32 };
+                let loaded = device.load_captioner(checkpoint.clone(), input.job.content.size_px()).await?;
+                let model = (shape, loaded, None);
                 stream_features(ctx, (input.job, input.name), model, journal, Arc::clone(&images)).await?
             }
             FeatureSource::Published => store_published(ctx, input.job, input.layout, journal, &images).await?,
@@ -178,12 +193,10 @@ async fn store_published(
 async fn stream_features(
     ctx: &RunContext,
     (job, name): (StreamJob, &str),
-    (backbone, device, thumbnails): (&Backbone, &Arc<DeviceWorker>, Option<Thumbnails>),
+    (shape, backbone, thumbnails): (FeatureShape, LoadedBackbone, Option<Thumbnails>),
     journal: Journal,
     images: Arc<StageProgress>,
 ) -> Result<Journal, PipelineError> {
-    let shape = backbone.shape;
-    let backbone = device.load_backbone(backbone.checkpoint.clone(), backbone.options.clone()).await?;
     let spools = LocalDirectory::create(ctx.scratch_path())?;
     let disk_bytes = spool_bytes(ctx, &job, shape)?;
     let mut pending = journal.pending(job.shards.len() as u32);

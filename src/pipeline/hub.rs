@@ -18,6 +18,8 @@ pub(crate) enum HubModel {
     Backbone,
     /// `text.encoder`.
     TextEncoder,
+    /// `caption.checkpoint`.
+    Captioner,
 }
 
 /// Parses the name of a checkpoint; `None` if it is a directory.
@@ -29,6 +31,7 @@ pub(crate) fn parse_repo(checkpoint: &str, model: HubModel) -> Result<Option<Rep
     let (key, kind) = match model {
         HubModel::Backbone => ("model.checkpoint", RepoKind::Images),
         HubModel::TextEncoder => ("text.encoder", RepoKind::Text),
+        HubModel::Captioner => ("caption.checkpoint", RepoKind::Captions),
     };
     let HubName { repo, revision } = name.map_err(|what| ConfigError(vec![Problem { key: key.to_owned(), what }]))?;
     Ok(Some(Repo { name: repo, revision, kind }))
@@ -52,6 +55,7 @@ fn configured_repo(config: &RunConfig, model: HubModel) -> Result<Option<Repo>, 
     let name = match model {
         HubModel::Backbone => config.model().map(|model| &model.checkpoint),
         HubModel::TextEncoder => config.text().filter(|text| !text.is_paired()).map(|text| &text.encoder),
+        HubModel::Captioner => config.caption().map(|caption| &caption.checkpoint),
     };
     let Some(mut repo) = name.map_or(Ok(None), |name| parse_repo(name, model))? else { return Ok(None) };
     if model == HubModel::Backbone && config.text().is_some_and(TextConfig::is_paired) {

@@ -15,8 +15,10 @@ use crate::pipeline::finished;
 use crate::pipeline::observe::{report, status};
 use crate::run_dir::Directory;
 
-use run_file::{FILE, FORMAT, PREDICTION_PREFIX, is_of_named_images, prediction_stem, read_run_file, refuse_key};
-pub(crate) use run_file::{PredictionRecord, RunFile, StageRecord, require_run_directory, without_secrets};
+pub(crate) use run_file::{
+    CAPTIONS_PREFIX, PredictionRecord, RunFile, StageRecord, require_run_directory, without_secrets,
+};
+use run_file::{FILE, FORMAT, PREDICTION_PREFIX, is_made_again, prediction_stem, read_run_file, refuse_key};
 
 /// Key for the hash of the backbone's files. It replaces `model.checkpoint`.
 pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
@@ -39,6 +41,8 @@ pub(crate) struct Manifest {
     unmade: Vec<(String, Stage)>,
     /// File that the prediction of this start writes.
     prediction: Option<(String, PredictionRecord)>,
+    /// Files that the captions of this start are written to.
+    generated: Vec<String>,
 }
 
 /// Adds a key for input files: their number, size, and a hash of their names and contents.
@@ -92,6 +96,7 @@ impl Manifest {
             refused: Vec::new(),
             unmade: Vec::new(),
             prediction: None,
+            generated: Vec::new(),
         })
     }
 
@@ -121,6 +126,24 @@ impl Manifest {
             }
         }
         self.prediction = Some((output.to_owned(), record));
+        Ok(())
+    }
+
+    /// Proposes the files that the captions of this start are written to.
+    ///
+    /// # Errors
+    /// When a file exists and no earlier captions are in it.
+    pub(crate) fn propose_generated(&mut self, files: Vec<String>) -> Result<(), PipelineError> {
+        let names = self.directory.list("")?;
+        let is_foreign = |file: &&String| names.contains(file) && !self.file.generated.contains(*file);
+        if let Some(taken) = files.iter().find(is_foreign) {
+            let path = self.directory.display(taken);
+            return Err(refuse_key(
+                "caption.output",
+                format!("`{path}` exists, and `caption` did not write it: choose another name, or move it away"),
+            ));
+        }
+        self.generated = files;
         Ok(())
     }
 
@@ -187,8 +210,8 @@ impl Manifest {
         let (mut refused, mut unmade) = (Vec::new(), Vec::new());
         for (stage, name, new) in &self.proposed {
             let Some(old) = self.recorded(name).filter(|old| old.generation != new.generation) else { continue };
-            // Features of images named on the command line are made again; nothing else depends on them.
-            if !is_of_named_images(name) && (self.shared || self.has_made(name, *stage)?) {
+            // Such artefacts are made again.
+            if !is_made_again(name) && (self.shared || self.has_made(name, *stage)?) {
                 refused.push((*stage, old.keys.clone(), new.keys.clone()));
             } else {
                 unmade.push((name.clone(), *stage));
@@ -308,7 +331,9 @@ impl Manifest {
             status::forget(&self.directory)?;
             // Forgotten last: a file that is not among the predictions counts as another's.
             self.file.predictions.clear();
+            self.file.generated.clear();
         }
+        self.file.generated.extend(std::mem::take(&mut self.generated));
         if let Some((output, record)) = self.prediction.take() {
             if record.own {
                 self.file.predictions.values_mut().for_each(|other| other.own = false);
@@ -348,6 +373,7 @@ impl Manifest {
                     self.directory.remove(output)?;
                     self.directory.remove(&report_name(output))?;
                 }
+                self.file.generated.iter().try_for_each(|name| self.directory.remove(name))?;
                 for name in self.directory.list(finished::FOLDER)? {
                     if name.starts_with("predict-") {
                         self.directory.remove(&format!("{}/{name}", finished::FOLDER))?;

@@ -48,13 +48,14 @@ use projection::ProjectionRanker;
 use questions::Questions;
 use ranking::Ranking;
 use submission::Submission;
-use test_set::{IdSource, TestSet};
 
 pub use export::export;
 pub use test_set::{TestImages, read_test_images};
 
+pub(crate) use candidates::Candidates;
 pub(crate) use prepare::{PreparedPrediction, prepare};
-pub(crate) use test_set::check_truth;
+pub(crate) use ranking::read_chunk;
+pub(crate) use test_set::{IdSource, TestSet, check_truth, read_truth_bytes, visit_ids};
 
 /// Input of the stage.
 pub(crate) struct PredictInput<'a> {

@@ -245,7 +245,10 @@ pub(crate) fn resolve_backbone(
 }
 
 /// Refuses limits under which the image stream cannot work.
-fn check_bounds(config: &RunConfig, content: &RowContent) -> Result<(), PipelineError> {
+///
+/// # Errors
+/// A configuration error that lists the limits.
+pub(crate) fn check_bounds(config: &RunConfig, content: &RowContent) -> Result<(), PipelineError> {
     let bytes = content.stream_bytes(workers(config), u64::from(config.chunks().rows));
     let problems = config.check_bounds(content.size_px(), bytes);
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems).into()) }

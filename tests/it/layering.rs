@@ -12,6 +12,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("runtime", &["types"]),
     ("telemetry", &[]),
     ("corpus", &[]),
+    ("caption", &[]),
     ("predict", &[]),
     ("sample", &[]),
     ("view", &[]),
@@ -28,6 +29,7 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "pipeline",
         &[
+            "caption",
             "catalog",
             "chunk",
             "config",
@@ -79,6 +81,7 @@ const MODULES: &[(&str, &[&str])] = &[
         "cli",
         &[
             "bench",
+            "caption",
             "config",
             "device",
             "explore",
@@ -113,6 +116,7 @@ const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
     ("model", &["arrow", "parquet", "tokio"]),
     ("train", &["arrow", "parquet", "tokio", "clap", "image"]),
     ("predict", &["arrow", "parquet", "tokio", "clap", "image"]),
+    ("caption", &["arrow", "burn", "parquet", "tokio", "clap", "image"]),
     ("view", &["arrow", "burn", "std::fs", "tokio"]),
     ("pipeline", &["clap", "indicatif"]),
 ];
@@ -323,6 +327,7 @@ const PIPELINE_STAGES: &[(&str, &[&str])] = &[
     ("features", &["device", "images", "resolve"]),
     ("train", &["captions", "catalog", "device", "resolve"]),
     ("predict", &["captions", "catalog", "device", "features", "hub", "images", "resolve", "train"]),
+    ("caption", &["captions", "device", "features", "hub", "images", "predict", "resolve"]),
     ("needs", &["captions", "device", "resolve", "train"]),
     ("plan", &["predict", "resolve"]),
     (

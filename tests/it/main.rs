@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod adversarial_limits;
+mod captioning;
 mod closed_form;
 mod container;
 mod damage;

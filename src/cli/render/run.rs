@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::captions::append_captions;
 use super::details::{append_details, describe_candidate, in_interval, signal_scores};
 use super::{Table, describe_bottleneck};
 use crate::cli::format::{bytes, count, duration, number, plural};
@@ -34,6 +35,9 @@ pub(in crate::cli) fn run(report: &Report, wall: Duration, verbose: bool) -> Str
     }
     if let Some(prediction) = &report.prediction {
         table.row("Test ids", ids(prediction));
+    }
+    if let Some(captions) = &report.captions {
+        append_captions(&mut table, captions);
     }
     time(&mut table, report, wall);
     let run_dir = report.run_dir.trim_end_matches('/');
@@ -177,6 +181,11 @@ fn next_step(report: &Report, run_dir: &str) -> String {
         "see \"My score is 0\" in the README".to_owned()
     } else if let Some(page) = output("examples") {
         format!("open {page} in a browser")
+    } else if let Some(captions) = output("captions") {
+        match report.captions.as_ref().and_then(|captions| captions.scores.as_ref()) {
+            Some(_) => format!("read {captions}"),
+            None => format!("wikicap-pipeline evaluate --captions {captions} --truth FILE"),
+        }
     } else if let Some(submission) = output("submission") {
         match report.prediction.as_ref().and_then(|prediction| prediction.scores.as_ref()) {
             Some(_) => format!("read {submission}"),

@@ -42,7 +42,8 @@ impl<B: Backend> Captioner<B> {
         let config = &checkpoint.decoder;
         let options = ExtractOptions { size_px, layers: vec![-1], pool: Pool::Default };
         let read = |keys: &[String]| checkpoint.read(keys);
-        let loader = Loader { read: &read, device, format: numerics.format, norm_epsilon: config.norm_epsilon };
+        let loader =
+            Loader { read: &read, device, format: numerics.format, norm_epsilon: config.norm_epsilon, direct: None };
         let bridge = if checkpoint.bridged {
             Some(loader.linear(BRIDGE, checkpoint.encoder.hidden_size(), config.hidden, true)?)
         } else {

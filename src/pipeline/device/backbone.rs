@@ -1,4 +1,4 @@
-//! The frozen vision transformer on the device: pixels → features.
+//! The frozen image model on the device: pixels → features, or pixels → tokens of captions.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use burn::tensor::StreamId;
 
 use super::{DeviceState, DeviceWorker, OnDevice, check_panics, model_error};
 use crate::device;
-use crate::model::{Any, Checkpoint, ExtractOptions, Extractor, Pending};
+use crate::model::caption::{CaptionCheckpoint, Captioner};
+use crate::model::{Any, Checkpoint, ExtractOptions, Extractor, ModelError, Pending};
 use crate::pipeline::error::PipelineError;
 use crate::runtime::PooledBuffer;
 
@@ -26,9 +27,24 @@ pub(crate) struct LoadedBackbone {
 }
 
 struct Copies {
-    extractors: Vec<Extractor<Any>>,
+    models: Vec<ImageModel>,
     /// Stream of the next batch.
     next: usize,
+}
+
+/// Model that maps each image to a vector of fixed width.
+enum ImageModel {
+    Features(Box<Extractor<Any>>),
+    Captions(Box<Captioner<Any>>),
+}
+
+/// Value of a vector of tokens after the last token of the caption.
+pub(crate) const NO_TOKEN: f32 = -1.0;
+
+/// Vectors that are being computed, or were.
+enum Vectors {
+    Pending(Pending<Any>),
+    Ready(Vec<f32>),
 }
 
 /// Copies of the backbone, and what computes them.
@@ -42,7 +58,7 @@ struct Loaded {
 
 /// Features that are being computed.
 pub(crate) struct PendingFeatures {
-    features: Pending<Any>,
+    features: Vectors,
     panics: u64,
 }
 
@@ -52,7 +68,10 @@ impl PendingFeatures {
     /// # Errors
     /// When the device fails.
     pub(crate) fn wait(self) -> Result<Vec<f32>, PipelineError> {
-        let features = self.features.wait().map_err(model_error)?;
+        let features = match self.features {
+            Vectors::Pending(pending) => pending.wait().map_err(model_error)?,
+            Vectors::Ready(values) => values,
+        };
         check_panics(self.panics)?;
         Ok(features)
     }
@@ -75,6 +94,34 @@ impl DeviceWorker {
             tracing::info!("burn's kernels run it, because our own do not cover {gap}");
         }
         Ok(LoadedBackbone { device: Arc::clone(self), copies, attention, kernels })
+    }
+
+    /// Loads a captioning model, whose features are the tokens of captions, each followed by [`NO_TOKEN`] up to the longest
+    /// caption. It has one copy, because a caption takes many steps that wait for each other.
+    ///
+    /// # Errors
+    /// When the checkpoint or the device cannot be used.
+    pub(crate) async fn load_captioner(
+        self: &Arc<Self>,
+        checkpoint: CaptionCheckpoint,
+        size_px: u32,
+    ) -> Result<LoadedBackbone, PipelineError> {
+        let load = move |state: &mut DeviceState| {
+            let image_bytes = 3 * (size_px * size_px) as usize;
+            let stream = stream_id(0);
+            let captioner = stream
+                .executes(|| Captioner::load(&checkpoint, size_px, state.numerics, &state.device))
+                .map_err(model_error)?;
+            if let Some(rows) = state.numerics.batch_rows {
+                let black = || captioner.captions(vec![0; rows * image_bytes], rows).map(drop).map_err(model_error);
+                state.panics = stream.executes(|| warm_up(black))?;
+            }
+            let models = vec![ImageModel::Captions(Box::new(captioner))];
+            Ok(OnDevice::new(Copies { models, next: 0 }))
+        };
+        let copies = self.run(load).await?;
+        tracing::info!("the captioning model is on the device");
+        Ok(LoadedBackbone { device: Arc::clone(self), copies, attention: "products", kernels: "burn" })
     }
 }
 
@@ -100,10 +147,10 @@ impl LoadedBackbone {
     pub(crate) async fn unload(self) -> Result<(), PipelineError> {
         let copies = self.copies;
         let free = move |state: &mut DeviceState| {
-            let extractors = copies.into_inner().map(|copies| copies.extractors);
-            for (stream, extractor) in extractors.into_iter().flatten().enumerate() {
+            let models = copies.into_inner().map(|copies| copies.models);
+            for (stream, model) in models.into_iter().flatten().enumerate() {
                 stream_id(stream).executes(|| {
-                    drop(extractor);
+                    drop(model);
                     state.release_memory();
                 });
             }
@@ -124,11 +171,11 @@ fn load_copies(
 ) -> Result<Loaded, PipelineError> {
     let first = load_copy(state, 0, checkpoint, options)?;
     let (attention, kernels, gap) = (first.attention(), first.kernels(), first.gap());
-    let mut extractors = vec![first];
+    let mut models = vec![ImageModel::Features(Box::new(first))];
     for stream in 1..state.streams {
-        extractors.push(load_copy(state, stream, checkpoint, options)?);
+        models.push(ImageModel::Features(Box::new(load_copy(state, stream, checkpoint, options)?)));
     }
-    Ok(Loaded { copies: OnDevice::new(Copies { extractors, next: 0 }), attention, kernels, gap })
+    Ok(Loaded { copies: OnDevice::new(Copies { models, next: 0 }), attention, kernels, gap })
 }
 
 fn load_copy(
@@ -140,17 +187,17 @@ fn load_copy(
     let load = || Extractor::load(checkpoint, options, state.numerics, &state.device);
     let extractor = stream_id(stream).executes(load).map_err(model_error)?;
     if state.numerics.batch_rows.is_some() {
-        state.panics = stream_id(stream).executes(|| warm_up(&extractor))?;
+        state.panics = stream_id(stream).executes(|| warm_up(|| extractor.warm_up().map_err(model_error)))?;
     }
     Ok(extractor)
 }
 
 /// Runs warm-up passes until one succeeds. Returns the number of panics so far.
-fn warm_up(backbone: &Extractor<Any>) -> Result<u64, PipelineError> {
+fn warm_up(pass: impl Fn() -> Result<(), PipelineError>) -> Result<u64, PipelineError> {
     let mut outcome = Ok(());
     for _ in 0..WARM_UPS {
         let before = device::panic_count();
-        backbone.warm_up().map_err(model_error)?;
+        pass()?;
         outcome = check_panics(before);
         if outcome.is_ok() {
             break;
@@ -167,9 +214,26 @@ impl Copies {
         rows: usize,
     ) -> Result<PendingFeatures, PipelineError> {
         let stream = self.next;
-        self.next = (stream + 1) % self.extractors.len();
-        let submit = || self.extractors[stream].submit(pixels, rows);
+        self.next = (stream + 1) % self.models.len();
+        let submit = || -> Result<Vectors, ModelError> {
+            Ok(match &self.models[stream] {
+                ImageModel::Features(extractor) => Vectors::Pending(extractor.submit(pixels, rows)?),
+                ImageModel::Captions(captioner) => {
+                    let captions = captioner.captions(pixels, rows)?;
+                    Vectors::Ready(to_vectors(&captions, captioner.max_new_tokens()))
+                }
+            })
+        };
         let features = stream_id(stream).executes(submit).map_err(model_error)?;
         Ok(PendingFeatures { features, panics: state.panics })
     }
+}
+
+/// Returns the tokens of captions as vectors of `width` values. Token ids are exact in f32.
+fn to_vectors(captions: &[Vec<u32>], width: usize) -> Vec<f32> {
+    let mut values = vec![NO_TOKEN; captions.len() * width];
+    for (vector, tokens) in values.chunks_mut(width.max(1)).zip(captions) {
+        vector.iter_mut().zip(tokens).for_each(|(value, token)| *value = *token as f32);
+    }
+    values
 }

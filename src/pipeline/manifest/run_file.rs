@@ -1,6 +1,6 @@
 //! [`RunFile`]: content of `run.toml`, as it is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,9 @@ pub(crate) struct RunFile {
     /// Files of ranked captions that predictions wrote, by name.
     #[serde(default)]
     pub(crate) predictions: BTreeMap<String, PredictionRecord>,
+    /// Files that the command `caption` wrote.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) generated: BTreeSet<String>,
     /// Configuration of the last start that was no ad-hoc prediction.
     pub(crate) config: StoredPipeline,
 }
@@ -51,6 +54,7 @@ impl Default for RunFile {
             format: FORMAT,
             stages: BTreeMap::new(),
             predictions: BTreeMap::new(),
+            generated: BTreeSet::new(),
             config: StoredPipeline::default(),
         }
     }
@@ -75,10 +79,15 @@ pub(super) fn prediction_stem(name: &str) -> &str {
     name.strip_prefix(PREDICTION_PREFIX).unwrap_or(name)
 }
 
-/// Returns whether a record is that of images named on the command line: `predict images-` and 8 hexadecimal digits.
-pub(super) fn is_of_named_images(name: &str) -> bool {
-    let hash = name.strip_prefix(PREDICTION_PREFIX).and_then(|stem| stem.strip_prefix("images-"));
-    hash.is_some_and(|hash| hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+/// Begin of the stem of generated captions.
+pub(crate) const CAPTIONS_PREFIX: &str = "caption-";
+
+/// Returns whether a record is one that nothing else depends on: of images named on the command line, as `predict images-` and
+/// 8 hexadecimal digits, or of generated captions.
+pub(super) fn is_made_again(name: &str) -> bool {
+    let Some(stem) = name.strip_prefix(PREDICTION_PREFIX) else { return false };
+    let is_hash = |hash: &str| hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    stem.starts_with(CAPTIONS_PREFIX) || stem.strip_prefix("images-").is_some_and(is_hash)
 }
 
 impl RunFile {

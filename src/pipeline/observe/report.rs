@@ -2,6 +2,7 @@
 //!
 //! A prediction that is not the submission of the run has a report of its own, `NAME.report.json` beside `NAME.csv`.
 
+mod captions;
 mod prediction;
 pub(crate) mod process;
 mod stage;
@@ -20,6 +21,7 @@ use crate::types::MemberWeights;
 
 pub use crate::predict::slices::SliceReport;
 pub use crate::train::closed_form::Candidate;
+pub use captions::{CaptionRankingReport, CaptionReport};
 pub use prediction::{CorrectionScore, PredictionReport, ScoreReport, SignalReport, TextReport};
 pub use process::{Outcome, ProcessReport};
 pub use stage::{Bottleneck, PartReport, StageReport};
@@ -67,6 +69,9 @@ pub struct Report {
     /// Prediction for the test images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionReport>,
+    /// Captions that the command `caption` wrote, in their own report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<CaptionReport>,
     /// Work, time and rate of each stage, over all processes that did something of it.
     pub stages: Vec<StageReport>,
     /// Largest peak resident memory of a process in bytes; absent if the system does not report it.

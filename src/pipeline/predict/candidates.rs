@@ -14,11 +14,11 @@ const RUN_CLASSES: &str = "the classes of the run";
 
 /// Captions to rank.
 pub(crate) struct Candidates {
-    pub(super) captions: Arc<Texts>,
+    pub(crate) captions: Arc<Texts>,
     /// Source of the captions in the report.
-    pub(super) source: String,
+    pub(crate) source: String,
     /// Number and hash of the captions.
-    pub(super) fingerprint: String,
+    pub(crate) fingerprint: String,
 }
 
 impl Candidates {
@@ -26,7 +26,7 @@ impl Candidates {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub(super) async fn read_list(ctx: &RunContext) -> Result<Option<Self>, PipelineError> {
+    pub(crate) async fn read_list(ctx: &RunContext) -> Result<Option<Self>, PipelineError> {
         let listed = ctx.config.predict().and_then(|predict| predict.captions.as_deref());
         let run_list = || ctx.config.catalog().and_then(|catalog| catalog.captions.list.as_deref());
         let Some(name) = listed.or_else(run_list) else { return Ok(None) };
@@ -47,7 +47,7 @@ impl Candidates {
     }
 
     /// Returns the number of captions.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.captions.len()
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn prepare(
     let columns = ctx.config.images().map(|images| images.columns.clone()).unwrap_or_default();
     let (input, shards) = list_images(store, &settings.images, settings.format, &columns).await?;
     input.require_rows_of_numbers(&ctx.config, "predict.images")?;
-    let ids = IdSource::new(settings, (&input, &shards), ctx.config.preprocess().max_encoded.0);
+    let ids = IdSource::new(&settings.ids, (&input, &shards), ctx.config.preprocess().max_encoded.0);
     let test_set = TestSet::read(store, &ids).await?;
     if let Some(truth) = &settings.truth {
         check_truth(store, truth).await?;

@@ -161,7 +161,7 @@ impl RankJob<'_> {
 ///
 /// # Errors
 /// When the chunk cannot be fetched or is damaged.
-pub(super) async fn read_chunk(features: &FeatureSet, file: &ChunkFile) -> Result<Features, PipelineError> {
+pub(crate) async fn read_chunk(features: &FeatureSet, file: &ChunkFile) -> Result<Features, PipelineError> {
     let (directory, file) = (features.directory().clone(), file.clone());
     tokio::task::spawn_blocking(move || {
         let copy = directory.fetch(&file.name)?;

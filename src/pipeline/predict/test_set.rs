@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::catalog::{UrlSet, url_hash};
-use crate::config::PredictConfig;
 use crate::corpus::{TestId, TestIds};
 use crate::objects::{Object, Store};
 use crate::pipeline::error::PipelineError;
@@ -38,15 +37,11 @@ pub(crate) enum IdSource {
 
 impl IdSource {
     /// Returns the file of the configuration, or the images where there is none.
-    pub(crate) fn new(
-        settings: &PredictConfig,
-        (input, shards): (&ImageInput, &[Object]),
-        max_encoded_bytes: u64,
-    ) -> Self {
-        if settings.ids.is_empty() {
+    pub(crate) fn new(ids: &str, (input, shards): (&ImageInput, &[Object]), max_encoded_bytes: u64) -> Self {
+        if ids.is_empty() {
             Self::Images { input: input.clone(), shards: Arc::new(shards.to_vec()), max_encoded_bytes }
         } else {
-            Self::File(settings.ids.clone())
+            Self::File(ids.to_owned())
         }
     }
 
@@ -65,9 +60,9 @@ impl IdSource {
 pub(crate) struct TestSet {
     pub(super) urls: Arc<UrlSet>,
     /// Number of ids.
-    pub(super) ids: u64,
+    pub(crate) ids: u64,
     /// Number of ids of each distinct image, in no particular order.
-    pub(super) ids_per_image: Vec<u64>,
+    pub(crate) ids_per_image: Vec<u64>,
 }
 
 impl TestSet {
@@ -75,7 +70,7 @@ impl TestSet {
     ///
     /// # Errors
     /// When a row is malformed, or the file has no id.
-    pub(super) async fn read(store: &Store, ids: &IdSource) -> Result<Self, PipelineError> {
+    pub(crate) async fn read(store: &Store, ids: &IdSource) -> Result<Self, PipelineError> {
         let mut hashes = Vec::new();
         visit_ids(store, ids, |id| {
             hashes.push(url_hash(id.image_url));
@@ -100,7 +95,7 @@ impl TestSet {
 ///
 /// # Errors
 /// Those of `visit`; or when a row of the file is malformed, or the images cannot be read.
-pub(super) async fn visit_ids(
+pub(crate) async fn visit_ids(
     store: &Store,
     ids: &IdSource,
     mut visit: impl FnMut(TestId<'_>) -> Result<(), PipelineError>,
@@ -153,7 +148,7 @@ pub(crate) async fn check_truth(store: &Store, path: &str) -> Result<(), Pipelin
 ///
 /// # Errors
 /// When the file cannot be read.
-pub(super) async fn read_truth_bytes(store: &Store, path: &str) -> Result<Vec<u8>, PipelineError> {
+pub(crate) async fn read_truth_bytes(store: &Store, path: &str) -> Result<Vec<u8>, PipelineError> {
     Ok(store.read(path, MAX_TRUTH_BYTES).await?)
 }
 
