@@ -401,6 +401,28 @@ devices_say 'compute capability 9.0, 79.5 of 80.0 GiB free, NVRTC 12.4' EMUCUDA_
 devices_say 'compute capability 10.0 needs CUDA 12.8: take the image `gpu-cuda12.9`' EMUCUDA_SM=100
 devices_say 'update the driver to 550 or later' EMUCUDA_SM=90 EMUCUDA_FAIL=cuModuleLoadData:1:222
 
+step "forward pass, and a run up to its features, with --gpus all on an emulated card"
+card=$(folder card)
+# on_card NAME ARGUMENT…: runs the program of the gpu image.
+on_card() {
+    attempt "card-$1" "\`$1\` fails on an emulated card" "$docker" run --rm --gpus all "${limits[@]}" --memory 3g --memory-swap 3g --env EMUCUDA_SM=90 \
+        --volume "$card:/work" wikicap-pipeline:gpu "${@:2}"
+}
+on_card sample sample --out small --train-images 40 --test-images 20
+on_card forward bench forward --checkpoint small/models/vit-tiny --rows 8 --batch-size 4 --passes 1
+expect mma.sync "$out/card-forward.log"
+cat > "$card/features.toml" <<'TOML'
+[run]
+dir = "run"
+[images]
+shards = ["small/data/image_data_train/image_pixels/*.csv.gz"]
+[model]
+checkpoint = "small/models/vit-tiny"
+TOML
+on_card features run features.toml
+on_card again run features.toml
+expect "every stage was already complete" "$out/card-again.log"
+
 for name in "structure of cpu" "structure of gpu" "NVRTC compiles without a card" "the same file by buildah"; do join "$name"; done
 
 step "the engine ends and leaves no process, mount or bridge"
