@@ -28,13 +28,14 @@ pub use stage::{Stage, StageKeys};
 pub use stored::StoredPipeline;
 pub use validate::caption::CaptionConfig;
 pub use validate::ensemble::EnsembleConfig;
+pub use validate::head::{HeadConfig, TextConfig};
 pub use validate::images::{
     CaptionsConfig, CatalogConfig, ChunksConfig, ImageColumnNames, ImagesConfig, ModelConfig, PairsConfig,
     PreprocessConfig, SampleConfig,
 };
 pub use validate::machine::{DeviceConfig, LimitsConfig, MachineConfig, StoreConfig};
 pub use validate::predict::{PredictConfig, output_stem};
-pub use validate::train::{HeadConfig, TextConfig, TrainConfig, Trial};
+pub use validate::train::{TrainConfig, Trial};
 pub use value::{Bytes, EventFolder};
 
 pub use crate::types::HubName;

@@ -3,10 +3,11 @@
 use super::raw::{RawMachine, RawPipeline};
 use super::stage::{caption_keys, stage_keys};
 use super::validate::caption::check_caption;
+use super::validate::head::{check_head, set_paired_defaults};
 use super::validate::images::check_images;
 use super::validate::machine::check_machine;
 use super::validate::predict::{check_output, check_predict};
-use super::validate::train::{check_head, check_train, set_paired_defaults};
+use super::validate::train::check_train;
 use super::validate::{Problems, check_paths, check_stages};
 use super::{
     CaptionConfig, CatalogConfig, ChunksConfig, ConfigError, DeviceConfig, HeadConfig, ImagesConfig, LimitsConfig,

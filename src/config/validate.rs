@@ -5,6 +5,7 @@
 
 pub(super) mod caption;
 pub(super) mod ensemble;
+pub(super) mod head;
 pub(super) mod images;
 pub(super) mod machine;
 pub(super) mod predict;

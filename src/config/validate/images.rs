@@ -2,7 +2,7 @@
 
 use super::super::raw::{RawCaptions, RawImages, RawModel, RawPairs, RawPipeline, RawPreprocess, RawSample};
 use super::super::value::Bytes;
-use super::train::PAIRED_ENCODER;
+use super::head::PAIRED_ENCODER;
 use super::{Problems, check_checkpoint, non_empty};
 use crate::types::{
     Alpha, ClassSource, Compression, FeatureOrigin, FolderCaptions, HeadKind, ImageFormat, MatchRule, PairsFormat,
