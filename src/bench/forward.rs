@@ -58,7 +58,8 @@ pub struct ForwardReport {
     /// Implementation of attention: `plain`, `tuned`, `products`, `flash` of this program's own kernels, or `direct` of its path
     /// for CPUs.
     pub attention: &'static str,
-    /// Kernels: `burn`, or the instruction of the products of this program's own, `mma.sync` or `wgmma`.
+    /// Kernels: `burn`; `direct`, this program's path for CPUs; or the instruction of its own products on a GPU, `mma.sync`
+    /// or `wgmma`.
     pub kernels: &'static str,
     /// Seconds until the first batch of features: device check, loading, compilation and auto-tuning.
     pub first_features_s: f64,

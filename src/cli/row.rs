@@ -51,6 +51,10 @@ pub(super) fn inspect(
     let dir = Directory::read_only(&store, &run_dir.display().to_string()).map_err(pipeline::PipelineError::from)?;
     let found = start_runtime(0)?.block_on(read_row(&dir, &store, &place))?;
     if let Some(output) = output {
+        if found.bytes.is_empty() {
+            let reason = "the format of the shard does not keep the bytes of this row, or the line is over the limit";
+            return Err(Failure::new(3, format!("`{}` is not written: {reason}", output.display())));
+        }
         std::fs::write(output, &found.bytes)
             .map_err(|error| Failure::new(4, format!("`{}` cannot be written: {error}", output.display())))?;
     }

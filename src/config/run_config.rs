@@ -177,7 +177,9 @@ impl RunConfig {
             return Err(ConfigError(vec![Problem::new("caption", "is required to write captions: name a checkpoint")]));
         };
         if !captions.images.is_empty() {
-            let is_named = captions.output.as_ref().is_some_and(|output| *output != caption.output);
+            // Chunks, report and ranking are named after the stem.
+            let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned();
+            let is_named = captions.output.as_ref().is_some_and(|output| stem(output) != stem(&caption.output));
             if !is_named {
                 let what = format!(
                     "`{}` holds the captions of the pipeline's images: name another file for those of other images, with \
@@ -190,6 +192,9 @@ impl RunConfig {
             // Ids and references of the pipeline file belong to its own images.
             caption.ids.clear();
             caption.references.clear();
+            if let Some(predict) = &mut source.predict {
+                predict.truth.clear();
+            }
         }
         let replace = |to: &mut String, value: Option<String>| value.into_iter().for_each(|value| *to = value);
         replace(&mut caption.ids, captions.ids);

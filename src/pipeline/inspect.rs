@@ -157,7 +157,7 @@ fn inspect_run(path: &str) -> Result<Inspection, PipelineError> {
             inspection.add(format!("  {reason}"), count);
         }
     }
-    for name in directory.list("checkpoints")? {
+    for name in directory.list("checkpoints")?.into_iter().filter(|name| name.starts_with("step-")) {
         inspection.add("checkpoint", name);
     }
     if let Some(report) = directory.read("report.json")?.and_then(|text| serde_json::from_slice::<Report>(&text).ok()) {

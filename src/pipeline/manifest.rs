@@ -18,7 +18,9 @@ use crate::run_dir::Directory;
 pub(crate) use run_file::{
     CAPTIONS_PREFIX, PredictionRecord, RunFile, StageRecord, require_run_directory, without_secrets,
 };
-use run_file::{FILE, FORMAT, PREDICTION_PREFIX, is_made_again, prediction_stem, read_run_file, refuse_key};
+use run_file::{
+    FILE, FORMAT, PREDICTION_PREFIX, is_captions_stem, is_made_again, prediction_stem, read_run_file, refuse_key,
+};
 
 /// Key for the hash of the backbone's files. It replaces `model.checkpoint`.
 pub(crate) const CHECKPOINT_FILES: &str = "model.checkpoint (files)";
@@ -174,8 +176,16 @@ impl Manifest {
         kept.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether this start discards the artefacts of a stage.
+    /// Returns whether this start discards everything.
+    fn is_fresh(&self) -> bool {
+        self.from == Some(Stage::ALL[0])
+    }
+
+    /// Returns whether this start discards the artefacts of a stage. Generated captions depend on no stage.
     fn discards(&self, name: &str) -> bool {
+        if is_captions_stem(prediction_stem(name)) && !self.is_fresh() {
+            return false;
+        }
         let first = name.split(' ').next();
         self.from.is_some_and(|from| Stage::ALL.iter().any(|stage| *stage >= from && first == Some(stage.as_str())))
     }
@@ -331,7 +341,9 @@ impl Manifest {
             status::forget(&self.directory)?;
             // Forgotten last: a file that is not among the predictions counts as another's.
             self.file.predictions.clear();
-            self.file.generated.clear();
+            if self.is_fresh() {
+                self.file.generated.clear();
+            }
         }
         self.file.generated.extend(std::mem::take(&mut self.generated));
         if let Some((output, record)) = self.prediction.take() {
@@ -358,7 +370,9 @@ impl Manifest {
             Stage::Text => remove(&["journal/texts", "texts"]),
             Stage::Train => remove(&["checkpoints", "training.svg", "training.csv", "tensorboard", finished::FOLDER]),
             Stage::Predict => {
-                let is_kept = |stem: &str| kept.contains(&format!("{PREDICTION_PREFIX}{stem}"));
+                let is_kept = |stem: &str| {
+                    kept.contains(&format!("{PREDICTION_PREFIX}{stem}")) || is_captions_stem(stem) && !self.is_fresh()
+                };
                 for name in self.directory.list("journal")? {
                     if name.strip_prefix("predict-").is_some_and(|stem| !is_kept(stem)) {
                         self.directory.remove(&format!("journal/{name}"))?;
@@ -373,13 +387,15 @@ impl Manifest {
                     self.directory.remove(output)?;
                     self.directory.remove(&report_name(output))?;
                 }
-                self.file.generated.iter().try_for_each(|name| self.directory.remove(name))?;
+                if self.is_fresh() {
+                    self.file.generated.iter().try_for_each(|name| self.directory.remove(name))?;
+                }
                 for name in self.directory.list(finished::FOLDER)? {
                     if name.starts_with("predict-") {
                         self.directory.remove(&format!("{}/{name}", finished::FOLDER))?;
                     }
                 }
-                if kept.is_empty() {
+                if self.directory.list("predict")?.is_empty() {
                     remove(&["predict"])?;
                 }
                 remove(&["examples.html"])

@@ -124,7 +124,8 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     let finished = FinishedStage::new(&ctx.dir, "train", [generation.as_str()]);
     let known = tokio::task::block_in_place(|| read_finished(ctx, &finished, settings.trials.len()))?;
     let closed_form = settings.method != HeadMethod::Sgd;
-    let per_layer = settings.ensemble.is_some_and(|ensemble| ensemble.per_layer);
+    // Heads that score together start at random, or those of one layer would all be the same.
+    let is_ensemble = settings.ensemble.is_some();
     let job = || TrainJob {
         ctx: ctx.clone(),
         features: Arc::new(features),
@@ -147,7 +148,7 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         HeadConfig::Paired { .. } => None,
         HeadConfig::Text { hidden, encoder: settings } => {
             let encoder = model.text_encoder()?;
-            let starts_paired = settings.is_paired() && *hidden == 0 && !per_layer;
+            let starts_paired = settings.is_paired() && *hidden == 0 && !is_ensemble;
             let pairing = if starts_paired && shape.dim == encoder.checkpoint.dim() {
                 model.backbone()?.checkpoint.pairing().map_err(model_error)?
             } else {
@@ -185,12 +186,12 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     Ok(TrainOutput { report, remarks })
 }
 
-/// Replaces the method `auto` by the one for the number of training images.
+/// Replaces the method `auto` by the one for the number of images, those held out included.
 fn resolve_method(settings: &mut TrainConfig, features: &FeatureSet) {
     if settings.method == HeadMethod::Auto {
         let images = features.entries().values().map(|entry| entry.tally.kept).sum();
         settings.method = members::resolve_method(settings.method, images);
-        tracing::info!(images, method = %settings.method, "method of the head, chosen by the number of training images");
+        tracing::info!(images, method = %settings.method, "method of the head, chosen by the number of images");
     }
 }
 

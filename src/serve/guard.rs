@@ -67,7 +67,9 @@ impl Guard {
         }
         // A browser says which site a request comes from. A link to the page may be anywhere; other sites may load nothing.
         let site = text(header::HeaderName::from_static("sec-fetch-site"));
-        let is_link = text(header::HeaderName::from_static("sec-fetch-mode")) == Some("navigate");
+        // Frames and embedded objects navigate, too; a link opens a document.
+        let is_link = text(header::HeaderName::from_static("sec-fetch-mode")) == Some("navigate")
+            && text(header::HeaderName::from_static("sec-fetch-dest")).is_none_or(|dest| dest == "document");
         if site.is_some_and(|site| !["same-origin", "none"].contains(&site)) && !is_link {
             return refuse(StatusCode::FORBIDDEN, "requests of other sites are refused");
         }

@@ -25,7 +25,8 @@ pub(super) struct Choice {
     row: u64,
 }
 
-/// The row that was read last, so that its picture is not read again. Its lock also bounds memory: one row is read at a time.
+/// The row that was read last, so that its picture is not read again. Its lock lets one row be read at a time; each answer
+/// has a copy of the bytes.
 pub(super) type LastRow = Mutex<Option<(usize, RowPlace, Arc<InputRow>)>>;
 
 /// Description of a row.

@@ -120,6 +120,13 @@ fn read_config(text: &[u8]) -> Option<Value> {
 
 /// Describes the settings of each trial of a sweep by the report.
 fn describe_trials(report: &Value) -> Vec<String> {
+    if let Some(members) = report.pointer("/training/ensemble/members").and_then(Value::as_array) {
+        let describe = |member: &Value| {
+            let parts = ["layer", "seed"].iter().filter_map(|key| Some(format!("{key} {}", member.get(*key)?)));
+            parts.collect::<Vec<_>>().join(", ")
+        };
+        return members.iter().map(describe).chain(["all together".to_owned()]).collect();
+    }
     let trials = report.pointer("/training/trials").and_then(Value::as_array).into_iter().flatten();
     let describe = |trial: &Value| {
         let names = [("learning_rate", "lr"), ("momentum", "m"), ("weight_decay", "wd")];

@@ -24,6 +24,9 @@ struct Row {
     validation_ndcg5_low: Option<f64>,
     validation_ndcg5_high: Option<f64>,
     validation_ndcg5_ceiling: Option<f64>,
+    /// Only the points of heads that score together, and of each of them, have it.
+    #[serde(default)]
+    validation_ndcg5_languages: Option<f64>,
 }
 
 /// Losses and validations of a run, of all heads of a sweep.
@@ -61,9 +64,19 @@ impl TrainingCurve {
         self.rows.last().map(|row| row.step)
     }
 
-    /// Returns the best validation; the first of equal ones.
+    /// Returns the best validation, of heads that score together that of all of them by language; the first of equal ones.
     pub fn best(&self) -> Option<BestValidation> {
-        self.best_of(|_| true)
+        let by_language = |row: &Row| row.validation_ndcg5_languages;
+        // The points of all heads together have the highest number.
+        let Some(all) = self.rows.iter().filter(|row| by_language(row).is_some()).map(|row| row.trial).max() else {
+            return self.best_of(|_| true);
+        };
+        let own = self.rows.iter().rev().filter(|row| row.trial == all && by_language(row).is_some());
+        let best = own.max_by(|one, other| {
+            by_language(one).unwrap_or_default().total_cmp(&by_language(other).unwrap_or_default())
+        })?;
+        let (step, trial, ceiling) = (best.step, best.trial, best.validation_ndcg5_ceiling);
+        Some(BestValidation { step, trial, ndcg5: best.validation_ndcg5?, ceiling })
     }
 
     fn best_of(&self, is_wanted: impl Fn(&Row) -> bool) -> Option<BestValidation> {

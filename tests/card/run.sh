@@ -3,8 +3,8 @@
 #
 # Builds and tests the emulator, runs each of the program's own kernels against plain sums, then runs PROGRAM: `devices` on eight
 # generations with two toolkits, the forward pass and the training of the head on two generations against the CPU's numbers, burn's
-# forward pass on one, and failures of the card. WORK (default `target/card`) keeps
-# toolkits and compiled kernels; with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
+# forward pass on one, and failures of the card. WORK (default `target/card`) keeps toolkits and compiled kernels;
+# with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
 set -euo pipefail
 
 [ $# -ge 1 ] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }

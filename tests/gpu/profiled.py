@@ -9,9 +9,9 @@ SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 # The first match counts, so a fused product belongs to GEMM.
 FAMILIES = [
     ("attention", re.compile("attention|flash", re.I)),
-    ("GEMM", re.compile("matmul|gemm|gemv|conv", re.I)),
-    ("normalisation and reduction", re.compile("reduce|norm|softmax|argtopk|sum|mean", re.I)),
-    ("copies", re.compile("contiguous|copy|cast|slice|transpose|permute|into", re.I)),
+    ("GEMM", re.compile("matmul|gemm|gemv|conv|product", re.I)),
+    ("normalisation and reduction", re.compile("reduce|norm|softmax|argtopk|sum|mean|pool", re.I)),
+    ("copies", re.compile("contiguous|copy|cast|slice|transpose|permute|into|patches", re.I)),
     ("elementwise", re.compile("elem|unary|binary|fuse|scalar|mask|select|gather", re.I)),
 ]
 

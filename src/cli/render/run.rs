@@ -1,6 +1,7 @@
 //! Summary at the end of a run: one screen with score, counts, time, outputs and the next step.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use super::captions::append_captions;
@@ -183,8 +184,11 @@ fn next_step(report: &Report, run_dir: &str) -> String {
         format!("open {page} in a browser")
     } else if let Some(captions) = output("captions") {
         match report.captions.as_ref().and_then(|captions| captions.scores.as_ref()) {
-            Some(_) => format!("read {captions}"),
-            None => format!("wikicap-pipeline evaluate --captions {captions} --truth FILE"),
+            // `evaluate` reads CSV alone.
+            None if Path::new(captions).extension().is_some_and(|ending| ending == "csv") => {
+                format!("wikicap-pipeline evaluate --captions {captions} --truth FILE")
+            }
+            _ => format!("read {captions}"),
         }
     } else if let Some(submission) = output("submission") {
         match report.prediction.as_ref().and_then(|prediction| prediction.scores.as_ref()) {

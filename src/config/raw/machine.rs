@@ -64,9 +64,9 @@ pub(in crate::config) struct RawDevice {
     /// Images in one forward pass, at most 65,536. 0: chosen, on a GPU by its free memory. Another batch size may change the last
     /// bits of features.
     pub(in crate::config) batch_size: u32,
-    /// `auto` or `burn`: kernels that compute features. `auto` takes this program's own, where they cover the model, and burn's
-    /// otherwise; the log names them. Own kernels need a GPU of compute capability 8.0 or later and bf16, or a CPU with AVX2 or
-    /// NEON. The two round differently, so another choice changes the last bits of features.
+    /// `auto` or `burn`: kernels that compute features, and on a CPU caption vectors. `auto` takes this program's own, where they
+    /// cover the model, and burn's otherwise; the log names them. Own kernels need a GPU of compute capability 8.0 or later and
+    /// bf16, or a CPU with AVX2 or NEON. The two round differently, so another choice changes the last bits of both.
     pub(in crate::config) kernels: KernelChoice,
 }
 

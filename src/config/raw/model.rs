@@ -77,7 +77,8 @@ pub(in crate::config) struct RawHead {
     ///   images or fewer, which `sgd` overfits;
     /// - `ridge`: ridge regression, with `text` to the captions' vectors, with `classes` to the class means or to one-hot targets.
     ///
-    /// `auto` (with `text`): `cca` for fewer than 1,000 training images, else `sgd`; log and report name the choice.
+    /// `auto` (with `text`): `cca` for fewer than 1,000 images, those held out included, else `sgd`; the log names the choice. With
+    /// `cca` the settings of `sgd` have no effect.
     ///
     /// Shrinkage, and for `cca` the number of directions and the power of their correlations, are chosen on the images held out
     /// for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
@@ -111,7 +112,7 @@ pub(in crate::config) struct RawHead {
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawText {
     /// `paired`: the text tower of `model.checkpoint`, which must be a `siglip`, `clip`, `metaclip_2` or `altclip` with `tokenizer.json`; a
-    /// text head without a hidden layer then starts from the checkpoint's own projection. Otherwise the
+    /// text head without a hidden layer, `per_layer` and `seeds` then starts from the checkpoint's own projection. Otherwise the
     /// directory of a text encoder in Hugging Face layout, or `hf:ORG/NAME[@REVISION]`. BERT and XLM-RoBERTa are supported, with
     /// `config.json`, `model.safetensors` and `tokenizer.json`. The pooling and other modules that sentence-transformers
     /// configures are applied. Required, except with `head.kind = "paired"`, where it is `paired` by default; another encoder must

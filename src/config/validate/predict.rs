@@ -97,4 +97,10 @@ pub(in super::super) fn check_output(output: &str, problems: &mut Problems) {
         "predict.output",
         format!("`{output}` is the training curve of the run: choose another name, such as `submission.csv`"),
     );
+    // Its chunks would have the names of those of the command `caption`.
+    problems.refuse_if(
+        output.starts_with("caption-"),
+        "predict.output",
+        format!("`{output}` begins with `caption-`, as files of the command `caption`: choose another name, such as `submission.csv`"),
+    );
 }

@@ -43,6 +43,14 @@ impl CaptionCheckpoint {
     /// When a file is unreadable or damaged, the checkpoint is no `VisionEncoderDecoder`, a family or a value is not supported,
     /// or tensor names or shapes differ from those that `config.json` implies.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        Self::open_with(dir, None, None)
+    }
+
+    /// Opens a directory as [`Self::open`] does, and generates with another number of beams or of new tokens.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(dir: &Path, beams: Option<u32>, new_tokens: Option<u32>) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(ModelError::read(&path))?;
         let (encoder_text, decoder) = config::parse(&text, &path)?;
@@ -62,6 +70,8 @@ impl CaptionCheckpoint {
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Generation::from_model_config(&text, &path)?,
             Err(cause) => return Err(ModelError::read(&generation_path)(cause)),
         };
+        let generation = beams.into_iter().fold(generation, Generation::with_beams);
+        let generation = new_tokens.into_iter().fold(generation, Generation::with_max_new_tokens);
         let generation = generation.checked(decoder.vocabulary, decoder.room())?;
 
         let names = layout::names(decoder.family);

@@ -12,7 +12,7 @@ use half::bf16;
 use super::program::Program;
 use crate::model::error::ModelError;
 
-/// Streaming multiprocessors of a GPU that does not say.
+/// Number of streaming multiprocessors where the driver reports none.
 const MULTIPROCESSORS: u32 = 108;
 
 /// Smallest allocation, in bytes. `CubeCL` cannot allocate nothing.

@@ -69,6 +69,10 @@ impl Program {
 }
 
 impl KernelMetadata for Program {
+    fn name(&self) -> &'static str {
+        self.0.name
+    }
+
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().info((self.0.hash, self.0.shared_bytes)).cube_dim(self.0.threads)
     }

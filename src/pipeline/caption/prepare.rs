@@ -125,15 +125,7 @@ impl CaptionModel {
         require_checkpoint("caption.checkpoint", &settings.checkpoint, &dir)?;
         let (beams, tokens) = (settings.num_beams, settings.max_new_tokens);
         let open = move || -> Result<_, ModelError> {
-            let checkpoint = CaptionCheckpoint::open(&dir)?;
-            let mut generation = checkpoint.generation().clone();
-            if let Some(beams) = beams {
-                generation = generation.with_beams(beams);
-            }
-            if let Some(tokens) = tokens {
-                generation = generation.with_max_new_tokens(tokens);
-            }
-            let checkpoint = checkpoint.with_generation(generation)?;
+            let checkpoint = CaptionCheckpoint::open_with(&dir, beams, tokens)?;
             let (decoder, fingerprint) = (CaptionDecoder::load(&checkpoint)?, checkpoint.fingerprint()?);
             Ok((checkpoint, Arc::new(decoder), fingerprint))
         };

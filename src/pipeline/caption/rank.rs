@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::catalog::{Texts, url_hash};
 use crate::config::{ConfigError, Problem};
 use crate::objects::{Store, StoreError};
-use crate::pipeline::captions::{self, Encoder};
+use crate::pipeline::captions::{self, Encoder, VectorStore};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::device::{DeviceWorker, linear_layer};
 use crate::pipeline::error::{PipelineError, chain};
@@ -119,15 +119,22 @@ impl CaptionRanking {
         }
         let dim = self.encoder.checkpoint.dim();
         let list = self.embed(ctx, device, "captions to rank", &self.candidates.captions).await?;
-        let queries = self.embed(ctx, device, "generated captions", &generated.texts).await?;
+        // As many captions as images, so that their vectors may be on the scratch disk.
+        let texts = Arc::clone(&generated.texts);
+        let set = captions::embed(ctx, &self.encoder, device, "generated captions", texts).await?;
+        let queries = Arc::new(VectorStore::open(ctx, set).await?);
         let layer = linear_layer(list, vec![0.0; self.candidates.len()], dim);
         let scorer = device.load_scorer(Arc::new(layer)).await?;
         let mut ranked = Vec::with_capacity(generated.texts.len());
-        for batch in queries.chunks(BATCH_CAPTIONS * dim) {
+        let numbers: Vec<u32> = (0..generated.texts.len() as u32).collect();
+        for numbers in numbers.chunks(BATCH_CAPTIONS) {
             if let Some(signal) = ctx.shutdown.signal() {
                 return Err(PipelineError::Stopped(signal));
             }
-            let tops = scorer.top_k(batch.to_vec(), batch.len() / dim, self.top_k).await?;
+            let (queries, own) = (Arc::clone(&queries), numbers.to_vec());
+            let mut batch = tokio::task::spawn_blocking(move || queries.read(&own)).await??;
+            batch.chunks_mut(dim).for_each(scale_to_unit_length);
+            let tops = scorer.top_k(batch, numbers.len(), self.top_k).await?;
             ranked.extend(tops.into_iter().map(|top| top.classes));
         }
         scorer.unload().await?;

@@ -52,8 +52,9 @@ async fn describe_model(config: &RunConfig, caption: &CaptionConfig, store: &Sto
         None => PathBuf::from(&caption.checkpoint),
     };
     require_checkpoint("caption.checkpoint", &caption.checkpoint, &dir)?;
+    let (beams, tokens) = (caption.num_beams, caption.max_new_tokens);
     let open = move || -> Result<_, ModelError> {
-        let checkpoint = CaptionCheckpoint::open(&dir)?;
+        let checkpoint = CaptionCheckpoint::open_with(&dir, beams, tokens)?;
         CaptionDecoder::load(&checkpoint)?;
         Ok(checkpoint)
     };

@@ -88,8 +88,8 @@ pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision) ->
     Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu }
 }
 
-/// Opens a device on its own thread. `settings` are those with which it was chosen. A `batch_size` of 0 selects the size automatically. Compiled kernels are cached in
-/// `scratch`.
+/// Opens a device on its own thread. A `settings.batch_size` of 0 selects the size automatically. Compiled kernels are
+/// cached in `scratch`.
 ///
 /// # Errors
 /// When host or GPU have too little memory, or the system has no thread left.

@@ -82,12 +82,17 @@ pub(super) fn prediction_stem(name: &str) -> &str {
 /// Begin of the stem of generated captions.
 pub(crate) const CAPTIONS_PREFIX: &str = "caption-";
 
+/// Returns whether a stem is that of generated captions.
+pub(super) fn is_captions_stem(stem: &str) -> bool {
+    stem.starts_with(CAPTIONS_PREFIX)
+}
+
 /// Returns whether a record is one that nothing else depends on: of images named on the command line, as `predict images-` and
 /// 8 hexadecimal digits, or of generated captions.
 pub(super) fn is_made_again(name: &str) -> bool {
     let Some(stem) = name.strip_prefix(PREDICTION_PREFIX) else { return false };
     let is_hash = |hash: &str| hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    stem.starts_with(CAPTIONS_PREFIX) || stem.strip_prefix("images-").is_some_and(is_hash)
+    is_captions_stem(stem) || stem.strip_prefix("images-").is_some_and(is_hash)
 }
 
 impl RunFile {
@@ -151,7 +156,8 @@ impl RunFile {
             return;
         }
         let own = self.config.output().unwrap_or_default();
-        for stem in self.stages.keys().filter_map(|name| name.strip_prefix(PREDICTION_PREFIX)) {
+        let stems = self.stages.keys().filter_map(|name| name.strip_prefix(PREDICTION_PREFIX));
+        for stem in stems.filter(|stem| !is_captions_stem(stem)) {
             // A name with an ending in other letters is its own stem.
             let is_whole = std::path::Path::new(stem).extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
             let output = if is_whole { stem.to_owned() } else { format!("{stem}.csv") };

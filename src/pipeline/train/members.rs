@@ -32,7 +32,9 @@ pub(crate) fn list(
 ) -> Result<Vec<MemberSpec>, PipelineError> {
     let seed = config.seed();
     let Some(ensemble) = &settings.ensemble else {
-        return Ok(settings.trials.iter().map(|_| MemberSpec::new(None, None, seed)).collect());
+        // A solution in closed form does not depend on the settings of a sweep.
+        let heads = if settings.method == HeadMethod::Sgd { settings.trials.len() } else { 1 };
+        return Ok((0..heads).map(|_| MemberSpec::new(None, None, seed)).collect());
     };
     let mut layers = vec![(None, None)];
     if let (true, Some(own)) = (ensemble.per_layer, config.model()) {

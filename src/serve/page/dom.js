@@ -1,7 +1,5 @@
 // Builds elements. Text always becomes a text node, so captions and addresses of a corpus cannot add markup.
 
-const SVG = "http://www.w3.org/2000/svg";
-
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -15,11 +13,6 @@ function fill(element, attributes, children) {
 /** An HTML element with attributes (`onclick` and the like are listeners) and children. */
 export function h(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
-}
-
-/** An SVG element. */
-export function svg(name, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
 /** Elements of HTML that the server has drawn, such as charts; every text in it is escaped there. Scripts in it never run. */

@@ -63,10 +63,12 @@ function follow(number) {
     isLost = true;
     showConnection("connection lost; trying again", true);
     // The browser connects again by itself, unless it got an answer that is no stream of events.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(async () => {
       if (events !== source) return;
       followed = null;
-      follow(number);
+      // The server may have fewer runs now.
+      await recover();
+      if (events === source) follow(place().run);
     }, RETRY_MS);
   });
   events.addEventListener("unreadable", (event) => showConnection(event.data, true));
@@ -96,7 +98,11 @@ function renderHeader(here) {
   update(document.getElementById("tabs"), h("ul", {}, tabs));
   const select = document.getElementById("run");
   document.getElementById("run-choice").hidden = runs.length < 2;
-  if (select.options.length !== runs.length) select.replaceChildren(...runs.map((run, index) => h("option", { value: index }, run.name)));
+  const names = runs.map((run) => run.name);
+  if (select.dataset.names !== JSON.stringify(names)) {
+    select.dataset.names = JSON.stringify(names);
+    select.replaceChildren(...names.map((name, index) => h("option", { value: index }, name)));
+  }
   select.value = here.run;
   document.title = `${runs[here.run].name} – wikicap-pipeline`;
 }

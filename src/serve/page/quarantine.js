@@ -22,9 +22,10 @@ async function showRow(run, place, fetchJson) {
       h("h2", {}, row.reason.replaceAll("_", " ")), h("p", {}, row.detail),
       box,
       row.bytes ? h("p", { class: "note" }, `${bytes(row.bytes)}: ${row.description}. The first bytes:`)
-        : h("p", { class: "note" }, "The format of the shard does not keep the bytes of such a row."),
+        : h("p", { class: "note" }, "The bytes cannot be shown: the format of the shard does not keep them, or the line is over the limit."),
       row.bytes > 0 && h("pre", { class: "dump", tabindex: "0", "aria-label": "first bytes" }, row.dump),
-      h("p", { class: "note" }, "This command writes the bytes to a file:"), h("pre", { tabindex: "0", "aria-label": "command" }, row.command),
+      row.bytes > 0 && h("p", { class: "note" }, "This command writes the bytes to a file:"),
+      row.bytes > 0 && h("pre", { tabindex: "0", "aria-label": "command" }, row.command),
       h("p", { class: "address" }, `${row.shard}, row ${count(row.row)}${row.url ? `: ${row.url}` : ""}`)].filter(Boolean));
   } catch (error) {
     content.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));

@@ -89,7 +89,7 @@ fn attention_is_right_for_1370_tokens() {
 }
 
 #[test]
-fn attention_is_right_for_all_widths() {
+fn attention_is_right_for_many_widths() {
     for width in [8, 16, 24, 32, 48, 72, 80, 88, 96, 112, 128] {
         Attention::new(1, 2, 70, width).check();
     }
