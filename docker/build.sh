@@ -4,7 +4,7 @@
 #   docker/build.sh [--prebuilt] [TAG…]
 #
 # TAG is `cpu`, `gpu` (CUDA 12.4, driver 550 or later) or `gpu-cuda12.9` (driver 575 or later); default: all three.
-# The program is compiled inside, with cargo-auditable, which takes about half an hour on two cores; the images share it.
+# The program is compiled inside, with cargo-auditable, which takes about 34 minutes of CPU; the images share it.
 # --prebuilt takes the program that `cargo build --release` made on this machine; its C library must not be newer than that of
 # the base image.
 #

@@ -22,6 +22,8 @@ use crate::train::HeadState;
 const EXAMPLE_CAPTIONS: usize = 10;
 /// Held-out images that are ranked at once.
 const EXAMPLE_ROWS: usize = 256;
+/// Feature chunks whose held-out images may become examples, since a remote run directory has to be read for them.
+const EXAMPLE_CHUNKS: usize = 32;
 
 /// Ranks the classes of the run. Memory holds the texts of ranked classes only.
 pub(super) struct ClassifierRanker<'a> {
@@ -53,8 +55,9 @@ impl<'a> ClassifierRanker<'a> {
         remarks: &mut StageRemarks,
     ) -> Result<(), PipelineError> {
         let dim = head.dim;
-        let read = || HeldOutImages::read(ctx, self.manifest, dim, |_| Ok(Vec::new()));
-        let Some(HeldOutImages { images, .. }) = tokio::task::block_in_place(read)? else { return Ok(()) };
+        let read = || HeldOutImages::read(ctx, self.manifest, dim, EXAMPLE_CHUNKS, |_| Ok(Vec::new()));
+        let Some(held_out) = tokio::task::block_in_place(read)? else { return Ok(()) };
+        let images = &held_out.images;
         let top_k = EXAMPLE_CAPTIONS.min(head.classes);
         let scorer = device.load_scorer(head).await?;
         let mut ranked = Vec::with_capacity(images.images());
@@ -65,7 +68,7 @@ impl<'a> ClassifierRanker<'a> {
             ranked.extend(scorer.top_k(features.to_vec(), features.len() / dim, top_k).await?);
         }
         scorer.unload().await?;
-        let examples = ChosenExamples::choose(&images, |image| ranked[image].classes.clone());
+        let examples = ChosenExamples::choose(images, |image| ranked[image].classes.clone());
         let write = || {
             let shown = examples.classes();
             let (texts, languages) = (self.classes.read_some_texts(&shown)?, self.classes.read_languages()?);
@@ -74,7 +77,7 @@ impl<'a> ClassifierRanker<'a> {
                 (text.map_or("", |text| &**text), languages.language(class))
             };
             let how = format!("all {} classes are ranked by the classifier", self.classes.count);
-            examples.write(ctx, &images, caption, &how, remarks)
+            examples.write(ctx, &held_out, caption, &how, remarks)
         };
         tokio::task::block_in_place(write)
     }

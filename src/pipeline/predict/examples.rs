@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
 use crate::chunk::features::read_thumbnails;
-use crate::chunk::journal::{Journal, Layout};
-use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
+use crate::pipeline::chunk_files::{ChunkFile, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::StageRemarks;
+use crate::pipeline::predict::held_out::HeldOutImages;
 use crate::pipeline::train::held_out::HeldOut;
 use crate::predict::metrics::{gain, rank_of};
 use crate::run_dir::Directory;
@@ -86,7 +86,7 @@ impl ChosenExamples {
     pub(super) fn write<'t>(
         &self,
         ctx: &RunContext,
-        images: &HeldOut,
+        HeldOutImages { images, files, .. }: &HeldOutImages,
         caption: impl Fn(u32) -> (&'t str, &'t str),
         ranked: &str,
         remarks: &mut StageRemarks,
@@ -95,7 +95,7 @@ impl ChosenExamples {
             return Ok(());
         }
         let urls: Vec<&str> = self.all().map(|one| &*images.urls[one.image]).collect();
-        let thumbnails = read_listed_thumbnails(&ctx.dir, &urls)?;
+        let thumbnails = read_listed_thumbnails(&ctx.dir, files, &urls)?;
         let shown = |class: &u32, right: &[u32]| {
             let (text, language) = caption(*class);
             ExampleCaption { text, language, is_right: right.contains(class) }
@@ -131,12 +131,14 @@ fn score_image(image: usize, ranked: Vec<u32>, right: Vec<u32>) -> Chosen {
     Chosen { image, ndcg5: gains / count, mrr: reciprocals / count, ranked, right }
 }
 
-/// Reads the thumbnails of some images from the feature chunks, by URL.
-fn read_listed_thumbnails(dir: &Directory, urls: &[&str]) -> Result<HashMap<String, Vec<u8>>, PipelineError> {
-    let journal = Journal::read(dir.clone(), Layout::train("features"), None)?;
+/// Reads the thumbnails of some images from feature chunks, by URL.
+fn read_listed_thumbnails(
+    dir: &Directory,
+    files: &[ChunkFile],
+    urls: &[&str],
+) -> Result<HashMap<String, Vec<u8>>, PipelineError> {
     // A damaged thumbnail is harmless, so do not verify the chunks again.
-    let features = FeatureSet::open(journal)?;
-    let files: Vec<ChunkFile> = features.files().iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
+    let files: Vec<ChunkFile> = files.iter().map(|file| ChunkFile { sum: None, ..file.clone() }).collect();
     let mut found = HashMap::new();
     for fetched in fetch_files(dir, &files) {
         let (_, copy) = fetched?;

@@ -1,8 +1,8 @@
-//! Images held out from training, read from the run directory for a projection head.
+//! Images held out from training, read from the run directory.
 
 use crate::chunk::journal::{Journal, Layout};
 use crate::config::Stage;
-use crate::pipeline::chunk_files::{FeatureSet, fetch_files};
+use crate::pipeline::chunk_files::{ChunkFile, FeatureSet, fetch_files};
 use crate::pipeline::context::RunContext;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::manifest::{Manifest, StageRecord};
@@ -18,6 +18,8 @@ const FRACTION_KEY: &str = "train.validation_fraction";
 /// Images that the run's head was not trained on.
 pub(super) struct HeldOutImages {
     pub(super) images: HeldOut,
+    /// Feature chunks that they were read from.
+    pub(super) files: Vec<ChunkFile>,
     /// Classes of training images.
     pub(super) seen_classes: ClassSet,
 }
@@ -42,8 +44,8 @@ impl ClassSet {
 }
 
 impl HeldOutImages {
-    /// Reads the images from the run's feature chunks; `None` if training held out no image. `read_vectors` returns the
-    /// vectors of classes. Blocks the thread.
+    /// Reads the images from at most `chunks` of the run's feature chunks, evenly spaced; `None` if training held out no image
+    /// of them. `read_vectors` returns the vectors of classes. Blocks the thread.
     ///
     /// # Errors
     /// Those of `read_vectors`; or when the record of training or a chunk cannot be read.
@@ -51,6 +53,7 @@ impl HeldOutImages {
         ctx: &RunContext,
         manifest: &Manifest,
         dim: usize,
+        chunks: usize,
         read_vectors: impl FnOnce(&[u32]) -> Result<Vec<f32>, PipelineError>,
     ) -> Result<Option<Self>, PipelineError> {
         let Some(record) = manifest.recorded(Stage::Train.as_str()) else { return Ok(None) };
@@ -58,8 +61,10 @@ impl HeldOutImages {
         let Some(split) = split.filter(|split| !split.is_empty()) else { return Ok(None) };
         let journal = Journal::read(ctx.dir.clone(), Layout::train("features"), None)?;
         let features = FeatureSet::open(journal)?;
+        let step = features.files().len().div_ceil(chunks).max(1);
+        let files: Vec<ChunkFile> = features.files().iter().step_by(step).cloned().collect();
         let (mut sample, mut seen_classes) = (HeldOutSample::new(split.seed, dim), ClassSet::default());
-        for (chunk, fetched) in fetch_files(&ctx.dir, features.files()).enumerate() {
+        for (chunk, fetched) in fetch_files(&ctx.dir, &files).enumerate() {
             let (file, copy) = fetched?;
             let rows = read_chunk_rows((file, &copy, &ctx.dir.display(&file.name)), chunk, split, dim, &mut sample)?;
             for row in (0..rows.len()).filter(|row| rows.view(*row) <= 1 && !split.contains(rows.url(*row))) {
@@ -67,7 +72,7 @@ impl HeldOutImages {
             }
         }
         let images = sample.finish(read_vectors)?;
-        Ok((images.images() > 0).then_some(Self { images, seen_classes }))
+        Ok((images.images() > 0).then_some(Self { images, files, seen_classes }))
     }
 }
 

@@ -194,7 +194,7 @@ impl ProjectionRanker<'_> {
         let set = captions::embed_classes(ctx, self.encoder, input.device, "captions", classes).await?;
         let read_vectors = |captions: &[u32]| Ok(head.map_captions(set.read(captions)?));
         let dim = self.model.shape()?.dim;
-        tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, read_vectors))
+        tokio::task::block_in_place(|| HeldOutImages::read(ctx, self.manifest, dim, usize::MAX, read_vectors))
     }
 
     /// Embeds the file names of the test images and of the held-out images; `None` if names are not a signal.

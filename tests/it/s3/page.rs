@@ -1,5 +1,6 @@
 //! The page about a run whose inputs and directory are on S3.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,7 +15,8 @@ fn page_shows_a_run_on_s3_during_it_and_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let server = with_corpus(Faults::default());
     let text = remote("s3://runs/run", &[("epochs = 12", "epochs = 20000")]);
-    let mut running = command(&server, dir.path(), &text, "").stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut running =
+        command(&server, dir.path(), &text, "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let config = || server.bucket("runs").join("run/run.toml").is_file();
     let deadline = Instant::now() + Duration::from_mins(4);
     let wait = |what: &str, is_so: &dyn Fn() -> bool| {
@@ -32,7 +34,9 @@ fn page_shows_a_run_on_s3_during_it_and_after_it() {
         let overview = page.json("/api/runs/0");
         overview["live"] == true && overview["charts"].as_str().is_some_and(|charts| charts.contains("<svg"))
     });
-    let during = page.built_json("/api/runs/0/pictures?images=held-out");
+    let checkpoint = "/api/runs/0/pictures?images=held-out";
+    wait("a checkpoint", &|| !page.exchange("GET", checkpoint, &[]).0.starts_with("http/1.1 409"));
+    let during = page.built_json(checkpoint);
     assert!(during["matching"].as_u64() > Some(20), "{during}");
     std::process::Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap();
     assert_eq!(running.wait().unwrap().code(), Some(143));

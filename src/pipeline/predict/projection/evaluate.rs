@@ -61,7 +61,7 @@ impl ProjectionRanking<'_> {
             };
             let caption = |class: u32| (texts.get(class).unwrap_or_default(), self.catalog.languages.language(class));
             let ranked = format!("their {} captions are ranked by {by}", images.captions.len());
-            ChosenExamples::choose(images, classes).write(self.ctx, images, caption, &ranked, remarks)?;
+            ChosenExamples::choose(images, classes).write(self.ctx, held_out, caption, &ranked, remarks)?;
         }
         Ok(HeldOutResult { weights, correction: eval_set.correction, corrections, report })
     }
