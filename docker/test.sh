@@ -410,7 +410,7 @@ on_card() {
 }
 on_card sample sample --out small --train-images 40 --test-images 20
 on_card forward bench forward --checkpoint small/models/vit-tiny --rows 8 --batch-size 4 --passes 1
-expect mma.sync "$out/card-forward.log"
+expect wgmma "$out/card-forward.log"
 cat > "$card/features.toml" <<'TOML'
 [run]
 dir = "run"

@@ -317,6 +317,8 @@ impl Tests {
 
     /// A run that has only started, and one whose rows are all usable.
     async fn empty_states(&mut self) -> Step {
+        // Pictures of the view before may still be loading.
+        self.browser.open("about:blank").await?;
         if let Some(mut page) = self.page.take() {
             page.kill().await.map_err(|error| error.to_string())?;
         }
@@ -324,7 +326,6 @@ impl Tests {
         std::fs::create_dir_all(&empty).map_err(|error| error.to_string())?;
         std::fs::write(empty.join("run.toml"), "[stages]\n").map_err(|error| error.to_string())?;
         self.serve(&["empty"]).await?;
-        self.browser.open("about:blank").await?;
         for (view, text) in [
             ("run", "No stage has started"),
             ("pictures", "run.toml|configuration|not started"),
