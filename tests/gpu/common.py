@@ -113,13 +113,15 @@ class Kit:
         logs = self.folder("logs")
         stdout, stderr = logs / f"{name}.out", logs / f"{name}.err"
         began, watch = time.monotonic(), MemoryWatch(self.cuda)
+        # Threads of torch spin while they wait for each other, so that on busy cores none of them gets on.
+        waiting = {} if self.cuda else {"OMP_WAIT_POLICY": "PASSIVE"}
         with stdout.open("wb") as to, stderr.open("wb") as errors:
             process = subprocess.Popen(
                 [str(part) for part in argv],
                 stdout=to,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.caches, **(env or {})},
+                env={**os.environ, **waiting, **self.caches, **(env or {})},
                 start_new_session=True,
             )
             try:
