@@ -126,18 +126,21 @@ fn killed_parts_and_another_partition_change_no_byte() {
     let setup = Setup::new();
     let mut random = ChaCha8Rng::seed_from_u64(11);
     let config = setup.config("killed");
-    // Kills before and after each kind of commit, then at random instants.
+    // Kills before and after each kind of commit, then of three parts at once, each at a random step of its next chunk. Kills
+    // after a time would miss a fast run.
     let plans =
         ["linked journal/catalog 1", "renamed features/ 2", "fill journal/features 2", "linked journal/features 3"];
     for (index, plan) in plans.iter().enumerate() {
         part(&config, &format!("{}/3", index % 3)).env("WIKICAP_KILL_AT", plan).output().unwrap();
     }
-    let mut children: Vec<Child> = (0..3).map(|index| part(&config, &format!("{index}/3")).spawn().unwrap()).collect();
-    for child in &mut children {
-        std::thread::sleep(Duration::from_millis(100 + u64::from(random.next_u32() % 600)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let steps = ["renamed features/ 1", "fill journal/features 1", "linked journal/features 1"];
+    let mut die = |index: u32| {
+        let step = steps[random.next_u32() as usize % steps.len()];
+        part(&config, &format!("{index}/3")).arg("--part-only").env("WIKICAP_KILL_AT", step).spawn().unwrap()
+    };
+    let children: Vec<Child> = (0..3).map(&mut die).collect();
+    let ends: Vec<bool> = children.into_iter().map(|mut child| child.wait().unwrap().success()).collect();
+    assert!(ends.contains(&false), "no part was killed");
     // Another partition, one of whose parts dies while it finishes the run.
     succeeds(&mut part(&config, "0/2"));
     part(&config, "1/2").env("WIKICAP_KILL_AT", "rename checkpoints/ 1").output().unwrap();
