@@ -172,6 +172,10 @@ pub(crate) fn settle_duplicates(journal: &Journal, generation: &str) -> Result<D
     }
     let duplicates = Duplicates::find(journal)?;
     let (directory, name) = (journal.directory(), journal.layout().duplicates());
+    // A killed process may have left a half-written list. The run directory itself is swept at the start.
+    if let Some((folder, _)) = name.rsplit_once('/') {
+        directory.sweep(folder, |_| true)?;
+    }
     duplicates.write(&directory.temporary(&name)?, generation)?;
     directory.publish(&name)?;
     Ok(duplicates)

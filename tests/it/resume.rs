@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -30,14 +30,17 @@ fn disturb(config: &str, after: Duration, signal: &str) -> Option<i32> {
 #[test]
 fn repeated_kills_change_no_byte() {
     let dir = tempfile::tempdir().unwrap();
+    let started = Instant::now();
     let expected = undisturbed(dir.path());
+    // The instants lie in the first third of a run, however fast the machine is.
+    let longest = (started.elapsed().as_millis() as u32 / 3).max(20);
     let mut random = ChaCha8Rng::seed_from_u64(7);
     let mut killed = 0;
     for round in 0..3 {
         let run_dir = dir.path().join(format!("killed-{round}"));
         let config = write(dir.path(), &pipeline(&run_dir, &[]));
         for _ in 0..8 {
-            let wait = Duration::from_millis(20 + u64::from(random.next_u32() % 500));
+            let wait = Duration::from_millis(20 + u64::from(random.next_u32() % longest));
             killed += u32::from(disturb(&config, wait, "-KILL").is_none());
         }
         let out = run(&["run", "--config", &config]);
@@ -45,6 +48,19 @@ fn repeated_kills_change_no_byte() {
         assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
     }
     assert!(killed >= 8, "only {killed} kills met a running process");
+}
+
+#[test]
+fn kill_before_duplicates_are_listed_leaves_no_temporary_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = undisturbed(dir.path());
+    let run_dir = dir.path().join("killed");
+    let config = write(dir.path(), &pipeline(&run_dir, &[]));
+    let plan = "rename predict/submission/duplicates 1";
+    let out = program().args(["run", "--config", &config]).env("WIKICAP_KILL_AT", plan).output().unwrap();
+    assert_eq!(out.status.signal(), Some(9), "`{plan}` was not reached: {}", stderr_of(&out));
+    assert!(run(&["run", "--config", &config]).status.success());
+    assert_eq!(differences(&expected, &artefacts(&run_dir)), Vec::<String>::new());
 }
 
 #[test]
