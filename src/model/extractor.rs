@@ -55,7 +55,7 @@ pub struct Numerics {
     pub batch_rows: Option<usize>,
     /// Whether to use fused attention kernels if a trial accepts them.
     pub fused: bool,
-    /// Whether transformer blocks run on the direct path for CPUs, where there is one for the backbone and the CPU. It
+    /// True if transformer blocks run on the direct path for CPUs, provided that it covers the backbone and the CPU. It
     /// computes in f32, so other formats do not use it.
     pub direct: bool,
     /// Kernels that may compute the backbone.

@@ -9,7 +9,7 @@ use crate::types::{HeadKind, HeadMethod, MemberWeights};
 /// Heads that score together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnsembleConfig {
-    /// Whether each block of `model.layer` has heads of its own.
+    /// True if each block of `model.layer` has heads of its own.
     pub per_layer: bool,
     /// Blocks with heads of their own; 1 if a head reads all.
     pub layers: usize,

@@ -23,7 +23,7 @@ const MASKED_SCORE: f32 = -1e30;
 pub struct TextNumerics {
     /// Format of weights and activations. Norms, softmax, activation functions and pooling always compute in f32.
     pub format: DType,
-    /// Whether blocks run on the direct path for CPUs, where there is one for the encoder and the CPU. It computes in f32,
+    /// True if blocks run on the direct path for CPUs, provided that it covers the encoder and the CPU. It computes in f32,
     /// so other formats do not use it.
     pub direct: bool,
 }

@@ -119,7 +119,7 @@ impl CaptionRanking {
         }
         let dim = self.encoder.checkpoint.dim();
         let list = self.embed(ctx, device, "captions to rank", &self.candidates.captions).await?;
-        // As many captions as images, so that their vectors may be on the scratch disk.
+        // The vectors of generated captions may be on the scratch disk, since there can be one for each image.
         let texts = Arc::clone(&generated.texts);
         let set = captions::embed(ctx, &self.encoder, device, "generated captions", texts).await?;
         let queries = Arc::new(VectorStore::open(ctx, set).await?);

@@ -51,12 +51,12 @@ impl CheckpointList {
         Ok(Self(folders.filter(is_complete).map(ToOwned::to_owned).collect()))
     }
 
-    /// Whether a head has a checkpoint at a step.
+    /// Returns whether a head has a checkpoint at a step.
     pub(super) fn contains(&self, step: u64, trial: usize) -> bool {
         self.0.contains(&folder_name(step, trial))
     }
 
-    /// Whether a head has a checkpoint at any step.
+    /// Returns whether a head has a checkpoint at any step.
     fn has_head(&self, trial: usize) -> bool {
         self.steps().into_iter().any(|step| self.contains(step, trial))
     }

@@ -129,7 +129,7 @@ pub struct StageStatus {
     /// Estimated seconds left at `per_second`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_s: Option<u64>,
-    /// Whether the stage is complete.
+    /// True if the stage is complete.
     pub finished: bool,
     /// Party that limits the rate.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,7 +157,7 @@ pub struct ShardStatus {
     pub quarantined: u64,
     /// Share of the shard's bytes read so far, from 0 to 1.
     pub read: f64,
-    /// Whether all rows of the shard are committed.
+    /// True if all rows of the shard are committed.
     pub done: bool,
 }
 
