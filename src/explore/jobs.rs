@@ -131,8 +131,12 @@ impl<T: Send + Sync + 'static> Jobs<T> {
 mod tests {
     use super::*;
 
+    /// All jobs of a process share the gate, so a test that holds it delays the other.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[tokio::test]
     async fn job_runs_once_and_failure_is_tried_again() {
+        let _alone = ALONE.lock().await;
         let (jobs, runs) = (Jobs::<u64>::default(), Arc::new(AtomicU64::new(0)));
         let build = |fail: bool| {
             let runs = Arc::clone(&runs);
@@ -150,6 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_job_shows_its_progress() {
+        let _alone = ALONE.lock().await;
         let (jobs, (release, held)) = (Jobs::<u8>::default(), tokio::sync::oneshot::channel::<()>());
         let slow = |progress: Progress| async move {
             progress.set_total(9);

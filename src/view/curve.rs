@@ -219,6 +219,14 @@ mod tests {
     }
 
     #[test]
+    fn best_of_heads_that_score_together_is_of_all_by_language() {
+        let head = "step,loss,trial,validation_ndcg5,validation_ndcg5_languages\n";
+        let rows = "5,,0,0.9,0.9\n5,,2,0.4,0.6\n9,,2,0.5,0.5\n12,,2,0.3,0.6\n";
+        let best = TrainingCurve::from_csv(format!("{head}{rows}").as_bytes()).best();
+        assert_eq!(best, Some(BestValidation { step: 5.0, trial: 2, ndcg5: 0.4, ceiling: None }));
+    }
+
+    #[test]
     fn row_that_cannot_be_parsed_ends_the_curve() {
         let curve = TrainingCurve::from_csv(b"step,loss,trial\n1,0.5,0\n2,,0\n3,x,0\n4,1,0\n");
         assert_eq!(curve.last_step(), Some(2.0));
