@@ -258,6 +258,8 @@ words!(
         None = "none",
         /// Logarithm of the caption's summed odds over all images (a softmax over images).
         Softmax = "softmax",
+        /// As `Softmax`, with the odds of each image normalised over the captions, and so on in turn (Sinkhorn's algorithm).
+        Sinkhorn = "sinkhorn",
         /// Mean similarity to the ten closest images (cross-domain similarity local scaling).
         Csls = "csls",
         /// The best on held-out images.

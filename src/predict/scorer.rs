@@ -180,6 +180,35 @@ impl<B: Backend> Scorer<B> {
         Ok(sums)
     }
 
+    /// Returns for each class the `log Σ exp` of its logits over all rows, where each row is divided by its own `Σ exp` over the classes
+    /// before. Logits are computed twice, so that memory never holds those of all classes.
+    ///
+    /// # Errors
+    /// When the length does not match or the device fails.
+    pub fn shared_lse_by_class(&self, features: &[f32], rows: usize) -> Result<Vec<f64>, PredictError> {
+        check_length("features", features.len(), rows.saturating_mul(self.dim))?;
+        let mut sums = vec![f64::NEG_INFINITY; self.classes];
+        for range in tile_ranges(rows, self.tiling.rows) {
+            let inputs = self.upload_tile_rows(features, &range);
+            let mut own = vec![f64::NEG_INFINITY; range.len()];
+            for (_, logits) in self.tiles(&inputs) {
+                let (_, lse) = softmax_and_lse(logits);
+                for (sum, more) in own.iter_mut().zip(download(lse)?) {
+                    *sum = log_add(*sum, f64::from(more));
+                }
+            }
+            let own: Vec<f32> = own.into_iter().map(|sum| sum as f32).collect();
+            let own = upload::<B>(&own, range.len(), 1, &self.device);
+            for (first, logits) in self.tiles(&inputs) {
+                let (_, lse) = softmax_and_lse((logits - own.clone()).transpose());
+                for (sum, more) in sums[first as usize..].iter_mut().zip(download(lse)?) {
+                    *sum = log_add(*sum, f64::from(more));
+                }
+            }
+        }
+        Ok(sums)
+    }
+
     /// Updates each class's list of its `k` largest logits, in descending order, with the logits of these rows.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ mod moments;
 mod ridge;
 mod validation;
 
-pub use cca::Cca;
+pub use cca::{Cca, CcaShrinkage};
 pub use choice::{Candidate, DEFAULT_SHRINKAGE, HeldOutPairs, MappedPairs, SHRINKAGES, choose_projection, map_pairs};
 pub use moments::{Covariances, PairMoments};
 pub use ridge::{ClassMoments, ClassTargets, Ridge};

@@ -105,7 +105,12 @@ fn fixed_temperature_and_dropout_train_and_correction_has_its_own_strength() {
     let out = run(&["inspect", &checkpoint]);
     assert!(String::from_utf8_lossy(&out.stdout).contains("5.000"), "the scale is the inverse of the temperature");
     // Another strength ranks again, with the same features and the same head.
-    let again = finish(&["run", &write(dir.path(), &text.replace("strength = 20", "strength = 2"))]);
-    assert_eq!(again["training"], found["training"]);
-    assert_eq!(again["prediction"]["text"]["correction"], "softmax of strength 2");
+    for correction in ["softmax", "sinkhorn"] {
+        let text = text.replace("strength = 20", "strength = 2").replace("softmax", correction);
+        let again = finish(&["run", &write(dir.path(), &text)]);
+        assert_eq!(again["training"], found["training"]);
+        assert_eq!(again["prediction"]["text"]["correction"], format!("{correction} of strength 2"));
+        let ndcg5 = again["prediction"]["scores"]["ndcg5"].as_f64();
+        assert!(ndcg5 > chance.as_f64().map(|chance| 3.0 * chance), "{correction}: {ndcg5:?}");
+    }
 }

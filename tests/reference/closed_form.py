@@ -4,7 +4,7 @@
     python3 tests/reference/closed_form.py
 
 Writes tests/reference/closed_form.json: images with one to three caption vectors and a weight, their weighted means and
-covariances, and for each shrinkage the correlations, the scores of image/caption pairs, the ridge map and both classifiers.
+covariances, and for each pair of shrinkages the correlations, the scores of image/caption pairs, the ridge map and both classifiers.
 """
 
 import json
@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
 IMAGES, INPUT, OUTPUT, CLASSES = 90, 7, 5, 6
-SHRINKAGES = [0.02, 0.4]
+SHRINKAGES, CAPTION_SHRINKAGES = [0.02, 0.4], [0.3, 0.4]
 
 
 def shrink(covariance, shrinkage):
@@ -51,11 +51,12 @@ def main():
     out = {
         "features": features.tolist(), "captions": captions.tolist(), "counts": counts.tolist(),
         "weights": weights.tolist(), "labels": labels.tolist(), "classes": CLASSES, "shrinkages": SHRINKAGES,
+        "caption_shrinkages": CAPTION_SHRINKAGES,
         "feature_mean": x_mean.tolist(), "caption_mean": y_mean.tolist(), "std": std.tolist(),
         "xx": xx.tolist(), "xy": xy.tolist(), "yy": yy.tolist(), "fits": [],
     }
-    for shrinkage in SHRINKAGES:
-        cxx, cyy = shrink(xx, shrinkage), shrink(yy, shrinkage)
+    for shrinkage, of_captions in zip(SHRINKAGES, CAPTION_SHRINKAGES):
+        cxx, cyy = shrink(xx, shrinkage), shrink(yy, of_captions)
         left, values, right = np.linalg.svd(root(cxx) @ xy @ root(cyy), full_matrices=False)
         a, b = root(cxx) @ left, root(cyy) @ right.T
         rank, power = 3, 0.5

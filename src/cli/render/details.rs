@@ -181,9 +181,12 @@ fn describe_member(member: &MemberReport) -> String {
     text
 }
 
-/// Describes the settings of a head in closed form: `shrinkage 0.1, 96 directions, power 0.5`.
+/// Describes the settings of a head in closed form: `shrinkage 0.1 (captions 0.3), 96 directions, power 0.5`.
 pub(super) fn describe_candidate(candidate: &Candidate) -> String {
     let mut text = format!("shrinkage {}", candidate.shrinkage);
+    if let Some(captions) = candidate.caption_shrinkage {
+        text.push_str(&format!(" (captions {captions})"));
+    }
     if let Some(rank) = candidate.rank {
         text.push_str(&format!(", {}", plural(rank, "directions")));
     }

@@ -242,12 +242,18 @@ pub(in crate::config) struct RawPredict {
     /// With a text head: rank by the file name in the image's URL as well as by its pixels. The weight of the name is chosen on
     /// the images held out for validation.
     pub(in crate::config) file_names: bool,
-    /// With a text head: hubness correction, which lowers captions that are close to every image. `none`, `softmax` (over the
-    /// images, for each caption) or `csls`. `auto`: the best of these, and of several strengths of `softmax`, on the images held out
-    /// for validation, by NDCG@5 averaged over languages; without such images `softmax` of strength 20.
+    /// With a text head: hubness correction, which lowers captions that are close to every image.
+    /// - `none`;
+    /// - `softmax`: the exponentials of the similarities of a caption add up to one over all images;
+    /// - `sinkhorn`: and in turn those of an image add up to one over all captions, three times; the best choice if most captions
+    ///   belong to about as many images; three passes over the vectors of the test images;
+    /// - `csls`: less the mean similarity to the ten closest images;
+    /// - `auto`: the best of these, and of several strengths, on the images held out for validation, by NDCG@5 averaged over
+    ///   languages; without such images `softmax` of strength 20.
     pub(in crate::config) correction: Correction,
-    /// With `correction = "softmax"`: factor of the cosine similarities in the correction, over 0. Default: that of the head, the
-    /// inverse of its temperature. A head with a high temperature needs a factor of its own, such as 20.
+    /// With `correction = "softmax"` or `"sinkhorn"`: factor of the cosine similarities in the correction, over 0. Default: that of the head, the
+    /// inverse of its temperature. A head with a high temperature needs a factor of its own, such as 20,
+    /// or 30 with `sinkhorn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::config) correction_strength: Option<f64>,
     /// With a text head: directory of another run, with a head of kind `classes` on the same features, whose logits are added.

@@ -48,8 +48,10 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
         let key = "predict.correction_strength";
         let good = strength.is_finite() && strength > 0.0;
         problems.refuse_if(!good, key, format!("`{strength}` must be over 0"));
-        let softmax = predict.correction == Correction::Softmax;
-        problems.refuse_if(!softmax, key, "works only with `predict.correction = \"softmax\"`: remove it, or set that");
+        let has_strength = matches!(predict.correction, Correction::Softmax | Correction::Sinkhorn);
+        let need =
+            "works only with `predict.correction = \"softmax\"` or `\"sinkhorn\"`: remove it, or set one of these";
+        problems.refuse_if(!has_strength, key, need);
     }
     PredictConfig {
         images: predict.images.clone(),

@@ -82,6 +82,14 @@ impl LoadedScorer {
         self.run(move |scorer| scorer.lse_by_class(&features, rows).map_err(model_error)).await
     }
 
+    /// Returns `log Σ exp` of each class's logits over all rows, of which each is divided by its own `Σ exp` before.
+    ///
+    /// # Errors
+    /// As [`LoadedScorer::top_k`].
+    pub(crate) async fn shared_lse_by_class(&self, features: Vec<f32>, rows: usize) -> Result<Vec<f64>, PipelineError> {
+        self.run(move |scorer| scorer.shared_lse_by_class(&features, rows).map_err(model_error)).await
+    }
+
     /// Merges the logits of these rows into each class's list of its `k` largest logits.
     ///
     /// # Errors

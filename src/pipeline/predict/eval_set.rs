@@ -7,11 +7,10 @@ use crate::pipeline::device::DeviceWorker;
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::observe::report::{CorrectionScore, SignalReport};
 use crate::pipeline::predict::fusion::{CandidateVectors, FusionWeights, ImageSignals, add_bias, fuse_queries};
-use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection, scale_layer};
+use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection};
 use crate::predict::metrics::Tally;
 use crate::predict::scorer::PlaceQuery;
 use crate::predict::slices::{FusionSignal, Query, RankedQueries, Rankings, rank_in_list, score_slice, score_slices};
-use crate::types::Correction;
 
 /// Number of captions ranked for an image, from which its reciprocal rank is computed.
 const TOP_K: usize = 20;
@@ -70,14 +69,10 @@ impl EvalSet<'_> {
         let (names, features) = (names.as_deref(), features.as_deref());
         let rows = fuse_queries(signal, weights, ImageSignals { pixels, names, features, dim: candidates.dim });
         let mut layer = Arc::new(candidates.linear_layer(signal, weights));
-        let factor = self.correction.factor(candidates.scale);
-        let mut correction = HubnessCorrection::new(self.correction.kind, captions, factor);
-        if self.correction.kind != Correction::None {
-            let scorer = self.device.load_scorer(scale_layer(&layer, factor)).await?;
-            correction.add(&scorer, rows.clone(), images).await?;
-            scorer.unload().await?;
-        }
-        add_bias(Arc::make_mut(&mut layer), correction.bias().as_deref());
+        let scaled = (&layer, candidates.scale);
+        let correction =
+            HubnessCorrection::measure_in_memory(self.correction, scaled, self.device, &rows, images).await?;
+        add_bias(Arc::make_mut(&mut layer), correction.as_deref());
         let scorer = self.device.load_scorer(layer).await?;
         let asked =
             queries.iter().filter_map(|query| Some(PlaceQuery { row: query.image as u32, class: query.caption? }));

@@ -12,18 +12,20 @@ use crate::types::Correction;
 
 /// Number of a caption's nearest images whose mean similarity CSLS subtracts.
 const CSLS_NEIGHBOURS: usize = 10;
+/// Passes over the images of Sinkhorn's algorithm. More hardly change the ranking.
+const SINKHORN_ROUNDS: usize = 3;
 
 /// A correction and its strength.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct CorrectionSettings {
     pub(super) kind: Correction,
-    /// Factor of the cosine similarities in a softmax correction; `None` for that of the logits.
+    /// Factor of the cosine similarities in `softmax` and `sinkhorn`; `None` for that of the logits.
     pub(super) strength: Option<f64>,
 }
 
 /// Strength of a softmax correction that is not chosen on held-out images.
 const DEFAULT_STRENGTH: f64 = 20.0;
-/// Strengths of a softmax correction to choose from.
+/// Strengths to choose from.
 const STRENGTHS: [f64; 6] = [5.0, 10.0, 15.0, 20.0, 30.0, 40.0];
 
 impl CorrectionSettings {
@@ -37,9 +39,10 @@ impl CorrectionSettings {
 
     /// Returns the settings that `auto` chooses from. Of equal scores the first counts.
     pub(super) fn options() -> Vec<Self> {
-        let softmax = |strength| Self { kind: Correction::Softmax, strength: Some(strength) };
         let others = [Correction::None, Correction::Csls].map(|kind| Self { kind, strength: None });
-        others.into_iter().chain(STRENGTHS.map(softmax)).collect()
+        let with_strengths = |kind| STRENGTHS.map(|strength| Self { kind, strength: Some(strength) });
+        let scaled = [Correction::Softmax, Correction::Sinkhorn].into_iter().flat_map(with_strengths);
+        others.into_iter().chain(scaled).collect()
     }
 
     /// Describes the settings.
@@ -70,10 +73,25 @@ pub(super) fn scale_layer(layer: &Arc<HeadState>, factor: f32) -> Arc<HeadState>
 /// Statistics over images that determine the correction of each caption.
 pub(super) enum HubnessCorrection {
     None,
-    /// `log Σ exp` of each caption's logits, and their factor relative to the logits that are corrected.
-    Softmax(Vec<f64>, f32),
+    Odds(Odds),
     /// The largest logits of each caption.
     Csls(Vec<Vec<f32>>),
+}
+
+/// Summed odds of captions over all images, for `softmax` and `sinkhorn`.
+///
+/// Sinkhorn's algorithm (Sinkhorn and Knopp 1967) scales the exponentials of the logits so that in turn those of each image and those of
+/// each caption add up to one. The first round is that of `softmax`, which scales captions alone.
+pub(super) struct Odds {
+    rounds: usize,
+    /// Rounds that are finished.
+    finished: usize,
+    /// `log Σ exp` of each caption's logits in this round so far.
+    sums: Vec<f64>,
+    /// What the finished rounds subtract from the logits of each caption.
+    subtracted: Vec<f64>,
+    /// Factor of these logits relative to those that are corrected.
+    factor: f32,
 }
 
 impl HubnessCorrection {
@@ -82,7 +100,8 @@ impl HubnessCorrection {
         match kind {
             Correction::None => Self::None,
             // `auto` is replaced before.
-            Correction::Softmax | Correction::Auto => Self::Softmax(vec![f64::NEG_INFINITY; captions], factor),
+            Correction::Softmax | Correction::Auto => Self::Odds(Odds::new(1, captions, factor)),
+            Correction::Sinkhorn => Self::Odds(Odds::new(SINKHORN_ROUNDS, captions, factor)),
             Correction::Csls => Self::Csls(vec![Vec::new(); captions]),
         }
     }
@@ -104,39 +123,85 @@ impl HubnessCorrection {
             return Ok(None);
         }
         let factor = settings.factor(scale);
-        let stage_progress = ctx.progress.stage("hubness of captions", "images", features.images());
         let mut correction = Self::new(settings.kind, layer.classes, factor);
-        let scorer = device.load_scorer(scale_layer(layer, factor)).await?;
-        for file in features.files() {
-            if let Some(signal) = ctx.shutdown.signal() {
-                return Err(PipelineError::Stopped(signal));
+        let images = features.images() * correction.rounds() as u64;
+        let stage_progress = ctx.progress.stage("hubness of captions", "images", images);
+        let scaled = scale_layer(layer, factor);
+        for _ in 0..correction.rounds() {
+            let scorer = device.load_scorer(correction.round_layer(&scaled)).await?;
+            for file in features.files() {
+                if let Some(signal) = ctx.shutdown.signal() {
+                    return Err(PipelineError::Stopped(signal));
+                }
+                let chunk = read_chunk(features, file).await?;
+                let count = chunk.rows.len();
+                let queries = encoder.encode(chunk).await?;
+                correction.add(&scorer, queries, count).await?;
+                stage_progress.add(count as u64);
             }
-            let chunk = read_chunk(features, file).await?;
-            let count = chunk.rows.len();
-            let queries = encoder.encode(chunk).await?;
-            correction.add(&scorer, queries, count).await?;
-            stage_progress.add(count as u64);
+            scorer.unload().await?;
+            correction.finish_round();
         }
-        scorer.unload().await?;
         ctx.events.stage_finished(&stage_progress);
         Ok(correction.bias())
     }
 
-    /// Adds images by their queries. `scorer` ranks the captions without a correction.
+    /// Measures the correction over images in memory, as [`HubnessCorrection::measure`] does for chunks.
     ///
     /// # Errors
     /// When the device fails.
-    pub(super) async fn add(
-        &mut self,
-        scorer: &LoadedScorer,
-        queries: Vec<f32>,
+    pub(super) async fn measure_in_memory(
+        settings: CorrectionSettings,
+        (layer, scale): (&Arc<HeadState>, f32),
+        device: &Arc<DeviceWorker>,
+        queries: &[f32],
         images: usize,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Option<Vec<f32>>, PipelineError> {
+        let factor = settings.factor(scale);
+        let mut correction = Self::new(settings.kind, layer.classes, factor);
+        let scaled = scale_layer(layer, factor);
+        for _ in 0..correction.rounds() {
+            let scorer = device.load_scorer(correction.round_layer(&scaled)).await?;
+            correction.add(&scorer, queries.to_vec(), images).await?;
+            scorer.unload().await?;
+            correction.finish_round();
+        }
+        Ok(correction.bias())
+    }
+
+    /// Returns how often all images are visited.
+    fn rounds(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Odds(odds) => odds.rounds,
+            Self::Csls(_) => 1,
+        }
+    }
+
+    /// Returns the layer whose logits this round needs.
+    fn round_layer(&self, scaled: &Arc<HeadState>) -> Arc<HeadState> {
+        let Self::Odds(odds) = self else { return Arc::clone(scaled) };
+        if odds.finished == 0 {
+            return Arc::clone(scaled);
+        }
+        let mut layer = HeadState::clone(scaled);
+        layer.bias.iter_mut().zip(&odds.subtracted).for_each(|(bias, less)| *bias -= *less as f32);
+        Arc::new(layer)
+    }
+
+    /// Adds images by their queries. `scorer` has the [layer of the round](HubnessCorrection::round_layer).
+    ///
+    /// # Errors
+    /// When the device fails.
+    async fn add(&mut self, scorer: &LoadedScorer, queries: Vec<f32>, images: usize) -> Result<(), PipelineError> {
         match self {
             Self::None => {}
-            Self::Softmax(sums, _) => {
-                let more = scorer.lse_by_class(queries, images).await?;
-                for (sum, more) in sums.iter_mut().zip(more) {
+            Self::Odds(odds) => {
+                let more = match odds.finished {
+                    0 => scorer.lse_by_class(queries, images).await?,
+                    _ => scorer.shared_lse_by_class(queries, images).await?,
+                };
+                for (sum, more) in odds.sums.iter_mut().zip(more) {
                     let (low, high) = if *sum < more { (*sum, more) } else { (more, *sum) };
                     *sum = if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() };
                 }
@@ -149,13 +214,23 @@ impl HubnessCorrection {
         Ok(())
     }
 
+    /// Ends a visit of all images.
+    fn finish_round(&mut self) {
+        if let Self::Odds(odds) = self {
+            odds.finished += 1;
+            for (less, sum) in odds.subtracted.iter_mut().zip(&mut odds.sums) {
+                *less += if sum.is_finite() { *sum } else { 0.0 };
+                *sum = f64::NEG_INFINITY;
+            }
+        }
+    }
+
     /// Returns the values to add to the logits of each caption.
-    pub(super) fn bias(&self) -> Option<Vec<f32>> {
+    fn bias(&self) -> Option<Vec<f32>> {
         match self {
             Self::None => None,
-            Self::Softmax(sums, factor) => {
-                let bias = |sum: &f64| if sum.is_finite() { (-*sum / f64::from(*factor)) as f32 } else { 0.0 };
-                Some(sums.iter().map(bias).collect())
+            Self::Odds(Odds { subtracted, factor, .. }) => {
+                Some(subtracted.iter().map(|less| (-*less / f64::from(*factor)) as f32).collect())
             }
             // CSLS is twice the similarity minus both means. Neither the image's own mean nor a factor of one half
             // changes the order.
@@ -164,5 +239,12 @@ impl HubnessCorrection {
                 Some(largest.iter().map(|list| -0.5 * mean(list)).collect())
             }
         }
+    }
+}
+
+impl Odds {
+    fn new(rounds: usize, captions: usize, factor: f32) -> Self {
+        let (sums, subtracted) = (vec![f64::NEG_INFINITY; captions], vec![0.0; captions]);
+        Self { rounds, finished: 0, sums, subtracted, factor }
     }
 }

@@ -54,6 +54,8 @@ fn class_statistics_cover_all_rows_for_any_tiling() {
     for (rows, tile) in [(11, 7), (4, 3), (1, 1)] {
         let head = scorer(&weight, &bias, 3, rows, tile);
         let sums = head.lse_by_class(&features, 11).unwrap();
+        let shared = head.shared_lse_by_class(&features, 11).unwrap();
+        let of_row = |row: usize| (0..7).map(|class| f64::from(logit(row, class)).exp()).sum::<f64>();
         let mut largest = vec![Vec::new(); 7];
         // Two calls, as for two chunks.
         head.largest_by_class(&features[..15], 5, 4, &mut largest).unwrap();
@@ -62,6 +64,8 @@ fn class_statistics_cover_all_rows_for_any_tiling() {
             let mut all: Vec<f32> = (0..11).map(|row| logit(row, class)).collect();
             let sum = all.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
             assert!((sums[class] - sum).abs() < 1e-5);
+            let share = (0..11).map(|row| f64::from(logit(row, class)).exp() / of_row(row)).sum::<f64>().ln();
+            assert!((shared[class] - share).abs() < 1e-5);
             all.sort_by(|one, other| other.total_cmp(one));
             assert!(largest[class].iter().zip(&all[..4]).all(|(one, other)| (one - other).abs() < 1e-5));
             assert_eq!(largest[class].len(), 4);

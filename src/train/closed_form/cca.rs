@@ -6,6 +6,15 @@ use faer::linalg::solvers::Svd;
 use super::moments::Covariances;
 use super::{ClosedFormError, decompose};
 
+/// Shares of the identity in the covariances of both sides.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CcaShrinkage {
+    /// That of the features.
+    pub features: f64,
+    /// That of the captions.
+    pub captions: f64,
+}
+
 /// Canonical directions of features and captions.
 pub struct Cca {
     /// Correlation of each pair of directions, descending.
@@ -17,16 +26,16 @@ pub struct Cca {
 }
 
 impl Cca {
-    /// Computes all pairs of directions. Both covariances are shrunk by `shrinkage`, from 0 to 1.
+    /// Computes all pairs of directions. The covariances of features and of captions are shrunk by a share from 0 to 1 each.
     ///
     /// With the Cholesky factors `L` of the shrunk covariances, the correlations are the singular values of
     /// `Lx⁻¹ Sxy Ly⁻ᵀ = U S Vᵀ`, and the directions are `Lx⁻ᵀ U` and `Ly⁻ᵀ V`.
     ///
     /// # Errors
     /// When a covariance is singular.
-    pub fn new(covariances: &Covariances, shrinkage: f64) -> Result<Self, ClosedFormError> {
-        let features = decompose(covariances.features.as_ref(), shrinkage, "features")?;
-        let captions = decompose(covariances.captions.as_ref(), shrinkage, "captions")?;
+    pub fn new(covariances: &Covariances, shrinkage: CcaShrinkage) -> Result<Self, ClosedFormError> {
+        let features = decompose(covariances.features.as_ref(), shrinkage.features, "features")?;
+        let captions = decompose(covariances.captions.as_ref(), shrinkage.captions, "captions")?;
         let mut whitened = covariances.cross.clone();
         features.L().solve_lower_triangular_in_place(whitened.as_mut());
         let mut whitened = whitened.transpose().to_owned();

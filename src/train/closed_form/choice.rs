@@ -4,7 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use serde::{Deserialize, Serialize};
 
-use super::{Answers, Cca, ClosedFormError, Covariances, Ridge, ndcg5_by_language};
+use super::{Answers, Cca, CcaShrinkage, ClosedFormError, Covariances, Ridge, ndcg5_by_language};
 use crate::train::text::{TextHead, TextMap, centre_and_normalise};
 use crate::types::HeadMethod;
 
@@ -27,8 +27,11 @@ pub struct Candidate {
     /// Block of the backbone whose feature the head reads; absent if it reads all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<i32>,
-    /// Share of the identity in the covariances.
+    /// Share of the identity in the covariance of the features.
     pub shrinkage: f64,
+    /// Share of the identity in the covariance of the captions, for canonical correlation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption_shrinkage: Option<f64>,
     /// Number of canonical directions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<u64>,
@@ -100,23 +103,7 @@ pub fn choose_projection(
     let mut choice = Choice { covariances, text_mean, pairs, best: None, tried: Vec::new() };
     let shrinkages = if pairs.is_some() { &SHRINKAGES[..] } else { &[DEFAULT_SHRINKAGE] };
     match method {
-        HeadMethod::Cca => {
-            let mut best: Option<(f64, Cca)> = None;
-            for shrinkage in shrinkages {
-                let cca = Cca::new(covariances, *shrinkage)?;
-                if choice.try_cca(&cca, *shrinkage, cca.correlations.len(), DEFAULT_POWER) {
-                    best = Some((*shrinkage, cca));
-                }
-            }
-            if let (Some((shrinkage, cca)), true) = (best, pairs.is_some()) {
-                for share in RANK_SHARES {
-                    let rank = ((cca.correlations.len() as f64 * share).ceil() as usize).max(1);
-                    for power in POWERS {
-                        choice.try_cca(&cca, shrinkage, rank, power);
-                    }
-                }
-            }
-        }
+        HeadMethod::Cca => choice.choose_cca(shrinkages)?,
         // The others are not solved for.
         HeadMethod::Ridge | HeadMethod::Sgd | HeadMethod::Auto => {
             for shrinkage in shrinkages {
@@ -138,31 +125,74 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    fn try_cca(&mut self, cca: &Cca, shrinkage: f64, rank: usize, power: f64) -> bool {
-        let known = |own: &Candidate| {
-            own.shrinkage.to_bits() == shrinkage.to_bits()
-                && own.rank == Some(rank as u64)
-                && own.power.is_some_and(|own| own.to_bits() == power.to_bits())
-        };
-        if self.tried.iter().any(known) {
-            return false;
+    /// Chooses the shrinkage of the features by the best score, then that of the captions, then directions and power.
+    ///
+    /// Captions of held-out images are often captions of training images as well, so their score does not show how a head does
+    /// on captions and in languages that it was not trained on. The last two choices therefore follow the rule of one standard
+    /// error (Breiman et al. 1984): of all settings whose score may be as good as the best, the most cautious.
+    fn choose_cca(&mut self, shrinkages: &[f64]) -> Result<(), ClosedFormError> {
+        for own in shrinkages {
+            let shrinkage = CcaShrinkage { features: *own, captions: *own };
+            let cca = Cca::new(self.covariances, shrinkage)?;
+            self.try_cca(&cca, shrinkage, cca.correlations.len(), DEFAULT_POWER);
         }
+        let Some(features) = self.best.as_ref().map(|(_, best)| best.shrinkage).filter(|_| self.pairs.is_some()) else {
+            return Ok(());
+        };
+        // The most cautious first.
+        let ways: Vec<CcaShrinkage> =
+            shrinkages.iter().rev().map(|captions| CcaShrinkage { features, captions: *captions }).collect();
+        let mut scores = Vec::new();
+        for way in &ways {
+            let cca = Cca::new(self.covariances, *way)?;
+            scores.push(self.try_cca(&cca, *way, cca.correlations.len(), DEFAULT_POWER));
+        }
+        let shrinkage = ways[self.first_as_good(&scores)];
+        let cca = Cca::new(self.covariances, shrinkage)?;
+        let all = cca.correlations.len();
+        let rank = |share: f64| ((all as f64 * share).ceil() as usize).max(1);
+        let others = RANK_SHARES.iter().flat_map(|share| POWERS.map(|power| (rank(*share), power)));
+        let ways: Vec<(usize, f64)> = std::iter::once((all, DEFAULT_POWER)).chain(others).collect();
+        let scores: Vec<f64> = ways.iter().map(|(rank, power)| self.try_cca(&cca, shrinkage, *rank, *power)).collect();
+        let (rank, power) = ways[self.first_as_good(&scores)];
+        self.best = None;
+        self.try_cca(&cca, shrinkage, rank, power);
+        Ok(())
+    }
+
+    /// Returns the first of some scores that is at most one standard error below the best.
+    ///
+    /// NDCG@5 is from 0 to 1, so that of an image has at most the variance `m (1 − m)` for a mean of `m` (Bhatia and Davis 2000).
+    fn first_as_good(&self, scores: &[f64]) -> usize {
+        let images = self.pairs.map_or(0, |pairs| pairs.answers.images()).max(1);
+        let best = scores.iter().copied().fold(0.0, f64::max);
+        let error = (best * (1.0 - best) / images as f64).sqrt();
+        scores.iter().position(|score| *score >= best - error).unwrap_or_default()
+    }
+
+    fn try_cca(&mut self, cca: &Cca, shrinkage: CcaShrinkage, rank: usize, power: f64) -> f64 {
         let [images, captions] = cca.maps(rank, power);
         let mean = &self.covariances.caption_mean;
         let offset = |row: &[f64]| -row.iter().zip(mean).map(|(weight, mean)| weight * mean).sum::<f64>();
         let bias = captions.chunks_exact(mean.len().max(1)).map(offset);
         let map = TextMap { bias: narrow(bias), weight: narrow(captions.iter().copied()) };
-        let candidate = Candidate { shrinkage, rank: Some(rank as u64), power: Some(power), ..Candidate::default() };
+        let candidate = Candidate {
+            shrinkage: shrinkage.features,
+            caption_shrinkage: Some(shrinkage.captions),
+            rank: Some(rank as u64),
+            power: Some(power),
+            ..Candidate::default()
+        };
         self.add(&images, Some(map), candidate)
     }
 
-    fn try_ridge(&mut self, ridge: &Ridge, shrinkage: f64) -> bool {
+    fn try_ridge(&mut self, ridge: &Ridge, shrinkage: f64) {
         let weight = ridge.caption_map(self.covariances);
-        self.add(&weight, None, Candidate { shrinkage, ..Candidate::default() })
+        self.add(&weight, None, Candidate { shrinkage, ..Candidate::default() });
     }
 
-    /// Scores a head. Returns whether it is the best so far; of equal scores the first counts.
-    fn add(&mut self, weight: &[f64], map: Option<TextMap>, mut candidate: Candidate) -> bool {
+    /// Scores a head and keeps it if it is the best so far; of equal scores the first. Returns the score, 0 without held-out images.
+    fn add(&mut self, weight: &[f64], map: Option<TextMap>, mut candidate: Candidate) -> f64 {
         let own = self.covariances;
         let means = [&own.feature_mean, &own.feature_std].map(|values| narrow(values.iter().copied()));
         let [mean, std] = means;
@@ -172,12 +202,15 @@ impl Choice<'_> {
             let MappedPairs { images, captions } = map_pairs(&head, pairs);
             candidate.ndcg5 = Some(ndcg5_by_language(&images, &captions, head.output, pairs.answers));
         }
-        self.tried.push(candidate.clone());
+        if !self.tried.contains(&candidate) {
+            self.tried.push(candidate.clone());
+        }
         let is_better = self.best.as_ref().is_none_or(|(_, best)| candidate.ndcg5 > best.ndcg5);
+        let score = candidate.ndcg5.unwrap_or_default();
         if is_better {
             self.best = Some((head, candidate));
         }
-        is_better
+        score
     }
 }
 
@@ -228,7 +261,7 @@ mod tests {
         for method in [HeadMethod::Cca, HeadMethod::Ridge] {
             let (head, candidate, tried) = choose_projection(method, &covariances, &[0.0; 6], Some(&pairs)).unwrap();
             assert!(candidate.ndcg5 > Some(0.5), "{method}: {candidate:?}");
-            assert!(tried.iter().all(|other| other.ndcg5 <= candidate.ndcg5) && tried.len() >= SHRINKAGES.len());
+            assert!(tried.len() >= SHRINKAGES.len());
             assert_eq!(
                 (candidate.rank.is_some(), head.text_map.is_some()),
                 (method == HeadMethod::Cca, method == HeadMethod::Cca)

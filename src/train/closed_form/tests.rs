@@ -91,9 +91,10 @@ fn fits_match_numpy_and_scikit_learn() {
     for (image, label) in reference.of("labels").iter().enumerate() {
         classes.add(&features[image * images[0].len()..][..images[0].len()], &[*label as u32], weights[image]);
     }
-    for (fit, shrinkage) in reference.0["fits"].as_array().unwrap().iter().zip(reference.of("shrinkages")) {
+    let shrinkages = reference.of("shrinkages").into_iter().zip(reference.of("caption_shrinkages"));
+    for (fit, (shrinkage, captions)) in reference.0["fits"].as_array().unwrap().iter().zip(shrinkages) {
         let expected = |name: &str| Reference::numbers(&fit[name]);
-        let cca = Cca::new(&covariances, shrinkage).unwrap();
+        let cca = Cca::new(&covariances, CcaShrinkage { features: shrinkage, captions }).unwrap();
         assert_close(cca.correlations.clone(), &expected("correlations"), "correlations");
         let [image_map, text_map] = cca.maps(3, 0.5);
         let map = |map: &[f64], row: &[f64]| map.chunks_exact(row.len()).map(|own| dot(own, row)).collect::<Vec<f64>>();
@@ -174,8 +175,11 @@ fn nothing_to_fit_and_singular_covariances_are_errors() {
     let mut moments = PairMoments::new(2, 1);
     (0..4).for_each(|row| moments.add(&[row as f32, row as f32], &[row as f32], 1.0));
     let covariances = moments.finish().unwrap();
-    assert!(matches!(Cca::new(&covariances, 0.0), Err(ClosedFormError::Singular("features"))));
-    assert!(Cca::new(&covariances, 0.01).unwrap().correlations[0] > 0.95);
+    assert!(matches!(
+        Cca::new(&covariances, CcaShrinkage { features: 0.0, captions: 0.0 }),
+        Err(ClosedFormError::Singular("features"))
+    ));
+    assert!(Cca::new(&covariances, CcaShrinkage { features: 0.01, captions: 0.01 }).unwrap().correlations[0] > 0.95);
     let mut broken = PairMoments::new(1, 1);
     broken.add(&[1.0], &[1.0], 1.0);
     broken.add(&[f32::NAN], &[2.0], 1.0);

@@ -57,6 +57,11 @@ impl Answers {
         self.pairs.is_empty()
     }
 
+    /// Returns the number of images with a right caption.
+    pub fn images(&self) -> usize {
+        self.pairs.chunk_by(|one, other| one.0 == other.0).count()
+    }
+
     /// Returns the number of languages that are scored by themselves.
     pub fn languages(&self) -> usize {
         self.groups.len()
