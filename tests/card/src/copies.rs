@@ -7,7 +7,7 @@ mod mbarrier;
 
 use std::collections::VecDeque;
 
-pub use bulk::Bulk;
+pub use bulk::{Bulk, Store};
 pub use mbarrier::mbarrier;
 
 use crate::exec::{Lanes, SHARED_WINDOW, Space};
@@ -28,15 +28,31 @@ pub struct Copy {
     given: usize,
 }
 
-/// Copies of a lane: those without a group, and the groups.
-#[derive(Default, Clone)]
-pub struct Pending {
-    open: Vec<Copy>,
-    groups: VecDeque<Vec<Copy>>,
+/// Work that somebody must wait for: what is in no group yet, and the groups, oldest first.
+pub struct Pending<T> {
+    pub open: Vec<T>,
+    groups: VecDeque<Vec<T>>,
 }
 
-impl Pending {
-    /// Whether nothing remains to be copied.
+impl<T> Default for Pending<T> {
+    fn default() -> Self {
+        Self { open: Vec::new(), groups: VecDeque::new() }
+    }
+}
+
+impl<T> Pending<T> {
+    /// Makes a group of all work that is in none.
+    pub fn commit(&mut self) {
+        let group = std::mem::take(&mut self.open);
+        self.groups.push_back(group);
+    }
+
+    /// Takes the oldest group if there are more than `leave`.
+    pub fn next_group(&mut self, leave: usize) -> Option<Vec<T>> {
+        if self.groups.len() > leave { self.groups.pop_front() } else { None }
+    }
+
+    /// Whether nothing remains to be done.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.groups.iter().all(Vec::is_empty)
     }
@@ -53,18 +69,13 @@ fn run(lanes: &mut Lanes, copy: Copy, lane: usize) {
         std::ptr::write_bytes(to.add(copy.given), 0, copy.bytes - copy.given);
     }
     lanes.races(|races, warp| {
-        races.complete(copy.to & !SHARED_WINDOW, copy.bytes, warp);
+        races.complete(copy.to & !SHARED_WINDOW, copy.bytes, warp, lane);
         None
     });
 }
 
 fn wait(lanes: &mut Lanes, lane: usize, leave: usize) {
-    loop {
-        let pending = &mut lanes.pending[lane];
-        if pending.groups.len() <= leave {
-            return;
-        }
-        let Some(group) = pending.groups.pop_front() else { return };
+    while let Some(group) = lanes.pending[lane].next_group(leave) {
         for copy in group {
             run(lanes, copy, lane);
         }
@@ -88,11 +99,7 @@ pub fn cp(build: &mut Build, inst: &Statement) -> Result<Exec> {
     }
     if has("commit_group") {
         return Ok(Box::new(|lanes, mask| {
-            each!(mask, lane, {
-                let pending = &mut lanes.pending[lane];
-                let group = std::mem::take(&mut pending.open);
-                pending.groups.push_back(group);
-            });
+            each!(mask, lane, { lanes.pending[lane].commit() });
         }));
     }
     if has("wait_group") {
@@ -135,7 +142,7 @@ pub fn cp(build: &mut Build, inst: &Statement) -> Result<Exec> {
             if to % bytes as u64 != 0 || (given > 0 && from % bytes as u64 != 0) {
                 lanes.fail(format!("cp.async of {bytes} bytes from {from:#x} to {to:#x}: not aligned"));
             }
-            lanes.races(|races, warp| races.issue(to & !SHARED_WINDOW, bytes as usize, warp));
+            lanes.races(|races, warp| races.issue(to & !SHARED_WINDOW, bytes as usize, warp, Some(lane)));
             lanes.pending[lane].open.push(Copy { to, from, bytes: bytes as usize, given });
         });
     }))

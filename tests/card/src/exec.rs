@@ -7,6 +7,7 @@ mod block;
 mod lanes;
 mod warp;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 pub use lanes::{Block, Lanes, Space};
@@ -57,8 +58,9 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
         shared: vec![0; shared_bytes],
         params: launch.params.clone(),
         bulk: Vec::new(),
+        barriers: HashMap::new(),
         ranges,
-        races: state.races.then(|| Races::new(shared_bytes)),
+        races: state.races.map(|between| Races::new(shared_bytes, between)),
         notes: Vec::new(),
         written: Written::default(),
     };
@@ -72,6 +74,9 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
             Ok(more) => steps += more,
             Err(why) => {
                 problem!("{} {} block {place:?} of {:?}: {why}", module.name, function.name(), launch.grid);
+                for note in block.notes.drain(..) {
+                    problem!("{} {}: {note}", module.name, function.name());
+                }
                 return ILLEGAL_ADDRESS;
             }
         }

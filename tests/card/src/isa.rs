@@ -44,6 +44,8 @@ pub struct Inst {
     pub kind: Kind,
     pub line: usize,
     pub text: String,
+    /// Registers that a `wgmma` of the function uses, and whether this instruction, another one, writes them.
+    pub watched: Box<[(u32, bool)]>,
 }
 
 /// A translated function.
@@ -55,6 +57,8 @@ pub struct Code {
     pub specials: Vec<(u32, String)>,
     pub shared: usize,
     pub local: usize,
+    /// Number of registers that `wgmma` uses.
+    pub watched: usize,
 }
 
 impl std::fmt::Debug for Code {
@@ -76,6 +80,7 @@ pub fn compile(program: &Program, func: &Func) -> Result<Code> {
         }
     }
     let mut insts = Vec::with_capacity(count);
+    let mut touched = Vec::with_capacity(count);
     for item in &func.items {
         match item {
             Item::Open => build.scopes.push(HashMap::new()),
@@ -95,13 +100,28 @@ pub fn compile(program: &Program, func: &Func) -> Result<Code> {
                 let text = statement.op.join(".");
                 let kind = dispatch::translate(&mut build, statement, &labels)
                     .map_err(|why| format!("line {}: {text} {:?}: {why}", statement.line, statement.operands))?;
-                insts.push(Inst { guard, kind, line: statement.line, text });
+                // `wgmma` looks after its registers itself.
+                let own = std::mem::take(&mut build.touched);
+                touched.push(if statement.op[0] == "wgmma" { Vec::new() } else { own });
+                insts.push(Inst { guard, kind, line: statement.line, text, watched: Box::default() });
             }
         }
     }
     let text = "end".to_owned();
-    insts.push(Inst { guard: None, kind: Kind::Exit, line: 0, text });
+    insts.push(Inst { guard: None, kind: Kind::Exit, line: 0, text, watched: Box::default() });
+    for (inst, touched) in insts.iter_mut().zip(touched).filter(|_| !build.watched.is_empty()) {
+        let known = touched.iter().filter_map(|(at, written)| Some((*build.watched.get(at)?, *written)));
+        inst.watched = known.collect();
+    }
     let consts = build.consts.iter().map(|((class, value), at)| (*at, *class, *value)).collect();
     let specials = build.specials.iter().map(|(name, at)| (*at, name.clone())).collect();
-    Ok(Code { insts, register_bytes: build.next as usize, consts, specials, shared: func.shared, local: func.local })
+    Ok(Code {
+        insts,
+        register_bytes: build.next as usize,
+        consts,
+        specials,
+        shared: func.shared,
+        local: func.local,
+        watched: build.watched.len(),
+    })
 }

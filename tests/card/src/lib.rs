@@ -14,7 +14,7 @@ mod isa;
 pub mod log;
 pub mod module;
 mod ptx;
-mod races;
+pub mod races;
 mod settings;
 pub mod state;
 mod tensor;

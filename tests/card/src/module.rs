@@ -163,7 +163,9 @@ fn entries(text: &str) -> Result<Vec<Entry>, String> {
 impl Function {
     pub fn find(module: &Arc<Module>, name: &str) -> Option<Self> {
         let index = module.entries.iter().position(|entry| entry.name == name)?;
-        Some(Self { module: Arc::clone(module), index, most_shared: AtomicU32::new(49_152) })
+        // Static and dynamic memory together, unless a program asks for more.
+        let most = 49_152_u32.saturating_sub(module.entries[index].static_shared);
+        Some(Self { module: Arc::clone(module), index, most_shared: AtomicU32::new(most) })
     }
 
     pub fn entry(&self) -> &Entry {
@@ -199,7 +201,13 @@ impl Function {
             return Err((INVALID_VALUE, format!("grid {grid:?}")));
         }
         if shared > self.most_shared.load(Ordering::SeqCst) {
-            return Err((INVALID_VALUE, format!("{shared} bytes of shared memory, and fewer were asked for")));
+            return Err((
+                INVALID_VALUE,
+                format!(
+                    "{shared} bytes of shared memory beside {} static ones, and fewer were asked for",
+                    entry.static_shared
+                ),
+            ));
         }
         // Registers are allocated to warps in units of 256.
         let warps = threads.div_ceil(32);

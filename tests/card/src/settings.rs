@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use crate::races::Between;
+
 /// See README.md for each variable.
 pub struct Settings {
     /// `EMUCUDA_SM`: compute capability without its point.
@@ -18,8 +20,8 @@ pub struct Settings {
     pub execute: bool,
     /// `EMUCUDA_ORDER`: `lazy` runs a stream only when somebody waits for it.
     pub lazy: bool,
-    /// `EMUCUDA_RACES`: 1 looks for races on shared memory.
-    pub races: bool,
+    /// `EMUCUDA_RACES`: 1 looks for races on shared memory, `lanes` also for those between lanes of one warp.
+    pub races: Option<Between>,
     /// `EMUCUDA_COMPARE`: 1 compares kernels that compute the same product.
     pub compare: bool,
     /// `EMUCUDA_TUNING_SEED`: draws how long kernels take.
@@ -44,7 +46,11 @@ pub fn settings() -> &'static Settings {
         log: text("EMUCUDA_LOG").map(PathBuf::from),
         execute: text("EMUCUDA_EXECUTE").is_none_or(|value| value != "0"),
         lazy: text("EMUCUDA_ORDER").is_some_and(|value| value == "lazy"),
-        races: text("EMUCUDA_RACES").is_some_and(|value| value == "1"),
+        races: text("EMUCUDA_RACES").and_then(|value| match value.as_str() {
+            "lanes" => Some(Between::Lanes),
+            "1" => Some(Between::Warps),
+            _ => None,
+        }),
         compare: text("EMUCUDA_COMPARE").is_some_and(|value| value == "1"),
         tuning_seed: number("EMUCUDA_TUNING_SEED"),
         fill: text("EMUCUDA_FILL").and_then(|value| u8::from_str_radix(&value, 16).ok()),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::candidates::Candidates;
 use crate::module::{Function, Module};
+use crate::races::Between;
 use crate::settings::settings;
 use crate::{call, card, problem};
 
@@ -80,7 +81,8 @@ const FIRST_HANDLE: u64 = 0x5A00_0000_0000;
 #[derive(Default)]
 pub struct State {
     lazy: bool,
-    pub races: bool,
+    /// Races that kernels are searched for.
+    pub races: Option<Between>,
     /// Results of products, if they are to be compared.
     pub candidates: Option<Candidates>,
     pub allocations: BTreeMap<u64, Allocation>,
@@ -127,9 +129,9 @@ fn unmap(at: u64, bytes: u64) {
 }
 
 impl State {
-    /// A card without any memory in use. `lazy`: see the module. `races`: whether kernels are searched for races. `compare`: whether
+    /// A card without any memory in use. `lazy`: see the module. `races`: those that kernels are searched for. `compare`: whether
     /// products are compared.
-    pub fn new(lazy: bool, races: bool, compare: bool) -> Self {
+    pub fn new(lazy: bool, races: Option<Between>, compare: bool) -> Self {
         let candidates = compare.then(Candidates::default);
         Self { lazy, races, candidates, next: FIRST_HANDLE, ..Self::default() }
     }

@@ -4,11 +4,13 @@
 
 mod matrix;
 mod mma;
+mod products;
 mod wgmma;
 mod wmma;
 
 pub use matrix::{ldmatrix, stmatrix};
 pub use mma::mma;
+pub use products::Products;
 pub use wgmma::wgmma;
 pub use wmma::wmma;
 

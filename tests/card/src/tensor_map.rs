@@ -56,6 +56,12 @@ impl TensorMap {
         if tile.iter().any(|side| *side == 0 || *side > 256) {
             return Err(format!("tile {tile:?}: sides are 1 to 256"));
         }
+        if swizzle > 3 {
+            return Err(format!("swizzle {swizzle} is not supported"));
+        }
+        if fill == 1 && matches!(data_type, 0..=5) {
+            return Err(format!("data type {data_type} is of integers, which NaN does not fill"));
+        }
         if element_strides.iter().any(|stride| *stride != 1) {
             return Err(format!("element strides {element_strides:?} are not supported"));
         }

@@ -1,35 +1,82 @@
 //! The copy engine: tiles by tensor map, and plain bytes.
 
 use super::mbarrier::change;
-use crate::exec::{Lanes, SHARED_WINDOW, Space};
+use crate::exec::{LOCAL_WINDOW, Lanes, SHARED_WINDOW, Space};
 use crate::half::{Val, WARP};
 use crate::isa::build::Build;
 use crate::isa::lanewise::each;
 use crate::isa::{Exec, Result};
-use crate::ptx::{Class, Statement};
-use crate::races::Access;
+use crate::ptx::{Class, Operand, Statement};
+use crate::races::{Access, Moment};
 use crate::tensor_map::TensorMap;
 
-/// A copy of a tile or of bytes that reports to a barrier.
-pub enum Bulk {
-    Tile { map: TensorMap, at: [i32; 5], shared: u64, barrier: u64 },
-    Bytes { from: u64, shared: u64, bytes: u64, barrier: u64 },
+/// What the engine copies, between global memory and a place in shared memory.
+enum What {
+    Tile { map: TensorMap, at: [i32; 5], shared: u64 },
+    Bytes { global: u64, shared: u64, bytes: u64 },
 }
 
-impl Bulk {
-    fn barrier(&self) -> u64 {
-        match self {
-            Self::Tile { barrier, .. } | Self::Bytes { barrier, .. } => *barrier,
-        }
-    }
-
+impl What {
     /// Address and bytes in shared memory.
-    fn target(&self) -> (u64, usize) {
+    fn place(&self) -> (u64, usize) {
         match self {
             Self::Tile { map, shared, .. } => (*shared, map.tile_bytes() as usize),
             Self::Bytes { shared, bytes, .. } => (*shared, *bytes as usize),
         }
     }
+
+    /// Notes what the hardware refuses.
+    fn check(&self, lanes: &mut Lanes) {
+        match self {
+            Self::Tile { map, shared, .. } => {
+                let align = [128, 256, 512, 1024][map.swizzle.min(3) as usize];
+                if shared % 128 != 0 {
+                    lanes.fail(format!("a tile's place in shared memory, {shared}, is no multiple of 128"));
+                } else if shared % align != 0 {
+                    lanes.note(format!(
+                        "a tile's place in shared memory, {shared}, is no multiple of {align}, as its swizzle wants"
+                    ));
+                }
+            }
+            Self::Bytes { global, shared, bytes } => {
+                if (global | shared | bytes) % 16 != 0 {
+                    lanes.fail(format!(
+                        "a bulk copy of {bytes} bytes between {global:#x} and {shared} in shared memory: no multiples of 16"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn run(&self, lanes: &mut Lanes, into_shared: bool) {
+        match self {
+            Self::Tile { map, at, shared } => tile(lanes, map, *at, *shared, into_shared),
+            // SAFETY: both ranges are looked up.
+            Self::Bytes { global, shared, bytes } => unsafe {
+                let (bytes, access) = (*bytes as usize, if into_shared { Access::Read } else { Access::Write });
+                let outside = lanes.memory(Space::Global, *global, bytes, 0, access);
+                let inside = lanes.memory(Space::Shared, *shared, bytes, 0, Access::Sync);
+                // After a failure, both may be the same scratch area, which is shorter.
+                if lanes.error.is_none() {
+                    let (from, to) = if into_shared { (outside, inside) } else { (inside, outside) };
+                    std::ptr::copy_nonoverlapping(from, to, bytes);
+                }
+            },
+        }
+    }
+}
+
+/// A copy into shared memory that reports to a barrier.
+pub struct Bulk {
+    what: What,
+    barrier: u64,
+}
+
+/// A copy out of shared memory, which a thread waits for by groups.
+pub struct Store {
+    what: What,
+    /// What the warp had seen when it issued the copy; none without a search for races.
+    moment: Option<Box<Moment>>,
 }
 
 /// Returns the swizzled address of a byte of a tile.
@@ -45,19 +92,6 @@ fn swizzle(mode: u32, at: u64) -> u64 {
 fn tile(lanes: &mut Lanes, map: &TensorMap, at: [i32; 5], shared: u64, into_shared: bool) {
     let (rank, element) = (map.rank, map.element);
     let total = map.tile_bytes() / element as u64;
-    let align = match map.swizzle {
-        3 => 1024,
-        2 => 512,
-        1 => 256,
-        _ => 128,
-    };
-    if shared % 128 != 0 {
-        lanes.fail(format!("a tile's place in shared memory, {shared}, is no multiple of 128"));
-    } else if shared % align != 0 {
-        lanes.note(format!(
-            "a tile's place in shared memory, {shared}, is no multiple of {align}, as its swizzle wants"
-        ));
-    }
     let mut index = [0u32; 5];
     for count in 0..total {
         let (mut address, mut inside) = (map.address, true);
@@ -69,8 +103,7 @@ fn tile(lanes: &mut Lanes, map: &TensorMap, at: [i32; 5], shared: u64, into_shar
         let place = swizzle(map.swizzle, shared + count * element as u64);
         // SAFETY: looked up.
         unsafe {
-            let here =
-                lanes.memory(Space::Shared, place, element, 0, if into_shared { Access::Sync } else { Access::Read });
+            let here = lanes.memory(Space::Shared, place, element, 0, Access::Sync);
             if into_shared {
                 if inside {
                     let from = lanes.memory(Space::Global, address, element, 0, Access::Read);
@@ -95,33 +128,57 @@ fn tile(lanes: &mut Lanes, map: &TensorMap, at: [i32; 5], shared: u64, into_shar
 
 /// Queues a copy until somebody waits for its barrier.
 fn push(lanes: &mut Lanes, bulk: Bulk) {
-    let (target, bytes) = bulk.target();
-    lanes.races(|races, warp| races.issue(target, bytes, warp));
+    bulk.what.check(lanes);
+    let ((place, bytes), barrier) = (bulk.what.place(), bulk.barrier);
+    lanes.races(|races, warp| races.use_barrier(barrier, warp, true));
+    lanes.races(|races, warp| races.issue(place, bytes, warp, None));
     lanes.block_state().bulk.push(bulk);
+}
+
+/// Queues a copy out of shared memory until its thread waits for it.
+fn push_store(lanes: &mut Lanes, lane: usize, what: What) {
+    what.check(lanes);
+    let mut moment = None;
+    lanes.races(|races, warp| {
+        moment = Some(Box::new(races.moment(warp)));
+        None
+    });
+    lanes.stores[lane].open.push(Store { what, moment });
 }
 
 /// Makes the copies that a barrier waits for.
 pub fn arrive_bulk(lanes: &mut Lanes, barrier: u64) {
     let block = lanes.block_state();
     let (now, later) =
-        std::mem::take(&mut block.bulk).into_iter().partition::<Vec<_>, _>(|bulk| bulk.barrier() == barrier);
+        std::mem::take(&mut block.bulk).into_iter().partition::<Vec<_>, _>(|bulk| bulk.barrier == barrier);
     block.bulk = later;
-    for bulk in now {
-        let (target, bytes) = bulk.target();
-        match bulk {
-            Bulk::Tile { map, at, shared, .. } => tile(lanes, &map, at, shared, true),
-            // SAFETY: both ranges were looked up.
-            Bulk::Bytes { from, shared, .. } => unsafe {
-                let source = lanes.memory(Space::Global, from, bytes, 0, Access::Read);
-                let to = lanes.memory(Space::Shared, shared, bytes, 0, Access::Sync);
-                std::ptr::copy_nonoverlapping(source, to, bytes);
-            },
-        }
+    let count = now.len();
+    for (number, bulk) in now.into_iter().enumerate() {
+        let (place, bytes) = bulk.what.place();
+        bulk.what.run(lanes, true);
         lanes.races(|races, _| {
-            races.complete_by_engine(target, bytes, barrier);
+            races.complete_by_engine(place, bytes, barrier);
             None
         });
-        change(lanes, barrier, 0, -(bytes as i64));
+        let ended = change(lanes, barrier, 0, -(bytes as i64));
+        if ended && number + 1 < count {
+            lanes.note(format!(
+                "the phase of the mbarrier at {barrier} ends before all copies that report to it: more bytes come than it expects"
+            ));
+        }
+    }
+}
+
+/// Makes a lane's copies out of shared memory until at most `leave` groups are under way.
+fn wait_for_stores(lanes: &mut Lanes, lane: usize, leave: usize) {
+    while let Some(group) = lanes.stores[lane].next_group(leave) {
+        for Store { what, moment } in group {
+            let (place, bytes) = what.place();
+            if let Some(moment) = moment {
+                lanes.races(|races, warp| races.read_behind(place, bytes, warp, &moment, "a bulk copy"));
+            }
+            what.run(lanes, false);
+        }
     }
 }
 
@@ -130,12 +187,22 @@ pub fn bulk(build: &mut Build, inst: &Statement) -> Result<Exec> {
     let op: Vec<&str> = inst.op.iter().map(String::as_str).collect();
     let has = |word: &str| op.contains(&word);
     let args = &inst.operands;
-    if has("commit_group") || has("prefetch") {
+    if has("prefetch") {
         return Ok(Box::new(|_, _| ()));
     }
+    if has("commit_group") {
+        return Ok(Box::new(|lanes, mask| {
+            each!(mask, lane, { lanes.stores[lane].commit() });
+        }));
+    }
     if has("wait_group") {
-        // Stores complete when issued.
-        return Ok(Box::new(|_, _| ()));
+        let Operand::Int(leave) = args[0] else { return Err("groups".to_owned()) };
+        return Ok(Box::new(move |lanes, mask| {
+            each!(mask, lane, { wait_for_stores(lanes, lane, leave as usize) });
+        }));
+    }
+    if has("reduce") {
+        return Err("is not supported".to_owned());
     }
     let spaces: Vec<&str> = op.iter().map(|word| word.split("::").next().unwrap_or("")).collect();
     let to_shared = spaces.iter().position(|word| *word == "shared") < spaces.iter().position(|word| *word == "global");
@@ -154,22 +221,33 @@ pub fn bulk(build: &mut Build, inst: &Statement) -> Result<Exec> {
             each!(mask, lane, {
                 let place = map_at.get(lanes, lane);
                 let space = map_space.unwrap_or(Space::Generic);
+                if place % 64 != 0 || place & (SHARED_WINDOW | LOCAL_WINDOW) != 0 {
+                    lanes.fail(format!(
+                        "a tensor map at {place:#x}: not aligned to 64 bytes, or in shared or local memory"
+                    ));
+                    return;
+                }
                 let words = lanes.memory(space, place, 128, lane, Access::Read).cast::<[u64; 16]>().read_unaligned();
                 let Some(map) = TensorMap::decode(&words) else {
                     lanes.fail(format!("there is no tensor map at {place:#x}"));
                     return;
                 };
+                if map.rank != coordinates.len() {
+                    lanes.fail(format!("{} coordinates for a tensor map of rank {}", coordinates.len(), map.rank));
+                    return;
+                }
                 let mut at = [0i32; 5];
                 for (index, reg) in coordinates.iter().enumerate() {
                     at[index] = i32::load(lanes.regs.add(*reg as usize), lane);
                 }
                 let shared = shared.get(lanes, lane) & !SHARED_WINDOW;
+                let what = What::Tile { map, at, shared };
                 match barrier {
                     Some(barrier) => {
                         let barrier = barrier.get(lanes, lane) & !SHARED_WINDOW;
-                        push(lanes, Bulk::Tile { map, at, shared, barrier });
+                        push(lanes, Bulk { what, barrier });
                     }
-                    None => tile(lanes, &map, at, shared, false),
+                    None => push_store(lanes, lane, what),
                 }
             });
         }));
@@ -184,13 +262,9 @@ pub fn bulk(build: &mut Build, inst: &Statement) -> Result<Exec> {
             match barrier {
                 Some(barrier) => {
                     let (barrier, shared) = (barrier.get(lanes, lane) & !SHARED_WINDOW, to & !SHARED_WINDOW);
-                    push(lanes, Bulk::Bytes { from, shared, bytes, barrier });
+                    push(lanes, Bulk { what: What::Bytes { global: from, shared, bytes }, barrier });
                 }
-                None => {
-                    let source = lanes.memory(Space::Shared, from, bytes as usize, lane, Access::Read);
-                    let target = lanes.memory(Space::Global, to, bytes as usize, lane, Access::Write);
-                    std::ptr::copy_nonoverlapping(source, target, bytes as usize);
-                }
+                None => push_store(lanes, lane, What::Bytes { global: to, shared: from & !SHARED_WINDOW, bytes }),
             }
         });
     }))

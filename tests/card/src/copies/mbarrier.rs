@@ -13,39 +13,63 @@ use crate::races::Access;
 const FIELD: u64 = (1 << 20) - 1;
 const MIDDLE: i64 = 1 << 21;
 
-fn word(lanes: &mut Lanes, barrier: u64) -> *mut u64 {
+/// Largest number of bytes that a barrier may wait for.
+const MAX_BYTES: i64 = (1 << 20) - 1;
+
+/// Address in shared memory, and the place of a barrier's word.
+fn place(lanes: &mut Lanes, barrier: u64) -> (u64, *mut u64) {
+    let address = if barrier >> 40 == 0 { barrier | SHARED_WINDOW } else { barrier };
     // SAFETY: looked up.
-    unsafe {
-        lanes
-            .memory(
-                Space::Generic,
-                if barrier >> 40 == 0 { barrier | SHARED_WINDOW } else { barrier },
-                8,
-                0,
-                Access::Sync,
-            )
-            .cast()
-    }
+    (address & !SHARED_WINDOW, unsafe { lanes.memory(Space::Generic, address, 8, 0, Access::Sync).cast() })
 }
 
-/// Adds to pending arrivals and bytes, ends the phase at zero, and returns the word before.
-pub fn change(lanes: &mut Lanes, barrier: u64, arrivals: i64, bytes: i64) -> u64 {
-    let at = word(lanes, barrier);
+/// Returns the word of a barrier, which must be what the last instruction for barriers has left there.
+fn read(lanes: &mut Lanes, barrier: u64) -> Option<u64> {
+    let (key, at) = place(lanes, barrier);
     // SAFETY: eight bytes of shared memory.
-    let old = unsafe { at.read_unaligned() };
-    let (mut pending, expected) = ((old & FIELD) as i64, old >> 20 & FIELD);
-    let mut to_come = (old >> 40 & ((1 << 22) - 1)) as i64 - MIDDLE;
-    let mut phase = old >> 63;
-    if expected == 0 {
-        lanes.fail(format!("a barrier at {barrier:#x} was not initialised"));
-        return old;
+    let word = unsafe { at.read_unaligned() };
+    match lanes.block_state().barriers.get(&key) {
+        None => lanes.fail(format!("a barrier at {key} was not initialised")),
+        Some(known) if *known != word => lanes.fail(format!("the barrier at {key} was overwritten")),
+        Some(_) => {
+            lanes.races(|races, warp| races.use_barrier(key, warp, false));
+            return Some(word);
+        }
     }
+    None
+}
+
+fn write(lanes: &mut Lanes, barrier: u64, word: u64) {
+    let (key, at) = place(lanes, barrier);
+    // SAFETY: eight bytes of shared memory.
+    unsafe { at.write_unaligned(word) };
+    lanes.block_state().barriers.insert(key, word);
+}
+
+/// Bytes that a barrier's word waits for.
+fn bytes_of(word: u64) -> i64 {
+    (word >> 40 & ((1 << 22) - 1)) as i64 - MIDDLE
+}
+
+fn with_bytes(word: u64, bytes: i64) -> u64 {
+    word & !(((1 << 22) - 1) << 40) | ((bytes + MIDDLE) as u64 & ((1 << 22) - 1)) << 40
+}
+
+/// Adds to pending arrivals and bytes, ends the phase at zero, and returns whether it ended.
+pub fn change(lanes: &mut Lanes, barrier: u64, arrivals: i64, bytes: i64) -> bool {
+    let Some(old) = read(lanes, barrier) else { return false };
+    let (mut pending, expected) = ((old & FIELD) as i64, old >> 20 & FIELD);
+    let to_come = bytes_of(old) + bytes;
+    let mut phase = old >> 63;
     pending += arrivals;
-    to_come += bytes;
     if pending < 0 {
         lanes.fail(format!("more arrivals at the barrier {barrier:#x} than it expects"));
     }
-    if pending == 0 && to_come == 0 {
+    if to_come.abs() > MAX_BYTES {
+        lanes.fail(format!("the barrier {barrier:#x} waits for {to_come} bytes, and {MAX_BYTES} are the most"));
+    }
+    let ends = pending == 0 && to_come == 0;
+    if ends {
         phase ^= 1;
         pending = expected as i64;
     }
@@ -55,10 +79,14 @@ pub fn change(lanes: &mut Lanes, barrier: u64, arrivals: i64, bytes: i64) -> u64
             None
         });
     }
-    let new =
-        pending as u64 & FIELD | expected << 20 | ((to_come + MIDDLE) as u64 & ((1 << 22) - 1)) << 40 | phase << 63;
-    unsafe { at.write_unaligned(new) };
-    old
+    if ends {
+        lanes.races(|races, _| {
+            races.end_phase(barrier & !SHARED_WINDOW);
+            None
+        });
+    }
+    write(lanes, barrier, with_bytes(pending as u64 & FIELD | expected << 20 | phase << 63, to_come));
+    ends
 }
 
 pub fn mbarrier(build: &mut Build, inst: &Statement) -> Result<Kind> {
@@ -74,11 +102,34 @@ pub fn mbarrier(build: &mut Build, inst: &Statement) -> Result<Kind> {
                 each!(mask, lane, {
                     let count = u64::from(u32::load(lanes.regs.add(count as usize), lane));
                     let barrier = at.get(lanes, lane);
-                    word(lanes, barrier).write_unaligned(count | count << 20 | (MIDDLE as u64) << 40);
+                    if count == 0 || count > FIELD {
+                        lanes.fail(format!("a barrier for {count} arrivals"));
+                    }
+                    let key = barrier & !SHARED_WINDOW;
+                    if lanes.block_state().barriers.contains_key(&key) {
+                        lanes.note(format!(
+                            "the barrier at {key} is initialised a second time without `mbarrier.inval`"
+                        ));
+                    }
+                    write(lanes, barrier, with_bytes(count | count << 20, 0));
+                    lanes.races(|races, warp| {
+                        races.init(key, warp);
+                        None
+                    });
                 });
             })))
         }
-        "inval" => Ok(Kind::Plain(Box::new(|_, _| ()))),
+        "inval" => {
+            let at = build.address(&args[0])?.at();
+            Ok(Kind::Plain(Box::new(move |lanes, mask| {
+                each!(mask, lane, {
+                    let key = at.get(lanes, lane) & !SHARED_WINDOW;
+                    if lanes.block_state().barriers.remove(&key).is_none() {
+                        lanes.fail(format!("a barrier at {key} was not initialised"));
+                    }
+                });
+            })))
+        }
         "arrive" | "arrive_drop" | "expect_tx" | "complete_tx" => {
             if what == "arrive_drop" {
                 return Err("is not supported".to_owned());
@@ -98,19 +149,18 @@ pub fn mbarrier(build: &mut Build, inst: &Statement) -> Result<Kind> {
                 each!(mask, lane, {
                     let number = number.map_or(1, |reg| i64::from(u32::load(lanes.regs.add(reg as usize), lane)));
                     let barrier = at.get(lanes, lane);
-                    let old = if expects || completes {
-                        // The bytes count before the arrival.
-                        let at = word(lanes, barrier);
-                        let before = at.read_unaligned();
-                        let bytes = if completes { -number } else { number };
-                        let to_come = (before >> 40 & ((1 << 22) - 1)) as i64 - MIDDLE + bytes;
-                        at.write_unaligned(
-                            before & !(((1 << 22) - 1) << 40) | ((to_come + MIDDLE) as u64 & ((1 << 22) - 1)) << 40,
-                        );
-                        if arrives { change(lanes, barrier, -1, 0) } else { change(lanes, barrier, 0, 0) }
-                    } else {
-                        change(lanes, barrier, -number, 0)
+                    let Some(old) = read(lanes, barrier) else { return };
+                    let bytes = match (expects, completes) {
+                        (true, _) => number,
+                        (_, true) => -number,
+                        _ => 0,
                     };
+                    let arrivals = match (arrives, expects) {
+                        (true, false) => -number,
+                        (true, true) => -1,
+                        _ => 0,
+                    };
+                    change(lanes, barrier, arrivals, bytes);
                     if let Some(state) = state {
                         u64::store(lanes.regs.add(state as usize), lane, old);
                     }
@@ -127,14 +177,18 @@ pub fn mbarrier(build: &mut Build, inst: &Statement) -> Result<Kind> {
                 let mut done = 0u32;
                 each!(mask, lane, {
                     let barrier = at.get(lanes, lane);
-                    arrive_bulk(lanes, barrier & !SHARED_WINDOW);
-                    let now = word(lanes, barrier).read_unaligned() >> 63;
                     let waited = if by_parity {
                         u64::from(u32::load(lanes.regs.add(state as usize), lane) & 1)
                     } else {
                         u64::load(lanes.regs.add(state as usize), lane) >> 63
                     };
-                    if now != waited {
+                    let Some(mut word) = read(lanes, barrier) else { return };
+                    if word >> 63 == waited {
+                        // Copies are made when a wait needs them.
+                        arrive_bulk(lanes, barrier & !SHARED_WINDOW);
+                        word = read(lanes, barrier).unwrap_or(word);
+                    }
+                    if word >> 63 != waited {
                         done |= 1 << lane;
                         lanes.races(|races, warp| {
                             races.pass(barrier & !SHARED_WINDOW, warp);

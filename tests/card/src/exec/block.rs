@@ -43,9 +43,7 @@ pub fn run(code: &Code, launch: &Launch, block: &mut Block, place: [u32; 3]) -> 
             alive += lanes.live.count_ones();
         }
         if alive == 0 {
-            if warps.iter().any(|lanes| lanes.pending.iter().any(|pending| !pending.is_empty())) {
-                warps[0].note("it ends with copies that nobody waited for".to_owned());
-            }
+            finish(&mut warps, block_at);
             return Ok(steps);
         }
         moved |= release_barriers(&mut warps, alive);
@@ -53,6 +51,26 @@ pub fn run(code: &Code, launch: &Launch, block: &mut Block, place: [u32; 3]) -> 
         if idle > MAX_IDLE {
             return Err(describe(code, &warps));
         }
+    }
+}
+
+/// Notes work that a block leaves behind.
+fn finish(warps: &mut [Lanes], block: *mut Block) {
+    // SAFETY: the block outlives its warps.
+    let copies = unsafe { !(*block).bulk.is_empty() };
+    let own = |lanes: &Lanes| {
+        lanes.pending.iter().any(|copies| !copies.is_empty()) || lanes.stores.iter().any(|stores| !stores.is_empty())
+    };
+    if copies || warps.iter().any(own) {
+        warps[0].note("it ends with copies that nobody waited for".to_owned());
+    }
+    if warps.iter().any(|lanes| !lanes.products.is_empty()) {
+        warps[0].note("it ends with a wgmma that nobody waited for".to_owned());
+    }
+    let uneven = |group: &[Lanes]| group.iter().any(|lanes| lanes.products.issued != group[0].products.issued);
+    let partial = |group: &[Lanes]| group.len() < 4 && group.iter().any(|lanes| lanes.products.issued > 0);
+    if warps.chunks(4).any(|group| uneven(group) || partial(group)) {
+        warps[0].note("the warps of a warpgroup issue different numbers of wgmma".to_owned());
     }
 }
 

@@ -1,14 +1,17 @@
 //! Registers and memory of a warp.
 
+use std::collections::HashMap;
+
 use super::warp::{Group, Wait};
 use super::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_FIRST, SHARED_WINDOW};
 use crate::candidates::Written;
-use crate::copies::{Bulk, Pending};
+use crate::copies::{Bulk, Copy, Pending, Store};
 use crate::half::{Val, WARP};
 use crate::isa::Code;
 use crate::ptx::Class;
 use crate::races::{Access, Races};
 use crate::state::Launch;
+use crate::tensor::Products;
 
 /// State space of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Block {
     pub params: Vec<u8>,
     /// Copies of the engine that nobody has waited for.
     pub bulk: Vec<Bulk>,
+    /// Words of the `mbarrier`s, as the last instruction for barriers left them.
+    pub barriers: HashMap<u64, u64>,
     /// Allocations, sorted: first byte, and the one behind the last.
     pub ranges: Vec<(u64, u64)>,
     pub races: Option<Races>,
@@ -43,6 +48,7 @@ impl Block {
     pub fn restart(&mut self) {
         self.shared.fill(0xFF);
         self.bulk.clear();
+        self.barriers.clear();
         if let Some(races) = &mut self.races {
             races.restart();
         }
@@ -59,7 +65,11 @@ pub struct Lanes {
     local: Vec<u8>,
     local_each: usize,
     /// Copies with `cp.async` of each lane.
-    pub pending: Vec<Pending>,
+    pub pending: Vec<Pending<Copy>>,
+    /// Copies from shared memory by the engine, of each lane.
+    pub stores: Vec<Pending<Store>>,
+    /// Products by `wgmma`.
+    pub products: Products,
     pub error: Option<String>,
     pub failed_poll: bool,
     pub progress: bool,
@@ -98,9 +108,12 @@ impl Lanes {
         }
     }
 
+    /// Notes a problem, unless one that differs in numbers alone is known.
     pub fn note(&mut self, what: String) {
         let notes = &mut self.block_state().notes;
-        if notes.len() < MAX_NOTES && !notes.contains(&what) {
+        let words =
+            |text: &str| text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect::<String>();
+        if notes.len() < MAX_NOTES && !notes.iter().any(|note| words(note) == words(&what)) {
             notes.push(what);
         }
     }
@@ -116,7 +129,7 @@ impl Lanes {
                 && address + bytes as u64 <= self.range.1
                 && address & (bytes as u64).min(16).wrapping_sub(1) == 0
             {
-                if access != Access::Read {
+                if access.writes() {
                     self.block_state().written.add(address, bytes);
                 }
                 return address as *mut u8;
@@ -137,7 +150,7 @@ impl Lanes {
             return self.scratch.as_mut_ptr();
         }
         self.range = ranges[at - 1];
-        if access != Access::Read {
+        if access.writes() {
             self.block_state().written.add(address, bytes);
         }
         if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
@@ -173,7 +186,7 @@ impl Lanes {
         }
         if space == Space::Shared {
             let warp = self.number;
-            if let Some(why) = block.races.as_mut().and_then(|races| races.access(address, bytes, warp, access)) {
+            if let Some(why) = block.races.as_mut().and_then(|races| races.access(address, bytes, warp, lane, access)) {
                 self.note(why);
             }
         }
@@ -262,7 +275,9 @@ pub fn warp(code: &Code, launch: &Launch, block_state: *mut Block, number: u32, 
         number: number as usize,
         local: vec![0; code.local * WARP],
         local_each: code.local,
-        pending: vec![Pending::default(); WARP],
+        pending: (0..WARP).map(|_| Pending::default()).collect(),
+        stores: (0..WARP).map(|_| Pending::default()).collect(),
+        products: Products::new(code.watched),
         error: None,
         failed_poll: false,
         progress: false,

@@ -53,12 +53,16 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
             match &inst.kind {
                 Kind::Plain(exec) => {
                     if active != 0 {
+                        if !inst.watched.is_empty() {
+                            lanes.touch_registers(inst);
+                        }
                         exec(lanes, active);
                     }
                     pc += 1;
                 }
                 Kind::Converged(exec, members) => {
                     if active != 0 {
+                        let members_named = members.is_some();
                         // All live lanes of the mask must arrive first.
                         let members = members.map_or(lanes.live, |at| {
                             let lane = active.trailing_zeros() as usize;
@@ -75,7 +79,16 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                                 inst.line, inst.text
                             ));
                         }
+                        if !inst.watched.is_empty() {
+                            lanes.touch_registers(inst);
+                        }
                         exec(lanes, active);
+                        if members_named {
+                            lanes.races(|races, warp| {
+                                races.sync_lanes(warp);
+                                None
+                            });
+                        }
                     }
                     pc += 1;
                 }

@@ -15,6 +15,10 @@ pub struct Build<'a> {
     pub next: u32,
     pub consts: HashMap<(Class, u64), u32>,
     pub specials: HashMap<String, u32>,
+    /// Registers of the instruction that is translated, and whether it writes them.
+    pub touched: Vec<(u32, bool)>,
+    /// Number of each register that `wgmma` uses, by its place.
+    pub watched: HashMap<u32, u32>,
 }
 
 fn bytes(class: Class) -> u32 {
@@ -29,7 +33,8 @@ fn bytes(class: Class) -> u32 {
 impl<'a> Build<'a> {
     pub fn new(program: &'a Program, func: &'a Func) -> Self {
         let (scopes, consts, specials) = (vec![HashMap::new()], HashMap::new(), HashMap::new());
-        Self { program, func, scopes, next: 0, consts, specials }
+        let (touched, watched) = (Vec::new(), HashMap::new());
+        Self { program, func, scopes, next: 0, consts, specials, touched, watched }
     }
 
     /// Registers of an instruction whose operands have one class: destination and up to three sources.
@@ -98,6 +103,16 @@ impl<'a> Build<'a> {
         self.special(name).map_or(0, |(at, _)| at)
     }
 
+    /// Numbers registers that `wgmma` uses.
+    pub fn watch(&mut self, regs: &[u32]) -> Vec<u32> {
+        regs.iter()
+            .map(|at| {
+                let next = self.watched.len() as u32;
+                *self.watched.entry(*at).or_insert(next)
+            })
+            .collect()
+    }
+
     /// The address of a symbol, in its space.
     fn symbol(&self, name: &str) -> Option<(u64, Space)> {
         if let Some(symbol) = self.func.symbols.get(name) {
@@ -118,7 +133,10 @@ impl<'a> Build<'a> {
     pub fn reg(&mut self, operand: &Operand) -> Result<(u32, Class)> {
         match operand {
             Operand::Name(name) => {
-                self.find(name).or_else(|| self.special(name)).ok_or_else(|| format!("unknown register {name}"))
+                let found = self.find(name).or_else(|| self.special(name));
+                let found = found.ok_or_else(|| format!("unknown register {name}"))?;
+                self.touched.push((found.0, true));
+                Ok(found)
             }
             Operand::Sink => Ok((self.slot(Class::B64), Class::B64)),
             other => Err(format!("{other:?} is no register")),
@@ -147,6 +165,7 @@ impl<'a> Build<'a> {
             Operand::F64(bits) => Ok(self.constant(class, *bits)),
             Operand::Name(name) => {
                 if let Some((at, _)) = self.find(name) {
+                    self.touched.push((at, false));
                     return Ok(at);
                 }
                 if let Some((at, _)) = self.special(name) {

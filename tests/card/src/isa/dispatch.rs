@@ -38,6 +38,23 @@ pub fn translate(build: &mut Build, inst: &Statement, labels: &HashMap<String, u
             let count = args.get(1).map(|count| build.src(count, Class::B32)).transpose()?;
             Ok(Kind::Barrier(id, count))
         }
+        "fence" if has("proxy") || has("mbarrier_init") => {
+            let (inits, words) = (has("mbarrier_init"), ["async", "async::generic"]);
+            // Only fences of the asynchronous proxy that cover shared memory.
+            if !inits && (!words.iter().any(|word| has(word)) || has("global")) {
+                return plain(Box::new(|_, _| ()));
+            }
+            plain(Box::new(move |lanes, _| {
+                lanes.races(|races, warp| {
+                    if inits {
+                        races.fence_inits(warp)
+                    } else {
+                        races.fence(warp)
+                    }
+                    None
+                });
+            }))
+        }
         "membar" | "fence" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "nanosleep"
         | "griddepcontrol" | "setmaxnreg" | "pmevent" => plain(Box::new(|_, _| ())),
         "createpolicy" => {

@@ -23,7 +23,7 @@ pub fn ldmatrix(build: &mut Build, inst: &Statement) -> Result<Exec> {
             let mut matrix = [[0u16; 8]; 8];
             for (row, line) in matrix.iter_mut().enumerate() {
                 let lane = 8 * index + row;
-                let from = lanes.memory(space, at.get(lanes, lane), 16, lane, Access::Read).cast::<u16>();
+                let from = lanes.memory(space, at.get(lanes, lane), 16, lane, Access::ReadTogether).cast::<u16>();
                 for (column, value) in line.iter_mut().enumerate() {
                     *value = from.add(column).read_unaligned();
                 }
@@ -66,7 +66,7 @@ pub fn stmatrix(build: &mut Build, inst: &Statement) -> Result<Exec> {
             }
             for (row, line) in matrix.iter().enumerate() {
                 let lane = 8 * index + row;
-                let to = lanes.memory(space, at.get(lanes, lane), 16, lane, Access::Write).cast::<u16>();
+                let to = lanes.memory(space, at.get(lanes, lane), 16, lane, Access::WriteTogether).cast::<u16>();
                 for (column, value) in line.iter().enumerate() {
                     to.add(column).write_unaligned(*value);
                 }

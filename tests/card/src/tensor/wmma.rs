@@ -58,7 +58,8 @@ pub fn wmma(build: &mut Build, inst: &Statement) -> Result<Exec> {
                             let value = (lane * count + reg_at * pack + part) % (rows * columns);
                             let (row, column) = (value / columns, value % columns);
                             let place = if row_major { row * stride + column } else { column * stride + row };
-                            let from = lanes.memory(space, base + (place * bytes) as u64, bytes, lane, Access::Read);
+                            let from =
+                                lanes.memory(space, base + (place * bytes) as u64, bytes, lane, Access::ReadTogether);
                             let bits = match bytes {
                                 1 => u32::from(*from),
                                 2 => u32::from(from.cast::<u16>().read_unaligned()),
@@ -93,7 +94,8 @@ pub fn wmma(build: &mut Build, inst: &Statement) -> Result<Exec> {
                             let value = (lane * count + reg_at * pack + part) % (m * n);
                             let (row, column) = (value / n, value % n);
                             let place = if row_major { row * stride + column } else { column * stride + row };
-                            let to = lanes.memory(space, base + (place * bytes) as u64, bytes, lane, Access::Write);
+                            let to =
+                                lanes.memory(space, base + (place * bytes) as u64, bytes, lane, Access::WriteTogether);
                             match bytes {
                                 2 => to.cast::<u16>().write_unaligned((word >> (16 * part)) as u16),
                                 _ => to.cast::<u32>().write_unaligned(word),

@@ -1,21 +1,8 @@
 //! Kernels that are right run without a problem; each of them, broken on purpose, is caught.
 
-use crate::rig::{Rig, module};
+use crate::rig::{Rig, module, numbers, run};
 use cuda::module::Module;
 use cuda::state::{ILLEGAL_ADDRESS, SUCCESS};
-
-/// Words of the input of most tests.
-fn numbers(count: u32) -> Vec<u32> {
-    (0..count).map(|index| 1000 + index).collect()
-}
-
-fn run(ptx: &str, threads: u32) -> (i32, Vec<String>, Vec<u32>) {
-    let mut rig = Rig::new(false);
-    let (from, to) = (rig.buffer(&numbers(threads)), rig.buffer(&vec![7; threads as usize]));
-    let (code, problems) = rig.run(ptx, 1, threads, &[from, to]);
-    let values = rig.values(to, threads as usize);
-    (code, problems, values)
-}
 
 /// Each warp writes its words to shared memory and reads those of the other warp.
 fn exchange(barrier: &str) -> String {
@@ -75,45 +62,6 @@ fn dropped_wait_for_a_copy_gives_old_bytes_and_a_race() {
         assert_eq!(values[0], u32::MAX);
         assert!(problems.iter().any(|problem| problem.contains("before a copy to it was waited for")), "{problems:?}");
     }
-}
-
-/// Thread 0 lets the copy engine bring 128 bytes; all threads wait for its barrier and read.
-fn engine(wait: &str) -> String {
-    module(
-        ".shared .align 128 .b8 tile[128];\n.shared .align 8 .b8 full[8];",
-        &format!(
-            "mov.u32 %r3, tile;\nmov.u32 %r10, full;\nsetp.ne.u32 %p1, %r1, 0;\n@%p1 bra $after;\n\
-             mbarrier.init.shared.b64 [%r10], 1;\nmbarrier.arrive.expect_tx.shared::cta.b64 _, [%r10], 128;\n\
-             cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r3], [%rd1], 128, [%r10];\n\
-             $after:\nbar.sync 0;\n{wait}\nand.b32 %r4, %r1, 31;\nshl.b32 %r4, %r4, 2;\nadd.s32 %r5, %r3, %r4;\n\
-             ld.shared.u32 %r9, [%r5];\nst.global.u32 [%rd4], %r9;"
-        ),
-    )
-    .replace("sm_80", "sm_90")
-}
-
-const ENGINE_WAIT: &str = "$again:\nmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r10], 0;\n@!%p2 bra $again;";
-
-#[test]
-fn engine_copy_is_read_behind_its_barrier() {
-    let (code, problems, values) = run(&engine(ENGINE_WAIT), 64);
-    assert_eq!((code, problems), (SUCCESS, vec![]));
-    assert_eq!((values[0], values[31], values[32]), (1000, 1031, 1000));
-}
-
-#[test]
-fn dropped_wait_for_the_engine_is_caught() {
-    let (_, problems, values) = run(&engine(""), 64);
-    assert_eq!(values[0], u32::MAX);
-    assert!(problems.iter().any(|problem| problem.contains("before a copy")), "{problems:?}");
-}
-
-#[test]
-fn wait_by_one_warp_alone_is_caught() {
-    // Warp 1 skips the wait: warp 0 has seen the phase end, warp 1 has not.
-    let wait = format!("setp.gt.u32 %p3, %r1, 31;\n@%p3 bra $skip;\n{ENGINE_WAIT}\n$skip:");
-    let (_, problems, _) = run(&engine(&wait), 64);
-    assert!(problems.iter().any(|problem| problem.contains("behind a write by the copy engine")), "{problems:?}");
 }
 
 /// Copies words; `offset` bytes are added to each address that is read.

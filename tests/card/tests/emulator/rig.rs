@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cuda::log::take_problems;
 use cuda::module::{Function, Module};
+use cuda::races::Between;
 use cuda::state::{CopyJob, Event, Launch, Op, SUCCESS, State, Stream};
 
 pub const STREAM: u64 = 0x1000;
@@ -16,7 +17,7 @@ impl Rig {
     /// A card that searches for races and compares products.
     pub fn new(lazy: bool) -> Self {
         take_problems();
-        let mut state = State::new(lazy, true, true);
+        let mut state = State::new(lazy, Some(Between::Lanes), true);
         state.streams.insert(STREAM, Stream::default());
         Self { state }
     }
@@ -60,6 +61,34 @@ impl Rig {
         let code = if queued == SUCCESS { self.state.run_stream(STREAM, None) } else { queued };
         (code, take_problems())
     }
+}
+
+/// Words of the input of most tests.
+pub fn numbers(count: u32) -> Vec<u32> {
+    (0..count).map(|index| 1000 + index).collect()
+}
+
+/// Runs a kernel in one block on [`numbers`]: the error code, the problems, and a word for each thread.
+pub fn run(ptx: &str, threads: u32) -> (i32, Vec<String>, Vec<u32>) {
+    let mut rig = Rig::new(false);
+    let (from, to) = (rig.buffer(&numbers(threads)), rig.buffer(&vec![7; threads as usize]));
+    let (code, problems) = rig.run(ptx, 1, threads, &[from, to]);
+    let values = rig.values(to, threads as usize);
+    (code, problems, values)
+}
+
+/// Asserts that a kernel runs without a problem, and returns its words.
+pub fn right(what: &str, ptx: &str, threads: u32) -> Vec<u32> {
+    let (code, problems, values) = run(ptx, threads);
+    assert_eq!((code, problems), (SUCCESS, vec![]), "{what}");
+    values
+}
+
+/// Asserts that a kernel is reported with some words, and returns what it wrote.
+pub fn reported(what: &str, ptx: &str, threads: u32, words: &str) -> Vec<u32> {
+    let (_, problems, values) = run(ptx, threads);
+    assert!(problems.iter().any(|problem| problem.contains(words)), "{what}: {problems:#?}");
+    values
 }
 
 /// A module with one kernel of two pointers, `in` and `out`. `%r1` is the thread, `%rd3` its word of `in`, `%rd4` that of `out`.

@@ -1,44 +1,131 @@
 //! Kernels that were broken on purpose are reported, or give other values.
+//!
+//! Each wait, fence, barrier and group of the products and of attention is dropped in turn. `docs/card.md` lists what cannot be
+//! noticed.
 
 use crate::attention::Attention;
-use crate::card::card_sm;
+use crate::card::{Arg, Card, card_sm};
+use crate::nvrtc::Source;
 use crate::product::{BIAS, Kernel, Product};
+use crate::values::noise;
 
-/// Asserts that the card reports a problem that names `word`.
-fn reported(what: &str, problems: &[String], word: &str) {
-    assert!(problems.iter().any(|problem| problem.contains(word)), "{what}: {problems:#?}");
+/// Old text, new text, and words of the report that must follow.
+type Fault<'a> = (&'a str, &'a str, &'a str);
+
+/// Asserts that the card reports each fault with its words.
+fn reported(source: &Source, faults: &[Fault], run: impl Fn(&Source) -> Vec<String>) {
+    let mut missed = Vec::new();
+    for (old, new, words) in faults {
+        let problems = run(&source.replace(old, new));
+        if !problems.iter().any(|problem| problem.contains(words)) {
+            missed.push(format!("`{old}`, `{new}`: {problems:#?}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Faults of `product_wgmma.cu`: waits, arrivals and counts of its barriers.
+const BARRIERS: &[Fault] = &[
+    (
+        r#"asm volatile("fence.proxy.async.shared::cta;" ::: "memory");"#,
+        "",
+        "no proxy fence follows its initialisation",
+    ),
+    (
+        "__syncthreads();\n\n    if (warp == WORKERS)",
+        "if (warp == WORKERS)",
+        "without a barrier behind its initialisation",
+    ),
+    ("if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);", "", "more arrivals at the barrier"),
+    ("(round - 1) & 1", "round & 1", "more arrivals at the barrier"),
+    (r#""r"(2 * TILE_BYTES) : "memory""#, r#""r"(TILE_BYTES) : "memory""#, "ends before all copies"),
+    (r#""r"(2 * TILE_BYTES) : "memory""#, r#""r"(3 * TILE_BYTES) : "memory""#, "no warp can continue"),
+    (
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
+        "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;",
+        "no warp can continue",
+    ),
+    ("copy_tile(to + TILE_BYTES, &right_map, step * DEPTH, column, barrier);", "", "no warp can continue"),
+    ("wait(full + 8 * stage, parity);", "", "race"),
+    ("wait(full + 8 * stage, parity);", "wait(full + 8 * stage, parity ^ 1);", "race"),
+    ("if (step > 0 && lane == 0) arrive(empty + 8 * ((stage + STAGES - 1) % STAGES));", "", "no warp can continue"),
+    ("(stage + STAGES - 1) % STAGES", "stage", "no warp can continue"),
+    (r#""r"(WORKERS) : "memory""#, r#""r"(WORKERS - 1) : "memory""#, "race"),
+    (r#""r"(WORKERS) : "memory""#, r#""r"(WORKERS + 1) : "memory""#, "no warp can continue"),
+    (r#""r"(full + 8 * stage), "r"(1)"#, r#""r"(full + 8 * stage), "r"(2)"#, "no warp can continue"),
+];
+
+/// Faults of `product_wgmma.cu`: order of `wgmma`, and of the stores behind it.
+const PRODUCTS: &[Fault] = &[
+    (r#"asm volatile("wgmma.fence.sync.aligned;" ::: "memory");"#, "", "before the first wgmma.fence"),
+    (r#"asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");"#, "", "that was not waited for"),
+    ("wait_products<1>();", "", "race"),
+    ("wait_products<1>();", "wait_products<2>();", "race"),
+    ("wait_products<0>();", "", "that was not waited for"),
+    ("wait_products<0>();", "wait_products<1>();", "that was not waited for"),
+    (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),
+    ("    __syncwarp();\n    store_tile", "    store_tile", "another lane"),
+    ("descriptor(base + half)", "descriptor(base + half + 128)", "base offset"),
+];
+
+#[test]
+fn faults_of_the_wgmma_product_are_reported() {
+    if card_sm() == 90 {
+        // Nine steps in three stages. The last of them lie where the first warps store their sums.
+        let product = Product::new(130, 136, 520);
+        let source = Kernel::Wgmma.source(BIAS, 0);
+        for faults in [BARRIERS, PRODUCTS] {
+            reported(&source, faults, |source| product.try_run(Kernel::Wgmma, source).0);
+        }
+    }
 }
 
 #[test]
-fn dropped_barriers_are_races() {
+fn faults_of_the_mma_product_are_reported() {
     // The last of five tiles lies where the first warps store their sums.
     let product = Product::new(130, 136, 160);
+    let faults = [
+        ("missing -= DEPTH;\n        commit_copies();", "missing -= DEPTH;", "race"),
+        ("wait_copies<STAGES - 2>();", "", "race"),
+        ("wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();", "race"),
+        ("wait_copies<STAGES - 2>();\n        __syncthreads();", "wait_copies<STAGES - 2>();", "race"),
+        ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
+        ("__syncwarp();\n        store_tile", "store_tile", "another lane"),
+        ("info);\n        __syncwarp();", "info);", "another lane"),
+    ];
     for kernel in [Kernel::Large, Kernel::Small] {
-        let loop_barrier = "wait_copies<STAGES - 2>();\n        __syncthreads();";
-        let source = kernel.source(BIAS, 0).replace(loop_barrier, "wait_copies<STAGES - 2>();");
-        reported("barrier of the loop", &product.try_run(kernel, &source).0, "race");
-        let source = kernel.source(BIAS, 0).replace("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();");
-        reported("barrier before the stores", &product.try_run(kernel, &source).0, "race");
+        reported(&kernel.source(BIAS, 0), &faults, |source| product.try_run(kernel, source).0);
     }
-    let attention = Attention::new(1, 1, 200, 64);
-    let source = Attention::source(64).replace("wait_copies<1>();\n        __syncthreads();", "wait_copies<1>();");
-    reported("barrier after the copies", &attention.try_run(&source).0, "race");
 }
 
 #[test]
-fn dropped_wait_for_copies_is_a_race() {
-    let product = Product::new(130, 136, 200);
-    let source = Kernel::Large.source(BIAS, 0).replace("wait_copies<STAGES - 2>();", "");
-    reported("wait of the loop", &product.try_run(Kernel::Large, &source).0, "race");
-    if card_sm() == 90 {
-        let source = Kernel::Wgmma.source(BIAS, 0).replace("wait(full + 8 * stage, parity);", "");
-        let (problems, _) = product.try_run(Kernel::Wgmma, &source);
-        assert!(!problems.is_empty(), "wait for the copy engine");
-        let source =
-            Kernel::Wgmma.source(BIAS, 0).replace("if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);", "");
-        let (problems, _) = Product::new(130, 136, 520).try_run(Kernel::Wgmma, &source);
-        assert!(!problems.is_empty(), "wait for the products");
-    }
+fn faults_of_attention_are_reported() {
+    let attention = Attention::new(1, 1, 200, 64);
+    let faults = [
+        ("value, 0);\n    commit_copies();", "value, 0);", "race"),
+        ("        commit_copies();\n        wait_copies<1>();", "        wait_copies<1>();", "race"),
+        ("wait_copies<1>();", "", "race"),
+        ("wait_copies<1>();", "wait_copies<2>();", "race"),
+        ("wait_copies<1>();\n        __syncthreads();", "wait_copies<1>();", "race"),
+        ("what this one's predecessor was read from.\n        __syncthreads();", "\n", "race"),
+        ("    __syncwarp();\n    bf16* to", "    bf16* to", "another lane"),
+    ];
+    reported(&Attention::source(64), &faults, |source| attention.try_run(source).0);
+}
+
+#[test]
+fn dropped_barrier_of_pooling_is_a_race() {
+    let (hidden, tokens) = (64, 17);
+    let source = Source::new(&["common.cu", "row.cu", "pool.cu"], &[("HIDDEN", hidden), ("POOLING", 1)]);
+    reported(&source, &[("    __syncthreads();", "", "race")], |source| {
+        let mut card = Card::new();
+        let states = card.bf16(&noise(1, (tokens * hidden) as usize));
+        let (weight, bias) = (card.f32(&noise(2, hidden as usize)), card.f32(&noise(3, hidden as usize)));
+        let out = card.results(hidden as usize);
+        let mut args: Vec<Arg> = [states, weight, bias, out].map(Arg::Pointer).into();
+        args.push(Arg::Info(vec![tokens, 1, hidden, 0, 1e-6_f32.to_bits(), 0]));
+        card.try_run(source, 1, 128, 0, &args)
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cuda::log::take_problems;
 use cuda::module::{Function, Module};
+use cuda::races::Between;
 use cuda::state::{Launch, Op, SUCCESS, State, Stream};
 use cuda::tensor_map::TensorMap;
 
@@ -33,7 +34,7 @@ impl Card {
     /// A card that looks for races.
     pub fn new() -> Self {
         take_problems();
-        let mut state = State::new(true, true, false);
+        let mut state = State::new(true, Some(Between::Lanes), false);
         state.streams.insert(STREAM, Stream::default());
         Self { state }
     }
