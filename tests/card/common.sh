@@ -15,13 +15,14 @@ fail() {
     exit 1
 }
 
-# on SM TOOLKIT LOG COMMAND…: runs a command on a card of a generation; its calls, problems and modules go to LOG.
+# on SM TOOLKIT LOG COMMAND…: runs a command on a card of a generation; its calls, problems and modules go to LOG. `races` says which
+# races are looked for.
 on() {
     local sm=$1 toolkit=$work/cuda-$2 log=$3
     shift 3
     rm -rf "$log"
     mkdir -p "$log"
-    env EMUCUDA_SM="$sm" EMUCUDA_LOG="$log" EMUCUDA_ORDER=lazy EMUCUDA_RACES=1 EMUCUDA_COMPARE=1 CUDA_PATH="$toolkit" WIKICAP_CACHE="$work/cache" \
+    env EMUCUDA_SM="$sm" EMUCUDA_LOG="$log" EMUCUDA_ORDER=lazy EMUCUDA_RACES="${races:-1}" EMUCUDA_COMPARE=1 CUDA_PATH="$toolkit" WIKICAP_CACHE="$work/cache" \
         LD_LIBRARY_PATH="$work/lib:$toolkit/lib" "$@"
 }
 

@@ -26,9 +26,14 @@ pub const PARAM_WINDOW: u64 = 1 << 62;
 /// First address of a block's own shared memory. The first KiB is the system's.
 pub const SHARED_FIRST: u64 = 1024;
 
-/// First address of dynamic shared memory.
-pub fn dynamic_first(static_bytes: usize) -> u64 {
-    SHARED_FIRST + static_bytes.next_multiple_of(1024) as u64
+/// Smallest alignment of dynamic shared memory.
+const LEAST_ALIGN: u64 = 16;
+
+/// First address of dynamic shared memory: aligned as the module declares, and no better, so that a kernel which relies on more fails.
+pub fn dynamic_first(static_bytes: usize, align: usize) -> u64 {
+    let align = (align as u64).max(LEAST_ALIGN);
+    let first = (SHARED_FIRST + static_bytes as u64).next_multiple_of(align);
+    if first.is_multiple_of(2 * align) { first + align } else { first }
 }
 
 /// Runs a kernel to its end.
@@ -53,7 +58,7 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     let image = program.image.as_ptr() as u64;
     ranges.push((image, image + program.image.len() as u64));
     ranges.sort_unstable();
-    let shared_bytes = dynamic_first(code.shared) as usize + launch.shared as usize;
+    let shared_bytes = dynamic_first(code.shared, program.dynamic_align) as usize + launch.shared as usize;
     let mut block = Block {
         shared: vec![0; shared_bytes],
         params: launch.params.clone(),

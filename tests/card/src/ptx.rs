@@ -84,6 +84,8 @@ pub struct Program {
     /// Bytes of the variables at module scope.
     pub image: Vec<u8>,
     pub symbols: HashMap<String, Symbol>,
+    /// Alignment of dynamic shared memory that the module declares.
+    pub dynamic_align: usize,
 }
 
 impl Program {

@@ -125,7 +125,7 @@ impl<'a> Build<'a> {
         }
         let symbol = self.program.symbols.get(name)?;
         Some(match symbol.space.as_str() {
-            "dynamic" => (crate::exec::dynamic_first(self.func.shared), Space::Shared),
+            "dynamic" => (crate::exec::dynamic_first(self.func.shared, self.program.dynamic_align), Space::Shared),
             _ => (self.program.image.as_ptr() as u64 + symbol.offset as u64, Space::Global),
         })
     }

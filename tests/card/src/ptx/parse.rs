@@ -8,7 +8,13 @@ use super::{Func, Item, Operand, Program, Statement, Symbol, class};
 /// Parses a module.
 pub fn parse(text: &str) -> Result<Program, String> {
     let text = clean(text);
-    let mut program = Program { funcs: Vec::new(), compiled: Vec::new(), image: Vec::new(), symbols: HashMap::new() };
+    let mut program = Program {
+        funcs: Vec::new(),
+        compiled: Vec::new(),
+        image: Vec::new(),
+        symbols: HashMap::new(),
+        dynamic_align: 0,
+    };
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
@@ -35,6 +41,7 @@ pub fn parse(text: &str) -> Result<Program, String> {
                     let (name, align, size, init) = declaration(head)?;
                     if space == "shared" {
                         // `.extern .shared`: the dynamic part, behind all that is static.
+                        program.dynamic_align = program.dynamic_align.max(align);
                         program.symbols.insert(name, Symbol { space: "dynamic".to_owned(), offset: 0, size });
                     } else {
                         let offset = program.image.len().next_multiple_of(align.max(16));

@@ -109,7 +109,7 @@ fn check_descriptor(descriptor: u64) -> std::result::Result<(), String> {
         _ => return Ok(()),
     };
     let (start, offset) = ((descriptor & 0x3FFF) << 4, descriptor >> 49 & 7);
-    let wanted = start % pattern >> 7;
+    let wanted = (start % pattern) >> 7;
     if offset != wanted {
         return Err(format!(
             "base offset {offset}, and {wanted} for a swizzle's pattern at {start} that repeats every {pattern} bytes"
