@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Compares recipes of the text head on emoji: NDCG@5 in languages never trained on, for an unseen hand's drawings.
 
-    python3 tests/recipe/run.py PROGRAM WORK [RECIPE…]
+    [LAYERS='[7, 9, 11]'] python3 tests/recipe/run.py PROGRAM WORK [RECIPE…]
 
 WORK holds `corpus` of emoji_corpus.py. DINOv2-small and multilingual-e5-small come from target/real (`tests/real/run.sh prepare`).
-The features are computed once, in WORK/features; each recipe trains in a copy of that run. An image is ranked among the captions of
-one language; the score is the mean over the languages. Prints a line for each recipe; WORK/RECIPE has its reports.
+LAYERS names blocks of the backbone; other blocks need another WORK. The features are computed once, in WORK/features; each recipe
+trains in a copy of that run. An image is ranked among the captions of one language; the score is the mean over the languages. Prints a
+line for each recipe; WORK/RECIPE has its reports.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -49,18 +51,23 @@ checkpoint = "best"
 {predict}
 """
 
-LAYERS = "[7, 9, 11]"
+LAYERS = os.environ.get("LAYERS", "[5, 7, 9, 11]")
 SGD = 'temperature = 0.17\ndropout = 0.2'
-STEPS = 'epochs = 20\nbatch_size = 1024\nschedule = "cosine"'
+STEPS = 'epochs = 40\nbatch_size = 1024\nlearning_rate = 3e-3\nschedule = "cosine"'
 SOFTMAX = 'correction = "softmax"\ncorrection_strength = 20'
+SINKHORN = 'correction = "sinkhorn"\ncorrection_strength = 30'
 RECIPES = {
     "hidden layer, temperature learned": ("hidden = 1024", 'epochs = 20\nschedule = "cosine"', 'correction = "none"'),
-    "cca over all blocks": ('method = "cca"', "", 'correction = "none"'),
     "cca over all blocks, softmax": ('method = "cca"', "", SOFTMAX),
+    "cca over all blocks, sinkhorn": ('method = "cca"', "", SINKHORN),
+    "cca for each block": ('method = "cca"\nper_layer = true', "", 'correction = "none"'),
     "cca for each block, softmax": ('method = "cca"\nper_layer = true', "", SOFTMAX),
+    "cca for each block, sinkhorn": ('method = "cca"\nper_layer = true', "", SINKHORN),
+    "cca for each block, correction held-out": ('method = "cca"\nper_layer = true', "", 'correction = "auto"'),
     "trained over all blocks, softmax": (SGD, STEPS, SOFTMAX),
     "trained for each block, softmax": (f"{SGD}\nper_layer = true", STEPS, SOFTMAX),
-    "trained for each block, four seeds, softmax": (f"{SGD}\nper_layer = true\nseeds = 4", STEPS, SOFTMAX),
+    "trained for each block, sinkhorn": (f"{SGD}\nper_layer = true", STEPS, SINKHORN),
+    "trained for each block, four seeds, sinkhorn": (f"{SGD}\nper_layer = true\nseeds = 4", STEPS, SINKHORN),
     "trained for each block, weights and correction held-out": (
         f'{SGD}\nper_layer = true\nweights = "held-out"', STEPS, 'correction = "auto"'),
 }

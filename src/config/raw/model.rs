@@ -77,11 +77,11 @@ pub(in crate::config) struct RawHead {
     ///   images or fewer, which `sgd` overfits;
     /// - `ridge`: ridge regression, with `text` to the captions' vectors, with `classes` to the class means or to one-hot targets.
     ///
-    /// `auto` (with `text`): `cca` for fewer than 1,000 images, those held out included, else `sgd`; the log names the choice. With
+    /// `auto` (with `text`): `cca` for fewer than 5,000 images, those held out included, else `sgd`; the log names the choice. With
     /// `cca` the settings of `sgd` have no effect.
     ///
-    /// Shrinkage, and for `cca` the number of directions and the power of their correlations, are chosen on the images held out
-    /// for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
+    /// Shrinkage, and for `cca` that of the captions, the number of directions and the power of their correlations, are chosen on the
+    /// images held out for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
     /// `validation_fraction` have an effect.
     #[serde(skip_serializing_if = "is_default")]
     pub(in crate::config) method: HeadMethod,

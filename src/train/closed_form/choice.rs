@@ -261,6 +261,20 @@ mod tests {
         for method in [HeadMethod::Cca, HeadMethod::Ridge] {
             let (head, candidate, tried) = choose_projection(method, &covariances, &[0.0; 6], Some(&pairs)).unwrap();
             assert!(candidate.ndcg5 > Some(0.5), "{method}: {candidate:?}");
+            if method == HeadMethod::Cca {
+                let best = tried.iter().filter_map(|other| other.ndcg5).fold(0.0, f64::max);
+                // Each of two choices gives up at most one standard error.
+                let error = (best * (1.0 - best) / 40.0).sqrt();
+                assert!(candidate.ndcg5 >= Some(best - 2.0 * error), "{candidate:?}, {best} at best");
+                let as_good = |other: &&Candidate| {
+                    other.shrinkage.to_bits() == candidate.shrinkage.to_bits()
+                        && (other.rank, other.power) == (Some(output as u64), Some(DEFAULT_POWER))
+                        && other.ndcg5 >= Some(best)
+                };
+                let cautious =
+                    tried.iter().filter(as_good).all(|other| other.caption_shrinkage <= candidate.caption_shrinkage);
+                assert!(cautious, "{candidate:?} of {tried:?}");
+            }
             assert!(tried.len() >= SHRINKAGES.len());
             assert_eq!(
                 (candidate.rank.is_some(), head.text_map.is_some()),
