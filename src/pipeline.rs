@@ -69,7 +69,7 @@ pub use caption::write_captions;
 pub use check::{Check, check};
 pub(crate) use context::workers;
 pub use error::PipelineError;
-pub(crate) use error::chain;
+pub(crate) use error::{chain, driver_error};
 pub use inspect::{Inspection, inspect};
 pub use observe::report::Report;
 pub use observe::status::Status;

@@ -37,8 +37,12 @@ impl From<PipelineError> for Failure {
     }
 }
 
-/// Adds the first panic to the message of a failure. `CubeCL` panics when the device has too little memory.
+/// Adds the first panic to the message of a failure. `CubeCL` panics when the device has too little memory, and on some errors of the
+/// driver.
 pub(super) fn with_cause(message: &str, panic: &str) -> String {
+    if let Some(error) = panic.find("DriverError(").and_then(|at| pipeline::driver_error(&panic[at..])) {
+        return format!("the device failed: {error}");
+    }
     match panic.split_once("can't allocate buffer of size: ").and_then(|(_, bytes)| bytes.trim().parse::<u64>().ok()) {
         Some(bytes) => format!(
             "the device is out of memory: it has no {} MiB left; set a smaller `device.batch_size` or `train.batch_size`, or stop other users of the device",
@@ -65,5 +69,11 @@ mod tests {
         let message = with_cause("the device stopped answering", panic);
         assert!(message.starts_with("the device is out of memory: it has no 20 MiB left; set a smaller"), "{message}");
         assert_eq!(with_cause("it failed", "why"), "it failed (cause: why)");
+    }
+
+    #[test]
+    fn driver_error_in_a_panic_is_the_message() {
+        let panic = "called `Result::unwrap()` on an `Err` value: DriverError(CUDA_ERROR_ECC, \"bad memory\")";
+        assert_eq!(with_cause("the device stopped answering", panic), "the device failed: bad memory (CUDA_ERROR_ECC)");
     }
 }

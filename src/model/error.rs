@@ -175,6 +175,9 @@ pub enum ModelError {
         /// Error of the backend.
         reason: String,
     },
+    /// A thread of the device's runtime panicked. The panic names the cause.
+    #[error("a thread of the device's runtime failed")]
+    Runtime,
 }
 
 impl ModelError {

@@ -197,7 +197,7 @@ impl<B: Backend> Extractor<B> {
     {
         let Some((bytes, all)) = self.pad(pixels, rows)? else { return Ok(Pending::new(None, 0)) };
         if let Network::Card(card) = &self.network {
-            return Ok(Pending::new(Some(Computed::Card(card.forward(bytes), self.feature_dim)), rows));
+            return Ok(Pending::new(Some(Computed::Card(card.forward(&bytes)?, self.feature_dim)), rows));
         }
         Ok(Pending::new(self.forward(self.upload(bytes), all)?.map(Computed::Burn), rows))
     }

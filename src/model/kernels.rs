@@ -12,12 +12,13 @@ mod backbone;
 mod card;
 mod product;
 mod program;
+mod transfer;
 
 use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead};
 use crate::model::pooling::Pooling;
 
 pub(super) use backbone::{CardBackbone, Shape};
-pub(super) use card::Features;
+pub(super) use transfer::Features;
 
 /// Smallest compute capability with bf16 in `mma.sync`.
 const LEAST_CAPABILITY: u32 = 80;

@@ -41,7 +41,7 @@ impl<B: Backend> Pending<B> {
         let features = match self.features {
             None => return Ok(Vec::new()),
             Some(Computed::Burn(features)) => features,
-            Some(Computed::Card(features, dim)) => return self.stream.executes(|| features.read(self.rows * dim)),
+            Some(Computed::Card(features, dim)) => return features.wait(self.rows * dim),
         };
         let failed = |reason: String| ModelError::Device { reason };
         let [_, dim] = features.dims();

@@ -6,9 +6,10 @@
 //! the device's thread touches tensors.
 //!
 //! A GPU works on several *streams*. Each stream has its own memory and a copy of the backbone; batches go to the
-//! streams in turn. The runtime copies pixels from unpinned memory. Such a copy waits for all earlier work on its
-//! stream, and so does a read of results. With one batch per stream, both wait for that batch alone, while the GPU
-//! computes the batches of the other streams.
+//! streams in turn. With burn's kernels, the runtime copies pixels from unpinned memory. Such a copy waits for all earlier
+//! work on its stream, and so does a read of results. With one batch per stream, both wait for that batch alone, while
+//! the GPU computes the batches of the other streams. With this crate's own kernels, pixels and features pass through
+//! pinned memory; only the wait for features blocks.
 
 mod backbone;
 mod encoder;
@@ -33,10 +34,10 @@ pub(crate) use trainers::{
 };
 
 use crate::device;
-use crate::model::{Any, AnyDevice, Numerics};
+use crate::model::{Any, AnyDevice, ModelError, Numerics};
 use crate::pipeline::error::{PipelineError, chain};
 use crate::predict::scorer::Selection;
-use crate::runtime::{BufferPool, DeviceThread};
+use crate::runtime::{BufferPool, DeviceGone, DeviceThread};
 use crate::train::Options;
 
 /// The device's thread, and the properties of the device that callers plan with.
@@ -158,6 +159,14 @@ fn check_panics(before: u64) -> Result<(), PipelineError> {
 /// Converts an error and its causes into one sentence about a damaged artefact of the run.
 pub(crate) fn damaged(error: impl std::error::Error) -> PipelineError {
     PipelineError::Input(chain(&error))
+}
+
+/// Converts an error of the backbone on a device. After a panic of the runtime's threads, the panic tells the cause.
+fn backbone_error(error: ModelError) -> PipelineError {
+    match error {
+        ModelError::Runtime => DeviceGone.into(),
+        error => model_error(error),
+    }
 }
 
 /// Converts an error of the model and its causes into one sentence.

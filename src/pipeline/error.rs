@@ -134,7 +134,7 @@ fn one_line(text: String) -> String {
 }
 
 /// Returns `message (CODE)` for a line with `DriverError(CODE, "message")`, behind the text before it.
-fn driver_error(line: &str) -> Option<String> {
+pub(crate) fn driver_error(line: &str) -> Option<String> {
     let (before, behind) = line.split_once("DriverError(")?;
     let (code, message) = behind.split_once(", ")?;
     let message = message.trim_start_matches('"').split('"').next()?;

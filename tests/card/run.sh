@@ -63,6 +63,20 @@ forward_pass() {
     "$python" "$card/compare.py" features "$at.bin" "$work/cpu.bin" "$5"
 }
 
+# transfers: each batch is one upload and one download through pinned memory, which later batches use again; their features stay the same.
+transfers() {
+    local at=$work/transfers kind
+    on 90 12.9 "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$work/sample/models/vit-tiny" --rows 36 --batch-size 4 --passes 1 \
+        -m "$work/cuda.toml" --features "$at.bin" --json > "$at.json"
+    no_problems "$at"
+    cmp -n "$(stat -c %s "$work/numbers-90-cuda.bin")" "$at.bin" "$work/numbers-90-cuda.bin" || fail "features change when memory is used again"
+    # Nine batches twice, and one to warm up each stream.
+    for kind in "HtoD from" "DtoH to"; do
+        grep -q "\"copies $kind pinned memory\": 21," "$at"/calls.*.log || fail "$kind pinned memory: $(grep -oh "copies $kind[^,]*" "$at"/calls.*.log)"
+    done
+    echo "transfers: 21 batches, each uploaded and downloaded once from and to pinned memory"
+}
+
 # assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B, and none of them spills registers.
 assembled() {
     local log=$work/assembled-$1 reports
@@ -124,6 +138,7 @@ assembled 90 12.9
 kernels 90 12.9
 forward_pass 90 12.9 cuda wgmma "$forward_limit"
 forward_pass 90 12.9 burn burn "$burn_limit"
+transfers
 wait "$other"
 dropped_wait
 failure "out of memory" cuMemAllocAsync:2+:2,cuMemAlloc_v2:1+:2

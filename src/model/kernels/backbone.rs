@@ -1,13 +1,13 @@
 //! A backbone of this crate's own kernels: loading, and one forward pass.
 
-use burn::tensor::Bytes;
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
 use super::Kernels;
-use super::card::{Arguments, Card, Features};
+use super::card::{Arguments, Card};
 use super::product::{Epilogue, Product, has_wgmma};
 use super::program::{File, Program};
+use super::transfer::Features;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{FeedForward, PlainConfig, ProjectionHead};
 use crate::model::error::ModelError;
@@ -71,12 +71,16 @@ impl Sizes {
 
 #[derive(Debug)]
 struct Buffers {
+    /// Bytes, `[images, side, side, 3]`.
+    pixels: Handle,
     /// Residual stream, `[rows, hidden]`.
     states: Handle,
     /// Input of the next product, `[rows, hidden]`.
     input: Handle,
     /// Patches; query, key and value; or the hidden layer of the MLP.
     wide: Handle,
+    /// `[images, feature_dim]`.
+    features: Handle,
 }
 
 #[derive(Debug)]
@@ -153,9 +157,11 @@ impl CardBackbone {
         let pitch = load.patch_pitch();
         let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
         let buffers = Buffers {
+            pixels: card.allocate_bytes(images * 3 * (shape.size_px * shape.size_px) as usize),
             states: card.allocate(sizes.rows() * plain.hidden),
             input: card.allocate(sizes.rows() * plain.hidden),
             wide: card.allocate(images * wide),
+            features: card.allocate(images * feature_dim),
         };
         let attention = Attention::new(plain, sizes);
         Ok(Self { card, patches, first_norm, blocks, attention, pools, projection, sizes, buffers })
@@ -166,12 +172,22 @@ impl CardBackbone {
         if has_wgmma(self.card.capability) { "wgmma" } else { "mma.sync" }
     }
 
-    /// Enqueues the forward pass of a batch, `[images, side, side, 3]`.
-    pub(in crate::model) fn forward(&self, pixels: Bytes) -> Features {
+    /// Enqueues the forward pass of a batch, `[images, side, side, 3]`, from the upload of the pixels to the copy of the features.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(in crate::model) fn forward(&self, pixels: &[u8]) -> Result<Features, ModelError> {
+        self.card.exclusive(|| {
+            self.card.write(pixels, &self.buffers.pixels)?;
+            self.launch();
+            self.card.read(&self.buffers.features)
+        })
+    }
+
+    fn launch(&self) {
         let (card, hidden) = (&self.card, self.sizes.hidden);
-        let Buffers { states, input, wide } = &self.buffers;
-        let features = card.allocate(self.sizes.images * self.sizes.feature_dim);
-        self.patches.launch(card, card.upload_bytes(pixels), &self.buffers, hidden);
+        let Buffers { states, input, wide, .. } = &self.buffers;
+        self.patches.launch(card, &self.buffers, hidden);
         if let Some(norm) = &self.first_norm {
             norm.launch(card, states, states);
         }
@@ -184,14 +200,13 @@ impl CardBackbone {
             block.inner.launch(card, input, wide, self.sizes.inner);
             block.outer.launch(card, wide, states, hidden);
             for pool in self.pools.iter().filter(|pool| pool.block == index) {
-                self.pool(pool, &features);
+                self.pool(pool);
             }
         }
-        card.features(features)
     }
 
-    fn pool(&self, pool: &Pool, features: &Handle) {
-        let Buffers { states, input, .. } = &self.buffers;
+    fn pool(&self, pool: &Pool) {
+        let Buffers { states, input, features, .. } = &self.buffers;
         match &self.projection {
             None => pool.launch(&self.card, states, features, self.sizes.images),
             Some(projection) => {
@@ -204,10 +219,10 @@ impl CardBackbone {
 }
 
 impl Patches {
-    fn launch(&self, card: &Card, pixels: Handle, buffers: &Buffers, hidden: usize) {
-        let Buffers { states, wide, .. } = buffers;
+    fn launch(&self, card: &Card, buffers: &Buffers, hidden: usize) {
+        let Buffers { pixels, states, wide, .. } = buffers;
         let arguments = Arguments {
-            buffers: vec![pixels, self.leading.clone(), wide.clone(), states.clone()],
+            buffers: vec![pixels.clone(), self.leading.clone(), wide.clone(), states.clone()],
             numbers: self.numbers.clone(),
             ..Arguments::default()
         };

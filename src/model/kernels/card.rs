@@ -10,6 +10,7 @@ use cubecl::zspace::metadata::Metadata;
 use half::bf16;
 
 use super::program::Program;
+use super::transfer::{Features, Transfers};
 use crate::model::error::ModelError;
 
 /// Number of streaming multiprocessors where the driver reports none.
@@ -24,6 +25,7 @@ const TILE: [usize; 2] = [128, 64];
 /// A GPU. Memory belongs to the stream that is current when it is allocated.
 pub(super) struct Card {
     client: ComputeClient<CudaRuntime>,
+    transfers: Transfers,
     pub(super) multiprocessors: u32,
     pub(super) capability: u32,
 }
@@ -53,9 +55,10 @@ pub(super) struct Arguments {
 
 impl Card {
     pub(super) fn new(gpu: usize, capability: u32) -> Self {
-        let client = CudaRuntime::client(&CudaDevice::new(gpu));
+        let device = CudaDevice::new(gpu);
+        let client = CudaRuntime::client(&device);
         let multiprocessors = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(MULTIPROCESSORS);
-        Self { client, multiprocessors, capability }
+        Self { client, transfers: Transfers::new(&device), multiprocessors, capability }
     }
 
     /// Uploads values as bf16.
@@ -74,14 +77,43 @@ impl Card {
         self.client.create(Bytes::from_bytes_vec(bytes))
     }
 
-    /// Uploads bytes.
-    pub(super) fn upload_bytes(&self, bytes: Bytes) -> Handle {
-        self.client.create(bytes)
+    /// Enqueues the copy of bytes to a buffer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn write(&self, bytes: &[u8], to: &Handle) -> Result<(), ModelError> {
+        self.transfers.upload(bytes, to)
+    }
+
+    /// Enqueues the copy of bf16 values to the host.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn read(&self, from: &Handle) -> Result<Features, ModelError> {
+        self.transfers.download(from)
+    }
+
+    /// Runs a job on the thread with which `CubeCL` drives the GPU, and waits for its end. There, all that the job enqueues goes to
+    /// the driver at once. From another thread it goes through a queue of 32 places, and the sender spins while they are taken.
+    ///
+    /// # Errors
+    /// The job's own; [`ModelError::Runtime`] when it panicked.
+    pub(super) fn exclusive<T, F>(&self, job: F) -> Result<T, ModelError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ModelError> + Send,
+    {
+        self.client.exclusive(job).map_err(|_| ModelError::Runtime)?
     }
 
     /// Allocates bf16 values without a content.
     pub(super) fn allocate(&self, count: usize) -> Handle {
-        self.client.empty((2 * count).max(LEAST_BYTES))
+        self.allocate_bytes(2 * count)
+    }
+
+    /// Allocates bytes without a content.
+    pub(super) fn allocate_bytes(&self, count: usize) -> Handle {
+        self.client.empty(count.max(LEAST_BYTES))
     }
 
     /// Enqueues a kernel of `blocks` blocks.
@@ -96,11 +128,6 @@ impl Card {
         bound.tensor_maps = maps.into_iter().map(tensor_map).collect();
         bound.info = MetadataBindingInfo::new(words, fixed);
         self.client.launch(Box::new(program.clone()), CubeCount::Static(blocks as u32, 1, 1), bound);
-    }
-
-    /// Wraps features, `[rows, dim]`.
-    pub(super) fn features(&self, values: Handle) -> Features {
-        Features { client: self.client.clone(), values }
     }
 }
 
@@ -117,30 +144,5 @@ fn tensor_map(matrix: Matrix) -> TensorMapBinding {
             storage_ty: StorageType::Scalar(ElemType::Float(FloatKind::BF16)),
         },
         binding: matrix.values.binding(),
-    }
-}
-
-/// Features that the GPU may still be computing, in bf16.
-pub(in crate::model) struct Features {
-    client: ComputeClient<CudaRuntime>,
-    values: Handle,
-}
-
-impl std::fmt::Debug for Features {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Features").field("values", &self.values).finish_non_exhaustive()
-    }
-}
-
-impl Features {
-    /// Waits for the features and returns the first `count` values. The stream of the computation must be current.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub(in crate::model) fn read(self, count: usize) -> Result<Vec<f32>, ModelError> {
-        let bytes = self.client.read_one(self.values);
-        let bytes = bytes.map_err(|cause| ModelError::Device { reason: cause.to_string() })?;
-        let values = bytes.as_chunks::<2>().0.iter().take(count);
-        Ok(values.map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::StreamId;
 
-use super::{DeviceState, DeviceWorker, OnDevice, check_panics, model_error};
+use super::{DeviceState, DeviceWorker, OnDevice, backbone_error, check_panics, model_error};
 use crate::device;
 use crate::model::caption::{CaptionCheckpoint, Captioner};
 use crate::model::{Any, Checkpoint, ExtractOptions, Extractor, ModelError, Pending};
@@ -69,7 +69,7 @@ impl PendingFeatures {
     /// When the device fails.
     pub(crate) fn wait(self) -> Result<Vec<f32>, PipelineError> {
         let features = match self.features {
-            Vectors::Pending(pending) => pending.wait().map_err(model_error)?,
+            Vectors::Pending(pending) => pending.wait().map_err(backbone_error)?,
             Vectors::Ready(values) => values,
         };
         check_panics(self.panics)?;
@@ -185,9 +185,9 @@ fn load_copy(
     options: &ExtractOptions,
 ) -> Result<Extractor<Any>, PipelineError> {
     let load = || Extractor::load(checkpoint, options, state.numerics, &state.device);
-    let extractor = stream_id(stream).executes(load).map_err(model_error)?;
+    let extractor = stream_id(stream).executes(load).map_err(backbone_error)?;
     if state.numerics.batch_rows.is_some() {
-        state.panics = stream_id(stream).executes(|| warm_up(|| extractor.warm_up().map_err(model_error)))?;
+        state.panics = stream_id(stream).executes(|| warm_up(|| extractor.warm_up().map_err(backbone_error)))?;
     }
     Ok(extractor)
 }
@@ -224,7 +224,7 @@ impl Copies {
                 }
             })
         };
-        let features = stream_id(stream).executes(submit).map_err(model_error)?;
+        let features = stream_id(stream).executes(submit).map_err(backbone_error)?;
         Ok(PendingFeatures { features, panics: state.panics })
     }
 }
