@@ -27,7 +27,7 @@ use cubecl::cuda::CudaRuntime;
 pub(crate) use backbone::{LoadedBackbone, NO_TOKEN};
 pub(crate) use encoder::LoadedEncoder;
 pub(crate) use features::{FeatureRows, FeaturesOnDevice};
-pub(crate) use open::{BATCHES_AHEAD, MemoryNeeds, choose, open, training_options};
+pub(crate) use open::{MemoryNeeds, choose, open, training_options};
 pub(crate) use scorer::{LoadedProjector, LoadedScorer, linear_layer};
 pub(crate) use trainers::{
     ClassifierStart, ClassifierTrainers, LossSum, MicroBatch, ProjectionStart, ProjectionTrainers, Update,
@@ -47,6 +47,8 @@ pub(crate) struct DeviceWorker {
     pub(crate) batch_rows: usize,
     /// Largest number of batches on the device at once.
     pub(crate) in_flight: usize,
+    /// Largest number of batches of pixels in the memory of the host at once.
+    pub(crate) host_batches: usize,
     /// Pixel buffers for all batches on the host.
     pub(crate) buffers: BufferPool,
     /// Settings with which heads are trained.

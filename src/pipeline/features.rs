@@ -15,7 +15,7 @@ use crate::config::bytes::chunk_disk_bytes;
 use crate::model::caption::CaptionCheckpoint;
 use crate::pipeline::chunk_files::{FeatureSet, settle_duplicates};
 use crate::pipeline::context::RunContext;
-use crate::pipeline::device::{BATCHES_AHEAD, DeviceWorker, LoadedBackbone};
+use crate::pipeline::device::{DeviceWorker, LoadedBackbone};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::images::{self, RowContent, Sink, StartPoint, StreamJob};
 use crate::pipeline::observe::report::StreamReport;
@@ -248,8 +248,8 @@ impl Forward {
         let Self { shape, backbone, thumbnails, images } = self;
         let device = Arc::clone(backbone.device());
         // The model's memory is reserved first, so that decoders cannot starve the model.
-        let batches = (BATCHES_AHEAD + device.in_flight) * device.batch_rows;
-        let reserved = ctx.budget.acquire(job.content.decoded_bytes() * batches as u64).await;
+        let images_held = device.host_batches * device.batch_rows;
+        let reserved = ctx.budget.acquire(job.content.decoded_bytes() * images_held as u64).await;
         let (chunks_in, chunks) = channel(CHUNKS_WAITING.max(spooled.len()));
         ctx.progress.gauge(
             "chunks_waiting",

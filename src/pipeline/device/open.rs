@@ -19,7 +19,10 @@ use crate::train::{EngineKind, Options};
 use crate::types::{KernelChoice, Precision};
 
 /// Pixel batches queued on the host: one being read, one waiting, one being submitted.
-pub(crate) const BATCHES_AHEAD: usize = 3;
+const BATCHES_AHEAD: usize = 3;
+
+/// Batches of each stream of a GPU in memory from which the GPU copies: one on its way, and the one before.
+const STAGED_BATCHES: usize = 2;
 
 /// Images in one forward pass on the CPU: enough for efficient matrix products, few enough for the cache.
 const CPU_BATCH_ROWS: usize = 32;
@@ -101,7 +104,9 @@ pub(crate) async fn open(
 ) -> Result<Arc<DeviceWorker>, PipelineError> {
     let batch_size = settings.batch_size;
     let streams = if chosen.is_cuda() { CUDA_STREAMS } else { 1 };
-    let host_rows = needs.host_bytes / (needs.pixel_bytes * (BATCHES_AHEAD + streams) as u64).max(1);
+    let staged = if chosen.is_cuda() { STAGED_BATCHES * streams } else { 0 };
+    let host_batches = BATCHES_AHEAD + streams + staged;
+    let host_rows = needs.host_bytes / (needs.pixel_bytes * host_batches as u64).max(1);
     if u64::from(batch_size.max(1)) > host_rows {
         let key = if batch_size == 0 { "limits.memory" } else { "device.batch_size" };
         let what = format!(
@@ -140,7 +145,17 @@ pub(crate) async fn open(
     let thread = DeviceThread::start(start).await?.unwrap_or_else(|never| match never {});
     let buffers = BufferPool::new(BATCHES_AHEAD + streams, batch_rows * needs.pixel_bytes as usize);
     let free_bytes = chosen.gpu.as_ref().map(|gpu| gpu.free_bytes);
-    Ok(Arc::new(DeviceWorker { thread, batch_rows, in_flight: streams, buffers, options, text_batches, free_bytes }))
+    let in_flight = streams;
+    Ok(Arc::new(DeviceWorker {
+        thread,
+        batch_rows,
+        in_flight,
+        host_batches,
+        buffers,
+        options,
+        text_batches,
+        free_bytes,
+    }))
 }
 
 /// Returns the kernels that may compute features on a GPU.
@@ -247,6 +262,7 @@ mod tests {
             thread,
             batch_rows: 3,
             in_flight: streams,
+            host_batches: 0,
             buffers,
             options,
             text_batches,
