@@ -27,8 +27,13 @@ impl<B: Backend> DeviceFeatures<B> {
         let count = values.len() / dim.max(1);
         check_length("features", values.len(), count * dim)?;
         check_length("rows", (first + count).max(all), all)?;
+        if count == 0 {
+            return Ok(());
+        }
         let uploaded = cast_to(upload(values, count, dim, &self.rows.device()), self.rows.dtype());
-        self.rows.inplace(|rows| rows.slice_assign([first..first + count, 0..dim], uploaded));
+        // `Tensor::inplace` would allocate an empty tensor.
+        let rows = std::mem::replace(&mut self.rows, uploaded.clone());
+        self.rows = rows.slice_assign([first..first + count, 0..dim], uploaded);
         Ok(())
     }
 

@@ -26,9 +26,10 @@ on() {
         LD_LIBRARY_PATH="$work/lib:$toolkit/lib" "$@"
 }
 
-# no_problems LOG: fails if the card reported anything.
+# no_problems LOG: fails if the card reported anything, or the program asked for memory of no bytes.
 no_problems() {
     [ ! -s "$1/problems.log" ] || fail "problems in $1: $(head -3 "$1/problems.log")"
+    ! grep -l 'of no bytes$' "$1"/calls.*.log || fail "$1: an allocation of no bytes"
 }
 
 # machine FILE KIND KERNELS: a machine file for the CPU or CUDA.

@@ -6,6 +6,7 @@
 //! gradient are zero.
 
 use std::borrow::Cow;
+use std::mem;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -94,7 +95,7 @@ impl<B: Backend> GpuEngine<B> {
             return Ok(());
         }
         // One download for all of them.
-        let sums = download(Tensor::cat(std::mem::take(&mut self.pending), 0))?;
+        let sums = download(Tensor::cat(mem::take(&mut self.pending), 0))?;
         self.losses.extend(sums.into_iter().map(f64::from));
         Ok(())
     }
@@ -195,6 +196,7 @@ impl<B: Backend> Engine<B> for GpuEngine<B> {
         let scale = 1.0 / effective as f64;
         let scaled = cast_to(features.mul_scalar(scale), product);
         let mut start = 0;
+        let mut earlier = mem::take(&mut self.weight_gradient).into_iter().zip(mem::take(&mut self.bias_gradient));
         for tile in 0..self.weight.len() {
             let [width, _] = self.weight[tile].dims();
             let part = difference.clone().narrow(1, start, width);
@@ -202,30 +204,29 @@ impl<B: Backend> Engine<B> for GpuEngine<B> {
             let bias = part.clone().sum_dim(0).mul_scalar(scale);
             let weight = cast_to(part, product).transpose().matmul(scaled.clone());
             let weight = cast_to(weight, DType::F32);
-            if first {
-                self.weight_gradient.push(weight);
-                self.bias_gradient.push(bias);
-            } else {
-                self.weight_gradient[tile].inplace(|sum| sum + weight);
-                self.bias_gradient[tile].inplace(|sum| sum + bias);
-            }
+            let (weight, bias) = match earlier.next() {
+                Some((weight_sum, bias_sum)) if !first => (weight_sum + weight, bias_sum + bias),
+                _ => (weight, bias),
+            };
+            self.weight_gradient.push(weight);
+            self.bias_gradient.push(bias);
         }
         Ok(())
     }
 
     fn update(&mut self, sgd: &Sgd, rate: f64) {
         let factor = self.clip_factor(sgd.clip_norm);
-        let weights = self.weight.iter_mut().zip(&mut self.weight_momentum).zip(self.weight_gradient.drain(..));
-        let biases = self.bias.iter_mut().zip(&mut self.bias_momentum).zip(self.bias_gradient.drain(..));
-        for ((value, velocity), gradient) in weights.chain(biases) {
-            update_tile(sgd, rate, factor.as_ref(), value, velocity, gradient);
-        }
+        let update = |tiles: (&mut Tiles<B>, &mut Tiles<B>), gradients: &mut Tiles<B>| {
+            update_tiles(sgd, rate, factor.as_ref(), tiles, mem::take(gradients));
+        };
+        update((&mut self.weight, &mut self.weight_momentum), &mut self.weight_gradient);
+        update((&mut self.bias, &mut self.bias_momentum), &mut self.bias_gradient);
         self.refresh_cast();
     }
 
     fn take_losses(&mut self) -> Result<Vec<f64>, TrainError> {
         self.download_losses()?;
-        Ok(std::mem::take(&mut self.losses))
+        Ok(mem::take(&mut self.losses))
     }
 
     fn grad_norm(&self) -> Result<Option<f64>, TrainError> {
@@ -252,15 +253,33 @@ impl<B: Backend> Engine<B> for GpuEngine<B> {
     }
 }
 
-/// Updates one tile. Every modified operand has a single owner, so the CPU backend works in place.
+/// Tiles of a matrix or of a row.
+type Tiles<B> = Vec<Tensor<B, 2>>;
+
+/// Updates tiles. [`Tensor::inplace`] would allocate an empty tensor for each.
+fn update_tiles<B: Backend>(
+    sgd: &Sgd,
+    rate: f64,
+    factor: Option<&Tensor<B, 2>>,
+    (values, velocities): (&mut Tiles<B>, &mut Tiles<B>),
+    gradients: Tiles<B>,
+) {
+    let old = mem::take(values).into_iter().zip(mem::take(velocities)).zip(gradients);
+    for ((value, velocity), gradient) in old {
+        let [value, velocity] = update_tile(sgd, rate, factor, [value, velocity], gradient);
+        values.push(value);
+        velocities.push(velocity);
+    }
+}
+
+/// Returns a tile and its velocity after an update. Every modified operand has a single owner, so the CPU backend works in place.
 fn update_tile<B: Backend>(
     sgd: &Sgd,
     rate: f64,
     factor: Option<&Tensor<B, 2>>,
-    value: &mut Tensor<B, 2>,
-    velocity: &mut Tensor<B, 2>,
+    [value, mut velocity]: [Tensor<B, 2>; 2],
     mut gradient: Tensor<B, 2>,
-) {
+) -> [Tensor<B, 2>; 2] {
     if let Some(factor) = factor {
         gradient = gradient * factor.clone();
     }
@@ -268,8 +287,8 @@ fn update_tile<B: Backend>(
         gradient = gradient + value.clone().mul_scalar(sgd.weight_decay);
     }
     if sgd.momentum > 0.0 {
-        velocity.inplace(|velocity| velocity.mul_scalar(sgd.momentum) + gradient);
+        velocity = velocity.mul_scalar(sgd.momentum) + gradient;
         gradient = velocity.clone();
     }
-    value.inplace(|value| value - gradient.mul_scalar(rate));
+    [value - gradient.mul_scalar(rate), velocity]
 }
