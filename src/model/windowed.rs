@@ -17,8 +17,8 @@ use crate::model::plain::load_patches;
 use crate::model::pooling::TapFeatures;
 use crate::model::position;
 
-/// Epsilon of the norm around the merging of tokens, which no key of `config.json` sets.
-const MERGE_EPSILON: f64 = 1e-5;
+/// Epsilon of the norms after the patches and around the merging of tokens, which no key of `config.json` sets.
+const FIXED_EPSILON: f64 = 1e-5;
 /// Smallest length of a query or key of Swin v2, as in torch's `normalize`.
 const MIN_LENGTH: f64 = 1e-12;
 
@@ -98,7 +98,7 @@ impl<B: Backend> WindowedBackbone<B> {
         let is_last_stage = stages.len() == config.depths.len();
         Ok(Self {
             patches: load_patches(checkpoint, loader, names::PATCH, true)?,
-            first_norm: loader.norm(names::FIRST_NORM)?,
+            first_norm: loader.norm_with(names::FIRST_NORM, FIXED_EPSILON)?,
             positions,
             stages,
             final_norm: if is_last_stage { Some(loader.norm(names::FINAL_NORM)?) } else { None },
@@ -288,7 +288,7 @@ fn load_merging<B: Backend>(
     let width = config.width(stage);
     let target = (loader.device, loader.format);
     Ok(Merging {
-        norm: loader.norm_with(&norm, MERGE_EPSILON)?,
+        norm: loader.norm_with(&norm, FIXED_EPSILON)?,
         reduction: Linear::new(&loader.values(weight)?, None, 4 * width, 2 * width, target),
         norm_last: config.v2,
     })

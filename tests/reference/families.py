@@ -225,10 +225,10 @@ def main():
     windows = dict(image_size=32, patch_size=2, embed_dim=8, depths=[2, 3, 2], num_heads=[1, 2, 4], window_size=4, mlp_ratio=2.0)
     checkpoint("swin", hf.SwinModel(hf.SwinConfig(**windows)), vit, [32, 36, 28], (0, 1, 3, -2), edit=add_indices)
     checkpoint("swin_classifier", hf.SwinForImageClassification(hf.SwinConfig(
-        **windows | dict(use_absolute_embeddings=True, qkv_bias=False, num_labels=3))), vit, [32, 40])
+        **windows | dict(use_absolute_embeddings=True, qkv_bias=False, layer_norm_eps=1e-3, num_labels=3))), vit, [32, 40])
     checkpoint("swinv2", hf.Swinv2Model(hf.Swinv2Config(**windows)), vit, [32, 36, 20], (0, 1, 3, -2))
     checkpoint("swinv2_classifier", hf.Swinv2ForImageClassification(hf.Swinv2Config(
-        **windows | dict(pretrained_window_sizes=[6, 6, 3], num_labels=3))), vit, [32])
+        **windows | dict(pretrained_window_sizes=[6, 6, 3], layer_norm_eps=1e-3, num_labels=3))), vit, [32])
 
     dinov3 = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=32, intermediate_size=48, image_size=32, patch_size=8)
     processor = hf.DINOv3ViTImageProcessor(**odd)
