@@ -2,6 +2,7 @@
 
     pip install torch==2.15.0 transformers==5.24.0 tokenizers
     python3 tests/reference/text.py [MODEL_DIRECTORY]
+    python3 tests/reference/text.py padding
 
 Without an argument it writes tests/reference/text/{bert,xlmr,mini}, each a directory in Hugging Face layout:
 
@@ -9,8 +10,10 @@ Without an argument it writes tests/reference/text/{bert,xlmr,mini}, each a dire
     xlmr    XLM-RoBERTa in f16, Unigram; no files of sentence-transformers, and `position_ids` as saved by older versions
     mini    BERT in f32 with the tokenizer of `xlmr`; like MiniLM: mean pooling, not normalised, at most 16 tokens
 
-Each directory has an `expected.safetensors` with one row for each caption in tests/reference/text/captions.json. With an argument
-the script writes `expected.safetensors` to that directory, with mean pooling and unit length.
+Each directory has an `expected.safetensors` with one row for each caption in tests/reference/text/captions.json. With a directory
+the script writes `expected.safetensors` to it, with mean pooling and unit length.
+
+`xlmr/padding.json` has the embeddings of captions that spell out the token of padding; with `padding` only this file is written.
 """
 
 import json
@@ -47,6 +50,9 @@ CAPTIONS = [
     "[SEP] [CLS] <s> </s> [MASK] <mask> [PAD]",
     "Ελληνικά Русский Հայերեն ქართული 한국어 Tiếng Việt",
 ]
+
+
+PADDED = ["<pad>", "two <pad> dogs <pad><pad> on a beach", "A dog <pad>"]
 
 
 def wordpiece() -> Tokenizer:
@@ -161,12 +167,24 @@ def main() -> None:
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
 
 
-def write_expected(directory: pathlib.Path) -> None:
+def embed(directory: pathlib.Path, captions: list) -> torch.Tensor:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
-    rows = [torch.nn.functional.normalize(states(model, tokenizer, caption, 512).mean(0), dim=0) for caption in CAPTIONS]
-    save_file({"embeddings": torch.stack(rows).contiguous()}, directory / "expected.safetensors")
+    rows = [torch.nn.functional.normalize(states(model, tokenizer, caption, 512).mean(0), dim=0) for caption in captions]
+    return torch.stack(rows).contiguous()
+
+
+def write_padding() -> None:
+    rows = embed(HERE / "xlmr", PADDED).tolist()
+    write_json(HERE / "xlmr/padding.json", {"captions": PADDED, "embeddings": [[round(value, 7) for value in row] for row in rows]})
 
 
 if __name__ == "__main__":
-    write_expected(pathlib.Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    if len(sys.argv) == 1:
+        main()
+        write_padding()
+    elif sys.argv[1] == "padding":
+        write_padding()
+    else:
+        directory = pathlib.Path(sys.argv[1])
+        save_file({"embeddings": embed(directory, CAPTIONS)}, directory / "expected.safetensors")

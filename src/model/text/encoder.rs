@@ -276,9 +276,16 @@ impl<B: Backend> TextEncoder<B> {
 
     /// Writes the summed embeddings of a caption's tokens to `to`, `[tokens, hidden]`.
     fn write_embeddings(&self, caption: &[u32], to: &mut [f32]) {
-        let positions = self.positions.chunks_exact(self.hidden).skip(self.first_position);
-        for ((word, position), to) in caption.iter().zip(positions).zip(to.chunks_exact_mut(self.hidden)) {
-            to.copy_from_slice(position);
+        let mut next = self.first_position;
+        for (word, to) in caption.iter().zip(to.chunks_exact_mut(self.hidden)) {
+            // In `RoBERTa` a token of padding, which a caption may spell out, has the position of its own number.
+            let position = if *word as usize + 1 == self.first_position {
+                *word as usize
+            } else {
+                next += 1;
+                next - 1
+            };
+            to.copy_from_slice(&self.positions[position * self.hidden..][..self.hidden]);
             self.words.add_row(*word, to);
         }
     }

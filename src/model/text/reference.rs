@@ -89,6 +89,24 @@ fn embeddings_match_transformers_for_any_batches() {
 }
 
 #[test]
+fn captions_that_spell_out_padding_match_transformers() {
+    #[derive(serde::Deserialize)]
+    struct Padded {
+        captions: Vec<String>,
+        embeddings: Vec<Vec<f32>>,
+    }
+    let text = std::fs::read(fixture("xlmr").join("padding.json")).unwrap();
+    let padded: Padded = serde_json::from_slice(&text).unwrap();
+    let checkpoint = TextCheckpoint::open(&fixture("xlmr")).unwrap();
+    for direct in [true, false] {
+        let numerics = TextNumerics { format: DType::F32, direct };
+        let found = embed_with(&checkpoint, &padded.captions, "", (300, false), numerics);
+        let found = distance(&found, &padded.embeddings.concat());
+        assert!(found < 1e-5, "direct {direct}: {found}");
+    }
+}
+
+#[test]
 fn prompts_truncation_and_case_match_sentence_transformers() {
     let dir = fixture("sentence");
     let checkpoint = TextCheckpoint::open(&dir).unwrap();
