@@ -180,15 +180,25 @@ impl Scoring<'_> {
         }
     }
 
+    /// Checks that an id added so far has references.
+    ///
+    /// # Errors
+    /// When none has.
+    pub fn check(&self) -> Result<(), CaptionEvaluateError> {
+        if self.caption_of.is_empty() {
+            let (captions, references) = (self.path.clone(), self.references.path.clone());
+            return Err(CaptionEvaluateError::NoCommonId { captions, references });
+        }
+        Ok(())
+    }
+
     /// Returns the scores.
     ///
     /// # Errors
     /// When no id has references.
     pub fn finish(self) -> Result<CaptionScores, CaptionEvaluateError> {
-        let Self { references, path, mut caption_of, without_reference } = self;
-        if caption_of.is_empty() {
-            return Err(CaptionEvaluateError::NoCommonId { captions: path, references: references.path.clone() });
-        }
+        self.check()?;
+        let Self { references, mut caption_of, without_reference, .. } = self;
         let texts = &references.texts;
         let captions: Vec<Vec<String>> = texts.keys().map(|id| caption_of.remove(id).unwrap_or_default()).collect();
         let references: Vec<Vec<Vec<String>>> =

@@ -159,6 +159,11 @@ fn unusable_checkpoints_and_files_are_refused_in_one_sentence() {
     refuse(&dir.path().join("none"), "", 5, "config.json");
     refuse(&copy, "max_new_tokens = 99\n", 5, "captions of 99 tokens, and the decoder has 32 positions");
     refuse(&copy, "references = 'none.csv'\n", 3, "none.csv");
+    let others = dir.path().join("others.csv");
+    std::fs::write(&others, "id,caption\nanother image,a dog\n").unwrap();
+    let references = format!("references = '{}'\n", others.display());
+    refuse(&copy, &references, 3, "no id of `captions.csv` is in");
+    assert!(!run_dir.exists(), "captions are generated before the refusal");
     refuse(&copy, "output = 'captions.txt'\n", 2, "`caption.output`");
     let options = std::fs::read_to_string(copy.join("generation_config.json")).unwrap();
     let sampled = options.replacen('{', "{\"do_sample\": true,", 1);

@@ -17,7 +17,7 @@ use crate::pipeline::images::RowContent;
 use crate::pipeline::images::preprocess::{CheckpointPreprocessing, resolve_spec};
 use crate::pipeline::inputs::{ImageInput, list_images};
 use crate::pipeline::manifest::{CAPTIONS_PREFIX, Manifest, add_inputs};
-use crate::pipeline::predict::{IdSource, TestSet};
+use crate::pipeline::predict::{IdSource, TestSet, visit_ids};
 use crate::pipeline::resolve::check_bounds;
 use crate::types::Precision;
 
@@ -80,7 +80,11 @@ pub(super) async fn prepare(ctx: &RunContext) -> Result<PreparedCaptions, Pipeli
     let ids = IdSource::new(&settings.ids, (&input, &shards), ctx.config.preprocess().max_encoded.0);
     let test_set = TestSet::read(store, &ids).await?;
     let references = match &settings.references {
-        Some(name) => Some(read_references(store, name).await?),
+        Some(name) => {
+            let references = read_references(store, name).await?;
+            check_references(store, &references, &ids, &settings.output).await?;
+            Some(references)
+        }
         None => None,
     };
     let ranking = match settings.rank {
@@ -114,6 +118,19 @@ pub(super) async fn prepare(ctx: &RunContext) -> Result<PreparedCaptions, Pipeli
 async fn read_references(store: &Store, name: &str) -> Result<References, PipelineError> {
     let content = store.read(name, MAX_REFERENCES_BYTES).await?;
     References::read(&*content, Store::redact(name)).map_err(|error| PipelineError::Input(chain(&error)))
+}
+
+/// Checks that the captions of the ids, which will be written to `output`, can be scored against the references.
+async fn check_references(
+    store: &Store,
+    references: &References,
+    ids: &IdSource,
+    output: &str,
+) -> Result<(), PipelineError> {
+    let refused = |error| PipelineError::Input(chain(&error));
+    let mut scoring = references.scoring(output);
+    visit_ids(store, ids, |id| scoring.add(id.id, "").map_err(refused)).await?;
+    scoring.check().map_err(refused)
 }
 
 impl CaptionModel {
