@@ -46,7 +46,7 @@ pub(super) fn classify_name(family: Family, name: &str) -> TensorRole {
     }
     // The head of masked image modelling comes before the prefix is removed: a `layernorm` may be part of either.
     let outside: &[&str] = match family {
-        Family::VitMae => &["decoder."],
+        Family::Vit | Family::Deit | Family::VitMae | Family::Swin | Family::Swinv2 => &["decoder."],
         Family::Siglip | Family::Clip | Family::MetaClip2 | Family::AltClip => {
             &["text_model.", "text_projection.", "logit_scale", "logit_bias"]
         }
@@ -184,5 +184,8 @@ mod tests {
         assert_eq!(classify_name(Family::Vit, "pooler.dense.bias"), TensorRole::Unused);
         assert_eq!(classify_name(Family::Siglip, "text_model.head.bias"), TensorRole::Unused);
         assert_eq!(classify_name(Family::Vit, "classifier.bias"), TensorRole::Classifier);
+        for family in [Family::Vit, Family::Deit, Family::VitMae, Family::Swin, Family::Swinv2] {
+            assert_eq!(classify_name(family, "decoder.0.weight"), TensorRole::Unused, "masked image modelling");
+        }
     }
 }
