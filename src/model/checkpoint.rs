@@ -175,7 +175,7 @@ impl Checkpoint {
     /// Returns the scale and bias of the similarities between the two towers; `None` if the files hold one tower.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// When a file cannot be read, or no logit would be finite.
     pub fn pairing(&self) -> Result<Option<Pairing>, ModelError> {
         let read = |name: &str| -> Result<Option<f32>, ModelError> {
             let Some(tensor) = self.weights.tensors().get(name).filter(|tensor| tensor.elements() == 1) else {
@@ -187,7 +187,12 @@ impl Checkpoint {
             return Ok(None);
         }
         let Some(log_scale) = read("logit_scale")? else { return Ok(None) };
-        Ok(Some(Pairing { log_scale, bias: read("logit_bias")?.unwrap_or(0.0) }))
+        let bias = read("logit_bias")?.unwrap_or(0.0);
+        if log_scale.exp().is_finite() && bias.is_finite() {
+            return Ok(Some(Pairing { log_scale, bias }));
+        }
+        let problem = format!("is `{log_scale}` and `logit_bias` is `{bias}`: no logit is a finite number");
+        Err(ModelError::value(&self.dir, "logit_scale", problem))
     }
 
     /// Returns the preprocessing that the checkpoint was trained with.

@@ -64,6 +64,10 @@ fn invalid_values_name_their_key() {
         (r#""dinov2", "mlp_ratio": -2"#, "`mlp_ratio` gives `0`"),
         (r#""swin", "depths": []"#, "`depths` has `0` values; it must have from 1 to 8"),
         (r#""swin", "num_heads": [3]"#, "`num_heads` has `1` values, `depths` has `4`"),
+        (
+            r#""swin", "num_heads": [3, 6, 12, 25]"#,
+            "`num_heads` has `25` for stage 3, which does not divide its width, `768`",
+        ),
         (r#""swin", "mlp_ratio": NaN"#, "`mlp_ratio`: invalid type"),
         (r#""swin", "mlp_ratio": -1"#, "`mlp_ratio` is `-1`; it must be from 0 to 64"),
         (r#""swinv2", "image_size": 16"#, "`image_size` gives a grid of `4` patches, too few for `4` stages"),

@@ -1,6 +1,6 @@
 //! Backbones with attention within windows: Swin and Swin v2.
 
-use super::{Keys, MAX_LAYERS, MAX_WIDTH, check_heads};
+use super::{Keys, MAX_LAYERS, MAX_WIDTH};
 use crate::model::error::ModelError;
 use crate::model::family::Family;
 
@@ -88,7 +88,11 @@ impl Keys<'_> {
             return Err(ModelError::value(self.path, "num_heads", problem));
         }
         for (stage, heads) in heads.iter().enumerate() {
-            check_heads(self.path, *heads as u64, (embed << stage) as u64)?;
+            let width = embed << stage;
+            if !width.is_multiple_of(*heads) {
+                let problem = format!("has `{heads}` for stage {stage}, which does not divide its width, `{width}`");
+                return Err(ModelError::value(self.path, "num_heads", problem));
+            }
         }
         let mlp_ratio = raw.mlp_ratio.unwrap_or(4.0);
         if !(mlp_ratio * embed as f64 >= 1.0 && mlp_ratio <= 64.0) {

@@ -61,6 +61,25 @@ fn scale_and_bias_are_those_of_the_checkpoint() {
 }
 
 #[test]
+fn unusable_scale_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "preprocessor_config.json"] {
+        std::fs::copy(fixture("siglip").join(file), dir.path().join(file)).unwrap();
+    }
+    let bytes = std::fs::read(fixture("siglip").join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let names: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let at = header + names["logit_scale"]["data_offsets"][0].as_u64().unwrap() as usize;
+    for (scale, expected) in [(f32::NAN, "`logit_scale` is `NaN`"), (1e4, "`logit_scale` is `10000`")] {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 4].copy_from_slice(&scale.to_le_bytes());
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap().pairing().unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("no logit is a finite number"), "{error}");
+    }
+}
+
+#[test]
 fn missing_tensors_and_tokenizers_are_named() {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
