@@ -229,6 +229,14 @@ impl Generation {
                 return Err(ModelError::value(&self.path, key, problem));
             }
         }
+        let forced =
+            [("forced_bos_token_id", self.forced_first.as_slice()), ("forced_eos_token_id", &self.forced_last)];
+        for (key, tokens) in forced {
+            if !tokens.is_empty() && tokens.iter().all(|token| self.suppressed.contains(token)) {
+                let problem = format!("is `{}`, which `suppress_tokens` forbids", tokens[0]);
+                return Err(ModelError::value(&self.path, key, problem));
+            }
+        }
         if self.max_length < 2 {
             let problem = format!("is `{}`, which leaves no token after the first", self.max_length);
             return Err(ModelError::value(&self.path, "max_length", problem));
@@ -299,6 +307,9 @@ mod tests {
         assert!(checked(r#"{"bos_token_id": 10}"#).contains("is `10`, and the decoder has 10 tokens"));
         assert!(checked(r#"{"bos_token_id": 0}"#).contains("captions of 20 tokens, and the decoder has 8 positions"));
         assert!(checked(r#"{"bos_token_id": 0, "max_length": 1}"#).contains("leaves no token"));
+        let forbidden =
+            checked(r#"{"bos_token_id": 0, "max_length": 9, "suppress_tokens": [4], "forced_eos_token_id": 4}"#);
+        assert!(forbidden.contains("`forced_eos_token_id` is `4`, which `suppress_tokens` forbids"), "{forbidden}");
         assert!(parse(r#"{"bos_token_id": 0, "max_length": 9}"#).unwrap().checked(10, 8).is_ok());
     }
 }
