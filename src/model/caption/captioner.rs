@@ -26,6 +26,7 @@ pub struct Captioner<B: Backend> {
     bridge: Option<Linear<B>>,
     decoder: Decoder<B>,
     generation: Generation,
+    size_px: u32,
 }
 
 impl<B: Backend> Captioner<B> {
@@ -56,6 +57,7 @@ impl<B: Backend> Captioner<B> {
             bridge,
             decoder: Decoder::load(config, checkpoint.output_bias, &loader)?,
             generation: checkpoint.generation().clone(),
+            size_px,
         })
     }
 
@@ -73,12 +75,36 @@ impl<B: Backend> Captioner<B> {
     where
         P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
     {
+        self.captions_with(&self.generation, pixels, rows)
+    }
+
+    /// Generates captions of black images, so that all kernels are compiled and tuned: the longest ones, for `rows` images, for
+    /// half as many, and so on down to one.
+    ///
+    /// Images whose captions are complete leave their batch, and tuning tells sizes apart by powers of two.
+    ///
+    /// # Errors
+    /// As [`Self::captions`].
+    pub fn warm_up(&self, rows: usize) -> Result<(), ModelError> {
+        let mut longest = self.generation.clone();
+        longest.min_length = usize::MAX;
+        let image_bytes = 3 * (self.size_px as usize).pow(2);
+        for rows in std::iter::successors(Some(rows), |rows| Some(rows / 2)).take_while(|rows| *rows > 0) {
+            self.captions_with(&longest, vec![0; rows * image_bytes], rows)?;
+        }
+        Ok(())
+    }
+
+    fn captions_with<P>(&self, generation: &Generation, pixels: P, rows: usize) -> Result<Vec<Vec<u32>>, ModelError>
+    where
+        P: BorrowMut<Vec<u8>> + AsRef<[u8]> + Send + 'static,
+    {
         let Some(states) = self.encoder.states(pixels, rows)? else { return Ok(Vec::new()) };
         let states = self.to_decoder(states);
-        if self.generation.num_beams == 1 {
-            generate::<GreedySearch, B>(&self.decoder, &self.generation, states)
+        if generation.num_beams == 1 {
+            generate::<GreedySearch, B>(&self.decoder, generation, states)
         } else {
-            generate::<BeamSearch, B>(&self.decoder, &self.generation, states)
+            generate::<BeamSearch, B>(&self.decoder, generation, states)
         }
     }
 

@@ -107,14 +107,12 @@ impl DeviceWorker {
         size_px: u32,
     ) -> Result<LoadedBackbone, PipelineError> {
         let load = move |state: &mut DeviceState| {
-            let image_bytes = 3 * (size_px * size_px) as usize;
             let stream = stream_id(0);
             let captioner = stream
                 .executes(|| Captioner::load(&checkpoint, size_px, state.numerics, &state.device))
                 .map_err(model_error)?;
             if let Some(rows) = state.numerics.batch_rows {
-                let black = || captioner.captions(vec![0; rows * image_bytes], rows).map(drop).map_err(model_error);
-                state.panics = stream.executes(|| warm_up(black))?;
+                state.panics = stream.executes(|| warm_up(|| captioner.warm_up(rows).map_err(model_error)))?;
             }
             let models = vec![ImageModel::Captions(Box::new(captioner))];
             Ok(OnDevice::new(Copies { models, next: 0 }))
