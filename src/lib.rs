@@ -50,11 +50,12 @@
 //! | [`catalog`] | captions → classes, URL → class ids, duplicate URLs | `types` |
 //! | [`decode`] | image bytes → pixels; synchronous and pure | `types` |
 //! | [`device`] | available devices, probed in a process of their own; the kernel cache | `types` |
+//! | `card` | memory, launches and products of own CUDA kernels; a leaf; burn's `CubeCL` | – |
 //! | [`chunk`] | pixel and feature chunks, journal, duplicates, scratch spool, quarantine, catalog tables | `objects`, `run_dir`, `runtime`, `types` |
-//! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `types` |
+//! | [`model`] | Hugging Face checkpoint → features; captions → vectors; burn | `card`, `types` |
 //! | [`caption`] | generated captions against references: BLEU, METEOR, `CIDEr` | – |
 //! | [`predict`] | logits → ranked captions → submission; metrics; burn in the scorer | – |
-//! | [`train`] | heads, targets, schedule, sample order, optimisers, closed-form fits, checkpoints; burn in the trainers | `predict`, `types` |
+//! | [`train`] | heads, targets, schedule, sample order, optimisers, closed-form fits, checkpoints; burn in the trainers | `card`, `predict`, `types` |
 //! | [`view`] | charts and pages as text, in one design; pure | – |
 //! | [`sample`] | renders a synthetic corpus and a tiny checkpoint in the published layout | – |
 //! | [`pipeline`] | the stages and their wiring; supervision, manifest, report | all of the above but `sample` |
@@ -65,7 +66,7 @@
 //! | [`init`](mod@init) | files of unknown kind → a pipeline file | `config`, `corpus`, `objects`, `pipeline`, `types` |
 //! | [`cli`] | arguments, progress, printing, exit codes; the only module that prints | `bench`, `caption`, `config`, `device`, `explore`, `init`, `objects`, `pipeline`, `predict`, `run_dir`, `runtime`, `sample`, `serve`, `telemetry`, `types` |
 //!
-//! `tests/it/layering.rs` holds this table. burn stays inside `model`, `train`, `predict` and the device worker of
+//! `tests/it/layering.rs` holds this table. burn stays inside `card`, `model`, `train`, `predict` and the device worker of
 //! `pipeline`. Two modules serve tests alone: `fuzz` damages input, `reference` compares with other implementations.
 //!
 //! # Promises
@@ -85,6 +86,7 @@
 
 pub mod bench;
 pub mod caption;
+mod card;
 pub mod catalog;
 pub mod chunk;
 pub mod cli;

@@ -35,6 +35,12 @@ pub struct HeadBench {
     pub momentum: f64,
     /// L2 penalty added to the gradient.
     pub weight_decay: f64,
+    /// Upper bound on the norm of the gradient; 0 for none.
+    pub clip_norm: f64,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// Rows whose gradient is computed at once.
+    pub micro_batch: usize,
     /// Seed of a new head.
     pub seed: u64,
     /// Files with features and labels: raw little-endian f32 `[n, dim]` and u32 `[n]`. Random if absent. Step i uses
@@ -55,6 +61,9 @@ pub struct HeadReport {
     pub device: String,
     /// Format of the matrix products.
     pub precision: &'static str,
+    /// Kernels that train: `direct` on a CPU, `burn`, or the instruction of the products of this program's own kernels, `mma.sync`
+    /// or `wgmma`.
+    pub kernels: &'static str,
     /// Number of steps.
     pub steps: u64,
     /// Seconds of the first step, which includes compilation and auto-tuning.
@@ -91,7 +100,8 @@ pub async fn head(bench: HeadBench, machine: &MachineConfig) -> Result<HeadRepor
         )));
     }
     let rows = BenchRows::load(&bench)?;
-    let sgd = Sgd { momentum: bench.momentum, weight_decay: bench.weight_decay, clip_norm: 0.0, label_smoothing: 0.0 };
+    let HeadBench { momentum, weight_decay, clip_norm, label_smoothing, .. } = bench;
+    let sgd = Sgd { momentum, weight_decay, clip_norm, label_smoothing };
     let loss = LossSum::from((progress.loss_sum, progress.loss_count));
     let trainers = device.load_classifier_trainers(vec![ClassifierStart { state, sgd, loss }], progress.step).await?;
     let (mut losses, mut first_step_s) = (Vec::new(), 0.0);
@@ -104,7 +114,7 @@ pub async fn head(bench: HeadBench, machine: &MachineConfig) -> Result<HeadRepor
         let waits = done == 1 || done == untimed || done == bench.steps;
         let takes_losses = waits || progress.step.wrapping_add(1).is_multiple_of(bench.log_every.max(1));
         let update = Update { rates: vec![bench.learning_rate], takes_losses };
-        let losses_of_step = trainers.step(features, targets, batch, update).await?;
+        let losses_of_step = trainers.step(features, targets, bench.micro_batch, update).await?;
         progress.step += 1;
         progress.position += batch as u64;
         if let Some(LossSum { nats, samples }) = losses_of_step.and_then(|losses| losses.first().copied()) {
@@ -124,6 +134,7 @@ pub async fn head(bench: HeadBench, machine: &MachineConfig) -> Result<HeadRepor
     Ok(HeadReport {
         device: chosen.to_string(),
         precision: bench.precision.as_str(),
+        kernels: trainers.kernels,
         steps: bench.steps,
         first_step_s,
         seconds,

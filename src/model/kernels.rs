@@ -1,36 +1,28 @@
 //! The forward pass of plain backbones on CUDA as a few kernels of this crate's own, in CUDA C++ (`kernels/*.cu`).
 //!
-//! NVRTC compiles them through `CubeCL`, which also owns memory and streams. A block is seven launches: norm, query-key-value
+//! [`crate::card`] compiles and launches them, and has the products. A block is seven launches: norm, query-key-value
 //! product, attention, output product, norm, and the two products of the MLP. Biases, activation, residual sums and the
 //! positions of patches are part of the products; `LayerScale` is multiplied into the weights when they are loaded. Sums,
 //! statistics of norms and the softmax are f32; weights and activations are bf16.
 //!
-//! Products run on `wgmma` and the copy engine on compute capability 9.0, on `mma.sync` elsewhere from 8.0 on.
 //! [`find_gap`] says which models are covered; burn's operations run the others.
 
 mod backbone;
-mod card;
 mod product;
-mod program;
 mod transfer;
 
+use crate::card::{LEAST_CAPABILITY, VECTOR};
 use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead};
 use crate::model::pooling::Pooling;
 
 pub(super) use backbone::{CardBackbone, Shape};
 pub(super) use transfer::Features;
 
-/// Smallest compute capability with bf16 in `mma.sync`.
-const LEAST_CAPABILITY: u32 = 80;
-
 /// Widest token whose norm fits the registers of a warp.
 const MAX_HIDDEN: usize = 2048;
 
 /// Widest head whose tiles fit shared memory and registers.
 const MAX_HEAD_WIDTH: usize = 128;
-
-/// Values that a load of 16 bytes brings. All widths are multiples of it.
-const VECTOR: usize = 8;
 
 /// Kernels that may compute a backbone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::pipeline::device::training_options;
 use crate::pipeline::resolve::FeatureShape;
 use crate::pipeline::train::{head_size, remote_disk_problem, window_problem};
 use crate::runtime::HostMemory;
-use crate::train::{EngineKind, HeadBytes, ProjectionSize};
+use crate::train::{EngineKind, HeadBytes, Options, ProjectionSize};
 use crate::types::{ClassSource, HeadMethod};
 
 /// A run whose number of classes is known.
@@ -68,8 +68,11 @@ impl ClassNeeds<'_> {
 
     /// Returns the memory of the classifier heads on the device that trains them.
     pub(crate) fn head_bytes(self, settings: &TrainConfig) -> HeadBytes {
-        let options = training_options(self.device, self.shape.precision);
-        head_size(self.config, settings, self.classes, self.shape.dim).bytes(options)
+        head_size(self.config, settings, self.classes, self.shape.dim).bytes(self.training_options())
+    }
+
+    fn training_options(self) -> Options {
+        training_options(self.device, self.shape.precision, self.config.device().kernels)
     }
 
     fn head_problem(self, settings: &TrainConfig) -> Option<Problem> {
@@ -80,8 +83,8 @@ impl ClassNeeds<'_> {
             return Some(self.refuse(settings, bytes, &format!("the {} of {}", ByteSize(host.bytes), host.origin)));
         }
         let bytes = self.head_bytes(settings);
-        let options = training_options(self.device, self.shape.precision);
-        if let (EngineKind::Gpu, Some(gpu)) = (options.engine, &self.device.gpu)
+        let options = self.training_options();
+        if let (EngineKind::Gpu | EngineKind::Own { .. }, Some(gpu)) = (options.engine, &self.device.gpu)
             && bytes.total() > gpu.free_bytes
         {
             let available = format!("the {} of free memory of GPU {}", ByteSize(gpu.free_bytes), gpu.index);
@@ -89,7 +92,7 @@ impl ClassNeeds<'_> {
         }
         let on_host = match options.engine {
             EngineKind::Cpu => bytes,
-            EngineKind::Gpu => {
+            EngineKind::Gpu | EngineKind::Own { .. } => {
                 let size = head_size(self.config, settings, self.classes, self.shape.dim);
                 HeadBytes { weights: size.host_bytes_beside_gpu(), ..HeadBytes::default() }
             }

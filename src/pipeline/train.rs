@@ -302,7 +302,8 @@ async fn train<H: Head>(job: TrainJob, head: H) -> Result<Option<TrainingReport>
     let trainers = head.load(&job, starts, progress.step, held_out).await?;
     if placement == FeaturePlacement::Device {
         let (rows, precision) = (job.feature_rows() as usize, job.shape.precision);
-        store.upload(job.device.allocate_features(rows, dim, precision).await?).await?;
+        let for_classifier = matches!(job.ctx.config.head(), HeadConfig::Classes);
+        store.upload(job.device.allocate_features(rows, dim, precision, for_classifier).await?).await?;
     }
     let is_ensemble = job.settings.ensemble.is_some();
     let event_files = EventFiles::create(&job.ctx, &job.settings.tensorboard, (trials.len(), is_ensemble), &curve)?;

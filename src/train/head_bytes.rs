@@ -2,6 +2,7 @@
 
 use super::EngineKind;
 use super::trainer::Options;
+use super::trainer::card::ROWS;
 use crate::predict::tiles::Compute;
 
 /// Bytes of an f32.
@@ -31,7 +32,7 @@ pub struct HeadBytes {
     pub gradient: u64,
     /// Copies of weights in the format of the products, or for validation.
     pub copies: u64,
-    /// Logits of a tile of rows.
+    /// Logits of a tile of rows, or what stands for them.
     pub logits: u64,
 }
 
@@ -51,6 +52,9 @@ impl HeadSize {
     /// Returns the memory on the device that trains the heads.
     pub fn bytes(self, options: Options) -> HeadBytes {
         let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);
+        if options.own_gpu(usize::try_from(self.dim).unwrap_or(0)).is_some() {
+            return self.bytes_of_own_kernels(options);
+        }
         let rows = self.batch_rows.min(options.tiling.rows as u64);
         let logits = self.classes.saturating_mul(rows).saturating_mul(F32_BYTES);
         let weights = of_weights(2 * F32_BYTES).saturating_mul(self.heads);
@@ -61,12 +65,26 @@ impl HeadSize {
                 HeadBytes { weights, gradient, copies: if self.validates { of_weights(F32_BYTES) } else { 0 }, logits }
             }
             // Logits and probabilities exist together.
-            EngineKind::Gpu => HeadBytes {
+            EngineKind::Gpu | EngineKind::Own { .. } => HeadBytes {
                 weights,
                 gradient,
                 copies: if options.compute == Compute::Bf16 { of_weights(2).saturating_mul(self.heads) } else { 0 },
                 logits: logits.saturating_mul(2),
             },
+        }
+    }
+
+    /// Returns the memory of a GPU whose own kernels train the heads. Of the logits, it holds statistics of strips of up to 128
+    /// classes, 16 bytes each, and the softmax of a part of the classes in bf16.
+    fn bytes_of_own_kernels(self, options: Options) -> HeadBytes {
+        let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);
+        let rows = self.batch_rows.min(ROWS as u64);
+        let softmax = self.classes.min(options.tiling.classes as u64).saturating_mul(2);
+        HeadBytes {
+            weights: of_weights(2 * F32_BYTES).saturating_mul(self.heads),
+            gradient: of_weights(F32_BYTES),
+            copies: of_weights(2).saturating_mul(self.heads),
+            logits: self.classes.div_ceil(128).saturating_mul(16).saturating_add(softmax).saturating_mul(rows),
         }
     }
 
@@ -143,6 +161,20 @@ mod tests {
         let bytes = FULL.bytes(Options { tiling, compute: Compute::Bf16, engine: EngineKind::Gpu });
         assert_eq!(bytes.total(), 14 * FULL.weights() + 8 * 64 * 16_548_370);
         assert_eq!(FULL.host_bytes_beside_gpu(), 8 * FULL.weights());
+    }
+
+    #[test]
+    fn own_kernels_hold_statistics_and_a_part_of_the_softmax() {
+        let tiling = Tiling { rows: 1024, classes: 16_384 };
+        let engine = EngineKind::Own { gpu: 0, capability: 90 };
+        let options = Options { tiling, compute: Compute::Bf16, engine };
+        let size = HeadSize { classes: 92_366, batch_rows: 8192, ..FULL };
+        let (own, burn) = (size.bytes(options), size.bytes(Options { engine: EngineKind::Gpu, ..options }));
+        assert_eq!(own.logits, 4096 * (722 * 16 + 16_384 * 2));
+        assert_eq!(HeadBytes { logits: 0, ..own }, HeadBytes { logits: 0, ..burn });
+        // Their widths must be a multiple of 8.
+        let odd = HeadSize { dim: 767, ..size };
+        assert_eq!(odd.bytes(options), odd.bytes(Options { engine: EngineKind::Gpu, ..options }));
     }
 
     #[test]

@@ -11,11 +11,13 @@
 //! equals the Hugging Face trainer, which divides each mean by their number; it stays a mean if the last micro-batch is
 //! shorter.
 //!
-//! There are two engines: [`cpu`] works on vectors, [`gpu`] on tensors of a device. Weights, momentum and gradient are
+//! There are three engines: [`cpu`] works on vectors, [`gpu`] on tensors of a device, and [`mod@card`] on the memory of a GPU with this
+//! crate's own kernels. Weights, momentum and gradient are
 //! f32, 12 bytes a weight in total; products in bf16 round the gradient to bf16.
 
+pub(super) mod card;
 mod cpu;
-mod engine;
+pub(super) mod engine;
 mod gpu;
 
 use std::borrow::Cow;
@@ -26,6 +28,7 @@ use burn::tensor::backend::Backend;
 use engine::{Engine, RowTile, TileFeatures};
 
 use super::{Features, HeadState, Targets, TrainError};
+use crate::card::{Card, LEAST_CAPABILITY, VECTOR};
 use crate::predict::PredictError;
 use crate::predict::scorer::{Scorer, check_length};
 use crate::predict::tiles::{Compute, Tiling, tile_ranges};
@@ -74,6 +77,13 @@ pub enum EngineKind {
     Cpu,
     /// Tensors on the backend's device.
     Gpu,
+    /// This crate's own CUDA kernels for products in bf16, where they cover the head; else as [`EngineKind::Gpu`].
+    Own {
+        /// Index of the GPU.
+        gpu: usize,
+        /// Compute capability, such as 90 for 9.0.
+        capability: u32,
+    },
 }
 
 /// Computational settings, which change the result only by rounding.
@@ -85,6 +95,20 @@ pub struct Options {
     pub compute: Compute,
     /// Implementation of the training steps.
     pub engine: EngineKind,
+}
+
+impl Options {
+    /// Returns the GPU whose own kernels train a head of `dim` values a class; `None` if another engine does.
+    pub(super) fn own_gpu(self, dim: usize) -> Option<(usize, u32)> {
+        match self.engine {
+            EngineKind::Own { gpu, capability }
+                if self.compute == Compute::Bf16 && capability >= LEAST_CAPABILITY && dim.is_multiple_of(VECTOR) =>
+            {
+                Some((gpu, capability))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Summary of one update.
@@ -170,9 +194,10 @@ impl<B: Backend> Trainer<B> {
             check_length(what, actual, expected)?;
         }
         let (classes, dim) = (state.classes, state.dim);
-        let engine: Box<dyn Engine<B> + Send> = match options.engine {
-            EngineKind::Cpu => Box::new(cpu::CpuEngine::new(state, Arc::clone(scratch))),
-            EngineKind::Gpu => Box::new(gpu::GpuEngine::new(state, options, device)),
+        let engine: Box<dyn Engine<B> + Send> = match (options.engine, options.own_gpu(dim)) {
+            (EngineKind::Cpu, _) => Box::new(cpu::CpuEngine::new(state, Arc::clone(scratch))),
+            (_, Some((gpu, capability))) => Box::new(card::CardEngine::new(state, options, Card::new(gpu, capability))),
+            (EngineKind::Gpu | EngineKind::Own { .. }, None) => Box::new(gpu::GpuEngine::new(state, options, device)),
         };
         Ok(Self {
             classes,
@@ -188,6 +213,12 @@ impl<B: Backend> Trainer<B> {
             step: 0,
             rate: 0.0,
         })
+    }
+
+    /// Returns the kernels in use: `direct` on a CPU, `burn`, or the instruction of the products of this crate's own kernels,
+    /// `mma.sync` or `wgmma`.
+    pub fn kernels(&self) -> &'static str {
+        self.engine.kernels()
     }
 
     /// Restores the counters of an earlier run: updates, and the losses not yet taken.
@@ -236,12 +267,12 @@ impl<B: Backend> Trainer<B> {
         if effective != effective_batch || accumulated + rows > effective {
             return Err(TrainError::Accumulation { accumulated: accumulated + rows, expected: effective });
         }
-        for range in tile_ranges(rows, self.options.tiling.rows) {
+        for range in tile_ranges(rows, self.engine.tile_rows(self.options)) {
             let first = accumulated + range.start == 0;
             self.pending.push(PendingLoss { samples: range.len() as u64, step: self.step + 1, rate: self.rate });
             let features = match features {
                 Features::Host(values) => TileFeatures::Host(&values[range.start * self.dim..range.end * self.dim]),
-                Features::Device(resident, indices) => TileFeatures::Device(resident.gather(&indices[range.clone()])),
+                Features::Device(resident, indices) => resident.tile(&indices[range.clone()]),
             };
             self.engine.add_tile(RowTile {
                 features,

@@ -2,8 +2,8 @@
 # Checks the program's CUDA side on an emulated card: run.sh PROGRAM [WORK]
 #
 # Builds and tests the emulator, runs each of the program's own kernels against plain sums, then runs PROGRAM: `devices` on eight
-# generations with two toolkits, the forward pass and the training of the head on two generations against the CPU's numbers, burn's
-# forward pass on one, and failures of the card. WORK (default `target/card`) keeps toolkits and compiled kernels;
+# generations with two toolkits, the forward pass and the training of the head on two generations against the CPU's numbers, both with
+# burn's kernels on one, and failures of the card. WORK (default `target/card`) keeps toolkits and compiled kernels;
 # with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
 set -euo pipefail
 
@@ -17,14 +17,24 @@ source "$(dirname "$0")/common.sh"
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
 forward=(--checkpoint "$work/sample/models/vit-tiny" --rows 12 --batch-size 4 --passes 1)
-head=(--classes 300 --dim 64 --batch-size 64 --steps 8 --log-every 2 --learning-rate 1)
+# Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts.
+declare -A head=(
+    [whole]="--classes 300 --dim 64 --batch-size 64 --steps 8 --log-every 2 --learning-rate 1"
+    [clipped]="--classes 301 --dim 72 --batch-size 129 --micro-batch 100 --steps 3 --log-every 1 --learning-rate 5 --clip-norm 0.05
+        --label-smoothing 0.1 --weight-decay 0.01"
+    [parts]="--classes 16600 --dim 16 --batch-size 40 --steps 2 --log-every 1 --learning-rate 5 --label-smoothing 0.1 --weight-decay 0.01"
+)
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
     [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" 768 1 12 224 16
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
-    rm -rf "$work/cpu-head"
-    "$program" --quiet bench head "${head[@]}" -m "$work/cpu.toml" --save "$work/cpu-head" --json > "$work/cpu-head.json"
+    local name
+    for name in "${!head[@]}"; do
+        rm -rf "$work/cpu-head-$name"
+        # shellcheck disable=SC2086
+        "$program" --quiet bench head ${head[$name]} -m "$work/cpu.toml" --save "$work/cpu-head-$name" --json > "$work/cpu-head-$name.json"
+    done
 }
 
 # devices: the program accepts each generation that the toolkit knows, and says which toolkit the others need.
@@ -77,27 +87,43 @@ transfers() {
     echo "transfers: 21 batches, each uploaded and downloaded once from and to pinned memory"
 }
 
-# assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B, and none of them spills registers.
+# assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B and for the head, and none of them spills registers.
 assembled() {
-    local log=$work/assembled-$1 reports
-    on "$1" "$2" "$log" env EMUCUDA_EXECUTE=0 EMUCUDA_PTXAS="$work/cuda-$2/bin/ptxas" timeout 300 "$program" --quiet bench forward \
-        --checkpoint "$work/vit-block" --rows 128 --batch-size 128 --passes 0 -m "$work/cuda.toml" --json > "$log.json"
-    no_problems "$log"
-    reports=$(find "$log/modules" -name '*.ptxas' | wc -l)
-    [ "$reports" -gt 0 ] || fail "ptxas took no kernel for sm_$1"
-    ! grep -l '[1-9][0-9]* bytes spill' "$log"/modules/*.ptxas || fail "kernels for sm_$1 spill registers"
+    local log part reports=0
+    local -A arguments=(
+        [forward]="forward --checkpoint $work/vit-block --rows 128 --batch-size 128 --passes 0"
+        [whole]="head --classes 1000 --batch-size 128 --steps 1"
+        [clipped]="head --classes 1000 --batch-size 128 --steps 1 --micro-batch 100 --clip-norm 1"
+    )
+    for part in "${!arguments[@]}"; do
+        log=$work/assembled-$1-$part
+        # shellcheck disable=SC2086
+        on "$1" "$2" "$log" env EMUCUDA_EXECUTE=0 EMUCUDA_PTXAS="$work/cuda-$2/bin/ptxas" timeout 300 "$program" --quiet bench \
+            ${arguments[$part]} -m "$work/cuda.toml" --json > "$log.json"
+        no_problems "$log"
+        ! grep -l '[1-9][0-9]* bytes spill' "$log"/modules/*.ptxas || fail "kernels for sm_$1 spill registers"
+        reports=$((reports + $(find "$log/modules" -name '*.ptxas' | wc -l)))
+    done
+    [ "$reports" -gt 20 ] || fail "ptxas took only $reports kernels for sm_$1"
     echo "sm_$1 with CUDA $2: $reports kernels assembled without spills"
 }
 
-# head_training SM TOOLKIT: the head's training, against the CPU.
+# head_training SM TOOLKIT MACHINE KERNELS NAME: the head's training with some settings and the kernels that MACHINE asks for, against
+# the CPU.
 head_training() {
-    local sm=$1 toolkit=$2 at=$work/numbers-$1
-    rm -rf "$at-head-saved"
-    on "$sm" "$toolkit" "$at-head" timeout 600 "$program" --quiet bench head "${head[@]}" -m "$work/cuda.toml" \
-        --save "$at-head-saved" --json > "$at-head.json"
-    no_problems "$at-head"
-    "$python" "$card/compare.py" losses "$at-head.json" "$work/cpu-head.json" "$head_limit"
-    "$python" "$card/compare.py" tensors "$at-head-saved/optimizer.safetensors" "$work/cpu-head/optimizer.safetensors" "$head_limit"
+    local sm=$1 toolkit=$2 machine=$3 name=$5 at=$work/numbers-$1-$3-head-$5 file races=1
+    [ "$4" = burn ] || races=lanes
+    rm -rf "$at-saved"
+    # shellcheck disable=SC2086
+    on "$sm" "$toolkit" "$at" timeout 600 "$program" --quiet bench head ${head[$name]} -m "$work/$machine.toml" --save "$at-saved" --json \
+        > "$at.json"
+    no_problems "$at"
+    grep -q "\"kernels\": \"$4\"" "$at.json" || fail "the kernels are not $4: $(grep kernels "$at.json")"
+    echo "sm_$sm with CUDA $toolkit: head, $name, $4, $(grep -ch ' launch ' "$at"/calls.*.log | sort -n | tail -1) launches"
+    "$python" "$card/compare.py" losses "$at.json" "$work/cpu-head-$name.json" "$head_limit"
+    for file in head optimizer; do
+        "$python" "$card/compare.py" tensors "$at-saved/$file.safetensors" "$work/cpu-head-$name/$file.safetensors" "$head_limit"
+    done
 }
 
 # dropped_wait: without the wait for its event, a read gives other bytes. This shows that the lazy order finds such a fault.
@@ -130,8 +156,11 @@ devices
     assembled 80 12.4
     kernels 80 12.4
     forward_pass 80 12.4 cuda mma.sync "$forward_limit"
-    head_training 80 12.4
-    head_training 90 12.9
+    for name in "${!head[@]}"; do
+        head_training 80 12.4 cuda mma.sync "$name"
+        head_training 90 12.9 cuda wgmma "$name"
+    done
+    head_training 80 12.4 burn burn whole
 } &
 other=$!
 assembled 90 12.9

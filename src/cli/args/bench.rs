@@ -134,6 +134,15 @@ pub(in crate::cli) enum BenchCommand {
         /// Weight decay.
         #[arg(long, default_value_t = 0.0)]
         weight_decay: f64,
+        /// Upper bound on the norm of the gradient; 0: none.
+        #[arg(long, default_value_t = 0.0)]
+        clip_norm: f64,
+        /// Label smoothing.
+        #[arg(long, default_value_t = 0.0)]
+        label_smoothing: f64,
+        /// Rows whose gradient is computed at once. Default: all rows of a step.
+        #[arg(long, value_parser = parse_positive)]
+        micro_batch: Option<usize>,
         /// Random seed of the initial head.
         #[arg(long, default_value_t = 42)]
         seed: u64,

@@ -116,6 +116,7 @@ pub(in crate::cli) fn head(report: &HeadReport) -> String {
     let mut table = Table::with_headings();
     table.heading(&format!("Training of a head on {}", report.device));
     table.row("steps", format!("{}, {}", report.steps, report.precision));
+    table.row("kernels", report.kernels);
     table.row("first step", format!("{} s", number(report.first_step_s)));
     table.row("rate", format!("{} rows/s", number(report.rows_per_s)));
     if let Some(peak) = report.peak_memory_bytes {

@@ -64,9 +64,10 @@ pub(in crate::config) struct RawDevice {
     /// Images in one forward pass, at most 65,536. 0: chosen, on a GPU by its free memory. Another batch size may change the last
     /// bits of features.
     pub(in crate::config) batch_size: u32,
-    /// `auto` or `burn`: kernels that compute features, and on a CPU caption vectors. `auto` takes this program's own, where they
-    /// cover the model, and burn's otherwise; the log names them. Own kernels need a GPU of compute capability 8.0 or later and
-    /// bf16, or a CPU with AVX2 or NEON. The two round differently, so another choice changes the last bits of both.
+    /// `auto` or `burn`: kernels that compute features, train classifiers on a GPU, and compute caption vectors on a CPU. `auto`
+    /// takes this program's own, where they cover the model, and burn's otherwise; the log names them. Own kernels need a GPU of
+    /// compute capability 8.0 or later and bf16, for classifiers also features of a multiple of 8 values, or a CPU with AVX2 or NEON.
+    /// The two round differently, so another choice changes the last bits of all results.
     pub(in crate::config) kernels: KernelChoice,
 }
 

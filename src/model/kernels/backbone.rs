@@ -4,10 +4,9 @@ use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
 use super::Kernels;
-use super::card::{Arguments, Card};
-use super::product::{Epilogue, Product, has_wgmma};
-use super::program::{File, Program};
-use super::transfer::Features;
+use super::product::{Epilogue, Product};
+use super::transfer::{Features, Transfers};
+use crate::card::{Arguments, Card, Program, Tile};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{FeedForward, PlainConfig, ProjectionHead};
 use crate::model::error::ModelError;
@@ -15,6 +14,8 @@ use crate::model::layout;
 use crate::model::load::Loader;
 use crate::model::plain::load_embeddings;
 use crate::model::pooling::Pooling;
+
+const ROW: &str = include_str!("row.cu");
 
 /// Multiple to which the pixels of a patch are padded: the depth of a tile.
 const PATCH_MULTIPLE: usize = 64;
@@ -40,6 +41,7 @@ pub(in crate::model) struct Shape<'a> {
 #[derive(Debug)]
 pub(in crate::model) struct CardBackbone {
     card: Card,
+    transfers: Transfers,
     patches: Patches,
     first_norm: Option<Norm>,
     blocks: Vec<Block>,
@@ -164,12 +166,13 @@ impl CardBackbone {
             features: card.allocate(images * feature_dim),
         };
         let attention = Attention::new(plain, sizes);
-        Ok(Self { card, patches, first_norm, blocks, attention, pools, projection, sizes, buffers })
+        let transfers = Transfers::new(gpu);
+        Ok(Self { card, transfers, patches, first_norm, blocks, attention, pools, projection, sizes, buffers })
     }
 
     /// Returns the instruction of the products.
     pub(in crate::model) fn instruction(&self) -> &'static str {
-        if has_wgmma(self.card.capability) { "wgmma" } else { "mma.sync" }
+        Tile::large(self.card.capability).instruction()
     }
 
     /// Enqueues the forward pass of a batch, `[images, side, side, 3]`, from the upload of the pixels to the copy of the features.
@@ -177,11 +180,12 @@ impl CardBackbone {
     /// # Errors
     /// When the device fails.
     pub(in crate::model) fn forward(&self, pixels: &[u8]) -> Result<Features, ModelError> {
-        self.card.exclusive(|| {
-            self.card.write(pixels, &self.buffers.pixels)?;
+        let pass = || {
+            self.transfers.upload(pixels, &self.buffers.pixels)?;
             self.launch();
-            self.card.read(&self.buffers.features)
-        })
+            self.transfers.download(&self.buffers.features)
+        };
+        self.card.exclusive(pass).ok_or(ModelError::Runtime)?
     }
 
     fn launch(&self) {
@@ -252,7 +256,7 @@ impl Attention {
         let shared_bytes = 5 * ATTENTION_TILE * (2 * width.next_multiple_of(16) + 16);
         let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
         Self {
-            program: Program::new(File::Attention, &[("WIDTH", width)], 128, shared_bytes),
+            program: Program::new("attention", &[include_str!("attention.cu")], &[("WIDTH", width)], 128, shared_bytes),
             blocks: sizes.images * plain.heads * sizes.tokens.div_ceil(ATTENTION_TILE),
             numbers: vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), 0],
         }
@@ -325,18 +329,24 @@ impl<B: Backend> Load<'_, B> {
         // A thread writes eight values of a patch or of a leading token.
         let threads = images * (grid * grid * pitch + leading * hidden) / 8;
         Ok(Patches {
-            program: Program::new(File::Patches, &[], 256, 0),
+            program: Program::new("patches", &[include_str!("patches.cu")], &[], 256, 0),
             blocks: threads.div_ceil(256),
-            leading: self.card.upload_f32(&first.unwrap_or_default()),
+            leading: self.card.upload_f32(first.unwrap_or_default()),
             numbers,
             projection: product.with_image(grid * grid, tokens),
         })
     }
 
     fn norm(&self, name: &str) -> Result<Norm, ModelError> {
-        let upload = |kind: &str| Ok(self.card.upload_f32(&self.loader.values(format!("{name}.{kind}"))?));
+        let upload = |kind: &str| Ok(self.card.upload_f32(self.loader.values(format!("{name}.{kind}"))?));
         Ok(Norm {
-            program: Program::new(File::Norm, &[("HIDDEN", self.sizes.hidden)], 256, 0),
+            program: Program::new(
+                "layer_norm",
+                &[ROW, include_str!("norm.cu")],
+                &[("HIDDEN", self.sizes.hidden)],
+                256,
+                0,
+            ),
             weight: upload("weight")?,
             bias: upload("bias")?,
             rows: self.sizes.rows(),
@@ -425,7 +435,13 @@ impl<B: Backend> Load<'_, B> {
             let sizes = [tokens, leading, pitch, first].map(|size| size as u32);
             Ok(Pool {
                 block: *block as usize,
-                program: Program::new(File::Pool, &[("HIDDEN", hidden), ("POOLING", code)], 128, 0),
+                program: Program::new(
+                    "pool",
+                    &[ROW, include_str!("pool.cu")],
+                    &[("HIDDEN", hidden), ("POOLING", code)],
+                    128,
+                    0,
+                ),
                 numbers: sizes.into_iter().chain([norm.epsilon.to_bits(), 0]).collect(),
                 norm,
                 column,

@@ -42,10 +42,13 @@ __device__ __forceinline__ float activate(float x) {
 }
 #endif
 
+#define END_PARAMETERS const float *bias, const bf16 *residual, bf16 *out
+#define END_ARGUMENTS bias, residual, out
+
 // Stores COLUMNS columns of 16 rows from `sums`, f32 in shared memory of this warp alone, with `PITCH` values a row. The tile starts at
 // `row` and `column` of the result.
 template <int COLUMNS, int PITCH>
-__device__ __forceinline__ void store_tile(const float* sums, u32 row, u32 column, const float* bias, const bf16* residual, bf16* out, const Info& info) {
+__device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column, END_PARAMETERS, const Info& info) {
     constexpr u32 LANES = COLUMNS / 4; // of a row
     constexpr u32 STEP = 32 / LANES;   // rows at once
     const u32 lane = threadIdx.x % 32, x = lane % LANES * 4;

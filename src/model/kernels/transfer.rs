@@ -23,10 +23,17 @@ type Server = <CudaRuntime as cubecl::Runtime>::Server;
 /// Way to the memory of a GPU.
 pub(super) struct Transfers(DeviceHandle<Server>);
 
+impl std::fmt::Debug for Transfers {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Transfers").finish_non_exhaustive()
+    }
+}
+
 impl Transfers {
-    pub(super) fn new(device: &CudaDevice) -> Self {
+    pub(super) fn new(gpu: usize) -> Self {
+        let device = CudaDevice::new(gpu);
         // The client starts the server if it does not run yet.
-        CudaRuntime::client(device);
+        CudaRuntime::client(&device);
         Self(DeviceHandle::new(device.to_id()))
     }
 

@@ -8,7 +8,7 @@ use burn::tensor::DType;
 use super::{DeviceState, DeviceWorker, OnDevice, model_error};
 use crate::model::Any;
 use crate::pipeline::error::PipelineError;
-use crate::train::{DeviceFeatures, Features};
+use crate::train::{DeviceFeatures, Features, Options};
 use crate::types::Precision;
 
 /// Features of all training images, resident on the device for all epochs. Clones share the same rows.
@@ -19,7 +19,8 @@ pub(crate) struct FeaturesOnDevice {
 }
 
 impl DeviceWorker {
-    /// Allocates memory for `rows` features of dimension `dim`, all zero.
+    /// Allocates memory for `rows` features of dimension `dim`, for a classifier or for a projection head. Every row must be
+    /// written before its use.
     ///
     /// # Errors
     /// When the device fails.
@@ -28,13 +29,17 @@ impl DeviceWorker {
         rows: usize,
         dim: usize,
         precision: Precision,
+        for_classifier: bool,
     ) -> Result<FeaturesOnDevice, PipelineError> {
         let format = match precision {
             Precision::Bf16 => DType::BF16,
             Precision::F32 => DType::F32,
         };
-        let allocate =
-            move |state: &mut DeviceState| Ok(OnDevice::new(DeviceFeatures::new(rows, dim, format, &state.device)));
+        let allocate = move |state: &mut DeviceState| {
+            // Projection heads have no kernels of our own.
+            let options = if for_classifier { state.options } else { Options::default() };
+            Ok(OnDevice::new(DeviceFeatures::new(rows, dim, format, options, &state.device)))
+        };
         let rows = self.run(allocate).await?;
         Ok(FeaturesOnDevice { device: Arc::clone(self), rows })
     }

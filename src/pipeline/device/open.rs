@@ -80,15 +80,17 @@ pub(crate) async fn choose(settings: &DeviceConfig) -> Result<SelectedDevice, Pi
 }
 
 /// Returns the settings with which a device trains heads.
-pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision) -> Options {
-    if !chosen.is_cuda() {
-        return Options::default();
-    }
+pub(crate) fn training_options(chosen: &SelectedDevice, precision: Precision, kernels: KernelChoice) -> Options {
+    let Some(gpu) = &chosen.gpu else { return Options::default() };
     let compute = match precision {
         Precision::Bf16 => Compute::Bf16,
         Precision::F32 => Compute::F32,
     };
-    Options { tiling: CUDA_TILING, compute, engine: EngineKind::Gpu }
+    let engine = match kernels {
+        KernelChoice::Auto => EngineKind::Own { gpu: gpu.index as usize, capability: capability(gpu) },
+        KernelChoice::Burn => EngineKind::Gpu,
+    };
+    Options { tiling: CUDA_TILING, compute, engine }
 }
 
 /// Opens a device on its own thread. A `settings.batch_size` of 0 selects the size automatically. Compiled kernels are
@@ -129,12 +131,12 @@ pub(crate) async fn open(
         let device = AnyDevice::Cuda(CudaDevice::new(gpu.index as usize));
         let kernels = kernels(settings, gpu);
         let numerics = Numerics { format, batch_rows: Some(batch_rows), fused: true, kernels, direct: false };
-        let options = training_options(chosen, needs.precision);
+        let options = training_options(chosen, needs.precision, settings.kernels);
         let text_batches = TextBatches { tokens: CUDA_TEXT_TOKENS, fixed_shapes: true };
         (batch_rows, text_batches, (device, numerics, options, Selection::Device))
     } else {
         let batch_rows = if automatic { CPU_BATCH_ROWS.min(host_rows as usize) } else { batch_size as usize };
-        let options = training_options(chosen, needs.precision);
+        let options = training_options(chosen, needs.precision, settings.kernels);
         let numerics = Numerics { direct: settings.kernels == KernelChoice::Auto, ..Numerics::default() };
         let state = (AnyDevice::Flex(FlexDevice), numerics, options, Selection::Host);
         (batch_rows, TextBatches { tokens: CPU_TEXT_TOKENS, fixed_shapes: false }, state)
@@ -160,12 +162,15 @@ pub(crate) async fn open(
 
 /// Returns the kernels that may compute features on a GPU.
 fn kernels(settings: DeviceConfig, gpu: &GpuInfo) -> Kernels {
-    // "9.0"; without a number, the capability of a GPU that has no kernels of ours.
-    let capability = gpu.compute_capability.replace('.', "").parse().unwrap_or(0);
     match settings.kernels {
-        KernelChoice::Auto => Kernels::Own { gpu: gpu.index as usize, capability },
+        KernelChoice::Auto => Kernels::Own { gpu: gpu.index as usize, capability: capability(gpu) },
         KernelChoice::Burn => Kernels::Burn,
     }
+}
+
+/// Returns the compute capability as a number, such as 90 for "9.0"; without one, that of a GPU that has no kernels of ours.
+fn capability(gpu: &GpuInfo) -> u32 {
+    gpu.compute_capability.replace('.', "").parse().unwrap_or(0)
 }
 
 /// Computes the largest batch that fits the free memory of a GPU.

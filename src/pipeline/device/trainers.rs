@@ -64,6 +64,8 @@ pub(crate) struct MicroBatch {
 pub(crate) struct TrainerGroup<T> {
     device: Arc<DeviceWorker>,
     trainers: OnDevice<Vec<T>>,
+    /// Name of the kernels that train.
+    pub(crate) kernels: &'static str,
 }
 
 /// Classifiers in training.
@@ -126,10 +128,12 @@ impl DeviceWorker {
                 starts.into_iter().map(|start| ((start.state, start.sgd), start.loss)).unzip();
             let trainers = Trainer::new_group(heads, state.options, &state.device).map_err(model_error)?;
             let resume = |(trainer, loss): (Trainer<Any>, LossSum)| trainer.resumed(step, loss.nats, loss.samples);
-            Ok(OnDevice::new(trainers.into_iter().zip(losses).map(resume).collect()))
+            let kernels = trainers.first().map_or("none", Trainer::kernels);
+            Ok((OnDevice::new(trainers.into_iter().zip(losses).map(resume).collect()), kernels))
         };
-        let trainers = self.run(load).await?;
-        Ok(TrainerGroup { device: Arc::clone(self), trainers })
+        let (trainers, kernels) = self.run(load).await?;
+        tracing::info!(kernels, "the classifiers are on the device");
+        Ok(TrainerGroup { device: Arc::clone(self), trainers, kernels })
     }
 
     /// Loads the projection heads of a sweep, in order. `step` is the number of updates made so far.
@@ -148,7 +152,7 @@ impl DeviceWorker {
             Ok(OnDevice::new(starts.into_iter().map(trainer).collect::<Result<_, _>>()?))
         };
         let trainers = self.run(load).await?;
-        Ok(TrainerGroup { device: Arc::clone(self), trainers })
+        Ok(TrainerGroup { device: Arc::clone(self), trainers, kernels: "burn" })
     }
 }
 

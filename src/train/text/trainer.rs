@@ -143,7 +143,7 @@ impl<B: Backend> TextTrainer<B> {
             }
             Features::Device(resident, indices) => {
                 check_length("features", indices.len(), rows)?;
-                resident.gather(indices)
+                resident.gather(indices, &device)?
             }
         };
         if rows == 0 {

@@ -23,6 +23,7 @@ use rayon::slice::{ParallelSlice as _, ParallelSliceMut as _};
 
 use super::engine::{Engine, RowTile, TileFeatures};
 use super::{CLIP_EPSILON, Options, Sgd, TrainError};
+use crate::predict::PredictError;
 use crate::predict::scorer::Scorer;
 use crate::predict::tiles::download;
 use crate::train::HeadState;
@@ -69,6 +70,10 @@ struct TileStatistics {
 }
 
 impl<B: Backend> Engine<B> for CpuEngine {
+    fn kernels(&self) -> &'static str {
+        "direct"
+    }
+
     fn add_tile(&mut self, tile: RowTile<'_, B>) -> Result<(), TrainError> {
         let RowTile { features, targets, effective, smoothing, first } = tile;
         let downloaded;
@@ -76,6 +81,10 @@ impl<B: Backend> Engine<B> for CpuEngine {
             TileFeatures::Host(values) => values,
             TileFeatures::Device(values) => {
                 downloaded = download(values)?;
+                &downloaded
+            }
+            TileFeatures::Card(rows, indices) => {
+                downloaded = rows.read(indices).map_err(PredictError::Device)?;
                 &downloaded
             }
         };

@@ -5,16 +5,19 @@ use std::borrow::Cow;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::card::CardRows;
 use super::{Options, Sgd};
 use crate::predict::scorer::Scorer;
 use crate::train::{HeadState, Targets, TrainError};
 
 /// Features of a row tile, `[rows, dim]`, f32.
-pub(super) enum TileFeatures<'a, B: Backend> {
+pub(in crate::train) enum TileFeatures<'a, B: Backend> {
     /// Row-major, on the host.
     Host(&'a [f32]),
     /// On the device.
     Device(Tensor<B, 2>),
+    /// Rows on a GPU, by their indices, in bf16.
+    Card(&'a CardRows, &'a [u32]),
 }
 
 /// Some rows of a micro-batch. There is at least one row, and each row has a target class.
@@ -31,6 +34,12 @@ pub(super) struct RowTile<'a, B: Backend> {
 
 /// Owner of head, gradient and momentum that computes the training steps.
 pub(super) trait Engine<B: Backend> {
+    /// Returns the kernels that compute: `direct` on a CPU, `burn`, or the instruction of the products of this crate's own kernels.
+    fn kernels(&self) -> &'static str;
+    /// Returns the largest number of rows of a tile.
+    fn tile_rows(&self, options: Options) -> usize {
+        options.tiling.rows
+    }
     /// Adds the gradient and the loss of a row tile.
     ///
     /// # Errors

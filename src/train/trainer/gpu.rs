@@ -151,6 +151,10 @@ impl<B: Backend> GpuEngine<B> {
 }
 
 impl<B: Backend> Engine<B> for GpuEngine<B> {
+    fn kernels(&self) -> &'static str {
+        "burn"
+    }
+
     fn add_tile(&mut self, tile: RowTile<'_, B>) -> Result<(), TrainError> {
         if self.pending.len() >= PENDING_LOSSES {
             self.download_losses()?;
@@ -160,6 +164,9 @@ impl<B: Backend> Engine<B> for GpuEngine<B> {
         let features = match features {
             TileFeatures::Host(values) => upload(values, rows, self.dim, &self.device),
             TileFeatures::Device(values) => values,
+            TileFeatures::Card(from, indices) => {
+                upload(&from.read(indices).map_err(PredictError::Device)?, rows, self.dim, &self.device)
+            }
         };
         let targets = self.upload_targets(targets);
 

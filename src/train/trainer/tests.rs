@@ -102,3 +102,20 @@ fn accumulate_reference_step(trainer: &mut Trainer<Cpu>, features: &[f32], label
         trainer.accumulate(&Features::Host(features), &targets, 2 * ROWS).unwrap();
     }
 }
+
+#[test]
+fn own_kernels_need_bf16_and_whole_vectors() {
+    let own =
+        Options { compute: Compute::Bf16, engine: EngineKind::Own { gpu: 1, capability: 80 }, ..Options::default() };
+    assert_eq!(own.own_gpu(768), Some((1, 80)));
+    let older = EngineKind::Own { gpu: 1, capability: 75 };
+    for (options, dim) in [
+        (own, 767),
+        (Options { compute: Compute::F32, ..own }, 768),
+        (Options { engine: older, ..own }, 768),
+        (Options { engine: EngineKind::Gpu, ..own }, 768),
+        (Options::default(), 768),
+    ] {
+        assert_eq!(options.own_gpu(dim), None, "{options:?}, {dim}");
+    }
+}

@@ -35,7 +35,7 @@ fn resident_features_match_uploaded_features() {
     let reference = Reference::read();
     let (features, labels) = (reference.floats("features"), reference.labels());
     let device = <Cpu as burn::tensor::backend::BackendTypes>::Device::default();
-    let mut resident = DeviceFeatures::<Cpu>::new(labels.len() + 3, DIM, DType::F32, &device);
+    let mut resident = DeviceFeatures::<Cpu>::new(labels.len() + 3, DIM, DType::F32, Options::default(), &device);
     // Two writes, after three rows of zeros.
     let half = labels.len() / 2;
     resident.write_rows(3, &features[..half * DIM]).unwrap();

@@ -21,7 +21,7 @@ impl Attention {
     }
 
     pub fn source(width: usize) -> Source {
-        Source::new(&["common.cu", "attention.cu"], &[("WIDTH", width as u32)])
+        Source::new(&["card/common.cu", "model/kernels/attention.cu"], &[("WIDTH", width as u32)])
     }
 
     pub fn try_run(&self, source: &Source) -> (Vec<String>, Vec<f32>) {

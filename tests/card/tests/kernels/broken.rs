@@ -5,6 +5,7 @@
 
 use crate::attention::Attention;
 use crate::card::{Arg, Card, card_sm};
+use crate::head::{Products, Step};
 use crate::nvrtc::Source;
 use crate::product::{BIAS, Kernel, Product};
 use crate::values::noise;
@@ -64,7 +65,7 @@ const PRODUCTS: &[Fault] = &[
     ("wait_products<0>();", "", "that was not waited for"),
     ("wait_products<0>();", "wait_products<1>();", "that was not waited for"),
     (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),
-    ("    __syncwarp();\n    store_tile", "    store_tile", "another lane"),
+    ("    __syncwarp();\n    end_tile", "    end_tile", "another lane"),
     ("__align__(1024) u8", "__align__(128) u8", "as its swizzle wants"),
     ("descriptor(base + half)", "descriptor(base + half + 128)", "base offset"),
 ];
@@ -91,7 +92,7 @@ fn faults_of_the_mma_product_are_reported() {
         ("wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();", "race"),
         ("wait_copies<STAGES - 2>();\n        __syncthreads();", "wait_copies<STAGES - 2>();", "race"),
         ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
-        ("__syncwarp();\n        store_tile", "store_tile", "another lane"),
+        ("__syncwarp();\n        end_tile", "end_tile", "another lane"),
         ("info);\n        __syncwarp();", "info);", "another lane"),
     ];
     for kernel in [Kernel::Large, Kernel::Small] {
@@ -117,7 +118,10 @@ fn faults_of_attention_are_reported() {
 #[test]
 fn dropped_barrier_of_pooling_is_a_race() {
     let (hidden, tokens) = (64, 17);
-    let source = Source::new(&["common.cu", "row.cu", "pool.cu"], &[("HIDDEN", hidden), ("POOLING", 1)]);
+    let source = Source::new(
+        &["card/common.cu", "model/kernels/row.cu", "model/kernels/pool.cu"],
+        &[("HIDDEN", hidden), ("POOLING", 1)],
+    );
     reported(&source, &[("    __syncthreads();", "", "race")], |source| {
         let mut card = Card::new();
         let states = card.bf16(&noise(1, (tokens * hidden) as usize));
@@ -158,5 +162,38 @@ fn wrong_descriptor_gives_other_values() {
         let right = product.try_run(Kernel::Wgmma, &source).1;
         let wrong = product.try_run(Kernel::Wgmma, &source.replace("64ull << 32", "32ull << 32")).1;
         assert_ne!(right, wrong);
+    }
+}
+
+#[test]
+fn faults_of_a_training_step_are_reported() {
+    // Several tiles of depth in each product, and rows and classes beyond a tile.
+    let step = Step::new(130, 136, 160);
+    let right = Products::new(Kernel::Large, true);
+    let faults = [
+        ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
+        ("__syncwarp();\n        end_tile", "end_tile", "another lane"),
+        ("info);\n        __syncwarp();", "info);", "another lane"),
+    ];
+    let run = |change: &dyn Fn(&mut Products)| {
+        let mut products = right.clone();
+        change(&mut products);
+        step.run(&products, true).problems
+    };
+    // Its lanes exchange values behind their last read, which the card takes for a barrier.
+    reported(&right.statistics, &faults[..2], |source| run(&|products| products.statistics = source.clone()));
+    reported(&right.difference, &faults, |source| run(&|products| products.difference = source.clone()));
+    reported(&right.gradient, &faults, |source| run(&|products| products.gradient = source.clone()));
+}
+
+#[test]
+fn classes_beyond_the_head_would_count() {
+    let step = Step::new(3, 131, 16);
+    for kernel in [Kernel::Large, Kernel::Wgmma].into_iter().filter(|kernel| Kernel::all().contains(kernel)) {
+        let right = Products::new(kernel, true);
+        let mut products = right.clone();
+        products.statistics = right.statistics.replace("present = WHOLE || at + part < info.columns", "present = true");
+        let (found, wrong) = (step.run(&right, true), step.run(&products, true));
+        assert!(!wrong.problems.is_empty() || found.losses != wrong.losses, "{kernel:?}");
     }
 }

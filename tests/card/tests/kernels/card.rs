@@ -64,6 +64,11 @@ impl Card {
         unsafe { std::slice::from_raw_parts(at as *const u16, count) }.iter().map(|bits| from_bits(*bits)).collect()
     }
 
+    pub fn read_f32(&self, at: u64, count: usize) -> Vec<f32> {
+        // SAFETY: callers name a live buffer of that many values.
+        unsafe { std::slice::from_raw_parts(at as *const f32, count) }.to_vec()
+    }
+
     /// A map of a bf16 matrix with tiles of 128 rows × 64 values.
     pub fn map(at: u64, rows: usize, depth: usize) -> Arg {
         let (dims, strides) = ([depth as u64, rows as u64], [2 * depth as u64]);

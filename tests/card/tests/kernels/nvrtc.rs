@@ -27,11 +27,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Joins files of `src/model/kernels` behind definitions.
+    /// Joins files below `src` of the program behind definitions.
     pub fn new(files: &[&str], definitions: &[(&str, u32)]) -> Self {
         let mut text: String = definitions.iter().map(|(name, value)| format!("#define {name} {value}\n")).collect();
         for file in files {
-            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../src/model/kernels").join(file);
+            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../src").join(file);
             text += &std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
         Self { text, changed: false }

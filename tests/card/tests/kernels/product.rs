@@ -28,18 +28,22 @@ impl Kernel {
     }
 
     pub fn source(self, epilogue: u32, activation: u32) -> Source {
-        let common = [("EPILOGUE", epilogue), ("ACTIVATION", activation)];
+        self.source_with(&["model/kernels/epilogue.cu"], &[("EPILOGUE", epilogue), ("ACTIVATION", activation)])
+    }
+
+    /// The source with the files of an end.
+    pub fn source_with(self, end: &[&str], common: &[(&str, u32)]) -> Source {
         let own: &[(&str, u32)] = match self {
             Self::Large => &[("TILE_M", 128), ("TILE_N", 128), ("WARP_M", 64), ("STAGES", 3), ("BLOCKS_PER_SM", 2)],
             Self::Small => &[("TILE_M", 64), ("TILE_N", 64), ("WARP_M", 32), ("STAGES", 4), ("BLOCKS_PER_SM", 4)],
             Self::Wgmma => &[("STAGES", 3)],
         };
-        let file = if self == Self::Wgmma { "product_wgmma.cu" } else { "product.cu" };
-        Source::new(&["common.cu", "epilogue.cu", file], &[&common, own].concat())
+        let file = if self == Self::Wgmma { "card/product_wgmma.cu" } else { "card/product.cu" };
+        Source::new(&[&["card/common.cu"], end, &[file]].concat(), &[common, own].concat())
     }
 
     /// Side of a tile, threads of a block, and bytes of shared memory.
-    fn launch(self) -> (usize, u32, u32) {
+    pub fn launch(self) -> (usize, u32, u32) {
         match self {
             Self::Large => (128, 256, 3 * (128 + 128) * 64),
             Self::Small => (64, 128, 4 * (64 + 64) * 64),

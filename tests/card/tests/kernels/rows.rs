@@ -24,7 +24,10 @@ fn norms_are_right_for_all_widths() {
         let (states, weight, bias) = (noise(1, rows * hidden), noise(2, hidden), noise(3, hidden));
         let mut card = Card::new();
         let (from, w, b) = (card.bf16(&states), card.f32(&weight), card.f32(&bias));
-        let source = Source::new(&["common.cu", "row.cu", "norm.cu"], &[("HIDDEN", hidden as u32)]);
+        let source = Source::new(
+            &["card/common.cu", "model/kernels/row.cu", "model/kernels/norm.cu"],
+            &[("HIDDEN", hidden as u32)],
+        );
         // In place.
         let args = [
             Arg::Pointer(from),
@@ -50,8 +53,10 @@ fn pools_are_right() {
             let mut card = Card::new();
             let (from, w, b, out) =
                 (card.bf16(&states), card.f32(&weight), card.f32(&bias), card.bf16(&vec![0.5; images * pitch]));
-            let source =
-                Source::new(&["common.cu", "row.cu", "pool.cu"], &[("HIDDEN", hidden as u32), ("POOLING", pooling)]);
+            let source = Source::new(
+                &["card/common.cu", "model/kernels/row.cu", "model/kernels/pool.cu"],
+                &[("HIDDEN", hidden as u32), ("POOLING", pooling)],
+            );
             let info = [tokens as u32, leading as u32, pitch as u32, column as u32, EPSILON.to_bits(), 0];
             let pointers = [from, w, b, out].map(Arg::Pointer);
             card.run(
@@ -108,7 +113,7 @@ fn patches_are_cut_and_normalised() {
             [images, side, patch, grid, pitch, hidden, leading, tokens].map(|size| size as u32).to_vec();
         info.extend(scale.iter().chain(&shift).map(|value| value.to_bits()));
         let threads = images * grid * grid * pitch / 8 + images * leading * hidden / 8;
-        let source = Source::new(&["common.cu", "patches.cu"], &[]);
+        let source = Source::new(&["card/common.cu", "model/kernels/patches.cu"], &[]);
         let mut args: Vec<Arg> = [from, lead, out, states].into_iter().map(Arg::Pointer).collect();
         args.push(Arg::Info(info));
         card.run(&source, threads.div_ceil(256), 256, 0, &args);

@@ -9,40 +9,13 @@ use cubecl::{CompilationError, Compiler, CubeTask};
 use cubecl_cpp::shared::{Elem, Item, SharedMemory};
 
 const COMMON: &str = include_str!("common.cu");
-const ROW: &str = include_str!("row.cu");
-const EPILOGUE: &str = include_str!("epilogue.cu");
 
 /// Alignment of dynamic shared memory, in bytes: that of the copy engine's swizzled tiles.
 const SHARED_ALIGN: usize = 1024;
 
-/// File that holds a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum File {
-    Patches,
-    Norm,
-    Product,
-    ProductWgmma,
-    Attention,
-    Pool,
-}
-
-impl File {
-    /// Returns the parts of the source, and the name of the kernel.
-    fn parts(self) -> (Vec<&'static str>, &'static str) {
-        match self {
-            Self::Patches => (vec![COMMON, include_str!("patches.cu")], "patches"),
-            Self::Norm => (vec![COMMON, ROW, include_str!("norm.cu")], "layer_norm"),
-            Self::Product => (vec![COMMON, EPILOGUE, include_str!("product.cu")], "product"),
-            Self::ProductWgmma => (vec![COMMON, EPILOGUE, include_str!("product_wgmma.cu")], "product"),
-            Self::Attention => (vec![COMMON, include_str!("attention.cu")], "attention"),
-            Self::Pool => (vec![COMMON, ROW, include_str!("pool.cu")], "pool"),
-        }
-    }
-}
-
 /// Source of a kernel with the sizes of its launches. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Program(Arc<Content>);
+pub(crate) struct Program(Arc<Content>);
 
 #[derive(Debug)]
 struct Content {
@@ -55,14 +28,20 @@ struct Content {
 }
 
 impl Program {
-    /// Puts definitions before a file. `threads` are those of a block.
-    pub(super) fn new(file: File, definitions: &[(&str, usize)], threads: u32, shared_bytes: usize) -> Self {
-        let (parts, name) = file.parts();
+    /// Joins definitions, `common.cu` and other files to the kernel `name`. `threads` are those of a block.
+    pub(crate) fn new(
+        name: &'static str,
+        files: &[&'static str],
+        definitions: &[(&str, usize)],
+        threads: u32,
+        shared_bytes: usize,
+    ) -> Self {
         let mut source = String::new();
         for (name, value) in definitions {
             source += &format!("#define {name} {value}\n");
         }
-        source.extend(parts);
+        source += COMMON;
+        source.extend(files.iter().copied());
         let hash = *blake3::hash(source.as_bytes()).as_bytes();
         Self(Arc::new(Content { name, source, hash, threads: CubeDim::new_1d(threads), shared_bytes }))
     }

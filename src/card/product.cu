@@ -1,4 +1,7 @@
-// out[m, n] = epilogue(Σ_k left[m, k] · right[n, k]) by mma.sync, for compute capability 8.0 and later.
+// end(Σ_k left[m, k] · right[n, k]) for each m and n by mma.sync, for compute capability 8.0 and later.
+//
+// The file before this one has the end: `Info`, of which `rows`, `columns` and `depth` are read here; `end_tile`, which takes the sums
+// of a warp; and END_PARAMETERS and END_ARGUMENTS, its buffers. With COLUMNS_OUTER 1, blocks that run together share columns, else rows.
 //
 // Both matrices are bf16 with `depth` values a row. A block of WARPS_M × WARPS_N warps computes TILE_M × TILE_N results; each warp has
 // 32 columns. Tiles of 32 values of depth arrive by cp.async, STAGES - 1 of them ahead. In shared memory a row is 64 bytes; its four
@@ -51,10 +54,15 @@ template <int ROWS> struct Copier {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
-product(const bf16* left, const bf16* right, const float* bias, const bf16* residual, bf16* out, const __grid_constant__ Info info) {
+product(const bf16* left, const bf16* right, END_PARAMETERS, const __grid_constant__ Info info) {
     const u32 base = shared_address(memory), lane = threadIdx.x % 32, warp = warp_index();
+#if COLUMNS_OUTER
+    const u32 tiles_m = (info.rows + TILE_M - 1) / TILE_M;
+    const u32 row = blockIdx.x % tiles_m * TILE_M, column = blockIdx.x / tiles_m * TILE_N;
+#else
     const u32 tiles_n = (info.columns + TILE_N - 1) / TILE_N;
     const u32 row = blockIdx.x / tiles_n * TILE_M, column = blockIdx.x % tiles_n * TILE_N;
+#endif
     const u32 warp_row = warp / WARPS_N * WARP_M, warp_column = warp % WARPS_N * 32;
     const u32 steps = (info.depth + DEPTH - 1) / DEPTH;
 
@@ -120,7 +128,7 @@ product(const bf16* left, const bf16* right, const float* bias, const bf16* resi
             *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(sums[i][j][2], sums[i][j][3]);
         }
         __syncwarp();
-        store_tile<32, PITCH>(own, row + warp_row + 16 * i, column + warp_column, bias, residual, out, info);
+        end_tile<32, PITCH>(own, row + warp_row + 16 * i, column + warp_column, END_ARGUMENTS, info);
         __syncwarp();
     }
 }

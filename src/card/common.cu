@@ -8,6 +8,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define NEGATIVE_INFINITY __int_as_float(0xFF800000)
+#define LOG2_E 1.44269504f
 
 // Writes two values as bf16, rounded to nearest even; `low` has the lower address.
 __device__ __forceinline__ u32 pack(float low, float high) {
@@ -43,10 +44,21 @@ __device__ __forceinline__ u32 warp_index() {
     return __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
 }
 
-__device__ __forceinline__ float warp_sum(float value) {
+// Sum over groups of LANES lanes.
+template <int LANES> __device__ __forceinline__ float group_sum(float value) {
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
+    for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
     return value;
+}
+
+template <int LANES> __device__ __forceinline__ float group_max(float value) {
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, step));
+    return value;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+    return group_sum<32>(value);
 }
 
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -1,4 +1,4 @@
-// out[m, n] = epilogue(Σ_k left[m, k] · right[n, k]) by wgmma, for compute capability 9.0.
+// end(Σ_k left[m, k] · right[n, k]) for each m and n by wgmma, for compute capability 9.0.
 //
 // As `product.cu`, behind two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. Of a
 // block's nine warps the last one starts the copy engine; the others are two warpgroups with 64 × 128 results each. `full[stage]`
@@ -65,11 +65,16 @@ template <int LEFT> __device__ __forceinline__ void wait_products() {
 
 extern "C" __global__ void __launch_bounds__(32 * (WORKERS + 1), 2)
 product(const __grid_constant__ TensorMap left_map, const __grid_constant__ TensorMap right_map, const bf16* left, const bf16* right,
-        const float* bias, const bf16* residual, bf16* out, const __grid_constant__ Info info) {
+        END_PARAMETERS, const __grid_constant__ Info info) {
     const u32 base = shared_address(memory), lane = threadIdx.x % 32, warp = warp_index();
     const u32 full = base + STAGES * 2 * TILE_BYTES, empty = full + 8 * STAGES;
+#if COLUMNS_OUTER
+    const u32 tiles_m = (info.rows + TILE_M - 1) / TILE_M;
+    const u32 row = blockIdx.x % tiles_m * TILE_M, column = blockIdx.x / tiles_m * TILE_N;
+#else
     const u32 tiles_n = (info.columns + TILE_N - 1) / TILE_N;
     const u32 row = blockIdx.x / tiles_n * TILE_M, column = blockIdx.x % tiles_n * TILE_N;
+#endif
     const u32 steps = (info.depth + DEPTH - 1) / DEPTH;
 
     if (threadIdx.x == 0) {
@@ -137,5 +142,5 @@ product(const __grid_constant__ TensorMap left_map, const __grid_constant__ Tens
         *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
     }
     __syncwarp();
-    store_tile<TILE_N, PITCH>(own, row + 16 * warp, column, bias, residual, out, info);
+    end_tile<TILE_N, PITCH>(own, row + 16 * warp, column, END_ARGUMENTS, info);
 }
