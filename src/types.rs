@@ -258,7 +258,7 @@ words!(
         None = "none",
         /// Logarithm of the caption's summed odds over all images (a softmax over images).
         Softmax = "softmax",
-        /// As `Softmax`, with the odds of each image normalised over the captions, and so on in turn (Sinkhorn's algorithm).
+        /// Logarithm of the caption's summed odds, where the odds of each image add up to one too (Sinkhorn's algorithm).
         Sinkhorn = "sinkhorn",
         /// Mean similarity to the ten closest images (cross-domain similarity local scaling).
         Csls = "csls",

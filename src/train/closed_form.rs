@@ -15,7 +15,10 @@ mod ridge;
 mod validation;
 
 pub use cca::{Cca, CcaShrinkage};
-pub use choice::{Candidate, DEFAULT_SHRINKAGE, HeldOutPairs, MappedPairs, SHRINKAGES, choose_projection, map_pairs};
+pub use choice::{
+    Candidate, DEFAULT_SHRINKAGE, HeldOutPairs, LEAST_HELD_OUT_IMAGES, MappedPairs, SHRINKAGES, choose_projection,
+    map_pairs,
+};
 pub use moments::{Covariances, PairMoments};
 pub use ridge::{ClassMoments, ClassTargets, Ridge};
 pub use validation::{Answers, MixedScores, ndcg5_by_language, score_mixed};

@@ -256,6 +256,7 @@ fn incompatible_keys_are_refused_by_name() {
         (vec![("[head]", "[head]\ntemperature = 0.001")], "head.temperature"),
         (vec![("[head]", "[head]\ndropout = 1")], "head.dropout"),
         (vec![("[predict]", "[predict]\ncorrection_strength = 20")], "predict.correction_strength"),
+        (vec![("[predict]", "[predict]\ncorrection = 'sinkhorn'\ncorrection_strength = 1e-40")], "must be from 0.01"),
         (vec![("learning_rate = 0.01\n", "label_smoothing = 0.1\n")], "train.label_smoothing"),
         (vec![("learning_rate = 0.01\n", "balance = 'length'\n")], "train.balance"),
         (vec![("prefix = 'query: '", "precision = 'f16'")], "text.precision"),

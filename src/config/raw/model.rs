@@ -81,7 +81,8 @@ pub(in crate::config) struct RawHead {
     /// `cca` the settings of `sgd` have no effect.
     ///
     /// Shrinkage, and for `cca` that of the captions, the number of directions and the power of their correlations, are chosen on the
-    /// images held out for validation, by NDCG@5 averaged over languages; the report names them. Of `[train]` only `views` and
+    /// images held out for validation, by NDCG@5 averaged over languages; the report names them. `cca` with fewer than 20 such images
+    /// takes fixed settings, so hold out a tenth of a few thousand images. Of `[train]` only `views` and
     /// `validation_fraction` have an effect.
     #[serde(skip_serializing_if = "is_default")]
     pub(in crate::config) method: HeadMethod,
@@ -244,14 +245,17 @@ pub(in crate::config) struct RawPredict {
     pub(in crate::config) file_names: bool,
     /// With a text head: hubness correction, which lowers captions that are close to every image.
     /// - `none`;
-    /// - `softmax`: the exponentials of the similarities of a caption add up to one over all images;
-    /// - `sinkhorn`: and in turn those of an image add up to one over all captions, three times; the best choice if most captions
-    ///   belong to about as many images; three passes over the vectors of the test images;
-    /// - `csls`: less the mean similarity to the ten closest images;
-    /// - `auto`: the best of these, and of several strengths, on the images held out for validation, by NDCG@5 averaged over
-    ///   languages; without such images `softmax` of strength 20.
+    /// - `softmax` scales the exponentials of the similarities so that those of a caption add up to one over all images;
+    /// - `sinkhorn` scales them as `softmax` does, then so that those of an image add up to one over all captions, and repeats both
+    ///   twice. It suits lists in which captions belong to about equally many images, and computes all similarities five times;
+    /// - `csls` subtracts the caption's mean similarity to the ten closest images;
+    /// - `auto` takes the best of these, and of several strengths, on the images held out for validation, by NDCG@5 averaged over
+    ///   languages; without such images `softmax` of strength 20. Held-out lists have only right captions, which favours `sinkhorn`.
+    ///
+    /// Fewer than ten images are ranked without a correction.
     pub(in crate::config) correction: Correction,
-    /// With `correction = "softmax"` or `"sinkhorn"`: factor of the cosine similarities in the correction, over 0. Default: that of the head, the
+    /// With `correction = "softmax"` or `"sinkhorn"`: factor of the cosine similarities in the correction, from
+    /// 0.01 to 10,000. Default: that of the head, the
     /// inverse of its temperature. A head with a high temperature needs a factor of its own, such as 20,
     /// or 30 with `sinkhorn`.
     #[serde(skip_serializing_if = "Option::is_none")]

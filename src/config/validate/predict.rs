@@ -46,8 +46,11 @@ pub(in super::super) fn check_predict(predict: &RawPredict, problems: &mut Probl
     );
     if let Some(strength) = predict.correction_strength {
         let key = "predict.correction_strength";
-        let good = strength.is_finite() && strength > 0.0;
-        problems.refuse_if(!good, key, format!("`{strength}` must be over 0"));
+        problems.refuse_if(
+            !(0.01..=10_000.0).contains(&strength),
+            key,
+            format!("`{strength}` must be from 0.01 to 10000"),
+        );
         let has_strength = matches!(predict.correction, Correction::Softmax | Correction::Sinkhorn);
         let need =
             "works only with `predict.correction = \"softmax\"` or `\"sinkhorn\"`: remove it, or set one of these";

@@ -12,7 +12,9 @@ use crate::types::Correction;
 
 /// Number of a caption's nearest images whose mean similarity CSLS subtracts.
 const CSLS_NEIGHBOURS: usize = 10;
-/// Passes over the images of Sinkhorn's algorithm. More hardly change the ranking.
+/// Fewest images that tell which captions are close to every image. With one image, a softmax makes all captions equal.
+pub(super) const LEAST_IMAGES: u64 = 10;
+/// Passes over the images of Sinkhorn's algorithm.
 const SINKHORN_ROUNDS: usize = 3;
 
 /// A correction and its strength.
@@ -119,16 +121,16 @@ impl HubnessCorrection {
         device: &Arc<DeviceWorker>,
         encoder: &impl QueryEncoder,
     ) -> Result<Option<Vec<f32>>, PipelineError> {
-        if settings.kind == Correction::None {
+        if settings.kind == Correction::None || features.images() < LEAST_IMAGES {
             return Ok(None);
         }
         let factor = settings.factor(scale);
         let mut correction = Self::new(settings.kind, layer.classes, factor);
         let images = features.images() * correction.rounds() as u64;
         let stage_progress = ctx.progress.stage("hubness of captions", "images", images);
-        let scaled = scale_layer(layer, factor);
+        let mut scaled = scale_layer(layer, factor);
         for _ in 0..correction.rounds() {
-            let scorer = device.load_scorer(correction.round_layer(&scaled)).await?;
+            let scorer = device.load_scorer(Arc::clone(&scaled)).await?;
             for file in features.files() {
                 if let Some(signal) = ctx.shutdown.signal() {
                     return Err(PipelineError::Stopped(signal));
@@ -140,7 +142,7 @@ impl HubnessCorrection {
                 stage_progress.add(count as u64);
             }
             scorer.unload().await?;
-            correction.finish_round();
+            correction.finish_round(&mut scaled);
         }
         ctx.events.stage_finished(&stage_progress);
         Ok(correction.bias())
@@ -157,14 +159,17 @@ impl HubnessCorrection {
         queries: &[f32],
         images: usize,
     ) -> Result<Option<Vec<f32>>, PipelineError> {
+        if settings.kind == Correction::None || (images as u64) < LEAST_IMAGES {
+            return Ok(None);
+        }
         let factor = settings.factor(scale);
         let mut correction = Self::new(settings.kind, layer.classes, factor);
-        let scaled = scale_layer(layer, factor);
+        let mut scaled = scale_layer(layer, factor);
         for _ in 0..correction.rounds() {
-            let scorer = device.load_scorer(correction.round_layer(&scaled)).await?;
+            let scorer = device.load_scorer(Arc::clone(&scaled)).await?;
             correction.add(&scorer, queries.to_vec(), images).await?;
             scorer.unload().await?;
-            correction.finish_round();
+            correction.finish_round(&mut scaled);
         }
         Ok(correction.bias())
     }
@@ -178,18 +183,7 @@ impl HubnessCorrection {
         }
     }
 
-    /// Returns the layer whose logits this round needs.
-    fn round_layer(&self, scaled: &Arc<HeadState>) -> Arc<HeadState> {
-        let Self::Odds(odds) = self else { return Arc::clone(scaled) };
-        if odds.finished == 0 {
-            return Arc::clone(scaled);
-        }
-        let mut layer = HeadState::clone(scaled);
-        layer.bias.iter_mut().zip(&odds.subtracted).for_each(|(bias, less)| *bias -= *less as f32);
-        Arc::new(layer)
-    }
-
-    /// Adds images by their queries. `scorer` has the [layer of the round](HubnessCorrection::round_layer).
+    /// Adds images by their queries. `scorer` has the logits less what the finished rounds subtract.
     ///
     /// # Errors
     /// When the device fails.
@@ -214,14 +208,15 @@ impl HubnessCorrection {
         Ok(())
     }
 
-    /// Ends a visit of all images.
-    fn finish_round(&mut self) {
-        if let Self::Odds(odds) = self {
-            odds.finished += 1;
-            for (less, sum) in odds.subtracted.iter_mut().zip(&mut odds.sums) {
-                *less += if sum.is_finite() { *sum } else { 0.0 };
-                *sum = f64::NEG_INFINITY;
-            }
+    /// Ends a visit of all images: subtracts what it found from the logits of `layer`, which the next round visits.
+    fn finish_round(&mut self, layer: &mut Arc<HeadState>) {
+        let Self::Odds(odds) = self else { return };
+        odds.finished += 1;
+        if odds.finished < odds.rounds {
+            Arc::make_mut(layer).bias.iter_mut().zip(&odds.sums).for_each(|(bias, sum)| *bias -= *sum as f32);
+        }
+        for (less, sum) in odds.subtracted.iter_mut().zip(&mut odds.sums) {
+            *less += std::mem::replace(sum, f64::NEG_INFINITY);
         }
     }
 
@@ -246,5 +241,73 @@ impl Odds {
     fn new(rounds: usize, captions: usize, factor: f32) -> Self {
         let (sums, subtracted) = (vec![f64::NEG_INFINITY; captions], vec![0.0; captions]);
         Self { rounds, finished: 0, sums, subtracted, factor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MachineConfig;
+    use crate::pipeline::device::{self, MemoryNeeds, linear_layer};
+    use crate::types::{DeviceKind, Precision};
+
+    const CAPTIONS: usize = 5;
+    const DIM: usize = 3;
+
+    /// Returns what `rounds` rounds of Sinkhorn's algorithm subtract from each caption's similarities, by its definition.
+    fn sinkhorn(similarities: &[Vec<f64>], strength: f64, rounds: usize) -> Vec<f64> {
+        let mut odds: Vec<Vec<f64>> =
+            similarities.iter().map(|row| row.iter().map(|value| (strength * value).exp()).collect()).collect();
+        let mut scaled = vec![1.0_f64; CAPTIONS];
+        for round in 0..rounds {
+            if round > 0 {
+                for row in &mut odds {
+                    let sum: f64 = row.iter().sum();
+                    row.iter_mut().for_each(|value| *value /= sum);
+                }
+            }
+            for (caption, scaled) in scaled.iter_mut().enumerate() {
+                let sum: f64 = odds.iter().map(|row| row[caption]).sum();
+                odds.iter_mut().for_each(|row| row[caption] /= sum);
+                *scaled *= sum;
+            }
+        }
+        scaled.iter().map(|sum| sum.ln() / strength).collect()
+    }
+
+    #[tokio::test]
+    async fn corrections_are_those_of_their_definitions() {
+        let cpu = crate::device::select_device(DeviceKind::Cpu, 0).unwrap();
+        let (needs, settings) = (MemoryNeeds::for_head(Precision::F32), MachineConfig::default().device);
+        let device = device::open(&cpu, needs, settings, std::path::Path::new("/nonexistent")).await.unwrap();
+        let (images, scale, strength) = (12, 4.0_f32, 9.0);
+        let weight: Vec<f32> = (0..CAPTIONS * DIM).map(|at| scale * (at as f32 * 0.9).sin()).collect();
+        let queries: Vec<f32> = (0..images * DIM).map(|at| (at as f32 * 0.7).cos()).collect();
+        let similarity = |image: usize, caption: usize| {
+            let product = |at: usize| f64::from(queries[image * DIM + at] * weight[caption * DIM + at] / scale);
+            (0..DIM).map(product).sum::<f64>()
+        };
+        let similarities: Vec<Vec<f64>> =
+            (0..images).map(|image| (0..CAPTIONS).map(|caption| similarity(image, caption)).collect()).collect();
+        let layer = Arc::new(linear_layer(weight.clone(), vec![0.0; CAPTIONS], DIM));
+        let mut found = Vec::new();
+        for (kind, rounds) in [(Correction::Softmax, 1), (Correction::Sinkhorn, SINKHORN_ROUNDS)] {
+            let settings = CorrectionSettings { kind, strength: Some(strength) };
+            let measure = HubnessCorrection::measure_in_memory(settings, (&layer, scale), &device, &queries, images);
+            let bias = measure.await.unwrap().unwrap();
+            let expected = sinkhorn(&similarities, strength, rounds);
+            // The bias is added to logits, which are similarities times the scale of the head.
+            let differences = bias.iter().zip(&expected).map(|(bias, less)| f64::from(*bias / scale) + less);
+            assert!(
+                differences.into_iter().all(|difference| difference.abs() < 1e-5),
+                "{kind}: {bias:?}, {expected:?}"
+            );
+            let few = LEAST_IMAGES as usize - 1;
+            let few =
+                HubnessCorrection::measure_in_memory(settings, (&layer, scale), &device, &queries[..few * DIM], few);
+            assert_eq!(few.await.unwrap(), None);
+            found.push(bias);
+        }
+        assert!(found[0].iter().zip(&found[1]).any(|(one, other)| (one - other).abs() > 0.1), "{found:?}");
     }
 }

@@ -21,7 +21,7 @@ use crate::pipeline::predict::fusion::{
     CandidateVectors, ClassifierRows, FusionWeights, ImageSignals, add_bias, fuse_queries,
 };
 use crate::pipeline::predict::held_out::HeldOutImages;
-use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection};
+use crate::pipeline::predict::hubness::{CorrectionSettings, HubnessCorrection, LEAST_IMAGES};
 use crate::pipeline::predict::other_run::OtherClassifier;
 use crate::pipeline::predict::questions::Questions;
 use crate::pipeline::predict::ranking::{QueryEncoder, RankJob, Ranking};
@@ -296,7 +296,13 @@ impl ProjectionRanking<'_> {
             );
         }
         report.correction = self.correction.describe();
-        if settings.correction == Correction::Auto {
+        let images = self.input.features.images();
+        if self.correction.kind != Correction::None && images < LEAST_IMAGES {
+            report.correction = Correction::None.to_string();
+            remarks.add_note(format!(
+                "without the hubness correction, which needs {LEAST_IMAGES} images or more: there are {images}"
+            ));
+        } else if settings.correction == Correction::Auto {
             let how = if report.corrections.is_empty() {
                 "no image is held out to choose by"
             } else {

@@ -26,11 +26,12 @@ use crate::pipeline::observe::report::{
 use crate::predict::bootstrap::ImageTallies;
 use crate::predict::metrics::{self, rank_of};
 use crate::train::closed_form::{
-    Answers, Candidate, ClassMoments, ClassTargets, Covariances, DEFAULT_SHRINKAGE, HeldOutPairs, MixedScores,
-    PairMoments, Ridge, SHRINKAGES, choose_projection, map_pairs, score_mixed,
+    Answers, Candidate, ClassMoments, ClassTargets, Covariances, DEFAULT_SHRINKAGE, HeldOutPairs,
+    LEAST_HELD_OUT_IMAGES, MixedScores, PairMoments, Ridge, SHRINKAGES, choose_projection, map_pairs, score_mixed,
 };
 use crate::train::text::{Ensemble, MemberSpec, TextHead};
 use crate::train::{HeadState, Progress, checkpoint};
+use crate::types::HeadMethod;
 
 /// Captions that a head is fitted to.
 pub(super) enum Captions {
@@ -228,6 +229,13 @@ async fn fit_projection(
     let held = &fit.held_out;
     let language_of = |place: u32| languages.code(held.captions[place as usize]);
     let answers = Arc::new(Answers::new(&held.captions_of, language_of));
+    let images = answers.images();
+    if fit.job.settings.method == HeadMethod::Cca && images < LEAST_HELD_OUT_IMAGES {
+        tracing::warn!(
+            images,
+            "too few held-out images to choose the settings of the head on: they are fixed; raise `train.validation_fraction`"
+        );
+    }
     let (own, known) = (Arc::clone(fit), Arc::clone(&answers));
     let solve = move || {
         let mut moments = PairMoments::new(own.job.shape.dim, vectors.mean().len());

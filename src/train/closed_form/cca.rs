@@ -9,9 +9,9 @@ use super::{ClosedFormError, decompose};
 /// Shares of the identity in the covariances of both sides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CcaShrinkage {
-    /// That of the features.
+    /// Share in the covariance of the features.
     pub features: f64,
-    /// That of the captions.
+    /// Share in the covariance of the captions.
     pub captions: f64,
 }
 

@@ -1,7 +1,7 @@
 //! Scores of candidate heads on held-out images, by inner products on the host.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -57,9 +57,18 @@ impl Answers {
         self.pairs.is_empty()
     }
 
-    /// Returns the number of images with a right caption.
+    /// Returns the number of images whose captions are scored.
     pub fn images(&self) -> usize {
-        self.pairs.chunk_by(|one, other| one.0 == other.0).count()
+        let scored = self.groups.iter().flat_map(|(_, numbers)| numbers.iter().map(|number| self.pairs[*number].0));
+        scored.collect::<HashSet<u32>>().len()
+    }
+
+    /// Returns the standard error of a mean score over these images.
+    ///
+    /// NDCG@5 is from 0 to 1, so that of an image has at most the variance `m (1 − m)` for a mean of `m` (Bhatia and Davis 2000). The
+    /// scores of an image in several languages count as one.
+    pub fn standard_error(&self, score: f64) -> f64 {
+        (score * (1.0 - score) / self.images().max(1) as f64).max(0.0).sqrt()
     }
 
     /// Returns the number of languages that are scored by themselves.
@@ -142,6 +151,10 @@ fn products(rows: &[f32], others: &[f32], dim: usize) -> Vec<f32> {
 /// Returns the rank of a position, from 1. Of equal scores the lower position ranks first.
 fn rank(scores: &[f32], right: usize) -> usize {
     let own = scores[right];
+    // A head without numbers ranks nothing.
+    if own.is_nan() {
+        return scores.len() + 1;
+    }
     let is_before = |(at, score): (usize, &f32)| match score.partial_cmp(&own) {
         Some(Ordering::Greater) => true,
         Some(Ordering::Equal) => at < right,
