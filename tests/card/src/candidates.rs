@@ -53,18 +53,24 @@ enum Format {
     F32,
 }
 
-/// Inputs and shape of a product.
+/// Inputs of a product and the size of its result.
 #[derive(PartialEq, Eq, Hash)]
 struct Product {
     inputs: Vec<(u64, u64)>,
     result_bytes: u64,
+}
+
+/// What a kernel computed.
+struct Computed {
+    kernel: String,
     format: Format,
+    values: Vec<f32>,
 }
 
 /// Results of products by their inputs.
 #[derive(Default)]
 pub struct Candidates {
-    results: HashMap<Product, (String, Vec<f32>)>,
+    results: HashMap<Product, Computed>,
     /// Pairs of different kernels that were compared.
     pub compared: u64,
 }
@@ -91,25 +97,40 @@ impl Candidates {
         let bytes = unsafe { bytes(first, result_bytes) };
         let format = if is_wide(bytes, format) { Format::F32 } else { format };
         let values = values(bytes, format);
-        let product = Product { inputs, result_bytes, format };
+        let computed = Computed { kernel: kernel.to_owned(), format, values };
+        let product = Product { inputs, result_bytes };
         match self.results.get(&product) {
-            Some((other, _)) if other == kernel => None,
-            Some((other, expected)) => {
+            Some(other) if other.kernel == kernel => None,
+            Some(other) => {
                 self.compared += 1;
-                let found = distance(&values, expected);
-                call!("compared {kernel} with {other}: {found:.1e}");
-                (found > LIMIT).then(|| {
-                    let (mine, theirs) = (describe(&values), describe(expected));
-                    format!("differs by {found:.1e} from {other} on the same inputs ({mine}; {theirs})")
-                })
+                computed.compare(other)
             }
             None => {
                 if self.results.len() < MAX_RESULTS {
-                    self.results.insert(product, (kernel.to_owned(), values));
+                    self.results.insert(product, computed);
                 }
                 None
             }
         }
+    }
+}
+
+impl Computed {
+    /// Says how a result differs from that of another kernel.
+    fn compare(&self, other: &Self) -> Option<String> {
+        let Self { kernel, format, values } = self;
+        let (mine, theirs) = (describe(values), describe(&other.values));
+        if *format != other.format {
+            // Values that are not finite can make one of them look wider or narrower than it is.
+            return Some(format!(
+                "is {format:?}, and {} on the same inputs {:?} ({mine}; {theirs})",
+                other.kernel, other.format
+            ));
+        }
+        let found = distance(values, &other.values);
+        call!("compared {kernel} with {}: {found:.1e}", other.kernel);
+        (found > LIMIT)
+            .then(|| format!("differs by {found:.1e} from {} on the same inputs ({mine}; {theirs})", other.kernel))
     }
 }
 
@@ -211,6 +232,29 @@ mod tests {
         }
         assert!(!is_wide(&wide, Format::F32) && !is_wide(&[], Format::Bf16));
         assert!(values(&wide, Format::Bf16).iter().any(|value| !value.is_finite()));
+    }
+
+    #[test]
+    fn results_in_other_formats_are_reported() {
+        let right: Vec<u8> = (1u16..200).flat_map(|at| f32::from(at).sin().to_le_bytes()).collect();
+        let narrow: Vec<u8> = right.chunks_exact(4).flat_map(|four| [four[2], four[3]]).collect();
+        // NaN in every second value.
+        let broken: Vec<u8> = narrow.chunks_exact(4).flat_map(|four| [0xC0, 0x7F, four[2], four[3]]).collect();
+        let input = [1u8; 64];
+        let mut candidates = Candidates::default();
+        let mut add = |kernel: &str, result: &[u8]| {
+            let (at, ends) =
+                (result.as_ptr() as u64, |bytes: &[u8]| (bytes.as_ptr() as u64, bytes.as_ptr_range().end as u64));
+            let mut written = Written::default();
+            written.add(at, result.len());
+            // SAFETY: the vectors and the array live.
+            unsafe { candidates.add(kernel, &[ends(&input), ends(result)], written) }
+        };
+        let narrow = &narrow[..broken.len()];
+        assert_eq!(add("a matmul_acc_bf16_acc_size_1", narrow), None);
+        assert_eq!(add("b matmul_acc_bf16_acc_size_1", narrow), None);
+        let report = add("c matmul_acc_bf16_acc_size_1", &broken).unwrap();
+        assert!(report.starts_with("is F32, and a matmul_acc_bf16_acc_size_1 on the same inputs Bf16"), "{report}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Each warp has a vector clock. Barriers join the clocks of those that meet there; an `mbarrier` carries the clock from those that
 //! arrive to those that see its phase end. Two accesses by different warps to the same two bytes, at least one of them a write,
-//! race if no such chain orders them. Lanes of one warp race if neither `bar.warp.sync` nor another instruction with a mask of lanes
-//! comes between a write and a read by ordinary instructions; `ldmatrix`, `stmatrix` and `wmma` are in order with those of all lanes. An access to bytes that an asynchronous copy still writes is a race too, whoever makes it.
+//! race if no such chain orders them. Lanes of one warp race if no `bar.warp.sync` comes between a write and a
+//! read by ordinary instructions: of the instructions with a mask of lanes, PTX lets it alone order memory. `ldmatrix`, `stmatrix` and
+//! `wmma` are in order with those of all lanes. An access to bytes that an asynchronous copy still writes is a race too, whoever makes it.
 //!
 //! A second clock of each warp tells which writes `fence.proxy.async` has passed on: it must stand on the way from an ordinary
 //! write to a read by `wgmma` or the copy engine, in the thread that writes or in one that a barrier orders behind it. A copy of the

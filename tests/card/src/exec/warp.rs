@@ -62,7 +62,6 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                 }
                 Kind::Converged(exec, members) => {
                     if active != 0 {
-                        let members_named = members.is_some();
                         // All live lanes of the mask must arrive first.
                         let members = members.map_or(lanes.live, |at| {
                             let lane = active.trailing_zeros() as usize;
@@ -83,12 +82,6 @@ pub fn run_warp(code: &Code, lanes: &mut Lanes) -> u64 {
                             lanes.touch_registers(inst);
                         }
                         exec(lanes, active);
-                        if members_named {
-                            lanes.races(|races, warp| {
-                                races.sync_lanes(warp);
-                                None
-                            });
-                        }
                     }
                     pc += 1;
                 }

@@ -25,7 +25,13 @@ pub fn translate(build: &mut Build, inst: &Statement, labels: &HashMap<String, u
         "bar" | "barrier" => {
             if op.contains(&"warp") {
                 let mask = build.src(&args[0], Class::B32)?;
-                return Ok(Kind::Converged(Box::new(|_, _| ()), Some(mask)));
+                let order: Exec = Box::new(|lanes, _| {
+                    lanes.races(|races, warp| {
+                        races.sync_lanes(warp);
+                        None
+                    });
+                });
+                return Ok(Kind::Converged(order, Some(mask)));
             }
             if op.contains(&"cluster") {
                 // Clusters of one block.
