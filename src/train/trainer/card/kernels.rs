@@ -92,7 +92,7 @@ impl Kernels {
             gradient: [0, 1].map(|fused| tile.program(GRADIENT, &[("FUSED", fused)])),
             bias: [0, 1].map(bias),
             squares: plain("squares", &[include_str!("squares.cu")]),
-            gradient_norm: Program::new("gradient_norm", &[include_str!("gradient_norm.cu")], &[], 32, 0),
+            gradient_norm: Program::new("gradient_norm", &[include_str!("gradient_norm.cu")], &[], 1024, 0),
             update: plain("update", &[RULE, include_str!("update.cu")]),
             card,
         }

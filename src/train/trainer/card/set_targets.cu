@@ -1,5 +1,5 @@
-// Writes the differences of target classes from f32, softmax less both shares. A thread takes a pair; a launch covers a part of the
-// classes.
+// Writes the differences of target classes from f32: softmax less the share of label smoothing and that of the target. A thread takes
+// a pair; a launch covers a part of the classes.
 
 struct Info {
     u32 count;   // pairs

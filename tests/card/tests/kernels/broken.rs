@@ -5,9 +5,9 @@
 
 use crate::attention::Attention;
 use crate::card::{Arg, Card, card_sm};
-use crate::head::{Products, Step};
 use crate::nvrtc::Source;
 use crate::product::{BIAS, Kernel, Product};
+use crate::step::{Products, Step};
 use crate::values::noise;
 
 /// Old text, new text, and words of the report that must follow.
@@ -169,21 +169,27 @@ fn wrong_descriptor_gives_other_values() {
 fn faults_of_a_training_step_are_reported() {
     // Several tiles of depth in each product, and rows and classes beyond a tile.
     let step = Step::new(130, 136, 160);
-    let right = Products::new(Kernel::Large, true);
-    let faults = [
+    let of_mma = [
         ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
         ("__syncwarp();\n        end_tile", "end_tile", "another lane"),
         ("info);\n        __syncwarp();", "info);", "another lane"),
     ];
-    let run = |change: &dyn Fn(&mut Products)| {
-        let mut products = right.clone();
-        change(&mut products);
-        step.run(&products, true).problems
-    };
-    // Its lanes exchange values behind their last read, which the card takes for a barrier.
-    reported(&right.statistics, &faults[..2], |source| run(&|products| products.statistics = source.clone()));
-    reported(&right.difference, &faults, |source| run(&|products| products.difference = source.clone()));
-    reported(&right.gradient, &faults, |source| run(&|products| products.gradient = source.clone()));
+    let of_wgmma = [
+        (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),
+        ("    __syncwarp();\n    end_tile", "    end_tile", "another lane"),
+    ];
+    for kernel in [Kernel::Large, Kernel::Wgmma].into_iter().filter(|kernel| Kernel::all().contains(kernel)) {
+        let faults: &[Fault] = if kernel == Kernel::Wgmma { &of_wgmma } else { &of_mma };
+        let right = Products::new(kernel, true);
+        let run = |change: &dyn Fn(&mut Products)| {
+            let mut products = right.clone();
+            change(&mut products);
+            step.run(&products, true).problems
+        };
+        reported(&right.statistics, faults, |source| run(&|products| products.statistics = source.clone()));
+        reported(&right.difference, faults, |source| run(&|products| products.difference = source.clone()));
+        reported(&right.gradient, faults, |source| run(&|products| products.gradient = source.clone()));
+    }
 }
 
 #[test]

@@ -10,4 +10,5 @@ mod head;
 mod nvrtc;
 mod product;
 mod rows;
+mod step;
 mod values;
