@@ -5,7 +5,7 @@
 //! each.
 //!
 //! Products run on `wgmma` and the copy engine on compute capability 9.0 (`product_wgmma.cu`), on `mma.sync` elsewhere from 8.0 on
-//! (`product.cu`). What happens to their sums is an *end*, a file of its own. Inputs are bf16 and sums f32.
+//! (`product.cu`). What happens to their sums is an *epilogue*, a file of its own. Inputs are bf16 and sums f32.
 
 mod memory;
 mod product;

@@ -17,8 +17,8 @@ const MULTIPROCESSORS: u32 = 108;
 /// Smallest allocation, in bytes. `CubeCL` cannot allocate nothing.
 const LEAST_BYTES: usize = 16;
 
-/// Number of values of one read, 1 MiB.
-const READ_VALUES: usize = 1 << 18;
+/// Bytes of one read.
+const READ_BYTES: usize = 1 << 20;
 
 /// Rows and values of a tile that the copy engine brings.
 const TILE: [usize; 2] = [128, 64];
@@ -119,20 +119,35 @@ impl Card {
     }
 
     /// Waits for the bytes of a buffer. The stream that filled it must be current.
+    ///
+    /// `CubeCL`'s client panics when its thread does; on that thread, the panic becomes an error.
     pub(crate) fn read(&self, buffer: Handle) -> Result<Bytes, String> {
-        self.client.read_one(buffer).map_err(|cause| cause.to_string())
+        let read = self.exclusive(|| self.client.read_one(buffer).map_err(|cause| cause.to_string()));
+        read.unwrap_or_else(|| Err("a thread of the device's runtime failed".to_owned()))
     }
 
     /// Waits for the first `count` values of a buffer of f32. The stream that filled it must be current.
-    ///
-    /// Reads a few values at a time: CUDA's runtime pins a buffer as large as each read and keeps it.
     pub(crate) fn read_f32(&self, buffer: &Handle, count: usize) -> Result<Vec<f32>, String> {
-        let (mut values, width) = (Vec::with_capacity(count), size_of::<f32>());
-        let bytes = buffer.size_in_used();
-        for first in (0..count).step_by(READ_VALUES) {
-            let end = (first + READ_VALUES).min(count) * width;
-            let part = buffer.clone().offset_start((first * width) as u64).offset_end(bytes - end as u64);
-            values.extend(self.read(part)?.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)));
+        self.read_values(buffer, count, |word| f32::from_le_bytes(*word))
+    }
+
+    /// Waits for the first `count` values of a buffer of bf16. The stream that filled it must be current.
+    pub(crate) fn read_bf16(&self, buffer: &Handle, count: usize) -> Result<Vec<bf16>, String> {
+        self.read_values(buffer, count, |pair| bf16::from_le_bytes(*pair))
+    }
+
+    /// Reads a few values of `WIDTH` bytes at a time: CUDA's runtime pins a buffer as large as each read and keeps it.
+    fn read_values<T, const WIDTH: usize>(
+        &self,
+        buffer: &Handle,
+        count: usize,
+        value: impl Fn(&[u8; WIDTH]) -> T,
+    ) -> Result<Vec<T>, String> {
+        let (mut values, bytes) = (Vec::with_capacity(count), buffer.size_in_used());
+        for first in (0..count).step_by(READ_BYTES / WIDTH) {
+            let end = (first + READ_BYTES / WIDTH).min(count) * WIDTH;
+            let part = buffer.clone().offset_start((first * WIDTH) as u64).offset_end(bytes - end as u64);
+            values.extend(self.read(part)?.as_chunks::<WIDTH>().0.iter().map(&value));
         }
         Ok(values)
     }

@@ -44,13 +44,13 @@ impl Tile {
         if self == Self::Small { 64 } else { 128 }
     }
 
-    /// Returns the columns of a result that a warp passes to its end at once.
+    /// Returns the columns of a result that a warp passes to its epilogue at once.
     pub(crate) fn strip(self) -> usize {
         if self == Self::Wgmma { 128 } else { 32 }
     }
 
-    /// Puts a product together. `end` is the file of its end.
-    pub(crate) fn program(self, end: &'static str, definitions: &[(&str, usize)]) -> Program {
+    /// Puts a product together. `epilogue` is its file.
+    pub(crate) fn program(self, epilogue: &'static str, definitions: &[(&str, usize)]) -> Program {
         let mut definitions = definitions.to_vec();
         let side = self.side();
         if self == Self::Wgmma {
@@ -58,16 +58,16 @@ impl Tile {
             let stages = 3;
             definitions.push(("STAGES", stages));
             let shared_bytes = stages * (2 * 128 * 64 * 2 + 16);
-            return Program::new("product", &[end, PRODUCT_WGMMA], &definitions, 9 * 32, shared_bytes);
+            return Program::new("product", &[epilogue, PRODUCT_WGMMA], &definitions, 9 * 32, shared_bytes);
         }
         // Both fit the 48 KiB of every GPU.
         let (warp_rows, stages, blocks, threads) = if self == Self::Small { (32, 4, 4, 128) } else { (64, 3, 2, 256) };
         definitions.extend([("TILE_M", side), ("TILE_N", side), ("WARP_M", warp_rows)]);
         definitions.extend([("STAGES", stages), ("BLOCKS_PER_SM", blocks)]);
-        Program::new("product", &[end, PRODUCT], &definitions, threads, stages * 2 * side * 32 * 2)
+        Program::new("product", &[epilogue, PRODUCT], &definitions, threads, stages * 2 * side * 32 * 2)
     }
 
-    /// Enqueues the product of `left` and the transpose of `right`. `arguments` are those of the end.
+    /// Enqueues the product of `left` and the transpose of `right`. `arguments` are those of the epilogue.
     pub(crate) fn launch(self, card: &Card, program: &Program, [left, right]: [Matrix; 2], mut arguments: Arguments) {
         let sizes = [left.rows, right.rows, left.depth];
         let blocks = left.rows.div_ceil(self.side()) * right.rows.div_ceil(self.side());

@@ -9,6 +9,7 @@ use std::ops::Range;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
+use half::bf16;
 
 use super::PredictError;
 
@@ -122,6 +123,17 @@ fn upload_padded<B: Backend>(
     all.extend_from_slice(values);
     all.resize(rows * columns, pad);
     Tensor::from_data(TensorData::new(all, [rows, columns]), (device, DType::F32))
+}
+
+/// Uploads the classes of a weight matrix in bf16 as a tile, `[rows, columns]`, padded with zeros.
+pub(crate) fn upload_bf16<B: Backend>(
+    mut values: Vec<bf16>,
+    rows: usize,
+    columns: usize,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    values.resize(rows * columns, bf16::ZERO);
+    Tensor::from_data(TensorData::new(values, [rows, columns]), (device, DType::BF16))
 }
 
 /// Downloads an f32 tensor to the host, row-major.

@@ -3,6 +3,7 @@
 use super::EngineKind;
 use super::trainer::Options;
 use super::trainer::card::ROWS;
+use crate::card::Tile;
 use crate::predict::tiles::Compute;
 
 /// Bytes of an f32.
@@ -32,7 +33,7 @@ pub struct HeadBytes {
     pub gradient: u64,
     /// Copies of weights in the format of the products, or for validation.
     pub copies: u64,
-    /// Logits of a tile of rows, or what stands for them.
+    /// Logits of a tile of rows; with own kernels, their statistics and softmax.
     pub logits: u64,
 }
 
@@ -52,8 +53,8 @@ impl HeadSize {
     /// Returns the memory on the device that trains the heads.
     pub fn bytes(self, options: Options) -> HeadBytes {
         let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);
-        if options.own_gpu(usize::try_from(self.dim).unwrap_or(0)).is_some() {
-            return self.bytes_of_own_kernels(options);
+        if let Some((_, capability)) = options.own_gpu(usize::try_from(self.dim).unwrap_or(0)) {
+            return self.bytes_of_own_kernels(options, capability);
         }
         let rows = self.batch_rows.min(options.tiling.rows as u64);
         let logits = self.classes.saturating_mul(rows).saturating_mul(F32_BYTES);
@@ -74,17 +75,19 @@ impl HeadSize {
         }
     }
 
-    /// Returns the memory of a GPU whose own kernels train the heads. Of the logits, it holds statistics of strips of up to 128
-    /// classes, 16 bytes each, and the softmax of a part of the classes in bf16.
-    fn bytes_of_own_kernels(self, options: Options) -> HeadBytes {
+    /// Returns the memory of a GPU whose own kernels train the heads. Of the logits, it holds statistics of strips of classes, 16 bytes
+    /// each, and the softmax of a part of the classes in bf16. Validation copies one head in bf16.
+    fn bytes_of_own_kernels(self, options: Options, capability: u32) -> HeadBytes {
         let of_weights = |bytes: u64| self.weights().saturating_mul(bytes);
         let rows = self.batch_rows.min(ROWS as u64);
+        let statistics = self.classes.div_ceil(Tile::large(capability).strip() as u64).saturating_mul(16);
         let softmax = self.classes.min(options.tiling.classes as u64).saturating_mul(2);
+        let scored = if self.validates { of_weights(2) } else { 0 };
         HeadBytes {
             weights: of_weights(2 * F32_BYTES).saturating_mul(self.heads),
             gradient: of_weights(F32_BYTES),
-            copies: of_weights(2).saturating_mul(self.heads),
-            logits: self.classes.div_ceil(128).saturating_mul(16).saturating_add(softmax).saturating_mul(rows),
+            copies: of_weights(2).saturating_mul(self.heads).saturating_add(scored),
+            logits: statistics.saturating_add(softmax).saturating_mul(rows),
         }
     }
 
@@ -168,10 +171,17 @@ mod tests {
         let tiling = Tiling { rows: 1024, classes: 16_384 };
         let engine = EngineKind::Own { gpu: 0, capability: 90 };
         let options = Options { tiling, compute: Compute::Bf16, engine };
-        let size = HeadSize { classes: 92_366, batch_rows: 8192, ..FULL };
+        let size = HeadSize { classes: 92_366, batch_rows: 8192, validates: false, ..FULL };
         let (own, burn) = (size.bytes(options), size.bytes(Options { engine: EngineKind::Gpu, ..options }));
         assert_eq!(own.logits, 4096 * (722 * 16 + 16_384 * 2));
         assert_eq!(HeadBytes { logits: 0, ..own }, HeadBytes { logits: 0, ..burn });
+        // The strips of `mma.sync` are narrower.
+        let older = Options { engine: EngineKind::Own { gpu: 0, capability: 80 }, ..options };
+        assert_eq!(size.bytes(older), HeadBytes { logits: 4096 * (2887 * 16 + 16_384 * 2), ..own });
+        // Validation copies one head of a sweep.
+        let copies = |heads, validates| HeadSize { heads, validates, ..size }.bytes(options).copies;
+        assert_eq!(copies(3, false), 6 * size.weights());
+        assert_eq!(copies(3, true), 8 * size.weights());
         // Their widths must be a multiple of 8.
         let odd = HeadSize { dim: 767, ..size };
         assert_eq!(odd.bytes(options), odd.bytes(Options { engine: EngineKind::Gpu, ..options }));

@@ -342,8 +342,8 @@ impl<B: Backend> Trainer<B> {
         Ok(loss)
     }
 
-    /// Returns a scorer with the current weights. On a device it shares their memory, so drop it before the next
-    /// update.
+    /// Returns a scorer with the current weights. With burn's kernels on a GPU it shares their memory, otherwise it copies them: drop
+    /// it before the next update.
     ///
     /// # Errors
     /// When the device fails.

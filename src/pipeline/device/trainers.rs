@@ -235,8 +235,8 @@ impl ClassifierTrainers {
         self.run(step).await
     }
 
-    /// Returns a scorer over the current weights of a head. Unload it before the next update: on a GPU it shares the
-    /// weights.
+    /// Returns a scorer over the current weights of a head. Unload it before the next update: it shares the weights, or takes memory
+    /// for a copy.
     ///
     /// # Errors
     /// When the device fails.

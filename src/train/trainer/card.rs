@@ -6,7 +6,7 @@
 //!    joined to `log Σ exp` and to the loss of each row.
 //! 2. For a part of the classes at a time, weight · featuresᵀ again, which stores `softmax − T` in bf16. Where a row has a target
 //!    class, it is computed from the f32 logit of that pair.
-//! 3. This matrix · features. Its end updates the weight, momentum and the bf16 copy of the part, or stores the gradient if the
+//! 3. This matrix · features. Its epilogue updates the weight, momentum and the bf16 copy of the part, or stores the gradient if the
 //!    step has more batches or is clipped.
 
 mod batch;
@@ -29,7 +29,7 @@ use super::{Options, Sgd, TrainError};
 use crate::card::{Card, Matrix, VECTOR};
 use crate::predict::PredictError;
 use crate::predict::scorer::Scorer;
-use crate::predict::tiles::{download, tile_ranges};
+use crate::predict::tiles::{PADDING_BIAS, download, padded_classes, tile_ranges, upload_bf16, upload_rows};
 use crate::train::HeadState;
 
 /// Rows of a batch. Each batch reads all weights, and more than one also a gradient.
@@ -200,9 +200,17 @@ impl<B: Backend> Engine<B> for CardEngine {
         Ok(Cow::Owned(HeadState { classes, dim, weight, bias, weight_momentum, bias_momentum }))
     }
 
-    /// burn offers no way from memory to a tensor of its dispatching backend, so the weights pass through the host.
+    /// burn offers no way from memory to a tensor of its dispatching backend, so the weights pass through the host in bf16, one part at
+    /// a time.
     fn scorer(&self, options: Options, device: &B::Device) -> Result<Scorer<B>, TrainError> {
-        let (weight, bias) = self.read(|part| &part.values)?;
-        Ok(Scorer::new(&weight, &bias, self.classes, self.dim, options.tiling, options.compute, device)?)
+        let (card, width) = (self.kernels.card(), options.tiling.classes);
+        let (mut weights, mut biases) = (Vec::with_capacity(self.parts.len()), Vec::with_capacity(self.parts.len()));
+        for part in &self.parts {
+            let weight = card.read_bf16(&part.copy, part.classes * self.dim).map_err(PredictError::Device)?;
+            weights.push(upload_bf16(weight, padded_classes(part.classes, width), self.dim, device));
+            let bias = card.read_f32(&part.bias(), part.classes).map_err(PredictError::Device)?;
+            biases.extend(upload_rows(&bias, width, PADDING_BIAS, device));
+        }
+        Ok(Scorer::from_tiles(self.classes, self.dim, options.tiling, options.compute, weights, biases, device))
     }
 }
