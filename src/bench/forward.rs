@@ -109,6 +109,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
         pixel_bytes: image as u64,
         host_bytes: machine.limits.memory.0,
         precision: bench.precision,
+        has_own_kernels: options.have_own_kernels(&checkpoint),
     };
     let (device, chosen) = open(machine, needs, bench.batch_size).await?;
     let backbone = device.load_backbone(checkpoint, options).await?;

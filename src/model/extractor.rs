@@ -45,6 +45,14 @@ pub struct ExtractOptions {
     pub pool: Pool,
 }
 
+impl ExtractOptions {
+    /// Returns whether this crate's CUDA kernels compute such features of a backbone, in bf16 on a GPU that can run them.
+    pub fn have_own_kernels(&self, checkpoint: &Checkpoint) -> bool {
+        let config = checkpoint.config();
+        Pooling::resolve(self.pool, config).is_ok_and(|pooling| kernels::cover(config, pooling))
+    }
+}
+
 /// Numerical settings of an extractor; features differ only by the rounding of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numerics {

@@ -38,6 +38,18 @@ pub enum Kernels {
     },
 }
 
+impl Kernels {
+    /// Returns whether a GPU can run kernels of this crate.
+    pub fn has_own(self) -> bool {
+        matches!(self, Self::Own { capability, .. } if capability >= LEAST_CAPABILITY)
+    }
+}
+
+/// Returns whether the kernels cover a model, on a GPU that can run them.
+pub(super) fn cover(config: &BackboneConfig, pooling: Pooling) -> bool {
+    find_gap(config, pooling, LEAST_CAPABILITY).is_none()
+}
+
 /// Returns the first part of a model that the kernels do not cover; `None` if they cover all of it.
 pub(super) fn find_gap(config: &BackboneConfig, pooling: Pooling, capability: u32) -> Option<&'static str> {
     let Body::Plain(plain) = &config.body else { return Some("attention within windows") };
@@ -97,6 +109,11 @@ mod tests {
             assert_eq!(gap(folder, Pooling::ClsMean, 80), None, "{folder}");
             assert_eq!(gap(folder, Pooling::ClsMean, 75), Some("a GPU without bf16"), "{folder}");
         }
+        let covered = |folder: &str| {
+            let checkpoint = Checkpoint::open(&Path::new("tests/reference").join(folder)).unwrap();
+            cover(checkpoint.config(), Pooling::Cls)
+        };
+        assert!(covered("model/vit") && !covered("families/swin"));
         for (folder, expected) in [
             ("families/swin", "attention within windows"),
             ("families/dinov3", "rotary positions"),

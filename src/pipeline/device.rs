@@ -9,7 +9,7 @@
 //! streams in turn. With burn's kernels, the runtime copies pixels from unpinned memory. Such a copy waits for all earlier
 //! work on its stream, and so does a read of results. With one batch per stream, both wait for that batch alone, while
 //! the GPU computes the batches of the other streams. With this crate's own kernels, pixels and features pass through
-//! pinned memory; only the wait for features blocks.
+//! pinned memory. An upload waits for the batch before the last of its stream, from 32 MiB a batch on for the last one.
 
 mod backbone;
 mod encoder;

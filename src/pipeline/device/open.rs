@@ -60,12 +60,15 @@ pub(crate) struct MemoryNeeds {
     pub(crate) host_bytes: u64,
     /// Format of the computation.
     pub(crate) precision: Precision,
+    /// True if this program's own CUDA kernels cover the model. They copy from memory that holds the pixels once more.
+    pub(crate) has_own_kernels: bool,
 }
 
 impl MemoryNeeds {
     /// Returns the needs of a head without a backbone.
     pub(crate) fn for_head(precision: Precision) -> Self {
-        Self { parameters: 0, activation_bytes: 0, pixel_bytes: 0, host_bytes: u64::MAX, precision }
+        let (parameters, activation_bytes, pixel_bytes, host_bytes) = (0, 0, 0, u64::MAX);
+        Self { parameters, activation_bytes, pixel_bytes, host_bytes, precision, has_own_kernels: false }
     }
 }
 
@@ -106,7 +109,7 @@ pub(crate) async fn open(
 ) -> Result<Arc<DeviceWorker>, PipelineError> {
     let batch_size = settings.batch_size;
     let streams = if chosen.is_cuda() { CUDA_STREAMS } else { 1 };
-    let staged = if chosen.is_cuda() { STAGED_BATCHES * streams } else { 0 };
+    let staged = staged_batches(needs, chosen.gpu.as_ref().map(|gpu| kernels(settings, gpu)));
     let host_batches = BATCHES_AHEAD + streams + staged;
     let host_rows = needs.host_bytes / (needs.pixel_bytes * host_batches as u64).max(1);
     if u64::from(batch_size.max(1)) > host_rows {
@@ -160,6 +163,12 @@ pub(crate) async fn open(
     }))
 }
 
+/// Returns the number of batches in memory from which a GPU copies: none, if burn's kernels run.
+fn staged_batches(needs: MemoryNeeds, kernels: Option<Kernels>) -> usize {
+    let own = needs.has_own_kernels && needs.precision == Precision::Bf16 && kernels.is_some_and(Kernels::has_own);
+    if own { STAGED_BATCHES * CUDA_STREAMS } else { 0 }
+}
+
 /// Returns the kernels that may compute features on a GPU.
 fn kernels(settings: DeviceConfig, gpu: &GpuInfo) -> Kernels {
     match settings.kernels {
@@ -210,7 +219,8 @@ mod tests {
 
     fn needs(precision: Precision) -> MemoryNeeds {
         let (activation_bytes, pixel_bytes) = (20 << 20, 150_528);
-        MemoryNeeds { parameters: 86_000_000, activation_bytes, pixel_bytes, host_bytes: 1 << 30, precision }
+        let (parameters, host_bytes) = (86_000_000, 1 << 30);
+        MemoryNeeds { parameters, activation_bytes, pixel_bytes, host_bytes, precision, has_own_kernels: true }
     }
 
     fn gpu(free_bytes: u64) -> GpuInfo {
@@ -237,6 +247,23 @@ mod tests {
         let auto = MachineConfig::default().device;
         assert_eq!(kernels(auto, &gpu(1 << 30)), Kernels::Own { gpu: 3, capability: 80 });
         assert_eq!(kernels(DeviceConfig { kernels: KernelChoice::Burn, ..auto }, &gpu(1 << 30)), Kernels::Burn);
+    }
+
+    #[test]
+    fn only_own_kernels_copy_from_further_batches() {
+        let bf16 = needs(Precision::Bf16);
+        let own = |capability| Some(Kernels::Own { gpu: 0, capability });
+        assert_eq!(staged_batches(bf16, own(80)), 6);
+        let uncovered = MemoryNeeds { has_own_kernels: false, ..bf16 };
+        for (needs, kernels) in [
+            (needs(Precision::F32), own(80)),
+            (uncovered, own(80)),
+            (bf16, own(75)),
+            (bf16, Some(Kernels::Burn)),
+            (bf16, None),
+        ] {
+            assert_eq!(staged_batches(needs, kernels), 0, "{needs:?}, {kernels:?}");
+        }
     }
 
     #[test]
