@@ -25,7 +25,8 @@ pub(in crate::config) struct RawMachine {
 #[serde(deny_unknown_fields, default)]
 pub(in crate::config) struct RawLimits {
     /// Bytes in flight between stages, all together: images, features in memory, held-out images, caption vectors. The join index
-    /// (12 bytes per labelled row), the head and the model come on top.
+    /// (12 bytes per labelled row), the head and the model come on top. On a GPU with own kernels, two batches of images a stream are
+    /// counted only while images stream, but their memory, 120 to 300 MiB, stays pinned until the process ends.
     /// "auto": half of what the container or the machine has, but at least 640 MiB (or all but 48 MiB, if that is less) and at
     /// most 2 GiB. A value over what the container or the machine has is refused.
     pub(in crate::config) memory: MemoryLimit,
@@ -65,8 +66,8 @@ pub(in crate::config) struct RawDevice {
     /// bits of features.
     pub(in crate::config) batch_size: u32,
     /// `auto` or `burn`: kernels that compute features, train classifiers on a GPU, and compute caption vectors on a CPU. `auto`
-    /// takes this program's own, where they cover the model, and burn's otherwise; the log names them. Own kernels need a GPU of
-    /// compute capability 8.0 or later and bf16, for classifiers also features of a multiple of 8 values, or a CPU with AVX2 or NEON.
+    /// takes this program's own, where they cover the model, and burn's otherwise; the log names them. On a GPU they need
+    /// capability 8.0 and bf16; classifiers also need features with a multiple of 8 values. On a CPU they need AVX2 or NEON.
     /// The two round differently, so another choice changes the last bits of all results.
     pub(in crate::config) kernels: KernelChoice,
 }

@@ -1,24 +1,24 @@
-//! A backbone of this crate's own kernels: loading, and one forward pass.
+//! A backbone of this crate's own kernels: its buffers, and one forward pass.
+
+mod load;
 
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
+use load::Load;
+
 use super::Kernels;
-use super::product::{Epilogue, Product};
+use super::product::Product;
 use super::transfer::{Features, Transfers};
 use crate::card::{Arguments, Card, Program, Tile};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{FeedForward, PlainConfig, ProjectionHead};
+use crate::model::config::{FeedForward, PlainConfig};
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::load::Loader;
-use crate::model::plain::load_embeddings;
 use crate::model::pooling::Pooling;
 
 const ROW: &str = include_str!("row.cu");
-
-/// Multiple to which the pixels of a patch are padded: the depth of a tile.
-const PATCH_MULTIPLE: usize = 64;
 
 /// Queries of a block of attention, and keys of a tile.
 const ATTENTION_TILE: usize = 64;
@@ -281,174 +281,6 @@ impl Pool {
             ..Arguments::default()
         };
         card.launch(&self.program, images, arguments);
-    }
-}
-
-/// Reader of a checkpoint's layers.
-struct Load<'a, B: Backend> {
-    card: &'a Card,
-    checkpoint: &'a Checkpoint,
-    plain: &'a PlainConfig,
-    loader: &'a Loader<'a, B>,
-    sizes: Sizes,
-}
-
-impl<B: Backend> Load<'_, B> {
-    /// Returns the values of a patch with its padding.
-    fn patch_pitch(&self) -> usize {
-        let patch = self.checkpoint.config().patch_px as usize;
-        (3 * patch * patch).next_multiple_of(PATCH_MULTIPLE)
-    }
-
-    fn patches(&self, side: usize, grid: usize) -> Result<Patches, ModelError> {
-        let config = self.checkpoint.config();
-        let Sizes { images, tokens, leading, hidden, .. } = self.sizes;
-        let name = layout::names(config.family).patch;
-        let (patch, pitch) = (config.patch_px as usize, self.patch_pitch());
-        let area = patch * patch;
-        // From [hidden, channel, row, column] to the order of pixels in an image.
-        let published = self.loader.values(format!("{name}.weight"))?;
-        let mut weight = Vec::with_capacity(hidden * pitch);
-        for kernel in published.chunks_exact(3 * area) {
-            weight.extend((0..area).flat_map(|cell| (0..3).map(move |channel| kernel[channel * area + cell])));
-            weight.resize(weight.len().next_multiple_of(pitch), 0.0);
-        }
-        let [first, positions] = load_embeddings(config, self.plain, grid, self.loader)?;
-        let mut bias = positions.unwrap_or_else(|| vec![0.0; grid * grid * hidden]);
-        if self.plain.biases.patch {
-            let shift = self.loader.values(format!("{name}.bias"))?;
-            bias.chunks_exact_mut(hidden).for_each(|row| row.iter_mut().zip(&shift).for_each(|(to, by)| *to += by));
-        }
-        let product = Product::new(self.card, (&weight, &bias), pitch, images * grid * grid, Epilogue::Embedding);
-        let sizes = [images, side, patch, grid, pitch, hidden, leading, tokens];
-        let mut numbers: Vec<u32> = sizes.map(|size| size as u32).to_vec();
-        let preprocessor = self.checkpoint.preprocessor();
-        let (rescale, mean, std) = (preprocessor.rescale, preprocessor.mean, preprocessor.std);
-        numbers.extend(std.map(|std| (rescale / std).to_bits()));
-        numbers.extend(std::array::from_fn::<_, 3, _>(|channel| (-mean[channel] / std[channel]).to_bits()));
-        // A thread writes eight values of a patch or of a leading token.
-        let threads = images * (grid * grid * pitch + leading * hidden) / 8;
-        Ok(Patches {
-            program: Program::new("patches", &[include_str!("patches.cu")], &[], 256, 0),
-            blocks: threads.div_ceil(256),
-            leading: self.card.upload_f32(first.unwrap_or_default()),
-            numbers,
-            projection: product.with_image(grid * grid, tokens),
-        })
-    }
-
-    fn norm(&self, name: &str) -> Result<Norm, ModelError> {
-        let upload = |kind: &str| Ok(self.card.upload_f32(self.loader.values(format!("{name}.{kind}"))?));
-        Ok(Norm {
-            program: Program::new(
-                "layer_norm",
-                &[ROW, include_str!("norm.cu")],
-                &[("HIDDEN", self.sizes.hidden)],
-                256,
-                0,
-            ),
-            weight: upload("weight")?,
-            bias: upload("bias")?,
-            rows: self.sizes.rows(),
-            epsilon: self.loader.norm_epsilon as f32,
-        })
-    }
-
-    /// Loads linear layers of the same input as one product. `scale` names a `LayerScale` of the result.
-    fn linear(
-        &self,
-        parts: &[(String, bool)],
-        [input, out]: [usize; 2],
-        epilogue: Epilogue,
-        scale: Option<String>,
-    ) -> Result<Product, ModelError> {
-        let (mut weight, mut bias) = self.loader.joined_values(parts, out)?;
-        if let Some(scale) = scale {
-            let scale = self.loader.values(scale)?;
-            for (row, factor) in weight.chunks_exact_mut(input).zip(&scale) {
-                for value in row.iter_mut() {
-                    *value *= factor;
-                }
-            }
-            bias.iter_mut().flatten().zip(&scale).for_each(|(value, factor)| *value *= factor);
-        }
-        let bias = bias.unwrap_or_else(|| vec![0.0; out]);
-        Ok(Product::new(self.card, (&weight, &bias), input, self.sizes.rows(), epilogue))
-    }
-
-    fn block(&self, index: u32) -> Result<Block, ModelError> {
-        let config = self.checkpoint.config();
-        let (names, biases) = (layout::names(config.family), self.plain.biases);
-        let Sizes { hidden, inner, .. } = self.sizes;
-        let key = |part: &str| names.block(index, part);
-        let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
-        let [query, key_part, value] = names.query_key_value;
-        let query_key_value = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
-        let single = |part: &str, bias: bool| [(key(part), bias)];
-        Ok(Block {
-            attention_norm: self.norm(&key(names.attention_norm))?,
-            query_key_value: self.linear(&query_key_value, [hidden, 3 * hidden], Epilogue::Bias, None)?,
-            attention_output: self.linear(
-                &single(names.attention_output, biases.attention_output),
-                [hidden, hidden],
-                Epilogue::Residual,
-                scale(names.attention_scale),
-            )?,
-            mlp_norm: self.norm(&key(names.mlp_norm))?,
-            inner: self.linear(
-                &single(names.inner, biases.mlp),
-                [hidden, inner],
-                Epilogue::Activation(config.activation),
-                None,
-            )?,
-            outer: self.linear(
-                &single(names.outer, biases.mlp),
-                [inner, hidden],
-                Epilogue::Residual,
-                scale(names.mlp_scale),
-            )?,
-        })
-    }
-
-    /// Loads the final norm for each part of the feature, and the projection behind it.
-    fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Product>), ModelError> {
-        let Sizes { images, tokens, leading, hidden, feature_dim, .. } = self.sizes;
-        let width = feature_dim / shape.taps.len().max(1);
-        let projection = match (shape.pooling, self.plain.head) {
-            (Pooling::Head, Some(ProjectionHead::Linear { dim })) => {
-                let weight = self.loader.values(layout::PROJECTION)?;
-                let values = (weight.as_slice(), vec![0.0; dim]);
-                Some(Product::new(self.card, (values.0, &values.1), hidden, images, Epilogue::Bias))
-            }
-            _ => None,
-        };
-        let code = match shape.pooling {
-            Pooling::Cls | Pooling::Head => 0,
-            Pooling::Mean => 1,
-            Pooling::ClsMean => 2,
-            Pooling::MeanBeforeNorm => 3,
-        };
-        let pool = |(place, block): (usize, &u32)| {
-            let norm = self.norm(layout::final_norm(self.checkpoint.config(), self.plain))?;
-            let column = place * width;
-            let [pitch, first] = if projection.is_some() { [hidden, 0] } else { [feature_dim, column] };
-            let sizes = [tokens, leading, pitch, first].map(|size| size as u32);
-            Ok(Pool {
-                block: *block as usize,
-                program: Program::new(
-                    "pool",
-                    &[ROW, include_str!("pool.cu")],
-                    &[("HIDDEN", hidden), ("POOLING", code)],
-                    128,
-                    0,
-                ),
-                numbers: sizes.into_iter().chain([norm.epsilon.to_bits(), 0]).collect(),
-                norm,
-                column,
-            })
-        };
-        let pools = shape.taps.iter().enumerate().map(pool).collect::<Result<_, _>>()?;
-        Ok((pools, projection))
     }
 }
 

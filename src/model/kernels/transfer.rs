@@ -45,7 +45,10 @@ impl Transfers {
         let stream = StreamId::current();
         let sizes: Vec<usize> = bytes.chunks(PIECE).map(<[u8]>::len).collect();
         let staged = self.call(move |server| {
-            // Frees the pinned memory of the upload before the last one. The GPU has read it.
+            // Frees pinned memory of earlier uploads. A flush waits for what this stream had to do before its previous flush, and frees
+            // the memory of the uploads among it. Below 64 pieces (32 MiB) a batch, the previous flush was the one here: this one waits
+            // for the batch before the last. From 64 pieces on, `CubeCL` also flushes at the first launch behind an upload: that launch
+            // waits for the previous batch of the stream, and the flush here for the last upload, whose memory it frees.
             server.flush(stream)?;
             server.staging(&sizes, stream)
         })?;
