@@ -43,6 +43,6 @@ pub enum PredictError {
         classes: usize,
     },
     /// The device failed.
-    #[error("the device failed while scoring: {0}")]
+    #[error("the device failed: {0}")]
     Device(String),
 }

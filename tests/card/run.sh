@@ -17,24 +17,33 @@ source "$(dirname "$0")/common.sh"
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
 forward=(--checkpoint "$work/sample/models/vit-tiny" --rows 12 --batch-size 4 --passes 1)
-# Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts.
+# Pixels of 590 kB a batch: their upload has two pieces.
+pieces=(--checkpoint "$work/sample/models/vit-tiny" --rows 96 --batch-size 48 --passes 0)
+# Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts; more rows than a batch
+# holds.
 declare -A head=(
     [whole]="--classes 300 --dim 64 --batch-size 64 --steps 8 --log-every 2 --learning-rate 1"
     [clipped]="--classes 301 --dim 72 --batch-size 129 --micro-batch 100 --steps 3 --log-every 1 --learning-rate 5 --clip-norm 0.05
         --label-smoothing 0.1 --weight-decay 0.01"
     [parts]="--classes 16600 --dim 16 --batch-size 40 --steps 2 --log-every 1 --learning-rate 5 --label-smoothing 0.1 --weight-decay 0.01"
+    [rows]="--classes 40 --dim 8 --batch-size 4100 --steps 2 --log-every 1 --learning-rate 5"
 )
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
     [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" 768 1 12 224 16
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
+    "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
     local name
     for name in "${!head[@]}"; do
         rm -rf "$work/cpu-head-$name"
         # shellcheck disable=SC2086
         "$program" --quiet bench head ${head[$name]} -m "$work/cpu.toml" --save "$work/cpu-head-$name" --json > "$work/cpu-head-$name.json"
     done
+    rm -rf "$work/cpu-head-resumed"
+    # shellcheck disable=SC2086
+    "$program" --quiet bench head ${head[whole]} --resume "$work/cpu-head-whole" -m "$work/cpu.toml" --save "$work/cpu-head-resumed" --json \
+        > "$work/cpu-head-resumed.json"
 }
 
 # devices: the program accepts each generation that the toolkit knows, and says which toolkit the others need.
@@ -85,11 +94,18 @@ transfers() {
         grep -q "\"copies $kind pinned memory\": 21," "$at"/calls.*.log || fail "$kind pinned memory: $(grep -oh "copies $kind[^,]*" "$at"/calls.*.log)"
     done
     echo "transfers: 21 batches, each uploaded and downloaded once from and to pinned memory"
+    on 90 12.9 "$at-pieces" timeout 300 "$program" --quiet bench forward "${pieces[@]}" -m "$work/cuda.toml" --features "$at-pieces.bin" --json \
+        > "$at-pieces.json"
+    no_problems "$at-pieces"
+    "$python" "$card/compare.py" features "$at-pieces.bin" "$work/cpu-pieces.bin" "$forward_limit"
+    # Two batches, and one to warm up each stream.
+    grep -q '"copies HtoD from pinned memory": 10,' "$at-pieces"/calls.*.log || fail "pieces: $(grep -oh "copies HtoD from[^,]*, " "$at-pieces"/calls.*.log)"
+    echo "transfers: 5 batches, each uploaded in two pieces"
 }
 
 # assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B and for the head, and none of them spills registers.
 assembled() {
-    local log part reports=0
+    local log part count reports=0
     local -A arguments=(
         [forward]="forward --checkpoint $work/vit-block --rows 128 --batch-size 128 --passes 0"
         [whole]="head --classes 1000 --batch-size 128 --steps 1"
@@ -101,21 +117,23 @@ assembled() {
         on "$1" "$2" "$log" env EMUCUDA_EXECUTE=0 EMUCUDA_PTXAS="$work/cuda-$2/bin/ptxas" timeout 300 "$program" --quiet bench \
             ${arguments[$part]} -m "$work/cuda.toml" --json > "$log.json"
         no_problems "$log"
+        count=$(find "$log/modules" -name '*.ptxas' | wc -l)
+        [ "$count" -gt 0 ] || fail "ptxas took no kernel of $part for sm_$1"
         ! grep -l '[1-9][0-9]* bytes spill' "$log"/modules/*.ptxas || fail "kernels for sm_$1 spill registers"
-        reports=$((reports + $(find "$log/modules" -name '*.ptxas' | wc -l)))
+        reports=$((reports + count))
     done
-    [ "$reports" -gt 20 ] || fail "ptxas took only $reports kernels for sm_$1"
     echo "sm_$1 with CUDA $2: $reports kernels assembled without spills"
 }
 
 # head_training SM TOOLKIT MACHINE KERNELS NAME: the head's training with some settings and the kernels that MACHINE asks for, against
-# the CPU.
+# the CPU. `resumed` continues `whole`.
 head_training() {
-    local sm=$1 toolkit=$2 machine=$3 name=$5 at=$work/numbers-$1-$3-head-$5 file races=1
+    local sm=$1 toolkit=$2 machine=$3 name=$5 at=$work/numbers-$1-$3-head-$5 file races=1 arguments=${head[$5]:-}
     [ "$4" = burn ] || races=lanes
+    [ "$name" != resumed ] || arguments="${head[whole]} --resume $work/numbers-$1-$3-head-whole-saved"
     rm -rf "$at-saved"
     # shellcheck disable=SC2086
-    on "$sm" "$toolkit" "$at" timeout 600 "$program" --quiet bench head ${head[$name]} -m "$work/$machine.toml" --save "$at-saved" --json \
+    on "$sm" "$toolkit" "$at" timeout 600 "$program" --quiet bench head $arguments -m "$work/$machine.toml" --save "$at-saved" --json \
         > "$at.json"
     no_problems "$at"
     grep -q "\"kernels\": \"$4\"" "$at.json" || fail "the kernels are not $4: $(grep kernels "$at.json")"
@@ -139,10 +157,11 @@ dropped_wait() {
     echo "dropped wait: noticed"
 }
 
-# failure NAME CALLS: a failing call ends the program with exit code 5 and one line.
+# failure NAME CALLS COMMAND…: a failing call ends the benchmark with exit code 5 and one line.
 failure() {
-    local name=$1 log=$work/failure code=0 lines
-    on 90 12.9 "$log" env EMUCUDA_FAIL="$2" timeout 300 "$program" --quiet bench forward "${forward[@]}" -m "$work/cuda.toml" --json \
+    local name=$1 calls=$2 log=$work/failure code=0 lines
+    shift 2
+    on 90 12.9 "$log" env EMUCUDA_FAIL="$calls" timeout 300 "$program" --quiet bench "$@" -m "$work/cuda.toml" --json \
         > "$log.json" 2> "$log.err" || code=$?
     lines=$(wc -l < "$log.err")
     [ "$code" -eq 5 ] && [ "$lines" -eq 1 ] || fail "$name: exit code $code, $lines lines instead of 1: $(head -3 "$log.err")"
@@ -160,6 +179,8 @@ devices
         head_training 80 12.4 cuda mma.sync "$name"
         head_training 90 12.9 cuda wgmma "$name"
     done
+    head_training 80 12.4 cuda mma.sync resumed
+    head_training 90 12.9 cuda wgmma resumed
     head_training 80 12.4 burn burn whole
 } &
 other=$!
@@ -170,7 +191,11 @@ forward_pass 90 12.9 burn burn "$burn_limit"
 transfers
 wait "$other"
 dropped_wait
-failure "out of memory" cuMemAllocAsync:2+:2,cuMemAlloc_v2:1+:2
-failure "illegal address" cuLaunchKernel:60:700
-failure "lost card" cuMemcpyDtoHAsync_v2:2:999
-failure "bad module" cuModuleLoadData:5:218
+failure "out of memory" cuMemAllocAsync:2+:2,cuMemAlloc_v2:1+:2 forward "${forward[@]}"
+failure "illegal address" cuLaunchKernel:60:700 forward "${forward[@]}"
+failure "lost card" cuMemcpyDtoHAsync_v2:2:999 forward "${forward[@]}"
+failure "bad module" cuModuleLoadData:5:218 forward "${forward[@]}"
+read -ra whole <<< "${head[whole]}"
+failure "illegal address in training" cuLaunchKernel:20:700 head "${whole[@]}"
+failure "lost card in training" cuMemcpyDtoHAsync_v2:2:999 head "${whole[@]}"
+failure "bad module in training" cuModuleLoadData:3:218 head "${whole[@]}"
