@@ -147,6 +147,16 @@ impl References {
         scoring.finish()
     }
 
+    /// Tells whether an id has references.
+    pub fn contains(&self, id: &str) -> bool {
+        self.texts.contains_key(id)
+    }
+
+    /// Returns the ids with references, sorted.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.texts.keys().map(AsRef::as_ref)
+    }
+
     /// Starts to score captions one by one; `path` names them in errors.
     pub fn scoring(&self, path: &str) -> Scoring<'_> {
         Scoring { references: self, path: path.to_owned(), caption_of: BTreeMap::new(), without_reference: 0 }
@@ -167,7 +177,7 @@ impl Scoring<'_> {
     /// # Errors
     /// When the id has one already.
     pub fn add(&mut self, id: &str, caption: &str) -> Result<(), CaptionEvaluateError> {
-        if !self.references.texts.contains_key(id) {
+        if !self.references.contains(id) {
             self.without_reference += 1;
             return Ok(());
         }
@@ -180,25 +190,16 @@ impl Scoring<'_> {
         }
     }
 
-    /// Checks that an id added so far has references.
-    ///
-    /// # Errors
-    /// When none has.
-    pub fn check(&self) -> Result<(), CaptionEvaluateError> {
-        if self.caption_of.is_empty() {
-            let (captions, references) = (self.path.clone(), self.references.path.clone());
-            return Err(CaptionEvaluateError::NoCommonId { captions, references });
-        }
-        Ok(())
-    }
-
     /// Returns the scores.
     ///
     /// # Errors
     /// When no id has references.
     pub fn finish(self) -> Result<CaptionScores, CaptionEvaluateError> {
-        self.check()?;
-        let Self { references, mut caption_of, without_reference, .. } = self;
+        let Self { references, path, mut caption_of, without_reference } = self;
+        if caption_of.is_empty() {
+            let references = references.path.clone();
+            return Err(CaptionEvaluateError::NoCommonId { captions: path, references });
+        }
         let texts = &references.texts;
         let captions: Vec<Vec<String>> = texts.keys().map(|id| caption_of.remove(id).unwrap_or_default()).collect();
         let references: Vec<Vec<Vec<String>>> =

@@ -162,7 +162,16 @@ fn unusable_checkpoints_and_files_are_refused_in_one_sentence() {
     let others = dir.path().join("others.csv");
     std::fs::write(&others, "id,caption\nanother image,a dog\n").unwrap();
     let references = format!("references = '{}'\n", others.display());
-    refuse(&copy, &references, 3, "no id of `captions.csv` is in");
+    let expected = format!("no id of `{}` (`caption.images`) is in", pictures.display());
+    refuse(&copy, &references, 3, &expected);
+    let ids = dir.path().join("ids.csv");
+    std::fs::write(&ids, "id,image_url\na,0.png\nb,1.png\nb,1.png\na,0.png\n").unwrap();
+    std::fs::write(&others, "id,caption\na,a dog\n").unwrap();
+    let with_ids = format!("{references}ids = '{}'\n", ids.display());
+    let expected = format!("`{}` (`caption.ids`) has the id `a` twice: references need each id once", ids.display());
+    refuse(&copy, &with_ids, 3, &expected);
+    std::fs::write(&others, "id,caption\nc,a dog\n").unwrap();
+    refuse(&copy, &with_ids, 3, &format!("no id of `{}` (`caption.ids`) is in", ids.display()));
     assert!(!run_dir.exists(), "captions are generated before the refusal");
     refuse(&copy, "output = 'captions.txt'\n", 2, "`caption.output`");
     let options = std::fs::read_to_string(copy.join("generation_config.json")).unwrap();

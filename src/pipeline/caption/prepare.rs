@@ -1,9 +1,11 @@
 //! Checks before captions are generated: inputs, models, limits and the files of the run directory.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::caption::References;
+use crate::catalog::url_hash;
 use crate::config::{CaptionConfig, ConfigError, Problem, Stage};
 use crate::device::SelectedDevice;
 use crate::model::ModelError;
@@ -82,7 +84,7 @@ pub(super) async fn prepare(ctx: &RunContext) -> Result<PreparedCaptions, Pipeli
     let references = match &settings.references {
         Some(name) => {
             let references = read_references(store, name).await?;
-            check_references(store, &references, &ids, &settings.output).await?;
+            check_references(store, &settings, &references, (&ids, &test_set)).await?;
             Some(references)
         }
         None => None,
@@ -120,17 +122,42 @@ async fn read_references(store: &Store, name: &str) -> Result<References, Pipeli
     References::read(&*content, Store::redact(name)).map_err(|error| PipelineError::Input(chain(&error)))
 }
 
-/// Checks that the captions of the ids, which will be written to `output`, can be scored against the references.
+/// Checks that an id has references, and that no id with references comes twice.
 async fn check_references(
     store: &Store,
+    settings: &CaptionConfig,
     references: &References,
-    ids: &IdSource,
-    output: &str,
+    (ids, test_set): (&IdSource, &TestSet),
 ) -> Result<(), PipelineError> {
-    let refused = |error| PipelineError::Input(chain(&error));
-    let mut scoring = references.scoring(output);
-    visit_ids(store, ids, |id| scoring.add(id.id, "").map_err(refused)).await?;
-    scoring.check().map_err(refused)
+    let source = match ids {
+        IdSource::File(name) => format!("`{}` (`caption.ids`)", Store::redact(name)),
+        IdSource::Images { .. } => {
+            let names: Vec<&str> = settings.images.iter().map(|name| Store::redact(name)).collect();
+            format!("`{}` (`caption.images`)", names.join("`, `"))
+        }
+    };
+    let mut found = HashSet::new();
+    let is_common = match ids {
+        IdSource::File(_) => {
+            visit_ids(store, ids, |id| {
+                if !references.contains(id.id) || found.insert(Box::<str>::from(id.id)) {
+                    return Ok(());
+                }
+                let what = format!("{source} has the id `{}` twice: references need each id once", id.id);
+                Err(PipelineError::Input(what))
+            })
+            .await?;
+            !found.is_empty()
+        }
+        // Each image is one id, and its name was hashed when the images were listed: they need not be read again.
+        IdSource::Images { .. } => references.ids().any(|id| test_set.urls().position(url_hash(id)).is_some()),
+    };
+    if is_common {
+        return Ok(());
+    }
+    let name = settings.references.as_deref().map(Store::redact).unwrap_or_default();
+    let what = format!("no id of {source} is in `{name}` (`caption.references`): do they belong together?");
+    Err(PipelineError::Input(what))
 }
 
 impl CaptionModel {
