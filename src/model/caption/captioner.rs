@@ -78,10 +78,10 @@ impl<B: Backend> Captioner<B> {
         self.captions_with(&self.generation, pixels, rows)
     }
 
-    /// Generates captions of black images, so that all kernels are compiled and tuned: the longest ones, for `rows` images, for
-    /// half as many, and so on down to one.
+    /// Generates captions of black images, so that all kernels are compiled and tuned: the longest ones, for `rows` images and
+    /// for every power of two below.
     ///
-    /// Images whose captions are complete leave their batch, and tuning tells sizes apart by powers of two.
+    /// Images whose captions are complete leave their batch, and tuning rounds sizes up to powers of two.
     ///
     /// # Errors
     /// As [`Self::captions`].
@@ -89,7 +89,7 @@ impl<B: Backend> Captioner<B> {
         let mut longest = self.generation.clone();
         longest.min_length = usize::MAX;
         let image_bytes = 3 * (self.size_px as usize).pow(2);
-        for rows in std::iter::successors(Some(rows), |rows| Some(rows / 2)).take_while(|rows| *rows > 0) {
+        for rows in warm_up_sizes(rows) {
             self.captions_with(&longest, vec![0; rows * image_bytes], rows)?;
         }
         Ok(())
@@ -116,5 +116,30 @@ impl<B: Backend> Captioner<B> {
         let projected = bridge.forward(states.reshape([rows * tokens, hidden]));
         let [_, width] = projected.dims();
         projected.reshape([rows, tokens, width])
+    }
+}
+
+/// Returns `rows` and every power of two below it, in descending order: for each batch of at most `rows`, one of them is rounded
+/// up to the same power of two.
+fn warm_up_sizes(rows: usize) -> impl Iterator<Item = usize> {
+    let below = std::iter::successors(Some(rows.next_power_of_two() / 2), |size| Some(size / 2));
+    std::iter::once(rows).chain(below).take_while(|size| *size > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_is_tuned_as_a_size_of_the_warm_up() {
+        assert_eq!(warm_up_sizes(24).collect::<Vec<_>>(), [24, 16, 8, 4, 2, 1]);
+        assert_eq!(warm_up_sizes(0).count(), 0);
+        // A batch of a beam search has `beams` rows for each image.
+        for (rows, beams) in (1..=130).flat_map(|rows| (1..=6).map(move |beams| (rows, beams))) {
+            let tuned: Vec<usize> = warm_up_sizes(rows).map(|size| (size * beams).next_power_of_two()).collect();
+            for images in 1..=rows {
+                assert!(tuned.contains(&(images * beams).next_power_of_two()), "{images} of {rows}, {beams} beams");
+            }
+        }
     }
 }
