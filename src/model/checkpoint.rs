@@ -175,24 +175,27 @@ impl Checkpoint {
     /// Returns the scale and bias of the similarities between the two towers; `None` if the files hold one tower.
     ///
     /// # Errors
-    /// When a file cannot be read, or no logit would be finite.
+    /// When a file cannot be read, the scale is 0 or infinite in an f32, or the bias is not finite.
     pub fn pairing(&self) -> Result<Option<Pairing>, ModelError> {
-        let read = |name: &str| -> Result<Option<f32>, ModelError> {
+        let read = |name: &'static str, fits: fn(f32) -> bool, must: &str| -> Result<Option<f32>, ModelError> {
             let Some(tensor) = self.weights.tensors().get(name).filter(|tensor| tensor.elements() == 1) else {
                 return Ok(None);
             };
-            Ok(self.weights.read(tensor)?.first().copied())
+            match self.weights.read(tensor)?.first().copied() {
+                Some(value) if !fits(value) => {
+                    Err(ModelError::value(self.weights.file(tensor), name, format!("is `{value}`; {must}")))
+                }
+                value => Ok(value),
+            }
         };
         if !self.config.family.is_paired() {
             return Ok(None);
         }
-        let Some(log_scale) = read("logit_scale")? else { return Ok(None) };
-        let bias = read("logit_bias")?.unwrap_or(0.0);
-        if log_scale.exp().is_finite() && bias.is_finite() {
-            return Ok(Some(Pairing { log_scale, bias }));
-        }
-        let problem = format!("is `{log_scale}` and `logit_bias` is `{bias}`: no logit is a finite number");
-        Err(ModelError::value(&self.dir, "logit_scale", problem))
+        // With a scale of 0, all captions would have one score.
+        let must = "its exponential, the scale of all logits, must lie between 1.2e-38 and 3.4e38";
+        let Some(log_scale) = read("logit_scale", |value| value.exp().is_normal(), must)? else { return Ok(None) };
+        let bias = read("logit_bias", f32::is_finite, "it must be finite")?.unwrap_or(0.0);
+        Ok(Some(Pairing { log_scale, bias }))
     }
 
     /// Returns the preprocessing that the checkpoint was trained with.

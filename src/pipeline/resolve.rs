@@ -187,6 +187,13 @@ pub(crate) fn paired_encoder_dir(config: &RunConfig, snapshot: Option<&Path>) ->
     snapshot.map(Path::to_owned).or_else(named)
 }
 
+/// Returns whether training starts from the projection of the backbone's pair, if the features have the width of its vectors.
+pub(crate) fn starts_paired(config: &RunConfig) -> bool {
+    // Heads that score together start at random, or those of one layer would all be the same.
+    let is_single = config.train().is_some_and(|train| train.ensemble.is_none());
+    is_single && matches!(config.head(), HeadConfig::Text { hidden: 0, encoder } if encoder.is_paired())
+}
+
 /// Returns whether a head needs a device although no backbone does.
 pub(crate) fn needs_device_alone(config: &RunConfig) -> bool {
     config.published_dim().is_some() && (config.train().is_some() || config.predict().is_some())
@@ -237,6 +244,10 @@ pub(crate) fn resolve_backbone(
     if matches!(config.head(), HeadConfig::Paired { .. }) && checkpoint.pairing().map_err(model_error)?.is_none() {
         let what = format!("`{}` has no `logit_scale`: name a checkpoint with both towers", model.checkpoint);
         return Err(refuse_key("model.checkpoint", what));
+    }
+    if starts_paired(config) {
+        // Training needs the scale after all features are computed.
+        checkpoint.pairing().map_err(model_error)?;
     }
     let fingerprint = checkpoint.fingerprint().map_err(model_error)?;
     let shape = FeatureShape { dim, precision: model.precision };

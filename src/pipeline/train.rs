@@ -31,7 +31,7 @@ use crate::pipeline::device::{DeviceWorker, model_error};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::finished::FinishedStage;
 use crate::pipeline::observe::report::{CatalogReport, MixingReport, StageRemarks, TrainingReport};
-use crate::pipeline::resolve::{FeatureShape, ResolvedModel};
+use crate::pipeline::resolve::{FeatureShape, ResolvedModel, starts_paired};
 use crate::predict::metrics;
 use crate::telemetry::{Party, StageProgress, StageTimer};
 use crate::train::text::MemberSpec;
@@ -124,8 +124,6 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
     let finished = FinishedStage::new(&ctx.dir, "train", [generation.as_str()]);
     let known = tokio::task::block_in_place(|| read_finished(ctx, &finished, settings.trials.len()))?;
     let closed_form = settings.method != HeadMethod::Sgd;
-    // Heads that score together start at random, or those of one layer would all be the same.
-    let is_ensemble = settings.ensemble.is_some();
     let job = || TrainJob {
         ctx: ctx.clone(),
         features: Arc::new(features),
@@ -146,10 +144,9 @@ pub(crate) async fn run(ctx: &RunContext, input: TrainInput<'_>) -> Result<Train
         HeadConfig::Classes => train(job(), ClassifierHead { classes: catalog.classes }).await?,
         // The configuration has no training with a paired head.
         HeadConfig::Paired { .. } => None,
-        HeadConfig::Text { hidden, encoder: settings } => {
+        HeadConfig::Text { hidden, .. } => {
             let encoder = model.text_encoder()?;
-            let starts_paired = settings.is_paired() && *hidden == 0 && !is_ensemble;
-            let pairing = if starts_paired && shape.dim == encoder.checkpoint.dim() {
+            let pairing = if starts_paired(&ctx.config) && shape.dim == encoder.checkpoint.dim() {
                 model.backbone()?.checkpoint.pairing().map_err(model_error)?
             } else {
                 None

@@ -172,6 +172,34 @@ fn text_head_starts_from_the_paired_projection() {
 }
 
 #[test]
+fn unusable_scale_is_refused_before_features_are_computed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run_dir, copy) = (dir.path().join("run"), dir.path().join("copy"));
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(fixture("siglip")).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let weights = copy.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let at = header + tensors["logit_scale"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::to_le_bytes(-1000.0));
+    std::fs::write(&weights, bytes).unwrap();
+    let config = pipeline(&run_dir, &[("[train]", "[text]\nencoder = 'paired'\n\n[head]\nkind = 'text'\n\n[train]")]);
+    let tiny = config.lines().find(|line| line.starts_with("checkpoint = ")).unwrap();
+    let trained = config.replace(tiny, &format!("checkpoint = '{}'\nlayer = -1", copy.display()));
+    let original = fixture("siglip").display().to_string();
+    let ranked = zero_shot(&run_dir, "siglip", "").replace(&original, &copy.display().to_string());
+    for text in [trained, ranked] {
+        let out = run(&["run", "--config", &write(dir.path(), &text)]);
+        let expected = format!("`{}`: `logit_scale` is `-1000`", weights.display());
+        assert!(out.status.code() == Some(5) && stderr_of(&out).contains(&expected), "{}", stderr_of(&out));
+        assert!(!run_dir.join("features").exists());
+    }
+}
+
+#[test]
 fn features_of_several_layers_train_one_head() {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");

@@ -188,6 +188,11 @@ impl WeightReader {
         &self.tensors
     }
 
+    /// Returns the path of the file that holds a tensor.
+    pub(in crate::model) fn file(&self, tensor: &StoredTensor) -> &Path {
+        &self.files[tensor.file]
+    }
+
     /// Returns the paths of the weight files in a fixed order; the index of sharded files comes first.
     pub(in crate::model) fn files(&self, dir: &Path) -> Vec<PathBuf> {
         let index = dir.join(INDEX);
