@@ -77,6 +77,9 @@ pub(super) struct Norm<B: Backend> {
     gamma: Tensor<B, 1>,
     beta: Tensor<B, 1>,
     epsilon: f64,
+    /// Whether the mean is subtracted first. burn's backend for CPUs computes the variance as E[x²] − E[x]², which cancels where
+    /// the values of a token are nearly equal.
+    centred: bool,
 }
 
 impl<B: Backend> Norm<B> {
@@ -85,7 +88,7 @@ impl<B: Backend> Norm<B> {
             let length = values.len();
             Tensor::from_data(TensorData::new(values, [length]), (device, DType::F32))
         };
-        Self { gamma: vector(gamma), beta: vector(beta), epsilon }
+        Self { gamma: vector(gamma), beta: vector(beta), epsilon, centred: B::name(device).contains("flex") }
     }
 
     /// Normalises `[…, width]`; the output has the format of the input.
@@ -96,8 +99,12 @@ impl<B: Backend> Norm<B> {
 
     /// Normalises `[…, width]`; the output is f32.
     pub(super) fn forward_f32<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
+        let mut input = cast_to(input, DType::F32);
+        if self.centred {
+            input = input.clone() - input.mean_dim(D - 1);
+        }
         let normed = B::layer_norm(
-            cast_to(input, DType::F32).into_primitive().tensor(),
+            input.into_primitive().tensor(),
             self.gamma.clone().into_primitive().tensor(),
             Some(self.beta.clone().into_primitive().tensor()),
             self.epsilon,
@@ -268,5 +275,27 @@ impl<B: Backend> PatchEmbedding<B> {
         let tokens = self.projection.forward(cast_to(patches, format));
         let [_, hidden] = tokens.dims();
         tokens.reshape([rows, grid * grid, hidden])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::flex::FlexDevice;
+
+    use super::*;
+    use crate::model::{Any, AnyDevice};
+
+    #[test]
+    fn norm_of_nearly_equal_values_does_not_cancel() {
+        let device = AnyDevice::Flex(FlexDevice);
+        let values: Vec<f32> = (0..8_u8).map(|step| 1000.0 + f32::from(step) / 64.0).collect();
+        let norm = Norm::<Any>::new(vec![1.0; 8], vec![0.0; 8], 1e-6, &device);
+        let input = Tensor::<Any, 2>::from_data(TensorData::new(values, [1, 8]), (&device, DType::F32));
+        let found = norm.forward_f32(input).into_data().to_vec::<f32>().unwrap();
+        let deviation = (5.25 / 64.0_f64.powi(2) + 1e-6).sqrt();
+        for (step, found) in found.iter().enumerate() {
+            let expected = (step as f64 - 3.5) / 64.0 / deviation;
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "value {step} is {found}, not {expected}");
+        }
     }
 }
