@@ -76,7 +76,7 @@ pub struct ForwardReport {
 /// Runs a backbone over images in memory.
 ///
 /// # Errors
-/// When a file, the checkpoint or the device cannot be used.
+/// When a file, the checkpoint or the device cannot be used, or a feature is not a finite number.
 pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<ForwardReport, PipelineError> {
     let started = Instant::now();
     let checkpoint = Checkpoint::open(&bench.checkpoint).map_err(model_error)?;
@@ -84,7 +84,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
     let options = ExtractOptions { size_px, layers: bench.layers.clone(), pool: bench.pool };
     let flop_per_image = checkpoint.flop_per_image(size_px, &bench.layers).map_err(model_error)?;
     let parts = checkpoint.feature_parts(&options.layers, options.pool).map_err(model_error)?;
-    let feature_dim = parts.iter().sum();
+    let feature_dim: usize = parts.iter().sum();
     let image = 3 * size_px as usize * size_px as usize;
     let pixels = match &bench.pixels {
         Some(path) => {
@@ -120,6 +120,12 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
         }
     })
     .await?;
+    if let Some(bad) = features.iter().position(|value| !value.is_finite()) {
+        let (image, path) = (bad / feature_dim.max(1), bench.checkpoint.display());
+        return Err(PipelineError::Model(format!(
+            "the feature of image {image}, from 0, is not a finite number: the weights of `{path}` are unusable"
+        )));
+    }
     if let Some(path) = &bench.features {
         let stored = features.iter().map(|value| match bench.precision {
             Precision::Bf16 => half::bf16::from_f32(*value).to_f32(),

@@ -106,6 +106,36 @@ fn features_do_not_depend_on_batch_size() {
 }
 
 #[test]
+fn features_that_are_not_finite_are_not_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(corpus().join("models/vit-tiny")).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let weights = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // NaN in every format.
+    bytes[header..].fill(0xff);
+    std::fs::write(&weights, bytes).unwrap();
+    let (checkpoint, features) = (dir.path().display().to_string(), dir.path().join("features"));
+    let out = run(&[
+        "bench",
+        "forward",
+        "--checkpoint",
+        &checkpoint,
+        "--rows",
+        "2",
+        "--passes",
+        "1",
+        "--features",
+        features.to_str().unwrap(),
+    ]);
+    assert_eq!(out.status.code(), Some(5), "{}", stderr_of(&out));
+    assert!(stderr_of(&out).contains("the feature of image 0, from 0, is not a finite number"), "{}", stderr_of(&out));
+    assert!(!features.exists());
+}
+
+#[test]
 fn caption_vectors_do_not_depend_on_their_neighbours() {
     let dir = tempfile::tempdir().unwrap();
     let encoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/text/bert").display().to_string();
