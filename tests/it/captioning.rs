@@ -164,12 +164,12 @@ fn unusable_checkpoints_and_files_are_refused_in_one_sentence() {
     let references = format!("references = '{}'\n", others.display());
     let expected = format!("no id of `{}` (`caption.images`) is in", pictures.display());
     refuse(&copy, &references, 3, &expected);
-    let ids = dir.path().join("ids.csv");
-    std::fs::write(&ids, "id,image_url\na,0.png\nb,1.png\nb,1.png\na,0.png\n").unwrap();
-    std::fs::write(&others, "id,caption\na,a dog\n").unwrap();
+    let ids = dir.path().join("ids.tsv");
     let with_ids = format!("{references}ids = '{}'\n", ids.display());
-    let expected = format!("`{}` (`caption.ids`) has the id `a` twice: references need each id once", ids.display());
+    std::fs::write(&ids, "id\timage_url\na\t0.png\na\t1.png\n").unwrap();
+    let expected = format!("rows 0 and 1 of `{}` have the same id `a`", ids.display());
     refuse(&copy, &with_ids, 3, &expected);
+    std::fs::write(&ids, "id\timage_url\na\t0.png\nb\t1.png\n").unwrap();
     std::fs::write(&others, "id,caption\nc,a dog\n").unwrap();
     refuse(&copy, &with_ids, 3, &format!("no id of `{}` (`caption.ids`) is in", ids.display()));
     assert!(!run_dir.exists(), "captions are generated before the refusal");

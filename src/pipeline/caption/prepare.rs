@@ -1,6 +1,5 @@
 //! Checks before captions are generated: inputs, models, limits and the files of the run directory.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -122,7 +121,7 @@ async fn read_references(store: &Store, name: &str) -> Result<References, Pipeli
     References::read(&*content, Store::redact(name)).map_err(|error| PipelineError::Input(chain(&error)))
 }
 
-/// Checks that an id has references, and that no id with references comes twice.
+/// Checks that an id has references. No id comes twice: a file that repeats one was refused when it was read.
 async fn check_references(
     store: &Store,
     settings: &CaptionConfig,
@@ -136,18 +135,15 @@ async fn check_references(
             format!("`{}` (`caption.images`)", names.join("`, `"))
         }
     };
-    let mut found = HashSet::new();
     let is_common = match ids {
         IdSource::File(_) => {
+            let mut is_common = false;
             visit_ids(store, ids, |id| {
-                if !references.contains(id.id) || found.insert(Box::<str>::from(id.id)) {
-                    return Ok(());
-                }
-                let what = format!("{source} has the id `{}` twice: references need each id once", id.id);
-                Err(PipelineError::Input(what))
+                is_common |= references.contains(id.id);
+                Ok(())
             })
             .await?;
-            !found.is_empty()
+            is_common
         }
         // Each image is one id, and its name was hashed when the images were listed: they need not be read again.
         IdSource::Images { .. } => references.ids().any(|id| test_set.urls().position(url_hash(id)).is_some()),
