@@ -182,7 +182,7 @@ fn unusable_scale_is_refused_before_features_are_computed() {
     let weights = copy.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let tensors: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
     let at = header + tensors["logit_scale"]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[at..at + 4].copy_from_slice(&f32::to_le_bytes(-1000.0));
     std::fs::write(&weights, bytes).unwrap();
