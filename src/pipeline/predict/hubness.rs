@@ -258,17 +258,21 @@ mod tests {
     fn sinkhorn(similarities: &[Vec<f64>], strength: f64, rounds: usize) -> Vec<f64> {
         let mut odds: Vec<Vec<f64>> =
             similarities.iter().map(|row| row.iter().map(|value| (strength * value).exp()).collect()).collect();
-        let mut scaled = vec![1.0_f64; CAPTIONS];
+        let mut scaled = [1.0_f64; CAPTIONS];
         for round in 0..rounds {
             if round > 0 {
                 for row in &mut odds {
                     let sum: f64 = row.iter().sum();
-                    row.iter_mut().for_each(|value| *value /= sum);
+                    for value in row.iter_mut() {
+                        *value /= sum;
+                    }
                 }
             }
             for (caption, scaled) in scaled.iter_mut().enumerate() {
                 let sum: f64 = odds.iter().map(|row| row[caption]).sum();
-                odds.iter_mut().for_each(|row| row[caption] /= sum);
+                for row in &mut odds {
+                    row[caption] /= sum;
+                }
                 *scaled *= sum;
             }
         }
