@@ -8,8 +8,10 @@ use super::{Answers, Cca, CcaShrinkage, ClosedFormError, Covariances, Ridge, ndc
 use crate::train::text::{TextHead, TextMap, centre_and_normalise};
 use crate::types::HeadMethod;
 
-/// Shrinkages to try.
+/// Shrinkages of features to try.
 pub const SHRINKAGES: [f64; 6] = [0.003, 0.01, 0.03, 0.1, 0.3, 0.6];
+/// Shrinkages of captions to try, the most cautious first.
+const CAPTION_SHRINKAGES: [f64; 5] = [0.3, 0.1, 0.03, 0.01, 0.003];
 /// Powers of the correlations to try; a high one relies on the strongest correlations.
 const POWERS: [f64; 5] = [2.0, 1.0, 0.5, 0.25, 0.0];
 /// Shares of the directions to try.
@@ -143,14 +145,13 @@ impl Choice<'_> {
             return Ok(());
         };
         // Of equal scores the largest shrinkage counts.
-        for own in SHRINKAGES.iter().rev() {
-            let shrinkage = CcaShrinkage { features: *own, captions: *own };
+        for features in SHRINKAGES.iter().rev() {
+            let shrinkage = CcaShrinkage { features: *features, ..DEFAULT_CCA_SHRINKAGE };
             let cca = Cca::new(self.covariances, shrinkage)?;
             self.try_cca(&cca, shrinkage, cca.correlations.len(), DEFAULT_POWER);
         }
         let features = self.best.as_ref().map_or(DEFAULT_CCA_SHRINKAGE.features, |(_, best)| best.shrinkage);
-        let ways: Vec<CcaShrinkage> =
-            SHRINKAGES.iter().rev().map(|captions| CcaShrinkage { features, captions: *captions }).collect();
+        let ways = CAPTION_SHRINKAGES.map(|captions| CcaShrinkage { features, captions });
         let mut scores = Vec::new();
         for way in &ways {
             let cca = Cca::new(self.covariances, *way)?;
