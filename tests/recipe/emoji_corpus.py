@@ -6,7 +6,9 @@
 
 Standard library only; the same packages give the same bytes. PACKAGES holds the files of `npm pack`. 750 things are chosen by hash:
 600 seen and 150 unseen. The drawings of three hands of the seen things are the training images, with captions in ten languages.
-The drawings of the fourth hand (apple) are the test images, with captions in eight other languages.
+The drawings of the fourth hand (apple) are the test images, with captions in eight other languages. If PACKAGES/more has the files of
+emoji-datasource-messenger@4.1.0, emojione-assets@4.5.0 and emoji-datasource-google@3.0.0, what these three hands drew of the seen things
+is among the training images too.
 
     train.tsv, train_image_pixels/*.csv      pairs and images in the published layout
     seen.*, unseen.*                         .csv images, .tsv ids, .truth.csv right captions with language, .list.csv captions to rank
@@ -26,6 +28,12 @@ ASKED = ["it", "tr", "ko", "ar", "hi", "sv", "vi", "fi"]
 # Things need names in these languages, too.
 OTHERS = ["zh", "cs", "th", "hu", "id", "uk", "ro", "fa", "bn", "he", "da", "sw"]
 SEEN, UNSEEN, SHARDS = 600, 150, 6
+# Older packages, in PACKAGES/more: the hand, the package, and the folder of the drawings in it.
+MORE_HANDS = [
+    ("messenger", "emoji-datasource-messenger", "/64/"),
+    ("emojione", "emojione-assets", "png/64/"),
+    ("google-old", "emoji-datasource-google", "/64/"),
+]
 TARGET = "caption_title_and_reference_description"
 
 
@@ -97,9 +105,16 @@ def main():
         own = lambda name: name.split("/")[-1] if f"img/{hand}/64/" in name and name.split("/")[-1] in images else None
         for image, data in read(packages, f"emoji-datasource-{hand}", own).items():
             drawings[hand, image] = data
+    hands = list(HANDS)
+    plain = {image.replace("-fe0f", ""): image for image in images}
+    for hand, package, folder in MORE_HANDS if (packages / "more").is_dir() else []:
+        known = lambda name: plain.get(name.split("/")[-1].replace("-fe0f", "")) if folder in name else None
+        drawings |= {(hand, image): data for image, data in read(packages / "more", package, known).items()}
+        hands.append(hand)
     (out / "train_image_pixels").mkdir(parents=True)
     seen, unseen = chosen[:SEEN], chosen[SEEN:]
-    training = sorted(((hand, *thing) for hand in HANDS for thing in seen), key=lambda own: digest("shard", *own))
+    drawn = ((hand, *thing) for hand in hands for thing in seen if (hand, thing[0]) in drawings)
+    training = sorted(drawn, key=lambda own: digest("shard", *own))
     for number in range(SHARDS):
         rows = (row(hand, image, drawings) for hand, image, _ in training[number::SHARDS])
         (out / f"train_image_pixels/part-{number:05}.csv").write_text("".join(rows))
