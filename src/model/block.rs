@@ -77,8 +77,8 @@ pub(super) struct Norm<B: Backend> {
     gamma: Tensor<B, 1>,
     beta: Tensor<B, 1>,
     epsilon: f64,
-    /// Whether the mean is subtracted first. burn's backend for CPUs computes the variance as the mean square less the squared mean,
-    /// which cancels where the values of a token are nearly equal.
+    /// `true` on a CPU: a token's mean is subtracted before burn normalises it. burn's backend for CPUs computes the variance as the
+    /// mean square less the squared mean, which cancels where the values of a token are nearly equal.
     centred: bool,
 }
 

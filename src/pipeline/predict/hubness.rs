@@ -90,7 +90,7 @@ pub(super) struct Odds {
     finished: usize,
     /// `log Σ exp` of each caption's logits in this round so far.
     sums: Vec<f64>,
-    /// What the finished rounds subtract from the logits of each caption.
+    /// Value that the finished rounds subtract from the logits of each caption.
     subtracted: Vec<f64>,
     /// Factor of these logits relative to those that are corrected.
     factor: f32,

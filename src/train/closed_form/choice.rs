@@ -144,7 +144,7 @@ impl Choice<'_> {
             self.try_cca(&cca, DEFAULT_CCA_SHRINKAGE, cca.correlations.len(), DEFAULT_POWER);
             return Ok(());
         };
-        // Of equal scores the largest shrinkage counts.
+        // The largest shrinkage comes first, so it counts among equal scores.
         for features in SHRINKAGES.iter().rev() {
             let shrinkage = CcaShrinkage { features: *features, ..DEFAULT_CCA_SHRINKAGE };
             let cca = Cca::new(self.covariances, shrinkage)?;

@@ -60,7 +60,7 @@ struct Product {
     result_bytes: u64,
 }
 
-/// What a kernel computed.
+/// Output of a kernel.
 struct Computed {
     kernel: String,
     format: Format,

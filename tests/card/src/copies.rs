@@ -52,7 +52,7 @@ impl<T> Pending<T> {
         if self.groups.len() > leave { self.groups.pop_front() } else { None }
     }
 
-    /// Whether nothing remains to be done.
+    /// Returns whether no copy remains to be made.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.groups.iter().all(Vec::is_empty)
     }

@@ -34,7 +34,7 @@ const SEVERAL_LANES: u8 = 254;
 /// Initialisation of an `mbarrier`.
 struct Init {
     stamp: Stamp,
-    /// Whether `fence.mbarrier_init` followed.
+    /// `true` once `fence.mbarrier_init` followed the initialisation.
     fenced: bool,
 }
 

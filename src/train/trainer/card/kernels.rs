@@ -43,7 +43,7 @@ impl Rule {
     }
 }
 
-/// What becomes of a gradient.
+/// Use of a gradient at the end of its product.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Use {
     /// It is stored.

@@ -10,7 +10,7 @@ use crate::ptx::{Class, Operand, Statement};
 use crate::races::{Access, Moment};
 use crate::tensor_map::TensorMap;
 
-/// What the engine copies, between global memory and a place in shared memory.
+/// Data that the engine copies between global memory and a place in shared memory.
 enum What {
     Tile { map: TensorMap, at: [i32; 5], shared: u64 },
     Bytes { global: u64, shared: u64, bytes: u64 },
@@ -75,7 +75,7 @@ pub struct Bulk {
 /// A copy out of shared memory, which a thread waits for by groups.
 pub struct Store {
     what: What,
-    /// What the warp had seen when it issued the copy; none without a search for races.
+    /// Clocks of the warp when it issued the copy; none without a search for races.
     moment: Option<Box<Moment>>,
 }
 

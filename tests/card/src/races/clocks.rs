@@ -31,7 +31,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// Whether the memory may change.
+    /// Returns whether the access may change the memory.
     #[inline(always)]
     pub fn writes(self) -> bool {
         !matches!(self, Self::Read | Self::ReadTogether)
@@ -47,7 +47,7 @@ impl Access {
     }
 }
 
-/// What a warp has seen when it issued an asynchronous access.
+/// Clocks of a warp when it issued an asynchronous access.
 pub struct Moment {
     pub clock: Clock,
     pub fenced: Clock,
@@ -64,7 +64,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Whether another warp made the access, and nothing orders it before this warp.
+    /// Returns whether another warp made the access and nothing orders it before this warp.
     #[inline(always)]
     pub fn unordered(self, clock: &Clock, warp: usize) -> bool {
         usize::from(self.warp) != warp && self.clock > clock[usize::from(self.warp)]

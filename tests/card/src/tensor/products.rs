@@ -20,7 +20,7 @@ pub struct Product {
     pub right: u64,
     /// Whether it adds to the sums.
     pub adds: bool,
-    /// What the warp had seen when it issued the product; none without a search for races.
+    /// Clocks of the warp when it issued the product; none without a search for races.
     pub moment: Option<Box<Moment>>,
 }
 
