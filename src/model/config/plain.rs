@@ -3,6 +3,7 @@
 use super::{Activation, FeedForward, Keys, MAX_LAYERS, MAX_WIDTH, check_heads, check_range};
 use crate::model::error::ModelError;
 use crate::model::family::Family;
+use crate::model::pooling::Pooling;
 
 /// Upper bound on register tokens. Far above published models.
 const MAX_REGISTERS: u64 = 1 << 10;
@@ -86,6 +87,15 @@ impl PlainConfig {
     /// Returns the number of tokens before the patches.
     pub(in crate::model) fn leading_tokens(&self) -> usize {
         usize::from(self.cls) + usize::from(self.distillation) + self.registers
+    }
+
+    /// Returns whether the feature of a block needs its first token alone.
+    pub(in crate::model) fn pools_first_token(&self, pooling: Pooling) -> bool {
+        match pooling {
+            Pooling::Cls => true,
+            Pooling::Head => matches!(self.head, Some(ProjectionHead::Linear { .. })),
+            Pooling::Mean | Pooling::ClsMean | Pooling::MeanBeforeNorm => false,
+        }
     }
 }
 

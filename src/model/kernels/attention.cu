@@ -1,9 +1,10 @@
 // softmax(query · keyᵀ · scale) · value for each image and head, from packed query, key and value.
 //
-// `packed` is [images · tokens, 3 · heads · WIDTH], `out` is [images · tokens, heads · WIDTH]. A block of four warps has 64 queries of
-// one head, a warp 16 of them. Keys and values pass in tiles of 64, one tile ahead (flash attention: running maximum and sum of each
-// query in f32, scores never stored). Any number of tokens; WIDTH is a multiple of 8, and zeros fill it up to a multiple of 16. A row in
-// shared memory is 16 bytes longer than that, an odd number of chunks, so that eight rows of a chunk lie in eight groups of banks.
+// `packed` is [images · tokens, 3 · heads · WIDTH]; `out` is [images · queries, heads · WIDTH], for the first tokens of each image. A
+// block of four warps has 64 queries of one head, a warp 16 of them. Keys and values pass in tiles of 64, one tile ahead (flash
+// attention: running maximum and sum of each query in f32, scores never stored). Any number of tokens; WIDTH is a multiple of 8, and
+// zeros fill it up to a multiple of 16. A row in shared memory is 16 bytes longer than that, an odd number of chunks, so that eight
+// rows of a chunk lie in eight groups of banks.
 
 constexpr int TILE = 64; // keys of a tile, and queries of a block
 constexpr int PADDED = (WIDTH + 15) / 16 * 16;
@@ -15,20 +16,20 @@ struct Info {
     u32 tokens;
     u32 heads;
     float scale; // of scores, times log2(e)
-    u32 unused;
+    u32 queries; // of an image; at most `tokens`
 };
 
 extern __shared__ __align__(128) u8 memory[];
 
 extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, bf16* out, const __grid_constant__ Info info) {
     const u32 lane = threadIdx.x % 32, warp = warp_index();
-    const u32 tokens = info.tokens, hidden = info.heads * WIDTH;
-    const u32 blocks = (tokens + TILE - 1) / TILE;
+    const u32 tokens = info.tokens, wanted = info.queries, hidden = info.heads * WIDTH;
+    const u32 blocks = (wanted + TILE - 1) / TILE, tiles = (tokens + TILE - 1) / TILE;
     const u32 first = blockIdx.x % blocks * TILE, head = blockIdx.x / blocks % info.heads;
     const u64 image = blockIdx.x / blocks / info.heads;
     const bf16* query = packed + image * tokens * 3 * hidden + head * WIDTH;
     const bf16 *key = query + hidden, *value = key + hidden;
-    const u32 base = shared_address(memory), tiles = blocks;
+    const u32 base = shared_address(memory);
 
     // Four threads copy every fourth chunk of a row and of the one 32 rows on. A pointer to an absent row is never followed.
     const u32 own_row = threadIdx.x / 4, own_chunk = threadIdx.x % 4;
@@ -61,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
 #pragma unroll
         for (int part = 0; part < 4; part++) sums[i][part] = 0.0f;
     // Warps without a query only copy.
-    const bool works = first + warp * 16 < tokens;
+    const bool works = first + warp * 16 < wanted;
 
     for (u32 tile = 0; tile < tiles; tile++) {
         if (tile + 1 < tiles) {
@@ -158,11 +159,11 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
                 pack(sums[i][2 * half] * factor, sums[i][2 * half + 1] * factor);
     }
     __syncwarp();
-    bf16* to = out + (image * tokens + first + warp * 16) * hidden + head * WIDTH;
+    bf16* to = out + (image * wanted + first + warp * 16) * hidden + head * WIDTH;
 #pragma unroll
     for (u32 at = lane; at < 16 * CHUNKS; at += 32) {
         const u32 row = at / CHUNKS, chunk = at % CHUNKS;
-        if (first + warp * 16 + row < tokens)
+        if (first + warp * 16 + row < wanted)
             *reinterpret_cast<uint4*>(to + (u64)row * hidden + chunk * 8) = *reinterpret_cast<const uint4*>(own + row * PITCH + chunk * 16);
     }
 }

@@ -45,7 +45,6 @@ pub(in crate::model) struct CardBackbone {
     patches: Patches,
     first_norm: Option<Norm>,
     blocks: Vec<Block>,
-    attention: Attention,
     pools: Vec<Pool>,
     projection: Option<Product>,
     sizes: Sizes,
@@ -69,6 +68,14 @@ impl Sizes {
     fn rows(&self) -> usize {
         self.images * self.tokens
     }
+}
+
+/// Tokens for which a block computes all behind its query, key and value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tokens {
+    All,
+    /// The first one of each image. The last block needs no other for a feature that is this token.
+    First,
 }
 
 #[derive(Debug)]
@@ -101,6 +108,8 @@ struct Norm {
     weight: Handle,
     bias: Handle,
     rows: usize,
+    /// Values from row to row of its input.
+    pitch: usize,
     epsilon: f32,
 }
 
@@ -115,10 +124,13 @@ struct Attention {
 struct Block {
     attention_norm: Norm,
     query_key_value: Product,
+    attention: Attention,
     attention_output: Product,
     mlp_norm: Norm,
     inner: Product,
     outer: Product,
+    /// Values from row to row of the residual stream, of the tokens that the block computes.
+    pitch: usize,
 }
 
 /// Pooling of a block into a part of the feature.
@@ -154,7 +166,11 @@ impl CardBackbone {
         let names = layout::names(checkpoint.config().family);
         let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };
         let last = shape.taps.iter().copied().max().unwrap_or(0);
-        let blocks = (0..=last).map(|index| load.block(index)).collect::<Result<_, _>>()?;
+        let block = |index| {
+            let first_alone = index == last && plain.pools_first_token(shape.pooling);
+            load.block(index, if first_alone { Tokens::First } else { Tokens::All })
+        };
+        let blocks = (0..=last).map(block).collect::<Result<_, _>>()?;
         let (pools, projection) = load.pools(shape)?;
         let pitch = load.patch_pitch();
         let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
@@ -165,9 +181,8 @@ impl CardBackbone {
             wide: card.allocate(images * wide),
             features: card.allocate(images * feature_dim),
         };
-        let attention = Attention::new(plain, sizes);
         let transfers = Transfers::new(gpu);
-        Ok(Self { card, transfers, patches, first_norm, blocks, attention, pools, projection, sizes, buffers })
+        Ok(Self { card, transfers, patches, first_norm, blocks, pools, projection, sizes, buffers })
     }
 
     /// Returns the instruction of the products.
@@ -198,11 +213,11 @@ impl CardBackbone {
         for (index, block) in self.blocks.iter().enumerate() {
             block.attention_norm.launch(card, states, input);
             block.query_key_value.launch(card, input, wide, 3 * hidden);
-            self.attention.launch(card, wide, input);
-            block.attention_output.launch(card, input, states, hidden);
+            block.attention.launch(card, wide, input);
+            block.attention_output.launch(card, input, states, block.pitch);
             block.mlp_norm.launch(card, states, input);
             block.inner.launch(card, input, wide, self.sizes.inner);
-            block.outer.launch(card, wide, states, hidden);
+            block.outer.launch(card, wide, states, block.pitch);
             for pool in self.pools.iter().filter(|pool| pool.block == index) {
                 self.pool(pool);
             }
@@ -242,7 +257,7 @@ impl Norm {
     fn launch(&self, card: &Card, from: &Handle, to: &Handle) {
         let arguments = Arguments {
             buffers: vec![from.clone(), self.weight.clone(), self.bias.clone(), to.clone()],
-            numbers: vec![self.rows as u32, self.epsilon.to_bits()],
+            numbers: vec![self.rows as u32, self.epsilon.to_bits(), self.pitch as u32],
             ..Arguments::default()
         };
         card.launch(&self.program, self.rows.div_ceil(Self::BLOCK), arguments);
@@ -250,15 +265,16 @@ impl Norm {
 }
 
 impl Attention {
-    fn new(plain: &PlainConfig, sizes: Sizes) -> Self {
+    /// Attention of the first `queries` tokens of each image to all.
+    fn new(plain: &PlainConfig, sizes: Sizes, queries: usize) -> Self {
         let width = plain.hidden / plain.heads;
         // A tile of queries, and two tiles each of keys and values; rows are padded to whole products and by 16 bytes.
         let shared_bytes = 5 * ATTENTION_TILE * (2 * width.next_multiple_of(16) + 16);
         let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
         Self {
             program: Program::new("attention", &[include_str!("attention.cu")], &[("WIDTH", width)], 128, shared_bytes),
-            blocks: sizes.images * plain.heads * sizes.tokens.div_ceil(ATTENTION_TILE),
-            numbers: vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), 0],
+            blocks: sizes.images * plain.heads * queries.div_ceil(ATTENTION_TILE),
+            numbers: vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), queries as u32],
         }
     }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 
-use super::{Block, Norm, Patches, Pool, ROW, Shape, Sizes};
+use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes, Tokens};
 use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{PlainConfig, ProjectionHead};
@@ -69,6 +69,7 @@ impl<B: Backend> Load<'_, B> {
         })
     }
 
+    /// Loads a norm of all tokens.
     pub(super) fn norm(&self, name: &str) -> Result<Norm, ModelError> {
         let upload = |kind: &str| Ok(self.card.upload_f32(self.loader.values(format!("{name}.{kind}"))?));
         Ok(Norm {
@@ -82,15 +83,16 @@ impl<B: Backend> Load<'_, B> {
             weight: upload("weight")?,
             bias: upload("bias")?,
             rows: self.sizes.rows(),
+            pitch: self.sizes.hidden,
             epsilon: self.loader.norm_epsilon as f32,
         })
     }
 
-    /// Loads linear layers of the same input as one product. `scale` names a `LayerScale` of the result.
+    /// Loads linear layers of the same input, `[rows, input]`, as one product. `scale` names a `LayerScale` of the result.
     fn linear(
         &self,
         parts: &[(String, bool)],
-        [input, out]: [usize; 2],
+        [rows, input, out]: [usize; 3],
         epilogue: Epilogue,
         scale: Option<String>,
     ) -> Result<Product, ModelError> {
@@ -105,13 +107,18 @@ impl<B: Backend> Load<'_, B> {
             bias.iter_mut().flatten().zip(&scale).for_each(|(value, factor)| *value *= factor);
         }
         let bias = bias.unwrap_or_else(|| vec![0.0; out]);
-        Ok(Product::new(self.card, (&weight, &bias), input, self.sizes.rows(), epilogue))
+        Ok(Product::new(self.card, (&weight, &bias), input, rows, epilogue))
     }
 
-    pub(super) fn block(&self, index: u32) -> Result<Block, ModelError> {
+    pub(super) fn block(&self, index: u32, computed: Tokens) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
-        let Sizes { hidden, inner, .. } = self.sizes;
+        let Sizes { images, tokens, hidden, inner, .. } = self.sizes;
+        let (queries, pitch) = match computed {
+            Tokens::All => (tokens, hidden),
+            Tokens::First => (1, tokens * hidden),
+        };
+        let rows = images * queries;
         let key = |part: &str| names.block(index, part);
         let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
         let [query, key_part, value] = names.query_key_value;
@@ -119,26 +126,33 @@ impl<B: Backend> Load<'_, B> {
         let single = |part: &str, bias: bool| [(key(part), bias)];
         Ok(Block {
             attention_norm: self.norm(&key(names.attention_norm))?,
-            query_key_value: self.linear(&query_key_value, [hidden, 3 * hidden], Epilogue::Bias, None)?,
+            query_key_value: self.linear(
+                &query_key_value,
+                [self.sizes.rows(), hidden, 3 * hidden],
+                Epilogue::Bias,
+                None,
+            )?,
+            attention: Attention::new(self.plain, self.sizes, queries),
             attention_output: self.linear(
                 &single(names.attention_output, biases.attention_output),
-                [hidden, hidden],
+                [rows, hidden, hidden],
                 Epilogue::Residual,
                 scale(names.attention_scale),
             )?,
-            mlp_norm: self.norm(&key(names.mlp_norm))?,
+            mlp_norm: Norm { rows, pitch, ..self.norm(&key(names.mlp_norm))? },
             inner: self.linear(
                 &single(names.inner, biases.mlp),
-                [hidden, inner],
+                [rows, hidden, inner],
                 Epilogue::Activation(config.activation),
                 None,
             )?,
             outer: self.linear(
                 &single(names.outer, biases.mlp),
-                [inner, hidden],
+                [rows, inner, hidden],
                 Epilogue::Residual,
                 scale(names.mlp_scale),
             )?,
+            pitch,
         })
     }
 

@@ -9,6 +9,8 @@ pub struct Attention {
     pub heads: usize,
     pub tokens: usize,
     pub width: usize,
+    /// Tokens of an image for which attention is computed.
+    pub queries: usize,
     packed: Vec<f32>,
 }
 
@@ -17,7 +19,7 @@ impl Attention {
         // Scores differ by a few units: some keys count much more than others.
         let packed =
             noise(7, images * tokens * 3 * heads * width).into_iter().map(|value| round(value * 1.5)).collect();
-        Self { images, heads, tokens, width, packed }
+        Self { images, heads, tokens, width, queries: tokens, packed }
     }
 
     pub fn source(width: usize) -> Source {
@@ -26,11 +28,11 @@ impl Attention {
 
     pub fn try_run(&self, source: &Source) -> (Vec<String>, Vec<f32>) {
         let mut card = Card::new();
-        let count = self.images * self.tokens * self.heads * self.width;
+        let count = self.images * self.queries * self.heads * self.width;
         let (packed, out) = (card.bf16(&self.packed), card.results(count));
         let scale = std::f32::consts::LOG2_E / (self.width as f32).sqrt();
-        let info = Arg::Info(vec![self.tokens as u32, self.heads as u32, scale.to_bits(), 0]);
-        let blocks = self.images * self.heads * self.tokens.div_ceil(64);
+        let info = Arg::Info(vec![self.tokens as u32, self.heads as u32, scale.to_bits(), self.queries as u32]);
+        let blocks = self.images * self.heads * self.queries.div_ceil(64);
         let shared = 5 * 64 * (2 * self.width.next_multiple_of(16) as u32 + 16);
         let problems = card.try_run(source, blocks, 128, shared, &[Arg::Pointer(packed), Arg::Pointer(out), info]);
         let found = card.read(out, count);
@@ -38,8 +40,10 @@ impl Attention {
     }
 
     fn check(&self) {
-        let what =
-            format!("{} images, {} heads, {} tokens, width {}", self.images, self.heads, self.tokens, self.width);
+        let what = format!(
+            "{} images, {} heads, {} of {} tokens, width {}",
+            self.images, self.heads, self.queries, self.tokens, self.width
+        );
         let (problems, found) = self.try_run(&Self::source(self.width));
         assert!(problems.is_empty(), "{what}: {problems:#?}");
         let hidden = self.heads * self.width;
@@ -50,7 +54,7 @@ impl Attention {
                     let at = (image * self.tokens + token) * 3 * hidden + part * hidden + head * self.width;
                     &self.packed[at..at + self.width]
                 };
-                for query in 0..self.tokens {
+                for query in 0..self.queries {
                     let dot = |key: usize| {
                         let pairs = line(query, 0).iter().zip(line(key, 1));
                         f64::from(pairs.map(|(one, other)| one * other).sum::<f32>()) / (self.width as f64).sqrt()
@@ -59,7 +63,7 @@ impl Attention {
                     let most = scores.iter().copied().fold(f64::MIN, f64::max);
                     let shares: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
                     let sum: f64 = shares.iter().sum();
-                    let to = (image * self.tokens + query) * hidden + head * self.width;
+                    let to = (image * self.queries + query) * hidden + head * self.width;
                     for (key, share) in shares.iter().enumerate() {
                         let values = line(key, 2);
                         exact[to..to + self.width]
@@ -80,6 +84,13 @@ fn attention_is_right_for_any_token_count() {
     for [images, heads, tokens] in [[3, 2, 1], [1, 1, 16], [2, 3, 17], [1, 2, 64], [1, 1, 65], [2, 1, 197], [1, 1, 257]]
     {
         Attention::new(images, heads, tokens, 64).check();
+    }
+}
+
+#[test]
+fn attention_of_the_first_tokens_alone_is_right() {
+    for [queries, tokens] in [[1, 1], [1, 197], [1, 70], [17, 70], [65, 130]] {
+        Attention { queries, ..Attention::new(2, 2, tokens, 64) }.check();
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Product {
     pub rows: usize,
     pub columns: usize,
     pub depth: usize,
+    /// Values from row to row of the result.
+    pub pitch: usize,
     /// Patches and tokens of an image.
     pub image: [usize; 2],
     pub left: Vec<f32>,
@@ -71,6 +73,7 @@ impl Product {
             rows,
             columns,
             depth,
+            pitch: columns,
             image: [rows, rows],
             left: noise(1, rows * depth),
             right: noise(2, columns * depth),
@@ -84,6 +87,11 @@ impl Product {
         let rows = images * patches;
         let (bias, old) = (noise(3, patches * columns), noise(4, images * tokens * columns));
         Self { image: [patches, tokens], bias, old, ..Self::new(rows, columns, depth) }
+    }
+
+    /// A product whose result's rows lie apart.
+    pub fn apart(self, pitch: usize) -> Self {
+        Self { pitch, old: noise(4, self.rows * pitch), ..self }
     }
 
     pub fn exact(&self, row: usize, column: usize) -> f64 {
@@ -101,7 +109,7 @@ impl Product {
             args = vec![Card::map(left, self.rows, self.depth), Card::map(right, self.columns, self.depth)];
         }
         args.extend([left, right, bias, out, out].map(Arg::Pointer));
-        let sizes = [self.rows, self.columns, self.depth, self.columns, self.image[0], self.image[1]];
+        let sizes = [self.rows, self.columns, self.depth, self.pitch, self.image[0], self.image[1]];
         args.push(Arg::Info(sizes.map(|size| size as u32).to_vec()));
         let (side, threads, shared) = kernel.launch();
         let blocks = self.rows.div_ceil(side) * self.columns.div_ceil(side);
@@ -121,7 +129,7 @@ impl Product {
         let [patches, tokens] = self.image;
         for row in 0..self.rows {
             for column in 0..self.columns {
-                let (sum, at) = (self.exact(row, column), row * self.columns + column);
+                let (sum, at) = (self.exact(row, column), row * self.pitch + column);
                 match epilogue {
                     EMBED => {
                         let token = row / patches * tokens + tokens - patches + row % patches;
@@ -189,6 +197,13 @@ fn activations_are_right() {
 fn residual_is_added_in_place() {
     for kernel in Kernel::all() {
         Product::new(129, 72, 64).check(kernel, RESIDUAL, 0);
+    }
+}
+
+#[test]
+fn rows_of_a_result_may_lie_apart() {
+    for kernel in Kernel::all() {
+        Product::new(70, 72, 64).apart(5 * 72).check(kernel, RESIDUAL, 0);
     }
 }
 

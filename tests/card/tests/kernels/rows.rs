@@ -17,6 +17,10 @@ fn normalised(row: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
         .collect()
 }
 
+fn norm(hidden: usize) -> Source {
+    Source::new(&["card/common.cu", "model/kernels/row.cu", "model/kernels/norm.cu"], &[("HIDDEN", hidden as u32)])
+}
+
 #[test]
 fn norms_are_right_for_all_widths() {
     for hidden in [8, 64, 192, 384, 768, 1000, 1024, 1408, 1536, 2048] {
@@ -24,22 +28,31 @@ fn norms_are_right_for_all_widths() {
         let (states, weight, bias) = (noise(1, rows * hidden), noise(2, hidden), noise(3, hidden));
         let mut card = Card::new();
         let (from, w, b) = (card.bf16(&states), card.f32(&weight), card.f32(&bias));
-        let source = Source::new(
-            &["card/common.cu", "model/kernels/row.cu", "model/kernels/norm.cu"],
-            &[("HIDDEN", hidden as u32)],
-        );
         // In place.
         let args = [
             Arg::Pointer(from),
             Arg::Pointer(w),
             Arg::Pointer(b),
             Arg::Pointer(from),
-            Arg::Info(vec![rows as u32, EPSILON.to_bits()]),
+            Arg::Info(vec![rows as u32, EPSILON.to_bits(), hidden as u32, 0]),
         ];
-        card.run(&source, rows.div_ceil(8), 256, 0, &args);
+        card.run(&norm(hidden), rows.div_ceil(8), 256, 0, &args);
         let exact: Vec<f64> = states.chunks(hidden).flat_map(|row| normalised(row, &weight, &bias)).collect();
         check(&format!("norm of {hidden}"), &card.read(from, rows * hidden), &exact, 1e-5);
     }
+}
+
+#[test]
+fn norms_take_rows_that_lie_apart() {
+    let (rows, hidden, pitch) = (11, 192, 5 * 192);
+    let (states, weight, bias) = (noise(1, rows * pitch), noise(2, hidden), noise(3, hidden));
+    let mut card = Card::new();
+    let (from, w, b, out) = (card.bf16(&states), card.f32(&weight), card.f32(&bias), card.results(rows * hidden));
+    let info = Arg::Info(vec![rows as u32, EPSILON.to_bits(), pitch as u32, 0]);
+    let [from, w, b, to] = [from, w, b, out].map(Arg::Pointer);
+    card.run(&norm(hidden), rows.div_ceil(8), 256, 0, &[from, w, b, to, info]);
+    let exact: Vec<f64> = states.chunks(pitch).flat_map(|row| normalised(&row[..hidden], &weight, &bias)).collect();
+    check("norm of rows apart", &card.read(out, rows * hidden), &exact, 1e-5);
 }
 
 #[test]
