@@ -4,8 +4,9 @@ compare.py features ONE OTHER LIMIT     raw little-endian f32
 compare.py tensors ONE OTHER LIMIT      f32 tensors of two safetensors files
 compare.py losses ONE OTHER LIMIT       `losses` of two JSON reports of `bench head`
 compare.py differ ONE OTHER             raw files that must not be equal
+compare.py runs ONE OTHER LIMIT         folders of runs with `submission.csv` and `score.json`: NDCG@5 may differ by LIMIT
 
-Prints |one - other| / |other| in the Euclidean norm; NaN and different lengths exceed every limit.
+Of numbers it prints |one - other| / |other| in the Euclidean norm; NaN and different lengths exceed every limit.
 """
 
 import array
@@ -48,11 +49,23 @@ def distance(one, other):
     return math.inf if math.isnan(found) else found
 
 
+def runs(one, other, limit):
+    """Compares two runs by their scores."""
+    scores = [json.loads((Path(path) / "score.json").read_text())["ndcg5"] for path in (one, other)]
+    rows = [(Path(path) / "submission.csv").read_text().splitlines() for path in (one, other)]
+    equal = sum(mine == theirs for mine, theirs in zip(*rows))
+    print(f"NDCG@5 {scores[0]:.4f}, and {scores[1]:.4f} on the CPU; {equal} of {len(rows[1])} rows are equal")
+    apart = abs(scores[0] - scores[1]) > limit or len(rows[0]) != len(rows[1])
+    sys.exit(f"`{one}` is too far from `{other}`" if apart else 0)
+
+
 def main():
     kind, one, other = sys.argv[1:4]
     if kind == "differ":
         equal = Path(one).read_bytes() == Path(other).read_bytes()
         sys.exit(f"`{one}` equals `{other}`" if equal else 0)
+    if kind == "runs":
+        runs(one, other, float(sys.argv[4]))
     read = {"features": features, "tensors": tensors, "losses": losses}[kind]
     found, limit = distance(read(one), read(other)), float(sys.argv[4])
     print(f"{kind}: {found:.2e} from the CPU (at most {limit:g})")

@@ -31,7 +31,7 @@ declare -A head=(
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
-    [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" 768 1 12 224 16
+    [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" vit 768 1 12 224 16
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
     local name
