@@ -3,16 +3,17 @@
 // The file before this one has the end: `Info`, of which `rows`, `columns` and `depth` are read here; `end_tile`, which takes the sums
 // of a warp; and END_PARAMETERS and END_ARGUMENTS, its buffers. With COLUMNS_OUTER 1, blocks that run together share columns, else rows.
 //
-// Both matrices are bf16 with `depth` values a row. A block of WARPS_M × WARPS_N warps computes TILE_M × TILE_N results; each warp has
-// 32 columns. Tiles of 32 values of depth arrive by cp.async, STAGES - 1 of them ahead. In shared memory a row is 64 bytes; its four
+// Both matrices are bf16 with `depth` values a row. A block of WARPS_M × WARPS_N warps computes TILE_M × TILE_N results, each warp
+// WARP_M × WARP_N. Tiles of 32 values of depth arrive by cp.async, STAGES - 1 of them ahead. In shared memory a row is 64 bytes; its four
 // chunks of 16 bytes are exchanged by bits 1 and 2 of the row, so that eight rows of a chunk lie in eight groups of banks.
 
 constexpr int DEPTH = 32;
-constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / 32;
+constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-constexpr int BLOCKS_M = WARP_M / 16; // of 16 rows in a warp's part
+constexpr int BLOCKS_M = WARP_M / 16, BLOCKS_N = WARP_N / 8; // of 16 × 8 results in a warp's part
 constexpr int STAGE_BYTES = (TILE_M + TILE_N) * DEPTH * 2;
-constexpr int PITCH = 40; // of a warp's 32 columns of sums: rows start 8 banks apart
+constexpr int STRIP = 32; // columns of sums that pass through shared memory at once
+constexpr int PITCH = STRIP + 8; // of a row of them: rows start 8 banks apart
 
 extern __shared__ __align__(1024) u8 memory[];
 
@@ -63,7 +64,7 @@ product(const bf16* left, const bf16* right, END_PARAMETERS, const __grid_consta
     const u32 tiles_n = (info.columns + TILE_N - 1) / TILE_N;
     const u32 row = blockIdx.x / tiles_n * TILE_M, column = blockIdx.x % tiles_n * TILE_N;
 #endif
-    const u32 warp_row = warp / WARPS_N * WARP_M, warp_column = warp % WARPS_N * 32;
+    const u32 warp_row = warp / WARPS_N * WARP_M, warp_column = warp % WARPS_N * WARP_N;
     const u32 steps = (info.depth + DEPTH - 1) / DEPTH;
 
     Copier<TILE_M> copy_left(left, row, info.rows, info.depth, base);
@@ -80,11 +81,11 @@ product(const bf16* left, const bf16* right, END_PARAMETERS, const __grid_consta
     };
     const auto next = [](u32 stage) { return stage == (STAGES - 1) * STAGE_BYTES ? 0u : stage + STAGE_BYTES; };
 
-    float sums[BLOCKS_M][4][4];
+    float sums[BLOCKS_M][BLOCKS_N][4];
 #pragma unroll
     for (int i = 0; i < BLOCKS_M; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < BLOCKS_N; j++)
 #pragma unroll
             for (int part = 0; part < 4; part++) sums[i][j][part] = 0.0f;
 
@@ -101,17 +102,17 @@ product(const bf16* left, const bf16* right, END_PARAMETERS, const __grid_consta
         stage = next(stage);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            u32 a[BLOCKS_M][4], b[2][4];
+            u32 a[BLOCKS_M][4], b[BLOCKS_N / 2][4];
 #pragma unroll
             for (int i = 0; i < BLOCKS_M; i++)
                 load_matrices(a[i], tile_left + place(warp_row + 16 * i + lane % 16, 2 * half + lane / 16));
 #pragma unroll
-            for (int j = 0; j < 2; j++)
+            for (int j = 0; j < BLOCKS_N / 2; j++)
                 load_matrices(b[j], tile_right + place(warp_column + 16 * j + lane % 8 + lane / 16 * 8, 2 * half + lane / 8 % 2));
 #pragma unroll
             for (int i = 0; i < BLOCKS_M; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                for (int j = 0; j < BLOCKS_N; j++) multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
     }
 
@@ -120,15 +121,18 @@ product(const bf16* left, const bf16* right, END_PARAMETERS, const __grid_consta
     __syncthreads();
     float* own = reinterpret_cast<float*>(memory) + warp * 16 * PITCH;
 #pragma unroll
-    for (int i = 0; i < BLOCKS_M; i++) {
+    for (int i = 0; i < BLOCKS_M; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float* at = own + lane / 4 * PITCH + 8 * j + lane % 4 * 2;
-            *reinterpret_cast<float2*>(at) = make_float2(sums[i][j][0], sums[i][j][1]);
-            *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(sums[i][j][2], sums[i][j][3]);
+        for (int strip = 0; strip < BLOCKS_N; strip += STRIP / 8) {
+#pragma unroll
+            for (int j = 0; j < STRIP / 8; j++) {
+                const float(&four)[4] = sums[i][strip + j];
+                float* at = own + lane / 4 * PITCH + 8 * j + lane % 4 * 2;
+                *reinterpret_cast<float2*>(at) = make_float2(four[0], four[1]);
+                *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(four[2], four[3]);
+            }
+            __syncwarp();
+            end_tile<STRIP, PITCH>(own, row + warp_row + 16 * i, column + warp_column + 8 * strip, END_ARGUMENTS, info);
+            __syncwarp();
         }
-        __syncwarp();
-        end_tile<32, PITCH>(own, row + warp_row + 16 * i, column + warp_column, END_ARGUMENTS, info);
-        __syncwarp();
-    }
 }

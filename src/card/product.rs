@@ -3,6 +3,7 @@
 use super::memory::{Arguments, Card, Matrix};
 use super::program::Program;
 
+const END: &str = include_str!("end.cu");
 const PRODUCT: &str = include_str!("product.cu");
 const PRODUCT_WGMMA: &str = include_str!("product_wgmma.cu");
 
@@ -21,7 +22,7 @@ pub(crate) enum Tile {
 }
 
 impl Tile {
-    /// Chooses the tile for a result. A product with too few large tiles for all multiprocessors takes small ones.
+    /// Chooses the tile for a result. Without `wgmma`, a product with too few large tiles for all multiprocessors takes small ones.
     pub(crate) fn choose(capability: u32, multiprocessors: u32, rows: usize, columns: usize) -> Self {
         if has_wgmma(capability) && rows >= WGMMA_ROWS {
             return Self::Wgmma;
@@ -58,13 +59,13 @@ impl Tile {
             let stages = 3;
             definitions.push(("STAGES", stages));
             let shared_bytes = stages * (2 * 128 * 64 * 2 + 16);
-            return Program::new("product", &[epilogue, PRODUCT_WGMMA], &definitions, 9 * 32, shared_bytes);
+            return Program::new("product", &[END, epilogue, PRODUCT_WGMMA], &definitions, 9 * 32, shared_bytes);
         }
         // Both fit the 48 KiB of every GPU.
-        let (warp_rows, stages, blocks, threads) = if self == Self::Small { (32, 4, 4, 128) } else { (64, 3, 2, 256) };
-        definitions.extend([("TILE_M", side), ("TILE_N", side), ("WARP_M", warp_rows)]);
+        let (warp_side, stages, blocks) = if self == Self::Small { (32, 4, 4) } else { (64, 3, 2) };
+        definitions.extend([("TILE_M", side), ("TILE_N", side), ("WARP_M", warp_side), ("WARP_N", warp_side)]);
         definitions.extend([("STAGES", stages), ("BLOCKS_PER_SM", blocks)]);
-        Program::new("product", &[epilogue, PRODUCT], &definitions, threads, stages * 2 * side * 32 * 2)
+        Program::new("product", &[END, epilogue, PRODUCT], &definitions, 4 * 32, stages * 2 * side * 32 * 2)
     }
 
     /// Enqueues the product of `left` and the transpose of `right`. `arguments` are those of the epilogue.

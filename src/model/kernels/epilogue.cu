@@ -45,29 +45,32 @@ __device__ __forceinline__ float activate(float x) {
 #define END_PARAMETERS const float *bias, const bf16 *residual, bf16 *out
 #define END_ARGUMENTS bias, residual, out
 
-// Stores COLUMNS columns of 16 rows from `sums`, f32 in shared memory of this warp alone, with `PITCH` values a row. The tile starts at
-// `row` and `column` of the result.
+// Stores COLUMNS columns of 16 rows. The tile starts at `row` and `column` of the result.
 template <int COLUMNS, int PITCH>
 __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column, END_PARAMETERS, const Info& info) {
-    constexpr u32 LANES = COLUMNS / 4; // of a row
-    constexpr u32 STEP = 32 / LANES;   // rows at once
-    const u32 lane = threadIdx.x % 32, x = lane % LANES * 4;
-    column += x;
+    column += lane_column<COLUMNS>();
     if (column >= info.columns) return;
-#if EPILOGUE != 3
-    const float4 shift = *reinterpret_cast<const float4*>(bias + column);
-#endif
-#pragma unroll 4
-    for (u32 y = lane / LANES; y < 16; y += STEP) {
-        const u32 at = row + y;
-        if (at >= info.rows) break;
-        float4 value = *reinterpret_cast<const float4*>(sums + y * PITCH + x);
 #if EPILOGUE == 3
-        const u32 image = at / info.patches, patch = at - image * info.patches;
-        const float4 shift = *reinterpret_cast<const float4*>(bias + (u64)patch * info.columns + column);
-        const u64 to = (u64)(image * info.tokens + info.tokens - info.patches + patch) * info.pitch + column;
+    typedef float4 Old;
+    const auto read = [&](u32 at) {
+        return *reinterpret_cast<const float4*>(bias + (u64)(at % info.patches) * info.columns + column);
+    };
 #else
-        const u64 to = (u64)at * info.pitch + column;
+    const float4 shift = *reinterpret_cast<const float4*>(bias + column);
+#if EPILOGUE == 2
+    typedef uint2 Old;
+    const auto read = [&](u32 at) { return *reinterpret_cast<const uint2*>(residual + (u64)at * info.pitch + column); };
+#else
+    typedef int Old; // nothing
+    const auto read = [](u32) { return 0; };
+#endif
+#endif
+    const auto write = [&](u32 at, float4 value, Old old) {
+        u64 to = (u64)at * info.pitch + column;
+#if EPILOGUE == 3
+        const float4 shift = old;
+        const u32 image = at / info.patches, patch = at - image * info.patches;
+        to = (u64)(image * info.tokens + info.tokens - info.patches + patch) * info.pitch + column;
 #endif
         value.x += shift.x;
         value.y += shift.y;
@@ -79,12 +82,12 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
         value.z = activate(value.z);
         value.w = activate(value.w);
 #elif EPILOGUE == 2
-        const uint2 old = *reinterpret_cast<const uint2*>(residual + to);
         value.x += low_half(old.x);
         value.y += high_half(old.x);
         value.z += low_half(old.y);
         value.w += high_half(old.y);
 #endif
         *reinterpret_cast<uint2*>(out + to) = make_uint2(pack(value.x, value.y), pack(value.z, value.w));
-    }
+    };
+    end_rows<COLUMNS, PITCH>(sums, row, info.rows, read, write);
 }

@@ -22,27 +22,37 @@ struct Info {
 #define END_ARGUMENTS gradient
 #endif
 
-// For `sums` and the place, see `statistics.cu`.
+#if FUSED
+struct Old {
+    float4 weight, velocity;
+};
+#else
+typedef float4 Old;
+#endif
+
+// Takes COLUMNS columns of 16 rows. The tile starts at `row` and `column` of the gradient.
 template <int COLUMNS, int PITCH>
 __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column, END_PARAMETERS, const Info& info) {
-    constexpr u32 LANES = COLUMNS / 4; // of a row
-    constexpr u32 STEP = 32 / LANES;   // rows at once
-    const u32 lane = threadIdx.x % 32, x = lane % LANES * 4;
-    column += x;
+    column += lane_column<COLUMNS>();
     if (column >= info.columns) return;
-#pragma unroll 4
-    for (u32 y = lane / LANES; y < 16; y += STEP) {
-        const u32 at = row + y;
-        if (at >= info.rows) break;
-        float4 value = *reinterpret_cast<const float4*>(sums + y * PITCH + x);
+    const auto read = [&](u32 at) {
+        const u64 from = (u64)at * info.columns + column;
+#if FUSED
+        Old old = {*reinterpret_cast<const float4*>(weight + from), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+        if (info.rule.momentum > 0.0f) old.velocity = *reinterpret_cast<const float4*>(velocity + from);
+        return old;
+#else
+        return info.first == 0 ? *reinterpret_cast<const float4*>(gradient + from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#endif
+    };
+    const auto write = [&](u32 at, float4 value, Old old) {
         const u64 to = (u64)at * info.columns + column;
         value.x *= info.scale;
         value.y *= info.scale;
         value.z *= info.scale;
         value.w *= info.scale;
 #if FUSED
-        float4 w = *reinterpret_cast<const float4*>(weight + to), v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (info.rule.momentum > 0.0f) v = *reinterpret_cast<const float4*>(velocity + to);
+        float4 &w = old.weight, &v = old.velocity;
         apply(w.x, v.x, value.x, info.rule);
         apply(w.y, v.y, value.y, info.rule);
         apply(w.z, v.z, value.z, info.rule);
@@ -51,14 +61,12 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
         if (info.rule.momentum > 0.0f) *reinterpret_cast<float4*>(velocity + to) = v;
         *reinterpret_cast<uint2*>(rounded + to) = make_uint2(pack(w.x, w.y), pack(w.z, w.w));
 #else
-        if (info.first == 0) {
-            const float4 old = *reinterpret_cast<const float4*>(gradient + to);
-            value.x += old.x;
-            value.y += old.y;
-            value.z += old.z;
-            value.w += old.w;
-        }
+        value.x += old.x;
+        value.y += old.y;
+        value.z += old.z;
+        value.w += old.w;
         *reinterpret_cast<float4*>(gradient + to) = value;
 #endif
-    }
+    };
+    end_rows<COLUMNS, PITCH>(sums, row, info.rows, read, write);
 }

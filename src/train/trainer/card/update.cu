@@ -10,7 +10,9 @@ struct Info {
 extern "C" __global__ void __launch_bounds__(256)
 update(float* values, float* velocity, bf16* copy, const float* gradient, const float* norm, const __grid_constant__ Info info) {
     const u64 count = (u64)info.count_high << 32 | info.count_low, copied = (u64)info.copied_high << 32 | info.copied_low;
-    const float factor = info.clip > 0.0f ? fminf(1.0f, info.clip / (*norm + 1e-6f)) : 1.0f;
+    float factor = info.clip > 0.0f ? info.clip / (*norm + 1e-6f) : 1.0f;
+    // A norm that is not a number makes all values NaN, as in PyTorch; `fminf` would pass the gradient on as it is.
+    if (factor > 1.0f) factor = 1.0f;
     for (u64 at = (u64)blockIdx.x * 256 + threadIdx.x; at < count; at += (u64)gridDim.x * 256) {
         float value = values[at], old = velocity[at];
         apply(value, old, gradient[at] * factor, info.rule);

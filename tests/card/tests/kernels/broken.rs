@@ -84,16 +84,16 @@ fn faults_of_the_wgmma_product_are_reported() {
 
 #[test]
 fn faults_of_the_mma_product_are_reported() {
-    // The last of five tiles lies where the first warps store their sums.
-    let product = Product::new(130, 136, 160);
+    // The last of thirteen tiles lies where the first warps store their sums, with three stages and with four.
+    let product = Product::new(130, 136, 416);
     let faults = [
         ("missing -= DEPTH;\n        commit_copies();", "missing -= DEPTH;", "race"),
         ("wait_copies<STAGES - 2>();", "", "race"),
         ("wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();", "race"),
         ("wait_copies<STAGES - 2>();\n        __syncthreads();", "wait_copies<STAGES - 2>();", "race"),
         ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
-        ("__syncwarp();\n        end_tile", "end_tile", "another lane"),
-        ("info);\n        __syncwarp();", "info);", "another lane"),
+        ("__syncwarp();\n            end_tile", "end_tile", "another lane"),
+        ("info);\n            __syncwarp();", "info);", "another lane"),
     ];
     for kernel in [Kernel::Large, Kernel::Small] {
         reported(&kernel.source(BIAS, 0), &faults, |source| product.try_run(kernel, source).0);
@@ -167,12 +167,13 @@ fn wrong_descriptor_gives_other_values() {
 
 #[test]
 fn faults_of_a_training_step_are_reported() {
-    // Several tiles of depth in each product, and rows and classes beyond a tile.
-    let step = Step::new(130, 136, 160);
+    // Seven tiles of depth in each product, the last of which lies where the first warps store their sums; and rows and classes beyond a
+    // tile.
+    let step = Step::new(210, 136, 200);
     let of_mma = [
         ("wait_copies<0>();\n    __syncthreads();", "wait_copies<0>();", "race"),
-        ("__syncwarp();\n        end_tile", "end_tile", "another lane"),
-        ("info);\n        __syncwarp();", "info);", "another lane"),
+        ("__syncwarp();\n            end_tile", "end_tile", "another lane"),
+        ("info);\n            __syncwarp();", "info);", "another lane"),
     ];
     let of_wgmma = [
         (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),

@@ -34,18 +34,22 @@ impl Kernel {
     /// The source with the files of an end.
     pub fn source_with(self, end: &[&str], common: &[(&str, u32)]) -> Source {
         let own: &[(&str, u32)] = match self {
-            Self::Large => &[("TILE_M", 128), ("TILE_N", 128), ("WARP_M", 64), ("STAGES", 3), ("BLOCKS_PER_SM", 2)],
-            Self::Small => &[("TILE_M", 64), ("TILE_N", 64), ("WARP_M", 32), ("STAGES", 4), ("BLOCKS_PER_SM", 4)],
+            Self::Large => {
+                &[("TILE_M", 128), ("TILE_N", 128), ("WARP_M", 64), ("WARP_N", 64), ("STAGES", 3), ("BLOCKS_PER_SM", 2)]
+            }
+            Self::Small => {
+                &[("TILE_M", 64), ("TILE_N", 64), ("WARP_M", 32), ("WARP_N", 32), ("STAGES", 4), ("BLOCKS_PER_SM", 4)]
+            }
             Self::Wgmma => &[("STAGES", 3)],
         };
         let file = if self == Self::Wgmma { "card/product_wgmma.cu" } else { "card/product.cu" };
-        Source::new(&[&["card/common.cu"], end, &[file]].concat(), &[common, own].concat())
+        Source::new(&[&["card/common.cu", "card/end.cu"], end, &[file]].concat(), &[common, own].concat())
     }
 
     /// Side of a tile, threads of a block, and bytes of shared memory.
     pub fn launch(self) -> (usize, u32, u32) {
         match self {
-            Self::Large => (128, 256, 3 * (128 + 128) * 64),
+            Self::Large => (128, 128, 3 * (128 + 128) * 64),
             Self::Small => (64, 128, 4 * (64 + 64) * 64),
             Self::Wgmma => (128, 288, 3 * 32_768 + 48),
         }
