@@ -3,7 +3,7 @@
 // As `product.cu`, behind two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. Of a
 // block's nine warps the last one starts the copy engine; the others are two warpgroups with 64 × 128 results each. `full[stage]`
 // completes when a stage's two tiles have arrived, `empty[stage]` when the eight warps have multiplied them. Two blocks share a
-// multiprocessor: one stores its results while the other multiplies.
+// multiprocessor: one may store its results while the other multiplies.
 
 constexpr int TILE_M = 128, TILE_N = 128, DEPTH = 64;
 constexpr int TILE_BYTES = 128 * DEPTH * 2;
@@ -16,7 +16,9 @@ struct __align__(64) TensorMap {
 
 extern __shared__ __align__(1024) u8 memory[];
 
-// Matrix in shared memory whose rows are 128 bytes, swizzled, in groups of eight that lie 1,024 bytes apart.
+// Matrix in shared memory whose rows are 128 bytes, swizzled, in groups of eight that lie 1,024 bytes apart. Its fields, from bit 0 in
+// units of 16 bytes: start address; from bit 16 the leading offset, which this swizzle does not use; from bit 32 the stride offset, between
+// groups of rows; from bit 62 the layout, 1 for a swizzle of 128 bytes. The base offset is 0, because tiles start at multiples of 1,024.
 __device__ __forceinline__ u64 descriptor(u32 at) {
     return (u64)(at >> 4 & 0x3FFF) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
@@ -41,7 +43,8 @@ __device__ __forceinline__ void copy_tile(u32 to, const TensorMap* map, u32 colu
                  : "memory");
 }
 
-// sums[64 × 128] += left[64 × 16] · right[128 × 16]ᵀ.
+// sums[64 × 128] += left[64 × 16] · right[128 × 16]ᵀ. Behind the descriptors: whether to add to the sums, factors of both matrices, and
+// whether they are transposed.
 __device__ __forceinline__ void multiply_group(float (&s)[64], u64 left, u64 right) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"
@@ -63,6 +66,7 @@ template <int LEFT> __device__ __forceinline__ void wait_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
+// `left` and `right` are read through their maps alone; the launch passes them in front of the other buffers.
 extern "C" __global__ void __launch_bounds__(32 * (WORKERS + 1), 2)
 product(const __grid_constant__ TensorMap left_map, const __grid_constant__ TensorMap right_map, const bf16* left, const bf16* right,
         END_PARAMETERS, const __grid_constant__ Info info) {
