@@ -104,8 +104,11 @@ impl Card {
         self.allocate(2 * count)
     }
 
-    /// Enqueues a kernel of `blocks` blocks.
+    /// Enqueues a kernel of `blocks` blocks; nothing for none, which CUDA refuses.
     pub(crate) fn launch(&self, program: &Program, blocks: usize, arguments: Arguments) {
+        if blocks == 0 {
+            return;
+        }
         let Arguments { maps, buffers, numbers } = arguments;
         let words: Vec<u64> = numbers
             .chunks(2)
