@@ -31,7 +31,7 @@ declare -A head=(
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
-    [ -d "$work/vit-block" ] || "$python" "$card/make_vit.py" "$work/vit-block" vit 768 1 12 224 16
+    [ -d "$work/vit-blocks" ] || "$python" "$card/make_vit.py" "$work/vit-blocks" vit 768 2 12 224 16
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
     local name
@@ -103,11 +103,12 @@ transfers() {
     echo "transfers: 5 batches, each uploaded in two pieces"
 }
 
-# assembled SM TOOLKIT: ptxas takes the program's kernels for a block of ViT-B and for the head, and none of them spills registers.
+# assembled SM TOOLKIT: ptxas takes the program's kernels for two blocks of ViT-B, the last one for the CLS token alone, and for the head, and
+# none of them spills registers.
 assembled() {
     local log part count reports=0
     local -A arguments=(
-        [forward]="forward --checkpoint $work/vit-block --rows 128 --batch-size 128 --passes 0"
+        [forward]="forward --checkpoint $work/vit-blocks --rows 128 --batch-size 128 --passes 0"
         [whole]="head --classes 1000 --batch-size 128 --steps 1"
         [clipped]="head --classes 1000 --batch-size 128 --steps 1 --micro-batch 100 --clip-norm 1"
     )
