@@ -29,7 +29,8 @@ __device__ __forceinline__ void end_rows(const float* sums, u32 row, u32 rows, c
 #pragma unroll
         for (u32 i = 0; i < AHEAD; i++) {
             const u32 at = row + start + i * STEP;
-            if (at < rows) write(at, values[i], old[i]);
+            if (at >= rows) return;
+            write(at, values[i], old[i]);
         }
     }
 }
