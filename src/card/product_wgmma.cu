@@ -1,14 +1,18 @@
 // end(Σ_k left[m, k] · right[n, k]) for each m and n by wgmma, for compute capability 9.0.
 //
-// As `product.cu`, behind two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. Of a
-// block's nine warps the last one starts the copy engine; the others are two warpgroups with 64 × 128 results each. `full[stage]`
-// completes when a stage's two tiles have arrived, `empty[stage]` when the eight warps have multiplied them. Two blocks share a
-// multiprocessor: one may store its results while the other multiplies.
+// As `product.cu`, behind two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. A block
+// computes 128 × TILE_N results, which is 128 · PARTS. Of its nine warps the last one starts the copy engine; the others are two
+// warpgroups with 64 × TILE_N results each. `full[stage]` completes when a stage's tiles, one of the left matrix and PARTS of the right
+// one, have arrived, `empty[stage]` when the eight warps have multiplied them. With 128 columns two blocks share a multiprocessor: one may
+// store its results while the other multiplies. With 256 a result takes three quarters of the bytes from the L2 cache.
 
-constexpr int TILE_M = 128, TILE_N = 128, DEPTH = 64;
+constexpr int TILE_M = 128, DEPTH = 64;
+constexpr int STRIP = 128; // columns of a tile of the right matrix
+constexpr int PARTS = TILE_N / STRIP;
 constexpr int TILE_BYTES = 128 * DEPTH * 2;
-constexpr int PITCH = TILE_N + 8; // of a row of sums: rows start 8 banks apart
-constexpr int WORKERS = 8;        // warps that multiply
+constexpr int STAGE_BYTES = (1 + PARTS) * TILE_BYTES;
+constexpr int PITCH = STRIP + 8; // of a row of sums: rows start 8 banks apart
+constexpr int WORKERS = 8;       // warps that multiply
 
 struct __align__(64) TensorMap {
     u64 words[16];
@@ -67,11 +71,11 @@ template <int LEFT> __device__ __forceinline__ void wait_products() {
 }
 
 // `left` and `right` are read through their maps alone; the launch passes them in front of the other buffers.
-extern "C" __global__ void __launch_bounds__(32 * (WORKERS + 1), 2)
+extern "C" __global__ void __launch_bounds__(32 * (WORKERS + 1), BLOCKS_PER_SM)
 product(const __grid_constant__ TensorMap left_map, const __grid_constant__ TensorMap right_map, const bf16* left, const bf16* right,
         END_PARAMETERS, const __grid_constant__ Info info) {
     const u32 base = shared_address(memory), lane = threadIdx.x % 32, warp = warp_index();
-    const u32 full = base + STAGES * 2 * TILE_BYTES, empty = full + 8 * STAGES;
+    const u32 full = base + STAGES * STAGE_BYTES, empty = full + 8 * STAGES;
 #if COLUMNS_OUTER
     const u32 tiles_m = (info.rows + TILE_M - 1) / TILE_M;
     const u32 row = blockIdx.x % tiles_m * TILE_M, column = blockIdx.x / tiles_m * TILE_N;
@@ -94,12 +98,14 @@ product(const __grid_constant__ TensorMap left_map, const __grid_constant__ Tens
     if (warp == WORKERS) {
         if (lane != 0) return;
         for (u32 step = 0, stage = 0, round = 0; step < steps; step++) {
-            const u32 to = base + stage * 2 * TILE_BYTES, barrier = full + 8 * stage;
+            const u32 to = base + stage * STAGE_BYTES, barrier = full + 8 * stage;
             if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);
             // Parts of a tile outside of a matrix arrive as zeros, and count.
-            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(2 * TILE_BYTES) : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(STAGE_BYTES) : "memory");
             copy_tile(to, &left_map, step * DEPTH, row, barrier);
-            copy_tile(to + TILE_BYTES, &right_map, step * DEPTH, column, barrier);
+#pragma unroll
+            for (u32 part = 0; part < PARTS; part++)
+                copy_tile(to + (1 + part) * TILE_BYTES, &right_map, step * DEPTH, column + part * STRIP, barrier);
             if (++stage == STAGES) {
                 stage = 0;
                 round++;
@@ -108,9 +114,11 @@ product(const __grid_constant__ TensorMap left_map, const __grid_constant__ Tens
         return;
     }
 
-    float sums[64];
+    float sums[PARTS][64];
 #pragma unroll
-    for (int at = 0; at < 64; at++) sums[at] = 0.0f;
+    for (int part = 0; part < PARTS; part++)
+#pragma unroll
+        for (int at = 0; at < 64; at++) sums[part][at] = 0.0f;
     const u32 half = warp / 4 * (TILE_BYTES / 2); // this warpgroup's 64 rows
     const u64 first_left = descriptor(base + half), first_right = descriptor(base + TILE_BYTES);
     for (u32 step = 0, parity = 0; step < steps; parity ^= 1) {
@@ -119,10 +127,12 @@ product(const __grid_constant__ TensorMap left_map, const __grid_constant__ Tens
             wait(full + 8 * stage, parity);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-            for (u32 part = 0; part < DEPTH / 16; part++) {
+            for (u32 depth = 0; depth < DEPTH / 16; depth++) {
                 // A descriptor counts 16 bytes.
-                const u32 skip = stage * (2 * TILE_BYTES / 16) + 2 * part;
-                multiply_group(sums, first_left + skip, first_right + skip);
+                const u32 skip = stage * (STAGE_BYTES / 16) + 2 * depth;
+#pragma unroll
+                for (u32 part = 0; part < PARTS; part++)
+                    multiply_group(sums[part], first_left + skip, first_right + skip + part * (TILE_BYTES / 16));
             }
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             // This step's products run on while the stage of the step before is given back.
@@ -133,18 +143,25 @@ product(const __grid_constant__ TensorMap left_map, const __grid_constant__ Tens
     }
     wait_products<0>();
 #pragma unroll
-    for (int at = 0; at < 64; at++) asm volatile("" : "+f"(sums[at])::"memory");
+    for (int part = 0; part < PARTS; part++)
+#pragma unroll
+        for (int at = 0; at < 64; at++) asm volatile("" : "+f"(sums[part][at])::"memory");
 
     // The sums pass through shared memory, so that the stores are whole sectors. All tiles have arrived, and all warps that multiply
     // have read them.
     asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");
     float* own = reinterpret_cast<float*>(memory) + warp * 16 * PITCH;
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
-        float* at = own + lane / 4 * PITCH + 8 * j + lane % 4 * 2;
-        *reinterpret_cast<float2*>(at) = make_float2(sums[4 * j], sums[4 * j + 1]);
-        *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
+    for (u32 part = 0; part < PARTS; part++) {
+        if (part > 0) __syncwarp();
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            const float* four = sums[part] + 4 * j;
+            float* at = own + lane / 4 * PITCH + 8 * j + lane % 4 * 2;
+            *reinterpret_cast<float2*>(at) = make_float2(four[0], four[1]);
+            *reinterpret_cast<float2*>(at + 8 * PITCH) = make_float2(four[2], four[3]);
+        }
+        __syncwarp();
+        end_tile<STRIP, PITCH>(own, row + 16 * warp, column + part * STRIP, END_ARGUMENTS, info);
     }
-    __syncwarp();
-    end_tile<TILE_N, PITCH>(own, row + 16 * warp, column, END_ARGUMENTS, info);
 }

@@ -39,14 +39,18 @@ const BARRIERS: &[Fault] = &[
     ),
     ("if (round > 0) wait(empty + 8 * stage, (round - 1) & 1);", "", "more arrivals at the barrier"),
     ("(round - 1) & 1", "round & 1", "more arrivals at the barrier"),
-    (r#""r"(2 * TILE_BYTES) : "memory""#, r#""r"(TILE_BYTES) : "memory""#, "ends before all copies"),
-    (r#""r"(2 * TILE_BYTES) : "memory""#, r#""r"(3 * TILE_BYTES) : "memory""#, "no warp can continue"),
+    (r#""r"(STAGE_BYTES) : "memory""#, r#""r"(TILE_BYTES) : "memory""#, "ends before all copies"),
+    (r#""r"(STAGE_BYTES) : "memory""#, r#""r"(STAGE_BYTES + TILE_BYTES) : "memory""#, "no warp can continue"),
     (
         "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
         "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;",
         "no warp can continue",
     ),
-    ("copy_tile(to + TILE_BYTES, &right_map, step * DEPTH, column, barrier);", "", "no warp can continue"),
+    (
+        "copy_tile(to + (1 + part) * TILE_BYTES, &right_map, step * DEPTH, column + part * STRIP, barrier);",
+        ";",
+        "no warp can continue",
+    ),
     ("wait(full + 8 * stage, parity);", "", "race"),
     ("wait(full + 8 * stage, parity);", "wait(full + 8 * stage, parity ^ 1);", "race"),
     ("if (step > 0 && lane == 0) arrive(empty + 8 * ((stage + STAGES - 1) % STAGES));", "", "no warp can continue"),
@@ -65,7 +69,7 @@ const PRODUCTS: &[Fault] = &[
     ("wait_products<0>();", "", "that was not waited for"),
     ("wait_products<0>();", "wait_products<1>();", "that was not waited for"),
     (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),
-    ("    __syncwarp();\n    end_tile", "    end_tile", "another lane"),
+    ("        __syncwarp();\n        end_tile", "        end_tile", "another lane"),
     ("__align__(1024) u8", "__align__(128) u8", "as its swizzle wants"),
     ("descriptor(base + half)", "descriptor(base + half + 128)", "base offset"),
 ];
@@ -73,12 +77,15 @@ const PRODUCTS: &[Fault] = &[
 #[test]
 fn faults_of_the_wgmma_product_are_reported() {
     if card_sm() == 90 {
-        // Nine steps in three stages. The last of them lie where the first warps store their sums.
-        let product = Product::new(130, 136, 520);
-        let source = Kernel::Wgmma.source(BIAS, 0);
-        for faults in [BARRIERS, PRODUCTS] {
-            reported(&source, faults, |source| product.try_run(Kernel::Wgmma, source).0);
+        // Nine steps, the last of which lies in a stage where warps store their sums.
+        let product = Product::new(130, 264, 520);
+        for kernel in [Kernel::Wgmma, Kernel::Wide] {
+            for faults in [BARRIERS, PRODUCTS] {
+                reported(&kernel.source(BIAS, 0), faults, |source| product.try_run(kernel, source).0);
+            }
         }
+        let faults = [("if (part > 0) __syncwarp();", "", "another lane")];
+        reported(&Kernel::Wide.source(BIAS, 0), &faults, |source| product.try_run(Kernel::Wide, source).0);
     }
 }
 
@@ -141,7 +148,7 @@ fn what_does_no_harm_is_not_reported() {
     assert_eq!(product.try_run(Kernel::Large, &source).0, [""; 0]);
     if card_sm() == 90 {
         // It makes no instruction.
-        let pinned = r#"for (int at = 0; at < 64; at++) asm volatile("" : "+f"(sums[at])::"memory");"#;
+        let pinned = r#"for (int at = 0; at < 64; at++) asm volatile("" : "+f"(sums[part][at])::"memory");"#;
         let source = Kernel::Wgmma.source(BIAS, 0).replace(pinned, ";");
         assert_eq!(product.try_run(Kernel::Wgmma, &source).0, [""; 0]);
     }
@@ -177,9 +184,9 @@ fn faults_of_a_training_step_are_reported() {
     ];
     let of_wgmma = [
         (r#"asm volatile("bar.sync 1, %0;" ::"n"(32 * WORKERS) : "memory");"#, "", "race"),
-        ("    __syncwarp();\n    end_tile", "    end_tile", "another lane"),
+        ("        __syncwarp();\n        end_tile", "        end_tile", "another lane"),
     ];
-    for kernel in [Kernel::Large, Kernel::Wgmma].into_iter().filter(|kernel| Kernel::all().contains(kernel)) {
+    for kernel in Kernel::of_training() {
         let faults: &[Fault] = if kernel == Kernel::Wgmma { &of_wgmma } else { &of_mma };
         let right = Products::new(kernel, true);
         let run = |change: &dyn Fn(&mut Products)| {
@@ -196,7 +203,7 @@ fn faults_of_a_training_step_are_reported() {
 #[test]
 fn classes_beyond_the_head_would_count() {
     let step = Step::new(3, 131, 16);
-    for kernel in [Kernel::Large, Kernel::Wgmma].into_iter().filter(|kernel| Kernel::all().contains(kernel)) {
+    for kernel in Kernel::of_training() {
         let right = Products::new(kernel, true);
         let mut products = right.clone();
         products.statistics = right.statistics.replace("present = WHOLE || at + part < info.columns", "present = true");

@@ -10,6 +10,7 @@ pub enum Kernel {
     Large,
     Small,
     Wgmma,
+    Wide,
 }
 
 pub const BIAS: u32 = 0;
@@ -22,9 +23,14 @@ impl Kernel {
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Large, Self::Small];
         if card_sm() == 90 {
-            all.push(Self::Wgmma);
+            all.extend([Self::Wgmma, Self::Wide]);
         }
         all
+    }
+
+    /// Those of them that train a head.
+    pub fn of_training() -> Vec<Self> {
+        if card_sm() == 90 { vec![Self::Large, Self::Wgmma] } else { vec![Self::Large] }
     }
 
     pub fn source(self, epilogue: u32, activation: u32) -> Source {
@@ -40,18 +46,25 @@ impl Kernel {
             Self::Small => {
                 &[("TILE_M", 64), ("TILE_N", 64), ("WARP_M", 32), ("WARP_N", 32), ("STAGES", 4), ("BLOCKS_PER_SM", 4)]
             }
-            Self::Wgmma => &[("STAGES", 3)],
+            Self::Wgmma => &[("TILE_N", 128), ("STAGES", 3), ("BLOCKS_PER_SM", 2)],
+            Self::Wide => &[("TILE_N", 256), ("STAGES", 4), ("BLOCKS_PER_SM", 1)],
         };
-        let file = if self == Self::Wgmma { "card/product_wgmma.cu" } else { "card/product.cu" };
+        let file = if self.has_maps() { "card/product_wgmma.cu" } else { "card/product.cu" };
         Source::new(&[&["card/common.cu", "card/end.cu"], end, &[file]].concat(), &[common, own].concat())
     }
 
-    /// Side of a tile, threads of a block, and bytes of shared memory.
-    pub fn launch(self) -> (usize, u32, u32) {
+    /// Whether the copy engine brings the matrices, by tensor maps.
+    pub fn has_maps(self) -> bool {
+        matches!(self, Self::Wgmma | Self::Wide)
+    }
+
+    /// Rows and columns of a tile, threads of a block, and bytes of shared memory.
+    pub fn launch(self) -> ([usize; 2], u32, u32) {
         match self {
-            Self::Large => (128, 128, 3 * (128 + 128) * 64),
-            Self::Small => (64, 128, 4 * (64 + 64) * 64),
-            Self::Wgmma => (128, 288, 3 * 32_768 + 48),
+            Self::Large => ([128, 128], 128, 3 * (128 + 128) * 64),
+            Self::Small => ([64, 64], 128, 4 * (64 + 64) * 64),
+            Self::Wgmma => ([128, 128], 288, 3 * 32_768 + 48),
+            Self::Wide => ([128, 256], 288, 4 * 49_152 + 64),
         }
     }
 }
@@ -109,14 +122,14 @@ impl Product {
         let (left, right, bias, out) =
             (card.bf16(&self.left), card.bf16(&self.right), card.f32(&self.bias), card.bf16(&self.old));
         let mut args = Vec::new();
-        if kernel == Kernel::Wgmma {
+        if kernel.has_maps() {
             args = vec![Card::map(left, self.rows, self.depth), Card::map(right, self.columns, self.depth)];
         }
         args.extend([left, right, bias, out, out].map(Arg::Pointer));
         let sizes = [self.rows, self.columns, self.depth, self.pitch, self.image[0], self.image[1]];
         args.push(Arg::Info(sizes.map(|size| size as u32).to_vec()));
-        let (side, threads, shared) = kernel.launch();
-        let blocks = self.rows.div_ceil(side) * self.columns.div_ceil(side);
+        let ([high, wide], threads, shared) = kernel.launch();
+        let blocks = self.rows.div_ceil(high) * self.columns.div_ceil(wide);
         let problems = card.try_run(source, blocks, threads, shared, &args);
         let found = card.read(out, self.old.len());
         (problems, found)
@@ -174,7 +187,7 @@ fn erfc(x: f64) -> f64 {
 fn products_are_right_for_odd_shapes() {
     for kernel in Kernel::all() {
         for [rows, columns, depth] in
-            [[1, 64, 64], [129, 136, 40], [197, 192, 64], [70, 8, 200], [257, 72, 128], [64, 64, 8]]
+            [[1, 64, 64], [129, 136, 40], [197, 264, 64], [70, 8, 200], [257, 72, 128], [64, 64, 8]]
         {
             Product::new(rows, columns, depth).check(kernel, BIAS, 0);
         }

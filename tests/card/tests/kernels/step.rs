@@ -253,13 +253,13 @@ impl Running<'_> {
         info: &[u32],
     ) {
         let mut args = Vec::new();
-        if self.products.kernel == Kernel::Wgmma {
+        if self.products.kernel.has_maps() {
             args = vec![Card::map(left.0, left.1, depth), Card::map(right.0, right.1, depth)];
         }
         args.extend(pointers(&[&[left.0, right.0], buffers].concat()));
         args.push(Arg::Info([&numbers([left.1, right.1, depth]), info].concat()));
-        let (side, threads, shared) = self.products.kernel.launch();
-        let blocks = left.1.div_ceil(side) * right.1.div_ceil(side);
+        let ([high, wide], threads, shared) = self.products.kernel.launch();
+        let blocks = left.1.div_ceil(high) * right.1.div_ceil(wide);
         self.problems.extend(self.card.try_run(source, blocks, threads, shared, &args));
     }
 
