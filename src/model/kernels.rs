@@ -1,9 +1,9 @@
 //! The forward pass of plain backbones on CUDA as a few kernels of this crate's own, in CUDA C++ (`kernels/*.cu`).
 //!
 //! [`crate::card`] compiles and launches them, and has the products. A block is seven launches: norm, query-key-value
-//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, residual sums and the
-//! positions of patches are part of the products; `LayerScale` is multiplied into the weights when they are loaded. Sums,
-//! statistics of norms and the softmax are f32; weights and activations are bf16.
+//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, gates, residual sums and
+//! positions are part of the products; `LayerScale` is multiplied into the weights when they are loaded.
+//! Sums, statistics of norms and the softmax are f32; weights and activations are bf16.
 //!
 //! [`find_gap`] says which models are covered; burn's operations run the others.
 
@@ -12,7 +12,7 @@ mod product;
 mod transfer;
 
 use crate::card::{LEAST_CAPABILITY, VECTOR};
-use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, Positions, ProjectionHead};
+use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, ProjectionHead};
 use crate::model::pooling::Pooling;
 
 pub(super) use backbone::{CardBackbone, Shape};
@@ -56,13 +56,10 @@ pub(super) fn find_gap(config: &BackboneConfig, pooling: Pooling, capability: u3
     if capability < LEAST_CAPABILITY {
         return Some("a GPU without bf16");
     }
-    if matches!(plain.positions, Positions::Rotary { .. }) {
-        return Some("rotary positions");
-    }
     if plain.relative.is_some() {
         return Some("a position bias in attention");
     }
-    let FeedForward::Mlp { inner } = plain.feed_forward else { return Some("a gated MLP") };
+    let (FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. }) = plain.feed_forward;
     find_odd_width(plain, inner).or_else(|| find_odd_pooling(plain, pooling))
 }
 
@@ -105,6 +102,9 @@ mod tests {
             "families/deit",
             "families/dinov2_registers",
             "families/siglip",
+            "families/dinov3",
+            "families/dinov3_gated",
+            "model/dinov2_swiglu",
         ] {
             assert_eq!(gap(folder, Pooling::ClsMean, 80), None, "{folder}");
             assert_eq!(gap(folder, Pooling::ClsMean, 75), Some("a GPU without bf16"), "{folder}");
@@ -116,9 +116,7 @@ mod tests {
         assert!(covered("model/vit") && !covered("families/swin"));
         for (folder, expected) in [
             ("families/swin", "attention within windows"),
-            ("families/dinov3", "rotary positions"),
             ("families/beit_shared", "a position bias in attention"),
-            ("model/dinov2_swiglu", "a gated MLP"),
             ("families/dino", "the width of its layers"),
         ] {
             assert_eq!(gap(folder, Pooling::Mean, 90), Some(expected), "{folder}");

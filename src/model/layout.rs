@@ -18,13 +18,18 @@ pub(super) use plain::final_norm;
 
 pub(super) const MASK: &str = "embeddings.mask_token";
 /// Gate and up projections of a `SwiGLU` as one tensor, `[2 · inner, hidden]`.
-pub(super) const SWIGLU_IN: &str = "mlp.weights_in";
+const SWIGLU_IN: &str = "mlp.weights_in";
 /// Gate and up projections of a gated MLP as two tensors, `[inner, hidden]` each.
 pub(super) const GATED_SPLIT: [&str; 2] = ["mlp.gate_proj", "mlp.up_proj"];
 /// Attention pooling of `SigLIP`.
 pub(super) const POOLING_HEAD: &str = "head";
 /// Projection of CLIP into the space that both towers share.
 pub(super) const PROJECTION: &str = "visual_projection.weight";
+
+/// Returns the tensors with the gate and up projections of a gated MLP; `split`: whether they are two.
+pub(super) fn gate_and_up(split: bool) -> &'static [&'static str] {
+    if split { &GATED_SPLIT } else { &[SWIGLU_IN] }
+}
 
 /// Role of a tensor in a weight file.
 #[derive(Debug, PartialEq, Eq)]

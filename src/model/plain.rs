@@ -25,6 +25,8 @@ use crate::model::pooling::{Pooling, TapFeatures};
 use crate::model::position;
 use crate::model::relative;
 
+pub(super) use positions::compute_rotation;
+
 /// Blocks on a device, or on the direct path for CPUs.
 #[derive(Debug)]
 enum Blocks<B: Backend> {
@@ -67,7 +69,7 @@ impl<B: Backend> PlainBackbone<B> {
         let leading_tokens = plain.leading_tokens();
         let tokens = leading_tokens + grid * grid;
         let rotation = match plain.positions {
-            Positions::Rotary { theta } => Some(positions::rotation(theta, plain, grid)),
+            Positions::Rotary { theta } => Some(compute_rotation(theta, plain, grid)),
             _ => None,
         };
         let bias = |name: String| -> Result<Vec<f32>, ModelError> {
@@ -306,7 +308,7 @@ pub(super) fn load_block<B: Backend>(
             loader.mlp(layers, [hidden, inner], config.activation, biases.mlp)?
         }
         FeedForward::Gated { inner: width, activation } => {
-            let sources = if config.split_gate { layout::GATED_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
+            let sources = layout::gate_and_up(config.split_gate);
             let sources: Vec<(String, bool)> = sources.iter().map(|part| (key(part), biases.mlp)).collect();
             Mlp::Gated {
                 inner: loader.joined(&sources, hidden, 2 * width)?,

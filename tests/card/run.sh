@@ -19,6 +19,15 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 forward=(--checkpoint "$work/sample/models/vit-tiny" --rows 12 --batch-size 4 --passes 1)
 # Pixels of 590 kB a batch: their upload has two pieces.
 pieces=(--checkpoint "$work/sample/models/vit-tiny" --rows 96 --batch-size 48 --passes 0)
+# Small checkpoints below tests/reference of models with parts that the sample's ViT does not have, and the limit of their differences
+# from f32: one and a half times that of PyTorch in bf16 on a CPU.
+declare -A families=(
+    [model/dinov2_swiglu]=0.009
+    [families/dinov3]=0.0085
+    [families/dinov3_gated]=0.0175
+)
+reference=$(realpath "$card/../reference")
+family=(--pool cls+mean --rows 40 --batch-size 16 --passes 0)
 # Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts; more rows than a batch
 # holds.
 declare -A head=(
@@ -35,6 +44,10 @@ inputs() {
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
     local name
+    for name in "${!families[@]}"; do
+        "$program" --quiet bench forward --checkpoint "$reference/$name" "${family[@]}" -m "$work/cpu.toml" --precision f32 \
+            --features "$work/cpu-${name##*/}.bin" --json > /dev/null
+    done
     for name in "${!head[@]}"; do
         rm -rf "$work/cpu-head-$name"
         # shellcheck disable=SC2086
@@ -80,6 +93,20 @@ forward_pass() {
     grep -q "\"kernels\": \"$4\"" "$at.json" || fail "the kernels are not $4: $(grep kernels "$at.json")"
     echo "sm_$sm with CUDA $toolkit: $4, $(grep -ch ' launch ' "$at"/calls.*.log | sort -n | tail -1) launches"
     "$python" "$card/compare.py" features "$at.bin" "$work/cpu.bin" "$5"
+}
+
+# other_families SM TOOLKIT KERNELS: the forward pass of `families` with own kernels, against the CPU.
+other_families() {
+    local at name races=lanes
+    for name in "${!families[@]}"; do
+        at=$work/family-$1-${name##*/}
+        on "$1" "$2" "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$reference/$name" "${family[@]}" -m "$work/cuda.toml" \
+            --features "$at.bin" --json > "$at.json"
+        no_problems "$at"
+        grep -q "\"kernels\": \"$3\"" "$at.json" || fail "the kernels of $name are not $3: $(grep kernels "$at.json")"
+        echo "sm_$1 with CUDA $2: $name"
+        "$python" "$card/compare.py" features "$at.bin" "$work/cpu-${name##*/}.bin" "${families[$name]}"
+    done
 }
 
 # transfers: each batch is one upload and one download through pinned memory, which later batches use again; their features stay the same.
@@ -176,6 +203,7 @@ devices
     assembled 80 12.4
     kernels 80 12.4
     forward_pass 80 12.4 cuda mma.sync "$forward_limit"
+    other_families 80 12.4 mma.sync
     for name in "${!head[@]}"; do
         head_training 80 12.4 cuda mma.sync "$name"
         head_training 90 12.9 cuda wgmma "$name"
@@ -188,6 +216,7 @@ other=$!
 assembled 90 12.9
 kernels 90 12.9
 forward_pass 90 12.9 cuda wgmma "$forward_limit"
+other_families 90 12.9 wgmma
 forward_pass 90 12.9 burn burn "$burn_limit"
 transfers
 wait "$other"

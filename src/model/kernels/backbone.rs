@@ -5,7 +5,7 @@ mod load;
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
-use load::Load;
+use load::{Load, upload_rotation};
 
 use super::Kernels;
 use super::product::Product;
@@ -152,16 +152,15 @@ impl CardBackbone {
         loader: &Loader<'_, B>,
         [gpu, capability]: [usize; 2],
     ) -> Result<Self, ModelError> {
-        let FeedForward::Mlp { inner } = plain.feed_forward else {
-            return Err(ModelError::Device { reason: "a gated MLP has no kernel".to_owned() });
-        };
+        let (FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. }) = plain.feed_forward;
         let card = Card::new(gpu, capability as u32);
         let grid = (shape.size_px / checkpoint.config().patch_px) as usize;
         let leading = plain.leading_tokens();
         let tokens = leading + grid * grid;
         let Shape { images, feature_dim, .. } = shape;
         let sizes = Sizes { images, tokens, leading, hidden: plain.hidden, inner, feature_dim };
-        let load = Load { card: &card, checkpoint, plain, loader, sizes };
+        let rotation = upload_rotation(&card, plain, grid);
+        let load = Load { card: &card, checkpoint, plain, loader, sizes, rotation };
         let patches = load.patches(shape.size_px as usize, grid)?;
         let names = layout::names(checkpoint.config().family);
         let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };

@@ -1,19 +1,21 @@
 // Ends of a product: what happens to a sum before it is stored.
 //
 // EPILOGUE: 0 adds the bias; 1 adds the bias and applies ACTIVATION; 2 adds bias and residual; 3 adds the row's position and stores
-// the row behind the leading tokens of its image.
+// the row behind the leading tokens of its image; 4 adds the bias and stores ACTIVATION(gate) · value for each pair of columns, gate and
+// value; 5 adds the bias and rotates pairs of columns of queries and keys, the first two thirds of a row, by angles of the row's token.
+// Heads have WIDTH columns.
 // ACTIVATION: 0 GELU, 1 GELU by tanh, 2 ReLU, 3 x·σ(1.702·x), 4 SiLU.
 
 struct Info {
     u32 rows;    // of the left matrix and of the result
-    u32 columns; // of the result; a multiple of 8
+    u32 columns; // of the product; a multiple of 8
     u32 depth;   // of the sum; a multiple of 8
     u32 pitch;   // of the result, in values
     u32 patches; // of an image (EPILOGUE 3)
-    u32 tokens;  // of an image (EPILOGUE 3)
+    u32 tokens;  // of an image (EPILOGUE 3 and 5)
 };
 
-#if EPILOGUE == 1
+#if EPILOGUE == 1 || EPILOGUE == 4
 __device__ __forceinline__ float sigmoid(float x) {
     return reciprocal_approx(1.0f + exp2_approx(-1.44269504f * x));
 }
@@ -42,31 +44,44 @@ __device__ __forceinline__ float activate(float x) {
 }
 #endif
 
+#if EPILOGUE == 5
+// `rotation` is [tokens, WIDTH]: cosine and sine for each pair of a head's columns.
+#define END_PARAMETERS const float *bias, const float *rotation, bf16 *out
+#define END_ARGUMENTS bias, rotation, out
+#else
 #define END_PARAMETERS const float *bias, const bf16 *residual, bf16 *out
 #define END_ARGUMENTS bias, residual, out
+#endif
 
 // Stores COLUMNS columns of 16 rows. The tile starts at `row` and `column` of the result.
 template <int COLUMNS, int PITCH>
 __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column, END_PARAMETERS, const Info& info) {
     column += lane_column<COLUMNS>();
     if (column >= info.columns) return;
-#if EPILOGUE == 3
+#if EPILOGUE != 3
+    const float4 shift = *reinterpret_cast<const float4*>(bias + column);
+#endif
+#if EPILOGUE == 2
+    typedef uint2 Old;
+    const auto read = [&](u32 at) { return *reinterpret_cast<const uint2*>(residual + (u64)at * info.pitch + column); };
+#elif EPILOGUE == 3
     typedef float4 Old;
     const auto read = [&](u32 at) {
         return *reinterpret_cast<const float4*>(bias + (u64)(at % info.patches) * info.columns + column);
     };
-#else
-    const float4 shift = *reinterpret_cast<const float4*>(bias + column);
-#if EPILOGUE == 2
-    typedef uint2 Old;
-    const auto read = [&](u32 at) { return *reinterpret_cast<const uint2*>(residual + (u64)at * info.pitch + column); };
+#elif EPILOGUE == 5
+    typedef float4 Old; // cosine and sine for two pairs
+    const bool rotates = column < info.columns / 3 * 2;
+    rotation += column % WIDTH;
+    const auto read = [&](u32 at) {
+        return rotates ? *reinterpret_cast<const float4*>(rotation + at % info.tokens * WIDTH) : make_float4(1.0f, 0.0f, 1.0f, 0.0f);
+    };
 #else
     typedef int Old; // nothing
     const auto read = [](u32) { return 0; };
 #endif
-#endif
     const auto write = [&](u32 at, float4 value, Old old) {
-        u64 to = (u64)at * info.pitch + column;
+        u64 to = (u64)at * info.pitch + (EPILOGUE == 4 ? column / 2 : column);
 #if EPILOGUE == 3
         const float4 shift = old;
         const u32 image = at / info.patches, patch = at - image * info.patches;
@@ -86,8 +101,15 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
         value.y += high_half(old.x);
         value.z += low_half(old.y);
         value.w += high_half(old.y);
+#elif EPILOGUE == 5
+        value = make_float4(value.x * old.x - value.y * old.y, value.y * old.x + value.x * old.y, value.z * old.z - value.w * old.w,
+                            value.w * old.z + value.z * old.w);
 #endif
+#if EPILOGUE == 4
+        *reinterpret_cast<u32*>(out + to) = pack(activate(value.x) * value.y, activate(value.z) * value.w);
+#else
         *reinterpret_cast<uint2*>(out + to) = make_uint2(pack(value.x, value.y), pack(value.z, value.w));
+#endif
     };
     end_rows<COLUMNS, PITCH>(sums, row, info.rows, read, write);
 }

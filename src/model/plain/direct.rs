@@ -54,7 +54,7 @@ fn load_block<B: Backend>(
             (first, linear(&[(names.outer, biases.mlp)], inner, hidden)?)
         }
         FeedForward::Gated { inner, activation } => {
-            let sources = if config.split_gate { layout::GATED_SPLIT.as_slice() } else { &[layout::SWIGLU_IN] };
+            let sources = layout::gate_and_up(config.split_gate);
             let sources: Vec<(&str, bool)> = sources.iter().map(|part| (*part, biases.mlp)).collect();
             let projection = linear(&sources, hidden, 2 * inner)?;
             let first = cpu::Inner { projection, activation, gated: true, outputs: 2 * inner };

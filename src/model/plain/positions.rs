@@ -12,7 +12,7 @@ use crate::model::load::Loader;
 
 /// Computes the rotation of `DINOv3`: coordinates of patch centres in [-1, 1], rows before columns. Leading tokens are
 /// not rotated.
-pub(super) fn rotation(theta: f64, plain: &PlainConfig, grid: usize) -> cpu::Rotation {
+pub(in crate::model) fn compute_rotation(theta: f64, plain: &PlainConfig, grid: usize) -> cpu::Rotation {
     let (width, leading) = (plain.hidden / plain.heads, plain.leading_tokens());
     // In f32 like transformers, so that large angles agree.
     let frequencies: Vec<f32> =

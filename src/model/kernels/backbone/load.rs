@@ -1,16 +1,17 @@
 //! Loading of a backbone's layers.
 
 use burn::tensor::backend::Backend;
+use cubecl::server::Handle;
 
 use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes, Tokens};
 use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{PlainConfig, ProjectionHead};
+use crate::model::config::{FeedForward, PlainConfig, Positions, ProjectionHead};
 use crate::model::error::ModelError;
 use crate::model::kernels::product::{Epilogue, Product};
 use crate::model::layout;
 use crate::model::load::Loader;
-use crate::model::plain::load_embeddings;
+use crate::model::plain::{compute_rotation, load_embeddings};
 use crate::model::pooling::Pooling;
 
 /// Multiple to which the pixels of a patch are padded: the depth of a tile.
@@ -23,6 +24,8 @@ pub(super) struct Load<'a, B: Backend> {
     pub(super) plain: &'a PlainConfig,
     pub(super) loader: &'a Loader<'a, B>,
     pub(super) sizes: Sizes,
+    /// Table of [`Product::with_rotation`].
+    pub(super) rotation: Option<Handle>,
 }
 
 impl<B: Backend> Load<'_, B> {
@@ -110,6 +113,23 @@ impl<B: Backend> Load<'_, B> {
         Ok(Product::new(self.card, (&weight, &bias), input, rows, epilogue))
     }
 
+    /// Loads the projections to query, key and value as one product of all tokens.
+    fn query_key_value(&self, index: u32) -> Result<Product, ModelError> {
+        let (names, biases) = (layout::names(self.checkpoint.config().family), self.plain.biases);
+        let key = |part: &str| names.block(index, part);
+        let [query, key_part, value] = names.query_key_value;
+        let parts = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
+        let Sizes { tokens, hidden, .. } = self.sizes;
+        let shape = [self.sizes.rows(), hidden, 3 * hidden];
+        match &self.rotation {
+            None => self.linear(&parts, shape, Epilogue::Bias, None),
+            Some(rotation) => {
+                let width = hidden / self.plain.heads;
+                Ok(self.linear(&parts, shape, Epilogue::Rotary { width }, None)?.with_rotation(rotation, tokens))
+            }
+        }
+    }
+
     pub(super) fn block(&self, index: u32, computed: Tokens) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
@@ -121,17 +141,21 @@ impl<B: Backend> Load<'_, B> {
         let rows = images * queries;
         let key = |part: &str| names.block(index, part);
         let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
-        let [query, key_part, value] = names.query_key_value;
-        let query_key_value = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
         let single = |part: &str, bias: bool| [(key(part), bias)];
+        let inner_layer = [names.inner];
+        let (sources, outputs, activation, outer) = match self.plain.feed_forward {
+            FeedForward::Mlp { .. } => {
+                (inner_layer.as_slice(), inner, Epilogue::Activation(config.activation), names.outer)
+            }
+            FeedForward::Gated { activation, .. } => {
+                let sources = layout::gate_and_up(self.checkpoint.split_gate());
+                (sources, 2 * inner, Epilogue::Gated(activation), names.gated_outer)
+            }
+        };
+        let sources: Vec<(String, bool)> = sources.iter().map(|part| (key(part), biases.mlp)).collect();
         Ok(Block {
             attention_norm: self.norm(&key(names.attention_norm))?,
-            query_key_value: self.linear(
-                &query_key_value,
-                [self.sizes.rows(), hidden, 3 * hidden],
-                Epilogue::Bias,
-                None,
-            )?,
+            query_key_value: self.query_key_value(index)?,
             attention: Attention::new(self.plain, self.sizes, queries),
             attention_output: self.linear(
                 &single(names.attention_output, biases.attention_output),
@@ -140,14 +164,9 @@ impl<B: Backend> Load<'_, B> {
                 scale(names.attention_scale),
             )?,
             mlp_norm: Norm { rows, pitch, ..self.norm(&key(names.mlp_norm))? },
-            inner: self.linear(
-                &single(names.inner, biases.mlp),
-                [rows, hidden, inner],
-                Epilogue::Activation(config.activation),
-                None,
-            )?,
+            inner: self.linear(&sources, [rows, hidden, outputs], activation, None)?,
             outer: self.linear(
-                &single(names.outer, biases.mlp),
+                &single(outer, biases.mlp),
                 [rows, inner, hidden],
                 Epilogue::Residual,
                 scale(names.mlp_scale),
@@ -196,4 +215,14 @@ impl<B: Backend> Load<'_, B> {
         let pools = shape.taps.iter().enumerate().map(pool).collect::<Result<_, _>>()?;
         Ok((pools, projection))
     }
+}
+
+/// Uploads the rotation of queries and keys, if the positions of the model are one.
+pub(super) fn upload_rotation(card: &Card, plain: &PlainConfig, grid: usize) -> Option<Handle> {
+    let Positions::Rotary { theta } = plain.positions else { return None };
+    let (rotation, width) = (compute_rotation(theta, plain, grid), plain.hidden / plain.heads);
+    let tokens = rotation.cosine.chunks_exact(width).zip(rotation.sine.chunks_exact(width));
+    // Both halves of a head have the same angles.
+    let pairs = tokens.flat_map(|(cosine, sine)| cosine[..width / 2].iter().zip(sine));
+    Some(card.upload_f32(pairs.flat_map(|(cosine, sine)| [*cosine, *sine]).collect()))
 }

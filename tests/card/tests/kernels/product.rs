@@ -17,6 +17,8 @@ pub const BIAS: u32 = 0;
 pub const ACTIVATION: u32 = 1;
 pub const RESIDUAL: u32 = 2;
 pub const EMBED: u32 = 3;
+pub const GATED: u32 = 4;
+pub const ROTARY: u32 = 5;
 
 impl Kernel {
     /// The kernels that the card can run.
@@ -82,6 +84,8 @@ pub struct Product {
     pub right: Vec<f32>,
     pub bias: Vec<f32>,
     pub old: Vec<f32>,
+    /// Width of a head, and cosine and sine of each pair of its columns for each token (ROTARY).
+    pub rotation: Option<(usize, Vec<f32>)>,
 }
 
 impl Product {
@@ -96,6 +100,7 @@ impl Product {
             right: noise(2, columns * depth),
             bias: noise(3, columns),
             old: noise(4, rows * columns),
+            rotation: None,
         }
     }
 
@@ -104,6 +109,17 @@ impl Product {
         let rows = images * patches;
         let (bias, old) = (noise(3, patches * columns), noise(4, images * tokens * columns));
         Self { image: [patches, tokens], bias, old, ..Self::new(rows, columns, depth) }
+    }
+
+    /// A product whose columns are gates and their values, alternately.
+    pub fn gated(rows: usize, columns: usize, depth: usize) -> Self {
+        Self::new(rows, columns, depth).apart(columns / 2)
+    }
+
+    /// Query, key and value of heads of some width, for images of some tokens.
+    pub fn rotary(images: usize, tokens: usize, heads: usize, width: usize, depth: usize) -> Self {
+        let rotation = Some((width, noise(5, tokens * width)));
+        Self { image: [tokens, tokens], rotation, ..Self::new(images * tokens, 3 * heads * width, depth) }
     }
 
     /// A product whose result's rows lie apart.
@@ -125,7 +141,8 @@ impl Product {
         if kernel.has_maps() {
             args = vec![Card::map(left, self.rows, self.depth), Card::map(right, self.columns, self.depth)];
         }
-        args.extend([left, right, bias, out, out].map(Arg::Pointer));
+        let second = self.rotation.as_ref().map_or(out, |(_, angles)| card.f32(angles));
+        args.extend([left, right, bias, second, out].map(Arg::Pointer));
         let sizes = [self.rows, self.columns, self.depth, self.pitch, self.image[0], self.image[1]];
         args.push(Arg::Info(sizes.map(|size| size as u32).to_vec()));
         let ([high, wide], threads, shared) = kernel.launch();
@@ -140,7 +157,9 @@ impl Product {
             "{kernel:?}, epilogue {epilogue}, activation {activation}, {} × {} × {}",
             self.rows, self.columns, self.depth
         );
-        let (problems, found) = self.try_run(kernel, &kernel.source(epilogue, activation));
+        let mut definitions = vec![("EPILOGUE", epilogue), ("ACTIVATION", activation)];
+        definitions.extend(self.rotation.iter().map(|(width, _)| ("WIDTH", *width as u32)));
+        let (problems, found) = self.try_run(kernel, &kernel.source_with(&["model/kernels/epilogue.cu"], &definitions));
         assert!(problems.is_empty(), "{what}: {problems:#?}");
         let mut exact: Vec<f64> = self.old.iter().map(|value| f64::from(*value)).collect();
         let [patches, tokens] = self.image;
@@ -155,6 +174,18 @@ impl Product {
                     }
                     RESIDUAL => exact[at] += sum + f64::from(self.bias[column]),
                     ACTIVATION => exact[at] = activate(activation, sum + f64::from(self.bias[column])),
+                    GATED => {
+                        let (value, to) = (sum + f64::from(self.bias[column]), at - column + column / 2);
+                        exact[to] = if column % 2 == 0 { activate(activation, value) } else { exact[to] * value };
+                    }
+                    ROTARY if column < self.columns / 3 * 2 => {
+                        let (width, angles) = self.rotation.as_ref().expect("angles");
+                        let angles = &angles[row % tokens * width + column % width / 2 * 2..];
+                        let partner = column ^ 1;
+                        let other = self.exact(row, partner) + f64::from(self.bias[partner]);
+                        let sine = f64::from(angles[1]) * if column % 2 == 0 { -1.0 } else { 1.0 };
+                        exact[at] = (sum + f64::from(self.bias[column])) * f64::from(angles[0]) + other * sine;
+                    }
                     _ => exact[at] = sum + f64::from(self.bias[column]),
                 }
             }
@@ -206,6 +237,29 @@ fn activations_are_right() {
     for kernel in Kernel::all() {
         for activation in 0..5 {
             Product::new(33, 128, 24).check(kernel, ACTIVATION, activation);
+        }
+    }
+}
+
+#[test]
+fn values_are_multiplied_by_their_gates() {
+    for kernel in Kernel::all() {
+        for [rows, columns, depth] in [[1, 128, 64], [129, 144, 40], [197, 48, 64], [70, 16, 200], [257, 400, 24]] {
+            Product::gated(rows, columns, depth).check(kernel, GATED, 4);
+        }
+        for activation in 0..4 {
+            Product::gated(33, 80, 24).check(kernel, GATED, activation);
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_are_rotated() {
+    for kernel in Kernel::all() {
+        for [images, tokens, heads, width] in
+            [[1, 1, 1, 64], [3, 65, 2, 64], [2, 197, 1, 80], [40, 5, 3, 24], [1, 257, 5, 8]]
+        {
+            Product::rotary(images, tokens, heads, width, 40).check(kernel, ROTARY, 0);
         }
     }
 }
