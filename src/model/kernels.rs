@@ -75,8 +75,8 @@ fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static st
     match pooling {
         Pooling::Mean | Pooling::ClsMean if plain.final_norm == FinalNorm::Feature => Some("a norm after pooling"),
         Pooling::Head => match plain.head {
-            Some(ProjectionHead::Linear { dim }) if dim.is_multiple_of(VECTOR) => None,
-            _ => Some("its pooling head"),
+            Some(ProjectionHead::Linear { dim }) if !dim.is_multiple_of(VECTOR) => Some("the width of its projection"),
+            _ => None,
         },
         _ => None,
     }
@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn pooling_heads_need_a_linear_projection() {
+    fn projections_have_a_multiple_of_eight_values() {
         let checkpoint = Checkpoint::open(Path::new("tests/reference/model/dinov2")).unwrap();
         let Body::Plain(plain) = &checkpoint.config().body else { unreachable!("DINOv2 has no windows") };
         let head = |head| find_odd_pooling(&PlainConfig { head, ..plain.clone() }, Pooling::Head);
         assert_eq!(head(Some(ProjectionHead::Linear { dim: 512 })), None);
-        assert_eq!(head(Some(ProjectionHead::Linear { dim: 20 })), Some("its pooling head"));
-        assert_eq!(head(Some(ProjectionHead::Attention)), Some("its pooling head"));
+        assert_eq!(head(Some(ProjectionHead::Linear { dim: 20 })), Some("the width of its projection"));
+        assert_eq!(head(Some(ProjectionHead::Attention)), None);
         let feature = PlainConfig { final_norm: FinalNorm::Feature, ..plain.clone() };
         assert_eq!(find_odd_pooling(&feature, Pooling::Mean), Some("a norm after pooling"));
         assert_eq!(find_odd_pooling(&feature, Pooling::Cls), None);

@@ -371,6 +371,31 @@ impl<B: Backend> AttentionPooling<B> {
     }
 }
 
+/// Query of `SigLIP`'s attention pooling, and its projection to keys and values.
+pub(super) struct PoolingProjections {
+    pub(super) query: Vec<f32>,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+}
+
+/// Loads the projections of attention pooling. The query is the same for all images.
+pub(super) fn load_pooling_projections<B: Backend>(
+    loader: &Loader<'_, B>,
+    hidden: usize,
+) -> Result<PoolingProjections, ModelError> {
+    let key = |part: &str| format!("{}.{part}", layout::POOLING_HEAD);
+    let mut query_weight = loader.values(key("attention.in_proj_weight"))?;
+    let mut query_bias = loader.values(key("attention.in_proj_bias"))?;
+    let (weight, bias) = (query_weight.split_off(hidden * hidden), query_bias.split_off(hidden));
+    let probe = loader.values(key("probe"))?;
+    let product = |(row, bias): (&[f32], &f32)| {
+        let sum: f64 = row.iter().zip(&probe).map(|(one, other)| f64::from(*one) * f64::from(*other)).sum();
+        (sum + f64::from(*bias)) as f32
+    };
+    let query = query_weight.chunks_exact(hidden).zip(&query_bias).map(product).collect();
+    Ok(PoolingProjections { query, weight, bias })
+}
+
 /// Loads the head.
 fn load_head<B: Backend>(
     config: &BackboneConfig,
@@ -386,21 +411,13 @@ fn load_head<B: Backend>(
         }
         Some(ProjectionHead::Attention) => {
             let key = |part: &str| format!("{}.{part}", layout::POOLING_HEAD);
-            let mut weight = loader.values(key("attention.in_proj_weight"))?;
-            let mut bias = loader.values(key("attention.in_proj_bias"))?;
-            let (key_weight, key_bias) = (weight.split_off(hidden * hidden), bias.split_off(hidden));
-            let probe = loader.values(key("probe"))?;
-            let product = |(row, bias): (&[f32], &f32)| {
-                let sum: f64 = row.iter().zip(&probe).map(|(one, other)| f64::from(*one) * f64::from(*other)).sum();
-                (sum + f64::from(*bias)) as f32
-            };
-            let query = weight.chunks_exact(hidden).zip(&bias).map(product).collect();
+            let PoolingProjections { query, weight, bias } = load_pooling_projections(loader, hidden)?;
             let inner = match plain.feed_forward {
                 FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. } => inner,
             };
             Ok(Some(Head::Attention(AttentionPooling {
                 query: loader.upload(query, [1, heads, 1, hidden / heads]),
-                key_value: Linear::new(&key_weight, Some(key_bias), hidden, 2 * hidden, (loader.device, loader.format)),
+                key_value: Linear::new(&weight, Some(bias), hidden, 2 * hidden, (loader.device, loader.format)),
                 output: loader.linear(&key("attention.out_proj"), hidden, hidden, true)?,
                 norm: loader.norm(&key("layernorm"))?,
                 mlp: loader.mlp([key("mlp.fc1"), key("mlp.fc2")], [hidden, inner], config.activation, true)?,

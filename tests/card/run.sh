@@ -19,15 +19,16 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 forward=(--checkpoint "$work/sample/models/vit-tiny" --rows 12 --batch-size 4 --passes 1)
 # Pixels of 590 kB a batch: their upload has two pieces.
 pieces=(--checkpoint "$work/sample/models/vit-tiny" --rows 96 --batch-size 48 --passes 0)
-# Small checkpoints below tests/reference of models with parts that the sample's ViT does not have, and the limit of their differences
-# from f32: one and a half times that of PyTorch in bf16 on a CPU.
+# Small checkpoints below tests/reference of models with parts that the sample's ViT does not have, with a pooling, and the limit of their
+# differences from f32: one and a half times that of PyTorch in bf16 on a CPU.
 declare -A families=(
-    [model/dinov2_swiglu]=0.009
-    [families/dinov3]=0.0085
-    [families/dinov3_gated]=0.0175
+    [model/dinov2_swiglu]="cls+mean 0.009"
+    [families/dinov3]="cls+mean 0.0085"
+    [families/dinov3_gated]="cls+mean 0.0175"
+    [families/siglip]="head 0.0139"
 )
 reference=$(realpath "$card/../reference")
-family=(--pool cls+mean --rows 40 --batch-size 16 --passes 0)
+family=(--rows 40 --batch-size 16 --passes 0)
 # Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts; more rows than a batch
 # holds.
 declare -A head=(
@@ -45,8 +46,8 @@ inputs() {
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
     local name
     for name in "${!families[@]}"; do
-        "$program" --quiet bench forward --checkpoint "$reference/$name" "${family[@]}" -m "$work/cpu.toml" --precision f32 \
-            --features "$work/cpu-${name##*/}.bin" --json > /dev/null
+        "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "${families[$name]% *}" "${family[@]}" -m "$work/cpu.toml" \
+            --precision f32 --features "$work/cpu-${name##*/}.bin" --json > /dev/null
     done
     for name in "${!head[@]}"; do
         rm -rf "$work/cpu-head-$name"
@@ -100,12 +101,12 @@ other_families() {
     local at name races=lanes
     for name in "${!families[@]}"; do
         at=$work/family-$1-${name##*/}
-        on "$1" "$2" "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$reference/$name" "${family[@]}" -m "$work/cuda.toml" \
-            --features "$at.bin" --json > "$at.json"
+        on "$1" "$2" "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "${families[$name]% *}" \
+            "${family[@]}" -m "$work/cuda.toml" --features "$at.bin" --json > "$at.json"
         no_problems "$at"
         grep -q "\"kernels\": \"$3\"" "$at.json" || fail "the kernels of $name are not $3: $(grep kernels "$at.json")"
         echo "sm_$1 with CUDA $2: $name"
-        "$python" "$card/compare.py" features "$at.bin" "$work/cpu-${name##*/}.bin" "${families[$name]}"
+        "$python" "$card/compare.py" features "$at.bin" "$work/cpu-${name##*/}.bin" "${families[$name]#* }"
     done
 }
 

@@ -1,10 +1,12 @@
 //! A backbone of this crate's own kernels: its buffers, and one forward pass.
 
+mod head;
 mod load;
 
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
+use head::Head;
 use load::{Load, upload_rotation};
 
 use super::Kernels;
@@ -46,7 +48,7 @@ pub(in crate::model) struct CardBackbone {
     first_norm: Option<Norm>,
     blocks: Vec<Block>,
     pools: Vec<Pool>,
-    projection: Option<Product>,
+    head: Option<Head>,
     sizes: Sizes,
     buffers: Buffers,
 }
@@ -142,6 +144,7 @@ struct Pool {
     numbers: Vec<u32>,
     /// First value of the part in the feature.
     column: usize,
+    images: usize,
 }
 
 impl CardBackbone {
@@ -170,7 +173,7 @@ impl CardBackbone {
             load.block(index, if first_alone { Tokens::First } else { Tokens::All })
         };
         let blocks = (0..=last).map(block).collect::<Result<_, _>>()?;
-        let (pools, projection) = load.pools(shape)?;
+        let (pools, head) = load.pools(shape)?;
         let pitch = load.patch_pitch();
         let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
         let buffers = Buffers {
@@ -181,7 +184,7 @@ impl CardBackbone {
             features: card.allocate(images * feature_dim),
         };
         let transfers = Transfers::new(gpu);
-        Ok(Self { card, transfers, patches, first_norm, blocks, pools, projection, sizes, buffers })
+        Ok(Self { card, transfers, patches, first_norm, blocks, pools, head, sizes, buffers })
     }
 
     /// Returns the instruction of the products.
@@ -224,13 +227,12 @@ impl CardBackbone {
     }
 
     fn pool(&self, pool: &Pool) {
-        let Buffers { states, input, features, .. } = &self.buffers;
-        match &self.projection {
-            None => pool.launch(&self.card, states, features, self.sizes.images),
-            Some(projection) => {
-                pool.launch(&self.card, states, input, self.sizes.images);
+        let Buffers { states, features, .. } = &self.buffers;
+        match &self.head {
+            None => pool.launch(&self.card, states, features),
+            Some(head) => {
                 let part = features.clone().offset_start(2 * pool.column as u64);
-                projection.launch(&self.card, input, &part, self.sizes.feature_dim);
+                head.launch(&self.card, &self.buffers, pool, (&part, self.sizes.feature_dim));
             }
         }
     }
@@ -288,14 +290,14 @@ impl Attention {
 }
 
 impl Pool {
-    fn launch(&self, card: &Card, states: &Handle, to: &Handle, images: usize) {
+    fn launch(&self, card: &Card, states: &Handle, to: &Handle) {
         let Norm { weight, bias, .. } = &self.norm;
         let arguments = Arguments {
             buffers: vec![states.clone(), weight.clone(), bias.clone(), to.clone()],
             numbers: self.numbers.clone(),
             ..Arguments::default()
         };
-        card.launch(&self.program, images, arguments);
+        card.launch(&self.program, self.images, arguments);
     }
 }
 

@@ -129,6 +129,11 @@ impl Product {
         self
     }
 
+    /// Returns the values of a row of the product.
+    pub(super) fn columns(&self) -> usize {
+        self.weight.rows
+    }
+
     /// Enqueues the product of `input`, `[rows, depth]`, into `out` with `pitch` values a row.
     pub(super) fn launch(&self, card: &Card, input: &Handle, out: &Handle, pitch: usize) {
         let input = Matrix { values: input.clone(), rows: self.rows, depth: self.weight.depth };

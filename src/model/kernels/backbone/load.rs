@@ -3,10 +3,11 @@
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
+use super::head::Head;
 use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes, Tokens};
 use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{FeedForward, PlainConfig, Positions, ProjectionHead};
+use crate::model::config::{FeedForward, PlainConfig, Positions};
 use crate::model::error::ModelError;
 use crate::model::kernels::product::{Epilogue, Product};
 use crate::model::layout;
@@ -92,7 +93,7 @@ impl<B: Backend> Load<'_, B> {
     }
 
     /// Loads linear layers of the same input, `[rows, input]`, as one product. `scale` names a `LayerScale` of the result.
-    fn linear(
+    pub(super) fn linear(
         &self,
         parts: &[(String, bool)],
         [rows, input, out]: [usize; 3],
@@ -175,16 +176,12 @@ impl<B: Backend> Load<'_, B> {
         })
     }
 
-    /// Loads the final norm for each part of the feature, and the projection behind it.
-    pub(super) fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Product>), ModelError> {
+    /// Loads the final norm for each part of the feature, and the head behind it.
+    pub(super) fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Head>), ModelError> {
         let Sizes { images, tokens, leading, hidden, feature_dim, .. } = self.sizes;
         let width = feature_dim / shape.taps.len().max(1);
-        let projection = match (shape.pooling, self.plain.head) {
-            (Pooling::Head, Some(ProjectionHead::Linear { dim })) => {
-                let weight = self.loader.values(layout::PROJECTION)?;
-                let values = (weight.as_slice(), vec![0.0; dim]);
-                Some(Product::new(self.card, (values.0, &values.1), hidden, images, Epilogue::Bias))
-            }
+        let head = match (shape.pooling, self.plain.head) {
+            (Pooling::Head, Some(head)) => Some(Head::load(self, head, feature_dim)?),
             _ => None,
         };
         let code = match shape.pooling {
@@ -196,7 +193,7 @@ impl<B: Backend> Load<'_, B> {
         let pool = |(place, block): (usize, &u32)| {
             let norm = self.norm(layout::final_norm(self.checkpoint.config(), self.plain))?;
             let column = place * width;
-            let [pitch, first] = if projection.is_some() { [hidden, 0] } else { [feature_dim, column] };
+            let [pitch, first] = if head.is_some() { [hidden, 0] } else { [feature_dim, column] };
             let sizes = [tokens, leading, pitch, first].map(|size| size as u32);
             Ok(Pool {
                 block: *block as usize,
@@ -210,10 +207,11 @@ impl<B: Backend> Load<'_, B> {
                 numbers: sizes.into_iter().chain([norm.epsilon.to_bits(), 0]).collect(),
                 norm,
                 column,
+                images,
             })
         };
         let pools = shape.taps.iter().enumerate().map(pool).collect::<Result<_, _>>()?;
-        Ok((pools, projection))
+        Ok((pools, head))
     }
 }
 
