@@ -30,6 +30,7 @@ pub(super) use functions::Norm;
 pub(super) use linear::Linear;
 
 use crate::model::config::Activation;
+use crate::model::pooling::PooledTokens;
 use attention::{Attention, AttentionBuffers};
 use functions::gate;
 use product::{AlignedValues, Rows};
@@ -123,15 +124,18 @@ impl Blocks {
         Self { arch, order, hidden, heads, rotation, layers, idle: Mutex::default() }
     }
 
-    /// Applies the blocks of `range` to sequences of `lengths` tokens, `[tokens of all, hidden]`.
-    pub(super) fn apply(&self, range: Range<usize>, states: &mut [f32], lengths: &[usize]) {
+    /// Applies the blocks of `range` to sequences of `lengths` tokens, `[tokens of all, hidden]`. The last of these blocks
+    /// computes the tokens that `pooled` names; the others keep no meaningful states.
+    pub(super) fn apply(&self, range: Range<usize>, states: &mut [f32], lengths: &[usize], pooled: PooledTokens) {
         let blocks = &self.layers[range];
         let jobs = split_jobs(states, lengths, self.hidden);
         jobs.into_par_iter().for_each(|(states, lengths)| {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut buffers = idle.unwrap_or_default();
-            for block in blocks {
-                self.arch.dispatch(Step { all: self, block, states: &mut *states, lengths, buffers: &mut buffers });
+            for (block, left) in blocks.iter().zip((0..blocks.len()).rev()) {
+                let outputs = if left == 0 { pooled } else { PooledTokens::All };
+                let (states, buffers) = (&mut *states, &mut buffers);
+                self.arch.dispatch(Step { all: self, block, outputs, states, lengths, buffers });
             }
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffers);
         });
@@ -170,6 +174,8 @@ fn split_jobs<'a>(
 struct Step<'a> {
     all: &'a Blocks,
     block: &'a Block,
+    /// Tokens of each sequence that the block computes.
+    outputs: PooledTokens,
     states: &'a mut [f32],
     lengths: &'a [usize],
     buffers: &'a mut Buffers,
@@ -179,25 +185,55 @@ impl WithSimd for Step<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { all, block, states, lengths, buffers } = self;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let rows = self.attend(simd);
+        if self.outputs == PooledTokens::First {
+            gather_first(self.states, self.lengths, self.all.hidden);
+        }
+        self.finish(simd, rows);
+        if self.outputs == PooledTokens::First {
+            scatter_first(self.states, self.lengths, self.all.hidden);
+        }
+    }
+}
+
+impl Step<'_> {
+    /// Writes the attention of the tokens that the block computes to the narrow buffer, and returns their number.
+    #[inline(always)]
+    fn attend<S: Simd>(&mut self, simd: S) -> usize {
+        let Self { all, block, outputs, states, lengths, buffers } = self;
         let (hidden, count) = (all.hidden, states.len());
         let rows = count / hidden;
         let wide = buffers.wide.sized(rows * 3 * hidden);
         let narrow = buffers.narrow.sized(count);
         let input = prepare(all.order, &block.attention_norm, states, narrow);
         block.query_key_value.store(simd, Rows { values: input, stride: hidden, count: rows }, None, wide);
-        let mut first = 0;
-        for tokens in lengths.iter().filter(|tokens| **tokens > 0) {
+        let (mut first, mut done) = (0, 0);
+        for tokens in lengths.iter().copied().filter(|tokens| *tokens > 0) {
             let query_key_value = &mut wide[first * 3 * hidden..(first + tokens) * 3 * hidden];
             if let Some(rotation) = &all.rotation {
                 rotation.apply(query_key_value, hidden);
             }
-            let out = &mut narrow[first * hidden..(first + tokens) * hidden];
-            let (tokens, heads, bias) = (*tokens, all.heads, block.bias.as_ref().map(|bias| bias.as_slice()));
-            Attention { query_key_value, tokens, hidden, heads, bias, out }.run(simd, &mut buffers.attention);
+            let queries = match outputs {
+                PooledTokens::All => tokens,
+                PooledTokens::First => 1,
+            };
+            let out = &mut narrow[done * hidden..(done + queries) * hidden];
+            let (heads, bias) = (all.heads, block.bias.as_ref().map(|bias| bias.as_slice()));
+            Attention { query_key_value, tokens, queries, hidden, heads, bias, out }.run(simd, &mut buffers.attention);
             first += tokens;
+            done += queries;
         }
+        done
+    }
+
+    /// Applies the layers after attention to the first `rows` rows of the states.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, rows: usize) {
+        let Self { all, block, states, buffers, .. } = self;
+        let hidden = all.hidden;
+        let states = &mut states[..rows * hidden];
+        let narrow = buffers.narrow.sized(rows * hidden);
         block.attention_output.add(
             simd,
             Rows { values: narrow, stride: hidden, count: rows },
@@ -224,6 +260,32 @@ impl WithSimd for Step<'_> {
             states.chunks_exact_mut(hidden).for_each(|row| block.mlp_norm.normalise(row));
         }
     }
+}
+
+/// Moves the first token of each sequence that has one to the front of the states.
+fn gather_first(states: &mut [f32], lengths: &[usize], hidden: usize) {
+    for (row, first) in first_tokens(lengths).enumerate() {
+        states.copy_within(first * hidden..(first + 1) * hidden, row * hidden);
+    }
+}
+
+/// Moves the tokens at the front of the states to the places of the first tokens: the reverse of [`gather_first`].
+fn scatter_first(states: &mut [f32], lengths: &[usize], hidden: usize) {
+    let places: Vec<usize> = first_tokens(lengths).collect();
+    // From the last, since a place may be that of a later row.
+    for (row, first) in places.into_iter().enumerate().rev() {
+        states.copy_within(row * hidden..(row + 1) * hidden, first * hidden);
+    }
+}
+
+/// Iterates over the rows of the first tokens of the sequences that have any.
+fn first_tokens(lengths: &[usize]) -> impl Iterator<Item = usize> {
+    let starts = lengths.iter().scan(0, |next, tokens| {
+        let start = *next;
+        *next += tokens;
+        Some((start, *tokens))
+    });
+    starts.filter(|(_, tokens)| *tokens > 0).map(|(start, _)| start)
 }
 
 /// Returns the input of attention or MLP: the normalised states, or the states themselves if norms come later.

@@ -21,7 +21,7 @@ use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::layout::Names;
 use crate::model::load::Loader;
-use crate::model::pooling::{Pooling, TapFeatures};
+use crate::model::pooling::{PooledTokens, Pooling, TapFeatures};
 use crate::model::position;
 use crate::model::relative;
 
@@ -47,6 +47,8 @@ pub(super) struct PlainBackbone<B: Backend> {
     final_norm: Norm<B>,
     norm_input: FinalNorm,
     head: Option<Head<B>>,
+    /// Tokens that the pooling of features reads.
+    pooled: PooledTokens,
     attention: Attention,
 }
 
@@ -115,6 +117,7 @@ impl<B: Backend> PlainBackbone<B> {
             final_norm: loader.norm(layout::final_norm(config, plain))?,
             norm_input: plain.final_norm,
             head,
+            pooled: if plain.pools_first_token(pooling) { PooledTokens::First } else { PooledTokens::All },
         })
     }
 
@@ -134,10 +137,11 @@ impl<B: Backend> PlainBackbone<B> {
     ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
         let (states, patches) = self.embed(pixels, (rows, side), format);
         let [all, hidden] = states.dims();
-        let count = all / rows;
+        let leading = all / rows - patches;
         let mut features = TapFeatures::new(taps);
-        self.run_blocks(states, (rows, count), taps, |block, states| {
-            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), count - patches, pooling));
+        self.run_blocks(states, (rows, all / rows), taps, self.pooled, |block, states| {
+            let count = states.dims()[0] / rows;
+            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), leading, pooling));
         })?;
         Ok(features.into_vec())
     }
@@ -153,17 +157,18 @@ impl<B: Backend> PlainBackbone<B> {
     ) -> Result<Tensor<B, 3>, ModelError> {
         let (mut states, _) = self.embed(pixels, (rows, side), format);
         let [all, hidden] = states.dims();
-        self.run_blocks(states.clone(), (rows, all / rows), taps, |_, after| states = after)?;
+        self.run_blocks(states.clone(), (rows, all / rows), taps, PooledTokens::All, |_, after| states = after)?;
         Ok(self.final_norm.forward(states).reshape([rows, all / rows, hidden]))
     }
 
     /// Applies the blocks to `[rows · tokens, hidden]` and passes the states after each block, or after those of `taps` alone, to
-    /// `collect`.
+    /// `collect`: after the last block, those of the tokens that `pooled` names.
     fn run_blocks(
         &self,
         mut states: Tensor<B, 2>,
         (rows, count): (usize, usize),
         taps: &[u32],
+        pooled: PooledTokens,
         mut collect: impl FnMut(u32, Tensor<B, 2>),
     ) -> Result<(), ModelError> {
         match &self.blocks {
@@ -174,7 +179,7 @@ impl<B: Backend> PlainBackbone<B> {
                 }
                 Ok(())
             }
-            Blocks::Direct(blocks) => direct::forward(blocks, states, (rows, count), taps, collect),
+            Blocks::Direct(blocks) => direct::forward(blocks, states, (rows, count), taps, pooled, collect),
         }
     }
 

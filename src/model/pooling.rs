@@ -23,6 +23,15 @@ pub(super) enum Pooling {
     MeanBeforeNorm,
 }
 
+/// Tokens of a sequence whose states pooling reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PooledTokens {
+    /// All tokens.
+    All,
+    /// The first token. The last block computes its states alone.
+    First,
+}
+
 impl Pooling {
     /// Returns the pooling that `pool` means for a checkpoint.
     ///

@@ -23,11 +23,13 @@ pub(super) struct Attention<'a> {
     /// Queries, keys and values of each token, `[tokens, 3 · hidden]`.
     pub(super) query_key_value: &'a [f32],
     pub(super) tokens: usize,
+    /// Number of tokens, from the first, whose attention is computed.
+    pub(super) queries: usize,
     pub(super) hidden: usize,
     pub(super) heads: usize,
     /// Summands of the scaled scores, `[heads, tokens, tokens]`.
     pub(super) bias: Option<&'a [f32]>,
-    /// `[tokens, hidden]`.
+    /// `[queries, hidden]`.
     pub(super) out: &'a mut [f32],
 }
 
@@ -43,8 +45,8 @@ impl Attention<'_> {
             let first = head * width;
             buffers.keys.pack_transposed::<S>(&self.query_key_value[hidden + first..], stride, width, tokens);
             buffers.values.pack::<S>(&self.query_key_value[2 * hidden + first..], stride, tokens, width);
-            for query in (0..tokens).step_by(QUERIES) {
-                let rows = QUERIES.min(tokens - query);
+            for query in (0..self.queries).step_by(QUERIES) {
+                let rows = QUERIES.min(self.queries - query);
                 let scores = buffers.scores.sized(rows * line);
                 for row in scores.chunks_exact_mut(line) {
                     row[tokens..].fill(f32::MIN);

@@ -1,11 +1,14 @@
 //! Compares the direct path with straightforward code in f64, and its outputs among batches and CPUs.
 
+use std::sync::Arc;
+
 use pulp::{Arch, Simd, WithSimd};
 
 use super::functions::{activate, exponentials};
 use super::product::{Finish, Packed, Rows};
 use super::{Block, Blocks, Inner, Linear, Norm, NormOrder, Rotation};
 use crate::model::config::Activation;
+use crate::model::pooling::PooledTokens;
 
 const ACTIVATIONS: [Activation; 5] =
     [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::QuickGelu, Activation::Silu];
@@ -164,8 +167,16 @@ fn products_match_f64_for_any_shape() {
     }
 }
 
+/// Positions of the tokens of sequences of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Positions {
+    None,
+    Rotary { tokens: usize },
+    Bias { tokens: usize },
+}
+
 /// Returns two blocks of 3 heads of 8 values.
-fn blocks(arch: Arch, order: NormOrder, gated: bool) -> Blocks {
+fn blocks(arch: Arch, order: NormOrder, gated: bool, positions: Positions) -> Blocks {
     let (hidden, inner) = (24, 40);
     let outputs = if gated { 2 * inner } else { inner };
     let linear = |input: usize, out: usize, seed: u32| {
@@ -181,9 +192,16 @@ fn blocks(arch: Arch, order: NormOrder, gated: bool) -> Blocks {
         inner: Inner { projection: linear(hidden, outputs, seed + 9), activation: Activation::Gelu, gated, outputs },
         outer: linear(inner, hidden, seed + 11),
         mlp_scale: None,
-        bias: None,
+        bias: match positions {
+            Positions::Bias { tokens } => Some(Arc::new(noise(3 * tokens * tokens, seed + 13))),
+            _ => None,
+        },
     };
-    Blocks::new(arch, order, [hidden, 3], None, vec![block(20), block(40)])
+    let rotation = match positions {
+        Positions::Rotary { tokens } => Some(Rotation { cosine: noise(tokens * 8, 1), sine: noise(tokens * 8, 2) }),
+        _ => None,
+    };
+    Blocks::new(arch, order, [hidden, 3], rotation, vec![block(20), block(40)])
 }
 
 #[test]
@@ -194,20 +212,52 @@ fn outputs_do_not_depend_on_batch_or_cpu() {
         let input = noise(tokens * 24, 7);
         let mut first: Option<Vec<f32>> = None;
         for arch in archs() {
-            let blocks = blocks(arch, order, gated);
+            let blocks = blocks(arch, order, gated, Positions::None);
             let mut together = input.clone();
-            blocks.apply(0..2, &mut together, &lengths);
+            blocks.apply(0..2, &mut together, &lengths, PooledTokens::All);
             let mut alone = input.clone();
             let mut rest = alone.as_mut_slice();
             for tokens in lengths {
                 let (own, others) = rest.split_at_mut(tokens * 24);
-                blocks.apply(0..1, own, &[tokens]);
-                blocks.apply(1..2, own, &[tokens]);
+                blocks.apply(0..1, own, &[tokens], PooledTokens::All);
+                blocks.apply(1..2, own, &[tokens], PooledTokens::All);
                 rest = others;
             }
             assert!(together.iter().all(|value| value.is_finite()));
             assert_eq!(together, alone, "{order:?}, gated: {gated}");
             assert_eq!(first.get_or_insert(together.clone()), &together, "other bits on another CPU");
+        }
+    }
+}
+
+#[test]
+fn first_token_alone_has_the_bits_of_a_whole_block() {
+    let of_any_length: [usize; 6] = [5, 0, 1, 70, 12, 3];
+    let of_one_length = [70; 5];
+    let equal = |positions| (NormOrder::Pre, false, positions, of_one_length.as_slice());
+    for (order, gated, positions, lengths) in [
+        (NormOrder::Pre, false, Positions::None, of_any_length.as_slice()),
+        (NormOrder::Pre, true, Positions::None, &of_any_length),
+        (NormOrder::Post, false, Positions::None, &of_any_length),
+        equal(Positions::Rotary { tokens: 70 }),
+        equal(Positions::Bias { tokens: 70 }),
+    ] {
+        let input = noise(lengths.iter().sum::<usize>() * 24, 7);
+        for arch in archs() {
+            let blocks = blocks(arch, order, gated, positions);
+            let apply = |pooled| {
+                let mut states = input.clone();
+                blocks.apply(0..2, &mut states, lengths, pooled);
+                states
+            };
+            let (whole, short) = (apply(PooledTokens::All), apply(PooledTokens::First));
+            assert_ne!(whole, short, "the other tokens were computed");
+            let mut first = 0;
+            for tokens in lengths.iter().filter(|tokens| **tokens > 0) {
+                let own = first * 24..(first + 1) * 24;
+                assert_eq!(short[own.clone()], whole[own], "{order:?}, gated: {gated}, {positions:?}, token {first}");
+                first += tokens;
+            }
         }
     }
 }

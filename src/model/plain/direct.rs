@@ -12,6 +12,7 @@ use crate::model::cpu;
 use crate::model::error::ModelError;
 use crate::model::layout::{self, Names};
 use crate::model::load::Loader;
+use crate::model::pooling::PooledTokens;
 
 /// Loads a block for each of `biases`, its relative position bias.
 pub(super) fn load_blocks<B: Backend>(
@@ -76,29 +77,39 @@ fn load_block<B: Backend>(
     })
 }
 
-/// Applies the blocks to `[rows · tokens, hidden]` and passes the states after each block of `taps` to `collect`.
+/// Applies the blocks to `[rows · tokens, hidden]` and passes the states after each block of `taps` to `collect`: after the
+/// last one, those of the tokens that `pooled` names.
 pub(super) fn forward<B: Backend>(
     blocks: &cpu::Blocks,
     states: Tensor<B, 2>,
     (rows, tokens): (usize, usize),
     taps: &[u32],
+    pooled: PooledTokens,
     mut collect: impl FnMut(u32, Tensor<B, 2>),
 ) -> Result<(), ModelError> {
     let failed = |reason: String| ModelError::Device { reason };
-    let (device, [all, hidden]) = (states.device(), states.dims());
+    let (device, [_, hidden]) = (states.device(), states.dims());
     let data = states.try_into_data().map_err(|cause| failed(cause.to_string()))?;
     let mut states = data.into_vec::<f32>().map_err(|cause| failed(format!("{cause:?}")))?;
     let lengths = vec![tokens; rows];
     let mut taps = taps.to_vec();
     taps.sort_unstable();
     taps.dedup();
+    let last = taps.last().copied();
     let mut first = 0;
     for tap in taps {
         let end = tap as usize + 1;
-        blocks.apply(first..end, &mut states, &lengths);
+        let outputs = if Some(tap) == last { pooled } else { PooledTokens::All };
+        blocks.apply(first..end, &mut states, &lengths, outputs);
         first = end;
-        let copy = TensorData::new(states.clone(), [all, hidden]);
-        collect(tap, Tensor::from_data(copy, (&device, DType::F32)));
+        let copy = match outputs {
+            PooledTokens::All => states.clone(),
+            PooledTokens::First => {
+                states.chunks_exact(tokens * hidden).flat_map(|row| &row[..hidden]).copied().collect()
+            }
+        };
+        let shape = [copy.len() / hidden, hidden];
+        collect(tap, Tensor::from_data(TensorData::new(copy, shape), (&device, DType::F32)));
     }
     Ok(())
 }

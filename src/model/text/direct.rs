@@ -7,6 +7,7 @@ use super::layout;
 use super::modules::Pooling;
 use crate::model::cpu;
 use crate::model::error::ModelError;
+use crate::model::pooling::PooledTokens;
 
 /// Layers between the embeddings of tokens and pooling.
 #[derive(Debug)]
@@ -66,7 +67,8 @@ impl Direct {
             rest = others;
         }
         self.blocks.normalise(&self.first_norm, &mut states);
-        self.blocks.apply(0..self.count, &mut states, lengths);
+        let pooled = if pooling == Pooling::Cls { PooledTokens::First } else { PooledTokens::All };
+        self.blocks.apply(0..self.count, &mut states, lengths, pooled);
         let mut pooled = vec![0.0; lengths.len() * self.hidden];
         let mut rest = states.as_slice();
         for (to, tokens) in pooled.chunks_exact_mut(self.hidden).zip(lengths) {
