@@ -114,20 +114,12 @@ impl Attention {
         positions: &AttentionPositions<B>,
     ) -> Tensor<B, 2> {
         let [all, three] = query_key_value.dims();
-        let (tokens, hidden) = (all / rows, three / 3);
-        let split = |index: usize| {
-            let values = query_key_value.clone().narrow(1, index * hidden, hidden);
-            values.reshape([rows, tokens, heads, hidden / heads]).swap_dims(1, 2)
-        };
-        let (mut query, mut key) = (split(0), split(1));
-        if let Some(rotation) = &positions.rotation {
-            (query, key) = (rotation.apply(query), rotation.apply(key));
-        }
+        let [query, key, value] = split_heads(query_key_value, rows, heads, positions);
         let attended = match &positions.bias {
-            Some(bias) => attend_with_bias(query, key, split(2), Some(bias)),
-            None => self.attend(query, key, split(2)),
+            Some(bias) => attend_with_bias(query, key, value, Some(bias)),
+            None => self.attend(query, key, value),
         };
-        attended.swap_dims(1, 2).reshape([all, hidden])
+        attended.swap_dims(1, 2).reshape([all, three / 3])
     }
 
     /// Computes attention; inputs and output are `[rows, heads, tokens, width]`.
@@ -156,6 +148,40 @@ impl Attention {
             Self::Products | Self::Direct => attend_with_bias(query, key, value, None),
         }
     }
+}
+
+/// As [`Attention::forward`], for the first token of each row alone: maps to `[rows, hidden]`. Fused kernels would pad its
+/// query to many.
+pub(super) fn attend_first<B: Backend>(
+    query_key_value: &Tensor<B, 2>,
+    rows: usize,
+    heads: usize,
+    positions: &AttentionPositions<B>,
+) -> Tensor<B, 2> {
+    let [_, three] = query_key_value.dims();
+    let [query, key, value] = split_heads(query_key_value, rows, heads, positions);
+    let bias = positions.bias.as_ref().map(|bias| bias.clone().narrow(2, 0, 1));
+    attend_with_bias(query.narrow(2, 0, 1), key, value, bias.as_ref()).swap_dims(1, 2).reshape([rows, three / 3])
+}
+
+/// Splits `[rows · tokens, 3 · hidden]` into query, key and value, `[rows, heads, tokens, width]`, and rotates query and key.
+fn split_heads<B: Backend>(
+    query_key_value: &Tensor<B, 2>,
+    rows: usize,
+    heads: usize,
+    positions: &AttentionPositions<B>,
+) -> [Tensor<B, 4>; 3] {
+    let [all, three] = query_key_value.dims();
+    let (tokens, hidden) = (all / rows, three / 3);
+    let split = |index: usize| {
+        let values = query_key_value.clone().narrow(1, index * hidden, hidden);
+        values.reshape([rows, tokens, heads, hidden / heads]).swap_dims(1, 2)
+    };
+    let rotate = |values: Tensor<B, 4>| match &positions.rotation {
+        Some(rotation) => rotation.apply(values),
+        None => values,
+    };
+    [rotate(split(0)), rotate(split(1)), split(2)]
 }
 
 /// Computes attention with its scores in memory and their softmax in f32; `bias` is added to the scaled scores.

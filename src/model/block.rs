@@ -12,7 +12,7 @@ use burn::tensor::activation;
 use burn::tensor::backend::Backend;
 use burn::tensor::module::linear;
 
-use crate::model::attention::{Attention, AttentionPositions};
+use crate::model::attention::{Attention, AttentionPositions, attend_first};
 use crate::model::config::Activation;
 
 /// Linear layer, `x · weight + bias`.
@@ -200,7 +200,19 @@ impl<B: Backend> Block<B> {
         positions: &AttentionPositions<B>,
     ) -> Tensor<B, 2> {
         let query_key_value = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
-        let attended = attention.forward(&query_key_value, rows, self.heads, positions);
+        self.finish(input, attention.forward(&query_key_value, rows, self.heads, positions))
+    }
+
+    /// As [`Self::forward`], for the first token of each row alone: maps `[rows · tokens, hidden]` to `[rows, hidden]`.
+    pub(super) fn forward_first(&self, input: Tensor<B, 2>, rows: usize) -> Tensor<B, 2> {
+        let [all, hidden] = input.dims();
+        let query_key_value = self.query_key_value.forward(self.attention_norm.forward(input.clone()));
+        let first = input.reshape([rows, all / rows, hidden]).narrow(1, 0, 1).reshape([rows, hidden]);
+        self.finish(first, attend_first(&query_key_value, rows, self.heads, &self.positions))
+    }
+
+    /// Applies the layers after attention to the input of the block and the output of attention.
+    fn finish(&self, input: Tensor<B, 2>, attended: Tensor<B, 2>) -> Tensor<B, 2> {
         let attended = self.attention_output.forward(attended);
         let input = input + apply_scale(attended, self.attention_scale.as_ref());
         let mlp = self.mlp.forward(self.mlp_norm.forward(input.clone()));

@@ -174,7 +174,11 @@ impl<B: Backend> PlainBackbone<B> {
         match &self.blocks {
             Blocks::Device(blocks) => {
                 for (block, index) in blocks.iter().zip(0..) {
-                    states = block.forward(states, rows, self.attention);
+                    states = if pooled == PooledTokens::First && index as usize + 1 == blocks.len() {
+                        block.forward_first(states, rows)
+                    } else {
+                        block.forward(states, rows, self.attention)
+                    };
                     collect(index, states.clone());
                 }
                 Ok(())

@@ -125,6 +125,34 @@ fn several_blocks_come_from_one_pass() {
 }
 
 #[test]
+fn cls_token_does_not_depend_on_other_outputs_of_the_last_block() {
+    for name in fixtures() {
+        let checkpoint = Checkpoint::open(&fixture(&name)).unwrap();
+        if !checkpoint.pools().contains(&Pool::ClsMean) {
+            continue;
+        }
+        let expected = Expected::read(&fixture(&name));
+        let size_px = expected.sizes()[0];
+        let pixels = expected.pixels(size_px);
+        let hidden = checkpoint.hidden_size();
+        for direct in [true, false] {
+            let features = |pool| {
+                let options = ExtractOptions { size_px, layers: vec![-1, 0], pool };
+                let (numerics, device) = (Numerics { direct, ..Numerics::default() }, AnyDevice::Flex(FlexDevice));
+                Extractor::<Any>::load(&checkpoint, &options, numerics, &device).unwrap().features(&pixels, 2).unwrap()
+            };
+            let (alone, both) = (features(Pool::Cls), features(Pool::ClsMean));
+            let whole: Vec<f32> = both.chunks(2 * hidden).flat_map(|part| &part[..hidden]).copied().collect();
+            if direct {
+                assert_eq!(alone, whole, "{name}");
+            } else {
+                assert!(distance(&alone, &whole) <= 1e-5, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn impossible_pools_and_sizes_are_rejected() {
     let reject = |name: &str, size_px, pool| {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
