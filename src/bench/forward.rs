@@ -82,7 +82,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
     let checkpoint = Checkpoint::open(&bench.checkpoint).map_err(model_error)?;
     let size_px = bench.size_px.unwrap_or_else(|| checkpoint.image_size_px());
     let options = ExtractOptions { size_px, layers: bench.layers.clone(), pool: bench.pool };
-    let flop_per_image = checkpoint.flop_per_image(size_px, &bench.layers).map_err(model_error)?;
+    let flop_per_image = checkpoint.flop_per_image(size_px, &bench.layers, bench.pool).map_err(model_error)?;
     let parts = checkpoint.feature_parts(&options.layers, options.pool).map_err(model_error)?;
     let feature_dim: usize = parts.iter().sum();
     let image = 3 * size_px as usize * size_px as usize;

@@ -137,16 +137,18 @@ impl Checkpoint {
         cost::activation_bytes(&self.config, size_px)
     }
 
-    /// Returns the floating-point operations of one image's forward pass up to the last of `layers`.
+    /// Returns the floating-point operations of one image's forward pass up to the last of `layers`, under `pool`.
     ///
-    /// Counts two operations for each multiplication of the matrix products and of attention.
+    /// Counts two operations for each multiplication of the matrix products and of attention. The last block computes one
+    /// token alone if the feature needs no other.
     ///
     /// # Errors
-    /// When a layer does not exist.
-    pub fn flop_per_image(&self, size_px: u32, layers: &[i32]) -> Result<u64, ModelError> {
+    /// When a layer or the pooling does not exist.
+    pub fn flop_per_image(&self, size_px: u32, layers: &[i32], pool: Pool) -> Result<u64, ModelError> {
+        let pooling = Pooling::resolve(pool, &self.config)?;
         let blocks: Vec<u32> =
             layers.iter().map(|layer| self.config.resolve_layer(*layer)).collect::<Result<_, _>>()?;
-        Ok(cost::flop_per_image(&self.config, size_px, blocks.into_iter().max().unwrap_or(0)))
+        Ok(cost::flop_per_image(&self.config, size_px, blocks.into_iter().max().unwrap_or(0), pooling))
     }
 
     /// Checks that the backbone can work on images of `size_px` pixels.

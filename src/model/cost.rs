@@ -1,6 +1,7 @@
 //! Memory and operations of a backbone's forward pass, from its configuration alone.
 
 use crate::model::config::{BackboneConfig, Body, FeedForward, PlainConfig, WindowedConfig};
+use crate::model::pooling::Pooling;
 
 /// Multiple to which the queries of fused attention are padded.
 const QUERY_MULTIPLE: u64 = 64;
@@ -37,17 +38,20 @@ fn stage_values(config: &BackboneConfig, windowed: &WindowedConfig, stage: usize
     block_values(tokens, windowed.width(stage) as u64, windowed.inner(stage) as u64, scores)
 }
 
-/// Returns the floating-point operations of one image's forward pass up to block `last`.
+/// Returns the floating-point operations of one image's forward pass up to block `last`, without the head.
 ///
-/// Counts two operations for each multiplication of the matrix products and of attention.
-pub(super) fn flop_per_image(config: &BackboneConfig, size_px: u32, last: u32) -> u64 {
+/// Counts two operations for each multiplication of the matrix products and of attention. Block `last` computes the first
+/// token alone if `pooling` reads no other; its keys, values and queries are one product, so they count for all tokens.
+pub(super) fn flop_per_image(config: &BackboneConfig, size_px: u32, last: u32, pooling: Pooling) -> u64 {
     let patch = 3 * u64::from(config.patch_px).pow(2);
     let patches = u64::from(size_px / config.patch_px.max(1)).pow(2);
     match &config.body {
         Body::Plain(plain) => {
             let (tokens, hidden) = (tokens(config, plain, size_px), plain.hidden as u64);
-            let block = tokens * (8 * hidden * hidden + 4 * hidden * plain_inner(plain) + 4 * tokens * hidden);
-            (u64::from(last) + 1) * block + patches * 2 * hidden * patch
+            let after_projection = 2 * hidden * hidden + 4 * hidden * plain_inner(plain) + 4 * tokens * hidden;
+            let block = |outputs: u64| tokens * 6 * hidden * hidden + outputs * after_projection;
+            let outputs = if plain.pools_first_token(pooling) { 1 } else { tokens };
+            u64::from(last) * block(tokens) + block(outputs) + patches * 2 * hidden * patch
         }
         Body::Windowed(windowed) => {
             let block = |index: u32| {
@@ -83,5 +87,24 @@ fn plain_inner(plain: &PlainConfig) -> u64 {
     match plain.feed_forward {
         FeedForward::Mlp { inner } => inner as u64,
         FeedForward::Gated { inner, .. } => 3 * inner as u64 / 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// ViT-B/16 at 224 px: 17.6 billion multiplications (Dosovitskiy et al. 2021), fewer for its CLS token alone.
+    #[test]
+    fn cls_token_needs_fewer_operations_than_all_tokens() {
+        let config = BackboneConfig::parse(br#"{"model_type": "vit"}"#, Path::new("config.json")).unwrap();
+        let flop = |last, pooling| flop_per_image(&config, 224, last, pooling);
+        assert_eq!(flop(11, Pooling::Mean), 35_126_120_448);
+        // 196 queries of attention, and as many rows of the products after it.
+        let skipped = 196 * (2 * 768 * 768 + 2 * 2 * 768 * 3072 + 2 * 2 * 197 * 768);
+        assert_eq!(flop(11, Pooling::Cls), flop(11, Pooling::ClsMean) - skipped);
+        assert_eq!(flop(0, Pooling::Cls), flop(0, Pooling::ClsMean) - skipped);
     }
 }
