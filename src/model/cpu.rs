@@ -214,10 +214,7 @@ impl Step<'_> {
             if let Some(rotation) = &all.rotation {
                 rotation.apply(query_key_value, hidden);
             }
-            let queries = match outputs {
-                PooledTokens::All => tokens,
-                PooledTokens::First => 1,
-            };
+            let queries = outputs.count(tokens);
             let out = &mut narrow[done * hidden..(done + queries) * hidden];
             let (heads, bias) = (all.heads, block.bias.as_ref().map(|bias| bias.as_slice()));
             Attention { query_key_value, tokens, queries, hidden, heads, bias, out }.run(simd, &mut buffers.attention);

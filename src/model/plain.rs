@@ -117,7 +117,7 @@ impl<B: Backend> PlainBackbone<B> {
             final_norm: loader.norm(layout::final_norm(config, plain))?,
             norm_input: plain.final_norm,
             head,
-            pooled: if plain.pools_first_token(pooling) { PooledTokens::First } else { PooledTokens::All },
+            pooled: plain.pooled_tokens(pooling),
         })
     }
 

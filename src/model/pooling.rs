@@ -32,6 +32,16 @@ pub(super) enum PooledTokens {
     First,
 }
 
+impl PooledTokens {
+    /// Returns how many of `tokens` these are.
+    pub(super) fn count(self, tokens: usize) -> usize {
+        match self {
+            Self::All => tokens,
+            Self::First => tokens.min(1),
+        }
+    }
+}
+
 impl Pooling {
     /// Returns the pooling that `pool` means for a checkpoint.
     ///

@@ -3,7 +3,7 @@
 use super::{Activation, FeedForward, Keys, MAX_LAYERS, MAX_WIDTH, check_heads, check_range};
 use crate::model::error::ModelError;
 use crate::model::family::Family;
-use crate::model::pooling::Pooling;
+use crate::model::pooling::{PooledTokens, Pooling};
 
 /// Upper bound on register tokens. Far above published models.
 const MAX_REGISTERS: u64 = 1 << 10;
@@ -89,12 +89,11 @@ impl PlainConfig {
         usize::from(self.cls) + usize::from(self.distillation) + self.registers
     }
 
-    /// Returns whether the feature of a block needs its first token alone.
-    pub(in crate::model) fn pools_first_token(&self, pooling: Pooling) -> bool {
-        match pooling {
-            Pooling::Cls => true,
-            Pooling::Head => matches!(self.head, Some(ProjectionHead::Linear { .. })),
-            Pooling::Mean | Pooling::ClsMean | Pooling::MeanBeforeNorm => false,
+    /// Returns the tokens of a block that its feature needs.
+    pub(in crate::model) fn pooled_tokens(&self, pooling: Pooling) -> PooledTokens {
+        match (pooling, self.head) {
+            (Pooling::Cls, _) | (Pooling::Head, Some(ProjectionHead::Linear { .. })) => PooledTokens::First,
+            _ => PooledTokens::All,
         }
     }
 }

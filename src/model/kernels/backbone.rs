@@ -18,7 +18,7 @@ use crate::model::config::{FeedForward, PlainConfig};
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::load::Loader;
-use crate::model::pooling::Pooling;
+use crate::model::pooling::{PooledTokens, Pooling};
 
 const ROW: &str = include_str!("row.cu");
 
@@ -70,14 +70,6 @@ impl Sizes {
     fn rows(&self) -> usize {
         self.images * self.tokens
     }
-}
-
-/// Tokens for which a block computes all behind its query, key and value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tokens {
-    All,
-    /// The first one of each image. The last block needs no other for a feature that is this token.
-    First,
 }
 
 #[derive(Debug)]
@@ -169,8 +161,7 @@ impl CardBackbone {
         let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };
         let last = shape.taps.iter().copied().max().unwrap_or(0);
         let block = |index| {
-            let first_alone = index == last && plain.pools_first_token(shape.pooling);
-            load.block(index, if first_alone { Tokens::First } else { Tokens::All })
+            load.block(index, if index == last { plain.pooled_tokens(shape.pooling) } else { PooledTokens::All })
         };
         let blocks = (0..=last).map(block).collect::<Result<_, _>>()?;
         let (pools, head) = load.pools(shape)?;

@@ -16,7 +16,7 @@ use crate::model::plain::load_pooling_projections;
 #[derive(Debug)]
 pub(super) enum Head {
     /// Of the normalised CLS token.
-    Linear(Product),
+    Linear(Box<Product>),
     Attention(Box<AttentionPooling>),
 }
 
@@ -40,7 +40,7 @@ impl Head {
             ProjectionHead::Linear { dim } => {
                 let weight = load.loader.values(layout::PROJECTION)?;
                 let product = Product::new(load.card, (&weight, &vec![0.0; dim]), hidden, images, Epilogue::Bias);
-                Ok(Self::Linear(product))
+                Ok(Self::Linear(Box::new(product)))
             }
             ProjectionHead::Attention => {
                 AttentionPooling::load(load, pitch).map(|head| Self::Attention(Box::new(head)))

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
 use super::head::Head;
-use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes, Tokens};
+use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes};
 use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{FeedForward, PlainConfig, Positions};
@@ -13,7 +13,7 @@ use crate::model::kernels::product::{Epilogue, Product};
 use crate::model::layout;
 use crate::model::load::Loader;
 use crate::model::plain::{compute_rotation, load_embeddings};
-use crate::model::pooling::Pooling;
+use crate::model::pooling::{PooledTokens, Pooling};
 
 /// Multiple to which the pixels of a patch are padded: the depth of a tile.
 const PATCH_MULTIPLE: usize = 64;
@@ -131,15 +131,13 @@ impl<B: Backend> Load<'_, B> {
         }
     }
 
-    pub(super) fn block(&self, index: u32, computed: Tokens) -> Result<Block, ModelError> {
+    /// Loads a block that computes some tokens behind its query, key and value.
+    pub(super) fn block(&self, index: u32, computed: PooledTokens) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
         let Sizes { images, tokens, hidden, inner, .. } = self.sizes;
-        let (queries, pitch) = match computed {
-            Tokens::All => (tokens, hidden),
-            Tokens::First => (1, tokens * hidden),
-        };
-        let rows = images * queries;
+        let queries = computed.count(tokens);
+        let (rows, pitch) = (images * queries, hidden * tokens / queries);
         let key = |part: &str| names.block(index, part);
         let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
         let single = |part: &str, bias: bool| [(key(part), bias)];
