@@ -1,9 +1,10 @@
 //! The forward pass of plain backbones on CUDA as a few kernels of this crate's own, in CUDA C++ (`kernels/*.cu`).
 //!
 //! [`crate::card`] compiles and launches them, and has the products. A block is seven launches: norm, query-key-value
-//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, gates, residual sums and
-//! positions are part of the products; `LayerScale` is multiplied into the weights when they are loaded.
-//! Sums, statistics of norms and the softmax are f32; weights and activations are bf16.
+//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, gates, residual sums,
+//! tables and rotations of positions are part of the products, relative positions of attention; `LayerScale` is multiplied
+//! into the weights when they are loaded. Sums, statistics of norms and the softmax are f32; weights and activations are
+//! bf16.
 //!
 //! [`find_gap`] says which models are covered; burn's operations run the others.
 
@@ -12,7 +13,7 @@ mod product;
 mod transfer;
 
 use crate::card::{LEAST_CAPABILITY, VECTOR};
-use crate::model::config::{BackboneConfig, Body, FeedForward, FinalNorm, PlainConfig, ProjectionHead};
+use crate::model::config::{BackboneConfig, Body, FeedForward, PlainConfig, ProjectionHead};
 use crate::model::pooling::Pooling;
 
 pub(super) use backbone::{CardBackbone, Shape};
@@ -56,9 +57,6 @@ pub(super) fn find_gap(config: &BackboneConfig, pooling: Pooling, capability: u3
     if capability < LEAST_CAPABILITY {
         return Some("a GPU without bf16");
     }
-    if plain.relative.is_some() {
-        return Some("a position bias in attention");
-    }
     let (FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. }) = plain.feed_forward;
     find_odd_width(plain, inner).or_else(|| find_odd_pooling(plain, pooling))
 }
@@ -72,12 +70,10 @@ fn find_odd_width(plain: &PlainConfig, inner: usize) -> Option<&'static str> {
 }
 
 fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static str> {
-    match pooling {
-        Pooling::Mean | Pooling::ClsMean if plain.final_norm == FinalNorm::Feature => Some("a norm after pooling"),
-        Pooling::Head => match plain.head {
-            Some(ProjectionHead::Linear { dim }) if !dim.is_multiple_of(VECTOR) => Some("the width of its projection"),
-            _ => None,
-        },
+    match (pooling, plain.head) {
+        (Pooling::Head, Some(ProjectionHead::Linear { dim })) if !dim.is_multiple_of(VECTOR) => {
+            Some("the width of its projection")
+        }
         _ => None,
     }
 }
@@ -102,6 +98,8 @@ mod tests {
             "families/deit",
             "families/dinov2_registers",
             "families/siglip",
+            "families/beit",
+            "families/beit_shared",
             "families/dinov3",
             "families/dinov3_gated",
             "model/dinov2_swiglu",
@@ -114,11 +112,9 @@ mod tests {
             cover(checkpoint.config(), Pooling::Cls)
         };
         assert!(covered("model/vit") && !covered("families/swin"));
-        for (folder, expected) in [
-            ("families/swin", "attention within windows"),
-            ("families/beit_shared", "a position bias in attention"),
-            ("families/dino", "the width of its layers"),
-        ] {
+        for (folder, expected) in
+            [("families/swin", "attention within windows"), ("families/dino", "the width of its layers")]
+        {
             assert_eq!(gap(folder, Pooling::Mean, 90), Some(expected), "{folder}");
         }
     }
@@ -147,8 +143,6 @@ mod tests {
         assert_eq!(head(Some(ProjectionHead::Linear { dim: 512 })), None);
         assert_eq!(head(Some(ProjectionHead::Linear { dim: 20 })), Some("the width of its projection"));
         assert_eq!(head(Some(ProjectionHead::Attention)), None);
-        let feature = PlainConfig { final_norm: FinalNorm::Feature, ..plain.clone() };
-        assert_eq!(find_odd_pooling(&feature, Pooling::Mean), Some("a norm after pooling"));
-        assert_eq!(find_odd_pooling(&feature, Pooling::Cls), None);
+        assert_eq!(find_odd_pooling(plain, Pooling::Mean), None);
     }
 }

@@ -25,7 +25,7 @@ use crate::model::pooling::{PooledTokens, Pooling, TapFeatures};
 use crate::model::position;
 use crate::model::relative;
 
-pub(super) use positions::compute_rotation;
+pub(super) use positions::{compute_rotation, load_biases};
 
 /// Blocks on a device, or on the direct path for CPUs.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl<B: Backend> PlainBackbone<B> {
         };
         let blocks = if let Some(arch) = loader.direct {
             let bias = |name| bias(name).map(Arc::new);
-            let biases = positions::load_biases(plain, &names, last, bias)?;
+            let biases = load_biases(plain, &names, last, bias)?;
             Blocks::Direct(direct::load_blocks(arch, &names, &block, loader, biases, rotation)?)
         } else {
             let bias = |name| Ok(loader.upload(bias(name)?, [1, plain.heads, tokens, tokens]));
@@ -97,7 +97,7 @@ impl<B: Backend> PlainBackbone<B> {
                 let positions = AttentionPositions { bias, rotation: rotation.clone() };
                 load_block(&names, &block, index, loader, positions)
             };
-            let biases = positions::load_biases(plain, &names, last, bias)?;
+            let biases = load_biases(plain, &names, last, bias)?;
             Blocks::Device((0..).zip(biases).map(load).collect::<Result<_, _>>()?)
         };
         let first_norm = if plain.first_norm { Some(loader.norm(names.first_norm)?) } else { None };

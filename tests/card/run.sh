@@ -25,6 +25,8 @@ declare -A families=(
     [model/dinov2_swiglu]="cls+mean 0.009"
     [families/dinov3]="cls+mean 0.0085"
     [families/dinov3_gated]="cls+mean 0.0175"
+    [families/beit]="cls+mean 0.012"
+    [families/beit_shared]="cls+mean 0.01"
     [families/siglip]="head 0.0139"
 )
 reference=$(realpath "$card/../reference")

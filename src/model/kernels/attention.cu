@@ -5,6 +5,10 @@
 // attention: running maximum and sum of each query in f32, scores never stored). Any number of tokens; WIDTH is a multiple of 8, and
 // zeros fill it up to a multiple of 16. A row in shared memory is 16 bytes longer than that, an odd number of chunks, so that eight
 // rows of a chunk lie in eight groups of banks.
+//
+// With BIASED 1, the scaled score of a query and a key has a bias: entry clamp(place of the query - place of the key, 0, entries - 1) of
+// the head's table. `tables` is [heads, entries], divided by the scale of scores; `places` are those of queries, then those of keys,
+// each filled up to a multiple of TILE.
 
 constexpr int TILE = 64; // keys of a tile, and queries of a block
 constexpr int PADDED = (WIDTH + 15) / 16 * 16;
@@ -17,11 +21,22 @@ struct Info {
     u32 heads;
     float scale; // of scores, times log2(e)
     u32 queries; // of an image; at most `tokens`
+#if BIASED
+    u32 entries; // of a head's table
+    u32 unused;
+#endif
 };
+
+#if BIASED
+#define BIAS_PARAMETERS const float *tables, const int *places,
+#else
+#define BIAS_PARAMETERS
+#endif
 
 extern __shared__ __align__(128) u8 memory[];
 
-extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, bf16* out, const __grid_constant__ Info info) {
+extern "C" __global__ void __launch_bounds__(128)
+attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__ Info info) {
     const u32 lane = threadIdx.x % 32, warp = warp_index();
     const u32 tokens = info.tokens, wanted = info.queries, hidden = info.heads * WIDTH;
     const u32 blocks = (wanted + TILE - 1) / TILE, tiles = (tokens + TILE - 1) / TILE;
@@ -64,6 +79,24 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
     // Warps without a query only copy.
     const bool works = first + warp * 16 < wanted;
 
+#if BIASED
+    const float* table = tables + head * info.entries;
+    const int *query_places = places + first + warp * 16 + lane / 4, *key_places = places + tiles * TILE + lane % 4 * 2;
+    const int own_places[2] = {query_places[0], query_places[8]}, last = info.entries - 1;
+    // The bias of two queries and two keys of this lane, `key` and the next one.
+    const auto start = [&](float(&scores)[4], u32 key) {
+        const int2 pair = *reinterpret_cast<const int2*>(key_places + key);
+#pragma unroll
+        for (int part = 0; part < 4; part++)
+            scores[part] = table[min(max(own_places[part / 2] - (part % 2 == 0 ? pair.x : pair.y), 0), last)];
+    };
+#else
+    const auto start = [](float(&scores)[4], u32) {
+#pragma unroll
+        for (int part = 0; part < 4; part++) scores[part] = 0.0f;
+    };
+#endif
+
     for (u32 tile = 0; tile < tiles; tile++) {
         if (tile + 1 < tiles) {
             copy(key_place(tile + 1), key, (tile + 1) * TILE);
@@ -81,9 +114,9 @@ extern "C" __global__ void __launch_bounds__(128) attention(const bf16* packed, 
             const u32 keys = key_place(tile), values = keys + TILE_BYTES, left = tokens - tile * TILE;
             float scores[TILE / 8][4];
 #pragma unroll
-            for (int j = 0; j < TILE / 8; j += 2) {
+            for (int j = 0; j < TILE / 8; j++) start(scores[j], tile * TILE + 8 * j);
 #pragma unroll
-                for (int part = 0; part < 4; part++) scores[j][part] = scores[j + 1][part] = 0.0f;
+            for (int j = 0; j < TILE / 8; j += 2) {
                 // Sixteen keys at once; none of the last tile's absent ones.
                 if (8 * j < left) {
 #pragma unroll

@@ -112,6 +112,17 @@ struct Attention {
     program: Program,
     blocks: usize,
     numbers: Vec<u32>,
+    bias: Option<Bias>,
+}
+
+/// Relative position bias of a block, as `attention.cu` reads it.
+#[derive(Debug, Clone)]
+struct Bias {
+    /// `[heads, entries]`, f32, divided by the scale of scores.
+    tables: Handle,
+    entries: usize,
+    /// Places of queries, then of keys, each filled up to a multiple of [`ATTENTION_TILE`].
+    places: Handle,
 }
 
 #[derive(Debug)]
@@ -160,10 +171,10 @@ impl CardBackbone {
         let names = layout::names(checkpoint.config().family);
         let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };
         let last = shape.taps.iter().copied().max().unwrap_or(0);
-        let block = |index| {
-            load.block(index, if index == last { plain.pooled_tokens(shape.pooling) } else { PooledTokens::All })
+        let block = |(index, bias)| {
+            load.block(index, if index == last { plain.pooled_tokens(shape.pooling) } else { PooledTokens::All }, bias)
         };
-        let blocks = (0..=last).map(block).collect::<Result<_, _>>()?;
+        let blocks = (0..).zip(load.biases(last, grid)?).map(block).collect::<Result<_, _>>()?;
         let (pools, head) = load.pools(shape)?;
         let pitch = load.patch_pitch();
         let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
@@ -258,24 +269,29 @@ impl Norm {
 
 impl Attention {
     /// Attention of the first `queries` tokens of each image to all.
-    fn new(plain: &PlainConfig, sizes: Sizes, queries: usize) -> Self {
+    fn new(plain: &PlainConfig, sizes: Sizes, queries: usize, bias: Option<Bias>) -> Self {
         let width = plain.hidden / plain.heads;
         // A tile of queries, and two tiles each of keys and values; rows are padded to whole products and by 16 bytes.
         let shared_bytes = 5 * ATTENTION_TILE * (2 * width.next_multiple_of(16) + 16);
         let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
+        let mut definitions = vec![("WIDTH", width)];
+        let mut numbers = vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), queries as u32];
+        if let Some(bias) = &bias {
+            definitions.push(("BIASED", 1));
+            numbers.extend([bias.entries as u32, 0]);
+        }
         Self {
-            program: Program::new("attention", &[include_str!("attention.cu")], &[("WIDTH", width)], 128, shared_bytes),
+            program: Program::new("attention", &[include_str!("attention.cu")], &definitions, 128, shared_bytes),
             blocks: sizes.images * plain.heads * queries.div_ceil(ATTENTION_TILE),
-            numbers: vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), queries as u32],
+            numbers,
+            bias,
         }
     }
 
     fn launch(&self, card: &Card, packed: &Handle, to: &Handle) {
-        let arguments = Arguments {
-            buffers: vec![packed.clone(), to.clone()],
-            numbers: self.numbers.clone(),
-            ..Arguments::default()
-        };
+        let bias = self.bias.iter().flat_map(|bias| [&bias.tables, &bias.places]);
+        let buffers = [packed].into_iter().chain(bias).chain([to]).cloned().collect();
+        let arguments = Arguments { buffers, numbers: self.numbers.clone(), ..Arguments::default() };
         card.launch(&self.program, self.blocks, arguments);
     }
 }

@@ -1,6 +1,7 @@
 // The feature of one image a block, from its tokens: `features` is [images, pitch], with `pitch` values a row.
 //
-// POOLING: 0 norm of the first token; 1 mean of the patches' norms; 2 both, one after the other; 3 mean of the patches without a norm.
+// POOLING: 0 norm of the first token; 1 mean of the patches' norms; 2 both, one after the other; 3 mean of the patches without a norm; 4 norm
+// of the mean of the patches; 5 norm of the first token, then that of the mean.
 
 struct Info {
     u32 tokens;  // of an image
@@ -21,7 +22,7 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
     const bf16* tokens = states + (u64)blockIdx.x * info.tokens * HIDDEN;
     bf16* feature = features + (u64)blockIdx.x * info.pitch + info.column;
     Row row;
-#if POOLING == 0 || POOLING == 2
+#if POOLING == 0 || POOLING == 2 || POOLING == 5
     if (warp == 0) {
         row.load(tokens);
         row.normalise(weight, bias, info.epsilon);
@@ -34,7 +35,7 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
     for (int at = 0; at < 8 * PER_LANE; at++) sums[at] = 0.0f;
     for (u32 token = info.leading + warp; token < info.tokens; token += WARPS) {
         row.load(tokens + (u64)token * HIDDEN);
-#if POOLING != 3
+#if POOLING == 1 || POOLING == 2
         row.normalise(weight, bias, info.epsilon);
 #endif
 #pragma unroll
@@ -51,6 +52,21 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
         }
     __syncthreads();
     const float factor = 1.0f / (float)(info.tokens - info.leading);
+#if POOLING == 4 || POOLING == 5
+    if (warp != 0) return;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            float sum = 0.0f;
+            if (Row::present(i))
+#pragma unroll
+                for (int other = 0; other < WARPS; other++) sum += parts[other][8 * Row::chunk(i) + at];
+            row.values[8 * i + at] = sum * factor;
+        }
+    row.normalise(weight, bias, info.epsilon);
+    row.store(feature + (POOLING == 5 ? HIDDEN : 0));
+#else
     for (u32 at = 2 * threadIdx.x; at < HIDDEN; at += 64 * WARPS) {
         float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
@@ -60,5 +76,6 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
         }
         *reinterpret_cast<u32*>(feature + (POOLING == 2 ? HIDDEN : 0) + at) = pack(sum.x * factor, sum.y * factor);
     }
+#endif
 #endif
 }

@@ -44,7 +44,7 @@ pub(super) fn upload_rotation<B: Backend>(
 }
 
 /// Loads the relative position bias of each block up to `last`; `load` loads one by name.
-pub(super) fn load_biases<T: Clone>(
+pub(in crate::model) fn load_biases<T: Clone>(
     plain: &PlainConfig,
     names: &Names,
     last: u32,

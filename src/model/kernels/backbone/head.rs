@@ -84,7 +84,7 @@ impl AttentionPooling {
         let activation = Epilogue::Activation(load.checkpoint.config().activation);
         Ok(Self {
             query_key_value: Product::new(load.card, (&weight, &bias), hidden, load.sizes.rows(), Epilogue::Bias),
-            attention: Attention::new(load.plain, load.sizes, 1),
+            attention: Attention::new(load.plain, load.sizes, 1, None),
             output: linear("attention.out_proj", [hidden, hidden], Epilogue::Bias)?,
             norm: Norm { rows: images, pitch, ..load.norm(&key("layernorm"))? },
             inner: linear("mlp.fc1", [hidden, inner_width], activation)?,

@@ -4,16 +4,17 @@ use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
 
 use super::head::Head;
-use super::{Attention, Block, Norm, Patches, Pool, ROW, Shape, Sizes};
+use super::{ATTENTION_TILE, Attention, Bias, Block, Norm, Patches, Pool, ROW, Shape, Sizes};
 use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{FeedForward, PlainConfig, Positions};
+use crate::model::config::{FeedForward, FinalNorm, PlainConfig, Positions};
 use crate::model::error::ModelError;
 use crate::model::kernels::product::{Epilogue, Product};
 use crate::model::layout;
 use crate::model::load::Loader;
-use crate::model::plain::{compute_rotation, load_embeddings};
+use crate::model::plain::{compute_rotation, load_biases, load_embeddings};
 use crate::model::pooling::{PooledTokens, Pooling};
+use crate::model::relative;
 
 /// Multiple to which the pixels of a patch are padded: the depth of a tile.
 const PATCH_MULTIPLE: usize = 64;
@@ -131,8 +132,31 @@ impl<B: Backend> Load<'_, B> {
         }
     }
 
+    /// Loads the relative position bias of each block up to `last`.
+    pub(super) fn biases(&self, last: u32, grid: usize) -> Result<Vec<Option<Bias>>, ModelError> {
+        let config = self.checkpoint.config();
+        let (heads, scale) = (self.plain.heads, ((self.plain.hidden / self.plain.heads) as f32).sqrt());
+        if self.plain.relative.is_none() {
+            return Ok(vec![None; last as usize + 1]);
+        }
+        let mut places = Vec::new();
+        for part in relative::places(grid) {
+            places.extend(part.into_iter().map(i32::cast_unsigned));
+            places.resize(places.len().next_multiple_of(ATTENTION_TILE), 0);
+        }
+        let places = self.card.upload_u32(places);
+        load_biases(self.plain, &layout::names(config.family), last, |name| {
+            let mut tables = relative::tables_with_cls(&self.loader.values(name)?, heads, config.native_grid(), grid);
+            for value in &mut tables {
+                *value *= scale;
+            }
+            let entries = tables.len() / heads;
+            Ok(Bias { tables: self.card.upload_f32(tables), entries, places: places.clone() })
+        })
+    }
+
     /// Loads a block that computes some tokens behind its query, key and value.
-    pub(super) fn block(&self, index: u32, computed: PooledTokens) -> Result<Block, ModelError> {
+    pub(super) fn block(&self, index: u32, computed: PooledTokens, bias: Option<Bias>) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
         let Sizes { images, tokens, hidden, inner, .. } = self.sizes;
@@ -155,7 +179,7 @@ impl<B: Backend> Load<'_, B> {
         Ok(Block {
             attention_norm: self.norm(&key(names.attention_norm))?,
             query_key_value: self.query_key_value(index)?,
-            attention: Attention::new(self.plain, self.sizes, queries),
+            attention: Attention::new(self.plain, self.sizes, queries, bias),
             attention_output: self.linear(
                 &single(names.attention_output, biases.attention_output),
                 [rows, hidden, hidden],
@@ -182,11 +206,13 @@ impl<B: Backend> Load<'_, B> {
             (Pooling::Head, Some(head)) => Some(Head::load(self, head, feature_dim)?),
             _ => None,
         };
-        let code = match shape.pooling {
-            Pooling::Cls | Pooling::Head => 0,
-            Pooling::Mean => 1,
-            Pooling::ClsMean => 2,
-            Pooling::MeanBeforeNorm => 3,
+        let code = match (shape.pooling, self.plain.final_norm) {
+            (Pooling::Cls | Pooling::Head, _) => 0,
+            (Pooling::Mean, FinalNorm::Tokens) => 1,
+            (Pooling::ClsMean, FinalNorm::Tokens) => 2,
+            (Pooling::MeanBeforeNorm, _) => 3,
+            (Pooling::Mean, FinalNorm::Feature) => 4,
+            (Pooling::ClsMean, FinalNorm::Feature) => 5,
         };
         let pool = |(place, block): (usize, &u32)| {
             let norm = self.norm(layout::final_norm(self.checkpoint.config(), self.plain))?;

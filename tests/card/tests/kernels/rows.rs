@@ -6,14 +6,14 @@ use crate::values::{check, noise};
 
 const EPSILON: f32 = 1e-6;
 
-fn normalised(row: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+fn normalised<T: Copy + Into<f64>>(row: &[T], weight: &[f32], bias: &[f32]) -> Vec<f64> {
     let count = row.len() as f64;
-    let mean = row.iter().map(|value| f64::from(*value)).sum::<f64>() / count;
-    let variance = row.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / count;
+    let mean = row.iter().map(|value| (*value).into()).sum::<f64>() / count;
+    let variance = row.iter().map(|value| ((*value).into() - mean).powi(2)).sum::<f64>() / count;
     let factor = 1.0 / (variance + f64::from(EPSILON)).sqrt();
     let scaled = row.iter().zip(weight).zip(bias);
     scaled
-        .map(|((value, weight), bias)| (f64::from(*value) - mean) * factor * f64::from(*weight) + f64::from(*bias))
+        .map(|((value, weight), bias)| ((*value).into() - mean) * factor * f64::from(*weight) + f64::from(*bias))
         .collect()
 }
 
@@ -58,9 +58,9 @@ fn norms_take_rows_that_lie_apart() {
 #[test]
 fn pools_are_right() {
     for (hidden, tokens, leading) in [(64, 17, 1), (768, 6, 5), (1536, 10, 2), (192, 4, 0)] {
-        for pooling in 0..4 {
+        for pooling in 0..6 {
             let images = 3;
-            let parts = if pooling == 2 { 2 } else { 1 };
+            let parts = if [2, 5].contains(&pooling) { 2 } else { 1 };
             let (column, pitch) = (8, hidden * parts + 16);
             let (states, weight, bias) = (noise(1, images * tokens * hidden), noise(2, hidden), noise(3, hidden));
             let mut card = Card::new();
@@ -87,18 +87,24 @@ fn pools_are_right() {
                 let rows: Vec<Vec<f64>> = image
                     .chunks(hidden)
                     .map(|row| {
-                        if pooling == 3 {
+                        if pooling >= 3 {
                             row.iter().map(|value| f64::from(*value)).collect()
                         } else {
                             normalised(row, &weight, &bias)
                         }
                     })
                     .collect();
-                let mean = (0..hidden)
-                    .map(|at| rows[leading..].iter().map(|row| row[at]).sum::<f64>() / (tokens - leading) as f64);
+                let mut mean: Vec<f64> = (0..hidden)
+                    .map(|at| rows[leading..].iter().map(|row| row[at]).sum::<f64>() / (tokens - leading) as f64)
+                    .collect();
+                if pooling >= 4 {
+                    mean = normalised(&mean, &weight, &bias);
+                }
                 exact.extend([0.5; 8]);
                 if pooling == 0 || pooling == 2 {
                     exact.extend(&rows[0]);
+                } else if pooling == 5 {
+                    exact.extend(normalised(&rows[0], &weight, &bias));
                 }
                 if pooling != 0 {
                     exact.extend(mean);
