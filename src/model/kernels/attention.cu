@@ -76,6 +76,8 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
     for (int i = 0; i < PADDED / 8; i++)
 #pragma unroll
         for (int part = 0; part < 4; part++) sums[i][part] = 0.0f;
+    // This lane's places in a group of sixteen keys or values.
+    const u32 key_lane = (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 16, value_lane = lane % 16 * PITCH + lane / 16 * 16;
     // Warps without a query only copy.
     const bool works = first + warp * 16 < wanted;
 
@@ -111,7 +113,7 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
                 for (int i = 0; i < PADDED / 16; i++)
                     load_matrices(queries[i], base + (warp * 16 + lane % 16) * PITCH + (2 * i + lane / 16) * 16);
             }
-            const u32 keys = key_place(tile), values = keys + TILE_BYTES, left = tokens - tile * TILE;
+            const u32 keys = key_place(tile) + key_lane, values = key_place(tile) + TILE_BYTES + value_lane, left = tokens - tile * TILE;
             float scores[TILE / 8][4];
 #pragma unroll
             for (int j = 0; j < TILE / 8; j++) start(scores[j], tile * TILE + 8 * j);
@@ -122,7 +124,7 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
 #pragma unroll
                     for (int i = 0; i < PADDED / 16; i++) {
                         u32 b[4];
-                        load_matrices(b, keys + (8 * j + lane % 8 + lane / 16 * 8) * PITCH + (2 * i + lane / 8 % 2) * 16);
+                        load_matrices(b, keys + 8 * j * PITCH + 32 * i);
                         multiply(scores[j], queries[i], b[0], b[1]);
                         multiply(scores[j + 1], queries[i], b[2], b[3]);
                     }
@@ -167,14 +169,14 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
 #pragma unroll
                     for (int i = 0; i < PADDED / 8; i += 2) {
                         u32 b[4];
-                        load_matrices_transposed(b, values + (8 * j + lane % 16) * PITCH + (i + lane / 16) * 16);
+                        load_matrices_transposed(b, values + 8 * j * PITCH + 16 * i);
                         multiply(sums[i], shares, b[0], b[1]);
                         multiply(sums[i + 1], shares, b[2], b[3]);
                     }
                 }
             }
         }
-        // The next tile's copy overwrites what this one's predecessor was read from.
+        // The next round's copies overwrite this tile.
         __syncthreads();
     }
     if (!works) return;

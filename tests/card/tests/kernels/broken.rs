@@ -116,7 +116,7 @@ fn faults_of_attention_are_reported() {
         ("wait_copies<1>();", "", "race"),
         ("wait_copies<1>();", "wait_copies<2>();", "race"),
         ("wait_copies<1>();\n        __syncthreads();", "wait_copies<1>();", "race"),
-        ("what this one's predecessor was read from.\n        __syncthreads();", "\n", "race"),
+        ("The next round's copies overwrite this tile.\n        __syncthreads();", "\n", "race"),
         ("    __syncwarp();\n    bf16* to", "    bf16* to", "another lane"),
     ];
     reported(&Attention::source(64), &faults, |source| attention.try_run(source).0);
