@@ -67,7 +67,7 @@ pub struct ForwardReport {
     pub seconds: f64,
     /// Images a second in the timed passes.
     pub images_per_s: f64,
-    /// Floating-point operations in the forward pass of an image.
+    /// Floating-point operations in the forward pass of an image, without a head.
     pub flop_per_image: u64,
     /// Floating-point operations a second, in 10¹².
     pub tflop_per_s: f64,
@@ -109,7 +109,7 @@ pub async fn forward(bench: ForwardBench, machine: &MachineConfig) -> Result<For
         pixel_bytes: image as u64,
         host_bytes: machine.limits.memory.0,
         precision: bench.precision,
-        has_own_kernels: options.have_own_kernels(&checkpoint),
+        own_kernel_bytes: options.own_kernel_bytes(&checkpoint),
     };
     let (device, chosen) = open(machine, needs, bench.batch_size).await?;
     let backbone = device.load_backbone(checkpoint, options).await?;

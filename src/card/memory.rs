@@ -57,7 +57,8 @@ pub(crate) struct Arguments {
 impl Card {
     pub(crate) fn new(gpu: usize, capability: u32) -> Self {
         let client = CudaRuntime::client(&CudaDevice::new(gpu));
-        let multiprocessors = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(MULTIPROCESSORS);
+        let reported = client.properties().hardware.num_streaming_multiprocessors.filter(|count| *count > 0);
+        let multiprocessors = reported.unwrap_or(MULTIPROCESSORS);
         Self { client, multiprocessors, capability }
     }
 

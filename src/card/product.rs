@@ -24,7 +24,8 @@ pub(crate) enum Tile {
 }
 
 impl Tile {
-    /// Chooses the tile for a result. Without `wgmma`, a product with too few large tiles for all multiprocessors takes small ones.
+    /// Chooses the tile for a result. Products of fewer than [`WGMMA_ROWS`] rows, and all without `wgmma`, take small tiles if the large
+    /// ones are too few for all multiprocessors.
     pub(crate) fn choose(capability: u32, multiprocessors: u32, rows: usize, columns: usize) -> Self {
         if has_wgmma(capability) && rows >= WGMMA_ROWS {
             // The tiles that take fewer bytes from the L2 cache, which limits them.

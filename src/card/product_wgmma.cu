@@ -1,7 +1,7 @@
 // end(Σ_k left[m, k] · right[n, k]) for each m and n by wgmma, for compute capability 9.0.
 //
-// As `product.cu`, behind two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. A block
-// computes 128 × TILE_N results, which is 128 · PARTS. Of its nine warps the last one starts the copy engine; the others are two
+// As `product.cu`, after two tensor maps of the same matrices with tiles of 128 rows × 64 values and a swizzle of 128 bytes. A block
+// computes 128 × TILE_N results; TILE_N is 128 · PARTS. Of its nine warps the last one starts the copy engine; the others are two
 // warpgroups with 64 × TILE_N results each. `full[stage]` completes when a stage's tiles, one of the left matrix and PARTS of the right
 // one, have arrived, `empty[stage]` when the eight warps have multiplied them. With 128 columns two blocks share a multiprocessor: one may
 // store its results while the other multiplies. With 256 a result takes three quarters of the bytes from the L2 cache.
@@ -47,8 +47,8 @@ __device__ __forceinline__ void copy_tile(u32 to, const TensorMap* map, u32 colu
                  : "memory");
 }
 
-// sums[64 × 128] += left[64 × 16] · right[128 × 16]ᵀ. Behind the descriptors: whether to add to the sums, factors of both matrices, and
-// whether they are transposed.
+// sums[64 × 128] += left[64 × 16] · right[128 × 16]ᵀ. After the descriptors: the predicate that adds to the sums, factors of both matrices,
+// and their transpositions.
 __device__ __forceinline__ void multiply_group(float (&s)[64], u64 left, u64 right) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, 1, 0;\n"

@@ -62,7 +62,7 @@ pub(super) fn bench(command: BenchCommand, machine: &MachineConfig, json: bool) 
                 checkpoint,
                 precision,
                 pool,
-                layers: vec![layer],
+                layers: layer,
                 size_px,
                 batch_size,
                 rows,

@@ -137,7 +137,7 @@ impl Checkpoint {
         cost::activation_bytes(&self.config, size_px)
     }
 
-    /// Returns the floating-point operations of one image's forward pass up to the last of `layers`, under `pool`.
+    /// Returns the floating-point operations of one image's forward pass up to the last of `layers`, under `pool`, without a head.
     ///
     /// Counts two operations for each multiplication of the matrix products and of attention. The last block computes one
     /// token alone if the feature needs no other.

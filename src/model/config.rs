@@ -48,6 +48,15 @@ pub(super) enum FeedForward {
     Gated { inner: usize, activation: Activation },
 }
 
+impl FeedForward {
+    /// Returns the width of the hidden layer, or of its gates.
+    pub(super) fn inner(self) -> usize {
+        match self {
+            Self::Mlp { inner } | Self::Gated { inner, .. } => inner,
+        }
+    }
+}
+
 /// Architecture of a backbone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackboneConfig {

@@ -49,9 +49,9 @@ pub(super) fn flop_per_image(config: &BackboneConfig, size_px: u32, last: u32, p
         Body::Plain(plain) => {
             let (tokens, hidden) = (tokens(config, plain, size_px), plain.hidden as u64);
             let after_projection = 2 * hidden * hidden + 4 * hidden * plain_inner(plain) + 4 * tokens * hidden;
-            let block = |outputs: u64| tokens * 6 * hidden * hidden + outputs * after_projection;
-            let outputs = plain.pooled_tokens(pooling).count(tokens as usize) as u64;
-            u64::from(last) * block(tokens) + block(outputs) + patches * 2 * hidden * patch
+            let block = |computed: u64| tokens * 6 * hidden * hidden + computed * after_projection;
+            let computed = plain.pooled_tokens(pooling).count(tokens as usize) as u64;
+            u64::from(last) * block(tokens) + block(computed) + patches * 2 * hidden * patch
         }
         Body::Windowed(windowed) => {
             let block = |index: u32| {

@@ -125,7 +125,7 @@ impl Blocks {
     }
 
     /// Applies the blocks of `range` to sequences of `lengths` tokens, `[tokens of all, hidden]`. The last of these blocks
-    /// computes the tokens that `pooled` names; the others keep no meaningful states.
+    /// computes the tokens that `pooled` names; the states of other tokens are unspecified afterwards.
     pub(super) fn apply(&self, range: Range<usize>, states: &mut [f32], lengths: &[usize], pooled: PooledTokens) {
         let blocks = &self.layers[range];
         let jobs = split_jobs(states, lengths, self.hidden);
@@ -133,9 +133,9 @@ impl Blocks {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut buffers = idle.unwrap_or_default();
             for (block, left) in blocks.iter().zip((0..blocks.len()).rev()) {
-                let outputs = if left == 0 { pooled } else { PooledTokens::All };
+                let computed = if left == 0 { pooled } else { PooledTokens::All };
                 let (states, buffers) = (&mut *states, &mut buffers);
-                self.arch.dispatch(Step { all: self, block, outputs, states, lengths, buffers });
+                self.arch.dispatch(Step { all: self, block, computed, states, lengths, buffers });
             }
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffers);
         });
@@ -175,7 +175,7 @@ struct Step<'a> {
     all: &'a Blocks,
     block: &'a Block,
     /// Tokens of each sequence that the block computes.
-    outputs: PooledTokens,
+    computed: PooledTokens,
     states: &'a mut [f32],
     lengths: &'a [usize],
     buffers: &'a mut Buffers,
@@ -187,11 +187,11 @@ impl WithSimd for Step<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let rows = self.attend(simd);
-        if self.outputs == PooledTokens::First {
+        if self.computed == PooledTokens::First {
             gather_first(self.states, self.lengths, self.all.hidden);
         }
         self.finish(simd, rows);
-        if self.outputs == PooledTokens::First {
+        if self.computed == PooledTokens::First {
             scatter_first(self.states, self.lengths, self.all.hidden);
         }
     }
@@ -201,7 +201,7 @@ impl Step<'_> {
     /// Writes the attention of the tokens that the block computes to the narrow buffer, and returns their number.
     #[inline(always)]
     fn attend<S: Simd>(&mut self, simd: S) -> usize {
-        let Self { all, block, outputs, states, lengths, buffers } = self;
+        let Self { all, block, computed, states, lengths, buffers } = self;
         let (hidden, count) = (all.hidden, states.len());
         let rows = count / hidden;
         let wide = buffers.wide.sized(rows * 3 * hidden);
@@ -214,7 +214,7 @@ impl Step<'_> {
             if let Some(rotation) = &all.rotation {
                 rotation.apply(query_key_value, hidden);
             }
-            let queries = outputs.count(tokens);
+            let queries = computed.count(tokens);
             let out = &mut narrow[done * hidden..(done + queries) * hidden];
             let (heads, bias) = (all.heads, block.bias.as_ref().map(|bias| bias.as_slice()));
             Attention { query_key_value, tokens, queries, hidden, heads, bias, out }.run(simd, &mut buffers.attention);

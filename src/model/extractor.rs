@@ -46,10 +46,11 @@ pub struct ExtractOptions {
 }
 
 impl ExtractOptions {
-    /// Returns whether this crate's CUDA kernels compute such features of a backbone, in bf16 on a GPU that can run them.
-    pub fn have_own_kernels(&self, checkpoint: &Checkpoint) -> bool {
+    /// Returns the bytes of an image's activations for this crate's CUDA kernels, in bf16 on a GPU that can run them; `None` if they do not
+    /// compute such features of a backbone.
+    pub fn own_kernel_bytes(&self, checkpoint: &Checkpoint) -> Option<u64> {
         let config = checkpoint.config();
-        Pooling::resolve(self.pool, config).is_ok_and(|pooling| kernels::cover(config, pooling))
+        kernels::activation_bytes(config, Pooling::resolve(self.pool, config).ok()?, self.size_px)
     }
 }
 
@@ -83,7 +84,6 @@ pub struct Extractor<B: Backend> {
     network: Network<B>,
     /// Blocks whose features are concatenated.
     taps: Vec<u32>,
-    pooling: Pooling,
     feature_dim: usize,
     size_px: u32,
     numerics: Numerics,
@@ -146,7 +146,7 @@ impl<B: Backend> Extractor<B> {
                 Network::Windowed(WindowedBackbone::load((checkpoint, windowed), size_px, last, &loader)?)
             }
         };
-        Ok(Self { network, taps, pooling, feature_dim, size_px, numerics, device: device.clone(), gap })
+        Ok(Self { network, taps, feature_dim, size_px, numerics, device: device.clone(), gap })
     }
 
     /// Returns the width of a feature.
@@ -279,7 +279,7 @@ impl<B: Backend> Extractor<B> {
     fn forward(&self, pixels: Tensor<B, 1, Int>, rows: usize) -> Result<Option<Tensor<B, 2>>, ModelError> {
         let (format, side) = (self.numerics.format, self.size_px as usize);
         let mut features = match &self.network {
-            Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps, self.pooling)?,
+            Network::Plain(plain) => plain.forward(pixels, (rows, side), format, &self.taps)?,
             Network::Windowed(windowed) => windowed.forward(pixels, (rows, side), format, &self.taps),
             // It has no tensors.
             Network::Card(_) => return Ok(None),

@@ -1,10 +1,10 @@
 //! The forward pass of plain backbones on CUDA as a few kernels of this crate's own, in CUDA C++ (`kernels/*.cu`).
 //!
 //! [`crate::card`] compiles and launches them, and has the products. A block is seven launches: norm, query-key-value
-//! product, attention, output product, norm, and the two products of the MLP. Biases, activation, gates, residual sums,
-//! tables and rotations of positions are part of the products, relative positions of attention; `LayerScale` is multiplied
-//! into the weights when they are loaded. Sums, statistics of norms and the softmax are f32; weights and activations are
-//! bf16.
+//! product, attention, output product, norm, and the two products of the MLP. The products include
+//! biases, activations, gates, residual sums, added positions and rotations; attention includes relative positions.
+//! `LayerScale` is multiplied into the weights when they are loaded. Sums, statistics of norms and the softmax are f32;
+//! weights and activations are bf16.
 //!
 //! [`find_gap`] says which models are covered; burn's operations run the others.
 
@@ -13,7 +13,7 @@ mod product;
 mod transfer;
 
 use crate::card::{LEAST_CAPABILITY, VECTOR};
-use crate::model::config::{BackboneConfig, Body, FeedForward, PlainConfig, ProjectionHead};
+use crate::model::config::{BackboneConfig, Body, PlainConfig, ProjectionHead};
 use crate::model::pooling::Pooling;
 
 pub(super) use backbone::{CardBackbone, Shape};
@@ -21,6 +21,9 @@ pub(super) use transfer::Features;
 
 /// Widest token whose norm fits the registers of a warp.
 const MAX_HIDDEN: usize = 2048;
+
+/// Multiple to which the pixels of a patch are padded: the depth of a tile.
+const PATCH_MULTIPLE: usize = 64;
 
 /// Widest head whose tiles fit shared memory and registers.
 const MAX_HEAD_WIDTH: usize = 128;
@@ -46,9 +49,37 @@ impl Kernels {
     }
 }
 
-/// Returns whether the kernels cover a model, on a GPU that can run them.
-pub(super) fn cover(config: &BackboneConfig, pooling: Pooling) -> bool {
-    find_gap(config, pooling, LEAST_CAPABILITY).is_none()
+/// Returns the bytes of a model's activations for an image on a GPU that can run the kernels; `None` if they do not cover it.
+pub(super) fn activation_bytes(config: &BackboneConfig, pooling: Pooling, size_px: u32) -> Option<u64> {
+    let Body::Plain(plain) = &config.body else { return None };
+    let sizes = ImageSizes::new(config, plain, size_px);
+    let values = sizes.tokens * (2 * plain.hidden) + sizes.wide;
+    find_gap(config, pooling, LEAST_CAPABILITY).is_none().then_some(2 * values as u64)
+}
+
+/// Sizes of an image in a model.
+#[derive(Debug, Clone, Copy)]
+struct ImageSizes {
+    /// Patches in a row.
+    grid: usize,
+    /// Values of a patch with its padding.
+    patch_pitch: usize,
+    /// Tokens before the patches.
+    leading: usize,
+    tokens: usize,
+    /// Values of the widest of: patches; queries, keys and values; the hidden layer of the MLP.
+    wide: usize,
+}
+
+impl ImageSizes {
+    fn new(config: &BackboneConfig, plain: &PlainConfig, size_px: u32) -> Self {
+        let grid = (size_px / config.patch_px.max(1)) as usize;
+        let patch_pitch = (3 * (config.patch_px as usize).pow(2)).next_multiple_of(PATCH_MULTIPLE);
+        let leading = plain.leading_tokens();
+        let tokens = leading + grid * grid;
+        let wide = (grid * grid * patch_pitch).max(tokens * (3 * plain.hidden).max(plain.feed_forward.inner()));
+        Self { grid, patch_pitch, leading, tokens, wide }
+    }
 }
 
 /// Returns the first part of a model that the kernels do not cover; `None` if they cover all of it.
@@ -57,8 +88,7 @@ pub(super) fn find_gap(config: &BackboneConfig, pooling: Pooling, capability: u3
     if capability < LEAST_CAPABILITY {
         return Some("a GPU without bf16");
     }
-    let (FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. }) = plain.feed_forward;
-    find_odd_width(plain, inner).or_else(|| find_odd_pooling(plain, pooling))
+    find_odd_width(plain, plain.feed_forward.inner()).or_else(|| find_odd_pooling(plain, pooling))
 }
 
 fn find_odd_width(plain: &PlainConfig, inner: usize) -> Option<&'static str> {
@@ -70,12 +100,8 @@ fn find_odd_width(plain: &PlainConfig, inner: usize) -> Option<&'static str> {
 }
 
 fn find_odd_pooling(plain: &PlainConfig, pooling: Pooling) -> Option<&'static str> {
-    match (pooling, plain.head) {
-        (Pooling::Head, Some(ProjectionHead::Linear { dim })) if !dim.is_multiple_of(VECTOR) => {
-            Some("the width of its projection")
-        }
-        _ => None,
-    }
+    let odd = |head| matches!(head, ProjectionHead::Linear { dim } if !dim.is_multiple_of(VECTOR));
+    (pooling == Pooling::Head && plain.head.is_some_and(odd)).then_some("the width of its projection")
 }
 
 #[cfg(test)]
@@ -109,9 +135,11 @@ mod tests {
         }
         let covered = |folder: &str| {
             let checkpoint = Checkpoint::open(&Path::new("tests/reference").join(folder)).unwrap();
-            cover(checkpoint.config(), Pooling::Cls)
+            activation_bytes(checkpoint.config(), Pooling::Cls, 32)
         };
-        assert!(covered("model/vit") && !covered("families/swin"));
+        // States and their norm of 17 tokens with 32 values; the 192 values of each patch take more than query, key and value.
+        assert_eq!(covered("model/vit"), Some(2 * (2 * 17 * 32 + 16 * 192)));
+        assert_eq!(covered("families/swin"), None);
         for (folder, expected) in
             [("families/swin", "attention within windows"), ("families/dino", "the width of its layers")]
         {

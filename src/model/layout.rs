@@ -27,7 +27,7 @@ pub(super) const POOLING_HEAD: &str = "head";
 pub(super) const PROJECTION: &str = "visual_projection.weight";
 
 /// Returns the tensors with the gate and up projections of a gated MLP; `split`: whether they are two.
-pub(super) fn gate_and_up(split: bool) -> &'static [&'static str] {
+pub(super) fn gate_and_up_names(split: bool) -> &'static [&'static str] {
     if split { &GATED_SPLIT } else { &[SWIGLU_IN] }
 }
 

@@ -50,6 +50,7 @@ pub(super) struct PlainBackbone<B: Backend> {
     norm_input: FinalNorm,
     head: Option<Head<B>>,
     /// Tokens that the pooling of features reads.
+    pooling: Pooling,
     pooled: PooledTokens,
     attention: Attention,
 }
@@ -119,6 +120,7 @@ impl<B: Backend> PlainBackbone<B> {
             final_norm: loader.norm(layout::final_norm(config, plain))?,
             norm_input: plain.final_norm,
             head,
+            pooling,
             pooled: plain.pooled_tokens(pooling),
         })
     }
@@ -135,7 +137,6 @@ impl<B: Backend> PlainBackbone<B> {
         (rows, side): (usize, usize),
         format: DType,
         taps: &[u32],
-        pooling: Pooling,
     ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
         let (states, patches) = self.embed(pixels, (rows, side), format);
         let [all, hidden] = states.dims();
@@ -143,7 +144,7 @@ impl<B: Backend> PlainBackbone<B> {
         let mut features = TapFeatures::new(taps);
         self.run_blocks(states, (rows, all / rows), taps, self.pooled, |block, states| {
             let count = states.dims()[0] / rows;
-            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), leading, pooling));
+            features.collect(block, || self.pool(states.reshape([rows, count, hidden]), leading));
         })?;
         Ok(features.into_vec())
     }
@@ -210,14 +211,14 @@ impl<B: Backend> PlainBackbone<B> {
     }
 
     /// Pools the tokens of a block, `[rows, tokens, hidden]`; the first `leading` are no patches.
-    fn pool(&self, states: Tensor<B, 3>, leading: usize, pooling: Pooling) -> Tensor<B, 2> {
+    fn pool(&self, states: Tensor<B, 3>, leading: usize) -> Tensor<B, 2> {
         let [rows, count, hidden] = states.dims();
         let first = |states: Tensor<B, 3>| states.narrow(1, 0, 1).reshape([rows, hidden]);
         let mean = |states: Tensor<B, 3>| {
             cast_to(states.narrow(1, leading, count - leading), DType::F32).mean_dim(1).squeeze_dim::<2>(1)
         };
         let norm = &self.final_norm;
-        match (pooling, self.norm_input) {
+        match (self.pooling, self.norm_input) {
             (Pooling::MeanBeforeNorm, _) => mean(states),
             // The norm treats each token by itself, so only the CLS token needs it.
             (Pooling::Cls, _) => norm.forward_f32(first(states)),
@@ -319,7 +320,7 @@ pub(super) fn load_block<B: Backend>(
             loader.mlp(layers, [hidden, inner], config.activation, biases.mlp)?
         }
         FeedForward::Gated { inner: width, activation } => {
-            let sources = layout::gate_and_up(config.split_gate);
+            let sources = layout::gate_and_up_names(config.split_gate);
             let sources: Vec<(String, bool)> = sources.iter().map(|part| (key(part), biases.mlp)).collect();
             Mlp::Gated {
                 inner: loader.joined(&sources, hidden, 2 * width)?,

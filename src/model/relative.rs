@@ -18,7 +18,7 @@ pub(super) fn bias_with_cls(table: &[f32], heads: usize, from: usize, to: usize)
     })
 }
 
-/// Returns the entries of a table for the distances of `to²` patches, `[(2 · to − 1)², heads]`, and those behind them: CLS to
+/// Returns the entries of a table for the distances of `to²` patches, `[(2 · to − 1)², heads]`, and those after them: CLS to
 /// patch, patch to CLS, CLS to CLS.
 fn resize(table: &[f32], heads: usize, from: usize, to: usize) -> (Vec<f32>, &[f32]) {
     let (old, new) = (2 * from - 1, 2 * to - 1);
@@ -27,8 +27,8 @@ fn resize(table: &[f32], heads: usize, from: usize, to: usize) -> (Vec<f32>, &[f
     (resized, cls)
 }
 
-/// Returns the bias of [`bias_with_cls`] as one table for each head, `[heads, entries]`, whose entries [`places`] finds.
-pub(super) fn tables_with_cls(table: &[f32], heads: usize, from: usize, to: usize) -> Vec<f32> {
+/// Returns the bias of [`bias_with_cls`] as one table for each head, `[heads, entries]`, whose entries [`compute_places`] finds.
+pub(super) fn resize_tables(table: &[f32], heads: usize, from: usize, to: usize) -> Vec<f32> {
     let (distances, cls) = resize(table, heads, from, to);
     let [from_cls, to_cls, within_cls] = [0, 1, 2].map(|entry| &cls[entry * heads..(entry + 1) * heads]);
     let rows = [to_cls, within_cls].into_iter().chain(distances.chunks_exact(heads)).chain([from_cls]);
@@ -37,8 +37,8 @@ pub(super) fn tables_with_cls(table: &[f32], heads: usize, from: usize, to: usiz
 }
 
 /// Returns a place of each query and a place of each key, the CLS token first. The bias of a query and a key is entry
-/// `clamp(place of the query − place of the key, 0, entries − 1)` of [`tables_with_cls`].
-pub(super) fn places(side: usize) -> [Vec<i32>; 2] {
+/// `clamp(place of the query − place of the key, 0, entries − 1)` of [`resize_tables`].
+pub(super) fn compute_places(side: usize) -> [Vec<i32>; 2] {
     let span = 2 * side - 1;
     let patch = |cell: usize| cell / side * span + cell % side;
     // Differences of two patches lie between 2 and last − 1.
@@ -103,7 +103,7 @@ mod tests {
     fn places_find_the_same_bias() {
         for (from, to, heads) in [(1, 1, 1), (2, 2, 3), (3, 5, 2), (4, 3, 1), (3, 1, 2)] {
             let table: Vec<f32> = (0..((2 * from - 1_usize).pow(2) + 3) * heads).map(|entry| entry as f32).collect();
-            let (tables, [queries, keys]) = (tables_with_cls(&table, heads, from, to), places(to));
+            let (tables, [queries, keys]) = (resize_tables(&table, heads, from, to), compute_places(to));
             let last = tables.len() / heads - 1;
             let entry = |query: i32, key: i32| usize::try_from(query - key).unwrap_or(0).min(last);
             let mut found = Vec::new();

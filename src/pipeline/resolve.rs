@@ -153,7 +153,7 @@ impl ResolvedModel {
                     pixel_bytes: self.content.decoded_bytes(),
                     host_bytes: bytes.left_for_model(ctx.config.limits().memory.0),
                     precision: shape.precision,
-                    has_own_kernels: backbone.options.have_own_kernels(&backbone.checkpoint),
+                    own_kernel_bytes: backbone.options.own_kernel_bytes(&backbone.checkpoint),
                 }
             }
         };

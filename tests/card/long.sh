@@ -2,7 +2,7 @@
 # Long checks on an emulated card, for a quiet machine and some hours: long.sh PROGRAM [PART…]
 #
 # Parts (default: all): `compile` compiles everything that large sizes need on each generation and assembles it with ptxas; `sizes` compares
-# the forward pass of larger ViTs with the CPU; `tuning` does so for ten outcomes of tuning; `run` compares a whole run with one on the CPU.
+# the forward pass of larger ViTs with the CPU, and `families` that of other models; `tuning` does so for ten outcomes of tuning; `run` compares a whole run with one on the CPU.
 # WORK=DIR (default `target/card`) keeps toolkits and kernels. docs/card.md has the last results.
 set -euo pipefail
 
@@ -81,6 +81,23 @@ sizes() {
     compare_forward base 90 2 burn
 }
 
+# families: models with other parts than a ViT, at real widths.
+families() {
+    local sm
+    backbone beit beit 768 2 12 224 16
+    backbone clip clip 768 2 12 224 16
+    backbone swiglu dinov2-swiglu 384 2 6 224 14
+    backbone dinov3 dinov3 384 2 6 224 16
+    backbone dinov3-gated dinov3-gated 384 2 6 256 16
+    for sm in 90 80; do
+        compare_forward beit "$sm" 2 cuda
+        compare_forward clip "$sm" 2 cuda "--pool head "
+        compare_forward swiglu "$sm" 2 cuda
+        compare_forward dinov3 "$sm" 2 cuda
+        compare_forward dinov3-gated "$sm" 2 cuda "--pool cls+mean "
+    done
+}
+
 # tuning: ten outcomes. A second process finds what the first one chose, and launches only that.
 tuning() {
     local seed at=$work/long-tiny-90-6-burn outcomes=()
@@ -112,10 +129,10 @@ whole_run() {
 }
 
 prepare
-[ $# -gt 0 ] || set -- compile sizes tuning run
+[ $# -gt 0 ] || set -- compile sizes families tuning run
 for part in "$@"; do
     case $part in
-        compile | sizes | tuning) "$part" ;;
+        compile | sizes | families | tuning) "$part" ;;
         run) whole_run ;;
         *) fail "\`$part\` is no part" ;;
     esac

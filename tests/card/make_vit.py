@@ -1,6 +1,6 @@
 """Writes a backbone with random weights in Hugging Face layout: make_vit.py DIR FAMILY HIDDEN LAYERS HEADS SIZE_PX PATCH_PX [SEED]
 
-FAMILY is `vit`, `beit`, `dinov2`, `dinov2-swiglu`, `dinov3` or `dinov3-gated`.
+FAMILY is `vit`, `beit`, `clip` with a projection, `dinov2`, `dinov2-swiglu`, `dinov3` or `dinov3-gated`.
 """
 
 import array
@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 REGISTERS = 4
+PROJECTION = 64
 
 # Names of modules that differ between families; those of a block follow its name.
 VIT = {
+    "cls": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
     "patch": "embeddings.patch_embeddings.projection",
     "final_norm": "layernorm",
     "block": "encoder.layer",
@@ -34,7 +37,18 @@ DINOV3 = DINOV2 | {
     "attention": ["attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"],
     "mlp": ["mlp.up_proj", "mlp.down_proj"],
 }
+CLIP = VIT | {
+    "cls": "embeddings.class_embedding",
+    "positions": "embeddings.position_embedding.weight",
+    "patch": "embeddings.patch_embedding",
+    "final_norm": "post_layernorm",
+    "block": "encoder.layers",
+    "norms": ["layer_norm1", "layer_norm2"],
+    "attention": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"],
+    "mlp": ["mlp.fc1", "mlp.fc2"],
+}
 FAMILIES = {
+    "clip": CLIP,
     "vit": VIT,
     "beit": VIT | {"final_norm": "pooler.layernorm", "scales": ["lambda_1", "lambda_2"]},
     "dinov2": DINOV2,
@@ -64,13 +78,19 @@ def linears(family, hidden):
 def shapes(family, hidden, layers, heads, grid, patch_px):
     """Yields name, shape, mean and scale of each tensor."""
     names = FAMILIES[family]
-    yield "embeddings.cls_token", [1, 1, hidden], 0.0, 1.0
+    batch = [] if family == "clip" else [1]
+    yield names["cls"], [*batch, *batch, hidden], 0.0, 1.0
     if family.startswith("dinov3"):
         yield "embeddings.register_tokens", [1, REGISTERS, hidden], 0.0, 1.0
     elif family != "beit":
-        yield "embeddings.position_embeddings", [1, grid**2 + 1, hidden], 0.0, 0.5
+        yield names["positions"], [*batch, grid**2 + 1, hidden], 0.0, 0.5
     yield f"{names['patch']}.weight", [hidden, 3, patch_px, patch_px], 0.0, (3 * patch_px**2) ** -0.5
-    yield f"{names['patch']}.bias", [hidden], 0.0, 0.1
+    if family == "clip":
+        yield "pre_layrnorm.weight", [hidden], 1.0, 0.1
+        yield "pre_layrnorm.bias", [hidden], 0.0, 0.1
+        yield "visual_projection.weight", [PROJECTION, hidden], 0.0, hidden**-0.5
+    else:
+        yield f"{names['patch']}.bias", [hidden], 0.0, 0.1
     for layer in range(layers):
         at = f"{names['block']}.{layer}"
         for name, outputs, inputs, bias in linears(family, hidden):
@@ -103,11 +123,12 @@ def config(family, hidden, layers, heads, size_px, patch_px):
     own = {
         "vit": {"layer_norm_eps": 1e-12, "qkv_bias": True},
         "beit": {"layer_norm_eps": 1e-12, "use_relative_position_bias": True, "use_mean_pooling": True, "layer_scale_init_value": 0.1},
+        "clip": {"layer_norm_eps": 1e-5, "projection_dim": PROJECTION, "architectures": ["CLIPVisionModelWithProjection"]},
         "dinov2": {"layer_norm_eps": 1e-6, "mlp_ratio": 4, "use_swiglu_ffn": family == "dinov2-swiglu"},
         "dinov3": {"layer_norm_eps": 1e-5, "num_register_tokens": REGISTERS, "rope_theta": 100.0, "use_gated_mlp": family == "dinov3-gated"},
     }[kind]
     return own | {
-        "model_type": "dinov3_vit" if kind == "dinov3" else kind,
+        "model_type": {"dinov3": "dinov3_vit", "clip": "clip_vision_model"}.get(kind, kind),
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -115,7 +136,7 @@ def config(family, hidden, layers, heads, size_px, patch_px):
         "image_size": size_px,
         "patch_size": patch_px,
         "num_channels": 3,
-        "hidden_act": "silu" if family == "dinov3-gated" else "gelu",
+        "hidden_act": {"clip": "quick_gelu", "dinov3-gated": "silu"}.get(family, "gelu"),
     }
 
 

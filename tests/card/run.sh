@@ -19,18 +19,20 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 forward=(--checkpoint "$work/sample/models/vit-tiny" --rows 12 --batch-size 4 --passes 1)
 # Pixels of 590 kB a batch: their upload has two pieces.
 pieces=(--checkpoint "$work/sample/models/vit-tiny" --rows 96 --batch-size 48 --passes 0)
-# Small checkpoints below tests/reference of models with parts that the sample's ViT does not have, with a pooling, and the limit of their
-# differences from f32: one and a half times that of PyTorch in bf16 on a CPU.
-declare -A families=(
-    [model/dinov2_swiglu]="cls+mean 0.009"
-    [families/dinov3]="cls+mean 0.0085"
-    [families/dinov3_gated]="cls+mean 0.0175"
-    [families/beit]="cls+mean 0.012"
-    [families/beit_shared]="cls+mean 0.01"
-    [families/siglip]="head 0.0139"
+# Small checkpoints below tests/reference of models with parts that the sample's ViT does not have, with a pooling, layers, and the limit of
+# their differences from f32: one and a half times that of PyTorch in bf16 on a CPU.
+families=(
+    "model/vit cls 0,-1,0 0.0124"
+    "model/dinov2_swiglu cls+mean -1 0.009"
+    "families/dinov3 cls+mean -1 0.0085"
+    "families/dinov3_gated cls+mean -1 0.0175"
+    "families/beit cls+mean -1 0.012"
+    "families/beit mean -1 0.0105"
+    "families/beit_shared cls+mean -1 0.01"
+    "families/siglip head -1,0 0.0117"
 )
 reference=$(realpath "$card/../reference")
-family=(--rows 40 --batch-size 16 --passes 0)
+small=(--rows 40 --batch-size 16 --passes 0)
 # Settings of the head's training, by name: one batch a step; two batches a step, clipped; classes in two parts; more rows than a batch
 # holds.
 declare -A head=(
@@ -43,13 +45,16 @@ declare -A head=(
 
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
-    [ -d "$work/vit-blocks" ] || "$python" "$card/make_vit.py" "$work/vit-blocks" vit 768 2 12 224 16
+    for family in vit beit dinov3-gated; do
+        [ -d "$work/$family-blocks" ] || "$python" "$card/make_vit.py" "$work/$family-blocks" "$family" 768 2 12 224 16
+    done
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
-    local name
-    for name in "${!families[@]}"; do
-        "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "${families[$name]% *}" "${family[@]}" -m "$work/cpu.toml" \
-            --precision f32 --features "$work/cpu-${name##*/}.bin" --json > /dev/null
+    local name family pool layers
+    for family in "${families[@]}"; do
+        read -r name pool layers _ <<< "$family"
+        "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "$pool" --layer "$layers" "${small[@]}" -m "$work/cpu.toml" \
+            --precision f32 --features "$work/cpu-${name##*/}-$pool.bin" --json > /dev/null
     done
     for name in "${!head[@]}"; do
         rm -rf "$work/cpu-head-$name"
@@ -100,15 +105,16 @@ forward_pass() {
 
 # other_families SM TOOLKIT KERNELS: the forward pass of `families` with own kernels, against the CPU.
 other_families() {
-    local at name races=lanes
-    for name in "${!families[@]}"; do
-        at=$work/family-$1-${name##*/}
-        on "$1" "$2" "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "${families[$name]% *}" \
-            "${family[@]}" -m "$work/cuda.toml" --features "$at.bin" --json > "$at.json"
+    local at family name pool layers limit races=lanes
+    for family in "${families[@]}"; do
+        read -r name pool layers limit <<< "$family"
+        at=$work/family-$1-${name##*/}-$pool
+        on "$1" "$2" "$at" timeout 300 "$program" --quiet bench forward --checkpoint "$reference/$name" --pool "$pool" --layer "$layers" \
+            "${small[@]}" -m "$work/cuda.toml" --features "$at.bin" --json > "$at.json"
         no_problems "$at"
         grep -q "\"kernels\": \"$3\"" "$at.json" || fail "the kernels of $name are not $3: $(grep kernels "$at.json")"
-        echo "sm_$1 with CUDA $2: $name"
-        "$python" "$card/compare.py" features "$at.bin" "$work/cpu-${name##*/}.bin" "${families[$name]#* }"
+        echo "sm_$1 with CUDA $2: $name, $pool"
+        "$python" "$card/compare.py" features "$at.bin" "$work/cpu-${name##*/}-$pool.bin" "$limit"
     done
 }
 
@@ -133,12 +139,14 @@ transfers() {
     echo "transfers: 5 batches, each uploaded in two pieces"
 }
 
-# assembled SM TOOLKIT: ptxas takes the program's kernels for two blocks of ViT-B, the last one for the CLS token alone, and for the head, and
-# none of them spills registers.
+# assembled SM TOOLKIT: ptxas takes the program's kernels for two blocks of three families, the last one for the CLS token alone, and for the
+# head, and none of them spills registers.
 assembled() {
-    local log part count reports=0
+    local log part count reports=0 batch="--rows 128 --batch-size 128 --passes 0"
     local -A arguments=(
-        [forward]="forward --checkpoint $work/vit-blocks --rows 128 --batch-size 128 --passes 0"
+        [vit]="forward --checkpoint $work/vit-blocks $batch"
+        [beit]="forward --checkpoint $work/beit-blocks $batch"
+        [dinov3]="forward --checkpoint $work/dinov3-gated-blocks $batch"
         [whole]="head --classes 1000 --batch-size 128 --steps 1"
         [clipped]="head --classes 1000 --batch-size 128 --steps 1 --micro-batch 100 --clip-norm 1"
     )

@@ -65,9 +65,9 @@ pub(in crate::cli) enum BenchCommand {
         /// Tokens that make the feature: `default`, `cls`, `mean`, `cls+mean` or `head`.
         #[arg(long, default_value = "default", value_parser = parse_config_value::<Pool>)]
         pool: Pool,
-        /// Transformer block whose output is the feature; -1 is the last.
-        #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
-        layer: i32,
+        /// Transformer blocks whose outputs are the feature, separated by commas; -1 is the last.
+        #[arg(long, value_name = "LAYERS", default_value = "-1", value_delimiter = ',', allow_hyphen_values = true)]
+        layer: Vec<i32>,
         /// Image side in pixels. Default: that of the checkpoint.
         #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u32).range(1..=4096))]
         size_px: Option<u32>,

@@ -7,7 +7,7 @@
 // rows of a chunk lie in eight groups of banks.
 //
 // With BIASED 1, the scaled score of a query and a key has a bias: entry clamp(place of the query - place of the key, 0, entries - 1) of
-// the head's table. `tables` is [heads, entries], divided by the scale of scores; `places` are those of queries, then those of keys,
+// the head's table. `tables` is [heads, entries], multiplied by √WIDTH; `places` are those of queries, then those of keys,
 // each filled up to a multiple of TILE.
 
 constexpr int TILE = 64; // keys of a tile, and queries of a block
@@ -38,8 +38,8 @@ extern __shared__ __align__(128) u8 memory[];
 extern "C" __global__ void __launch_bounds__(128)
 attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__ Info info) {
     const u32 lane = threadIdx.x % 32, warp = warp_index();
-    const u32 tokens = info.tokens, wanted = info.queries, hidden = info.heads * WIDTH;
-    const u32 blocks = (wanted + TILE - 1) / TILE, tiles = (tokens + TILE - 1) / TILE;
+    const u32 tokens = info.tokens, query_count = info.queries, hidden = info.heads * WIDTH;
+    const u32 blocks = (query_count + TILE - 1) / TILE, tiles = (tokens + TILE - 1) / TILE;
     const u32 first = blockIdx.x % blocks * TILE, head = blockIdx.x / blocks % info.heads;
     const u64 image = blockIdx.x / blocks / info.heads;
     const bf16* query = packed + image * tokens * 3 * hidden + head * WIDTH;
@@ -76,24 +76,24 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
     for (int i = 0; i < PADDED / 8; i++)
 #pragma unroll
         for (int part = 0; part < 4; part++) sums[i][part] = 0.0f;
-    // This lane's places in a group of sixteen keys or values.
-    const u32 key_lane = (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 16, value_lane = lane % 16 * PITCH + lane / 16 * 16;
+    // This lane's row and chunk in a group of sixteen keys or values.
+    const u32 key_offset = (lane % 8 + lane / 16 * 8) * PITCH + lane / 8 % 2 * 16, value_offset = lane % 16 * PITCH + lane / 16 * 16;
     // Warps without a query only copy.
-    const bool works = first + warp * 16 < wanted;
+    const bool works = first + warp * 16 < query_count;
 
 #if BIASED
     const float* table = tables + head * info.entries;
     const int *query_places = places + first + warp * 16 + lane / 4, *key_places = places + tiles * TILE + lane % 4 * 2;
     const int own_places[2] = {query_places[0], query_places[8]}, last = info.entries - 1;
-    // The bias of two queries and two keys of this lane, `key` and the next one.
-    const auto start = [&](float(&scores)[4], u32 key) {
-        const int2 pair = *reinterpret_cast<const int2*>(key_places + key);
+    // The bias of two queries and two keys of this lane, `first_key` and the next one.
+    const auto start_scores = [&](float(&scores)[4], u32 first_key) {
+        const int2 pair = *reinterpret_cast<const int2*>(key_places + first_key);
 #pragma unroll
         for (int part = 0; part < 4; part++)
             scores[part] = table[min(max(own_places[part / 2] - (part % 2 == 0 ? pair.x : pair.y), 0), last)];
     };
 #else
-    const auto start = [](float(&scores)[4], u32) {
+    const auto start_scores = [](float(&scores)[4], u32) {
 #pragma unroll
         for (int part = 0; part < 4; part++) scores[part] = 0.0f;
     };
@@ -113,10 +113,10 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
                 for (int i = 0; i < PADDED / 16; i++)
                     load_matrices(queries[i], base + (warp * 16 + lane % 16) * PITCH + (2 * i + lane / 16) * 16);
             }
-            const u32 keys = key_place(tile) + key_lane, values = key_place(tile) + TILE_BYTES + value_lane, left = tokens - tile * TILE;
+            const u32 keys = key_place(tile) + key_offset, values = key_place(tile) + TILE_BYTES + value_offset, left = tokens - tile * TILE;
             float scores[TILE / 8][4];
 #pragma unroll
-            for (int j = 0; j < TILE / 8; j++) start(scores[j], tile * TILE + 8 * j);
+            for (int j = 0; j < TILE / 8; j++) start_scores(scores[j], tile * TILE + 8 * j);
 #pragma unroll
             for (int j = 0; j < TILE / 8; j += 2) {
                 // Sixteen keys at once; none of the last tile's absent ones.
@@ -194,11 +194,11 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
                 pack(sums[i][2 * half] * factor, sums[i][2 * half + 1] * factor);
     }
     __syncwarp();
-    bf16* to = out + (image * wanted + first + warp * 16) * hidden + head * WIDTH;
+    bf16* to = out + (image * query_count + first + warp * 16) * hidden + head * WIDTH;
 #pragma unroll
     for (u32 at = lane; at < 16 * CHUNKS; at += 32) {
         const u32 row = at / CHUNKS, chunk = at % CHUNKS;
-        if (first + warp * 16 + row < wanted)
+        if (first + warp * 16 + row < query_count)
             *reinterpret_cast<uint4*>(to + (u64)row * hidden + chunk * 8) = *reinterpret_cast<const uint4*>(own + row * PITCH + chunk * 16);
     }
 }

@@ -9,12 +9,12 @@ use cubecl::server::Handle;
 use head::Head;
 use load::{Load, upload_rotation};
 
-use super::Kernels;
 use super::product::Product;
 use super::transfer::{Features, Transfers};
+use super::{ImageSizes, Kernels};
 use crate::card::{Arguments, Card, Program, Tile};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{FeedForward, PlainConfig};
+use crate::model::config::PlainConfig;
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::load::Loader;
@@ -56,6 +56,10 @@ pub(in crate::model) struct CardBackbone {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     images: usize,
+    /// Patches in a row of an image.
+    grid: usize,
+    /// Values of a patch with its padding.
+    patch_pitch: usize,
     /// Tokens of an image.
     tokens: usize,
     /// Tokens of an image before its patches.
@@ -118,7 +122,7 @@ struct Attention {
 /// Relative position bias of a block, as `attention.cu` reads it.
 #[derive(Debug, Clone)]
 struct Bias {
-    /// `[heads, entries]`, f32, divided by the scale of scores.
+    /// `[heads, entries]`, f32, multiplied by the root of a head's width.
     tables: Handle,
     entries: usize,
     /// Places of queries, then of keys, each filled up to a multiple of [`ATTENTION_TILE`].
@@ -158,30 +162,27 @@ impl CardBackbone {
         loader: &Loader<'_, B>,
         [gpu, capability]: [usize; 2],
     ) -> Result<Self, ModelError> {
-        let (FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. }) = plain.feed_forward;
         let card = Card::new(gpu, capability as u32);
-        let grid = (shape.size_px / checkpoint.config().patch_px) as usize;
-        let leading = plain.leading_tokens();
-        let tokens = leading + grid * grid;
         let Shape { images, feature_dim, .. } = shape;
-        let sizes = Sizes { images, tokens, leading, hidden: plain.hidden, inner, feature_dim };
+        let ImageSizes { grid, patch_pitch, leading, tokens, wide } =
+            ImageSizes::new(checkpoint.config(), plain, shape.size_px);
+        let (hidden, inner) = (plain.hidden, plain.feed_forward.inner());
+        let sizes = Sizes { images, grid, patch_pitch, tokens, leading, hidden, inner, feature_dim };
         let rotation = upload_rotation(&card, plain, grid);
         let load = Load { card: &card, checkpoint, plain, loader, sizes, rotation };
-        let patches = load.patches(shape.size_px as usize, grid)?;
+        let patches = load.patches(shape.size_px as usize)?;
         let names = layout::names(checkpoint.config().family);
         let first_norm = if plain.first_norm { Some(load.norm(names.first_norm)?) } else { None };
         let last = shape.taps.iter().copied().max().unwrap_or(0);
         let block = |(index, bias)| {
             load.block(index, if index == last { plain.pooled_tokens(shape.pooling) } else { PooledTokens::All }, bias)
         };
-        let blocks = (0..).zip(load.biases(last, grid)?).map(block).collect::<Result<_, _>>()?;
+        let blocks = (0..).zip(load.biases(last)?).map(block).collect::<Result<_, _>>()?;
         let (pools, head) = load.pools(shape)?;
-        let pitch = load.patch_pitch();
-        let wide = (grid * grid * pitch).max(tokens * (3 * plain.hidden).max(inner));
         let buffers = Buffers {
             pixels: card.allocate_bytes(images * 3 * (shape.size_px * shape.size_px) as usize),
-            states: card.allocate(sizes.rows() * plain.hidden),
-            input: card.allocate(sizes.rows() * plain.hidden),
+            states: card.allocate(sizes.rows() * hidden),
+            input: card.allocate(sizes.rows() * hidden),
             wide: card.allocate(images * wide),
             features: card.allocate(images * feature_dim),
         };

@@ -62,28 +62,28 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
     const float4 shift = *reinterpret_cast<const float4*>(bias + column);
 #endif
 #if EPILOGUE == 2
-    typedef uint2 Old;
+    typedef uint2 Operand;
     const auto read = [&](u32 at) { return *reinterpret_cast<const uint2*>(residual + (u64)at * info.pitch + column); };
 #elif EPILOGUE == 3
-    typedef float4 Old;
+    typedef float4 Operand;
     const auto read = [&](u32 at) {
         return *reinterpret_cast<const float4*>(bias + (u64)(at % info.patches) * info.columns + column);
     };
 #elif EPILOGUE == 5
-    typedef float4 Old; // cosine and sine for two pairs
+    typedef float4 Operand; // cosine and sine for two pairs
     const bool rotates = column < info.columns / 3 * 2;
     rotation += column % WIDTH;
     const auto read = [&](u32 at) {
         return rotates ? *reinterpret_cast<const float4*>(rotation + at % info.tokens * WIDTH) : make_float4(1.0f, 0.0f, 1.0f, 0.0f);
     };
 #else
-    typedef int Old; // nothing
+    typedef int Operand; // nothing
     const auto read = [](u32) { return 0; };
 #endif
-    const auto write = [&](u32 at, float4 value, Old old) {
+    const auto write = [&](u32 at, float4 value, Operand operand) {
         u64 to = (u64)at * info.pitch + (EPILOGUE == 4 ? column / 2 : column);
 #if EPILOGUE == 3
-        const float4 shift = old;
+        const float4 shift = operand;
         const u32 image = at / info.patches, patch = at - image * info.patches;
         to = (u64)(image * info.tokens + info.tokens - info.patches + patch) * info.pitch + column;
 #endif
@@ -97,13 +97,13 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
         value.z = activate(value.z);
         value.w = activate(value.w);
 #elif EPILOGUE == 2
-        value.x += low_half(old.x);
-        value.y += high_half(old.x);
-        value.z += low_half(old.y);
-        value.w += high_half(old.y);
+        value.x += low_half(operand.x);
+        value.y += high_half(operand.x);
+        value.z += low_half(operand.y);
+        value.w += high_half(operand.y);
 #elif EPILOGUE == 5
-        value = make_float4(value.x * old.x - value.y * old.y, value.y * old.x + value.x * old.y, value.z * old.z - value.w * old.w,
-                            value.w * old.z + value.z * old.w);
+        value = make_float4(value.x * operand.x - value.y * operand.y, value.y * operand.x + value.x * operand.y,
+                            value.z * operand.z - value.w * operand.w, value.w * operand.z + value.z * operand.w);
 #endif
 #if EPILOGUE == 4
         *reinterpret_cast<u32*>(out + to) = pack(activate(value.x) * value.y, activate(value.z) * value.w);

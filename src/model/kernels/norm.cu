@@ -1,4 +1,4 @@
-// Layer norm of rows, a warp a row: `states` has `pitch` values from row to row, `out` HIDDEN. `out` may be `states` if these are equal.
+// Layer norm of rows, a warp a row: `states` has `pitch` values from row to row, `out` HIDDEN. `out` may be `states` if `pitch` is HIDDEN.
 
 struct Info {
     u32 rows;

@@ -3,6 +3,11 @@
 // POOLING: 0 norm of the first token; 1 mean of the patches' norms; 2 both, one after the other; 3 mean of the patches without a norm; 4 norm
 // of the mean of the patches; 5 norm of the first token, then that of the mean.
 
+#define FIRST_TOKEN (POOLING == 0 || POOLING == 2 || POOLING == 5)
+#define MEAN (POOLING != 0)
+#define NORM_OF_TOKENS (POOLING == 1 || POOLING == 2)
+#define NORM_OF_MEAN (POOLING == 4 || POOLING == 5)
+
 struct Info {
     u32 tokens;  // of an image
     u32 leading; // tokens before the patches
@@ -22,20 +27,20 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
     const bf16* tokens = states + (u64)blockIdx.x * info.tokens * HIDDEN;
     bf16* feature = features + (u64)blockIdx.x * info.pitch + info.column;
     Row row;
-#if POOLING == 0 || POOLING == 2 || POOLING == 5
+#if FIRST_TOKEN
     if (warp == 0) {
         row.load(tokens);
         row.normalise(weight, bias, info.epsilon);
         row.store(feature);
     }
 #endif
-#if POOLING != 0
+#if MEAN
     float sums[8 * PER_LANE];
 #pragma unroll
     for (int at = 0; at < 8 * PER_LANE; at++) sums[at] = 0.0f;
     for (u32 token = info.leading + warp; token < info.tokens; token += WARPS) {
         row.load(tokens + (u64)token * HIDDEN);
-#if POOLING == 1 || POOLING == 2
+#if NORM_OF_TOKENS
         row.normalise(weight, bias, info.epsilon);
 #endif
 #pragma unroll
@@ -52,7 +57,7 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
         }
     __syncthreads();
     const float factor = 1.0f / (float)(info.tokens - info.leading);
-#if POOLING == 4 || POOLING == 5
+#if NORM_OF_MEAN
     if (warp != 0) return;
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++)
@@ -65,7 +70,7 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
             row.values[8 * i + at] = sum * factor;
         }
     row.normalise(weight, bias, info.epsilon);
-    row.store(feature + (POOLING == 5 ? HIDDEN : 0));
+    row.store(feature + (FIRST_TOKEN ? HIDDEN : 0));
 #else
     for (u32 at = 2 * threadIdx.x; at < HIDDEN; at += 64 * WARPS) {
         float2 sum = make_float2(0.0f, 0.0f);
@@ -74,7 +79,7 @@ pool(const bf16* states, const float* weight, const float* bias, bf16* features,
             sum.x += parts[other][at];
             sum.y += parts[other][at + 1];
         }
-        *reinterpret_cast<u32*>(feature + (POOLING == 2 ? HIDDEN : 0) + at) = pack(sum.x * factor, sum.y * factor);
+        *reinterpret_cast<u32*>(feature + (FIRST_TOKEN ? HIDDEN : 0) + at) = pack(sum.x * factor, sum.y * factor);
     }
 #endif
 #endif

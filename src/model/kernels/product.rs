@@ -139,7 +139,7 @@ impl Product {
         let input = Matrix { values: input.clone(), rows: self.rows, depth: self.weight.depth };
         let [patches, tokens] = self.image;
         let arguments = Arguments {
-            // The residual is what `out` holds.
+            // The second one is the rotation, or else the residual, which `out` holds.
             buffers: vec![self.bias.clone(), self.rotation.as_ref().unwrap_or(out).clone(), out.clone()],
             numbers: [pitch, patches, tokens].map(|size| size as u32).to_vec(),
             ..Arguments::default()

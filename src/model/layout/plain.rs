@@ -102,9 +102,7 @@ fn add_block(config: &BackboneConfig, plain: &PlainConfig, split: bool, index: u
 /// Adds the attention pooling of `SigLIP`.
 fn add_pooling_head(plain: &PlainConfig, shapes: &mut Shapes) {
     let hidden = plain.hidden;
-    let inner = match plain.feed_forward {
-        FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. } => inner,
-    };
+    let inner = plain.feed_forward.inner();
     let name = |part: &str| format!("{POOLING_HEAD}.{part}");
     shapes.add(name("probe"), &[1, 1, hidden]);
     shapes.add(name("attention.in_proj_weight"), &[3 * hidden, hidden]);

@@ -55,7 +55,7 @@ fn load_block<B: Backend>(
             (first, linear(&[(names.outer, biases.mlp)], inner, hidden)?)
         }
         FeedForward::Gated { inner, activation } => {
-            let sources = layout::gate_and_up(config.split_gate);
+            let sources = layout::gate_and_up_names(config.split_gate);
             let sources: Vec<(&str, bool)> = sources.iter().map(|part| (*part, biases.mlp)).collect();
             let projection = linear(&sources, hidden, 2 * inner)?;
             let first = cpu::Inner { projection, activation, gated: true, outputs: 2 * inner };

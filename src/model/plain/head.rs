@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
 use crate::model::block::{Linear, Mlp, Norm, cast_to};
-use crate::model::config::{BackboneConfig, FeedForward, PlainConfig, ProjectionHead};
+use crate::model::config::{BackboneConfig, PlainConfig, ProjectionHead};
 use crate::model::error::ModelError;
 use crate::model::layout;
 use crate::model::load::Loader;
@@ -49,8 +49,11 @@ impl<B: Backend> AttentionPooling<B> {
 
 /// Query of `SigLIP`'s attention pooling, and its projection to keys and values.
 pub(in crate::model) struct PoolingProjections {
+    /// `[hidden]`.
     pub(in crate::model) query: Vec<f32>,
+    /// Of keys, then of values, `[2 · hidden, hidden]`.
     pub(in crate::model) weight: Vec<f32>,
+    /// `[2 · hidden]`.
     pub(in crate::model) bias: Vec<f32>,
 }
 
@@ -72,7 +75,7 @@ pub(in crate::model) fn load_pooling_projections<B: Backend>(
     Ok(PoolingProjections { query, weight, bias })
 }
 
-/// Loads the head.
+/// Loads the head, if the model has one.
 pub(super) fn load_head<B: Backend>(
     config: &BackboneConfig,
     plain: &PlainConfig,
@@ -88,9 +91,7 @@ pub(super) fn load_head<B: Backend>(
         Some(ProjectionHead::Attention) => {
             let key = |part: &str| format!("{}.{part}", layout::POOLING_HEAD);
             let PoolingProjections { query, weight, bias } = load_pooling_projections(loader, hidden)?;
-            let inner = match plain.feed_forward {
-                FeedForward::Mlp { inner } | FeedForward::Gated { inner, .. } => inner,
-            };
+            let inner = plain.feed_forward.inner();
             Ok(Some(Head::Attention(AttentionPooling {
                 query: loader.upload(query, [1, heads, 1, hidden / heads]),
                 key_value: Linear::new(&weight, Some(bias), hidden, 2 * hidden, (loader.device, loader.format)),

@@ -31,6 +31,7 @@ pub(in crate::model) fn compute_rotation(theta: f64, plain: &PlainConfig, grid: 
     cpu::Rotation { cosine: table(f32::cos), sine: table(f32::sin) }
 }
 
+/// Uploads the rotation of a sequence of `tokens`.
 pub(super) fn upload_rotation<B: Backend>(
     rotation: cpu::Rotation,
     tokens: usize,

@@ -153,6 +153,26 @@ fn cls_token_does_not_depend_on_other_outputs_of_the_last_block() {
 }
 
 #[test]
+fn projection_of_the_last_block_is_the_same_beside_another() {
+    let checkpoint = Checkpoint::open(&fixture("clip_projection")).unwrap();
+    let expected = Expected::read(&fixture("clip_projection"));
+    let size_px = expected.sizes()[0];
+    let pixels = expected.pixels(size_px);
+    for direct in [true, false] {
+        let features = |layers: &[i32]| {
+            let options = ExtractOptions { size_px, layers: layers.to_vec(), pool: Pool::Head };
+            let (numerics, device) = (Numerics { direct, ..Numerics::default() }, AnyDevice::Flex(FlexDevice));
+            Extractor::<Any>::load(&checkpoint, &options, numerics, &device).unwrap().features(&pixels, 2).unwrap()
+        };
+        let (first, last, both) = (features(&[0]), features(&[-1]), features(&[0, -1]));
+        let dim = first.len() / 2;
+        let joined: Vec<f32> =
+            first.chunks(dim).zip(last.chunks(dim)).flat_map(|(one, other)| [one, other].concat()).collect();
+        assert!(distance(&both, &joined) <= 1e-5, "direct: {direct}");
+    }
+}
+
+#[test]
 fn impossible_pools_and_sizes_are_rejected() {
     let reject = |name: &str, size_px, pool| {
         let checkpoint = Checkpoint::open(&fixture(name)).unwrap();

@@ -197,7 +197,7 @@ impl CaptionModel {
             host_bytes: bytes.left_for_model(config.limits().memory.0),
             // A rounding could change a token, and all after it.
             precision: Precision::F32,
-            has_own_kernels: false,
+            own_kernel_bytes: None,
         };
         let device = device::open(&self.device, needs, *config.device(), &ctx.scratch_path()).await?;
         tracing::info!(device = %self.device, batch = device.batch_rows, "the captioning model runs");

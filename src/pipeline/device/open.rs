@@ -60,15 +60,16 @@ pub(crate) struct MemoryNeeds {
     pub(crate) host_bytes: u64,
     /// Format of the computation.
     pub(crate) precision: Precision,
-    /// True if this program's own CUDA kernels cover the model. They copy from memory that holds the pixels once more.
-    pub(crate) has_own_kernels: bool,
+    /// Activations of an image for this program's own CUDA kernels, in bytes; `None` if they do not cover the model. They copy from memory
+    /// that holds the pixels once more.
+    pub(crate) own_kernel_bytes: Option<u64>,
 }
 
 impl MemoryNeeds {
     /// Returns the needs of a head without a backbone.
     pub(crate) fn for_head(precision: Precision) -> Self {
         let (parameters, activation_bytes, pixel_bytes, host_bytes) = (0, 0, 0, u64::MAX);
-        Self { parameters, activation_bytes, pixel_bytes, host_bytes, precision, has_own_kernels: false }
+        Self { parameters, activation_bytes, pixel_bytes, host_bytes, precision, own_kernel_bytes: None }
     }
 }
 
@@ -109,7 +110,8 @@ pub(crate) async fn open(
 ) -> Result<Arc<DeviceWorker>, PipelineError> {
     let batch_size = settings.batch_size;
     let streams = if chosen.is_cuda() { CUDA_STREAMS } else { 1 };
-    let staged = staged_batches(needs, chosen.gpu.as_ref().map(|gpu| kernels(settings, gpu)));
+    let own_bytes = chosen.gpu.as_ref().and_then(|gpu| own_kernel_bytes(needs, kernels(settings, gpu)));
+    let staged = if own_bytes.is_some() { STAGED_BATCHES * CUDA_STREAMS } else { 0 };
     let host_batches = BATCHES_AHEAD + streams + staged;
     let host_rows = needs.host_bytes / (needs.pixel_bytes * host_batches as u64).max(1);
     if u64::from(batch_size.max(1)) > host_rows {
@@ -122,7 +124,7 @@ pub(crate) async fn open(
     let automatic = batch_size == 0;
     let (batch_rows, text_batches, state) = if let Some(gpu) = &chosen.gpu {
         let batch_rows = if automatic {
-            fit_batch(needs, gpu)?.min(CUDA_BATCH_ROWS as u64).min(host_rows) as usize
+            fit_batch(needs, own_bytes, gpu)?.min(CUDA_BATCH_ROWS as u64).min(host_rows) as usize
         } else {
             batch_size as usize
         };
@@ -163,10 +165,9 @@ pub(crate) async fn open(
     }))
 }
 
-/// Returns the number of batches in memory from which a GPU copies: none, if burn's kernels run.
-fn staged_batches(needs: MemoryNeeds, kernels: Option<Kernels>) -> usize {
-    let own = needs.has_own_kernels && needs.precision == Precision::Bf16 && kernels.is_some_and(Kernels::has_own);
-    if own { STAGED_BATCHES * CUDA_STREAMS } else { 0 }
+/// Returns the bytes of an image's activations for this program's own kernels; `None` if burn's run.
+fn own_kernel_bytes(needs: MemoryNeeds, kernels: Kernels) -> Option<u64> {
+    needs.own_kernel_bytes.filter(|_| needs.precision == Precision::Bf16 && kernels.has_own())
 }
 
 /// Returns the kernels that may compute features on a GPU.
@@ -182,15 +183,16 @@ fn capability(gpu: &GpuInfo) -> u32 {
     gpu.compute_capability.replace('.', "").parse().unwrap_or(0)
 }
 
-/// Computes the largest batch that fits the free memory of a GPU.
-fn fit_batch(needs: MemoryNeeds, gpu: &GpuInfo) -> Result<u64, PipelineError> {
+/// Computes the largest batch that fits the free memory of a GPU. `own_bytes` are the activations of an image if own kernels run.
+fn fit_batch(needs: MemoryNeeds, own_bytes: Option<u64>, gpu: &GpuInfo) -> Result<u64, PipelineError> {
     let width = match needs.precision {
         Precision::Bf16 => 2,
         Precision::F32 => 4,
     };
     // Each stream has its own weights and activations. Activations count twice, because memory is allocated in pages.
     let streams = CUDA_STREAMS as u64;
-    let image = 2 * streams * (needs.activation_bytes / 4 * width + needs.pixel_bytes);
+    let activations = own_bytes.unwrap_or(needs.activation_bytes / 4 * width);
+    let image = 2 * streams * (activations + needs.pixel_bytes);
     let fixed = CUDA_RESERVE_BYTES + streams * needs.parameters * width;
     let rows = gpu.free_bytes.saturating_sub(fixed) / image.max(1);
     if rows > 0 {
@@ -220,7 +222,14 @@ mod tests {
     fn needs(precision: Precision) -> MemoryNeeds {
         let (activation_bytes, pixel_bytes) = (20 << 20, 150_528);
         let (parameters, host_bytes) = (86_000_000, 1 << 30);
-        MemoryNeeds { parameters, activation_bytes, pixel_bytes, host_bytes, precision, has_own_kernels: true }
+        MemoryNeeds {
+            parameters,
+            activation_bytes,
+            pixel_bytes,
+            host_bytes,
+            precision,
+            own_kernel_bytes: Some(4 << 20),
+        }
     }
 
     fn gpu(free_bytes: u64) -> GpuInfo {
@@ -237,9 +246,10 @@ mod tests {
     #[test]
     fn batch_fits_the_free_memory() {
         let (large, small) = (gpu(70 << 30), gpu(3 << 30));
-        assert!(fit_batch(needs(Precision::Bf16), &large).unwrap() > 500);
-        let rows = fit_batch(needs(Precision::Bf16), &small).unwrap();
-        assert!((1..1000).contains(&rows) && rows > fit_batch(needs(Precision::F32), &small).unwrap());
+        assert!(fit_batch(needs(Precision::Bf16), None, &large).unwrap() > 500);
+        let rows = fit_batch(needs(Precision::Bf16), None, &small).unwrap();
+        assert!((1..1000).contains(&rows) && rows > fit_batch(needs(Precision::F32), None, &small).unwrap());
+        assert!(fit_batch(needs(Precision::Bf16), Some(4 << 20), &small).unwrap() > 2 * rows);
     }
 
     #[test]
@@ -250,25 +260,21 @@ mod tests {
     }
 
     #[test]
-    fn only_own_kernels_copy_from_further_batches() {
+    fn own_kernels_run_in_bf16_where_the_gpu_can() {
         let bf16 = needs(Precision::Bf16);
-        let own = |capability| Some(Kernels::Own { gpu: 0, capability });
-        assert_eq!(staged_batches(bf16, own(80)), 6);
-        let uncovered = MemoryNeeds { has_own_kernels: false, ..bf16 };
-        for (needs, kernels) in [
-            (needs(Precision::F32), own(80)),
-            (uncovered, own(80)),
-            (bf16, own(75)),
-            (bf16, Some(Kernels::Burn)),
-            (bf16, None),
-        ] {
-            assert_eq!(staged_batches(needs, kernels), 0, "{needs:?}, {kernels:?}");
+        let own = |capability| Kernels::Own { gpu: 0, capability };
+        assert_eq!(own_kernel_bytes(bf16, own(80)), Some(4 << 20));
+        let uncovered = MemoryNeeds { own_kernel_bytes: None, ..bf16 };
+        for (needs, kernels) in
+            [(needs(Precision::F32), own(80)), (uncovered, own(80)), (bf16, own(75)), (bf16, Kernels::Burn)]
+        {
+            assert_eq!(own_kernel_bytes(needs, kernels), None, "{needs:?}, {kernels:?}");
         }
     }
 
     #[test]
     fn full_gpu_is_refused_with_both_sizes() {
-        let error = fit_batch(needs(Precision::F32), &gpu(1 << 30)).unwrap_err();
+        let error = fit_batch(needs(Precision::F32), None, &gpu(1 << 30)).unwrap_err();
         assert_eq!(error.exit_code(), 5);
         assert!(error.to_string().starts_with("GPU 3 has 1024 MiB of free memory, and the model needs 21"), "{error}");
     }

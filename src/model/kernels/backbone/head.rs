@@ -1,4 +1,4 @@
-//! Heads behind the final norm: CLIP's projection and `SigLIP`'s attention pooling.
+//! Heads after the final norm: CLIP's projection and `SigLIP`'s attention pooling.
 
 use burn::tensor::backend::Backend;
 use cubecl::server::Handle;
@@ -15,12 +15,13 @@ use crate::model::plain::load_pooling_projections;
 /// Head that maps the tokens of a block to a feature.
 #[derive(Debug)]
 pub(super) enum Head {
-    /// Of the normalised CLS token.
+    /// Projection of the normalised CLS token.
     Linear(Box<Product>),
+    /// Attention pooling of all normalised tokens.
     Attention(Box<AttentionPooling>),
 }
 
-/// Attention of one learnt query to all tokens of an image, and an MLP.
+/// Attention of one learned query to all tokens of an image, and an MLP.
 #[derive(Debug)]
 pub(super) struct AttentionPooling {
     query_key_value: Product,
@@ -28,7 +29,6 @@ pub(super) struct AttentionPooling {
     output: Product,
     norm: Norm,
     inner: Product,
-    inner_width: usize,
     outer: Product,
 }
 
@@ -62,7 +62,7 @@ impl Head {
                 head.attention.launch(card, wide, input);
                 head.output.launch(card, input, to, pitch);
                 head.norm.launch(card, to, input);
-                head.inner.launch(card, input, wide, head.inner_width);
+                head.inner.launch(card, input, wide, head.inner.columns());
                 head.outer.launch(card, wide, to, pitch);
             }
         }
@@ -74,7 +74,7 @@ impl AttentionPooling {
         let (hidden, inner_width, images) = (load.sizes.hidden, load.sizes.inner, load.sizes.images);
         let key = |part: &str| format!("{}.{part}", layout::POOLING_HEAD);
         let projections = load_pooling_projections(load.loader, hidden)?;
-        // All tokens have the same query: the bias alone.
+        // All tokens have the same query: the bias alone. A third of the product multiplies by zeros, which spares a kernel of its own.
         let mut weight = vec![0.0; hidden * hidden];
         weight.extend(projections.weight);
         let bias = [projections.query, projections.bias].concat();
@@ -88,7 +88,6 @@ impl AttentionPooling {
             output: linear("attention.out_proj", [hidden, hidden], Epilogue::Bias)?,
             norm: Norm { rows: images, pitch, ..load.norm(&key("layernorm"))? },
             inner: linear("mlp.fc1", [hidden, inner_width], activation)?,
-            inner_width,
             outer: linear("mlp.fc2", [inner_width, hidden], Epilogue::Residual)?,
         })
     }

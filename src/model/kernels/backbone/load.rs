@@ -16,9 +16,6 @@ use crate::model::plain::{compute_rotation, load_biases, load_embeddings};
 use crate::model::pooling::{PooledTokens, Pooling};
 use crate::model::relative;
 
-/// Multiple to which the pixels of a patch are padded: the depth of a tile.
-const PATCH_MULTIPLE: usize = 64;
-
 /// Reader of a checkpoint's layers.
 pub(super) struct Load<'a, B: Backend> {
     pub(super) card: &'a Card,
@@ -31,17 +28,11 @@ pub(super) struct Load<'a, B: Backend> {
 }
 
 impl<B: Backend> Load<'_, B> {
-    /// Returns the values of a patch with its padding.
-    pub(super) fn patch_pitch(&self) -> usize {
-        let patch = self.checkpoint.config().patch_px as usize;
-        (3 * patch * patch).next_multiple_of(PATCH_MULTIPLE)
-    }
-
-    pub(super) fn patches(&self, side: usize, grid: usize) -> Result<Patches, ModelError> {
+    pub(super) fn patches(&self, side: usize) -> Result<Patches, ModelError> {
         let config = self.checkpoint.config();
-        let Sizes { images, tokens, leading, hidden, .. } = self.sizes;
+        let Sizes { images, grid, patch_pitch: pitch, tokens, leading, hidden, .. } = self.sizes;
         let name = layout::names(config.family).patch;
-        let (patch, pitch) = (config.patch_px as usize, self.patch_pitch());
+        let patch = config.patch_px as usize;
         let area = patch * patch;
         // From [hidden, channel, row, column] to the order of pixels in an image.
         let published = self.loader.values(format!("{name}.weight"))?;
@@ -133,20 +124,20 @@ impl<B: Backend> Load<'_, B> {
     }
 
     /// Loads the relative position bias of each block up to `last`.
-    pub(super) fn biases(&self, last: u32, grid: usize) -> Result<Vec<Option<Bias>>, ModelError> {
-        let config = self.checkpoint.config();
+    pub(super) fn biases(&self, last: u32) -> Result<Vec<Option<Bias>>, ModelError> {
+        let (config, grid) = (self.checkpoint.config(), self.sizes.grid);
         let (heads, scale) = (self.plain.heads, ((self.plain.hidden / self.plain.heads) as f32).sqrt());
         if self.plain.relative.is_none() {
             return Ok(vec![None; last as usize + 1]);
         }
         let mut places = Vec::new();
-        for part in relative::places(grid) {
+        for part in relative::compute_places(grid) {
             places.extend(part.into_iter().map(i32::cast_unsigned));
             places.resize(places.len().next_multiple_of(ATTENTION_TILE), 0);
         }
         let places = self.card.upload_u32(places);
         load_biases(self.plain, &layout::names(config.family), last, |name| {
-            let mut tables = relative::tables_with_cls(&self.loader.values(name)?, heads, config.native_grid(), grid);
+            let mut tables = relative::resize_tables(&self.loader.values(name)?, heads, config.native_grid(), grid);
             for value in &mut tables {
                 *value *= scale;
             }
@@ -155,7 +146,7 @@ impl<B: Backend> Load<'_, B> {
         })
     }
 
-    /// Loads a block that computes some tokens behind its query, key and value.
+    /// Loads a block. After the query-key-value product it computes only the tokens `computed`.
     pub(super) fn block(&self, index: u32, computed: PooledTokens, bias: Option<Bias>) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
@@ -171,7 +162,7 @@ impl<B: Backend> Load<'_, B> {
                 (inner_layer.as_slice(), inner, Epilogue::Activation(config.activation), names.outer)
             }
             FeedForward::Gated { activation, .. } => {
-                let sources = layout::gate_and_up(self.checkpoint.split_gate());
+                let sources = layout::gate_and_up_names(self.checkpoint.split_gate());
                 (sources, 2 * inner, Epilogue::Gated(activation), names.gated_outer)
             }
         };
@@ -198,7 +189,7 @@ impl<B: Backend> Load<'_, B> {
         })
     }
 
-    /// Loads the final norm for each part of the feature, and the head behind it.
+    /// Loads the final norm for each part of the feature, and the head after it.
     pub(super) fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Head>), ModelError> {
         let Sizes { images, tokens, leading, hidden, feature_dim, .. } = self.sizes;
         let width = feature_dim / shape.taps.len().max(1);

@@ -10,7 +10,7 @@ struct Info {
 #if FUSED
     Rule rule;
 #else
-    u32 first; // whether there is no gradient yet
+    u32 first; // 1 if there is no gradient yet
 #endif
 };
 
@@ -23,14 +23,14 @@ struct Info {
 #endif
 
 #if FUSED
-struct Old {
+struct Operand {
     float4 weight, velocity;
 };
 #else
-typedef float4 Old;
+typedef float4 Operand;
 #endif
 
-// Takes COLUMNS columns of 16 rows. The tile starts at `row` and `column` of the gradient.
+// Applies or stores COLUMNS columns of 16 rows. The tile starts at `row` and `column` of the gradient.
 template <int COLUMNS, int PITCH>
 __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column, END_PARAMETERS, const Info& info) {
     column += lane_column<COLUMNS>();
@@ -38,21 +38,21 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
     const auto read = [&](u32 at) {
         const u64 from = (u64)at * info.columns + column;
 #if FUSED
-        Old old = {*reinterpret_cast<const float4*>(weight + from), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-        if (info.rule.momentum > 0.0f) old.velocity = *reinterpret_cast<const float4*>(velocity + from);
-        return old;
+        Operand operand = {*reinterpret_cast<const float4*>(weight + from), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+        if (info.rule.momentum > 0.0f) operand.velocity = *reinterpret_cast<const float4*>(velocity + from);
+        return operand;
 #else
         return info.first == 0 ? *reinterpret_cast<const float4*>(gradient + from) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #endif
     };
-    const auto write = [&](u32 at, float4 value, Old old) {
+    const auto write = [&](u32 at, float4 value, Operand operand) {
         const u64 to = (u64)at * info.columns + column;
         value.x *= info.scale;
         value.y *= info.scale;
         value.z *= info.scale;
         value.w *= info.scale;
 #if FUSED
-        float4 &w = old.weight, &v = old.velocity;
+        float4 &w = operand.weight, &v = operand.velocity;
         apply(w.x, v.x, value.x, info.rule);
         apply(w.y, v.y, value.y, info.rule);
         apply(w.z, v.z, value.z, info.rule);
@@ -61,10 +61,10 @@ __device__ __forceinline__ void end_tile(const float* sums, u32 row, u32 column,
         if (info.rule.momentum > 0.0f) *reinterpret_cast<float4*>(velocity + to) = v;
         *reinterpret_cast<uint2*>(rounded + to) = make_uint2(pack(w.x, w.y), pack(w.z, w.w));
 #else
-        value.x += old.x;
-        value.y += old.y;
-        value.z += old.z;
-        value.w += old.w;
+        value.x += operand.x;
+        value.y += operand.y;
+        value.z += operand.z;
+        value.w += operand.w;
         *reinterpret_cast<float4*>(gradient + to) = value;
 #endif
     };

@@ -55,7 +55,7 @@ impl Kernel {
         Source::new(&[&["card/common.cu", "card/end.cu"], end, &[file]].concat(), &[common, own].concat())
     }
 
-    /// Whether the copy engine brings the matrices, by tensor maps.
+    /// True if the copy engine brings the matrices, by tensor maps.
     pub fn has_maps(self) -> bool {
         matches!(self, Self::Wgmma | Self::Wide)
     }
@@ -275,6 +275,7 @@ fn residual_is_added_in_place() {
 fn rows_of_a_result_may_lie_apart() {
     for kernel in Kernel::all() {
         Product::new(70, 72, 64).apart(5 * 72).check(kernel, RESIDUAL, 0);
+        Product::new(70, 264, 64).apart(3 * 264).check(kernel, RESIDUAL, 0);
     }
 }
 
@@ -284,5 +285,6 @@ fn patches_are_stored_behind_the_leading_tokens() {
         for [images, patches, tokens] in [[3, 49, 50], [2, 64, 69], [5, 16, 16], [16, 64, 65]] {
             Product::embedding(images, patches, tokens, 64, 192).check(kernel, EMBED, 0);
         }
+        Product::embedding(2, 9, 10, 264, 64).check(kernel, EMBED, 0);
     }
 }
