@@ -2,7 +2,8 @@
 # Long checks on an emulated card, for a quiet machine and some hours: long.sh PROGRAM [PART…]
 #
 # Parts (default: all): `compile` compiles everything that large sizes need on each generation and assembles it with ptxas; `sizes` compares
-# the forward pass of larger ViTs with the CPU, and `families` that of other models; `tuning` does so for ten outcomes of tuning; `run` compares a whole run with one on the CPU.
+# the forward pass of larger ViTs with the CPU, and `families` that of other models; `tuning` does so for ten outcomes of tuning; `run`
+# compares a whole run with one on the CPU.
 # WORK=DIR (default `target/card`) keeps toolkits and kernels. docs/card.md has the last results.
 set -euo pipefail
 
