@@ -32,18 +32,20 @@ pub struct Copy {
 pub struct Pending<T> {
     pub open: Vec<T>,
     groups: VecDeque<Vec<T>>,
+    /// Memory of a group that is done.
+    spare: Vec<T>,
 }
 
 impl<T> Default for Pending<T> {
     fn default() -> Self {
-        Self { open: Vec::new(), groups: VecDeque::new() }
+        Self { open: Vec::new(), groups: VecDeque::new(), spare: Vec::new() }
     }
 }
 
 impl<T> Pending<T> {
     /// Makes a group of all work that is in none.
     pub fn commit(&mut self) {
-        let group = std::mem::take(&mut self.open);
+        let group = std::mem::replace(&mut self.open, std::mem::take(&mut self.spare));
         self.groups.push_back(group);
     }
 
@@ -52,19 +54,39 @@ impl<T> Pending<T> {
         if self.groups.len() > leave { self.groups.pop_front() } else { None }
     }
 
+    /// Takes back the memory of a group.
+    fn put_back(&mut self, mut group: Vec<T>) {
+        group.clear();
+        self.spare = group;
+    }
+
     /// Returns whether no copy remains to be made.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.groups.iter().all(Vec::is_empty)
     }
 }
 
+/// Copies bytes, mostly sixteen.
+///
+/// # Safety
+/// As for `copy_nonoverlapping`.
+unsafe fn copy_bytes(from: *const u8, to: *mut u8, bytes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match bytes {
+            16 => to.cast::<[u8; 16]>().write_unaligned(from.cast::<[u8; 16]>().read_unaligned()),
+            _ => std::ptr::copy_nonoverlapping(from, to, bytes),
+        }
+    }
+}
+
 fn run(lanes: &mut Lanes, copy: Copy, lane: usize) {
     // SAFETY: looked up.
     unsafe {
-        let to = lanes.memory(Space::Shared, copy.to, copy.bytes, lane, Access::Sync);
+        let to = lanes.shared(copy.to, copy.bytes, lane);
         if copy.given > 0 {
             let from = lanes.memory(Space::Global, copy.from, copy.given, lane, Access::Read);
-            std::ptr::copy_nonoverlapping(from, to, copy.given);
+            copy_bytes(from, to, copy.given);
         }
         std::ptr::write_bytes(to.add(copy.given), 0, copy.bytes - copy.given);
     }
@@ -76,9 +98,10 @@ fn run(lanes: &mut Lanes, copy: Copy, lane: usize) {
 
 fn wait(lanes: &mut Lanes, lane: usize, leave: usize) {
     while let Some(group) = lanes.pending[lane].next_group(leave) {
-        for copy in group {
-            run(lanes, copy, lane);
+        for copy in &group {
+            run(lanes, *copy, lane);
         }
+        lanes.pending[lane].put_back(group);
     }
 }
 

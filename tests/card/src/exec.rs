@@ -7,13 +7,10 @@ mod block;
 mod lanes;
 mod warp;
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 pub use lanes::{Block, Lanes, Space};
 
-use crate::candidates::Written;
-use crate::races::Races;
 use crate::settings::settings;
 use crate::state::{ILLEGAL_ADDRESS, LAUNCH_FAILED, Launch, SUCCESS, State};
 use crate::{call, problem};
@@ -59,16 +56,7 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     ranges.push((image, image + program.image.len() as u64));
     ranges.sort_unstable();
     let shared_bytes = dynamic_first(code.shared, program.dynamic_align) as usize + launch.shared as usize;
-    let mut block = Block {
-        shared: vec![0; shared_bytes],
-        params: launch.params.clone(),
-        bulk: Vec::new(),
-        barriers: HashMap::new(),
-        ranges,
-        races: state.races.map(|between| Races::new(shared_bytes, between)),
-        notes: Vec::new(),
-        written: Written::default(),
-    };
+    let mut block = Block::new(launch, shared_bytes, &ranges, state.races);
     let mut steps = 0;
     let [width, height, depth] = launch.grid;
     for number in 0..u64::from(width) * u64::from(height) * u64::from(depth) {

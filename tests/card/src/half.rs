@@ -139,10 +139,29 @@ pair!(F16);
 
 /// A half-precision format: computed in f32, rounded once.
 pub trait Half: Val {
+    fn from_bits(bits: u16) -> Self;
+    /// The value of the low half of a word.
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        Self::from_bits(word as u16).wide()
+    }
+    /// The value of the high half of a word.
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        Self::from_bits((word >> 16) as u16).wide()
+    }
     fn wide(self) -> f32;
     fn narrow(value: f32) -> Self;
 }
 impl Half for Bf16 {
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        f32::from_bits(word & 0xFFFF_0000)
+    }
+    #[inline(always)]
+    fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
     #[inline(always)]
     fn wide(self) -> f32 {
         self.to_f32()
@@ -153,6 +172,10 @@ impl Half for Bf16 {
     }
 }
 impl Half for F16 {
+    #[inline(always)]
+    fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
     #[inline(always)]
     fn wide(self) -> f32 {
         self.to_f32()

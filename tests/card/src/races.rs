@@ -14,22 +14,18 @@
 //! never race. A fence counts for its whole warp.
 
 mod clocks;
+mod granules;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 
+use clocks::{ALL_LANES, Clock, ENGINE, Fault, Stamp, WARPS, first_clock, join};
 pub use clocks::{Access, Between, Moment};
-use clocks::{Clock, ENGINE, Fault, Granule, Reads, Stamp, WARPS, first_clock, join};
+use granules::{Granule, Granules, Reads, Write};
 
 /// Bytes that are tracked together.
 const GRANULE: usize = 2;
-
-/// Lane of an access that belongs to all lanes.
-const ALL_LANES: u8 = 255;
-
-/// Lane of several reads by different lanes.
-const SEVERAL_LANES: u8 = 254;
 
 /// Initialisation of an `mbarrier`.
 struct Init {
@@ -55,32 +51,79 @@ impl Default for Phases {
     }
 }
 
+/// What a warp, or the copy engine, has seen of the others.
+#[derive(Clone, Copy)]
+struct Seen {
+    clock: Clock,
+    /// Writes of each warp that a proxy fence passed on, as far as this one may rely on it.
+    fenced: Clock,
+    /// Instructions that order the lanes of the warp.
+    syncs: u32,
+    /// Another number whenever any of this changes, and for each warp.
+    version: u64,
+}
+
+impl Seen {
+    /// Returns the time of an access now.
+    fn stamp(&self, warp: usize, lane: u8) -> Stamp {
+        Stamp { warp: warp as u8, lane, syncs: self.syncs, clock: self.clock[warp] }
+    }
+}
+
+/// What is done to granules, as a part of a key.
+#[derive(Clone, Copy)]
+enum Deed {
+    Read,
+    Write,
+    Issue,
+    IssueToEngine,
+    /// Counts as written, without a time.
+    Mark,
+    ReadBehind,
+}
+
+/// Returns a key for changes of granules: those with the same one change equal granules in the same way.
+fn key(version: u64, deed: Deed, lane: u8) -> u64 {
+    version << 16 | (deed as u64) << 8 | u64::from(lane)
+}
+
+/// Reads by `wgmma` or the copy engine for a warp.
+#[derive(Clone, Copy)]
+pub struct Behind<'a> {
+    warp: usize,
+    /// When the warp issued them.
+    moment: &'a Moment,
+    /// Who reads, for messages.
+    what: &'a str,
+    stamp: Stamp,
+    key: u64,
+}
+
 /// Clocks of a block.
 pub struct Races {
     between: Between,
-    epoch: u32,
-    clocks: Vec<Clock>,
-    /// Writes of each warp that a proxy fence passed on, as far as each warp may rely on it.
-    fenced: Vec<Clock>,
-    /// Instructions of each warp that order its lanes.
-    syncs: [u32; WARPS + 1],
-    granules: Vec<Granule>,
-    many: Vec<Clock>,
+    /// Warps and the copy engine.
+    seen: Vec<Seen>,
+    /// The last version.
+    version: u64,
+    granules: Granules,
+    /// The last write that an asynchronous copy has completed, and a granule of it.
+    finished: (Write, Granule),
     barriers: HashMap<u64, Phases>,
     inits: HashMap<u64, Init>,
 }
 
 impl Races {
     pub fn new(shared_bytes: usize, between: Between) -> Self {
+        // Nobody has seen the first step of another.
+        let first =
+            |warp| Seen { clock: first_clock(warp), fenced: [0; WARPS + 1], syncs: 1, version: warp as u64 + 1 };
         Self {
             between,
-            epoch: 1,
-            // Nobody has seen the first step of another.
-            clocks: (0..=WARPS).map(first_clock).collect(),
-            fenced: vec![[0; WARPS + 1]; WARPS + 1],
-            syncs: [1; WARPS + 1],
-            granules: vec![Granule::default(); shared_bytes.div_ceil(GRANULE)],
-            many: Vec::new(),
+            seen: (0..=WARPS).map(first).collect(),
+            version: WARPS as u64 + 1,
+            granules: Granules::new(shared_bytes.div_ceil(GRANULE)),
+            finished: Default::default(),
             barriers: HashMap::new(),
             inits: HashMap::new(),
         }
@@ -88,45 +131,62 @@ impl Races {
 
     /// Forgets everything, for the next block.
     pub fn restart(&mut self) {
-        self.next_epoch();
-        self.granules.fill(Granule::default());
+        self.granules.restart();
+        self.finished = Default::default();
+        self.next_versions();
         self.barriers.clear();
         self.inits.clear();
     }
 
-    fn next_epoch(&mut self) {
-        self.epoch += 1;
-        self.many.clear();
+    fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    fn next_versions(&mut self) {
+        for warp in 0..=WARPS {
+            self.change(warp);
+        }
+    }
+
+    /// Returns what a warp has seen, to change it.
+    fn change(&mut self, warp: usize) -> &mut Seen {
+        let version = self.next_version();
+        let seen = &mut self.seen[warp];
+        seen.version = version;
+        seen
     }
 
     /// Orders all earlier accesses of some warps before their later ones. `whole`: these are all live threads of the block.
     pub fn meet(&mut self, warps: u32, whole: bool) {
-        let (mut joined, mut fenced) = ([0; WARPS + 1], [0; WARPS + 1]);
+        let (mut joined, mut fenced) = NONE;
         // Warps that have ended count as met.
         for warp in (0..WARPS).filter(|warp| whole || warps >> warp & 1 == 1) {
-            join(&mut joined, &self.clocks[warp]);
-            join(&mut fenced, &self.fenced[warp]);
+            join(&mut joined, &self.seen[warp].clock);
+            join(&mut fenced, &self.seen[warp].fenced);
         }
         for warp in (0..WARPS).filter(|warp| warps >> warp & 1 == 1) {
-            self.clocks[warp] = joined;
-            self.clocks[warp][warp] += 1;
-            self.fenced[warp] = fenced;
-            self.syncs[warp] += 1;
+            let seen = self.change(warp);
+            (seen.clock, seen.fenced) = (joined, fenced);
+            seen.clock[warp] += 1;
+            seen.syncs += 1;
         }
         if whole {
-            self.next_epoch();
+            self.granules.forget_reads();
+            self.next_versions();
         }
     }
 
     /// Orders the lanes of a warp.
     pub fn sync_lanes(&mut self, warp: usize) {
-        self.syncs[warp] += 1;
+        self.change(warp).syncs += 1;
     }
 
     /// A warp executes `fence.proxy.async` for shared memory.
     pub fn fence(&mut self, warp: usize) {
-        join(&mut self.fenced[warp], &self.clocks[warp]);
-        self.clocks[warp][warp] += 1;
+        let Seen { clock, fenced, .. } = self.change(warp);
+        join(fenced, clock);
+        clock[warp] += 1;
     }
 
     /// A warp executes `fence.mbarrier_init`.
@@ -136,7 +196,7 @@ impl Races {
 
     /// A warp initialises an `mbarrier`.
     pub fn init(&mut self, barrier: u64, warp: usize) {
-        let stamp = Stamp { warp: warp as u8, lane: ALL_LANES, syncs: 0, clock: self.clocks[warp][warp] };
+        let stamp = Stamp { syncs: 0, ..self.seen[warp].stamp(warp, ALL_LANES) };
         self.inits.insert(barrier, Init { stamp, fenced: false });
         self.barriers.remove(&barrier);
     }
@@ -145,12 +205,12 @@ impl Races {
     pub fn use_barrier(&mut self, barrier: u64, warp: usize, by_engine: bool) -> Option<String> {
         let Init { stamp, fenced } = self.inits.get(&barrier)?;
         let by = usize::from(stamp.warp);
-        if by != warp && stamp.clock > self.clocks[warp][by] {
+        if by != warp && stamp.clock > self.seen[warp].clock[by] {
             return Some(format!(
                 "race: warp {warp} uses the mbarrier at {barrier} without a barrier behind its initialisation by warp {by}"
             ));
         }
-        (by_engine && !fenced && stamp.clock > self.fenced[warp][by]).then(|| {
+        (by_engine && !fenced && stamp.clock > self.seen[warp].fenced[by]).then(|| {
             format!("a copy of warp {warp} reports to the mbarrier at {barrier}, and no proxy fence follows its initialisation")
         })
     }
@@ -158,9 +218,9 @@ impl Races {
     /// A warp arrives at an `mbarrier`.
     pub fn arrive(&mut self, barrier: u64, warp: usize) {
         let (clock, fenced) = &mut self.barriers.entry(barrier).or_default().open;
-        join(clock, &self.clocks[warp]);
-        join(fenced, &self.fenced[warp]);
-        self.clocks[warp][warp] += 1;
+        join(clock, &self.seen[warp].clock);
+        join(fenced, &self.seen[warp].fenced);
+        self.change(warp).clock[warp] += 1;
     }
 
     /// The phase of an `mbarrier` ends.
@@ -173,147 +233,171 @@ impl Races {
 
     /// A warp sees that a phase of an `mbarrier` has ended.
     pub fn pass(&mut self, barrier: u64, warp: usize) {
-        if let Some(Phases { ended, .. }) = self.barriers.get(&barrier) {
-            join(&mut self.clocks[warp], &ended.0);
-            join(&mut self.fenced[warp], &ended.1);
-        }
-        self.syncs[warp] += 1;
+        let ended = self.barriers.get(&barrier).map_or(NONE, |phases| phases.ended);
+        let seen = self.change(warp);
+        join(&mut seen.clock, &ended.0);
+        join(&mut seen.fenced, &ended.1);
+        seen.syncs += 1;
     }
 
     /// Returns what a warp has seen by now, for an access that happens later; what the warp does from now on comes behind it.
     pub fn moment(&mut self, warp: usize) -> Moment {
-        let moment = Moment { clock: self.clocks[warp], fenced: self.fenced[warp] };
-        self.clocks[warp][warp] += 1;
+        let seen = self.change(warp);
+        let moment = Moment { clock: seen.clock, fenced: seen.fenced };
+        seen.clock[warp] += 1;
         moment
     }
 
     /// An asynchronous copy into shared memory is issued by a lane, or for the engine; `why` it races with another access.
     pub fn issue(&mut self, at: u64, bytes: usize, warp: usize, lane: Option<usize>) -> Option<String> {
-        let mut found = None;
-        for index in self.range(at, bytes) {
-            if lane.is_none() {
-                let of = &self.granules[index];
-                let by = usize::from(of.write.warp);
-                if of.generic && of.write.clock > self.fenced[warp][by] {
-                    found = found
-                        .or_else(|| Some(Fault::Fence(of.write.warp).message("the copy engine writes", warp, index)));
-                }
-            }
-            let fault = self.touch(index, warp, lane.map_or(ALL_LANES, |lane| lane as u8), Access::Write);
-            found = found.or_else(|| Some(fault?.message(&format!("warp {warp} writes"), warp, index)));
-            self.granules[index].in_flight = true;
+        let deed = if lane.is_none() { Deed::IssueToEngine } else { Deed::Issue };
+        let lane = lane.filter(|_| self.between == Between::Lanes).map_or(ALL_LANES, |lane| lane as u8);
+        let (range, seen) = (self.range(at, bytes), &self.seen[warp]);
+        let key = key(seen.version, deed, lane);
+        if self.granules.change_kept(range.clone(), key) {
+            return None;
         }
-        found
+        let found = self.granules.change(range, key, |granules, of| {
+            let last = granules.write_of(of);
+            let by = last.stamp.warp;
+            let unfenced =
+                matches!(deed, Deed::IssueToEngine) && last.generic && last.stamp.clock > seen.fenced[usize::from(by)];
+            let (of, fault) = touch(granules, of, seen, seen.stamp(warp, lane), true);
+            let write = Write { in_flight: true, ..granules.write_of(of) };
+            (granules.with_write(of, write), unfenced.then_some(Fault::Fence(by)).or(fault))
+        });
+        found.map(|(fault, index)| match fault {
+            Fault::Fence(_) => fault.message("the copy engine writes", warp, index),
+            _ => fault.message(&format!("warp {warp} writes"), warp, index),
+        })
     }
 
     /// An asynchronous copy is complete. Its bytes count as written by the lane that waited for it.
     pub fn complete(&mut self, at: u64, bytes: usize, warp: usize, lane: usize) {
-        let clock = self.clocks[warp][warp];
         let lane = if self.between == Between::Warps { ALL_LANES } else { lane as u8 };
-        self.finish(at, bytes, Stamp { warp: warp as u8, lane, syncs: self.syncs[warp], clock }, true);
+        self.finish(at, bytes, self.seen[warp].stamp(warp, lane), true);
     }
 
     /// The copy engine has written bytes. Those that see the phase of its barrier end may read them.
     pub fn complete_by_engine(&mut self, at: u64, bytes: usize, barrier: u64) {
-        let clock = self.clocks[ENGINE][ENGINE];
-        self.finish(at, bytes, Stamp { warp: ENGINE as u8, lane: ALL_LANES, syncs: 0, clock }, false);
+        self.finish(at, bytes, Stamp { syncs: 0, ..self.seen[ENGINE].stamp(ENGINE, ALL_LANES) }, false);
         self.arrive(barrier, ENGINE);
     }
 
-    fn finish(&mut self, at: u64, bytes: usize, write: Stamp, generic: bool) {
-        for index in self.range(at, bytes) {
-            let epoch = self.epoch;
-            self.granules[index] =
-                Granule { epoch, write, generic, written: true, in_flight: false, reads: Reads::None };
+    fn finish(&mut self, at: u64, bytes: usize, stamp: Stamp, generic: bool) {
+        let range = self.range(at, bytes);
+        let write = Write { stamp, generic, written: true, in_flight: false };
+        if self.finished.0 != write {
+            self.finished = (write, self.granules.written(write));
         }
+        self.granules.fill(range, self.finished.1);
     }
 
     /// A lane touches shared memory; `why` that is a race with an earlier access, or a read of nothing.
+    #[inline(always)]
     pub fn access(&mut self, at: u64, bytes: usize, warp: usize, lane: usize, access: Access) -> Option<String> {
-        let range = self.range(at, bytes);
-        if access == Access::Sync || bytes < GRANULE {
-            if access.writes() {
-                self.granules[range].iter_mut().for_each(|granule| granule.written = true);
-            }
-            return None;
-        }
         let together = self.between == Between::Warps || matches!(access, Access::ReadTogether | Access::WriteTogether);
         let lane = if together { ALL_LANES } else { lane as u8 };
-        let mut found = None;
-        for index in range {
-            if let Some(fault) = self.touch(index, warp, lane, access)
-                && found.is_none()
-            {
-                found = Some(fault.message(&format!("warp {warp} {}", access.verb()), warp, index));
-            }
+        let unchecked = access == Access::Sync || bytes < GRANULE;
+        let deed = match (unchecked, access.writes()) {
+            (true, true) => Deed::Mark,
+            (true, false) => return None,
+            (false, true) => Deed::Write,
+            (false, false) => Deed::Read,
+        };
+        if self.granules.change_kept(self.range(at, bytes), key(self.seen[warp].version, deed, lane)) {
+            return None;
         }
-        found
+        self.first_access(at, bytes, warp, lane, access, deed)
     }
 
-    /// `wgmma` or the copy engine has read shared memory for a warp that issued this at `moment`.
-    pub fn read_behind(&mut self, at: u64, bytes: usize, warp: usize, moment: &Moment, what: &str) -> Option<String> {
-        let mut found = None;
-        for index in self.range(at, bytes) {
-            let of = &mut self.granules[index];
-            let by = usize::from(of.write.warp);
-            let fault = if of.in_flight {
+    /// An access that is not known yet.
+    fn first_access(
+        &mut self,
+        at: u64,
+        bytes: usize,
+        warp: usize,
+        lane: u8,
+        access: Access,
+        deed: Deed,
+    ) -> Option<String> {
+        let (range, seen) = (self.range(at, bytes), &self.seen[warp]);
+        let found = self.granules.change(range, key(seen.version, deed, lane), |granules, of| match deed {
+            Deed::Mark => {
+                let write = Write { written: true, ..granules.write_of(of) };
+                (granules.with_write(of, write), None)
+            }
+            _ => touch(granules, of, seen, seen.stamp(warp, lane), access.writes()),
+        });
+        found.map(|(fault, index)| fault.message(&format!("warp {warp} {}", access.verb()), warp, index))
+    }
+
+    /// Prepares reads that `wgmma` or the copy engine, as `what` tells, makes now for a warp that issued them at `moment`.
+    pub fn behind<'a>(&mut self, warp: usize, moment: &'a Moment, what: &'a str) -> Behind<'a> {
+        let stamp = Stamp { syncs: 0, ..self.seen[warp].stamp(warp, ALL_LANES) };
+        Behind { warp, moment, what, stamp, key: key(self.next_version(), Deed::ReadBehind, ALL_LANES) }
+    }
+
+    /// `wgmma` or the copy engine has read shared memory.
+    #[inline(always)]
+    pub fn read_behind(&mut self, at: u64, bytes: usize, behind: &Behind) -> Option<String> {
+        if self.granules.change_kept(self.range(at, bytes), behind.key) {
+            return None;
+        }
+        self.first_read_behind(at, bytes, behind)
+    }
+
+    /// A read that is not known yet.
+    fn first_read_behind(&mut self, at: u64, bytes: usize, behind: &Behind) -> Option<String> {
+        let Behind { warp, moment, what, stamp, key } = *behind;
+        let range = self.range(at, bytes);
+        let found = self.granules.change(range, key, |granules, of| {
+            let Write { stamp: write, generic, written, in_flight } = granules.write_of(of);
+            let by = usize::from(write.warp);
+            let fault = if in_flight {
                 Some(Fault::InFlight)
-            } else if !of.written {
+            } else if !written {
                 Some(Fault::Unwritten)
-            } else if of.write.clock > moment.clock[by] {
-                Some(if by == warp { Fault::Overwritten } else { Fault::Write(of.write.warp) })
-            } else if of.generic && of.write.clock > moment.fenced[by] {
-                Some(Fault::Fence(of.write.warp))
+            } else if write.clock > moment.clock[by] {
+                Some(if by == warp { Fault::Overwritten } else { Fault::Write(write.warp) })
+            } else if generic && write.clock > moment.fenced[by] {
+                Some(Fault::Fence(write.warp))
             } else {
                 None
             };
-            if let Some(fault) = fault
-                && found.is_none()
-            {
-                found = Some(fault.message(&format!("{what} of warp {warp} reads"), warp, index));
-            }
-            let mine = Stamp { warp: warp as u8, lane: ALL_LANES, syncs: 0, clock: self.clocks[warp][warp] };
-            of.note_read(mine, self.epoch, &mut self.many);
-        }
-        found
-    }
-
-    fn touch(&mut self, index: usize, warp: usize, lane: u8, access: Access) -> Option<Fault> {
-        let clock = &self.clocks[warp];
-        let of = &mut self.granules[index];
-        if of.in_flight {
-            return Some(Fault::InFlight);
-        }
-        let mine = Stamp { warp: warp as u8, lane, syncs: self.syncs[warp], clock: clock[warp] };
-        let mut fault = of.write.unordered(clock, warp).then_some(Fault::Write(of.write.warp));
-        if access.writes() {
-            if of.epoch == self.epoch {
-                fault = fault.or(match of.reads {
-                    Reads::None => None,
-                    Reads::One(read) if read.unordered(clock, warp) => Some(Fault::Read(read.warp)),
-                    Reads::One(read) => read.parallel(mine).then_some(Fault::LaneRead),
-                    Reads::Many(many) => (0..WARPS)
-                        .find(|reader| *reader != warp && self.many[many as usize][*reader] > clock[*reader])
-                        .map(|reader| Fault::Read(reader as u8)),
-                });
-            }
-            of.epoch = self.epoch;
-            (of.write, of.generic, of.written, of.reads) = (mine, true, true, Reads::None);
-        } else {
-            if !of.written {
-                fault = fault.or(Some(Fault::Unwritten));
-            }
-            if of.write.parallel(mine) {
-                fault = fault.or(Some(Fault::LaneWrite));
-            }
-            of.note_read(mine, self.epoch, &mut self.many);
-        }
-        fault
+            (granules.with_read(of, stamp), fault)
+        });
+        found.map(|(fault, index)| fault.message(&format!("{what} of warp {warp} reads"), warp, index))
     }
 
     /// Granules of a range, as far as they exist.
+    #[inline(always)]
     fn range(&self, at: u64, bytes: usize) -> std::ops::Range<usize> {
         let end = (at as usize + bytes).div_ceil(GRANULE).min(self.granules.len());
         (at as usize / GRANULE).min(end)..end
     }
+}
+
+/// A lane accesses a granule at the time `mine`, with what its warp has seen.
+fn touch(granules: &mut Granules, of: Granule, seen: &Seen, mine: Stamp, writes: bool) -> (Granule, Option<Fault>) {
+    let (last, clock, warp) = (granules.write_of(of), &seen.clock, usize::from(mine.warp));
+    if last.in_flight {
+        return (of, Some(Fault::InFlight));
+    }
+    let fault = last.stamp.unordered(clock, warp).then_some(Fault::Write(last.stamp.warp));
+    if writes {
+        let fault = fault.or_else(|| match granules.reads_of(of) {
+            Reads::None => None,
+            Reads::One(read) if read.unordered(clock, warp) => Some(Fault::Read(read.warp)),
+            Reads::One(read) => read.parallel(mine).then_some(Fault::LaneRead),
+            Reads::Many(readers) => (0..WARPS)
+                .find(|reader| *reader != warp && readers[*reader] > clock[*reader])
+                .map(|reader| Fault::Read(reader as u8)),
+        });
+        let write = Write { stamp: mine, generic: true, written: true, in_flight: false };
+        return (granules.written(write), fault);
+    }
+    let unwritten = || (!last.written).then_some(Fault::Unwritten);
+    let fault = fault.or_else(unwritten).or_else(|| last.stamp.parallel(mine).then_some(Fault::LaneWrite));
+    (granules.with_read(of, mine), fault)
 }

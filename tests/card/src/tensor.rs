@@ -2,12 +2,14 @@
 //!
 //! Products are f32 and are added in the order of k. A card adds in another order, with fewer bits: results agree to rounding only.
 
+mod fragments;
 mod matrix;
 mod mma;
 mod products;
 mod wgmma;
 mod wmma;
 
+pub use fragments::Spread;
 pub use matrix::{ldmatrix, stmatrix};
 pub use mma::mma;
 pub use products::Products;

@@ -1,5 +1,8 @@
 //! The copy engine: tiles by tensor map, and plain bytes.
 
+use std::ops::Range;
+
+use super::copy_bytes;
 use super::mbarrier::change;
 use crate::exec::{LOCAL_WINDOW, Lanes, SHARED_WINDOW, Space};
 use crate::half::{Val, WARP};
@@ -9,6 +12,9 @@ use crate::isa::{Exec, Result};
 use crate::ptx::{Class, Operand, Statement};
 use crate::races::{Access, Moment};
 use crate::tensor_map::TensorMap;
+
+/// Bytes that a swizzle leaves together.
+const CHUNK: u64 = 16;
 
 /// Data that the engine copies between global memory and a place in shared memory.
 enum What {
@@ -55,7 +61,7 @@ impl What {
             Self::Bytes { global, shared, bytes } => unsafe {
                 let (bytes, access) = (*bytes as usize, if into_shared { Access::Read } else { Access::Write });
                 let outside = lanes.memory(Space::Global, *global, bytes, 0, access);
-                let inside = lanes.memory(Space::Shared, *shared, bytes, 0, Access::Sync);
+                let inside = lanes.shared(*shared, bytes, 0);
                 // After a failure, both may be the same scratch area, which is shorter.
                 if lanes.error.is_none() {
                     let (from, to) = if into_shared { (outside, inside) } else { (inside, outside) };
@@ -89,39 +95,98 @@ fn swizzle(mode: u32, at: u64) -> u64 {
     }
 }
 
+/// Copies a tile, row after row of its innermost dimension.
 fn tile(lanes: &mut Lanes, map: &TensorMap, at: [i32; 5], shared: u64, into_shared: bool) {
-    let (rank, element) = (map.rank, map.element);
-    let total = map.tile_bytes() / element as u64;
+    let row_bytes = u64::from(map.tile[0]) * map.element as u64;
+    // Elements of a row that the tensor has, relative to the tile.
+    let (first, end) = (i64::from(at[0]), i64::from(at[0]) + i64::from(map.tile[0]));
+    let have = |to: i64| (to.clamp(0, map.dims[0] as i64).clamp(first, end) - first) as u64;
+    let (skip, end) = (have(first), have(end));
     let mut index = [0u32; 5];
-    for count in 0..total {
+    for row in 0..map.tile_bytes() / row_bytes {
         let (mut address, mut inside) = (map.address, true);
-        for dim in 0..rank {
+        for dim in 0..map.rank {
             let position = i64::from(at[dim]) + i64::from(index[dim]);
-            inside &= position >= 0 && (position as u64) < map.dims[dim];
+            inside &= dim == 0 || (position >= 0 && (position as u64) < map.dims[dim]);
             address = address.wrapping_add((position as u64).wrapping_mul(map.strides[dim]));
         }
-        let place = swizzle(map.swizzle, shared + count * element as u64);
-        // SAFETY: looked up.
-        unsafe {
-            let here = lanes.memory(Space::Shared, place, element, 0, Access::Sync);
-            if into_shared {
-                if inside {
-                    let from = lanes.memory(Space::Global, address, element, 0, Access::Read);
-                    std::ptr::copy_nonoverlapping(from, here, element);
-                } else {
-                    std::ptr::write_bytes(here, if map.fill_nan { 0xFF } else { 0 }, element);
-                }
-            } else if inside {
-                let to = lanes.memory(Space::Global, address, element, 0, Access::Write);
-                std::ptr::copy_nonoverlapping(here, to, element);
-            }
+        let line = Line { map, shared: shared + row * row_bytes, address, into_shared };
+        if inside {
+            line.fill(lanes, 0..skip);
+            line.copy(lanes, skip..end);
+            line.fill(lanes, end..u64::from(map.tile[0]));
+        } else {
+            line.fill(lanes, 0..u64::from(map.tile[0]));
         }
-        for dim in 0..rank {
-            index[dim] += 1;
-            if index[dim] < map.tile[dim] {
+        for (index, side) in index.iter_mut().zip(map.tile).take(map.rank).skip(1) {
+            *index += 1;
+            if *index < side {
                 break;
             }
-            index[dim] = 0;
+            *index = 0;
+        }
+    }
+}
+
+/// A row of a tile.
+struct Line<'a> {
+    map: &'a TensorMap,
+    /// Place in shared memory, before the swizzle.
+    shared: u64,
+    address: u64,
+    into_shared: bool,
+}
+
+impl Line<'_> {
+    /// Calls for each run of bytes that the swizzle leaves together: where it is, its offset behind the first element, and its length.
+    fn pieces(&self, lanes: &mut Lanes, elements: &Range<u64>, mut each: impl FnMut(*mut u8, usize, usize)) {
+        let element = self.map.element as u64;
+        let (first, end) = (self.shared + elements.start * element, self.shared + elements.end * element);
+        let mut at = first;
+        while at < end {
+            let bytes = (CHUNK - at % CHUNK).min(end - at);
+            // SAFETY: looked up, and the run ends where the chunk does, at the latest.
+            let here = unsafe {
+                let chunk = lanes.shared(swizzle(self.map.swizzle, at - at % CHUNK), CHUNK as usize, 0);
+                chunk.add((at % CHUNK) as usize)
+            };
+            each(here, (at - first) as usize, bytes as usize);
+            at += bytes;
+        }
+    }
+
+    /// Fills elements that the tensor does not have.
+    fn fill(&self, lanes: &mut Lanes, elements: Range<u64>) {
+        let value = if self.map.fill_nan { 0xFF } else { 0 };
+        self.pieces(lanes, &elements, |here, _, bytes| {
+            if self.into_shared {
+                // SAFETY: a run of the tile.
+                unsafe { std::ptr::write_bytes(here, value, bytes) };
+            }
+        });
+    }
+
+    /// Copies elements that the tensor has.
+    fn copy(&self, lanes: &mut Lanes, elements: Range<u64>) {
+        let element = self.map.element;
+        let bytes = (elements.end - elements.start) as usize * element;
+        let address = self.address.wrapping_add(elements.start * element as u64);
+        let access = if self.into_shared { Access::Read } else { Access::Write };
+        // SAFETY: looked up.
+        unsafe {
+            let run = if bytes > 0 { lanes.run_of(address, element, bytes, access) } else { None };
+            let Some(outside) = run else {
+                // Some elements do not exist, which the lookup of each tells.
+                for at in (0..bytes).step_by(element) {
+                    lanes.memory(Space::Global, address.wrapping_add(at as u64), element, 0, access);
+                }
+                return;
+            };
+            self.pieces(lanes, &elements, |inside, offset, bytes| {
+                let outside = outside.add(offset);
+                let (from, to) = if self.into_shared { (outside, inside) } else { (inside, outside) };
+                copy_bytes(from, to, bytes);
+            });
         }
     }
 }
@@ -175,7 +240,10 @@ fn wait_for_stores(lanes: &mut Lanes, lane: usize, leave: usize) {
         for Store { what, moment } in group {
             let (place, bytes) = what.place();
             if let Some(moment) = moment {
-                lanes.races(|races, warp| races.read_behind(place, bytes, warp, &moment, "a bulk copy"));
+                lanes.races(|races, warp| {
+                    let behind = races.behind(warp, &moment, "a bulk copy");
+                    races.read_behind(place, bytes, &behind)
+                });
             }
             what.run(lanes, false);
         }

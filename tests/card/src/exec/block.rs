@@ -44,6 +44,7 @@ pub fn run(code: &Code, launch: &Launch, block: &mut Block, place: [u32; 3]) -> 
         }
         if alive == 0 {
             finish(&mut warps, block_at);
+            block.spare.extend(warps.into_iter().map(|lanes| lanes.store));
             return Ok(steps);
         }
         moved |= release_barriers(&mut warps, alive);

@@ -9,9 +9,9 @@ use crate::copies::{Bulk, Copy, Pending, Store};
 use crate::half::{Val, WARP};
 use crate::isa::Code;
 use crate::ptx::Class;
-use crate::races::{Access, Races};
+use crate::races::{Access, Between, Races};
 use crate::state::Launch;
-use crate::tensor::Products;
+use crate::tensor::{Products, Spread};
 
 /// State space of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Space {
 /// Most notes that one launch reports.
 const MAX_NOTES: usize = 5;
 
-/// Memory of the block that runs.
+/// Memory of the block that runs, and what its launch has left behind so far.
 pub struct Block {
     pub shared: Vec<u8>,
     pub params: Vec<u8>,
@@ -41,9 +41,35 @@ pub struct Block {
     pub written: Written,
     /// Problems that do not stop the kernel.
     pub notes: Vec<String>,
+    /// Memory of registers that no warp uses.
+    pub(super) spare: Vec<Vec<u64>>,
 }
 
 impl Block {
+    /// Memory for the blocks of a launch, which run one after the other.
+    pub fn new(launch: &Launch, shared_bytes: usize, ranges: &[(u64, u64)], races: Option<Between>) -> Self {
+        Self {
+            shared: vec![0; shared_bytes],
+            params: launch.params.clone(),
+            bulk: Vec::new(),
+            barriers: HashMap::new(),
+            ranges: ranges.to_vec(),
+            races: races.map(|between| Races::new(shared_bytes, between)),
+            written: Written::default(),
+            notes: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Notes a problem, unless one that differs in numbers alone is known.
+    pub fn note(&mut self, what: String) {
+        let words =
+            |text: &str| text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect::<String>();
+        if self.notes.len() < MAX_NOTES && !self.notes.iter().any(|note| words(note) == words(&what)) {
+            self.notes.push(what);
+        }
+    }
+
     /// Prepares for the next block. Shared memory starts with bytes that no kernel can mistake for its own.
     pub fn restart(&mut self) {
         self.shared.fill(0xFF);
@@ -59,7 +85,7 @@ impl Block {
 pub struct Lanes {
     /// Registers: for each, one value a lane.
     pub regs: *mut u8,
-    _store: Vec<u64>,
+    pub(super) store: Vec<u64>,
     block_state: *mut Block,
     number: usize,
     local: Vec<u8>,
@@ -70,6 +96,8 @@ pub struct Lanes {
     pub stores: Vec<Pending<Store>>,
     /// Products by `wgmma`.
     pub products: Products,
+    /// The last left matrix of `mma.sync`.
+    pub spread: Box<Spread>,
     pub error: Option<String>,
     pub failed_poll: bool,
     pub progress: bool,
@@ -96,6 +124,13 @@ impl Lanes {
         *place = u64::from(*place as u32 & !mask | value & mask);
     }
 
+    /// Returns a register of 32 bits.
+    #[inline(always)]
+    pub fn words(&self, at: u32) -> [u32; WARP] {
+        // SAFETY: a register of that width.
+        unsafe { self.regs.add(at as usize).cast::<[u32; WARP]>().read_unaligned() }
+    }
+
     #[allow(clippy::mut_from_ref)]
     pub fn block_state(&self) -> &'static mut Block {
         // SAFETY: the block outlives its warps, which run one after the other.
@@ -108,14 +143,9 @@ impl Lanes {
         }
     }
 
-    /// Notes a problem, unless one that differs in numbers alone is known.
+    /// Notes a problem that does not stop the kernel.
     pub fn note(&mut self, what: String) {
-        let notes = &mut self.block_state().notes;
-        let words =
-            |text: &str| text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty()).collect::<String>();
-        if notes.len() < MAX_NOTES && !notes.iter().any(|note| words(note) == words(&what)) {
-            notes.push(what);
-        }
+        self.block_state().note(what);
     }
 
     /// Returns where `bytes` at an address are in this process. After a failure it is a scratch area.
@@ -153,10 +183,30 @@ impl Lanes {
         if access.writes() {
             self.block_state().written.add(address, bytes);
         }
-        if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
+        if bytes.is_power_of_two() && !address.is_multiple_of((bytes as u64).min(16)) {
             self.fail(format!("lane {lane} {what} {bytes} bytes at {address:#x}: not aligned"));
         }
         address as *mut u8
+    }
+
+    /// Returns where a run of elements of global memory is, if all of it is in one allocation. Then it counts as accessed.
+    ///
+    /// # Safety
+    /// As for `memory`.
+    pub unsafe fn run_of(&mut self, address: u64, element: usize, bytes: usize, access: Access) -> Option<*mut u8> {
+        let inside = |range: (u64, u64)| address >= range.0 && address + bytes as u64 <= range.1;
+        let ranges = &self.block_state().ranges;
+        if !inside(self.range) {
+            let at = ranges.partition_point(|range| range.0 <= address);
+            self.range = *ranges[..at].last().filter(|range| inside(**range))?;
+        }
+        if !address.is_multiple_of(element as u64) {
+            return None;
+        }
+        if access.writes() {
+            self.block_state().written.add(address, bytes);
+        }
+        Some(address as *mut u8)
     }
 
     fn elsewhere(&mut self, space: Space, address: u64, bytes: usize, lane: usize, access: Access) -> *mut u8 {
@@ -167,7 +217,49 @@ impl Lanes {
             Space::Param => (Space::Param, address & !PARAM_WINDOW),
             other => (other, address),
         };
-        let what = access.verb();
+        if space != Space::Shared {
+            return self.place(space, address, bytes, lane, access).unwrap_or(self.scratch.as_mut_ptr());
+        }
+        let found = match self.inside_shared(address, bytes) {
+            Some(found) => found,
+            None => match self.place(space, address, bytes, lane, access) {
+                Some(found) => found,
+                None => return self.scratch.as_mut_ptr(),
+            },
+        };
+        let warp = self.number;
+        let races = self.block_state().races.as_mut();
+        if let Some(why) = races.and_then(|races| races.access(address, bytes, warp, lane, access)) {
+            self.note(why);
+        }
+        found
+    }
+
+    /// Returns where bytes of shared memory are if they are inside and well aligned.
+    #[inline(always)]
+    fn inside_shared(&self, address: u64, bytes: usize) -> Option<*mut u8> {
+        let shared = &mut self.block_state().shared;
+        let inside = address >= SHARED_FIRST && address + bytes as u64 <= shared.len() as u64;
+        // SAFETY: inside.
+        (inside && address & (bytes as u64).min(16).wrapping_sub(1) == 0)
+            .then(|| unsafe { shared.as_mut_ptr().add(address as usize) })
+    }
+
+    /// Returns where bytes of shared memory are, for an access that is checked for races by itself. After a failure it is a scratch area.
+    ///
+    /// # Safety
+    /// The pointer is valid until something is allocated or freed.
+    #[inline(always)]
+    pub unsafe fn shared(&mut self, address: u64, bytes: usize, lane: usize) -> *mut u8 {
+        if let Some(found) = self.inside_shared(address, bytes) {
+            return found;
+        }
+        self.place(Space::Shared, address, bytes, lane, Access::Sync).unwrap_or(self.scratch.as_mut_ptr())
+    }
+
+    /// Returns where bytes of shared, parameter or local memory are, if they exist. A wrong alignment fails, too.
+    #[cold]
+    fn place(&mut self, space: Space, address: u64, bytes: usize, lane: usize, access: Access) -> Option<*mut u8> {
         let block = self.block_state();
         let (base, from, end) = match space {
             Space::Shared => (block.shared.as_mut_ptr(), SHARED_FIRST, block.shared.len() as u64),
@@ -177,24 +269,17 @@ impl Lanes {
                 (base, 0, self.local_each as u64)
             }
         };
-        if address < from || address + bytes as u64 > end {
-            self.fail(format!("lane {lane} {what} {bytes} bytes of {space:?} memory at {address}, of {from} to {end}"));
-            return self.scratch.as_mut_ptr();
-        }
-        if bytes.is_power_of_two() && address % (bytes as u64).min(16) != 0 {
-            self.fail(format!("lane {lane} {what} {bytes} bytes of {space:?} memory at {address}: not aligned"));
-        }
-        if space == Space::Shared {
-            let warp = self.number;
-            if let Some(why) = block.races.as_mut().and_then(|races| races.access(address, bytes, warp, lane, access)) {
-                self.note(why);
-            }
+        let outside = address < from || address + bytes as u64 > end;
+        if outside || (bytes.is_power_of_two() && address & ((bytes as u64).min(16) - 1) != 0) {
+            let what = format!("lane {lane} {} {bytes} bytes of {space:?} memory at {address}", access.verb());
+            self.fail(if outside { format!("{what}, of {from} to {end}") } else { format!("{what}: not aligned") });
         }
         // SAFETY: inside.
-        unsafe { base.add(address as usize) }
+        (!outside).then(|| unsafe { base.add(address as usize) })
     }
 
     /// Reports to the race detector, if there is one.
+    #[inline(always)]
     pub fn races(&mut self, report: impl FnOnce(&mut Races, usize) -> Option<String>) {
         let warp = self.number;
         if let Some(why) = self.block_state().races.as_mut().and_then(|races| report(races, warp)) {
@@ -205,8 +290,10 @@ impl Lanes {
 
 /// Prepares a warp: constants and special registers.
 pub fn warp(code: &Code, launch: &Launch, block_state: *mut Block, number: u32, block: [u32; 3]) -> Lanes {
-    let words = code.register_bytes.div_ceil(8) + 16;
-    let mut store = vec![0u64; words];
+    // SAFETY: the block outlives its warps.
+    let mut store = unsafe { &mut *block_state }.spare.pop().unwrap_or_default();
+    store.clear();
+    store.resize(code.register_bytes.div_ceil(8) + 16, 0);
     let regs = store.as_mut_ptr().cast::<u8>();
     let threads: u32 = launch.block.iter().product();
     let live = (threads - number * 32).min(32);
@@ -270,7 +357,7 @@ pub fn warp(code: &Code, launch: &Launch, block_state: *mut Block, number: u32, 
     }
     Lanes {
         regs,
-        _store: store,
+        store,
         block_state,
         number: number as usize,
         local: vec![0; code.local * WARP],
@@ -278,6 +365,7 @@ pub fn warp(code: &Code, launch: &Launch, block_state: *mut Block, number: u32, 
         pending: (0..WARP).map(|_| Pending::default()).collect(),
         stores: (0..WARP).map(|_| Pending::default()).collect(),
         products: Products::new(code.watched),
+        spread: Box::default(),
         error: None,
         failed_poll: false,
         progress: false,

@@ -17,10 +17,49 @@ macro_rules! each {
 }
 pub(crate) use each;
 
+/// Values of a register in all lanes.
+///
+/// # Safety
+/// It is a register of this width.
+#[inline(always)]
+unsafe fn all<T: Val>(at: *const u8) -> [T; WARP] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut values = [T::load(at, 0); WARP];
+        for (lane, value) in values.iter_mut().enumerate() {
+            *value = T::load(at, lane);
+        }
+        values
+    }
+}
+
+/// Writes what `f` gives for each lane, all of which are computed before the first is written: registers may be the same ones.
+///
+/// # Safety
+/// `d` is a register of this width.
+#[inline(always)]
+unsafe fn write_all<D: Val>(d: *mut u8, f: impl Fn(usize) -> D) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut values = [f(0); WARP];
+        for (lane, value) in values.iter_mut().enumerate().skip(1) {
+            *value = f(lane);
+        }
+        for (lane, value) in values.iter().enumerate() {
+            D::store(d, lane, *value);
+        }
+    }
+}
+
 pub fn unary<D: Val + 'static, A: Val + 'static>(d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) -> Exec {
     Box::new(move |lanes, mask| unsafe {
         let (d, a) = (lanes.regs.add(d as usize), lanes.regs.add(a as usize));
-        each!(mask, lane, { D::store(d, lane, f(A::load(a, lane))) });
+        if mask == u32::MAX {
+            let a = all::<A>(a);
+            write_all(d, |lane| f(a[lane]));
+        } else {
+            each!(mask, lane, { D::store(d, lane, f(A::load(a, lane))) });
+        }
     })
 }
 
@@ -30,7 +69,12 @@ pub fn binary<D: Val + 'static, A: Val + 'static, B: Val + 'static>(
 ) -> Exec {
     Box::new(move |lanes, mask| unsafe {
         let (d, a, b) = (lanes.regs.add(d as usize), lanes.regs.add(a as usize), lanes.regs.add(b as usize));
-        each!(mask, lane, { D::store(d, lane, f(A::load(a, lane), B::load(b, lane))) });
+        if mask == u32::MAX {
+            let (a, b) = (all::<A>(a), all::<B>(b));
+            write_all(d, |lane| f(a[lane], b[lane]));
+        } else {
+            each!(mask, lane, { D::store(d, lane, f(A::load(a, lane), B::load(b, lane))) });
+        }
     })
 }
 
@@ -41,7 +85,12 @@ pub fn ternary<D: Val + 'static, A: Val + 'static, B: Val + 'static, C: Val + 's
     Box::new(move |lanes, mask| unsafe {
         let (d, a) = (lanes.regs.add(d as usize), lanes.regs.add(a as usize));
         let (b, c) = (lanes.regs.add(b as usize), lanes.regs.add(c as usize));
-        each!(mask, lane, { D::store(d, lane, f(A::load(a, lane), B::load(b, lane), C::load(c, lane))) });
+        if mask == u32::MAX {
+            let (a, b, c) = (all::<A>(a), all::<B>(b), all::<C>(c));
+            write_all(d, |lane| f(a[lane], b[lane], c[lane]));
+        } else {
+            each!(mask, lane, { D::store(d, lane, f(A::load(a, lane), B::load(b, lane), C::load(c, lane))) });
+        }
     })
 }
 

@@ -1,12 +1,18 @@
 //! Clocks, and what is known of two bytes of shared memory.
 
-use super::{ALL_LANES, GRANULE, SEVERAL_LANES};
+use super::GRANULE;
 
 /// Most warps of a block.
 pub const WARPS: usize = 32;
 
 /// Index of the copy engine, which has a clock as a warp has.
 pub const ENGINE: usize = WARPS;
+
+/// Lane of an access that belongs to all lanes.
+pub const ALL_LANES: u8 = 255;
+
+/// Lane of several reads by different lanes.
+pub const SEVERAL_LANES: u8 = 254;
 
 pub type Clock = [u32; WARPS + 1];
 
@@ -54,7 +60,7 @@ pub struct Moment {
 }
 
 /// A warp's clock when it made an access. The default is an access that everything comes behind.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stamp {
     pub warp: u8,
     pub lane: u8,
@@ -78,54 +84,6 @@ impl Stamp {
             && self.lane != mine.lane
             && self.lane != ALL_LANES
             && mine.lane != ALL_LANES
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-pub enum Reads {
-    #[default]
-    None,
-    One(Stamp),
-    /// Index into the clocks of granules that several warps read.
-    Many(u32),
-}
-
-/// Accesses to a granule.
-#[derive(Clone, Copy, Default)]
-pub struct Granule {
-    /// Interval between two barriers of the whole block in which `reads` were made.
-    pub epoch: u32,
-    pub write: Stamp,
-    /// Whether the last write came from an ordinary instruction: `wgmma` and the copy engine see it behind a proxy fence.
-    pub generic: bool,
-    /// Whether anything has written it.
-    pub written: bool,
-    /// Whether an asynchronous copy still writes it.
-    pub in_flight: bool,
-    pub reads: Reads,
-}
-
-impl Granule {
-    #[inline(always)]
-    pub fn note_read(&mut self, mine: Stamp, epoch: u32, many: &mut Vec<Clock>) {
-        if self.epoch != epoch {
-            (self.epoch, self.reads) = (epoch, Reads::None);
-        }
-        match &mut self.reads {
-            Reads::None => self.reads = Reads::One(mine),
-            Reads::One(read) if read.warp == mine.warp => {
-                let lane = if read.parallel(mine) { SEVERAL_LANES } else { mine.lane };
-                *read = Stamp { lane, ..mine };
-            }
-            Reads::One(read) => {
-                let mut readers = [0; WARPS + 1];
-                readers[usize::from(read.warp)] = read.clock;
-                readers[usize::from(mine.warp)] = mine.clock;
-                many.push(readers);
-                self.reads = Reads::Many(many.len() as u32 - 1);
-            }
-            Reads::Many(index) => many[*index as usize][usize::from(mine.warp)] = mine.clock,
-        }
     }
 }
 

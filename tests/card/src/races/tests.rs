@@ -2,6 +2,12 @@
 
 use super::*;
 
+/// `wgmma` of a warp reads the first bytes.
+fn read_behind(races: &mut Races, bytes: usize, warp: usize, moment: &Moment) -> Option<String> {
+    let behind = races.behind(warp, moment, "wgmma");
+    races.read_behind(0, bytes, &behind)
+}
+
 #[test]
 fn barrier_orders_write_before_read() {
     let mut races = Races::new(64, Between::Lanes);
@@ -100,7 +106,7 @@ fn fence_stands_between_a_store_and_a_read_by_the_engine() {
             races.fence(1);
         }
         let moment = races.moment(1);
-        races.read_behind(0, 4, 1, &moment, "wgmma")
+        read_behind(&mut races, 4, 1, &moment)
     };
     assert!(fenced_by([true, false, false]).unwrap().contains("without `fence.proxy.async`"));
     assert_eq!(fenced_by([false, true, false]), None);
@@ -115,7 +121,7 @@ fn what_the_engine_wrote_needs_no_fence() {
     races.end_phase(32);
     races.pass(32, 1);
     let moment = races.moment(1);
-    assert_eq!(races.read_behind(0, 16, 1, &moment, "wgmma"), None);
+    assert_eq!(read_behind(&mut races, 16, 1, &moment), None);
 }
 
 #[test]
@@ -124,9 +130,9 @@ fn late_read_sees_what_was_written_since_its_issue() {
     races.access(0, 4, 0, 0, Access::Write);
     races.fence(0);
     let moment = races.moment(0);
-    assert_eq!(races.read_behind(0, 4, 0, &moment, "wgmma"), None);
+    assert_eq!(read_behind(&mut races, 4, 0, &moment), None);
     races.access(0, 4, 0, 0, Access::Write);
-    assert!(races.read_behind(0, 4, 0, &moment, "wgmma").unwrap().contains("overwrites before it waits"));
+    assert!(read_behind(&mut races, 4, 0, &moment).unwrap().contains("overwrites before it waits"));
 }
 
 #[test]
@@ -137,5 +143,82 @@ fn lanes_race_only_if_asked_for() {
         assert_eq!(races.access(0, 4, 0, 2, Access::Read).is_some(), race);
         races.sync_lanes(0);
         assert_eq!(races.access(0, 4, 0, 2, Access::Read), None);
+    }
+}
+
+#[test]
+fn reading_a_byte_is_no_write() {
+    let mut races = Races::new(64, Between::Warps);
+    races.access(0, 1, 0, 0, Access::Read);
+    assert!(races.access(0, 2, 0, 0, Access::Read).unwrap().contains("nothing was written"));
+    races.access(0, 1, 0, 0, Access::Write);
+    assert_eq!(races.access(0, 2, 0, 0, Access::Read), None);
+}
+
+#[test]
+fn copy_in_flight_is_seen_by_each_lane() {
+    for between in [Between::Warps, Between::Lanes] {
+        let mut races = Races::new(64, between);
+        assert_eq!(races.issue(0, 16, 0, Some(3)), None);
+        assert!(races.issue(8, 8, 0, Some(4)).unwrap().contains("before a copy"));
+        races.complete(0, 16, 0, 3);
+        assert_eq!(races.issue(8, 8, 0, Some(3)), None);
+    }
+}
+
+/// Numbers that look random.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Does something to shared memory or clocks, and returns what is wrong with it.
+fn deed(races: &mut Races, moments: &mut Vec<(usize, Moment)>, noise: &mut Noise) -> Option<String> {
+    const ACCESSES: [Access; 5] =
+        [Access::Read, Access::Write, Access::ReadTogether, Access::WriteTogether, Access::Sync];
+    let (warp, lane, barrier) = (noise.below(3) as usize, noise.below(3) as usize, 8 * noise.below(2));
+    let bytes = [1, 2, 4, 8, 16, 32][noise.below(6) as usize];
+    let at = noise.below(64 / bytes) * bytes;
+    let bytes = bytes as usize;
+    match noise.below(24) {
+        0..=9 => return races.access(at, bytes, warp, lane, ACCESSES[noise.below(5) as usize]),
+        10 => return races.issue(at, bytes, warp, [None, Some(lane)][noise.below(2) as usize]),
+        11 => races.complete(at, bytes, warp, lane),
+        12 => races.complete_by_engine(at, bytes, barrier),
+        13 => moments.push((warp, races.moment(warp))),
+        14..=16 => {
+            let (warp, moment) = moments.last()?;
+            let behind = races.behind(*warp, moment, "wgmma");
+            let first = races.read_behind(at, bytes, &behind);
+            return first.or_else(|| races.read_behind(0, 64, &behind));
+        }
+        17 => races.fence(warp),
+        18 => races.arrive(barrier, warp),
+        19 => races.end_phase(barrier),
+        20 => races.pass(barrier, warp),
+        21 => races.sync_lanes(warp),
+        22 => races.meet(noise.below(8) as u32, false),
+        _ => races.meet(7, true),
+    }
+    None
+}
+
+#[test]
+fn changes_that_are_kept_are_those_that_would_be_found() {
+    for seed in 0..200 {
+        let between = [Between::Warps, Between::Lanes][seed as usize % 2];
+        let (mut kept, mut found) = (Races::new(64, between), Races::new(64, between));
+        let (mut one, mut two) = (Noise(seed), Noise(seed));
+        let (mut kept_moments, mut found_moments) = (Vec::new(), Vec::new());
+        for step in 0..1000 {
+            // Other versions make other keys, so that nothing is known.
+            found.next_versions();
+            let why = deed(&mut found, &mut found_moments, &mut two);
+            assert_eq!(deed(&mut kept, &mut kept_moments, &mut one), why, "seed {seed}, step {step}");
+        }
     }
 }

@@ -2,22 +2,27 @@
 
 use std::sync::Arc;
 
+use super::fragments::{DEPTH, in_order, left_of_registers, left_of_rows, right_of_columns};
 use super::products::Product;
-use super::{element, place_a, sources, targets};
-use crate::exec::{Lanes, Space};
-use crate::half::{Bf16, F16, Val, WARP};
+use super::{sources, targets};
+use crate::exec::Lanes;
+use crate::half::{Bf16, F16, Half, Val, WARP};
 use crate::isa::build::Build;
 use crate::isa::{Exec, Result};
 use crate::ptx::{Class, Operand, Statement};
-use crate::races::{Access, Moment};
+use crate::races::Behind;
 
-/// Values of depth of a product of 16-bit values.
-const DEPTH: usize = 16;
+/// Format of the matrices.
+#[derive(Clone, Copy)]
+enum Kind {
+    Bf16,
+    F16,
+}
 
 /// A `wgmma` as it stands in the code.
 pub struct Shape {
     pub columns: usize,
-    kind: String,
+    kind: Kind,
     sums: Vec<u32>,
     /// Registers of the left matrix; none if a descriptor tells its place.
     left: Vec<u32>,
@@ -45,7 +50,12 @@ fn product(build: &mut Build, inst: &Statement) -> Result<Exec> {
     let numbers: Vec<usize> = shape.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect();
     let [_, columns, depth] = numbers[..] else { return Err("shape".to_owned()) };
     let kinds = &inst.op[inst.op.len() - 3..];
-    if kinds[0] != "f32" || !["bf16", "f16"].contains(&kinds[1].as_str()) || kinds[1] != kinds[2] || depth != DEPTH {
+    let kind = match kinds[1].as_str() {
+        "bf16" => Kind::Bf16,
+        "f16" => Kind::F16,
+        _ => return Err("formats is not supported".to_owned()),
+    };
+    if kinds[0] != "f32" || kinds[1] != kinds[2] || depth != DEPTH {
         return Err("formats is not supported".to_owned());
     }
     let sums = targets(build, &inst.operands[0])?;
@@ -63,12 +73,15 @@ fn product(build: &mut Build, inst: &Statement) -> Result<Exec> {
     if flags.iter().take(2).any(|scale| *scale != 1) || flags.iter().skip(2).any(|trans| *trans != 0) {
         return Err("scales and transpositions are is not supported".to_owned());
     }
-    if sums.len() != columns / 2 {
+    if in_registers && left.len() != 4 {
+        return Err(format!("{} registers of a left matrix", left.len()));
+    }
+    if sums.len() != columns / 2 || !columns.is_multiple_of(8) {
         return Err(format!("{} registers of sums for {columns} columns", sums.len()));
     }
     let warp = build.special_register("%warpid");
     let (sums_watched, left_watched) = (build.watch(&sums), build.watch(&left));
-    let shape = Arc::new(Shape { columns, kind: kinds[1].clone(), sums, left, warp, sums_watched, left_watched });
+    let shape = Arc::new(Shape { columns, kind, sums, left, warp, sums_watched, left_watched });
     let line = inst.line;
     Ok(Box::new(move |lanes, mask| unsafe {
         if mask != u32::MAX {
@@ -124,66 +137,89 @@ fn check_descriptor(descriptor: u64) -> std::result::Result<(), String> {
 impl Shape {
     /// Computes a product.
     pub fn multiply(&self, lanes: &mut Lanes, product: &Product) {
-        // SAFETY: registers of the function; shared memory is looked up.
-        unsafe {
-            let rank = (u32::load(lanes.regs.add(self.warp as usize), 0) % 4) as usize;
-            let moment = product.moment.as_deref();
-            let mut left = [[0f32; DEPTH]; 16];
-            if self.left.is_empty() {
-                for (row, line) in left.iter_mut().enumerate() {
-                    *line = self.row(lanes, product.left, 16 * rank + row, moment);
-                }
-            } else {
-                for lane in 0..WARP {
-                    for index in 0..8 {
-                        let (row, column) = place_a(&self.kind, lane, index);
-                        left[row][column] = element(lanes, &self.left, &self.kind, lane, index);
-                    }
-                }
-            }
-            let right: Vec<_> =
-                (0..self.columns).map(|column| self.row(lanes, product.right, column, moment)).collect();
-            for (index, reg) in self.sums.iter().enumerate() {
-                let to = lanes.regs.add(*reg as usize);
-                for lane in 0..WARP {
-                    let (row, column) = (lane / 4 + 8 * (index / 2 % 2), 2 * (lane % 4) + index % 2 + 8 * (index / 4));
-                    let sum: f32 = left[row].iter().zip(&right[column]).map(|(l, r)| l * r).sum();
-                    let before = if product.adds { f32::load(to, lane) } else { 0.0 };
-                    f32::store(to, lane, before + sum);
+        match self.kind {
+            Kind::Bf16 => self.multiply_as::<Bf16>(lanes, product),
+            Kind::F16 => self.multiply_as::<F16>(lanes, product),
+        }
+    }
+
+    fn multiply_as<H: Half>(&self, lanes: &mut Lanes, product: &Product) {
+        let mut behind = None;
+        if let Some(moment) = &product.moment {
+            lanes.races(|races, warp| {
+                behind = Some(races.behind(warp, moment, "wgmma"));
+                None
+            });
+        }
+        let left = if self.left.is_empty() {
+            // SAFETY: a register of the function.
+            let rank = unsafe { u32::load(lanes.regs.add(self.warp as usize), 0) % 4 } as usize;
+            let matrix = Matrix::new(product.left);
+            let low = matrix.rows(lanes, 2 * rank, behind.as_ref());
+            left_of_rows::<H>(&[low, matrix.rows(lanes, 2 * rank + 1, behind.as_ref())])
+        } else {
+            let mut left = [[[0.0; WARP]; DEPTH]; 2];
+            left_of_registers::<H>(&[0, 1, 2, 3].map(|at| lanes.words(self.left[at])), &mut left);
+            left
+        };
+        let (right, mut sums) = (Matrix::new(product.right), [[0.0; WARP]; 4]);
+        for (group, regs) in self.sums.chunks_exact(4).enumerate() {
+            let columns = right.rows(lanes, group, behind.as_ref());
+            in_order(&left, &right_of_columns::<H>(&columns), &mut sums);
+            for (reg, sums) in regs.iter().zip(&sums) {
+                // SAFETY: a register of the function.
+                let to = unsafe { &mut *lanes.regs.add(*reg as usize).cast::<[f32; WARP]>() };
+                let before = if product.adds { *to } else { [0.0; WARP] };
+                for ((to, before), sum) in to.iter_mut().zip(before).zip(sums) {
+                    *to = before + sum;
                 }
             }
         }
     }
+}
 
-    /// Reads a row of a matrix in shared memory, as two chunks of 16 bytes.
-    fn row(&self, lanes: &mut Lanes, descriptor: u64, row: usize, moment: Option<&Moment>) -> [f32; DEPTH] {
+/// A matrix in shared memory, of rows of two chunks of 16 bytes.
+struct Matrix {
+    start: u64,
+    /// Bytes from the first chunk of a row to the second one, without a swizzle.
+    leading: u64,
+    /// Bytes from eight rows to the next.
+    stride: u64,
+    /// Bytes from a row to the next.
+    pitch: u64,
+    /// Bits of the address that the swizzle changes.
+    swizzle: u64,
+}
+
+impl Matrix {
+    fn new(descriptor: u64) -> Self {
         let field = |at: u32| (descriptor >> at & 0x3FFF) << 4;
-        let (start, leading, stride) = (field(0), field(16), field(32));
-        let (group, inside) = ((row / 8) as u64 * stride, (row % 8) as u64);
-        let mut values = [0f32; DEPTH];
-        for (chunk, values) in values.chunks_exact_mut(8).enumerate() {
-            let address = match descriptor >> 62 {
-                0 => start + group + chunk as u64 * leading + inside * 16,
-                mode => {
-                    let (pitch, mask) = match mode {
-                        1 => (128, 7),
-                        2 => (64, 3),
-                        _ => (32, 1),
-                    };
-                    let plain = start + group + inside * pitch + chunk as u64 * 16;
-                    plain ^ (plain >> 7 & mask) << 4
+        let (pitch, swizzle) = match descriptor >> 62 {
+            0 => (16, 0),
+            1 => (128, 7),
+            2 => (64, 3),
+            _ => (32, 1),
+        };
+        let leading = if swizzle == 0 { field(16) } else { 16 };
+        Self { start: field(0), leading, stride: field(32), pitch, swizzle }
+    }
+
+    /// Reads eight rows.
+    #[inline(always)]
+    fn rows(&self, lanes: &mut Lanes, group: usize, behind: Option<&Behind>) -> [[u16; DEPTH]; 8] {
+        let mut rows = [[0; DEPTH]; 8];
+        for (row, values) in rows.iter_mut().enumerate() {
+            for (chunk, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let plain =
+                    self.start + group as u64 * self.stride + row as u64 * self.pitch + chunk as u64 * self.leading;
+                let address = plain ^ (plain >> 7 & self.swizzle) << 4;
+                if let Some(behind) = behind {
+                    lanes.races(|races, _| races.read_behind(address, 16, behind));
                 }
-            };
-            if let Some(moment) = moment {
-                lanes.races(|races, warp| races.read_behind(address, 16, warp, moment, "wgmma"));
-            }
-            // SAFETY: looked up.
-            let from = unsafe { lanes.memory(Space::Shared, address, 16, 0, Access::Sync) }.cast::<u16>();
-            for (at, value) in values.iter_mut().enumerate() {
-                let bits = unsafe { from.add(at).read_unaligned() };
-                *value = if self.kind == "bf16" { Bf16(bits).to_f32() } else { F16(bits).to_f32() };
+                // SAFETY: looked up.
+                *values = unsafe { lanes.shared(address, 16, 0).cast::<[u16; 8]>().read_unaligned() };
             }
         }
-        values
+        rows
     }
 }
