@@ -38,6 +38,15 @@ impl Written {
         self.bytes += bytes as u64;
     }
 
+    /// Adds other writes.
+    pub fn join(&mut self, other: Self) {
+        if other.bytes > 0 {
+            self.add(other.first, (other.end - other.first) as usize);
+            self.bytes -= other.end - other.first;
+            self.bytes += other.bytes;
+        }
+    }
+
     /// Range of the writes, if they cover it.
     fn range(self) -> Option<(u64, u64)> {
         let length = self.end - self.first;

@@ -1,9 +1,10 @@
-//! Runs kernels on the CPU: block after block, the warps of a block in turn, 32 lanes at once.
+//! Runs kernels on the CPU: block after block on each thread, the warps of a block in turn, 32 lanes at once.
 //!
 //! Errors of a kernel that a card would punish or ignore are errors here: an access outside of every allocation or not aligned, a
 //! barrier that never completes or gets more arrivals than it expects, and, if asked for, a race on shared memory.
 
 mod block;
+mod blocks;
 mod lanes;
 mod warp;
 
@@ -56,31 +57,20 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     ranges.push((image, image + program.image.len() as u64));
     ranges.sort_unstable();
     let shared_bytes = dynamic_first(code.shared, program.dynamic_align) as usize + launch.shared as usize;
-    let mut block = Block::new(launch, shared_bytes, &ranges, state.races);
-    let mut steps = 0;
-    let [width, height, depth] = launch.grid;
-    for number in 0..u64::from(width) * u64::from(height) * u64::from(depth) {
-        let (row, x) = ((number / u64::from(width)) as u32, (number % u64::from(width)) as u32);
-        let place = [x, row % height, row / height];
-        block.restart();
-        match block::run(code, launch, &mut block, place) {
-            Ok(more) => steps += more,
-            Err(why) => {
-                problem!("{} {} block {place:?} of {:?}: {why}", module.name, function.name(), launch.grid);
-                for note in block.notes.drain(..) {
-                    problem!("{} {}: {note}", module.name, function.name());
-                }
-                return ILLEGAL_ADDRESS;
-            }
-        }
+    let races = state.races;
+    let (result, left) =
+        blocks::run_all(code, launch, state.threads, || Block::new(launch, shared_bytes, &ranges, races));
+    if let Err(why) = &result {
+        problem!("{} {} {why}", module.name, function.name());
     }
-    for note in block.notes.drain(..) {
+    for note in left.notes {
         problem!("{} {}: {note}", module.name, function.name());
     }
+    let Ok(steps) = result else { return ILLEGAL_ADDRESS };
     if let Some(candidates) = &mut state.candidates {
         let kernel = format!("{} {}", module.name, function.name());
         // SAFETY: the arguments were looked up, and the writes were checked.
-        if let Some(why) = unsafe { candidates.add(&kernel, &arguments, block.written) } {
+        if let Some(why) = unsafe { candidates.add(&kernel, &arguments, left.written) } {
             problem!("{kernel} {why}");
         }
     }

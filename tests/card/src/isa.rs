@@ -18,7 +18,7 @@ use std::collections::HashMap;
 
 use crate::exec::Lanes;
 use crate::isa::build::Build;
-use crate::ptx::{Class, Func, Item, Program};
+use crate::ptx::{Class, Func, Item, Program, Statement};
 
 pub type Result<T> = std::result::Result<T, String>;
 
@@ -59,6 +59,8 @@ pub struct Code {
     pub local: usize,
     /// Number of registers that `wgmma` uses.
     pub watched: usize,
+    /// Whether its blocks must run in order, as they may see each other.
+    pub ordered: bool,
 }
 
 impl std::fmt::Debug for Code {
@@ -123,5 +125,15 @@ pub fn compile(program: &Program, func: &Func) -> Result<Code> {
         shared: func.shared,
         local: func.local,
         watched: build.watched.len(),
+        ordered: func.items.iter().any(|item| matches!(item, Item::Inst(statement) if meets_blocks(statement))),
     })
+}
+
+/// Whether an instruction lets blocks see each other: atomics, and accesses that other threads may make at the same time, unless they are
+/// of shared memory.
+fn meets_blocks(inst: &Statement) -> bool {
+    let has = |word: &str| inst.op.iter().any(|part| part.split("::").next() == Some(word));
+    let orders = ["volatile", "relaxed", "acquire", "release", "acq_rel", "sc"].iter().any(|word| has(word));
+    let shared = has("shared") || ["mbarrier", "fence", "membar"].contains(&inst.op[0].as_str());
+    (orders || matches!(inst.op[0].as_str(), "atom" | "red")) && !shared
 }

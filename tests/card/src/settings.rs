@@ -24,6 +24,8 @@ pub struct Settings {
     pub races: Option<Between>,
     /// `EMUCUDA_COMPARE`: 1 compares kernels that compute the same product.
     pub compare: bool,
+    /// `EMUCUDA_THREADS`: most threads that run the blocks of a kernel. Default: one for each core.
+    pub threads: u64,
     /// `EMUCUDA_TUNING_SEED`: draws how long kernels take.
     pub tuning_seed: Option<u64>,
     /// `EMUCUDA_FILL`: byte that fills fresh memory.
@@ -52,6 +54,8 @@ pub fn settings() -> &'static Settings {
             _ => None,
         }),
         compare: text("EMUCUDA_COMPARE").is_some_and(|value| value == "1"),
+        threads: number("EMUCUDA_THREADS")
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get() as u64)),
         tuning_seed: number("EMUCUDA_TUNING_SEED"),
         fill: text("EMUCUDA_FILL").and_then(|value| u8::from_str_radix(&value, 16).ok()),
         ptxas: text("EMUCUDA_PTXAS").map(PathBuf::from),

@@ -83,6 +83,8 @@ pub struct State {
     lazy: bool,
     /// Races that kernels are searched for.
     pub races: Option<Between>,
+    /// Most threads that run the blocks of a kernel.
+    pub threads: u64,
     /// Results of products, if they are to be compared.
     pub candidates: Option<Candidates>,
     pub allocations: BTreeMap<u64, Allocation>,
@@ -133,7 +135,7 @@ impl State {
     /// products are compared.
     pub fn new(lazy: bool, races: Option<Between>, compare: bool) -> Self {
         let candidates = compare.then(Candidates::default);
-        Self { lazy, races, candidates, next: FIRST_HANDLE, ..Self::default() }
+        Self { lazy, races, threads: settings().threads, candidates, next: FIRST_HANDLE, ..Self::default() }
     }
 
     /// Returns an unused handle.
