@@ -220,7 +220,7 @@ fn carry(build: &mut Build, inst: &Statement, class: Class) -> Result<Exec> {
         each!(mask, lane, {
             let (a, b) = (read(regs[0], lane), read(regs[1], lane));
             let taken = if name.ends_with("c") && name != "mad" { u128::from(u32::load(flags, lane)) } else { 0 };
-            let product = if high { a * b >> bits } else { a * b & ((1 << bits) - 1) };
+            let product = if high { (a * b) >> bits } else { (a * b) & ((1 << bits) - 1) };
             let sum = match name.as_str() {
                 "add" | "addc" => a + b + taken,
                 "sub" | "subc" => a.wrapping_sub(b).wrapping_sub(taken),

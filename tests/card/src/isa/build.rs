@@ -207,7 +207,7 @@ impl<'a> Build<'a> {
                 more: more.clone(),
             });
         }
-        if let Some(value) = base.parse::<u64>().ok() {
+        if let Ok(value) = base.parse::<u64>() {
             return Ok(Address {
                 base: None,
                 add: value.wrapping_add(*offset as u64),

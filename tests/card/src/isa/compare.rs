@@ -59,21 +59,24 @@ pub fn setp(build: &mut Build, inst: &Statement) -> Result<Exec> {
         join: Option<(Join, u32, bool)>,
         wide: fn(T) -> f64,
     ) -> Result<Exec> {
+        fn unordered(a: f64, b: f64) -> bool {
+            a.is_nan() || b.is_nan()
+        }
         let f: fn(f64, f64) -> bool = match compare_op {
             "eq" => |a, b| a == b,
-            "ne" => |a, b| !a.is_nan() && !b.is_nan() && a != b,
+            "ne" => |a, b| !unordered(a, b) && a != b,
             "lt" => |a, b| a < b,
             "le" => |a, b| a <= b,
             "gt" => |a, b| a > b,
             "ge" => |a, b| a >= b,
-            "equ" => |a, b| a.is_nan() || b.is_nan() || a == b,
+            "equ" => |a, b| unordered(a, b) || a == b,
             "neu" => |a, b| !(a == b),
-            "ltu" => |a, b| !(a >= b),
-            "leu" => |a, b| !(a > b),
-            "gtu" => |a, b| !(a <= b),
-            "geu" => |a, b| !(a < b),
-            "num" => |a, b| !a.is_nan() && !b.is_nan(),
-            "nan" => |a, b| a.is_nan() || b.is_nan(),
+            "ltu" => |a, b| unordered(a, b) || a < b,
+            "leu" => |a, b| unordered(a, b) || a <= b,
+            "gtu" => |a, b| unordered(a, b) || a > b,
+            "geu" => |a, b| unordered(a, b) || a >= b,
+            "num" => |a, b| !unordered(a, b),
+            "nan" => unordered,
             _ => return Err("comparison is not supported".to_owned()),
         };
         Ok(compare::<T>(d, regs, join, move |a, b| f(wide(a), wide(b))))

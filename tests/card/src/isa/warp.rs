@@ -59,22 +59,21 @@ pub fn collective(build: &mut Build, inst: &Statement) -> Result<Kind> {
                         if wide { u64::load(a, lane) } else { u64::from(u32::load(a, lane)) }
                     };
                     let values: Vec<u64> = (0..WARP).map(value).collect();
+                    let members = || values.iter().enumerate().filter(|(lane, _)| mask >> lane & 1 == 1);
                     let same = |of: u64| {
-                        (0..WARP)
-                            .filter(|lane| mask >> lane & 1 == 1 && values[*lane] == of)
-                            .fold(0u32, |found, lane| found | 1 << lane)
+                        members().filter(|(_, value)| **value == of).fold(0u32, |found, (lane, _)| found | 1 << lane)
                     };
                     let d = lanes.regs.add(dst as usize);
                     let mut agreed = 0;
-                    each!(mask, lane, {
-                        let found = same(values[lane]);
+                    for (lane, value) in members() {
+                        let found = same(*value);
                         if all {
                             u32::store(d, lane, if found == mask { mask } else { 0 });
                             agreed |= u32::from(found == mask) << lane;
                         } else {
                             u32::store(d, lane, found);
                         }
-                    });
+                    }
                     if let Some(pred) = pred {
                         lanes.set_pred(pred, mask, agreed);
                     }
@@ -157,7 +156,7 @@ pub fn shuffle(build: &mut Build, inst: &Statement) -> Result<Kind> {
             let values: [u32; WARP] = std::array::from_fn(|lane| u32::load(r(a), lane));
             let mut inside = 0u32;
             let mut out = [0u32; WARP];
-            each!(mask, lane, {
+            for (lane, out) in out.iter_mut().enumerate().filter(|(lane, _)| mask >> lane & 1 == 1) {
                 let (b, c) = (u32::load(r(b), lane) & 31, u32::load(r(c), lane));
                 let (clamp, segment) = (c & 31, c >> 8 & 31);
                 let at = lane as u32;
@@ -182,14 +181,15 @@ pub fn shuffle(build: &mut Build, inst: &Statement) -> Result<Kind> {
                     }
                 };
                 let from = if good { from as usize & 31 } else { lane };
-                out[lane] = values[from];
+                *out = values[from];
                 inside |= u32::from(good) << lane;
                 if good && mask >> from & 1 == 0 {
                     lanes.note(format!("a shuffle reads lane {from}, which does not take part ({mask:#x})"));
                 }
-            });
-            let d = r(dst);
-            each!(mask, lane, { u32::store(d, lane, out[lane]) });
+            }
+            for (lane, out) in out.iter().enumerate().filter(|(lane, _)| mask >> lane & 1 == 1) {
+                u32::store(r(dst), lane, *out);
+            }
             if let Some(pred) = pred {
                 lanes.set_pred(pred, mask, inside);
             }

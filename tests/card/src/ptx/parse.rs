@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::text::{clean, declaration, operand, split_top};
+use super::text::{Declaration, clean, declaration, operand, split_top};
 use super::{Func, Item, Operand, Program, Statement, Symbol, class};
 
 /// Parses a module.
@@ -38,7 +38,7 @@ pub fn parse(text: &str) -> Result<Program, String> {
         if rest.as_bytes()[head_end] == b';' {
             for space in ["global", "const", "shared"] {
                 if head.contains(&format!(".{space} ")) {
-                    let (name, align, size, init) = declaration(head)?;
+                    let Declaration { name, align, size, init } = declaration(head);
                     if space == "shared" {
                         // `.extern .shared`: the dynamic part, behind all that is static.
                         program.dynamic_align = program.dynamic_align.max(align);
@@ -94,7 +94,7 @@ fn function(signature: &str, body: &str, first_line: usize) -> Result<Func, Stri
             let own = param.split(".ptr").next().unwrap_or(param).replace(".param ", "");
             let name = param.split_whitespace().last().unwrap_or("");
             let text = if param.contains(".ptr") { format!("{own} {name}") } else { own };
-            let (name, align, size, _) = declaration(&text)?;
+            let Declaration { name, align, size, .. } = declaration(&text);
             let offset = end.next_multiple_of(align.max(1));
             func.params.insert(name, offset);
             end = offset + size;
@@ -163,7 +163,7 @@ fn statement(func: &mut Func, text: &str, line: usize) -> Result<(), String> {
     }
     for space in ["shared", "local"] {
         if text.starts_with(&format!(".{space} ")) {
-            let (name, align, size, _) = declaration(text)?;
+            let Declaration { name, align, size, .. } = declaration(text);
             let end = if space == "shared" { &mut func.shared } else { &mut func.local };
             let offset = end.next_multiple_of(align.max(1));
             *end = offset + size;

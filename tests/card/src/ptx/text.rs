@@ -2,6 +2,9 @@
 
 use super::{Operand, size};
 
+/// Starts of lines that say nothing about what a kernel does.
+const SKIPPED: [&str; 5] = [".loc", ".file", ".version", ".target", ".address_size"];
+
 /// Removes comments, single-line directives and debug sections.
 pub fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -36,12 +39,7 @@ pub fn clean(text: &str) -> String {
             in_section = !trimmed.starts_with('}');
         } else if trimmed.starts_with(".section") {
             in_section = true;
-        } else if !(trimmed.starts_with(".loc") && !trimmed.starts_with(".local"))
-            && !trimmed.starts_with(".file")
-            && !trimmed.starts_with(".version")
-            && !trimmed.starts_with(".target")
-            && !trimmed.starts_with(".address_size")
-        {
+        } else if trimmed.starts_with(".local") || !SKIPPED.iter().any(|word| trimmed.starts_with(word)) {
             out.push_str(&line);
         }
         out.push('\n');
@@ -135,8 +133,17 @@ pub fn operand(text: &str) -> Result<Operand, String> {
     Ok(Operand::Name(text.to_owned()))
 }
 
-/// Parses `.shared .align 16 .b8 name[128]`: name, alignment, bytes, and the initial value behind `=`.
-pub fn declaration(text: &str) -> Result<(String, usize, usize, Option<Vec<u8>>), String> {
+/// A declared variable.
+pub struct Declaration {
+    pub name: String,
+    pub align: usize,
+    /// Bytes of the variable.
+    pub size: usize,
+    pub init: Option<Vec<u8>>,
+}
+
+/// Parses `.shared .align 16 .b8 name[128]`, with or without an initial value behind `=`.
+pub fn declaration(text: &str) -> Declaration {
     let (head, init) = match text.split_once('=') {
         Some((head, init)) => (head.trim(), Some(init.trim())),
         None => (text.trim(), None),
@@ -155,7 +162,7 @@ pub fn declaration(text: &str) -> Result<(String, usize, usize, Option<Vec<u8>>)
         Some((name, rest)) => (name, rest.trim_end_matches(']').parse().unwrap_or(0)),
         None => (name, 1usize),
     };
-    let bytes = init.map(|init| {
+    let init = init.map(|init| {
         let mut bytes = Vec::new();
         for value in init.trim_matches(['{', '}']).split(',') {
             let value = match operand(value.trim()) {
@@ -168,5 +175,5 @@ pub fn declaration(text: &str) -> Result<(String, usize, usize, Option<Vec<u8>>)
         }
         bytes
     });
-    Ok((name.to_owned(), align.unwrap_or(width), width * count, bytes))
+    Declaration { name: name.to_owned(), align: align.unwrap_or(width), size: width * count, init }
 }
