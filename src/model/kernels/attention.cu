@@ -35,7 +35,19 @@ struct Info {
 
 extern __shared__ __align__(128) u8 memory[];
 
-extern "C" __global__ void __launch_bounds__(128)
+// Blocks of a multiprocessor that the registers must suffice for: as many as shared memory holds, and so few that nothing is spilled.
+#if __CUDA_ARCH__ == 900
+constexpr int FIT = (227 << 10) / (5 * TILE_BYTES + 1024);
+#else
+constexpr int FIT = (163 << 10) / (5 * TILE_BYTES + 1024);
+#endif
+#if BIASED
+constexpr int MOST = 3;
+#else
+constexpr int MOST = 4;
+#endif
+
+extern "C" __global__ void __launch_bounds__(128, FIT < MOST ? FIT : MOST)
 attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__ Info info) {
     const u32 lane = threadIdx.x % 32, warp = warp_index();
     const u32 tokens = info.tokens, query_count = info.queries, hidden = info.heads * WIDTH;
@@ -82,15 +94,16 @@ attention(const bf16* packed, BIAS_PARAMETERS bf16* out, const __grid_constant__
     const bool works = first + warp * 16 < query_count;
 
 #if BIASED
-    const float* table = tables + head * info.entries;
+    // The head's table starts and ends here; places of queries are counted from its start.
+    const int start_entry = head * info.entries, last_entry = start_entry + info.entries - 1;
     const int *query_places = places + first + warp * 16 + lane / 4, *key_places = places + tiles * TILE + lane % 4 * 2;
-    const int own_places[2] = {query_places[0], query_places[8]}, last = info.entries - 1;
+    const int own_places[2] = {start_entry + query_places[0], start_entry + query_places[8]};
     // The bias of two queries and two keys of this lane, `first_key` and the next one.
     const auto start_scores = [&](float(&scores)[4], u32 first_key) {
         const int2 pair = *reinterpret_cast<const int2*>(key_places + first_key);
 #pragma unroll
         for (int part = 0; part < 4; part++)
-            scores[part] = table[min(max(own_places[part / 2] - (part % 2 == 0 ? pair.x : pair.y), 0), last)];
+            scores[part] = tables[(u32)min(max(own_places[part / 2] - (part % 2 == 0 ? pair.x : pair.y), start_entry), last_entry)];
     };
 #else
     const auto start_scores = [](float(&scores)[4], u32) {
