@@ -75,7 +75,8 @@ fn run_nvrtc(source: &Source) -> Vec<u8> {
         let option = CString::new(format!("--gpu-architecture=sm_{sm}{}", if sm >= 90 { "a" } else { "" })).unwrap();
         let code = compile(program, 1, [option.as_ptr()].as_ptr());
         let read = |size: &CStr, text: &CStr| {
-            let (size, text): (Size, Text) = (std::mem::transmute(find(size)), std::mem::transmute(find(text)));
+            let size = std::mem::transmute::<*mut c_void, Size>(find(size));
+            let text = std::mem::transmute::<*mut c_void, Text>(find(text));
             let mut length = 0;
             assert_eq!(size(program, &mut length), 0);
             let mut bytes = vec![0; length];

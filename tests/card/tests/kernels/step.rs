@@ -72,8 +72,8 @@ impl Step {
             let own = most + logits.iter().map(|logit| (logit - most).exp()).sum::<f64>().ln();
             let total: f64 = logits.iter().sum();
             let mut expected = f64::from(self.uniform()) * total;
-            for (class, logit) in logits.iter().enumerate() {
-                difference[class][row] = (logit - own).exp() - f64::from(self.uniform());
+            for (line, logit) in difference.iter_mut().zip(&logits) {
+                line[row] = (logit - own).exp() - f64::from(self.uniform());
             }
             for (_, class, share) in self.pairs.iter().filter(|pair| pair.0 == row) {
                 expected += f64::from(*share) * logits[*class];
