@@ -18,7 +18,7 @@ source "$(dirname "$0")/common.sh"
 
 # backbone NAME FAMILY HIDDEN LAYERS HEADS SIZE_PX PATCH_PX: a checkpoint with random weights.
 backbone() {
-    [ -d "$work/vit-$1" ] || "$python" "$card/make_vit.py" "$work/vit-$1" "${@:2}"
+    [ -e "$work/backbone-$1/preprocessor_config.json" ] || "$python" "$card/make_vit.py" "$work/backbone-$1" "${@:2}"
 }
 
 # spills LOG: how many modules ptxas gave registers too few.
@@ -31,7 +31,7 @@ compile() {
     local sm log=$work/long-compile
     backbone base vit 768 2 12 224 16
     for sm in "${generations[@]}"; do
-        for part in "forward --checkpoint $work/vit-base --rows 384 --passes 1" "head --classes 92366 --dim 768 --batch-size 1024 --steps 12" \
+        for part in "forward --checkpoint $work/backbone-base --rows 384 --passes 1" "head --classes 92366 --dim 768 --batch-size 1024 --steps 12" \
             "rank --classes 92366 --dim 768 --rows 4096"; do
             # shellcheck disable=SC2086
             on "$sm" 12.9 "$log" env EMUCUDA_EXECUTE=0 EMUCUDA_PTXAS="$work/cuda-12.9/bin/ptxas" "$program" --quiet bench $part \
@@ -42,15 +42,19 @@ compile() {
     done
 }
 
+# PyTorch in bf16 on a CPU is off by 0.46 % or more for each of these checkpoints (docs/card.md); the limit of our kernels is one and a half
+# times that.
+large_limit=0.0069
+
 # compare_forward NAME SM IMAGES MACHINE [OPTIONS]: features of a batch of a checkpoint on a card with the kernels that MACHINE asks for,
 # against those of the CPU. OPTIONS are those of `bench forward`.
 compare_forward() {
-    local name=$1 sm=$2 images=$3 machine=$4 at=$work/long-$1-$2-$3-$4 limit=$forward_limit races=lanes job
+    local name=$1 sm=$2 images=$3 machine=$4 at=$work/long-$1-$2-$3-$4 limit=$large_limit races=lanes job
     if [ "$machine" = burn ]; then
         limit=$burn_limit
         races=1
     fi
-    read -ra job <<< "--checkpoint $work/vit-$name --rows $images --batch-size $images --passes 0 ${5:-}"
+    read -ra job <<< "--checkpoint $work/backbone-$name --rows $images --batch-size $images --passes 0 ${5:-}"
     "$program" --quiet bench forward "${job[@]}" -m "$work/cpu.toml" --precision f32 --features "$at.cpu" --json > /dev/null
     on "$sm" 12.9 "$at" "$program" --quiet bench forward "${job[@]}" -m "$work/$machine.toml" --features "$at.bin" --json > "$at.json"
     no_problems "$at"
@@ -113,7 +117,7 @@ tuning() {
     echo "tuning: $(printf '%s\n' "${outcomes[@]}" | sort -u | wc -l) different sets of kernels"
 }
 
-# run: from shards to a submission. In bf16, near ties may change places.
+# run: from shards to a submission. In bf16, near ties may change places. CubeK's products rank the images, so lanes are not checked.
 whole_run() {
     local kind out
     rm -rf "$work/corpus" "$work"/long-run-*
@@ -122,7 +126,7 @@ whole_run() {
         out=$work/long-run-$kind
         sed -e '/^\[sample\]/d; /^out = /d' -e "s|demo/run|$out|; s|demo/corpus|$work/corpus|; s|precision = \"f32\"|precision = \"bf16\"|" \
             "$card/../../pipelines/demo.toml" > "$work/long-$kind.toml"
-        races=lanes on 90 12.9 "$out-log" "$program" --quiet run --config "$work/long-$kind.toml" --machine "$work/$kind.toml" >> "$work/long-run.log"
+        on 90 12.9 "$out-log" "$program" --quiet run --config "$work/long-$kind.toml" --machine "$work/$kind.toml" >> "$work/long-run.log"
         "$program" evaluate --submission "$out/submission.csv" --truth "$work/corpus/data/truth.csv" --json > "$out/score.json"
     done
     no_problems "$work/long-run-cuda-log"

@@ -2,9 +2,9 @@
 # Checks the program's CUDA side on an emulated card: run.sh PROGRAM [WORK]
 #
 # Builds and tests the emulator, runs each of the program's own kernels against plain sums, then runs PROGRAM: `devices` on eight
-# generations with two toolkits, the forward pass and the training of the head on two generations against the CPU's numbers, both with
-# burn's kernels on one, and failures of the card. WORK (default `target/card`) keeps toolkits and compiled kernels;
-# with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
+# generations with two toolkits; the forward pass of several families and the training of the head on two generations against the CPU's
+# numbers, both with burn's kernels on one; ptxas on all own kernels; the transfers of a batch; and failures of the card. WORK (default
+# `target/card`) keeps toolkits and compiled kernels; with them a second run takes a fraction of the time. Needs Rust, Python 3 and PyPI.
 set -euo pipefail
 
 [ $# -ge 1 ] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
@@ -46,7 +46,7 @@ declare -A head=(
 inputs() {
     [ -d "$work/sample" ] || "$program" --quiet sample --out "$work/sample" --train-images 40 --test-images 20
     for family in vit beit dinov3-gated; do
-        [ -d "$work/$family-blocks" ] || "$python" "$card/make_vit.py" "$work/$family-blocks" "$family" 768 2 12 224 16
+        [ -e "$work/$family-blocks/preprocessor_config.json" ] || "$python" "$card/make_vit.py" "$work/$family-blocks" "$family" 768 2 12 224 16
     done
     "$program" --quiet bench forward "${forward[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu.bin" --json > /dev/null
     "$program" --quiet bench forward "${pieces[@]}" -m "$work/cpu.toml" --precision f32 --features "$work/cpu-pieces.bin" --json > /dev/null
