@@ -58,19 +58,19 @@ pub fn launch(state: &mut State, launch: &Launch) -> i32 {
     ranges.sort_unstable();
     let shared_bytes = dynamic_first(code.shared, program.dynamic_align) as usize + launch.shared as usize;
     let races = state.races;
-    let (result, left) =
+    let (result, outcome) =
         blocks::run_all(code, launch, state.threads, || Block::new(launch, shared_bytes, &ranges, races));
     if let Err(why) = &result {
         problem!("{} {} {why}", module.name, function.name());
     }
-    for note in left.notes {
+    for note in outcome.notes {
         problem!("{} {}: {note}", module.name, function.name());
     }
     let Ok(steps) = result else { return ILLEGAL_ADDRESS };
     if let Some(candidates) = &mut state.candidates {
         let kernel = format!("{} {}", module.name, function.name());
         // SAFETY: the arguments were looked up, and the writes were checked.
-        if let Some(why) = unsafe { candidates.add(&kernel, &arguments, left.written) } {
+        if let Some(why) = unsafe { candidates.add(&kernel, &arguments, outcome.written) } {
             problem!("{kernel} {why}");
         }
     }

@@ -59,7 +59,7 @@ pub struct Code {
     pub local: usize,
     /// Number of registers that `wgmma` uses.
     pub watched: usize,
-    /// Whether its blocks must run in order, as they may see each other.
+    /// True if its blocks must run in order, as they may see each other.
     pub ordered: bool,
 }
 
@@ -129,11 +129,19 @@ pub fn compile(program: &Program, func: &Func) -> Result<Code> {
     })
 }
 
-/// Whether an instruction lets blocks see each other: atomics, and accesses that other threads may make at the same time, unless they are
-/// of shared memory.
+/// Returns whether an instruction has one of some words. `shared::cta` counts as `shared`.
+fn has_any(inst: &Statement, words: &[&str]) -> bool {
+    inst.op.iter().any(|part| words.contains(&part.split("::").next().unwrap_or("")))
+}
+
+/// Returns whether other threads may make the same access at the same time, for a load or a store. `mmio` stands with `relaxed`.
+fn unordered(inst: &Statement) -> bool {
+    has_any(inst, &["volatile", "relaxed", "acquire", "release"])
+}
+
+/// Returns whether an instruction lets blocks see each other: atomics, and loads and stores of the kinds that look for words of other
+/// threads, unless they are of shared memory.
 fn meets_blocks(inst: &Statement) -> bool {
-    let has = |word: &str| inst.op.iter().any(|part| part.split("::").next() == Some(word));
-    let orders = ["volatile", "relaxed", "acquire", "release", "acq_rel", "sc"].iter().any(|word| has(word));
-    let shared = has("shared") || ["mbarrier", "fence", "membar"].contains(&inst.op[0].as_str());
-    (orders || matches!(inst.op[0].as_str(), "atom" | "red")) && !shared
+    let meets = unordered(inst) || has_any(inst, &["cv", "wt"]) || matches!(inst.op[0].as_str(), "atom" | "red");
+    meets && !has_any(inst, &["shared"]) && !matches!(inst.op[0].as_str(), "mbarrier" | "fence" | "membar")
 }

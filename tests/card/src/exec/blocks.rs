@@ -1,7 +1,7 @@
 //! Runs all blocks of a launch.
 //!
-//! Threads share the blocks of a long launch if no instruction lets blocks see each other: results then do not depend on the order. Each
-//! thread takes a range of blocks, and what they report is put together in the order of blocks.
+//! Threads share the blocks of a long launch if no instruction lets blocks see each other: without races on global memory, results then do
+//! not depend on the order. Each thread takes a range of blocks, and their reports are put together in the order of blocks.
 
 use std::ops::Range;
 use std::thread;
@@ -15,25 +15,25 @@ use crate::state::Launch;
 /// Fewest instructions of warps that are worth a thread.
 const LEAST_STEPS: u64 = 20_000;
 
-/// What blocks leave behind.
+/// Problems and writes of blocks.
 #[derive(Default)]
-pub struct Left {
+pub struct Outcome {
     /// Problems that did not stop them.
     pub notes: Vec<String>,
     /// Global memory that they have written.
     pub written: Written,
 }
 
-/// Runs the blocks of a launch, on so many threads at most, and returns the number of their warps' instructions. `block` gives memory for
-/// the blocks of a thread.
+/// Runs the blocks of a launch, on so many threads at most, and returns the number of their warps' instructions. `new_block` gives memory
+/// for the blocks of a thread.
 pub fn run_all(
     code: &Code,
     launch: &Launch,
     threads: u64,
-    block: impl Fn() -> Block + Sync,
-) -> (Result<u64, String>, Left) {
+    new_block: impl Fn() -> Block + Sync,
+) -> (Result<u64, String>, Outcome) {
     let count = launch.grid.iter().map(|side| u64::from(*side)).product::<u64>();
-    let mut first = block();
+    let mut first = new_block();
     let mut result = run(code, launch, &mut first, 0..count.min(1));
     let threads = match result {
         // The first block tells how long the others take.
@@ -43,10 +43,10 @@ pub fn run_all(
     let part = (count - count.min(1)).div_ceil(threads);
     let range = |number: u64| (1 + number * part).min(count)..(1 + (number + 1) * part).min(count);
     let others: Vec<_> = thread::scope(|scope| {
-        let block = &block;
+        let new_block = &new_block;
         let start = |number| {
             scope.spawn(move || {
-                let mut block = block();
+                let mut block = new_block();
                 (run(code, launch, &mut block, range(number)), block)
             })
         };
@@ -63,7 +63,7 @@ pub fn run_all(
         block.notes.into_iter().for_each(|note| first.note(note));
         first.written.join(block.written);
     }
-    (result, Left { notes: first.notes, written: first.written })
+    (result, Outcome { notes: first.notes, written: first.written })
 }
 
 /// Runs some blocks one after the other.

@@ -1,7 +1,7 @@
 //! Moves, loads and stores.
 
 use super::lanewise::{each, unary};
-use super::{Exec, Result};
+use super::{Exec, Result, unordered};
 use crate::half::{Val, WARP};
 use crate::isa::build::{Build, class_of, space_of};
 use crate::ptx::{Class, Operand, Statement, size};
@@ -97,11 +97,6 @@ pub fn mov(build: &mut Build, inst: &Statement) -> Result<Exec> {
             })
         }
     }
-}
-
-/// Whether other threads may make the same access at any time.
-fn unordered(inst: &Statement) -> bool {
-    inst.op.iter().any(|word| ["volatile", "relaxed", "acquire", "release"].contains(&word.as_str()))
 }
 
 /// Translates a load.
