@@ -11,7 +11,7 @@
 //! engine over bytes that were written by ordinary stores needs the fence as well. One over bytes that were only read does not.
 //!
 //! Not seen: accesses of a single byte, two writes by lanes of one warp, and races on global memory. Atomic and `volatile` accesses
-//! never race. A fence counts for its whole warp.
+//! never race, and they may read bytes that nothing wrote. A fence counts for its whole warp.
 
 mod clocks;
 mod granules;
@@ -20,38 +20,14 @@ mod tests;
 
 use std::collections::HashMap;
 
-use clocks::{ALL_LANES, Clock, ENGINE, Fault, Stamp, WARPS, first_clock, join};
+use clocks::{ALL_LANES, Clock, ENGINE, Fault, Init, NONE, Phases, Stamp, WARPS, first_clock, join};
 pub use clocks::{Access, Between, Moment};
 use granules::{Granule, Granules, Reads, Write};
 
 /// Bytes that are tracked together.
 const GRANULE: usize = 2;
 
-/// Initialisation of an `mbarrier`.
-struct Init {
-    stamp: Stamp,
-    /// `true` once `fence.mbarrier_init` followed the initialisation.
-    fenced: bool,
-}
-
-/// Clock and fenced writes of those that arrived at an `mbarrier`.
-struct Phases {
-    /// In the phase that has not ended.
-    open: (Clock, Clock),
-    /// In all phases before.
-    ended: (Clock, Clock),
-}
-
-/// Clocks of nobody.
-const NONE: (Clock, Clock) = ([0; WARPS + 1], [0; WARPS + 1]);
-
-impl Default for Phases {
-    fn default() -> Self {
-        Self { open: NONE, ended: NONE }
-    }
-}
-
-/// What a warp, or the copy engine, has seen of the others.
+/// Accesses of the others that a warp, or the copy engine, has seen.
 #[derive(Clone, Copy)]
 struct Seen {
     clock: Clock,
@@ -70,9 +46,9 @@ impl Seen {
     }
 }
 
-/// What is done to granules, as a part of a key.
+/// Kind of change of granules, as a part of a key.
 #[derive(Clone, Copy)]
-enum Deed {
+enum Operation {
     Read,
     Write,
     Issue,
@@ -83,8 +59,8 @@ enum Deed {
 }
 
 /// Returns a key for changes of granules: those with the same one change equal granules in the same way.
-fn key(version: u64, deed: Deed, lane: u8) -> u64 {
-    version << 16 | (deed as u64) << 8 | u64::from(lane)
+fn key(version: u64, operation: Operation, lane: u8) -> u64 {
+    version << 16 | (operation as u64) << 8 | u64::from(lane)
 }
 
 /// Reads by `wgmma` or the copy engine for a warp.
@@ -93,7 +69,7 @@ pub struct Behind<'a> {
     warp: usize,
     /// When the warp issued them.
     moment: &'a Moment,
-    /// Who reads, for messages.
+    /// Name of the reader, for messages.
     what: &'a str,
     stamp: Stamp,
     key: u64,
@@ -133,9 +109,13 @@ impl Races {
     pub fn restart(&mut self) {
         self.granules.restart();
         self.finished = Default::default();
-        self.next_versions();
         self.barriers.clear();
         self.inits.clear();
+        // A barrier joins the clocks of ended warps, which make no step then. Without one, others would count as having seen their accesses
+        // in the next block.
+        for warp in 0..=WARPS {
+            self.change(warp).clock[warp] += 1;
+        }
     }
 
     fn next_version(&mut self) -> u64 {
@@ -250,18 +230,19 @@ impl Races {
 
     /// An asynchronous copy into shared memory is issued by a lane, or for the engine; `why` it races with another access.
     pub fn issue(&mut self, at: u64, bytes: usize, warp: usize, lane: Option<usize>) -> Option<String> {
-        let deed = if lane.is_none() { Deed::IssueToEngine } else { Deed::Issue };
+        let operation = if lane.is_none() { Operation::IssueToEngine } else { Operation::Issue };
         let lane = lane.filter(|_| self.between == Between::Lanes).map_or(ALL_LANES, |lane| lane as u8);
         let (range, seen) = (self.range(at, bytes), &self.seen[warp]);
-        let key = key(seen.version, deed, lane);
+        let key = key(seen.version, operation, lane);
         if self.granules.change_kept(range.clone(), key) {
             return None;
         }
         let found = self.granules.change(range, key, |granules, of| {
             let last = granules.write_of(of);
             let by = last.stamp.warp;
-            let unfenced =
-                matches!(deed, Deed::IssueToEngine) && last.generic && last.stamp.clock > seen.fenced[usize::from(by)];
+            let unfenced = matches!(operation, Operation::IssueToEngine)
+                && last.generic
+                && last.stamp.clock > seen.fenced[usize::from(by)];
             let (of, fault) = touch(granules, of, seen, seen.stamp(warp, lane), true);
             let write = Write { in_flight: true, ..granules.write_of(of) };
             (granules.with_write(of, write), unfenced.then_some(Fault::Fence(by)).or(fault))
@@ -298,17 +279,17 @@ impl Races {
     pub fn access(&mut self, at: u64, bytes: usize, warp: usize, lane: usize, access: Access) -> Option<String> {
         let together = self.between == Between::Warps || matches!(access, Access::ReadTogether | Access::WriteTogether);
         let lane = if together { ALL_LANES } else { lane as u8 };
-        let unchecked = access == Access::Sync || bytes < GRANULE;
-        let deed = match (unchecked, access.writes()) {
-            (true, true) => Deed::Mark,
+        let unchecked = matches!(access, Access::Sync | Access::SyncRead) || bytes < GRANULE;
+        let operation = match (unchecked, access.writes()) {
+            (true, true) => Operation::Mark,
             (true, false) => return None,
-            (false, true) => Deed::Write,
-            (false, false) => Deed::Read,
+            (false, true) => Operation::Write,
+            (false, false) => Operation::Read,
         };
-        if self.granules.change_kept(self.range(at, bytes), key(self.seen[warp].version, deed, lane)) {
+        if self.granules.change_kept(self.range(at, bytes), key(self.seen[warp].version, operation, lane)) {
             return None;
         }
-        self.first_access(at, bytes, warp, lane, access, deed)
+        self.first_access(at, bytes, warp, lane, access, operation)
     }
 
     /// An access that is not known yet.
@@ -319,11 +300,11 @@ impl Races {
         warp: usize,
         lane: u8,
         access: Access,
-        deed: Deed,
+        operation: Operation,
     ) -> Option<String> {
         let (range, seen) = (self.range(at, bytes), &self.seen[warp]);
-        let found = self.granules.change(range, key(seen.version, deed, lane), |granules, of| match deed {
-            Deed::Mark => {
+        let found = self.granules.change(range, key(seen.version, operation, lane), |granules, of| match operation {
+            Operation::Mark => {
                 let write = Write { written: true, ..granules.write_of(of) };
                 (granules.with_write(of, write), None)
             }
@@ -335,7 +316,7 @@ impl Races {
     /// Prepares reads that `wgmma` or the copy engine, as `what` tells, makes now for a warp that issued them at `moment`.
     pub fn behind<'a>(&mut self, warp: usize, moment: &'a Moment, what: &'a str) -> Behind<'a> {
         let stamp = Stamp { syncs: 0, ..self.seen[warp].stamp(warp, ALL_LANES) };
-        Behind { warp, moment, what, stamp, key: key(self.next_version(), Deed::ReadBehind, ALL_LANES) }
+        Behind { warp, moment, what, stamp, key: key(self.next_version(), Operation::ReadBehind, ALL_LANES) }
     }
 
     /// `wgmma` or the copy engine has read shared memory.
@@ -373,7 +354,7 @@ impl Races {
     /// Granules of a range, as far as they exist.
     #[inline(always)]
     fn range(&self, at: u64, bytes: usize) -> std::ops::Range<usize> {
-        let end = (at as usize + bytes).div_ceil(GRANULE).min(self.granules.len());
+        let end = (at as usize).saturating_add(bytes).div_ceil(GRANULE).min(self.granules.len());
         (at as usize / GRANULE).min(end)..end
     }
 }
@@ -388,11 +369,8 @@ fn touch(granules: &mut Granules, of: Granule, seen: &Seen, mine: Stamp, writes:
     if writes {
         let fault = fault.or_else(|| match granules.reads_of(of) {
             Reads::None => None,
-            Reads::One(read) if read.unordered(clock, warp) => Some(Fault::Read(read.warp)),
-            Reads::One(read) => read.parallel(mine).then_some(Fault::LaneRead),
-            Reads::Many(readers) => (0..WARPS)
-                .find(|reader| *reader != warp && readers[*reader] > clock[*reader])
-                .map(|reader| Fault::Read(reader as u8)),
+            Reads::One(read) => read.before_write(clock, mine),
+            Reads::Many(reads) => reads.iter().find_map(|read| read.before_write(clock, mine)),
         });
         let write = Write { stamp: mine, generic: true, written: true, in_flight: false };
         return (granules.written(write), fault);

@@ -109,7 +109,7 @@ pub fn load(build: &mut Build, inst: &Statement) -> Result<Exec> {
         one => vec![one.clone()],
     };
     let regs = parts.iter().map(|part| build.reg(part)).collect::<Result<Vec<_>>>()?;
-    let access = if unordered(inst) { Access::Sync } else { Access::Read };
+    let access = if unordered(inst) { Access::SyncRead } else { Access::Read };
     let (width, count, at) = (size(kind), regs.len(), address.at());
     let signed = kind.starts_with('s');
     let all = width * count;

@@ -1,4 +1,4 @@
-//! Clocks, and what is known of two bytes of shared memory.
+//! Clocks, and the faults that they show.
 
 use super::GRANULE;
 
@@ -24,7 +24,7 @@ pub enum Between {
     Lanes,
 }
 
-/// How an instruction touches memory.
+/// Kind of access to memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -32,21 +32,23 @@ pub enum Access {
     /// One of `ldmatrix` or `wmma`, in which all lanes of a warp take part together.
     ReadTogether,
     WriteTogether,
-    /// An atomic or `volatile` access, one to a barrier's word, or one that is checked by itself.
+    /// An atomic access, a `volatile` store, or an access to a barrier's word.
     Sync,
+    /// A `volatile` load, or one with an order.
+    SyncRead,
 }
 
 impl Access {
     /// Returns whether the access may change the memory.
     #[inline(always)]
     pub fn writes(self) -> bool {
-        !matches!(self, Self::Read | Self::ReadTogether)
+        !matches!(self, Self::Read | Self::ReadTogether | Self::SyncRead)
     }
 
     /// Word for messages.
     pub fn verb(self) -> &'static str {
         match self {
-            Self::Read | Self::ReadTogether => "reads",
+            Self::Read | Self::ReadTogether | Self::SyncRead => "reads",
             Self::Write | Self::WriteTogether => "writes",
             Self::Sync => "accesses",
         }
@@ -57,6 +59,30 @@ impl Access {
 pub struct Moment {
     pub clock: Clock,
     pub fenced: Clock,
+}
+
+/// Initialisation of an `mbarrier`.
+pub struct Init {
+    pub stamp: Stamp,
+    /// `true` once `fence.mbarrier_init` followed the initialisation.
+    pub fenced: bool,
+}
+
+/// Clock and fenced writes of those that arrived at an `mbarrier`.
+pub struct Phases {
+    /// In the phase that has not ended.
+    pub open: (Clock, Clock),
+    /// In all phases before.
+    pub ended: (Clock, Clock),
+}
+
+/// Clocks of nobody.
+pub const NONE: (Clock, Clock) = ([0; WARPS + 1], [0; WARPS + 1]);
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self { open: NONE, ended: NONE }
+    }
 }
 
 /// A warp's clock when it made an access. The default is an access that everything comes behind.
@@ -76,7 +102,7 @@ impl Stamp {
         usize::from(self.warp) != warp && self.clock > clock[usize::from(self.warp)]
     }
 
-    /// Whether another lane of the same warp made the access, and nothing orders the two lanes.
+    /// Returns whether another lane of the same warp made the access, and nothing orders the two lanes.
     #[inline(always)]
     pub fn parallel(self, mine: Self) -> bool {
         self.warp == mine.warp
@@ -85,9 +111,18 @@ impl Stamp {
             && self.lane != ALL_LANES
             && mine.lane != ALL_LANES
     }
+
+    /// Returns the fault of a write at the time `mine`, by a warp with this clock, behind a read at this time.
+    #[inline(always)]
+    pub fn before_write(self, clock: &Clock, mine: Self) -> Option<Fault> {
+        if self.unordered(clock, usize::from(mine.warp)) {
+            return Some(Fault::Read(self.warp));
+        }
+        self.parallel(mine).then_some(Fault::LaneRead)
+    }
 }
 
-/// What is wrong with an access.
+/// Fault of an access.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
     /// A copy to these bytes was not waited for.

@@ -1,4 +1,4 @@
-//! What is known of each two bytes of shared memory: numbers of the last write and of the reads since, which stand for their clocks.
+//! State of each two bytes of shared memory: numbers of the last write and of the reads since, which stand for their clocks.
 //!
 //! Neighbours mostly have the same numbers, and an access changes the same numbers in the same way: the change is found once, kept,
 //! and made for whole rows of granules.
@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::Fault;
-use super::clocks::{Clock, SEVERAL_LANES, Stamp, WARPS};
+use super::clocks::{SEVERAL_LANES, Stamp, WARPS};
 
 /// Granules of the largest access of one lane.
 const ROW: usize = 8;
@@ -26,22 +26,23 @@ fn place(hash: u64) -> usize {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Write {
     pub stamp: Stamp,
-    /// Whether it came from an ordinary instruction: `wgmma` and the copy engine see it behind a proxy fence.
+    /// True if it came from an ordinary instruction: `wgmma` and the copy engine see it behind a proxy fence.
     pub generic: bool,
-    /// Whether anything has written the granule.
+    /// True if anything has written the granule.
     pub written: bool,
-    /// Whether an asynchronous copy still writes it.
+    /// True if an asynchronous copy still writes it.
     pub in_flight: bool,
 }
 
 /// Reads of a granule since its last write and the last barrier of the whole block.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it must be `Copy`, and a table holds few of them")]
 pub enum Reads {
     #[default]
     None,
     One(Stamp),
     /// Last read of each warp.
-    Many(Clock),
+    Many([Stamp; WARPS]),
 }
 
 impl Reads {
@@ -49,22 +50,26 @@ impl Reads {
     fn with(self, mine: Stamp) -> Self {
         match self {
             Self::None => Self::One(mine),
-            Self::One(read) if read.warp == mine.warp => {
-                let lane = if read.parallel(mine) { SEVERAL_LANES } else { mine.lane };
-                Self::One(Stamp { lane, ..mine })
-            }
+            Self::One(read) if read.warp == mine.warp => Self::One(later(read, mine)),
             Self::One(read) => {
-                let mut readers = [0; WARPS + 1];
-                readers[usize::from(read.warp)] = read.clock;
-                readers[usize::from(mine.warp)] = mine.clock;
-                Self::Many(readers)
+                let mut reads = [Stamp::default(); WARPS];
+                reads[usize::from(read.warp)] = read;
+                reads[usize::from(mine.warp)] = mine;
+                Self::Many(reads)
             }
-            Self::Many(mut readers) => {
-                readers[usize::from(mine.warp)] = mine.clock;
-                Self::Many(readers)
+            Self::Many(mut reads) => {
+                let read = &mut reads[usize::from(mine.warp)];
+                *read = later(*read, mine);
+                Self::Many(reads)
             }
         }
     }
+}
+
+/// Joins a read with a later one of the same warp.
+fn later(read: Stamp, mine: Stamp) -> Stamp {
+    let lane = if read.parallel(mine) { SEVERAL_LANES } else { mine.lane };
+    Stamp { lane, ..mine }
 }
 
 /// Values by number. Value 0 is the default.

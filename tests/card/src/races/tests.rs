@@ -114,7 +114,7 @@ fn fence_stands_between_a_store_and_a_read_by_the_engine() {
 }
 
 #[test]
-fn what_the_engine_wrote_needs_no_fence() {
+fn write_by_the_engine_needs_no_fence() {
     let mut races = Races::new(64, Between::Lanes);
     races.issue(0, 16, 0, None);
     races.complete_by_engine(0, 16, 32);
@@ -133,6 +133,32 @@ fn late_read_sees_what_was_written_since_its_issue() {
     assert_eq!(read_behind(&mut races, 4, 0, &moment), None);
     races.access(0, 4, 0, 0, Access::Write);
     assert!(read_behind(&mut races, 4, 0, &moment).unwrap().contains("overwrites before it waits"));
+}
+
+#[test]
+fn next_block_has_seen_no_step_of_ended_warps() {
+    let mut races = Races::new(64, Between::Lanes);
+    // Warp 1 has ended.
+    races.meet(0b1, true);
+    races.restart();
+    races.init(32, 1);
+    races.access(0, 4, 1, 0, Access::Write);
+    assert!(races.access(0, 4, 0, 0, Access::Read).unwrap().contains("behind a write by warp 1"));
+    assert!(races.use_barrier(32, 0, false).unwrap().contains("behind its initialisation by warp 1"));
+}
+
+#[test]
+fn lanes_race_behind_reads_of_several_warps() {
+    let mut races = Races::new(64, Between::Lanes);
+    races.access(0, 4, 0, 0, Access::Write);
+    races.meet(0b11, true);
+    races.access(0, 4, 1, 1, Access::Read);
+    races.arrive(32, 1);
+    races.end_phase(32);
+    races.pass(32, 0);
+    races.access(0, 4, 0, 1, Access::Read);
+    assert_eq!(races.access(0, 2, 0, 1, Access::Write), None);
+    assert!(races.access(2, 2, 0, 2, Access::Write).unwrap().contains("behind a read by another lane of warp 0"));
 }
 
 #[test]
@@ -167,7 +193,7 @@ fn copy_in_flight_is_seen_by_each_lane() {
 }
 
 #[test]
-fn read_after_an_arrival_is_later_than_one_of_an_equal_granule_before_it() {
+fn equal_granules_keep_reads_before_and_behind_an_arrival_apart() {
     let mut races = Races::new(64, Between::Warps);
     races.access(0, 32, 1, 0, Access::Write);
     races.meet(0b11, true);
@@ -236,15 +262,20 @@ struct Threads {
 }
 
 /// Does something to shared memory or clocks, and returns what is wrong with it.
-fn deed(races: &mut Races, moments: &mut Vec<(usize, Moment)>, noise: &mut Noise, among: &Threads) -> Option<String> {
-    const ACCESSES: [Access; 5] =
-        [Access::Read, Access::Write, Access::ReadTogether, Access::WriteTogether, Access::Sync];
+fn operation(
+    races: &mut Races,
+    moments: &mut Vec<(usize, Moment)>,
+    noise: &mut Noise,
+    among: &Threads,
+) -> Option<String> {
+    const ACCESSES: [Access; 6] =
+        [Access::Read, Access::Write, Access::ReadTogether, Access::WriteTogether, Access::Sync, Access::SyncRead];
     let (warp, lane) = (noise.below(among.warps) as usize, noise.below(3) as usize);
     let (barrier, bytes) = (8 * noise.below(2), among.bytes[noise.below(among.bytes.len() as u64) as usize]);
     let at = noise.below(64 / bytes) * bytes;
     let bytes = bytes as usize;
-    match noise.below(24) {
-        0..=9 => return races.access(at, bytes, warp, lane, ACCESSES[noise.below(5) as usize]),
+    match noise.below(25) {
+        0..=9 => return races.access(at, bytes, warp, lane, ACCESSES[noise.below(6) as usize]),
         10 => return races.issue(at, bytes, warp, [None, Some(lane)][noise.below(2) as usize]),
         11 => races.complete(at, bytes, warp, lane),
         12 => races.complete_by_engine(at, bytes, barrier),
@@ -261,6 +292,10 @@ fn deed(races: &mut Races, moments: &mut Vec<(usize, Moment)>, noise: &mut Noise
         20 => races.pass(barrier, warp),
         21 => races.sync_lanes(warp),
         22 => races.meet(noise.below(8) as u32, false),
+        23 => {
+            races.restart();
+            moments.clear();
+        }
         _ => races.meet(7, true),
     }
     None
@@ -279,8 +314,8 @@ fn changes_that_are_kept_are_those_that_would_be_found() {
         for step in 0..500 {
             // Other versions make other keys, so that nothing is known.
             found.next_versions();
-            let why = deed(&mut found, &mut found_moments, &mut two, among);
-            assert_eq!(deed(&mut kept, &mut kept_moments, &mut one, among), why, "seed {seed}, step {step}");
+            let why = operation(&mut found, &mut found_moments, &mut two, among);
+            assert_eq!(operation(&mut kept, &mut kept_moments, &mut one, among), why, "seed {seed}, step {step}");
         }
     }
 }

@@ -52,6 +52,13 @@ fn read_of_nothing_is_caught() {
 }
 
 #[test]
+fn volatile_load_is_no_write() {
+    let load = exchange("st.shared.u32 [%r5], %r2;\n", "ld.volatile.shared.u32 %r2, [%r5];\n");
+    reported("no write", &load, 32, "to which nothing was written");
+    right("a store", &exchange("st.shared.u32 [%r5]", "st.volatile.shared.u32 [%r5]"), 32);
+}
+
+#[test]
 fn matrix_loads_take_rows_of_16_bytes() {
     let load = |offset: u32| {
         let body = format!(
