@@ -176,7 +176,7 @@ impl Line<'_> {
         unsafe {
             let run = if bytes > 0 { lanes.run_of(address, element, bytes, access) } else { None };
             let Some(outside) = run else {
-                // Some elements do not exist, which the lookup of each tells.
+                // Some elements do not exist or are not aligned, which the lookup of each tells.
                 for at in (0..bytes).step_by(element) {
                     lanes.memory(Space::Global, address.wrapping_add(at as u64), element, 0, access);
                 }

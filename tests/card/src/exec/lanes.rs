@@ -26,6 +26,12 @@ pub enum Space {
 /// Most notes that one launch reports.
 const MAX_NOTES: usize = 5;
 
+/// Returns whether bytes from an address on lie between two others.
+#[inline(always)]
+fn within(address: u64, bytes: usize, from: u64, end: u64) -> bool {
+    address >= from && address.checked_add(bytes as u64).is_some_and(|last| last <= end)
+}
+
 /// Memory of the block that runs, and what its launch has left behind so far.
 pub struct Block {
     pub shared: Vec<u8>,
@@ -155,8 +161,7 @@ impl Lanes {
     #[inline(always)]
     pub unsafe fn memory(&mut self, space: Space, address: u64, bytes: usize, lane: usize, access: Access) -> *mut u8 {
         if space == Space::Global || (space == Space::Generic && address >> 60 == 0) {
-            if address >= self.range.0
-                && address + bytes as u64 <= self.range.1
+            if within(address, bytes, self.range.0, self.range.1)
                 && address & (bytes as u64).min(16).wrapping_sub(1) == 0
             {
                 if access.writes() {
@@ -173,7 +178,7 @@ impl Lanes {
         let ranges = &self.block_state().ranges;
         let at = ranges.partition_point(|range| range.0 <= address);
         let what = access.verb();
-        if at == 0 || address + bytes as u64 > ranges[at - 1].1 {
+        if at == 0 || !within(address, bytes, ranges[at - 1].0, ranges[at - 1].1) {
             self.fail(format!(
                 "lane {lane} {what} {bytes} bytes of global memory at {address:#x}, which no argument points to"
             ));
@@ -189,12 +194,13 @@ impl Lanes {
         address as *mut u8
     }
 
-    /// Returns where a run of elements of global memory is, if all of it is in one allocation. Then it counts as accessed.
+    /// Returns where a run of elements of global memory is, if all of it is in one allocation and the elements are aligned. Then it counts
+    /// as accessed.
     ///
     /// # Safety
     /// As for `memory`.
     pub unsafe fn run_of(&mut self, address: u64, element: usize, bytes: usize, access: Access) -> Option<*mut u8> {
-        let inside = |range: (u64, u64)| address >= range.0 && address + bytes as u64 <= range.1;
+        let inside = |range: (u64, u64)| within(address, bytes, range.0, range.1);
         let ranges = &self.block_state().ranges;
         if !inside(self.range) {
             let at = ranges.partition_point(|range| range.0 <= address);
@@ -239,7 +245,7 @@ impl Lanes {
     #[inline(always)]
     fn inside_shared(&self, address: u64, bytes: usize) -> Option<*mut u8> {
         let shared = &mut self.block_state().shared;
-        let inside = address >= SHARED_FIRST && address + bytes as u64 <= shared.len() as u64;
+        let inside = within(address, bytes, SHARED_FIRST, shared.len() as u64);
         // SAFETY: inside.
         (inside && address & (bytes as u64).min(16).wrapping_sub(1) == 0)
             .then(|| unsafe { shared.as_mut_ptr().add(address as usize) })
@@ -269,7 +275,7 @@ impl Lanes {
                 (base, 0, self.local_each as u64)
             }
         };
-        let outside = address < from || address + bytes as u64 > end;
+        let outside = !within(address, bytes, from, end);
         if outside || (bytes.is_power_of_two() && address & ((bytes as u64).min(16) - 1) != 0) {
             let what = format!("lane {lane} {} {bytes} bytes of {space:?} memory at {address}", access.verb());
             self.fail(if outside { format!("{what}, of {from} to {end}") } else { format!("{what}: not aligned") });

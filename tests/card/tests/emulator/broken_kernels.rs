@@ -95,6 +95,15 @@ fn access_to_a_buffer_that_is_no_argument_is_refused() {
 }
 
 #[test]
+fn access_that_ends_behind_all_addresses_is_refused() {
+    for (space, name) in [("global", "global memory"), ("shared", "Shared memory"), ("local", "Local memory")] {
+        let (code, problems, _) = run(&module("", &format!("ld.{space}.u32 %r2, [0-4];")), 32);
+        assert_eq!(code, ILLEGAL_ADDRESS, "{space}");
+        assert!(problems[0].contains(&format!("reads 4 bytes of {name}")), "{problems:?}");
+    }
+}
+
+#[test]
 fn misaligned_access_is_refused() {
     let (code, problems, _) = run(&copying(2), 16);
     assert_eq!(code, ILLEGAL_ADDRESS);
