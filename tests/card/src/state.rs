@@ -30,7 +30,7 @@ pub const NOT_SUPPORTED: i32 = 801;
 pub struct Allocation {
     pub size: u64,
     pub host: bool,
-    /// Whether a free is queued.
+    /// True if a free is queued.
     pub freeing: bool,
 }
 

@@ -44,7 +44,7 @@ pub fn left_of_registers<H: Half>(words: &[[u32; WARP]; 4], left: &mut Left) {
     }
 }
 
-/// A left matrix in registers, which several products in a row use, mostly.
+/// Cache of the last left matrix in registers, spread over the lanes.
 pub struct Spread {
     words: [[u32; WARP]; 4],
     /// Number of the format.
@@ -106,9 +106,9 @@ fn sum(depth: usize, term: impl Fn(usize, usize, usize) -> f32) -> [f32; WARP] {
             }
         }
     }
-    let mut of = [0.0; WARP];
-    of.as_chunks_mut::<4>().0.copy_from_slice(&sums);
-    of
+    let mut lanes = [0.0; WARP];
+    lanes.as_chunks_mut::<4>().0.copy_from_slice(&sums);
+    lanes
 }
 
 /// Sums products in the order of k.

@@ -18,20 +18,20 @@ pub struct Product {
     /// Descriptor of the left matrix, unless registers hold it.
     pub left: u64,
     pub right: u64,
-    /// Whether it adds to the sums.
+    /// True if it adds to the sums.
     pub adds: bool,
     /// Clocks of the warp when it issued the product; none without a search for races.
     pub moment: Option<Box<Moment>>,
 }
 
-/// What is known of a register.
+/// Uses of a register.
 #[derive(Debug, Clone, Copy, Default)]
 struct Register {
     /// Products under way that write it.
     sums: u32,
     /// Products under way that read it as a part of their left matrix.
     parts: u32,
-    /// Whether another instruction has used it since the last `wgmma.fence`.
+    /// True if another instruction has used it since the last `wgmma.fence`.
     touched: bool,
     /// Columns of the `wgmma` that have written it since the last `wgmma.fence`.
     columns: usize,

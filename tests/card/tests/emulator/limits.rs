@@ -1,4 +1,4 @@
-//! What the driver refuses: launches and tensor maps beyond the card's limits.
+//! Launches and tensor maps beyond the card's limits, which the driver refuses.
 
 use std::sync::Arc;
 

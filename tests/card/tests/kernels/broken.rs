@@ -141,7 +141,7 @@ fn dropped_barrier_of_pooling_is_a_race() {
 }
 
 #[test]
-fn what_does_no_harm_is_not_reported() {
+fn harmless_changes_are_not_reported() {
     let product = Product::new(130, 136, 160);
     // Only groups without a copy are under way.
     let source = Kernel::Large.source(BIAS, 0).replace("wait_copies<0>();\n", "\n");

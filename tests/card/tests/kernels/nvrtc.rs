@@ -22,7 +22,7 @@ type Text = unsafe extern "C" fn(usize, *mut u8) -> c_int;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     pub text: String,
-    /// Whether NVRTC may warn: the source was changed.
+    /// True if NVRTC may warn: the source was changed.
     changed: bool,
 }
 

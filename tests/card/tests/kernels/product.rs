@@ -4,7 +4,7 @@ use crate::card::{Arg, Card, card_sm};
 use crate::nvrtc::Source;
 use crate::values::{check, noise};
 
-/// Which kernel computes a product.
+/// A kernel that computes products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     Large,

@@ -120,7 +120,7 @@ pub fn words(values: &[u32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// What a step leaves on the card.
+/// Results of a step on the card.
 pub struct Done {
     pub problems: Vec<String>,
     pub lse: Vec<f32>,
