@@ -83,7 +83,6 @@ sizes() {
         compare_forward dinov2-1370 "$sm" 1 cuda
         compare_forward small-one "$sm" 129 cuda
     done
-    compare_forward base 90 2 burn
 }
 
 # families: models with other parts than a ViT, at real widths.
