@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Long checks on an emulated card, for a quiet machine and some hours: long.sh PROGRAM [PART…]
+# Long checks on an emulated card, half an hour on a quiet machine: long.sh PROGRAM [PART…]
 #
 # Parts (default: all): `compile` compiles everything that large sizes need on each generation and assembles it with ptxas; `sizes` compares
 # the forward pass of larger ViTs with the CPU, and `families` that of other models; `tuning` does so for ten outcomes of tuning; `run`
