@@ -81,7 +81,7 @@ impl Tile {
         let mut definitions = definitions.to_vec();
         let [high, wide] = self.sides();
         if self.has_maps() {
-            // As many stages, with their barriers, as fit a multiprocessor.
+            // A multiprocessor holds these stages, with their barriers, for each of its blocks.
             let (stages, blocks) = if self == Self::Wide { (4, 1) } else { (3, 2) };
             definitions.extend([("TILE_N", wide), ("STAGES", stages), ("BLOCKS_PER_SM", blocks)]);
             let shared_bytes = stages * ((high + wide) * 64 * 2 + 16);

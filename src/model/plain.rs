@@ -49,8 +49,8 @@ pub(super) struct PlainBackbone<B: Backend> {
     final_norm: Norm<B>,
     norm_input: FinalNorm,
     head: Option<Head<B>>,
-    /// Tokens that the pooling of features reads.
     pooling: Pooling,
+    /// Tokens that the pooling of features reads.
     pooled: PooledTokens,
     attention: Attention,
 }

@@ -35,7 +35,8 @@ struct Info {
 
 extern __shared__ __align__(128) u8 memory[];
 
-// Blocks of a multiprocessor that the registers must suffice for: as many as shared memory holds, and so few that nothing is spilled.
+// Blocks of a multiprocessor that the registers must suffice for: as many as the shared memory of an H100, else of an A100, holds, and so
+// few that nothing is spilled.
 #if __CUDA_ARCH__ == 900
 constexpr int FIT = (227 << 10) / (5 * TILE_BYTES + 1024);
 #else

@@ -99,10 +99,10 @@ pub(super) fn forward<B: Backend>(
     let mut first = 0;
     for tap in taps {
         let end = tap as usize + 1;
-        let outputs = if Some(tap) == last { pooled } else { PooledTokens::All };
-        blocks.apply(first..end, &mut states, &lengths, outputs);
+        let computed = if Some(tap) == last { pooled } else { PooledTokens::All };
+        blocks.apply(first..end, &mut states, &lengths, computed);
         first = end;
-        let copy = match outputs {
+        let copy = match computed {
             PooledTokens::All => states.clone(),
             PooledTokens::First => {
                 states.chunks_exact(tokens * hidden).flat_map(|row| &row[..hidden]).copied().collect()

@@ -49,11 +49,11 @@ impl<B: Backend> AttentionPooling<B> {
 
 /// Query of `SigLIP`'s attention pooling, and its projection to keys and values.
 pub(in crate::model) struct PoolingProjections {
-    /// `[hidden]`.
+    /// The query, `[hidden]`.
     pub(in crate::model) query: Vec<f32>,
-    /// Of keys, then of values, `[2 · hidden, hidden]`.
+    /// Weights of keys, then of values, `[2 · hidden, hidden]`.
     pub(in crate::model) weight: Vec<f32>,
-    /// `[2 · hidden]`.
+    /// Biases of keys, then of values, `[2 · hidden]`.
     pub(in crate::model) bias: Vec<f32>,
 }
 
