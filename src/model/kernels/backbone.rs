@@ -56,14 +56,7 @@ pub(in crate::model) struct CardBackbone {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     images: usize,
-    /// Patches in a row of an image.
-    grid: usize,
-    /// Values of a patch with its padding.
-    patch_pitch: usize,
-    /// Tokens of an image.
-    tokens: usize,
-    /// Tokens of an image before its patches.
-    leading: usize,
+    image: ImageSizes,
     hidden: usize,
     inner: usize,
     feature_dim: usize,
@@ -72,7 +65,7 @@ struct Sizes {
 impl Sizes {
     /// Returns the tokens of a batch.
     fn rows(&self) -> usize {
-        self.images * self.tokens
+        self.images * self.image.tokens
     }
 }
 
@@ -164,11 +157,10 @@ impl CardBackbone {
     ) -> Result<Self, ModelError> {
         let card = Card::new(gpu, capability as u32);
         let Shape { images, feature_dim, .. } = shape;
-        let ImageSizes { grid, patch_pitch, leading, tokens, wide } =
-            ImageSizes::new(checkpoint.config(), plain, shape.size_px);
+        let image = ImageSizes::new(checkpoint.config(), plain, shape.size_px);
         let (hidden, inner) = (plain.hidden, plain.feed_forward.inner());
-        let sizes = Sizes { images, grid, patch_pitch, tokens, leading, hidden, inner, feature_dim };
-        let rotation = upload_rotation(&card, plain, grid);
+        let sizes = Sizes { images, image, hidden, inner, feature_dim };
+        let rotation = upload_rotation(&card, plain, image.grid);
         let load = Load { card: &card, checkpoint, plain, loader, sizes, rotation };
         let patches = load.patches(shape.size_px as usize)?;
         let names = layout::names(checkpoint.config().family);
@@ -183,7 +175,7 @@ impl CardBackbone {
             pixels: card.allocate_bytes(images * 3 * (shape.size_px * shape.size_px) as usize),
             states: card.allocate(sizes.rows() * hidden),
             input: card.allocate(sizes.rows() * hidden),
-            wide: card.allocate(images * wide),
+            wide: card.allocate(images * image.wide),
             features: card.allocate(images * feature_dim),
         };
         let transfers = Transfers::new(gpu);
@@ -276,7 +268,7 @@ impl Attention {
         let shared_bytes = 5 * ATTENTION_TILE * (2 * width.next_multiple_of(16) + 16);
         let scale = std::f32::consts::LOG2_E / (width as f32).sqrt();
         let mut definitions = vec![("WIDTH", width)];
-        let mut numbers = vec![sizes.tokens as u32, plain.heads as u32, scale.to_bits(), queries as u32];
+        let mut numbers = vec![sizes.image.tokens as u32, plain.heads as u32, scale.to_bits(), queries as u32];
         if let Some(bias) = &bias {
             definitions.push(("BIASED", 1));
             numbers.extend([bias.entries as u32, 0]);

@@ -9,6 +9,7 @@ use crate::card::{Card, Program};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{FeedForward, FinalNorm, PlainConfig, Positions};
 use crate::model::error::ModelError;
+use crate::model::kernels::ImageSizes;
 use crate::model::kernels::product::{Epilogue, Product};
 use crate::model::layout;
 use crate::model::load::Loader;
@@ -30,7 +31,8 @@ pub(super) struct Load<'a, B: Backend> {
 impl<B: Backend> Load<'_, B> {
     pub(super) fn patches(&self, side: usize) -> Result<Patches, ModelError> {
         let config = self.checkpoint.config();
-        let Sizes { images, grid, patch_pitch: pitch, tokens, leading, hidden, .. } = self.sizes;
+        let Sizes { images, image, hidden, .. } = self.sizes;
+        let ImageSizes { grid, patch_pitch: pitch, tokens, leading, .. } = image;
         let name = layout::names(config.family).patch;
         let patch = config.patch_px as usize;
         let area = patch * patch;
@@ -112,20 +114,20 @@ impl<B: Backend> Load<'_, B> {
         let key = |part: &str| names.block(index, part);
         let [query, key_part, value] = names.query_key_value;
         let parts = [(key(query), biases.query), (key(key_part), biases.key), (key(value), biases.value)];
-        let Sizes { tokens, hidden, .. } = self.sizes;
+        let Sizes { image, hidden, .. } = self.sizes;
         let shape = [self.sizes.rows(), hidden, 3 * hidden];
         match &self.rotation {
             None => self.linear(&parts, shape, Epilogue::Bias, None),
             Some(rotation) => {
                 let width = hidden / self.plain.heads;
-                Ok(self.linear(&parts, shape, Epilogue::Rotary { width }, None)?.with_rotation(rotation, tokens))
+                Ok(self.linear(&parts, shape, Epilogue::Rotary { width }, None)?.with_rotation(rotation, image.tokens))
             }
         }
     }
 
     /// Loads the relative position bias of each block up to `last`.
     pub(super) fn biases(&self, last: u32) -> Result<Vec<Option<Bias>>, ModelError> {
-        let (config, grid) = (self.checkpoint.config(), self.sizes.grid);
+        let (config, grid) = (self.checkpoint.config(), self.sizes.image.grid);
         let (heads, scale) = (self.plain.heads, ((self.plain.hidden / self.plain.heads) as f32).sqrt());
         if self.plain.relative.is_none() {
             return Ok(vec![None; last as usize + 1]);
@@ -150,9 +152,9 @@ impl<B: Backend> Load<'_, B> {
     pub(super) fn block(&self, index: u32, computed: PooledTokens, bias: Option<Bias>) -> Result<Block, ModelError> {
         let config = self.checkpoint.config();
         let (names, biases) = (layout::names(config.family), self.plain.biases);
-        let Sizes { images, tokens, hidden, inner, .. } = self.sizes;
-        let queries = computed.count(tokens);
-        let (rows, pitch) = (images * queries, hidden * tokens / queries);
+        let Sizes { images, image, hidden, inner, .. } = self.sizes;
+        let queries = computed.count(image.tokens);
+        let (rows, pitch) = (images * queries, hidden * image.tokens / queries);
         let key = |part: &str| names.block(index, part);
         let scale = |part: &str| self.plain.layer_scale.then(|| key(part));
         let single = |part: &str, bias: bool| [(key(part), bias)];
@@ -191,7 +193,7 @@ impl<B: Backend> Load<'_, B> {
 
     /// Loads the final norm for each part of the feature, and the head after it.
     pub(super) fn pools(&self, shape: Shape<'_>) -> Result<(Vec<Pool>, Option<Head>), ModelError> {
-        let Sizes { images, tokens, leading, hidden, feature_dim, .. } = self.sizes;
+        let Sizes { images, image, hidden, feature_dim, .. } = self.sizes;
         let width = feature_dim / shape.taps.len().max(1);
         let head = match (shape.pooling, self.plain.head) {
             (Pooling::Head, Some(head)) => Some(Head::load(self, head, feature_dim)?),
@@ -209,7 +211,7 @@ impl<B: Backend> Load<'_, B> {
             let norm = self.norm(layout::final_norm(self.checkpoint.config(), self.plain))?;
             let column = place * width;
             let [pitch, first] = if head.is_some() { [hidden, 0] } else { [feature_dim, column] };
-            let sizes = [tokens, leading, pitch, first].map(|size| size as u32);
+            let sizes = [image.tokens, image.leading, pitch, first].map(|size| size as u32);
             Ok(Pool {
                 block: *block as usize,
                 program: Program::new(
